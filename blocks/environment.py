@@ -1,0 +1,130 @@
+"""One environment: everything that a flow needs to know of a system, loaded by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, cast
+from zoneinfo import ZoneInfo
+
+from prefect.blocks.core import Block
+from prefect.context import FlowRunContext
+from pydantic import Field, PrivateAttr
+
+from blocks.places import Application, Backups, Certificates, Logs
+from blocks.postgres import Postgres
+from blocks.redis import Redis
+from blocks.services import Services
+from runbook.errors import OpsError
+
+Tier = Literal["production", "staging", "development"]
+# Stopping is §8.2's order. Starting is by dependency: data before what reads it.
+STOP_ORDER = ("backend", "frontend", "redis")
+START_ORDER = ("postgres", "redis", "backend", "frontend")
+
+
+class Environment(Block):
+    """Composes the blocks of one system. They are referred to by slug (`type/name`): a nested block that is edited in
+    the Prefect UI loses its reference and its password."""
+
+    _block_type_name = "Ops environment"
+    _block_type_slug = "ops-environment"
+    _parts: dict[str, Block] = PrivateAttr(default_factory=dict)
+
+    name: str
+    title: str = Field(default="", description="for people, e.g. 本番環境")
+    tier: Tier = "development"
+    timezone: str = "Asia/Tokyo"
+    disposable: bool = Field(default=False, description="faults and drills refuse anything else")
+    unattended: list[str] = Field(default=[], description="runbooks that may run without a person's confirm")
+    reports: str = Field(default="/var/lib/interview-ops/reports")
+    rpo_seconds: float = Field(gt=0)
+    rto_seconds: float = Field(gt=0)
+    thresholds: dict[str, list[float]] = Field(default={}, description="metric → [warn above, critical above]")
+    slugs: dict[str, str] = Field(default={}, description="part → type/name of its block")
+
+    @classmethod
+    def find(cls, name: str) -> Environment:
+        """Load an environment: its block inside a flow run, its TOML outside (Prefect may be down).
+
+        Raises:
+            OpsError: there is none of that name, or its TOML is wrong.
+        """
+        from blocks import toml  # it builds environments, so it imports this module
+
+        if FlowRunContext.get() is None:
+            return toml.environment(name)
+        try:
+            return cast(Environment, cls.load(name))
+        except ValueError:
+            raise toml.unknown(name) from None
+
+    @property
+    def reports_directory(self) -> Path:
+        """Where JSON reports and the lock file are kept."""
+        return Path(self.reports)
+
+    @property
+    def limits(self) -> Mapping[str, tuple[float, float]]:
+        """Thresholds as pairs."""
+        return {metric: (pair[0], pair[1]) for metric, pair in self.thresholds.items()}
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The operators' time zone: backups are named in it."""
+        return ZoneInfo(self.timezone)
+
+    @property
+    def postgres(self) -> Postgres:
+        """The database server."""
+        return cast(Postgres, self._part("postgres"))
+
+    @property
+    def redis(self) -> Redis:
+        """The Redis or Valkey server."""
+        return cast(Redis, self._part("redis"))
+
+    @property
+    def services(self) -> Services:
+        """The service manager."""
+        return cast(Services, self._part("services"))
+
+    @property
+    def backups(self) -> Backups:
+        """The backup stores."""
+        return cast(Backups, self._part("backups"))
+
+    @property
+    def application(self) -> Application:
+        """The interview application."""
+        return cast(Application, self._part("application"))
+
+    @property
+    def logs(self) -> Logs:
+        """The application's logs."""
+        return cast(Logs, self._part("logs"))
+
+    @property
+    def certificates(self) -> Certificates:
+        """The certificates."""
+        return cast(Certificates, self._part("certificates"))
+
+    def with_parts(self, parts: Mapping[str, Block]) -> Environment:
+        """This environment with its parts at hand, so that none is loaded from Prefect."""
+        self._parts = dict(parts)
+        return self
+
+    def parts(self) -> Mapping[str, Block]:
+        """The parts at hand."""
+        return self._parts
+
+    def services_in(self, order: Sequence[str]) -> list[str]:
+        """The roles of an order that this environment has."""
+        return [role for role in order if role in self.services.names]
+
+    def _part(self, part: str) -> Block:
+        if part not in self._parts:
+            if part not in self.slugs:
+                raise OpsError(f"environment {self.name} names no {part}", f"add [{part}] to its TOML and register it")
+            self._parts[part] = cast(Block, Block.load(self.slugs[part]))
+        return self._parts[part]

@@ -1,0 +1,117 @@
+"""A PostgreSQL server and the application's database on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import LiteralString
+from urllib.parse import quote
+
+import psycopg
+from prefect.blocks.core import Block
+from psycopg import sql
+from psycopg.rows import TupleRow
+from pydantic import Field, SecretStr
+
+from runbook.errors import OpsError, Unreachable
+
+Connection = psycopg.Connection[TupleRow]
+
+
+class Postgres(Block):
+    """PostgreSQL: where it listens, its administrator, the application's role and database, its programs and files."""
+
+    _block_type_name = "Ops PostgreSQL"
+    _block_type_slug = "ops-postgresql"
+    _description = "A PostgreSQL server and the application's database on it."
+
+    host: str = Field(default="127.0.0.1")
+    port: int = Field(default=5432, ge=1, le=65535)
+    database: str = Field(description="the application's database")
+    user: str = Field(description="the application's role")
+    password: SecretStr
+    admin_user: str = Field(default="postgres", description="a superuser: dumps need BYPASSRLS, restores need owners")
+    admin_password: SecretStr
+    programs: str = Field(default="/usr/lib/postgresql/18/bin", description="directory of pg_dump, pg_restore, initdb")
+    data_directory: str = Field(default="/var/lib/postgresql/data")
+    config_file: str = Field(default="", description="postgresql.conf, where it is outside the data directory")
+    os_user: str = Field(default="postgres", description="the operating system's user that the server runs as")
+    maintenance_database: str = Field(default="postgres")
+
+    def connect(self, database: str = "", *, as_application: bool = False, autocommit: bool = True) -> Connection:
+        """Connect as administrator (or as the application's role), to the maintenance database by default.
+
+        Raises:
+            Unreachable: nobody answers there.
+            OpsError: the server answers and refuses (password, role, database).
+        """
+        user, password = self._login(as_application)
+        name = database or self.maintenance_database
+        try:
+            return psycopg.connect(
+                host=self.host,
+                port=self.port,
+                user=user,
+                password=password.get_secret_value(),
+                dbname=name,
+                autocommit=autocommit,
+                connect_timeout=5,
+                application_name="interview-ops",
+            )
+        except psycopg.OperationalError as error:
+            raise self._refused(error, user, name) from None
+
+    def environment(self, *, as_application: bool = False) -> dict[str, str]:
+        """What libpq's programs need to reach the server, the password included: for a child's environment only."""
+        user, password = self._login(as_application)
+        return {
+            "PGHOST": self.host,
+            "PGPORT": str(self.port),
+            "PGUSER": user,
+            "PGPASSWORD": password.get_secret_value(),
+            "PGAPPNAME": "interview-ops",
+            "PGCONNECT_TIMEOUT": "10",
+            "LC_MESSAGES": "C",
+        }
+
+    def url(self, database: str, *, driver: str = "postgresql", as_application: bool = True) -> str:
+        """A connection URL with the password: for a child's environment, never for a log or a report."""
+        user, password = self._login(as_application)
+        return psycopg_url(driver, user, password.get_secret_value(), self.host, self.port, database)
+
+    def program(self, name: str) -> str:
+        """The path of a client program.
+
+        Raises:
+            OpsError: it is not there.
+        """
+        path = Path(self.programs) / name
+        if not path.exists():
+            raise OpsError(f"{path} is not there", "install PostgreSQL's programs or correct [postgres] programs")
+        return str(path)
+
+    def _login(self, as_application: bool) -> tuple[str, SecretStr]:
+        return (self.user, self.password) if as_application else (self.admin_user, self.admin_password)
+
+    def _refused(self, error: psycopg.OperationalError, user: str, database: str) -> OpsError:
+        text = str(error).strip().splitlines()[-1].strip()
+        where = f"PostgreSQL at {self.host}:{self.port}"
+        if "password" in text or "28P01" in text:
+            return OpsError(
+                f"{where} refuses the password of role {user}",
+                "correct the secret in the environment's variables and register the blocks again",
+            )
+        if "FATAL" in text and not any(word in text for word in ("starting up", "shutting down", "recovery")):
+            return OpsError(f"{where} refuses {user} in database {database}: {text.split('FATAL:')[-1].strip()}")
+        return Unreachable(f"{where} does not answer: {text}", "start it, or look at its log")
+
+
+def psycopg_url(driver: str, user: str, password: str, host: str, port: int, database: str) -> str:
+    """`driver://user:password@host:port/database`, each part quoted."""
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}"
+    return f"{driver}://{login}@{host}:{port}/{quote(database, safe='')}"
+
+
+def execute(connection: Connection, statement: LiteralString | sql.Composed, *parameters: object) -> list[TupleRow]:
+    """Run one statement and return its rows (none for a command)."""
+    cursor = connection.execute(statement, parameters or None)
+    return cursor.fetchall() if cursor.description else []

@@ -1,0 +1,147 @@
+"""Services of a host: started, stopped and looked at by role (`backend`), whatever runs them."""
+
+from __future__ import annotations
+
+import abc
+import xmlrpc.client
+from typing import Literal
+from urllib.parse import quote
+
+from prefect.blocks.core import Block
+from pydantic import Field, SecretStr
+
+from runbook import shell
+from runbook.errors import CommandFailed, OpsError, Unreachable
+
+Role = Literal["postgres", "redis", "backend", "frontend"]
+ROLES: tuple[Role, ...] = ("postgres", "redis", "backend", "frontend")
+MASK = "********"
+# supervisor/xmlrpc.py: Faults
+ALREADY_STARTED = 60
+NOT_RUNNING = 70
+
+
+class Services(Block, abc.ABC):
+    """What every service manager offers. `names` maps a role to the manager's own name for it."""
+
+    names: dict[str, str] = Field(description="role → unit, container or program")
+
+    def name_of(self, role: str) -> str:
+        """The manager's name of a role.
+
+        Raises:
+            OpsError: the environment names none.
+        """
+        if role not in self.names:
+            raise OpsError(f"the environment names no service for {role}", "add it under [services.names]")
+        return self.names[role]
+
+    @abc.abstractmethod
+    def start(self, role: str) -> None:
+        """Start it; returns when it runs. Nothing happens where it runs already."""
+
+    @abc.abstractmethod
+    def stop(self, role: str) -> None:
+        """Stop it; returns when its process has exited. Nothing happens where it is stopped."""
+
+    @abc.abstractmethod
+    def is_running(self, role: str) -> bool:
+        """Whether its process runs."""
+
+    @abc.abstractmethod
+    def logs(self, role: str, lines: int = 50) -> str:
+        """The last lines that it printed."""
+
+    @abc.abstractmethod
+    def environment(self, role: str) -> dict[str, str]:
+        """The names of its environment variables, their values masked."""
+
+
+class SystemdServices(Services):
+    """systemd units, on this host or on another (`systemctl -H`)."""
+
+    _block_type_name = "Ops systemd services"
+    _block_type_slug = "ops-systemd"
+
+    host: str = Field(default="", description="user@host for another host; empty for this one")
+
+    def start(self, role: str) -> None:
+        """`systemctl start`."""
+        self._systemctl("start", self.name_of(role))
+
+    def stop(self, role: str) -> None:
+        """`systemctl stop`: returns when the unit's processes have exited."""
+        self._systemctl("stop", self.name_of(role))
+
+    def is_running(self, role: str) -> bool:
+        """`systemctl is-active`."""
+        try:
+            return self._systemctl("is-active", self.name_of(role)).strip() == "active"
+        except CommandFailed as error:
+            if error.exit_code in (3, 4):
+                return False
+            raise
+
+    def logs(self, role: str, lines: int = 50) -> str:
+        """`journalctl -u`."""
+        host = ["--host", self.host] if self.host else []
+        argv = ["journalctl", *host, "-u", self.name_of(role), "-n", str(lines), "--no-pager"]
+        return shell.run(argv, timeout_seconds=30).stdout
+
+    def environment(self, role: str) -> dict[str, str]:
+        """`systemctl show --property=Environment`, masked: the command itself prints secrets."""
+        text = self._systemctl("show", self.name_of(role), "--property=Environment").removeprefix("Environment=")
+        return {word.split("=", 1)[0]: MASK for word in text.split() if "=" in word}
+
+    def _systemctl(self, *words: str) -> str:
+        host = ["--host", self.host] if self.host else []
+        return shell.run(["systemctl", *host, *words], timeout_seconds=180).stdout
+
+
+class SupervisorServices(Services):
+    """Programs under supervisord, through its XML-RPC interface."""
+
+    _block_type_name = "Ops supervisor services"
+    _block_type_slug = "ops-supervisor"
+
+    url: str = Field(default="http://127.0.0.1:9001", description="where supervisord listens")
+    username: str = Field(default="")
+    password: SecretStr = SecretStr("")
+
+    def start(self, role: str) -> None:
+        """`supervisor.startProcess`, waiting."""
+        self._call("startProcess", self.name_of(role), True, ignore=ALREADY_STARTED)
+
+    def stop(self, role: str) -> None:
+        """`supervisor.stopProcess`, waiting."""
+        self._call("stopProcess", self.name_of(role), True, ignore=NOT_RUNNING)
+
+    def is_running(self, role: str) -> bool:
+        """Whether supervisord says RUNNING."""
+        info = self._call("getProcessInfo", self.name_of(role))
+        return isinstance(info, dict) and info.get("statename") == "RUNNING"
+
+    def logs(self, role: str, lines: int = 50) -> str:
+        """The end of its standard output."""
+        text = self._call("readProcessStdoutLog", self.name_of(role), -lines * 200, 0)
+        return "\n".join(str(text).splitlines()[-lines:])
+
+    def environment(self, role: str) -> dict[str, str]:
+        """supervisord does not tell a program's environment."""
+        self.name_of(role)
+        return {}
+
+    def _call(self, method: str, *arguments: object, ignore: int = 0) -> object:
+        login = f"{quote(self.username)}:{quote(self.password.get_secret_value())}@" if self.username else ""
+        address = self.url.replace("://", f"://{login}", 1) + "/RPC2"
+        try:
+            with xmlrpc.client.ServerProxy(address, allow_none=True) as server:
+                return getattr(server.supervisor, method)(*arguments)
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode == ignore:
+                return None
+            raise OpsError(f"supervisord refuses {method} of {arguments[0]}: {fault.faultString}") from None
+        except xmlrpc.client.ProtocolError as error:
+            raise OpsError(f"supervisord at {self.url} answers {error.errcode} {error.errmsg}") from None
+        except OSError:
+            raise Unreachable(f"supervisord at {self.url} does not answer", "start it: services cannot run") from None

@@ -1,0 +1,140 @@
+"""`deployments/environments/*.toml` as blocks. `${NAME}` in a text is the environment variable NAME; a key that ends in
+`_env` names the variable that holds a secret. Whatever is wrong gets one message: file, key, what is expected."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from prefect.blocks.core import Block
+from pydantic import ValidationError
+
+from blocks.environment import Environment
+from blocks.places import Application, Backups, Certificates, Logs
+from blocks.postgres import Postgres
+from blocks.redis import Redis
+from blocks.services import SupervisorServices, SystemdServices
+from runbook.errors import OpsError
+
+DIRECTORY = Path(__file__).parent.parent / "deployments" / "environments"
+PARTS: dict[str, type[Block]] = {
+    "postgres": Postgres,
+    "redis": Redis,
+    "backups": Backups,
+    "application": Application,
+    "logs": Logs,
+    "certificates": Certificates,
+}
+SERVICES: dict[str, type[Block]] = {"supervisor": SupervisorServices, "systemd": SystemdServices}
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+
+
+def environment(name: str) -> Environment:
+    """The environment of that name, with all its parts.
+
+    Raises:
+        OpsError: there is none, or its file is wrong.
+    """
+    path = file_of(name)
+    found = read(path)
+    if found.name != name:
+        raise OpsError(f"{path.name} describes the environment {found.name}, not {name}", "correct its key name")
+    return found
+
+
+def file_of(name: str) -> Path:
+    """The TOML of an environment: `OPS_ENVIRONMENT_FILE` for the one that `OPS_ENVIRONMENT` names, else by its name."""
+    chosen = os.environ.get("OPS_ENVIRONMENT_FILE", "")
+    if chosen and os.environ.get("OPS_ENVIRONMENT") == name:
+        return Path(chosen)
+    path = DIRECTORY / f"{name}.toml"
+    if not _NAME.fullmatch(name) or not path.exists():
+        raise unknown(name)
+    return path
+
+
+def unknown(name: str) -> OpsError:
+    """What somebody reads who asked for an environment that is not there."""
+    known = sorted({path.stem for path in DIRECTORY.glob("*.toml")} | {os.environ.get("OPS_ENVIRONMENT", "")} - {""})
+    return OpsError(f"there is no environment “{name[:60]}”", f"choose one of {', '.join(known)}, or register it")
+
+
+def read(path: Path) -> Environment:
+    """One file as an environment.
+
+    Raises:
+        OpsError: the file is wrong; the message names the key.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise OpsError(f"{path.name} cannot be read: {error}", "correct the file") from None
+    sections = {key: content.pop(key) for key in list(content) if key in PARTS}
+    services = content.pop("services", {"kind": "systemd"})
+    kind = SERVICES.get(services.pop("kind", "systemd"))
+    if kind is None:
+        raise _wrong(path, "services", "kind", f"one of {', '.join(SERVICES)}")
+    objectives = content.pop("objectives", {})
+    for key in ("rpo", "rto"):
+        content[f"{key}_seconds"] = _seconds(path, key, objectives.get(key))
+    name = str(_expanded(path, "", "name", content.get("name", path.stem)))
+    parts = {part: _block(path, part, PARTS[part], values) for part, values in sections.items()}
+    parts["services"] = _block(path, "services", kind, services)
+    slugs = {part: f"{type(block).get_block_type_slug()}/{name}" for part, block in parts.items()}
+    built = _block(path, "", Environment, {**content, "name": name, "slugs": slugs})
+    assert isinstance(built, Environment)
+    return built.with_parts(parts)
+
+
+def _block(path: Path, section: str, kind: type[Block], values: dict[str, Any]) -> Block:
+    fields = {}
+    for key, value in values.items():
+        field = key.removesuffix("_env")
+        if field not in kind.model_fields:
+            near = difflib.get_close_matches(field, kind.model_fields, 1)
+            raise _wrong(path, section, key, f"a known key{f' (did you mean {near[0]}?)' if near else ''}")
+        fields[field] = _secret(path, section, key, value) if field != key else _expanded(path, section, key, value)
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _wrong(path, section, ".".join(map(str, first["loc"])), first["msg"]) from None
+
+
+def _secret(path: Path, section: str, key: str, variable: object) -> str:
+    if not isinstance(variable, str) or variable not in os.environ:
+        raise _wrong(path, section, key, f"the name of an environment variable that is set ({variable} is not)")
+    return os.environ[variable]
+
+
+def _expanded(path: Path, section: str, key: str, value: object) -> object:
+    if isinstance(value, dict):
+        return {inner: _expanded(path, section, f"{key}.{inner}", item) for inner, item in value.items()}
+    if isinstance(value, list):
+        return [_expanded(path, section, key, item) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def variable(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise _wrong(path, section, key, f"the environment variable {match[1]} to be set")
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", variable, value)
+
+
+def _seconds(path: Path, key: str, text: object) -> float:
+    match = re.fullmatch(r"(\d+)([smhd])", str(text))
+    if not match:
+        raise _wrong(path, "objectives", key, "a duration such as 30m, 1h or 7d")
+    return float(int(match[1]) * UNITS[match[2]])
+
+
+def _wrong(path: Path, section: str, key: str, expected: str) -> OpsError:
+    where = f"[{section}] {key}" if section else key
+    return OpsError(f"{path.name}: {where} is wrong", f"expected: {expected}")

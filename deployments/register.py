@@ -1,0 +1,53 @@
+"""Register an environment in Prefect: its blocks, its lock, the automations. Idempotent.
+
+OPS_ENVIRONMENT=staging python -m deployments.register
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from blocks import toml
+from blocks.environment import Environment
+from deployments import automations
+from runbook.errors import OpsError
+from runbook.lease import ensure_limit
+
+
+def register(environment: str) -> list[str]:
+    """Save every block of an environment, its lock, and the automations; returns what was registered.
+
+    Raises:
+        OpsError: there is no such environment, or its TOML is wrong.
+    """
+    found = toml.environment(environment)
+    Environment.register_type_and_schema()
+    done = []
+    for block in found.parts().values():
+        type(block).register_type_and_schema()
+        block.save(environment, overwrite=True)
+        done.append(f"block {type(block).get_block_type_slug()}/{environment}")
+    found.save(environment, overwrite=True)
+    ensure_limit(environment)
+    done += [f"block ops-environment/{environment}", f"lock env-{environment}"]
+    return done + [f"automation {name}" for name in automations.register()]
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("environment", nargs="?", default=os.environ.get("OPS_ENVIRONMENT", ""))
+    chosen = parser.parse_args()
+    try:
+        for line in register(chosen.environment):
+            print(f"registered {line}")
+    except OpsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""The environment variables by which the blocks, the flows and the worker reach a lab."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+
+from lab.binaries import Binaries
+from lab.layout import CHECKOUT, ControlLayout, Layout
+from lab.processes import Account
+from lab.state import ControlState, State
+
+
+def prefect_variables(layout: ControlLayout, state: ControlState) -> dict[str, str]:
+    """What every client of the Prefect server needs, the worker and a person's shell alike."""
+    return {
+        "PREFECT_HOME": str(layout.home),
+        "PREFECT_API_URL": api_url(state),
+        "PREFECT_UI_API_URL": api_url(state),
+        "PREFECT_UI_URL": ui_url(state),
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # With the default of 180 s the zombie automation would end runs that live.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_CLIENT_MAX_RETRIES": "8",
+        "GX_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+    }
+
+
+def api_url(state: ControlState) -> str:
+    """The Prefect API."""
+    return f"http://127.0.0.1:{state.port}/api"
+
+
+def ui_url(state: ControlState) -> str:
+    """The Prefect UI (v2)."""
+    return f"http://127.0.0.1:{state.port}/v2"
+
+
+def lab_variables(layout: Layout, state: State, binaries: Binaries, account: Account) -> dict[str, str]:
+    """Where the lab's servers are, and the secrets to log in."""
+    ports, passwords = state.ports, state.passwords
+    return {
+        "OPS_ROOT": str(CHECKOUT),
+        "OPS_ENVIRONMENT": layout.name,
+        "OPS_ENVIRONMENT_FILE": str(CHECKOUT / "deployments" / "environments" / "lab.toml"),
+        "OPS_LAB_ROOT": str(layout.root),
+        "OPS_LAB_USER": account.name,
+        "OPS_LAB_POSTGRES_PORT": str(ports.postgres),
+        "OPS_LAB_POSTGRES_BIN": str(binaries.postgres),
+        "OPS_LAB_REDIS_PORT": str(ports.redis),
+        "OPS_LAB_REDIS_PROGRAM": str(binaries.redis),
+        "OPS_LAB_BACKEND_PORT": str(ports.backend),
+        "OPS_LAB_FRONTEND_PORT": str(ports.frontend),
+        "OPS_LAB_SUPERVISOR_PORT": str(ports.supervisor),
+        "OPS_LAB_PYTHON": sys.executable,
+        "OPS_POSTGRES_PASSWORD": passwords.postgres,
+        "OPS_POSTGRES_ADMIN_PASSWORD": passwords.postgres_admin,
+        "OPS_REDIS_PASSWORD": passwords.redis,
+        "OPS_SUPERVISOR_PASSWORD": passwords.supervisor,
+        "OPS_APPLICATION_PASSWORD": passwords.application,
+        "PYTHONPATH": str(CHECKOUT),
+    }
+
+
+def as_exports(variables: Mapping[str, str]) -> str:
+    """Lines for `eval` in a shell."""
+    return "".join(f"export {name}={_single_quoted(value)}\n" for name, value in variables.items())
+
+
+def clean_environment() -> dict[str, str]:
+    """For the lab's services: nothing of the shell that happened to start them."""
+    kept = ("PATH", "HOME", "USER", "LOGNAME", "TMPDIR", "TZ")
+    return {**{name: os.environ[name] for name in kept if name in os.environ}, "LANG": "C.UTF-8"}
+
+
+def operator_environment() -> dict[str, str]:
+    """For the Prefect server and workers: the operator's, who may need a proxy or DOCKER_HOST, without what steers us."""
+    ours = ("PREFECT_", "OPS_", "SUPERVISOR_", "PYTEST_", "PYTHON", "VIRTUAL_ENV", "GX_", "MAKE", "MFLAGS")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    bin_directory = os.path.dirname(sys.executable)  # noqa: PTH120 (a venv's python is a link: not to be resolved)
+    return {**inherited, "LANG": "C.UTF-8", "PATH": f"{bin_directory}:{inherited.get('PATH', os.defpath)}"}
+
+
+def _single_quoted(value: str) -> str:
+    quoted = shlex.quote(value)
+    return quoted if quoted.startswith("'") else f"'{quoted}'"

@@ -1,0 +1,189 @@
+"""Where a lab lives: one base directory per checkout, one directory per lab in it, laid out like a Debian host."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from runbook.errors import OpsError
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+_RESERVED = frozenset({"bin", "control"})
+
+
+def checked_name(name: str) -> str:
+    """The environment's name, unchanged.
+
+    Raises:
+        OpsError: it cannot name an environment, a directory and a work pool.
+    """
+    if not _NAME.fullmatch(name):
+        raise OpsError(
+            f"{name!r} cannot name a lab: a lower-case letter first, then at most 30 letters, digits or hyphens"
+        )
+    if name in _RESERVED:
+        raise OpsError(f"{name!r} cannot name a lab: the base directory uses that name itself")
+    return name
+
+
+def base_directory() -> Path:
+    """`.lab` in the checkout, or what `OPS_LAB_BASE` says; a directory under /var/tmp where root's servers need one.
+
+    Started by root, the servers run as an unprivileged user, who must be able to traverse to their data.
+    """
+    wanted = Path(os.environ.get("OPS_LAB_BASE") or CHECKOUT / ".lab").absolute()
+    if os.geteuid() != 0 or _open_to_all(wanted.parent):
+        return wanted
+    digest = hashlib.sha256(str(wanted.parent if wanted.name == ".lab" else wanted).encode()).hexdigest()
+    return Path("/var/tmp") / f"ops-lab-{digest[:12]}"  # noqa: S108 (a name nobody else computes, owner checked)
+
+
+def create_base() -> Path:
+    """The base directory, created, with the link from the checkout where it lies elsewhere.
+
+    Raises:
+        OpsError: it cannot be created here, or belongs to somebody else.
+    """
+    base = base_directory()
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        if base.stat().st_uid != os.geteuid():
+            raise OpsError(f"{base} belongs to another user", "run the lab as that user, or set OPS_LAB_BASE")
+        base.chmod(0o755)
+        _link(Path(os.environ.get("OPS_LAB_BASE") or CHECKOUT / ".lab").absolute(), base)
+    except OSError as error:
+        raise OpsError(f"the lab's directory {base} cannot be created: {error.strerror}", "set OPS_LAB_BASE") from error
+    return base
+
+
+def _open_to_all(directory: Path) -> bool:
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    return all(path.stat().st_mode & 0o001 for path in (existing.resolve(), *existing.resolve().parents))
+
+
+def _link(wanted: Path, base: Path) -> None:
+    if wanted == base:
+        return
+    wanted.parent.mkdir(parents=True, exist_ok=True)
+    if wanted.is_symlink():  # a copied checkout brings the link of the one it was copied from
+        wanted.unlink()
+    if wanted.exists():
+        raise OpsError(
+            f"{wanted} is a directory that the servers' user cannot reach", "remove it: the lab is rebuilt under /var/tmp"
+        )
+    wanted.symlink_to(base)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one lab."""
+
+    base: Path
+    name: str
+
+    @property
+    def root(self) -> Path:
+        """Everything of this lab."""
+        return self.base / self.name
+
+    @property
+    def state(self) -> Path:
+        """Ports and passwords; mode 0600."""
+        return self.root / "state.json"
+
+    @property
+    def supervisor(self) -> Path:
+        """Configuration of the lab's own supervisord; mode 0600: it holds passwords."""
+        return self.root / "supervisord.conf"
+
+    @property
+    def etc(self) -> Path:
+        """Configuration, outside the data directories: a recovery may put a new one in place."""
+        return self.root / "etc"
+
+    @property
+    def postgresql_conf(self) -> Path:
+        return self.etc / "postgresql" / "postgresql.conf"
+
+    @property
+    def pg_hba_conf(self) -> Path:
+        return self.etc / "postgresql" / "pg_hba.conf"
+
+    @property
+    def valkey_conf(self) -> Path:
+        return self.etc / "valkey.conf"
+
+    @property
+    def postgres_data(self) -> Path:
+        return self.root / "postgresql" / "data"
+
+    @property
+    def redis_data(self) -> Path:
+        return self.root / "redis" / "data"
+
+    @property
+    def redis_pid(self) -> Path:
+        return self.root / "redis" / "valkey.pid"
+
+    @property
+    def application(self) -> Path:
+        """`/opt/grc` of the manual."""
+        return self.root / "opt" / "grc"
+
+    @property
+    def application_logs(self) -> Path:
+        """`/var/log/grc` of the manual."""
+        return self.root / "var" / "log" / "grc"
+
+    @property
+    def logs(self) -> Path:
+        """The servers' own logs, one file per program."""
+        return self.root / "var" / "log"
+
+    @property
+    def reports(self) -> Path:
+        return self.root / "reports"
+
+    def store(self, resource: str) -> Path:
+        """`/var/backups/<resource>`: "postgresql", "redis" or "files"."""
+        return self.root / "var" / "backups" / resource
+
+
+@dataclass(frozen=True)
+class ControlLayout:
+    """The paths of the Prefect server and its workers: one per base directory."""
+
+    base: Path
+
+    @property
+    def root(self) -> Path:
+        return self.base / "control"
+
+    @property
+    def state(self) -> Path:
+        return self.root / "state.json"
+
+    @property
+    def supervisor(self) -> Path:
+        return self.root / "supervisord.conf"
+
+    @property
+    def home(self) -> Path:
+        """`PREFECT_HOME`: database, leases, results."""
+        return self.root / "prefect"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "log"
+
+    def worker(self, name: str) -> Path:
+        """The worker's part of the supervisor's configuration; mode 0600: it holds the lab's passwords."""
+        return self.root / "workers" / f"{name}.conf"
+
+    def deployed(self, name: str) -> Path:
+        """Fingerprint of what was last registered and deployed to the environment."""
+        return self.root / "deployed" / name

@@ -1,0 +1,159 @@
+"""The lab's PostgreSQL: cluster, configuration (manual §1.5), role and database of the application."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+from psycopg import sql
+
+from lab.binaries import Binaries
+from lab.layout import Layout
+from lab.processes import Account, run, write
+from lab.state import State
+from lab.supervision import Program
+from runbook.errors import OpsError
+
+ADMIN, ROLE, DATABASE = "postgres", "grc_user", "grc_db"
+
+# Manual §1.3 and §1.5.
+_RECOMMENDED: Mapping[str, str] = {
+    "max_connections": "200",
+    "shared_buffers": "256MB",
+    "effective_cache_size": "1GB",
+    "maintenance_work_mem": "64MB",
+    "checkpoint_completion_target": "0.9",
+    "wal_buffers": "16MB",
+    "default_statistics_target": "100",
+    "random_page_cost": "1.1",
+    "effective_io_concurrency": "200",
+    "work_mem": "4MB",
+    "min_wal_size": "1GB",
+    "max_wal_size": "4GB",
+    "autovacuum": "on",
+    "autovacuum_max_workers": "3",
+    "autovacuum_naptime": "1min",
+    "autovacuum_vacuum_threshold": "50",
+    "autovacuum_analyze_threshold": "50",
+    "autovacuum_vacuum_scale_factor": "0.1",
+    "autovacuum_analyze_scale_factor": "0.05",
+}
+
+_HBA = """\
+# TYPE  DATABASE     USER  ADDRESS       METHOD
+host    all          all   127.0.0.1/32  scram-sha-256
+host    replication  all   127.0.0.1/32  scram-sha-256
+"""
+
+
+def dsn(state: State) -> str:
+    """The application's database as the application's role."""
+    return f"postgresql://{ROLE}:{quote(state.passwords.postgres)}@127.0.0.1:{state.ports.postgres}/{DATABASE}"
+
+
+def admin_dsn(state: State, database: str = "postgres") -> str:
+    """The superuser."""
+    login = f"{ADMIN}:{quote(state.passwords.postgres_admin)}"
+    return f"postgresql://{login}@127.0.0.1:{state.ports.postgres}/{database}"
+
+
+def program(layout: Layout, binaries: Binaries, account: Account) -> Program:
+    """PostgreSQL under the supervisor: SIGINT is its fast shutdown.
+
+    https://www.postgresql.org/docs/current/server-shutdown.html
+    """
+    argv = (
+        binaries.postgres / "postgres", "-D", layout.postgres_data,
+        "-c", f"config_file={layout.postgresql_conf}",
+    )  # fmt: skip
+    return Program(
+        "postgresql", argv, layout.postgres_data.parent,
+        user=account.name if account.is_other else "", stop_signal="INT",
+    )  # fmt: skip
+
+
+def configuration(layout: Layout, state: State, binaries: Binaries) -> str:
+    """The text of postgresql.conf."""
+    settings = {
+        **_RECOMMENDED,
+        "listen_addresses": "127.0.0.1",
+        "port": str(state.ports.postgres),
+        "unix_socket_directories": "",
+        "hba_file": str(layout.pg_hba_conf),
+        "password_encryption": "scram-sha-256",
+        "wal_level": "replica",
+        "track_io_timing": "on",
+        "log_destination": "stderr",
+        "logging_collector": "off",
+        "log_line_prefix": "%m [%p] %q%u@%d ",
+        "log_timezone": "Asia/Tokyo",
+        "timezone": "Asia/Tokyo",
+        "shared_preload_libraries": "pg_stat_statements" if binaries.has_statements else "",
+    }
+    lines = (f"{name} = '{_escaped(value)}'\n" for name, value in settings.items())
+    return "# Written by `python -m lab up`; kept as you edit it until the lab's ports change.\n" + "".join(lines)
+
+
+def hba() -> str:
+    """The text of pg_hba.conf."""
+    return _HBA
+
+
+def create_cluster(layout: Layout, state: State, binaries: Binaries, account: Account) -> bool:
+    """initdb with data checksums, UTF-8 and the C.UTF-8 locale; False when the cluster is there.
+
+    Raises:
+        OpsError: the data directory is of another major version.
+    """
+    version = layout.postgres_data / "PG_VERSION"
+    if version.exists():
+        if (major := version.read_text().strip()) != str(binaries.postgres_major):
+            raise OpsError(
+                f"the lab's data is PostgreSQL {major}'s, and {binaries.postgres} is version {binaries.postgres_major}",
+                f"bring it up with version {major}, or remove {layout.root} to start anew",
+            )
+        return False
+    # The builtin provider needs no operating system locale, and sorts the same everywhere (PostgreSQL 17 and later).
+    locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if binaries.postgres_major >= 17 else []
+    with tempfile.TemporaryDirectory(dir=layout.postgres_data.parent) as directory:
+        account.own(Path(directory))
+        password = Path(directory) / "password"
+        write(password, state.passwords.postgres_admin + "\n", 0o400, account)
+        run(
+            [binaries.postgres / "initdb", "-D", layout.postgres_data, "-U", ADMIN, f"--pwfile={password}",
+             "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", *locale, "--data-checksums", "--no-sync"],
+            cwd=Path(directory), account=account,
+        )  # fmt: skip
+    return True
+
+
+def create_database(state: State) -> None:
+    """The application's role and database, idempotent: an ACL and a database setting that a recovery must preserve."""
+    role, database = sql.Identifier(ROLE), sql.Identifier(DATABASE)
+    with psycopg.connect(admin_dsn(state), autocommit=True) as connection:
+        if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [ROLE]).fetchone():
+            # The verifier, not the password: statements end up in pg_stat_statements.
+            verifier = connection.pgconn.encrypt_password(
+                state.passwords.postgres.encode(), ROLE.encode(), b"scram-sha-256"
+            ).decode()
+            connection.execute(
+                sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(verifier))
+            )
+        if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
+            connection.execute(sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0").format(database, role))
+            connection.execute(sql.SQL("REVOKE CONNECT, TEMPORARY ON DATABASE {} FROM PUBLIC").format(database))
+            connection.execute(sql.SQL("GRANT CONNECT, TEMPORARY ON DATABASE {} TO {}").format(database, role))
+            connection.execute(sql.SQL("ALTER DATABASE {} SET timezone = 'Asia/Tokyo'").format(database))
+            connection.execute(
+                sql.SQL("COMMENT ON DATABASE {} IS {}").format(database, sql.Literal("AI interview system"))
+            )
+        available = "SELECT FROM pg_available_extensions WHERE name = 'pg_stat_statements'"
+        if connection.execute(available).fetchone():
+            connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+
+
+def _escaped(value: str) -> str:
+    return value.replace("'", "''")

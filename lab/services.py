@@ -1,0 +1,128 @@
+"""The lab's five services, as its supervisor runs them, and the files that make them what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import postgres, valkey
+from lab.application import install
+from lab.binaries import Binaries
+from lab.layout import Layout
+from lab.processes import Account, write
+from lab.state import State
+from lab.supervision import Program, Supervisor
+
+APPLICATION = ("ai-providers", "grc-backend", "grc-frontend")
+NAMES = ("postgresql", "redis", *APPLICATION)
+
+
+@dataclass(frozen=True)
+class Services:
+    """One lab's services: what it takes to configure and to reach them."""
+
+    layout: Layout
+    state: State
+    binaries: Binaries
+    account: Account
+
+    @property
+    def supervisor(self) -> Supervisor:
+        return supervisor_of(self.layout, self.state)
+
+    def programs(self) -> list[Program]:
+        """In starting order."""
+        backend, frontend = self.layout.application / "backend", self.layout.application / "frontend"
+        return [
+            postgres.program(self.layout, self.binaries, self.account),
+            valkey.program(self.layout, self.binaries, self.account),
+            Program("ai-providers", (sys.executable, "-m", "ai_providers"), backend),
+            Program("grc-backend", (sys.executable, "-m", "grc_backend"), backend),
+            Program("grc-frontend", (sys.executable, "-m", "grc_frontend"), frontend),
+        ]
+
+    def settings(self) -> dict[str, str]:
+        """The application's `.env`; pool sizes as in manual §1.5."""
+        ports = self.state.ports
+        return {
+            "HOST": "127.0.0.1",
+            "PORT": str(ports.backend),
+            "DATABASE_URL": postgres.dsn(self.state),
+            "REDIS_URL": valkey.url(self.state),
+            "AI_PROVIDERS_URL": f"http://127.0.0.1:{ports.ai_providers}",
+            "AI_PROVIDERS_PORT": str(ports.ai_providers),
+            "FRONTEND_PORT": str(ports.frontend),
+            "BACKEND_URL": f"http://127.0.0.1:{ports.backend}",
+            "LOG_DIRECTORY": str(self.layout.application_logs),
+            "DATABASE_POOL_SIZE": "20",
+            "DATABASE_MAX_OVERFLOW": "10",
+            "DATABASE_POOL_TIMEOUT": "30",
+            "DATABASE_POOL_RECYCLE": "3600",
+            "DATABASE_ECHO": "false",
+        }
+
+    def create_directories(self) -> None:
+        """As on the manual's host; the servers' parts belong to the servers' user."""
+        us, layout = Account.current(), self.layout
+        for path in (layout.root, layout.etc.parent, layout.application, layout.logs, layout.application_logs):
+            us.directory(path, 0o755)
+        for path in (*(layout.store(name) for name in ("postgresql", "redis", "files")), layout.reports):
+            us.directory(path, 0o755)
+        # CONFIG REWRITE writes a new file beside valkey.conf and renames it.
+        for path in (layout.etc, layout.etc / "postgresql", layout.postgres_data.parent, layout.redis_data.parent):
+            self.account.directory(path, 0o755)
+        self.account.directory(layout.redis_data, 0o700)
+
+    def configure(self) -> bool:
+        """Write the configuration files whose text is new; False when all were up to date.
+
+        A file that somebody edited stays as it is until our text of it changes.
+        """
+        layout = self.layout
+        texts = {
+            layout.postgresql_conf: postgres.configuration(layout, self.state, self.binaries),
+            layout.pg_hba_conf: postgres.hba(),
+            layout.valkey_conf: valkey.configuration(layout, self.state),
+        }
+        ledger = layout.root / "configured.json"
+        known: dict[str, str] = json.loads(ledger.read_text()) if ledger.exists() else {}
+        changed = False
+        for path, text in texts.items():
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            if not path.exists() or known.get(str(path)) != digest:
+                write(path, text, 0o600, self.account)
+                known[str(path)], changed = digest, True
+        write(ledger, json.dumps(known, indent=2) + "\n", 0o600)
+        return self._configure_supervisor() or changed
+
+    def _configure_supervisor(self) -> bool:
+        path = self.supervisor.configuration
+        before = path.read_text() if path.exists() else ""
+        self.supervisor.write(self.programs())
+        return path.read_text() != before
+
+    def install_application(self) -> bool:
+        """Copy the application to its place, if it is new; False when it was up to date."""
+        stamp = self.layout.application / ".installed"
+        fingerprint = _fingerprint(Path(install.__file__).parent, self.settings())
+        if stamp.exists() and stamp.read_text() == fingerprint:
+            return False
+        install.install(self.layout.application, self.settings())
+        write(stamp, fingerprint, 0o644)
+        return True
+
+
+def supervisor_of(layout: Layout, state: State) -> Supervisor:
+    """The lab's supervisord."""
+    return Supervisor(layout.supervisor, state.ports.supervisor, state.passwords.supervisor, layout.logs)
+
+
+def _fingerprint(sources: Path, settings: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in sorted(sources.rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(str(path.relative_to(sources)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,135 @@
+"""What a lab must remember: its ports, its passwords, which PostgreSQL it runs. Kept in state.json, mode 0600."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import random
+import secrets
+import socket
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lab.processes import write
+from runbook.errors import OpsError
+
+# Below the range from which Linux takes the local ports of outgoing connections.
+_PORTS = range(20_000, 32_000)
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TCP ports on 127.0.0.1."""
+
+    postgres: int
+    redis: int
+    backend: int
+    frontend: int
+    ai_providers: int
+    supervisor: int
+
+    @classmethod
+    def chosen(cls, taken: Collection[int] = ()) -> Ports:
+        """Free ports that are not in `taken`."""
+        ports: list[int] = []
+        for _ in dataclasses.fields(cls):
+            ports.append(free_port([*taken, *ports]))
+        return cls(*ports)
+
+    def all(self) -> tuple[int, ...]:
+        """Every port."""
+        return dataclasses.astuple(self)
+
+
+@dataclass(frozen=True)
+class Passwords:
+    """Random per lab; never on a command line."""
+
+    postgres: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+    postgres_admin: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+    redis: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+    supervisor: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+    application: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+
+
+@dataclass(frozen=True)
+class State:
+    """One lab. `root` tells a copied directory from the original, `postgres_bin` is "" for the PostgreSQL of the wheel."""
+
+    root: str
+    ports: Ports
+    passwords: Passwords = field(default_factory=Passwords)
+    postgres_bin: str = ""
+
+
+@dataclass(frozen=True)
+class ControlState:
+    """The Prefect server."""
+
+    root: str
+    port: int
+    supervisor_port: int
+    supervisor_password: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
+
+
+def load_state(path: Path) -> State | None:
+    """None when there is no lab.
+
+    Raises:
+        OpsError: the file is there and cannot be read.
+    """
+    try:
+        raw = json.loads(path.read_text())
+        return State(raw["root"], Ports(**raw["ports"]), Passwords(**raw["passwords"]), raw["postgres_bin"])
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise OpsError(f"{path} may not be read", "run the lab as the user who made it") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise OpsError(f"{path} is damaged: {error}", f"remove {path.parent} and run `make lab`") from error
+
+
+def load_control(path: Path) -> ControlState | None:
+    """None when no Prefect server was set up yet.
+
+    Raises:
+        OpsError: the file is there and cannot be read.
+    """
+    try:
+        return ControlState(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise OpsError(f"{path} may not be read", "run the lab as the user who made it") from error
+    except (ValueError, TypeError) as error:
+        raise OpsError(f"{path} is damaged: {error}", f"remove {path.parent} and run `make lab`") from error
+
+
+def save(path: Path, state: State | ControlState) -> None:
+    """Write it, mode 0600."""
+    write(path, json.dumps(dataclasses.asdict(state), indent=2) + "\n", 0o600)
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen there now."""
+    with contextlib.closing(socket.socket()) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+            listener.listen(1)
+        except OSError:
+            return False
+    return True
+
+
+def free_port(taken: Collection[int] = (), preferred: int = 0) -> int:
+    """`preferred` where that is free, else one that nobody listens on."""
+    if preferred and preferred not in taken and is_free(preferred):
+        return preferred
+    candidates = random.sample(_PORTS, k=len(_PORTS))
+    port = next((port for port in candidates if port not in taken and is_free(port)), None)
+    if port is None:
+        raise OpsError(f"no free port between {_PORTS.start} and {_PORTS.stop} on 127.0.0.1")
+    return port

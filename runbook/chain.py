@@ -1,0 +1,95 @@
+"""JSON reports as a chain of hashes: one chain per host and environment, appended under a file lock.
+
+An edit or a removal in the middle is detected by `verify_chain`. A cut at the end is detected only where the newest
+hash is kept elsewhere: every report's artifact in Prefect carries its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+GENESIS = "0" * 64
+
+
+def hash_of(report: Mapping[str, Any]) -> str:
+    """SHA-256 of the canonical JSON of a report without its own hash."""
+    body = {key: value for key, value in report.items() if key != "hash"}
+    text = json.dumps(body, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def append(directory: Path, name: str, report: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Write a report behind the newest of this host's chain; returns its path and content."""
+    directory.mkdir(parents=True, exist_ok=True)
+    host = _host()
+    with (directory / f".chain-{host}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        head = directory / f".chain-{host}"
+        number, previous = _head(head)
+        content = {**report, "chain": host, "number": number + 1, "previous": previous}
+        content["hash"] = hash_of(content)
+        stamp = re.sub(r"[-:]", "", str(report["started"]))[:15]
+        path = directory / f"{stamp}Z-{number + 1:06d}-{name}.json"
+        _write(path, json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
+        _write(head, f"{number + 1} {content['hash']}\n")
+    return path, content
+
+
+def verify_chain(directory: Path) -> list[str]:
+    """Every way in which the chains in `directory` are broken, as sentences; empty when they are whole."""
+    chains: dict[str, list[tuple[int, Path, dict[str, Any]]]] = {}
+    problems = []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            chains.setdefault(report["chain"], []).append((int(report["number"]), path, report))
+        except (ValueError, KeyError, TypeError):
+            problems.append(f"{path.name} is not a report of the chain")
+    for head in directory.glob(".chain-*"):
+        if head.suffix != ".lock":
+            chains.setdefault(head.name.removeprefix(".chain-"), [])
+    for host, reports in chains.items():
+        problems += _verify_one(directory / f".chain-{host}", sorted(reports, key=lambda item: item[0]))
+    return problems
+
+
+def _verify_one(head: Path, reports: list[tuple[int, Path, dict[str, Any]]]) -> list[str]:
+    problems, previous, expected = [], GENESIS, 1
+    for number, path, report in reports:
+        if report["hash"] != hash_of(report):
+            problems.append(f"{path.name} was changed after it was written")
+        if number != expected or report["previous"] != previous:
+            problems.append(f"{path.name} does not follow the report before it: one is missing or was replaced")
+        previous, expected = report["hash"], number + 1
+    if _head(head) != (expected - 1, previous):
+        problems.append(f"the chain of {head.name.removeprefix('.chain-')} does not end where its head says")
+    return problems
+
+
+def _head(head: Path) -> tuple[int, str]:
+    try:
+        number, last = head.read_text().split()
+    except FileNotFoundError:
+        return 0, GENESIS
+    return int(number), last
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()) or "host"

@@ -1,0 +1,57 @@
+"""Errors with one clear sentence and what to do next; a new class only where a caller handles it differently."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runbook.report import Report
+
+
+class OpsError(Exception):
+    """Something an operator can act on: `message` says what is wrong, `hint` what to do next."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        self.message = message
+        self.hint = hint
+        super().__init__(f"{message} — {hint}" if hint else message)
+
+
+class Unreachable(OpsError):
+    """A server did not answer. Transient: probes are retried on it, and on nothing else."""
+
+
+class CommandFailed(OpsError):
+    """A program exited with something else than 0."""
+
+    def __init__(self, argv: Sequence[str], exit_code: int, stderr: str, hint: str = "") -> None:
+        self.argv = tuple(argv)
+        self.exit_code = exit_code
+        self.stderr = stderr
+        last = " / ".join(line for line in stderr.strip().splitlines()[-3:])
+        super().__init__(f"{argv[0].rsplit('/', 1)[-1]} exited {exit_code}: {last or 'no message'}", hint)
+
+
+class VerificationFailed(OpsError):
+    """A copy is not what its manifest says, or could not be compared (which is never a pass)."""
+
+
+class NotConfirmed(OpsError):
+    """`confirm` was given and is not the environment's name."""
+
+
+class Locked(OpsError):
+    """Another run holds the environment."""
+
+
+class LockLost(OpsError):
+    """The environment's lock was held by this run and is no longer."""
+
+
+class RunbookFailed(OpsError):
+    """The report is CRITICAL. Carries it as `report`."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        super().__init__(report.sentence())

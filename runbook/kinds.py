@@ -1,0 +1,148 @@
+"""Probes and actions: the only use of `prefect.task`. Both record how long they took in the run's report.
+
+Inside a flow run a step is a Prefect task (retried, shown in the graph); outside one it is a plain call with the same
+retries, so that a recovery can run while Prefect itself is down.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+
+from runbook.errors import Unreachable
+from runbook.failpoint import failpoint
+from runbook.permit import Permit
+from runbook.report import Status, StepTime, current_report
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+RETRIES = 3
+RETRY_DELAYS_SECONDS = [1.0, 2.0, 4.0]
+_threads = ThreadPoolExecutor(max_workers=8, thread_name_prefix="step")
+
+
+class Pending(Protocol[R_co]):
+    """A step that was submitted."""
+
+    def result(self) -> R_co:
+        """Wait for it; raises what it raised."""
+
+
+class Step(Generic[P, R]):
+    """A probe or an action. Call it, or `submit` it to run beside others; `after(...)` draws an edge in the graph."""
+
+    def __init__(self, work: Callable[P, R], *, retries: int, wait_for: tuple[object, ...] = ()) -> None:
+        self.work = work
+        self.name = work.__name__
+        self.retries = retries
+        self._wait_for = wait_for
+        functools.update_wrapper(self, work)
+        self.task: Task[P, R] = _as_task(_timed(work), retries)
+
+    def after(self, *steps: object) -> Step[P, R]:
+        """The same step, shown behind `steps` (results or pending ones) in the graph, and run when they are done."""
+        other = object.__new__(type(self))
+        other.__dict__ = {**self.__dict__, "_wait_for": steps}
+        return other
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if FlowRunContext.get() is None:
+            return self._directly(*args, **kwargs)
+        call = cast(Callable[..., R], self.task)
+        return call(*args, wait_for=_linkable(self._wait_for), **kwargs)
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> Pending[R]:
+        """Start it beside the caller."""
+        if FlowRunContext.get() is None:
+            context = contextvars.copy_context()
+            waiting = [w for w in self._wait_for if isinstance(w, Future)]
+
+            def work() -> R:
+                for other in waiting:
+                    other.result()
+                return context.run(self._directly, *args, **kwargs)
+
+            return _threads.submit(work)
+        submit = cast(Callable[..., Pending[R]], self.task.submit)
+        return submit(*args, wait_for=_linkable(self._wait_for), **kwargs)
+
+    def _directly(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        for delay in RETRY_DELAYS_SECONDS[: self.retries]:
+            try:
+                return _timed(self.work)(*args, **kwargs)
+            except Unreachable:
+                time.sleep(delay)
+        return _timed(self.work)(*args, **kwargs)
+
+
+def _linkable(steps: Iterable[object]) -> list[object] | None:
+    return [step for step in steps if step is not None] or None
+
+
+def _as_task(work: Callable[P, R], retries: int) -> Task[P, R]:
+    return task(
+        retries=retries,
+        retry_delay_seconds=RETRY_DELAYS_SECONDS[:retries] or None,
+        retry_condition_fn=_is_transient,
+        cache_policy=NO_CACHE,
+        persist_result=False,
+    )(work)
+
+
+def _is_transient(_task: Any, _run: Any, state: Any) -> bool:
+    return isinstance(state.result(raise_on_failure=False), Unreachable)
+
+
+def _timed(work: Callable[P, R]) -> Callable[P, R]:
+    @functools.wraps(work)
+    def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+        report = current_report()
+        if report and any(isinstance(value, Permit) for value in (*args, *kwargs.values())):
+            report.require_lock()
+        failpoint(f"before {work.__name__}")
+        started, clock = datetime.now(UTC), time.monotonic()
+        status = Status.CRITICAL
+        try:
+            answer = work(*args, **kwargs)
+            status = Status.OK
+        finally:
+            if report:
+                report.add_step(StepTime(work.__name__, started, time.monotonic() - clock, status))
+        failpoint(f"after {work.__name__}")
+        return answer
+
+    return timed
+
+
+def probe(work: Callable[P, R]) -> Step[P, R]:
+    """A step that only reads. Retried with growing delays on `Unreachable`."""
+    return Step(work, retries=RETRIES)
+
+
+@overload
+def action(work: Callable[P, R]) -> Step[P, R]: ...
+
+
+@overload
+def action(*, idempotent: bool) -> Callable[[Callable[P, R]], Step[P, R]]: ...
+
+
+def action(
+    work: Callable[P, R] | None = None, *, idempotent: bool = False
+) -> Step[P, R] | Callable[[Callable[P, R]], Step[P, R]]:
+    """A step that changes something. Retried (on `Unreachable`) only where it says that doing it twice is harmless."""
+    retries = RETRIES if idempotent else 0
+    if work is not None:
+        return Step(work, retries=retries)
+    return lambda work: Step(work, retries=retries)

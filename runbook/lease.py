@@ -1,0 +1,129 @@
+"""The environment's lease in Prefect: a global concurrency limit `env-<name>` of one slot, taken and renewed over REST.
+
+The REST API is used instead of Prefect's `concurrency(...)` so that the lease's id can be kept beside who holds it, and
+so that a lost lease is noticed where it matters (before an irreversible act) instead of cancelling the flow anywhere.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.objects import ConcurrencyLeaseHolder
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+from runbook.errors import LockLost
+
+LEASE_SECONDS = 90.0
+RENEW_EVERY_SECONDS = 20.0
+
+
+def limit_name(environment: str) -> str:
+    """The global concurrency limit of an environment."""
+    return f"env-{environment}"
+
+
+def ensure_limit(environment: str) -> None:
+    """Create the environment's limit of one slot where it is not there yet."""
+    with _client() as client:
+        try:
+            client.read_global_concurrency_limit_by_name(limit_name(environment))
+        except ObjectNotFound:
+            try:
+                client.create_global_concurrency_limit(
+                    GlobalConcurrencyLimitCreate(name=limit_name(environment), limit=1)
+                )
+            except ObjectAlreadyExists:
+                return
+
+
+def acquire(environment: str, flow_run_id: UUID) -> Lease | None:
+    """Take the slot, or None when it is taken."""
+    ensure_limit(environment)
+    holder = ConcurrencyLeaseHolder(type="flow_run", id=flow_run_id)
+    with _client() as client:
+        try:
+            response = client.increment_concurrency_slots_with_lease(
+                names=[limit_name(environment)],
+                slots=1,
+                mode="concurrency",
+                lease_duration=LEASE_SECONDS,
+                holder=holder,
+            )
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.LOCKED:
+                return None
+            raise
+    return Lease(UUID(response.json()["lease_id"]))
+
+
+def release(lease_id: UUID) -> None:
+    """Give a slot back by its lease: also a dead holder's. Nothing happens when the lease is already gone."""
+    with _client() as client:
+        client.release_concurrency_slots_with_lease(lease_id)
+
+
+class Lease:
+    """A slot that is held and renewed by a thread."""
+
+    def __init__(self, lease_id: UUID) -> None:
+        self.id = lease_id
+        self._gone = threading.Event()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread.start()
+
+    def require(self) -> None:
+        """Raises LockLost when Prefect says that the lease is gone. A Prefect that does not answer gives no lease to
+        anybody else either, and a recovery must survive its death: then the lease counts as held."""
+        self._renew()
+        if self._gone.is_set():
+            raise LockLost(
+                "this run's lock on the environment expired and may be another run's now",
+                "nothing irreversible was done after that; look for the other run, then launch this one again",
+            )
+
+    def close(self) -> None:
+        """Stop renewing and give the slot back."""
+        self._stop.set()
+        self._thread.join()
+        try:
+            release(self.id)
+        except httpx.HTTPError:
+            return  # Prefect is down: the lease ends by itself
+
+    def _keep(self) -> None:
+        while not self._stop.wait(RENEW_EVERY_SECONDS):
+            self._renew()
+
+    def _renew(self) -> None:
+        try:
+            with _client() as client:
+                client.renew_concurrency_lease(self.id, lease_duration=LEASE_SECONDS)
+        except (httpx.HTTPStatusError, ObjectNotFound) as error:
+            code = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else httpx.codes.GONE
+            if code in (httpx.codes.GONE, httpx.codes.NOT_FOUND):
+                self._gone.set()
+        except httpx.HTTPError:
+            return
+
+
+def _client() -> SyncPrefectClient:
+    return get_client(sync_client=True)
+
+
+def wait_free(environment: str, seconds: float) -> bool:
+    """Wait until the slot of an environment may be free, at most `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with _client() as client:
+            limit: Any = client.read_global_concurrency_limit_by_name(limit_name(environment))
+        if limit.active_slots < limit.limit:
+            return True
+        time.sleep(0.5)
+    return False

@@ -1,0 +1,40 @@
+"""Permission to do something that cannot be undone: minted by the report only, checked again by the action itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runbook.errors import NotConfirmed
+
+
+class PlanOnly(Exception):
+    """`confirm` is empty: the run ends here with its plan. Never seen outside `runbook(...)`."""
+
+
+@dataclass(frozen=True)
+class Act:
+    """One irreversible deed: a kind ("swap database") and what it is done to ("grc_db")."""
+
+    kind: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.target}"
+
+
+@dataclass(frozen=True)
+class Permit:
+    """What a run was allowed to do, in which environment."""
+
+    environment: str
+    acts: tuple[Act, ...]
+
+    def require(self, kind: str, target: str) -> None:
+        """Check that this very act was permitted.
+
+        Raises:
+            NotConfirmed: it was not.
+        """
+        if Act(kind, target) not in self.acts:
+            allowed = ", ".join(map(str, self.acts))
+            raise NotConfirmed(f"“{kind} {target}” is not in this run's permit", f"permitted: {allowed}")

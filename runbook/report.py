@@ -1,0 +1,247 @@
+"""What a run found, did and took: one object, from which the page, the JSON file and the status are derived."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from runbook.errors import NotConfirmed, OpsError, RunbookFailed
+from runbook.permit import Act, Permit, PlanOnly
+
+
+class Status(StrEnum):
+    """How a run, a finding or a step ended, from good to bad."""
+
+    PLANNED = "PLANNED"
+    OK = "OK"
+    WARN = "WARN"
+    CRITICAL = "CRITICAL"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One judgement: what was seen, what was expected, and what to do about it."""
+
+    name: str
+    status: Status
+    value: str = ""
+    expected: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One probe or action: when it began and how long it took."""
+
+    name: str
+    started: datetime
+    seconds: float
+    status: Status
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One line of a plan. `bytes` and `seconds` are estimates, 0 where there is none."""
+
+    step: str
+    detail: str
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Something to look at: a table (columns and rows), text (Markdown), or a picture (SVG)."""
+
+    name: str
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    text: str = ""
+    svg: str = ""
+
+
+class Held(Protocol):
+    """The environment's lock, as a report needs it."""
+
+    def require(self) -> None:
+        """Raises LockLost when it is no longer held."""
+
+
+@dataclass
+class Report:
+    """Collects; never prints. Minted by `runbook(...)` only."""
+
+    runbook: str
+    environment: str
+    confirm: str = ""
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    finished: datetime | None = None
+    steps: list[StepTime] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    evidence: list[Evidence] = field(default_factory=list)
+    plan_steps: list[PlannedStep] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+    planned: bool = False
+    form: str = ""
+    lock: Held | None = None
+    path: Path | None = None
+    previous: str = ""
+    hash: str = ""
+
+    @property
+    def status(self) -> Status:
+        """Derived: CRITICAL before PLANNED before WARN before OK."""
+        found = {finding.status for finding in self.findings}
+        if Status.CRITICAL in found:
+            return Status.CRITICAL
+        if self.planned:
+            return Status.PLANNED
+        return Status.WARN if Status.WARN in found else Status.OK
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, or of the whole run."""
+        return ((self.finished or datetime.now(UTC)) - self.started).total_seconds()
+
+    def expect(
+        self,
+        name: str,
+        ok: bool,
+        hint: str,
+        *,
+        value: object = "",
+        expected: object = "",
+        otherwise: Status = Status.CRITICAL,
+    ) -> bool:
+        """Record whether something holds; `hint` says what to do where it does not. Returns `ok`."""
+        status = Status.OK if ok else otherwise
+        self.findings.append(Finding(name, status, str(value), str(expected), "" if ok else hint))
+        return ok
+
+    def judge(self, metric: str, value: float, hint: str = "") -> Status:
+        """Compare a number with the environment's thresholds (warn above, critical above)."""
+        if metric not in self.limits:
+            raise OpsError(f"no threshold for {metric}", "add it under [thresholds] in the environment's TOML")
+        warn, critical = self.limits[metric]
+        status = Status.CRITICAL if value > critical else Status.WARN if value > warn else Status.OK
+        shown = "" if status is Status.OK else hint
+        self.findings.append(Finding(metric, status, f"{value:g}", f"≤ {warn:g} (critical above {critical:g})", shown))
+        return status
+
+    def warn(self, name: str, hint: str, *, value: object = "", expected: object = "") -> None:
+        """Something an operator should know that stops nothing."""
+        self.expect(name, False, hint, value=value, expected=expected, otherwise=Status.WARN)
+
+    def attach(self, evidence: Evidence) -> None:
+        """Keep something to look at."""
+        self.evidence.append(evidence)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        """Keep a table; every cell is shown as text."""
+        self.attach(Evidence(name, tuple(columns), tuple(tuple(str(cell) for cell in row) for row in rows)))
+
+    def fact(self, name: str, value: object) -> None:
+        """One line of the page's head: what somebody reads first."""
+        self.facts[name] = str(value)
+
+    def plan(self, step: str, detail: str, *, size: int = 0, seconds: float = 0.0) -> None:
+        """One planned step with its bytes and an estimate of its seconds."""
+        self.plan_steps.append(PlannedStep(step, detail, size, seconds))
+
+    def add_step(self, step: StepTime) -> None:
+        """Called by probes and actions."""
+        self.steps.append(step)
+
+    def fail_if_critical(self) -> None:
+        """End the run here where something critical was found: nothing has been touched yet.
+
+        Raises:
+            RunbookFailed: a finding is CRITICAL.
+        """
+        if self.status is Status.CRITICAL:
+            raise RunbookFailed(self)
+
+    def permit(self, *acts: Act) -> Permit:
+        """The only source of permits.
+
+        Raises:
+            RunbookFailed: a critical finding stands.
+            PlanOnly: `confirm` is empty (caught by `runbook(...)`: the run ends PLANNED).
+            NotConfirmed: `confirm` is something else than the environment's name.
+        """
+        self.fail_if_critical()
+        if not self.confirm:
+            self.planned = True
+            raise PlanOnly
+        if self.confirm != self.environment:
+            raise NotConfirmed(
+                f"confirm is “{self.confirm[:40]}”, which is not the environment's name",
+                f"type {self.environment} in the field confirm, or leave it empty to see the plan",
+            )
+        self.require_lock()
+        return Permit(self.environment, acts)
+
+    def require_lock(self) -> None:
+        """Raises LockLost when another run may be changing the environment."""
+        if self.lock:
+            self.lock.require()
+
+    def sentence(self) -> str:
+        """Status and its first reasons, as one sentence with what to do."""
+        bad = [f for f in self.findings if f.status is Status.CRITICAL] or [
+            f for f in self.findings if f.status is Status.WARN
+        ]
+        why = "; ".join(f"{f.name}: {f.value}".removesuffix(": ") for f in bad[:3])
+        more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
+        hint = next((f.hint for f in bad if f.hint), "")
+        head = f"{self.runbook} on {self.environment}: {self.status}"
+        return head + (f" — {why}{more}" if why else "") + (f". Next: {hint}" if hint else "")
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON report, without `hash`."""
+        return {
+            "runbook": self.runbook,
+            "environment": self.environment,
+            "status": self.status.value,
+            "started": self.started.isoformat(),
+            "finished": (self.finished or datetime.now(UTC)).isoformat(),
+            "seconds": round(self.seconds, 3),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "facts": self.facts,
+            "steps": [
+                {"name": s.name, "started": s.started.isoformat(), "seconds": round(s.seconds, 3), "status": s.status}
+                for s in sorted(self.steps, key=lambda step: step.started)
+            ],
+            "findings": [asdict(finding) for finding in self.findings],
+            "plan": [asdict(step) for step in self.plan_steps],
+            "evidence": [asdict(evidence) for evidence in self.evidence],
+            "previous": self.previous,
+        }
+
+
+_current: contextvars.ContextVar[Report | None] = contextvars.ContextVar("report", default=None)
+
+
+def current_report() -> Report | None:
+    """The report of the run this code works for, also inside its steps' threads."""
+    return _current.get()
+
+
+@contextlib.contextmanager
+def use_report(report: Report) -> Iterator[None]:
+    """Make a report the current one."""
+    token = _current.set(report)
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -1,0 +1,96 @@
+"""`with runbook(...)`: how every flow begins and ends."""
+
+from __future__ import annotations
+
+import contextlib
+import urllib.parse
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+from prefect.artifacts import create_markdown_artifact
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_UI_URL
+
+from runbook import chain, render
+from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed
+from runbook.lock import Rank, hold
+from runbook.log import logger
+from runbook.permit import PlanOnly
+from runbook.report import Finding, Report, Status, use_report
+from runbook.target import Target
+
+
+@contextlib.contextmanager
+def runbook(
+    title: str, target: Target, confirm: str = "", *, changes: bool = False, rank: Rank = "maintenance"
+) -> Iterator[Report]:
+    """Everything around a procedure: the environment's lock, the report, its artifact and JSON file, the end state.
+
+    `changes` takes the environment's lock before anything is judged. A run with an empty `confirm` that reaches
+    `report.permit(...)` leaves the block there, PLANNED.
+
+    Raises:
+        RunbookFailed: the report is CRITICAL.
+        NotConfirmed, Locked: as they are.
+    """
+    report = Report(title, target.name, confirm, target.limits)
+    try:
+        with use_report(report), contextlib.ExitStack() as stack:
+            if changes:
+                report.lock = stack.enter_context(hold(target.name, target.reports_directory, title, rank))
+            yield report
+    except PlanOnly:
+        report.form = _form(report)
+    except RunbookFailed as error:
+        if error.report is not report:  # a runbook inside this one failed
+            _failed(report, error)
+    except (NotConfirmed, Locked, LockLost) as error:
+        _failed(report, error)
+        raise
+    except OpsError as error:
+        _failed(report, error)
+    except BaseException as error:
+        report.findings.append(
+            Finding(
+                "the run ended early",
+                Status.CRITICAL,
+                f"{type(error).__name__}: {error}"[:300],
+                "",
+                "launch it again: it begins from the start and ends well, or says what to do",
+            )
+        )
+        raise
+    finally:
+        _finish(report, target)
+    if report.status is Status.CRITICAL:
+        raise RunbookFailed(report) from None
+
+
+def _failed(report: Report, error: OpsError) -> None:
+    report.findings.append(Finding(error.message, Status.CRITICAL, "", "", error.hint))
+
+
+def _finish(report: Report, target: Target) -> None:
+    report.finished = datetime.now(UTC)
+    report.path, content = chain.append(target.reports_directory, render.key(report), report.as_json())
+    report.previous, report.hash = content["previous"], content["hash"]
+    page = render.markdown(report)
+    report.path.with_suffix(".md").write_text(page, encoding="utf-8")
+    logger().info("%s (report: %s)", report.sentence(), report.path)
+    if FlowRunContext.get():
+        try:
+            create_markdown_artifact(markdown=page, key=render.key(report), description=report.sentence()[:250])
+        except Exception as error:  # the report is on disk: a dead Prefect must not fail a good recovery
+            logger().warning("the report could not be shown in Prefect: %s", error)
+
+
+def _form(report: Report) -> str:
+    """A link to this run's own form, filled in but for `confirm`."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    ui = PREFECT_UI_URL.value()
+    if not (run and run.deployment_id and ui):
+        return f"launch it again with confirm=“{report.environment}”"
+    parameters = {name: value for name, value in run.parameters.items() if name != "confirm"}
+    query = urllib.parse.urlencode({"parameters": render.dumps(parameters)})
+    return f"{ui}/deployments/deployment/{run.deployment_id}/run?{query}"

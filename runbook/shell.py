@@ -1,0 +1,120 @@
+"""Programs: the only use of subprocess. Argument lists, no shell; a child has its own pipes and dies with the run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runbook.errors import CommandFailed, OpsError
+
+STOP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What a program printed, and how long it took."""
+
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+    user: str = "",
+    timeout_seconds: float | None = None,
+    hint: str = "",
+) -> Completed:
+    """Run a program to its end. `environment` is added to this process's own; secrets go there, never into `argv`.
+
+    Raises:
+        CommandFailed: it exited with something else than 0 (the last lines of its stderr are in the message).
+        OpsError: it is not installed, or did not end within `timeout_seconds`.
+    """
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        with spawn(argv, environment=environment, directory=directory, user=user, stdout=out, stderr=err) as child:
+            try:
+                code = child.wait(timeout_seconds)
+            except subprocess.TimeoutExpired:
+                raise OpsError(f"{Path(argv[0]).name} did not end within {timeout_seconds:.0f} s", hint) from None
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read().decode(errors="replace"))
+    if code:
+        raise CommandFailed([str(part) for part in argv], code, texts[1], hint)
+    return Completed(texts[0], texts[1], time.monotonic() - started)
+
+
+@contextlib.contextmanager
+def spawn(
+    argv: Sequence[str | Path],
+    *,
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+    user: str = "",
+    stdout: object = None,
+    stderr: object = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A running program, ended (TERM, then KILL) when the block is left, however it is left."""
+    command = [*_prefix(user), *(str(part) for part in argv)]
+    try:
+        child = subprocess.Popen(
+            command,
+            env={**os.environ, **(environment or {})},
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if stdout is None else stdout,  # type: ignore[call-overload]
+            stderr=subprocess.DEVNULL if stderr is None else stderr,
+        )
+    except FileNotFoundError as error:
+        raise OpsError(f"{error.filename} is not there", "install it, or correct its path in the environment") from None
+    try:
+        yield child
+    finally:
+        _end(child)
+
+
+def _prefix(user: str) -> list[str]:
+    """Change the user first, then ask for the death signal: the kernel forgets it when the user changes.
+
+    The signal comes when the starting *thread* ends: whoever starts a child waits for it in the same thread.
+    """
+    setpriv = shutil.which("setpriv")
+    as_user = []
+    if user and os.geteuid() == 0:
+        if not setpriv:
+            raise OpsError("setpriv is not installed", "install util-linux")
+        as_user = [setpriv, f"--reuid={user}", f"--regid={_group(user)}", "--clear-groups"]
+    return [*as_user, setpriv, "--pdeathsig", "TERM"] if setpriv else as_user
+
+
+def _group(user: str) -> str:
+    try:
+        return str(pwd.getpwnam(user).pw_gid)
+    except KeyError:
+        raise OpsError(f"there is no user {user} on this host", "correct os_user in the environment") from None
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    if child.poll() is not None:
+        return
+    child.send_signal(signal.SIGTERM)
+    try:
+        child.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

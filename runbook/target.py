@@ -1,0 +1,27 @@
+"""What a runbook needs to know of an environment. This layer knows no block: blocks.Environment has this shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+
+class Target(Protocol):
+    """An environment as a runbook sees it."""
+
+    @property
+    def name(self) -> str:
+        """What the operator types as `confirm`."""
+
+    @property
+    def reports_directory(self) -> Path:
+        """Where the JSON reports and the host's lock file are kept."""
+
+    @property
+    def limits(self) -> Mapping[str, tuple[float, float]]:
+        """Metric to (warn above, critical above)."""
+
+    @property
+    def unattended(self) -> Sequence[str]:
+        """Runbooks that may run without a person's `confirm` (reviewed in git)."""

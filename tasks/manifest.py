@@ -1,0 +1,126 @@
+"""What a backup contains, written once, beside it: every file with size and SHA-256, and the content by kind."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from runbook.errors import VerificationFailed
+
+Kind = Literal["postgres", "redis", "files"]
+MANIFEST = "manifest.json"
+SEAL = "manifest.json.sha256"
+CHUNK_BYTES = 1 << 20
+
+
+class FileSum(BaseModel):
+    """A file of a backup."""
+
+    model_config = ConfigDict(frozen=True)
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """A backup's manifest. `taken` is the moment of its snapshot; `content` is typed by its kind's own module."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: Kind
+    name: str
+    environment: str
+    taken: datetime
+    seconds: float
+    host: str
+    tool: str
+    files: dict[str, FileSum]
+    content: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the backup on disk, without its manifest."""
+        return sum(file.bytes for file in self.files.values())
+
+
+def files_in(directory: Path) -> Iterator[Path]:
+    """Every file below a backup's directory but the manifest and its seal."""
+    for path in sorted(directory.rglob("*")):
+        if not path.is_dir() and path.relative_to(directory).as_posix() not in (MANIFEST, SEAL):
+            yield path
+
+
+def sum_of(path: Path) -> FileSum:
+    """Size and SHA-256 of a file, read in chunks."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileSum(bytes=size, sha256=digest.hexdigest())
+
+
+def sums_of(directory: Path) -> dict[str, FileSum]:
+    """Size and SHA-256 of every file of a backup, on two threads (hashing releases the interpreter's lock)."""
+    paths = list(files_in(directory))
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        sums = pool.map(sum_of, paths)
+        return {path.relative_to(directory).as_posix(): found for path, found in zip(paths, sums, strict=True)}
+
+
+def seal_of(text: str) -> str:
+    """The seal of a manifest's text, as `sha256sum` writes it."""
+    return f"{hashlib.sha256(text.encode()).hexdigest()}  {MANIFEST}\n"
+
+
+def write(directory: Path, manifest: Manifest) -> None:
+    """Write manifest and seal: last of all, so that a backup without them was never finished."""
+    text = manifest.model_dump_json(indent=1) + "\n"
+    (directory / MANIFEST).write_text(text, encoding="utf-8")
+    (directory / SEAL).write_text(seal_of(text), encoding="utf-8")
+
+
+def read(directory: Path) -> Manifest:
+    """Read a manifest and check its seal.
+
+    Raises:
+        VerificationFailed: it is missing, altered, or not a manifest.
+    """
+    try:
+        text = (directory / MANIFEST).read_text(encoding="utf-8")
+        seal = (directory / SEAL).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise VerificationFailed(f"{directory.name} has no readable manifest", "choose another backup") from None
+    if seal != seal_of(text):
+        raise VerificationFailed(f"the manifest of {directory.name} was altered", "choose another backup")
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise VerificationFailed(f"the manifest of {directory.name} is not one: {where}", "choose another") from None
+    if manifest.name != directory.name:
+        raise VerificationFailed(
+            f"{directory.name} has the manifest of {manifest.name}", "choose another backup: this one was mixed up"
+        )
+    return manifest
+
+
+def damage(directory: Path, manifest: Manifest) -> list[str]:
+    """Every way in which a backup's files differ from its manifest, as sentences; empty when it is whole."""
+    for path in files_in(directory):
+        if path.is_symlink() or not path.is_file():
+            return [f"{path.name} is not a plain file"]
+    found = sums_of(directory)
+    problems = [f"{name} is missing" for name in manifest.files if name not in found]
+    problems += [f"{name} is not in the manifest" for name in found if name not in manifest.files]
+    for name, expected in manifest.files.items():
+        actual = found.get(name)
+        if actual and actual.bytes != expected.bytes:
+            problems.append(f"{name} has {actual.bytes} bytes instead of {expected.bytes}")
+        elif actual and actual.sha256 != expected.sha256:
+            problems.append(f"{name} was altered: its SHA-256 differs")
+    return problems
