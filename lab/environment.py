@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Mapping
 
 from lab.binaries import Binaries
-from lab.layout import CHECKOUT, ControlLayout, Layout
+from lab.layout import CHECKOUT, PYTHON, ControlLayout, Layout
 from lab.processes import Account
 from lab.state import ControlState, State
 
@@ -57,7 +56,7 @@ def lab_variables(layout: Layout, state: State, binaries: Binaries, account: Acc
         "OPS_LAB_BACKEND_PORT": str(ports.backend),
         "OPS_LAB_FRONTEND_PORT": str(ports.frontend),
         "OPS_LAB_SUPERVISOR_PORT": str(ports.supervisor),
-        "OPS_LAB_PYTHON": sys.executable,
+        "OPS_LAB_PYTHON": str(PYTHON),
         "OPS_POSTGRES_PASSWORD": passwords.postgres,
         "OPS_POSTGRES_ADMIN_PASSWORD": passwords.postgres_admin,
         "OPS_REDIS_PASSWORD": passwords.redis,
@@ -79,11 +78,10 @@ def clean_environment() -> dict[str, str]:
 
 
 def operator_environment() -> dict[str, str]:
-    """For the Prefect server and workers: the operator's, who may need a proxy or DOCKER_HOST, without what steers us."""
+    """For the Prefect server and workers: the operator's own (a proxy, DOCKER_HOST), without what steers us."""
     ours = ("PREFECT_", "OPS_", "SUPERVISOR_", "PYTEST_", "PYTHON", "VIRTUAL_ENV", "GX_", "MAKE", "MFLAGS")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    bin_directory = os.path.dirname(sys.executable)  # noqa: PTH120 (a venv's python is a link: not to be resolved)
-    return {**inherited, "LANG": "C.UTF-8", "PATH": f"{bin_directory}:{inherited.get('PATH', os.defpath)}"}
+    return {**inherited, "LANG": "C.UTF-8", "PATH": f"{PYTHON.parent}:{inherited.get('PATH', os.defpath)}"}
 
 
 def _single_quoted(value: str) -> str:

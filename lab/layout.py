@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from runbook.errors import OpsError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+PYTHON = Path(sys.prefix) / "bin" / "python"
+"""Not sys.executable, which is one of several links: configurations must not change with the one that was called."""
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 _RESERVED = frozenset({"bin", "control"})
 
@@ -73,7 +76,8 @@ def _link(wanted: Path, base: Path) -> None:
         wanted.unlink()
     if wanted.exists():
         raise OpsError(
-            f"{wanted} is a directory that the servers' user cannot reach", "remove it: the lab is rebuilt under /var/tmp"
+            f"{wanted} is a directory that the servers' user cannot reach",
+            "remove it: the lab is rebuilt under /var/tmp",
         )
     wanted.symlink_to(base)
 
@@ -180,9 +184,14 @@ class ControlLayout:
     def logs(self) -> Path:
         return self.root / "log"
 
+    @property
+    def workers(self) -> Path:
+        """The workers' parts of the supervisor's configuration."""
+        return self.root / "workers"
+
     def worker(self, name: str) -> Path:
-        """The worker's part of the supervisor's configuration; mode 0600: it holds the lab's passwords."""
-        return self.root / "workers" / f"{name}.conf"
+        """One worker's part; mode 0600: it holds the lab's passwords."""
+        return self.workers / f"{name}.conf"
 
     def deployed(self, name: str) -> Path:
         """Fingerprint of what was last registered and deployed to the environment."""

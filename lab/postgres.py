@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,15 +119,18 @@ def create_cluster(layout: Layout, state: State, binaries: Binaries, account: Ac
         return False
     # The builtin provider needs no operating system locale, and sorts the same everywhere (PostgreSQL 17 and later).
     locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if binaries.postgres_major >= 17 else []
+    partial = layout.postgres_data.with_name("data.new")  # a killed initdb leaves nothing that looks like a cluster
+    shutil.rmtree(partial, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=layout.postgres_data.parent) as directory:
         account.own(Path(directory))
         password = Path(directory) / "password"
         write(password, state.passwords.postgres_admin + "\n", 0o400, account)
         run(
-            [binaries.postgres / "initdb", "-D", layout.postgres_data, "-U", ADMIN, f"--pwfile={password}",
+            [binaries.postgres / "initdb", "-D", partial, "-U", ADMIN, f"--pwfile={password}",
              "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", *locale, "--data-checksums", "--no-sync"],
             cwd=Path(directory), account=account,
         )  # fmt: skip
+    partial.rename(layout.postgres_data)
     return True
 
 
@@ -134,15 +138,13 @@ def create_database(state: State) -> None:
     """The application's role and database, idempotent: an ACL and a database setting that a recovery must preserve."""
     role, database = sql.Identifier(ROLE), sql.Identifier(DATABASE)
     with psycopg.connect(admin_dsn(state), autocommit=True) as connection:
-        if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [ROLE]).fetchone():
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [ROLE]).fetchone():
             # The verifier, not the password: statements end up in pg_stat_statements.
             verifier = connection.pgconn.encrypt_password(
                 state.passwords.postgres.encode(), ROLE.encode(), b"scram-sha-256"
             ).decode()
-            connection.execute(
-                sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(verifier))
-            )
-        if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
+            connection.execute(sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(role, sql.Literal(verifier)))
+        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
             connection.execute(sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0").format(database, role))
             connection.execute(sql.SQL("REVOKE CONNECT, TEMPORARY ON DATABASE {} FROM PUBLIC").format(database))
             connection.execute(sql.SQL("GRANT CONNECT, TEMPORARY ON DATABASE {} TO {}").format(database, role))
@@ -150,7 +152,7 @@ def create_database(state: State) -> None:
             connection.execute(
                 sql.SQL("COMMENT ON DATABASE {} IS {}").format(database, sql.Literal("AI interview system"))
             )
-        available = "SELECT FROM pg_available_extensions WHERE name = 'pg_stat_statements'"
+        available = "SELECT 1 FROM pg_available_extensions WHERE name = 'pg_stat_statements'"
         if connection.execute(available).fetchone():
             connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab import postgres, valkey
 from lab.application import install
 from lab.binaries import Binaries
-from lab.layout import Layout
+from lab.layout import PYTHON, Layout
 from lab.processes import Account, write
 from lab.state import State
 from lab.supervision import Program, Supervisor
@@ -33,15 +32,20 @@ class Services:
     def supervisor(self) -> Supervisor:
         return supervisor_of(self.layout, self.state)
 
+    @property
+    def provisioned(self) -> Path:
+        """There once database, user and data are."""
+        return self.layout.root / "provisioned"
+
     def programs(self) -> list[Program]:
         """In starting order."""
         backend, frontend = self.layout.application / "backend", self.layout.application / "frontend"
         return [
             postgres.program(self.layout, self.binaries, self.account),
             valkey.program(self.layout, self.binaries, self.account),
-            Program("ai-providers", (sys.executable, "-m", "ai_providers"), backend),
-            Program("grc-backend", (sys.executable, "-m", "grc_backend"), backend),
-            Program("grc-frontend", (sys.executable, "-m", "grc_frontend"), frontend),
+            Program("ai-providers", (PYTHON, "-m", "ai_providers"), backend),
+            Program("grc-backend", (PYTHON, "-m", "grc_backend"), backend),
+            Program("grc-frontend", (PYTHON, "-m", "grc_frontend"), frontend),
         ]
 
     def settings(self) -> dict[str, str]:
@@ -106,12 +110,12 @@ class Services:
 
     def install_application(self) -> bool:
         """Copy the application to its place, if it is new; False when it was up to date."""
-        stamp = self.layout.application / ".installed"
+        stamp = self.layout.root / "installed"
         fingerprint = _fingerprint(Path(install.__file__).parent, self.settings())
-        if stamp.exists() and stamp.read_text() == fingerprint:
+        if (self.layout.application / "backend").exists() and stamp.exists() and stamp.read_text() == fingerprint:
             return False
         install.install(self.layout.application, self.settings())
-        write(stamp, fingerprint, 0o644)
+        write(stamp, fingerprint, 0o600)
         return True
 
 

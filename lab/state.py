@@ -56,7 +56,7 @@ class Passwords:
 
 @dataclass(frozen=True)
 class State:
-    """One lab. `root` tells a copied directory from the original, `postgres_bin` is "" for the PostgreSQL of the wheel."""
+    """One lab. `root` tells a copied directory from the original; `postgres_bin` is "" for the wheel's PostgreSQL."""
 
     root: str
     ports: Ports

@@ -125,9 +125,10 @@ class Supervisor:
         Raises:
             OpsError: it did not start.
         """
-        argv = [sys.executable, "-m", "supervisor.supervisord", "-c", self.configuration]
+        own = {**environment, MARK: str(self.configuration)}
+        argv = (sys.executable, "-m", "supervisor.supervisord", "-c", str(self.configuration))
         try:
-            run(argv, cwd=self.configuration.parent, environment={**environment, MARK: str(self.configuration)}, seconds=30)
+            run(argv, cwd=self.configuration.parent, environment=own, seconds=30)
         except CommandFailed as error:
             raise OpsError(f"supervisord did not start: {error.message}", f"see {self.logs}") from error
         until(self.is_running, what="supervisord's start", seconds=20, every_seconds=0.05)
@@ -184,7 +185,7 @@ class Supervisor:
             self._call("addProcessGroup", name)
 
     def shutdown(self, seconds: float = 45) -> None:
-        """Stop every program, all at once, and then supervisord itself; killed when that takes longer than `seconds`."""
+        """Stop every program, all at once, then supervisord itself, which is killed after `seconds`."""
         try:
             self._call("stopAllProcesses", False)
             self._call("shutdown")

@@ -82,7 +82,9 @@ def fill(state: State) -> int:
 def _expiring(client: redis.Redis) -> None:
     with client.pipeline(transaction=False) as pipe:
         for n in range(2000):
-            pipe.set(f"session:{n:06x}", f'{{"user_id": {n % 200}, "role": "candidate", "turn": {n % 30}}}', ex=8 * _HOUR + n)
+            pipe.set(
+                f"session:{n:06x}", f'{{"user_id": {n % 200}, "role": "candidate", "turn": {n % 30}}}', ex=8 * _HOUR + n
+            )
         for n in range(1500):
             pipe.set(f"cache:question:{n}", f"志望動機を教えてください ({n})" * 4, ex=24 * _HOUR + n)
         for n in range(200):
@@ -95,7 +97,9 @@ def _lasting(client: redis.Redis) -> None:
         for queue in ("transcription", "evaluation", "mail"):
             pipe.rpush(f"queue:{queue}", *(f'{{"job": {n}, "attempt": 0}}' for n in range(200)))
         for n in range(200):
-            pipe.hset(f"interview:{n}", mapping={"state": "open" if n % 3 else "done", "score": n % 100, "氏名": f"候補者{n}"})
+            pipe.hset(
+                f"interview:{n}", mapping={"state": "open" if n % 3 else "done", "score": n % 100, "氏名": f"候補者{n}"}
+            )
         pipe.zadd("ranking:score", {f"candidate-{n}": n * 1.5 for n in range(500)})
         pipe.sadd("online:users", *(f"user-{n}" for n in range(100)))
         for n in range(100):

@@ -90,6 +90,7 @@ class Report:
     evidence: list[Evidence] = field(default_factory=list)
     plan_steps: list[PlannedStep] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
+    outcome: str = ""
     planned: bool = False
     form: str = ""
     lock: Held | None = None
@@ -111,6 +112,11 @@ class Report:
     def seconds(self) -> float:
         """Wall time so far, or of the whole run."""
         return ((self.finished or datetime.now(UTC)) - self.started).total_seconds()
+
+    @property
+    def started_at(self) -> str:
+        """When the run began, as text."""
+        return self.started.isoformat(timespec="seconds")
 
     def expect(
         self,
@@ -204,7 +210,8 @@ class Report:
         more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
         hint = next((f.hint for f in bad if f.hint), "")
         head = f"{self.runbook} on {self.environment}: {self.status}"
-        return head + (f" — {why}{more}" if why else "") + (f". Next: {hint}" if hint else "")
+        done = f" — {self.outcome}" if self.outcome and self.status is not Status.CRITICAL else ""
+        return head + done + (f" — {why}{more}" if why else "") + (f". Next: {hint}" if hint else "")
 
     def as_json(self) -> dict[str, Any]:
         """The JSON report, without `hash`."""
@@ -217,6 +224,7 @@ class Report:
             "seconds": round(self.seconds, 3),
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "outcome": self.outcome,
             "facts": self.facts,
             "steps": [
                 {"name": s.name, "started": s.started.isoformat(), "seconds": round(s.seconds, 3), "status": s.status}

@@ -1,0 +1,1 @@
+"""§8 of the manual: disaster recovery."""

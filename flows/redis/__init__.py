@@ -1,0 +1,1 @@
+"""§2 of the manual: Redis."""

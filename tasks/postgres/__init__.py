@@ -1,0 +1,1 @@
+"""PostgreSQL: what a server and its databases are, dumps and their manifests, copies beside, the swap."""

@@ -1,0 +1,1 @@
+"""A Redis or Valkey server: its snapshots, their content, and their way back."""

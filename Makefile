@@ -1,0 +1,26 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(VENV)/tools/bin/uv
+INSTALLED := $(VENV)/.installed
+
+.PHONY: lab lab-down
+
+lab: $(INSTALLED)
+	@$(BIN)/python -m lab up
+
+lab-down:
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m lab down --all; fi
+
+# Everything that runs something depends on this: exactly the packages of requirements.lock, and this project, editable.
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "This project needs Python 3.11 or newer: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "$(PYTHON) has no venv module: install it (Debian: apt install python3-venv)" >&2; exit 1; }
+	@echo "Installing packages into $(VENV)"
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@[ -x $(UV) ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/tools uv==0.13.9
+	@$(UV) pip sync --quiet --python $(BIN)/python requirements.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,118 @@
+"""Restores of the application's database (§1.2): beside, proven, swapped; undone; the old ones discarded."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from flows.database import steps
+from runbook.permit import Act
+from runbook.report import Report
+from runbook.run import runbook
+from tasks import catalogue
+from tasks.postgres.copy import check_jobs
+from tasks.postgres.sequences import advance_sequences, find_rewound
+from tasks.postgres.server import find_obstacles, read_identity, read_server
+from tasks.postgres.swap import (
+    UNDO,
+    advisory_lock,
+    find_superseded,
+    read_writes,
+    swap_back,
+    swap_databases,
+)
+
+
+@flow(name="restore-database")
+def restore_database(
+    environment: str,
+    backup: str = "latest",
+    jobs: Annotated[int, Field(ge=0, le=32)] = 0,
+    advance: bool = False,
+    confirm: str = "",
+) -> Report:
+    """データベースリストア (§1.2)
+
+    Brings the database back to a backup: restores it beside the live one, proves the copy equal to the backup's
+    snapshot, then swaps both names in one transaction. Run it when data was destroyed or corrupted and the rest of the
+    system is well; when more is lost, run full-restore.
+
+    The services go on; their sessions end at the swap (a fraction of a second) and must reconnect. The old database is
+    kept: undo-restore swaps back, discard-superseded removes it. Evidence: the table of what was proven.
+
+    Departs from the manual: it restores into the live name's place only what was proven, and never drops.
+
+    Args:
+        environment: 対象の環境
+        backup: latest、日付 (YYYYMMDD)、またはバックアップ名
+        jobs: 並列数。0 は CPU の数
+        advance: 旧データベースで既に使われた番号まで連番を進める
+        confirm: 環境名を入力すると実行。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Restore database", env, confirm, changes=True, rank="recovery") as report:
+        workers = check_jobs(jobs)
+        chosen = steps.choose_backup(report, env, backup)
+        server = read_server(env.postgres)
+        steps.judge_server(report, env, chosen, server)
+        live = read_identity(env.postgres, env.postgres.database)
+        steps.judge_obstacles(report, find_obstacles(env.postgres, env.postgres.database))
+        steps.judge_space(report, env, chosen)
+        steps.plan_database(report, env, chosen)
+        permit = report.permit(steps.replace_act(env))
+        with advisory_lock(env.postgres) as guard:
+            copy = steps.build_database(permit, env, chosen, workers)
+            steps.prove_database(report, env, chosen, copy)
+            rewound = find_rewound(env.postgres, env.postgres.database, copy.database) if live.oid else ()
+            if advance:
+                advance_sequences(permit, env.postgres, copy, rewound)
+            steps.tell_rewound(report, rewound, advanced=advance)
+            steps.ready_database(report, env, copy, workers)
+            swapped = swap_databases(permit, env.postgres, guard, copy, live.oid, chosen.name)
+        steps.tell_window(report, env, chosen)
+        report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
+        report.fact("old database", f"kept as {swapped.kept}" if swapped.kept else "there was none")
+        report.outcome = f"{env.postgres.database} is what it was in {chosen.name}, proven by content"
+        report.fact("restart", "clients that cache type OIDs (asyncpg, psycopg): grc-backend")
+        catalogue.mark_verified(chosen.path.parent, chosen.name, {"by": report.runbook, "report": report.started_at})
+    return report
+
+
+@flow(name="undo-restore")
+def undo_restore(environment: str, confirm: str = "") -> Report:
+    """リストアの取り消し (§1.2)
+
+    Swaps back: the database that the last restore replaced becomes live again, and the restored one is kept under
+    another name. Run it when a restore turned out to be a mistake; run it again to swap once more.
+
+    What was written since the swap is not in the database that comes back: the plan says how much. Evidence: both
+    names, the counts.
+
+    Args:
+        environment: 対象の環境
+        confirm: 環境名を入力すると実行。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Undo restore", env, confirm, changes=True, rank="recovery") as report:
+        name = env.postgres.database
+        kept = find_superseded(env.postgres)
+        report.expect("database to go back to", bool(kept), "no restore has replaced a database here", value=len(kept))
+        report.fail_if_critical()
+        newest = kept[0]
+        live = read_identity(env.postgres, name)
+        steps.judge_obstacles(report, find_obstacles(env.postgres, name))
+        since = read_writes(env.postgres, name) - newest.writes
+        lost = f"about {since:,} rows" if newest.writes >= 0 and since >= 0 else "an unknown number of rows"
+        report.fact("written since the swap, and not in the old database", lost)
+        report.plan("swap back", f"{newest.name} (replaced {newest.since} by {newest.backup}) becomes {name}; "
+                    f"the present {name} is kept", size=newest.bytes, seconds=0.2)  # fmt: skip
+        permit = report.permit(Act(UNDO, newest.name))
+        with advisory_lock(env.postgres) as guard:
+            swapped = swap_back(permit, env.postgres, guard, newest, live.oid)
+        report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
+        report.outcome = f"{newest.name} is {name} again"
+        report.fact("replaced database", f"kept as {swapped.kept}")
+    return report

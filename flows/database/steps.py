@@ -1,0 +1,220 @@
+"""Choose, judge, build, prove: what every restore of the database does, called with the open report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from blocks.environment import Environment
+from runbook.errors import OpsError, VerificationFailed
+from runbook.permit import Act, Permit
+from runbook.render import duration, size
+from runbook.report import Report, Status
+from tasks import catalogue
+from tasks.catalogue import Backup
+from tasks.host import disk_of
+from tasks.postgres.content import DatabaseContent, compare, read_content
+from tasks.postgres.copy import (
+    REPLACE,
+    Copy,
+    analyze,
+    content_in,
+    copy_name,
+    create_copy,
+    fill_copy,
+    try_login,
+)
+from tasks.postgres.sequences import Rewound
+from tasks.postgres.server import Obstacle, Server, judge_programs
+
+# recovery-rules: a restore writes WAL of 0.86 of the database's size.
+WAL_RATIO = 0.86
+# Measured for an estimate in the plan: restored bytes of a database per second with two workers.
+RESTORE_BYTES_PER_SECOND = 90e6
+
+
+def replace_act(env: Environment) -> Act:
+    """The deed that a restore of the database needs a permit for."""
+    return Act(REPLACE, env.postgres.database)
+
+
+def choose_backup(report: Report, env: Environment, wanted: str) -> Backup:
+    """The backup that was asked for, its files read and compared with its manifest.
+
+    Raises:
+        OpsError: there is none.
+        RunbookFailed: it is damaged; the one before is named, and what it loses.
+    """
+    store = Path(env.backups.postgres)
+    backup = catalogue.find_backup(store, "postgres", wanted)
+    report.fact("backup", f"{backup.name}, snapshot of {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
+    problems = catalogue.verify_files(backup)
+    before = catalogue.earlier(store, "postgres", backup.name)
+    report.expect(
+        f"files of {backup.name}",
+        not problems,
+        f"launch it again with backup={before} (it loses what was written between the two)"
+        if before
+        else "there is no earlier backup: look for a copy of this one in another store",
+        value="; ".join(problems[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
+        expected="as in the manifest (SHA-256)",
+    )
+    if not backup.verified:
+        report.warn("verified by a restore before", "nothing to do: this restore verifies it", value="never")
+    report.judge("backup.age_seconds", backup.age_seconds, "what was written after it is lost; look for a newer one")
+    _judge_content(report, env, backup)
+    report.fail_if_critical()
+    return backup
+
+
+def _judge_content(report: Report, env: Environment, backup: Backup) -> None:
+    try:
+        content = content_in(backup)
+    except ValueError as error:
+        raise VerificationFailed(f"{backup.name} has no readable content manifest", "choose another backup") from error
+    report.expect(
+        "database in the backup",
+        content.database == env.postgres.database,
+        "choose a backup of this database: this one was taken of another",
+        value=content.database,
+        expected=env.postgres.database,
+    )
+
+
+def judge_server(report: Report, env: Environment, backup: Backup, server: Server) -> None:
+    """Whether this server can hold what is in the backup."""
+    content = content_in(backup)
+    judge_programs(env.postgres, server)
+    major = content.server_version // 10000
+    report.expect(
+        "server version",
+        server.major >= major,
+        f"restore to PostgreSQL {major} or newer: a dump of a newer server does not restore into an older one",
+        value=server.text,
+        expected=f"{major} or newer",
+    )
+    missing = [role for role in content.roles if role not in server.roles]
+    report.expect(
+        "roles",
+        not missing or server.is_bare,
+        f"create them first (they are in {backup.path / 'globals.sql'}), then launch this again",
+        value=f"missing: {', '.join(missing)}" if missing else f"{len(content.roles)} there",
+        expected=", ".join(content.roles),
+    )
+
+
+def judge_obstacles(report: Report, obstacles: Sequence[Obstacle]) -> None:
+    """What is tied to the live database and would be torn off by a swap."""
+    report.expect(
+        "tied to the live database",
+        not obstacles,
+        "; ".join(obstacle.hint for obstacle in obstacles),
+        value=", ".join(obstacle.what for obstacle in obstacles) or "nothing",
+        expected="no prepared transactions, logical slots or subscriptions",
+    )
+
+
+def judge_space(report: Report, env: Environment, backup: Backup) -> None:
+    """The copy stands beside the old database, and its WAL beside both."""
+    data = Path(env.postgres.data_directory)
+    wal = data / "pg_wal"
+    content = content_in(backup)
+    try:
+        disks = {disk.device: disk for disk in (disk_of(data), disk_of(wal))}
+    except OpsError:
+        report.warn("free space", "look at it yourself: the data directory is not on this host", value="not measured")
+        return
+    needed = {disk_of(data).device: content.bytes}
+    needed[disk_of(wal).device] = needed.get(disk_of(wal).device, 0) + int(content.bytes * WAL_RATIO)
+    for device, disk in disks.items():
+        report.expect(
+            f"free space at {disk.path}",
+            disk.free_bytes > needed[device],
+            f"free {size(needed[device] - disk.free_bytes)} there (discard-superseded removes old databases)",
+            value=size(disk.free_bytes),
+            expected=f"more than {size(needed[device])}: the copy stands beside the old database",
+        )
+
+
+def plan_database(report: Report, env: Environment, backup: Backup) -> None:
+    """The plan's lines for the database."""
+    content = content_in(backup)
+    seconds = content.bytes / RESTORE_BYTES_PER_SECOND
+    name, copy = env.postgres.database, copy_name(env.postgres.database)
+    report.plan(f"restore {backup.name} beside", f"into {copy}", size=content.bytes, seconds=seconds)
+    report.plan("prove the copy", f"{content.rows:,} rows in {len(content.tables)} tables against the manifest",
+                seconds=seconds / 5)  # fmt: skip
+    report.plan("swap", f"{copy} becomes {name}; the old {name} is kept as {name}__old_…", seconds=0.2)
+
+
+def build_database(permit: Permit, env: Environment, backup: Backup, jobs: int) -> Copy:
+    """The filled copy, beside."""
+    empty = create_copy(permit, env.postgres, backup)
+    return fill_copy(permit, env.postgres, backup, empty, jobs)
+
+
+def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy) -> DatabaseContent:
+    """Compare the copy with the manifest, row by row in text form.
+
+    Raises:
+        RunbookFailed: they differ. The live database was not touched.
+    """
+    expected = content_in(backup)
+    found = read_content(env.postgres, copy.database)
+    comparison = compare(expected, found)
+    report.table("Proven equal to the backup", ("what", "expected", "found", "equal"), [
+        (what, wanted, seen, "✅" if equal else "🛑") for what, wanted, seen, equal in comparison.proven
+    ])  # fmt: skip
+    before = catalogue.earlier(Path(env.backups.postgres), "postgres", backup.name)
+    report.expect(
+        "copy equal to the backup",
+        not comparison.differences,
+        f"the live database was not touched; the copy is {copy.database}. "
+        + (f"Launch it again with backup={before}" if before else "There is no earlier backup"),
+        value="; ".join(comparison.differences[:4]) or f"{expected.rows:,} rows, every definition",
+        expected="every row and definition",
+    )
+    if comparison.differences[4:]:
+        report.table("All differences", ("difference",), [(text,) for text in comparison.differences])
+    if expected.not_compared:
+        report.table("Not compared", ("what",), [(what,) for what in expected.not_compared])
+    report.fail_if_critical()
+    return found
+
+
+def ready_database(report: Report, env: Environment, copy: Copy, jobs: int) -> None:
+    """Statistics, and a log-in as the application's role, before the copy takes the live name."""
+    analyze(env.postgres, copy.database, jobs)
+    user = try_login(env.postgres, copy.database)
+    report.expect("log-in of the application's role to the copy", user == env.postgres.user, "", value=user)
+
+
+def tell_rewound(report: Report, rewound: Sequence[Rewound], *, advanced: bool) -> None:
+    """Sequences that stand lower than in the database that is replaced."""
+    if not rewound:
+        return
+    report.table(
+        "Sequences behind the replaced database" + (" (advanced to it)" if advanced else ""),
+        ("sequence", "replaced database", "backup"),
+        [(item.sequence, item.live, item.copy) for item in rewound],
+    )
+    if not advanced:
+        report.warn(
+            "numbers that will be given out twice",
+            "harmless inside the database; if other systems know them, launch again with advance=true",
+            value=f"{len(rewound)} sequences",
+        )
+
+
+def tell_window(report: Report, env: Environment, backup: Backup) -> None:
+    """What is lost by going back to a snapshot, as time."""
+    lost = backup.age_seconds
+    report.fact("lost", f"every write after {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}, {duration(lost)} before now")
+    report.expect(
+        "data loss against the RPO",
+        lost <= env.rpo_seconds,
+        "WAL archiving or more frequent backups shorten it",
+        value=duration(lost),
+        expected=f"at most {duration(env.rpo_seconds)}",
+        otherwise=Status.WARN,
+    )

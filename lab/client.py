@@ -1,0 +1,56 @@
+"""A lab for tests and benchmarks: up, its variables, down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab import lifecycle
+from lab.control import Control
+from lab.layout import create_base
+from lab.progress import Tell, silent
+from lab.status import read_status
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A lab by name, in the base directory that `OPS_LAB_BASE` says."""
+
+    name: str
+
+    @classmethod
+    def prepared(cls, name: str) -> Lab:
+        """Ports and passwords chosen, nothing started: `environ` can be exported before Prefect is imported."""
+        lifecycle.prepare(name)
+        Control.prepare(create_base())
+        return cls(name)
+
+    @classmethod
+    def up(cls, name: str, megabytes: int, tell: Tell = silent) -> Lab:
+        """Running, with data.
+
+        Raises:
+            OpsError: a part does not come up.
+        """
+        lifecycle.up(name, tell, megabytes)
+        return cls(name)
+
+    def down(self, *, remove: bool = True, tell: Tell = silent) -> None:
+        """Stopped, its data removed unless told otherwise. The Prefect server stays."""
+        lifecycle.down(self.name, tell, remove=remove)
+
+    def status(self) -> dict[str, Any]:
+        """As `python -m lab status --json`."""
+        return read_status(self.name)
+
+    def environ(self) -> dict[str, str]:
+        """As `python -m lab env`."""
+        return lifecycle.variables(*lifecycle.existing(self.name))
+
+    def logs(self) -> list[Path]:
+        """The servers' logs, the application's, Prefect's."""
+        services, control = lifecycle.existing(self.name)
+        found = [*services.layout.logs.glob("*.log"), *services.layout.application_logs.glob("*.log")]
+        worker = control.layout.logs / f"worker-{self.name}.log"
+        return sorted(path for path in (*found, control.layout.logs / "server.log", worker) if path.exists())

@@ -1,0 +1,206 @@
+"""The Prefect server and one worker per lab, under a supervisor of their own: they outlive the lab's services."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from lab.environment import api_url, operator_environment, prefect_variables
+from lab.layout import CHECKOUT, PYTHON, ControlLayout, Layout
+from lab.processes import Account, end, exclusive, marked, run, write
+from lab.progress import Tell
+from lab.services import supervisor_of
+from lab.state import ControlState, free_port, is_free, load_control, load_state, save
+from lab.supervision import Program, Supervisor
+from runbook.errors import CommandFailed, OpsError, Unreachable
+from runbook.wait import until
+
+_USUAL_PORT = 4200
+_SOURCES = ("runbook", "blocks", "tasks", "flows", "deployments")
+
+
+@dataclass(frozen=True)
+class Control:
+    """The control plane of one base directory."""
+
+    layout: ControlLayout
+    state: ControlState
+
+    @classmethod
+    def find(cls, base: Path) -> Control | None:
+        """None when it was never set up here."""
+        layout = ControlLayout(base)
+        state = load_control(layout.state)
+        return cls(layout, state) if state and state.root == str(layout.root) else None
+
+    @classmethod
+    def prepare(cls, base: Path) -> Control:
+        """Found, or set up with ports and a password, not yet started."""
+        with exclusive(base / ".control.lock"):
+            if found := cls.find(base):
+                return found
+            layout = ControlLayout(base)
+            us = Account.current()
+            for path in (layout.root, layout.home, layout.logs, layout.workers, layout.deployed("").parent):
+                us.directory(path, 0o700)
+            port = free_port(preferred=_USUAL_PORT)
+            state = ControlState(str(layout.root), port, free_port([port]))
+            save(layout.state, state)
+            return cls(layout, state)
+
+    @property
+    def supervisor(self) -> Supervisor:
+        return Supervisor(
+            self.layout.supervisor, self.state.supervisor_port, self.state.supervisor_password, self.layout.logs
+        )
+
+    def is_healthy(self) -> bool:
+        """Whether our server answers (a stranger on the port does not count)."""
+        try:
+            return self.supervisor.is_running() and httpx.get(f"{api_url(self.state)}/health", timeout=5).text == "true"
+        except httpx.HTTPError:
+            return False
+
+    def launch(self) -> Control:
+        """Start the server, without waiting for it; returns the control plane with the ports that it has now."""
+        with exclusive(self.layout.base / ".control.lock"):
+            now = Control.find(self.layout.base) or self
+            if now.supervisor.is_running():
+                now.supervisor.start("server")
+                return now
+            now._end_orphans()
+            if not (is_free(now.state.port) and is_free(now.state.supervisor_port)):
+                port = free_port(preferred=now.state.port)
+                now = dataclasses.replace(
+                    now, state=dataclasses.replace(now.state, port=port, supervisor_port=free_port([port]))
+                )
+                save(now.layout.state, now.state)
+            for worker in now.layout.workers.glob("*.conf"):
+                if not _lab_runs(now.layout.base, worker.stem):
+                    worker.unlink()  # its lab's `up` brings it back
+            now.supervisor.write([now._server()], include="workers/*.conf")
+            now.supervisor.launch(operator_environment())
+            return now
+
+    def wait(self, seconds: float = 120) -> None:
+        """Until the server answers.
+
+        Raises:
+            OpsError: it does not.
+        """
+        try:
+            until(self.is_healthy, what="the Prefect server's start", seconds=seconds, every_seconds=0.2)
+        except Unreachable as error:
+            raise OpsError(error.message, f"see {self.layout.logs / 'server.log'}") from error
+
+    def shutdown(self) -> None:
+        """Stop the workers, their runs, and the server."""
+        with exclusive(self.layout.base / ".control.lock"):
+            self.supervisor.shutdown()
+            end(marked(self.layout.supervisor), seconds=10)
+
+    def create_pool(self, name: str) -> None:
+        """The environment's work pool of type process, if it is not there."""
+        if httpx.get(f"{api_url(self.state)}/work_pools/{name}", timeout=30).status_code == httpx.codes.OK:
+            return
+        from prefect.workers.process import ProcessWorker  # takes more than a second
+
+        body = {"name": name, "type": "process", "base_job_template": ProcessWorker.get_default_base_job_template()}
+        answer = httpx.post(f"{api_url(self.state)}/work_pools/", json=body, timeout=30)
+        if answer.status_code not in (httpx.codes.CREATED, httpx.codes.CONFLICT):
+            raise OpsError(f"the work pool {name} cannot be created: {answer.status_code} {answer.text[:200]}")
+
+    def start_worker(self, name: str, environment: Mapping[str, str]) -> None:
+        """Start the environment's worker; a running one is restarted only if its environment is new."""
+        argv = (PYTHON, "-m", "prefect", "worker", "start", "--pool", name, "--type", "process", "--name", name)
+        program = Program(f"worker-{name}", argv, CHECKOUT, environment, autostart=True)
+        text, path = self.supervisor.section(program), self.layout.worker(name)
+        with exclusive(self.layout.base / ".control.lock"):
+            if not path.exists() or path.read_text() != text:
+                write(path, text, 0o600)
+            self.supervisor.reread()
+            self.supervisor.start(program.name)
+
+    def stop_worker(self, name: str) -> None:
+        """Stop the environment's worker and take it out of the configuration."""
+        with exclusive(self.layout.base / ".control.lock"):
+            self.layout.worker(name).unlink(missing_ok=True)
+            if self.supervisor.is_running():
+                self.supervisor.reread()
+
+    def deploy(self, name: str, environment: Mapping[str, str], tell: Tell) -> None:
+        """Register the environment's blocks, limits and automations, and deploy its flows, if anything changed.
+
+        Raises:
+            OpsError: either failed; its last lines are the message.
+        """
+        if not (CHECKOUT / "prefect.yaml").exists():  # TEMPORARY
+            tell("no prefect.yaml yet: nothing deployed")
+            return
+        fingerprint, stamp = _fingerprint(environment), self.layout.deployed(name)
+        if stamp.exists() and stamp.read_text() == fingerprint and self._deployments(name):
+            return
+        stamp.unlink(missing_ok=True)
+        shell = {**operator_environment(), **environment}
+        for what, argv in (
+            ("deployments.register", ("-m", "deployments.register")),
+            ("prefect deploy --all", ("-m", "prefect", "--no-prompt", "deploy", "--all")),
+        ):
+            try:
+                run([PYTHON, *argv], cwd=CHECKOUT, environment=shell, seconds=180)
+            except CommandFailed as error:
+                last = "\n".join(error.stderr.splitlines()[-15:])
+                raise OpsError(f"{what} exited {error.exit_code}:\n{last}") from error
+            tell(f"{what} done for {name}")
+        write(stamp, fingerprint, 0o600)
+
+    def _deployments(self, name: str) -> int:
+        body = {"work_pools": {"name": {"any_": [name]}}}
+        answer = httpx.post(f"{api_url(self.state)}/deployments/count", json=body, timeout=30)
+        return int(answer.text) if answer.status_code == httpx.codes.OK else 0
+
+    def _server(self) -> Program:
+        argv = (
+            PYTHON, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.state.port),
+        )  # fmt: skip
+        environment = {
+            **prefect_variables(self.layout, self.state),
+            # In memory, a slot that is held when the server restarts would stay taken for ever.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        }
+        return Program("server", argv, self.layout.root, environment, stop_group=True, autostart=True)
+
+    def _end_orphans(self) -> None:
+        """End servers and workers of a killed supervisor; runs of flows go on: they may be recoveries."""
+        orphans = [process for process in marked(self.layout.supervisor) if not _is_run(process)]
+        end(orphans, seconds=10)
+
+
+def _lab_runs(base: Path, name: str) -> bool:
+    layout = Layout(base, name)
+    state = load_state(layout.state)
+    return state is not None and supervisor_of(layout, state).is_running()
+
+
+def _is_run(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return bool(process.environ().get("PREFECT__FLOW_RUN_ID"))
+    return False
+
+
+def _fingerprint(environment: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(repr(sorted(environment.items())).encode())
+    for folder in _SOURCES:
+        for path in sorted((CHECKOUT / folder).rglob("*")):
+            if path.suffix in (".py", ".toml"):
+                digest.update(os.fsencode(path.relative_to(CHECKOUT)) + b"\0" + path.read_bytes())
+    digest.update((CHECKOUT / "prefect.yaml").read_bytes())
+    return digest.hexdigest()

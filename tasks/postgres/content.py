@@ -1,0 +1,203 @@
+"""The content manifest of a database: what `recovery-rules` calls equal, read in one snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from psycopg import sql
+from pydantic import BaseModel, ConfigDict
+
+from blocks.postgres import Connection, Postgres, execute
+from runbook.kinds import probe
+from tasks.postgres import queries
+from tasks.postgres.definitions import differences as definition_differences
+from tasks.postgres.definitions import read_definitions
+from tasks.postgres.properties import Properties, read_properties
+from tasks.postgres.session import pinned
+
+LARGE_OBJECTS = "large objects"
+
+
+class TableSum(BaseModel):
+    """Rows of a table, the sum of their texts' hashes, and bytes on disk (which a restore need not reproduce)."""
+
+    model_config = ConfigDict(frozen=True)
+    rows: int
+    hash: str
+    bytes: int = 0
+
+
+class SequenceValue(BaseModel):
+    """A sequence's `last_value` and `is_called`."""
+
+    model_config = ConfigDict(frozen=True)
+    last: int
+    called: bool
+
+
+class DatabaseContent(BaseModel):
+    """Everything that a restore is compared with."""
+
+    model_config = ConfigDict(frozen=True)
+    database: str
+    server_version: int
+    properties: Properties
+    roles: tuple[str, ...]
+    extensions: dict[str, str]
+    revision: str
+    bytes: int
+    lsn: str
+    tables: dict[str, TableSum]
+    sequences: dict[str, SequenceValue]
+    populated: dict[str, bool]
+    definitions: dict[str, str]
+    not_compared: tuple[str, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows in all tables."""
+        return sum(table.rows for table in self.tables.values())
+
+
+@probe
+def read_content(postgres: Postgres, database: str) -> DatabaseContent:
+    """The content of a database that nobody changes (a copy), sequences as they are."""
+    return content_of(postgres, database)
+
+
+def content_of(postgres: Postgres, database: str, snapshot: str = "") -> DatabaseContent:
+    """The content of a database in a snapshot; definitions are read beside the rows."""
+    with ThreadPoolExecutor(1) as beside:
+        definitions = beside.submit(read_definitions, postgres, database, snapshot)
+        with pinned(postgres, database, snapshot) as connection:
+            properties = read_properties(connection, database)
+            return DatabaseContent(
+                database=database,
+                server_version=connection.info.server_version,
+                properties=properties,
+                roles=_roles(connection, properties),
+                extensions={str(a): str(b) for a, b in execute(connection, queries.EXTENSIONS)},
+                revision=revision(connection),
+                bytes=int(execute(connection, "SELECT pg_database_size(current_database())")[0][0]),
+                lsn=str(execute(connection, queries.LSN)[0][0]),
+                tables=dict(_tables(connection)),
+                sequences=sequence_values(connection),
+                populated={str(a): bool(b) for a, b in execute(connection, queries.POPULATED)},
+                definitions=definitions.result(),
+                not_compared=tuple(str(row[0]) for row in execute(connection, queries.NOT_COMPARED)),
+            )
+
+
+def _roles(connection: Connection, properties: Properties) -> tuple[str, ...]:
+    found = {str(row[0]) for row in execute(connection, queries.ROLES)}
+    found |= {properties.owner, *(role for role, _, _ in properties.settings if role)}
+    return tuple(sorted(role for role in found if not role.startswith("pg_")))
+
+
+def revision(connection: Connection) -> str:
+    """Alembic's revision (several heads joined by a comma), empty where the database has none."""
+    if not execute(connection, "SELECT to_regclass('public.alembic_version')")[0][0]:
+        return ""
+    rows = execute(connection, "SELECT version_num FROM public.alembic_version ORDER BY 1")
+    return ",".join(str(row[0]) for row in rows)
+
+
+def _tables(connection: Connection) -> Iterator[tuple[str, TableSum]]:
+    """Rows are hashed in their text form (recovery-rules); ONLY: a parent's children are counted for themselves."""
+    found: dict[str, TableSum] = {}
+    for schema, table, size, unit in execute(connection, queries.TABLES):
+        query = sql.SQL(
+            'SELECT count(*), coalesce(sum(hashtextextended(((t.*)::text) COLLATE "C", 0)::numeric), 0) FROM ONLY {} t'
+        ).format(sql.Identifier(schema, table))
+        rows, total = execute(connection, query)[0]
+        before = found.get(unit, TableSum(rows=0, hash="0"))
+        found[unit] = TableSum(
+            rows=before.rows + int(rows), hash=str(int(before.hash) + int(total)), bytes=before.bytes + int(size)
+        )
+    rows, total = execute(
+        connection,
+        "SELECT count(*), coalesce(sum(hashtextextended(oid::text || ':' || md5(lo_get(oid)), 0)::numeric), 0) "
+        "FROM pg_largeobject_metadata",
+    )[0]
+    if rows:
+        found[LARGE_OBJECTS] = TableSum(rows=int(rows), hash=str(int(total)))
+    yield from found.items()
+
+
+def sequence_values(connection: Connection) -> dict[str, SequenceValue]:
+    """Every sequence's value as it stands, by its quoted name."""
+    found = {}
+    for schema, name, quoted in execute(connection, queries.SEQUENCES):
+        query = sql.SQL("SELECT last_value, is_called FROM {}").format(sql.Identifier(schema, name))
+        last, called = execute(connection, query)[0]
+        found[str(quoted)] = SequenceValue(last=int(last), called=bool(called))
+    return found
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared (what, expected, found, equal) and every difference as a sentence."""
+
+    proven: tuple[tuple[str, str, str, bool], ...]
+    differences: tuple[str, ...]
+
+
+def compare(expected: DatabaseContent, actual: DatabaseContent) -> Comparison:
+    """Whether a restored copy is what its manifest says."""
+    proven, problems = [], []
+    for name, table in expected.tables.items():
+        found = actual.tables.get(name)
+        equal = found is not None and (found.rows, found.hash) == (table.rows, table.hash)
+        shown = f"{found.rows:,} rows" if found else "missing"
+        proven.append((name, f"{table.rows:,} rows", shown, equal))
+        if not equal:
+            problems.append(_table_problem(name, table, found))
+    problems += [f"{name}: not in the backup" for name in actual.tables if name not in expected.tables]
+    problems += _unequal("sequence", expected.sequences, actual.sequences)
+    problems += _unequal("extension", expected.extensions, actual.extensions)
+    problems += _unequal("materialised view populated", expected.populated, actual.populated)
+    problems += _unequal("database", _attributes(expected.properties), _attributes(actual.properties))
+    if expected.revision != actual.revision:
+        problems.append(f"Alembic revision: expected {expected.revision}, found {actual.revision}")
+    if expected.server_version // 10000 == actual.server_version // 10000:
+        problems += definition_differences(expected.definitions, actual.definitions)
+    else:  # another major version prints other texts: which objects there are is still compared
+        problems += [f"{key}: missing" for key in expected.definitions if key not in actual.definitions]
+    proven += [
+        ("sequences", str(len(expected.sequences)), str(len(actual.sequences)), expected.sequences == actual.sequences),
+        ("definitions", str(len(expected.definitions)), str(len(actual.definitions)), not problems),
+        ("Alembic revision", expected.revision, actual.revision, expected.revision == actual.revision),
+    ]
+    return Comparison(tuple(proven), tuple(problems))
+
+
+def _table_problem(name: str, expected: TableSum, found: TableSum | None) -> str:
+    if found is None:
+        return f"table {name}: missing"
+    if found.rows != expected.rows:
+        return f"table {name}: {found.rows:,} rows instead of {expected.rows:,}"
+    return f"table {name}: the number of rows is right, their content is not"
+
+
+def _attributes(properties: Properties) -> dict[str, object]:
+    found = properties.model_dump()
+    found.pop("collation_version")
+    return found
+
+
+def _unequal(what: str, expected: Mapping[str, object], actual: Mapping[str, object]) -> list[str]:
+    return [
+        f"{what} {name}: expected {_shown(expected.get(name))}, found {_shown(actual.get(name))}"
+        for name in sorted({*expected, *actual})
+        if expected.get(name) != actual.get(name)
+    ]
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, SequenceValue):
+        return str(value.last) + ("" if value.called else " (not used yet)")
+    return str(value)

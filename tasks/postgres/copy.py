@@ -1,0 +1,174 @@
+"""A copy beside the live database: created, filled, analysed. Nothing here touches the live one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psutil
+from psycopg import sql
+
+from blocks.postgres import Connection, Postgres, execute
+from runbook import shell
+from runbook.errors import OpsError
+from runbook.kinds import action, probe
+from runbook.permit import Permit
+from tasks.catalogue import Backup
+from tasks.postgres.content import DatabaseContent
+from tasks.postgres.dump import DUMP, GLOBALS
+from tasks.postgres.properties import apply_properties, creation
+
+REPLACE = "replace database"
+MOST_MAINTENANCE_MB = 512
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A database beside the live one, and the server's identity of it."""
+
+    database: str
+    oid: int
+    seconds: float = 0.0
+
+
+def name_beside(database: str, suffix: str) -> str:
+    """A name for a database beside another, within PostgreSQL's 63 bytes."""
+    room = 63 - len(suffix.encode())
+    return database.encode()[:room].decode(errors="ignore") + suffix
+
+
+def copy_name(database: str) -> str:
+    """Where a restore is built: reserved for that, a leftover is dropped."""
+    return name_beside(database, "__new")
+
+
+def content_in(backup: Backup) -> DatabaseContent:
+    """The content manifest of a database's backup."""
+    return DatabaseContent.model_validate(backup.manifest.content)
+
+
+@action
+def create_copy(permit: Permit, postgres: Postgres, backup: Backup) -> Copy:
+    """An empty database from template0 with the backup's owner, encoding, locale and tablespace."""
+    permit.require(REPLACE, postgres.database)
+    name = copy_name(postgres.database)
+    with postgres.connect() as connection:
+        drop(connection, name)
+        connection.execute(creation(name, content_in(backup).properties))
+        connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
+        return Copy(name, oid_of(connection, name))
+
+
+@action
+def fill_copy(permit: Permit, postgres: Postgres, backup: Backup, copy: Copy, jobs: int) -> Copy:
+    """`pg_restore` with `jobs` workers, stopping at the first error, in sessions that are set for speed."""
+    permit.require(REPLACE, postgres.database)
+    memory = min(MOST_MAINTENANCE_MB, psutil.virtual_memory().available // (4 * jobs) >> 20)
+    settings = {
+        "maintenance_work_mem": f"{max(memory, 64)}MB",
+        "synchronous_commit": "off",
+        "statement_timeout": "0",
+        "lock_timeout": "0",
+        "idle_in_transaction_session_timeout": "0",
+    }
+    environment = {
+        **postgres.environment(),
+        "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in settings.items()),
+    }
+    argv = [
+        *(postgres.program("pg_restore"), "--format=directory", f"--jobs={jobs}", "--exit-on-error", "--no-password"),
+        *("--dbname", copy.database, str(backup.path / DUMP)),
+    ]
+    done = shell.run(argv, environment=environment, hint="the live database was not touched; try the backup before")
+    with postgres.connect() as connection:
+        apply_properties(connection, copy.database, content_in(backup).properties)
+    return Copy(copy.database, copy.oid, done.seconds)
+
+
+@action(idempotent=True)
+def analyze(postgres: Postgres, database: str, jobs: int) -> str:
+    """Planner statistics, without which the first queries are ten thousand times dearer (recovery-rules)."""
+    argv = [postgres.program("vacuumdb"), "--analyze-only", f"--jobs={jobs}", "--no-password", "--dbname", database]
+    shell.run(argv, environment=postgres.environment())
+    with postgres.connect(database) as connection:  # vacuumdb passes over partitioned parents before 18
+        parents = execute(
+            connection,
+            "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE c.relkind = 'p' AND NOT c.relispartition",
+        )
+        for schema, table in parents:
+            connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(schema, table)))
+    return database
+
+
+@action
+def drop_copy(permit: Permit, postgres: Postgres) -> str:
+    """Remove a copy that failed its proof."""
+    permit.require(REPLACE, postgres.database)
+    name = copy_name(postgres.database)
+    with postgres.connect() as connection:
+        drop(connection, name)
+    return name
+
+
+@probe
+def try_login(postgres: Postgres, database: str) -> str:
+    """Log in as the application's role: pg_hba may name the database, a privilege may be missing.
+
+    Raises:
+        OpsError: it cannot.
+    """
+    with postgres.connect(database, as_application=True) as connection:
+        return str(execute(connection, "SELECT current_user")[0][0])
+
+
+@action
+def create_roles(permit: Permit, postgres: Postgres, backup: Backup, existing: Sequence[str]) -> list[str]:
+    """On a new cluster: the backup's roles in one transaction, then the application's password from the secrets."""
+    permit.require(REPLACE, postgres.database)
+    text = (backup.path / GLOBALS).read_text(encoding="utf-8")
+    made = []
+    with postgres.connect(autocommit=False) as connection:
+        quoted = {str(execute(connection, "SELECT quote_ident(%s)", role)[0][0]) for role in existing}
+        for line in text.splitlines():
+            if line.startswith("CREATE ROLE "):
+                role = line.removeprefix("CREATE ROLE ").removesuffix(";")
+                if role in quoted:
+                    continue
+                made.append(role)
+            if line.startswith(("CREATE ROLE", "ALTER ROLE", "GRANT", "CREATE TABLESPACE", "ALTER TABLESPACE")):
+                connection.execute(line.encode())
+        connection.execute(
+            sql.SQL("ALTER ROLE {} PASSWORD {}").format(
+                sql.Identifier(postgres.user), postgres.password.get_secret_value()
+            )
+        )
+    return made
+
+
+def drop(connection: Connection, database: str) -> None:
+    """Drop a database beside the live one; backends of a killed pg_restore live on for seconds, so FORCE."""
+    connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database)))
+
+
+def oid_of(connection: Connection, database: str) -> int:
+    """A database's OID, 0 where there is none of that name."""
+    rows = execute(connection, "SELECT oid FROM pg_database WHERE datname = %s", database)
+    return int(rows[0][0]) if rows else 0
+
+
+def default_jobs() -> int:
+    """Workers for dump and restore."""
+    return max(2, min(8, os.cpu_count() or 2))
+
+
+def check_jobs(jobs: int) -> int:
+    """`jobs` of a form, 0 meaning one per core.
+
+    Raises:
+        OpsError: out of bounds (the form's own check can be switched off).
+    """
+    if not 0 <= jobs <= 32:
+        raise OpsError(f"jobs is {jobs}", "choose 0 (one per core) to 32")
+    return jobs or default_jobs()

@@ -1,0 +1,81 @@
+"""What a database's objects are, as `pg_dump --schema-only` says it: one text per object.
+
+pg_dump knows every kind of object, its owner, its privileges and its comments; two databases are equal in definition
+where it prints the same for both. https://www.postgresql.org/docs/current/app-pgdump.html
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from blocks.postgres import Postgres
+from runbook import shell
+
+_HEADER = re.compile(
+    r"^--\n-- Name: (?P<name>.*); Type: (?P<type>[A-Z ]+); Schema: (?P<schema>.*?); Owner: (?P<owner>.*?)"
+    r"(?:; Tablespace: .*)?\n--\n",
+    re.MULTILINE,
+)
+# Their texts hold connection strings with passwords.
+SECRET_TYPES = ("SUBSCRIPTION", "USER MAPPING")
+_REDUNDANT = re.compile(r"::(?:character varying|text|bpchar|name)(?:\(\d+\))?(?:\[\])?|[()\s]")
+
+
+def read_definitions(postgres: Postgres, database: str, snapshot: str = "") -> dict[str, str]:
+    """Every object's definition: `TABLE public.users (owner grc_user)` → SQL."""
+    in_snapshot = [f"--snapshot={snapshot}"] if snapshot else []
+    argv = [postgres.program("pg_dump"), "--schema-only", "--no-password", *in_snapshot]
+    printed = shell.run(argv, environment={**postgres.environment(), "PGDATABASE": database, **_SETTINGS}).stdout
+    return parse(printed)
+
+
+_SETTINGS = {"PGOPTIONS": "-c lock_timeout=60s -c statement_timeout=0"}
+
+
+def parse(printed: str) -> dict[str, str]:
+    """Split pg_dump's text by its header comments. Two objects of one header (overloads) are kept together."""
+    found: dict[str, str] = {}
+    headers = list(_HEADER.finditer(printed))
+    for header, following in zip(headers, [*headers[1:], None], strict=True):
+        body = printed[header.end() : following.start() if following else len(printed)]
+        if header["type"] in SECRET_TYPES:
+            continue
+        schema = "" if header["schema"] == "-" else f"{header['schema']}."
+        key = f"{header['type']} {schema}{header['name']} (owner {header['owner'] or '-'})"
+        found[key] = found.get(key, "") + _without_session_lines(body)
+    return found
+
+
+def _without_session_lines(body: str) -> str:
+    """Without what belongs to pg_dump's session and not to the object: SET lines and the end of its script."""
+    lines = [
+        line
+        for line in body.splitlines()
+        if line and not line.startswith(("--", "\\unrestrict", "\\restrict", "SET default_t"))
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def differences(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
+    """How two databases' definitions differ, as sentences.
+
+    An expression is printed with other (redundant) casts once it was read back: `IN` on a varchar column does that.
+    Texts that are equal without casts to text and parentheses count as equal.
+    """
+    problems = [f"{key}: missing" for key in expected if key not in actual]
+    problems += [f"{key}: not in the backup" for key in actual if key not in expected]
+    for key, text in expected.items():
+        other = actual.get(key, text)
+        if text != other and _REDUNDANT.sub("", text) != _REDUNDANT.sub("", other):
+            problems.append(f"{key}: differs: {first_difference(text, other)}")
+    return problems
+
+
+def first_difference(expected: str, actual: str) -> str:
+    """The first line that differs, expected → found."""
+    ours, theirs = expected.splitlines(), actual.splitlines()
+    for left, right in zip([*ours, ""], [*theirs, ""], strict=False):
+        if left != right:
+            return f"“{left.strip()}” → “{right.strip()}”"
+    return "more lines"

@@ -1,0 +1,209 @@
+"""A dump and its manifest, taken in one exported snapshot.
+
+The tables are locked before the snapshot is taken: a TRUNCATE between the two would leave dump and manifest agreeing
+on an empty table. https://www.postgresql.org/docs/current/app-pgdump.html
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from blocks.postgres import Connection, Postgres, execute
+from runbook import shell
+from runbook.errors import CommandFailed, OpsError
+from runbook.failpoint import failpoint
+from runbook.kinds import action
+from runbook.log import logger
+from tasks.postgres.content import DatabaseContent, SequenceValue, content_of
+from tasks.postgres.session import pin
+
+DUMP = "dump"
+GLOBALS = "globals.sql"
+ATTEMPTS = 3
+COMPRESSIONS = ("zstd:1", "lz4:1", "gzip:1")
+_SETVAL = re.compile(r"setval\((E?'(?:[^']|'')*'), (-?\d+), (true|false)\)")
+
+
+@dataclass(frozen=True)
+class Dumped:
+    """A dump in a directory: the moment and content of its snapshot, and what took how long."""
+
+    taken: datetime
+    content: DatabaseContent
+    compression: str
+    dump_seconds: float
+    manifest_seconds: float
+    behind: tuple[str, ...]
+
+
+@action
+def dump_database(postgres: Postgres, directory: Path, jobs: int) -> Dumped:
+    """Dump the application's database in directory format, and read its manifest in the same snapshot meanwhile.
+
+    Raises:
+        CommandFailed: pg_dump failed.
+        OpsError: a table stays locked by somebody else.
+    """
+    compression = best_compression(postgres)
+    with _snapshot(postgres) as (exporter, snapshot, taken):
+        failpoint("dump: snapshot exported")
+        with ThreadPoolExecutor(1) as beside:
+            content = beside.submit(_timed_content, postgres, snapshot)
+            seconds = _pg_dump(postgres, directory / DUMP, snapshot, compression, jobs)
+            found, manifest_seconds = content.result()
+        sequences = _canonical(exporter, dumped_sequences(postgres, directory / DUMP))
+        behind = _behind(sequences, _maxima(exporter))
+    found = found.model_copy(update={"sequences": sequences})
+    return Dumped(taken, found, compression, seconds, manifest_seconds, behind)
+
+
+@action
+def dump_globals(postgres: Postgres, directory: Path) -> Path:
+    """Roles and tablespaces, without password hashes."""
+    path = directory / GLOBALS
+    argv = [postgres.program("pg_dumpall"), "--globals-only", "--no-role-passwords", "--no-password"]
+    shell.run([*argv, f"--file={path}"], environment=postgres.environment())
+    return path
+
+
+def best_compression(postgres: Postgres) -> str:
+    """The best compression that this pg_dump was built with."""
+    for wanted in COMPRESSIONS[:-1]:
+        argv = [postgres.program("pg_dump"), f"--compress={wanted}", "--format=plain", "--no-password"]
+        try:
+            shell.run(argv, environment={"PGHOST": "127.0.0.1", "PGPORT": "1", "LC_MESSAGES": "C"})
+        except CommandFailed as error:
+            if "compression" not in error.stderr:  # it went on to the connection, which nobody answers
+                return wanted
+    return COMPRESSIONS[-1]
+
+
+@contextmanager
+def _snapshot(postgres: Postgres) -> Iterator[tuple[Connection, str, datetime]]:
+    for attempt in range(ATTEMPTS):
+        with postgres.connect(postgres.database) as connection:
+            pin(connection)
+            before = _lockable(connection)
+            execute(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            try:
+                for schema, table in before:
+                    name = sql.Identifier(schema, table)
+                    connection.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS SHARE MODE").format(name))
+                row = execute(connection, "SELECT pg_export_snapshot(), clock_timestamp()")[0]
+                changed = _lockable(connection) != before
+            except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+                changed = True
+            except psycopg.errors.LockNotAvailable:
+                raise OpsError(
+                    "a table is locked by somebody else for more than a minute",
+                    "look for an ALTER TABLE or a long transaction in pg_stat_activity, end it, and try again",
+                ) from None
+            if not changed:
+                yield connection, str(row[0]), row[1].astimezone(UTC)
+                return
+        logger().info("tables came or went while they were being locked (attempt %d): again", attempt + 1)
+    raise OpsError("tables keep coming and going, so no snapshot could be taken", "stop the migrations, then try again")
+
+
+def _lockable(connection: Connection) -> list[tuple[str, str]]:
+    rows = execute(
+        connection,
+        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' "
+        "AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY 1, 2",
+    )
+    return [(str(schema), str(table)) for schema, table in rows]
+
+
+def _timed_content(postgres: Postgres, snapshot: str) -> tuple[DatabaseContent, float]:
+    started = time.monotonic()
+    return content_of(postgres, postgres.database, snapshot), time.monotonic() - started
+
+
+def _pg_dump(postgres: Postgres, target: Path, snapshot: str, compression: str, jobs: int) -> float:
+    argv = [
+        *(postgres.program("pg_dump"), "--format=directory", f"--jobs={jobs}", f"--compress={compression}"),
+        *(f"--snapshot={snapshot}", "--lock-wait-timeout=60s", "--no-sync", "--no-password", "--large-objects"),
+        *("--file", str(target)),
+    ]
+    environment = {**postgres.environment(), "PGDATABASE": postgres.database}
+    return shell.run(argv, environment=environment, hint="its message is the reason; nothing was published").seconds
+
+
+def dumped_sequences(postgres: Postgres, dump: Path) -> dict[str, SequenceValue]:
+    """Every sequence's value as the dump will set it: sequences ignore snapshots, so only the dump knows."""
+    listed = shell.run([postgres.program("pg_restore"), "--list", dump]).stdout
+    entries = [line for line in listed.splitlines() if " SEQUENCE SET " in line]
+    if not entries:
+        return {}
+    chosen = dump.parent / ".sequences"
+    chosen.write_text("\n".join(entries) + "\n", encoding="utf-8")
+    try:
+        printed = shell.run([postgres.program("pg_restore"), f"--use-list={chosen}", "--file=-", dump]).stdout
+    finally:
+        chosen.unlink()
+    return {
+        _literal(name): SequenceValue(last=int(last), called=called == "true")
+        for name, last, called in _SETVAL.findall(printed)
+    }
+
+
+def _literal(text: str) -> str:
+    inner = text.removeprefix("E")[1:-1].replace("''", "'")
+    return inner.replace("\\\\", "\\") if text.startswith("E") else inner
+
+
+def _canonical(connection: Connection, sequences: dict[str, SequenceValue]) -> dict[str, SequenceValue]:
+    """The server's own spelling of each name."""
+    found = {}
+    for name, value in sequences.items():
+        row = execute(
+            connection,
+            "SELECT format('%%I.%%I', n.nspname, c.relname) FROM pg_class c "
+            "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass(%s)",
+            name,
+        )
+        found[str(row[0][0]) if row else name] = value
+    return found
+
+
+def _maxima(connection: Connection) -> dict[str, tuple[str, int]]:
+    """The largest number in each column that a sequence feeds, in the snapshot: sequence → (column, number)."""
+    found = {}
+    for sequence, schema, table, column in execute(connection, _FED):
+        query = sql.SQL("SELECT max({}) FROM {}").format(sql.Identifier(column), sql.Identifier(schema, table))
+        largest = execute(connection, query)[0][0]
+        if isinstance(largest, int):
+            found[str(sequence)] = (f"{schema}.{table}.{column}", largest)
+    return found
+
+
+# Ascending sequences owned by a column that leads an index: without one the maximum would read the whole table.
+_FED = """
+SELECT format('%I.%I', sn.nspname, s.relname), tn.nspname, t.relname, a.attname FROM pg_depend d
+JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace sn ON sn.oid = s.relnamespace
+JOIN pg_sequence q ON q.seqrelid = s.oid AND q.seqincrement > 0 AND NOT q.seqcycle
+JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace tn ON tn.oid = t.relnamespace
+JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
+WHERE d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND t.relkind IN ('r', 'p')
+  AND EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.oid AND i.indkey[0] = a.attnum)
+"""
+
+
+def _behind(sequences: dict[str, SequenceValue], maxima: dict[str, tuple[str, int]]) -> tuple[str, ...]:
+    """Sequences whose column already holds a larger number: their next value would collide."""
+    return tuple(
+        f"{sequence} is at {sequences[sequence].last}, {column} already holds {largest}"
+        for sequence, (column, largest) in maxima.items()
+        if sequence in sequences and sequences[sequence].last < largest
+    )

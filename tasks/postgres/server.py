@@ -1,0 +1,162 @@
+"""What a PostgreSQL server is, and what stands in the way of replacing a database on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from blocks.postgres import Postgres, execute
+from runbook import shell
+from runbook.errors import OpsError, Unreachable
+from runbook.kinds import probe
+
+Presence = Literal["up", "down", "absent"]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and this login's rights on it."""
+
+    version: int
+    text: str
+    superuser: bool
+    checksums: bool
+    fsync: bool
+    in_recovery: bool
+    roles: tuple[str, ...]
+    databases: tuple[str, ...]
+
+    @property
+    def major(self) -> int:
+        """18 for 18.6."""
+        return self.version // 10000
+
+    @property
+    def is_bare(self) -> bool:
+        """A new cluster: nobody has made a role or a database in it."""
+        return len(self.roles) <= 1 and not set(self.databases) - {"postgres"}
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Something tied to a database that a swap would tear off."""
+
+    what: str
+    hint: str
+
+
+@probe
+def read_server(postgres: Postgres) -> Server:
+    """Version, rights, roles and databases.
+
+    Raises:
+        Unreachable: it is down.
+    """
+    with postgres.connect() as connection:
+        row = execute(connection, _SERVER)[0]
+        version, text, superuser, checksums, fsync, in_recovery, roles, databases = row
+        return Server(
+            int(version), str(text), bool(superuser), checksums == "on", fsync == "on", bool(in_recovery),
+            tuple(roles), tuple(databases),
+        )  # fmt: skip
+
+
+_SERVER = """
+SELECT current_setting('server_version_num'), current_setting('server_version'), rolsuper OR rolbypassrls,
+       current_setting('data_checksums'), current_setting('fsync'), pg_is_in_recovery(),
+       ARRAY(SELECT rolname::text FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1),
+       ARRAY(SELECT datname::text FROM pg_database WHERE NOT datistemplate ORDER BY 1)
+FROM pg_roles WHERE rolname = current_user
+"""
+
+
+def presence(postgres: Postgres) -> Presence:
+    """Whether the server answers, is down, or has lost its data directory."""
+    data = Path(postgres.data_directory)
+    if data.parent.exists() and not (data / "PG_VERSION").exists() and _is_local(postgres):
+        return "absent"
+    try:
+        postgres.connect().close()
+    except Unreachable:
+        return "down"
+    return "up"
+
+
+def _is_local(postgres: Postgres) -> bool:
+    return postgres.host in ("localhost", "127.0.0.1", "::1", "")
+
+
+def program_version(postgres: Postgres, program: str) -> int:
+    """The major version of a client program: 18."""
+    printed = shell.run([postgres.program(program), "--version"], timeout_seconds=10).stdout
+    return (
+        int(printed.split()[-1].split(".")[0])
+        if printed.split()[-1][0].isdigit()
+        else int(printed.split("(PostgreSQL) ")[1].split(".")[0])
+    )
+
+
+def judge_programs(postgres: Postgres, server: Server) -> None:
+    """Dump and restore with the server's own major version of the programs.
+
+    Raises:
+        OpsError: they are of another one.
+    """
+    found = program_version(postgres, "pg_dump")
+    if found != server.major:
+        raise OpsError(
+            f"the server is PostgreSQL {server.text}, the programs in {postgres.programs} are {found}",
+            f"install PostgreSQL {server.major}'s programs, or correct [postgres] programs",
+        )
+
+
+@probe
+def read_database_bytes(postgres: Postgres, database: str) -> int:
+    """Size on disk.
+
+    Raises:
+        OpsError: there is no such database.
+    """
+    with postgres.connect() as connection:
+        rows = execute(connection, "SELECT pg_database_size(oid) FROM pg_database WHERE datname = %s", database)
+    if not rows:
+        raise OpsError(f"there is no database {database}", "restore it: full-restore or restore-database")
+    return int(rows[0][0])
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which database is behind a name: its OID, 0 where there is none."""
+
+    database: str
+    oid: int
+
+
+@probe
+def read_identity(postgres: Postgres, database: str) -> Identity:
+    """What a plan pins: another database behind the same name later is refused."""
+    with postgres.connect() as connection:
+        rows = execute(connection, "SELECT oid FROM pg_database WHERE datname = %s", database)
+    return Identity(database, int(rows[0][0]) if rows else 0)
+
+
+@probe
+def find_obstacles(postgres: Postgres, database: str) -> tuple[Obstacle, ...]:
+    """Prepared transactions, logical slots and subscriptions that are tied to a database (recovery-rules, swap)."""
+    with postgres.connect() as connection:
+        prepared = execute(connection, "SELECT gid FROM pg_prepared_xacts WHERE database = %s", database)
+        slots = execute(connection, "SELECT slot_name FROM pg_replication_slots WHERE database = %s", database)
+        subscriptions = execute(
+            connection,
+            "SELECT subname FROM pg_subscription s JOIN pg_database d ON d.oid = s.subdbid WHERE d.datname = %s",
+            database,
+        )
+    return (
+        *(Obstacle(f"prepared transaction {row[0]}", "COMMIT PREPARED or ROLLBACK PREPARED it") for row in prepared),
+        *(Obstacle(f"logical slot {row[0]}", "stop its consumer and drop the slot, or hand it over") for row in slots),
+        *(
+            Obstacle(f"subscription {row[0]}", "disable and drop it: it would go on filling the old database")
+            for row in subscriptions
+        ),
+    )

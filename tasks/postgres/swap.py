@@ -1,0 +1,231 @@
+"""The swap: both names in one transaction, under the eyes of clients that keep reconnecting.
+
+The rename comes first: its lock holds new log-ins while a second session ends the old ones (recovery-rules: 15 of 15
+with 40 reconnecting clients; ending them first failed 6 of 15). A kill at any point leaves the transaction undone.
+https://www.postgresql.org/docs/current/sql-alterdatabase.html
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import psycopg
+from psycopg import sql
+
+from blocks.postgres import Connection, Postgres, execute
+from runbook.errors import Locked, OpsError, VerificationFailed
+from runbook.failpoint import failpoint
+from runbook.kinds import action, probe
+from runbook.permit import Permit
+from runbook.wait import until
+from tasks.postgres.copy import REPLACE, Copy, name_beside, oid_of
+
+UNDO = "bring back database"
+KEPT = re.compile(r"__old_\d{8}_\d{6}$")
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """What is live now, under which name the old one is kept ("" where there was none), and the clients' outage."""
+
+    live: str
+    kept: str
+    outage_seconds: float
+
+
+@dataclass(frozen=True)
+class Superseded:
+    """A database that a restore replaced. `writes` is pg_stat_database's count of the live one when it took over."""
+
+    name: str
+    bytes: int
+    since: str
+    backup: str
+    writes: int
+    comment: str
+
+
+@contextmanager
+def advisory_lock(postgres: Postgres) -> Iterator[Connection]:
+    """A session that holds this database's advisory lock in the maintenance database, beside the environment's lock:
+    a lease that is lost frees that one while the run goes on.
+
+    Raises:
+        Locked: another session holds it.
+    """
+    key = int.from_bytes(hashlib.sha256(f"interview-ops {postgres.database}".encode()).digest()[:8], "big", signed=True)
+    with postgres.connect() as connection:
+        if not execute(connection, "SELECT pg_try_advisory_lock(%s)", key)[0][0]:
+            holder = execute(connection, _HOLDER, key & 0xFFFFFFFF)
+            who = f"process {holder[0][0]} since {holder[0][1]:%H:%M:%S}" if holder else "another session"
+            raise Locked(
+                f"{who} of the database server is replacing {postgres.database} already",
+                "wait for it; a session whose client died ends within seconds",
+            )
+        yield connection
+
+
+_HOLDER = """
+SELECT l.pid, a.backend_start FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'advisory' AND l.granted AND l.objid::bigint = %s
+"""
+
+
+@action
+def swap_databases(
+    permit: Permit, postgres: Postgres, guard: Connection, copy: Copy, live_oid: int, backup: str
+) -> Swapped:
+    """Give the copy the live name, and keep the old database under another.
+
+    Raises:
+        VerificationFailed: behind one of the names is another database than was judged.
+        OpsError: a session cannot be ended, or a prepared transaction stands in the way.
+    """
+    permit.require(REPLACE, postgres.database)
+    kept = _kept_name(guard, postgres.database) if live_oid else ""
+    moves = [(postgres.database, kept, live_oid), (copy.database, postgres.database, copy.oid)]
+    outage = exchange(postgres, guard, moves, by=backup)
+    return Swapped(postgres.database, kept, outage)
+
+
+@action
+def swap_back(permit: Permit, postgres: Postgres, guard: Connection, old: Superseded, live_oid: int) -> Swapped:
+    """Give a superseded database its name and its comment back, and keep the present one."""
+    permit.require(UNDO, old.name)
+    kept = _kept_name(guard, postgres.database) if live_oid else ""
+    moves = [(postgres.database, kept, live_oid), (old.name, postgres.database, oid_of(guard, old.name))]
+    outage = exchange(postgres, guard, moves, by="undo-restore")
+    name = sql.Identifier(postgres.database)
+    guard.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(name, old.comment or None))
+    return Swapped(postgres.database, kept, outage)
+
+
+def _kept_name(connection: Connection, database: str) -> str:
+    def free_name() -> str:
+        name = name_beside(database, f"__old_{datetime.now(UTC):%Y%m%d_%H%M%S}")
+        return "" if oid_of(connection, name) else name
+
+    return until(free_name, what="a free name for the old database", seconds=5)
+
+
+def exchange(postgres: Postgres, guard: Connection, renames: list[tuple[str, str, int]], *, by: str) -> float:
+    """Rename databases (from, to, OID) in one transaction; returns the seconds for which clients were held off."""
+    moves = [move for move in renames if move[2]]
+    execute(guard, "SET lock_timeout = '20s'")
+    started = time.monotonic()
+    with guard.transaction(), _ending_sessions(postgres, [move[0] for move in moves]):
+        _require_identity(guard, moves)
+        for number, (old, new, _) in enumerate(moves, 1):
+            failpoint(f"swap: before rename {number}")
+            _rename(guard, old, new)
+            failpoint(f"swap: after rename {number}")
+        if len(moves) == 2:
+            _label(guard, kept=moves[0][1], live=moves[1][1], by=by)
+        failpoint("swap: before commit")
+    failpoint("swap: after commit")
+    return time.monotonic() - started
+
+
+def _require_identity(connection: Connection, moves: list[tuple[str, str, int]]) -> None:
+    for old, _, oid in moves:
+        if oid_of(connection, old) != oid:
+            raise VerificationFailed(
+                f"behind the name {old} is another database than the one that was judged",
+                "somebody else changed it meanwhile; launch the run again",
+            )
+
+
+def _rename(connection: Connection, old: str, new: str) -> None:
+    try:
+        connection.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new)))
+    except psycopg.errors.ObjectInUse as error:
+        raise OpsError(
+            f"{old} could not be renamed: {error.diag.message_detail or error.diag.message_primary}",
+            "end what uses it (a prepared transaction?) and launch the run again; nothing was swapped",
+        ) from None
+    except psycopg.errors.LockNotAvailable:
+        raise OpsError(f"{old} could not be locked within 20 s", "nothing was swapped; launch the run again") from None
+
+
+@contextmanager
+def _ending_sessions(postgres: Postgres, databases: list[str]) -> Iterator[None]:
+    """A second session ends every session in the databases until the block is left."""
+    stop = threading.Event()
+
+    def end_them() -> None:
+        with postgres.connect() as connection:
+            while not stop.is_set():
+                execute(
+                    connection,
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = ANY(%s) AND backend_type = 'client backend'",
+                    databases,
+                )
+                stop.wait(0.02)
+
+    thread = threading.Thread(target=end_them, name="end sessions", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _label(connection: Connection, *, kept: str, live: str, by: str) -> None:
+    """Note on the kept database what replaced it, and what its own comment was."""
+    comment = execute(connection, _COMMENT, kept)[0][0]
+    writes = writes_of(connection, live)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    label = json.dumps({"superseded": now, "by": by, "writes": writes, "comment": comment}, ensure_ascii=False)
+    connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(kept), label))
+
+
+_COMMENT = "SELECT coalesce(shobj_description(oid, 'pg_database'), '') FROM pg_database WHERE datname = %s"
+
+
+def writes_of(connection: Connection, database: str) -> int:
+    """Rows written in a database since its statistics began."""
+    rows = execute(
+        connection,
+        "SELECT tup_inserted + tup_updated + tup_deleted FROM pg_stat_database WHERE datname = %s",
+        database,
+    )
+    return int(rows[0][0]) if rows else 0
+
+
+@probe
+def read_writes(postgres: Postgres, database: str) -> int:
+    """See `writes_of`."""
+    with postgres.connect() as connection:
+        return writes_of(connection, database)
+
+
+@probe
+def find_superseded(postgres: Postgres) -> tuple[Superseded, ...]:
+    """The databases that restores replaced, newest first."""
+    base = name_beside(postgres.database, "__old_00000000_000000").removesuffix("__old_00000000_000000")
+    with postgres.connect() as connection:
+        rows = execute(
+            connection,
+            "SELECT datname, pg_database_size(oid), coalesce(shobj_description(oid, 'pg_database'), '') "
+            "FROM pg_database WHERE starts_with(datname, %s) ORDER BY right(datname, 15) DESC",
+            base + "__old_",
+        )
+    return tuple(_superseded(*row) for row in rows if KEPT.search(str(row[0])))
+
+
+def _superseded(name: str, size: int, label: str) -> Superseded:
+    try:
+        told = json.loads(label)
+        return Superseded(name, size, told["superseded"], told["by"], int(told["writes"]), told["comment"])
+    except (ValueError, KeyError, TypeError):
+        return Superseded(name, size, "unknown", "unknown", -1, label)

@@ -1,0 +1,217 @@
+"""What a Redis holds, as a backup's manifest keeps it, and the comparison of a copy with it.
+
+Keys without a TTL are proven by their number and an order-independent digest (the sum of 128-bit hashes of every key's
+logical content). Keys, and fields of hashes, that expire have a line each in `expiring.tsv.gz` beside the RDB
+(database, PEXPIRETIME in ms, hash, `key` or `field`), so that at a restore exactly those are required whose time is
+still ahead. A type that cannot be compared is an error, never a pass.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+EXPIRING = "expiring.tsv.gz"
+COLUMNS = (
+    "database", "persistent keys expected", "found", "content equal", "expiring keys expected", "found", "expired since",
+)  # fmt: skip
+
+
+class DatabaseContent(BaseModel):
+    """One database. `prefixes` counts keys up to their first colon ("" for those without one), the biggest ones."""
+
+    model_config = ConfigDict(frozen=True)
+    keys: int
+    persistent_keys: int
+    persistent_digest: str
+    expiring_keys: int
+    expiring_fields: int = 0
+    prefixes: dict[str, int] = {}
+
+
+EMPTY = DatabaseContent(keys=0, persistent_keys=0, persistent_digest="0" * 32, expiring_keys=0)
+
+
+class RedisContent(BaseModel):
+    """The content of an RDB. `rdb_keys` counts its records; `read_*_ms` are the clock's readings around the reading."""
+
+    model_config = ConfigDict(frozen=True)
+    server_version: str
+    databases: dict[int, DatabaseContent]
+    functions: dict[str, str] = {}
+    rdb_keys: int = -1
+    rdb_version: str = ""
+    memory_bytes: int = 0
+    read_began_ms: int = 0
+    read_ended_ms: int = 0
+
+    @property
+    def keys(self) -> int:
+        """Of all databases."""
+        return sum(found.keys for found in self.databases.values())
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One database's row of the evidence: what the backup holds, and what was found of it."""
+
+    database: int
+    persistent_expected: int
+    persistent_found: int
+    digest_equal: bool
+    expiring_expected: int
+    expiring_found: int
+    expired_since: int
+
+    def row(self) -> tuple[str, ...]:
+        """Under `COLUMNS`."""
+        return (
+            f"db {self.database}",
+            f"{self.persistent_expected:,}",
+            f"{self.persistent_found:,}",
+            "yes" if self.digest_equal else "NO",
+            f"{self.expiring_expected:,}",
+            f"{self.expiring_found:,}",
+            f"{self.expired_since:,}",
+        )
+
+
+@dataclass(frozen=True)
+class RedisComparison:
+    """`differences` are sentences: none of them means that the copy is what the backup held."""
+
+    differences: tuple[str, ...]
+    proofs: tuple[Proof, ...]
+
+    @property
+    def is_equal(self) -> bool:
+        """No difference was found, and everything could be compared."""
+        return not self.differences
+
+    @property
+    def expired_since(self) -> int:
+        """Keys whose own TTL ended between the backup's reading and this one: gone by right."""
+        return sum(proof.expired_since for proof in self.proofs)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """For a table under `COLUMNS`."""
+        return [proof.row() for proof in self.proofs]
+
+
+class _Expiring:
+    """The lines of two sidecars against each other: counts by (database, kind)."""
+
+    def __init__(self, expected: Path, actual: Path, now_ms: int) -> None:
+        found = set(lines_of(actual))
+        self.required: Counter[tuple[int, str]] = Counter()
+        self.found: Counter[tuple[int, str]] = Counter()
+        self.gone: Counter[tuple[int, str]] = Counter()
+        self.missing: Counter[tuple[int, str]] = Counter()
+        self.first_missing: dict[tuple[int, str], int] = {}
+        for line in lines_of(expected):
+            database, expires, what = _parsed(line)
+            if line in found:
+                found.discard(line)
+                self.required[database, what] += 1
+                self.found[database, what] += 1
+            elif expires > now_ms:
+                self.required[database, what] += 1
+                self.missing[database, what] += 1
+                first = self.first_missing.setdefault((database, what), expires)
+                self.first_missing[database, what] = min(first, expires)
+            else:
+                self.gone[database, what] += 1
+        self.strange = Counter((_parsed(line)[0], _parsed(line)[2]) for line in found)
+
+
+def compare(expected: RedisContent, expiring: Path, actual: RedisContent, actual_expiring: Path) -> RedisComparison:
+    """Compare what was read from a copy with a backup's manifest and its sidecar `expiring`.
+
+    An expiring key is required when its time was still ahead at the end of the reading, and expected to be gone when
+    its time had come before; whatever the copy holds beyond the backup is a difference too.
+    """
+    lines = _Expiring(expiring, actual_expiring, actual.read_ended_ms)
+    numbers = sorted({*expected.databases, *actual.databases, *(key[0] for key in lines.strange)})
+    differences: list[str] = []
+    proofs = []
+    for number in numbers:
+        before, after = expected.databases.get(number, EMPTY), actual.databases.get(number, EMPTY)
+        equal = before.persistent_digest == after.persistent_digest
+        differences += _persistent(number, before, after)
+        differences += _expiring(number, lines)
+        where = (number, "key")
+        proofs.append(
+            Proof(
+                number, before.persistent_keys, after.persistent_keys, equal,
+                lines.required[where], lines.found[where], lines.gone[where],
+            )
+        )  # fmt: skip
+    differences += _sidecar_whole(expected, lines)
+    differences += _functions(expected, actual)
+    return RedisComparison(tuple(differences), tuple(proofs))
+
+
+def _persistent(number: int, before: DatabaseContent, after: DatabaseContent) -> list[str]:
+    if before.persistent_keys != after.persistent_keys:
+        return [
+            f"database {number} has {after.persistent_keys:,} keys without a TTL instead of {before.persistent_keys:,}"
+            + _prefixes(before, after)
+        ]
+    if before.persistent_digest != after.persistent_digest:
+        return [f"database {number}: the content of its {before.persistent_keys:,} keys without a TTL is not the same"]
+    return []
+
+
+def _prefixes(before: DatabaseContent, after: DatabaseContent) -> str:
+    less = {name: count - after.prefixes.get(name, 0) for name, count in before.prefixes.items()}
+    worst = sorted((name for name in less if less[name] > 0), key=lambda name: -less[name])[:3]
+    return f" (fewest: {', '.join(f'{name or chr(8230)} −{less[name]:,}' for name in worst)})" if worst else ""
+
+
+def _expiring(number: int, lines: _Expiring) -> list[str]:
+    sentences = []
+    for what in ("key", "field"):
+        where = (number, what)
+        if missing := lines.missing[where]:
+            first = datetime.fromtimestamp(lines.first_missing[where] / 1000, UTC)
+            sentences.append(
+                f"database {number}: {missing:,} of {lines.required[where]:,} {what}s with a TTL are missing or not the "
+                f"same, the first of them would live until {first:%Y-%m-%d %H:%M:%S UTC}"
+            )
+        if strange := lines.strange[where]:
+            sentences.append(f"database {number}: {strange:,} {what}s with a TTL are there that the backup did not hold")
+    return sentences
+
+
+def _sidecar_whole(expected: RedisContent, lines: _Expiring) -> list[str]:
+    """The sidecar must have as many lines as the manifest says: an empty one would require nothing."""
+    wrong = []
+    for number, database in expected.databases.items():
+        for what, told in (("key", database.expiring_keys), ("field", database.expiring_fields)):
+            count = lines.required[number, what] + lines.gone[number, what]
+            if count != told:
+                wrong.append(f"{EXPIRING} has {count:,} {what}s of database {number}, the manifest says {told:,}")
+    return wrong
+
+
+def _functions(expected: RedisContent, actual: RedisContent) -> list[str]:
+    names = sorted({*expected.functions, *actual.functions})
+    changed = [name for name in names if expected.functions.get(name) != actual.functions.get(name)]
+    return [f"function libraries are not the same: {', '.join(changed)}"] if changed else []
+
+
+def lines_of(sidecar: Path) -> Iterator[bytes]:
+    """The lines of a sidecar."""
+    with gzip.open(sidecar, "rb") as file:
+        yield from file
+
+
+def _parsed(line: bytes) -> tuple[int, int, str]:
+    database, expires, _, what = line.rstrip(b"\n").split(b"\t")
+    return int(database), int(expires), what.decode()

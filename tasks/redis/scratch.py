@@ -1,0 +1,123 @@
+"""A scratch server: the block's own server program on a Unix socket, to prove what a file really holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import redis
+
+from blocks.redis import Redis
+from runbook import shell
+from runbook.errors import Unreachable, VerificationFailed
+from runbook.wait import until
+from tasks.redis.server import LOAD_SECONDS, call
+
+# A scratch server dies before anything else where memory runs out: never the live server in its place.
+_SETTINGS = (
+    *("--port", "0", "--unixsocketperm", "700", "--daemonize", "no", "--logfile", "", "--pidfile", ""),
+    *("--save", "", "--databases", "1024", "--enable-debug-command", "yes", "--busy-reply-threshold", "600000"),
+    *("--oom-score-adj", "absolute", "--oom-score-adj-values", "1000", "1000", "1000", "--auto-aof-rewrite-percentage"),
+    "0",
+)
+_UNTOLD = re.compile(r"check server logs|Terminating server|Memory overcommit|oO0Oo|Transparent Huge|TCP backlog")
+
+
+@contextlib.contextmanager
+def scratch_server(
+    block: Redis,
+    directory: Path,
+    *,
+    appendonly: bool = False,
+    rdb: str = "dump.rdb",
+    aof: tuple[str, str] = ("appendonlydir", "appendonly.aof"),
+    user: str = "",
+) -> Iterator[redis.Redis]:
+    """A server on `directory`, loaded: on its RDB, or (`appendonly`) on its AOF (directory and file name in `aof`).
+
+    Without `user` it runs as this process's own user. It listens on a socket in a private directory only, and saves
+    nothing by itself. It is shut down without saving when the block is left, and dies with this process.
+
+    Raises:
+        VerificationFailed: the files cannot be loaded; the message is the server's own reason.
+    """
+    # A socket's path has 107 characters at most: the system's own temporary directory is always short enough.
+    place = Path(tempfile.mkdtemp(prefix="ops-redis-", dir="/tmp"))  # noqa: S108
+    try:
+        if user and os.geteuid() == 0:
+            shutil.chown(place, user)
+        log = place / "log"
+        argv = [block.server_program, *_SETTINGS, "--unixsocket", place / "socket", "--dir", directory]
+        argv += ["--dbfilename", rdb, "--appendonly", "yes" if appendonly else "no"]
+        argv += ["--appenddirname", aof[0], "--appendfilename", aof[1]]
+        # LC_ALL: the scripts sort by the server's collation.
+        with (
+            log.open("wb") as out,
+            shell.spawn(argv, environment={"LC_ALL": "C"}, user=user, stdout=out, stderr=out) as child,
+            contextlib.closing(block.scratch(place / "socket")) as client,
+        ):
+            until(
+                lambda: _is_loaded(client, child, log), what="loading on the scratch server", seconds=LOAD_SECONDS,
+                every_seconds=0.03,
+            )  # fmt: skip
+            yield client
+            if child.poll() is None:
+                end(client, child, save=False)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def end(client: redis.Redis, child: subprocess.Popen[bytes] | None = None, *, save: bool) -> None:
+    """SHUTDOWN; the connection that breaks is its answer.
+
+    Raises:
+        VerificationFailed: the server refused (it could not save).
+    """
+    try:
+        call(client, "SHUTDOWN", "SAVE" if save else "NOSAVE")
+    except redis.ConnectionError:
+        pass
+    except redis.RedisError as error:
+        raise VerificationFailed(f"the scratch server does not shut down: {error}", "look at the disk") from None
+    if child:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(shell.STOP_SECONDS)
+
+
+def _is_loaded(client: redis.Redis, child: subprocess.Popen[bytes], log: Path) -> bool:
+    if child.poll() is not None:
+        raise VerificationFailed(
+            f"the server cannot load this data: {reason(log.read_text(errors='replace'), child.returncode)}",
+            "choose another backup, or a server program of the version that took it",
+        )
+    try:
+        info = client.info("persistence")
+    except redis.RedisError as error:
+        raise Unreachable(f"the scratch server does not answer yet: {error}") from None
+    return not info["loading"]
+
+
+def reason(log: str, code: int) -> str:
+    """The sentence in a server's log that says why it ended."""
+    lines = [line for line in log.splitlines() if not _UNTOLD.search(line)]
+    told = [line.split(" # ", 1)[1] for line in lines if " # " in line]
+    told += [line for line in lines if re.match(r"(\*\*\* FATAL|>>> |Bad file format|.*(?:denied|not found))", line)]
+    if told:
+        return told[0].rstrip(".")[:300]
+    return f"it was killed by signal {-code} (out of memory?)" if code < 0 else f"it exited {code}"
+
+
+def refuse_empty(path: Path) -> None:
+    """A server starts *empty* where its RDB is missing.
+
+    Raises:
+        VerificationFailed: the file is missing or has no content.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        raise VerificationFailed(f"{path.name} is missing or empty", "choose another backup")

@@ -1,0 +1,105 @@
+"""What a server says of itself, and the calls that every module here makes of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+import redis
+
+from blocks.redis import Redis
+from runbook import shell
+from runbook.errors import OpsError
+
+LOAD_SECONDS = 1800.0
+
+
+def call(client: redis.Redis, *words: object) -> Any:
+    """Any command: one place for redis-py's untyped `execute_command`."""
+    return cast(Any, client).execute_command(*words)
+
+
+@contextlib.contextmanager
+def connected(block: Redis) -> Iterator[redis.Redis]:
+    """A client of the live server that answers.
+
+    Raises:
+        Unreachable: nobody answers, or it is still loading its data.
+        OpsError: it refuses (password, rights); one clear sentence.
+    """
+    client = block.client()
+    try:
+        client.ping()
+        yield client
+    except redis.RedisError as error:
+        raise block.refused(error) from None
+    finally:
+        client.close()
+
+
+def version_of(client: redis.Redis) -> str:
+    """`valkey 9.1.2` or `redis 8.0.2` (https://valkey.io/commands/info/)."""
+    info = client.info("server")
+    if info.get("server_name") == "valkey":
+        return f"valkey {info['valkey_version']}"
+    return f"redis {info['redis_version']}"
+
+
+def program_version(block: Redis) -> str:
+    """The version of the server program, in the form of `version_of`.
+
+    Raises:
+        OpsError: it is not installed, or does not say.
+    """
+    printed = shell.run([block.server_program, "--version"], timeout_seconds=20).stdout
+    words = printed.split()
+    number = next((word.removeprefix("v=") for word in words if word.startswith("v=")), "")
+    if not number:
+        raise OpsError(f"{block.server_program} does not say its version", "correct [redis] server_program")
+    return f"{words[0].lower()} {number}"
+
+
+def family(version: str) -> str:
+    """`valkey` or `redis`."""
+    return version.split(" ", 1)[0]
+
+
+def key_counts(client: redis.Redis) -> dict[int, tuple[int, int]]:
+    """Database → (keys, keys with a TTL), as INFO keyspace counts them: expired ones that lie there still included."""
+    return {
+        int(name.removeprefix("db")): (int(found["keys"]), int(found["expires"]))
+        for name, found in client.info("keyspace").items()
+    }
+
+
+def loaded_keys(client: redis.Redis) -> int:
+    """How many keys the server read from its RDB (or AOF base) when it started; no later write changes that number.
+
+    -1 where the server does not say.
+    """
+    info = client.info("persistence")
+    if "rdb_last_load_keys_loaded" not in info:
+        return -1
+    return int(info["rdb_last_load_keys_loaded"]) + int(info["rdb_last_load_keys_expired"])
+
+
+def live_directory(block: Redis) -> Path:
+    """The data directory itself, where the configured path is a symbolic link to it."""
+    return Path(block.data_directory).resolve()
+
+
+def holders(directory: Path) -> list[int]:
+    """Processes that work in a directory (a server changes into its `dir`) or hold a file of it open."""
+    inside = (str(directory), f"{directory} (deleted)")
+    found = []
+    for process in psutil.process_iter(["pid"]):
+        with contextlib.suppress(psutil.Error):
+            where = process.cwd()
+            if where in inside or where.startswith(f"{directory}/"):
+                found.append(process.pid)
+            elif any(file.path.startswith(f"{directory}/") for file in process.open_files()):
+                found.append(process.pid)
+    return found

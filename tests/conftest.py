@@ -1,0 +1,84 @@
+"""The lab for tests: real servers of this pytest run alone, never the ones that `make lab` brought up.
+
+Ports and passwords are chosen when this file is imported, because Prefect reads its settings when *it* is imported; the
+servers start with the first test that asks for `lab`. Under xdist every worker has a lab of its own, `test-gw0` and so
+on, and all share one Prefect server, which the controller stops at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from lab import lifecycle  # noqa: E402
+from lab.client import Lab  # noqa: E402
+from lab.layout import base_directory  # noqa: E402
+from lab.progress import silent  # noqa: E402
+
+pytest_plugins = ("tests.servers",)
+
+_BASE = "OPS_LAB_BASE"
+_LOG_LINES = 30
+
+
+def _remove(base: Path) -> None:
+    """Stop everything of one base directory and remove it."""
+    kept = os.environ.get(_BASE)
+    os.environ[_BASE] = str(base)
+    lifecycle.down_all(silent, remove=True)
+    shutil.rmtree(base, ignore_errors=True)
+    os.environ.pop(_BASE)
+    if kept is not None:
+        os.environ[_BASE] = kept
+
+
+def _own_base() -> Path | None:
+    """A new base directory for this run; None when the caller or the xdist controller chose one."""
+    if _BASE in os.environ:
+        return None
+    runs = base_directory() / ".tests"
+    for left in runs.glob("*"):  # of runs that were killed
+        if left.name.isdecimal() and not psutil.pid_exists(int(left.name)):
+            _remove(left)
+    os.environ[_BASE] = str(runs / str(os.getpid()))
+    return Path(os.environ[_BASE])
+
+
+OWN_BASE = _own_base()
+PREPARED = Lab.prepared(f"test-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")
+os.environ.update(PREPARED.environ())
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """A lab with 3 MB of data, its variables in `os.environ`: flows can be called in this process."""
+    running = Lab.up(PREPARED.name, megabytes=3)
+    assert running.environ().items() <= os.environ.items(), "a stranger took a port since this run began: run it again"
+    yield running
+    running.down()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With a failing test that uses the lab: the ends of the servers' logs."""
+    report = yield
+    if report.failed and "lab" in getattr(item, "fixturenames", ()):
+        for path in PREPARED.logs():
+            lines = path.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+            report.sections.append((f"end of {path.name}", "\n".join(lines)))
+    return report
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """After the last worker: stop and remove whatever is left of this run."""
+    if OWN_BASE and not hasattr(config, "workerinput"):
+        _remove(OWN_BASE)

@@ -1,0 +1,233 @@
+"""The lab itself: up, again, after a crash, several beside each other, down."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+import redis
+
+from lab.client import Lab
+from lab.control import Control
+from lab.layout import CHECKOUT
+from lab.processes import alive, pid_in
+
+SERVICES = ["ai-providers", "grc-backend", "grc-frontend", "postgresql", "redis"]
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m lab …` as a user calls it: its output ends with it, whatever it started."""
+    return subprocess.run(
+        [sys.executable, "-m", "lab", *arguments],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def pids(lab: Lab) -> dict[str, int]:
+    return {name: row["pid"] for name, row in lab.status()["services"].items()}
+
+
+def kill(pid_file: Path) -> None:
+    pid = pid_in(pid_file)
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def own_base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A base directory with a Prefect server of its own."""
+    base = Path(os.environ["OPS_LAB_BASE"]) / f"own-{os.getpid()}"
+    monkeypatch.setenv("OPS_LAB_BASE", str(base))
+    yield base
+    assert command("down", "--all", "--remove").returncode == 0
+
+
+@pytest.fixture
+def second() -> Iterator[Lab]:
+    """Another lab of the same base directory, not yet up."""
+    other = Lab(f"second-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")
+    yield other
+    other.down()
+
+
+def test_status_says_what_there_is(lab: Lab) -> None:
+    done = command("status", "--name", lab.name, "--json")
+    assert done.returncode == 0, done.stderr
+    status = json.loads(done.stdout)
+    assert status["environment"] == lab.name
+    assert sorted(status["services"]) == SERVICES
+    assert all(row["running"] and alive(row["pid"]) for row in status["services"].values())
+    assert status["postgres"]["pid"] == pid_in(Path(status["postgres"]["data"]) / "postmaster.pid")
+    assert all(Path(path).is_dir() for path in status["stores"].values())
+    assert (Path(status["postgres"]["bin"]) / "pg_dump").exists()
+    for url in (status["prefect_api"], status["application"]["url"]):
+        assert httpx.get(f"{url}/health").status_code == 200
+    assert httpx.get(status["frontend"]["url"], follow_redirects=True).status_code == 200
+    with psycopg.connect(status["postgres"]["dsn"]) as connection:
+        assert connection.execute("SELECT count(*) > 100 FROM interview_sessions").fetchone() == (True,)
+        assert connection.execute("SHOW timezone").fetchone() == ("Asia/Tokyo",)
+        assert connection.execute("SELECT rolsuper FROM pg_roles WHERE rolname = current_user").fetchone() == (False,)
+    with psycopg.connect(status["postgres"]["admin_dsn"]) as connection:
+        assert connection.execute("SHOW data_checksums").fetchone() == ("on",)
+        acl = connection.execute("SELECT has_database_privilege('public', 'grc_db', 'CONNECT')").fetchone()
+        assert acl == (False,)
+    with redis.Redis.from_url(status["redis"]["url"]) as client:
+        assert client.dbsize() > 3000
+        assert client.config_get("appendonly") == {"appendonly": "yes"}
+
+
+def test_up_again_changes_nothing(lab: Lab) -> None:
+    before = pids(lab)
+    done = command("up", "--name", lab.name)
+    assert done.returncode == 0, done.stderr
+    assert pids(lab) == before
+    assert lab.environ().items() <= os.environ.items()
+
+
+def test_the_shell_gets_the_variables_and_argv_no_password(lab: Lab) -> None:
+    status = lab.status()
+    script = f'eval "$({sys.executable} -m lab env --name {lab.name})"; printf %s "$OPS_POSTGRES_PASSWORD"'
+    bare = {"PATH": os.environ["PATH"], "OPS_LAB_BASE": os.environ["OPS_LAB_BASE"]}
+    done = subprocess.run(["sh", "-c", script], cwd=CHECKOUT, env=bare, capture_output=True, text=True, check=True)
+    assert f":{done.stdout}@" in status["postgres"]["dsn"]
+    secrets = [value for name, value in lab.environ().items() if name.endswith("_PASSWORD")]
+    assert len(secrets) == 5
+    lines = [
+        path.read_bytes().decode(errors="replace") for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()
+    ]
+    assert not [line for line in lines if any(secret in line for secret in secrets)]
+
+
+def test_files_with_passwords_are_the_owners_alone(lab: Lab) -> None:
+    secrets = [value for name, value in lab.environ().items() if name.endswith("_PASSWORD")]
+    root = Path(lab.status()["root"])
+    holding = [
+        path for path in [*root.rglob("*"), *(root.parent / "control").glob("*")]
+        if path.is_file() and "postgresql/data" not in str(path)
+        and any(secret.encode() in path.read_bytes() for secret in secrets)
+    ]  # fmt: skip
+    assert {"state.json", "supervisord.conf", "valkey.conf", ".env"} <= {path.name for path in holding}
+    assert [path for path in holding if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
+    assert [path for path in holding if path.suffix == ".log"] == []
+
+
+def test_a_killed_supervisor_comes_back_with_its_data(lab: Lab) -> None:
+    before = pids(lab)
+    with psycopg.connect(lab.status()["postgres"]["dsn"]) as connection:
+        rows = connection.execute("SELECT count(*) FROM interview_sessions").fetchone()
+    kill(Path(lab.status()["root"]) / "supervisord.pid")
+    assert alive(before["postgresql"]), "the orphan that `up` has to deal with"
+    down = command("status", "--name", lab.name, "--json")
+    assert down.returncode == 1
+    assert json.loads(down.stdout)["running"] is False
+    done = command("up", "--name", lab.name)
+    assert done.returncode == 0, done.stderr
+    assert [pid for pid in before.values() if alive(pid)] == []
+    assert lab.status()["running"]
+    assert lab.environ().items() <= os.environ.items(), "on its ports"
+    with psycopg.connect(lab.status()["postgres"]["dsn"]) as connection:
+        assert connection.execute("SELECT count(*) FROM interview_sessions").fetchone() == rows
+
+
+def test_a_killed_control_plane_comes_back_with_the_worker_of_a_lab_that_runs(own_base: Path) -> None:
+    """In a base directory of its own: other tests run beside this one."""
+    one, two = Lab.up("one", 1), Lab.up("two", 1)
+    before = pids(one)
+    prefect = Control.find(own_base)
+    assert prefect
+    workers = {name: service.pid for name, service in prefect.supervisor.services().items()}
+    kill(prefect.supervisor.pid_file)
+    assert not one.status()["running"]
+    Lab.up("two", 1)
+    assert [pid for pid in workers.values() if alive(pid)] == []
+    assert one.status()["running"]
+    assert two.status()["running"]
+    assert prefect.supervisor.services().keys() == {"server", "worker-one", "worker-two"}
+    assert pids(one) == before
+
+
+def test_a_killed_service_is_started_again_by_its_supervisor(lab: Lab) -> None:
+    before = pids(lab)["redis"]
+    os.kill(before, signal.SIGKILL)
+    Lab.up(lab.name, 3)
+    assert pids(lab)["redis"] not in (before, None)
+
+
+def test_two_labs_beside_each_other(lab: Lab, second: Lab) -> None:
+    before = pids(lab)
+    Lab.up(second.name, 1)
+    one, two = lab.status(), second.status()
+    assert two["running"]
+    assert one["prefect_api"] == two["prefect_api"]
+    assert not set(pids(lab).values()) & set(pids(second).values())
+    with psycopg.connect(two["postgres"]["dsn"]) as connection:
+        connection.execute("CREATE TABLE only_here ()")
+    with psycopg.connect(one["postgres"]["dsn"]) as connection:
+        assert connection.execute("SELECT to_regclass('only_here')").fetchone() == (None,)
+    pools = httpx.post(f"{one['prefect_api']}/work_pools/filter", json={}).json()
+    assert {lab.name, second.name} <= {pool["name"] for pool in pools}
+    second.down(remove=False)
+    assert command("status", "--name", second.name).returncode == 1
+    assert pids(lab) == before
+
+
+def test_a_port_that_a_stranger_took_is_given_up(second: Lab) -> None:
+    Lab.prepared(second.name)
+    port = int(second.environ()["OPS_LAB_POSTGRES_PORT"])
+    with socket.create_server(("127.0.0.1", port)):
+        Lab.up(second.name, 1)
+    assert int(second.environ()["OPS_LAB_POSTGRES_PORT"]) != port
+    with psycopg.connect(second.status()["postgres"]["dsn"]) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_edited_configuration_stays(lab: Lab, second: Lab) -> None:
+    Lab.up(second.name, 1)
+    second.down(remove=False)
+    conf = Path(second.status()["root"]) / "etc" / "postgresql" / "postgresql.conf"
+    conf.write_text(conf.read_text() + "work_mem = '7MB'\n")
+    Lab.up(second.name, 1)
+    with psycopg.connect(second.status()["postgres"]["dsn"]) as connection:
+        assert connection.execute("SHOW work_mem").fetchone() == ("7MB",)
+
+
+def test_a_lost_data_directory_is_not_replaced_by_an_empty_one(second: Lab) -> None:
+    Lab.up(second.name, 1)
+    second.down(remove=False)
+    data = Path(second.status()["postgres"]["data"])
+    data.rename(data.with_name("data.lost"))
+    done = command("up", "--name", second.name)
+    assert done.returncode == 1
+    assert "recover it with the runbooks" in done.stderr
+    assert not data.exists()
+    assert second.status()["prefect_running"]
+
+
+@pytest.mark.parametrize("name", ["Lab", "1st", "a b", "x" * 32, "control", "../etc", ""])
+def test_a_name_that_cannot_be_one_is_refused_in_a_sentence(name: str) -> None:
+    for arguments in (("up", "--name", name), ("status", "--name", name, "--json"), ("down", "--name", name)):
+        done = command(*arguments)
+        assert done.returncode == 1
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert "cannot name a lab" in done.stderr
+
+
+def test_a_lab_that_never_was_is_down() -> None:
+    done = command("status", "--name", "never-was", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout) == {"environment": "never-was", "running": False}
+    assert command("env", "--name", "never-was").returncode == 1

