@@ -118,6 +118,10 @@ class Environment(Block):
         """The parts at hand."""
         return self._parts
 
+    def has(self, part: str) -> bool:
+        """Whether the environment names such a part."""
+        return part in self.slugs
+
     def services_in(self, order: Sequence[str]) -> list[str]:
         """The roles of an order that this environment has."""
         return [role for role in order if role in self.services.names]

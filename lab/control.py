@@ -49,7 +49,7 @@ class Control:
                 return found
             layout = ControlLayout(base)
             us = Account.current()
-            for path in (layout.root, layout.home, layout.logs, layout.workers, layout.deployed("").parent):
+            for path in (layout.root, layout.home, layout.logs, layout.workers, layout.deployments):
                 us.directory(path, 0o700)
             port = free_port(preferred=_USUAL_PORT)
             state = ControlState(str(layout.root), port, free_port([port]))
@@ -142,9 +142,6 @@ class Control:
         Raises:
             OpsError: either failed; its last lines are the message.
         """
-        if not (CHECKOUT / "prefect.yaml").exists():  # TEMPORARY
-            tell("no prefect.yaml yet: nothing deployed")
-            return
         fingerprint, stamp = _fingerprint(environment), self.layout.deployed(name)
         if stamp.exists() and stamp.read_text() == fingerprint and self._deployments(name):
             return

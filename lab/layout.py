@@ -193,6 +193,11 @@ class ControlLayout:
         """One worker's part; mode 0600: it holds the lab's passwords."""
         return self.workers / f"{name}.conf"
 
+    @property
+    def deployments(self) -> Path:
+        """Per environment a fingerprint of what was last registered and deployed to it."""
+        return self.root / "deployed"
+
     def deployed(self, name: str) -> Path:
-        """Fingerprint of what was last registered and deployed to the environment."""
-        return self.root / "deployed" / name
+        """The environment's fingerprint."""
+        return self.deployments / name

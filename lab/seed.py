@@ -21,9 +21,10 @@ from psycopg.rows import TupleRow
 from lab.phrases import AGENTS, ANSWERS, POSITIONS, QUESTIONS, REMARKS, SKILLS
 
 CONNECTIONS = 2
+FIRST_BATCH_SESSIONS = 5
 LARGEST_BATCH_SESSIONS = 2500
-CLOSE_ENOUGH_BYTES = 64 * 1024
-STATISTICS_BYTES = 320 * 1024  # what ANALYZE adds at the end
+CLOSE_ENOUGH_BYTES = 32 * 1024
+STATISTICS_BYTES = 256 * 1024  # what ANALYZE adds at the end
 TYPICAL_SESSION_BYTES = 6500  # with its messages, evaluations, audit events and their indexes
 PROGRESS_EVERY_SECONDS = 5.0
 
@@ -208,7 +209,9 @@ class _Filling:
             if missing < CLOSE_ENOUGH_BYTES:
                 break
             connection = self._idle.pop()
-            batch = min(LARGEST_BATCH_SESSIONS, max(1, int(missing / weight / CONNECTIONS)))
+            # The first rows of a table also cost its first pages: they are measured before more is asked for.
+            largest = LARGEST_BATCH_SESSIONS if self._sessions else FIRST_BATCH_SESSIONS
+            batch = min(largest, max(1, int(missing / weight / CONNECTIONS)))
             self._running[executor.submit(_add_sessions, connection, self._user_ids, batch)] = connection, batch
         return bool(self._running)
 

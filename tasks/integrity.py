@@ -164,6 +164,9 @@ def _context(postgres: Postgres) -> Iterator[tuple[Any, Path]]:
         passfile.write_text(f"*:*:*:*:{password}\n", encoding="utf-8")
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
+        for name, site in dict(context.variables.data_docs_sites).items():  # a temporary one that nobody removes
+            shutil.rmtree(site["store_backend"]["base_directory"], ignore_errors=True)
+            context.delete_data_docs_site(name)
         yield context, passfile
 
 

@@ -201,3 +201,22 @@ def _shown(value: object) -> str:
     if isinstance(value, SequenceValue):
         return str(value.last) + ("" if value.called else " (not used yet)")
     return str(value)
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Rows per table (or per unit of hash partitions, as in the manifest)."""
+
+    rows: tuple[tuple[str, int], ...]
+
+
+@probe
+def read_counts(postgres: Postgres, database: str) -> RowCounts:
+    """Count every table, without reading its content."""
+    counts: dict[str, int] = {}
+    with pinned(postgres, database) as connection:
+        for schema, table, _, unit in execute(connection, queries.TABLES):
+            query = sql.SQL("SELECT count(*) FROM ONLY {}").format(sql.Identifier(schema, table))
+            counts[unit] = counts.get(unit, 0) + int(execute(connection, query)[0][0])
+        lobs = int(execute(connection, "SELECT count(*) FROM pg_largeobject_metadata")[0][0])
+    return RowCounts(tuple({**counts, **({LARGE_OBJECTS: lobs} if lobs else {})}.items()))

@@ -1,0 +1,105 @@
+"""What restores left standing aside (§1.2, §8.2): listed, and removed with a permit."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from prefect import flow
+from psycopg import sql
+from pydantic import Field
+
+from blocks.environment import Environment
+from blocks.postgres import Postgres
+from runbook.errors import OpsError
+from runbook.kinds import action
+from runbook.permit import Act, Permit
+from runbook.render import size
+from runbook.report import Report
+from runbook.run import runbook
+from tasks.postgres.swap import find_superseded
+
+DISCARD = "discard"
+MOST_KEPT = 20
+
+
+@dataclass(frozen=True)
+class Aside:
+    """Something that a restore replaced."""
+
+    kind: Literal["database", "directory"]
+    name: str
+    bytes: int
+    replaced: str
+
+
+@flow(name="discard-superseded")
+def discard_superseded(
+    environment: str, keep: Annotated[int, Field(ge=0, le=MOST_KEPT)] = 1, confirm: str = ""
+) -> Report:
+    """旧データの削除 (§1.2, §8.2)
+
+    Removes what restores replaced and kept: old databases, and old directories of Redis, the application and
+    PostgreSQL. Run it when a restore has proven itself and the space is needed. The newest `keep` of each kind stay.
+
+    It cannot be undone: the plan lists every name with its size first. Evidence: that list.
+
+    Args:
+        environment: 対象の環境
+        keep: 種類ごとに残す数 (新しい順)
+        confirm: 環境名を入力すると実行。空なら一覧だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Discard superseded", env, confirm, changes=True) as report:
+        if not 0 <= keep <= MOST_KEPT:
+            raise OpsError(f"keep is {keep}", f"choose 0 to {MOST_KEPT}")
+        doomed = find_aside(env, keep)
+        report.table(
+            "Superseded, to be removed",
+            ("kind", "name", "size", "replaced"),
+            [(item.kind, item.name, size(item.bytes), item.replaced) for item in doomed],
+        )
+        if not doomed:
+            report.outcome = "there is nothing to remove"
+            return report
+        for item in doomed:
+            report.plan(f"remove {item.kind}", item.name, size=item.bytes)
+        permit = report.permit(*(Act(DISCARD, item.name) for item in doomed))
+        for item in doomed:
+            discard(permit, env.postgres, item)
+        report.outcome = f"{len(doomed)} removed, {size(sum(item.bytes for item in doomed))} free again"
+    return report
+
+
+def find_aside(env: Environment, keep: int) -> list[Aside]:
+    """Everything superseded but the newest `keep` of each kind."""
+    found = [
+        Aside("database", old.name, old.bytes, f"{old.since} by {old.backup}") for old in find_superseded(env.postgres)
+    ][keep:]
+    live = [
+        env.postgres.data_directory,
+        env.redis.data_directory if env.has("redis") else "",
+        env.application.directory if env.has("application") else "",
+    ]
+    for directory in (Path(path) for path in live if path):
+        aside = sorted(directory.parent.glob(f"{directory.name}.superseded_*"), reverse=True)
+        found += [Aside("directory", str(path), _bytes(path), path.name[-15:]) for path in aside[keep:]]
+    return found
+
+
+@action(idempotent=True)
+def discard(permit: Permit, postgres: Postgres, item: Aside) -> str:
+    """Remove one of them."""
+    permit.require(DISCARD, item.name)
+    if item.kind == "directory":
+        shutil.rmtree(item.name)
+    else:
+        with postgres.connect() as connection:
+            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(item.name)))
+    return item.name
+
+
+def _bytes(directory: Path) -> int:
+    return sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())

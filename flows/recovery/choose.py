@@ -1,0 +1,82 @@
+"""What a full restore brings back: the database's backup, and the Redis and files backups nearest to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from tasks.files import REPLACE_FILES, judge_files_backup
+from tasks.redis.restore import REPLACE_REDIS, judge_redis_backup
+
+from blocks.environment import Environment
+from flows.database import steps as database
+from runbook.errors import OpsError
+from runbook.permit import Act
+from runbook.render import size
+from runbook.report import Report
+from tasks import catalogue
+from tasks.catalogue import Backup
+from tasks.manifest import Kind
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The backups of one full restore; None where there is none, and that part is left as it is."""
+
+    database: Backup
+    redis: Backup | None
+    files: Backup | None
+
+    def acts(self, env: Environment) -> tuple[Act, ...]:
+        """What the run needs a permit for."""
+        acts = [database.replace_act(env), Act("migrate", env.postgres.database)]
+        if self.redis:
+            acts.append(Act(REPLACE_REDIS, env.redis.data_directory))
+        if self.files:
+            acts.append(Act(REPLACE_FILES, env.application.directory))
+        return tuple(acts)
+
+
+def choose(report: Report, env: Environment, wanted: str) -> Chosen:
+    """Find all three, read all their files, and judge each against what it is to replace.
+
+    Raises:
+        OpsError: there is no such backup of the database.
+        RunbookFailed: one of them is damaged; nothing was touched.
+    """
+    chosen = database.choose_backup(report, env, wanted)
+    taken = chosen.manifest.taken
+    redis = _nearest(report, Path(env.backups.redis), "redis", taken) if env.has("redis") else None
+    wants_files = env.has("application") and env.application.directory
+    files = _nearest(report, Path(env.backups.files), "files", taken) if wants_files else None
+    if redis:
+        _expect_none(report, f"Redis can take {redis.name}", judge_redis_backup(env.redis, redis).problems)
+    if files:
+        _expect_none(report, f"files can take {files.name}", judge_files_backup(env.application, files).problems)
+    report.fail_if_critical()
+    return Chosen(chosen, redis, files)
+
+
+def _nearest(report: Report, store: Path, kind: Kind, taken: datetime) -> Backup | None:
+    try:
+        backup = catalogue.find_nearest(store, kind, taken)
+    except OpsError as error:
+        report.warn(f"{kind} backup", f"{kind} is left as it is; take backups of it too", value=error.message)
+        return None
+    gap = abs((backup.manifest.taken - taken).total_seconds())
+    report.fact(f"{kind} backup", f"{backup.name} ({size(backup.manifest.bytes)}), {gap:.0f} s from the database's")
+    report.judge("backup.gap_seconds", gap, f"database and {kind} are of different times: expect rows without keys")
+    problems = catalogue.verify_files(backup)
+    report.expect(
+        f"files of {backup.name}",
+        not problems,
+        f"move it out of {store} and launch again: the next nearest is taken",
+        value="; ".join(problems[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
+        expected="as in the manifest (SHA-256)",
+    )
+    return backup
+
+
+def _expect_none(report: Report, name: str, problems: tuple[str, ...]) -> None:
+    report.expect(name, not problems, "see the reason; nothing was touched", value="; ".join(problems) or "yes")

@@ -1,0 +1,97 @@
+"""The database server of a full restore: judged where it runs; started, or made anew, where it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.services import ServiceStates, read_services, start_services, stop_services
+
+from blocks.environment import START_ORDER, Environment
+from flows.database import steps as database
+from runbook.errors import OpsError
+from runbook.permit import Permit
+from runbook.report import Report
+from runbook.wait import until
+from tasks.catalogue import Backup
+from tasks.postgres.cluster import create_cluster
+from tasks.postgres.copy import create_roles
+from tasks.postgres.server import (
+    Identity,
+    Presence,
+    find_obstacles,
+    presence,
+    read_identity,
+    read_server,
+)
+
+START_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Found:
+    """How the run found the system: the database server, which services ran, the database behind the live name."""
+
+    presence: Presence
+    services: ServiceStates
+    live: Identity | None
+
+
+def judge(report: Report, env: Environment, backup: Backup) -> Found:
+    """Look at the server and the services. A dead database is the reason for a restore, not an obstacle to it."""
+    services = read_services(env.services, env.services_in(START_ORDER))
+    state = presence(env.postgres)
+    live = None
+    if state == "up":
+        live = _judge_running(report, env, backup)
+    else:
+        what = {"down": "down: it will be started", "absent": "gone: a new one will be created"}[state]
+        report.warn("database server", "nothing to do: this run brings it back", value=what)
+    database.judge_space(report, env, backup)
+    running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
+    report.fact("services found running", running)
+    return Found(state, services, live)
+
+
+def _judge_running(report: Report, env: Environment, backup: Backup) -> Identity:
+    database.judge_server(report, env, backup, read_server(env.postgres))
+    database.judge_obstacles(report, find_obstacles(env.postgres, env.postgres.database))
+    return read_identity(env.postgres, env.postgres.database)
+
+
+def revive(report: Report, permit: Permit, env: Environment, backup: Backup, found: Found) -> Identity:
+    """A running server that holds the backup's roles; returns what is behind the live name now.
+
+    Raises:
+        OpsError: the server does not start, and what to do.
+    """
+    if found.live is None:
+        if found.presence == "absent":
+            stop_services(env.services, ["postgres"])
+            create_cluster(permit, env.postgres)
+        start_services(env.services, ["postgres"])
+        _wait(env)
+        live = _judge_running(report, env, backup)
+        report.fail_if_critical()
+    else:
+        live = found.live
+    server = read_server(env.postgres)
+    if server.is_bare:
+        made = create_roles(permit, env.postgres, backup, server.roles)
+        report.fact("roles created from the backup", ", ".join(made))
+    return live
+
+
+def _wait(env: Environment) -> None:
+    def answers() -> bool:
+        env.postgres.connect().close()
+        return True
+
+    data = Path(env.postgres.data_directory)
+    try:
+        until(answers, what="the start of PostgreSQL", seconds=START_SECONDS)
+    except OpsError as error:
+        raise OpsError(
+            error.message,
+            f"look at its log; if its files are broken: mv {data} {data}.broken, then launch this again",
+        ) from None

@@ -1,0 +1,114 @@
+"""redis.conf: the names that a data directory's files must have, and a copy without its secrets.
+
+https://valkey.io/topics/valkey.conf/
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from runbook.errors import OpsError
+
+MASK = "********"
+_SECRET = re.compile(
+    r"^(\s*(?:requirepass|masterauth|primaryauth|tls-key-file-pass|tls-client-key-file-pass|sentinel\s+auth-pass\s+\S+"
+    r"|rename-command\s+\S+))\s+\S.*$",
+    re.IGNORECASE,
+)
+_USER = re.compile(r"^\s*user\s", re.IGNORECASE)
+# ACL rules: >password, <password, #sha256, !sha256 (https://valkey.io/topics/acl/).
+_USER_SECRET = re.compile(r"(?<=\s)[\"']?([><#!])\S+")
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What a restore needs to know of a configuration file (and of those that it includes)."""
+
+    files: tuple[Path, ...]
+    settings: dict[str, str]
+
+    def get(self, name: str, default: str = "") -> str:
+        """A setting, the last that was given, as one string."""
+        return self.settings.get(name, default)
+
+    @property
+    def rdb(self) -> str:
+        """The RDB's name in the data directory."""
+        return self.get("dbfilename", "dump.rdb")
+
+    @property
+    def appendonly(self) -> bool:
+        """Whether the server starts from its AOF."""
+        return self.get("appendonly", "no").lower() == "yes"
+
+    @property
+    def aof(self) -> tuple[str, str]:
+        """The AOF's directory and the stem of its files' names."""
+        return self.get("appenddirname", "appendonlydir"), self.get("appendfilename", "appendonly.aof")
+
+    @property
+    def replica_of(self) -> str:
+        """The master that it replicates, or "". """
+        return self.get("replicaof") or self.get("slaveof")
+
+
+def read_configuration(path: Path) -> Configuration:
+    """Read a configuration file as the server does: the last of two settings wins, includes stand where they are named.
+
+    Raises:
+        OpsError: it is not there or cannot be read.
+    """
+    files: list[Path] = []
+    settings = dict(_settings(path, files))
+    return Configuration(tuple(files), settings)
+
+
+def _settings(path: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
+    files.append(path)
+    for words in _words(_text(path)):
+        name, values = words[0].lower(), words[1:]
+        if name == "include" and values:
+            target = Path(values[0])
+            for included in sorted(target.parent.glob(target.name)):
+                if included not in files:
+                    yield from _settings(included, files)
+        else:
+            yield name, " ".join(values)
+
+
+def _words(text: str) -> Iterator[list[str]]:
+    for line in text.splitlines():
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            yield shlex.split(line)
+        except ValueError:  # an unbalanced quote: the server itself would not start with it
+            yield line.split()
+
+
+def masked(path: Path) -> str:
+    """A configuration or ACL file's text without its secrets: passwords, their hashes, and renamed commands.
+
+    Raises:
+        OpsError: it cannot be read.
+    """
+    return "".join(_masked(line) + "\n" for line in _text(path).splitlines())
+
+
+def _masked(line: str) -> str:
+    if _USER.match(line):
+        return _USER_SECRET.sub(rf"\g<1>{MASK}", line)
+    return _SECRET.sub(rf"\g<1> {MASK}", line)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise OpsError(
+            f"{path} cannot be read: {error.strerror}", "correct [redis] config_file, or put the file back"
+        ) from None

@@ -1,0 +1,106 @@
+"""Services of an environment: which run, stopping them and starting them in an order, each proven."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from blocks.services import Services
+from runbook.errors import OpsError, Unreachable
+from runbook.kinds import action, probe
+from runbook.log import logger
+from runbook.wait import until
+
+PROVE_SECONDS = 30.0
+LOG_LINES = 3
+
+
+@dataclass(frozen=True)
+class ServiceStates:
+    """Role → whether its process runs."""
+
+    running: Mapping[str, bool]
+
+    @property
+    def stopped(self) -> tuple[str, ...]:
+        """The roles that do not run."""
+        return tuple(role for role, runs in self.running.items() if not runs)
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Roles in the order in which they were stopped, and which of them had been running."""
+
+    roles: tuple[str, ...]
+    were_running: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Started:
+    """Roles in the order in which they were started."""
+
+    roles: tuple[str, ...]
+
+
+@probe
+def read_services(services: Services, roles: Sequence[str]) -> ServiceStates:
+    """Which of the roles run.
+
+    Raises:
+        Unreachable: the service manager does not answer.
+        OpsError: it does not know a role.
+    """
+    return ServiceStates({role: services.is_running(role) for role in roles})
+
+
+@action(idempotent=True)
+def stop_services(services: Services, roles: Sequence[str]) -> Stopped:
+    """Stop roles one after the other; the next one only when the one before is proven stopped (§8.2, step 1).
+
+    Raises:
+        Unreachable: the service manager does not answer.
+        OpsError: a role cannot be stopped, or still runs afterwards.
+    """
+    were_running = tuple(role for role in roles if services.is_running(role))
+    for role in roles:
+        services.stop(role)
+        _prove(services, role, running=False)
+        logger().info("%s is stopped", role)
+    return Stopped(tuple(roles), were_running)
+
+
+@action(idempotent=True)
+def start_services(services: Services, roles: Sequence[str]) -> Started:
+    """Start roles one after the other (§8.2, step 6). That a process runs says little: `wait_healthy` says the rest.
+
+    Raises:
+        Unreachable: the service manager does not answer.
+        OpsError: a role does not start; the end of its log is in the hint.
+    """
+    for role in roles:
+        try:
+            services.start(role)
+            _prove(services, role, running=True)
+        except Unreachable:
+            raise
+        except OpsError as error:
+            raise OpsError(f"{role} does not start: {error.message}", _end_of_log(services, role)) from None
+        logger().info("%s is started", role)
+    return Started(tuple(roles))
+
+
+def _prove(services: Services, role: str, *, running: bool) -> None:
+    """The manager's word for it, within a deadline: "start" may return before the state is RUNNING."""
+    wanted = "run" if running else "end"
+    try:
+        until(lambda: services.is_running(role) is running, what=f"that {role} {wanted}s", seconds=PROVE_SECONDS)
+    except Unreachable as error:
+        raise OpsError(f"{role} does not {wanted}: {error.message}", "look at its log and at its processes") from None
+
+
+def _end_of_log(services: Services, role: str) -> str:
+    try:
+        last = [line.strip() for line in services.logs(role, LOG_LINES).splitlines() if line.strip()]
+    except OpsError:
+        last = []
+    return f"its log ends: {' / '.join(last[-LOG_LINES:])[:500]}" if last else f"look at the log of {role}"
