@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ class Control:
     def _end_orphans(self) -> None:
         """End servers and workers of a killed supervisor; runs of flows go on: they may be recoveries."""
         orphans = [process for process in marked(self.layout.supervisor) if not _is_run(process)]
-        end(orphans, seconds=10)
+        end(orphans, seconds=1, how=signal.SIGKILL)  # on SIGTERM a worker would take its runs with it
 
 
 def _lab_runs(base: Path, name: str) -> bool:

@@ -1,8 +1,8 @@
 """Whether data makes sense: Great Expectations suites, one JSON file per table, over whole tables.
 
-A restore that equals its backup proves nothing about the backup's own sanity; these expectations do, and they are what
-phase 3 of a drill (§8.4, データ整合性確認) runs. They only read, in read-only sessions, and leave no session behind: one
-would block the swap's rename.
+A restore that equals its backup says nothing about whether the backup made sense. These expectations do: they are what
+phase 3 of a drill runs (§8.4, データ整合性確認). They only read, in read-only sessions, and leave no session behind:
+one would block the swap's rename.
 """
 
 from __future__ import annotations

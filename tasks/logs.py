@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
+import glob
 import gzip
 import json
 import lzma
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -18,6 +19,7 @@ from blocks.places import Logs
 from runbook.kinds import probe
 
 MOST_ITEMS = 1000
+ROTATIONS = 3
 METHODS = ("POST", "PUT", "PATCH", "DELETE")
 NOT_DATA = ("/api/auth/",)
 _TIMESTAMP = re.compile(rb'"timestamp": ?"([^"]+)"')
@@ -65,21 +67,25 @@ def read_writes_since(logs: Logs, moment: datetime) -> Writes:
     request after its commit and before its answer, so a line later than a snapshot may tell of a write that the
     snapshot still holds: the count errs to more. Times without a zone are UTC.
     """
-    since = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     log = Path(logs.app)
-    found = _Found(since.astimezone(UTC))
-    for path in _files(log):
-        found.read(path)
-    return found.writes(log)
+    for _ in range(ROTATIONS):
+        found, before = _Found(since), _files(log)
+        for path in before.values():
+            found.read(path)
+        if _files(log) == before:
+            return found.writes(log)
+    return replace(found.writes(log), complete=False, note="the log was rotated while it was read, again and again")
 
 
-def _files(log: Path) -> list[Path]:
-    """The log and its rotated siblings (`app.log.1`, `app.log.2.gz`, `app.log-20261125`), oldest first."""
-    if not log.parent.is_dir():
-        return []
-    siblings = [path for path in log.parent.iterdir() if path.name.startswith(log.name)]
-    files = [path for path in siblings if path == log or _ROTATED.fullmatch(path.name.removeprefix(log.name))]
-    return sorted(files, key=lambda path: path.stat().st_mtime)
+def _files(log: Path) -> dict[int, Path]:
+    """The log and its rotated siblings (`app.log.1`, `app.log.2.gz`, `app.log-20261125`), by inode."""
+    files = {}
+    for path in sorted(log.parent.glob(f"{glob.escape(log.name)}*")):
+        if path == log or _ROTATED.fullmatch(path.name.removeprefix(log.name)):
+            with contextlib.suppress(FileNotFoundError):
+                files[path.stat().st_ino] = path
+    return files
 
 
 class _Found:
@@ -174,7 +180,7 @@ class _Found:
 
 def _open(path: Path) -> IO[bytes]:
     opener = _OPEN.get(path.suffix)
-    return opener(path, "rb") if opener else path.open("rb")  # type: ignore[return-value, operator]
+    return opener(path, "rb") if opener else path.open("rb")  # type: ignore[operator]
 
 
 def _time(text: str) -> datetime | None:

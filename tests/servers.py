@@ -34,7 +34,10 @@ from runbook.wait import until
 
 ADMIN, ADMIN_PASSWORD = "postgres", "admin/p@ss word-4711"
 ROLE, ROLE_PASSWORD = "grc_user", "role:p@ss/word-4712"
-SETTINGS = ("fsync=off", "full_page_writes=off", "shared_buffers=64MB", "log_line_prefix=%m [%p] %q%u@%d ")
+SETTINGS = (
+    *("fsync=off", "full_page_writes=off", "shared_buffers=64MB", "log_line_prefix=%m [%p] %q%u@%d "),
+    *("wal_level=logical", "max_prepared_transactions=4"),
+)
 _running: list[PostgresServer] = []
 
 
@@ -143,7 +146,7 @@ class PostgresServer:
     def create_database(self, name: str = "grc_db", *, owner: str = ROLE) -> None:
         """An empty database of the application's role; the role is created where it is missing."""
         with self.connect() as connection:
-            if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [owner]).fetchone():
+            if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [owner]).fetchone():
                 statement = sql.SQL("CREATE ROLE {} LOGIN PASSWORD {}")
                 connection.execute(statement.format(sql.Identifier(owner), sql.Literal(ROLE_PASSWORD)))
             statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0")

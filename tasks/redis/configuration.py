@@ -14,6 +14,7 @@ from pathlib import Path
 from runbook.errors import OpsError
 
 MASK = "********"
+QUOTES = "\"'"
 _SECRET = re.compile(
     r"^(\s*(?:requirepass|masterauth|primaryauth|tls-key-file-pass|tls-client-key-file-pass|sentinel\s+auth-pass\s+\S+"
     r"|rename-command\s+\S+))\s+\S.*$",
@@ -21,7 +22,7 @@ _SECRET = re.compile(
 )
 _USER = re.compile(r"^\s*user\s", re.IGNORECASE)
 # ACL rules: >password, <password, #sha256, !sha256 (https://valkey.io/topics/acl/).
-_USER_SECRET = re.compile(r"(?<=\s)[\"']?([><#!])\S+")
+_USER_SECRET = re.compile(r"""(?<=\s)(?:"([><#!])[^"]*"|'([><#!])[^']*'|([><#!])\S+)""")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Configuration:
 
     @property
     def replica_of(self) -> str:
-        """The master that it replicates, or "". """
+        """The master that it replicates, or ""."""
         return self.get("replicaof") or self.get("slaveof")
 
 
@@ -101,7 +102,7 @@ def masked(path: Path) -> str:
 
 def _masked(line: str) -> str:
     if _USER.match(line):
-        return _USER_SECRET.sub(rf"\g<1>{MASK}", line)
+        return _USER_SECRET.sub(lambda match: f"{match.group().strip(QUOTES)[0]}{MASK}", line)
     return _SECRET.sub(rf"\g<1> {MASK}", line)
 
 

@@ -18,9 +18,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 EXPIRING = "expiring.tsv.gz"
-COLUMNS = (
-    "database", "persistent keys expected", "found", "content equal", "expiring keys expected", "found", "expired since",
-)  # fmt: skip
+COLUMNS = ("database", "keys without TTL", "found", "content equal", "keys with TTL ahead", "found", "expired since")
 
 
 class DatabaseContent(BaseModel):
@@ -181,11 +179,13 @@ def _expiring(number: int, lines: _Expiring) -> list[str]:
         if missing := lines.missing[where]:
             first = datetime.fromtimestamp(lines.first_missing[where] / 1000, UTC)
             sentences.append(
-                f"database {number}: {missing:,} of {lines.required[where]:,} {what}s with a TTL are missing or not the "
-                f"same, the first of them would live until {first:%Y-%m-%d %H:%M:%S UTC}"
+                f"database {number}: {missing:,} of {lines.required[where]:,} {what}s with a TTL are missing or not "
+                f"the same, the first of them would live until {first:%Y-%m-%d %H:%M:%S UTC}"
             )
         if strange := lines.strange[where]:
-            sentences.append(f"database {number}: {strange:,} {what}s with a TTL are there that the backup did not hold")
+            sentences.append(
+                f"database {number}: {strange:,} {what}s with a TTL are there that the backup does not hold"
+            )
     return sentences
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import redis
 
@@ -94,18 +94,19 @@ class _Sums:
 
     def content(self) -> DatabaseContent:
         """As the manifest keeps it."""
+        biggest = self.prefixes.most_common(MOST_PREFIXES)
         return DatabaseContent(
             keys=self.live,
             persistent_keys=self.persistent,
             persistent_digest=f"{self.digest % 2**128:032x}",
             expiring_keys=self.expiring,
             expiring_fields=self.fields,
-            prefixes={name.decode(errors="backslashreplace"): n for name, n in self.prefixes.most_common(MOST_PREFIXES)},
+            prefixes={name.decode(errors="backslashreplace"): number for name, number in biggest},
         )
 
 
 def _read_database(
-    client: redis.Redis, number: int, volatile: bool, keys: int, expires: int, out: IO[bytes]
+    client: redis.Redis, number: int, volatile: bool, keys: int, expires: int, out: gzip.GzipFile
 ) -> DatabaseContent:
     sums, cursor, told = _Sums(), b"0", time.monotonic()
     while True:

@@ -48,12 +48,19 @@ def scratch_server(
         VerificationFailed: the files cannot be loaded; the message is the server's own reason.
     """
     # A socket's path has 107 characters at most: the system's own temporary directory is always short enough.
-    place = Path(tempfile.mkdtemp(prefix="ops-redis-", dir="/tmp"))  # noqa: S108
+    place = Path(tempfile.mkdtemp(prefix="ops-redis-", dir="/tmp"))
     try:
         if user and os.geteuid() == 0:
             shutil.chown(place, user)
         log = place / "log"
-        argv = [block.server_program, *_SETTINGS, "--unixsocket", place / "socket", "--dir", directory]
+        argv: list[str | Path] = [
+            block.server_program,
+            *_SETTINGS,
+            "--unixsocket",
+            place / "socket",
+            "--dir",
+            directory,
+        ]
         argv += ["--dbfilename", rdb, "--appendonly", "yes" if appendonly else "no"]
         argv += ["--appenddirname", aof[0], "--appendfilename", aof[1]]
         # LC_ALL: the scripts sort by the server's collation.

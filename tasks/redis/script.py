@@ -31,7 +31,9 @@ local function named(list)
 end
 
 local lines = {}
-local function line(at, out, kind) lines[#lines + 1] = db .. '\t' .. whole(at) .. '\t' .. digest(out) .. '\t' .. kind .. '\n' end
+local function line(at, out, kind)
+  lines[#lines + 1] = concat({db, whole(at), digest(out), kind}, '\t') .. '\n'
+end
 
 local readers = {}
 readers['string'] = function(key, out) add(out, {redis.call('GET', key)}) end
@@ -76,7 +78,9 @@ readers['hash'] = function(key, out, at)
 end
 readers['stream'] = function(key, out)
   local info = named(redis.call('XINFO', 'STREAM', key, 'FULL', 'COUNT', 0))
-  for _, name in ipairs({'entries', 'last-generated-id', 'max-deleted-entry-id', 'entries-added'}) do walk(out, info[name]) end
+  for _, name in ipairs({'entries', 'last-generated-id', 'max-deleted-entry-id', 'entries-added'}) do
+    walk(out, info[name])
+  end
   for _, raw in ipairs(info['groups']) do
     local group = named(raw)
     for _, name in ipairs({'name', 'last-delivered-id', 'entries-read', 'pending'}) do walk(out, group[name]) end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from runbook import shell
 from runbook.errors import OpsError
 
 LOAD_SECONDS = 1800.0
+CONNECT_SECONDS = 3.0
 
 
 def call(client: redis.Redis, *words: object) -> Any:
@@ -91,15 +93,24 @@ def live_directory(block: Redis) -> Path:
     return Path(block.data_directory).resolve()
 
 
-def holders(directory: Path) -> list[int]:
-    """Processes that work in a directory (a server changes into its `dir`) or hold a file of it open."""
-    inside = (str(directory), f"{directory} (deleted)")
+def holders(block: Redis, directory: Path) -> list[int]:
+    """Server processes that work in a directory (a server changes into its `dir`), also where it was removed under
+    them. A shell that stands in it holds nothing up."""
+    program = Path(block.server_program).name
     found = []
-    for process in psutil.process_iter(["pid"]):
+    for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            where = process.cwd()
-            if where in inside or where.startswith(f"{directory}/"):
-                found.append(process.pid)
-            elif any(file.path.startswith(f"{directory}/") for file in process.open_files()):
-                found.append(process.pid)
+            if any(word in process.name() for word in ("redis", "valkey", program)):
+                where = process.cwd().removesuffix(" (deleted)")
+                if where == str(directory) or where.startswith(f"{directory}/"):
+                    found.append(process.pid)
     return found
+
+
+def answers(block: Redis) -> bool:
+    """Whether anybody listens where the live server does, whatever it says."""
+    try:
+        socket.create_connection((block.host, block.port), CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,7 @@ rto = "4h"
 "backup.gap_seconds" = [3600, 86400]
 [postgres]
 port = {port}
-database = '{database}'
+database = {database}
 user = "grc_user"
 password_env = "TRIAL_PASSWORD"
 admin_password_env = "TRIAL_ADMIN_PASSWORD"
@@ -74,7 +75,7 @@ def write_environment(server: PostgresServer, database: str, directory: Path) ->
         TOML.format(
             reports=directory / "reports",
             port=server.port,
-            database=database,
+            database=json.dumps(database, ensure_ascii=False),
             programs=server.programs,
             data=server.data,
             user=server.account.name,

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 import psycopg
@@ -129,6 +129,10 @@ class Application:
 def settings(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     status = lab.status()
     ports = [free_port() for _ in range(3)]
+    # User ids begin at 1 in every database: the lab's own keys are not to be mixed up with these.
+    redis_url = urlsplit(status["redis"]["url"])._replace(path="/15").geturl()
+    with Redis.from_url(redis_url) as redis:
+        redis.flushdb()
     with scratch_database(status["postgres"]) as database_url:
         yield {
             "HOST": "127.0.0.1",
@@ -136,7 +140,7 @@ def settings(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
             "FRONTEND_PORT": str(ports[1]),
             "AI_PROVIDERS_URL": f"http://127.0.0.1:{ports[2]}",
             "DATABASE_URL": database_url,
-            "REDIS_URL": status["redis"]["url"],
+            "REDIS_URL": redis_url,
             "LOG_DIRECTORY": str(tmp_path_factory.mktemp("logs")),
             "AI_RATE_LIMIT": "8",
         }

@@ -77,6 +77,8 @@ def test_status_says_what_there_is(lab: Lab) -> None:
     for url in (status["prefect_api"], status["application"]["url"]):
         assert httpx.get(f"{url}/health").status_code == 200
     assert httpx.get(status["frontend"]["url"], follow_redirects=True).status_code == 200
+    body = {"work_pools": {"name": {"any_": [lab.name]}}}
+    assert httpx.post(f"{status['prefect_api']}/deployments/count", json=body).json() > 0
     with psycopg.connect(status["postgres"]["dsn"]) as connection:
         assert connection.execute("SELECT count(*) > 100 FROM interview_sessions").fetchone() == (True,)
         assert connection.execute("SHOW timezone").fetchone() == ("Asia/Tokyo",)

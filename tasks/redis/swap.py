@@ -1,0 +1,194 @@
+"""The swap of two data directories, the service around it, and the proof on the live server."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from blocks.redis import Redis
+from blocks.services import Services
+from runbook.errors import OpsError, Unreachable, VerificationFailed
+from runbook.failpoint import failpoint
+from runbook.kinds import action, probe
+from runbook.permit import Permit
+from runbook.wait import until
+from tasks.redis.copy import ACT, RedisCopy, sync_directory
+from tasks.redis.server import LOAD_SECONDS, answers, call, connected, holders, key_counts, live_directory, loaded_keys
+
+SUPERSEDED = ".superseded_"
+ROLE = "redis"
+STOP_SECONDS = 60.0
+SERVE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class SwappedRedis:
+    """The directory that is live now, and where the old one is kept (None where there was none)."""
+
+    live: Path
+    kept: Path | None
+
+
+@action(idempotent=True)
+def stop_redis(block: Redis, services: Services) -> bool:
+    """Stop the service and prove that it exited; returns whether it ran.
+
+    Raises:
+        OpsError: somebody still answers on its port, or a server still works in its directory.
+    """
+    was_running = services.is_running(ROLE)
+    live = live_directory(block)
+    if not live.is_dir():
+        # A server that cannot save refuses to end (https://valkey.io/commands/shutdown/): its directory is gone.
+        with contextlib.suppress(OpsError), connected(block) as client:
+            client.config_set("save", "")
+    services.stop(ROLE)
+    _prove_exit(block, live, STOP_SECONDS)
+    return was_running
+
+
+@action(idempotent=True)
+def start_redis(block: Redis, services: Services) -> float:
+    """Start the service and wait until it has loaded its data; returns the seconds.
+
+    Raises:
+        Unreachable: it does not serve in time.
+        OpsError: it does not start, or refuses the password.
+    """
+    started = time.monotonic()
+    services.start(ROLE)
+
+    def serves() -> bool:
+        with connected(block) as client:
+            return not client.info("persistence")["loading"]
+
+    until(
+        lambda: answers(block),
+        what="Redis's start",
+        seconds=SERVE_SECONDS,
+        hint=f"look at the log of the service {ROLE}",
+    )
+    until(serves, what="loading", seconds=LOAD_SECONDS, hint=f"look at the log of the service {ROLE}")
+    return time.monotonic() - started
+
+
+@action
+def swap_redis(permit: Permit, block: Redis, copy: RedisCopy) -> SwappedRedis:
+    """Give the copy the live directory's name; the old directory is kept as `<name>.superseded_<time, UTC>`.
+
+    Killed between its two renames, nothing is lost: the service does not start without its directory, and the next
+    restore builds anew.
+
+    Raises:
+        NotConfirmed: the permit does not cover this directory.
+        VerificationFailed: the copy is not what the backup held.
+        OpsError: the server has not exited, or a rename failed (then the old directory is back).
+    """
+    permit.require(ACT, block.data_directory)
+    if not copy.comparison.is_equal:
+        raise VerificationFailed("the copy is not what the backup held", copy.comparison.differences[0])
+    live = live_directory(block)
+    _prove_exit(block, live, 0.0)
+    kept = _free_name(live) if live.exists() else None
+    failpoint("redis: before first rename")
+    if kept:
+        live.rename(kept)
+        failpoint("redis: between renames")
+    try:
+        copy.directory.rename(live)
+    except OSError as error:
+        if kept:
+            kept.rename(live)
+        raise OpsError(f"{copy.directory} cannot be renamed: {error.strerror}", "the old data is in place") from None
+    sync_directory(live.parent)
+    failpoint("redis: after second rename")
+    return SwappedRedis(live, kept)
+
+
+@probe
+def verify_live_redis(block: Redis, copy: RedisCopy) -> tuple[str, ...]:
+    """Whether the live server serves the copy; differences as sentences.
+
+    How many keys it loaded at its start must be the very number of the file that was proven: no client changes that
+    number. Keys that are there now are counted too, those without a TTL only, and only while no client has written:
+    a client may delete what it likes.
+
+    Raises:
+        Unreachable: it does not answer.
+    """
+    with connected(block) as client:
+        info = client.info("persistence")
+        if info["loading"]:
+            raise Unreachable("Redis is still loading its data")
+        return (*_persistence(info, copy), *_loaded(client, copy), *_counts(client, copy))
+
+
+def superseded_redis(block: Redis) -> list[Path]:
+    """Data directories that a restore set aside, oldest first."""
+    live = live_directory(block)
+    return sorted(path for path in live.parent.glob(f"{live.name}{SUPERSEDED}*") if path.is_dir())
+
+
+def _prove_exit(block: Redis, live: Path, seconds: float) -> None:
+    try:
+        until(lambda: not answers(block) and not holders(block, live), what="the end of Redis", seconds=seconds)
+    except Unreachable:
+        by = f"process {holders(block, live)} works in {live}" if holders(block, live) else "its port answers"
+        raise OpsError(f"Redis did not stop: {by}", "end it by hand, then launch this again") from None
+
+
+def _free_name(live: Path) -> Path:
+    def free() -> Path | None:
+        kept = live.with_name(f"{live.name}{SUPERSEDED}{datetime.now(UTC):%Y%m%d_%H%M%S}")
+        return None if kept.exists() else kept
+
+    kept = until(free, what="a free name for the old data", seconds=5)
+    assert kept
+    return kept
+
+
+def _persistence(info: dict[str, Any], copy: RedisCopy) -> list[str]:
+    wrong = []
+    if bool(info["aof_enabled"]) != copy.appendonly:
+        states = ("off", "on")
+        wrong.append(f"the AOF is {states[info['aof_enabled']]}, the configuration says {states[copy.appendonly]}")
+    for name in ("aof_last_bgrewrite_status", "aof_last_write_status", "rdb_last_bgsave_status"):
+        if info.get(name, "ok") != "ok":
+            wrong.append(f"{name} is {info[name]}")
+    return wrong
+
+
+def _loaded(client: redis.Redis, copy: RedisCopy) -> list[str]:
+    loaded, expected = loaded_keys(client), copy.base_keys if copy.appendonly else copy.rdb_keys
+    if loaded in (-1, expected):
+        return []
+    return [f"the server loaded {loaded:,} keys at its start, the proven copy holds {expected:,}"]
+
+
+def _counts(client: redis.Redis, copy: RedisCopy) -> list[str]:
+    counts = key_counts(client)
+    # Read after the counts: a deletion that they miss has been counted as a write by now.
+    if _client_writes(client):
+        return []
+    short = []
+    for number, expected in copy.persistent.items():
+        keys, expires = counts.get(number, (0, 0))
+        if keys - expires < expected:
+            short.append(f"database {number} has {keys - expires:,} keys without a TTL instead of {expected:,}")
+    return short
+
+
+def _client_writes(client: redis.Redis) -> int:
+    """Calls of commands that may write, since the server started (what it replays from its AOF does not count)."""
+    writing = {name.decode() for name in call(client, "COMMAND LIST", "FILTERBY", "ACLCAT", "write")}
+    writing |= {"eval", "evalsha", "fcall", "exec"}
+    stats = client.info("commandstats")
+    return sum(
+        int(found["calls"]) for name, found in stats.items() if name.removeprefix("cmdstat_").split("|")[0] in writing
+    )

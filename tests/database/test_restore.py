@@ -1,0 +1,363 @@
+"""restore_database: refused when the backup is bad, proven by content, swapped under clients, undone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from flows.database.backup import backup_database
+from flows.database.restore import restore_database, undo_restore
+from flows.database.superseded import discard_superseded
+from runbook.errors import NotConfirmed, OpsError, RunbookFailed
+from runbook.report import Status
+from runbook.wait import until
+from tasks import catalogue, manifest
+from tasks.manifest import Manifest
+from tasks.postgres.content import compare, content_of
+from tasks.postgres.copy import content_in
+from tests.database.conftest import NAME, Trial
+from tests.database.test_backup import newest, run
+
+GOOD = (Status.OK, Status.WARN)
+
+
+def restore(**parameters: object) -> Status:
+    return restore_database.fn(NAME, confirm=NAME, **parameters).status  # type: ignore[arg-type]
+
+
+def test_restore_brings_back_what_was_there(trial: Trial) -> None:
+    before = content_of(trial.environment.postgres, trial.database)
+    backup_database.fn(NAME)
+    trial.sql("DELETE FROM answers; UPDATE people SET name = 'X' WHERE id < 100; DROP TABLE by_mood CASCADE")
+    assert restore() in GOOD
+    after = content_of(trial.environment.postgres, trial.database)
+    assert compare(before, after).differences == ()
+    assert newest(trial).verified
+    with psycopg.connect(
+        host="127.0.0.1", port=trial.server.port, dbname=trial.database, user="grc_user",
+        password=os.environ["TRIAL_PASSWORD"],
+    ) as connection:  # fmt: skip
+        assert connection.execute("SHOW work_mem").fetchone() == ("8MB",)
+        assert connection.execute("SHOW search_path").fetchone() == ('"$user", public',)
+
+
+def test_dry_run_changes_nothing_and_shows_the_plan(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    oid, before = trial.oid(), trial.databases()
+    report = restore_database.fn(NAME)
+    assert report.status is Status.PLANNED
+    assert [step.bytes > 0 for step in report.plan_steps][0]
+    assert (trial.oid(), trial.databases()) == (oid, before)
+
+
+@pytest.mark.parametrize("confirm", ["yes", "Trial", "trial ", "'; DROP DATABASE x; --"])
+def test_wrong_confirm_is_refused(trial: Trial, confirm: str) -> None:
+    backup_database.fn(NAME)
+    oid = trial.oid()
+    with pytest.raises(NotConfirmed, match=f"type {NAME} in the field confirm"):
+        restore_database.fn(NAME, confirm=confirm)
+    assert trial.oid() == oid
+
+
+@pytest.mark.parametrize(
+    "name", ["20200101", "backup_20200101_000000", "../../etc", '"; DROP DATABASE x; --', "x" * 200, "バックアップ", ""]
+)
+def test_unknown_backup_names_the_newest(trial: Trial, name: str) -> None:
+    backup_database.fn(NAME)
+    with pytest.raises(RunbookFailed, match=f"the newest in the store: {newest(trial).name}"):
+        restore_database.fn(NAME, backup=name, confirm=NAME)
+
+
+def test_backup_is_found_by_date_and_by_name(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    name = newest(trial).name
+    for wanted in (name, name.split("_")[1], "latest"):
+        assert name in restore_database.fn(NAME, backup=wanted).facts["backup"]
+
+
+def largest(backup: Path) -> Path:
+    return max((path for path in backup.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def link(path: Path) -> None:
+    """The same content, but elsewhere."""
+    elsewhere = path.parents[2] / ".elsewhere"
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def reseal(backup: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """A manifest that was changed by somebody who knows how to seal it again."""
+    content = json.loads((backup / "manifest.json").read_text())
+    change(content)
+    manifest.write(backup, Manifest.model_validate(content))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "a flipped byte in the largest file": lambda b: flip(largest(b)),
+    "a flipped byte in the manifest": lambda b: flip(b / "manifest.json"),
+    "a flipped byte in the seal": lambda b: flip(b / "manifest.json.sha256"),
+    "a flipped byte in the table of contents": lambda b: flip(b / "dump" / "toc.dat"),
+    "a truncated file": lambda b: os.truncate(largest(b), 10),
+    "a missing file": lambda b: largest(b).unlink(),
+    "a missing manifest": lambda b: (b / "manifest.json").unlink(),
+    "a file added": lambda b: (b / "dump" / "stranger.dat.gz").write_bytes(b"x"),
+    "a link instead of a file": lambda b: link(largest(b)),
+    "another day's manifest": lambda b: reseal(b, lambda m: m.update(name="backup_20200101_000000")),
+    "a manifest of another database": lambda b: reseal(b, lambda m: m["content"].update(database="other")),
+    "a newer server": lambda b: reseal(b, lambda m: m["content"].update(server_version=990001)),
+    "a role that does not exist": lambda b: reseal(b, lambda m: m["content"].update(roles=["grc_user", "stranger"])),
+    "a content manifest that is none": lambda b: reseal(b, lambda m: m.update(content={"tables": 1})),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_bad_backup_is_refused_before_anything_is_touched(trial: Trial, kind: str) -> None:
+    backup_database.fn(NAME)
+    DAMAGE[kind](newest_path(trial))
+    oid, before = trial.oid(), trial.databases()
+    with pytest.raises(RunbookFailed) as caught:
+        restore_database.fn(NAME, confirm=NAME)
+    assert caught.value.report.status is Status.CRITICAL
+    assert caught.value.report.sentence().count("Next: ") == 1
+    assert (trial.oid(), trial.databases()) == (oid, before)
+
+
+def newest_path(trial: Trial) -> Path:
+    return trial.store / catalogue.names(trial.store, "postgres")[-1]
+
+
+SABOTAGE = {
+    "one row changed": "UPDATE people SET share = 1.5 WHERE id = 777",
+    "a value with other precision": "ALTER TABLE people DISABLE TRIGGER touch; UPDATE people SET wait = '30 days' WHERE id = 1",
+    "one row missing": "DELETE FROM answers WHERE ctid = (SELECT ctid FROM answers_rest LIMIT 1)",
+    "rows exchanged between tables": "UPDATE by_mood SET n = n + 1 WHERE n = 5",
+    "a sequence behind": "SELECT setval('people_id_seq', 10)",
+    "a missing constraint": "ALTER TABLE people DROP CONSTRAINT people_status",
+    "a missing foreign key": "ALTER TABLE answers DROP CONSTRAINT answers_person_fkey",
+    "an index dropped": "DROP INDEX people_mood",
+    "an empty table": "DELETE FROM by_mood",
+    "a dropped empty table": 'DROP TABLE "Empty Table"',
+    "a stranger's table": "CREATE TABLE stranger (x int)",
+    "a view that says something else": "CREATE OR REPLACE VIEW happy AS SELECT id, name FROM people WHERE mood = 'sad'",
+    "a function with other code": "CREATE OR REPLACE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+    "a trigger disabled": "ALTER TABLE people DISABLE TRIGGER touch",
+    "a policy dropped": "DROP POLICY own ON people",
+    "a changed owner": "ALTER TABLE people OWNER TO postgres",
+    "a table's privilege": "REVOKE SELECT ON people FROM pg_monitor",
+    "a database privilege": "GRANT CONNECT ON DATABASE {db} TO PUBLIC",
+    "a database setting": "ALTER DATABASE {db} SET timezone = 'UTC'",
+    "a role's setting": "ALTER ROLE grc_user IN DATABASE {db} RESET work_mem",
+    "a database comment": "COMMENT ON DATABASE {db} IS 'x'",
+    "a filled materialised view": "REFRESH MATERIALIZED VIEW unfilled",
+    "a large object": "SELECT lo_put(oid, 0, 'x') FROM pg_largeobject_metadata",
+    "another revision": "UPDATE alembic_version SET version_num = '0003'",
+    "an extension": "DROP EXTENSION pg_trgm",
+    "a default": "ALTER TABLE people ALTER status SET DEFAULT 'old'",
+    "an enum value": "ALTER TYPE mood ADD VALUE 'angry'",
+}
+
+
+def test_content_verification_finds_every_sabotage_with_valid_checksums(trial: Trial) -> None:
+    """Each on a database of its own, made from the same template; and the untouched one is found equal."""
+    server, base = trial.server, trial.database
+    postgres = trial.environment.postgres
+    expected = content_of(postgres, base)
+    missed = []
+    for number, (kind, statement) in enumerate({"nothing": "SELECT 1", **SABOTAGE}.items()):
+        name = f"{base}_s{number}"
+        server.sql(f'CREATE DATABASE "{name}" TEMPLATE "{base}" OWNER grc_user')
+        from tasks.postgres.properties import apply_properties
+
+        with postgres.connect() as connection:
+            apply_properties(connection, name, expected.properties)
+        trial.sql(statement.replace("{db}", f'"{name}"'), database=name)
+        differences = compare(expected, content_of(postgres, name)).differences
+        if bool(differences) == (kind == "nothing"):
+            missed.append(f"{kind}: {differences}")
+        server.drop_database(name)
+    assert missed == []
+
+
+def test_copy_that_fails_its_proof_leaves_the_old_database_live(trial: Trial) -> None:
+    """Sabotage inside the restore itself: the manifest of the morning beside the dump of the evening."""
+    backup_database.fn(NAME)
+    first = newest_path(trial)
+    morning = content_in(newest(trial)).model_dump(mode="json")
+    trial.sql("INSERT INTO answers VALUES (1, '2026-01-25', 'later')")
+    backup_database.fn(NAME)
+    reseal(newest_path(trial), lambda m: m.update(content=morning))
+    oid = trial.oid()
+    with pytest.raises(RunbookFailed, match=f"answers_2026_01: 288 rows instead of 287.*backup={first.name}"):
+        restore_database.fn(NAME, confirm=NAME)
+    assert trial.oid() == oid
+    assert not newest(trial).verified
+
+
+def test_swap_under_clients_that_keep_reconnecting(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    stop = threading.Event()
+    seen: list[int] = []
+
+    def client() -> None:
+        while not stop.is_set():
+            try:
+                with psycopg.connect(
+                    host="127.0.0.1", port=trial.server.port, dbname=trial.database, user="grc_user",
+                    password=os.environ["TRIAL_PASSWORD"], connect_timeout=5,
+                ) as connection:  # fmt: skip
+                    while not stop.is_set():
+                        connection.execute("SELECT count(*) FROM by_mood")
+                        seen.append(1)
+            except psycopg.OperationalError:
+                time.sleep(0.01)  # as a pool does
+
+    clients = [threading.Thread(target=client, daemon=True) for _ in range(15)]
+    for thread in clients:
+        thread.start()
+    try:
+        until(lambda: len(seen) > 100, what="clients at work", seconds=20)
+        for _ in range(3):
+            report = restore_database.fn(NAME, confirm=NAME)
+            assert report.status in GOOD
+            assert float(report.facts["outage for clients"].split()[0]) <= 2
+    finally:
+        stop.set()
+        for thread in clients:
+            thread.join(10)
+
+
+def test_prepared_transaction_and_logical_slot_are_found_before_anything_starts(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    before = trial.databases()
+    with trial.server.connect(trial.database) as connection:
+        connection.autocommit = False
+        connection.execute("INSERT INTO by_mood VALUES ('ok', 1)")
+        connection.execute("PREPARE TRANSACTION 'tx-4711'")
+    with pytest.raises(RunbookFailed, match="prepared transaction tx-4711.*ROLLBACK PREPARED"):
+        restore_database.fn(NAME, confirm=NAME)
+    trial.sql("ROLLBACK PREPARED 'tx-4711'")
+    trial.sql("SELECT pg_create_logical_replication_slot('slot_4711', 'test_decoding')")
+    with pytest.raises(RunbookFailed, match="logical slot slot_4711"):
+        restore_database.fn(NAME, confirm=NAME)
+    trial.sql("SELECT pg_drop_replication_slot('slot_4711')")
+    assert trial.databases() == before
+
+
+def test_undo_swaps_back_and_tells_what_it_discards(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    trial.sql("DELETE FROM by_mood")
+    restore()
+    assert trial.sql("SELECT count(*) FROM by_mood") == [(300,)]
+    trial.sql("INSERT INTO by_mood SELECT 'ok', g FROM generate_series(1, 40) g; SELECT pg_stat_force_next_flush()")
+    trial.sql("SELECT 1")
+    assert undo_restore.fn(NAME).status is Status.PLANNED
+    report = undo_restore.fn(NAME, confirm=NAME)
+    assert report.status is Status.OK
+    told = int(report.facts["written since the swap, and not in the old database"].split()[1].replace(",", ""))
+    assert 40 <= told < 1000
+    assert trial.sql("SELECT count(*) FROM by_mood") == [(0,)]
+    assert trial.sql(
+        "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database()"
+    ) == [("面接",)]
+    undo_restore.fn(NAME, confirm=NAME)  # and once more: forward again
+    assert trial.sql("SELECT count(*) FROM by_mood") == [(340,)]
+
+
+def test_discard_removes_old_databases_with_a_permit_only(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    restore()
+    restore()
+    assert len(trial.databases()) - 1 >= 3
+    assert discard_superseded.fn(NAME, keep=0).status is Status.PLANNED
+    assert len([name for name in trial.databases() if name.startswith(trial.database)]) == 3
+    discard_superseded.fn(NAME, keep=1, confirm=NAME)
+    assert len([name for name in trial.databases() if name.startswith(trial.database)]) == 2
+    discard_superseded.fn(NAME, keep=0, confirm=NAME)
+    assert [name for name in trial.databases() if name.startswith(trial.database)] == [trial.database]
+
+
+def test_sequences_can_be_advanced_past_the_replaced_database(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    trial.sql("SELECT nextval('\"Ticket Numbers\"') FROM generate_series(1, 25)")
+    report = restore_database.fn(NAME, confirm=NAME)
+    assert any(finding.name == "numbers that will be given out twice" for finding in report.findings)
+    undo_restore.fn(NAME, confirm=NAME)
+    restore(advance=True)
+    assert trial.sql('SELECT last_value FROM "Ticket Numbers"') == [(1025,)]
+
+
+@pytest.mark.parametrize("trial", ['it\'s "quoted"; DROP DATABASE x; --', "面接データ", "x" * 63], indirect=True)
+def test_hostile_database_names(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    trial.sql("DELETE FROM by_mood")
+    assert restore() in GOOD
+    assert trial.sql("SELECT count(*) FROM by_mood") == [(300,)]
+    assert undo_restore.fn(NAME, confirm=NAME).status is Status.OK
+    assert trial.sql("SELECT count(*) FROM by_mood") == [(0,)]
+
+
+def test_restore_when_the_database_was_dropped(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    trial.server.drop_database(trial.database)
+    assert restore() in GOOD
+    assert trial.sql("SELECT count(*) FROM people") == [(2000,)]
+
+
+def test_space_for_the_copy_beside_the_old_one(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    backup_database.fn(NAME)
+    from tasks import host
+
+    real = os.statvfs
+
+    def full(path: str | Path) -> os.statvfs_result:
+        found = list(real(path))
+        found[4] = 10
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(host.os, "statvfs", full)
+    before = trial.databases()
+    with pytest.raises(RunbookFailed, match="free space"):
+        restore_database.fn(NAME, confirm=NAME)
+    assert trial.databases() == before
+
+
+def test_killed_anywhere_there_is_always_a_database_and_the_next_run_ends_well(trial: Trial, tmp_path: Path) -> None:
+    backup_database.fn(NAME)
+    log = tmp_path / "points"
+    call = f"flows.database.restore.restore_database dict(environment={NAME!r},confirm={NAME!r})"
+    assert run(call, OPS_FAILPOINT_LOG=str(log)).returncode == 0
+    points = list(dict.fromkeys(log.read_text().splitlines()))
+    critical = [p for p in points if p.startswith("swap:")] + ["before create_copy", "after fill_copy", "after analyze"]
+    assert {"swap: before rename 1", "swap: after rename 1", "swap: before commit", "swap: after commit"} <= {*critical}
+    for point in critical:
+        assert run(call, OPS_FAILPOINT=point).returncode == -9, point
+        assert trial.sql("SELECT count(*) FROM people") == [(2000,)], point
+        again = run(call)
+        assert again.returncode == 0, f"{point}: {again.stderr[-500:]}"
+        assert trial.server.sql("SELECT 1", database=trial.database, user="grc_user") == [(1,)]
+
+
+def test_two_restores_never_overlap(trial: Trial) -> None:
+    """The advisory lock alone, as when the environment's lock was lost."""
+    backup_database.fn(NAME)
+    from tasks.postgres.swap import advisory_lock
+
+    with advisory_lock(trial.environment.postgres), pytest.raises(OpsError, match="is replacing .* already"):
+        restore_database.fn(NAME, confirm=NAME)
+    shutil.rmtree(trial.reports)

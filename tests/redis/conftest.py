@@ -1,0 +1,180 @@
+"""A Redis of its own under a supervisord of its own, and the environment through which runbooks see it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from blocks.environment import Environment
+from blocks.services import SupervisorServices
+from lab.processes import Account
+from runbook import shell
+from runbook.errors import Unreachable
+from runbook.wait import until
+from tests.servers import binaries, free_port
+
+PASSWORD = "r3dis p@ss:word"
+NAME = "redis-test"
+CONFIGURATION = """\
+port {port}
+bind 127.0.0.1
+requirepass "{password}"
+dir "{data}"
+dbfilename "my dump.rdb"
+save 3600 1
+appendonly {aof}
+appenddirname "aof files"
+appendfilename "log.aof"
+daemonize no
+"""
+SUPERVISORD = """\
+[supervisord]
+nodaemon = true
+pidfile = {root}/supervisord.pid
+logfile = {root}/supervisord.log
+{root_user}
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+[inet_http_server]
+port = 127.0.0.1:{control}
+[program:valkey]
+command = {program} {configuration}
+directory = {root}
+{user}
+autostart = true
+autorestart = true
+startsecs = 0
+startretries = 1000
+stopwaitsecs = 15
+redirect_stderr = true
+stdout_logfile = {root}/valkey.log
+"""
+ENVIRONMENT = """\
+name = "{name}"
+disposable = true
+reports = "{root}/reports"
+[objectives]
+rpo = "1h"
+rto = "4h"
+[redis]
+port = {port}
+password_env = "OPS_TEST_REDIS_PASSWORD"
+data_directory = "{data}"
+config_file = "{configuration}"
+server_program = "{program}"
+os_user = "{user}"
+drop_prefixes = ["cache:", "ca*he:"]
+[services]
+kind = "supervisor"
+url = "http://127.0.0.1:{control}"
+names = {{ redis = "valkey" }}
+[backups]
+redis = "{root}/backups"
+"""
+
+
+class Rig:
+    """A server, its files, and how a test looks at it."""
+
+    def __init__(self, root: Path, *, aof: bool) -> None:
+        self.root, self.account, self.program = root, Account.of_servers(), binaries().redis
+        self.port, self.control = free_port(), free_port()
+        self.data, self.configuration = root / "lib" / "data", root / "valkey.conf"
+        self.store, self.toml = root / "backups", root / "environment.toml"
+        self.account.directory(self.data, 0o700)
+        self.configure(aof=aof)
+        other = self.account.is_other
+        values = {**vars(self), "name": NAME, "user": f"user = {self.account.name}" if other else ""}
+        values["root_user"] = "user = root" if os.geteuid() == 0 else ""
+        (root / "supervisord.conf").write_text(SUPERVISORD.format(**values))
+        self.toml.write_text(ENVIRONMENT.format(**{**values, "user": self.account.name}))
+
+    def configure(self, *, aof: bool, extra: str = "") -> None:
+        """Write valkey.conf."""
+        values = {"port": self.port, "password": PASSWORD, "data": self.data, "aof": "yes" if aof else "no"}
+        self.configuration.write_text(CONFIGURATION.format(**values) + extra)
+        self.configuration.chmod(0o644)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Rig]:
+        """Under supervisord."""
+        argv = [sys.executable, "-m", "supervisor.supervisord", "-c", self.root / "supervisord.conf"]
+        with shell.spawn(argv, directory=self.root) as child:
+            until(self.answers, what="the rig's Redis", seconds=20, every_seconds=0.03)
+            yield self
+            with contextlib.suppress(Exception):
+                self.services.stop("redis")
+            child.terminate()
+            child.wait(15)
+
+    @property
+    def environment(self) -> Environment:
+        """As a flow sees it."""
+        return Environment.find(NAME)
+
+    @property
+    def services(self) -> SupervisorServices:
+        """The rig's supervisord."""
+        return SupervisorServices(url=f"http://127.0.0.1:{self.control}", names={"redis": "valkey"})
+
+    def client(self, database: int = 0) -> redis.Redis:
+        """A client of the live server."""
+        return redis.Redis(port=self.port, password=PASSWORD, db=database)
+
+    def answers(self) -> bool:
+        """Whether it serves."""
+        try:
+            return bool(self.client().ping())
+        except redis.RedisError as error:
+            raise Unreachable(str(error)) from None
+
+    def run_id(self) -> str:
+        """Changes with every start of the server."""
+        return str(self.client().info("server")["run_id"])
+
+    def log(self) -> str:
+        """The end of the server's log."""
+        path = self.root / "valkey.log"
+        return "\n".join(path.read_text(errors="replace").splitlines()[-30:]) if path.exists() else ""
+
+
+@contextlib.contextmanager
+def new_rig(*, aof: bool = True) -> Iterator[Rig]:
+    """A running rig in a directory of its own."""
+    account = Account.of_servers()
+    root = Path(tempfile.mkdtemp(prefix="ops-redis-test-", dir="/var/tmp" if account.is_other else None))
+    root.chmod(0o755)
+    (root / "lib").mkdir(mode=0o755)
+    try:
+        with Rig(root, aof=aof).running() as rig:
+            yield rig
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """A running rig and its environment; `aof` off by indirect parametrisation with False."""
+    with new_rig(aof=getattr(request, "param", True)) as found:
+        monkeypatch.setenv("OPS_ENVIRONMENT", NAME)
+        monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(found.toml))
+        monkeypatch.setenv("OPS_TEST_REDIS_PASSWORD", PASSWORD)
+        yield found
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """With a failing test: the end of its server's log."""
+    report = yield
+    if report.failed and "rig" in getattr(item, "funcargs", {}):
+        report.sections.append(("valkey.log", item.funcargs["rig"].log()))
+    return report
