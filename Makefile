@@ -24,3 +24,24 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(UV) pip sync --quiet --python $(BIN)/python requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
+
+.PHONY: lint test test-system soak lock
+
+# The newest failures first: style, types, layers; then everything else on two workers.
+lint: $(INSTALLED)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo 2>&1 | tail -3
+
+test: lint
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not system and not soak"
+
+test-system: $(INSTALLED)
+	@tests/system/install
+	@$(BIN)/python -m pytest -m system
+
+soak: $(INSTALLED)
+	@$(BIN)/python -m pytest -m soak -v
+
+# Hashes, no addresses: the lock names packages, not where they come from.
+lock:
+	@$(UV) pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, cast
-from zoneinfo import ZoneInfo
+from typing import Annotated, Literal, cast
+from zoneinfo import ZoneInfo, available_timezones
 
 from prefect.blocks.core import Block
 from prefect.context import FlowRunContext
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, field_validator
 
 from blocks.places import Application, Backups, Certificates, Logs
 from blocks.postgres import Postgres
@@ -18,6 +18,7 @@ from blocks.services import Services
 from runbook.errors import OpsError
 
 Tier = Literal["production", "staging", "development"]
+Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 # Stopping is §8.2's order. Starting is by dependency: data before what reads it.
 STOP_ORDER = ("backend", "frontend", "redis")
 START_ORDER = ("postgres", "redis", "backend", "frontend")
@@ -40,8 +41,15 @@ class Environment(Block):
     reports: str = Field(default="/var/lib/interview-ops/reports")
     rpo_seconds: float = Field(gt=0)
     rto_seconds: float = Field(gt=0)
-    thresholds: dict[str, list[float]] = Field(default={}, description="metric → [warn above, critical above]")
+    thresholds: dict[str, Pair] = Field(default={}, description="metric → [warn above, critical above]")
     slugs: dict[str, str] = Field(default={}, description="part → type/name of its block")
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        if name not in available_timezones():
+            raise ValueError(f"{name} is no time zone; one is Asia/Tokyo")
+        return name
 
     @classmethod
     def find(cls, name: str) -> Environment:

@@ -95,7 +95,7 @@ class Postgres(Block):
     def _refused(self, error: psycopg.OperationalError, user: str, database: str) -> OpsError:
         text = str(error).strip().splitlines()[-1].strip()
         where = f"PostgreSQL at {self.host}:{self.port}"
-        if "password" in text or "28P01" in text:
+        if "password authentication" in text or "no password supplied" in text:
             return OpsError(
                 f"{where} refuses the password of role {user}",
                 "correct the secret in the environment's variables and register the blocks again",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import abc
+import http.client
+import shlex
 import xmlrpc.client
-from typing import Literal
-from urllib.parse import quote
+from base64 import b64encode
+from typing import Any, Literal
 
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
@@ -19,6 +21,8 @@ MASK = "********"
 # supervisor/xmlrpc.py: Faults
 ALREADY_STARTED = 60
 NOT_RUNNING = 70
+NO_FILE = 20
+CALL_SECONDS = 180
 
 
 class Services(Block, abc.ABC):
@@ -84,18 +88,28 @@ class SystemdServices(Services):
 
     def logs(self, role: str, lines: int = 50) -> str:
         """`journalctl -u`."""
-        host = ["--host", self.host] if self.host else []
-        argv = ["journalctl", *host, "-u", self.name_of(role), "-n", str(lines), "--no-pager"]
+        argv = ["journalctl", "-u", self.name_of(role), "-n", str(lines), "--no-pager"]
+        if self.host:  # journalctl has no --host; systemctl's own is ssh too
+            argv = ["ssh", "-o", "BatchMode=yes", self.host, shlex.join(argv)]
         return shell.run(argv, timeout_seconds=30).stdout
 
     def environment(self, role: str) -> dict[str, str]:
         """`systemctl show --property=Environment`, masked: the command itself prints secrets."""
         text = self._systemctl("show", self.name_of(role), "--property=Environment").removeprefix("Environment=")
-        return {word.split("=", 1)[0]: MASK for word in text.split() if "=" in word}
+        return {word.split("=", 1)[0]: MASK for word in shlex.split(text) if "=" in word}
 
     def _systemctl(self, *words: str) -> str:
         host = ["--host", self.host] if self.host else []
-        return shell.run(["systemctl", *host, *words], timeout_seconds=180).stdout
+        return shell.run(["systemctl", *host, *words], timeout_seconds=CALL_SECONDS).stdout
+
+
+class _Transport(xmlrpc.client.Transport):
+    """A supervisord that hangs must not hang the run. Its own waiting (start, stop) is shorter than that."""
+
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        connection = super().make_connection(host)
+        connection.timeout = CALL_SECONDS
+        return connection
 
 
 class SupervisorServices(Services):
@@ -123,7 +137,7 @@ class SupervisorServices(Services):
 
     def logs(self, role: str, lines: int = 50) -> str:
         """The end of its standard output."""
-        text = self._call("readProcessStdoutLog", self.name_of(role), -lines * 200, 0)
+        text = self._call("readProcessStdoutLog", self.name_of(role), -lines * 200, 0, ignore=NO_FILE) or ""
         return "\n".join(str(text).splitlines()[-lines:])
 
     def environment(self, role: str) -> dict[str, str]:
@@ -132,10 +146,10 @@ class SupervisorServices(Services):
         return {}
 
     def _call(self, method: str, *arguments: object, ignore: int = 0) -> object:
-        login = f"{quote(self.username)}:{quote(self.password.get_secret_value())}@" if self.username else ""
-        address = self.url.replace("://", f"://{login}", 1) + "/RPC2"
+        login = f"{self.username}:{self.password.get_secret_value()}".encode()
+        headers = [("Authorization", f"Basic {b64encode(login).decode()}")] if self.username else []
         try:
-            with xmlrpc.client.ServerProxy(address, allow_none=True) as server:
+            with xmlrpc.client.ServerProxy(f"{self.url}/RPC2", _Transport(headers=headers), allow_none=True) as server:
                 return getattr(server.supervisor, method)(*arguments)
         except xmlrpc.client.Fault as fault:
             if fault.faultCode == ignore:
@@ -143,5 +157,5 @@ class SupervisorServices(Services):
             raise OpsError(f"supervisord refuses {method} of {arguments[0]}: {fault.faultString}") from None
         except xmlrpc.client.ProtocolError as error:
             raise OpsError(f"supervisord at {self.url} answers {error.errcode} {error.errmsg}") from None
-        except OSError:
+        except (OSError, http.client.HTTPException):
             raise Unreachable(f"supervisord at {self.url} does not answer", "start it: services cannot run") from None

@@ -49,11 +49,13 @@ def environment(name: str) -> Environment:
 
 def file_of(name: str) -> Path:
     """The TOML of an environment: `OPS_ENVIRONMENT_FILE` for the one that `OPS_ENVIRONMENT` names, else by its name."""
+    if not _NAME.fullmatch(name):
+        raise unknown(name)
     chosen = os.environ.get("OPS_ENVIRONMENT_FILE", "")
     if chosen and os.environ.get("OPS_ENVIRONMENT") == name:
         return Path(chosen)
     path = DIRECTORY / f"{name}.toml"
-    if not _NAME.fullmatch(name) or not path.exists():
+    if not path.exists():
         raise unknown(name)
     return path
 
@@ -72,17 +74,19 @@ def read(path: Path) -> Environment:
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # TOML's own error and a file that is not UTF-8
         raise OpsError(f"{path.name} cannot be read: {error}", "correct the file") from None
-    sections = {key: content.pop(key) for key in list(content) if key in PARTS}
-    services = content.pop("services", {"kind": "systemd"})
-    kind = SERVICES.get(services.pop("kind", "systemd"))
+    sections = {key: _table(path, key, content.pop(key)) for key in list(content) if key in PARTS}
+    services = _table(path, "services", content.pop("services", {"kind": "systemd"}))
+    kind = SERVICES.get(str(services.pop("kind", "systemd")))
     if kind is None:
         raise _wrong(path, "services", "kind", f"one of {', '.join(SERVICES)}")
-    objectives = content.pop("objectives", {})
+    objectives = _table(path, "objectives", content.pop("objectives", {}))
     for key in ("rpo", "rto"):
         content[f"{key}_seconds"] = _seconds(path, key, objectives.get(key))
     name = str(_expanded(path, "", "name", content.get("name", path.stem)))
+    if not _NAME.fullmatch(name):
+        raise _wrong(path, "", "name", "a lower-case letter, then at most 30 of a-z, 0-9 and -")
     parts = {part: _block(path, part, PARTS[part], values) for part, values in sections.items()}
     parts["services"] = _block(path, "services", kind, services)
     slugs = {part: f"{type(block).get_block_type_slug()}/{name}" for part, block in parts.items()}
@@ -91,12 +95,19 @@ def read(path: Path) -> Environment:
     return built.with_parts(parts)
 
 
+def _table(path: Path, section: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _wrong(path, "", section, f"a table: [{section}]")
+    return value
+
+
 def _block(path: Path, section: str, kind: type[Block], values: dict[str, Any]) -> Block:
     fields = {}
     for key, value in values.items():
         field = key.removesuffix("_env")
         if field not in kind.model_fields:
-            near = difflib.get_close_matches(field, kind.model_fields, 1)
+            known = [*kind.model_fields, *(() if section else (*PARTS, "services", "objectives"))]
+            near = difflib.get_close_matches(field, known, 1)
             raise _wrong(path, section, key, f"a known key{f' (did you mean {near[0]}?)' if near else ''}")
         fields[field] = _secret(path, section, key, value) if field != key else _expanded(path, section, key, value)
     try:
@@ -107,8 +118,10 @@ def _block(path: Path, section: str, kind: type[Block], values: dict[str, Any]) 
 
 
 def _secret(path: Path, section: str, key: str, variable: object) -> str:
-    if not isinstance(variable, str) or variable not in os.environ:
-        raise _wrong(path, section, key, f"the name of an environment variable that is set ({variable} is not)")
+    if not isinstance(variable, str) or not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):  # the secret itself, perhaps
+        raise _wrong(path, section, key, "the name of an environment variable (capitals, digits and _)")
+    if variable not in os.environ:
+        raise _wrong(path, section, key, f"the environment variable {variable} to be set")
     return os.environ[variable]
 
 

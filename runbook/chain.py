@@ -6,6 +6,7 @@ hash is kept elsewhere: every report's artifact in Prefect carries its own.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -23,7 +24,7 @@ def hash_of(report: Mapping[str, Any]) -> str:
     """SHA-256 of the canonical JSON of a report without its own hash."""
     body = {key: value for key, value in report.items() if key != "hash"}
     text = json.dumps(body, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
 
 
 def append(directory: Path, name: str, report: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -33,7 +34,7 @@ def append(directory: Path, name: str, report: Mapping[str, Any]) -> tuple[Path,
     with (directory / f".chain-{host}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         head = directory / f".chain-{host}"
-        number, previous = _head(head)
+        number, previous = _recovered(directory, host, *_head(head))
         content = {**report, "chain": host, "number": number + 1, "previous": previous}
         content["hash"] = hash_of(content)
         stamp = re.sub(r"[-:]", "", str(report["started"]))[:15]
@@ -45,6 +46,13 @@ def append(directory: Path, name: str, report: Mapping[str, Any]) -> tuple[Path,
 
 def verify_chain(directory: Path) -> list[str]:
     """Every way in which the chains in `directory` are broken, as sentences; empty when they are whole."""
+    with contextlib.ExitStack() as locks:  # no run appends meanwhile
+        for lock in directory.glob(".chain-*.lock"):
+            fcntl.flock(locks.enter_context(lock.open()), fcntl.LOCK_SH)
+        return _verify(directory)
+
+
+def _verify(directory: Path) -> list[str]:
     chains: dict[str, list[tuple[int, Path, dict[str, Any]]]] = {}
     problems = []
     for path in sorted(directory.glob("*.json")):
@@ -62,14 +70,15 @@ def verify_chain(directory: Path) -> list[str]:
 
 
 def _verify_one(head: Path, reports: list[tuple[int, Path, dict[str, Any]]]) -> list[str]:
-    problems, previous, expected = [], GENESIS, 1
+    problems, ends, previous, expected = [], [(0, GENESIS)], GENESIS, 1
     for number, path, report in reports:
-        if report["hash"] != hash_of(report):
+        if report.get("hash") != hash_of(report):
             problems.append(f"{path.name} was changed after it was written")
-        if number != expected or report["previous"] != previous:
+        if number != expected or report.get("previous") != previous:
             problems.append(f"{path.name} does not follow the report before it: one is missing or was replaced")
-        previous, expected = report["hash"], number + 1
-    if _head(head) != (expected - 1, previous):
+        previous, expected = str(report.get("hash")), number + 1
+        ends.append((number, previous))
+    if _head(head) not in ends[-2:]:  # a run that was killed between its report and the head leaves it one behind
         problems.append(f"the chain of {head.name.removeprefix('.chain-')} does not end where its head says")
     return problems
 
@@ -77,14 +86,25 @@ def _verify_one(head: Path, reports: list[tuple[int, Path, dict[str, Any]]]) -> 
 def _head(head: Path) -> tuple[int, str]:
     try:
         number, last = head.read_text().split()
-    except FileNotFoundError:
+        return int(number), last
+    except (FileNotFoundError, ValueError):  # damaged: the chain begins anew, which `verify_chain` tells
         return 0, GENESIS
-    return int(number), last
+
+
+def _recovered(directory: Path, host: str, number: int, last: str) -> tuple[int, str]:
+    """The head, moved on past a report whose run was killed before it could do that."""
+    for path in directory.glob(f"*Z-{number + 1:06d}-*.json"):
+        with contextlib.suppress(ValueError, AttributeError):
+            report = json.loads(path.read_text(encoding="utf-8"))
+            if report.get("chain") == host and report.get("previous") == last and report.get("hash") == hash_of(report):
+                return number + 1, report["hash"]
+    return number, last
 
 
 def _write(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.new")
-    with beside.open("w", encoding="utf-8") as file:
+    # File names that are not UTF-8 reach us as lone surrogates: written as JSON's own escapes.
+    with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -66,18 +66,14 @@ class Step(Generic[P, R]):
         """Start it beside the caller."""
         if FlowRunContext.get() is None:
             context = contextvars.copy_context()
-            waiting = [w for w in self._wait_for if isinstance(w, Future)]
-
-            def work() -> R:
-                for other in waiting:
-                    other.result()
-                return context.run(self._directly, *args, **kwargs)
-
-            return _threads.submit(work)
+            return _threads.submit(lambda: context.run(self._directly, *args, **kwargs))
         submit = cast(Callable[..., Pending[R]], self.task.submit)
         return submit(*args, wait_for=_linkable(self._wait_for), **kwargs)
 
     def _directly(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        for other in self._wait_for:
+            if isinstance(other, Future):
+                other.result()
         for delay in RETRY_DELAYS_SECONDS[: self.retries]:
             try:
                 return _timed(self.work)(*args, **kwargs)

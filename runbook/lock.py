@@ -14,20 +14,22 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Literal
 from uuid import UUID
 
 import httpx
 import psutil
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_UI_URL
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Cancelling
 from prefect.variables import Variable
 
 from runbook import lease as leases
@@ -36,7 +38,8 @@ from runbook.wait import until
 
 Rank = Literal["maintenance", "recovery"]
 END_SECONDS = 30.0
-_held: contextvars.ContextVar[tuple[str, ...]] = contextvars.ContextVar("held", default=())
+_NONE: Mapping[str, EnvironmentLock] = MappingProxyType({})
+_held: contextvars.ContextVar[Mapping[str, EnvironmentLock]] = contextvars.ContextVar("held", default=_NONE)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ class Holder:
         if self.host != socket.gethostname():
             return False
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.pid_started) > 1
+            process = psutil.Process(self.pid)
+            # A zombie holds nothing any more, and PID 1 of a container may never collect it.
+            return abs(process.create_time() - self.pid_started) > 1 or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
 
@@ -94,8 +99,8 @@ def hold(environment: str, directory: Path, runbook: str, rank: Rank) -> Iterato
     Raises:
         Locked: another run holds it (which one, since when, what to do).
     """
-    if environment in _held.get():
-        yield EnvironmentLock(None)
+    if outer := _held.get().get(environment):
+        yield outer
         return
     with contextlib.ExitStack() as stack:
         me = _me(runbook, rank)
@@ -105,10 +110,11 @@ def hold(environment: str, directory: Path, runbook: str, rank: Rank) -> Iterato
             stack.callback(lease.close)
             me = Holder(**{**asdict(me), "lease_id": str(lease.id)})
             _remember(environment, me)
-        _write(file, me)
-        token = _held.set((*_held.get(), environment))
+            _write(file, me)
+        lock = EnvironmentLock(lease)
+        token = _held.set({**_held.get(), environment: lock})
         stack.callback(_held.reset, token)
-        yield EnvironmentLock(lease)
+        yield lock
 
 
 def _me(runbook: str, rank: Rank) -> Holder:
@@ -138,10 +144,13 @@ def _file_lock(environment: str, directory: Path, me: Holder) -> Iterator[IO[str
                     if holder
                     else Locked(f"{environment} is held by a run that is just starting", "try again in a few seconds")
                 )
-            _end(holder, file)
-        yield file
-        file.seek(0)
-        file.truncate()
+            _end(holder, environment, file)
+        _write(file, me)  # before the lease is waited for: a refused run must not read the name of the one before
+        try:
+            yield file
+        finally:
+            file.seek(0)
+            file.truncate()
 
 
 def _lease(environment: str, me: Holder) -> leases.Lease | None:
@@ -152,7 +161,7 @@ def _lease(environment: str, me: Holder) -> leases.Lease | None:
     if holder and holder.is_dead() and holder.lease_id:
         leases.release(UUID(holder.lease_id))
     elif holder and _outranks(me, holder):
-        _cancel(holder, me)
+        _cancel(holder, me, Cancelling)
         leases.wait_free(environment, END_SECONDS)
     if taken := leases.acquire(environment, run_id):
         return taken
@@ -165,28 +174,32 @@ def _outranks(me: Holder, holder: Holder) -> bool:
     return me.rank == "recovery" and holder.rank == "maintenance"
 
 
-def _end(holder: Holder, file: IO[str]) -> None:
+def _end(holder: Holder, environment: str, file: IO[str]) -> None:
     """A recovery ends the maintenance that holds this host's lock: TERM, then KILL."""
     me = _me("", "recovery")
+    # A shared directory: its process id means another process here. Our own process holds it in another thread.
+    if holder.host != me.host or holder.pid == me.pid:
+        raise holder.sentence(environment)
     for number in (signal.SIGTERM, signal.SIGKILL):
         if not holder.is_dead():
-            with contextlib.suppress(ProcessLookupError):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(holder.pid, number)
         try:
             until(lambda: _try(file), what=f"the end of “{holder.runbook}”", seconds=END_SECONDS)
         except Unreachable:
             continue
         if holder.run_id and me.run_id:
-            _cancel(holder, me)
+            _cancel(holder, me, Cancelled)
         return
     raise Locked(f"“{holder.runbook}” (process {holder.pid}) could not be ended", "end it by hand, then try again")
 
 
-def _cancel(holder: Holder, me: Holder) -> None:
-    """Mark the ended run so that nobody reads it as a failure of its own."""
+def _cancel(holder: Holder, me: Holder, state: Callable[..., State]) -> None:
+    """Cancelling: the worker on the holder's host ends it. Cancelled: it was ended here, and nobody is to read that as
+    a failure of its own."""
     message = f"ended by the recovery “{me.run_name}”, which outranks maintenance"
     with get_client(sync_client=True) as client, contextlib.suppress(httpx.HTTPError, ObjectNotFound):
-        client.set_flow_run_state(UUID(holder.run_id), Cancelled(message=message), force=True)
+        client.set_flow_run_state(UUID(holder.run_id), state(message=message), force=state is Cancelled)
 
 
 def _try(file: IO[str]) -> bool:

@@ -15,6 +15,7 @@ MARK = {Status.PLANNED: "📝", Status.OK: "✅", Status.WARN: "⚠️", Status.
 COLOUR = {Status.OK: "#2f9e62", Status.WARN: "#d9a400", Status.CRITICAL: "#d6336c", Status.PLANNED: "#5c7cfa"}
 ROW, LEFT, WIDTH = 22, 250, 900
 MOST_ROWS = 200
+MOST_CHARACTERS = 300
 
 
 def key(report: Report) -> str:
@@ -57,7 +58,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def markdown(report: Report) -> str:
     """The whole page."""
-    parts = [f"# {MARK[report.status]} {report.runbook} · {report.environment} · {report.status}", report.sentence()]
+    title = f"# {MARK[report.status]} {report.runbook} · {report.environment} · {report.status}"
+    parts = [title, escape(report.sentence(), quote=False)]
     head = {"started": report.started.strftime("%Y-%m-%d %H:%M:%S UTC"), "took": duration(report.seconds)}
     parts.append(table(("", ""), list((head | report.facts).items())))
     if report.planned:
@@ -81,8 +83,9 @@ def image(name: str, svg: str) -> str:
 
 
 def timeline(report: Report) -> str:
-    """When each step ran: a bar per step, in order of their start."""
-    steps = sorted(report.steps, key=lambda step: step.started)
+    """When each step ran: a bar per step (of the longest ones), in order of their start."""
+    longest = sorted(report.steps, key=lambda step: -step.seconds)[:MOST_ROWS]
+    steps = sorted(longest, key=lambda step: step.started)
     whole = max(((s.started - report.started).total_seconds() + s.seconds for s in steps), default=1) or 1
     scale = (WIDTH - LEFT - 70) / whole
     height = ROW * (len(steps) + 1) + 10
@@ -139,4 +142,7 @@ def _evidence(item: Evidence) -> str:
 
 
 def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    """Text as it is, whatever it has in it: in a cell a backslash escapes, a bar ends it, `<` and `&` begin HTML."""
+    text = " ".join(str(value).split())
+    text = text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + "…"
+    return escape(text.replace("\\", "\\\\").replace("|", "\\|"), quote=False)

@@ -138,9 +138,10 @@ class Report:
         if metric not in self.limits:
             raise OpsError(f"no threshold for {metric}", "add it under [thresholds] in the environment's TOML")
         warn, critical = self.limits[metric]
-        status = Status.CRITICAL if value > critical else Status.WARN if value > warn else Status.OK
+        status = Status.OK if value <= warn else Status.WARN if value <= critical else Status.CRITICAL  # NaN too
         shown = "" if status is Status.OK else hint
-        self.findings.append(Finding(metric, status, f"{value:g}", f"≤ {warn:g} (critical above {critical:g})", shown))
+        limits = f"≤ {_number(warn)} (critical above {_number(critical)})"
+        self.findings.append(Finding(metric, status, _number(value), limits, shown))
         return status
 
     def warn(self, name: str, hint: str, *, value: object = "", expected: object = "") -> None:
@@ -211,7 +212,8 @@ class Report:
         hint = next((f.hint for f in bad if f.hint), "")
         head = f"{self.runbook} on {self.environment}: {self.status}"
         done = f" — {self.outcome}" if self.outcome and self.status is not Status.CRITICAL else ""
-        return head + done + (f" — {why}{more}" if why else "") + (f". Next: {hint}" if hint else "")
+        text = head + done + (f" — {why}{more}" if why else "") + (f". Next: {hint}" if hint else "")
+        return " ".join(text.split())
 
     def as_json(self) -> dict[str, Any]:
         """The JSON report, without `hash`."""
@@ -235,6 +237,10 @@ class Report:
             "evidence": [asdict(evidence) for evidence in self.evidence],
             "previous": self.previous,
         }
+
+
+def _number(value: float) -> str:
+    return f"{value:g}" if abs(value) < 100_000 else f"{value:,.0f}"
 
 
 _current: contextvars.ContextVar[Report | None] = contextvars.ContextVar("report", default=None)

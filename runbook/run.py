@@ -6,6 +6,7 @@ import contextlib
 import urllib.parse
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
@@ -72,16 +73,27 @@ def _failed(report: Report, error: OpsError) -> None:
 
 def _finish(report: Report, target: Target) -> None:
     report.finished = datetime.now(UTC)
-    report.path, content = chain.append(target.reports_directory, render.key(report), report.as_json())
-    report.previous, report.hash = content["previous"], content["hash"]
-    page = render.markdown(report)
-    report.path.with_suffix(".md").write_text(page, encoding="utf-8")
+    page = _write(report, target.reports_directory)
     logger().info("%s (report: %s)", report.sentence(), report.path)
     if FlowRunContext.get():
         try:
             create_markdown_artifact(markdown=page, key=render.key(report), description=report.sentence()[:250])
         except Exception as error:  # the report is on disk: a dead Prefect must not fail a good recovery
             logger().warning("the report could not be shown in Prefect: %s", error)
+
+
+def _write(report: Report, directory: Path) -> str:
+    """Both files; returns the page. A full disk must not hide what the run did: that becomes a finding."""
+    try:
+        report.path, content = chain.append(directory, render.key(report), report.as_json())
+        report.previous, report.hash = content["previous"], content["hash"]
+        page = render.markdown(report)
+        report.path.with_suffix(".md").write_text(page, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        what = f"the report could not be written to {directory}: {error.strerror}"
+        _failed(report, OpsError(what, "make room there or correct its owner; what was done is in the log and the UI"))
+        page = render.markdown(report)
+    return page
 
 
 def _form(report: Report) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -49,13 +50,13 @@ def run(
             try:
                 code = child.wait(timeout_seconds)
             except subprocess.TimeoutExpired:
-                raise OpsError(f"{Path(argv[0]).name} did not end within {timeout_seconds:.0f} s", hint) from None
+                raise OpsError(f"{Path(argv[0]).name} did not end within {timeout_seconds:g} s", hint) from None
         texts = []
         for stream in (out, err):
             stream.seek(0)
             texts.append(stream.read().decode(errors="replace"))
     if code:
-        raise CommandFailed([str(part) for part in argv], code, texts[1], hint)
+        raise CommandFailed([str(part) for part in argv], code, _masked(texts[1], environment or {}), hint)
     return Completed(texts[0], texts[1], time.monotonic() - started)
 
 
@@ -70,22 +71,35 @@ def spawn(
     stderr: object = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A running program, ended (TERM, then KILL) when the block is left, however it is left."""
+    variables = {**os.environ, **(environment or {})}
+    program = str(argv[0])
+    found = shutil.which(program if "/" not in program else Path(directory or ".", program), path=variables.get("PATH"))
+    if not found:  # else it is setpriv that fails, with a message of its own
+        raise OpsError(f"there is no program {program}", "install it, or correct its path in the environment")
     command = [*_prefix(user), *(str(part) for part in argv)]
     try:
         child = subprocess.Popen(
             command,
-            env={**os.environ, **(environment or {})},
+            env=variables,
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL if stdout is None else stdout,  # type: ignore[call-overload]
             stderr=subprocess.DEVNULL if stderr is None else stderr,
         )
     except FileNotFoundError as error:
-        raise OpsError(f"{error.filename} is not there", "install it, or correct its path in the environment") from None
+        raise OpsError(f"{error.filename} is not there", "create it, or correct its path in the environment") from None
     try:
         yield child
     finally:
         _end(child)
+
+
+def _masked(text: str, environment: Mapping[str, str]) -> str:
+    """What a program prints must not carry the secrets that it was given."""
+    for name, value in environment.items():
+        if value and re.search("PASS|SECRET|TOKEN|KEY|URL", name.upper()):
+            text = text.replace(value, "********")
+    return text
 
 
 def _prefix(user: str) -> list[str]:

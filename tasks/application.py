@@ -30,6 +30,11 @@ class Health:
     in_a_row: int
     seconds: float
 
+    @property
+    def answer(self) -> str:
+        """For a report."""
+        return f"{' and '.join(self.urls)} answered well {self.in_a_row} times in a row after {self.seconds:.1f} s"
+
 
 class Check(NamedTuple):
     """One row of phase 5."""
@@ -52,7 +57,7 @@ class SmokeResult:
         return all(row.ok for row in self.rows)
 
     @property
-    def sentence(self) -> str:
+    def detail(self) -> str:
         """The first failure, or that all is well."""
         bad = next((row for row in self.rows if not row.ok), None)
         return f"{bad.check}: {bad.detail}" if bad else f"{len(self.rows)} checks passed"

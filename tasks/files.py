@@ -24,6 +24,7 @@ from tasks import entries as listing
 from tasks.catalogue import Backup
 from tasks.entries import Archived, Entry
 
+REPLACE_FILES = "replace files"
 ARCHIVE = "files.tar.gz"
 RESTORING = ".restoring"
 SUPERSEDED = ".superseded_"
@@ -65,10 +66,10 @@ class FilesCopy:
 
 @dataclass(frozen=True)
 class FilesSwapped:
-    """The copy is live; what was live before is kept at `superseded` (None: nothing was)."""
+    """The copy is live; what was live before is at `kept` (None: nothing was)."""
 
     live: Path
-    superseded: Path | None
+    kept: Path | None
 
 
 def directory_of(application: Application) -> Path:
@@ -148,7 +149,7 @@ def build_files_copy(permit: Permit, application: Application, backup: Backup) -
             a link), or what the manifest does not name.
         OpsError: there is no space, or a file cannot be written.
     """
-    permit.require("replace files", application.directory)
+    permit.require(REPLACE_FILES, application.directory)
     directory = directory_of(application)
     entries = listing.entries_of(backup.manifest)
     copy = directory.with_name(directory.name + RESTORING)
@@ -180,15 +181,15 @@ def swap_files(permit: Permit, application: Application, copy: FilesCopy) -> Fil
         VerificationFailed: the copy differs from its backup.
         OpsError: a rename is refused.
     """
-    permit.require("replace files", application.directory)
+    permit.require(REPLACE_FILES, application.directory)
     if copy.differences:
         raise VerificationFailed(f"the copy differs from {copy.backup}: {copy.differences[0]}", "take another backup")
     live = directory_of(application)
     try:
         failpoint("files: before first rename")
-        superseded = _free_name(live) if live.exists() or live.is_symlink() else None
-        if superseded:
-            live.rename(superseded)
+        kept = _free_name(live) if live.exists() or live.is_symlink() else None
+        if kept:
+            live.rename(kept)
         failpoint("files: between renames")
         copy.path.rename(live)
         _sync(live.parent)
@@ -197,7 +198,7 @@ def swap_files(permit: Permit, application: Application, copy: FilesCopy) -> Fil
         raise OpsError(
             f"{live} cannot be replaced: {error}", f"look at {live} and its neighbours, then again"
         ) from None
-    return FilesSwapped(live, superseded)
+    return FilesSwapped(live, kept)
 
 
 def superseded_files(application: Application) -> list[Path]:

@@ -60,20 +60,21 @@ class Writes:
 
 
 @probe
-def read_writes_since(logs: Logs, moment: datetime) -> Writes:
-    """Count the writes that `app.log` and its rotated siblings show as acknowledged later than `moment`.
+def read_writes_since(logs: Logs, moment: datetime, before: datetime | None = None) -> Writes:
+    """Count the writes that `app.log` and its rotated siblings show as acknowledged later than `moment` (and not
+    later than `before`).
 
     A write is a line `request` with a writing method and a 2xx status; logging in is none. The application logs a
     request after its commit and before its answer, so a line later than a snapshot may tell of a write that the
     snapshot still holds: the count errs to more. Times without a zone are UTC.
     """
-    since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    since, end = _utc(moment), _utc(before or datetime.max)
     log = Path(logs.app)
     for _ in range(ROTATIONS):
-        found, before = _Found(since), _files(log)
-        for path in before.values():
+        found, files = _Found(since, end), _files(log)
+        for path in files.values():
             found.read(path)
-        if _files(log) == before:
+        if _files(log) == files:
             return found.writes(log)
     return replace(found.writes(log), complete=False, note="the log was rotated while it was read, again and again")
 
@@ -91,8 +92,9 @@ def _files(log: Path) -> dict[int, Path]:
 class _Found:
     """Collects over several files."""
 
-    def __init__(self, since: datetime) -> None:
+    def __init__(self, since: datetime, until: datetime) -> None:
         self.since = since
+        self.until = until
         self.text = since.isoformat(timespec="microseconds").encode()
         self.items: list[Write] = []
         self.seen: set[int] = set()
@@ -143,7 +145,7 @@ class _Found:
             self.broken += 1
             return
         is_write = message == "request" and method in METHODS and 200 <= status < 300
-        if not is_write or path.startswith(NOT_DATA) or time <= self.since:
+        if not is_write or path.startswith(NOT_DATA) or not self.since < time <= self.until:
             return
         key = hash(line.rstrip())
         if key not in self.seen:  # a file that is being compressed is there twice
@@ -188,4 +190,8 @@ def _time(text: str) -> datetime | None:
         time = datetime.fromisoformat(text)
     except ValueError:
         return None
+    return _utc(time)
+
+
+def _utc(time: datetime) -> datetime:
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)

@@ -21,6 +21,7 @@ from runbook.errors import CommandFailed, OpsError
 from runbook.kinds import action, probe
 from runbook.permit import Permit
 
+MIGRATE = "migrate"
 HEAD = "head"
 TIMEOUT_SECONDS = 3600.0
 TAIL_LINES = 20
@@ -153,13 +154,15 @@ def upgrade(
     backend_directory: Path | None = None,
 ) -> Migrated:
     """`alembic upgrade` on one database (§8.2, step 5), as the application's role. Nothing is run where nothing is
-    pending. Alembic runs all of it in one transaction: what fails leaves the revision that was.
+    pending. Where Alembic runs them in one transaction, what fails leaves the schema as it was.
+
+    The permit names the application's database, also where `database` is a copy that will take its place.
 
     Raises:
         NotConfirmed: not permitted.
         OpsError: several heads, an unknown revision, or the migration failed; the end of its output is in the message.
     """
-    permit.require("migrate", database)
+    permit.require(MIGRATE, postgres.database)
     directory = backend_directory or Path(application.backend_directory)
     before, heads = _revision(postgres, database), _heads(application, directory)
     target = heads.resolve(revision)
@@ -172,7 +175,7 @@ def upgrade(
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     secret = postgres.password.get_secret_value()
-    hint = "the schema is as it was; correct the migration or what it needs, then launch this again"
+    hint = "see at which revision it is now; correct the migration or what it needs, then launch this again"
     try:
         done = shell.run(
             [application.python, "-m", "alembic", "upgrade", target],

@@ -25,7 +25,7 @@ from tasks.postgres.server import Server, judge_programs, read_database_bytes, r
 SPACE_RATIO = 0.8
 
 
-@flow(name="backup-database")
+@flow(name="backup-database", flow_run_name="backup-database {environment}")
 def backup_database(environment: str, jobs: Annotated[int, Field(ge=0, le=32)] = 0) -> Report:
     """データベースバックアップ・完全 (§1.2)
 

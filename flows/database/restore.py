@@ -26,7 +26,7 @@ from tasks.postgres.swap import (
 )
 
 
-@flow(name="restore-database")
+@flow(name="restore-database", flow_run_name="restore-database {environment} {backup}")
 def restore_database(
     environment: str,
     backup: str = "latest",
@@ -81,7 +81,7 @@ def restore_database(
     return report
 
 
-@flow(name="undo-restore")
+@flow(name="undo-restore", flow_run_name="undo-restore {environment}")
 def undo_restore(environment: str, confirm: str = "") -> Report:
     """リストアの取り消し (§1.2)
 

@@ -35,7 +35,7 @@ class Aside:
     replaced: str
 
 
-@flow(name="discard-superseded")
+@flow(name="discard-superseded", flow_run_name="discard-superseded {environment}")
 def discard_superseded(
     environment: str, keep: Annotated[int, Field(ge=0, le=MOST_KEPT)] = 1, confirm: str = ""
 ) -> Report:

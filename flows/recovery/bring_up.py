@@ -6,12 +6,6 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tasks.application import smoke_check, wait_healthy
-from tasks.files import swap_files
-from tasks.logs import read_writes_since
-from tasks.redis.restore import prepare_empty, swap_redis, verify_live_redis
-from tasks.services import start_services, stop_services
-
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
 from blocks.postgres import Connection
 from flows.database import steps as database
@@ -23,9 +17,15 @@ from runbook.permit import Permit
 from runbook.render import duration
 from runbook.report import Report
 from tasks import catalogue
+from tasks.application import smoke_check, wait_healthy
+from tasks.files import swap_files
+from tasks.logs import read_writes_since
 from tasks.postgres.content import read_counts
 from tasks.postgres.server import Identity
 from tasks.postgres.swap import swap_databases
+from tasks.redis.empty import prepare_empty
+from tasks.redis.swap import start_redis, stop_redis, swap_redis, verify_live_redis
+from tasks.services import start_services, stop_services
 
 HEALTH_SECONDS = 120
 
@@ -42,7 +42,9 @@ class Held:
     def stop(self) -> None:
         """In the manual's order, each proven stopped."""
         if not self.stopped:
-            stop_services(self.env.services, self.env.services_in(STOP_ORDER))
+            stop_services(self.env.services, [role for role in self.env.services_in(STOP_ORDER) if role != "redis"])
+            if self.env.has("redis"):
+                stop_redis(self.env.redis, self.env.services)
             self.stopped = True
 
 
@@ -102,7 +104,10 @@ def start(report: Report, env: Environment, copies: Copies) -> None:
     """
     if copies.redis is None and env.has("redis"):
         prepare_empty(env.redis)
-    start_services(env.services, env.services_in(START_ORDER))
+    start_services(env.services, ["postgres"])
+    if env.has("redis"):
+        start_redis(env.redis, env.services)
+    start_services(env.services, env.services_in(("backend", "frontend")))
     report.fact("outage until services started", duration(report.seconds))
     health = wait_healthy(env.application, seconds=HEALTH_SECONDS)
     report.expect("health", True, "", value=health.answer)
@@ -111,7 +116,7 @@ def start(report: Report, env: Environment, copies: Copies) -> None:
         report.expect("Redis live", not problems, "look at its log; what it replaced is kept aside",
                       value="; ".join(problems[:3]) or "every key without TTL is there")  # fmt: skip
     _count(report, env, copies)
-    expectations(report, env, env.postgres.database, "on the live database")
+    expectations(report, env, env.postgres.database, "on the live database", migrated=True)
     _smoke(report, env)
 
 

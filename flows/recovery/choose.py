@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tasks.files import REPLACE_FILES, judge_files_backup
-from tasks.redis.restore import REPLACE_REDIS, judge_redis_backup
+from tasks.redis.restore import REPLACE_REDIS
 
 from blocks.environment import Environment
 from flows.database import steps as database
+from flows.redis.steps import judge_redis
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.render import size
 from runbook.report import Report
 from tasks import catalogue
 from tasks.catalogue import Backup
+from tasks.files import REPLACE_FILES, judge_files_backup
 from tasks.manifest import Kind
 
 
@@ -27,10 +28,11 @@ class Chosen:
     database: Backup
     redis: Backup | None
     files: Backup | None
+    redis_fitness: RedisFitness | None = None
 
     def acts(self, env: Environment) -> tuple[Act, ...]:
         """What the run needs a permit for."""
-        acts = [database.replace_act(env), Act("migrate", env.postgres.database)]
+        acts = [database.replace_act(env), Act(MIGRATE, copy_name(env.postgres.database))]
         if self.redis:
             acts.append(Act(REPLACE_REDIS, env.redis.data_directory))
         if self.files:
@@ -50,15 +52,15 @@ def choose(report: Report, env: Environment, wanted: str) -> Chosen:
     redis = _nearest(report, Path(env.backups.redis), "redis", taken) if env.has("redis") else None
     wants_files = env.has("application") and env.application.directory
     files = _nearest(report, Path(env.backups.files), "files", taken) if wants_files else None
-    if redis:
-        _expect_none(report, f"Redis can take {redis.name}", judge_redis_backup(env.redis, redis).problems)
+    fitness = judge_redis(report, env, redis, [*catalogue.verify_files(redis)]) if redis else None
     if files:
-        _expect_none(report, f"files can take {files.name}", judge_files_backup(env.application, files).problems)
+        _judge_files(report, env, files)
     report.fail_if_critical()
-    return Chosen(chosen, redis, files)
+    return Chosen(chosen, redis, files, fitness)
 
 
 def _nearest(report: Report, store: Path, kind: Kind, taken: datetime) -> Backup | None:
+    """The backup nearest to the database's, and the gap between the two."""
     try:
         backup = catalogue.find_nearest(store, kind, taken)
     except OpsError as error:
@@ -67,16 +69,15 @@ def _nearest(report: Report, store: Path, kind: Kind, taken: datetime) -> Backup
     gap = abs((backup.manifest.taken - taken).total_seconds())
     report.fact(f"{kind} backup", f"{backup.name} ({size(backup.manifest.bytes)}), {gap:.0f} s from the database's")
     report.judge("backup.gap_seconds", gap, f"database and {kind} are of different times: expect rows without keys")
-    problems = catalogue.verify_files(backup)
-    report.expect(
-        f"files of {backup.name}",
-        not problems,
-        f"move it out of {store} and launch again: the next nearest is taken",
-        value="; ".join(problems[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
-        expected="as in the manifest (SHA-256)",
-    )
     return backup
 
 
-def _expect_none(report: Report, name: str, problems: tuple[str, ...]) -> None:
-    report.expect(name, not problems, "see the reason; nothing was touched", value="; ".join(problems) or "yes")
+def _judge_files(report: Report, env: Environment, backup: Backup) -> None:
+    found = judge_files_backup(env.application, backup)
+    report.expect(
+        f"files of {backup.name}",
+        not found.problems,
+        f"move {backup.name} out of {env.backups.files} and launch again: the next nearest is taken",
+        value="; ".join(found.problems[:3]) or f"{found.entries:,} entries, {size(backup.manifest.bytes)}",
+        expected="as in the manifest (SHA-256), and there is room",
+    )

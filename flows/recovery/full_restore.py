@@ -28,7 +28,7 @@ from tasks.postgres.swap import advisory_lock
 WhenToStop = Literal["first", "at_swap"]
 
 
-@flow(name="full-restore")
+@flow(name="full-restore", flow_run_name="full-restore {environment} {backup}")
 def full_restore(
     environment: str,
     backup: str = "latest",

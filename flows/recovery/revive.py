@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.services import ServiceStates, read_services, start_services, stop_services
-
 from blocks.environment import START_ORDER, Environment
 from flows.database import steps as database
 from runbook.errors import OpsError
@@ -24,6 +22,7 @@ from tasks.postgres.server import (
     read_identity,
     read_server,
 )
+from tasks.services import ServiceStates, read_services, start_services, stop_services
 
 START_SECONDS = 60
 

@@ -14,6 +14,8 @@ from runbook import shell
 from runbook.errors import OpsError
 from runbook.kinds import action, probe
 from runbook.permit import Permit
+from runbook.progress import progress
+from runbook.render import size
 from tasks.catalogue import Backup
 from tasks.postgres.content import DatabaseContent
 from tasks.postgres.dump import DUMP, GLOBALS
@@ -80,7 +82,15 @@ def fill_copy(permit: Permit, postgres: Postgres, backup: Backup, copy: Copy, jo
         *(postgres.program("pg_restore"), "--format=directory", f"--jobs={jobs}", "--exit-on-error", "--no-password"),
         *("--dbname", copy.database, str(backup.path / DUMP)),
     ]
-    done = shell.run(argv, environment=environment, hint="the live database was not touched; try the backup before")
+    whole = content_in(backup).bytes
+
+    def tell() -> str:
+        with postgres.connect() as connection:
+            size_now = execute(connection, "SELECT pg_database_size(%s::oid)", copy.oid)[0][0]
+        return f"{copy.database}: {size(int(size_now))} of about {size(whole)} restored"
+
+    with progress(tell):
+        done = shell.run(argv, environment=environment, hint="the live database was not touched; try the backup before")
     with postgres.connect() as connection:
         apply_properties(connection, copy.database, content_in(backup).properties)
     return Copy(copy.database, copy.oid, done.seconds)

@@ -24,6 +24,8 @@ from runbook.errors import CommandFailed, OpsError
 from runbook.failpoint import failpoint
 from runbook.kinds import action
 from runbook.log import logger
+from runbook.progress import progress
+from runbook.render import size
 from tasks.postgres.content import DatabaseContent, SequenceValue, content_of
 from tasks.postgres.session import pin
 
@@ -137,7 +139,8 @@ def _pg_dump(postgres: Postgres, target: Path, snapshot: str, compression: str, 
         *("--file", str(target)),
     ]
     environment = {**postgres.environment(), "PGDATABASE": postgres.database}
-    return shell.run(argv, environment=environment, hint="its message is the reason; nothing was published").seconds
+    with progress(lambda: f"{size(sum(p.stat().st_size for p in target.glob('*')))} dumped"):
+        return shell.run(argv, environment=environment, hint="its message is the reason; nothing was published").seconds
 
 
 def dumped_sequences(postgres: Postgres, dump: Path) -> dict[str, SequenceValue]:

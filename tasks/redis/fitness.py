@@ -22,6 +22,7 @@ from tasks.redis.configuration import Configuration, read_configuration
 from tasks.redis.content import RedisContent
 from tasks.redis.scratch import refuse_empty, scratch_server
 from tasks.redis.server import (
+    at_once,
     call,
     connected,
     family,
@@ -35,7 +36,6 @@ from tasks.redis.snapshot import RDB
 
 # The RDB as the AOF's base, the RDB that is written after the drop, and the log of the drop.
 COPIES = 2.2
-SENTINEL_SECONDS = 3
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def _live(block: Redis, program: str) -> tuple[list[Precondition], dict[int, int
 def _sentinels(block: Redis) -> Iterator[Precondition]:
     for address in block.sentinels:
         host, _, port = address.rpartition(":")
-        client = redis.Redis(host, int(port), socket_connect_timeout=SENTINEL_SECONDS, socket_timeout=SENTINEL_SECONDS)
+        client = at_once(redis.Redis(host, int(port), socket_connect_timeout=3, socket_timeout=3))
         name = f"Sentinel {address}"
         with contextlib.closing(client):
             try:

@@ -17,7 +17,7 @@ from blocks.redis import Redis
 from runbook import shell
 from runbook.errors import Unreachable, VerificationFailed
 from runbook.wait import until
-from tasks.redis.server import LOAD_SECONDS, call
+from tasks.redis.server import LOAD_SECONDS, at_once, call
 
 # A scratch server dies before anything else where memory runs out: never the live server in its place.
 _SETTINGS = (
@@ -67,7 +67,7 @@ def scratch_server(
         with (
             log.open("wb") as out,
             shell.spawn(argv, environment={"LC_ALL": "C"}, user=user, stdout=out, stderr=out) as child,
-            contextlib.closing(block.scratch(place / "socket")) as client,
+            contextlib.closing(at_once(block.scratch(place / "socket"))) as client,
         ):
             until(
                 lambda: _is_loaded(client, child, log), what="loading on the scratch server", seconds=LOAD_SECONDS,

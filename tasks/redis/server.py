@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import psutil
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from blocks.redis import Redis
 from runbook import shell
@@ -24,6 +26,12 @@ def call(client: redis.Redis, *words: object) -> Any:
     return cast(Any, client).execute_command(*words)
 
 
+def at_once(client: redis.Redis) -> redis.Redis:
+    """The same client without redis-py's own retries (seconds each): a probe is retried as a whole, or not at all."""
+    client.set_retry(Retry(NoBackoff(), 0))
+    return client
+
+
 @contextlib.contextmanager
 def connected(block: Redis) -> Iterator[redis.Redis]:
     """A client of the live server that answers.
@@ -32,7 +40,7 @@ def connected(block: Redis) -> Iterator[redis.Redis]:
         Unreachable: nobody answers, or it is still loading its data.
         OpsError: it refuses (password, rights); one clear sentence.
     """
-    client = block.client()
+    client = at_once(block.client())
     try:
         client.ping()
         yield client

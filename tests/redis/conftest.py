@@ -20,6 +20,7 @@ from lab.processes import Account
 from runbook import shell
 from runbook.errors import Unreachable
 from runbook.wait import until
+from tasks.redis.server import at_once
 from tests.servers import binaries, free_port
 
 PASSWORD = "r3dis p@ss:word"
@@ -128,7 +129,7 @@ class Rig:
 
     def client(self, database: int = 0) -> redis.Redis:
         """A client of the live server."""
-        return redis.Redis(port=self.port, password=PASSWORD, db=database)
+        return at_once(redis.Redis(port=self.port, password=PASSWORD, db=database))
 
     def answers(self) -> bool:
         """Whether it serves."""

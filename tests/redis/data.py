@@ -11,8 +11,19 @@ BINARY = bytes(range(256))
 LONG_MS = 3_600_000
 
 
-def fill(clients: dict[int, redis.Redis], *, short_ms: int = 0) -> None:
-    """Every type in several databases, binary keys, TTLs; with `short_ms` also keys and fields that end soon."""
+def add_short(clients: dict[int, redis.Redis], milliseconds: int) -> None:
+    """100 keys and a field in each database that end soon."""
+    for client in clients.values():
+        with client.pipeline(transaction=False) as pipe:
+            pipe.hset("timed", "goes", 2)
+            pipe.execute_command("HPEXPIRE", "timed", milliseconds, "FIELDS", 1, "goes")
+            for n in range(100):
+                pipe.set(f"short:{n}", n, px=milliseconds)
+            pipe.execute()
+
+
+def fill(clients: dict[int, redis.Redis]) -> None:
+    """Every type in several databases, binary keys, TTLs of keys and of fields, groups with pending entries."""
     for number, client in clients.items():
         with client.pipeline(transaction=False) as pipe:
             for n in range(300):
@@ -30,7 +41,7 @@ def fill(clients: dict[int, redis.Redis], *, short_ms: int = 0) -> None:
             pipe.sadd("numbers", *range(50))
             pipe.zadd("ranking", {"a": 1.1, "b": float("inf"), "c": 0.1 + 0.2, "d": -5})
             pipe.hset("profile", mapping={f"f{n}": f"氏名 {n}" for n in range(300)})
-            pipe.hset("timed", mapping={"stays": 1, "goes": 2, "long": 3})
+            pipe.hset("timed", mapping={"stays": 1, "long": 3})
             pipe.execute_command("HPEXPIRE", "timed", LONG_MS, "FIELDS", 1, "long")
             pipe.hset("fading", mapping={"only": 1})
             pipe.execute_command("HPEXPIRE", "fading", LONG_MS, "FIELDS", 1, "only")
@@ -40,10 +51,6 @@ def fill(clients: dict[int, redis.Redis], *, short_ms: int = 0) -> None:
             pipe.xgroup_create("events", "workers", id="0")
             pipe.xreadgroup("workers", "anna", {"events": ">"}, count=5)
             pipe.xack("events", "workers", "1-1")
-            if short_ms:
-                pipe.execute_command("HPEXPIRE", "timed", short_ms, "FIELDS", 1, "goes")
-                for n in range(100):
-                    pipe.set(f"short:{n}", n, px=short_ms + n)
             pipe.execute()
         client.function_load("#!lua name=lib\nredis.register_function('f', function() return 1 end)", replace=True)
 

@@ -1,0 +1,138 @@
+"""Great Expectations, by itself: importing this module costs 5–10 s, so only `tasks.integrity` does, in a thread."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import quote
+
+import great_expectations as gx
+from great_expectations.data_context.types.base import ProgressBarsConfig
+from great_expectations.expectations.core.unexpected_rows_expectation import UnexpectedRowsExpectation
+from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+
+from blocks.postgres import Postgres
+from tasks.integrity import name_of
+
+# Nothing is looked up by the search path (a stranger's operator would be), and nothing can be written.
+SESSION = "-c search_path=pg_catalog -c default_transaction_read_only=on"
+
+for _name in list(logging.root.manager.loggerDict):  # several of its modules set a level of their own
+    if _name.startswith("great_expectations"):
+        logging.getLogger(_name).setLevel(logging.ERROR)
+
+
+class ExpectQueryToReturnNoRows(UnexpectedRowsExpectation):  # type: ignore[misc]
+    """GX's own expectation runs its query twice, for the rows and for their count: this one counts only."""
+
+    metric_dependencies: ClassVar[tuple[str, ...]] = ("unexpected_rows_query.row_count",)
+
+    def _validate(
+        self, metrics: dict[str, Any], runtime_configuration: Any = None, execution_engine: Any = None
+    ) -> dict[str, Any]:
+        rows = metrics["unexpected_rows_query.row_count"]
+        return {"success": rows == 0, "result": {"observed_value": rows}}
+
+
+@contextmanager
+def context_for(postgres: Postgres) -> Iterator[tuple[Any, Path]]:
+    """An ephemeral context, and a private file with the password: what is in the URL would reach Data Docs."""
+    password = postgres.admin_password.get_secret_value().replace("\\", r"\\").replace(":", r"\:")
+    with tempfile.TemporaryDirectory(prefix="ops-gx-") as private:
+        passfile = Path(private) / "pgpass"
+        passfile.touch(mode=0o600)
+        passfile.write_text(f"*:*:*:*:{password}\n", encoding="utf-8")
+        context = gx.get_context(mode="ephemeral")
+        context.variables.progress_bars = ProgressBarsConfig(globally=False)
+        for name, site in dict(context.variables.data_docs_sites).items():  # a temporary one that nobody removes
+            shutil.rmtree(site["store_backend"]["base_directory"], ignore_errors=True)
+            context.delete_data_docs_site(name)
+        yield context, passfile
+
+
+def define(
+    context: Any,
+    passfile: Path,
+    postgres: Postgres,
+    database: str,
+    schema: str,
+    table: str,
+    suite: Sequence[Mapping[str, Any]],
+) -> Any:
+    """What to validate in one table. Each has a source of its own: an engine knows one active batch only."""
+    login, name = quote(postgres.admin_user, safe=""), quote(database, safe="")
+    source = context.data_sources.add_postgres(
+        table,
+        connection_string=f"postgresql+psycopg://{login}@{postgres.host}:{postgres.port}/{name}",
+        kwargs={"connect_args": {"passfile": str(passfile), "options": SESSION, "application_name": "interview-ops"}},
+        create_temp_table=False,
+    )
+    asset = source.add_table_asset(name=table, table_name=table, schema_name=schema)
+    configurations = [
+        ExpectationConfiguration(type=item["type"], kwargs=item["kwargs"], description=item.get("description"))
+        for item in suite
+    ]
+    definition = gx.ValidationDefinition(
+        name=table,
+        data=asset.add_batch_definition_whole_table(table),
+        suite=context.suites.add(gx.ExpectationSuite(name=table, expectations=configurations)),
+    )
+    return context.validation_definitions.add(definition)
+
+
+def validate(definition: Any) -> list[tuple[str, bool, str]]:
+    """One table's suite: name, whether it holds, what was seen.
+
+    Booleans first: what was unexpected costs further scans, so only failures are looked into.
+    """
+    try:
+        result = definition.run(result_format="BOOLEAN_ONLY")
+        if not result.success:
+            result = definition.run(result_format="BASIC")
+    finally:
+        source = definition.asset.datasource
+        for engine in (source.get_execution_engine().engine, source.get_engine()):
+            engine.dispose()
+    return [
+        (name_of(one.expectation_config.to_json_dict()), bool(one.success), _observed(one)) for one in result.results
+    ]
+
+
+def _observed(result: Any) -> str:
+    if result.success:
+        return "as expected"
+    problem = _exception(result.exception_info)
+    if problem:
+        return f"could not be judged: {problem}"
+    seen = result.result
+    if "unexpected_count" in seen:
+        some = ", ".join(str(value)[:40] for value in seen.get("partial_unexpected_list", [])[:3])
+        return f"{seen['unexpected_count']} of {seen['element_count']} rows" + (f": {some}" if some != "" else "")
+    rows = "rows" if result.expectation_config.type != "expect_query_to_return_no_rows" else "rows break it"
+    return f"{seen.get('observed_value')} {rows}"
+
+
+def _exception(info: Mapping[str, Any]) -> str:
+    """The first message in GX's two shapes of exception_info."""
+    for one in (info, *(value for value in info.values() if isinstance(value, Mapping))):
+        if one.get("raised_exception"):
+            return str(one.get("exception_message")).split("\n")[0][:200]
+    return ""
+
+
+def build_docs(context: Any, directory: Path) -> Path | None:
+    """Data Docs as static pages in `directory`, without the fonts and pictures that would make up most of them."""
+    backend = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(directory.absolute())}
+    site = {"class_name": "SiteBuilder", "store_backend": backend,
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "show_cta_footer": False}}  # fmt: skip
+    context.add_data_docs_site("evidence", site)
+    context.build_data_docs(site_names=["evidence"])
+    for heavy in ("fonts", "images"):
+        shutil.rmtree(directory / "static" / heavy, ignore_errors=True)
+    index = directory / "index.html"
+    return index if index.exists() else None

@@ -1,0 +1,67 @@
+"""The interview schema on the session's server: migrated once, copied for each test."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blocks.places import Application
+from blocks.postgres import Postgres
+from runbook.permit import Act, Permit
+from tasks.migrations import upgrade
+from tests.servers import PostgresServer
+
+BACKEND = Path(__file__).parents[2] / "lab" / "application"
+TEMPLATE = "interview_template"
+
+ROWS = """
+INSERT INTO users (username, display_name, password_hash) SELECT 'u' || g, '受験者 ' || g, '!' FROM generate_series(1, 20) g;
+INSERT INTO interview_sessions (user_id, position, status, score, started_at, ended_at)
+SELECT 1 + g % 20, 'エンジニア', 'completed', g % 100, now() - interval '2 hours', now() - interval '1 hour'
+FROM generate_series(1, 40) g;
+INSERT INTO interview_messages (session_id, role, content, tokens)
+SELECT id, 'user', 'はい', 3 FROM interview_sessions UNION ALL SELECT id, 'assistant', 'では', 4 FROM interview_sessions;
+INSERT INTO evaluations (session_id, technical, communication, overall, scores)
+SELECT id, 50, 60, 55.5, '{50, 60}' FROM interview_sessions;
+INSERT INTO audit_events (user_id, action, resource, result) SELECT id, 'login', username, 'success' FROM users;
+"""
+
+
+def permit_for(postgres: Postgres) -> Permit:
+    return Permit("test", (Act("migrate", postgres.database),))
+
+
+def application_at(backend: Path = BACKEND) -> Application:
+    return Application(backend_directory=str(backend), python=sys.executable)
+
+
+@pytest.fixture(scope="session")
+def interview_template(postgres_server: PostgresServer) -> str:
+    postgres_server.create_database(TEMPLATE)
+    postgres = postgres_server.block(TEMPLATE)
+    upgrade.work(permit_for(postgres), postgres, application_at(), TEMPLATE)
+    postgres_server.sql("SET ROLE grc_user;" + ROWS, database=TEMPLATE)
+    return TEMPLATE
+
+
+@pytest.fixture
+def interview(
+    postgres_server: PostgresServer, interview_template: str, request: pytest.FixtureRequest
+) -> Iterator[Postgres]:
+    """A database with the newest schema and some rows; dropped afterwards."""
+    name = f"interview_{abs(hash(request.node.name)) % 10**8}"
+    postgres_server.sql(f"CREATE DATABASE {name} TEMPLATE {interview_template} OWNER grc_user")
+    yield postgres_server.block(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def empty(postgres_server: PostgresServer, request: pytest.FixtureRequest) -> Iterator[Postgres]:
+    """An empty database of the application's role."""
+    name = f"empty_{abs(hash(request.node.name)) % 10**8}"
+    postgres_server.create_database(name)
+    yield postgres_server.block(name)
+    postgres_server.drop_database(name)
