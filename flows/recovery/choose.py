@@ -19,6 +19,10 @@ from tasks import catalogue
 from tasks.catalogue import Backup
 from tasks.files import REPLACE_FILES, judge_files_backup
 from tasks.manifest import Kind
+from tasks.migrations import MIGRATE
+from tasks.postgres.copy import copy_name
+from tasks.redis.copy import ACT as REPLACE_REDIS
+from tasks.redis.fitness import RedisFitness
 
 
 @dataclass(frozen=True)
