@@ -12,6 +12,16 @@ lab: $(INSTALLED)
 lab-down:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m lab down --all; fi
 
+.PHONY: demo bench
+
+demo:
+	@began=$$(date +%s) && $(MAKE) --no-print-directory lab && $(BIN)/python -m lab.demo --since "$$began"
+
+# Both sides of every ratio in one run, on a lab of its own: make bench [MEGABYTES=1000] [JSON=bench.json]
+MEGABYTES ?= 1000
+bench: $(INSTALLED)
+	@$(BIN)/python -m benchmarks --megabytes $(MEGABYTES) $(if $(JSON),--json "$(JSON)")
+
 # Everything that runs something depends on this: exactly the packages of requirements.lock, and this project, editable.
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \

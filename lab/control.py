@@ -147,7 +147,11 @@ class Control:
         if stamp.exists() and stamp.read_text() == fingerprint and self._deployments(name):
             return
         stamp.unlink(missing_ok=True)
-        shell = {**operator_environment(), **environment}
+        with exclusive(self.layout.base / ".deploy.lock"):  # Prefect's own registration of block types races
+            self._deploy(name, {**operator_environment(), **environment}, tell)
+        write(stamp, fingerprint, 0o600)
+
+    def _deploy(self, name: str, shell: Mapping[str, str], tell: Tell) -> None:
         for what, argv in (
             ("deployments.register", ("-m", "deployments.register")),
             ("prefect deploy --all", ("-m", "prefect", "--no-prompt", "deploy", "--all")),
@@ -158,7 +162,6 @@ class Control:
                 last = "\n".join(error.stderr.splitlines()[-15:])
                 raise OpsError(f"{what} exited {error.exit_code}:\n{last}") from error
             tell(f"{what} done for {name}")
-        write(stamp, fingerprint, 0o600)
 
     def _deployments(self, name: str) -> int:
         body = {"work_pools": {"name": {"any_": [name]}}}

@@ -38,7 +38,7 @@ def append(directory: Path, name: str, report: Mapping[str, Any]) -> tuple[Path,
         content = {**report, "chain": host, "number": number + 1, "previous": previous}
         content["hash"] = hash_of(content)
         stamp = re.sub(r"[-:]", "", str(report["started"]))[:15]
-        path = directory / f"{stamp}Z-{number + 1:06d}-{name}.json"
+        path = directory / f"{stamp}Z-{host}-{number + 1:06d}-{name}.json"
         _write(path, json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
         _write(head, f"{number + 1} {content['hash']}\n")
     return path, content
@@ -93,7 +93,7 @@ def _head(head: Path) -> tuple[int, str]:
 
 def _recovered(directory: Path, host: str, number: int, last: str) -> tuple[int, str]:
     """The head, moved on past a report whose run was killed before it could do that."""
-    for path in directory.glob(f"*Z-{number + 1:06d}-*.json"):
+    for path in directory.glob(f"*Z-{host}-{number + 1:06d}-*.json"):
         with contextlib.suppress(ValueError, AttributeError):
             report = json.loads(path.read_text(encoding="utf-8"))
             if report.get("chain") == host and report.get("previous") == last and report.get("hash") == hash_of(report):

@@ -36,7 +36,7 @@ ADMIN, ADMIN_PASSWORD = "postgres", "admin/p@ss word-4711"
 ROLE, ROLE_PASSWORD = "grc_user", "role:p@ss/word-4712"
 SETTINGS = (
     *("fsync=off", "full_page_writes=off", "shared_buffers=64MB", "log_line_prefix=%m [%p] %q%u@%d "),
-    *("wal_level=logical", "max_prepared_transactions=4"),
+    *("wal_level=logical", "max_prepared_transactions=4", "log_checkpoints=off"),
 )
 _running: list[PostgresServer] = []
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from tasks.redis.restore import REPLACE_REDIS
-
 from blocks.environment import Environment
 from flows.database import steps as database
 from flows.redis.steps import judge_redis
@@ -20,7 +18,6 @@ from tasks.catalogue import Backup
 from tasks.files import REPLACE_FILES, judge_files_backup
 from tasks.manifest import Kind
 from tasks.migrations import MIGRATE
-from tasks.postgres.copy import copy_name
 from tasks.redis.copy import ACT as REPLACE_REDIS
 from tasks.redis.fitness import RedisFitness
 
@@ -36,7 +33,7 @@ class Chosen:
 
     def acts(self, env: Environment) -> tuple[Act, ...]:
         """What the run needs a permit for."""
-        acts = [database.replace_act(env), Act(MIGRATE, copy_name(env.postgres.database))]
+        acts = [database.replace_act(env), Act(MIGRATE, env.postgres.database)]
         if self.redis:
             acts.append(Act(REPLACE_REDIS, env.redis.data_directory))
         if self.files:

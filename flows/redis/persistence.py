@@ -113,7 +113,7 @@ def _tell(report: Report, backup: Backup) -> None:
     report.fact("backup", backup.name)
     report.fact("snapshot", f"{manifest.taken:%Y-%m-%d %H:%M:%S UTC} of {manifest.tool}")
     report.fact("size", size(manifest.bytes))
-    report.fact("keys", f"{content.keys:,} in {len(content.databases)} databases")
+    report.fact("keys", f"{content.all_keys:,} in {len(content.databases)} databases")
     report.fact("snapshot and manifest", duration(manifest.seconds))
     report.table(
         "Content",
@@ -121,7 +121,7 @@ def _tell(report: Report, backup: Backup) -> None:
         [
             (
                 f"db {number}",
-                f"{found.keys:,}",
+                f"{found.all_keys:,}",
                 f"{found.persistent_keys:,}",
                 f"{found.expiring_keys:,}",
                 ", ".join(f"{prefix or '(none)'} {count:,}" for prefix, count in list(found.prefixes.items())[:5]),

@@ -25,7 +25,7 @@ class DatabaseContent(BaseModel):
     """One database. `prefixes` counts keys up to their first colon ("" for those without one), the biggest ones."""
 
     model_config = ConfigDict(frozen=True)
-    keys: int
+    all_keys: int
     persistent_keys: int
     persistent_digest: str
     expiring_keys: int
@@ -33,7 +33,7 @@ class DatabaseContent(BaseModel):
     prefixes: dict[str, int] = {}
 
 
-EMPTY = DatabaseContent(keys=0, persistent_keys=0, persistent_digest="0" * 32, expiring_keys=0)
+EMPTY = DatabaseContent(all_keys=0, persistent_keys=0, persistent_digest="0" * 32, expiring_keys=0)
 
 
 class RedisContent(BaseModel):
@@ -50,9 +50,9 @@ class RedisContent(BaseModel):
     read_ended_ms: int = 0
 
     @property
-    def keys(self) -> int:
+    def all_keys(self) -> int:
         """Of all databases."""
-        return sum(found.keys for found in self.databases.values())
+        return sum(found.all_keys for found in self.databases.values())
 
 
 @dataclass(frozen=True)

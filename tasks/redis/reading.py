@@ -59,7 +59,7 @@ def read_content(client: redis.Redis, sidecar: Path) -> RedisContent:
         functions = _functions(client)
     return RedisContent(
         server_version=version_of(client),
-        databases={number: found for number, found in databases.items() if found.keys},
+        databases={number: found for number, found in databases.items() if found.all_keys},
         functions=functions,
         rdb_keys=loaded_keys(client),
         memory_bytes=int(client.info("memory")["used_memory"]),
@@ -96,7 +96,7 @@ class _Sums:
         """As the manifest keeps it."""
         biggest = self.prefixes.most_common(MOST_PREFIXES)
         return DatabaseContent(
-            keys=self.live,
+            all_keys=self.live,
             persistent_keys=self.persistent,
             persistent_digest=f"{self.digest % 2**128:032x}",
             expiring_keys=self.expiring,

@@ -86,13 +86,13 @@ redis = "{root}/backups"
 class Rig:
     """A server, its files, and how a test looks at it."""
 
-    def __init__(self, root: Path, *, aof: bool) -> None:
+    def __init__(self, root: Path) -> None:
         self.root, self.account, self.program = root, Account.of_servers(), binaries().redis
         self.port, self.control = free_port(), free_port()
         self.data, self.configuration = root / "lib" / "data", root / "valkey.conf"
         self.store, self.toml = root / "backups", root / "environment.toml"
         self.account.directory(self.data, 0o700)
-        self.configure(aof=aof)
+        self.configure(aof=True)
         other = self.account.is_other
         values = {**vars(self), "name": NAME, "user": f"user = {self.account.name}" if other else ""}
         values["root_user"] = "user = root" if os.geteuid() == 0 else ""
@@ -110,12 +110,27 @@ class Rig:
         """Under supervisord."""
         argv = [sys.executable, "-m", "supervisor.supervisord", "-c", self.root / "supervisord.conf"]
         with shell.spawn(argv, directory=self.root) as child:
-            until(self.answers, what="the rig's Redis", seconds=20, every_seconds=0.03)
+            self.wait()
             yield self
             with contextlib.suppress(Exception):
                 self.services.stop("redis")
             child.terminate()
             child.wait(15)
+
+    def wait(self) -> None:
+        """Until it serves."""
+        until(self.answers, what="the rig's Redis", seconds=20, every_seconds=0.03)
+
+    def reset(self, *, aof: bool) -> None:
+        """As new: no data, no backups, no reports."""
+        self.services.stop("redis")
+        for path in (self.data.parent, self.store, self.root / "reports"):
+            shutil.rmtree(path, ignore_errors=True)
+        self.data.parent.mkdir(mode=0o755)
+        self.account.directory(self.data, 0o700)
+        self.configure(aof=aof)
+        self.services.start("redis")
+        self.wait()
 
     @property
     def environment(self) -> Environment:
@@ -149,27 +164,33 @@ class Rig:
 
 
 @contextlib.contextmanager
-def new_rig(*, aof: bool = True) -> Iterator[Rig]:
+def new_rig() -> Iterator[Rig]:
     """A running rig in a directory of its own."""
     account = Account.of_servers()
     root = Path(tempfile.mkdtemp(prefix="ops-redis-test-", dir="/var/tmp" if account.is_other else None))
     root.chmod(0o755)
     (root / "lib").mkdir(mode=0o755)
     try:
-        with Rig(root, aof=aof).running() as rig:
+        with Rig(root).running() as rig:
             yield rig
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
 
-@pytest.fixture
-def rig(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    """A running rig and its environment; `aof` off by indirect parametrisation with False."""
-    with new_rig(aof=getattr(request, "param", True)) as found:
-        monkeypatch.setenv("OPS_ENVIRONMENT", NAME)
-        monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(found.toml))
-        monkeypatch.setenv("OPS_TEST_REDIS_PASSWORD", PASSWORD)
+@pytest.fixture(scope="session")
+def _rig() -> Iterator[Rig]:
+    with new_rig() as found:
         yield found
+
+
+@pytest.fixture
+def rig(_rig: Rig, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Rig:
+    """A running server as new, and its environment; AOF off by indirect parametrisation with False."""
+    _rig.reset(aof=getattr(request, "param", True))
+    monkeypatch.setenv("OPS_ENVIRONMENT", NAME)
+    monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(_rig.toml))
+    monkeypatch.setenv("OPS_TEST_REDIS_PASSWORD", PASSWORD)
+    return _rig
 
 
 @pytest.hookimpl(wrapper=True)

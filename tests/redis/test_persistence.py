@@ -21,7 +21,7 @@ from tests.redis.conftest import NAME, PASSWORD, Rig
 from tests.redis.data import account, add_short, fill, survivors
 
 DATABASES = (0, 3, 11)
-SHORT_MS = 4000
+SHORT_MS = 2500
 
 
 def backup() -> str:

@@ -1,0 +1,198 @@
+"""`make demo`: the main job for real, on the lab. Back everything up, write on, destroy it, restore it, prove it.
+
+It knows no flow: it launches deployments on the worker, as a person does in the UI, and reads the report they leave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+from psycopg import sql
+
+from lab import postgres
+from lab.client import Lab
+from lab.ledger import Ledger, Lost, lost
+from lab.progress import Tell, progress
+from lab.proof import Proof, find_report
+from lab.runs import Run, Runs
+from lab.writer import Writer
+from runbook.errors import OpsError, Unreachable
+from runbook.wait import until
+
+BACKUPS = ("backup-database", "backup-redis", "backup-files")
+RESTORE = "full-restore"
+WRITES_PER_SECOND = 8.0
+BEFORE_SECONDS, AFTER_SECONDS = 2.0, 8.0
+KILLED = ("grc-backend", "grc-frontend", "redis")
+
+
+@dataclass
+class Demo:
+    """One demonstration on one lab."""
+
+    lab: Lab
+    tell: Tell
+    status: dict[str, Any]
+    runs: Runs
+    ledger: Ledger
+    destroyed: bool = False
+    backups_began: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    @classmethod
+    def on(cls, name: str, tell: Tell) -> Demo:
+        """On a lab that is up.
+
+        Raises:
+            OpsError: it is not.
+        """
+        lab = Lab(name)
+        status = lab.status()
+        if not status["running"]:
+            raise OpsError(f"the lab {name} is down", f"bring it up: python -m lab up --name {name}")
+        ledger = Path(status["root"]) / "demo" / f"writes-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.jsonl"
+        return cls(lab, tell, status, Runs(status["prefect_api"], status["prefect_ui"]), Ledger(ledger))
+
+    def play(self) -> Proof:
+        """The whole story; the proof says how it ended.
+
+        Raises:
+            OpsError: a backup failed, or something did not answer.
+        """
+        self.back_up_and_write_on()
+        self.destroy()
+        launched = datetime.now(UTC)
+        run = self.restore()
+        report = find_report(Path(self.status["stores"]["reports"]), since=launched)
+        if report is None:
+            raise OpsError(f"{RESTORE} left no report: {run.state} {run.message}", self.ending(run))
+        return Proof(run, report, self.health(), self.ledger, self.count_lost(), self.backups_began)
+
+    def back_up_and_write_on(self) -> None:
+        """A client writes before, during and after the backups."""
+        password = self.lab.environ()["OPS_APPLICATION_PASSWORD"]
+        url = self.status["application"]["url"]
+        self.tell(f"a client writes through {url}, {WRITES_PER_SECOND:g} writes a second")
+        with Writer(url, password, self.ledger, per_second=WRITES_PER_SECOND):
+            _let_pass(BEFORE_SECONDS)
+            self.backups_began = datetime.now(UTC)
+            for flow in BACKUPS:
+                self.back_up(flow)
+            self.tell(f"the client writes on for {AFTER_SECONDS:g} s after the backups")
+            _let_pass(AFTER_SECONDS)
+        counted = len(self.ledger.acknowledged())
+        before = len(self.ledger.acknowledged(before=self.backups_began))
+        self.tell(f"{counted} writes acknowledged, {before} of them before the first backup")
+
+    def back_up(self, flow: str) -> None:
+        """One backup through its deployment."""
+        run = self.runs.run(f"{flow}/{self.lab.name}", {"environment": self.lab.name})
+        if not run.completed:
+            raise OpsError(f"{flow} ended {run.state}: {run.message}", self.ending(run))
+        self.tell(f"{flow}: done in {run.seconds:.1f} s")
+
+    def destroy(self) -> None:
+        """Drop the database, remove Redis' data, kill the services; nothing is simulated."""
+        self.destroyed = True
+        name = sql.Identifier(postgres.DATABASE)
+
+        def drop() -> bool:
+            try:
+                with psycopg.connect(self.status["postgres"]["admin_dsn"], autocommit=True) as connection:
+                    connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+            except psycopg.errors.ObjectInUse as error:  # somebody connected again just now
+                raise Unreachable(str(error).splitlines()[0]) from None
+            return True
+
+        until(drop, what=f"the drop of {postgres.DATABASE}", seconds=20)
+        self.tell(f"DESTROYED: database {postgres.DATABASE} dropped")
+        data = Path(self.status["redis"]["data"])
+        shutil.rmtree(data, ignore_errors=True)  # it writes while its files go
+        for service in KILLED:
+            if pid := self.lab.status()["services"][service]["pid"]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(data, ignore_errors=True)
+        self.tell(f"DESTROYED: Redis' data directory removed; {', '.join(KILLED)} killed with -9")
+        with contextlib.suppress(Unreachable):  # that nobody answers is a bad health as well
+            until(lambda: "503" in self.health(), what="the backend's restart", seconds=10)
+        self.tell(f"the application says: {self.health()}")
+
+    def restore(self) -> Run:
+        """The recovery as an operator launches it, watched."""
+        name = self.lab.name
+        self.tell(f"launching {RESTORE}/{name} with confirm={name} on the worker")
+        run = self.runs.run(f"{RESTORE}/{name}", {"environment": name, "confirm": name}, self.tell)
+        self.tell(f"{RESTORE}: {run.state} after {run.seconds:.1f} s, the start of its process included")
+        return run
+
+    def health(self) -> str:
+        """What `/health` answers now: `200 {…}`."""
+        try:
+            answer = httpx.get(f"{self.status['application']['url']}/health", timeout=5, trust_env=False)
+        except httpx.HTTPError as error:
+            return f"no answer ({type(error).__name__})"
+        return f"{answer.status_code} {answer.text}"
+
+    def count_lost(self) -> Lost | None:
+        """What the ledger says; None where the database cannot be asked."""
+        try:
+            return lost(self.ledger, self.status["postgres"]["dsn"])
+        except psycopg.Error:
+            return None
+
+    def links(self, run: Run) -> list[str]:
+        """Where to look in the UI."""
+        return [self.runs.link(run.id), *self.runs.artifact_links(run.id)]
+
+    def ending(self, run: Run) -> str:
+        """What to say of a run that ended badly."""
+        return f"see {self.runs.link(run.id)}; its last lines:\n" + "\n".join(run.lines[-12:])
+
+
+def _let_pass(seconds: float) -> None:
+    threading.Event().wait(seconds)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 0 only when the restore was proven."""
+    parser = argparse.ArgumentParser(prog="python -m lab.demo", description="back up, destroy, restore, prove")
+    parser.add_argument("--name", default="lab", help="the environment's name (default: lab)")
+    parser.add_argument("--since", type=float, metavar="EPOCH", default=time.time(), help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    demo = None
+    try:
+        demo = Demo.on(chosen.name, progress())
+        proof = demo.play()
+        problems = proof.problems()
+        print(f"\n{proof.text(demo.links(proof.run))}\n")
+        for problem in problems:
+            print(f"NOT PROVEN: {problem}", file=sys.stderr)
+        if problems:
+            print(demo.ending(proof.run), file=sys.stderr)
+        print(f"{'NOT PROVEN' if problems else 'PROVEN'} after {time.time() - chosen.since:.0f} s in all")
+        return 1 if problems else 0
+    except OpsError as error:
+        print(f"\n{error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+    if demo and demo.destroyed:
+        print(f"The lab's data is destroyed: launch {RESTORE}/{chosen.name} with confirm={chosen.name} in the UI, "
+              f"{demo.status['prefect_ui']}/deployments", file=sys.stderr)  # fmt: skip
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""What a restore proved: its report, judged beside what the writing client knows, and printed."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lab.ledger import Ledger, Lost
+from lab.runs import Run
+from runbook.render import duration
+
+RUNBOOK = "Full restore"
+PROVEN_GOOD = ("OK", "WARN")
+EQUAL = ("copy equal to the backup", "Redis copy equal to the backup", "files equal to the backup")
+MOST_ROWS = 40
+_TABLES = re.compile(r"Proven|Redis proven|Application$|Writes lost, by kind")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A flow run that ended, its JSON report, the application's health afterwards, and the ledger's account."""
+
+    run: Run
+    report: dict[str, Any]
+    health: str
+    ledger: Ledger
+    lost: Lost | None
+    backups_began: datetime
+
+    def problems(self) -> list[str]:
+        """Why the restore is not proven, as sentences; empty when it is."""
+        found = []
+        if not self.run.completed:
+            found.append(f"the flow run ended {self.run.state}: {self.run.message}")
+        if self.report["status"] not in PROVEN_GOOD:
+            found.append(f"the report says {self.report['status']}")
+        findings = {finding["name"]: finding for finding in self.report["findings"]}
+        for name in EQUAL:
+            if name not in findings:
+                found.append(f"the report does not say “{name}”")
+            elif findings[name]["status"] != "OK":
+                found.append(f"{name}: {findings[name]['value']}")
+        if not self.health.startswith("200 "):
+            found.append(f"the application is not healthy: {self.health}")
+        return found + self._ledger_problems()
+
+    def _ledger_problems(self) -> list[str]:
+        if self.lost is None:
+            return ["the database cannot be asked for the client's writes"]
+        before = self.ledger.acknowledged(before=self.backups_began)
+        gone = [attempt for attempt in self.lost.lost if attempt in before]
+        found = [] if before else ["the client wrote nothing before the backup, so nothing was shown to survive"]
+        if gone:
+            found.append(f"{len(gone)} of {len(before)} writes acknowledged before the backup are not there")
+        if unnamed := {attempt.key for attempt in self.lost.lost} - self._named():
+            found.append(f"{len(unnamed)} writes are lost that the report does not name")
+        return found
+
+    def accounts(self) -> str:
+        """The report's count of lost writes beside the ledger's: whether they agree, or how not."""
+        told = self.report["facts"].get("writes lost", "not counted")
+        if self.lost is None:
+            return f"report: {told}; ledger: not counted"
+        mine, named = {attempt.key for attempt in self.lost.lost}, self._named()
+        text = f"{told} (report, from the application's log); {self.lost.sentence} (the client's ledger): "
+        if mine == named:
+            return text + f"they agree, write by write: {len(mine)} of {len(named)}"
+        more = f"{len(named - mine)} that the ledger does not miss (logged just after the snapshot that holds them)"
+        less = f"{len(mine - named)} missing in the report"
+        return text + "they differ: the report names " + " and ".join(
+            part for part, counts in ((more, named - mine), (less, mine - named)) if counts
+        )  # fmt: skip
+
+    def text(self, links: Sequence[str]) -> str:
+        """The report for a terminal."""
+        report = self.report
+        before = self.ledger.acknowledged(before=self.backups_began)
+        parts = [f"=== {report['runbook']} on {report['environment']}: {report['status']} — {report['outcome']} ==="]
+        parts += [
+            _table(item["name"], item["columns"], item["rows"])
+            for item in report["evidence"]
+            if item["columns"] and item["rows"] and _TABLES.match(item["name"])
+        ]
+        steps = [(step["name"].replace("_", " "), f"{step['seconds']:.2f}", step["status"]) for step in report["steps"]]
+        parts.append(_table("Steps", ("step", "seconds", "status"), steps))
+        findings = [(item["status"], item["name"], item["value"][:90]) for item in report["findings"]]
+        parts.append(_table("Findings", ("", "finding", "value"), findings))
+        facts = [*report["facts"].items(), ("took", duration(report["seconds"]))]
+        facts += [
+            ("writes lost, both accounts", self.accounts()),
+            ("writes before the backup", f"{len(before)} acknowledged, {self._kept(before)} there"),
+            ("health", self.health),
+            *(("look at it", link) for link in links),
+        ]
+        return "\n\n".join([*parts, "\n".join(f"{name + ':':28} {value}" for name, value in facts)])
+
+    def _kept(self, before: Sequence[object]) -> str:
+        if self.lost is None:
+            return "unknown"
+        return str(len(before) - sum(attempt in before for attempt in self.lost.lost))
+
+    def _named(self) -> set[str]:
+        """The resources of the lost writes that the report names one by one."""
+        for item in self.report["evidence"]:
+            if item["name"] == "Writes lost, one by one":
+                return {row[3] for row in item["rows"]}
+        return set()
+
+
+def find_report(directory: Path, since: datetime) -> dict[str, Any] | None:
+    """The newest report of a full restore that began after a moment."""
+    newest = None
+    for path in sorted(directory.glob("*.json")):
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if report["runbook"] == RUNBOOK and datetime.fromisoformat(report["started"]) >= since:
+            newest = report
+    return newest
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    shown = [[str(cell) for cell in row] for row in (columns, *rows[:MOST_ROWS])]
+    widths = [max(_width(cell) for cell in column) for column in zip(*shown, strict=True)]
+    lines = [
+        "  " + "  ".join(cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in shown
+    ]
+    if len(rows) > MOST_ROWS:
+        lines.append(f"  … {len(rows) - MOST_ROWS} more in the report")
+    return "\n".join([title, *lines])
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

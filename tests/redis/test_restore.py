@@ -1,0 +1,221 @@
+"""Restores that are refused, that are killed, and that run while clients write."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+
+from flows.redis.persistence import backup_redis, restore_redis
+from runbook import shell
+from runbook.errors import NotConfirmed, RunbookFailed, Unreachable
+from runbook.permit import Act, Permit
+from runbook.report import Status
+from runbook.wait import until
+from tasks import catalogue
+from tasks.redis.content import EXPIRING, RedisContent, compare
+from tasks.redis.copy import ACT, build_redis_copy
+from tasks.redis.fitness import judge_redis_backup
+from tasks.redis.reading import read_content
+from tasks.redis.scratch import scratch_server
+from tasks.redis.server import at_once
+from tests.redis.conftest import NAME, PASSWORD, Rig
+from tests.redis.data import account, fill, survivors
+from tests.servers import free_port
+
+PLAIN = ("find_backup", "verify_files", "mark_verified", "judge_redis_backup")
+
+
+def test_permit_is_needed(rig: Rig) -> None:
+    """A wrong confirm and a permit for something else change nothing."""
+    rig.client().set("a", 1)
+    backup_redis.fn(NAME)
+    with pytest.raises(NotConfirmed):
+        restore_redis.fn(NAME, "latest", "production")
+    found = catalogue.find_backup(rig.store, "redis")
+    with pytest.raises(NotConfirmed):
+        build_redis_copy(Permit(NAME, (Act(ACT, "/elsewhere"),)), rig.environment.redis, found)
+    assert [path.name for path in rig.data.parent.iterdir()] == ["data"]
+
+
+def test_replica_and_sentinel_are_obstacles(rig: Rig) -> None:
+    """An attached replica, and a Sentinel that watches this master: refused before anything stops."""
+    rig.client().set("a", 1)
+    backup_redis.fn(NAME)
+    found, block = catalogue.find_backup(rig.store, "redis"), rig.environment.redis
+    assert judge_redis_backup(block, found).problems == ()
+    ports = free_port(), free_port()
+    sentinel = rig.root / "sentinel.conf"
+    sentinel.write_text(
+        f"port {ports[1]}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {rig.port} 1\n"
+        f'sentinel auth-pass mymaster "{PASSWORD}"\n'
+    )
+    argv: list[str | Path] = [rig.program, "--port", str(ports[0]), "--bind", "127.0.0.1", "--save", ""]
+    argv += ["--dir", rig.root, "--replicaof", f"127.0.0.1 {rig.port}", "--masterauth", PASSWORD]
+    argv += ["--repl-diskless-sync-delay", "0"]
+    with shell.spawn(argv), shell.spawn([rig.program, sentinel, "--sentinel"]):
+        until(lambda: rig.client().info("replication")["connected_slaves"], what="the replica", seconds=20)
+        until(lambda: _pings(ports[1]), what="the Sentinel", seconds=20)
+        watched = block.model_copy(update={"sentinels": [f"127.0.0.1:{ports[1]}"], "sentinel_master": "mymaster"})
+        fitness = judge_redis_backup(watched, found)
+        assert len(fitness.problems) == 2, fitness.problems
+        assert "REPLICAOF NO ONE" in fitness.problems[0]
+        assert "SENTINEL REMOVE mymaster" in fitness.problems[1]
+        with pytest.raises(RunbookFailed, match="replicas"):
+            restore_redis.fn(NAME, "latest", NAME)
+    gone = judge_redis_backup(watched, found)
+    assert gone.problems == (), "a Sentinel that is away is a warning"
+    assert [p.name for p in gone.preconditions if not p.ok] == [f"Sentinel 127.0.0.1:{ports[1]}"]
+
+
+def _pings(port: int) -> bool:
+    try:
+        return bool(at_once(redis.Redis(port=port)).ping())
+    except redis.RedisError as error:
+        raise Unreachable(str(error)) from None
+
+
+def test_other_obstacles(rig: Rig) -> None:
+    """A configuration of another directory, of a replica, a missing program: each in words."""
+    rig.client().set("a", 1)
+    backup_redis.fn(NAME)
+    found, block = catalogue.find_backup(rig.store, "redis"), rig.environment.redis
+    for extra, told in (
+        ("replicaof 10.0.0.1 6379\n", "replica of 10.0.0.1 6379"),
+        ("dir /var/lib/other\n", "says dir /var/lib/other"),
+        ("aclfile users.acl\n", "ACL file users.acl is gone"),
+        ("cluster-enabled yes\n", "node of a cluster"),
+        ("requirepass other\n", "could not be verified"),
+    ):
+        rig.configure(aof=True, extra=extra)
+        assert told in "; ".join(judge_redis_backup(block, found).problems)
+    rig.configure(aof=True)
+    missing = block.model_copy(update={"server_program": "/nowhere/valkey-server", "config_file": "/nowhere/x"})
+    problems = "; ".join(judge_redis_backup(missing, found).problems)
+    assert "/nowhere/valkey-server is not there" in problems
+    assert "/nowhere/x cannot be read" in problems
+
+
+def _killed(failpoint: str, flow: str) -> int:
+    """Run a flow in a child that dies at a failpoint; returns how it ended."""
+    child = os.fork()
+    if child == 0:
+        os.environ["OPS_FAILPOINT"] = failpoint
+        with contextlib.suppress(BaseException), open(os.devnull, "w") as nothing:  # noqa: PTH123
+            os.dup2(nothing.fileno(), 1)
+            os.dup2(nothing.fileno(), 2)
+            restore_redis.fn(NAME, "latest", NAME) if flow == "restore" else backup_redis.fn(NAME)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flow: str) -> list[str]:
+    log = tmp_path / flow
+    monkeypatch.setenv("OPS_FAILPOINT_LOG", str(log))
+    assert _killed("", flow) == 0
+    monkeypatch.delenv("OPS_FAILPOINT_LOG")
+    names = dict.fromkeys(log.read_text().splitlines())
+    return [name for name in names if not name.endswith(PLAIN)]
+
+
+def test_killed_anywhere(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9 at every boundary of a restore; launched again, it ends well, and no data was lost in between."""
+    fill({0: rig.client()})
+    before = account(rig.client())
+    backup_redis.fn(NAME)
+    names = _reached(tmp_path, monkeypatch, "restore")
+    assert {"redis: before first rename", "redis: between renames", "redis: after second rename"} <= {*names}
+    for name in names:
+        rig.client().set("garbage", name)
+        assert _killed(name, "restore") == -signal.SIGKILL, name
+        whole = [p for p in rig.data.parent.iterdir() if (p / "aof files").exists() and ".restoring" not in p.name]
+        assert whole, "neither live nor kept data"
+        report = restore_redis.fn(NAME, "latest", NAME)
+        assert report.status is Status.OK, f"{name}: {report.sentence()}"
+        assert account(rig.client()) == survivors(before), name
+        assert not list(rig.data.parent.glob("*.restoring"))
+
+
+def test_killed_backup_is_never_offered(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9 at every boundary of a backup."""
+    fill({0: rig.client()})
+    names = _reached(tmp_path, monkeypatch, "backup")
+    for name in names:
+        published = catalogue.names(rig.store, "redis")
+        assert _killed(name, "backup") == -signal.SIGKILL, name
+        assert catalogue.names(rig.store, "redis") == published
+    left = list(rig.store.glob(".partial-*"))
+    report = backup_redis.fn(NAME)
+    assert report.status is Status.OK
+    assert left
+    assert not list(rig.store.glob(".partial-*"))
+
+
+@contextlib.contextmanager
+def writing(rig: Rig) -> Iterator[list[int]]:
+    """Clients that write, expire, and delete without a pause; their count of writes."""
+    stop, written = threading.Event(), [0]
+
+    def work(seed: int) -> None:
+        client, n = rig.client(), seed
+        while not stop.is_set():
+            n += 2
+            with contextlib.suppress(redis.RedisError), client.pipeline(transaction=False) as pipe:
+                for m in range(20):
+                    pipe.set(f"w:{n}:{m}", n, px=200 + n % 3000)
+                    pipe.incr(f"counter:{m}")
+                    pipe.rpush("work", n)
+                    pipe.set(f"kept:{n % 5000}:{m}", n)
+                pipe.delete(f"kept:{(n - 500) % 5000}:3")
+                pipe.lpop("work", 10)
+                pipe.hset(f"h:{n % 50}", "f", n)
+                pipe.execute_command("HPEXPIRE", f"h:{n % 50}", 300, "FIELDS", 1, "f")
+                pipe.execute()
+                written[0] += 1
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield written
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_no_false_alarm_under_write_load(rig: Rig, tmp_path: Path) -> None:
+    """200,000 keys, clients that write and reconnect: every verification passes, in backups and in restores."""
+    with rig.client().pipeline(transaction=False) as pipe:
+        for n in range(200_000):
+            pipe.set(f"session:{n}", f"user {n}", px=1500 + n // 10 if n % 2 else None)
+            if n % 20_000 == 0:
+                pipe.execute()
+        pipe.execute()
+    block = rig.environment.redis
+    with writing(rig) as written:
+        for number in range(4):
+            report = backup_redis.fn(NAME)
+            assert report.status is Status.OK, report.sentence()
+            found = catalogue.find_backup(rig.store, "redis")
+            expected = RedisContent.model_validate(found.manifest.content)
+            with scratch_server(block, found.path) as client:
+                actual = read_content(client, tmp_path / str(number))
+            comparison = compare(expected, found.path / EXPIRING, actual, tmp_path / str(number))
+            assert comparison.is_equal, comparison.differences
+        for _ in range(2):
+            before = written[0]
+            report = restore_redis.fn(NAME, "latest", NAME)
+            assert report.status is Status.OK, report.sentence()
+            until(lambda before=before: written[0] > before, what="clients writing again", seconds=20)
+    assert expected.all_keys > 100_000
+    assert written[0] > 100
+    assert not [p for p in psutil.Process().children(recursive=True) if p.status() == psutil.STATUS_ZOMBIE]

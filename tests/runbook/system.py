@@ -1,0 +1,18 @@
+"""A target that is no environment: all that a runbook needs, and nothing behind it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class System:
+    """A `Target` with nothing behind it."""
+
+    reports_directory: Path
+    name: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:12]}")
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=lambda: {"age": (10, 100)})
+    unattended: Sequence[str] = ()

@@ -1,0 +1,237 @@
+"""The lease in Prefect: a real server, and flow runs that are processes of their own on "hosts" of their own.
+
+Two runs with different report directories have no file lock in common, like runs on two hosts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.variables import Variable
+
+from runbook import lease as leases
+from runbook.errors import Locked, LockLost
+from runbook.kinds import action
+from runbook.lock import Rank
+from runbook.permit import Act, Permit
+from runbook.report import Report
+from runbook.run import runbook
+from runbook.wait import until
+from tests.runbook.processes import Actor
+from tests.runbook.system import System
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+DROP = Act("drop database", "grc_db_old")
+
+
+@flow(name="trial")
+def trial(system: System, rank: Rank = "maintenance", confirm: str = "", *, inside: object = None) -> Report:
+    with runbook("Trial", system, confirm, changes=True, rank=rank) as report:
+        if callable(inside):
+            inside(report)
+    return report
+
+
+def run(system: System, rank: Rank = "maintenance", inside: object = None) -> Report:
+    return trial(system, rank, system.name, inside=inside)
+
+
+def taken(system: System) -> int:
+    with get_client(sync_client=True) as client:
+        return client.read_global_concurrency_limit_by_name(leases.limit_name(system.name)).active_slots
+
+
+def holder_of(system: System) -> dict[str, str]:
+    return dict(json.loads(str(Variable.get(f"env-{system.name}-holder"))))
+
+
+def flow_run(run_id: str) -> FlowRun:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(UUID(run_id))
+
+
+@pytest.fixture
+def elsewhere(system: System, tmp_path: Path) -> System:
+    """The same environment, seen from a host with other files."""
+    return System(tmp_path / "elsewhere", system.name)
+
+
+@pytest.fixture
+def holder(system: System, actors: list[Actor], tmp_path: Path) -> Actor:
+    """A maintenance flow run in a process of its own, working."""
+    actors.append(Actor(tmp_path / "out", "flow", system.name, system.reports_directory, "maintenance"))
+    actors[-1].says("held")
+    return actors[-1]
+
+
+def test_a_run_takes_the_slot_and_gives_it_back(system: System) -> None:
+    def inside(_report: Report) -> None:
+        assert taken(system) == 1
+        assert holder_of(system)["runbook"] == "Trial"
+        assert holder_of(system)["lease_id"]
+
+    assert run(system, inside=inside).status == "OK"
+    assert taken(system) == 0
+
+
+def test_another_host_is_refused_and_a_killed_holder_frees_it_at_once(
+    holder: Actor, elsewhere: System, system: System
+) -> None:
+    known = holder_of(system)
+    with pytest.raises(Locked) as error:
+        run(elsewhere)
+    assert f"{system.name} is held by “Rebuild indexes”, run “{known['run_name']}” ({known['run_id']})" in str(
+        error.value
+    )
+    assert f"process {holder.pid} on {known['host']}, since {known['since']}" in error.value.message
+    assert f"/runs/flow-run/{known['run_id']}" in error.value.hint
+    holder.kill()  # and not collected: a zombie, as under a container's PID 1 that collects nobody
+    started = time.monotonic()
+    run(elsewhere)
+    assert time.monotonic() - started < 5
+    assert taken(system) == 0
+
+
+def test_a_recovery_ends_a_maintenance_run_of_this_host(holder: Actor, system: System) -> None:
+    run_id = holder_of(system)["run_id"]
+    run(system, "recovery")
+    assert holder.process.wait(10) != 0
+    state = flow_run(run_id).state
+    assert state
+    assert state.is_cancelled(), f"nobody is to read it as a failure of its own: {state}"
+    assert "outranks maintenance" in str(state.message)
+
+
+def test_a_recovery_asks_the_other_host_to_end_its_maintenance(
+    holder: Actor, system: System, elsewhere: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runbook.lock.END_SECONDS", 10.0)
+    known = holder_of(system)
+    Variable.set(f"env-{system.name}-holder", json.dumps(known | {"host": "db-2"}), overwrite=True)
+
+    with ending_when_asked(holder, known["run_id"]):
+        run(elsewhere, "recovery")
+
+
+@contextlib.contextmanager
+def ending_when_asked(actor: Actor, run_id: str) -> Iterator[None]:
+    """What a worker does on the other host: it ends a run that is Cancelling (its own code needs a deployment)."""
+    import threading
+
+    seen = []
+
+    def worker() -> None:
+        def cancelling() -> bool:
+            state = flow_run(run_id).state
+            return bool(state and state.is_cancelling())
+
+        until(cancelling, what="the request to end", seconds=20)
+        seen.append(True)
+        actor.process.terminate()
+
+    thread = threading.Thread(target=worker)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+    assert seen
+
+
+def lose(system: System) -> None:
+    """The lease ends behind the holder's back, and another run takes the slot."""
+    leases.release(UUID(holder_of(system)["lease_id"]))
+    other = leases.acquire(system.name, uuid.uuid4())
+    assert other
+    other.close()
+
+
+@pytest.mark.parametrize("how", ["called", "submitted"])
+def test_nothing_irreversible_happens_after_the_lease_is_lost(system: System, how: str) -> None:
+    done = []
+
+    @action
+    def drop(permit: Permit) -> None:
+        done.append(permit)
+
+    def inside(report: Report) -> None:
+        permit = report.permit(DROP)
+        drop(permit)
+        lose(system)
+        drop.submit(permit).result() if how == "submitted" else drop(permit)
+
+    with pytest.raises(LockLost, match="expired and may be another run's"):
+        run(system, inside=inside)
+    assert len(done) == 1
+    (path,) = system.reports_directory.glob("*.json")
+    assert json.loads(path.read_text())["status"] == "CRITICAL"
+
+
+def test_no_permit_after_the_lease_is_lost_in_a_runbook_inside_either(system: System) -> None:
+    def inside(_report: Report) -> None:
+        with runbook("Inner", system, system.name, changes=True) as inner:
+            lose(system)
+            inner.permit(DROP)
+
+    with pytest.raises(LockLost):
+        run(system, inside=inside)
+
+
+def test_a_lease_is_held_while_prefect_does_not_answer(system: System) -> None:
+    def inside(report: Report) -> None:
+        permit = report.permit(DROP)
+        started = time.monotonic()
+        with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+            report.require_lock()
+        assert time.monotonic() - started < 5
+        assert permit
+
+    run(system, inside=inside)
+
+
+def test_the_lease_is_renewed_while_the_run_works(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEW_EVERY_SECONDS", 0.2)
+    renewed = []
+    renew = leases.Lease._renew
+
+    def counted(self: leases.Lease) -> None:
+        renew(self)
+        renewed.append(self._gone.is_set())
+
+    monkeypatch.setattr(leases.Lease, "_renew", counted)
+
+    def inside(_report: Report) -> None:
+        until(lambda: len(renewed) > 2, what="three renewals", seconds=10)
+        leases.release(UUID(holder_of(system)["lease_id"]))
+        until(lambda: renewed[-1], what="the loss to be noticed", seconds=10)
+
+    run(system, inside=inside)
+    assert renewed[:2] == [False, False]
+
+
+@pytest.mark.soak
+def test_a_lease_of_another_host_s_dead_holder_ends_by_itself(holder: Actor, system: System, elsewhere: System) -> None:
+    known = holder_of(system)
+    Variable.set(f"env-{system.name}-holder", json.dumps(known | {"host": "db-2"}), overwrite=True)
+    holder.kill()
+    with pytest.raises(Locked, match="on db-2"):
+        run(elsewhere)
+    started = time.monotonic()
+
+    def free() -> bool:
+        return taken(system) == 0
+
+    until(free, what="the lease's end", seconds=leases.LEASE_SECONDS + 40, every_seconds=2)
+    assert time.monotonic() - started > leases.LEASE_SECONDS - 40
+    run(elsewhere)

@@ -1,0 +1,143 @@
+"""The lock on one host: real processes, killed for real. Without a flow run there is no lease: the file lock alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from runbook.errors import Locked
+from runbook.lock import Rank, hold
+from runbook.wait import until
+from tests.runbook.processes import Actor, is_alive
+from tests.runbook.system import System
+
+
+def take(system: System, rank: Rank = "maintenance", runbook: str = "Trial") -> None:
+    with hold(system.name, system.reports_directory, runbook, rank):
+        pass
+
+
+def refused(system: System, rank: Rank) -> Locked:
+    with pytest.raises(Locked) as error:
+        take(system, rank)
+    return error.value
+
+
+def holder(system: System, rank: Rank, actors: list[Actor], directory: Path) -> Actor:
+    actors.append(Actor(directory / "out", "hold", system.name, system.reports_directory, rank))
+    actors[-1].says("held")
+    return actors[-1]
+
+
+def lock_file(system: System) -> Path:
+    return system.reports_directory / f".lock-{system.name}"
+
+
+def test_a_second_process_is_refused_until_the_first_is_killed(
+    system: System, actors: list[Actor], tmp_path: Path
+) -> None:
+    actor = holder(system, "recovery", actors, tmp_path)
+    error = refused(system, "maintenance")
+    year = time.strftime("%Y-")
+    assert f"{system.name} is held by “Rebuild indexes”" in error.message
+    assert f"process {actor.pid} on {socket.gethostname()}, since {year}" in error.message
+    assert "wait for it to end, or cancel it" in error.hint
+    refused(system, "recovery")  # a recovery does not end another
+    assert is_alive(actor.pid)
+    actor.kill()
+    until(lambda: not is_alive(actor.pid), what="the kill", seconds=2)
+    started = time.monotonic()
+    take(system)
+    assert time.monotonic() - started < 1
+
+
+def test_a_recovery_ends_maintenance_and_what_it_runs(system: System, actors: list[Actor], tmp_path: Path) -> None:
+    actor = holder(system, "maintenance", actors, tmp_path)
+    child = int(actor.says("held"))
+    refused(system, "maintenance")
+    assert is_alive(actor.pid)
+    assert is_alive(child)
+    started = time.monotonic()
+    with hold(system.name, system.reports_directory, "Full restore", "recovery"):
+        assert json.loads(lock_file(system).read_text())["runbook"] == "Full restore"
+    assert time.monotonic() - started < 5
+    assert actor.process.wait(5) == -signal.SIGTERM
+    until(lambda: not is_alive(child), what="the end of its child", seconds=1)
+
+
+def test_a_recovery_kills_maintenance_that_does_not_listen(
+    system: System, actors: list[Actor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runbook.lock.END_SECONDS", 0.5)
+    actor = holder(system, "maintenance", actors, tmp_path)
+    os.kill(actor.pid, signal.SIGSTOP)  # TERM waits until somebody continues it
+    take(system, "recovery")
+    assert actor.process.wait(5) == -signal.SIGKILL
+
+
+def test_a_holder_on_another_host_is_not_looked_for_among_our_processes(
+    system: System, actors: list[Actor], tmp_path: Path
+) -> None:
+    actor = holder(system, "maintenance", actors, tmp_path)
+    text = lock_file(system).read_text()
+    lock_file(system).write_text(json.dumps(json.loads(text) | {"host": "db-2"}))  # a directory that two hosts share
+    assert f"process {actor.pid} on db-2" in refused(system, "recovery").message
+    assert is_alive(actor.pid)
+
+
+def test_a_recovery_does_not_end_its_own_process(system: System) -> None:
+    held, done = threading.Event(), threading.Event()
+
+    def maintenance() -> None:
+        with hold(system.name, system.reports_directory, "Rebuild indexes", "maintenance"):
+            held.set()
+            done.wait(10)
+
+    thread = threading.Thread(target=maintenance)
+    thread.start()
+    try:
+        assert held.wait(5)
+        assert "Rebuild indexes" in refused(system, "recovery").message
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_the_same_run_passes_with_the_same_lock(system: System) -> None:
+    with hold(system.name, system.reports_directory, "Drill", "maintenance") as outer:
+        with hold(system.name, system.reports_directory, "Full restore", "recovery") as inner:
+            assert inner is outer, "the inner one must check the lease that the outer one holds"
+        with hold(system.name, system.reports_directory, "Again", "recovery") as again:
+            assert again is outer
+    take(system)
+
+
+def test_another_environment_is_another_lock(system: System) -> None:
+    other = System(system.reports_directory)
+    with hold(system.name, system.reports_directory, "One", "maintenance"):
+        take(other)
+
+
+def test_a_failed_run_leaves_no_name_behind(system: System) -> None:
+    with pytest.raises(ZeroDivisionError), hold(system.name, system.reports_directory, "Trial", "maintenance"):
+        raise ZeroDivisionError
+    assert lock_file(system).read_text() == ""
+    take(system)
+
+
+def test_a_holder_that_has_not_written_its_name_yet_is_waited_for(system: System) -> None:
+    with hold(system.name, system.reports_directory, "Trial", "maintenance"):
+        os.truncate(lock_file(system), 0)
+        context = threading.Thread(target=lambda: errors.append(refused(system, "recovery")))
+        errors: list[Locked] = []
+        context.start()
+        context.join()
+    assert "just starting" in errors[0].message
+    assert "try again in a few seconds" in errors[0].hint
