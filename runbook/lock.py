@@ -38,6 +38,7 @@ from runbook.wait import until
 
 Rank = Literal["maintenance", "recovery"]
 END_SECONDS = 30.0
+LAST_WORDS_SECONDS = 5.0
 _NONE: Mapping[str, EnvironmentLock] = MappingProxyType({})
 _held: contextvars.ContextVar[Mapping[str, EnvironmentLock]] = contextvars.ContextVar("held", default=_NONE)
 
@@ -189,6 +190,8 @@ def _end(holder: Holder, environment: str, file: IO[str]) -> None:
         except Unreachable:
             continue
         if holder.run_id and me.run_id:
+            with contextlib.suppress(Unreachable):  # its last words are “Crashed”: after them
+                until(holder.is_dead, what="its end", seconds=LAST_WORDS_SECONDS)
             _cancel(holder, me, Cancelled)
         return
     raise Locked(f"“{holder.runbook}” (process {holder.pid}) could not be ended", "end it by hand, then try again")

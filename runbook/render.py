@@ -14,6 +14,7 @@ from runbook.report import Evidence, Report, Status, StepTime
 MARK = {Status.PLANNED: "📝", Status.OK: "✅", Status.WARN: "⚠️", Status.CRITICAL: "🛑"}
 COLOUR = {Status.OK: "#2f9e62", Status.WARN: "#d9a400", Status.CRITICAL: "#d6336c", Status.PLANNED: "#5c7cfa"}
 ROW, LEFT, WIDTH = 22, 250, 900
+MOST_OPEN_ROWS = 20
 MOST_ROWS = 200
 MOST_CHARACTERS = 300
 
@@ -136,8 +137,11 @@ def _evidence(item: Evidence) -> str:
     parts = [item.text] if item.text else []
     if item.svg:
         parts.append(image(item.name, item.svg))
-    if item.columns:
-        parts.append(table(item.columns, item.rows))
+    if len(item.rows) > MOST_OPEN_ROWS:
+        rows = table(item.columns, item.rows)
+        parts.append(f"<details><summary>{len(item.rows)} rows</summary>\n\n{rows}\n\n</details>")
+    elif item.columns:
+        parts.append(table(item.columns, item.rows) if item.rows else "none")
     return "\n\n".join(parts)
 
 

@@ -133,15 +133,21 @@ class Report:
         self.findings.append(Finding(name, status, str(value), str(expected), "" if ok else hint))
         return ok
 
-    def judge(self, metric: str, value: float, hint: str = "") -> Status:
-        """Compare a number with the environment's thresholds (warn above, critical above)."""
+    def judge(
+        self, metric: str, value: float, hint: str = "", *, of: str = "", worst: Status = Status.CRITICAL
+    ) -> Status:
+        """Compare a number with the environment's thresholds (warn above, critical above).
+
+        `of` tells what it is of; with `worst=WARN` it stops nothing, however bad.
+        """
         if metric not in self.limits:
             raise OpsError(f"no threshold for {metric}", "add it under [thresholds] in the environment's TOML")
         warn, critical = self.limits[metric]
-        status = Status.OK if value <= warn else Status.WARN if value <= critical else Status.CRITICAL  # NaN too
+        status = Status.OK if value <= warn else Status.WARN if value <= critical else worst  # NaN too
         shown = "" if status is Status.OK else hint
         limits = f"≤ {_number(warn)} (critical above {_number(critical)})"
-        self.findings.append(Finding(metric, status, _number(value), limits, shown))
+        name = f"{metric} ({of})" if of else metric
+        self.findings.append(Finding(name, status, _number(value), limits, shown))
         return status
 
     def warn(self, name: str, hint: str, *, value: object = "", expected: object = "") -> None:

@@ -60,8 +60,9 @@ def choose_backup(report: Report, env: Environment, wanted: str) -> Backup:
         expected="as in the manifest (SHA-256)",
     )
     if not backup.verified:
-        report.warn("verified by a restore before", "nothing to do: this restore verifies it", value="never")
-    report.judge("backup.age_seconds", backup.age_seconds, "what was written after it is lost; look for a newer one")
+        report.warn(f"{backup.name} was never verified by a restore", "nothing to do: this run verifies it")
+    hint = "what was written after it is lost; look for a newer one"
+    report.judge("backup.age_seconds", backup.age_seconds, hint, worst=Status.WARN)
     _judge_content(report, env, backup)
     report.fail_if_critical()
     return backup

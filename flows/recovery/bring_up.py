@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
 from blocks.postgres import Connection
@@ -36,16 +37,16 @@ class Held:
 
     env: Environment
     running: list[str]
-    stopped: bool = False
+    stopped_at: datetime | None = None
     swapped: list[str] = field(default_factory=list)
 
     def stop(self) -> None:
         """In the manual's order, each proven stopped."""
-        if not self.stopped:
+        if not self.stopped_at:
+            self.stopped_at = datetime.now(UTC)
             stop_services(self.env.services, [role for role in self.env.services_in(STOP_ORDER) if role != "redis"])
             if self.env.has("redis"):
                 stop_redis(self.env.redis, self.env.services)
-            self.stopped = True
 
 
 @contextlib.contextmanager
@@ -66,7 +67,7 @@ def services_held(report: Report, env: Environment, found: Found, when: str) -> 
                 f"launch full-restore again with confirm={env.name}: it begins anew and ends well",
                 value=f"swapped: {', '.join(held.swapped)}; not swapped: {left or 'nothing'}; services are stopped",
             )
-        elif held.stopped:
+        elif held.stopped_at:
             start_services(env.services, [role for role in START_ORDER if role in running])
         raise
 
@@ -96,7 +97,7 @@ def swap(
     report.fact("kept aside", ", ".join(name for name in kept if name) or "nothing: there was nothing left")
 
 
-def start(report: Report, env: Environment, copies: Copies) -> None:
+def start(report: Report, env: Environment, copies: Copies, held: Held) -> None:
     """Start in order of dependency, then check what is live: health, Redis, row counts, expectations, the application.
 
     Raises:
@@ -108,9 +109,11 @@ def start(report: Report, env: Environment, copies: Copies) -> None:
     if env.has("redis"):
         start_redis(env.redis, env.services)
     start_services(env.services, env.services_in(("backend", "frontend")))
-    report.fact("outage until services started", duration(report.seconds))
     health = wait_healthy(env.application, seconds=HEALTH_SECONDS)
     report.expect("health", True, "", value=health.answer)
+    if held.stopped_at:
+        outage = (datetime.now(UTC) - held.stopped_at).total_seconds()
+        report.fact("services out of order for", f"{duration(outage)}, from their stop until healthy")
     if copies.redis:
         problems = verify_live_redis(env.redis, copies.redis)
         report.expect("Redis live", not problems, "look at its log; what it replaced is kept aside",

@@ -12,7 +12,7 @@ from flows.redis.steps import judge_redis
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.render import size
-from runbook.report import Report
+from runbook.report import Report, Status
 from tasks import catalogue
 from tasks.catalogue import Backup
 from tasks.files import REPLACE_FILES, judge_files_backup
@@ -69,7 +69,8 @@ def _nearest(report: Report, store: Path, kind: Kind, taken: datetime) -> Backup
         return None
     gap = abs((backup.manifest.taken - taken).total_seconds())
     report.fact(f"{kind} backup", f"{backup.name} ({size(backup.manifest.bytes)}), {gap:.0f} s from the database's")
-    report.judge("backup.gap_seconds", gap, f"database and {kind} are of different times: expect rows without keys")
+    hint = f"database and {kind} are of different times: expect rows without keys"
+    report.judge("backup.gap_seconds", gap, hint, of=kind, worst=Status.WARN)
     return backup
 
 

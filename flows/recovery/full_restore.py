@@ -74,7 +74,7 @@ def full_restore(
             copies = build.build(report, permit, env, chosen, workers)
             build.prove(report, permit, env, chosen, copies, live, advance=advance, jobs=workers)
             bring_up.swap(report, permit, env, guard, held, copies, live, chosen)
-        bring_up.start(report, env, copies)
+        bring_up.start(report, env, copies, held)
         bring_up.tell(report, env, chosen)
     return report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -37,6 +38,12 @@ def hold_as_flow(name: str, directory: str, rank: str) -> None:
     hold(name, directory, rank)
 
 
+def deaf(name: str, directory: str) -> None:
+    """Hold the environment and do nothing about SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    hold(name, directory, "maintenance")
+
+
 def append(directory: str, count: str) -> None:
     """Append reports as fast as possible, from the moment when `go` is there."""
     _say("ready")
@@ -61,6 +68,6 @@ def fail(name: str) -> None:
 
 if __name__ == "__main__":
     commands: dict[str, Callable[..., None]] = {
-        "hold": hold, "flow": hold_as_flow, "append": append, "child": child, "fail": fail,
+        "hold": hold, "flow": hold_as_flow, "deaf": deaf, "append": append, "child": child, "fail": fail,
     }  # fmt: skip
     commands[sys.argv[1]](*sys.argv[2:])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -127,8 +128,6 @@ def test_a_recovery_asks_the_other_host_to_end_its_maintenance(
 @contextlib.contextmanager
 def ending_when_asked(actor: Actor, run_id: str) -> Iterator[None]:
     """What a worker does on the other host: it ends a run that is Cancelling (its own code needs a deployment)."""
-    import threading
-
     seen = []
 
     def worker() -> None:

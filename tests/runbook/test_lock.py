@@ -76,10 +76,11 @@ def test_a_recovery_kills_maintenance_that_does_not_listen(
     system: System, actors: list[Actor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runbook.lock.END_SECONDS", 0.5)
-    actor = holder(system, "maintenance", actors, tmp_path)
-    os.kill(actor.pid, signal.SIGSTOP)  # TERM waits until somebody continues it
+    actors.append(Actor(tmp_path / "out", "deaf", system.name, system.reports_directory))
+    child = int(actors[0].says("held"))
     take(system, "recovery")
-    assert actor.process.wait(5) == -signal.SIGKILL
+    assert actors[0].process.wait(5) == -signal.SIGKILL
+    until(lambda: not is_alive(child), what="the end of its child", seconds=1)
 
 
 def test_a_holder_on_another_host_is_not_looked_for_among_our_processes(

@@ -38,7 +38,9 @@ class Backend:
             return status, found
         if path == "/api/auth/login":
             good = body == {"username": "monitor", "password": PASSWORD}
-            return (200, {"token": "t0ken", "user_id": "1"}) if good else (401, {"detail": "invalid username or password"})
+            return (
+                (200, {"token": "t0ken", "user_id": "1"}) if good else (401, {"detail": "invalid username or password"})
+            )
         if token != "Bearer t0ken":
             return 401, {"detail": "not logged in"}
         if method == "POST" and path == "/api/interview/sessions":
@@ -112,7 +114,10 @@ def test_an_unhealthy_backend_is_told_with_its_last_answer_within_the_deadline()
     backend = Backend()
     backend.health = [(503, {"status": "unhealthy", "database": "unreachable", "redis": "ok"})] * 1000
     started = time.monotonic()
-    with serving(backend) as url, pytest.raises(OpsError, match="backend answers 503: database unreachable$|—") as raised:
+    with (
+        serving(backend) as url,
+        pytest.raises(OpsError, match="backend answers 503: database unreachable$|—") as raised,
+    ):
         wait_healthy(application(url), seconds=1)
     assert time.monotonic() - started < 5, "not retried: the deadline is the operator's"
     assert raised.value.message.endswith("backend answers 503: database unreachable")

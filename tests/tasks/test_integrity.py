@@ -95,7 +95,7 @@ def test_a_table_that_this_revision_lacks_is_a_finding_and_a_strangers_one_none(
     postgres_server.sql(
         "INSERT INTO users (username, display_name, password_hash) VALUES ('u', 'U', '!');"
         "ALTER TABLE users DROP COLUMN is_active;"
-        "CREATE SCHEMA stranger; CREATE TABLE stranger.evaluations (id int); CREATE TABLE public.\"Odd Table\" (x int)",
+        'CREATE SCHEMA stranger; CREATE TABLE stranger.evaluations (id int); CREATE TABLE public."Odd Table" (x int)',
         database=empty.database,
     )
 

@@ -18,10 +18,25 @@ MOMENT = datetime(2026, 11, 25, 3, 0, tzinfo=UTC)
 SESSION = "/api/interview/sessions/7f3c1f0e-0000-4000-8000-00000000000a"
 
 
-def line(seconds: float, method: str = "POST", path: str = SESSION + "/messages", status: int = 201, **more: object) -> str:
+def line(
+    seconds: float, method: str = "POST", path: str = SESSION + "/messages", status: int = 201, **more: object
+) -> str:
     stamp = (MOMENT + timedelta(seconds=seconds)).isoformat(timespec="microseconds")
-    entry = {"timestamp": stamp, "level": "INFO", "logger": "grc_backend.access", "message": "request", "module": "access"}
-    entry |= {"method": method, "path": path, "status": status, "user_id": "1", "request_id": f"r{seconds}", "resource": "9"}
+    entry = {
+        "timestamp": stamp,
+        "level": "INFO",
+        "logger": "grc_backend.access",
+        "message": "request",
+        "module": "access",
+    }
+    entry |= {
+        "method": method,
+        "path": path,
+        "status": status,
+        "user_id": "1",
+        "request_id": f"r{seconds}",
+        "resource": "9",
+    }
     return json.dumps(entry | more) + "\n"
 
 
@@ -142,12 +157,13 @@ def test_the_list_is_capped_and_the_count_is_not(log: Path) -> None:
     assert found.items[0].time == MOMENT + timedelta(seconds=1)
 
 
-def test_a_million_lines_take_seconds(log: Path) -> None:
+def test_many_lines_cost_little(log: Path) -> None:
+    """Measured: a million lines (309 MB) take 1.0 s of CPU; here a quarter of that, with room for a busy machine."""
     old, get, new = line(-50), line(50, "GET", status=200), line(51)
-    log.write_text((old * 4 + get * 6) * 100_000 + new)
-    started = time.monotonic()
+    log.write_text((old * 4 + get * 6) * 25_000 + new)
+    started = time.process_time()
     found = read(log)
-    took = time.monotonic() - started
+    took = time.process_time() - started
     assert found.count == 1
     assert found.complete
-    assert took < 6, f"{took:.1f} s"
+    assert took < 1.5, f"{took:.1f} s of CPU"

@@ -48,7 +48,9 @@ def test_an_empty_database_is_brought_to_the_head_and_then_nothing_is_pending(
     assert (again.before, again.after, again.seconds) == ("0005", "0005", 0.0)
 
 
-def test_only_the_named_database_is_migrated(empty: Postgres, interview: Postgres, postgres_server: PostgresServer) -> None:
+def test_only_the_named_database_is_migrated(
+    empty: Postgres, interview: Postgres, postgres_server: PostgresServer
+) -> None:
     """A copy beside is migrated under the live database's permit; `.env` and the block name the live one."""
     copy = f"{empty.database}_restoring"
     postgres_server.create_database(copy)
@@ -126,7 +128,9 @@ def test_scripts_that_import_the_application_are_read_with_its_python(backend: P
     assert list(backend.rglob("__pycache__")) == [], "nothing of ours in the application's directory"
 
 
-def test_what_cannot_be_read_is_said(interview: Postgres, postgres_server: PostgresServer, tmp_path: Path, backend: Path) -> None:
+def test_what_cannot_be_read_is_said(
+    interview: Postgres, postgres_server: PostgresServer, tmp_path: Path, backend: Path
+) -> None:
     with pytest.raises(OpsError, match=r"there is no .*alembic\.ini"):
         read_heads(application_at(tmp_path / "nowhere"))
     add(backend, "0006", "0005", imports="import no_such_module")

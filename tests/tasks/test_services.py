@@ -39,7 +39,9 @@ def services(tmp_path: Path) -> Iterator[SupervisorServices]:
     (tmp_path / "program.py").write_text(PROGRAM)
     sections = [f"[inet_http_server]\nport=127.0.0.1:{port}\nusername=ops\npassword={PASSWORD}\n"]
     sections.append(f"[supervisord]\nnodaemon=true\nlogfile={tmp_path}/s.log\npidfile={tmp_path}/s.pid\nuser=root\n")
-    sections.append("[rpcinterface:supervisor]\nsupervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n")
+    sections.append(
+        "[rpcinterface:supervisor]\nsupervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n"
+    )
     for name in ("backend", "frontend", "redis"):
         command = f"{sys.executable} {tmp_path}/program.py {name} {tmp_path}/journal"
         sections.append(f"[program:grc-{name}]\ncommand={command}\nautostart=true\nstartsecs=0\n")
