@@ -11,6 +11,7 @@ from lab.control import Control
 from lab.environment import as_exports, ui_url
 from lab.layout import CHECKOUT, base_directory, checked_name
 from lab.progress import progress
+from lab.start import fill
 from lab.status import as_table, read_status
 from runbook.errors import OpsError
 
@@ -91,7 +92,7 @@ def _env(chosen: argparse.Namespace) -> int:
 
 def _seed(chosen: argparse.Namespace) -> int:
     services, _ = lifecycle.existing(chosen.name)
-    lifecycle.fill(services, chosen.megabytes, progress())
+    fill(services, chosen.megabytes, progress())
     return 0
 
 

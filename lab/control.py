@@ -146,6 +146,7 @@ class Control:
         fingerprint, stamp = _fingerprint(environment), self.layout.deployed(name)
         if stamp.exists() and stamp.read_text() == fingerprint and self._deployments(name):
             return
+        stamp.parent.mkdir(exist_ok=True)
         stamp.unlink(missing_ok=True)
         with exclusive(self.layout.base / ".deploy.lock"):  # Prefect's own registration of block types races
             self._deploy(name, {**operator_environment(), **environment}, tell)

@@ -1,32 +1,24 @@
-"""Bringing a lab up, filling it, taking it down."""
+"""Bringing a lab up, and taking it down."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import shutil
-import signal
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
-import psycopg
-import redis
-
-from lab import postgres, seed, valkey
 from lab.binaries import find_binaries, is_wheel
 from lab.control import Control
-from lab.environment import clean_environment, lab_variables, prefect_variables, ui_url
-from lab.layout import PYTHON, Layout, base_directory, checked_name, create_base
-from lab.processes import Account, end, exclusive, marked, run, server_at
+from lab.environment import lab_variables, prefect_variables, ui_url
+from lab.layout import Layout, base_directory, checked_name, create_base
+from lab.processes import Account, exclusive
 from lab.progress import Tell
-from lab.services import APPLICATION, Services, supervisor_of
+from lab.services import Services, supervisor_of
+from lab.start import end_orphans, start_services
 from lab.state import Passwords, Ports, State, is_free, load_state, save
-from runbook.errors import OpsError, Unreachable
-from runbook.wait import until
+from runbook.errors import OpsError
 
-_MONITOR = "monitor"
 MEGABYTES = 40
 """How much data a new lab gets."""
 
@@ -103,7 +95,7 @@ def up(name: str, tell: Tell, megabytes: int | None = None, postgres_bin: str = 
         services = _with_free_ports(prepare(name, postgres_bin), tell)
         plane = beside.submit(_control_plane, services, tell)
         try:
-            _services(services, MEGABYTES if megabytes is None else megabytes, tell)
+            start_services(services, MEGABYTES if megabytes is None else megabytes, tell)
         finally:  # a lab whose services are broken is recovered from the Prefect UI
             control = plane.result()
     tell(f"the lab {name} is up: {ui_url(control.state)}")
@@ -120,7 +112,7 @@ def down(name: str, tell: Tell, *, remove: bool = False) -> None:
             control.stop_worker(name)
         if state := load_state(layout.state):
             supervisor_of(layout, state).shutdown()
-        _end_orphans(layout)
+        end_orphans(layout)
         if remove:
             shutil.rmtree(layout.root)
     tell(f"the lab {name} is {'removed' if remove else 'down; its data stays'}")
@@ -143,13 +135,6 @@ def names(base: Path) -> list[str]:
     return sorted(path.parent.name for path in base.glob("*/state.json") if path.parent.name != "control")
 
 
-def fill(services: Services, megabytes: int, tell: Tell) -> None:
-    """Add data to the application's database, and to an empty Redis."""
-    seed.seed(postgres.dsn(services.state), megabytes, progress=tell)
-    keys = valkey.fill(services.state)
-    tell(f"{megabytes} MB of interviews" + (f" and {keys} keys" if keys else "") + " added")
-
-
 def _base_for(name: str) -> Path:
     checked_name(name)
     return create_base()
@@ -166,92 +151,6 @@ def _control_plane(services: Services, tell: Tell) -> Control:
     return control
 
 
-def _services(services: Services, megabytes: int, tell: Tell) -> None:
-    state, supervisor = services.state, services.supervisor
-    if services.provisioned.exists() and not services.layout.postgres_data.exists():
-        raise OpsError(
-            f"{services.layout.postgres_data} is gone: a recovery is at work, or it was lost",
-            f"recover it with the runbooks, or remove {services.layout.root} to start anew",
-        )
-    if postgres.create_cluster(services.layout, state, services.binaries, services.account):
-        tell("PostgreSQL cluster created")
-    changed = services.configure()
-    if changed and supervisor.is_running():
-        tell("the configuration is new: the services restart")
-        supervisor.shutdown()
-    if not supervisor.is_running():
-        _end_orphans(services.layout)
-        supervisor.launch(clean_environment())
-    for name in ("postgresql", "redis"):
-        supervisor.start(name)
-    _ready(services, "postgresql", _postgres_answers)
-    _ready(services, "redis", _redis_answers)
-    tell(f"PostgreSQL {services.binaries.postgres_major} on port {state.ports.postgres}, Redis on {state.ports.redis}")
-    _application(services, megabytes, tell)
-
-
-def _application(services: Services, megabytes: int, tell: Tell) -> None:
-    supervisor = services.supervisor
-    if services.install_application():
-        for name in APPLICATION:
-            supervisor.stop(name)
-        tell("application installed")
-    if not services.provisioned.exists():
-        postgres.create_database(services.state)
-        backend = services.layout.application / "backend"
-        secret = {"OPS_APPLICATION_PASSWORD": services.state.passwords.application}
-        run([PYTHON, "-m", "alembic", "upgrade", "head"], cwd=backend, environment=clean_environment())
-        run(
-            [PYTHON, "-m", "grc_backend.create_user", _MONITOR],
-            cwd=backend, environment={**clean_environment(), **secret},
-        )  # fmt: skip
-        if not _has_interviews(services):  # an interrupted `up` may have begun to add some
-            fill(services, megabytes, tell)
-        services.provisioned.touch()
-    for name in APPLICATION:
-        supervisor.start(name)
-    _ready(services, "grc-backend", lambda it: _page_answers(f"http://127.0.0.1:{it.state.ports.backend}/health"))
-    _ready(services, "grc-frontend", lambda it: _page_answers(f"http://127.0.0.1:{it.state.ports.frontend}/"))
-    tell(f"application on port {services.state.ports.backend}, its pages on {services.state.ports.frontend}")
-
-
-def _has_interviews(services: Services) -> bool:
-    with psycopg.connect(postgres.dsn(services.state)) as connection:
-        return connection.execute("SELECT FROM public.interview_sessions LIMIT 1").fetchone() is not None
-
-
-def _ready(services: Services, name: str, answers: Callable[[Services], bool]) -> None:
-    try:
-        until(lambda: answers(services), what=f"{name}'s first answer", seconds=60)
-    except Unreachable as error:
-        log = services.layout.logs / f"{name}.log"
-        last = "\n".join(log.read_text(errors="replace").splitlines()[-10:]) if log.exists() else ""
-        raise OpsError(f"{error.message}; the end of its log:\n{last}", f"see {log}") from error
-
-
-def _postgres_answers(services: Services) -> bool:
-    try:
-        psycopg.connect(postgres.admin_dsn(services.state), connect_timeout=5).close()
-    except psycopg.OperationalError as error:
-        raise Unreachable(str(error).strip().splitlines()[-1]) from error
-    return True
-
-
-def _redis_answers(services: Services) -> bool:
-    try:
-        with redis.Redis.from_url(valkey.url(services.state)) as client:
-            return bool(client.ping())
-    except redis.RedisError as error:  # also while it loads its file
-        raise Unreachable(str(error)) from error
-
-
-def _page_answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).status_code == httpx.codes.OK
-    except httpx.HTTPError as error:
-        raise Unreachable(f"{url}: {error}") from error
-
-
 def _taken(layout: Layout) -> list[int]:
     """Ports of the other labs of this base directory, which may be down."""
     states = (load_state(Layout(layout.base, name).state) for name in names(layout.base) if name != layout.name)
@@ -265,7 +164,7 @@ def _with_free_ports(services: Services, tell: Tell) -> Services:
         running = supervisor.services()
         idle = _idle_ports(state.ports, {name for name, service in running.items() if service.pid})
     else:
-        _end_orphans(layout)
+        end_orphans(layout)
         idle = state.ports.all()
     if all(is_free(port) for port in idle):
         return services
@@ -283,12 +182,3 @@ def _idle_ports(ports: Ports, running: set[str]) -> tuple[int, ...]:
         "grc-backend": ports.backend, "grc-frontend": ports.frontend,
     }  # fmt: skip
     return tuple(port for name, port in of.items() if name not in running)
-
-
-def _end_orphans(layout: Layout) -> None:
-    """End the servers of a supervisor that was killed: PostgreSQL by its fast shutdown, then whatever else there is."""
-    if process := server_at(layout.postgres_data / "postmaster.pid", layout.postgres_data):
-        end([process], seconds=30, how=signal.SIGINT)
-    if process := server_at(layout.redis_pid, layout.redis_data):
-        end([process], seconds=30)
-    end(marked(layout.supervisor), seconds=10)

@@ -147,7 +147,7 @@ def seed(dsn: str, megabytes: int, *, progress: Callable[[str], None]) -> SeedRe
     The schema must be there (``alembic upgrade head``); `dsn` names a role that may insert and owns the materialised
     view. `progress` is called with a line every few seconds, in the caller's thread. At the end the view is refreshed
     and the tables are analysed, which counts into the growth. Autovacuum may add a megabyte of its own. Commits are
-    asynchronous: a crash while seeding loses rows, never consistency. Raises `ValueError` below 1 MB and `psycopg.Error`.
+    asynchronous: a crash while seeding loses rows, never consistency. Raises `ValueError` below 1 MB, `psycopg.Error`.
     """
     if megabytes < 1:
         raise ValueError("seed at least 1 MB")

@@ -17,6 +17,7 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture
 
 from runbook.errors import Unreachable
 from runbook.failpoint import failpoint
@@ -57,6 +58,7 @@ class Step(Generic[P, R]):
         return other
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        self._wait()  # Prefect would not run it either behind a failed one, but return None as if it had
         if FlowRunContext.get() is None:
             return self._directly(*args, **kwargs)
         call = cast(Callable[..., R], self.task)
@@ -66,14 +68,22 @@ class Step(Generic[P, R]):
         """Start it beside the caller."""
         if FlowRunContext.get() is None:
             context = contextvars.copy_context()
-            return _threads.submit(lambda: context.run(self._directly, *args, **kwargs))
+
+            def work() -> R:
+                self._wait()
+                return context.run(self._directly, *args, **kwargs)
+
+            return _threads.submit(work)
         submit = cast(Callable[..., Pending[R]], self.task.submit)
         return submit(*args, wait_for=_linkable(self._wait_for), **kwargs)
 
-    def _directly(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def _wait(self) -> None:
+        """Until the submitted steps before this one are done; raises what they raised."""
         for other in self._wait_for:
-            if isinstance(other, Future):
+            if isinstance(other, Future | PrefectFuture):
                 other.result()
+
+    def _directly(self, *args: P.args, **kwargs: P.kwargs) -> R:
         for delay in RETRY_DELAYS_SECONDS[: self.retries]:
             try:
                 return _timed(self.work)(*args, **kwargs)

@@ -40,7 +40,7 @@ def size(number: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds for people: `4 h 00 min`, `2 min 05 s`, `12.3 s`."""
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +53,12 @@ def context_for(postgres: Postgres) -> Iterator[tuple[Any, Path]]:
         for name, site in dict(context.variables.data_docs_sites).items():  # a temporary one that nobody removes
             shutil.rmtree(site["store_backend"]["base_directory"], ignore_errors=True)
             context.delete_data_docs_site(name)
-        yield context, passfile
+        try:
+            yield context, passfile
+        finally:
+            for source in context.data_sources.all().values():
+                for engine in (source.get_execution_engine().engine, source.get_engine()):
+                    engine.dispose()
 
 
 def define(
@@ -66,10 +72,12 @@ def define(
 ) -> Any:
     """What to validate in one table. Each has a source of its own: an engine knows one active batch only."""
     login, name = quote(postgres.admin_user, safe=""), quote(database, safe="")
+    shown_host = postgres.host if re.fullmatch(r"[\w.-]+", postgres.host) else "localhost"  # it takes nothing else
+    connection = {"host": postgres.host, "passfile": str(passfile), "options": SESSION, "connect_timeout": 10}
     source = context.data_sources.add_postgres(
         table,
-        connection_string=f"postgresql+psycopg://{login}@{postgres.host}:{postgres.port}/{name}",
-        kwargs={"connect_args": {"passfile": str(passfile), "options": SESSION, "application_name": "interview-ops"}},
+        connection_string=f"postgresql+psycopg://{login}@{shown_host}:{postgres.port}/{name}",
+        kwargs={"connect_args": {**connection, "application_name": "interview-ops"}},
         create_temp_table=False,
     )
     asset = source.add_table_asset(name=table, table_name=table, schema_name=schema)
@@ -90,14 +98,9 @@ def validate(definition: Any) -> list[tuple[str, bool, str]]:
 
     Booleans first: what was unexpected costs further scans, so only failures are looked into.
     """
-    try:
-        result = definition.run(result_format="BOOLEAN_ONLY")
-        if not result.success:
-            result = definition.run(result_format="BASIC")
-    finally:
-        source = definition.asset.datasource
-        for engine in (source.get_execution_engine().engine, source.get_engine()):
-            engine.dispose()
+    result = definition.run(result_format="BOOLEAN_ONLY")
+    if not result.success:
+        result = definition.run(result_format="BASIC")
     return [
         (name_of(one.expectation_config.to_json_dict()), bool(one.success), _observed(one)) for one in result.results
     ]

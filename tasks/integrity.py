@@ -90,29 +90,42 @@ def run_expectations(postgres: Postgres, database: str, directory: Path, suites:
 
     Raises:
         Unreachable: the server does not answer.
-        OpsError: a suite is not one.
+        OpsError: a suite is not one, or the expectations could not be judged at all (which is never a pass).
     """
     preload()
     wanted = read_suites(suites)
     with postgres.connect(database) as connection:
         runnable, rows = _judgeable(wanted, _columns(connection))
     missing = tuple(_sentence(row) for row in rows)
-    _import.join()
-    from tasks import expectations
-
-    with expectations.context_for(postgres) as (context, passfile):
-        definitions = [
-            expectations.define(context, passfile, postgres, database, SCHEMA, table, suite)
-            for table, suite in runnable.items()
-        ]
-        with ThreadPoolExecutor(max_workers=THREADS) as pool:
-            for table, found in zip(runnable, pool.map(expectations.validate, definitions), strict=True):
-                rows += [Checked(table, *one) for one in found]
-        evidence = _new_directory(directory)
-        docs = expectations.build_docs(context, evidence)
+    evidence = _new_directory(directory)
+    try:
+        found, docs = _validate(postgres, database, runnable, evidence)
+    except Exception as error:
+        what = str(error).strip().split("\n")[0][:200]
+        raise OpsError(f"the expectations could not be judged: {type(error).__name__}: {what}", "try again") from None
+    rows += found
     text = json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1)
     (evidence / "expectations.json").write_text(text, encoding="utf-8")
     return Expectations(tuple(rows), missing, docs)
+
+
+def _validate(
+    postgres: Postgres, database: str, suites: Mapping[str, Suite], evidence: Path
+) -> tuple[list[Checked], Path | None]:
+    _import.join()
+    from tasks import expectations  # it costs seconds, so nothing but this imports it
+
+    rows = []
+    with expectations.context_for(postgres) as (context, passfile):
+        definitions = [
+            expectations.define(context, passfile, postgres, database, SCHEMA, table, suite)
+            for table, suite in suites.items()
+        ]
+        with ThreadPoolExecutor(max_workers=THREADS) as pool:
+            for table, found in zip(suites, pool.map(expectations.validate, definitions), strict=True):
+                rows += [Checked(table, *one) for one in found]
+        docs = expectations.build_docs(context, evidence)
+    return rows, docs
 
 
 def _judgeable(

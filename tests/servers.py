@@ -60,9 +60,9 @@ def binaries() -> Binaries:
 class PostgresServer:
     """A PostgreSQL cluster: the administrator's and the application's role have passwords, TCP on 127.0.0.1 only."""
 
-    def __init__(self, *, settings: Sequence[str] = (), port: int = 0) -> None:
+    def __init__(self, *, settings: Sequence[str] = (), port: int = 0, programs: Path | None = None) -> None:
         self.account = Account.of_servers()
-        self.programs = binaries().postgres
+        self.programs = programs or binaries().postgres
         self.port = port or free_port()
         self.settings = (*SETTINGS, *settings)
         self.root = Path(tempfile.mkdtemp(prefix="ops-pg-", dir="/var/tmp" if self.account.is_other else None))
@@ -187,9 +187,9 @@ class PostgresServer:
 
 
 @contextlib.contextmanager
-def running_postgres(*, settings: Sequence[str] = ()) -> Iterator[PostgresServer]:
+def running_postgres(*, settings: Sequence[str] = (), programs: Path | None = None) -> Iterator[PostgresServer]:
     """A new cluster, running; stopped and removed when the block is left."""
-    server = PostgresServer(settings=settings)
+    server = PostgresServer(settings=settings, programs=programs)
     try:
         server.initdb()
         server.start()

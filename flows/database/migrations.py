@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect import flow
+from prefect.context import FlowRunContext
 
 from blocks.environment import Environment
 from flows.database.backup import backup_database
@@ -50,7 +51,7 @@ def apply_migrations(environment: str, revision: str = "head", confirm: str = ""
         _plan(report, env, current, pending, needs_backup=needs_backup)
         permit = report.permit(Act(MIGRATE, env.postgres.database))
         if needs_backup:
-            taken = backup_database(environment)
+            taken = backup_database(environment) if FlowRunContext.get() else backup_database.fn(environment)
             report.fact("backup taken first", taken.facts.get("backup", ""))
         done = upgrade(permit, env.postgres, env.application, env.postgres.database, pending[-1].revision)
         report.fact("Alembic revision", f"{done.before or 'none'} → {done.after}")

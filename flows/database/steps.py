@@ -24,6 +24,7 @@ from tasks.postgres.copy import (
     fill_copy,
     try_login,
 )
+from tasks.postgres.dump import compression_of, knows_compression
 from tasks.postgres.sequences import Rewound
 from tasks.postgres.server import Obstacle, Server, judge_programs
 
@@ -93,6 +94,13 @@ def judge_server(report: Report, env: Environment, backup: Backup, server: Serve
         f"restore to PostgreSQL {major} or newer: a dump of a newer server does not restore into an older one",
         value=server.text,
         expected=f"{major} or newer",
+    )
+    compression = compression_of(backup.manifest.files)
+    report.expect(
+        "compression",
+        knows_compression(env.postgres, compression),
+        f"correct [postgres] programs: these were built without {compression}",
+        value=compression,
     )
     missing = [role for role in content.roles if role not in server.roles]
     report.expect(

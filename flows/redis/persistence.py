@@ -28,7 +28,7 @@ BYTES_PER_KEY = 64
 
 @flow(name="backup-redis")
 def backup_redis(environment: str) -> Report:
-    """Redisバックアップ (§2.3)
+    """Redisのバックアップ (§2.3)
 
     Takes a snapshot of every database (BGSAVE, proven to be done), loads it into a scratch server and reads its content
     there into a manifest, so that a restore can be proven equal. Run it daily, and before every change.
@@ -135,7 +135,7 @@ def _tell(report: Report, backup: Backup) -> None:
 
 @flow(name="restore-redis")
 def restore_redis(environment: str, backup: str = "latest", confirm: str = "") -> Report:
-    """Redisリストア (§2.3)
+    """Redisのリストア (§2.3)
 
     Puts a backup's data in the place of the live data. Run it when Redis has lost or spoilt its data; the server may be
     down, and its data directory may be gone.

@@ -93,8 +93,8 @@ def replace_redis(report: Report, env: Environment, permit: Permit, copy: RedisC
     """
     was_running = env.services.is_running("redis")
     try:
-        stop_redis(env.redis, env.services)
-        swapped = swap_redis(permit, env.redis, copy)
+        stopped = stop_redis.after(copy)(env.redis, env.services)
+        swapped = swap_redis.after(stopped)(permit, env.redis, copy)
     except BaseException:
         if was_running:
             logger().warning("the swap failed: Redis is started again on its old data")
@@ -103,8 +103,8 @@ def replace_redis(report: Report, env: Environment, permit: Permit, copy: RedisC
     report.fact("Redis data kept", swapped.kept or "there was none")
     back = undo(env, swapped)
     try:
-        start_redis(env.redis, env.services)
-        differences = verify_live_redis(env.redis, copy)
+        started = start_redis.after(swapped)(env.redis, env.services)
+        differences = verify_live_redis.after(started)(env.redis, copy)
     except OpsError as error:
         raise OpsError(f"Redis does not serve the restored data: {error.message}", error.hint or back) from None
     report.expect(

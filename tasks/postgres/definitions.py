@@ -37,8 +37,9 @@ def parse(printed: str) -> dict[str, str]:
     """Split pg_dump's text by its header comments. Two objects of one header (overloads) are kept together."""
     found: dict[str, str] = {}
     headers = list(_HEADER.finditer(printed))
-    for header, following in zip(headers, [*headers[1:], None], strict=True):
-        body = printed[header.end() : following.start() if following else len(printed)]
+    ends = [header.start() for header in headers[1:]] + [len(printed)]
+    for header, end in zip(headers, ends, strict=False):
+        body = printed[header.end() : end]
         if header["type"] in SECRET_TYPES:
             continue
         schema = "" if header["schema"] == "-" else f"{header['schema']}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,12 +26,14 @@ from runbook.kinds import action
 from runbook.log import logger
 from runbook.progress import progress
 from runbook.render import size
+from tasks.host import disk_of
 from tasks.postgres.content import DatabaseContent, SequenceValue, content_of
 from tasks.postgres.session import pin
 
 DUMP = "dump"
 GLOBALS = "globals.sql"
 ATTEMPTS = 3
+FULL_BYTES = 1 << 20
 COMPRESSIONS = ("zstd:1", "lz4:1", "gzip:1")
 _SETVAL = re.compile(r"setval\((E?'(?:[^']|'')*'), (-?\d+), (true|false)\)")
 
@@ -80,14 +82,23 @@ def dump_globals(postgres: Postgres, directory: Path) -> Path:
 
 def best_compression(postgres: Postgres) -> str:
     """The best compression that this pg_dump was built with."""
-    for wanted in COMPRESSIONS[:-1]:
-        argv = [postgres.program("pg_dump"), f"--compress={wanted}", "--format=plain", "--no-password"]
-        try:
-            shell.run(argv, environment={"PGHOST": "127.0.0.1", "PGPORT": "1", "LC_MESSAGES": "C"})
-        except CommandFailed as error:
-            if "compression" not in error.stderr:  # it went on to the connection, which nobody answers
-                return wanted
-    return COMPRESSIONS[-1]
+    return next(wanted for wanted in COMPRESSIONS if knows_compression(postgres, wanted))
+
+
+def knows_compression(postgres: Postgres, wanted: str) -> bool:
+    """Whether the programs were built with `zstd`, `lz4` or `gzip`."""
+    argv = [postgres.program("pg_dump"), f"--compress={wanted}", "--format=plain", "--no-password"]
+    try:
+        shell.run(argv, environment={"PGHOST": "127.0.0.1", "PGPORT": "1", "LC_MESSAGES": "C"})
+    except CommandFailed as error:
+        return "compression" not in error.stderr  # else it went on to the connection, which nobody answers
+    return True
+
+
+def compression_of(names: Iterable[str]) -> str:
+    """How a dump with such files is compressed."""
+    endings = {name.rsplit(".", 1)[-1] for name in names}
+    return next((method for ending, method in (("zst", "zstd"), ("lz4", "lz4")) if ending in endings), "gzip")
 
 
 @contextmanager
@@ -139,8 +150,13 @@ def _pg_dump(postgres: Postgres, target: Path, snapshot: str, compression: str, 
         *("--file", str(target)),
     ]
     environment = {**postgres.environment(), "PGDATABASE": postgres.database}
-    with progress(lambda: f"{size(sum(p.stat().st_size for p in target.glob('*')))} dumped"):
-        return shell.run(argv, environment=environment, hint="its message is the reason; nothing was published").seconds
+    try:
+        with progress(lambda: f"{size(sum(p.stat().st_size for p in target.glob('*')))} dumped"):
+            return shell.run(argv, environment=environment, hint="nothing was published").seconds
+    except CommandFailed:
+        if (free := disk_of(target).free_bytes) < FULL_BYTES:  # pg_dump's own message does not say so
+            raise OpsError(f"the store is full: {size(free)} free", f"free space at {target.parents[1]}") from None
+        raise
 
 
 def dumped_sequences(postgres: Postgres, dump: Path) -> dict[str, SequenceValue]:

@@ -101,8 +101,13 @@ class _Sums:
             persistent_digest=f"{self.digest % 2**128:032x}",
             expiring_keys=self.expiring,
             expiring_fields=self.fields,
-            prefixes={name.decode(errors="backslashreplace"): number for name, number in biggest},
+            prefixes={_shown(name): number for name, number in biggest},
         )
+
+
+def _shown(name: bytes) -> str:
+    text = name.decode(errors="backslashreplace")
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
 
 
 def _read_database(

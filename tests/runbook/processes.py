@@ -24,12 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Actor:
-    """`python -m tests.runbook.actor …` as a process of its own; what it prints is read from a file."""
+    """`python -m tests.runbook.MODULE …` as a process of its own; what it prints is read from a file."""
 
-    def __init__(self, directory: Path, *words: object, **environment: str) -> None:
+    def __init__(self, directory: Path, module: str, *words: object, **environment: str) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.printed = directory / f"actor-{uuid.uuid4().hex[:6]}.txt"
-        argv = [sys.executable, "-m", "tests.runbook.actor", *map(str, words)]
+        argv = [sys.executable, "-m", f"tests.runbook.{module}", *map(str, words)]
         with self.printed.open("w") as out:
             self.process = subprocess.Popen(
                 argv,

@@ -127,7 +127,7 @@ def test_two_hosts_in_one_directory_have_a_chain_each(tmp_path: Path, monkeypatc
 
 
 def test_processes_beside_each_other_keep_one_chain(tmp_path: Path, actors: list[Actor]) -> None:
-    actors += [Actor(tmp_path / "out", "append", tmp_path, 60) for _ in range(2)]
+    actors += [Actor(tmp_path / "out", "actor", "append", tmp_path, 60) for _ in range(2)]
     for actor in actors:
         actor.says("ready")
     (tmp_path / "go").touch()

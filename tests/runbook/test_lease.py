@@ -71,7 +71,7 @@ def elsewhere(system: System, tmp_path: Path) -> System:
 @pytest.fixture
 def holder(system: System, actors: list[Actor], tmp_path: Path) -> Actor:
     """A maintenance flow run in a process of its own, working."""
-    actors.append(Actor(tmp_path / "out", "flow", system.name, system.reports_directory, "maintenance"))
+    actors.append(Actor(tmp_path / "out", "holder", "flow", system.name, system.reports_directory, "maintenance"))
     actors[-1].says("held")
     return actors[-1]
 

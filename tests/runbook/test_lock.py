@@ -31,7 +31,7 @@ def refused(system: System, rank: Rank) -> Locked:
 
 
 def holder(system: System, rank: Rank, actors: list[Actor], directory: Path) -> Actor:
-    actors.append(Actor(directory / "out", "hold", system.name, system.reports_directory, rank))
+    actors.append(Actor(directory / "out", "holder", "hold", system.name, system.reports_directory, rank))
     actors[-1].says("held")
     return actors[-1]
 
@@ -76,7 +76,7 @@ def test_a_recovery_kills_maintenance_that_does_not_listen(
     system: System, actors: list[Actor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("runbook.lock.END_SECONDS", 0.5)
-    actors.append(Actor(tmp_path / "out", "deaf", system.name, system.reports_directory))
+    actors.append(Actor(tmp_path / "out", "holder", "deaf", system.name, system.reports_directory, "maintenance"))
     child = int(actors[0].says("held"))
     take(system, "recovery")
     assert actors[0].process.wait(5) == -signal.SIGKILL

@@ -1,0 +1,153 @@
+"""apply_migrations: what is pending, the confirmation, the backup that production needs, and data that is unsound."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from blocks import toml
+from flows.database.backup import backup_database
+from flows.database.migrations import apply_migrations
+from runbook.errors import NotConfirmed, RunbookFailed
+from runbook.permit import Act, Permit
+from runbook.report import Report, Status
+from tasks import catalogue
+from tasks.migrations import read_revision, upgrade
+from tests.database.conftest import write_environment
+from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
+
+BACKEND = Path(__file__).parents[2] / "lab" / "application"
+NAME, DATABASE = "trial", "migrations_db"
+USER = "INSERT INTO users (username, display_name, password_hash) VALUES ('u', 'U', '!')"
+Use = Callable[[str], None]
+
+
+@pytest.fixture
+def backend(tmp_path: Path) -> Path:
+    shutil.copytree(BACKEND / "alembic", tmp_path / "grc" / "alembic", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(BACKEND / "alembic.ini", tmp_path / "grc")
+    return tmp_path / "grc"
+
+
+@pytest.fixture(autouse=True)
+def tier(
+    postgres_server: PostgresServer, tmp_path: Path, backend: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Use]:
+    """An environment over an empty database; call the fixture to change its tier."""
+    path = write_environment(postgres_server, DATABASE, tmp_path)
+    text = path.read_text() + f'[application]\nbackend_directory = "{backend}"\npython = "{sys.executable}"\n'
+
+    def use(name: str) -> None:
+        path.write_text(f'tier = "{name}"\n' + text)
+
+    use("development")
+    monkeypatch.setenv("OPS_ENVIRONMENT", NAME)
+    monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(path))
+    monkeypatch.setenv("TRIAL_PASSWORD", ROLE_PASSWORD)
+    monkeypatch.setenv("TRIAL_ADMIN_PASSWORD", ADMIN_PASSWORD)
+    postgres_server.create_database(DATABASE)
+    yield use
+    postgres_server.drop_database(DATABASE)
+
+
+def revision(server: PostgresServer) -> str:
+    return read_revision(server.block(DATABASE), DATABASE)
+
+
+def migrate_to(server: PostgresServer, target: str) -> None:
+    """The schema of an older release, with a user, so that its data is sound."""
+    env = toml.environment(NAME)
+    permit = Permit(NAME, (Act("migrate", DATABASE),))
+    upgrade.work(permit, env.postgres, env.application, DATABASE, target)
+    server.sql("SET ROLE grc_user; " + USER, database=DATABASE)
+
+
+def finding(report: Report, name: str) -> Status:
+    return next(found.status for found in report.findings if found.name == name)
+
+
+def test_a_plan_then_the_migration_then_nothing_is_pending(postgres_server: PostgresServer) -> None:
+    migrate_to(postgres_server, "0003")
+
+    planned = apply_migrations.fn(NAME)
+    assert planned.status is Status.PLANNED
+    assert [step.detail.split(":")[0] for step in planned.plan_steps if step.step == "migrate"] == [
+        "0003 → 0004",
+        "0004 → 0005",
+    ]
+    assert revision(postgres_server) == "0003"
+
+    with pytest.raises(NotConfirmed):
+        apply_migrations.fn(NAME, confirm="production")
+    assert revision(postgres_server) == "0003"
+
+    done = apply_migrations.fn(NAME, confirm=NAME)
+    assert done.status is Status.OK, done.sentence()
+    assert done.facts["Alembic revision"] == "0003 → 0005"
+    assert revision(postgres_server) == "0005"
+
+    again = apply_migrations.fn(NAME)
+    assert again.status is Status.OK, "nothing is pending: nothing to confirm"
+    assert "nothing is pending" in again.sentence()
+    assert apply_migrations.fn(NAME, "0002").status is Status.OK, "an older revision is no upgrade"
+
+
+def test_two_heads_are_critical_even_when_confirmed(postgres_server: PostgresServer, backend: Path) -> None:
+    migrate_to(postgres_server, "0004")
+    for name in ("0005a", "0005b"):
+        text = f"revision = {name!r}\ndown_revision = '0004'\nbranch_labels = depends_on = None\ndef upgrade(): pass\n"
+        (backend / "alembic" / "versions" / f"{name}.py").write_text(text)
+    with pytest.raises(RunbookFailed) as raised:
+        apply_migrations.fn(NAME, confirm=NAME)
+    assert finding(raised.value.report, "one head") is Status.CRITICAL
+    assert "0005a" in str(raised.value)
+    assert "merge" in str(raised.value)
+    assert revision(postgres_server) == "0004"
+
+
+def test_a_failing_migration_is_critical_and_keeps_the_revision(postgres_server: PostgresServer, backend: Path) -> None:
+    migrate_to(postgres_server, "0004")
+    text = "from alembic import op\nrevision = '0006'\ndown_revision = '0005'\nbranch_labels = depends_on = None\n"
+    text += "def upgrade(): op.execute('ALTER TABLE nowhere ADD x int')\n"
+    (backend / "alembic" / "versions" / "0006_bad.py").write_text(text)
+    with pytest.raises(RunbookFailed, match='relation "nowhere" does not exist'):
+        apply_migrations.fn(NAME, confirm=NAME)
+    assert revision(postgres_server) == "0004"
+
+
+def test_unsound_data_after_a_migration_is_critical(postgres_server: PostgresServer, backend: Path) -> None:
+    migrate_to(postgres_server, "0005")
+    text = "from alembic import op\nrevision = '0006'\ndown_revision = '0005'\nbranch_labels = depends_on = None\n"
+    text += "def upgrade(): op.execute(\"UPDATE users SET username = ' '\")\n"
+    (backend / "alembic" / "versions" / "0006_bad.py").write_text(text)
+    with pytest.raises(RunbookFailed) as raised:
+        apply_migrations.fn(NAME, confirm=NAME)
+    assert finding(raised.value.report, "expectations") is Status.CRITICAL
+    assert "every user has a name" in str(raised.value)
+
+
+def test_production_takes_a_backup_first_unless_a_verified_one_is_young(
+    postgres_server: PostgresServer, tmp_path: Path, tier: Use
+) -> None:
+    store = tmp_path / "backups" / "postgresql"
+    migrate_to(postgres_server, "0003")
+    tier("production")
+
+    planned = apply_migrations.fn(NAME)
+    assert planned.plan_steps[0].step == "take a backup"
+    assert catalogue.names(store, "postgres") == [], "a plan changes nothing"
+
+    done = apply_migrations.fn(NAME, "0004", NAME)
+    assert done.status in (Status.OK, Status.WARN)
+    [taken] = catalogue.names(store, "postgres")
+    assert done.facts["backup taken first"] == taken
+    assert catalogue.open_backup(store, taken).manifest.content["revision"] == "0003", "taken before the migration"
+
+    catalogue.mark_verified(store, taken, {"by": "test"})
+    assert [step.step for step in apply_migrations.fn(NAME).plan_steps] == ["migrate", "check"]
+    backup_database.fn(NAME)
+    assert apply_migrations.fn(NAME).plan_steps[0].step == "migrate", "the newest that is verified, not the newest"

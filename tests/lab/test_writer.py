@@ -1,0 +1,133 @@
+"""The writing client and its ledger, through the lab's application, on its database."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import redis
+
+from lab.client import Lab
+from lab.ledger import Ledger, lost, text_of
+from lab.writer import Writer
+from runbook.errors import OpsError
+from runbook.wait import until
+
+
+@pytest.fixture
+def status(lab: Lab) -> dict[str, Any]:
+    return lab.status()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(tmp_path / "ledger.jsonl")
+
+
+@pytest.fixture
+def writer(lab: Lab, status: dict[str, Any], ledger: Ledger) -> Callable[..., Writer]:
+    password = lab.environ()["OPS_APPLICATION_PASSWORD"]
+    return lambda **options: Writer(status["application"]["url"], password, ledger, **options)
+
+
+def wait_for(ledger: Ledger, count: int) -> None:
+    until(lambda: len(ledger.acknowledged()) >= count, what=f"{count} acknowledged writes", seconds=20)
+
+
+def test_everything_that_was_acknowledged_is_in_the_database(
+    writer: Callable[..., Writer], ledger: Ledger, status: dict[str, Any]
+) -> None:
+    with writer(per_second=50, message_every=10):
+        wait_for(ledger, 30)
+    written = ledger.acknowledged()
+    assert {attempt.kind for attempt in written} == {"session", "message"}
+    found = lost(ledger, status["postgres"]["dsn"])
+    assert (found.acknowledged, found.lost) == (len(written), ())
+    assert len({attempt.id for attempt in ledger.attempts()}) == len(ledger.attempts())
+
+
+def test_the_rate_is_kept(writer: Callable[..., Writer], ledger: Ledger) -> None:
+    with writer(per_second=10, message_every=1000):
+        wait_for(ledger, 20)
+    sent = [attempt.sent for attempt in ledger.attempts()]
+    rate = (len(sent) - 1) / (sent[-1] - sent[0]).total_seconds()
+    assert 5 < rate < 11
+
+
+def test_a_deleted_session_and_an_altered_message_are_lost(
+    writer: Callable[..., Writer], ledger: Ledger, status: dict[str, Any]
+) -> None:
+    with writer(per_second=50, message_every=5):
+        wait_for(ledger, 12)
+    written = ledger.acknowledged()
+    message = next(attempt for attempt in written if attempt.kind == "message")
+    session = next(attempt for attempt in reversed(written) if attempt.kind == "session")
+    with psycopg.connect(status["postgres"]["dsn"]) as connection:
+        # As after a restore: the sequence gave the message's id out again, to somebody else's text.
+        connection.execute("UPDATE interview_messages SET content = 'another' WHERE id = %s", [message.key])
+        connection.execute("DELETE FROM interview_sessions WHERE id = %s", [session.key])
+    found = lost(ledger, status["postgres"]["dsn"])
+    assert {message.id, session.id} <= {attempt.id for attempt in found.lost}
+    assert found.sentence.startswith(f"{len(found.lost)} of {len(written)} acknowledged")
+
+
+def test_an_unanswered_write_is_counted_apart_and_looked_up(ledger: Ledger, status: dict[str, Any]) -> None:
+    stored, gone = ledger.intend("session"), ledger.intend("session")
+    ledger.close()
+    with psycopg.connect(status["postgres"]["dsn"]) as connection:
+        connection.execute(
+            "INSERT INTO interview_sessions (user_id, position) SELECT min(id), %s FROM users", [text_of(stored)]
+        )
+    found = lost(ledger, status["postgres"]["dsn"])
+    assert (found.acknowledged, found.lost, found.indeterminate, found.stored) == (0, (), 2, 1)
+    assert {attempt.id for attempt in ledger.attempts()} == {stored, gone}
+
+
+def test_it_goes_on_when_the_backend_was_killed(
+    lab: Lab, writer: Callable[..., Writer], ledger: Ledger, status: dict[str, Any]
+) -> None:
+    with writer(per_second=50, message_every=1000):
+        wait_for(ledger, 5)
+        killed = datetime.now(UTC)
+        os.kill(lab.status()["services"]["grc-backend"]["pid"], signal.SIGKILL)
+        until(lambda: ledger.acknowledged(after=killed)[5:], what="writes after the kill", seconds=30)
+    assert any(attempt.outcome == "refused" for attempt in ledger.attempts())
+    assert lost(ledger, status["postgres"]["dsn"]).lost == ()
+
+
+def test_it_logs_in_again_when_its_session_is_gone(
+    writer: Callable[..., Writer], ledger: Ledger, status: dict[str, Any]
+) -> None:
+    with writer(per_second=50, message_every=1000), redis.Redis.from_url(status["redis"]["url"]) as client:
+        wait_for(ledger, 5)
+        moment = datetime.now(UTC)
+        for key in client.scan_iter("session:*"):
+            if b'"username": "monitor"' in (client.get(key) or b""):
+                client.delete(key)
+        until(lambda: ledger.acknowledged(after=moment)[5:], what="writes after the loss of the session", seconds=20)
+    assert any(attempt.outcome == "refused" for attempt in ledger.attempts())
+
+
+def test_a_wrong_password_is_said_at_once(status: dict[str, Any], ledger: Ledger) -> None:
+    with pytest.raises(OpsError, match="refuses monitor: 401"), Writer(status["application"]["url"], "wrong", ledger):
+        pass
+    assert ledger.attempts() == []
+
+
+def test_the_intent_is_on_disk_before_the_write_and_a_torn_line_tells_nothing(ledger: Ledger) -> None:
+    first = ledger.intend("session")
+    assert json.loads(ledger.path.read_text().splitlines()[0])["id"] == first
+    ledger.answer(first, "acknowledged", key="7")
+    ledger.close()
+    with ledger.path.open("a") as file:
+        file.write('{"event": "intent", "id": "to')
+    assert [(attempt.id, attempt.outcome, attempt.key) for attempt in ledger.attempts()] == [
+        (first, "acknowledged", "7")
+    ]

@@ -1,0 +1,41 @@
+"""A run that holds an environment until somebody ends it: `python -m tests.runbook.holder hold NAME DIRECTORY RANK`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import cast
+
+from prefect import flow
+
+from runbook import shell
+from runbook.lock import Rank
+from runbook.run import runbook
+from tests.runbook.system import System
+
+
+def hold(name: str, directory: str, rank: str) -> None:
+    """Work in a child."""
+    with (
+        runbook("Rebuild indexes", System(Path(directory), name), changes=True, rank=cast(Rank, rank)),
+        shell.spawn(["sleep", "300"]) as child,
+    ):
+        print("held", child.pid, flush=True)
+        child.wait()
+
+
+@flow(name="rebuild-indexes")
+def hold_as_flow(name: str, directory: str, rank: str) -> None:
+    """The same as a flow run: with a lease."""
+    hold(name, directory, rank)
+
+
+def hold_deaf(name: str, directory: str, rank: str) -> None:
+    """The same, doing nothing about SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    hold(name, directory, rank)
+
+
+if __name__ == "__main__":
+    {"hold": hold, "flow": hold_as_flow, "deaf": hold_deaf}[sys.argv[1]](*sys.argv[2:])

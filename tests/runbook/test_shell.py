@@ -1,0 +1,171 @@
+"""Programs: real ones, real deaths."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from runbook import shell
+from runbook.errors import CommandFailed, OpsError
+from runbook.wait import until
+from tests.runbook.processes import Actor, is_alive
+
+PYTHON = sys.executable
+
+
+def test_it_returns_what_was_printed_and_how_long_it_took() -> None:
+    done = shell.run(
+        [PYTHON, "-c", "import sys, time; time.sleep(.2); print('結果'); print('careful', file=sys.stderr)"]
+    )
+    assert (done.stdout, done.stderr) == ("結果\n", "careful\n")
+    assert 0.2 <= done.seconds < 5
+
+
+def test_arguments_reach_the_program_as_they_are() -> None:
+    words = ["$HOME; touch /tmp/x", "*", "a b", "'\"", "候補者", "", "-n"]
+    done = shell.run([PYTHON, "-c", "import sys; print(sys.argv[1:])", *words])
+    assert done.stdout == f"{words}\n"
+
+
+def test_more_output_than_a_pipe_holds_and_bytes_that_are_no_text() -> None:
+    done = shell.run([PYTHON, "-c", "import sys; sys.stdout.buffer.write(b'\\xff' + b'x' * 3_000_000)"])
+    assert len(done.stdout) == 3_000_001
+
+
+def test_the_environment_is_added_and_the_directory_is_entered(tmp_path: Path) -> None:
+    done = shell.run(
+        [PYTHON, "-c", "import os; print(os.environ['OPS_X'], 'PATH' in os.environ, os.getcwd())"],
+        environment={"OPS_X": "値"},
+        directory=tmp_path,
+    )
+    assert done.stdout.split() == ["値", "True", str(tmp_path)]
+
+
+def test_it_cannot_read_our_standard_input() -> None:
+    assert shell.run([PYTHON, "-c", "import sys; print(repr(sys.stdin.read()))"]).stdout == "''\n"
+
+
+def test_a_failure_has_the_last_lines_and_the_hint() -> None:
+    script = "import sys; [print(f'line {n}', file=sys.stderr) for n in range(9)]; sys.exit(3)"
+    with pytest.raises(CommandFailed) as error:
+        shell.run([PYTHON, "-c", script], hint="look at the log")
+    assert error.value.message == f"{Path(PYTHON).name} exited 3: line 6 / line 7 / line 8"
+    assert error.value.hint == "look at the log"
+    assert (error.value.exit_code, error.value.argv[0]) == (3, PYTHON)
+    assert "line 0" in error.value.stderr
+
+
+def test_a_failure_that_says_nothing() -> None:
+    with pytest.raises(CommandFailed, match="false exited 1: no message"):
+        shell.run(["false"])
+
+
+def test_a_program_that_a_signal_ended() -> None:
+    with pytest.raises(CommandFailed) as error:
+        shell.run([PYTHON, "-c", "import os; os.kill(os.getpid(), 9)"])
+    assert error.value.exit_code == -9
+
+
+def test_no_secret_is_in_the_message() -> None:
+    secret = "s3cret/p@ss"
+    script = "import os, sys; sys.exit(f\"cannot log in with {os.environ['PGPASSWORD']} to {os.environ['PGHOST']}\")"
+    with pytest.raises(CommandFailed) as error:
+        shell.run([PYTHON, "-c", script, "argument"], environment={"PGPASSWORD": secret, "PGHOST": "db-1"})
+    everything = f"{error.value!r} {error.value} {error.value.stderr} {error.value.argv}"
+    assert secret not in everything
+    assert "cannot log in with ******** to db-1" in error.value.message
+
+
+@pytest.mark.parametrize("program", ["no-such-program-4711", "/nowhere/pg_dump", "./pg_dump"])
+def test_a_missing_program_is_named(program: str, tmp_path: Path) -> None:
+    with pytest.raises(OpsError) as error:
+        shell.run([program, "--version"], directory=tmp_path)
+    assert error.value.message == f"there is no program {program}"
+    assert "install it" in error.value.hint
+    assert not isinstance(error.value, CommandFailed)
+
+
+def test_a_missing_directory_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OpsError, match="nowhere is not there"):
+        shell.run(["true"], directory=tmp_path / "nowhere")
+
+
+def test_a_program_of_its_directory_and_of_the_environment_s_path(tmp_path: Path) -> None:
+    program = tmp_path / "mine"
+    program.write_text("#!/bin/sh\necho mine\n")
+    program.chmod(0o755)
+    assert shell.run(["./mine"], directory=tmp_path).stdout == "mine\n"
+    assert shell.run(["mine"], environment={"PATH": f"{tmp_path}:{os.environ['PATH']}"}).stdout == "mine\n"
+
+
+def test_a_timeout_ends_the_child(tmp_path: Path) -> None:
+    written = tmp_path / "pid"
+    script = f"import os, time; print(os.getpid(), file=open({str(written)!r}, 'w')); time.sleep(300)"
+    started = time.monotonic()
+    with pytest.raises(OpsError) as error:
+        shell.run([PYTHON, "-c", script], timeout_seconds=1.5, hint="ask the server")
+    assert error.value.message == f"{Path(PYTHON).name} did not end within 1.5 s"
+    assert error.value.hint == "ask the server"
+    assert time.monotonic() - started < 5
+    assert not is_alive(int(written.read_text()))
+
+
+def test_a_child_that_ignores_term_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shell, "STOP_SECONDS", 0.3)
+    script = "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(300)"
+    with shell.spawn([PYTHON, "-c", script], stdout=subprocess.PIPE) as child:
+        assert child.stdout
+        assert child.stdout.readline() == b"deaf\n"
+    assert child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_leaving_the_block_ends_the_child(error: type[BaseException]) -> None:
+    def leave() -> None:
+        with shell.spawn(["sleep", "300"]) as child:
+            pids.append(child.pid)
+            raise error
+
+    pids: list[int] = []
+    with pytest.raises(error):
+        leave()
+    assert not is_alive(pids[0])
+
+
+def test_the_child_of_a_killed_run_dies_within_a_second(tmp_path: Path, actors: list[Actor]) -> None:
+    written = tmp_path / "pid"
+    actors.append(Actor(tmp_path / "out", "actor", "child", written))
+    actors[0].says("running")
+    child = int(until(lambda: written.exists() and written.read_text(), what="the child", seconds=10))
+    assert is_alive(child)
+    actors[0].kill()
+    until(lambda: not is_alive(child), what="the child's end", seconds=1, every_seconds=0.02)
+
+
+@pytest.mark.system
+def test_root_runs_it_as_another_user() -> None:
+    done = shell.run(["id"], user="nobody")
+    account = pwd.getpwnam("nobody")
+    assert f"uid={account.pw_uid}(nobody) gid={account.pw_gid}" in done.stdout
+    assert "root" not in done.stdout, "root's groups are not kept"
+
+
+@pytest.mark.system
+def test_another_user_s_child_dies_with_us_too() -> None:
+    script = (
+        "import ctypes; number = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(number)); print(number.value)"
+    )
+    assert shell.run(["python3", "-c", script], user="nobody").stdout == f"{int(signal.SIGTERM)}\n"
+
+
+@pytest.mark.system
+def test_an_unknown_user_is_named() -> None:
+    with pytest.raises(OpsError, match="there is no user no-such-user on this host — correct os_user"):
+        shell.run(["true"], user="no-such-user")
