@@ -60,6 +60,7 @@ class Environment(Block):
         """
         from blocks import toml  # it builds environments, so it imports this module
 
+        toml.check_name(name)
         if FlowRunContext.get() is None:
             return toml.environment(name)
         try:

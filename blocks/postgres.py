@@ -100,7 +100,7 @@ class Postgres(Block):
                 f"{where} refuses the password of role {user}",
                 "correct the secret in the environment's variables and register the blocks again",
             )
-        if "FATAL" in text and not any(word in text for word in ("starting up", "shutting down", "recovery")):
+        if "FATAL" in text and "FATAL:  the database system is " not in text:  # starting, stopping, recovering
             return OpsError(f"{where} refuses {user} in database {database}: {text.split('FATAL:')[-1].strip()}")
         return Unreachable(f"{where} does not answer: {text}", "start it, or look at its log")
 

@@ -7,6 +7,7 @@ import difflib
 import os
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,7 @@ def environment(name: str) -> Environment:
 
 def file_of(name: str) -> Path:
     """The TOML of an environment: `OPS_ENVIRONMENT_FILE` for the one that `OPS_ENVIRONMENT` names, else by its name."""
-    if not _NAME.fullmatch(name):
-        raise unknown(name)
+    check_name(name)
     chosen = os.environ.get("OPS_ENVIRONMENT_FILE", "")
     if chosen and os.environ.get("OPS_ENVIRONMENT") == name:
         return Path(chosen)
@@ -58,6 +58,12 @@ def file_of(name: str) -> Path:
     if not path.exists():
         raise unknown(name)
     return path
+
+
+def check_name(name: str) -> None:
+    """Raises OpsError where no environment can have that name: it becomes part of paths and addresses."""
+    if not _NAME.fullmatch(name):
+        raise unknown(name)
 
 
 def unknown(name: str) -> OpsError:
@@ -77,6 +83,7 @@ def read(path: Path) -> Environment:
     except (OSError, ValueError) as error:  # TOML's own error and a file that is not UTF-8
         raise OpsError(f"{path.name} cannot be read: {error}", "correct the file") from None
     sections = {key: _table(path, key, content.pop(key)) for key in list(content) if key in PARTS}
+    _check_keys(path, "", [key for key in content if key not in ("services", "objectives")], Environment)
     services = _table(path, "services", content.pop("services", {"kind": "systemd"}))
     kind = SERVICES.get(str(services.pop("kind", "systemd")))
     if kind is None:
@@ -101,14 +108,20 @@ def _table(path: Path, section: str, value: object) -> dict[str, Any]:
     return value
 
 
+def _check_keys(path: Path, section: str, keys: Iterable[str], kind: type[Block]) -> None:
+    known = [*kind.model_fields, *(() if section else (*PARTS, "services", "objectives"))]
+    for key in keys:
+        field = key.removesuffix("_env")
+        if field not in kind.model_fields:
+            near = difflib.get_close_matches(field, known, 1)
+            raise _wrong(path, section, key, f"a known key{f' (did you mean {near[0]}?)' if near else ''}")
+
+
 def _block(path: Path, section: str, kind: type[Block], values: dict[str, Any]) -> Block:
+    _check_keys(path, section, values, kind)
     fields = {}
     for key, value in values.items():
         field = key.removesuffix("_env")
-        if field not in kind.model_fields:
-            known = [*kind.model_fields, *(() if section else (*PARTS, "services", "objectives"))]
-            near = difflib.get_close_matches(field, known, 1)
-            raise _wrong(path, section, key, f"a known key{f' (did you mean {near[0]}?)' if near else ''}")
         fields[field] = _secret(path, section, key, value) if field != key else _expanded(path, section, key, value)
     try:
         return kind(**fields)

@@ -56,9 +56,9 @@ def own_base(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert command("down", "--all", "--remove").returncode == 0
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def second() -> Iterator[Lab]:
-    """Another lab of the same base directory, not yet up."""
+    """Another lab of the same base directory; up or down, as the test before left it."""
     other = Lab(f"second-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")
     yield other
     other.down()
@@ -177,7 +177,7 @@ def test_two_labs_beside_each_other(lab: Lab, second: Lab) -> None:
     assert one["prefect_api"] == two["prefect_api"]
     assert not set(pids(lab).values()) & set(pids(second).values())
     with psycopg.connect(two["postgres"]["dsn"]) as connection:
-        connection.execute("CREATE TABLE only_here ()")
+        connection.execute("CREATE TABLE IF NOT EXISTS only_here ()")
     with psycopg.connect(one["postgres"]["dsn"]) as connection:
         assert connection.execute("SELECT to_regclass('only_here')").fetchone() == (None,)
     pools = httpx.post(f"{one['prefect_api']}/work_pools/filter", json={}).json()
@@ -189,6 +189,7 @@ def test_two_labs_beside_each_other(lab: Lab, second: Lab) -> None:
 
 def test_a_port_that_a_stranger_took_is_given_up(second: Lab) -> None:
     Lab.prepared(second.name)
+    second.down(remove=False)
     port = int(second.environ()["OPS_LAB_POSTGRES_PORT"])
     with socket.create_server(("127.0.0.1", port)):
         Lab.up(second.name, 1)
@@ -217,6 +218,7 @@ def test_a_lost_data_directory_is_not_replaced_by_an_empty_one(second: Lab) -> N
     assert "recover it with the runbooks" in done.stderr
     assert not data.exists()
     assert second.status()["prefect_running"]
+    data.with_name("data.lost").rename(data)
 
 
 @pytest.mark.parametrize("name", ["Lab", "1st", "a b", "x" * 32, "control", "../etc", ""])

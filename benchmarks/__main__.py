@@ -1,0 +1,64 @@
+"""`make bench`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.figures import as_table, write_json
+from benchmarks.place import Called, place
+from lab.progress import progress
+from runbook.errors import OpsError
+from runbook.render import table
+
+if TYPE_CHECKING:
+    from benchmarks.suite import Suite
+
+LONGEST_STEPS = 14
+
+
+def main() -> int:
+    """0 also where a bar is missed: it is a measurement. 1 where it could not be measured."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="both sides of every ratio, in one run")
+    parser.add_argument("--megabytes", type=int, default=1000, help="size of the database (default: 1000)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    chosen = parser.parse_args()
+    tell = progress(lambda line: print(line, file=sys.stderr, flush=True))
+    try:
+        with place(chosen.megabytes, tell) as up:
+            from benchmarks.suite import Suite  # imports Prefect, which reads its settings when it is imported
+
+            suite = Suite(up(), os.environ["OPS_APPLICATION_PASSWORD"])
+            suite.run()
+    except (OpsError, KeyboardInterrupt) as error:
+        print(error or "interrupted", file=sys.stderr)
+        return 1
+    _show(suite, chosen.megabytes, chosen.json)
+    return 0
+
+
+def _show(suite: Suite, megabytes: int, path: Path | None) -> None:
+    print(f"{megabytes} MB of data, {os.cpu_count()} cores, medians\n\n{as_table(suite.figures)}\n")
+    print(f"Where a full restore spends its time:\n\n{_profile(suite.profile)}\n")
+    missed = [figure.name for figure in suite.figures if figure.holds is False]
+    print(f"{len(missed)} bars are missed: {'; '.join(missed)}" if missed else "every bar holds")
+    if path:
+        write_json(path, suite.figures)
+
+
+def _profile(calls: Sequence[Called]) -> str:
+    names = list(dict.fromkeys(name for call in calls for name, _, _ in call.steps))
+    took = {name: statistics.median(call.step(name) for call in calls) for name in names}
+    began = {name: min(at for call in calls for step, at, _ in call.steps if step == name) for name in names}
+    longest = sorted(names, key=lambda name: -took[name])[:LONGEST_STEPS]
+    rows = [(name, f"{began[name]:.1f}", f"{took[name]:.2f}") for name in sorted(longest, key=lambda name: began[name])]
+    return table(("step", "begins after s", "takes s"), rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

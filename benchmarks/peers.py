@@ -1,0 +1,107 @@
+"""The other side: the manual's own commands, as they stand there (§1.2, §8.2)."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from benchmarks.place import DATABASE, Place
+from lab.layout import PYTHON
+from lab.lifecycle import existing
+from runbook import shell
+from runbook.wait import until
+
+SCRIPT = Path(__file__).parent / "disaster_recovery.sh"
+DATE = "20261125"
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """One run of disaster_recovery.sh, and how much of it was its `sleep 10`."""
+
+    seconds: float
+    slept_seconds: float
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The manual's commands on the bench lab; what they write is kept in one directory."""
+
+    place: Place
+
+    @property
+    def directory(self) -> Path:
+        """`/backup` of the manual."""
+        return Path(self.place.status["root"]) / "peer"
+
+    @property
+    def dump(self) -> Path:
+        """What pg_dump wrote last."""
+        return self.directory / f"backup_{DATE}.dump"
+
+    def environment(self) -> dict[str, str]:
+        """For libpq's programs."""
+        services, _ = existing(self.place.lab.name)
+        return {
+            "PATH": f"{self.place.status['postgres']['bin']}:{os.environ['PATH']}",
+            "PGHOST": "127.0.0.1",
+            "PGPORT": str(services.state.ports.postgres),
+            "PGUSER": "postgres",
+            "PGPASSWORD": services.state.passwords.postgres_admin,
+        }
+
+    def back_up(self) -> float:
+        """§1.2: `pg_dump -F c -b -v`; returns its seconds."""
+        self.directory.mkdir(exist_ok=True)
+        argv = ["pg_dump", "-U", "postgres", "-d", DATABASE, "-F", "c", "-b", "-v", "-f", str(self.dump)]
+        return self._run(argv)
+
+    def dump_alone(self, jobs: int, compression: str) -> float:
+        """Our own pg_dump without its manifest; returns its seconds."""
+        target = self.directory / "alone"
+        shutil.rmtree(target, ignore_errors=True)
+        argv = [
+            *("pg_dump", "--format=directory", f"--jobs={jobs}", f"--compress={compression}", "--no-sync"),
+            *("--lock-wait-timeout=60s", "--large-objects", f"--file={target}", DATABASE),
+        ]
+        return self._run(argv)
+
+    def save_redis(self) -> None:
+        """§2.3: BGSAVE, then the file is copied."""
+        with redis.Redis.from_url(self.place.status["redis"]["url"]) as client:
+            saves = client.info("persistence")["rdb_saves"]
+            client.bgsave()
+            until(lambda: client.info("persistence")["rdb_saves"] > saves, what="BGSAVE's end", seconds=60)
+        shutil.copy(Path(self.place.status["redis"]["data"]) / "dump.rdb", self.directory / f"dump_{DATE}.rdb")
+
+    def recover(self, options: str = "") -> Recovered:
+        """§8.2: disaster_recovery.sh, with options of pg_restore."""
+        services, _ = existing(self.place.lab.name)
+        state = services.state
+        login = f"ops:{state.passwords.supervisor}".encode()
+        environment = {
+            **self.environment(),
+            "RESTORE_OPTIONS": options,
+            "BACKUP_DIRECTORY": str(self.directory),
+            "REDIS_DATA": str(services.layout.redis_data),
+            "REDIS_OWNER": services.account.name,
+            "BACKEND_DIRECTORY": str(services.layout.application / "backend"),
+            "BACKEND_PORT": str(state.ports.backend),
+            "SUPERVISOR_PORT": str(state.ports.supervisor),
+            "SUPERVISOR_LOGIN": base64.b64encode(login).decode(),
+            "PYTHON": str(PYTHON),
+        }
+        done = shell.run([SCRIPT, DATE], environment=environment)
+        self.place.require_healthy()
+        began, ended = re.findall(r"^slept ([\d.]+) ([\d.]+)$", done.stdout, re.MULTILINE)[0]
+        return Recovered(done.seconds, float(ended) - float(began))
+
+    def _run(self, argv: list[str]) -> float:
+        return shell.run([shutil.which(argv[0], path=self.environment()["PATH"]) or argv[0], *argv[1:]],
+                         environment=self.environment()).seconds  # fmt: skip

@@ -1,0 +1,179 @@
+"""Where it is measured: a lab of its own, taken down at the end, and what is done to it between two measurements."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import psycopg
+from psycopg import sql
+
+from lab import lifecycle
+from lab.client import Lab
+from lab.layout import CHECKOUT, base_directory
+from lab.progress import Tell, silent
+from runbook import shell
+from runbook.errors import OpsError
+from runbook.wait import until
+
+NAME = "bench"
+DATABASE = "grc_db"
+# A database, the one it replaces, a copy, WAL, three dumps.
+SPACE_RATIO = 9
+TABLES = ("users", "interview_sessions", "interview_messages", "evaluations", "audit_events")
+SMOKE_ROWS = 10
+_BASE = "OPS_LAB_BASE"
+
+
+@dataclass(frozen=True)
+class Called:
+    """One call of a flow: `seconds` of the call, and its steps (name, begun after seconds, took seconds)."""
+
+    seconds: float
+    steps: tuple[tuple[str, float, float], ...]
+    facts: dict[str, str]
+
+    @property
+    def beside_steps_seconds(self) -> float:
+        """Wall time in which no step ran."""
+        covered, end = 0.0, 0.0
+        for _, began, took in sorted(self.steps, key=lambda step: step[1]):
+            covered += max(0.0, began + took - max(began, end))
+            end = max(end, began + took)
+        return self.seconds - covered
+
+    def step(self, name: str) -> float:
+        """Seconds of all steps of that name."""
+        return sum(took for step, _, took in self.steps if step == name)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The bench lab, and the database's rows as they are to be before each measurement."""
+
+    lab: Lab
+    status: dict[str, Any]
+    tell: Tell
+
+    def sql(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        """As administrator; a statement of the benchmark's own."""
+        dsn = self.status["postgres"]["admin_dsn"]
+        with psycopg.connect(dsn, dbname=database, autocommit=True) as connection:
+            cursor = connection.execute(sql.SQL(statement))
+            return cursor.fetchall() if cursor.description else []
+
+    def call(self, flow: str, *, direct: bool = False, **parameters: object) -> Called:
+        """A flow, in a process of its own, through Prefect or (`direct`) without it.
+
+        Raises:
+            OpsError: it failed.
+        """
+        given = json.dumps({"environment": NAME, **parameters})
+        argv = [sys.executable, "-m", "benchmarks.call", flow, given, *(["--direct"] if direct else [])]
+        answer = json.loads(shell.run(argv, directory=CHECKOUT).stdout.splitlines()[-1])
+        steps = tuple((name, began, took) for name, began, took in answer["steps"])
+        return Called(answer["seconds"], steps, answer["facts"])
+
+    def rows(self) -> dict[str, int]:
+        """Rows per table."""
+        counts = "SELECT count(*) FROM public."
+        return {table: int(self.sql(counts + table, DATABASE)[0][0]) for table in TABLES}
+
+    def settle(self, expected: Mapping[str, int]) -> None:
+        """The same start for each measurement: healthy, the same rows (but for the few that a restore's smoke check
+        writes), nothing left over, nothing left to write.
+
+        Raises:
+            OpsError: the database is not what it was.
+        """
+        self.require_healthy()
+        for (name,) in self.sql("SELECT datname FROM pg_database WHERE datname LIKE 'grc\\_db\\_\\_%'"):
+            self.sql(f'DROP DATABASE "{name}" WITH (FORCE)')
+        for directory in Path(self.status["root"]).rglob("*.superseded_*"):
+            shutil.rmtree(directory, ignore_errors=True)
+        found = self.rows()
+        if not all(0 <= found[table] - rows <= SMOKE_ROWS for table, rows in expected.items()):
+            raise OpsError(f"the database is not the same as before: {found} instead of {expected}")
+        self.sql("VACUUM (ANALYZE)", DATABASE)
+        self.sql("CHECKPOINT")
+        os.sync()
+
+    def require_healthy(self) -> None:
+        """Backend and frontend answer well.
+
+        Raises:
+            OpsError: not within half a minute.
+        """
+        urls = [f"{self.status[part]['url']}/health" for part in ("application", "frontend")]
+
+        def healthy() -> bool:
+            try:
+                return all(httpx.get(url, timeout=5, trust_env=False).is_success for url in urls)
+            except httpx.HTTPError:
+                return False
+
+        until(healthy, what="health", seconds=30)
+
+
+@contextmanager
+def place(megabytes: int, tell: Tell) -> Iterator[Callable[[], Place]]:
+    """A lab with that much data; whatever happens, it is stopped and removed at the end.
+
+    Its variables are in `os.environ` when the block is entered, which Prefect reads when it is imported; the servers
+    start when the yielded function is called.
+
+    Raises:
+        OpsError: there is no room for it, or it does not come up.
+    """
+    runs = base_directory() / ".bench"
+    for left in runs.glob("*"):  # of runs that were killed
+        if left.name.isdecimal() and not psutil.pid_exists(int(left.name)):
+            _remove(left)
+    base = runs / str(os.getpid())
+    _require_room(runs, megabytes)
+    kept = dict(os.environ)
+    os.environ[_BASE] = str(base)
+    try:
+        os.environ.update(Lab.prepared(NAME).environ())
+        yield lambda: _up(megabytes, tell)
+    finally:
+        tell("taking the bench lab down")
+        _remove(base)
+        os.environ.clear()
+        os.environ.update(kept)
+
+
+def _up(megabytes: int, tell: Tell) -> Place:
+    lab = Lab.up(NAME, megabytes, tell)
+    if not lab.environ().items() <= os.environ.items():
+        raise OpsError("a stranger took a port of the bench lab since this run began", "run it again")
+    return Place(lab, lab.status(), tell)
+
+
+def _require_room(directory: Path, megabytes: int) -> None:
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    needed, free = megabytes * SPACE_RATIO << 20, shutil.disk_usage(there).free
+    if free < needed:
+        raise OpsError(f"{free >> 20} MB are free, {needed >> 20} are needed", "choose fewer: make bench MEGABYTES=100")
+
+
+def _remove(base: Path) -> None:
+    kept = os.environ.get(_BASE)
+    os.environ[_BASE] = str(base)
+    try:
+        lifecycle.down_all(silent, remove=True)
+    finally:
+        if kept is None:
+            del os.environ[_BASE]
+        else:
+            os.environ[_BASE] = kept
+    shutil.rmtree(base, ignore_errors=True)

@@ -1,0 +1,177 @@
+"""What is measured, in which order: backups, the load beside one, restores; both sides in turns."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks import load
+from benchmarks.figures import Figure
+from benchmarks.peers import Peers, Recovered
+from benchmarks.place import NAME, Called, Place
+from runbook.render import size
+from tasks import catalogue
+from tasks.postgres.copy import default_jobs
+
+ROUNDS = 3
+RESTORE_ROUNDS = 2
+IDLE_SECONDS = 12.0
+BACKUP = "flows.database.backup:backup_database"
+BACKUP_REDIS = "flows.redis.persistence:backup_redis"
+BACKUP_FILES = "flows.application.files:backup_files"
+RESTORE_DATABASE = "flows.database.restore:restore_database"
+FULL_RESTORE = "flows.recovery.full_restore:full_restore"
+
+
+@dataclass
+class Suite:
+    """One run of everything. `profile` is what a full restore spends its time on."""
+
+    place: Place
+    password: str
+    figures: list[Figure] = field(default_factory=list)
+    profile: list[Called] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Measure everything; the restores lead the table.
+
+        Raises:
+            OpsError: a side failed, or is not healthy afterwards.
+        """
+        peers = Peers(self.place)
+        backups = self.backups(peers)
+        self.place.call(BACKUP_REDIS)
+        self.place.call(BACKUP_FILES)
+        peers.save_redis()
+        of_backups, self.figures = self.figures, []
+        self.restores(peers, self.place.rows())
+        self.figures += of_backups
+        self.outage(self.place.rows())
+        self.latency()
+        self.orchestration(backups)
+
+    def backups(self, peers: Peers) -> list[Called]:
+        """Backup against `pg_dump -F c -b -v`, and against its own pg_dump alone."""
+        rows = self.place.rows()
+        ours: list[Called] = []
+        peer, alone = [], []
+        for number in range(ROUNDS):
+            self.place.settle(rows)
+            ours.append(self.place.call(BACKUP))
+            self.place.settle(rows)
+            peer.append(peers.back_up())
+            self.place.settle(rows)
+            alone.append(peers.dump_alone(default_jobs(), self.compression()))
+            self.place.tell(f"backup {number + 1}: ours {ours[-1].seconds:.1f} s, pg_dump -F c {peer[-1]:.1f} s, "
+                            f"our pg_dump alone {alone[-1]:.1f} s")  # fmt: skip
+        mine = catalogue.find_backup.work(self.store, "postgres").manifest.bytes
+        other = peers.dump.stat().st_size
+        dumping = statistics.median(call.step("dump_database") for call in ours)
+        wall = statistics.median(call.seconds for call in ours)
+        share = max(0.0, dumping - statistics.median(alone)) / wall
+        self.figures += [
+            Figure.ratio("backup ÷ pg_dump -F c -b", [call.seconds for call in ours], peer, 0.50),
+            Figure("backup's size ÷ pg_dump -F c -b", mine / other, 1.10, shown=f"{mine / other:.2f} ({size(mine)})"),
+            Figure("manifest's share of the backup", share, 0.25, dumping, statistics.median(alone),
+                   shown=f"{share:.0%} of {wall:.1f} s"),
+        ]  # fmt: skip
+        return ours
+
+    def restores(self, peers: Peers, rows: Mapping[str, int]) -> None:
+        """Full restore against disaster_recovery.sh, serial and with two jobs."""
+        ours: list[Called] = []
+        script: list[Recovered] = []
+        parallel: list[Recovered] = []
+        growth: list[load.Growth] = []
+        for number in range(RESTORE_ROUNDS):
+            self.place.settle(rows)
+            with load.disk_growth(self.place) as grown:
+                ours.append(self.place.call(FULL_RESTORE, confirm=NAME))
+            growth.append(grown)
+            for sides, options in ((script, ""), (parallel, "-j2")):
+                self.place.settle(rows)
+                sides.append(peers.recover(options))
+            self.place.tell(f"full restore {number + 1}: ours {ours[-1].seconds:.1f} s, script "
+                            f"{script[-1].seconds:.1f} s, with -j2 {parallel[-1].seconds:.1f} s")  # fmt: skip
+        self.profile = ours
+        mine = [call.seconds for call in ours]
+        self.figures += [
+            Figure.ratio("full restore ÷ disaster_recovery.sh", mine, [one.seconds for one in script], 0.45),
+            Figure.ratio("… without its sleep 10", mine, [one.seconds - one.slept_seconds for one in script]),
+            Figure.ratio("… with pg_restore -j2", mine, [one.seconds for one in parallel]),
+            Figure.ratio("… with pg_restore -j2, without its sleep 10", mine,
+                         [one.seconds - one.slept_seconds for one in parallel]),
+            _bytes("peak extra disk during the restore", [one.peak_bytes for one in growth]),
+            _bytes("WAL written by the restore", [one.wal_bytes for one in growth]),
+        ]  # fmt: skip
+
+    def outage(self, rows: Mapping[str, int]) -> None:
+        """What a client of the database sees of `restore_database`."""
+        gaps = []
+        for number in range(RESTORE_ROUNDS):
+            self.place.settle(rows)
+            with load.hammering(self.place) as client:
+                self.place.call(RESTORE_DATABASE, confirm=NAME)
+            gaps.append(load.longest_gap(client))
+            self.place.tell(f"restore database {number + 1}: longest gap {gaps[-1]:.2f} s")
+        self.figures.append(Figure.seconds("outage that clients see during restore_database", gaps, 2.0))
+
+    def latency(self) -> None:
+        """The application's p99 during a backup against idle."""
+        idle: list[float] = []
+        busy: list[float] = []
+        problems: list[str] = []
+        with load.application_load(self.place, self.password):
+            load.let_pass(2.0)  # warm
+        for _ in range(RESTORE_ROUNDS):
+            with load.application_load(self.place, self.password) as watched:
+                load.let_pass(IDLE_SECONDS)
+            idle += watched.values
+            problems += watched.problems
+            with load.application_load(self.place, self.password) as watched:
+                self.place.call(BACKUP)
+            busy += watched.values
+            problems += watched.problems
+        shown = f"; {len(problems)} errors" if problems else ""
+        before, during = _p99(idle), _p99(busy)
+        self.figures.append(
+            Figure("application's p99 during a backup ÷ idle", during / before, 1.5, during, before,
+                   shown=f"{during / before:.2f} ({during * 1000:.0f} ms ÷ {before * 1000:.0f} ms{shown})")
+        )  # fmt: skip
+
+    def orchestration(self, backups: Sequence[Called]) -> None:
+        """Wall time in which no step ran; and a cheap flow through Prefect against the same function without it."""
+        through, direct = [], []
+        for _ in range(ROUNDS):
+            through.append(self.place.call(BACKUP_REDIS).seconds)
+            direct.append(self.place.call(BACKUP_REDIS, direct=True).seconds)
+        beside = [call.beside_steps_seconds for call in self.profile]
+        difference = statistics.median(through) - statistics.median(direct)
+        self.figures += [
+            Figure.seconds("orchestration: full restore's wall time without any step running", beside, 3.0),
+            Figure.seconds("orchestration: backup's wall time without any step running",
+                           [call.beside_steps_seconds for call in backups], 3.0),
+            Figure("orchestration: backup_redis through Prefect − directly", difference, 3.0,
+                   statistics.median(through), statistics.median(direct), unit="s"),
+        ]  # fmt: skip
+
+    @property
+    def store(self) -> Path:
+        """Our backups of the database."""
+        return Path(self.place.status["stores"]["postgres"])
+
+    def compression(self) -> str:
+        """What our dump uses."""
+        found = catalogue.find_backup.work(self.store, "postgres").manifest
+        return "gzip:1" if any(name.endswith(".gz") for name in found.files) else "zstd:1"
+
+
+def _bytes(name: str, values: Sequence[int]) -> Figure:
+    middle = statistics.median(values)
+    return Figure(name, middle, unit="B", shown=size(middle))
+
+
+def _p99(values: Sequence[float]) -> float:
+    return sorted(values)[int(len(values) * 0.99)]

@@ -1,0 +1,127 @@
+"""The PostgreSQL block against a real server: what each refusal is called, and where the password is not."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import psycopg
+import pytest
+from pydantic import SecretStr
+
+from blocks.postgres import Postgres, execute, psycopg_url
+from runbook.errors import OpsError, Unreachable
+from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, free_port
+
+DATABASE = 'blocks "候補者"'
+WRONG = "wr0ng password"
+
+
+@pytest.fixture(scope="module")
+def postgres(postgres_server: PostgresServer) -> Postgres:
+    postgres_server.drop_database(DATABASE)
+    postgres_server.create_database(DATABASE)
+    return postgres_server.block(DATABASE)
+
+
+def refused(postgres: Postgres, **how: object) -> OpsError:
+    with pytest.raises(OpsError) as error:
+        postgres.connect(**how)  # type: ignore[arg-type]
+    assert "\n" not in str(error.value)
+    assert error.value.__suppress_context__, "libpq's own text does not follow"
+    return error.value
+
+
+def changed(postgres: Postgres, **fields: object) -> Postgres:
+    return postgres.model_copy(update=fields)
+
+
+def test_the_administrator_and_the_application(postgres: Postgres) -> None:
+    with postgres.connect() as connection:
+        assert execute(connection, "SELECT current_user, current_database()") == [("postgres", "postgres")]
+        assert connection.autocommit
+    with postgres.connect(DATABASE, as_application=True, autocommit=False) as connection:
+        assert execute(connection, "SELECT current_user, current_database()") == [("grc_user", DATABASE)]
+        assert execute(connection, "SHOW application_name") == [("interview-ops",)]
+        assert not connection.autocommit
+
+
+def test_execute_returns_rows_of_a_query_and_none_of_a_command(postgres: Postgres) -> None:
+    with postgres.connect(DATABASE) as connection:
+        assert execute(connection, "CREATE TEMPORARY TABLE t (id int)") == []
+        assert execute(connection, "INSERT INTO t VALUES (%s), (%s)", 1, 2) == []
+        assert execute(connection, "SELECT id FROM t WHERE id > %s", 1) == [(2,)]
+
+
+@pytest.mark.parametrize("as_application", [True, False])
+def test_a_wrong_password_is_one_clear_sentence_without_it(postgres: Postgres, as_application: bool) -> None:
+    wrong = changed(postgres, password=SecretStr(WRONG), admin_password=SecretStr(WRONG))
+    error = refused(wrong, as_application=as_application)
+    role = "grc_user" if as_application else "postgres"
+    assert error.message == f"PostgreSQL at 127.0.0.1:{postgres.port} refuses the password of role {role}"
+    assert "correct the secret" in error.hint
+    assert not isinstance(error, Unreachable), "no retry mends it"
+    assert WRONG not in f"{error!r} {error}"
+
+
+def test_no_password_at_all(postgres: Postgres) -> None:
+    assert "refuses the password of role postgres" in str(refused(changed(postgres, admin_password=SecretStr(""))))
+
+
+def test_an_unknown_role_is_not_told_from_a_wrong_password(postgres: Postgres) -> None:
+    assert "refuses the password of role nobody" in str(refused(changed(postgres, admin_user="nobody")))
+
+
+@pytest.mark.parametrize("name", ["nowhere", "passwords", "in recovery"])
+def test_an_unknown_database_is_named(postgres: Postgres, name: str) -> None:
+    error = refused(postgres, database=name)
+    where = f"PostgreSQL at 127.0.0.1:{postgres.port}"
+    assert error.message == f'{where} refuses postgres in database {name}: database "{name}" does not exist'
+    assert not isinstance(error, Unreachable)
+
+
+def test_nobody_listening_is_unreachable(postgres: Postgres) -> None:
+    error = refused(changed(postgres, port=free_port()))
+    assert isinstance(error, Unreachable)
+    assert "does not answer" in error.message
+    assert "start it" in error.hint
+
+
+def test_somebody_who_does_not_answer_is_unreachable(postgres: Postgres) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        error = refused(changed(postgres, port=silent.getsockname()[1]))
+    assert isinstance(error, Unreachable)
+
+
+@pytest.mark.parametrize("state", ["starting up", "shutting down", "in recovery mode", "not yet accepting connections"])
+def test_a_server_that_starts_or_stops_is_unreachable_for_now(postgres: Postgres, state: str) -> None:
+    text = f"connection failed: FATAL:  the database system is {state}"
+    error = postgres._refused(psycopg.OperationalError(text), "postgres", "grc_db")
+    assert isinstance(error, Unreachable)
+
+
+def test_the_environment_of_a_program(postgres: Postgres) -> None:
+    from runbook import shell
+
+    psql = Path(postgres.program("pg_dump"))
+    assert psql.is_file()
+    argv = [psql, "--schema-only", "--no-owner", DATABASE]
+    assert "PostgreSQL database dump" in shell.run(argv, environment=postgres.environment()).stdout
+    application = postgres.environment(as_application=True)
+    assert (application["PGUSER"], application["PGPASSWORD"]) == ("grc_user", ROLE_PASSWORD)
+    assert postgres.environment()["PGPASSWORD"] == ADMIN_PASSWORD
+
+
+def test_a_missing_program_is_named(postgres: Postgres) -> None:
+    with pytest.raises(OpsError, match="/nowhere/pg_dump is not there — install PostgreSQL's programs"):
+        changed(postgres, programs="/nowhere").program("pg_dump")
+
+
+def test_the_url_reaches_the_database_whatever_is_in_its_parts(postgres: Postgres) -> None:
+    with psycopg.connect(postgres.url(DATABASE)) as connection:
+        assert execute(connection, "SELECT current_user, current_database()") == [("grc_user", DATABASE)]
+    with psycopg.connect(postgres.url(DATABASE, as_application=False)) as connection:
+        assert execute(connection, "SELECT current_user") == [("postgres",)]
+    assert psycopg_url("postgresql+psycopg", "a@b", "c:d/e ?", "h", 1, "f/g") == (
+        "postgresql+psycopg://a%40b:c%3Ad%2Fe%20%3F@h:1/f%2Fg"
+    )

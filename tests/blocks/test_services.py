@@ -1,0 +1,221 @@
+"""Service managers: a real supervisord; for systemd, which does not run here, what it would be asked."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from blocks.services import SupervisorServices, SystemdServices
+from runbook import shell
+from runbook.errors import CommandFailed, OpsError, Unreachable
+from runbook.wait import until
+from tests.servers import free_port
+
+PASSWORD = "s3cret/p@ss:ward 候"
+SUPERVISORD = """\
+[supervisord]
+nodaemon = true
+pidfile = {root}/supervisord.pid
+logfile = {root}/supervisord.log
+{user}
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+[inet_http_server]
+port = 127.0.0.1:{port}
+username = ops
+password = {password}
+[program:grc-backend]
+command = {python} -u -c "import time; [print('候補者の行', n) for n in range(500)]; time.sleep(300)"
+autostart = false
+startsecs = 0
+stdout_logfile = {root}/backend.log
+[program:broken]
+command = {python} -c "raise SystemExit(1)"
+autostart = false
+startsecs = 1
+startretries = 0
+stdout_logfile = {root}/broken.log
+"""
+
+
+@pytest.fixture(scope="module")
+def supervisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SupervisorServices]:
+    root, port = tmp_path_factory.mktemp("supervisor"), free_port()
+    user = "user = root" if os.geteuid() == 0 else ""
+    text = SUPERVISORD.format(root=root, port=port, python=sys.executable, user=user, password=PASSWORD)
+    (root / "supervisord.conf").write_text(text)
+    names = {"backend": "grc-backend", "frontend": "broken", "redis": "no-such-program"}
+    services = SupervisorServices(
+        names=names, url=f"http://127.0.0.1:{port}", username="ops", password=SecretStr(PASSWORD)
+    )
+    argv = [sys.executable, "-m", "supervisor.supervisord", "-c", root / "supervisord.conf"]
+
+    def answers() -> bool:
+        services.is_running("backend")
+        return True
+
+    with shell.spawn(argv, directory=root):
+        until(answers, what="supervisord", seconds=20, every_seconds=0.05)
+        yield services
+
+
+def test_its_life(supervisor: SupervisorServices) -> None:
+    assert supervisor.is_running("backend") is False
+    supervisor.stop("backend")  # nothing happens
+    supervisor.start("backend")
+    assert supervisor.is_running("backend") is True
+    supervisor.start("backend")  # nothing happens
+    until(lambda: "候補者の行 499" in supervisor.logs("backend", 5), what="its output", seconds=10)
+    assert supervisor.logs("backend", 3) == "候補者の行 497\n候補者の行 498\n候補者の行 499"
+    for lines in range(1, 40):  # where a window of bytes begins inside a character
+        assert len(supervisor.logs("backend", lines).splitlines()) == lines
+    supervisor.stop("backend")
+    assert supervisor.is_running("backend") is False
+
+
+def test_a_service_that_never_ran_has_no_log(supervisor: SupervisorServices) -> None:
+    assert supervisor.logs("frontend") == ""
+
+
+def test_a_service_that_does_not_start_is_told(supervisor: SupervisorServices) -> None:
+    with pytest.raises(OpsError, match="supervisord refuses startProcess of broken: "):
+        supervisor.start("frontend")
+    assert supervisor.is_running("frontend") is False
+
+
+def test_a_role_that_the_environment_does_not_name(supervisor: SupervisorServices) -> None:
+    for call in (supervisor.start, supervisor.stop, supervisor.is_running, supervisor.logs, supervisor.environment):
+        with pytest.raises(OpsError) as error:
+            call("postgres")
+        assert error.value.message == "the environment names no service for postgres"
+        assert error.value.hint == "add it under [services.names]"
+
+
+def test_a_name_that_supervisord_does_not_know(supervisor: SupervisorServices) -> None:
+    with pytest.raises(OpsError, match="supervisord refuses startProcess of no-such-program: BAD_NAME"):
+        supervisor.start("redis")
+
+
+def test_a_wrong_password_is_told_without_it(supervisor: SupervisorServices) -> None:
+    wrong = supervisor.model_copy(update={"password": SecretStr("wr0ng")})
+    with pytest.raises(OpsError) as error:
+        wrong.is_running("backend")
+    assert error.value.message == f"supervisord at {supervisor.url} answers 401 Unauthorized"
+    assert not isinstance(error.value, Unreachable)
+    assert "wr0ng" not in f"{error.value!r} {error.value.__context__ if not error.value.__suppress_context__ else ''}"
+
+
+def test_a_supervisord_that_is_down_is_unreachable() -> None:
+    services = SupervisorServices(names={"backend": "x"}, url=f"http://127.0.0.1:{free_port()}")
+    for call in (services.start, services.stop, services.is_running, services.logs):
+        with pytest.raises(Unreachable, match=r"^supervisord at http://127.0.0.1:\d+ does not answer"):
+            call("backend")
+
+
+def test_somebody_else_on_its_port_is_unreachable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+
+        def answer() -> None:
+            for _ in range(2):  # xmlrpc asks twice
+                connection, _address = stranger.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(b"220 smtp ready\r\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        services = SupervisorServices(names={"backend": "x"}, url=f"http://127.0.0.1:{stranger.getsockname()[1]}")
+        with pytest.raises(Unreachable):
+            services.is_running("backend")
+
+
+def test_a_supervisord_that_hangs_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blocks.services.CALL_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        services = SupervisorServices(names={"backend": "x"}, url=f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(Unreachable):
+            services.is_running("backend")
+
+
+# A systemctl that writes down what it was asked. systemd itself runs in no test here.
+FAKE = """#!/bin/sh
+printf '%s\\n' "$(basename "$0") $*" >> "$OPS_TEST_ASKED"
+case "$*" in
+    *is-active*) echo "$OPS_TEST_STATE"; [ "$OPS_TEST_STATE" = active ] || exit "${OPS_TEST_EXIT:-3}";;
+    *show*) echo 'Environment=HOME=/opt/grc "SECRET_KEY=abc def=ghi" EMPTY=';;
+    *) echo done;;
+esac
+"""
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("systemctl", "journalctl", "ssh"):
+        (tmp_path / name).write_text(FAKE)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("OPS_TEST_ASKED", str(tmp_path / "asked"))
+    monkeypatch.setenv("OPS_TEST_STATE", "active")
+    return tmp_path / "asked"
+
+
+HERE = SystemdServices(names={"backend": "grc-backend"})
+THERE = SystemdServices(names={"backend": "grc-backend"}, host="ops@app-1")
+
+
+def test_what_systemd_is_asked(asked: Path) -> None:
+    HERE.start("backend")
+    HERE.stop("backend")
+    assert HERE.is_running("backend") is True
+    assert HERE.logs("backend", 7) == "done\n"
+    assert asked.read_text().splitlines() == [
+        "systemctl start grc-backend",
+        "systemctl stop grc-backend",
+        "systemctl is-active grc-backend",
+        "journalctl -u grc-backend -n 7 --no-pager",
+    ]
+
+
+def test_what_systemd_of_another_host_is_asked(asked: Path) -> None:
+    THERE.start("backend")
+    THERE.logs("backend", 7)
+    assert asked.read_text().splitlines() == [
+        "systemctl --host ops@app-1 start grc-backend",
+        "ssh -o BatchMode=yes ops@app-1 journalctl -u grc-backend -n 7 --no-pager",
+    ]
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize(
+    ("state", "code"), [("inactive", "3"), ("failed", "3"), ("activating", "3"), ("inactive", "4")]
+)
+def test_a_unit_that_is_not_active(state: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPS_TEST_STATE", state)
+    monkeypatch.setenv("OPS_TEST_EXIT", code)
+    assert HERE.is_running("backend") is False
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_systemctl_that_fails_is_no_stopped_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPS_TEST_STATE", "")
+    monkeypatch.setenv("OPS_TEST_EXIT", "1")
+    with pytest.raises(CommandFailed):
+        HERE.is_running("backend")
+
+
+@pytest.mark.usefixtures("asked")
+def test_the_environment_has_names_and_no_values() -> None:
+    assert HERE.environment("backend") == {"HOME": "********", "SECRET_KEY": "********", "EMPTY": "********"}
+
+
+def test_a_host_without_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(OpsError, match="there is no program systemctl"):
+        HERE.is_running("backend")

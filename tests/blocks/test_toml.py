@@ -1,0 +1,295 @@
+"""Environments as TOML: what is shipped loads and says what the manual says; what is wrong is told in one message."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from prefect import flow
+
+from blocks import toml
+from blocks.environment import START_ORDER, STOP_ORDER, Environment
+from blocks.services import SupervisorServices, SystemdServices
+from runbook.errors import OpsError
+from runbook.target import Target
+
+SHIPPED = ["production", "staging", "development", "lab"]
+HOUR, DAY = 3600, 86400
+
+TOML = """
+name = "trial"
+title = "試験 ${OPS_TEST_TITLE}"
+[objectives]
+rpo = "90m"
+rto = "2d"
+[thresholds]
+"backup.age_seconds" = [3600, 86400]
+[postgres]
+host = "db-${OPS_TEST_NUMBER}.example.com"
+port = "${OPS_TEST_NUMBER}"
+database = "grc_db"
+user = "grc_user"
+password_env = "OPS_TEST_PASSWORD"
+admin_password_env = "OPS_TEST_ADMIN_PASSWORD"
+[redis]
+sentinels = ["${OPS_TEST_TITLE}:26379"]
+[services]
+kind = "supervisor"
+names = { backend = "grc-${OPS_TEST_NUMBER}" }
+"""
+VARIABLES = {
+    "OPS_TEST_TITLE": "一",
+    "OPS_TEST_NUMBER": "5433",
+    "OPS_TEST_PASSWORD": "p@ss ${HOME} word",
+    "OPS_TEST_ADMIN_PASSWORD": "admin",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """An environment's file, changed and read."""
+
+    path: Path
+
+    def read(self, old: str = "", new: str = "") -> Environment:
+        assert old in TOML
+        self.path.write_text(TOML.replace(old, new) if old else TOML + new, encoding="utf-8")
+        return toml.read(self.path)
+
+    def wrong(self, old: str = "", new: str = "") -> str:
+        with pytest.raises(OpsError) as error:
+            self.read(old, new)
+        text = str(error.value)
+        assert text.startswith("trial.toml: "), "the file is named"
+        assert "\n" not in text
+        return text.removeprefix("trial.toml: ")
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> File:
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    return File(tmp_path / "trial.toml")
+
+
+def secrets_of(content: Mapping[str, object]) -> list[str]:
+    """The variables that a TOML names for its secrets."""
+    found = [str(value) for key, value in content.items() if key.endswith("_env")]
+    tables = [value for value in content.values() if isinstance(value, dict)]
+    return found + [name for table in tables for name in secrets_of(table)]
+
+
+def shipped(name: str, monkeypatch: pytest.MonkeyPatch) -> Environment:
+    path = toml.DIRECTORY / f"{name}.toml"
+    for variable in secrets_of(tomllib.loads(path.read_text(encoding="utf-8"))):
+        monkeypatch.setenv(variable, f"secret of {variable}")
+    if name != "lab":  # the lab's file is the tests' own: tests/conftest.py sets what it needs
+        monkeypatch.delenv("OPS_ENVIRONMENT_FILE")
+        return toml.environment(name)
+    return toml.read(path)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_is_shipped_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = shipped(name, monkeypatch)
+    target: Target = found
+    assert name == "lab" or target.name == name
+    assert set(found.parts()) == set(found.slugs)
+    assert {"postgres", "redis", "services", "backups", "application", "logs"} <= set(found.parts())
+    assert found.postgres.password.get_secret_value() == "secret of OPS_POSTGRES_PASSWORD"
+    assert found.slugs["postgres"] == f"ops-postgresql/{found.name}"
+    assert found.limits["backup.age_seconds"][0] >= found.rpo_seconds, "older than the RPO is a warning"
+    assert all(warn < critical for warn, critical in found.limits.values())
+    assert found.services_in(START_ORDER) == list(START_ORDER)
+    assert found.services_in(STOP_ORDER) == list(STOP_ORDER)
+    assert found.unattended == []
+    assert str(found.zone) == "Asia/Tokyo"
+
+
+def test_every_shipped_file_is_in_this_test() -> None:
+    assert sorted(path.stem for path in toml.DIRECTORY.glob("*.toml")) == sorted(SHIPPED)
+
+
+# The manual, §8.1: サービスレベル, RPO（目標復旧時点）, RTO（目標復旧時間）.
+@pytest.mark.parametrize(
+    ("name", "rpo", "rto", "title"),
+    [
+        ("production", 1 * HOUR, 4 * HOUR, "本番環境"),
+        ("staging", 24 * HOUR, 8 * HOUR, "ステージング環境"),
+        ("development", 7 * DAY, 24 * HOUR, "開発環境"),
+    ],
+)
+def test_objectives_are_the_manual_s(
+    name: str, rpo: float, rto: float, title: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = shipped(name, monkeypatch)
+    assert (found.rpo_seconds, found.rto_seconds) == (rpo, rto)
+    assert (found.title, found.tier) == (title, name)
+    assert found.disposable is (name == "development"), "faults are for what may be thrown away"
+
+
+def test_production_has_the_manual_s_names_and_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = shipped("production", monkeypatch)
+    assert (found.postgres.host, found.postgres.port) == ("localhost", 5432)
+    assert (found.postgres.database, found.postgres.user) == ("grc_db", "grc_user")
+    assert found.backups.postgres == "/var/backups/postgresql"
+    assert found.application.directory == "/opt/grc"
+    assert found.application.backend_directory == "/opt/grc/backend"
+    assert {Path(found.logs.app).parent, Path(found.logs.audit).parent} == {Path("/var/log/grc")}
+    assert (found.redis.sentinels, found.redis.sentinel_master) == (["localhost:26379"], "mymaster")
+    assert isinstance(found.services, SystemdServices)
+    assert found.services.names["backend"] == "grc-backend"
+    assert found.services.names["frontend"] == "grc-frontend"
+    assert found.certificates.web_server == "nginx"
+    assert found.certificates.directory == "/etc/letsencrypt/live"
+
+
+@pytest.mark.parametrize("name", ["production", "staging", "development"])
+def test_a_missing_secret_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped(name, monkeypatch)
+    for variable in secrets_of(tomllib.loads((toml.DIRECTORY / f"{name}.toml").read_text(encoding="utf-8"))):
+        with monkeypatch.context() as without:
+            without.delenv(variable)
+            with pytest.raises(OpsError, match=rf"^{name}.toml: \[\w+\] \w+_env is wrong — .* {variable} to be set$"):
+                toml.environment(name)
+
+
+def test_variables_are_expanded_everywhere_and_secrets_are_taken_as_they_are(file: File) -> None:
+    found = file.read()
+    assert found.title == "試験 一"
+    assert (found.postgres.host, found.postgres.port) == ("db-5433.example.com", 5433)
+    assert found.redis.sentinels == ["一:26379"]
+    assert found.services.names == {"backend": "grc-5433"}
+    assert found.postgres.password.get_secret_value() == "p@ss ${HOME} word"
+    assert isinstance(found.services, SupervisorServices)
+    assert (found.rpo_seconds, found.rto_seconds) == (90 * 60, 2 * DAY)
+    assert found.limits == {"backup.age_seconds": (3600, 86400)}
+
+
+def test_a_secret_is_in_no_text_of_a_block(file: File) -> None:
+    found = file.read()
+    assert VARIABLES["OPS_TEST_PASSWORD"] not in f"{found!r} {found.postgres!r} {found.postgres.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('database = "grc_db"', 'databse = "grc_db"', "[postgres] databse is wrong — expected: a known key (did you mean database?)"),
+        ("[postgres]", "[postgress]", "postgress is wrong — expected: a known key (did you mean postgres?)"),
+        ("[services]", "[service]", "service is wrong — expected: a known key (did you mean services?)"),
+        ('title =', 'titel =', "titel is wrong — expected: a known key (did you mean title?)"),
+        ('title =', 'qqqq =', "qqqq is wrong — expected: a known key"),
+        ("password_env", "pasword_env", "[postgres] pasword_env is wrong — expected: a known key (did you mean password?)"),
+        ('user = "grc_user"', "", "[postgres] user is wrong — expected: Field required"),
+        ('"${OPS_TEST_NUMBER}"', '"no number"', "[postgres] port is wrong — expected: Input should be a valid integer"),
+        ('"${OPS_TEST_NUMBER}"', "70000", "[postgres] port is wrong — expected: Input should be less than"),
+        ("[3600, 86400]", "[3600]", "thresholds.backup.age_seconds is wrong — expected: List should have at least 2"),
+        ("[3600, 86400]", '["a", 1]', "thresholds.backup.age_seconds.0 is wrong — expected: Input should be a valid n"),
+        ('rpo = "90m"', 'rpo = "soon"', "[objectives] rpo is wrong — expected: a duration such as 30m, 1h or 7d"),
+        ('rpo = "90m"', "rpo = 90", "[objectives] rpo is wrong — expected: a duration"),
+        ('rpo = "90m"', "", "[objectives] rpo is wrong — expected: a duration"),
+        ('rpo = "90m"', 'rpo = "0h"', "rpo_seconds is wrong — expected: Input should be greater than 0"),
+        ('kind = "supervisor"', 'kind = "docker"', "[services] kind is wrong — expected: one of supervisor, systemd"),
+        ('kind = "supervisor"', "kind = []", "[services] kind is wrong — expected: one of supervisor, systemd"),
+        ('"trial"', '"../x"', "name is wrong — expected: a lower-case letter, then"),
+        ('"trial"', '"本番"', "name is wrong — expected: a lower-case letter, then"),
+        ('name = "trial"', 'name = "trial"\nlogs = "/var/log"', "logs is wrong — expected: a table: [logs]"),
+        ('name = "trial"', 'name = "trial"\ntimezone = "Asia/Tokio"', "timezone is wrong — expected: Value error, Asia/Tokio is no"),
+        ("${OPS_TEST_TITLE}:26379", "${OPS_NOWHERE}:26379", "[redis] sentinels is wrong — expected: the environment variable OPS_NOWHERE to be set"),
+        ("grc-${OPS_TEST_NUMBER}", "${OPS_NOWHERE}", "[services] names.backend is wrong — expected: the environment variable OPS_NOWHERE"),
+        ('"OPS_TEST_PASSWORD"', '"OPS_NOWHERE"', "[postgres] password_env is wrong — expected: the environment variable OPS_NOWHERE to be set"),
+        ('"OPS_TEST_PASSWORD"', "3", "[postgres] password_env is wrong — expected: the name of an environment variable"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_with_its_key_and_what_is_expected(file: File, old: str, new: str, message: str) -> None:
+    assert file.wrong(old, new).startswith(message)
+
+
+@pytest.mark.parametrize("section", ["services", "objectives"])
+def test_a_section_that_is_no_table(file: File, section: str) -> None:
+    old = TOML[TOML.index(f"[{section}]") :].split("\n[", 1)[0]
+    file.path.write_text(f'{section} = "x"\n' + TOML.replace(old, ""))
+    with pytest.raises(OpsError, match=rf"^trial.toml: {section} is wrong — expected: a table: \[{section}\]"):
+        toml.read(file.path)
+
+
+def test_a_secret_that_was_written_into_the_file_is_not_repeated(file: File) -> None:
+    assert "hunter2" not in file.wrong('"OPS_TEST_PASSWORD"', '"hunter2!"')
+
+
+@pytest.mark.parametrize("content", [b"name = ", b'title = "\x96\x7b\x94\xd4"', b"\x00"])
+def test_what_is_no_toml_is_told(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_bytes(content)
+    with pytest.raises(OpsError, match="^broken.toml cannot be read: .* — correct the file$"):
+        toml.read(path)
+
+
+def test_a_missing_file_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPS_ENVIRONMENT", "trial")
+    monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(tmp_path / "nowhere.toml"))
+    with pytest.raises(OpsError, match=r"nowhere.toml cannot be read"):
+        toml.environment("trial")
+
+
+def test_a_file_of_another_environment_is_refused(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.read()
+    monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(file.path))
+    monkeypatch.setenv("OPS_ENVIRONMENT", "production")
+    with pytest.raises(OpsError, match="describes the environment trial, not production — correct its key name"):
+        toml.environment("production")
+
+
+def test_the_file_of_one_environment_is_not_read_for_another(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.read()
+    monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(file.path))
+    monkeypatch.setenv("OPS_ENVIRONMENT", "trial")
+    assert toml.file_of("trial") == file.path
+    assert toml.file_of("staging").name == "staging.toml"
+
+
+HOSTILE = ["", "nowhere", "../x", "production/../staging", "Production", "production\n", "'; DROP TABLE x", '"', "x" * 200,
+           "本番環境", ".", "-x", "a b", "a\x00b", "%2e%2e"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_an_unknown_environment_lists_the_known_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPS_ENVIRONMENT", "trial")
+    with pytest.raises(OpsError) as error:
+        Environment.find(name)
+    assert error.value.message == f"there is no environment “{name[:60]}”"
+    assert error.value.hint == "choose one of development, lab, production, staging, trial, or register it"
+
+
+@pytest.mark.parametrize("name", ["../x", "x" * 200])
+def test_a_name_is_checked_before_any_file_is_looked_for(
+    name: str, file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPS_ENVIRONMENT", name)
+    monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(file.path))
+    with pytest.raises(OpsError, match="there is no environment"):
+        toml.environment(name)
+
+
+def test_in_a_flow_run_too(prefect_server: str) -> None:
+    @flow(name="hostile-names")
+    def find_them() -> list[str]:
+        messages = []
+        for name in HOSTILE:
+            with pytest.raises(OpsError) as error:
+                Environment.find(name)
+            messages.append(error.value.message)
+        return messages
+
+    assert find_them() == [f"there is no environment “{name[:60]}”" for name in HOSTILE]
+
+
+def test_a_part_that_is_not_named_says_where_to_add_it(file: File) -> None:
+    found = file.read()
+    assert found.has("redis")
+    assert not found.has("certificates")
+    with pytest.raises(OpsError, match=r"environment trial names no certificates — add \[certificates\] to its TOML"):
+        _ = found.certificates

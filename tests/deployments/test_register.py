@@ -1,0 +1,133 @@
+"""Registering an environment in a real Prefect server: once, twice, changed; and read back by a flow."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from pathlib import Path
+
+import httpx
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+
+from blocks.environment import Environment
+from deployments import automations, register
+from runbook.errors import OpsError
+from runbook.lease import limit_name
+
+SECRET = "r3gister/p@ss word"
+TOML = """
+name = "{name}"
+disposable = true
+reports = "{reports}"
+[objectives]
+rpo = "1h"
+rto = "4h"
+[thresholds]
+"backup.age_seconds" = [3600, 86400]
+[postgres]
+port = {port}
+database = "grc_db"
+user = "grc_user"
+password_env = "OPS_TEST_PASSWORD"
+admin_password_env = "OPS_TEST_PASSWORD"
+[services]
+kind = "supervisor"
+names = {{ backend = "grc-backend" }}
+password_env = "OPS_TEST_PASSWORD"
+[backups]
+"""
+
+
+@pytest.fixture
+def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: str) -> str:
+    """An environment of a name that no other test has, described by a file."""
+    chosen = f"t{uuid.uuid4().hex[:12]}"
+    monkeypatch.setenv("OPS_ENVIRONMENT", chosen)
+    monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(tmp_path / "environment.toml"))
+    monkeypatch.setenv("OPS_TEST_PASSWORD", SECRET)
+    describe(tmp_path, chosen)
+    return chosen
+
+
+def describe(directory: Path, name: str, port: int = 5432) -> None:
+    text = TOML.format(name=name, reports=directory / "reports", port=port)
+    (directory / "environment.toml").write_text(text)
+
+
+def documents(name: str, *, secrets: bool = False) -> dict[str, dict[str, object]]:
+    """The block documents of an environment, by type."""
+    with get_client(sync_client=True) as client:
+        found = client.read_block_documents(include_secrets=secrets, limit=200)
+    return {document.block_type.slug: dict(document.data) for document in found if document.name == name}  # type: ignore[union-attr]
+
+
+@flow(name="reading")
+def read(environment: str) -> tuple[int, str, str, tuple[float, float], list[str]]:
+    """What a flow run gets of an environment, from Prefect alone."""
+    found = Environment.find(environment)
+    return (
+        found.postgres.port,
+        found.postgres.password.get_secret_value(),
+        found.services.names["backend"],
+        found.limits["backup.age_seconds"],
+        sorted(found.slugs),
+    )
+
+
+def test_what_is_registered_is_what_a_flow_run_reads(name: str, tmp_path: Path) -> None:
+    lines = register.register(name)
+    assert f"block ops-environment/{name}" in lines
+    assert f"lock env-{name}" in lines
+    parts = ["backups", "postgres", "services"]
+    assert read(name) == (5432, SECRET, "grc-backend", (3600, 86400), parts)
+    describe(tmp_path, name, port=5433)
+    assert read(name)[0] == 5432, "a flow run reads blocks, not the file"
+    assert register.register(name) == lines
+    assert read(name)[:2] == (5433, SECRET)
+    assert set(documents(name)) == {"ops-environment", "ops-postgresql", "ops-supervisor", "ops-backups"}
+
+
+def test_no_password_is_shown(name: str) -> None:
+    register.register(name)
+    assert SECRET not in json.dumps(documents(name), default=str)
+    assert SECRET in json.dumps(documents(name, secrets=True), default=str), "only whoever asks for it gets it"
+
+
+def test_the_lock_has_one_slot_and_registering_again_leaves_it_alone(name: str) -> None:
+    register.register(name)
+    with get_client(sync_client=True) as client:
+        limit = client.read_global_concurrency_limit_by_name(limit_name(name))
+        assert (limit.limit, limit.active_slots) == (1, 0)
+        register.register(name)
+        assert client.read_global_concurrency_limit_by_name(limit_name(name)).id == limit.id
+
+
+def test_the_zombie_automation_is_there_once(prefect_server: str) -> None:
+    for _ in range(2):
+        assert automations.register() == ["zombie-runs"]
+    with get_client(sync_client=True) as client:
+        (found,) = client.read_automations_by_name("zombie-runs")
+    assert found.enabled
+    body = httpx.post(f"{prefect_server}/automations/filter", json={}, timeout=30).json()
+    (kept,) = [one for one in body if one["name"] == "zombie-runs"]
+    assert kept["trigger"]["posture"] == "Proactive"
+    assert kept["trigger"]["within"] == automations.ZOMBIE_SECONDS
+    assert kept["trigger"]["for_each"] == ["prefect.resource.id"]
+    assert set(kept["trigger"]["expect"]) == {automations.HEARTBEAT, *automations.ENDED}
+    assert kept["actions"][0]["state"] == "CRASHED"
+
+
+@pytest.mark.parametrize("environment", ["", "nowhere"])
+def test_the_command_line_says_what_is_wrong(
+    environment: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["register", environment])
+    assert register.main() == 1
+    assert f"there is no environment “{environment}” — choose one of" in capsys.readouterr().err
+
+
+def test_an_environment_that_was_not_registered(prefect_server: str) -> None:
+    with pytest.raises(OpsError, match="there is no environment “not-registered”"):
+        read("not-registered")

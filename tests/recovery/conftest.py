@@ -1,0 +1,87 @@
+"""The lab with one backup of each kind, and ways to look at it from outside."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+import redis
+
+from flows.application.files import backup_files
+from flows.database.backup import backup_database
+from flows.redis.persistence import backup_redis
+from lab.client import Lab
+from runbook.wait import until
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class System:
+    """The lab's system as its users and servers are seen from outside."""
+
+    lab: Lab
+
+    @property
+    def name(self) -> str:
+        return self.lab.name
+
+    def sql(self, statement: str, database: str = "grc_db") -> list[tuple[Any, ...]]:
+        with psycopg.connect(
+            self.lab.status()["postgres"]["admin_dsn"], dbname=database, autocommit=True
+        ) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    def redis(self, database: int = 0) -> redis.Redis:
+        return redis.Redis.from_url(self.lab.status()["redis"]["url"], db=database)
+
+    def healthy(self) -> bool:
+        try:
+            return httpx.get(self.lab.status()["application"]["url"] + "/health", timeout=3).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def untouched(self) -> tuple[object, ...]:
+        """What must not change when a run is refused: the database's identity, every service's process."""
+        services = self.lab.status()["services"]
+        return (self.sql("SELECT oid FROM pg_database WHERE datname = 'grc_db'", "postgres"), str(services))
+
+    def log_in(self) -> bool:
+        """A real log-in of the application's role."""
+        with psycopg.connect(self.lab.status()["postgres"]["dsn"]) as connection:
+            return connection.execute("SELECT count(*) > 0 FROM users").fetchone() == (True,)
+
+    def store(self, kind: str) -> Path:
+        return Path(self.lab.status()["stores"][kind])
+
+
+def restore(system: System, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """full_restore from the command line, without a Prefect server: it may have died with the rest."""
+    argv = [sys.executable, "-m", "flows.recovery.full_restore", "--environment", system.name, "--confirm", system.name]
+    environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
+    return subprocess.run([*argv, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def system(lab: Lab) -> System:
+    found = System(lab)
+    for flow in (backup_database, backup_redis, backup_files):
+        flow.fn(lab.name)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def whole_again(request: pytest.FixtureRequest) -> Any:
+    """After a test: the application is healthy, else the next test would fail for this one's reason."""
+    yield
+    if "system" in request.fixturenames:
+        system = request.getfixturevalue("system")
+        until(system.healthy, what="the application's health after the test", seconds=30)

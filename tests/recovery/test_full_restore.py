@@ -1,0 +1,212 @@
+"""full_restore: everything back and proven; refused, or the old data live, where it cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from flows.database.backup import backup_database
+from flows.recovery import bring_up
+from flows.recovery.full_restore import full_restore
+from runbook.errors import OpsError, RunbookFailed
+from runbook.report import Report, Status
+from runbook.wait import until
+from tasks import catalogue
+from tests.recovery.conftest import System, restore
+
+GOOD = (Status.OK, Status.WARN)
+
+
+def newest(system: System, kind: str = "postgres") -> Path:
+    store = system.store(kind)
+    return store / catalogue.names(store, kind)[-1]  # type: ignore[arg-type]
+
+
+def test_everything_comes_back_from_ruins_through_prefect(system: System) -> None:
+    """The demo's disaster: database dropped, Redis's data removed, services killed."""
+    users = system.sql("SELECT count(*) FROM users")
+    keys = system.redis(1).dbsize()
+    pids = {name: row["pid"] for name, row in system.lab.status()["services"].items()}
+    data = Path(system.lab.status()["redis"]["data"])
+    system.sql("DROP DATABASE grc_db WITH (FORCE)", "postgres")
+    shutil.rmtree(data)
+    for name in ("grc-backend", "grc-frontend", "redis"):
+        os.kill(pids[name], signal.SIGKILL)
+    until(lambda: not system.healthy(), what="the disaster", seconds=10)
+    report: Report = full_restore(system.name, confirm=system.name)
+    assert report.status in GOOD
+    assert system.sql("SELECT count(*) FROM users") == users
+    assert system.redis(1).dbsize() == keys
+    assert system.healthy()
+    assert {"swap_databases", "swap_redis", "swap_files", "smoke_check"} <= {step.name for step in report.steps}
+    assert report.facts["RTO"].endswith("of 4 h 00 min")
+    written = json.loads(report.path.read_text()) if report.path else {}
+    assert written["hash"] == report.hash
+    assert written["status"] in ("OK", "WARN")
+
+
+def test_plan_shows_everything_and_changes_nothing(system: System) -> None:
+    before = system.untouched()
+    report = full_restore.fn(system.name)
+    assert report.status is Status.PLANNED
+    steps = " ".join(f"{step.step} {step.detail}" for step in report.plan_steps)
+    for word in ("beside", "swap", "stop services", "start services", "alembic", newest(system).name):
+        assert word in steps
+    assert system.untouched() == before
+
+
+def test_stop_at_swap_gives_the_shorter_outage(system: System) -> None:
+    """With services stopped at the swap only, they run while the copies are built."""
+    report = full_restore.fn(system.name, stop_services="at_swap", confirm=system.name)
+    assert report.status in GOOD
+    order = [step.name for step in sorted(report.steps, key=lambda step: step.started)]
+    assert order.index("stop_services") > order.index("analyze")
+
+
+@pytest.mark.parametrize("kind", ["postgres", "redis", "files"])
+def test_damaged_backup_is_refused_with_everything_running(system: System, kind: str) -> None:
+    backup = newest(system, kind)
+    victim = max((path for path in backup.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    before = system.untouched()
+    try:
+        with pytest.raises(RunbookFailed, match=backup.name):
+            full_restore.fn(system.name, confirm=system.name)
+        assert system.untouched() == before
+    finally:
+        victim.write_bytes(content)
+
+
+def test_data_that_breaks_the_rules_leaves_the_old_data_live_and_services_as_found(system: System) -> None:
+    """Every checksum and manifest is right: the backup was taken of corrupt data. The expectations find it."""
+    system.sql(
+        "ALTER TABLE interview_messages DISABLE TRIGGER ALL; UPDATE interview_messages SET session_id = gen_random_uuid()"
+        " WHERE id = (SELECT min(id) FROM interview_messages); ALTER TABLE interview_messages ENABLE TRIGGER ALL"
+    )
+    backup_database.fn(system.name)
+    bad = newest(system)
+    oid = system.untouched()[0]
+    try:
+        with pytest.raises(RunbookFailed, match="expectations on the copy|pg_restore exited"):
+            full_restore.fn(system.name, confirm=system.name)
+        assert system.untouched()[0] == oid
+        assert {row["running"] for row in system.lab.status()["services"].values()} == {True}
+    finally:
+        shutil.rmtree(bad)
+        assert restore(system).returncode == 0
+
+
+def test_older_schema_is_migrated_on_the_copy(system: System) -> None:
+    backend = Path(system.lab.status()["root"]) / "opt" / "grc" / "backend"
+    from runbook import shell
+
+    shell.run([os.environ["OPS_LAB_PYTHON"], "-m", "alembic", "downgrade", "-1"], directory=backend)
+    older = system.sql("SELECT version_num FROM alembic_version")[0][0]
+    backup_database.fn(system.name)
+    try:
+        report = full_restore.fn(system.name, confirm=system.name)
+        assert report.status in GOOD
+        assert report.facts["Alembic revision"].startswith(f"{older} → ")
+        assert system.sql("SELECT version_num FROM alembic_version") != [(older,)]
+    finally:
+        shutil.rmtree(newest(system))
+
+
+def test_backend_that_never_becomes_healthy_is_said(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bring_up, "HEALTH_SECONDS", 4)
+    settings = Path(system.lab.status()["root"]) / "opt" / "grc" / "backend" / ".env"
+    good = settings.read_text()
+    from flows.application.files import backup_files
+
+    settings.write_text(good.replace("grc_db", "no_such_database"))
+    backup_files.fn(system.name)
+    bad = newest(system, "files")
+    try:
+        with pytest.raises(RunbookFailed, match="not healthy after 4 s.*look at the logs"):
+            full_restore.fn(system.name, confirm=system.name)
+    finally:
+        shutil.rmtree(bad)
+        assert restore(system).returncode == 0
+
+
+def test_without_prefect_on_a_server_whose_data_is_gone(system: System) -> None:
+    """The worst night: no control plane, no database cluster, no Redis data. Roles come from the backup."""
+    status = system.lab.status()
+    for name in ("postgres", "redis"):
+        os.kill(status[name]["pid"], signal.SIGKILL)
+        shutil.rmtree(status[name]["data"], ignore_errors=True)
+        until(
+            lambda place=status[name]["data"]: not Path(place).exists() or shutil.rmtree(place),
+            what="it is gone",
+            seconds=5,
+        )  # type: ignore[misc]
+    done = restore(system)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert system.log_in()
+    assert system.sql("SHOW data_checksums", "postgres") == [("on",)]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--backup", "20200101"), "there is no postgres backup “20200101”"),
+        (("--confirm", "production"), "which is not the environment's name"),
+        (("--environment", "../x"), "there is no environment"),
+        (("--jobs", "99"), "jobs is 99"),
+    ],
+)
+def test_bad_input_gets_one_clear_sentence(system: System, words: tuple[str, ...], sentence: str) -> None:
+    before = system.untouched()
+    done = restore(system, *words)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert system.untouched() == before
+
+
+POINTS = (
+    "before create_copy",
+    "swap: after rename 1",
+    "swap: before commit",
+    "swap: after commit",
+    "redis: between renames",
+    "redis: after second rename",
+    "files: between renames",
+    "files: after second rename",
+)
+
+
+def test_killed_at_the_swaps_and_launched_again(system: System) -> None:
+    """Killed with -9 at each boundary in turn, the next run killed at the next; the last one ends well."""
+    for point in POINTS:
+        assert restore(system, OPS_FAILPOINT=point).returncode == -signal.SIGKILL, point
+        assert system.sql("SELECT count(*) > 0 FROM users") == [(True,)], f"no database after a kill at {point}"
+    done = restore(system)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert system.log_in()
+
+
+@pytest.mark.soak
+def test_killed_at_every_boundary(system: System, tmp_path: Path) -> None:
+    """Every boundary that a run passes, each killed once and launched again to its end."""
+    log = tmp_path / "points"
+    assert restore(system, OPS_FAILPOINT_LOG=str(log)).returncode == 0
+    for point in dict.fromkeys(log.read_text().splitlines()):
+        assert restore(system, OPS_FAILPOINT=point).returncode == -signal.SIGKILL, point
+        assert system.sql("SELECT count(*) > 0 FROM users") == [(True,)], point
+        done = restore(system)
+        assert done.returncode == 0, f"{point}: {done.stderr[-1500:]}"
+        assert system.log_in(), point
+        for old in system.sql("SELECT datname FROM pg_database WHERE datname ~ '__old_'", "postgres"):
+            system.sql(f'DROP DATABASE "{old[0]}" WITH (FORCE)', "postgres")
+
+
+def test_unknown_environment_is_an_ops_error() -> None:
+    with pytest.raises(OpsError, match="there is no environment “nowhere”"):
+        full_restore.fn("nowhere")

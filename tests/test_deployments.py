@@ -1,0 +1,315 @@
+"""The graph of deployments, pinned without a list to keep: whatever is a flow must be deployed, documented and tested.
+
+It fails for a flow that was added and not entered in prefect.yaml, as well as for an entry whose flow is gone.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import inspect
+import pkgutil
+import re
+import textwrap
+import types
+import typing
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect import Flow
+from prefect.flows import load_flow_from_entrypoint
+from prefect.schedules import Schedule
+
+import flows
+from runbook.report import Report
+
+ROOT = Path(__file__).parents[1]
+FREQUENCIES = {"daily", "weekly", "monthly", "quarterly", "yearly", "on-demand"}
+OWNERS = {"SRE", "DBA", "DevOps", "セキュリティ", "QA", "マネージャー", "開発者"}
+SECTION = re.compile(r"§\d+(?:\.\d+)?")
+JAPANESE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
+# The lab starts programs of its own; tests do too.
+PACKAGES = ("runbook", "blocks", "tasks", "flows", "deployments")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A flow and its entrypoint."""
+
+    entrypoint: str
+    flow: Flow[..., Any]
+
+    @property
+    def chapter(self) -> str:
+        return self.entrypoint.split(".")[1]
+
+    @property
+    def docstring(self) -> str:
+        return inspect.getdoc(self.flow.fn) or ""
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        return dict(inspect.signature(self.flow.fn).parameters)
+
+    @property
+    def hints(self) -> dict[str, Any]:
+        return typing.get_type_hints(self.flow.fn, include_extras=True)
+
+
+def find_flows() -> Iterator[Found]:
+    """Every flow that is defined (not only imported) in a module of `flows`."""
+    for module in pkgutil.walk_packages(flows.__path__, "flows."):
+        content = vars(importlib.import_module(module.name))
+        for name, value in content.items():
+            if isinstance(value, Flow) and value.fn.__module__ == module.name:
+                yield Found(f"{module.name}.{name}", value)
+
+
+@functools.cache
+def deployments() -> list[dict[str, Any]]:
+    """The entries of prefect.yaml, merged with their anchors."""
+    return list(yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"])
+
+
+def entry(found: Found) -> dict[str, Any]:
+    (only,) = [entry for entry in deployments() if entry["entrypoint"] == found.entrypoint]
+    return only
+
+
+FLOWS = list(find_flows())
+EACH_FLOW = pytest.mark.parametrize("found", FLOWS, ids=lambda found: found.entrypoint)
+EACH_ENTRY = pytest.mark.parametrize("entry", deployments(), ids=lambda entry: entry["entrypoint"])
+
+
+def test_there_are_flows() -> None:
+    assert len(FLOWS) > 5
+
+
+@EACH_FLOW
+def test_a_flow_has_exactly_one_entry(found: Found) -> None:
+    assert Counter(entry["entrypoint"] for entry in deployments())[found.entrypoint] == 1
+
+
+@EACH_ENTRY
+def test_an_entry_s_flow_loads_as_a_module(entry: dict[str, Any]) -> None:
+    assert ":" not in entry["entrypoint"], "a path would put the script's folder first on sys.path"
+    assert load_flow_from_entrypoint(entry["entrypoint"]).fn.__module__ in entry["entrypoint"]
+
+
+def test_every_entry_s_flow_was_found() -> None:
+    assert {entry["entrypoint"] for entry in deployments()} == {found.entrypoint for found in FLOWS}
+
+
+@EACH_FLOW
+def test_an_entry_s_parameters_are_the_flow_s(found: Found) -> None:
+    given = entry(found)["parameters"]
+    assert given["environment"] == "{{ $OPS_ENVIRONMENT }}"
+    assert "confirm" not in given, "a deployment confirms nothing"
+    values = found.flow.validate_parameters({**given, "environment": "lab"})
+    assert values["environment"] == "lab"
+    for schedule in entry(found).get("schedules") or []:
+        assert "confirm" not in (schedule.get("parameters") or {}), "a schedule alone confirms nothing"
+        found.flow.validate_parameters({**given, **(schedule.get("parameters") or {})})
+
+
+@EACH_ENTRY
+def test_an_entry_is_for_every_environment(entry: dict[str, Any]) -> None:
+    assert entry["name"] == "{{ $OPS_ENVIRONMENT }}"
+    assert entry["work_pool"]["name"] == "{{ $OPS_ENVIRONMENT }}"
+
+
+@EACH_ENTRY
+def test_an_entry_s_schedules_can_be_read(entry: dict[str, Any]) -> None:
+    for schedule in entry.get("schedules") or []:
+        kept = {key: value for key, value in schedule.items() if key in ("cron", "rrule", "interval", "timezone")}
+        assert kept.get("timezone"), "a schedule without a time zone is UTC"
+        Schedule(**kept)
+
+
+@EACH_FLOW
+def test_a_flow_is_named_as_its_function(found: Found) -> None:
+    assert found.flow.name == found.flow.fn.__name__.replace("_", "-")
+
+
+def test_no_two_flows_have_one_name() -> None:
+    assert [name for name, count in Counter(found.flow.name for found in FLOWS).items() if count > 1] == []
+
+
+@EACH_FLOW
+def test_a_flow_begins_with_the_environment(found: Found) -> None:
+    first = next(iter(found.parameters.values()))
+    assert (first.name, found.hints["environment"], first.default) == ("environment", str, inspect.Parameter.empty)
+
+
+@EACH_FLOW
+def test_a_flow_returns_its_report(found: Found) -> None:
+    assert found.hints["return"] is Report
+
+
+@EACH_FLOW
+def test_a_flow_that_destroys_takes_confirm_and_no_other_does(found: Found) -> None:
+    if asks_permit(found.flow.fn):
+        assert found.hints["confirm"] is str
+        assert found.parameters["confirm"].default == ""
+    else:
+        assert "confirm" not in found.parameters
+
+
+@EACH_FLOW
+def test_no_parameter_is_optional(found: Found) -> None:
+    for name, hint in found.hints.items():
+        assert type(None) not in members(hint), f"{name}: the form shows tabs that start on None; prefer “” or []"
+
+
+@EACH_FLOW
+def test_a_docstring_is_the_description_and_the_form_s_help(found: Found) -> None:
+    (
+        first,
+        *_,
+    ) = found.docstring.splitlines()
+    assert JAPANESE.search(first), "it starts with the manual's title"
+    assert SECTION.search(first), "and its section"
+    body, _, help_text = found.docstring.partition("\nArgs:\n")
+    assert len(body.split("\n\n")) >= 2, "then what it does, when to run it, how to undo it"
+    lines = dict(re.findall(r"^ {4}(\w+): +(\S.*)$", help_text, re.MULTILINE))
+    assert list(lines) == list(found.parameters), "one line for each parameter, in their order"
+
+
+@EACH_FLOW
+def test_the_form_shows_that_help(found: Found) -> None:
+    from prefect.utilities.callables import parameter_schema
+
+    schema = parameter_schema(found.flow.fn)
+    for name in found.parameters:
+        assert schema.properties[name].get("description"), f"Prefect finds no help for {name}"
+
+
+@EACH_FLOW
+def test_tags_are_chapter_section_frequency_and_owner(found: Found) -> None:
+    chapter, section, frequency, owner = entry(found)["tags"]
+    assert chapter == found.chapter
+    assert section in SECTION.findall(found.docstring.splitlines()[0])
+    assert frequency in FREQUENCIES
+    assert owner in OWNERS
+
+
+@EACH_FLOW
+def test_a_flow_has_a_test(found: Found) -> None:
+    modules = (ROOT / "tests" / found.chapter).glob("test_*.py")
+    names = {node for path in modules for node in names_in(ast.parse(path.read_text(encoding="utf-8")))}
+    assert found.flow.fn.__name__ in names, f"no module of tests/{found.chapter} calls it"
+
+
+def names_in(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name):
+                yield name
+            case ast.Constant(value=str(text)):  # a command line: "-m", "flows.recovery.full_restore"
+                yield from text.split(".")
+
+
+def asks_permit(function: types.FunctionType | Any) -> bool:
+    """Whether the flow itself asks for a permit: it is visible where the flow is."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return any(isinstance(call, ast.Attribute) and call.attr == "permit" for call in calls)
+
+
+def members(hint: Any) -> set[Any]:
+    """What a type is made of, unions and annotations taken apart."""
+    found = {hint}
+    for argument in typing.get_args(hint):
+        if typing.get_origin(hint) is not typing.Literal:
+            found |= members(argument)
+    return found
+
+
+@functools.cache
+def modules() -> dict[str, ast.Module]:
+    """The project's modules by path, parsed."""
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    return {str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def uses(tree: ast.Module) -> Iterator[str]:
+    """Dotted names that a module imports or reaches, but for annotations: `subprocess.run`, `prefect.task`."""
+    known = {}
+    hints = {id(inner) for node in ast.walk(tree) for hint in annotations(node) for inner in ast.walk(hint)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                known[name.asname or name.name.split(".")[0]] = name.name if name.asname else name.name.split(".")[0]
+                yield name.name
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for name in node.names:
+                known[name.asname or name.name] = f"{node.module}.{name.name}"
+                yield f"{node.module}.{name.name}"
+    for node in ast.walk(tree):
+        if id(node) in hints:
+            continue
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            yield f"{known.get(node.value.id, '')}.{node.attr}"
+        elif isinstance(node, ast.Name):
+            yield known.get(node.id, node.id)
+
+
+def annotations(node: ast.AST) -> Iterator[ast.AST]:
+    for hint in (getattr(node, "annotation", None), getattr(node, "returns", None)):
+        if hint:
+            yield hint
+
+
+STARTS_PROGRAMS = re.compile(
+    r"subprocess\.(?!(TimeoutExpired|SubprocessError|CalledProcessError|PIPE|DEVNULL|STDOUT)$)\w+|os\.(system|popen|fork|forkpty|exec\w+|spawn\w+|posix_spawn\w*)|pty(\..*)?"
+    r"|asyncio\.(subprocess|create_subprocess_\w+)(\..*)?|multiprocessing(\..*)?|sh|pexpect|prefect_shell(\..*)?"
+)
+MAKES_TASKS = re.compile(r"prefect\.(task|Task|tasks\.\w+|tasks)")
+
+
+@pytest.mark.parametrize(
+    ("what", "allowed"),
+    [(STARTS_PROGRAMS, {"runbook/shell.py"}), (MAKES_TASKS, {"runbook/kinds.py"})],
+    ids=["programs", "tasks"],
+)
+def test_one_module_alone(what: re.Pattern[str], allowed: set[str]) -> None:
+    assert {path for path, tree in modules().items() if any(map(what.fullmatch, uses(tree)))} == allowed
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import subprocess\nsubprocess.Popen([])",
+        "import subprocess\nsubmit(subprocess.run, [])",
+        "import subprocess as s\ns.run([])",
+        "from subprocess import run",
+        "import os\nos.system('ls')",
+        "from os import execvp as go",
+        "import os as o\no.popen('ls')",
+        "import asyncio\nasyncio.create_subprocess_exec('ls')",
+        "def f():\n    import subprocess\n    return subprocess.check_output('ls')",
+    ],
+)
+def test_that_check_sees_every_way(source: str) -> None:
+    assert any(map(STARTS_PROGRAMS.fullmatch, uses(ast.parse(source))))
+    harmless = "import subprocess\ndef f(child: subprocess.Popen) -> None:\n    raise subprocess.TimeoutExpired"
+    assert not any(map(STARTS_PROGRAMS.fullmatch, uses(ast.parse(harmless))))
+
+
+@pytest.mark.parametrize(
+    "source", ["from prefect import task", "import prefect\nprefect.task(f)", "from prefect.tasks import Task as T"]
+)
+def test_that_check_sees_every_task(source: str) -> None:
+    assert any(map(MAKES_TASKS.fullmatch, uses(ast.parse(source))))
+    assert not any(map(MAKES_TASKS.fullmatch, uses(ast.parse("from prefect import flow\nfrom tasks import host"))))
+
+
+def test_no_module_is_long() -> None:
+    long = {path: lines for path in modules() if (lines := len((ROOT / path).read_text().splitlines())) > 300}
+    assert long == {}
