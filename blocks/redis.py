@@ -7,6 +7,8 @@ from pathlib import Path
 import redis
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from runbook.errors import OpsError, Unreachable
 
@@ -39,6 +41,7 @@ class Redis(Block):
             socket_connect_timeout=5,
             socket_timeout=60,
             client_name="interview-ops",
+            retry=Retry(NoBackoff(), 0),  # probes retry; a dead server must be said to be dead at once
         )
 
     def scratch(self, socket: Path, database: int = 0) -> redis.Redis:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+import yaml  # type: ignore[import-untyped]
 from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
 from prefect.schedules import Schedule
@@ -241,7 +241,7 @@ def modules() -> dict[str, ast.Module]:
 def uses(tree: ast.Module) -> Iterator[str]:
     """Dotted names that a module imports or reaches, but for annotations: `subprocess.run`, `prefect.task`."""
     known = {}
-    hints = {id(inner) for node in ast.walk(tree) for hint in annotations(node) for inner in ast.walk(hint)}
+    hints = {id(inner) for node in ast.walk(tree) for hint in hints_of(node) for inner in ast.walk(hint)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for name in node.names:
@@ -260,7 +260,7 @@ def uses(tree: ast.Module) -> Iterator[str]:
             yield known.get(node.id, node.id)
 
 
-def annotations(node: ast.AST) -> Iterator[ast.AST]:
+def hints_of(node: ast.AST) -> Iterator[ast.AST]:
     for hint in (getattr(node, "annotation", None), getattr(node, "returns", None)):
         if hint:
             yield hint

@@ -103,8 +103,8 @@ def start(report: Report, env: Environment, copies: Copies, held: Held) -> None:
     Raises:
         OpsError: the backend does not become healthy.
     """
-    if copies.redis is None and env.has("redis"):
-        prepare_empty(env.redis)
+    if copies.redis is None and env.has("redis") and (done := prepare_empty(env.redis)):
+        report.warn("Redis data directory", "look at what is in it; take backups of Redis too", value=done)
     start_services(env.services, ["postgres"])
     if env.has("redis"):
         start_redis(env.redis, env.services)

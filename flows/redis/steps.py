@@ -24,9 +24,9 @@ def judge_redis(report: Report, env: Environment, backup: Backup, damage: list[s
     """Put everything that must hold before the restore into the report; None where the backup's files are damaged."""
     other = earlier(Path(env.backups.redis), "redis", backup.name)
     report.expect(
-        "Redis backup's files",
+        f"files of {backup.name}",
         not damage,
-        f"restore {other} instead" if other else "there is no backup before it",
+        f"move it out of {env.backups.redis}; " + (f"{other} is the one before it" if other else "there is no other"),
         value="; ".join(damage[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
         expected="as in its manifest",
     )
@@ -66,6 +66,16 @@ def build_redis(report: Report, env: Environment, permit: Permit, backup: Backup
         RunbookFailed: it is not what the backup held; nothing was stopped or replaced.
     """
     copy = build_redis_copy(permit, env.redis, backup)
+    tell_redis_proof(report, env, backup, copy)
+    return copy
+
+
+def tell_redis_proof(report: Report, env: Environment, backup: Backup, copy: RedisCopy) -> None:
+    """The comparison of a copy with its manifest, as a table, findings and facts.
+
+    Raises:
+        RunbookFailed: they differ.
+    """
     comparison = copy.comparison
     report.table("Redis: the copy against the backup's manifest", COLUMNS, comparison.rows())
     other = earlier(Path(env.backups.redis), "redis", backup.name)
@@ -82,7 +92,6 @@ def build_redis(report: Report, env: Environment, permit: Permit, backup: Backup
     report.fact("Redis keys expired since the backup", f"{comparison.expired_since:,}")
     report.fact("Redis keys left out", dropped or "none")
     report.fact("Redis copy built and proven in", duration(copy.seconds))
-    return copy
 
 
 def replace_redis(report: Report, env: Environment, permit: Permit, copy: RedisCopy) -> SwappedRedis:

@@ -10,6 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from blocks.postgres import Postgres, execute, psycopg_url
+from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, free_port
 
@@ -101,11 +102,9 @@ def test_a_server_that_starts_or_stops_is_unreachable_for_now(postgres: Postgres
 
 
 def test_the_environment_of_a_program(postgres: Postgres) -> None:
-    from runbook import shell
-
-    psql = Path(postgres.program("pg_dump"))
-    assert psql.is_file()
-    argv = [psql, "--schema-only", "--no-owner", DATABASE]
+    program = postgres.program("pg_dump")
+    assert Path(program).is_file()
+    argv = [program, "--schema-only", "--no-owner", DATABASE]
     assert "PostgreSQL database dump" in shell.run(argv, environment=postgres.environment()).stdout
     application = postgres.environment(as_application=True)
     assert (application["PGUSER"], application["PGPASSWORD"]) == ("grc_user", ROLE_PASSWORD)

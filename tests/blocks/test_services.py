@@ -55,7 +55,7 @@ def supervisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SupervisorS
     services = SupervisorServices(
         names=names, url=f"http://127.0.0.1:{port}", username="ops", password=SecretStr(PASSWORD)
     )
-    argv = [sys.executable, "-m", "supervisor.supervisord", "-c", root / "supervisord.conf"]
+    argv = [sys.executable, "-m", "supervisor.supervisord", "-c", str(root / "supervisord.conf")]
 
     def answers() -> bool:
         services.is_running("backend")

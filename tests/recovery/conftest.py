@@ -41,7 +41,8 @@ class System:
             return cursor.fetchall() if cursor.description else []
 
     def redis(self, database: int = 0) -> redis.Redis:
-        return redis.Redis.from_url(self.lab.status()["redis"]["url"], db=database)
+        url = str(self.lab.status()["redis"]["url"])
+        return redis.Redis.from_url(f"{url.rpartition('/')[0]}/{database}" if url.count("/") > 2 else url, db=database)
 
     def healthy(self) -> bool:
         try:

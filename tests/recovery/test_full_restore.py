@@ -126,6 +126,7 @@ def test_backend_that_never_becomes_healthy_is_said(system: System, monkeypatch:
 
     settings.write_text(good.replace("grc_db", "no_such_database"))
     backup_files.fn(system.name)
+    backup_database.fn(system.name)  # the files backup nearest to it is the bad one
     bad = newest(system, "files")
     try:
         with pytest.raises(RunbookFailed, match="not healthy after 4 s.*look at the logs"):

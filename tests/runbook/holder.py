@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -38,4 +39,5 @@ def hold_deaf(name: str, directory: str, rank: str) -> None:
 
 
 if __name__ == "__main__":
-    {"hold": hold, "flow": hold_as_flow, "deaf": hold_deaf}[sys.argv[1]](*sys.argv[2:])
+    commands: dict[str, Callable[[str, str, str], None]] = {"hold": hold, "flow": hold_as_flow, "deaf": hold_deaf}
+    commands[sys.argv[1]](*sys.argv[2:])

@@ -117,7 +117,7 @@ def test_a_run_killed_between_its_report_and_the_head_breaks_nothing(tmp_path: P
 
 def test_two_hosts_in_one_directory_have_a_chain_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, 2)
-    monkeypatch.setattr(chain.socket, "gethostname", lambda: "worker-2.example.com")
+    monkeypatch.setattr("runbook.chain.socket.gethostname", lambda: "worker-2.example.com")
     other = write(tmp_path, 2)
     assert json.loads(other[0].read_text())["number"] == 1
     assert len(list(tmp_path.glob("*.json"))) == 4, "two hosts' runs of one second have files of their own"

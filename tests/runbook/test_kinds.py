@@ -230,7 +230,7 @@ def test_without_a_report_steps_are_plain_calls() -> None:
 
     assert read(1) == 2
     assert read.submit(2).result() == 3
-    assert (read.__name__, read.__doc__) == ("read", "Reads.")
+    assert (read.name, read.__doc__) == ("read", "Reads.")
 
 
 @BOTH

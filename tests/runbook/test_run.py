@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
@@ -320,7 +320,8 @@ class TestInAFlowRun:
             return report
 
         run = launched(restore, {"environment": "本番", "jobs": 2, "confirm": ""})
-        link = urllib.parse.urlparse(run_flow(restore, flow_run=run, parameters=run.parameters).form)
+        report = cast(Report, run_flow(restore, flow_run=run, parameters=run.parameters))
+        link = urllib.parse.urlparse(report.form)
         assert link.path == f"/v2/deployments/deployment/{run.deployment_id}/run"
         assert link.netloc == urllib.parse.urlparse(str(PREFECT_UI_URL.value())).netloc
         assert json.loads(urllib.parse.parse_qs(link.query)["parameters"][0]) == {"environment": "本番", "jobs": 2}
