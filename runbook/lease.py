@@ -6,8 +6,10 @@ so that a lost lease is noticed where it matters (before an irreversible act) in
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -16,11 +18,13 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from runbook.errors import LockLost
 
 LEASE_SECONDS = 90.0
 RENEW_EVERY_SECONDS = 20.0
+ANSWER_SECONDS = 5.0
 
 
 def limit_name(environment: str) -> str:
@@ -92,10 +96,9 @@ class Lease:
         """Stop renewing and give the slot back."""
         self._stop.set()
         self._thread.join()
-        try:
-            release(self.id)
-        except httpx.HTTPError:
-            return  # Prefect is down: the lease ends by itself
+        # Where Prefect is down the lease ends by itself.
+        with contextlib.suppress(httpx.HTTPError), _impatient_client() as client:
+            client.release_concurrency_slots_with_lease(self.id)
 
     def _keep(self) -> None:
         while not self._stop.wait(RENEW_EVERY_SECONDS):
@@ -103,7 +106,7 @@ class Lease:
 
     def _renew(self) -> None:
         try:
-            with _client() as client:
+            with _impatient_client() as client:
                 client.renew_concurrency_lease(self.id, lease_duration=LEASE_SECONDS)
         except (httpx.HTTPStatusError, ObjectNotFound) as error:
             code = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else httpx.codes.GONE
@@ -115,6 +118,16 @@ class Lease:
 
 def _client() -> SyncPrefectClient:
     return get_client(sync_client=True)
+
+
+@contextlib.contextmanager
+def _impatient_client() -> Iterator[SyncPrefectClient]:
+    """A flow run's own client tries for minutes: with Prefect dead, a recovery would stand still before every act."""
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client,
+    ):
+        yield client
 
 
 def wait_free(environment: str, seconds: float) -> bool:

@@ -122,9 +122,19 @@ def _plan(report: Report) -> str:
 
 
 def _findings(report: Report) -> str:
+    """What needs attention first; what is well is folded."""
     worst = sorted(report.findings, key=lambda f: -list(Status).index(f.status))
     rows = [(MARK[f.status] + " " + f.status, f.name, f.value, f.expected, f.hint) for f in worst]
-    return table(("", "finding", "value", "expected", "what to do"), rows) if rows else "none"
+    open_rows = [row for row, finding in zip(rows, worst, strict=True) if finding.status is not Status.OK]
+    columns = ("", "finding", "value", "expected", "what to do")
+    parts = [table(columns, open_rows)] if open_rows else ["Nothing needs attention."]
+    if well := rows[len(open_rows) :]:
+        parts.append(_folded(f"{len(well)} checks are well", table(columns[:4], [row[:4] for row in well])))
+    return "\n\n".join(parts)
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def _steps(report: Report) -> str:
@@ -139,7 +149,7 @@ def _evidence(item: Evidence) -> str:
         parts.append(image(item.name, item.svg))
     if len(item.rows) > MOST_OPEN_ROWS:
         rows = table(item.columns, item.rows)
-        parts.append(f"<details><summary>{len(item.rows)} rows</summary>\n\n{rows}\n\n</details>")
+        parts.append(_folded(f"{len(item.rows)} rows", rows))
     elif item.columns:
         parts.append(table(item.columns, item.rows) if item.rows else "none")
     return "\n\n".join(parts)

@@ -208,10 +208,9 @@ def tell_rewound(report: Report, rewound: Sequence[Rewound], *, advanced: bool) 
         [(item.sequence, item.live, item.copy) for item in rewound],
     )
     if not advanced:
-        report.warn(
+        report.fact(
             "numbers that will be given out twice",
-            "harmless inside the database; if other systems know them, launch again with advance=true",
-            value=f"{len(rewound)} sequences",
+            f"by {len(rewound)} sequences; harmless inside the database. Other systems know them? advance=true",
         )
 
 

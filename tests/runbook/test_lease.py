@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 import time
 import uuid
@@ -31,6 +32,7 @@ from runbook.run import runbook
 from runbook.wait import until
 from tests.runbook.processes import Actor
 from tests.runbook.system import System
+from tests.servers import free_port
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 DROP = Act("drop database", "grc_db_old")
@@ -187,16 +189,47 @@ def test_no_permit_after_the_lease_is_lost_in_a_runbook_inside_either(system: Sy
         run(system, inside=inside)
 
 
-def test_a_lease_is_held_while_prefect_does_not_answer(system: System) -> None:
+@pytest.mark.parametrize("how", ["nobody listens", "it hangs", "it answers 503"])
+def test_a_lease_is_held_while_prefect_does_not_answer(
+    system: System, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recovery goes on, and soon: the client of a flow run would try for eight minutes."""
+    monkeypatch.setattr(leases, "ANSWER_SECONDS", 0.5)
+    seconds = []
+
     def inside(report: Report) -> None:
-        permit = report.permit(DROP)
         started = time.monotonic()
-        with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        with a_prefect_that(how) as address, temporary_settings({PREFECT_API_URL: f"http://{address}/api"}):
             report.require_lock()
-        assert time.monotonic() - started < 5
-        assert permit
+        seconds.append(time.monotonic() - started)
 
     run(system, inside=inside)
+    assert seconds[0] < 6
+
+
+@contextlib.contextmanager
+def a_prefect_that(how: str) -> Iterator[str]:
+    """The address of a Prefect server that is of no use."""
+    if how == "nobody listens":
+        yield f"127.0.0.1:{free_port()}"
+        return
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):  # closed: the test is over
+                while True:
+                    connection, _address = server.accept()
+                    asked.append(connection)
+                    if how == "it answers 503":
+                        connection.recv(65536)
+                        connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                        connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        assert asked, "the run asked this server, not the real one"
+        server.shutdown(socket.SHUT_RDWR)
 
 
 def test_the_lease_is_renewed_while_the_run_works(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
