@@ -80,7 +80,7 @@ def tell_redis_proof(report: Report, env: Environment, backup: Backup, copy: Red
     report.table("Redis: the copy against the backup's manifest", COLUMNS, comparison.rows())
     other = earlier(Path(env.backups.redis), "redis", backup.name)
     report.expect(
-        "Redis copy equals the backup",
+        "Redis copy equal to the backup",
         comparison.is_equal,
         f"the live data is untouched; restore {other} instead" if other else "the live data is untouched",
         value="; ".join(comparison.differences[:3]) or f"every key, in {len(comparison.proofs)} databases",

@@ -29,7 +29,7 @@ def refused(postgres: Postgres, **how: object) -> OpsError:
     with pytest.raises(OpsError) as error:
         postgres.connect(**how)  # type: ignore[arg-type]
     assert "\n" not in str(error.value)
-    assert error.value.__suppress_context__, "libpq's own text does not follow"
+    assert error.value.__cause__ is None, "libpq's own text does not follow"
     return error.value
 
 
