@@ -81,7 +81,8 @@ class Proof:
         """The report for a terminal."""
         report = self.report
         before = self.ledger.acknowledged(before=self.backups_began)
-        parts = [f"=== {report['runbook']} on {report['environment']}: {report['status']} — {report['outcome']} ==="]
+        outcome = f" — {report['outcome']}" if report["outcome"] else ""
+        parts = [f"=== {report['runbook']} on {report['environment']}: {report['status']}{outcome} ==="]
         parts += [
             _table(item["name"], item["columns"], item["rows"])
             for item in report["evidence"]

@@ -19,7 +19,10 @@ from runbook.wait import until
 ANSWER_SECONDS = 30.0
 POLL_SECONDS = 0.5
 PAGE = 200
-_NOISE = ("Beginning flow run", "Finished in state", "Created task run", "View at ", "Task run failed with exception")
+_NOISE = (
+    *("Beginning flow run", "Finished in state", "Created task run", "View at ", "Task run failed with exception"),
+    *("Running 1 deployment", "Executing deployment", "Deployment step", "All deployment steps"),
+)
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ class Runs:
         return f"{self.ui}/runs/flow-run/{run}"
 
     def artifact_links(self, run: str) -> list[str]:
-        """The pages of what the run left."""
-        body = {"artifacts": {"flow_run_id": {"any_": [run]}}}
+        """The pages of the reports that the run left."""
+        body = {"artifacts": {"flow_run_id": {"any_": [run]}, "type": {"any_": ["markdown"]}}}
         return [f"{self.ui}/artifacts/artifact/{found['id']}" for found in self.call("POST", "/artifacts/filter", body)]
 
     def call(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Any:

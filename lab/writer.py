@@ -51,7 +51,7 @@ class Writer:
         self._failure: BaseException | None = None
 
     def __enter__(self) -> Self:
-        until(self._log_in, what=f"the log-in of {USER}", seconds=LOGIN_SECONDS, hint="is the application healthy?")
+        until(self._log_in, what=f"the log-in of {USER}", seconds=LOGIN_SECONDS, hint="see what its /health says")
         self._thread.start()
         return self
 
