@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
+import psycopg
+
 from benchmarks.figures import as_table, write_json
 from benchmarks.place import Called, place
 from lab.progress import progress
@@ -35,9 +38,11 @@ def main() -> int:
 
             suite = Suite(up(), os.environ["OPS_APPLICATION_PASSWORD"])
             suite.run()
-    except (OpsError, KeyboardInterrupt) as error:
-        print(error or "interrupted", file=sys.stderr)
+    except (OpsError, psycopg.Error, httpx.HTTPError) as error:
+        print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     _show(suite, chosen.megabytes, chosen.json)
     return 0
 

@@ -11,9 +11,11 @@ from benchmarks import load
 from benchmarks.figures import Figure
 from benchmarks.peers import Peers, Recovered
 from benchmarks.place import NAME, Called, Place
+from blocks import toml
 from runbook.render import size
 from tasks import catalogue
 from tasks.postgres.copy import default_jobs
+from tasks.postgres.dump import best_compression
 
 ROUNDS = 3
 RESTORE_ROUNDS = 2
@@ -57,16 +59,17 @@ class Suite:
         rows = self.place.rows()
         ours: list[Called] = []
         peer, alone = [], []
+        compression = best_compression(toml.environment(NAME).postgres)
         for number in range(ROUNDS):
             self.place.settle(rows)
             ours.append(self.place.call(BACKUP))
             self.place.settle(rows)
             peer.append(peers.back_up())
             self.place.settle(rows)
-            alone.append(peers.dump_alone(default_jobs(), self.compression()))
+            alone.append(peers.dump_alone(default_jobs(), compression))
             self.place.tell(f"backup {number + 1}: ours {ours[-1].seconds:.1f} s, pg_dump -F c {peer[-1]:.1f} s, "
                             f"our pg_dump alone {alone[-1]:.1f} s")  # fmt: skip
-        mine = catalogue.find_backup.work(self.store, "postgres").manifest.bytes
+        mine = catalogue.find_backup(Path(self.place.status["stores"]["postgres"]), "postgres").manifest.bytes
         other = peers.dump.stat().st_size
         dumping = statistics.median(call.step("dump_database") for call in ours)
         wall = statistics.median(call.seconds for call in ours)
@@ -156,16 +159,6 @@ class Suite:
             Figure("orchestration: backup_redis through Prefect − directly", difference, 3.0,
                    statistics.median(through), statistics.median(direct), unit="s"),
         ]  # fmt: skip
-
-    @property
-    def store(self) -> Path:
-        """Our backups of the database."""
-        return Path(self.place.status["stores"]["postgres"])
-
-    def compression(self) -> str:
-        """What our dump uses."""
-        found = catalogue.find_backup.work(self.store, "postgres").manifest
-        return "gzip:1" if any(name.endswith(".gz") for name in found.files) else "zstd:1"
 
 
 def _bytes(name: str, values: Sequence[int]) -> Figure:

@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(demo.ending(proof.run), file=sys.stderr)
         print(f"{'NOT PROVEN' if problems else 'PROVEN'} after {time.time() - chosen.since:.0f} s in all")
         return 1 if problems else 0
-    except OpsError as error:
+    except (OpsError, OSError, psycopg.Error, httpx.HTTPError) as error:
         print(f"\n{error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)

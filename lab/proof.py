@@ -99,7 +99,8 @@ class Proof:
             ("health", self.health),
             *(("look at it", link) for link in links),
         ]
-        return "\n\n".join([*parts, "\n".join(f"{name + ':':28} {value}" for name, value in facts)])
+        width = max(len(name) for name, _ in facts) + 1
+        return "\n\n".join([*parts, "\n".join(f"{name + ':':{width}} {value}" for name, value in facts)])
 
     def _kept(self, before: Sequence[object]) -> str:
         if self.lost is None:

@@ -29,8 +29,11 @@ class CommandFailed(OpsError):
         self.argv = tuple(argv)
         self.exit_code = exit_code
         self.stderr = stderr
-        last = " / ".join(line for line in stderr.strip().splitlines()[-3:])
-        super().__init__(f"{argv[0].rsplit('/', 1)[-1]} exited {exit_code}: {last or 'no message'}", hint)
+        lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+        telling = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()][:1] or lines[-3:]
+        super().__init__(
+            f"{argv[0].rsplit('/', 1)[-1]} exited {exit_code}: {' / '.join(telling) or 'no message'}", hint
+        )
 
 
 class VerificationFailed(OpsError):

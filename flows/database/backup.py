@@ -88,7 +88,7 @@ def _take(report: Report, env: Environment, server: Server, store: Path, jobs: i
     dump_globals(env.postgres, directory)
     dumped = dump_database(env.postgres, directory, jobs)
     path = seal(env, name, directory, dumped, server, time.monotonic() - started)
-    _tell(report, dumped, catalogue.open_backup(store, path.name).manifest, jobs)
+    _tell(report, dumped, catalogue.open_backup(store, path.name).manifest)
     return name
 
 
@@ -108,13 +108,13 @@ def seal(env: Environment, name: str, directory: Path, dumped: Dumped, server: S
     return catalogue.publish(directory, manifest)
 
 
-def _tell(report: Report, dumped: Dumped, manifest: Manifest, jobs: int) -> None:
+def _tell(report: Report, dumped: Dumped, manifest: Manifest) -> None:
     content = dumped.content
     report.fact("snapshot", f"{manifest.taken:%Y-%m-%d %H:%M:%S UTC} (LSN {content.lsn})")
     report.fact("size", f"{size(manifest.bytes)} of a database of {size(content.bytes)}, {dumped.compression}")
     report.fact("rows", f"{content.rows:,} in {len(content.tables)} tables")
     report.fact("Alembic revision", content.revision or "none")
-    report.fact("dump", f"{duration(dumped.dump_seconds)} with {jobs} jobs")
+    report.fact("dump", f"{duration(dumped.dump_seconds)} with {dumped.jobs} jobs")
     report.fact("manifest", f"{duration(dumped.manifest_seconds)}, beside the dump")
     report.expect(
         "sequences",

@@ -67,27 +67,33 @@ def read_content(postgres: Postgres, database: str) -> DatabaseContent:
     return content_of(postgres, database)
 
 
-def content_of(postgres: Postgres, database: str, snapshot: str = "") -> DatabaseContent:
-    """The content of a database in a snapshot; definitions are read beside the rows."""
+def content_of(postgres: Postgres, database: str) -> DatabaseContent:
+    """The content of a database as it is; its definitions are read beside its rows."""
     with ThreadPoolExecutor(1) as beside:
-        definitions = beside.submit(read_definitions, postgres, database, snapshot)
-        with pinned(postgres, database, snapshot) as connection:
-            properties = read_properties(connection, database)
-            return DatabaseContent(
-                database=database,
-                server_version=connection.info.server_version,
-                properties=properties,
-                roles=_roles(connection, properties),
-                extensions={str(a): str(b) for a, b in execute(connection, queries.EXTENSIONS)},
-                revision=revision(connection),
-                bytes=int(execute(connection, "SELECT pg_database_size(current_database())")[0][0]),
-                lsn=str(execute(connection, queries.LSN)[0][0]),
-                tables=dict(_tables(connection)),
-                sequences=sequence_values(connection),
-                populated={str(a): bool(b) for a, b in execute(connection, queries.POPULATED)},
-                definitions=definitions.result(),
-                not_compared=tuple(str(row[0]) for row in execute(connection, queries.NOT_COMPARED)),
-            )
+        definitions = beside.submit(read_definitions, postgres, database)
+        with pinned(postgres, database) as connection:
+            found = content_in_session(connection, database)
+        return found.model_copy(update={"definitions": definitions.result()})
+
+
+def content_in_session(connection: Connection, database: str) -> DatabaseContent:
+    """What a pinned session sees in its snapshot: everything but the definitions."""
+    properties = read_properties(connection, database)
+    return DatabaseContent(
+        database=database,
+        server_version=connection.info.server_version,
+        properties=properties,
+        roles=_roles(connection, properties),
+        extensions={str(a): str(b) for a, b in execute(connection, queries.EXTENSIONS)},
+        revision=revision(connection),
+        bytes=int(execute(connection, "SELECT pg_database_size(current_database())")[0][0]),
+        lsn=str(execute(connection, queries.LSN)[0][0]),
+        tables=dict(_tables(connection)),
+        sequences=sequence_values(connection),
+        populated={str(a): bool(b) for a, b in execute(connection, queries.POPULATED)},
+        definitions={},
+        not_compared=tuple(str(row[0]) for row in execute(connection, queries.NOT_COMPARED)),
+    )
 
 
 def _roles(connection: Connection, properties: Properties) -> tuple[str, ...]:

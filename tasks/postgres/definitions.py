@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 from blocks.postgres import Postgres
 from runbook import shell
@@ -19,18 +20,20 @@ _HEADER = re.compile(
 )
 # Their texts hold connection strings with passwords.
 SECRET_TYPES = ("SUBSCRIPTION", "USER MAPPING")
+# pg_restore prints these among the definitions, pg_dump does not.
+DATA_TYPES = ("MATERIALIZED VIEW DATA", "SEQUENCE SET", "TABLE DATA", "BLOBS", "BLOB METADATA")
 _REDUNDANT = re.compile(r"::(?:character varying|text|bpchar|name)(?:\(\d+\))?(?:\[\])?|[()\s]")
 
 
-def read_definitions(postgres: Postgres, database: str, snapshot: str = "") -> dict[str, str]:
-    """Every object's definition: `TABLE public.users (owner grc_user)` → SQL."""
-    in_snapshot = [f"--snapshot={snapshot}"] if snapshot else []
-    argv = [postgres.program("pg_dump"), "--schema-only", "--no-password", *in_snapshot]
-    printed = shell.run(argv, environment={**postgres.environment(), "PGDATABASE": database, **_SETTINGS}).stdout
-    return parse(printed)
+def read_definitions(postgres: Postgres, database: str) -> dict[str, str]:
+    """Every object's definition in a database that nobody changes: `TABLE public.users (owner grc_user)` → SQL."""
+    argv = [postgres.program("pg_dump"), "--schema-only", "--no-password"]
+    return parse(shell.run(argv, environment={**postgres.environment(), "PGDATABASE": database}).stdout)
 
 
-_SETTINGS = {"PGOPTIONS": "-c lock_timeout=60s -c statement_timeout=0"}
+def dumped_definitions(postgres: Postgres, dump: Path) -> dict[str, str]:
+    """The same of a dump in directory format: the texts that pg_dump wrote, without asking the server again."""
+    return parse(shell.run([postgres.program("pg_restore"), "--schema-only", "--file=-", dump]).stdout)
 
 
 def parse(printed: str) -> dict[str, str]:
@@ -40,7 +43,7 @@ def parse(printed: str) -> dict[str, str]:
     ends = [header.start() for header in headers[1:]] + [len(printed)]
     for header, end in zip(headers, ends, strict=False):
         body = printed[header.end() : end]
-        if header["type"] in SECRET_TYPES:
+        if header["type"] in (*SECRET_TYPES, *DATA_TYPES):
             continue
         schema = "" if header["schema"] == "-" else f"{header['schema']}."
         key = f"{header['type']} {schema}{header['name']} (owner {header['owner'] or '-'})"

@@ -7,6 +7,7 @@ on an empty table. https://www.postgresql.org/docs/current/app-pgdump.html
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,12 +28,16 @@ from runbook.log import logger
 from runbook.progress import progress
 from runbook.render import size
 from tasks.host import disk_of
-from tasks.postgres.content import DatabaseContent, SequenceValue, content_of
+from tasks.postgres.content import DatabaseContent, SequenceValue, content_in_session
+from tasks.postgres.definitions import dumped_definitions
 from tasks.postgres.session import pin
 
 DUMP = "dump"
 GLOBALS = "globals.sql"
 ATTEMPTS = 3
+SERIAL_ATTEMPTS = 6
+# All tables are locked by the exporting session: whoever has to wait now waits behind somebody who waits for that one.
+LOCK_WAIT = "1s"
 FULL_BYTES = 1 << 20
 COMPRESSIONS = ("zstd:1", "lz4:1", "gzip:1")
 _SETVAL = re.compile(r"setval\((E?'(?:[^']|'')*'), (-?\d+), (true|false)\)")
@@ -45,30 +50,55 @@ class Dumped:
     taken: datetime
     content: DatabaseContent
     compression: str
+    jobs: int
     dump_seconds: float
     manifest_seconds: float
     behind: tuple[str, ...]
+
+
+class _Contended(Exception):
+    """Somebody waits for an exclusive lock on a table that is being dumped: whoever comes later waits behind him."""
 
 
 @action
 def dump_database(postgres: Postgres, directory: Path, jobs: int) -> Dumped:
     """Dump the application's database in directory format, and read its manifest in the same snapshot meanwhile.
 
+    A TRUNCATE or ALTER TABLE that comes meanwhile waits for this session's locks. pg_dump's processes that ask for
+    theirs later would wait behind it for ever, so they give up at once and the dump begins anew; after two tries it
+    takes one process only, which asks but once, at its start.
+
     Raises:
         CommandFailed: pg_dump failed.
-        OpsError: a table stays locked by somebody else.
+        OpsError: tables are locked, truncated or altered again and again.
     """
     compression = best_compression(postgres)
-    with _snapshot(postgres) as (exporter, snapshot, taken):
+    for workers in (jobs, jobs, *[1] * SERIAL_ATTEMPTS):
+        try:
+            return _dump_once(postgres, directory, workers, compression)
+        except _Contended:
+            shutil.rmtree(directory / DUMP, ignore_errors=True)
+            logger().info("a table was truncated or altered while it was being dumped: again")
+    raise OpsError(
+        "tables are truncated or altered again and again while they are dumped",
+        "look for TRUNCATE and ALTER TABLE in pg_stat_activity, pause them, and try again",
+    )
+
+
+def _dump_once(postgres: Postgres, directory: Path, jobs: int, compression: str) -> Dumped:
+    """The manifest is read by the session that exports the snapshot: it holds its locks already."""
+    with _snapshot(postgres) as (exporter, snapshot, taken), ThreadPoolExecutor(1) as beside:
         failpoint("dump: snapshot exported")
-        with ThreadPoolExecutor(1) as beside:
-            content = beside.submit(_timed_content, postgres, snapshot)
-            seconds = _pg_dump(postgres, directory / DUMP, snapshot, compression, jobs)
-            found, manifest_seconds = content.result()
+        dumping = beside.submit(_pg_dump, postgres, directory / DUMP, snapshot, compression, jobs)
+        started = time.monotonic()
+        content = content_in_session(exporter, postgres.database)
+        manifest_seconds = time.monotonic() - started
+        maxima = _maxima(exporter)
+        seconds = dumping.result()
         sequences = _canonical(exporter, dumped_sequences(postgres, directory / DUMP))
-        behind = _behind(sequences, _maxima(exporter))
-    found = found.model_copy(update={"sequences": sequences})
-    return Dumped(taken, found, compression, seconds, manifest_seconds, behind)
+    definitions = dumped_definitions(postgres, directory / DUMP)
+    content = content.model_copy(update={"sequences": sequences, "definitions": definitions})
+    return Dumped(taken, content, compression, jobs, seconds, manifest_seconds, _behind(sequences, maxima))
 
 
 @action
@@ -138,22 +168,25 @@ def _lockable(connection: Connection) -> list[tuple[str, str]]:
     return [(str(schema), str(table)) for schema, table in rows]
 
 
-def _timed_content(postgres: Postgres, snapshot: str) -> tuple[DatabaseContent, float]:
-    started = time.monotonic()
-    return content_of(postgres, postgres.database, snapshot), time.monotonic() - started
-
-
 def _pg_dump(postgres: Postgres, target: Path, snapshot: str, compression: str, jobs: int) -> float:
     argv = [
         *(postgres.program("pg_dump"), "--format=directory", f"--jobs={jobs}", f"--compress={compression}"),
-        *(f"--snapshot={snapshot}", "--lock-wait-timeout=60s", "--no-sync", "--no-password", "--large-objects"),
+        *(
+            f"--snapshot={snapshot}",
+            f"--lock-wait-timeout={LOCK_WAIT}",
+            "--no-sync",
+            "--no-password",
+            "--large-objects",
+        ),
         *("--file", str(target)),
     ]
-    environment = {**postgres.environment(), "PGDATABASE": postgres.database}
+    environment = {**postgres.environment(), "PGDATABASE": postgres.database, "PGOPTIONS": "-c lc_messages=C"}
     try:
         with progress(lambda: f"{size(sum(p.stat().st_size for p in target.glob('*')))} dumped"):
             return shell.run(argv, environment=environment, hint="nothing was published").seconds
-    except CommandFailed:
+    except CommandFailed as error:
+        if re.search(r"could not obtain lock|lock timeout|55P03", error.stderr):
+            raise _Contended from None
         if (free := disk_of(target).free_bytes) < FULL_BYTES:  # pg_dump's own message does not say so
             raise OpsError(f"the store is full: {size(free)} free", f"free space at {target.parents[1]}") from None
         raise

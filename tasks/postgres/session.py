@@ -1,11 +1,9 @@
-"""Sessions in which the same row has the same text everywhere: pinned settings, no timeouts, a given snapshot."""
+"""Sessions in which the same row has the same text everywhere: pinned settings, no timeouts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-from psycopg import sql
 
 from blocks.postgres import Connection, Postgres, execute
 
@@ -30,13 +28,11 @@ PINNED = {
 
 
 @contextmanager
-def pinned(postgres: Postgres, database: str, snapshot: str = "") -> Iterator[Connection]:
-    """A read-only REPEATABLE READ transaction under the pinned settings, in an exported snapshot where one is given."""
+def pinned(postgres: Postgres, database: str) -> Iterator[Connection]:
+    """A read-only REPEATABLE READ transaction under the pinned settings."""
     with postgres.connect(database) as connection:
         pin(connection)
         execute(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ")
-        if snapshot:
-            connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot))
         yield connection
         execute(connection, "COMMIT")
 

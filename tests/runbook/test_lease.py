@@ -102,7 +102,7 @@ def test_another_host_is_refused_and_a_killed_holder_frees_it_at_once(
     holder.kill()  # and not collected: a zombie, as under a container's PID 1 that collects nobody
     started = time.monotonic()
     run(elsewhere)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     assert taken(system) == 0
 
 
