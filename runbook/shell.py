@@ -35,10 +35,13 @@ def run(
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
     user: str = "",
+    nice: int = 0,
     timeout_seconds: float | None = None,
     hint: str = "",
 ) -> Completed:
     """Run a program to its end. `environment` is added to this process's own; secrets go there, never into `argv`.
+
+    `nice` above 0 leaves the processors to whoever else wants them.
 
     Raises:
         CommandFailed: it exited with something else than 0 (the last lines of its stderr are in the message).
@@ -46,7 +49,9 @@ def run(
     """
     started = time.monotonic()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        with spawn(argv, environment=environment, directory=directory, user=user, stdout=out, stderr=err) as child:
+        with spawn(
+            argv, environment=environment, directory=directory, user=user, nice=nice, stdout=out, stderr=err
+        ) as child:
             try:
                 code = child.wait(timeout_seconds)
             except subprocess.TimeoutExpired:
@@ -67,6 +72,7 @@ def spawn(
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
     user: str = "",
+    nice: int = 0,
     stdout: object = None,
     stderr: object = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
@@ -76,7 +82,7 @@ def spawn(
     found = shutil.which(program if "/" not in program else Path(directory or ".", program), path=variables.get("PATH"))
     if not found:  # else it is setpriv that fails, with a message of its own
         raise OpsError(f"there is no program {program}", "install it, or correct its path in the environment")
-    command = [*_prefix(user), *(str(part) for part in argv)]
+    command = [*_prefix(user, nice), *(str(part) for part in argv)]
     try:
         child = subprocess.Popen(
             command,
@@ -102,7 +108,7 @@ def _masked(text: str, environment: Mapping[str, str]) -> str:
     return text
 
 
-def _prefix(user: str) -> list[str]:
+def _prefix(user: str, nice: int) -> list[str]:
     """Change the user first, then ask for the death signal: the kernel forgets it when the user changes.
 
     The signal comes when the starting *thread* ends: whoever starts a child waits for it in the same thread.
@@ -113,7 +119,8 @@ def _prefix(user: str) -> list[str]:
         if not setpriv:
             raise OpsError("setpriv is not installed", "install util-linux")
         as_user = [setpriv, f"--reuid={user}", f"--regid={_group(user)}", "--clear-groups"]
-    return [*as_user, setpriv, "--pdeathsig", "TERM"] if setpriv else as_user
+    lowly = ["nice", "-n", str(nice)] if nice else []
+    return [*as_user, setpriv, "--pdeathsig", "TERM", *lowly] if setpriv else [*as_user, *lowly]
 
 
 def _group(user: str) -> str:

@@ -194,6 +194,11 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
 def ready_database(report: Report, env: Environment, copy: Copy, jobs: int) -> None:
     """Statistics, and a log-in as the application's role, before the copy takes the live name."""
     analyze(env.postgres, copy.database, jobs)
+    try_application_login(report, env, copy)
+
+
+def try_application_login(report: Report, env: Environment, copy: Copy) -> None:
+    """pg_hba may name the database, and a privilege may be missing: better seen before the swap."""
     user = try_login(env.postgres, copy.database)
     report.expect("log-in of the application's role to the copy", user == env.postgres.user, "", value=user)
 

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
 from blocks.postgres import Connection
 from flows.database import steps as database
-from flows.recovery.build import Copies, expectations
+from flows.recovery import check
+from flows.recovery.build import Copies
 from flows.recovery.choose import Chosen
 from flows.recovery.revive import Found
 from runbook.errors import OpsError
@@ -105,6 +106,8 @@ def start(report: Report, env: Environment, copies: Copies, held: Held) -> None:
     """
     if copies.redis is None and env.has("redis") and (done := prepare_empty(env.redis)):
         report.warn("Redis data directory", "look at what is in it; take backups of Redis too", value=done)
+    checking = check.start(report, env, env.postgres.database)
+    counting = read_counts.submit(env.postgres, env.postgres.database)
     start_services(env.services, ["postgres"])
     if env.has("redis"):
         start_redis(env.redis, env.services)
@@ -118,14 +121,13 @@ def start(report: Report, env: Environment, copies: Copies, held: Held) -> None:
         problems = verify_live_redis(env.redis, copies.redis)
         report.expect("Redis live", not problems, "look at its log; what it replaced is kept aside",
                       value="; ".join(problems[:3]) or "every key without TTL is there")  # fmt: skip
-    _count(report, env, copies)
-    expectations(report, env, env.postgres.database, "on the live database", migrated=True)
+    _tell_counts(report, dict(counting.result().rows), copies)
+    check.tell(report, checking, "on the live database", migrated=True)
     _smoke(report, env)
 
 
-def _count(report: Report, env: Environment, copies: Copies) -> None:
+def _tell_counts(report: Report, live: dict[str, int], copies: Copies) -> None:
     """Clients write again, so counts may have grown."""
-    live = dict(read_counts(env.postgres, env.postgres.database).rows)
     fewer = [
         f"{name}: {live.get(name, 0):,} of {rows:,}" for name, rows in copies.rows.items() if live.get(name, 0) < rows
     ]

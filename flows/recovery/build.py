@@ -8,6 +8,7 @@ from pathlib import Path
 
 from blocks.environment import STOP_ORDER, Environment
 from flows.database import steps as database
+from flows.recovery import check
 from flows.recovery.choose import Chosen
 from flows.recovery.revive import Found
 from flows.redis.steps import tell_redis_proof
@@ -15,10 +16,9 @@ from runbook.permit import Permit
 from runbook.render import size
 from runbook.report import Report
 from tasks.files import FilesCopy, build_files_copy
-from tasks.integrity import run_expectations
 from tasks.migrations import upgrade
 from tasks.postgres.content import read_counts
-from tasks.postgres.copy import Copy, create_copy, fill_copy
+from tasks.postgres.copy import Copy, analyze, create_copy, fill_copy
 from tasks.postgres.sequences import advance_sequences, find_rewound
 from tasks.postgres.server import Identity
 from tasks.redis.copy import RedisCopy, build_redis_copy
@@ -96,17 +96,21 @@ def prove(
     if chosen.redis and copies.redis:
         tell_redis_proof(report, env, chosen.redis, copies.redis)
     _prove_files(report, copies.files)
+    name = copies.database.database
+    analyze(env.postgres, name, jobs)
+    checking = check.start(report, env, name)  # beside the comparison: both only read
     content = database.prove_database(report, env, chosen.database, copies.database)
-    expectations(report, env, copies.database.database, "on the copy", migrated=False)
-    rewound = find_rewound(env.postgres, live.database, copies.database.database) if live.oid else ()
+    check.tell(report, checking, "on the copy", migrated=False)
+    rewound = find_rewound(env.postgres, live.database, name) if live.oid else ()
     if advance:
         advance_sequences(permit, env.postgres, copies.database, rewound)
     database.tell_rewound(report, rewound, advanced=advance)
-    copies.rows = {name: table.rows for name, table in content.tables.items()}
+    copies.rows = {table: found.rows for table, found in content.tables.items()}
     if _migrate(report, permit, env, copies):
-        expectations(report, env, copies.database.database, "on the migrated copy", migrated=True)
-        copies.rows = dict(read_counts(env.postgres, copies.database.database).rows)
-    database.ready_database(report, env, copies.database, jobs)
+        analyze(env.postgres, name, jobs)
+        check.tell(report, check.start(report, env, name), "on the migrated copy", migrated=True)
+        copies.rows = dict(read_counts(env.postgres, name).rows)
+    database.try_application_login(report, env, copies.database)
     report.fail_if_critical()
 
 
@@ -120,23 +124,6 @@ def _migrate(report: Report, permit: Permit, env: Environment, copies: Copies) -
     changed = done.before != done.after
     report.fact("Alembic revision", f"{done.before} → {done.after}" if changed else f"{done.after}, nothing pending")
     return changed
-
-
-def expectations(report: Report, env: Environment, name: str, where: str, *, migrated: bool) -> None:
-    """The great-expectations suites of the interview schema, as findings and a table. Data that is still to be migrated
-    may lack tables and columns."""
-    evidence = env.reports_directory / "evidence" / f"{report.started:%Y%m%dT%H%M%SZ}"
-    found = run_expectations(env.postgres, name, evidence)
-    problems = found.failed if migrated else found.broken
-    report.table(f"Expectations {where}", ("table", "expectation", "holds", "observed"), found.rows)
-    report.expect(
-        f"expectations {where}",
-        not problems,
-        "the data breaks the application's rules: look at the table of expectations, choose an earlier backup",
-        value="; ".join(problems[:3]) or f"{len(found.rows)} hold",
-        expected="all hold",
-    )
-    report.fail_if_critical()
 
 
 def _prove_files(report: Report, copy: FilesCopy | None) -> None:

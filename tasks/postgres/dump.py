@@ -39,6 +39,8 @@ SERIAL_ATTEMPTS = 6
 # All tables are locked by the exporting session: whoever has to wait now waits behind somebody who waits for that one.
 LOCK_WAIT = "1s"
 FULL_BYTES = 1 << 20
+# pg_dump compresses: on a busy host the application comes first.
+NICE = 10
 COMPRESSIONS = ("zstd:1", "lz4:1", "gzip:1")
 _SETVAL = re.compile(r"setval\((E?'(?:[^']|'')*'), (-?\d+), (true|false)\)")
 
@@ -183,7 +185,7 @@ def _pg_dump(postgres: Postgres, target: Path, snapshot: str, compression: str, 
     environment = {**postgres.environment(), "PGDATABASE": postgres.database, "PGOPTIONS": "-c lc_messages=C"}
     try:
         with progress(lambda: f"{size(sum(p.stat().st_size for p in target.glob('*')))} dumped"):
-            return shell.run(argv, environment=environment, hint="nothing was published").seconds
+            return shell.run(argv, environment=environment, nice=NICE, hint="nothing was published").seconds
     except CommandFailed as error:
         if re.search(r"could not obtain lock|lock timeout|55P03", error.stderr):
             raise _Contended from None

@@ -46,6 +46,7 @@ UPGRADE = (
     """,
     "CREATE INDEX idx_interview_sessions_user_id ON public.interview_sessions (user_id)",
     "CREATE INDEX idx_interview_sessions_started_at ON public.interview_sessions (started_at)",
+    "CREATE INDEX idx_interview_sessions_metadata ON public.interview_sessions USING gin (metadata jsonb_path_ops)",
 )
 
 DOWNGRADE = (

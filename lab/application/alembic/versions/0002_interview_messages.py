@@ -31,6 +31,7 @@ def upgrade() -> None:
         """
     )
     op.execute("CREATE INDEX idx_interview_messages_session_id ON public.interview_messages (session_id, id)")
+    op.execute("CREATE INDEX idx_interview_messages_created_at ON public.interview_messages (created_at)")
 
 
 def downgrade() -> None:

@@ -38,6 +38,7 @@ def upgrade() -> None:
         """
     )
     op.execute("CREATE INDEX idx_evaluations_session_id ON public.evaluations (session_id)")
+    op.execute("CREATE INDEX idx_evaluations_details ON public.evaluations USING gin (details jsonb_path_ops)")
     op.execute("CREATE INDEX idx_evaluations_excellent ON public.evaluations (overall) WHERE overall >= 90")
     op.execute(
         """
@@ -62,7 +63,10 @@ def upgrade() -> None:
             f" FOR VALUES FROM ('{first} 00:00:00+00') TO ('{following} 00:00:00+00')"
         )
     op.execute("CREATE TABLE public.audit_events_default PARTITION OF public.audit_events DEFAULT")
+    # What the audit log is searched by (§6.4): somebody's actions, failed log-ins, accesses to a resource.
     op.execute("CREATE INDEX idx_audit_events_user_id ON public.audit_events (user_id, occurred_at)")
+    op.execute("CREATE INDEX idx_audit_events_action ON public.audit_events (action, result, occurred_at)")
+    op.execute("CREATE INDEX idx_audit_events_resource ON public.audit_events (resource, occurred_at)")
 
 
 def downgrade() -> None:
