@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -148,6 +149,8 @@ def place(megabytes: int, tell: Tell) -> Iterator[Callable[[], Place]]:
     finally:
         tell("taking the bench lab down")
         _remove(base)
+        with contextlib.suppress(OSError):  # another run's is still there
+            runs.rmdir()
         os.environ.clear()
         os.environ.update(kept)
 

@@ -114,8 +114,10 @@ def _timed(work: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(work)
     def timed(*args: P.args, **kwargs: P.kwargs) -> R:
         report = current_report()
-        if report and any(isinstance(value, Permit) for value in (*args, *kwargs.values())):
-            report.require_lock()
+        for permit in (value for value in (*args, *kwargs.values()) if isinstance(value, Permit)):
+            if report:
+                report.require_lock()
+                permit.require_environment(report.environment)
         failpoint(f"before {work.__name__}")
         started, clock = datetime.now(UTC), time.monotonic()
         status = Status.CRITICAL

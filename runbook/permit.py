@@ -38,3 +38,12 @@ class Permit:
         if Act(kind, target) not in self.acts:
             allowed = ", ".join(map(str, self.acts))
             raise NotConfirmed(f"“{kind} {target}” is not in this run's permit", f"permitted: {allowed}")
+
+    def require_environment(self, environment: str) -> None:
+        """Check that this permit is the environment's own.
+
+        Raises:
+            NotConfirmed: it was minted for another.
+        """
+        if environment != self.environment:
+            raise NotConfirmed(f"this permit is for {self.environment}, not for {environment}")
