@@ -42,7 +42,7 @@ class Services(Block, abc.ABC):
 
     @abc.abstractmethod
     def start(self, role: str) -> None:
-        """Start it; returns when it runs. Nothing happens where it runs already."""
+        """Start it; `is_running` tells when it runs. Nothing happens where it runs already."""
 
     @abc.abstractmethod
     def stop(self, role: str) -> None:
@@ -123,8 +123,8 @@ class SupervisorServices(Services):
     password: SecretStr = SecretStr("")
 
     def start(self, role: str) -> None:
-        """`supervisor.startProcess`, waiting."""
-        self._call("startProcess", self.name_of(role), True, ignore=ALREADY_STARTED)
+        """`supervisor.startProcess`, not waiting for the second after which supervisord believes in it."""
+        self._call("startProcess", self.name_of(role), False, ignore=ALREADY_STARTED)
 
     def stop(self, role: str) -> None:
         """`supervisor.stopProcess`, waiting."""

@@ -61,6 +61,7 @@ class Services:
             "FRONTEND_PORT": str(ports.frontend),
             "BACKEND_URL": f"http://127.0.0.1:{ports.backend}",
             "LOG_DIRECTORY": str(self.layout.application_logs),
+            "AI_RATE_LIMIT": "100000",  # demos, drills and smoke checks share one user
             "DATABASE_POOL_SIZE": "20",
             "DATABASE_MAX_OVERFLOW": "10",
             "DATABASE_POOL_TIMEOUT": "30",

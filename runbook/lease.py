@@ -20,10 +20,12 @@ from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from runbook.errors import LockLost
+from runbook.errors import LockLost, Unreachable
+from runbook.wait import until
 
 LEASE_SECONDS = 90.0
 RENEW_EVERY_SECONDS = 20.0
+BUSY_SECONDS = 30.0
 ANSWER_SECONDS = 5.0
 
 
@@ -50,7 +52,14 @@ def acquire(environment: str, flow_run_id: UUID) -> Lease | None:
     """Take the slot, or None when it is taken."""
     ensure_limit(environment)
     holder = ConcurrencyLeaseHolder(type="flow_run", id=flow_run_id)
-    with _client() as client:
+    return until(
+        lambda: _attempt(environment, holder), what="an answer of Prefect about the lock", seconds=BUSY_SECONDS
+    )[0]
+
+
+def _attempt(environment: str, holder: ConcurrencyLeaseHolder) -> tuple[Lease | None]:
+    """A server on SQLite that is busy answers 503 and has taken nothing; its client's own retries wait for seconds."""
+    with _impatient_client() as client:
         try:
             response = client.increment_concurrency_slots_with_lease(
                 names=[limit_name(environment)],
@@ -61,9 +70,13 @@ def acquire(environment: str, flow_run_id: UUID) -> Lease | None:
             )
         except httpx.HTTPStatusError as error:
             if error.response.status_code == httpx.codes.LOCKED:
-                return None
+                return (None,)
+            if error.response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+                raise Unreachable("Prefect is busy") from None
             raise
-    return Lease(UUID(response.json()["lease_id"]))
+        except httpx.TransportError as error:
+            raise Unreachable(f"Prefect does not answer ({type(error).__name__})") from None
+    return (Lease(UUID(response.json()["lease_id"])),)
 
 
 def release(lease_id: UUID) -> None:

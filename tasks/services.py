@@ -71,21 +71,21 @@ def stop_services(services: Services, roles: Sequence[str]) -> Stopped:
 
 @action(idempotent=True)
 def start_services(services: Services, roles: Sequence[str]) -> Started:
-    """Start roles one after the other (§8.2, step 6). That a process runs says little: `wait_healthy` says the rest.
+    """Start roles one after the other (§8.2, step 6), then see that all run. That says little: see `wait_healthy`.
 
     Raises:
         Unreachable: the service manager does not answer.
         OpsError: a role does not start; the end of its log is in the hint.
     """
-    for role in roles:
-        try:
-            services.start(role)
-            _prove(services, role, running=True)
-        except Unreachable:
-            raise
-        except OpsError as error:
-            raise OpsError(f"{role} does not start: {error.message}", _end_of_log(services, role)) from None
-        logger().info("%s is started", role)
+    for act in (services.start, lambda role: _prove(services, role, running=True)):
+        for role in roles:
+            try:
+                act(role)
+            except Unreachable:
+                raise
+            except OpsError as error:
+                raise OpsError(f"{role} does not start: {error.message}", _end_of_log(services, role)) from None
+    logger().info("started: %s", ", ".join(roles))
     return Started(tuple(roles))
 
 

@@ -107,7 +107,7 @@ def prove(
     database.tell_rewound(report, rewound, advanced=advance)
     copies.rows = {table: found.rows for table, found in content.tables.items()}
     if _migrate(report, permit, env, copies):
-        analyze(env.postgres, name, jobs)
+        analyze(env.postgres, name, jobs, everything=True)
         check.tell(report, check.start(report, env, name), "on the migrated copy", migrated=True)
         copies.rows = dict(read_counts(env.postgres, name).rows)
     database.try_application_login(report, env, copies.database)

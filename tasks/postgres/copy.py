@@ -18,7 +18,7 @@ from runbook.progress import progress
 from runbook.render import size
 from tasks.catalogue import Backup
 from tasks.postgres.content import DatabaseContent
-from tasks.postgres.dump import DUMP, GLOBALS
+from tasks.postgres.dump import DUMP, GLOBALS, STATISTICS_VERSION, carries_statistics
 from tasks.postgres.properties import apply_properties, creation
 
 REPLACE = "replace database"
@@ -81,6 +81,7 @@ def fill_copy(permit: Permit, postgres: Postgres, backup: Backup, copy: Copy, jo
     argv = [
         *(postgres.program("pg_restore"), "--format=directory", f"--jobs={jobs}", "--exit-on-error", "--no-password"),
         # A superuser's COPY passes row security anyway; a view of a table with forced policies fills only like this.
+        *(["--statistics"] if carries_statistics(postgres) else []),
         *("--enable-row-security", "--dbname", copy.database, str(backup.path / DUMP)),
     ]
     whole = content_in(backup).bytes
@@ -98,19 +99,26 @@ def fill_copy(permit: Permit, postgres: Postgres, backup: Backup, copy: Copy, jo
 
 
 @action(idempotent=True)
-def analyze(postgres: Postgres, database: str, jobs: int) -> str:
-    """Planner statistics, without which the first queries are ten thousand times dearer (recovery-rules)."""
+def analyze(postgres: Postgres, database: str, jobs: int, *, everything: bool = False) -> str:
+    """Planner statistics, without which the first queries are ten thousand times dearer (recovery-rules).
+
+    From 18 on they come with the dump, and only what lacks them is analysed, unless `everything` is to be.
+    """
     argv = [postgres.program("vacuumdb"), "--analyze-only", f"--jobs={jobs}", "--no-password", "--dbname", database]
-    shell.run(argv, environment=postgres.environment())
-    with postgres.connect(database) as connection:  # vacuumdb passes over partitioned parents before 18
-        parents = execute(
-            connection,
-            "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-            "WHERE c.relkind = 'p' AND NOT c.relispartition",
-        )
-        for schema, table in parents:
+    with postgres.connect(database) as connection:
+        carried = connection.info.server_version >= STATISTICS_VERSION
+        missing = ["--missing-stats-only"] if carried and not everything else []
+        shell.run([*argv, *missing], environment=postgres.environment())
+        for schema, table in [] if carried else execute(connection, _PARENTS):
             connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(schema, table)))
     return database
+
+
+# vacuumdb passes over partitioned parents before 18.
+_PARENTS = """
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'p' AND NOT c.relispartition
+"""
 
 
 @action

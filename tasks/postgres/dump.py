@@ -30,6 +30,7 @@ from runbook.render import size
 from tasks.host import disk_of
 from tasks.postgres.content import DatabaseContent, SequenceValue, content_in_session
 from tasks.postgres.definitions import dumped_definitions
+from tasks.postgres.server import program_version
 from tasks.postgres.session import pin
 
 DUMP = "dump"
@@ -39,6 +40,7 @@ SERIAL_ATTEMPTS = 6
 # All tables are locked by the exporting session: whoever has to wait now waits behind somebody who waits for that one.
 LOCK_WAIT = "1s"
 FULL_BYTES = 1 << 20
+STATISTICS_VERSION = 180000
 # pg_dump compresses: on a busy host the application comes first.
 NICE = 10
 COMPRESSIONS = ("zstd:1", "lz4:1", "gzip:1")
@@ -125,6 +127,11 @@ def knows_compression(postgres: Postgres, wanted: str) -> bool:
     except CommandFailed as error:
         return "compression" not in error.stderr  # else it went on to the connection, which nobody answers
     return True
+
+
+def carries_statistics(postgres: Postgres) -> bool:
+    """Whether dumps carry planner statistics (from 18 on)."""
+    return program_version(postgres, "pg_dump") * 10000 >= STATISTICS_VERSION
 
 
 def compression_of(names: Iterable[str]) -> str:
