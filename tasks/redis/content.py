@@ -54,6 +54,13 @@ class RedisContent(BaseModel):
         """Of all databases."""
         return sum(found.all_keys for found in self.databases.values())
 
+    @property
+    def may_vanish(self) -> int:
+        """Keys that a later loading of the RDB may not find: hashes without a TTL whose last fields expire, now or
+        since the server loaded them. The server counts those neither as loaded nor as expired."""
+        fading = sum(d.all_keys - d.persistent_keys - d.expiring_keys for d in self.databases.values())
+        return max(fading, 0) + max(self.rdb_keys - self.all_keys, 0)
+
 
 @dataclass(frozen=True)
 class Proof:

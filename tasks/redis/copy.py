@@ -43,7 +43,7 @@ LEFTOVER_SECONDS = 15.0
 class RedisCopy:
     """A copy that is ready to be swapped in. `keys` and `persistent` (those that nothing but a client can remove) count
     per database after `dropped` (by prefix) were left out; a server that starts on it loads `base_keys` from the AOF's
-    base, or `rdb_keys` from the RDB."""
+    base, or `rdb_keys` from the RDB, less what of `may_vanish` has."""
 
     directory: Path
     comparison: RedisComparison
@@ -52,6 +52,7 @@ class RedisCopy:
     persistent: dict[int, int]
     base_keys: int
     rdb_keys: int
+    may_vanish: int
     appendonly: bool
     seconds: float
 
@@ -97,6 +98,7 @@ def build_redis_copy(permit: Permit, block: Redis, backup: Backup) -> RedisCopy:
         persistent={number: keys - ttl - fading[number] for number, (keys, ttl) in counts.items()},
         base_keys=base_keys,
         rdb_keys=sum(keys for keys, _ in counts.values()),
+        may_vanish=actual.may_vanish,
         appendonly=configuration.appendonly,
         seconds=time.monotonic() - started,
     )
