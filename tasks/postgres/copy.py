@@ -70,6 +70,7 @@ def fill_copy(permit: Permit, postgres: Postgres, backup: Backup, copy: Copy, jo
     settings = {
         "maintenance_work_mem": f"{max(memory, 64)}MB",
         "synchronous_commit": "off",
+        "max_parallel_maintenance_workers": "0",  # the jobs fill the processors already
         "statement_timeout": "0",
         "lock_timeout": "0",
         "idle_in_transaction_session_timeout": "0",

@@ -28,8 +28,9 @@ from runbook.log import logger
 from runbook.progress import progress
 from runbook.render import size
 from tasks.host import disk_of
-from tasks.postgres.content import DatabaseContent, SequenceValue, content_in_session
+from tasks.postgres.content import DatabaseContent, content_in_session
 from tasks.postgres.definitions import dumped_definitions
+from tasks.postgres.dumped_sequences import column_maxima, dumped_sequences, find_behind, spelled_by_server
 from tasks.postgres.server import program_version
 from tasks.postgres.session import pin
 
@@ -44,7 +45,6 @@ STATISTICS_VERSION = 180000
 # pg_dump compresses: on a busy host the application comes first.
 NICE = 10
 COMPRESSIONS = ("zstd:1", "lz4:1", "gzip:1")
-_SETVAL = re.compile(r"setval\((E?'(?:[^']|'')*'), (-?\d+), (true|false)\)")
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ def _dump_once(postgres: Postgres, directory: Path, jobs: int, compression: str)
         started = time.monotonic()
         content = content_in_session(exporter, postgres.database)
         manifest_seconds = time.monotonic() - started
-        maxima = _maxima(exporter)
+        maxima = column_maxima(exporter)
         seconds = dumping.result()
-        sequences = _canonical(exporter, dumped_sequences(postgres, directory / DUMP))
+        sequences = spelled_by_server(exporter, dumped_sequences(postgres, directory / DUMP))
     definitions = dumped_definitions(postgres, directory / DUMP)
     content = content.model_copy(update={"sequences": sequences, "definitions": definitions})
-    return Dumped(taken, content, compression, jobs, seconds, manifest_seconds, _behind(sequences, maxima))
+    return Dumped(taken, content, compression, jobs, seconds, manifest_seconds, find_behind(sequences, maxima))
 
 
 @action
@@ -199,72 +199,3 @@ def _pg_dump(postgres: Postgres, target: Path, snapshot: str, compression: str, 
         if (free := disk_of(target).free_bytes) < FULL_BYTES:  # pg_dump's own message does not say so
             raise OpsError(f"the store is full: {size(free)} free", f"free space at {target.parents[1]}") from None
         raise
-
-
-def dumped_sequences(postgres: Postgres, dump: Path) -> dict[str, SequenceValue]:
-    """Every sequence's value as the dump will set it: sequences ignore snapshots, so only the dump knows."""
-    listed = shell.run([postgres.program("pg_restore"), "--list", dump]).stdout
-    entries = [line for line in listed.splitlines() if " SEQUENCE SET " in line]
-    if not entries:
-        return {}
-    chosen = dump.parent / ".sequences"
-    chosen.write_text("\n".join(entries) + "\n", encoding="utf-8")
-    try:
-        printed = shell.run([postgres.program("pg_restore"), f"--use-list={chosen}", "--file=-", dump]).stdout
-    finally:
-        chosen.unlink()
-    return {
-        _literal(name): SequenceValue(last=int(last), called=called == "true")
-        for name, last, called in _SETVAL.findall(printed)
-    }
-
-
-def _literal(text: str) -> str:
-    inner = text.removeprefix("E")[1:-1].replace("''", "'")
-    return inner.replace("\\\\", "\\") if text.startswith("E") else inner
-
-
-def _canonical(connection: Connection, sequences: dict[str, SequenceValue]) -> dict[str, SequenceValue]:
-    """The server's own spelling of each name."""
-    found = {}
-    for name, value in sequences.items():
-        row = execute(
-            connection,
-            "SELECT format('%%I.%%I', n.nspname, c.relname) FROM pg_class c "
-            "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = to_regclass(%s)",
-            name,
-        )
-        found[str(row[0][0]) if row else name] = value
-    return found
-
-
-def _maxima(connection: Connection) -> dict[str, tuple[str, int]]:
-    """The largest number in each column that a sequence feeds, in the snapshot: sequence → (column, number)."""
-    found = {}
-    for sequence, schema, table, column in execute(connection, _FED):
-        query = sql.SQL("SELECT max({}) FROM {}").format(sql.Identifier(column), sql.Identifier(schema, table))
-        largest = execute(connection, query)[0][0]
-        if isinstance(largest, int):
-            found[str(sequence)] = (f"{schema}.{table}.{column}", largest)
-    return found
-
-
-# Ascending sequences owned by a column that leads an index: without one the maximum would read the whole table.
-_FED = """
-SELECT format('%I.%I', sn.nspname, s.relname), tn.nspname, t.relname, a.attname FROM pg_depend d
-JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace sn ON sn.oid = s.relnamespace
-JOIN pg_sequence q ON q.seqrelid = s.oid AND q.seqincrement > 0 AND NOT q.seqcycle
-JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace tn ON tn.oid = t.relnamespace
-JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
-WHERE d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND t.relkind IN ('r', 'p')
-  AND EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.oid AND i.indkey[0] = a.attnum)
-"""
-
-
-def _behind(sequences: dict[str, SequenceValue], maxima: dict[str, tuple[str, int]]) -> tuple[str, ...]:
-    """Sequences whose column already holds a larger number: their next value would collide."""
-    return tuple(
-        f"{sequence} is at {sequences[sequence].last}, {column} already holds {largest}"
-        for sequence, (column, largest) in maxima.items()
-        if sequence in sequences and sequences[sequence].last < largest
-    )
