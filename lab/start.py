@@ -101,8 +101,20 @@ def _ready(services: Services, name: str, answers: Callable[[Services], bool]) -
         until(lambda: answers(services), what=f"{name}'s first answer", seconds=60)
     except Unreachable as error:
         log = services.layout.logs / f"{name}.log"
-        last = "\n".join(log.read_text(errors="replace").splitlines()[-10:]) if log.exists() else ""
-        raise OpsError(f"{error.message}; the end of its log:\n{last}", f"see {log}") from error
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        last = "\n".join(line[:300] for line in lines[-5:])
+        raise OpsError(f"{error.message}; the end of {log}:\n{last}\n", _way_out(services)) from error
+
+
+def _way_out(services: Services) -> str:
+    """What brings back a lab that an interrupted demo or drill left in ruins."""
+    name = services.layout.root.name
+    return (
+        "was the lab left in ruins by a demo that was interrupted? Restore it:\n"
+        f'  eval "$({PYTHON} -m lab env --name {name})"\n'
+        f"  {PYTHON} -m flows.recovery.full_restore --environment {name} --confirm {name}\n"
+        f"or begin anew: {PYTHON} -m lab down --name {name} --remove"
+    )
 
 
 def _postgres_answers(services: Services) -> bool:
