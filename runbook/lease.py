@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
@@ -144,12 +143,14 @@ def _impatient_client() -> Iterator[SyncPrefectClient]:
 
 
 def wait_free(environment: str, seconds: float) -> bool:
-    """Wait until the slot of an environment may be free, at most `seconds`."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    """Wait until the slot of an environment may be free, at most `seconds`; returns whether it is."""
+
+    def has_room() -> bool:
         with _client() as client:
             limit: Any = client.read_global_concurrency_limit_by_name(limit_name(environment))
-        if limit.active_slots < limit.limit:
-            return True
-        time.sleep(0.5)
-    return False
+        return bool(limit.active_slots < limit.limit)
+
+    try:
+        return until(has_room, what=f"a free lock on {environment}", seconds=seconds, every_seconds=0.5)
+    except Unreachable:
+        return False
