@@ -73,6 +73,7 @@ def spawn(
     directory: Path | None = None,
     user: str = "",
     nice: int = 0,
+    stdin: object = None,
     stdout: object = None,
     stderr: object = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
@@ -88,8 +89,8 @@ def spawn(
             command,
             env=variables,
             cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL if stdout is None else stdout,  # type: ignore[call-overload]
+            stdin=subprocess.DEVNULL if stdin is None else stdin,  # type: ignore[call-overload]
+            stdout=subprocess.DEVNULL if stdout is None else stdout,
             stderr=subprocess.DEVNULL if stderr is None else stderr,
         )
     except FileNotFoundError as error:

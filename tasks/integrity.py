@@ -7,27 +7,18 @@ one would block the swap's rename.
 
 from __future__ import annotations
 
-import importlib
 import json
-import logging
-import os
-import threading
-import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from blocks.postgres import Connection, Postgres, execute
-from runbook.errors import OpsError
 from runbook.kinds import probe
+from tasks.gx import process
+from tasks.gx.suites import SUITES, Suite, name_of, read_suites
 
-SUITES = Path(__file__).parent.parent / "deployments" / "expectations"
-Suite = list[dict[str, Any]]
 SCHEMA = "public"
-THREADS = 2
-_once = threading.Lock()
 
 
 class Checked(NamedTuple):
@@ -64,23 +55,6 @@ class Expectations:
         return tuple(sentence for sentence in self.failed if sentence not in self.missing)
 
 
-def preload() -> None:
-    """Begin to import Great Expectations (5–10 s when cold) beside other work; `run_expectations` waits for it."""
-    with _once:
-        if _import.ident is None:
-            _import.start()
-
-
-def _import_quietly() -> None:
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    logging.getLogger("great_expectations").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="great_expectations")
-    importlib.import_module("tasks.expectations")
-
-
-_import = threading.Thread(target=_import_quietly, name="import-great-expectations", daemon=True)
-
-
 @probe
 def run_expectations(postgres: Postgres, database: str, directory: Path, suites: Path = SUITES) -> Expectations:
     """Validate every suite against a database and keep Data Docs in `directory` (under `reports/evidence/<run>/`).
@@ -92,40 +66,30 @@ def run_expectations(postgres: Postgres, database: str, directory: Path, suites:
         Unreachable: the server does not answer.
         OpsError: a suite is not one, or the expectations could not be judged at all (which is never a pass).
     """
-    preload()
     wanted = read_suites(suites)
     with postgres.connect(database) as connection:
         runnable, rows = _judgeable(wanted, _columns(connection))
     missing = tuple(_sentence(row) for row in rows)
     evidence = _new_directory(directory)
-    try:
-        found, docs = _validate(postgres, database, runnable, evidence)
-    except Exception as error:
-        what = str(error).strip().split("\n")[0][:200]
-        raise OpsError(f"the expectations could not be judged: {type(error).__name__}: {what}", "try again") from None
-    rows += found
+    answer = process.ask(_request(postgres, database, runnable, evidence))
+    docs = Path(answer["docs"]) if answer["docs"] else None
+    rows += [Checked(*row) for row in answer["rows"]]
     text = json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1)
     (evidence / "expectations.json").write_text(text, encoding="utf-8")
     return Expectations(tuple(rows), missing, docs)
 
 
-def _validate(
-    postgres: Postgres, database: str, suites: Mapping[str, Suite], evidence: Path
-) -> tuple[list[Checked], Path | None]:
-    _import.join()
-    from tasks import expectations  # it costs seconds, so nothing but this imports it
-
-    rows = []
-    with expectations.context_for(postgres) as (context, passfile):
-        definitions = [
-            expectations.define(context, passfile, postgres, database, SCHEMA, table, suite)
-            for table, suite in suites.items()
-        ]
-        with ThreadPoolExecutor(max_workers=THREADS) as pool:
-            for table, found in zip(suites, pool.map(expectations.validate, definitions), strict=True):
-                rows += [Checked(table, *one) for one in found]
-        docs = expectations.build_docs(context, evidence)
-    return rows, docs
+def _request(postgres: Postgres, database: str, suites: Mapping[str, Suite], evidence: Path) -> dict[str, Any]:
+    return {
+        "host": postgres.host,
+        "port": postgres.port,
+        "user": postgres.admin_user,
+        "password": postgres.admin_password.get_secret_value(),
+        "database": database,
+        "schema": SCHEMA,
+        "suites": suites,
+        "evidence": str(evidence),
+    }
 
 
 def _judgeable(
@@ -156,26 +120,6 @@ def _sentence(row: Checked) -> str:
     return f"{row.table}: {row.expectation}: {row.observed}"
 
 
-def read_suites(directory: Path) -> dict[str, Suite]:
-    """Table to its expectations.
-
-    Raises:
-        OpsError: a file is not a list of `{"type": …, "kwargs": {…}}`, or there is no file at all.
-    """
-    suites = {}
-    for path in sorted(directory.glob("*.json")):
-        try:
-            suite = json.loads(path.read_text(encoding="utf-8"))
-            if not all(isinstance(item["type"], str) and isinstance(item["kwargs"], dict) for item in suite):
-                raise TypeError
-        except (ValueError, TypeError, KeyError):
-            raise OpsError(f"{path.name} is not a suite of expectations", "correct it, as its neighbours are") from None
-        suites[path.stem] = suite
-    if not suites:
-        raise OpsError(f"there is no suite of expectations in {directory}", "correct the directory")
-    return suites
-
-
 def _columns(connection: Connection) -> Mapping[str, Sequence[str]]:
     """The application's tables (partitioned ones too) and their columns; other schemas are strangers' business."""
     rows = execute(
@@ -186,14 +130,3 @@ def _columns(connection: Connection) -> Mapping[str, Sequence[str]]:
         SCHEMA,
     )
     return {str(table): columns for table, columns in rows}
-
-
-def name_of(expectation: Mapping[str, Any]) -> str:
-    """What an operator reads: the description, or the type in words with its column."""
-    if description := expectation.get("description"):
-        return str(description)
-    words = str(expectation["type"]).removeprefix("expect_").replace("_", " ")
-    kwargs = {key: value for key, value in expectation["kwargs"].items() if key not in ("column", "batch_id")}
-    column = expectation["kwargs"].get("column", "")
-    shown = ", ".join(f"{key.removesuffix('_value')} {value}" for key, value in kwargs.items())
-    return " ".join(part for part in (column, words.removeprefix("column "), f"({shown})" if shown else "") if part)

@@ -16,6 +16,7 @@ from runbook.report import Report
 from runbook.run import runbook
 from tasks import catalogue, integrity
 from tasks.catalogue import Backup
+from tasks.gx import process
 from tasks.migrations import MIGRATE, Heads, Script, read_heads, read_revision, upgrade
 
 
@@ -45,7 +46,7 @@ def apply_migrations(environment: str, revision: str = "head", confirm: str = ""
         if not pending:
             report.outcome = f"nothing is pending: {env.postgres.database} is at {current or 'no revision'}"
             return report
-        integrity.preload()
+        process.start()
         backup = _find_verified(report, env) if env.tier == "production" else None
         needs_backup = env.tier == "production" and backup is None
         _plan(report, env, current, pending, needs_backup=needs_backup)

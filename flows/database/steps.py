@@ -25,6 +25,7 @@ from tasks.postgres.copy import (
     try_login,
 )
 from tasks.postgres.dump import compression_of, knows_compression
+from tasks.postgres.rowhash import FORM
 from tasks.postgres.sequences import Rewound
 from tasks.postgres.server import Obstacle, Server, judge_programs
 
@@ -80,6 +81,13 @@ def _judge_content(report: Report, env: Environment, backup: Backup) -> None:
         "choose a backup of this database: this one was taken of another",
         value=content.database,
         expected=env.postgres.database,
+    )
+    report.expect(
+        "form of the content manifest",
+        content.form == FORM,
+        "restore it with the version of this project that took it",
+        value=content.form or "not stated",
+        expected=FORM,
     )
 
 

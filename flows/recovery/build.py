@@ -97,9 +97,10 @@ def prove(
         tell_redis_proof(report, env, chosen.redis, copies.redis)
     _prove_files(report, copies.files)
     name = copies.database.database
-    analyze(env.postgres, name, jobs)
+    analyzing = analyze.submit(env.postgres, name, jobs)
     checking = check.start(report, env, name)  # beside the comparison: both only read
     content = database.prove_database(report, env, chosen.database, copies.database)
+    analyzing.result()
     check.tell(report, checking, "on the copy", migrated=False)
     rewound = find_rewound(env.postgres, live.database, name) if live.oid else ()
     if advance:

@@ -21,7 +21,7 @@ from flows.recovery import bring_up, build, choose, revive
 from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
-from tasks import integrity
+from tasks.gx import process
 from tasks.postgres.copy import check_jobs
 from tasks.postgres.swap import advisory_lock
 
@@ -60,7 +60,7 @@ def full_restore(
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    integrity.preload()
+    process.start()
     with runbook("Full restore", env, confirm, changes=True, rank="recovery") as report:
         workers = check_jobs(jobs)
         if stop_services not in ("first", "at_swap"):

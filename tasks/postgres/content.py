@@ -15,6 +15,7 @@ from tasks.postgres import queries
 from tasks.postgres.definitions import differences as definition_differences
 from tasks.postgres.definitions import read_definitions
 from tasks.postgres.properties import Properties, read_properties
+from tasks.postgres.rowhash import FORM, row_hash
 from tasks.postgres.session import pinned
 
 LARGE_OBJECTS = "large objects"
@@ -38,7 +39,7 @@ class SequenceValue(BaseModel):
 
 
 class DatabaseContent(BaseModel):
-    """Everything that a restore is compared with."""
+    """Everything that a restore is compared with. `form` says what of a row was hashed."""
 
     model_config = ConfigDict(frozen=True)
     database: str
@@ -54,6 +55,7 @@ class DatabaseContent(BaseModel):
     populated: dict[str, bool]
     definitions: dict[str, str]
     not_compared: tuple[str, ...]
+    form: str = ""
 
     @property
     def rows(self) -> int:
@@ -93,6 +95,7 @@ def content_in_session(connection: Connection, database: str) -> DatabaseContent
         populated={str(a): bool(b) for a, b in execute(connection, queries.POPULATED)},
         definitions={},
         not_compared=tuple(str(row[0]) for row in execute(connection, queries.NOT_COMPARED)),
+        form=FORM,
     )
 
 
@@ -111,12 +114,12 @@ def revision(connection: Connection) -> str:
 
 
 def _tables(connection: Connection) -> Iterator[tuple[str, TableSum]]:
-    """Rows are hashed in their text form (recovery-rules); ONLY: a parent's children are counted for themselves."""
+    """ONLY: a parent's children are counted for themselves."""
     found: dict[str, TableSum] = {}
-    for schema, table, size, unit in execute(connection, queries.TABLES):
-        query = sql.SQL(
-            'SELECT count(*), coalesce(sum(hashtextextended(((t.*)::text) COLLATE "C", 0)::numeric), 0) FROM ONLY {} t'
-        ).format(sql.Identifier(schema, table))
+    for schema, table, columns, size, unit in execute(connection, queries.TABLES):
+        query = sql.SQL("SELECT count(*), coalesce(sum({}::numeric), 0) FROM ONLY {}").format(
+            row_hash(columns), sql.Identifier(schema, table)
+        )
         rows, total = execute(connection, query)[0]
         before = found.get(unit, TableSum(rows=0, hash="0"))
         found[unit] = TableSum(
@@ -221,7 +224,7 @@ def read_counts(postgres: Postgres, database: str) -> RowCounts:
     """Count every table, without reading its content."""
     counts: dict[str, int] = {}
     with pinned(postgres, database) as connection:
-        for schema, table, _, unit in execute(connection, queries.TABLES):
+        for schema, table, _, _, unit in execute(connection, queries.TABLES):
             query = sql.SQL("SELECT count(*) FROM ONLY {}").format(sql.Identifier(schema, table))
             counts[unit] = counts.get(unit, 0) + int(execute(connection, query)[0][0])
         lobs = int(execute(connection, "SELECT count(*) FROM pg_largeobject_metadata")[0][0])

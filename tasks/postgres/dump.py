@@ -130,7 +130,7 @@ def knows_compression(postgres: Postgres, wanted: str) -> bool:
 
 
 def carries_statistics(postgres: Postgres) -> bool:
-    """Whether dumps carry planner statistics (from 18 on)."""
+    """Whether these programs can put planner statistics into a dump (from 18 on)."""
     return program_version(postgres, "pg_dump") * 10000 >= STATISTICS_VERSION
 
 
@@ -187,6 +187,7 @@ def _pg_dump(postgres: Postgres, target: Path, snapshot: str, compression: str, 
             "--no-password",
             "--large-objects",
         ),
+        *(["--statistics"] if carries_statistics(postgres) else []),
         *("--file", str(target)),
     ]
     environment = {**postgres.environment(), "PGDATABASE": postgres.database, "PGOPTIONS": "-c lc_messages=C"}

@@ -5,8 +5,12 @@ LSN = "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE p
 
 # Leaves of a hash-partitioned table are summed together: pg_dump restores enum keys through the root, where they may
 # land in other leaves. Tables of an extension are the extension's own.
+# Columns go by name: a restored child of an inheritance may have its parent's before its own.
 TABLES = """
-SELECT n.nspname, c.relname, pg_table_size(c.oid), coalesce((
+SELECT n.nspname, c.relname, ARRAY(
+    SELECT ARRAY[a.attname::text, CASE WHEN a.atttypid IN ('text'::regtype, 'varchar'::regtype) THEN 'text' END]
+    FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname),
+  pg_table_size(c.oid), coalesce((
     SELECT format('%I.%I', rn.nspname, r.relname) FROM pg_partition_ancestors(c.oid) WITH ORDINALITY a(relid, depth)
     JOIN pg_partitioned_table p ON p.partrelid = a.relid AND p.partstrat = 'h'
     JOIN pg_class r ON r.oid = a.relid JOIN pg_namespace rn ON rn.oid = r.relnamespace

@@ -36,12 +36,20 @@ def restore(**parameters: object) -> Status:
 
 def test_restore_brings_back_what_was_there(trial: Trial) -> None:
     before = content_of(trial.environment.postgres, trial.database)
+    trial.sql("ANALYZE people")
     backup_database.fn(NAME)
     trial.sql("DELETE FROM answers; UPDATE people SET name = 'X' WHERE id < 100; DROP TABLE by_mood CASCADE")
     assert restore() in GOOD
     after = content_of(trial.environment.postgres, trial.database)
     assert compare(before, after).differences == ()
     assert newest(trial).verified
+    analyzed = (
+        "SELECT relname, last_analyze IS NOT NULL FROM pg_stat_user_tables WHERE relname IN ('people', 'answers_rest')"
+    )
+    assert dict(trial.sql(analyzed)) == {"people": False, "answers_rest": True}, "from the dump, or else made anew"
+    assert trial.sql(
+        "SELECT count(DISTINCT tablename) FROM pg_stats WHERE tablename IN ('people', 'answers_rest')"
+    ) == [(2,)]
     with psycopg.connect(
         host="127.0.0.1", port=trial.server.port, dbname=trial.database, user="grc_user",
         password=os.environ["TRIAL_PASSWORD"],

@@ -1,0 +1,110 @@
+"""The process in which expectations are validated: started early, asked by a line of JSON, answering by one.
+
+In a thread of the run its import would hold up everything else for seconds. Secrets go through the pipe.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from runbook import shell
+from runbook.errors import OpsError
+
+CHECKOUT = Path(__file__).parents[2]
+# Whatever restores meanwhile comes first.
+NICE = 10
+ATTEMPTS = 2
+
+
+class _Process:
+    """One child, started when it is first wanted, and again when it has ended (with the thread that started it)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stack = contextlib.ExitStack()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._errors: IO[bytes] | None = None
+
+    def start(self) -> None:
+        with self._lock:
+            self._running()
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        line = json.dumps(request, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            for _ in range(ATTEMPTS):
+                if answer := self._exchange(self._running(), line):
+                    return dict(json.loads(answer))
+            raise OpsError(f"the expectations could not be judged: {self._last_words()}", "try again")
+
+    def stop(self) -> None:
+        self._stack.close()
+        self._child = None
+
+    def _exchange(self, child: subprocess.Popen[bytes], line: bytes) -> bytes:
+        """Its answer; empty where it ended instead."""
+        assert child.stdin
+        assert child.stdout
+        with contextlib.suppress(OSError):
+            child.stdin.write(line)
+            child.stdin.flush()
+            if answer := child.stdout.readline():
+                return answer
+        child.wait()
+        return b""
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._child is None or self._child.poll() is not None:
+            self.stop()
+            self._child, self._errors = self._stack.enter_context(_program())
+        return self._child
+
+    def _last_words(self) -> str:
+        assert self._errors is not None
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return lines[-1][:200] if lines else "its process ended without a word"
+
+
+@contextlib.contextmanager
+def _program() -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    argv = [sys.executable, "-W", "ignore", "-m", "tasks.gx.program"]
+    quiet = {"GX_ANALYTICS_ENABLED": "false"}
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile() as errors,
+        shell.spawn(
+            argv, environment=quiet, directory=CHECKOUT, nice=NICE, stdin=pipe, stdout=pipe, stderr=errors
+        ) as child,
+    ):
+        yield child, errors
+
+
+_process = _Process()
+atexit.register(_process.stop)
+
+
+def start() -> None:
+    """Begin to import Great Expectations beside other work."""
+    _process.start()
+
+
+def ask(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Have `tasks.gx.program` validate; see there for request and answer.
+
+    Raises:
+        OpsError: the expectations could not be judged at all, which is never a pass.
+    """
+    answer = _process.ask(request)
+    if "error" in answer:
+        raise OpsError(f"the expectations could not be judged: {answer['error']}", "try again")
+    return answer

@@ -1,0 +1,62 @@
+"""The process of the expectations: begun early, begun again when it is gone, and silent about secrets."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from blocks.postgres import Postgres
+from runbook import shell
+from runbook.errors import OpsError
+from runbook.wait import until
+from tasks.gx import process
+from tasks.integrity import run_expectations
+from tests.servers import ADMIN_PASSWORD
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "tasks.gx.program" in child.cmdline()]
+
+
+def test_a_process_that_was_killed_is_begun_again(interview: Postgres, tmp_path: Path) -> None:
+    process.start()
+    process.start()
+    (child,) = until(children, what="the process", seconds=10)
+    child.kill()
+
+    assert run_expectations(interview, interview.database, tmp_path).failed == ()
+
+    (after,) = children()
+    assert after.pid != child.pid
+    assert ADMIN_PASSWORD not in " ".join(after.cmdline())
+    assert ADMIN_PASSWORD not in " ".join(after.environ().values())
+
+
+def test_what_cannot_be_judged_is_an_error_and_no_pass(interview: Postgres, tmp_path: Path) -> None:
+    with pytest.raises(OpsError, match="could not be judged: KeyError"):
+        process.ask({"password": "", "suites": {}})
+    assert run_expectations(interview, interview.database, tmp_path).failed == (), "it goes on after an error"
+
+
+def test_a_program_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def broken() -> Iterator[object]:
+        argv = [sys.executable, "-c", "import no_such_wheel"]
+        with (
+            tempfile.TemporaryFile() as errors,
+            shell.spawn(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as child,
+        ):
+            yield child, errors
+
+    process._process.stop()
+    monkeypatch.setattr(process, "_program", broken)
+    with pytest.raises(OpsError, match="could not be judged: ModuleNotFoundError: No module named 'no_such_wheel'"):
+        process.ask({})
+    process._process.stop()
