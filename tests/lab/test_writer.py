@@ -95,8 +95,8 @@ def test_it_goes_on_when_the_backend_was_killed(
 ) -> None:
     with writer(per_second=50, message_every=1000):
         wait_for(ledger, 5)
-        killed = datetime.now(UTC)
         os.kill(lab.status()["services"]["grc-backend"]["pid"], signal.SIGKILL)
+        killed = datetime.now(UTC)  # not before: asking for the status takes longer than five writes
         until(lambda: ledger.acknowledged(after=killed)[5:], what="writes after the kill", seconds=30)
     assert any(attempt.outcome == "refused" for attempt in ledger.attempts())
     assert lost(ledger, status["postgres"]["dsn"]).lost == ()
