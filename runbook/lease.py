@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
 
@@ -48,7 +48,13 @@ def ensure_limit(environment: str) -> None:
 
 
 def acquire(environment: str, flow_run_id: UUID) -> Lease | None:
-    """Take the slot, or None when it is taken."""
+    """Take the slot and keep it, or None when it is taken."""
+    taken = take(environment, flow_run_id)
+    return Lease(taken) if taken else None
+
+
+def take(environment: str, flow_run_id: UUID) -> UUID | None:
+    """Take the slot for `LEASE_SECONDS`; returns the lease's id, or None when it is taken."""
     ensure_limit(environment)
     holder = ConcurrencyLeaseHolder(type="flow_run", id=flow_run_id)
     return until(
@@ -56,7 +62,7 @@ def acquire(environment: str, flow_run_id: UUID) -> Lease | None:
     )[0]
 
 
-def _attempt(environment: str, holder: ConcurrencyLeaseHolder) -> tuple[Lease | None]:
+def _attempt(environment: str, holder: ConcurrencyLeaseHolder) -> tuple[UUID | None]:
     """A server on SQLite that is busy answers 503 and has taken nothing; its client's own retries wait for seconds."""
     with _impatient_client() as client:
         try:
@@ -75,7 +81,7 @@ def _attempt(environment: str, holder: ConcurrencyLeaseHolder) -> tuple[Lease | 
             raise
         except httpx.TransportError as error:
             raise Unreachable(f"Prefect does not answer ({type(error).__name__})") from None
-    return (Lease(UUID(response.json()["lease_id"])),)
+    return (UUID(response.json()["lease_id"]),)
 
 
 def release(lease_id: UUID) -> None:
@@ -85,10 +91,12 @@ def release(lease_id: UUID) -> None:
 
 
 class Lease:
-    """A slot that is held and renewed by a thread."""
+    """A slot that is held and renewed by a thread. `retake` is asked for another lease's id when this one is gone."""
 
-    def __init__(self, lease_id: UUID) -> None:
+    def __init__(self, lease_id: UUID, retake: Callable[[], UUID | None] = lambda: None) -> None:
         self.id = lease_id
+        self.retake = retake
+        self._renewing = threading.Lock()
         self._gone = threading.Event()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
@@ -117,15 +125,25 @@ class Lease:
             self._renew()
 
     def _renew(self) -> None:
-        try:
-            with _impatient_client() as client:
-                client.renew_concurrency_lease(self.id, lease_duration=LEASE_SECONDS)
-        except (httpx.HTTPStatusError, ObjectNotFound) as error:
-            code = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else httpx.codes.GONE
-            if code in (httpx.codes.GONE, httpx.codes.NOT_FOUND):
-                self._gone.set()
-        except httpx.HTTPError:
-            return
+        with self._renewing, contextlib.suppress(httpx.HTTPError, Unreachable):
+            if _renewed(self.id):
+                return
+            self._gone.set()
+            if taken := self.retake():
+                self.id = taken
+                self._gone.clear()
+
+
+def _renewed(lease_id: UUID) -> bool:
+    """False when Prefect says that the lease is gone."""
+    try:
+        with _impatient_client() as client:
+            client.renew_concurrency_lease(lease_id, lease_duration=LEASE_SECONDS)
+    except ObjectNotFound:
+        return False
+    except httpx.HTTPStatusError as error:
+        return error.response.status_code not in (httpx.codes.GONE, httpx.codes.NOT_FOUND)
+    return True
 
 
 def _client() -> SyncPrefectClient:

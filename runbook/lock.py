@@ -10,75 +10,31 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import fcntl
-import json
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Literal
+from typing import IO
 from uuid import UUID
 
 import httpx
-import psutil
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
-from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_UI_URL
 from prefect.states import Cancelled, Cancelling
-from prefect.variables import Variable
 
 from runbook import lease as leases
 from runbook.errors import Locked, Unreachable
+from runbook.holder import Holder, Rank, read, remember, remembered, this_run, write
 from runbook.wait import until
 
-Rank = Literal["maintenance", "recovery"]
 END_SECONDS = 30.0
 LAST_WORDS_SECONDS = 5.0
 _NONE: Mapping[str, EnvironmentLock] = MappingProxyType({})
 _held: contextvars.ContextVar[Mapping[str, EnvironmentLock]] = contextvars.ContextVar("held", default=_NONE)
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who holds an environment, and how its death is seen."""
-
-    runbook: str
-    rank: Rank
-    run_id: str
-    run_name: str
-    host: str
-    pid: int
-    pid_started: float
-    since: str
-    lease_id: str = ""
-
-    def is_dead(self) -> bool:
-        """True when it ran on this host and its process is gone; unknown elsewhere, so False."""
-        if self.host != socket.gethostname():
-            return False
-        try:
-            process = psutil.Process(self.pid)
-            # A zombie holds nothing any more, and PID 1 of a container may never collect it.
-            return abs(process.create_time() - self.pid_started) > 1 or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
-
-    def sentence(self, environment: str) -> Locked:
-        """What the refused run says."""
-        where = f"process {self.pid} on {self.host}"
-        run = f"run “{self.run_name}” ({self.run_id}), {where}" if self.run_id else where
-        link = (
-            f" {PREFECT_UI_URL.value()}/runs/flow-run/{self.run_id}" if self.run_id and PREFECT_UI_URL.value() else ""
-        )
-        return Locked(
-            f"{environment} is held by “{self.runbook}”, {run}, since {self.since}",
-            f"wait for it to end, or cancel it{link}; a run that died frees the lock within two minutes",
-        )
 
 
 class EnvironmentLock:
@@ -104,33 +60,19 @@ def hold(environment: str, directory: Path, runbook: str, rank: Rank) -> Iterato
         yield outer
         return
     with contextlib.ExitStack() as stack:
-        me = _me(runbook, rank)
+        me = this_run(runbook, rank)
         file = stack.enter_context(_file_lock(environment, directory, me))
         lease = _lease(environment, me) if me.run_id else None
         if lease:
             stack.callback(lease.close)
-            me = Holder(**{**asdict(me), "lease_id": str(lease.id)})
-            _remember(environment, me)
-            _write(file, me)
+            me = replace(me, lease_id=str(lease.id))
+            remember(environment, me)
+            write(file, me)
+            lease.retake = partial(_retake, environment, me)
         lock = EnvironmentLock(lease)
         token = _held.set({**_held.get(), environment: lock})
         stack.callback(_held.reset, token)
         yield lock
-
-
-def _me(runbook: str, rank: Rank) -> Holder:
-    context = FlowRunContext.get()
-    run = context.flow_run if context else None
-    return Holder(
-        runbook=runbook,
-        rank=rank,
-        run_id=str(run.id) if run else "",
-        run_name=run.name if run else "",
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        pid_started=psutil.Process().create_time(),
-        since=datetime.now(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
-    )
 
 
 @contextlib.contextmanager
@@ -138,7 +80,7 @@ def _file_lock(environment: str, directory: Path, me: Holder) -> Iterator[IO[str
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / f".lock-{environment}").open("a+", encoding="utf-8") as file:
         if not _try(file):
-            holder = _read(file)
+            holder = read(file)
             if holder is None or not _outranks(me, holder):
                 raise (
                     holder.sentence(environment)
@@ -146,7 +88,7 @@ def _file_lock(environment: str, directory: Path, me: Holder) -> Iterator[IO[str
                     else Locked(f"{environment} is held by a run that is just starting", "try again in a few seconds")
                 )
             _end(holder, environment, file)
-        _write(file, me)  # before the lease is waited for: a refused run must not read the name of the one before
+        write(file, me)  # before the lease is waited for: a refused run must not read the name of the one before
         try:
             yield file
         finally:
@@ -158,7 +100,7 @@ def _lease(environment: str, me: Holder) -> leases.Lease | None:
     run_id = UUID(me.run_id)
     if taken := leases.acquire(environment, run_id):
         return taken
-    holder = _remembered(environment)
+    holder = remembered(environment)
     if holder and holder.is_dead() and holder.lease_id:
         leases.release(UUID(holder.lease_id))
     elif holder and _outranks(me, holder):
@@ -171,13 +113,29 @@ def _lease(environment: str, me: Holder) -> leases.Lease | None:
     raise Locked(f"{environment} is held by another run", "look at the running flow runs and try again")
 
 
+def _retake(environment: str, me: Holder) -> UUID | None:
+    """The slot again, after Prefect was away for longer than the lease; None where another run held it since."""
+
+    def nobody_since() -> bool:
+        holder = remembered(environment)
+        return holder is not None and holder.run_id == me.run_id
+
+    if not nobody_since() or not (taken := leases.take(environment, UUID(me.run_id))):
+        return None
+    if not nobody_since():  # somebody took it and gave it back between the two
+        leases.release(taken)
+        return None
+    remember(environment, replace(me, lease_id=str(taken)))
+    return taken
+
+
 def _outranks(me: Holder, holder: Holder) -> bool:
     return me.rank == "recovery" and holder.rank == "maintenance"
 
 
 def _end(holder: Holder, environment: str, file: IO[str]) -> None:
     """A recovery ends the maintenance that holds this host's lock: TERM, then KILL."""
-    me = _me("", "recovery")
+    me = this_run("", "recovery")
     # A shared directory: its process id means another process here. Our own process holds it in another thread.
     if holder.host != me.host or holder.pid == me.pid:
         raise holder.sentence(environment)
@@ -211,34 +169,3 @@ def _try(file: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _read(file: IO[str]) -> Holder | None:
-    file.seek(0)
-    return _parse(file.read())
-
-
-def _write(file: IO[str], holder: Holder) -> None:
-    file.seek(0)
-    file.truncate()
-    file.write(json.dumps(asdict(holder)))
-    file.flush()
-
-
-def _variable(environment: str) -> str:
-    return f"{leases.limit_name(environment)}-holder"
-
-
-def _remember(environment: str, holder: Holder) -> None:
-    Variable.set(_variable(environment), json.dumps(asdict(holder)), overwrite=True)
-
-
-def _remembered(environment: str) -> Holder | None:
-    return _parse(str(Variable.get(_variable(environment), default="")))
-
-
-def _parse(text: str) -> Holder | None:
-    try:
-        return Holder(**json.loads(text))
-    except (ValueError, TypeError):
-        return None

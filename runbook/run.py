@@ -14,7 +14,8 @@ from prefect.settings import PREFECT_UI_URL
 
 from runbook import chain, render
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed
-from runbook.lock import Rank, hold
+from runbook.holder import Rank
+from runbook.lock import hold
 from runbook.log import logger
 from runbook.permit import PlanOnly
 from runbook.report import Finding, Report, Status, use_report

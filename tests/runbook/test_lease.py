@@ -24,8 +24,8 @@ from prefect.variables import Variable
 
 from runbook import lease as leases
 from runbook.errors import Locked, LockLost
+from runbook.holder import Rank
 from runbook.kinds import action
-from runbook.lock import Rank
 from runbook.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -150,12 +150,45 @@ def ending_when_asked(actor: Actor, run_id: str) -> Iterator[None]:
     assert seen
 
 
-def lose(system: System) -> None:
-    """The lease ends behind the holder's back, and another run takes the slot."""
+def expire(system: System) -> None:
+    """As in an outage of Prefect that is longer than the lease."""
     leases.release(UUID(holder_of(system)["lease_id"]))
-    other = leases.acquire(system.name, uuid.uuid4())
-    assert other
-    other.close()
+
+
+def lose(system: System) -> None:
+    """The lease ends behind the holder's back, and another run takes the slot and gives it back."""
+    expire(system)
+    other = uuid.uuid4()
+    taken = leases.take(system.name, other)
+    assert taken
+    Variable.set(f"env-{system.name}-holder", json.dumps(holder_of(system) | {"run_id": str(other)}), overwrite=True)
+    leases.release(taken)
+
+
+def test_a_lease_that_expired_is_taken_anew_where_nobody_held_it_since(system: System) -> None:
+    def inside(report: Report) -> None:
+        before = holder_of(system)["lease_id"]
+        expire(system)
+        report.require_lock()
+        assert taken(system) == 1
+        assert holder_of(system)["lease_id"] not in ("", before)
+
+    run(system, inside=inside)
+    assert taken(system) == 0, "the new lease is given back"
+
+
+def test_a_lease_that_expired_is_lost_while_another_run_holds_the_environment(system: System) -> None:
+    def inside(report: Report) -> None:
+        expire(system)
+        other = leases.take(system.name, uuid.uuid4())
+        assert other
+        try:
+            report.require_lock()
+        finally:
+            leases.release(other)
+
+    with pytest.raises(LockLost, match="expired and may be another run's"):
+        run(system, inside=inside)
 
 
 def test_nothing_irreversible_happens_after_the_lease_is_lost(system: System) -> None:
@@ -246,7 +279,7 @@ def test_the_lease_is_renewed_while_the_run_works(system: System, monkeypatch: p
 
     def inside(_report: Report) -> None:
         until(lambda: len(renewed) > 2, what="three renewals", seconds=10)
-        leases.release(UUID(holder_of(system)["lease_id"]))
+        lose(system)
         until(lambda: renewed[-1], what="the loss to be noticed", seconds=10)
 
     run(system, inside=inside)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from runbook.errors import Locked
-from runbook.lock import Rank, hold
+from runbook.holder import Rank
+from runbook.lock import hold
 from runbook.wait import until
 from tests.runbook.processes import Actor, is_alive
 from tests.runbook.system import System

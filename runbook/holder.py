@@ -1,0 +1,108 @@
+"""Who holds an environment: kept in the lock's file on this host, and in a Prefect Variable for the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import IO, Literal
+
+import psutil
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_UI_URL
+from prefect.variables import Variable
+
+from runbook.errors import Locked
+
+Rank = Literal["maintenance", "recovery"]
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds an environment, and how its death is seen."""
+
+    runbook: str
+    rank: Rank
+    run_id: str
+    run_name: str
+    host: str
+    pid: int
+    pid_started: float
+    since: str
+    lease_id: str = ""
+
+    def is_dead(self) -> bool:
+        """True when it ran on this host and its process is gone; unknown elsewhere, so False."""
+        if self.host != socket.gethostname():
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            # A zombie holds nothing any more, and PID 1 of a container may never collect it.
+            return abs(process.create_time() - self.pid_started) > 1 or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    def sentence(self, environment: str) -> Locked:
+        """What the refused run says."""
+        where = f"process {self.pid} on {self.host}"
+        run = f"run “{self.run_name}” ({self.run_id}), {where}" if self.run_id else where
+        link = (
+            f" {PREFECT_UI_URL.value()}/runs/flow-run/{self.run_id}" if self.run_id and PREFECT_UI_URL.value() else ""
+        )
+        return Locked(
+            f"{environment} is held by “{self.runbook}”, {run}, since {self.since}",
+            f"wait for it to end, or cancel it{link}; a run that died frees the lock within two minutes",
+        )
+
+
+def this_run(runbook: str, rank: Rank) -> Holder:
+    """This process, and the flow run that it is, if it is one."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    return Holder(
+        runbook=runbook,
+        rank=rank,
+        run_id=str(run.id) if run else "",
+        run_name=run.name if run else "",
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        pid_started=psutil.Process().create_time(),
+        since=datetime.now(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
+    )
+
+
+def read(file: IO[str]) -> Holder | None:
+    """Who wrote himself into a lock's file."""
+    file.seek(0)
+    return _parse(file.read())
+
+
+def write(file: IO[str], holder: Holder) -> None:
+    """Into a lock's file."""
+    file.seek(0)
+    file.truncate()
+    file.write(json.dumps(asdict(holder)))
+    file.flush()
+
+
+def _variable(environment: str) -> str:
+    return f"{'env-' + environment}-holder"
+
+
+def remember(environment: str, holder: Holder) -> None:
+    """For other hosts: in Prefect."""
+    Variable.set(_variable(environment), json.dumps(asdict(holder)), overwrite=True)
+
+
+def remembered(environment: str) -> Holder | None:
+    """Who holds or last held an environment, as Prefect knows."""
+    return _parse(str(Variable.get(_variable(environment), default="")))
+
+
+def _parse(text: str) -> Holder | None:
+    try:
+        return Holder(**json.loads(text))
+    except (ValueError, TypeError):
+        return None
