@@ -52,6 +52,11 @@ class Called:
             end = max(end, began + took)
         return self.seconds - covered
 
+    def from_to(self, first: str, last: str) -> float:
+        """Seconds from the beginning of the first step of that name to the end of the last one of the other."""
+        begins = min(began for step, began, _ in self.steps if step == first)
+        return max(began + took for step, began, took in self.steps if step == last) - begins
+
     def step(self, name: str) -> float:
         """Seconds of all steps of that name."""
         return sum(took for step, _, took in self.steps if step == name)

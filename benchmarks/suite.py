@@ -99,9 +99,11 @@ class Suite:
             self.place.tell(f"full restore {number + 1}: ours {ours[-1].seconds:.1f} s, script "
                             f"{script[-1].seconds:.1f} s, with -j2 {parallel[-1].seconds:.1f} s")  # fmt: skip
         self.profile = ours
-        mine = [call.seconds for call in ours]
+        mine = [call.from_to("stop_services", "smoke_check") for call in ours]  # as the script: stop → healthy
         self.figures += [
             Figure.ratio("full restore ÷ disaster_recovery.sh", mine, [one.seconds for one in script], 0.45),
+            Figure.ratio("… the whole flow, with judging before and reporting after", [call.seconds for call in ours],
+                         [one.seconds for one in script]),
             Figure.ratio("… without its sleep 10", mine, [one.seconds - one.slept_seconds for one in script]),
             Figure.ratio("… with pg_restore -j2", mine, [one.seconds for one in parallel]),
             Figure.ratio("… with pg_restore -j2, without its sleep 10", mine,

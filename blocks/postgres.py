@@ -16,6 +16,10 @@ from runbook.errors import OpsError, Unreachable
 
 Connection = psycopg.Connection[TupleRow]
 
+# libpq tells no SQLSTATE of a refused log-in, and a server with lc_messages=ja_JP says it in Japanese.
+PASSWORD = ("password authentication", "no password supplied", "パスワード認証")
+NOT_YET = ("FATAL:  the database system is ", "FATAL:  データベースシステムは")  # starting, stopping, recovering
+
 
 class Postgres(Block):
     """PostgreSQL: where it listens, its administrator, the application's role and database, its programs and files."""
@@ -95,12 +99,12 @@ class Postgres(Block):
     def _refused(self, error: psycopg.OperationalError, user: str, database: str) -> OpsError:
         text = str(error).strip().splitlines()[-1].strip()
         where = f"PostgreSQL at {self.host}:{self.port}"
-        if "password authentication" in text or "no password supplied" in text:
+        if any(part in text for part in PASSWORD):
             return OpsError(
                 f"{where} refuses the password of role {user}",
                 "correct the secret in the environment's variables and register the blocks again",
             )
-        if "FATAL" in text and "FATAL:  the database system is " not in text:  # starting, stopping, recovering
+        if "FATAL" in text and not any(part in text for part in NOT_YET):
             return OpsError(f"{where} refuses {user} in database {database}: {text.split('FATAL:')[-1].strip()}")
         return Unreachable(f"{where} does not answer: {text}", "start it, or look at its log")
 

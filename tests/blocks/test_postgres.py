@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
@@ -124,3 +127,30 @@ def test_the_url_reaches_the_database_whatever_is_in_its_parts(postgres: Postgre
     assert psycopg_url("postgresql+psycopg", "a@b", "c:d/e ?", "h", 1, "f/g") == (
         "postgresql+psycopg://a%40b:c%3Ad%2Fe%20%3F@h:1/f%2Fg"
     )
+
+
+@contextlib.contextmanager
+def server_that_says(code: str, message: str) -> Iterator[int]:
+    """The port of a server that refuses every log-in with such an ErrorResponse, as one with lc_messages=ja_JP does."""
+    fields = b"".join(part.encode() + b"\0" for part in ("SFATAL", "VFATAL", f"C{code}", f"M{message}")) + b"\0"
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):  # closed: the test is over
+            while True:
+                connection, _address = listener.accept()
+                with connection:
+                    while int.from_bytes(connection.recv(65536)[4:8]) in (80877103, 80877104):  # SSL, GSS: none here
+                        connection.sendall(b"N")
+                    connection.sendall(b"E" + (len(fields) + 4).to_bytes(4) + fields)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_server_that_speaks_japanese(postgres: Postgres) -> None:
+    with server_that_says("28P01", 'ユーザー"postgres"のパスワード認証に失敗しました') as port:
+        assert "refuses the password of role postgres" in str(refused(changed(postgres, port=port)))
+    with server_that_says("57P03", "データベースシステムは起動処理中です") as port, pytest.raises(Unreachable):
+        changed(postgres, port=port).connect()
