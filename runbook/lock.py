@@ -43,6 +43,11 @@ class EnvironmentLock:
     def __init__(self, lease: leases.Lease | None) -> None:
         self._lease = lease
 
+    @property
+    def keeps_out(self) -> str:
+        """Whom it keeps out."""
+        return "runs on all hosts" if self._lease else "runs on this host only: this one was not launched by Prefect"
+
     def require(self) -> None:
         """Raises LockLost when it is no longer held. The file lock cannot be lost while the process lives."""
         if self._lease:

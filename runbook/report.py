@@ -94,6 +94,7 @@ class Report:
     planned: bool = False
     form: str = ""
     lock: Held | None = None
+    state: Finding | None = None
     path: Path | None = None
     previous: str = ""
     hash: str = ""
@@ -169,6 +170,10 @@ class Report:
     def plan(self, step: str, detail: str, *, size: int = 0, seconds: float = 0.0) -> None:
         """One planned step with its bytes and an estimate of its seconds."""
         self.plan_steps.append(PlannedStep(step, detail, size, seconds))
+
+    def state_is(self, what: str, hint: str) -> None:
+        """What state the system is in from here on, and what to run next, should the run fail from any cause."""
+        self.state = Finding("state of the system", Status.CRITICAL, what, "", hint)
 
     def add_step(self, step: StepTime) -> None:
         """Called by probes and actions."""

@@ -39,13 +39,18 @@ def runbook(
     try:
         with use_report(report), contextlib.ExitStack() as stack:
             if changes:
-                report.lock = stack.enter_context(hold(target.name, target.reports_directory, title, rank))
+                allowed = rank if confirm == target.name else "maintenance"  # a plan ends nobody's work
+                lock = stack.enter_context(hold(target.name, target.reports_directory, title, allowed))
+                report.lock = lock
+                report.fact("lock", f"keeps out {lock.keeps_out}")
             yield report
     except PlanOnly:
         report.form = _form(report)
     except RunbookFailed as error:
         if error.report is not report:  # a runbook inside this one failed
             _failed(report, error)
+        else:
+            _tell_state(report)
     except (NotConfirmed, Locked, LockLost) as error:
         _failed(report, error)
         raise
@@ -58,9 +63,10 @@ def runbook(
                 Status.CRITICAL,
                 f"{type(error).__name__}: {error}"[:300],
                 "",
-                "launch it again: it begins from the start and ends well, or says what to do",
+                "" if report.state else "launch it again: it begins from the start and ends well, or says what to do",
             )
         )
+        _tell_state(report)
         raise
     finally:
         _finish(report, target)
@@ -70,6 +76,12 @@ def runbook(
 
 def _failed(report: Report, error: OpsError) -> None:
     report.findings.append(Finding(error.message, Status.CRITICAL, "", "", error.hint))
+    _tell_state(report)
+
+
+def _tell_state(report: Report) -> None:
+    if report.state:
+        report.findings.append(report.state)
 
 
 def _finish(report: Report, target: Target) -> None:

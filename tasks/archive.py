@@ -21,6 +21,7 @@ from tasks.entries import (
     hostile,
     ids_of,
     require_inside,
+    root_problems,
     shown,
     special_name,
     walk,
@@ -35,8 +36,11 @@ def write(directory: Path, target: Path) -> Archived:
     """Archive a directory. A file that changes meanwhile is kept as it was read, and named.
 
     Raises:
-        OpsError: a file cannot be read (a backup without it would be none), or the archive cannot be written.
+        OpsError: the directory is a link, a file cannot be read (a backup without it would be none), or the archive
+            cannot be written.
     """
+    if directory.is_symlink():
+        raise OpsError(f"{directory} is a link, not a directory", "archive the directory that it leads to")
     writing = _Writing(directory)
     try:
         with (
@@ -175,7 +179,7 @@ def _own(path: Path, entry: Entry) -> None:
 
 def compare_members(source: Path, entries: Sequence[Entry]) -> list[str]:
     """How an archive differs from its entries, as sentences, read as a restore reads it but not unpacked."""
-    named, seen, problems = {entry.path: entry for entry in entries}, set[str](), list[str]()
+    named, seen, problems = {entry.path: entry for entry in entries}, set[str](), root_problems(entries)
     try:
         with _opened(source) as tar:
             for member in tar:

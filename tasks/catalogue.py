@@ -1,12 +1,13 @@
 """The backups in a store: found, chosen, published. A store is a directory with one directory per backup.
 
-A backup is written under `.partial-<name>` and published by rename, its manifest last: what has no such prefix is
-whole. That a restore of it was verified is told by a file beside it (`.verified/<name>.json`): a backup itself never
-changes.
+A backup is written under `.partial-<environment>-<name>` and published by rename, its manifest last: what has no such
+prefix is whole. That a restore of it was verified is told by a file beside it (`.verified/<name>.json`): a backup
+itself never changes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -63,9 +64,15 @@ def open_backup(store: Path, name: str) -> Backup:
         VerificationFailed: its manifest is missing or altered.
     """
     path = store / name
-    seen = store / VERIFIED / f"{name}.json"
-    verified = str(json.loads(seen.read_text())["verified"]) if seen.exists() else ""
-    return Backup(path, manifests.read(path), verified)
+    return Backup(path, manifests.read(path), _verified(store, name))
+
+
+def _verified(store: Path, name: str) -> str:
+    """When a restore was proven; a file that cannot be read says nothing, and must not stand in a restore's way."""
+    try:
+        return str(json.loads((store / VERIFIED / f"{name}.json").read_text(encoding="utf-8"))["verified"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 @probe
@@ -90,20 +97,22 @@ def find_backup(store: Path, kind: Kind, wanted: str = LATEST) -> Backup:
 
 
 @probe
-def find_nearest(store: Path, kind: Kind, moment: datetime) -> Backup:
-    """The backup of another kind whose snapshot is nearest to a moment. One that cannot be read is passed over.
+def find_nearest(store: Path, kind: Kind, moment: datetime, environment: str) -> Backup:
+    """The backup of another kind, of the same environment, whose snapshot is nearest to a moment. One that cannot be
+    read is passed over.
 
     Raises:
         OpsError: there is none.
     """
     found = []
     for name in names(store, kind):
-        try:
+        with contextlib.suppress(OpsError):
             found.append(open_backup(store, name))
-        except OpsError:
-            continue
+    found = [backup for backup in found if backup.manifest.environment == environment]
     if not found:
-        raise OpsError(f"there is no {kind} backup in the store", f"take one, or restore without {kind}")
+        raise OpsError(
+            f"there is no {kind} backup of {environment} in the store", f"take one, or restore without {kind}"
+        )
     return min(found, key=lambda backup: abs((backup.manifest.taken - moment).total_seconds()))
 
 
@@ -119,15 +128,18 @@ def earlier(store: Path, kind: Kind, name: str) -> str:
 
 
 @action(idempotent=True)
-def clean_unfinished(store: Path) -> list[str]:
-    """Remove what killed backups left behind; returns their names. The environment's lock must be held."""
-    left = sorted(store.glob(f"{PARTIAL}*")) if store.is_dir() else []
-    for path in left:
-        shutil.rmtree(path)
-    return [path.name.removeprefix(PARTIAL) for path in left]
+def clean_unfinished(store: Path, environment: str) -> list[str]:
+    """Remove what an environment's killed backups left behind; returns their names. Its lock must be held: what it
+    does not protect, another environment's in the same store, is left alone."""
+    pattern = re.compile(rf"{re.escape(PARTIAL + environment)}-([a-z]+_\d{{8}}_\d{{6}})")
+    found = [pattern.fullmatch(path.name) for path in sorted(store.iterdir())] if store.is_dir() else []
+    left = [match for match in found if match]
+    for match in left:
+        shutil.rmtree(store / match[0])
+    return [match[1] for match in left]
 
 
-def begin(store: Path, kind: Kind, zone: ZoneInfo) -> tuple[str, Path]:
+def begin(store: Path, kind: Kind, environment: str, zone: ZoneInfo) -> tuple[str, Path]:
     """A name that is free and the directory to write into, private to this user."""
     store.mkdir(parents=True, exist_ok=True)
 
@@ -136,7 +148,7 @@ def begin(store: Path, kind: Kind, zone: ZoneInfo) -> tuple[str, Path]:
         return "" if (store / name).exists() else name
 
     name = until(free_name, what="a free name for the backup", seconds=5)
-    directory = store / f"{PARTIAL}{name}"
+    directory = store / f"{PARTIAL}{environment}-{name}"
     directory.mkdir(mode=0o700)
     return name, directory
 
@@ -155,12 +167,23 @@ def publish(directory: Path, manifest: Manifest) -> Path:
 
 @action(idempotent=True)
 def mark_verified(store: Path, name: str, facts: dict[str, str]) -> str:
-    """Write beside a backup that a restore of it was proven, now; returns when."""
+    """Write beside a backup that a restore of it was proven, now; returns when.
+
+    Raises:
+        OpsError: the store cannot be written to.
+    """
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    (store / VERIFIED).mkdir(exist_ok=True)
-    beside = store / VERIFIED / f".{name}.new"
-    beside.write_text(json.dumps({"verified": now, **facts}, ensure_ascii=False, indent=1), encoding="utf-8")
-    beside.replace(store / VERIFIED / f"{name}.json")
+    text = json.dumps({"verified": now, **facts}, ensure_ascii=False, indent=1)
+    try:
+        (store / VERIFIED).mkdir(exist_ok=True)
+        beside = store / VERIFIED / f".{name}.new"
+        beside.write_text(text, encoding="utf-8")
+        _sync(beside)
+        beside.replace(store / VERIFIED / f"{name}.json")
+    except OSError as error:
+        raise OpsError(
+            f"that {name} is verified could not be noted: {error.strerror}", f"make {store} writable"
+        ) from None
     return now
 
 

@@ -58,7 +58,7 @@ def entries_of(manifest: Manifest) -> tuple[Entry, ...]:
     """The entries that a backup's manifest names.
 
     Raises:
-        VerificationFailed: they are not entries, or one leads out of the directory.
+        VerificationFailed: they are not entries, one leads out of the directory, or they are no directory's.
     """
     try:
         entries = Archived.model_validate(manifest.content).entries
@@ -67,7 +67,15 @@ def entries_of(manifest: Manifest) -> tuple[Entry, ...]:
         raise VerificationFailed(f"the manifest of {manifest.name} lists no files: {where}", "choose another") from None
     for entry in entries:
         require_inside(entry.path)
+    if problems := root_problems(entries):
+        raise VerificationFailed(f"{manifest.name} cannot be unpacked: {problems[0]}", "choose another backup")
     return entries
+
+
+def root_problems(entries: Sequence[Entry]) -> list[str]:
+    """What forbids to unpack entries at all: their root `.` must be a directory, not a link to one."""
+    kind = next((entry.kind for entry in entries if entry.path == "."), "missing")
+    return [] if kind == "directory" else [f"its root is no directory ({kind})"]
 
 
 def walk(directory: Path) -> Iterator[Path]:

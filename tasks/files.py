@@ -73,14 +73,18 @@ class FilesSwapped:
 
 
 def directory_of(application: Application) -> Path:
-    """The application's directory.
+    """The application's directory itself, where the configured path is a symbolic link to it (`current` → a release):
+    what is backed up, replaced and kept aside. The link is never touched.
 
     Raises:
-        OpsError: the environment names none.
+        OpsError: the environment names none, or its links lead in a circle.
     """
     if not application.directory:
         raise OpsError("the environment names no directory of the application", "add [application] directory")
-    return Path(application.directory)
+    directory = Path(os.path.realpath(application.directory))
+    if directory.is_symlink():
+        raise OpsError(f"{application.directory} is a link that leads to itself", "correct the link")
+    return directory
 
 
 @probe
@@ -152,7 +156,7 @@ def build_files_copy(permit: Permit, application: Application, backup: Backup) -
     permit.require(REPLACE_FILES, application.directory)
     directory = directory_of(application)
     entries = listing.entries_of(backup.manifest)
-    copy = directory.with_name(directory.name + RESTORING)
+    copy = _beside(directory)
     try:
         if copy.exists() or copy.is_symlink():
             _remove(copy)
@@ -178,13 +182,15 @@ def swap_files(permit: Permit, application: Application, copy: FilesCopy) -> Fil
 
     Raises:
         NotConfirmed: not permitted.
-        VerificationFailed: the copy differs from its backup.
+        VerificationFailed: the copy differs from its backup, or the directory's link leads elsewhere since.
         OpsError: a rename is refused.
     """
     permit.require(REPLACE_FILES, application.directory)
     if copy.differences:
         raise VerificationFailed(f"the copy differs from {copy.backup}: {copy.differences[0]}", "take another backup")
     live = directory_of(application)
+    if copy.path != _beside(live):
+        raise VerificationFailed(f"{application.directory} leads elsewhere now, to {live}", "launch this again")
     try:
         failpoint("files: before first rename")
         kept = _free_name(live) if live.exists() or live.is_symlink() else None
@@ -206,6 +212,10 @@ def superseded_files(application: Application) -> list[Path]:
     directory = directory_of(application)
     beside = directory.parent.iterdir() if directory.parent.is_dir() else iter(())
     return sorted(path for path in beside if path.name.startswith(directory.name + SUPERSEDED))
+
+
+def _beside(live: Path) -> Path:
+    return live.with_name(live.name + RESTORING)
 
 
 def _notes(entries: Sequence[Entry]) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def backup_files(environment: str) -> Report:
             expected=f"more than {size(found.bytes)}",
         )
         report.fail_if_critical()
-        if left := catalogue.clean_unfinished(store):
+        if left := catalogue.clean_unfinished(store, env.name):
             report.fact("removed unfinished backups", ", ".join(left))
         name = _take(report, env, store)
         report.outcome = f"{name} is in the store"
@@ -56,7 +56,7 @@ def backup_files(environment: str) -> Report:
 
 def _take(report: Report, env: Environment, store: Path) -> str:
     started, taken = time.monotonic(), datetime.now(UTC)
-    name, directory = catalogue.begin(store, "files", env.zone)
+    name, directory = catalogue.begin(store, "files", env.name, env.zone)
     archived = archive_files(env.application, directory)
     problems = read_archive_back(directory, archived.entries)
     report.expect(

@@ -58,7 +58,7 @@ def backup_database(environment: str, jobs: Annotated[int, Field(ge=0, le=32)] =
             expected=f"more than {size(needed)}",
         )
         report.fail_if_critical()
-        if left := catalogue.clean_unfinished(store):
+        if left := catalogue.clean_unfinished(store, env.name):
             report.fact("removed unfinished backups", ", ".join(left))
         name = _take(report, env, server, store, workers)
         report.outcome = f"{name} is in the store"
@@ -84,7 +84,7 @@ def judge_source(report: Report, env: Environment, server: Server) -> None:
 
 def _take(report: Report, env: Environment, server: Server, store: Path, jobs: int) -> str:
     started = time.monotonic()
-    name, directory = catalogue.begin(store, "postgres", env.zone)
+    name, directory = catalogue.begin(store, "postgres", env.name, env.zone)
     dump_globals(env.postgres, directory)
     dumped = dump_database(env.postgres, directory, jobs)
     path = seal(env, name, directory, dumped, server, time.monotonic() - started)

@@ -9,12 +9,11 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.database import steps
+from flows.store import mark_verified
 from runbook.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
-from tasks import catalogue
 from tasks.postgres.copy import check_jobs
-from tasks.postgres.sequences import advance_sequences, find_rewound
 from tasks.postgres.server import find_obstacles, read_identity, read_server
 from tasks.postgres.swap import (
     UNDO,
@@ -63,21 +62,23 @@ def restore_database(
         steps.judge_space(report, env, chosen)
         steps.plan_database(report, env, chosen)
         permit = report.permit(steps.replace_act(env))
+        report.state_is("the live database was not touched", "launch it again when what is said above is put right")
         with advisory_lock(env.postgres) as guard:
             copy = steps.build_database(permit, env, chosen, workers)
-            steps.prove_database(report, env, chosen, copy)
-            rewound = find_rewound(env.postgres, env.postgres.database, copy.database) if live.oid else ()
-            if advance:
-                advance_sequences(permit, env.postgres, copy, rewound)
-            steps.tell_rewound(report, rewound, advanced=advance)
-            steps.ready_database(report, env, copy, workers)
-            swapped = swap_databases(permit, env.postgres, guard, copy, live.oid, chosen.name)
+            proven = steps.prove_database(report, env, chosen, copy)
+            ready = steps.ready_database(report, env, copy, workers, after=proven)
+            swapped = swap_databases.after(ready)(permit, env.postgres, guard, copy, live.oid, chosen.name)
+        report.state_is(
+            f"{chosen.name} is live, proven; the database it replaced is kept as {swapped.kept or 'nothing'}",
+            "do not restore again: that would lose what was written since. undo-restore goes back",
+        )
+        steps.advance(report, permit, env, swapped.kept, wanted=advance)
         steps.tell_window(report, env, chosen)
         report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
         report.fact("old database", f"kept as {swapped.kept}" if swapped.kept else "there was none")
         report.outcome = f"{env.postgres.database} is what it was in {chosen.name}, proven by content"
         report.fact("restart", "clients that cache type OIDs (asyncpg, psycopg): grc-backend")
-        catalogue.mark_verified(chosen.path.parent, chosen.name, {"by": report.runbook, "report": report.started_at})
+        mark_verified(report, chosen)
     return report
 
 

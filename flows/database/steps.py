@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blocks.environment import Environment
+from flows import store
 from runbook.errors import OpsError, VerificationFailed
 from runbook.permit import Act, Permit
 from runbook.render import duration, size
@@ -26,8 +27,8 @@ from tasks.postgres.copy import (
 )
 from tasks.postgres.dump import compression_of, knows_compression
 from tasks.postgres.rowhash import FORM
-from tasks.postgres.sequences import Rewound
-from tasks.postgres.server import Obstacle, Server, judge_programs
+from tasks.postgres.sequences import advance_sequences, find_rewound
+from tasks.postgres.server import Obstacle, Server, judge_programs, read_identity
 
 # recovery-rules: a restore writes WAL of 0.86 of the database's size.
 WAL_RATIO = 0.86
@@ -47,11 +48,11 @@ def choose_backup(report: Report, env: Environment, wanted: str) -> Backup:
         OpsError: there is none.
         RunbookFailed: it is damaged; the one before is named, and what it loses.
     """
-    store = Path(env.backups.postgres)
-    backup = catalogue.find_backup(store, "postgres", wanted)
+    directory = Path(env.backups.postgres)
+    backup = catalogue.find_backup(directory, "postgres", wanted)
     report.fact("backup", f"{backup.name}, snapshot of {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
     problems = catalogue.verify_files(backup)
-    before = catalogue.earlier(store, "postgres", backup.name)
+    before = catalogue.earlier(directory, "postgres", backup.name)
     report.expect(
         f"files of {backup.name}",
         not problems,
@@ -61,6 +62,7 @@ def choose_backup(report: Report, env: Environment, wanted: str) -> Backup:
         value="; ".join(problems[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
         expected="as in the manifest (SHA-256)",
     )
+    store.judge_origin(report, env, backup, wanted)
     if not backup.verified:
         report.warn(f"{backup.name} was never verified by a restore", "nothing to do: this run verifies it")
     hint = "what was written after it is lost; look for a newer one"
@@ -91,8 +93,10 @@ def _judge_content(report: Report, env: Environment, backup: Backup) -> None:
     )
 
 
-def judge_server(report: Report, env: Environment, backup: Backup, server: Server) -> None:
-    """Whether this server can hold what is in the backup."""
+def judge_server(
+    report: Report, env: Environment, backup: Backup, server: Server, *, roles_are_made: bool = False
+) -> None:
+    """Whether this server can hold what is in the backup; a run may make the roles itself on a new server."""
     content = content_in(backup)
     judge_programs(env.postgres, server)
     major = content.server_version // 10000
@@ -113,7 +117,7 @@ def judge_server(report: Report, env: Environment, backup: Backup, server: Serve
     missing = [role for role in content.roles if role not in server.roles]
     report.expect(
         "roles",
-        not missing or server.is_bare,
+        not missing or (roles_are_made and server.is_bare),
         f"create them first (they are in {backup.path / 'globals.sql'}), then launch this again",
         value=f"missing: {', '.join(missing)}" if missing else f"{len(content.roles)} there",
         expected=", ".join(content.roles),
@@ -177,7 +181,7 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
         RunbookFailed: they differ. The live database was not touched.
     """
     expected = content_in(backup)
-    found = read_content(env.postgres, copy.database)
+    found = read_content.after(copy)(env.postgres, copy.database)
     comparison = compare(expected, found)
     report.table("Proven equal to the backup", ("what", "expected", "found", "equal"), [
         (what, wanted, seen, "✅" if equal else "🛑") for what, wanted, seen, equal in comparison.proven
@@ -199,32 +203,40 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
     return found
 
 
-def ready_database(report: Report, env: Environment, copy: Copy, jobs: int) -> None:
+def ready_database(report: Report, env: Environment, copy: Copy, jobs: int, *, after: object) -> str:
     """Statistics, and a log-in as the application's role, before the copy takes the live name."""
-    analyze(env.postgres, copy.database, jobs)
-    try_application_login(report, env, copy)
+    analyzed = analyze.after(after)(env.postgres, copy.database, jobs)
+    return try_application_login(report, env, copy, after=analyzed)
 
 
-def try_application_login(report: Report, env: Environment, copy: Copy) -> None:
+def try_application_login(report: Report, env: Environment, copy: Copy, *, after: object) -> str:
     """pg_hba may name the database, and a privilege may be missing: better seen before the swap."""
-    user = try_login(env.postgres, copy.database)
+    user = try_login.after(after)(env.postgres, copy.database)
     report.expect("log-in of the application's role to the copy", user == env.postgres.user, "", value=user)
+    return user
 
 
-def tell_rewound(report: Report, rewound: Sequence[Rewound], *, advanced: bool) -> None:
-    """Sequences that stand lower than in the database that is replaced."""
+def advance(report: Report, permit: Permit, env: Environment, kept: str, *, wanted: bool) -> None:
+    """Sequences that stand lower than in the database that was replaced; set to where those stand, if that is wanted.
+
+    After the swap, since clients of the old one took numbers until then.
+    """
+    live = read_identity(env.postgres, env.postgres.database)
+    rewound = find_rewound(env.postgres, kept, live.database) if kept else ()
     if not rewound:
         return
-    report.table(
-        "Sequences behind the replaced database" + (" (advanced to it)" if advanced else ""),
-        ("sequence", "replaced database", "backup"),
-        [(item.sequence, item.live, item.copy) for item in rewound],
-    )
-    if not advanced:
+    if wanted:
+        advance_sequences(permit, env.postgres, live.database, rewound)
+    else:
         report.fact(
             "numbers that will be given out twice",
             f"by {len(rewound)} sequences; harmless inside the database. Other systems know them? advance=true",
         )
+    report.table(
+        "Sequences behind the replaced database" + (" (advanced to it)" if wanted else ""),
+        ("sequence", "replaced database", "backup"),
+        [(item.sequence, item.live, item.copy) for item in rewound],
+    )
 
 
 def tell_window(report: Report, env: Environment, backup: Backup) -> None:

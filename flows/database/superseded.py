@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +20,9 @@ from runbook.permit import Act, Permit
 from runbook.render import size
 from runbook.report import Report
 from runbook.run import runbook
+from tasks.files import superseded_files
 from tasks.postgres.swap import find_superseded
+from tasks.redis.swap import superseded_redis
 
 DISCARD = "discard"
 MOST_KEPT = 20
@@ -78,15 +81,20 @@ def find_aside(env: Environment, keep: int) -> list[Aside]:
     found = [
         Aside("database", old.name, old.bytes, f"{old.since} by {old.backup}") for old in find_superseded(env.postgres)
     ][keep:]
-    live = [
-        env.postgres.data_directory,
-        env.redis.data_directory if env.has("redis") else "",
-        env.application.directory if env.has("application") else "",
-    ]
-    for directory in (Path(path) for path in live if path):
-        aside = sorted(directory.parent.glob(f"{directory.name}.superseded_*"), reverse=True)
-        found += [Aside("directory", str(path), _bytes(path), path.name[-15:]) for path in aside[keep:]]
+    for aside in _directories_aside(env):
+        plain = [path for path in reversed(aside) if path.is_dir() and not path.is_symlink()]
+        found += [Aside("directory", str(path), _bytes(path), path.name[-15:]) for path in plain[keep:]]
     return found
+
+
+def _directories_aside(env: Environment) -> Iterator[list[Path]]:
+    """What lies beside each live directory, oldest first: beside the directory itself, where a link leads to it."""
+    data = Path(env.postgres.data_directory)
+    yield sorted(path for live in {data, data.resolve()} for path in live.parent.glob(f"{live.name}.superseded_*"))
+    if env.has("redis"):
+        yield superseded_redis(env.redis)
+    if env.has("application") and env.application.directory:
+        yield superseded_files(env.application)
 
 
 @action(idempotent=True)

@@ -16,11 +16,9 @@ from runbook.permit import Permit
 from runbook.render import size
 from runbook.report import Report
 from tasks.files import FilesCopy, build_files_copy
-from tasks.migrations import upgrade
+from tasks.migrations import Migrated, upgrade
 from tasks.postgres.content import read_counts
 from tasks.postgres.copy import Copy, analyze, create_copy, fill_copy
-from tasks.postgres.sequences import advance_sequences, find_rewound
-from tasks.postgres.server import Identity
 from tasks.redis.copy import RedisCopy, build_redis_copy
 
 START_ESTIMATE_SECONDS = 8.0
@@ -28,12 +26,14 @@ START_ESTIMATE_SECONDS = 8.0
 
 @dataclass
 class Copies:
-    """What stands beside the live data. `rows` are the copy's, after the migration, per table."""
+    """What stands beside the live data. `rows` are the copy's, after the migration, per table; `login` is the last
+    step of its proof."""
 
     database: Copy
     redis: RedisCopy | None
     files: FilesCopy | None
     rows: dict[str, int]
+    login: object = None
 
 
 def plan(report: Report, env: Environment, chosen: Chosen, found: Found, when: str) -> None:
@@ -83,9 +83,7 @@ def prove(
     env: Environment,
     chosen: Chosen,
     copies: Copies,
-    live: Identity,
     *,
-    advance: bool,
     jobs: int,
 ) -> None:
     """Compare every copy with its manifest, run the expectations, migrate, run them again.
@@ -97,34 +95,35 @@ def prove(
         tell_redis_proof(report, env, chosen.redis, copies.redis)
     _prove_files(report, copies.files)
     name = copies.database.database
-    analyzing = analyze.submit(env.postgres, name, jobs)
-    checking = check.start(report, env, name)  # beside the comparison: both only read
+    analyzing = analyze.after(copies.database).submit(env.postgres, name, jobs)
+    checking = check.start(report, env, name, after=copies.database)  # beside the comparison: both only read
     content = database.prove_database(report, env, chosen.database, copies.database)
     analyzing.result()
     check.tell(report, checking, "on the copy", migrated=False)
-    rewound = find_rewound(env.postgres, live.database, name) if live.oid else ()
-    if advance:
-        advance_sequences(permit, env.postgres, copies.database, rewound)
-    database.tell_rewound(report, rewound, advanced=advance)
     copies.rows = {table: found.rows for table, found in content.tables.items()}
-    if _migrate(report, permit, env, copies):
-        analyze(env.postgres, name, jobs, everything=True)
-        check.tell(report, check.start(report, env, name), "on the migrated copy", migrated=True)
-        copies.rows = dict(read_counts(env.postgres, name).rows)
-    database.try_application_login(report, env, copies.database)
+    if migrated := _migrate(report, permit, env, copies, content):
+        analyze.after(migrated)(env.postgres, name, jobs, everything=True)
+        checking = check.start(report, env, name, after=migrated)
+        check.tell(report, checking, "on the migrated copy", migrated=True)
+        copies.rows = dict(read_counts.after(migrated)(env.postgres, name).rows)
+    copies.login = database.try_application_login(report, env, copies.database, after=migrated or content)
     report.fail_if_critical()
 
 
-def _migrate(report: Report, permit: Permit, env: Environment, copies: Copies) -> bool:
-    """`alembic upgrade head` on the copy, with the code that will run on it. Returns whether it changed anything."""
+def _migrate(report: Report, permit: Permit, env: Environment, copies: Copies, proven: object) -> Migrated | None:
+    """`alembic upgrade head` on the copy, with the code that will run on it; None where it changed nothing."""
     backend = Path(env.application.backend_directory)
-    if copies.files:
-        inside = backend.relative_to(env.application.directory)
-        backend = copies.files.path / inside
-    done = upgrade(permit, env.postgres, env.application, copies.database.database, backend_directory=backend)
+    root = Path(env.application.directory)
+    for directory, path in ((root, backend), (root.resolve(), backend.resolve())):  # either may be named by a link
+        if copies.files and path.is_relative_to(directory):
+            backend = copies.files.path / path.relative_to(directory)
+            break
+    done = upgrade.after(proven)(
+        permit, env.postgres, env.application, copies.database.database, backend_directory=backend
+    )
     changed = done.before != done.after
     report.fact("Alembic revision", f"{done.before} → {done.after}" if changed else f"{done.after}, nothing pending")
-    return changed
+    return done if changed else None
 
 
 def _prove_files(report: Report, copy: FilesCopy | None) -> None:

@@ -8,10 +8,10 @@ from runbook.report import Report
 from tasks.integrity import Expectations, run_expectations
 
 
-def start(report: Report, env: Environment, database: str) -> Pending[Expectations]:
-    """Begin to validate a database; Data Docs are kept under the reports."""
+def start(report: Report, env: Environment, database: str, *, after: object) -> Pending[Expectations]:
+    """Begin to validate a database, behind the step that made it so; Data Docs are kept under the reports."""
     evidence = env.reports_directory / "evidence" / f"{report.started:%Y%m%dT%H%M%SZ}"
-    return run_expectations.submit(env.postgres, database, evidence)
+    return run_expectations.after(after).submit(env.postgres, database, evidence)
 
 
 def tell(report: Report, checking: Pending[Expectations], where: str, *, migrated: bool) -> None:

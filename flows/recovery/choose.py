@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 from blocks.environment import Environment
@@ -49,10 +48,9 @@ def choose(report: Report, env: Environment, wanted: str) -> Chosen:
         RunbookFailed: one of them is damaged; nothing was touched.
     """
     chosen = database.choose_backup(report, env, wanted)
-    taken = chosen.manifest.taken
-    redis = _nearest(report, Path(env.backups.redis), "redis", taken) if env.has("redis") else None
+    redis = _nearest(report, Path(env.backups.redis), "redis", chosen) if env.has("redis") else None
     wants_files = env.has("application") and env.application.directory
-    files = _nearest(report, Path(env.backups.files), "files", taken) if wants_files else None
+    files = _nearest(report, Path(env.backups.files), "files", chosen) if wants_files else None
     fitness = judge_redis(report, env, redis, [*catalogue.verify_files(redis)]) if redis else None
     if files:
         _judge_files(report, env, files)
@@ -60,10 +58,11 @@ def choose(report: Report, env: Environment, wanted: str) -> Chosen:
     return Chosen(chosen, redis, files, fitness)
 
 
-def _nearest(report: Report, store: Path, kind: Kind, taken: datetime) -> Backup | None:
-    """The backup nearest to the database's, and the gap between the two."""
+def _nearest(report: Report, store: Path, kind: Kind, database: Backup) -> Backup | None:
+    """The backup nearest to the database's, of the same environment, and the gap between the two."""
+    taken = database.manifest.taken
     try:
-        backup = catalogue.find_nearest(store, kind, taken)
+        backup = catalogue.find_nearest.after(database)(store, kind, taken, database.manifest.environment)
     except OpsError as error:
         report.warn(f"{kind} backup", f"{kind} is left as it is; take backups of it too", value=error.message)
         return None

@@ -18,13 +18,15 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.recovery import bring_up, build, choose, revive
-from runbook.errors import OpsError
+from runbook.errors import OpsError, Unreachable
 from runbook.report import Report
 from runbook.run import runbook
+from runbook.wait import until
 from tasks.gx import process
 from tasks.postgres.copy import check_jobs
 from tasks.postgres.swap import advisory_lock
 
+PREFECT_SECONDS = 10.0
 WhenToStop = Literal["first", "at_swap"]
 
 
@@ -70,12 +72,13 @@ def full_restore(
         build.plan(report, env, chosen, found, stop_services)
         permit = report.permit(*chosen.acts(env))
         live = revive.revive(report, permit, env, chosen.database, found)
-        with advisory_lock(env.postgres) as guard, bring_up.services_held(report, env, found, stop_services) as held:
+        holding = bring_up.services_held(report, env, found, stop_services, live)
+        with advisory_lock(env.postgres) as guard, holding as held:
             copies = build.build(report, permit, env, chosen, workers)
-            build.prove(report, permit, env, chosen, copies, live, advance=advance, jobs=workers)
-            bring_up.swap(report, permit, env, guard, held, copies, live, chosen)
+            build.prove(report, permit, env, chosen, copies, jobs=workers)
+            bring_up.swap(report, permit, env, guard, held, copies, live, chosen, advance=advance)
         bring_up.start(report, env, copies, held)
-        bring_up.tell(report, env, chosen)
+        bring_up.tell(report, env, chosen, held)
     return report
 
 
@@ -102,10 +105,20 @@ def main() -> int:
 
 
 def _prefect_answers() -> bool:
+    """Whether a Prefect server lives, be it ever so busy: only it keeps runs on other hosts away."""
     address = PREFECT_API_URL.value()
+    if not address:
+        return False
+
+    def answered() -> bool:
+        try:
+            return bool(httpx.get(f"{address}/health", timeout=3, trust_env=False).status_code)
+        except httpx.HTTPError:
+            return False
+
     try:
-        return bool(address) and httpx.get(f"{address}/health", timeout=3).is_success
-    except httpx.HTTPError:
+        return until(answered, what="an answer of Prefect", seconds=PREFECT_SECONDS)
+    except Unreachable:
         return False
 
 

@@ -53,7 +53,7 @@ def judge(report: Report, env: Environment, backup: Backup) -> Found:
 
 
 def _judge_running(report: Report, env: Environment, backup: Backup) -> Identity:
-    database.judge_server(report, env, backup, read_server(env.postgres))
+    database.judge_server(report, env, backup, read_server(env.postgres), roles_are_made=True)
     database.judge_obstacles(report, find_obstacles(env.postgres, env.postgres.database))
     return read_identity(env.postgres, env.postgres.database)
 
@@ -77,7 +77,11 @@ def revive(report: Report, permit: Permit, env: Environment, backup: Backup, fou
     server = read_server(env.postgres)
     if server.is_bare:
         made = create_roles(permit, env.postgres, backup, server.roles)
-        report.fact("roles created from the backup", ", ".join(made))
+        if made.names:
+            report.fact("roles created from the backup", ", ".join(made.names))
+        if made.without_password:
+            report.warn("passwords of roles", "set them (ALTER ROLE … PASSWORD): a backup holds none",
+                        value=", ".join(made.without_password))  # fmt: skip
     return live
 
 

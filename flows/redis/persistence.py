@@ -9,6 +9,7 @@ from pathlib import Path
 from prefect import flow
 
 from blocks.environment import Environment
+from flows import store as stores
 from flows.redis.steps import build_redis, judge_redis, plan_redis, replace_redis, undo
 from runbook.permit import Act
 from runbook.render import duration, size
@@ -49,7 +50,7 @@ def backup_redis(environment: str) -> Report:
         source = read_source(env.redis)
         judge_source(report, source, store)
         report.fail_if_critical()
-        if left := catalogue.clean_unfinished(store):
+        if left := catalogue.clean_unfinished(store, env.name):
             report.fact("removed unfinished backups", ", ".join(left))
         backup = _take(env, source, store)
         _tell(report, backup)
@@ -84,7 +85,7 @@ def judge_source(report: Report, source: Source, store: Path) -> None:
 
 def _take(env: Environment, source: Source, store: Path) -> Backup:
     started = time.monotonic()
-    name, directory = catalogue.begin(store, "redis", env.zone)
+    name, directory = catalogue.begin(store, "redis", env.name, env.zone)
     taken = snapshot(env.redis, source, directory)
     content = read_manifest(env.redis, directory)
     catalogue.publish(directory, _manifest(env, name, directory, taken, content, time.monotonic() - started))
@@ -161,15 +162,17 @@ def restore_redis(environment: str, backup: str = "latest", confirm: str = "") -
         store = Path(env.backups.redis)
         found = catalogue.find_backup(store, "redis", backup)
         report.fact("backup", found.name)
+        stores.judge_origin(report, env, found, backup)
         report.fact("lost", f"every write after {found.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
         fitness = judge_redis(report, env, found, list(catalogue.verify_files(found)))
         report.fail_if_critical()
         if fitness:
             plan_redis(report, env, found, fitness)
         permit = report.permit(Act(ACT, env.redis.data_directory))
+        report.state_is("the live data was not touched", "launch it again when what is said above is put right")
         copy = build_redis(report, env, permit, found)
         swapped = replace_redis(report, env, permit, copy)
         report.fact("undo", undo(env, swapped))
         report.fail_if_critical()
-        catalogue.mark_verified(store, found.name, {"by": "restore-redis", "keys": str(sum(copy.keys.values()))})
+        stores.mark_verified(report, found)
     return report

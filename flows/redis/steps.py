@@ -107,10 +107,14 @@ def replace_redis(report: Report, env: Environment, permit: Permit, copy: RedisC
     except BaseException:
         if was_running:
             logger().warning("the swap failed: Redis is started again on its old data")
-            start_redis(env.redis, env.services)
+            try:
+                start_redis(env.redis, env.services)
+            except OpsError as second:  # the first error is the one to read first
+                report.expect("Redis started again", False, second.hint, value=second.message)
         raise
     report.fact("Redis data kept", swapped.kept or "there was none")
     back = undo(env, swapped)
+    report.state_is("the backup's data is in place; what it replaced is kept", back)
     try:
         started = start_redis.after(swapped)(env.redis, env.services)
         differences = verify_live_redis.after(started)(env.redis, copy)

@@ -26,7 +26,7 @@ def create_cluster(permit: Permit, postgres: Postgres) -> Path:
     What is left of an old data directory is renamed aside, never removed.
     """
     permit.require(REPLACE, postgres.database)
-    data = Path(postgres.data_directory)
+    data = Path(postgres.data_directory).resolve()  # a link stays: it leads to the disk that was chosen
     beside = data.with_name(data.name + NEW)
     if beside.exists():
         shutil.rmtree(beside)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
+import psycopg
 from psycopg import sql
 
 from blocks.postgres import Connection, Postgres, execute
@@ -143,28 +144,67 @@ def try_login(postgres: Postgres, database: str) -> str:
         return str(execute(connection, "SELECT current_user")[0][0])
 
 
-@action
-def create_roles(permit: Permit, postgres: Postgres, backup: Backup, existing: Sequence[str]) -> list[str]:
-    """On a new cluster: the backup's roles in one transaction, then the application's password from the secrets."""
+@dataclass(frozen=True)
+class MadeRoles:
+    """The roles that were made, and those of them that may log in but have no password yet."""
+
+    names: tuple[str, ...]
+    without_password: tuple[str, ...]
+
+
+@action(idempotent=True)
+def create_roles(permit: Permit, postgres: Postgres, backup: Backup, existing: Sequence[str]) -> MadeRoles:
+    """On a server without databases: what it lacks of the backup's roles, and its tablespaces.
+
+    Backups hold no passwords: the application's comes from the secrets. Tablespaces cannot be made in a transaction.
+
+    Raises:
+        OpsError: a tablespace's directory is not there.
+    """
     permit.require(REPLACE, postgres.database)
-    text = (backup.path / GLOBALS).read_text(encoding="utf-8")
-    made = []
-    with postgres.connect(autocommit=False) as connection:
-        quoted = {str(execute(connection, "SELECT quote_ident(%s)", role)[0][0]) for role in existing}
-        for line in text.splitlines():
-            if line.startswith("CREATE ROLE "):
-                role = line.removeprefix("CREATE ROLE ").removesuffix(";")
-                if role in quoted:
-                    continue
-                made.append(role)
-            if line.startswith(("CREATE ROLE", "ALTER ROLE", "GRANT", "CREATE TABLESPACE", "ALTER TABLESPACE")):
-                connection.execute(line.encode())
-        connection.execute(
-            sql.SQL("ALTER ROLE {} PASSWORD {}").format(
-                sql.Identifier(postgres.user), postgres.password.get_secret_value()
-            )
-        )
+    lines = (backup.path / GLOBALS).read_text(encoding="utf-8").splitlines()
+    with postgres.connect() as connection:
+        made = _make_roles(connection, postgres, lines, existing)
+        for line in lines:
+            if line.startswith(("CREATE TABLESPACE", "ALTER TABLESPACE")):
+                _make_tablespace(connection, line)
     return made
+
+
+def _make_roles(connection: Connection, postgres: Postgres, lines: Sequence[str], existing: Sequence[str]) -> MadeRoles:
+    """In one transaction, so that a run that is killed leaves none or all of them."""
+    quoted = {str(execute(connection, "SELECT quote_ident(%s)", role)[0][0]) for role in existing}
+    there = {f"CREATE ROLE {role};" for role in quoted}
+    if not [line for line in lines if line.startswith("CREATE ROLE ") and line not in there]:
+        return MadeRoles((), ())
+    with connection.transaction():
+        for line in lines:
+            if line.startswith(("CREATE ROLE", "ALTER ROLE", "GRANT")) and line not in there:
+                connection.execute(line.encode())
+        if postgres.user not in existing:
+            secret = postgres.password.get_secret_value().encode()
+            hashed = connection.pgconn.encrypt_password(secret, postgres.user.encode(), b"scram-sha-256").decode()
+            connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(postgres.user), hashed))
+        rows = execute(connection, _LOGINS, list(existing))
+    return MadeRoles(tuple(str(name) for name, _ in rows), tuple(str(name) for name, lacks in rows if lacks))
+
+
+_LOGINS = """
+SELECT rolname, rolcanlogin AND rolpassword IS NULL FROM pg_authid
+WHERE rolname !~ '^pg_' AND rolname <> ALL (%s) ORDER BY 1
+"""
+
+
+def _make_tablespace(connection: Connection, statement: str) -> None:
+    try:
+        connection.execute(statement.encode())
+    except psycopg.errors.DuplicateObject:
+        return
+    except (psycopg.errors.UndefinedFile, psycopg.errors.ObjectInUse) as error:
+        raise OpsError(
+            f"a tablespace cannot be made: {error.diag.message_primary}",
+            "create that directory, empty and the server's user's, and launch this again",
+        ) from None
 
 
 def drop(connection: Connection, database: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from blocks.postgres import Postgres
 from runbook import shell
+from tasks.postgres.casts import canonical
 
 _HEADER = re.compile(
     r"^--\n-- Name: (?P<name>.*); Type: (?P<type>[A-Z ]+); Schema: (?P<schema>.*?); Owner: (?P<owner>.*?)"
@@ -22,7 +23,7 @@ _HEADER = re.compile(
 SECRET_TYPES = ("SUBSCRIPTION", "USER MAPPING")
 # pg_restore prints these among the definitions, pg_dump does not.
 DATA_TYPES = ("MATERIALIZED VIEW DATA", "SEQUENCE SET", "TABLE DATA", "BLOBS", "BLOB METADATA")
-_REDUNDANT = re.compile(r"::(?:character varying|text|bpchar|name)(?:\(\d+\))?(?:\[\])?|[()\s]")
+_SESSION_LINES = ("--", "\\unrestrict", "\\restrict", "SET default_t")
 
 
 def read_definitions(postgres: Postgres, database: str) -> dict[str, str]:
@@ -52,26 +53,25 @@ def parse(printed: str) -> dict[str, str]:
 
 
 def _without_session_lines(body: str) -> str:
-    """Without what belongs to pg_dump's session and not to the object: SET lines and the end of its script."""
-    lines = [
-        line
-        for line in body.splitlines()
-        if line and not line.startswith(("--", "\\unrestrict", "\\restrict", "SET default_t"))
-    ]
-    return "\n".join(lines) + "\n"
+    """Without what pg_dump's session adds after an object: blank lines, SET lines, the end of the script. Such lines
+    inside the object (in a function, in a text) are its own."""
+    lines = body.split("\n")
+    while lines and (not lines[-1] or lines[-1].startswith(_SESSION_LINES)):
+        lines.pop()
+    return "\n".join(lines).lstrip("\n") + "\n"
 
 
 def differences(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
     """How two databases' definitions differ, as sentences.
 
-    An expression is printed with other (redundant) casts once it was read back: `IN` on a varchar column does that.
-    Texts that are equal without casts to text and parentheses count as equal.
+    An array's cast is printed at its elements once it was read back: `IN` on a varchar column does that. Texts that
+    differ in nothing else (`casts.canonical`) count as equal.
     """
     problems = [f"{key}: missing" for key in expected if key not in actual]
     problems += [f"{key}: not in the backup" for key in actual if key not in expected]
     for key, text in expected.items():
         other = actual.get(key, text)
-        if text != other and _REDUNDANT.sub("", text) != _REDUNDANT.sub("", other):
+        if text != other and canonical(text) != canonical(other):
             problems.append(f"{key}: differs: {first_difference(text, other)}")
     return problems
 

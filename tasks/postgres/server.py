@@ -34,8 +34,8 @@ class Server:
 
     @property
     def is_bare(self) -> bool:
-        """A new cluster: nobody has made a role or a database in it."""
-        return len(self.roles) <= 1 and not set(self.databases) - {"postgres"}
+        """Nobody has a database in it: a new cluster, or one whose only database is gone."""
+        return not set(self.databases) - {"postgres"}
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,34 @@ FROM pg_roles WHERE rolname = current_user
 
 
 def presence(postgres: Postgres) -> Presence:
-    """Whether the server answers, is down, or has lost its data directory."""
-    data = Path(postgres.data_directory)
-    if data.parent.exists() and not (data / "PG_VERSION").exists() and _is_local(postgres):
-        return "absent"
+    """Whether the server answers, is down, or has lost its data directory.
+
+    Raises:
+        OpsError: it answers, and its data is elsewhere than the environment says: nothing there may be made anew.
+    """
+    data, is_local = Path(postgres.data_directory), postgres.host in ("localhost", "127.0.0.1", "::1", "")
+    is_gone = is_local and _is_gone(data)
     try:
-        postgres.connect().close()
-    except Unreachable:
-        return "down"
-    return "up"
+        with postgres.connect() as connection:
+            rows = execute(connection, "SELECT setting FROM pg_settings WHERE name = 'data_directory'")
+    except OpsError as error:
+        if not is_gone and not isinstance(error, Unreachable):
+            raise
+        return "absent" if is_gone else "down"
+    if is_local and rows and Path(str(rows[0][0])).resolve() != data.resolve():
+        raise OpsError(
+            f"the server's data is in {rows[0][0]}, the environment says {data}",
+            "correct [postgres] data_directory and register the blocks again",
+        )
+    return "absent" if is_gone else "up"  # a server may live on for a minute after its files were removed
 
 
-def _is_local(postgres: Postgres) -> bool:
-    return postgres.host in ("localhost", "127.0.0.1", "::1", "")
+def _is_gone(data: Path) -> bool:
+    """Only what can be seen to be gone is gone: a directory that this user may not look into is not."""
+    try:
+        return data.parent.exists() and not (data / "PG_VERSION").exists()
+    except PermissionError:
+        return False
 
 
 def program_version(postgres: Postgres, program: str) -> int:

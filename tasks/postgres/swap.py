@@ -70,6 +70,7 @@ def advisory_lock(postgres: Postgres) -> Iterator[Connection]:
                 f"{who} of the database server is replacing {postgres.database} already",
                 "wait for it; a session whose client died ends within seconds",
             )
+        execute(connection, "SET idle_session_timeout = 0")  # it waits while the copy is built
         yield connection
 
 
@@ -117,10 +118,26 @@ def _kept_name(connection: Connection, database: str) -> str:
 
 
 def exchange(postgres: Postgres, guard: Connection, renames: list[tuple[str, str, int]], *, by: str) -> float:
-    """Rename databases (from, to, OID) in one transaction; returns the seconds for which clients were held off."""
+    """Rename databases (from, to, OID) in one transaction; returns the seconds for which clients were held off.
+
+    Raises:
+        OpsError: the session was lost, with its lock.
+    """
     moves = [move for move in renames if move[2]]
-    execute(guard, "SET lock_timeout = '20s'")
     started = time.monotonic()
+    try:
+        execute(guard, "SET lock_timeout = '20s'")
+        _exchange(postgres, guard, moves, by)
+    except psycopg.OperationalError as error:
+        raise OpsError(
+            f"the session that swaps was ended: {str(error).strip().splitlines()[0]}",
+            "look at the server's log, then launch it again: it looks anew at what is live",
+        ) from None
+    failpoint("swap: after commit")
+    return time.monotonic() - started
+
+
+def _exchange(postgres: Postgres, guard: Connection, moves: list[tuple[str, str, int]], by: str) -> None:
     with guard.transaction(), _ending_sessions(postgres, [move[0] for move in moves]):
         _require_identity(guard, moves)
         for number, (old, new, _) in enumerate(moves, 1):
@@ -130,8 +147,6 @@ def exchange(postgres: Postgres, guard: Connection, renames: list[tuple[str, str
         if len(moves) == 2:
             _label(guard, kept=moves[0][1], live=moves[1][1], by=by)
         failpoint("swap: before commit")
-    failpoint("swap: after commit")
-    return time.monotonic() - started
 
 
 def _require_identity(connection: Connection, moves: list[tuple[str, str, int]]) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import pwd
-from pathlib import Path
 
 from blocks.redis import Redis
 from runbook.kinds import action
+from tasks.redis.server import live_directory
 from tasks.redis.swap import superseded_redis
 
 
@@ -15,7 +15,7 @@ from tasks.redis.swap import superseded_redis
 def prepare_empty(block: Redis) -> str:
     """Give a Redis without its data directory one: the newest that a restore set aside (a run killed between its two
     renames leaves that), else an empty one owned by the server's user. Returns what was done, "" where one is there."""
-    directory = Path(block.data_directory)
+    directory = live_directory(block)
     if directory.exists():
         return ""
     if aside := superseded_redis(block):

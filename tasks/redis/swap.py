@@ -20,6 +20,7 @@ from runbook.permit import Permit
 from runbook.wait import until
 from tasks.redis.copy import ACT, RedisCopy, sync_directory
 from tasks.redis.server import LOAD_SECONDS, answers, call, connected, holders, key_counts, live_directory, loaded_keys
+from tasks.services import Stopped
 
 SUPERSEDED = ".superseded_"
 ROLE = "redis"
@@ -36,8 +37,8 @@ class SwappedRedis:
 
 
 @action(idempotent=True)
-def stop_redis(block: Redis, services: Services) -> bool:
-    """Stop the service and prove that it exited; returns whether it ran.
+def stop_redis(block: Redis, services: Services) -> Stopped:
+    """Stop the service and prove that it exited.
 
     Raises:
         OpsError: somebody still answers on its port, or a server still works in its directory.
@@ -50,7 +51,7 @@ def stop_redis(block: Redis, services: Services) -> bool:
             client.config_set("save", "")
     services.stop(ROLE)
     _prove_exit(block, live, STOP_SECONDS)
-    return was_running
+    return Stopped((ROLE,), (ROLE,) if was_running else ())
 
 
 @action(idempotent=True)

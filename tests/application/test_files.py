@@ -72,6 +72,19 @@ def test_a_backup_is_published_with_its_manifest_and_can_be_restored(live: Path,
     assert build_files_copy(permit, application, backup).differences == ()
 
 
+def test_a_directory_to_which_a_link_leads_is_backed_up_itself(live: Path, store: Path) -> None:
+    live.rename(live.with_name("release-42"))
+    live.symlink_to("release-42")
+    report = backup_files.fn(NAME)
+    assert report.status is Status.OK, report.sentence()
+    assert report.facts["directory"] == str(live.with_name("release-42"))
+    backup = catalogue.open_backup(store, report.facts["backup"])
+    application = toml.environment(NAME).application
+    copy = build_files_copy(Permit(NAME, (Act(REPLACE_FILES, application.directory),)), application, backup)
+    assert copy.differences == ()
+    assert (copy.path / "main.py").read_text() == "print('hello')\n"
+
+
 def test_what_is_left_out_is_in_the_report(live: Path) -> None:
     os.mkfifo(live / "pipe")
     report = backup_files.fn(NAME)

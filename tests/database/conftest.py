@@ -140,6 +140,8 @@ CREATE TABLE notes (id int);
 CREATE TABLE long_notes (body text) INHERITS (notes);
 ALTER TABLE notes ADD COLUMN at date;
 INSERT INTO long_notes VALUES (1, 'a restore puts the column at before body', '2026-01-01'), (2, NULL, NULL);
+CREATE TABLE rules (a boolean, b boolean, c boolean, label text DEFAULT 'a b',
+    CONSTRAINT grouped CHECK ((a OR b) AND c));
 CREATE VIEW happy AS SELECT id, name FROM people WHERE mood = 'happy' AND status IN ('new', 'old');
 CREATE MATERIALIZED VIEW moods AS SELECT mood, count(*) FROM people GROUP BY mood;
 CREATE MATERIALIZED VIEW unfilled AS SELECT 1 AS one WITH NO DATA;

@@ -16,7 +16,7 @@ import pytest
 
 from flows.database.backup import backup_database
 from flows.database.restore import restore_database, undo_restore
-from flows.database.superseded import discard_superseded
+from flows.database.superseded import discard_superseded, find_aside
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.report import Status
 from runbook.wait import until
@@ -130,6 +130,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a manifest of another database": lambda b: reseal(b, lambda m: m["content"].update(database="other")),
     "a newer server": lambda b: reseal(b, lambda m: m["content"].update(server_version=990001)),
     "a role that does not exist": lambda b: reseal(b, lambda m: m["content"].update(roles=["grc_user", "stranger"])),
+    "another environment's backup": lambda b: reseal(b, lambda m: m.update(environment="staging")),
     "a content manifest that is none": lambda b: reseal(b, lambda m: m.update(content={"tables": 1})),
 }
 
@@ -177,6 +178,8 @@ SABOTAGE = {
     "another revision": "UPDATE alembic_version SET version_num = '0003'",
     "an extension": "DROP EXTENSION pg_trgm",
     "a default": "ALTER TABLE people ALTER status SET DEFAULT 'old'",
+    "a check grouped otherwise": "ALTER TABLE rules DROP CONSTRAINT grouped, ADD CONSTRAINT grouped CHECK (a OR (b AND c))",
+    "a default without its blank": "ALTER TABLE rules ALTER label SET DEFAULT 'ab'",
     "an enum value": "ALTER TYPE mood ADD VALUE 'angry'",
 }
 
@@ -298,6 +301,26 @@ def test_discard_removes_old_databases_with_a_permit_only(trial: Trial) -> None:
     assert len([name for name in trial.databases() if name.startswith(trial.database)]) == 2
     discard_superseded.fn(NAME, keep=0, confirm=NAME)
     assert [name for name in trial.databases() if name.startswith(trial.database)] == [trial.database]
+
+
+def test_discard_finds_directories_beside_what_links_lead_to(trial: Trial, tmp_path: Path) -> None:
+    """Redis and the application keep the old beside the directory itself, not beside the link to it."""
+    (tmp_path / "disk").mkdir()
+    for name in ("redis", "grc"):
+        (tmp_path / name).symlink_to(f"disk/{name}")
+        for path in (name, f"{name}.superseded_20261101_000000", f"{name}.superseded_20261102_000000"):
+            (tmp_path / "disk" / path).mkdir()
+            (tmp_path / "disk" / path / "content").write_bytes(bytes(1000))
+    plain = trial.server.data.with_name(trial.server.data.name + ".superseded_20261101_000000")
+    plain.mkdir()
+    with Path(os.environ["OPS_ENVIRONMENT_FILE"]).open("a") as file:
+        file.write(f'[redis]\ndata_directory = "{tmp_path}/redis"\n[application]\ndirectory = "{tmp_path}/grc"\n')
+    shown = [(item.name, item.bytes) for item in find_aside(trial.environment, 1)]
+    assert shown == [(f"{tmp_path}/disk/{name}.superseded_20261101_000000", 1000) for name in ("redis", "grc")]
+    discard_superseded.fn(NAME, keep=0, confirm=NAME)
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["grc", "redis"]
+    assert (tmp_path / "grc" / "content").exists()
+    assert not plain.exists()
 
 
 def test_sequences_can_be_advanced_past_the_replaced_database(trial: Trial) -> None:

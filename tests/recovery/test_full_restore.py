@@ -9,6 +9,9 @@ import signal
 from pathlib import Path
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
+from prefect.client.schemas.sorting import FlowRunSort
 
 from flows.database.backup import backup_database
 from flows.recovery import bring_up
@@ -48,6 +51,30 @@ def test_everything_comes_back_from_ruins_through_prefect(system: System) -> Non
     written = json.loads(report.path.read_text()) if report.path else {}
     assert written["hash"] == report.hash
     assert written["status"] in ("OK", "WARN")
+    assert steps_without_edge() <= ROOTS, "the graph shows what stands behind what"
+
+
+# What a run asks at its beginning, and what only reads the report's own state.
+ROOTS = {
+    "find_backup",
+    "read_services",
+    "read_server",
+    "find_obstacles",
+    "read_identity",
+    "find_rewound",
+    "mark_verified",
+}
+
+
+def steps_without_edge() -> set[str]:
+    """Of the newest full restore in Prefect."""
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs(
+            flow_filter=FlowFilter(name={"any_": ["full-restore"]}), sort=FlowRunSort.START_TIME_DESC, limit=1
+        )
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [run.id]}), limit=200)
+    assert len(tasks) > 25
+    return {task.name.rsplit("-", 1)[0] for task in tasks if not any(task.task_inputs.values())}
 
 
 def test_plan_shows_everything_and_changes_nothing(system: System) -> None:
@@ -84,17 +111,19 @@ def test_damaged_backup_is_refused_with_everything_running(system: System, kind:
 
 
 def test_data_that_breaks_the_rules_leaves_the_old_data_live_and_services_as_found(system: System) -> None:
-    """Every checksum and manifest is right: the backup was taken of corrupt data. The expectations find it."""
+    """Every checksum, manifest and constraint is right, the data makes no sense. Only the expectations find it."""
     system.sql(
-        "ALTER TABLE interview_messages DISABLE TRIGGER ALL; UPDATE interview_messages SET session_id = gen_random_uuid()"
-        " WHERE id = (SELECT min(id) FROM interview_messages); ALTER TABLE interview_messages ENABLE TRIGGER ALL"
+        "UPDATE interview_messages SET created_at = '2099-01-01' WHERE id = (SELECT min(id) FROM interview_messages)"
     )
     backup_database.fn(system.name)
     bad = newest(system)
     oid = system.untouched()[0]
     try:
-        with pytest.raises(RunbookFailed, match="expectations on the copy|pg_restore exited"):
+        with pytest.raises(RunbookFailed, match="expectations on the copy.*its time is plausible") as failed:
             full_restore.fn(system.name, confirm=system.name)
+        state = failed.value.report.state
+        assert state
+        assert state.value == "nothing live was replaced; services are as they were found"
         assert system.untouched()[0] == oid
         assert {row["running"] for row in system.lab.status()["services"].values()} == {True}
     finally:
@@ -129,8 +158,11 @@ def test_backend_that_never_becomes_healthy_is_said(system: System, monkeypatch:
     backup_database.fn(system.name)  # the files backup nearest to it is the bad one
     bad = newest(system, "files")
     try:
-        with pytest.raises(RunbookFailed, match="not healthy after 4 s.*look at the logs"):
+        with pytest.raises(RunbookFailed, match="not healthy after 4 s.*look at the logs") as failed:
             full_restore.fn(system.name, confirm=system.name)
+        (state,) = [found for found in failed.value.report.findings if found.name == "state of the system"]
+        assert state.value.startswith("the backups' data is live, proven; kept aside: grc_db__old_")
+        assert "undo-restore" in state.hint
     finally:
         shutil.rmtree(bad)
         assert restore(system).returncode == 0

@@ -19,7 +19,7 @@ from tests.runbook.system import System
 def hold(name: str, directory: str, rank: str) -> None:
     """Work in a child."""
     with (
-        runbook("Rebuild indexes", System(Path(directory), name), changes=True, rank=cast(Rank, rank)),
+        runbook("Rebuild indexes", System(Path(directory), name), name, changes=True, rank=cast(Rank, rank)),
         shell.spawn(["sleep", "300"]) as child,
     ):
         print("held", child.pid, flush=True)

@@ -15,6 +15,7 @@ import pytest
 from runbook.errors import Locked
 from runbook.holder import Rank
 from runbook.lock import hold
+from runbook.run import runbook
 from runbook.wait import until
 from tests.runbook.processes import Actor, is_alive
 from tests.runbook.system import System
@@ -71,6 +72,16 @@ def test_a_recovery_ends_maintenance_and_what_it_runs(system: System, actors: li
     assert time.monotonic() - started < 5
     assert actor.process.wait(5) == -signal.SIGTERM
     until(lambda: not is_alive(child), what="the end of its child", seconds=1)
+
+
+@pytest.mark.parametrize("confirm", ["", "another-name"])
+def test_a_recovery_that_is_only_planned_ends_nobody(
+    system: System, actors: list[Actor], tmp_path: Path, confirm: str
+) -> None:
+    actor = holder(system, "maintenance", actors, tmp_path)
+    with pytest.raises(Locked), runbook("Restore", system, confirm, changes=True, rank="recovery"):
+        pass
+    assert is_alive(actor.pid)
 
 
 def test_a_recovery_kills_maintenance_that_does_not_listen(

@@ -26,10 +26,12 @@ from tasks.catalogue import Backup
 from tasks.files import (
     ARCHIVE,
     REPLACE_FILES,
+    archive_files,
     build_files_copy,
     directory_of,
     judge_files_backup,
     measure_files,
+    read_archive_back,
     superseded_files,
     swap_files,
 )
@@ -128,6 +130,97 @@ def test_it_comes_back_where_nothing_is_left(application: Application, tmp_path:
 
     assert listing(directory_of(application)) == before
     assert superseded_files(application) == []
+
+
+@pytest.fixture
+def linked(application: Application, tmp_path: Path) -> Application:
+    """The same files as a release, to which a relative link leads: `opt/current` → `releases/42`."""
+    releases = tmp_path / "opt" / "releases"
+    releases.mkdir()
+    Path(application.directory).rename(releases / "42")
+    (tmp_path / "opt" / "current").symlink_to("releases/42")
+    return Application(directory=str(tmp_path / "opt" / "current"))
+
+
+def taken(application: Application, store: Path) -> Backup:
+    """A backup by the steps of the flow."""
+    (store / NAME).mkdir(parents=True)
+    archived = archive_files.work(application, store / NAME)
+    assert read_archive_back.work(store / NAME, archived.entries) == ()
+    seal(store / NAME, archived)
+    return catalogue.open_backup(store, NAME)
+
+
+def test_where_a_link_leads_to_the_directory_the_directory_is_replaced(linked: Application, tmp_path: Path) -> None:
+    link, live = Path(linked.directory), tmp_path / "opt" / "releases" / "42"
+    before = listing(live)
+    backup = taken(linked, tmp_path / "store")
+    assert judge_files_backup(linked, backup).problems == ()
+    (live / "backend" / "main.py").write_text("broken")
+    shutil.rmtree(live / "backend" / "uploads")
+
+    copy = build_files_copy(permit_of(linked), linked, backup)
+    assert (copy.path, copy.differences) == (live.with_name("42.restoring"), ())
+    assert (link / "backend" / "main.py").read_text() == "broken", "the live files are untouched"
+    swapped = swap_files(permit_of(linked), linked, copy)
+
+    assert str(link.readlink()) == "releases/42"
+    assert listing(live) == before
+    assert swapped.live == live
+    assert swapped.kept is not None
+    assert superseded_files(linked) == [swapped.kept]
+    assert swapped.kept.name.startswith("42.superseded_")
+    swapped.live.rename(copy.path)  # the undo that a report gives: two renames
+    swapped.kept.rename(swapped.live)
+    assert (link / "backend" / "main.py").read_text() == "broken"
+    assert sorted(path.name for path in (tmp_path / "opt").iterdir()) == ["current", "releases"]
+
+
+def test_where_a_link_leads_to_nothing_any_more_it_comes_back(linked: Application, tmp_path: Path) -> None:
+    backup = taken(linked, tmp_path / "store")
+    live = directory_of(linked)
+    before = listing(live)
+    shutil.rmtree(live)
+    swapped = swap_files(permit_of(linked), linked, build_files_copy(permit_of(linked), linked, backup))
+    assert swapped.kept is None
+    assert Path(linked.directory).is_symlink()
+    assert listing(live) == before
+
+
+def test_a_link_that_was_changed_since_the_copy_was_built_is_not_followed(linked: Application, tmp_path: Path) -> None:
+    copy = build_files_copy(permit_of(linked), linked, taken(linked, tmp_path / "store"))
+    other = tmp_path / "opt" / "releases" / "43"
+    other.mkdir()
+    Path(linked.directory).unlink()
+    Path(linked.directory).symlink_to(other)
+    with pytest.raises(VerificationFailed, match=f"leads elsewhere now, to {other}"):
+        swap_files(permit_of(linked), linked, copy)
+    assert list(other.iterdir()) == []
+    assert superseded_files(linked) == []
+    Path(linked.directory).unlink()
+    Path(linked.directory).symlink_to("current")
+    with pytest.raises(OpsError, match="leads to itself"):
+        directory_of(linked)
+
+
+def test_a_backup_of_a_link_is_refused_when_it_is_made_read_back_and_restored(
+    linked: Application, tmp_path: Path
+) -> None:
+    """`.` as a link to a directory: nothing can be unpacked below it."""
+    with pytest.raises(OpsError, match="is a link, not a directory"):
+        archive.write(Path(linked.directory), tmp_path / "x.tar.gz")
+    backup = taken(linked, tmp_path / "store")
+    archived = entries.Archived.model_validate(backup.manifest.content)
+    root = archived.entries[0].model_copy(update={"kind": "symlink", "target": "releases/42"})
+    forged = archived.model_copy(update={"entries": (root, *archived.entries[1:])})
+    with tarfile.open(backup.path / ARCHIVE, "w:gz") as tar:
+        _special(".", tarfile.SYMTYPE, "releases/42")(tar)
+    assert "its root is no directory (symlink)" in read_archive_back.work(backup.path, forged.entries)
+    seal(backup.path, forged)
+    judgement = judge_files_backup(linked, catalogue.open_backup(backup.path.parent, NAME))
+    assert judgement.problems == (f"{NAME} cannot be unpacked: its root is no directory (symlink)",)
+    with pytest.raises(VerificationFailed, match="cannot be unpacked"):
+        build_files_copy(permit_of(linked), linked, catalogue.open_backup(backup.path.parent, NAME))
 
 
 def test_what_a_killed_build_left_is_removed(application: Application, tmp_path: Path) -> None:

@@ -1,0 +1,198 @@
+"""What dies without a word: a worker with its run, the holder of an environment's lock while Prefect is restarted."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import psycopg
+import pytest
+
+from lab import lifecycle
+from lab.client import Lab
+from lab.control import Control
+from lab.environment import api_url, prefect_variables
+from lab.processes import alive, marked
+from lab.runs import Runs
+from runbook.wait import until
+from tests.runbook.processes import Actor
+
+pytestmark = pytest.mark.soak
+
+CRASHED_SECONDS = 150
+FREE_SECONDS = 120
+HELD = "held_by_the_test"
+
+
+@contextlib.contextmanager
+def backups_waiting(dsn: str) -> Iterator[Callable[[], object]]:
+    """Backups wait at a table that somebody alters (for a minute at most); gives: whether one is waiting."""
+    waiting = "SELECT 1 FROM pg_locks WHERE relation = %s::regclass AND NOT granted"
+    place = {"conninfo": dsn, "dbname": "grc_db"}
+    with psycopg.connect(**place, autocommit=True) as looking, psycopg.connect(**place) as altering:
+        looking.execute(f"CREATE TABLE {HELD} ()")
+        try:
+            altering.execute(f"LOCK TABLE {HELD} IN ACCESS EXCLUSIVE MODE")
+            yield lambda: looking.execute(waiting, [HELD]).fetchone()
+        finally:
+            altering.rollback()
+            looking.execute(f"DROP TABLE {HELD}")
+
+
+def launch(runs: Runs, deployment: str) -> str:
+    """Launched, and not waited for: the run's id."""
+    found = runs.call("GET", f"/deployments/name/{deployment}")
+    body = {"state": {"type": "SCHEDULED"}}
+    return str(runs.call("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"])
+
+
+def state_of(runs: Runs, run: str) -> dict[str, Any]:
+    return dict(runs.call("GET", f"/flow_runs/{run}")["state"])
+
+
+def heartbeats(runs: Runs, run: str) -> int:
+    """Prefect looks for the dead among those who were heard of once."""
+    wanted = {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": {"id": [f"prefect.flow-run.{run}"]}}
+    return len(runs.call("POST", "/events/filter", {"filter": wanted})["events"])
+
+
+def processes_of(control: Control, run: str) -> list[psutil.Process]:
+    """A run's own process and everything that it started."""
+    found = []
+    for process in marked(control.layout.supervisor):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.environ().get("PREFECT__FLOW_RUN_ID") == run:
+                found.append(process)
+    return found
+
+
+def kill(pids: Iterable[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):  # with its parent, by its parent-death signal
+            os.kill(pid, signal.SIGKILL)
+
+
+def restarted(control: Control, name: str, before: int) -> Callable[[], int]:
+    """Gives the pid of what the supervisor started in place of `before`; 0 until then."""
+
+    def pid() -> int:
+        service = control.supervisor.services()[name]
+        return service.pid if service.running and service.pid != before else 0
+
+    return pid
+
+
+def test_a_run_that_died_with_its_worker_is_marked_crashed_and_the_next_one_completes(lab: Lab) -> None:
+    _, control = lifecycle.existing(lab.name)
+    status, deployment, worker = lab.status(), f"backup-database/{lab.name}", f"worker-{lab.name}"
+    runs = Runs(status["prefect_api"], status["prefect_ui"])
+    with backups_waiting(status["postgres"]["admin_dsn"]) as waiting:
+        run = launch(runs, deployment)
+        until(waiting, what="the backup at work", seconds=60)
+        until(lambda: heartbeats(runs, run), what="the run's first heartbeat", seconds=30, every_seconds=0.5)
+        before = control.supervisor.services()[worker].pid
+        victims = [before, *(process.pid for process in processes_of(control, run))]
+        assert len(victims) > 1
+        kill(victims)  # the worker first: it would report its run's death
+        died = time.monotonic()
+    until(lambda: not any(map(alive, victims)), what="their end", seconds=5)
+    assert state_of(runs, run)["type"] == "RUNNING", "nobody was left to say that it died"
+
+    def ended() -> dict[str, Any]:
+        state = state_of(runs, run)
+        return {} if state["type"] == "RUNNING" else state
+
+    state = until(ended, what="the mark on the dead run", seconds=CRASHED_SECONDS, every_seconds=1)
+    print(f"marked after {time.monotonic() - died:.0f} s")
+    assert (state["type"], state["name"]) == ("CRASHED", "Crashed")
+    assert "zombie-runs" in state["message"]
+
+    after = until(restarted(control, worker, before), what="the worker's restart", seconds=30)
+    again = runs.run(deployment, {}, seconds=120)
+    assert again.completed, f"{again.state}: {again.message}"
+    assert control.supervisor.services()[worker].pid == after, "by the worker of the restart"
+    assert state_of(runs, run)["type"] == "CRASHED"
+
+
+@pytest.fixture
+def control() -> Iterator[Control]:
+    """A Prefect server that may be killed: of a base directory of its own, other tests run beside this one."""
+    base = Path(os.environ["OPS_LAB_BASE"]) / f"zombies-{os.getpid()}"
+    own = Control.prepare(base).launch()
+    own.wait()
+    yield own
+    own.shutdown()
+    shutil.rmtree(base)
+
+
+@pytest.fixture
+def maintain(control: Control, tmp_path: Path) -> Iterator[Callable[[str], Actor]]:
+    """Launches a maintenance run, always of the same environment, from one of several "hosts"."""
+    name, started = f"t{uuid.uuid4().hex[:12]}", []
+    variables = prefect_variables(control.layout, control.state)
+
+    def launched(host: str) -> Actor:
+        words = ("flow", name, tmp_path / host / "reports", "maintenance")  # no lock's file in common
+        started.append(Actor(tmp_path / host, "holder", *words, **variables))
+        return started[-1]
+
+    yield launched
+    for actor in started:
+        actor.end()
+
+
+def pretend_host(api: str, host: str) -> str:
+    """What Prefect knows of the only holder says that it is on another host: nobody here can see that it died."""
+    (variable,) = httpx.post(f"{api}/variables/filter", json={}).raise_for_status().json()
+    holder = json.loads(variable["value"]) | {"host": host}
+    httpx.patch(f"{api}/variables/{variable['id']}", json={"value": json.dumps(holder)}).raise_for_status()
+    return str(variable["name"]).removesuffix("-holder")
+
+
+def restart_prefect(control: Control) -> None:
+    """Killed, all of it; its supervisor starts it again."""
+    before = control.supervisor.services()["server"].pid
+    parts = [before, *(child.pid for child in psutil.Process(before).children(recursive=True))]
+    kill(parts)
+    until(lambda: not any(map(alive, parts)), what="the server's end", seconds=5)
+    until(restarted(control, "server", before), what="the server's restart", seconds=30)
+    control.wait(60)
+
+
+def test_a_dead_holder_s_lock_is_free_in_two_minutes_though_prefect_was_restarted(
+    control: Control, maintain: Callable[[str], Actor]
+) -> None:
+    api = api_url(control.state)
+    holder = maintain("db-2")
+    holder.says("held")
+    limit = pretend_host(api, "db-2")
+    holder.kill()
+    died = time.monotonic()
+    restart_prefect(control)
+    print(f"Prefect answers again after {time.monotonic() - died:.0f} s")
+
+    def slots() -> int:
+        found = httpx.get(f"{api}/v2/concurrency_limits/{limit}", timeout=10).raise_for_status().json()
+        return int(found["active_slots"])
+
+    assert slots() == 1
+    refused = maintain("db-1")
+    assert refused.process.wait(60) == 1
+    assert "is held by “Rebuild indexes”" in refused.text
+    assert f"process {holder.pid} on db-2" in refused.text
+
+    until(lambda: slots() == 0, what="the end of the dead holder's lease", seconds=FREE_SECONDS, every_seconds=0.5)
+    maintain("db-1").says("held")
+    seconds = time.monotonic() - died
+    print(f"the lock was taken after {seconds:.0f} s")
+    assert seconds < FREE_SECONDS

@@ -1,0 +1,96 @@
+"""What every user of a host can read: the command lines of all processes; and what files and logs must not hold.
+
+Looked at by a process of its own, as often as it can: a thread would wait for this process's interpreter just while it
+works, and miss the programs that live for milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, quote_plus
+
+
+@dataclass
+class Watch:
+    """The different command lines that were seen, filled when the watching ends, and how often they were read."""
+
+    lines: list[list[str]] = field(default_factory=list)
+    looks: int = 0
+
+    def seen(self, program: str, word: str = "") -> bool:
+        """Whether the program itself (not who was about to become it) ran, with a word that begins so."""
+        found = (line[1:] for line in self.lines if Path(line[0]).name == program)
+        return any(not word or any(each.startswith(word) for each in words) for words in found)
+
+    def holding(self, secrets: Iterable[str]) -> list[str]:
+        """The command lines with a secret in them, in whatever spelling."""
+        return [text for text in map(" ".join, self.lines) if holds(text.encode(errors="surrogateescape"), secrets)]
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Watch]:
+    """Watch while the block works."""
+    watch = Watch()
+    with subprocess.Popen([sys.executable, "-I", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin
+        assert child.stdout
+        assert child.stdout.readline() == b"watching\n"
+        try:
+            yield watch
+        finally:
+            answer, _ = child.communicate(b"enough\n")
+        watch.looks, watch.lines = json.loads(answer)
+    assert child.returncode == 0
+
+
+def spellings(secret: str) -> set[bytes]:
+    """As it is, as in a URL (by urllib, by SQLAlchemy), as in JSON and in a shell."""
+    quoted = {quote(secret), quote(secret, safe=""), quote(secret, safe=" +"), quote_plus(secret)}
+    return {text.encode() for text in (secret, *quoted, json.dumps(secret)[1:-1], secret.replace(" ", "\\ "))}
+
+
+def holds(content: bytes, secrets: Iterable[str]) -> bool:
+    """Whether one of the secrets is in it, in whatever spelling."""
+    return any(spelling in content for secret in secrets for spelling in spellings(secret))
+
+
+def files_holding(paths: Iterable[Path], secrets: Iterable[str]) -> list[Path]:
+    """The files with a secret in them, or in their names; directories with all that is below them."""
+    every = (file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]))
+    looked = list(secrets)
+    return [
+        file
+        for file in every
+        if holds(str(file).encode(errors="surrogateescape"), looked)
+        or (file.is_file() and holds(file.read_bytes(), looked))
+    ]
+
+
+def _look() -> Iterator[bytes]:
+    for name in os.listdir("/proc"):  # noqa: PTH208 (twice as fast, and the names are all that is wanted)
+        if name.isdecimal():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/cmdline", "rb") as file:  # noqa: PTH123
+                yield file.read()
+
+
+def _watch() -> None:
+    """Until there is something on stdin, or nobody any more; then how often, and what was seen, as JSON."""
+    lines, looks = set(_look()), 1
+    print("watching", flush=True)
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        lines.update(_look())
+        looks += 1
+    words = [line.decode(errors="surrogateescape").split("\0") for line in lines if line]
+    print(json.dumps([looks, words]))
+
+
+if __name__ == "__main__":
+    _watch()
