@@ -63,6 +63,10 @@ class Held:
             start_services(self.env.services, [role for role in START_ORDER if role in self.running])
         except OpsError as error:
             self.report.expect("services started again", False, error.hint, value=error.message)
+            self.report.state_is(
+                "nothing live was replaced; services were stopped, and not all of them run again",
+                f"start {', '.join(self.running)} by hand, then launch this again",
+            )
 
     def has_swapped(self, part: str, kept: object, left: Sequence[str]) -> None:
         """Note what is live now, for whoever reads that the run failed after this."""
