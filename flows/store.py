@@ -1,12 +1,23 @@
-"""What every restore does with a backup of a store, whatever is in it. Plain functions, called with the open report."""
+"""What runbooks do with the backups of a store, whatever is in them. Plain functions, called with the open report."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
 from blocks.environment import Environment
 from runbook.errors import OpsError
+from runbook.permit import Act
+from runbook.render import duration, size
 from runbook.report import Report, Status
 from tasks import catalogue
+from tasks.backup_log import append_line
 from tasks.catalogue import Backup
+from tasks.manifest import Kind
+from tasks.retention import DELETE, delete_backups, read_store
+
+MOST_SHOWN = 50
 
 
 def judge_origin(report: Report, env: Environment, backup: Backup, wanted: str) -> None:
@@ -27,3 +38,57 @@ def mark_verified(report: Report, backup: Backup) -> None:
         catalogue.mark_verified(backup.path.parent, backup.name, {"by": report.runbook, "at": report.started_at})
     except OpsError as error:
         report.warn("note in the catalogue", error.hint, value=error.message)
+
+
+def note(report: Report, env: Environment, text: str) -> None:
+    """A line in the backup log. A backup is none the worse for a log that cannot be written."""
+    if not env.has("logs"):
+        return
+    try:
+        append_line(env.logs, text)
+    except OpsError as error:
+        report.warn("backup log", error.hint, value=error.message)
+
+
+def tell_backups(report: Report, backups: Sequence[Backup]) -> None:
+    """The newest backups of a store as a table."""
+    shown = list(reversed(backups))[:MOST_SHOWN]
+    more = len(backups) - len(shown)
+    report.table(
+        "Backups in the store" + (f" (the newest {len(shown)}; {more} more)" if more else ""),
+        ("backup", "age", "size", "verified by a restore"),
+        [
+            (backup.name, duration(backup.age_seconds), size(backup.manifest.bytes), backup.verified or "never")
+            for backup in shown
+        ],
+    )
+
+
+def prune(report: Report, env: Environment, kind: Kind, age: timedelta, keep_verified: int) -> None:
+    """Delete what the safe rule lets go, and say what remains.
+
+    Raises:
+        RunbookFailed: the clock jumped.
+        PlanOnly: it was not confirmed.
+    """
+    store = Path({"postgres": env.backups.postgres, "redis": env.backups.redis, "files": env.backups.files}[kind])
+    stored = read_store(store, kind, env.name)
+    ahead = stored.from_the_future()
+    report.expect("clock", not ahead, "correct this host's clock, or look who took them: ages mean nothing now",
+                  value=f"of the future: {', '.join(ahead[:3])}" if ahead else "none is of the future")  # fmt: skip
+    if stored.unreadable:
+        report.warn("manifests that cannot be read", f"look at them in {store}; they are never deleted here",
+                    value=", ".join(stored.unreadable[:5]))  # fmt: skip
+    if stored.backups and not any(backup.verified for backup in stored.backups):
+        report.warn("verified backups", "verify-backup verifies one; until then nothing is deleted", value="none")
+    report.fail_if_critical()
+    doomed = stored.doomed(age, keep_verified)
+    for backup in doomed:
+        report.plan("delete", f"{backup.name}, {duration(backup.age_seconds)} old", size=backup.manifest.bytes)
+    freed = 0
+    if doomed:
+        permit = report.permit(*(Act(DELETE, str(backup.path)) for backup in doomed))
+        freed = delete_backups(permit, env.name, doomed)
+        note(report, env, f"Pruned {len(doomed)} - {', '.join(backup.name for backup in doomed)}")
+    tell_backups(report, [backup for backup in stored.backups if backup not in doomed])
+    report.outcome = f"{len(doomed)} deleted, {size(freed)} free again" if doomed else "there is nothing to delete"

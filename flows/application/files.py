@@ -10,6 +10,7 @@ from pathlib import Path
 from prefect import flow
 
 from blocks.environment import Environment
+from flows.store import note
 from runbook.render import duration, size
 from runbook.report import Report
 from runbook.run import runbook
@@ -51,6 +52,7 @@ def backup_files(environment: str) -> Report:
         name = _take(report, env, store)
         report.outcome = f"{name} is in the store"
         report.fact("backup", name)
+        note(report, env, f"Backup completed - {name}")
     return report
 
 

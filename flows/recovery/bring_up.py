@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
 from blocks.postgres import Connection
+from flows.database import expectations as check
 from flows.database import steps as database
-from flows.recovery import check
 from flows.recovery.build import Copies
 from flows.recovery.choose import Chosen
 from flows.recovery.revive import Found

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.environment import STOP_ORDER, Environment
+from flows.database import expectations as check
 from flows.database import steps as database
-from flows.recovery import check
 from flows.recovery.choose import Chosen
 from flows.recovery.revive import Found
 from flows.redis.steps import tell_redis_proof

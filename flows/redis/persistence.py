@@ -54,6 +54,7 @@ def backup_redis(environment: str) -> Report:
             report.fact("removed unfinished backups", ", ".join(left))
         backup = _take(env, source, store)
         _tell(report, backup)
+        stores.note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
     return report
 
 

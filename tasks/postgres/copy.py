@@ -51,11 +51,34 @@ def content_in(backup: Backup) -> DatabaseContent:
     return DatabaseContent.model_validate(backup.manifest.content)
 
 
+def scratch_name(database: str) -> str:
+    """Where a backup is verified: reserved for that, a leftover is dropped."""
+    return name_beside(database, "__verify")
+
+
 @action
 def create_copy(permit: Permit, postgres: Postgres, backup: Backup) -> Copy:
     """An empty database from template0 with the backup's owner, encoding, locale and tablespace."""
     permit.require(REPLACE, postgres.database)
-    name = copy_name(postgres.database)
+    return _create(postgres, backup, copy_name(postgres.database))
+
+
+@action(idempotent=True)
+def create_scratch(postgres: Postgres, backup: Backup) -> Copy:
+    """The same under the name that is reserved for verifying: nothing will take the live name."""
+    return _create(postgres, backup, scratch_name(postgres.database))
+
+
+@action(idempotent=True)
+def drop_scratch(postgres: Postgres) -> str:
+    """Remove what a verification made."""
+    name = scratch_name(postgres.database)
+    with postgres.connect() as connection:
+        drop(connection, name)
+    return name
+
+
+def _create(postgres: Postgres, backup: Backup, name: str) -> Copy:
     with postgres.connect() as connection:
         drop(connection, name)
         connection.execute(creation(name, content_in(backup).properties))
@@ -67,6 +90,16 @@ def create_copy(permit: Permit, postgres: Postgres, backup: Backup) -> Copy:
 def fill_copy(permit: Permit, postgres: Postgres, backup: Backup, copy: Copy, jobs: int) -> Copy:
     """`pg_restore` with `jobs` workers, stopping at the first error, in sessions that are set for speed."""
     permit.require(REPLACE, postgres.database)
+    return _fill(postgres, backup, copy, jobs)
+
+
+@action
+def fill_scratch(postgres: Postgres, backup: Backup, scratch: Copy, jobs: int) -> Copy:
+    """The same into a scratch database."""
+    return _fill(postgres, backup, scratch, jobs)
+
+
+def _fill(postgres: Postgres, backup: Backup, copy: Copy, jobs: int) -> Copy:
     memory = min(MOST_MAINTENANCE_MB, psutil.virtual_memory().available // (4 * jobs) >> 20)
     settings = {
         "maintenance_work_mem": f"{max(memory, 64)}MB",

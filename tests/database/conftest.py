@@ -66,6 +66,8 @@ names = {{}}
 postgres = "{store}/postgresql"
 redis = "{store}/redis"
 files = "{store}/files"
+[logs]
+backup = "{store}/db_backup.log"
 """
 
 

@@ -1,0 +1,58 @@
+"""What verifying a backup consists of, called with the open report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from blocks.environment import Environment
+from flows.database import expectations, steps
+from flows.store import mark_verified
+from runbook import render
+from runbook.render import duration
+from runbook.report import Report
+from tasks.catalogue import Backup
+from tasks.postgres.copy import analyze, create_scratch, drop_scratch, fill_scratch
+
+MOST_SHOWN = 20
+
+
+def verify(report: Report, env: Environment, backup: Backup, jobs: int) -> None:
+    """Restore it into a scratch database, compare, run the expectations, drop the scratch, note that it is verified.
+
+    Raises:
+        RunbookFailed: what was restored is not what the manifest says, or breaks the application's rules.
+    """
+    try:
+        scratch = fill_scratch(env.postgres, backup, create_scratch(env.postgres, backup), jobs)
+        analyzing = analyze.after(scratch).submit(env.postgres, scratch.database, jobs)
+        checking = expectations.start(report, env, scratch.database, after=scratch)
+        content = steps.prove_database(report, env, backup, scratch)
+        analyzing.result()
+        expectations.tell(report, checking, "on the scratch database", migrated=False)
+        steps.try_application_login(report, env, scratch, after=content)
+    finally:
+        drop_scratch(env.postgres)
+    report.fail_if_critical()
+    report.fact("restored in", duration(scratch.seconds))
+    mark_verified(report, backup)
+
+
+def tell_trend(report: Report, env: Environment) -> None:
+    """The last verifications of this environment, newest first: a restore that takes longer each week misses the RTO
+    one day."""
+    rows = []
+    for path in sorted(env.reports_directory.glob(f"*-{render.key(report)}.json"), reverse=True)[:MOST_SHOWN]:
+        told = _read(path)
+        if told.get("environment") == env.name and told.get("facts", {}).get("restored in"):
+            facts = told["facts"]
+            rows.append((told["started"][:16], facts.get("backup", ""), facts["restored in"], told["status"]))
+    report.table("Verifications before this one", ("when", "backup", "restored in", "status"), rows)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,80 @@
+"""Which backups may go, by the safe rule: by age only what verified newer ones stand in for (§1.2, manual-traps)."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from runbook.errors import OpsError
+from runbook.failpoint import failpoint
+from runbook.kinds import action, probe
+from runbook.permit import Permit
+from tasks import catalogue
+from tasks.catalogue import PARTIAL, VERIFIED, Backup
+from tasks.manifest import Kind
+
+DELETE = "delete backup"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An environment's backups of one kind, oldest first, and the names of those whose manifest cannot be read."""
+
+    kind: Kind
+    backups: tuple[Backup, ...]
+    unreadable: tuple[str, ...]
+
+    def doomed(self, age: timedelta, keep_verified: int) -> tuple[Backup, ...]:
+        """Older than `age`, and neither among the newest verified ones nor newer than the newest of those.
+
+        While nothing is verified nothing may go: an older backup may be the only one that restores.
+        """
+        verified = [backup for backup in self.backups if backup.verified]
+        if not verified:
+            return ()
+        kept = {backup.name for backup in verified[-keep_verified:]}
+        newest, limit = verified[-1].manifest.taken, datetime.now(UTC) - age
+        return tuple(
+            backup for backup in self.backups if backup.manifest.taken < min(limit, newest) and backup.name not in kept
+        )
+
+    def from_the_future(self) -> tuple[str, ...]:
+        """Backups that were taken later than now: the clock jumped, and ages mean nothing."""
+        return tuple(backup.name for backup in self.backups if backup.age_seconds < 0)
+
+
+@probe
+def read_store(store: Path, kind: Kind, environment: str) -> Stored:
+    """Every published backup of an environment."""
+    backups, unreadable = list[Backup](), list[str]()
+    for name in catalogue.names(store, kind):
+        try:
+            backups.append(catalogue.open_backup(store, name))
+        except OpsError:
+            unreadable.append(name)
+    own = sorted(
+        (backup for backup in backups if backup.manifest.environment == environment),
+        key=lambda backup: backup.manifest.taken,
+    )
+    return Stored(kind, tuple(own), tuple(unreadable))
+
+
+@action(idempotent=True)
+def delete_backups(permit: Permit, environment: str, doomed: Sequence[Backup]) -> int:
+    """Remove backups; returns the bytes that are free again. Each loses its name first, so that a run that is killed
+    leaves none that is half there: the next backup removes the rest."""
+    freed = 0
+    for backup in doomed:
+        permit.require(DELETE, str(backup.path))
+        gone = backup.path.with_name(f"{PARTIAL}{environment}-{backup.name}")
+        with contextlib.suppress(FileNotFoundError):  # done before
+            backup.path.rename(gone)
+            failpoint("prune: renamed")
+            shutil.rmtree(gone)
+            freed += backup.manifest.bytes
+        (backup.path.parent / VERIFIED / f"{backup.name}.json").unlink(missing_ok=True)
+    return freed

@@ -1,0 +1,125 @@
+"""verify_backup and prune_backups: what is verified was really restored, and the last good copy never goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from flows.database.backup import backup_database, prune_backups, verify_backup
+from runbook.errors import RunbookFailed
+from runbook.report import Status
+from tasks import catalogue, manifest
+from tasks.manifest import Manifest
+from tests.database.conftest import NAME, Trial
+from tests.database.test_backup import ROOT, newest
+from tests.database.test_restore import GOOD, flip, largest, newest_path, reseal
+
+
+def databases(trial: Trial) -> list[str]:
+    return [name for name in trial.databases() if name.startswith(trial.database)]
+
+
+def test_a_backup_is_verified_by_restoring_it_and_leaves_nothing_behind(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    oid = trial.oid()
+    assert not newest(trial).verified
+    report = verify_backup.fn(NAME)
+    assert report.status in GOOD
+    assert newest(trial).verified
+    assert databases(trial) == [trial.database]
+    assert trial.oid() == oid
+    again = verify_backup.fn(NAME)
+    trend = next(table for table in again.evidence if table.name.startswith("Verifications"))
+    assert [row[1] for row in trend.rows] == [report.facts["backup"]]
+
+
+@pytest.mark.parametrize("kind", ["a byte", "the morning's manifest", "a rule"])
+def test_a_bad_backup_is_not_verified(trial: Trial, kind: str) -> None:
+    if kind == "a rule":
+        trial.sql("CREATE TABLE users (username text); INSERT INTO users VALUES (NULL)")
+    backup_database.fn(NAME)
+    if kind == "a byte":
+        flip(largest(newest_path(trial)))
+    if kind == "the morning's manifest":
+        reseal(newest_path(trial), lambda m: m["content"]["tables"]["public.people"].update(rows=1999))
+    with pytest.raises(
+        RunbookFailed,
+        match={
+            "a byte": "SHA-256|changed|differs",
+            "the morning's manifest": "1,999",
+            "a rule": "username values to not be null",
+        }[kind],
+    ):
+        verify_backup.fn(NAME)
+    assert not newest(trial).verified
+    assert databases(trial) == [trial.database]
+
+
+def aged(trial: Trial, days: float, *, verified: bool = False, environment: str = NAME) -> str:
+    """A backup of some days ago: a real one that was sealed again."""
+    path = newest_path(trial)
+    taken = datetime.now(UTC) - timedelta(days=days)
+    name = f"backup_{taken:%Y%m%d_%H%M%S}"
+    copy = path.with_name(name)
+    subprocess.run(["cp", "-a", path, copy], check=True)
+    content = json.loads((copy / "manifest.json").read_text())
+    content.update(name=name, taken=taken.isoformat(), environment=environment)
+    manifest.write(copy, Manifest.model_validate(content))
+    if verified:
+        catalogue.mark_verified.work(trial.store, name, {"by": "test"})
+    return name
+
+
+def test_the_safe_rule(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    today = newest_path(trial).name
+    unverified = aged(trial, 35)
+    assert prune_backups.fn(NAME, confirm=NAME).status is Status.WARN, "nothing is verified: nothing goes"
+    old, older, oldest = (aged(trial, days, verified=True) for days in (40, 50, 60))
+    stranger = aged(trial, 70, environment="staging")
+    plan = prune_backups.fn(NAME, keep_verified=2)
+    assert plan.status is Status.PLANNED
+    assert [step.detail.split(",")[0] for step in plan.plan_steps] == [oldest]
+    assert set(catalogue.names(trial.store, "postgres")) == {today, unverified, old, older, oldest, stranger}
+    report = prune_backups.fn(NAME, keep_verified=2, confirm=NAME)
+    assert report.status is Status.OK
+    assert set(catalogue.names(trial.store, "postgres")) == {today, unverified, old, older, stranger}
+    catalogue.mark_verified.work(trial.store, today, {"by": "test"})
+    prune_backups.fn(NAME, keep_verified=1, confirm=NAME)
+    assert set(catalogue.names(trial.store, "postgres")) == {today, stranger}
+    prune_backups.fn(NAME, days=1, keep_verified=1, confirm=NAME)
+    assert today in catalogue.names(trial.store, "postgres")
+    log = Path(trial.environment.logs.backup).read_text().splitlines()
+    assert [line.split(": ", 1)[1].split(" - ")[0] for line in log] == ["Backup completed", "Pruned 1", "Pruned 3"]
+
+
+def test_a_clock_that_jumped_deletes_nothing(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    aged(trial, 40, verified=True)
+    aged(trial, 60)
+    aged(trial, -2, verified=True)
+    before = catalogue.names(trial.store, "postgres")
+    with pytest.raises(RunbookFailed, match="clock.*of the future"):
+        prune_backups.fn(NAME, confirm=NAME)
+    assert catalogue.names(trial.store, "postgres") == before
+
+
+def test_killed_between_name_and_files_the_rest_goes_with_the_next_backup(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    catalogue.mark_verified.work(trial.store, newest_path(trial).name, {"by": "test"})
+    doomed = aged(trial, 40)
+    code = f"from flows.database.backup import prune_backups; prune_backups.fn({NAME!r}, confirm={NAME!r})"
+    environment = {**os.environ, "OPS_FAILPOINT": "prune: renamed"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert doomed not in catalogue.names(trial.store, "postgres")
+    assert list(trial.store.glob(".partial-*"))
+    backup_database.fn(NAME)
+    assert not list(trial.store.glob(".partial-*"))
