@@ -8,14 +8,14 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from runbook.errors import OpsError
-from runbook.permit import Act
+from runbook.permit import Permit
 from runbook.render import duration, size
 from runbook.report import Report, Status
 from tasks import catalogue
 from tasks.backup_log import append_line
 from tasks.catalogue import Backup
 from tasks.manifest import Kind
-from tasks.retention import DELETE, delete_backups, read_store
+from tasks.retention import Stored, delete_backups, read_store
 
 MOST_SHOWN = 50
 
@@ -64,12 +64,13 @@ def tell_backups(report: Report, backups: Sequence[Backup]) -> None:
     )
 
 
-def prune(report: Report, env: Environment, kind: Kind, age: timedelta, keep_verified: int) -> None:
-    """Delete what the safe rule lets go, and say what remains.
+def find_prunable(
+    report: Report, env: Environment, kind: Kind, age: timedelta, keep_verified: int
+) -> tuple[Stored, Sequence[Backup]]:
+    """What is in the store, and what of it the safe rule lets go; planned line by line.
 
     Raises:
         RunbookFailed: the clock jumped.
-        PlanOnly: it was not confirmed.
     """
     store = Path({"postgres": env.backups.postgres, "redis": env.backups.redis, "files": env.backups.files}[kind])
     stored = read_store(store, kind, env.name)
@@ -85,10 +86,11 @@ def prune(report: Report, env: Environment, kind: Kind, age: timedelta, keep_ver
     doomed = stored.doomed(age, keep_verified)
     for backup in doomed:
         report.plan("delete", f"{backup.name}, {duration(backup.age_seconds)} old", size=backup.manifest.bytes)
-    freed = 0
-    if doomed:
-        permit = report.permit(*(Act(DELETE, str(backup.path)) for backup in doomed))
-        freed = delete_backups(permit, env.name, doomed)
-        note(report, env, f"Pruned {len(doomed)} - {', '.join(backup.name for backup in doomed)}")
-    tell_backups(report, [backup for backup in stored.backups if backup not in doomed])
-    report.outcome = f"{len(doomed)} deleted, {size(freed)} free again" if doomed else "there is nothing to delete"
+    return stored, doomed
+
+
+def prune(report: Report, permit: Permit, env: Environment, doomed: Sequence[Backup]) -> None:
+    """Delete them, and write that into the backup log."""
+    freed = delete_backups(permit, env.name, doomed)
+    note(report, env, f"Pruned {len(doomed)} - {', '.join(backup.name for backup in doomed)}")
+    report.outcome = f"{len(doomed)} deleted, {size(freed)} free again"

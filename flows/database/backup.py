@@ -14,8 +14,9 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.database import steps
 from flows.database.verification import tell_trend, verify
-from flows.store import note, prune, tell_backups
+from flows.store import find_prunable, note, prune, tell_backups
 from runbook.errors import OpsError
+from runbook.permit import Act
 from runbook.render import duration, size
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -26,7 +27,7 @@ from tasks.manifest import Kind, Manifest, sums_of
 from tasks.postgres.copy import check_jobs
 from tasks.postgres.dump import Dumped, dump_database, dump_globals
 from tasks.postgres.server import Server, judge_programs, read_database_bytes, read_server
-from tasks.retention import read_store
+from tasks.retention import DELETE, read_store
 
 # pg_dump's directory format is smaller than the database in all but strange cases (no indexes, compressed).
 SPACE_RATIO = 0.8
@@ -135,7 +136,13 @@ def prune_backups(
     with runbook("Prune backups", env, confirm, changes=True) as report:
         if days < 1 or keep_verified < 1:
             raise OpsError(f"days is {days}, keep_verified is {keep_verified}", "choose 1 or more for both")
-        prune(report, env, kind, timedelta(days=days), keep_verified)
+        stored, doomed = find_prunable(report, env, kind, timedelta(days=days), keep_verified)
+        tell_backups(report, [backup for backup in stored.backups if backup not in doomed])
+        if not doomed:
+            report.outcome = "there is nothing to delete"
+            return report
+        permit = report.permit(*(Act(DELETE, str(backup.path)) for backup in doomed))
+        prune(report, permit, env, doomed)
     return report
 
 

@@ -1,0 +1,133 @@
+"""The manual's settings of PostgreSQL (§1.3, §1.5), and one setting of a server in comparable units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from runbook.errors import OpsError
+
+AUTOVACUUM: Mapping[str, str] = {
+    "autovacuum": "on",
+    "autovacuum_max_workers": "3",
+    "autovacuum_naptime": "1min",
+    "autovacuum_vacuum_threshold": "50",
+    "autovacuum_analyze_threshold": "50",
+    "autovacuum_vacuum_scale_factor": "0.1",
+    "autovacuum_analyze_scale_factor": "0.05",
+}
+SERVER: Mapping[str, str] = {
+    "max_connections": "200",
+    "shared_buffers": "256MB",
+    "effective_cache_size": "1GB",
+    "maintenance_work_mem": "64MB",
+    "checkpoint_completion_target": "0.9",
+    "wal_buffers": "16MB",
+    "default_statistics_target": "100",
+    "random_page_cost": "1.1",
+    "effective_io_concurrency": "200",
+    "work_mem": "4MB",
+    "min_wal_size": "1GB",
+    "max_wal_size": "4GB",
+}
+MANUAL: Mapping[str, str] = {**AUTOVACUUM, **SERVER}
+_BYTES = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40, "8kB": 8 << 10}
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS: Mapping[str, float] = {**_BYTES, **_SECONDS}
+# Values from here stand above what ALTER SYSTEM writes.
+_ABOVE = {"command line", "environment variable", "override"}
+_NARROWER = {"database", "user", "database user", "client", "session"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of the server. `shown` is what it runs with, for people; `filed` what the files say ("" where none
+    does); `auto` what ALTER SYSTEM wrote (None: nothing)."""
+
+    name: str
+    shown: str
+    value: str
+    unit: str
+    kind: str
+    context: str
+    source: str
+    pending_restart: bool
+    least: str
+    most: str
+    filed: str
+    auto: str | None
+
+    @property
+    def needs_restart(self) -> bool:
+        """Whether a reload is not enough."""
+        return self.context == "postmaster"
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether ALTER SYSTEM is without effect: the server was started with this value."""
+        return self.source in _ABOVE
+
+    @property
+    def coming(self) -> str:
+        """What it will run with after a reload or a restart."""
+        return self.value if self.is_fixed else self.filed or self.value
+
+    @property
+    def is_narrower(self) -> bool:
+        """Whether this login has its own value, so that the server's own was not measured."""
+        return self.source in _NARROWER
+
+    def is_value(self, wanted: str) -> bool:
+        """Whether it runs with `wanted`, in whatever unit."""
+        return self.same(self.value, wanted)
+
+    def is_filed(self, wanted: str) -> bool:
+        """Whether ALTER SYSTEM wrote `wanted` already."""
+        return self.auto is not None and self.same(self.auto, wanted)
+
+    def same(self, first: str, second: str) -> bool:
+        """Whether two texts are one value."""
+        return self.measure(first) == self.measure(second)
+
+    def measure(self, text: str) -> float | str:
+        """A value in bytes, seconds, or as it is.
+
+        Raises:
+            OpsError: it is no value of this setting.
+        """
+        plain = text.strip().strip("'")
+        if self.kind == "bool":
+            if plain.lower() not in _BOOLEANS:
+                raise self._wrong(text)
+            return _BOOLEANS[plain.lower()]
+        number = plain.rstrip("kMGTBusmindh ")
+        unit = plain[len(number) :].strip() or self.unit
+        if unit not in ("", *_UNITS) or (unit and not self.unit) or (unit in _BYTES) != (self.unit in _BYTES):
+            raise self._wrong(text)
+        try:
+            return round(float(number) * _UNITS.get(unit, 1.0), 6)
+        except ValueError:
+            raise self._wrong(text) from None
+
+    def require_possible(self, wanted: str) -> None:
+        """Refuse what the server would refuse: by ALTER SYSTEM, or, worse, when it starts again.
+
+        Raises:
+            OpsError: no value of it, or out of its range.
+        """
+        value = self.measure(wanted)
+        if isinstance(value, float) and self.least and self.most:
+            low, high = self.measure(self.least), self.measure(self.most)
+            special = self.least == "-1" and wanted.strip() == "-1"
+            if not special and not (float(low) <= value <= float(high)):
+                raise OpsError(f"{self.name} = {wanted} is out of range", f"choose {self.least} to {self.most}")
+
+    def _wrong(self, text: str) -> OpsError:
+        example = MANUAL.get(self.name, "")
+        return OpsError(f"“{text[:40]}” is no value of {self.name}", f"write it as, for example, {example}")
+
+
+_BOOLEANS = {
+    **dict.fromkeys(("on", "true", "yes", "1"), "on"),
+    **dict.fromkeys(("off", "false", "no", "0"), "off"),
+}

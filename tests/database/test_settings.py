@@ -1,0 +1,280 @@
+"""check_, apply_ and undo_postgres_settings on a server of their own: what a reload takes over and what a restart."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from blocks import toml
+from flows.database.settings import apply_postgres_settings, check_postgres_settings, undo_postgres_settings
+from lab.postgres import _RECOMMENDED
+from runbook import kinds
+from runbook.chain import verify_chain
+from runbook.errors import NotConfirmed, RunbookFailed
+from runbook.permit import Act, Permit
+from runbook.report import Finding, Report, Status
+from tasks.postgres import settings
+from tasks.postgres.recommended import MANUAL
+from tasks.postgres.setting_records import FOLDER
+from tasks.postgres.settings import CHANGE, Change, alter_system, read_settings
+from tests.database.conftest import NAME, write_environment
+from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[PostgresServer]:
+    """Its settings change and it restarts, so no other test may use it. Like the lab's it begins with the manual's."""
+    with running_postgres() as server:
+        server.stop()
+        server.settings = tuple(s for s in server.settings if not s.startswith("shared_buffers"))
+        lines = "".join(f"{name} = '{value}'\n" for name, value in MANUAL.items())
+        with (server.data / "postgresql.conf").open("a") as file:
+            file.write(lines)
+        server.start()
+        server.create_database("settings_db")
+        yield server
+
+
+@pytest.fixture
+def server(own_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PostgresServer]:
+    monkeypatch.setenv("OPS_ENVIRONMENT", NAME)
+    monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(write_environment(own_server, "settings_db", tmp_path)))
+    monkeypatch.setenv("TRIAL_PASSWORD", ROLE_PASSWORD)
+    monkeypatch.setenv("TRIAL_ADMIN_PASSWORD", ADMIN_PASSWORD)
+    yield own_server
+    own_server.sql("ALTER SYSTEM RESET ALL")
+    own_server.sql("SELECT pg_reload_conf()")
+    if own_server.sql("SELECT count(*) FROM pg_settings WHERE pending_restart")[0][0]:
+        own_server.restart()
+
+
+def found(report: Report, start: str) -> Finding:
+    return next(finding for finding in report.findings if finding.name.startswith(start))
+
+
+def show(server: PostgresServer, name: str) -> str:
+    return str(server.sql("SELECT current_setting(%s)", name)[0][0])
+
+
+def auto(server: PostgresServer) -> str:
+    return (server.data / "postgresql.auto.conf").read_text()
+
+
+def apply(**parameters: object) -> Report:
+    return apply_postgres_settings.fn(NAME, confirm=NAME, **parameters)  # type: ignore[arg-type]
+
+
+def record_path(tmp_path: Path) -> Path:
+    return max((tmp_path / "reports" / FOLDER).glob("*.json"))
+
+
+def test_the_manual_s_values_are_ok_and_the_lab_s(server: PostgresServer) -> None:
+    report = check_postgres_settings.fn(NAME)
+    assert report.status is Status.OK, report.sentence()
+    assert report.outcome == "19 of 19 settings are as they should be"
+    assert dict(_RECOMMENDED) == dict(MANUAL)
+    assert apply_postgres_settings.fn(NAME).outcome == "there is nothing to change"
+
+
+def test_changed_settings_are_found_with_what_they_need(server: PostgresServer) -> None:
+    for statement in ("work_mem = '64MB'", "autovacuum_naptime = '60s'", "max_connections = 300"):
+        server.sql(f"ALTER SYSTEM SET {statement}")
+    report = check_postgres_settings.fn(NAME)
+    assert found(report, "work_mem").value == "64MB after the next reload"
+    server.sql("SELECT pg_reload_conf()")
+    report = check_postgres_settings.fn(NAME)
+    assert report.status is Status.WARN
+    assert (found(report, "work_mem").value, "by reload" in found(report, "work_mem").hint) == ("64MB", True)
+    assert found(report, "max_connections").value == "300 after the next restart"
+    assert [f.name for f in report.findings if f.name == "autovacuum_naptime"] == [], "60 s is 1 min"
+    server.sql("ALTER SYSTEM SET autovacuum = off")
+    server.sql("SELECT pg_reload_conf()")
+    with pytest.raises(RunbookFailed, match="autovacuum: off"):
+        check_postgres_settings.fn(NAME)
+
+
+def test_a_plan_changes_nothing_then_values_are_set_and_undone(server: PostgresServer, tmp_path: Path) -> None:
+    server.sql("ALTER SYSTEM SET work_mem = '64MB'")
+    server.sql("ALTER SYSTEM SET max_connections = 150")
+    server.restart()
+    before = auto(server)
+    planned = apply_postgres_settings.fn(NAME)
+    assert planned.status is Status.PLANNED
+    assert sorted(step.detail.split(";")[0] for step in planned.plan_steps) == [
+        "max_connections = 200", "work_mem = 4MB",
+    ]  # fmt: skip
+    assert auto(server) == before
+    assert not (tmp_path / "reports" / FOLDER).exists()
+    report = apply()
+    assert report.status is Status.WARN
+    assert found(report, "waits for a restart").value == "max_connections"
+    assert (show(server, "work_mem"), show(server, "max_connections")) == ("4MB", "150")
+    assert found(check_postgres_settings.fn(NAME), "max_connections").hint.startswith("restart PostgreSQL")
+    assert apply().outcome == "there is nothing to change", "what waits for a restart is not written again"
+    server.restart()
+    assert check_postgres_settings.fn(NAME).status is Status.OK
+    assert undo_postgres_settings.fn(NAME).status is Status.PLANNED
+    undone = undo_postgres_settings.fn(NAME, confirm=NAME)
+    assert found(undone, "waits for a restart").value == "max_connections"
+    assert sorted(auto(server).splitlines()) == sorted(before.splitlines())
+    assert show(server, "work_mem") == "64MB"
+    assert json.loads(record_path(tmp_path).read_text())["undone"]
+    with pytest.raises(RunbookFailed, match="there is no record"):
+        undo_postgres_settings.fn(NAME, confirm=NAME)
+    assert verify_chain(tmp_path / "reports") == []
+
+
+def test_the_manual_s_temporary_max_connections(server: PostgresServer, tmp_path: Path) -> None:
+    report = apply(override="max_connections = 300", override_hours=2, reason="incident 42")
+    assert found(report, "waits for a restart").value == "max_connections"
+    assert show(server, "max_connections") == "200"
+    server.restart()
+    assert show(server, "max_connections") == "300"
+    report = check_postgres_settings.fn(NAME)
+    assert report.status is Status.OK, report.sentence()
+    assert "incident 42" in found(report, "override max_connections = 300").value
+    assert apply().outcome == "there is nothing to change", "an override in force is left alone"
+    _expire(tmp_path)
+    report = check_postgres_settings.fn(NAME)
+    assert report.status is Status.WARN
+    assert "undo-postgres-settings" in found(report, "override max_connections = 300").hint
+    assert found(report, "max_connections").expected == "200"
+    apply()  # enforces it
+    assert "max_connections = '200'" in auto(server)
+    assert not [f for f in check_postgres_settings.fn(NAME).findings if f.name.startswith("override")]
+    server.restart()
+    assert check_postgres_settings.fn(NAME).status is Status.OK
+
+
+def _expire(tmp_path: Path) -> None:
+    path = record_path(tmp_path)
+    told = json.loads(path.read_text())
+    until = datetime.fromisoformat(told["until"])
+    assert timedelta(hours=1.9) < until - datetime.now(UTC) < timedelta(hours=2.1)
+    path.write_text(json.dumps({**told, "until": (until - timedelta(hours=3)).isoformat()}))
+
+
+def test_an_override_is_undone_to_what_the_file_says(server: PostgresServer) -> None:
+    apply(override="work_mem=32MB")
+    assert show(server, "work_mem") == "32MB"
+    undo_postgres_settings.fn(NAME, confirm=NAME)
+    assert show(server, "work_mem") == "4MB"
+    assert "work_mem" not in auto(server)
+
+
+def test_a_setting_that_somebody_changed_since_is_left_alone(server: PostgresServer) -> None:
+    apply(override="work_mem=32MB")
+    server.sql("ALTER SYSTEM SET work_mem = '8MB'")
+    report = undo_postgres_settings.fn(NAME, confirm=NAME)
+    assert report.status is Status.WARN
+    assert found(report, "work_mem left alone").value == "8MB since"
+    assert "work_mem = '8MB'" in auto(server)
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("max_connections", "is no override"),
+        ("fsync = off", "is no override"),
+        ("work_mem = lots", "is no value of work_mem"),
+        ("work_mem = 5min", "is no value of work_mem"),
+        ("work_mem = 1kB", "out of range"),
+        ("max_connections = 200", "is the manual's value"),
+        ("max_connections = 2", "max_connections above the reserved ones"),
+    ],
+)
+def test_an_override_that_would_do_harm_is_refused(server: PostgresServer, override: str, why: str) -> None:
+    before = auto(server)
+    with pytest.raises(RunbookFailed, match=why):
+        apply(override=override)
+    assert auto(server) == before
+
+
+def test_what_stands_above_alter_system_is_said(server: PostgresServer) -> None:
+    server.settings, kept = (*server.settings, "shared_buffers=64MB", "work_mem=4MB"), server.settings
+    try:
+        server.sql("ALTER SYSTEM SET work_mem = '64MB'")
+        server.restart()
+        report = check_postgres_settings.fn(NAME)
+        assert "start command" in found(report, "shared_buffers").hint
+        assert [f.name for f in report.findings if f.name == "work_mem"] == [], "the file's value has no effect"
+        report = apply()
+        assert report.status is Status.WARN
+        assert "command line" in found(report, "shared_buffers").value
+        assert "shared_buffers" not in auto(server)
+    finally:
+        server.settings = kept
+        server.restart()
+
+
+def test_values_of_a_role_or_database_and_file_errors_are_found(server: PostgresServer) -> None:
+    server.sql("ALTER ROLE grc_user IN DATABASE settings_db SET work_mem = '99MB'")
+    server.sql("ALTER ROLE postgres SET random_page_cost = 4")
+    conf = server.data / "postgresql.conf"
+    text = conf.read_text()
+    try:
+        report = check_postgres_settings.fn(NAME)
+        assert found(report, "other values for the application").value == "work_mem = 99MB …"
+        assert found(report, "random_page_cost not measured").value == "set by user"
+        conf.write_text(text + "work_mem = 'nonsense'\n")
+        with pytest.raises(RunbookFailed, match="configuration files.*work_mem"):
+            check_postgres_settings.fn(NAME)
+    finally:
+        conf.write_text(text)
+        server.sql("ALTER ROLE grc_user IN DATABASE settings_db RESET work_mem")
+        server.sql("ALTER ROLE postgres RESET random_page_cost")
+
+
+def test_a_run_killed_between_two_writes_is_launched_again(server: PostgresServer, tmp_path: Path) -> None:
+    server.sql("ALTER SYSTEM SET work_mem = '64MB'")
+    server.sql("ALTER SYSTEM SET random_page_cost = 4")
+    server.sql("SELECT pg_reload_conf()")
+    before = auto(server)
+    code = f"from flows.database.settings import *; apply_postgres_settings.fn({NAME!r}, confirm={NAME!r})"
+    killed = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "OPS_FAILPOINT": "settings: written"}, cwd=ROOT, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert len([line for line in before.splitlines() if line not in auto(server)]) == 1, "one of two was written"
+    apply()
+    assert check_postgres_settings.fn(NAME).status is Status.OK
+    assert len(list((tmp_path / "reports" / FOLDER).glob("*.json"))) == 2
+    for _ in range(2):
+        undo_postgres_settings.fn(NAME, confirm=NAME)
+    assert sorted(auto(server).splitlines()) == sorted(before.splitlines())
+
+
+def test_a_server_killed_between_two_writes_is_served_again(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.sql("ALTER SYSTEM SET work_mem = '64MB'")
+    server.sql("ALTER SYSTEM SET random_page_cost = 4")
+    server.sql("SELECT pg_reload_conf()")
+    with monkeypatch.context() as patched:
+        patched.setattr(kinds, "RETRY_DELAYS_SECONDS", [0.1, 0.1, 0.1])
+        patched.setattr(settings, "failpoint", lambda _: server.stop(signal.SIGKILL))
+        with pytest.raises(RunbookFailed, match="does not answer"):
+            apply()
+    server.start()
+    apply()
+    assert check_postgres_settings.fn(NAME).status is Status.OK
+
+
+def test_the_action_asks_for_its_permit(server: PostgresServer) -> None:
+    permit = Permit(NAME, (Act(CHANGE, "work_mem = 8MB"),))
+    postgres = toml.environment(NAME).postgres
+    with pytest.raises(NotConfirmed):
+        alter_system(permit, postgres, [Change("work_mem", "9MB")])
+    with pytest.raises(NotConfirmed, match="reload"):
+        alter_system(permit, postgres, [Change("work_mem", "8MB")])
+    assert read_settings(postgres).by_name["work_mem"].auto is None
