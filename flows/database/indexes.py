@@ -1,0 +1,182 @@
+"""Indexes: what is wrong with them, and rebuilding them online (§1.4)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from flows.database.index_findings import (
+    judge_bloat,
+    judge_duplicates,
+    judge_invalid,
+    judge_missing,
+    judge_unused,
+    show,
+    show_all,
+)
+from flows.database.vacuum import judge_space, require_primary
+from runbook.errors import OpsError
+from runbook.permit import Act
+from runbook.render import size
+from runbook.report import Report, Status
+from runbook.run import runbook
+from tasks.postgres.holders import find_holders, judge_holders
+from tasks.postgres.indexes import Index, find_missing, read_indexes, read_statistics
+from tasks.postgres.reindex import DROP_LEFTOVER, REBUILD, Rebuilt, drop_leftover, rebuild_index
+from tasks.postgres.upkeep import LOCK_SECONDS, read_space, resolve
+
+LONG_SECONDS = 60
+SPACE_RATIO = 2
+BUILD_BYTES_PER_SECOND = 20_000_000
+
+
+@flow(name="check-indexes", flow_run_name="check-indexes {environment}")
+def check_indexes(environment: str, days: Annotated[int, Field(ge=0, le=365)] = 30) -> Report:
+    """インデックス状態確認 (§1.4)
+
+    Lists the application's indexes by size with their use and an estimate of their bloat, and finds the invalid ones,
+    duplicates, unused ones, and foreign keys without an index. Run it monthly, and when writes or queries get slow.
+
+    It reads only, and drops nothing: each finding has its statement. Bloat is an estimate from the planner's
+    statistics, a reason to look, never to rebuild by itself. Evidence: the tables.
+
+    Departs from the manual: its columns `tablename` and `indexname` do not exist. Unused is not idx_scan = 0 alone:
+    primary, unique, constraint's, replica identity's and partitions' indexes do their work unscanned, and counters that
+    are younger than `days` prove nothing.
+
+    Args:
+        environment: 対象の環境
+        days: 統計がこの日数より新しければ、未使用とは判断しない
+    """
+    env = Environment.find(environment)
+    with runbook("Check indexes", env) as report:
+        indexes = read_indexes(env.postgres)
+        judge_invalid(report, indexes)
+        judge_duplicates(report, indexes)
+        judge_unused(report, indexes, read_statistics(env.postgres), days)
+        judge_missing(report, find_missing(env.postgres))
+        judge_bloat(report, indexes)
+        show_all(report, indexes)
+        report.outcome = f"{len(indexes)} indexes, {size(sum(index.bytes for index in indexes))}"
+    return report
+
+
+@flow(name="rebuild-indexes", flow_run_name="rebuild-indexes {environment}")
+def rebuild_indexes(
+    environment: str,
+    indexes: list[str] = [],  # noqa: B006 (Prefect copies it; the form shows a list)
+    tables: list[str] = [],  # noqa: B006
+    everything: bool = False,
+    lock_seconds: Annotated[int, Field(ge=1, le=600)] = LOCK_SECONDS,
+    long_seconds: Annotated[int, Field(ge=0, le=86400)] = LONG_SECONDS,
+    confirm: str = "",
+) -> Report:
+    """インデックス再構築 (§1.4)
+
+    Rebuilds chosen indexes, all of chosen tables, or all there are, one after the other beside readers and writers
+    (REINDEX CONCURRENTLY), and drops what failed rebuilds left behind (`_ccnew`, `_ccold`), with no choice only that.
+    Run it for invalid or bloated indexes that check-indexes names; `everything` in a maintenance window.
+
+    Tables where somebody builds an index right now are left alone. An open transaction would be waited for: it is
+    named, and nothing begins. There is nothing to undo. Evidence: each index's size before and after.
+
+    Departs from the manual: the whole database is rebuilt concurrently too, index by index; a rebuild gives up on a
+    lock after `lock_seconds` (three times) and drops what it left.
+
+    Args:
+        environment: 対象の環境
+        indexes: 再構築するインデックス (スキーマ.インデックス)
+        tables: この表のインデックスをすべて再構築 (スキーマ.テーブル)
+        everything: データベース全体を再構築 (メンテナンスウィンドウ時)
+        lock_seconds: ロックを待つ最大秒数
+        long_seconds: この秒数より長く開いているトランザクションがあれば始めない
+        confirm: 実行するときは環境名を入力。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Rebuild indexes", env, confirm, changes=True) as report:
+        require_primary(env)
+        known = read_indexes(env.postgres)
+        leftovers = [index for index in known if index.is_leftover]
+        chosen = _left_alone(report, _choose(known, indexes, tables, everything=everything))
+        if not chosen and not leftovers:
+            report.outcome = "there is nothing to do"
+            return report
+        _judge_beginning(report, env, chosen, long_seconds)
+        _plan(report, leftovers, chosen)
+        acts = [*(Act(DROP_LEFTOVER, i.name) for i in leftovers), *(Act(REBUILD, i.name) for i in chosen)]
+        permit = report.permit(*acts)
+        for index in leftovers:
+            reason = drop_leftover(permit, env.postgres, index, lock_seconds)
+            hint = "launch it again when that is done"
+            report.expect(f"leftover {index.name}", not reason, hint, value=reason or "dropped", otherwise=Status.WARN)
+        report.state_is(
+            "every index that was valid still is; an interrupted rebuild may have left an invalid one beside it",
+            "launch it again: it drops what was left and rebuilds the rest",
+        )
+        done = [rebuild_index(permit, env.postgres, index, lock_seconds) for index in chosen]
+        report.state = None
+        _tell(report, done, len(leftovers))
+    return report
+
+
+def _choose(known: tuple[Index, ...], indexes: list[str], tables: list[str], *, everything: bool) -> tuple[Index, ...]:
+    """What to rebuild: never leftovers, nor exclusion constraints' indexes, which cannot be rebuilt concurrently."""
+    able = [index for index in known if not (index.exclusion or index.is_leftover or index.schema == "pg_toast")]
+    if everything:
+        return tuple(able)
+    by_name = {index.name: index for index in known}
+    named = resolve(indexes, [(i.name, i.schema, i.relation) for i in known], "index")
+    if unable := [name for name in named if by_name[name] not in able]:
+        raise OpsError(
+            f"{unable[0]} cannot be rebuilt concurrently",
+            "a leftover is dropped without being chosen; an exclusion constraint's index needs REINDEX in a window",
+        )
+    on_tables = {(i.table, i.table_schema, i.table_relation) for i in able}
+    of_tables = set(resolve(tables, sorted(on_tables), "table with indexes"))
+    return tuple(index for index in able if index.name in named or index.table in of_tables)
+
+
+def _left_alone(report: Report, chosen: tuple[Index, ...]) -> tuple[Index, ...]:
+    for table in sorted({index.table for index in chosen if index.building}):
+        report.warn(f"indexes of {table}", "launch it again when that build is done", value="left alone: one is built")
+    return tuple(index for index in chosen if not index.building)
+
+
+def _judge_beginning(report: Report, env: Environment, chosen: tuple[Index, ...], long_seconds: int) -> None:
+    """Whom a rebuild would wait for, and the disk: the manual asks for twice the index."""
+    waited_for = tuple(
+        holder
+        for holder in find_holders(env.postgres, long_seconds)
+        if holder.kind in ("transaction", "prepared transaction") and not holder.builds_index
+    )
+    judge_holders(report, waited_for, what="a rebuild would wait for", otherwise=Status.CRITICAL)
+    if chosen:
+        needed = SPACE_RATIO * max(index.bytes for index in chosen)
+        for space in read_space(env.postgres, [index.tablespace for index in chosen]):
+            judge_space(report, space.path, space.free_bytes, needed)
+
+
+def _plan(report: Report, leftovers: list[Index], chosen: tuple[Index, ...]) -> None:
+    for index in leftovers:
+        report.plan("drop leftover", f"{index.name} of {index.table}, concurrently", size=index.bytes)
+    for index in chosen:
+        seconds = max(0.1, index.bytes / BUILD_BYTES_PER_SECOND)
+        state = "" if index.valid else ", which is invalid"
+        report.plan("rebuild", f"{index.name} of {index.table}{state}", size=index.bytes, seconds=seconds)
+
+
+def _tell(report: Report, done: list[Rebuilt], leftovers: int) -> None:
+    for one in (one for one in done if one.failed):
+        report.expect(f"index {one.name}", False, one.hint, value=one.failed)
+    rows = [
+        (one.name, f"{size(one.before_bytes)} → {size(one.after_bytes)}", f"{one.seconds:.1f}", one.attempts)
+        for one in done
+    ]
+    show(report, "Rebuilt", ("index", "size", "seconds", "attempts"), rows)
+    well = [one for one in done if not one.failed]
+    freed = sum(one.before_bytes - one.after_bytes for one in well)
+    report.fact("given back to the disk", size(max(freed, 0)))
+    report.outcome = f"{len(well)} of {len(done)} indexes rebuilt, {leftovers} leftovers seen to"

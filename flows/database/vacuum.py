@@ -1,0 +1,246 @@
+"""Vacuum: by hand, and whether autovacuum does its work (§1.3)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from flows.database.autovacuum import judge_ages, judge_settings, judge_tables
+from runbook.errors import OpsError
+from runbook.permit import Act
+from runbook.render import size
+from runbook.report import Report, Status
+from runbook.run import runbook
+from tasks.postgres.autovacuum import read_autovacuum
+from tasks.postgres.copy import check_jobs
+from tasks.postgres.holders import LONG_SECONDS, Holder, find_holders, judge_holders
+from tasks.postgres.server import read_server
+from tasks.postgres.upkeep import MOST_SHOWN, read_space, resolve
+from tasks.postgres.vacuum import (
+    REWRITE,
+    WRAPAROUND_XIDS,
+    Mode,
+    Table,
+    Vacuumed,
+    read_tables,
+    rewrite_tables,
+    vacuum_tables,
+)
+
+# Dead rows that are still there after a vacuum, which is worth a word.
+MANY_DEAD, DEAD_RATIO = 1000, 0.1
+REWRITE_BYTES_PER_SECOND = 40_000_000
+
+
+@flow(name="vacuum-database", flow_run_name="vacuum-database {environment} {mode}")
+def vacuum_database(
+    environment: str,
+    mode: Mode = "plain",
+    tables: list[str] = [],  # noqa: B006 (Prefect copies it; the form shows a list)
+    jobs: Annotated[int, Field(ge=0, le=32)] = 0,
+    long_seconds: Annotated[int, Field(ge=0, le=86400)] = LONG_SECONDS,
+    confirm: str = "",
+) -> Report:
+    """手動VACUUM・ANALYZE (§1.3)
+
+    Removes dead rows, freezes old ones and renews the planner's statistics, table by table and several at a time. Run
+    it monthly, after a mass deletion, or when check-autovacuum names tables. `plain` is VACUUM, `analyze` is ANALYZE,
+    `plain_analyze` is both; none of them blocks reading or writing, and they need no confirm. `full` rewrites chosen
+    tables and gives their space back: nobody can read or write each of them meanwhile, so it needs `confirm`.
+
+    Old transactions, prepared ones, slots and standbys that hold rows back are named first: vacuum removes nothing that
+    they may still see (`full` does not begin then). There is nothing to undo. Evidence: dead rows, size and age of each
+    table before and after.
+
+    Departs from the manual: VACUUM FULL only for chosen tables, with a permit, and gives up after waiting 10 s for a
+    lock.
+
+    Args:
+        environment: 対象の環境 (lab, staging, production …)
+        mode: plain = VACUUM、analyze = ANALYZE、plain_analyze = 両方、full = VACUUM FULL (排他ロック、要 confirm)
+        tables: 対象のテーブル (スキーマ.テーブル)。空なら全テーブル (full では必須)
+        jobs: 並列数。0 は CPU の数 (full は常に 1)
+        long_seconds: この秒数より長く開いているトランザクションを報告する
+        confirm: full を実行するときは環境名を入力。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Vacuum database", env, confirm, changes=True) as report:
+        require_primary(env)
+        workers = check_jobs(jobs)
+        before = _chosen(read_tables(env.postgres), tables, mode)
+        holders: tuple[Holder, ...] = ()
+        if mode != "analyze":
+            holders = find_holders(env.postgres, long_seconds)
+            otherwise = Status.CRITICAL if mode == "full" else Status.WARN
+            judge_holders(report, _relevant(holders, mode), what="holds dead rows back", otherwise=otherwise)
+        if mode == "full":
+            _judge_space(report, env, before)
+            report.fail_if_critical()
+            _plan(report, before)
+            permit = report.permit(*(Act(REWRITE, table.name) for table in before))
+            done = rewrite_tables(permit, env.postgres, before)
+        else:
+            done = vacuum_tables(env.postgres, before, mode, workers)
+        _tell(report, before, read_tables.after(done)(env.postgres), done)
+        _judge_rest(report, before, read_tables(env.postgres), mode, holders)
+    return report
+
+
+def require_primary(env: Environment) -> None:
+    """A standby takes over its primary's work.
+
+    Raises:
+        OpsError: the server is a standby.
+    """
+    if read_server(env.postgres).in_recovery:
+        where = f"{env.postgres.host}:{env.postgres.port}"
+        raise OpsError(f"the server at {where} is a standby", "run this against the primary: the standby replays it")
+
+
+def _chosen(known: tuple[Table, ...], wanted: list[str], mode: Mode) -> tuple[Table, ...]:
+    """What to work on. A partitioned table has no rows of its own: it is analysed only, which autovacuum never does."""
+    if mode == "full" and not wanted:
+        raise OpsError(
+            "VACUUM FULL of all tables is refused: nobody could read or write them meanwhile",
+            "choose tables; check-autovacuum and the table of a plain run show which have the most to give back",
+        )
+    analyzes = mode in ("analyze", "plain_analyze")
+    if not wanted:
+        # The system's last: analysing the others leaves dead rows in its statistics.
+        able = (table for table in known if analyzes or not table.parent)
+        return tuple(sorted(able, key=lambda table: table.system))
+    names = resolve(wanted, [(table.name, table.schema, table.relation) for table in known], "table")
+    by_name = {table.name: table for table in known}
+    chosen = tuple(by_name[name] for name in names)
+    if not analyzes and (parents := [table.name for table in chosen if table.parent]):
+        raise OpsError(
+            f"{parents[0]} is partitioned: it has no rows of its own",
+            "choose its partitions (pg_partition_tree names them), or no table: then all are done",
+        )
+    if mode == "full" and (system := [table.name for table in chosen if table.system]):
+        raise OpsError(f"{system[0]} is the system's own", "VACUUM FULL it by hand in a window, if at all")
+    return chosen
+
+
+def _relevant(holders: tuple[Holder, ...], mode: Mode) -> tuple[Holder, ...]:
+    """A rewrite waits for every transaction; a plain vacuum is held back by those that hold xmin."""
+    return holders if mode == "full" else tuple(holder for holder in holders if holder.holds_xmin)
+
+
+def _judge_space(report: Report, env: Environment, tables: tuple[Table, ...]) -> None:
+    """VACUUM FULL keeps the old table until the new one is whole."""
+    needed = max(table.total_bytes for table in tables)
+    for space in read_space(env.postgres, [table.tablespace for table in tables]):
+        judge_space(report, space.path, space.free_bytes, needed)
+
+
+def judge_space(report: Report, path: str, free_bytes: int, needed_bytes: int) -> None:
+    """One finding; what this host cannot see is “not measured”."""
+    if free_bytes < 0:
+        report.warn(f"free space at {path}", f"look there: {size(needed_bytes)} are needed", value="not measured")
+        return
+    report.expect(
+        f"free space at {path}",
+        free_bytes > needed_bytes,
+        f"free {size(needed_bytes - free_bytes)} there, or choose smaller ones",
+        value=size(free_bytes),
+        expected=f"more than {size(needed_bytes)}",
+    )
+
+
+def _plan(report: Report, tables: tuple[Table, ...]) -> None:
+    for table in tables:
+        report.plan(
+            "rewrite table",
+            f"{table.name}: nobody reads or writes it meanwhile ({table.dead_ratio:.0%} of its rows are dead)",
+            size=table.total_bytes,
+            seconds=max(0.1, table.total_bytes / REWRITE_BYTES_PER_SECOND),
+        )
+
+
+def _tell(report: Report, before: tuple[Table, ...], now: tuple[Table, ...], done: tuple[Vacuumed, ...]) -> None:
+    after = {table.oid: table for table in now}
+    seconds = {one.name: one.seconds for one in done}
+    rows = [
+        (
+            old.name,
+            f"{old.dead:,} → {new.dead:,}",
+            f"{new.live:,}",
+            f"{size(old.total_bytes)} → {size(new.total_bytes)}",
+            f"{old.xids:,} → {new.xids:,} ({new.xids / WRAPAROUND_XIDS:.1%})",
+            f"{seconds.get(old.name, 0):.1f}",
+        )
+        for old in sorted(before, key=lambda table: (table.system, -table.dead, -table.total_bytes))
+        if (new := after.get(old.oid))
+    ]
+    report.table(
+        "Before and after" + (f" (the first {MOST_SHOWN} of {len(rows)})" if len(rows) > MOST_SHOWN else ""),
+        ("table", "dead rows", "live rows", "size with indexes", "age (of the way to wraparound)", "seconds"),
+        rows[:MOST_SHOWN],
+    )
+    failed = [one for one in done if one.failed]
+    for one in failed[:MOST_SHOWN]:
+        report.expect(f"table {one.name}", False, one.hint, value=one.failed, otherwise=Status.CRITICAL)
+    freed = sum(old.total_bytes - after[old.oid].total_bytes for old in before if old.oid in after)
+    report.fact(
+        "dead rows", f"{sum(t.dead for t in before):,} → {sum(after[t.oid].dead for t in before if t.oid in after):,}"
+    )
+    report.fact("given back to the disk", size(max(freed, 0)))
+    report.outcome = f"{len(done) - len(failed)} of {len(before)} tables done"
+
+
+def _judge_rest(
+    report: Report, before: tuple[Table, ...], now: tuple[Table, ...], mode: Mode, holders: tuple[Holder, ...]
+) -> None:
+    """After a vacuum the dead rows of a table are those that it had to leave."""
+    if mode == "analyze":
+        return
+    names = {table.name for table in before}
+    left = [t for t in now if t.name in names and t.dead >= MANY_DEAD and t.dead_ratio > DEAD_RATIO]
+    blamed = [holder for holder in holders if holder.holds_xmin]
+    hint = (
+        f"{blamed[0].hint}; then launch this again"
+        if blamed
+        else "look for a younger transaction: launch this again with long_seconds=0; else it is load: launch it again"
+    )
+    report.expect(
+        "dead rows that vacuum had to leave",
+        not left,
+        hint,
+        value=", ".join(f"{t.name}: {t.dead:,} ({t.dead_ratio:.0%})" for t in left[:5]) or "few",
+        expected=f"below {DEAD_RATIO:.0%} of each table",
+        otherwise=Status.WARN,
+    )
+
+
+@flow(name="check-autovacuum", flow_run_name="check-autovacuum {environment}")
+def check_autovacuum(environment: str, long_seconds: Annotated[int, Field(ge=0, le=86400)] = LONG_SECONDS) -> Report:
+    """自動VACUUM設定確認 (§1.3)
+
+    Compares autovacuum's settings with the manual's, shows what it did for each table, and names the tables that it
+    does not keep up with, with the setting to use for each. Run it monthly, and when queries or tables grow for no
+    reason.
+
+    It reads only. A setting that is more eager than the manual's is well. Evidence: the settings, the tables.
+
+    Departs from the manual: a table is judged by its dead rows against what calls autovacuum for it (its own settings
+    included), not by the time of its last vacuum.
+
+    Args:
+        environment: 対象の環境
+        long_seconds: この秒数より長く開いているトランザクションを報告する
+    """
+    env = Environment.find(environment)
+    with runbook("Check autovacuum", env) as report:
+        found = read_autovacuum(env.postgres)
+        holders = tuple(h for h in find_holders(env.postgres, long_seconds) if h.holds_xmin)
+        judge_holders(report, holders, what="holds dead rows back")
+        judge_settings(report, found)
+        judge_tables(report, found)
+        judge_ages(report, found)
+        behind = sum(table.is_behind for table in found.tables)
+        report.outcome = f"autovacuum keeps up with {len(found.tables) - behind} of {len(found.tables)} tables"
+    return report
