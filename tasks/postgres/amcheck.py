@@ -1,0 +1,223 @@
+"""amcheck: every heap page and B-tree of a database read and compared with what it must be.
+
+https://www.postgresql.org/docs/current/amcheck.html
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import psycopg
+from psycopg import sql
+
+from blocks.postgres import Connection, Postgres, execute
+from runbook.errors import OpsError
+from runbook.kinds import action, probe
+from runbook.permit import Permit
+from runbook.progress import progress
+
+INSTALL = "install extension"
+EXTENSION = "amcheck"
+LOCK_WAIT_MS = 5000
+MOST_MESSAGES = 5
+# data_corrupted, index_corrupted, internal_error; class 58: a file cannot be read or is not there.
+DAMAGE = ("XX000", "XX001", "XX002", "58030", "58P01", "58000")
+
+Outcome = Literal["sound", "damaged", "not reached", "not checked"]
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Where amcheck is in a database: `schema` is "" where it is not installed."""
+
+    schema: str
+    version: str
+    available: str
+    in_recovery: bool
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A heap or an index; `table` is whose it is. `why_not` tells why amcheck cannot check it, "" where it can."""
+
+    oid: int
+    name: str
+    table: str
+    is_index: bool
+    bytes: int
+    why_not: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What came of one of them."""
+
+    relation: Relation
+    outcome: Outcome
+    seconds: float
+    message: str = ""
+
+
+@probe
+def find_amcheck(postgres: Postgres, database: str) -> Extension:
+    """Whether it is installed, or could be.
+
+    Raises:
+        Unreachable: the server is down.
+        OpsError: there is no such database.
+    """
+    with postgres.connect(database) as connection:
+        row = execute(connection, _EXTENSION)[0]
+    return Extension(str(row[0] or ""), str(row[1] or ""), str(row[2] or ""), bool(row[3]))
+
+
+_EXTENSION = """
+SELECT (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE extname = 'amcheck'),
+       (SELECT extversion FROM pg_extension WHERE extname = 'amcheck'),
+       (SELECT default_version FROM pg_available_extensions WHERE name = 'amcheck'), pg_is_in_recovery()
+"""
+
+
+@action(idempotent=True)
+def install_amcheck(permit: Permit, postgres: Postgres, database: str) -> None:
+    """CREATE EXTENSION, where it is missing."""
+    permit.require(INSTALL, f"{EXTENSION} in {database}")
+    with postgres.connect(database) as connection:
+        execute(connection, "CREATE EXTENSION IF NOT EXISTS amcheck")
+
+
+@probe
+def find_relations(postgres: Postgres, database: str, tables: Sequence[str]) -> tuple[Relation, ...]:
+    """Heaps (TOAST too) and indexes of the named tables (`table` or `schema.table`, with their partitions) or of all,
+    the catalogue first, then the small before the large.
+
+    Raises:
+        Unreachable: the server is down.
+        OpsError: there is no such database or table.
+    """
+    with postgres.connect(database) as connection:
+        found = execute(connection, _NAMED, list(tables))
+        missing = set(tables) - {str(name) for row in found for name in (row[1], f"{row[2]}.{row[1]}")}
+        if missing:
+            names = ", ".join(sorted(missing))
+            raise OpsError(f"there is no table {names} in {database}", "write table or schema.table, as they are")
+        rows = execute(connection, _RELATIONS, not tables, [row[0] for row in found])
+    return tuple(Relation(int(r[0]), str(r[1]), str(r[2]), bool(r[3]), int(r[4]), str(r[5])) for r in rows)
+
+
+_NAMED = """
+SELECT coalesce(p.relid, c.oid)::oid, c.relname::text, n.nspname::text
+FROM (SELECT %s::text[] AS list) AS names, pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     LEFT JOIN LATERAL pg_partition_tree(c.oid) p ON true
+WHERE c.relkind IN ('r', 'm', 'p')
+  AND (c.relname = ANY (names.list) OR n.nspname || '.' || c.relname = ANY (names.list))
+"""
+_RELATIONS = """
+WITH heap AS (
+    SELECT c.oid, c.oid AS owner FROM pg_class c WHERE c.relkind IN ('r', 'm') AND (%s OR c.oid = ANY (%s::oid[]))
+), whole AS (
+    SELECT oid, owner FROM heap
+    UNION ALL SELECT c.reltoastrelid, heap.owner FROM heap JOIN pg_class c USING (oid) WHERE c.reltoastrelid <> 0
+), every AS (
+    SELECT oid, owner FROM whole
+    UNION ALL SELECT i.indexrelid, whole.owner FROM whole JOIN pg_index i ON i.indrelid = whole.oid
+)
+SELECT c.oid, format('%%I.%%I', n.nspname, c.relname), every.owner::regclass::text, c.relkind = 'i',
+       c.relpages * current_setting('block_size')::bigint,
+       CASE WHEN c.relpersistence = 't' THEN 'temporary'
+            WHEN c.relpersistence = 'u' AND pg_is_in_recovery() THEN 'unlogged, empty on a standby'
+            WHEN c.relkind = 'i' AND NOT i.indisvalid THEN 'the index is invalid: rebuild or drop it'
+            WHEN c.relkind = 'i' AND NOT i.indisready THEN 'the index is not ready'
+            WHEN a.amname NOT IN ('heap', 'btree') THEN 'amcheck has no check for ' || a.amname
+            ELSE '' END
+FROM every JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am a ON a.oid = c.relam
+     LEFT JOIN pg_index i ON i.indexrelid = c.oid
+ORDER BY every.owner >= 16384, c.relpages, c.oid
+"""
+
+
+@probe
+def check_relations(
+    postgres: Postgres, database: str, schema: str, relations: Sequence[Relation], heapallindexed: bool, seconds: float
+) -> tuple[Checked, ...]:
+    """One after the other, each in a transaction of its own (its snapshot holds xmin back for as long as one takes),
+    until `seconds` are used up.
+
+    Raises:
+        Unreachable: the server is down.
+    """
+    checked: list[Checked] = []
+    end = time.monotonic() + seconds
+    with _session(postgres, database) as connection, progress(lambda: f"{len(checked)} of {len(relations)} checked"):
+        for relation in relations:
+            left = end - time.monotonic()
+            if relation.why_not:
+                checked.append(Checked(relation, "not checked", 0, relation.why_not))
+            elif connection.broken:
+                checked.append(Checked(relation, "not checked", 0, "the server had ended the session"))
+            elif left <= 0:
+                checked.append(Checked(relation, "not reached", 0, "the time was used up"))
+            else:
+                checked.append(_check(connection, schema, relation, heapallindexed, left))
+    return tuple(checked)
+
+
+@contextmanager
+def _session(postgres: Postgres, database: str) -> Iterator[Connection]:
+    """Read-only, waits for no lock for long, and sees damage even where the server is told to hide it."""
+    with postgres.connect(database) as connection:
+        execute(connection, "SET default_transaction_read_only = on")
+        execute(connection, "SELECT set_config('lock_timeout', %s, false)", str(LOCK_WAIT_MS))
+        execute(connection, "SET search_path = ''")
+        execute(connection, _SEE)
+        yield connection
+
+
+_SEE = """
+SELECT set_config(name, 'off', false) FROM pg_settings
+WHERE name IN ('zero_damaged_pages', 'ignore_checksum_failure') AND setting = 'on'
+"""
+
+
+def _check(connection: Connection, schema: str, relation: Relation, heapallindexed: bool, left: float) -> Checked:
+    started = time.monotonic()
+    outcome: Outcome = "sound"
+    try:
+        execute(connection, "SELECT set_config('statement_timeout', %s, false)", str(max(1, int(left * 1000))))
+        message = _ask(connection, schema, relation, heapallindexed)
+        outcome = "damaged" if message else "sound"
+    except psycopg.Error as error:
+        outcome, message = _meaning(connection, relation, error)
+    return Checked(relation, outcome, time.monotonic() - started, " ".join(message.split()))
+
+
+def _ask(connection: Connection, schema: str, relation: Relation, heapallindexed: bool) -> str:
+    if relation.is_index:
+        statement = sql.SQL("SELECT {}.bt_index_check(%s::oid::regclass, %s)").format(sql.Identifier(schema))
+        execute(connection, statement, relation.oid, heapallindexed)
+        return ""
+    statement = sql.SQL(
+        "SELECT blkno, offnum, msg, count(*) OVER () FROM {}.verify_heapam(%s::oid::regclass, check_toast => true) "
+        "LIMIT %s"
+    ).format(sql.Identifier(schema))
+    rows = execute(connection, statement, relation.oid, MOST_MESSAGES)
+    told = "; ".join(f"block {row[0]}" + (f" row {row[1]}" if row[1] else "") + f": {row[2]}" for row in rows)
+    return f"{rows[0][3]} errors: {told}" if rows else ""
+
+
+def _meaning(connection: Connection, relation: Relation, error: psycopg.Error) -> tuple[Outcome, str]:
+    told = (error.diag.message_primary or str(error), error.diag.message_detail)
+    text = "; ".join(part.strip() for part in told if part)
+    if connection.broken:
+        return "not checked", f"the server ended the session while it read this ({text}): see its log for a crash"
+    if isinstance(error, psycopg.errors.QueryCanceled):
+        return "not reached", f"cut off: {text}"
+    if error.sqlstate in DAMAGE:
+        if not execute(connection, "SELECT 1 FROM pg_class WHERE oid = %s", relation.oid):
+            return "not checked", "it was dropped meanwhile"
+        return "damaged", text
+    return "not checked", text
