@@ -106,10 +106,16 @@ def test_killed_backup_is_never_offered_and_cleaned_up(trial: Trial, tmp_path: P
     points = list(dict.fromkeys(log.read_text().splitlines()))
     assert "dump: snapshot exported" in points
     assert len(points) > 8
-    for point in points[points.index("before dump_globals") :]:
+    published = points.index("before read_store")
+    for point in points[points.index("before dump_globals") : published]:
         done = run("flows.database.backup.backup_database", OPS_FAILPOINT=point)
         assert done.returncode == -9, point
         assert catalogue.names(trial.store, "postgres") == whole, f"offered after a kill at {point}"
+    for point in points[published:]:
+        assert run("flows.database.backup.backup_database", OPS_FAILPOINT=point).returncode == -9, point
+        assert catalogue.names(trial.store, "postgres")[:-1] == whole, f"not there after a kill at {point}"
+        assert manifest.damage(newest(trial).path, newest(trial).manifest) == []
+        whole = catalogue.names(trial.store, "postgres")
     backup_database.fn(NAME)
     assert not list(trial.store.glob(".partial-*"))
     assert len(catalogue.names(trial.store, "postgres")) == len(whole) + 1
