@@ -60,7 +60,17 @@ class Peers:
         """§1.2: `pg_dump -F c -b -v`; returns its seconds."""
         self.directory.mkdir(exist_ok=True)
         argv = ["pg_dump", "-U", "postgres", "-d", DATABASE, "-F", "c", "-b", "-v", "-f", str(self.dump)]
-        return self._run(argv)
+        return self.run(argv)
+
+    def restore(self) -> float:
+        """§1.2: `pg_restore -d grc_db_new -v`; returns its seconds, without creating the database."""
+        other = f"{DATABASE}_new"
+        self.place.sql(f"DROP DATABASE IF EXISTS {other}")
+        self.place.sql(f"CREATE DATABASE {other} TEMPLATE template0")
+        try:
+            return self.run(["pg_restore", "-U", "postgres", "-d", other, "-v", str(self.dump)])
+        finally:
+            self.place.sql(f"DROP DATABASE {other} WITH (FORCE)")
 
     def dump_alone(self, jobs: int, compression: str) -> float:
         """Our own pg_dump without its manifest; returns its seconds."""
@@ -70,7 +80,7 @@ class Peers:
             *("pg_dump", "--format=directory", f"--jobs={jobs}", f"--compress={compression}", "--no-sync"),
             *("--lock-wait-timeout=60s", "--large-objects", f"--file={target}", DATABASE),
         ]
-        return self._run(argv)
+        return self.run(argv)
 
     def save_redis(self) -> None:
         """§2.3: BGSAVE, then the file is copied."""
@@ -102,6 +112,7 @@ class Peers:
         began, ended = re.findall(r"^slept ([\d.]+) ([\d.]+)$", done.stdout, re.MULTILINE)[0]
         return Recovered(done.seconds, float(ended) - float(began))
 
-    def _run(self, argv: list[str]) -> float:
+    def run(self, argv: list[str]) -> float:
+        """One of libpq's programs; returns its seconds."""
         return shell.run([shutil.which(argv[0], path=self.environment()["PATH"]) or argv[0], *argv[1:]],
                          environment=self.environment()).seconds  # fmt: skip

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import load
+from benchmarks.chapter import Chapter
 from benchmarks.figures import Figure
 from benchmarks.peers import Peers, Recovered
 from benchmarks.place import NAME, Called, Place
@@ -16,6 +17,7 @@ from runbook.render import size
 from tasks import catalogue
 from tasks.postgres.copy import default_jobs
 from tasks.postgres.dump import best_compression
+from tasks.stores.directory import DirectoryStore
 
 ROUNDS = 3
 RESTORE_ROUNDS = 2
@@ -53,6 +55,7 @@ class Suite:
         self.outage(self.place.rows())
         self.latency()
         self.orchestration(backups)
+        self.figures += Chapter(self.place, peers, self.place.rows()).figures()
 
     def backups(self, peers: Peers) -> list[Called]:
         """Backup against `pg_dump -F c -b -v`, and against its own pg_dump alone."""
@@ -69,7 +72,8 @@ class Suite:
             alone.append(peers.dump_alone(default_jobs(), compression))
             self.place.tell(f"backup {number + 1}: ours {ours[-1].seconds:.1f} s, pg_dump -F c {peer[-1]:.1f} s, "
                             f"our pg_dump alone {alone[-1]:.1f} s")  # fmt: skip
-        mine = catalogue.find_backup(Path(self.place.status["stores"]["postgres"]), "postgres").manifest.bytes
+        store = DirectoryStore(Path(self.place.status["stores"]["postgres"]))
+        mine = catalogue.find_backup(store, "postgres").manifest.bytes
         other = peers.dump.stat().st_size
         dumping = statistics.median(call.step("dump_database") for call in ours)
         wall = statistics.median(call.seconds for call in ours)

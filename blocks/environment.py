@@ -17,6 +17,7 @@ from blocks.redis import Redis
 from blocks.services import Services
 from runbook.errors import OpsError
 
+Stores = Literal["backups", "copies"]
 Tier = Literal["production", "staging", "development"]
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 # Stopping is §8.2's order. Starting is by dependency: data before what reads it.
@@ -102,6 +103,10 @@ class Environment(Block):
     def backups(self) -> Backups:
         """The backup stores."""
         return cast(Backups, self._part("backups"))
+
+    def stores(self, which: Stores) -> Backups:
+        """The first or the second set of backup stores."""
+        return cast(Backups, self._part(which))
 
     @property
     def application(self) -> Application:

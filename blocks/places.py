@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
+from blocks.s3 import Bucket, bucket_and_prefix
+
 
 class Backups(Block):
-    """One store per kind of backup."""
+    """A place for each resource's backups: a directory of this host, or `s3://bucket/prefix`. An environment has one
+    such set (`[backups]`) and may have a second elsewhere (`[copies]`), which replicate-backups fills."""
 
     _block_type_name = "Ops backups"
     _block_type_slug = "ops-backups"
@@ -15,6 +20,41 @@ class Backups(Block):
     postgres: str = Field(default="/var/backups/postgresql")
     redis: str = Field(default="/var/backups/redis")
     files: str = Field(default="/var/backups/app")
+    spool: str = Field(default="/var/lib/interview-ops/spool", description="where those of a bucket are made and read")
+    recipients: list[str] = Field(default=[], description="age1…: backups are encrypted to them; one is escrowed")
+    identity: SecretStr = Field(default=SecretStr(""), description="AGE-SECRET-KEY-1…: reads encrypted backups")
+    endpoint: str = Field(default="", description="of the S3 service; empty: AWS")
+    region: str = ""
+    profile: str = Field(default="", description="of the AWS configuration")
+    access_key: str = Field(default="", description="empty: AWS's own chain of credentials")
+    secret_key: SecretStr = SecretStr("")
+    sse: Literal["", "AES256", "aws:kms"] = ""
+    kms_key: str = ""
+    lock_mode: Literal["", "GOVERNANCE", "COMPLIANCE"] = Field(default="", description="object lock of the backups")
+    lock_days: int = Field(default=0, ge=0, description="for how long nobody can delete them")
+    patience_seconds: float = Field(default=120.0, gt=0, description="how long a request is tried again")
+
+    def bucket(self, place: str) -> Bucket:
+        """The bucket of a place `s3://bucket/prefix`.
+
+        Raises:
+            OpsError: it is no such address.
+        """
+        bucket, prefix = bucket_and_prefix(place)
+        return Bucket(
+            bucket=bucket,
+            prefix=prefix,
+            endpoint=self.endpoint,
+            region=self.region,
+            profile=self.profile,
+            access_key=self.access_key,
+            secret_key=self.secret_key,
+            sse=self.sse,
+            kms_key=self.kms_key,
+            lock_mode=self.lock_mode,
+            lock_days=self.lock_days,
+            patience_seconds=self.patience_seconds,
+        )
 
 
 class Application(Block):

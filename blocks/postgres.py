@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from types import TracebackType
 from typing import LiteralString
 from urllib.parse import quote
 
@@ -19,6 +21,30 @@ Connection = psycopg.Connection[TupleRow]
 # libpq tells no SQLSTATE of a refused log-in, and a server with lc_messages=ja_JP says it in Japanese.
 PASSWORD = ("password authentication", "no password supplied", "パスワード認証")
 NOT_YET = ("FATAL:  the database system is ", "FATAL:  データベースシステムは")  # starting, stopping, recovering
+
+
+class Session(psycopg.Connection[TupleRow]):
+    """A connection whose `with` block tells of a server that went away as of one that does not answer."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None and not self.closed:
+                self.commit()
+            elif not self.closed:
+                with contextlib.suppress(psycopg.Error):  # psycopg's own would log the whole text
+                    self.rollback()
+        except psycopg.OperationalError as at_commit:
+            if not self.broken:
+                raise
+            error = at_commit
+        finally:
+            where = f"PostgreSQL at {self.info.host}:{self.info.port}" if self.broken else ""
+            self.close()
+        if where and isinstance(error, psycopg.OperationalError):
+            hint = "look at its log, start it where it is down, and launch this again"
+            raise Unreachable(f"{where} ended the session: {first_line(error)}", hint) from None
 
 
 class Postgres(Block):
@@ -51,7 +77,7 @@ class Postgres(Block):
         user, password = self._login(as_application)
         name = database or self.maintenance_database
         try:
-            return psycopg.connect(
+            return Session.connect(
                 host=self.host,
                 port=self.port,
                 user=user,
@@ -97,7 +123,8 @@ class Postgres(Block):
         return (self.user, self.password) if as_application else (self.admin_user, self.admin_password)
 
     def _refused(self, error: psycopg.OperationalError, user: str, database: str) -> OpsError:
-        text = str(error).strip().splitlines()[-1].strip()
+        # The last address that was tried; what libpq adds to it in lines of their own is indented.
+        text = [line for line in str(error).strip().splitlines() if not line.startswith("\t")][-1].strip()
         where = f"PostgreSQL at {self.host}:{self.port}"
         if any(part in text for part in PASSWORD):
             return OpsError(
@@ -106,7 +133,14 @@ class Postgres(Block):
             )
         if "FATAL" in text and not any(part in text for part in NOT_YET):
             return OpsError(f"{where} refuses {user} in database {database}: {text.split('FATAL:')[-1].strip()}")
-        return Unreachable(f"{where} does not answer: {text}", "start it, or look at its log")
+        why = text.rpartition(" failed: ")[2]
+        return Unreachable(f"{where} does not answer: {why}", "start it, or look at its log")
+
+
+def first_line(error: psycopg.Error) -> str:
+    """What PostgreSQL or libpq said, without what it adds in lines of their own."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].removeprefix("consuming input failed: ")
 
 
 def psycopg_url(driver: str, user: str, password: str, host: str, port: int, database: str) -> str:

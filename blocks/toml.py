@@ -26,6 +26,7 @@ PARTS: dict[str, type[Block]] = {
     "postgres": Postgres,
     "redis": Redis,
     "backups": Backups,
+    "copies": Backups,
     "application": Application,
     "logs": Logs,
     "certificates": Certificates,
@@ -96,10 +97,15 @@ def read(path: Path) -> Environment:
         raise _wrong(path, "", "name", "a lower-case letter, then at most 30 of a-z, 0-9 and -")
     parts = {part: _block(path, part, PARTS[part], values) for part, values in sections.items()}
     parts["services"] = _block(path, "services", kind, services)
-    slugs = {part: f"{type(block).get_block_type_slug()}/{name}" for part, block in parts.items()}
+    slugs = {part: f"{type(block).get_block_type_slug()}/{_document(part, name)}" for part, block in parts.items()}
     built = _block(path, "", Environment, {**content, "name": name, "slugs": slugs})
     assert isinstance(built, Environment)
     return built.with_parts(parts)
+
+
+def _document(part: str, name: str) -> str:
+    """The name of a part's block: the environment's, but where it has two blocks of that type."""
+    return f"{name}-{part}" if part == "copies" else name
 
 
 def _table(path: Path, section: str, value: object) -> dict[str, Any]:

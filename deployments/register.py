@@ -25,10 +25,10 @@ def register(environment: str) -> list[str]:
     found = toml.environment(environment)
     Environment.register_type_and_schema()
     done = []
-    for block in found.parts().values():
+    for part, block in found.parts().items():
         type(block).register_type_and_schema()
-        block.save(environment, overwrite=True)
-        done.append(f"block {type(block).get_block_type_slug()}/{environment}")
+        block.save(found.slugs[part].partition("/")[2], overwrite=True)
+        done.append(f"block {found.slugs[part]}")
     found.save(environment, overwrite=True)
     ensure_limit(environment)
     done += [f"block ops-environment/{environment}", f"lock env-{environment}"]

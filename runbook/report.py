@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -94,6 +94,7 @@ class Report:
     planned: bool = False
     form: str = ""
     lock: Held | None = None
+    closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     state: Finding | None = None
     path: Path | None = None
     previous: str = ""
@@ -174,6 +175,10 @@ class Report:
     def state_is(self, what: str, hint: str) -> None:
         """What state the system is in from here on, and what to run next, should the run fail from any cause."""
         self.state = Finding("state of the system", Status.CRITICAL, what, "", hint)
+
+    def at_end(self, work: Callable[[], object]) -> None:
+        """Do this when the run ends, however it ends: what it brought here for itself goes again."""
+        self.closing.callback(work)
 
     def add_step(self, step: StepTime) -> None:
         """Called by probes and actions."""

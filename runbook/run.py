@@ -37,7 +37,7 @@ def runbook(
     """
     report = Report(title, target.name, confirm, target.limits)
     try:
-        with use_report(report), contextlib.ExitStack() as stack:
+        with use_report(report), report.closing as stack:
             if changes:
                 allowed = rank if confirm == target.name else "maintenance"  # a plan ends nobody's work
                 lock = stack.enter_context(hold(target.name, target.reports_directory, title, allowed))

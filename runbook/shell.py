@@ -14,10 +14,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from runbook.errors import CommandFailed, OpsError
 
 STOP_SECONDS = 10.0
+FEED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -47,21 +49,60 @@ def run(
         CommandFailed: it exited with something else than 0 (the last lines of its stderr are in the message).
         OpsError: it is not installed, or did not end within `timeout_seconds`.
     """
-    started = time.monotonic()
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+
+    def wait(child: subprocess.Popen[bytes]) -> int:
+        try:
+            return child.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            raise OpsError(f"{Path(argv[0]).name} did not end within {timeout_seconds:g} s", hint) from None
+
+    with _outputs() as (out, err):
+        started = time.monotonic()
         with spawn(
             argv, environment=environment, directory=directory, user=user, nice=nice, stdout=out, stderr=err
         ) as child:
-            try:
-                code = child.wait(timeout_seconds)
-            except subprocess.TimeoutExpired:
-                raise OpsError(f"{Path(argv[0]).name} did not end within {timeout_seconds:g} s", hint) from None
-        texts = []
-        for stream in (out, err):
-            stream.seek(0)
-            texts.append(stream.read().decode(errors="replace"))
+            code = wait(child)
+        return _completed(argv, code, out, err, environment or {}, hint, started)
+
+
+def feed(
+    argv: Sequence[str | Path], source: IO[bytes], *, environment: Mapping[str, str] | None = None, hint: str = ""
+) -> Completed:
+    """Run a program that reads `source` to its end; see `run`. Where `source` fails to read, the program is ended."""
+    with _outputs() as (out, err):
+        started = time.monotonic()
+        with spawn(argv, environment=environment, stdin=subprocess.PIPE, stdout=out, stderr=err) as child:
+            assert child.stdin
+            with contextlib.suppress(BrokenPipeError):  # it ended early: its exit code tells
+                while chunk := source.read(FEED_BYTES):
+                    child.stdin.write(chunk)
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
+            code = child.wait()
+        return _completed(argv, code, out, err, environment or {}, hint, started)
+
+
+@contextlib.contextmanager
+def _outputs() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        yield out, err
+
+
+def _completed(
+    argv: Sequence[str | Path],
+    code: int,
+    out: IO[bytes],
+    err: IO[bytes],
+    environment: Mapping[str, str],
+    hint: str,
+    started: float,
+) -> Completed:
+    texts = []
+    for stream in (out, err):
+        stream.seek(0)
+        texts.append(stream.read().decode(errors="replace"))
     if code:
-        raise CommandFailed([str(part) for part in argv], code, _masked(texts[1], environment or {}), hint)
+        raise CommandFailed([str(part) for part in argv], code, _masked(texts[1], environment), hint)
     return Completed(texts[0], texts[1], time.monotonic() - started)
 
 

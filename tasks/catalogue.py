@@ -1,8 +1,7 @@
-"""The backups in a store: found, chosen, published. A store is a directory with one directory per backup.
+"""The backups in a store: found, chosen, offered, brought at hand.
 
-A backup is written under `.partial-<environment>-<name>` and published by rename, its manifest last: what has no such
-prefix is whole. That a restore of it was verified is told by a file beside it (`.verified/<name>.json`): a backup
-itself never changes.
+That a restore of a backup was verified is told by a file beside it (`.verified/<name>.json`): a backup itself never
+changes. What is read of a backup is read in clear and on this host: at hand.
 """
 
 from __future__ import annotations
@@ -13,35 +12,60 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from runbook.errors import OpsError
+import psutil
+
+from runbook.errors import OpsError, VerificationFailed
+from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
+from runbook.render import size
 from runbook.wait import until
 from tasks import manifest as manifests
-from tasks.manifest import Kind, Manifest
+from tasks.encryption import decrypt_files, encrypt_files
+from tasks.host import disk_of
+from tasks.manifest import MANIFEST, SEAL, Kind, Manifest
+from tasks.stores.directory import PARTIAL, DirectoryStore
+from tasks.stores.store import Store
 
-PREFIX: dict[Kind, str] = {"postgres": "backup", "redis": "dump", "files": "app"}
-PARTIAL = ".partial-"
+PREFIX: dict[Kind, str] = {
+    "postgres": "backup",
+    "schema": "schema",
+    "tables": "tables",
+    "sql": "sql",
+    "redis": "dump",
+    "files": "app",
+}
 VERIFIED = ".verified"
+AT_HAND = ".at-hand-"
 LATEST = "latest"
 
 
 @dataclass(frozen=True)
 class Backup:
-    """A backup and its manifest. `verified` is when a restore of it was last proven, empty when never."""
+    """A backup and its manifest. `path` is where its files are, in clear, once it is at hand (`verify_files`).
+
+    `verified` is when a restore of it was last proven, empty when never.
+    """
 
     path: Path
     manifest: Manifest
+    store: Store
     verified: str = ""
 
     @property
     def name(self) -> str:
         """As it stands in the store."""
-        return self.path.name
+        return self.manifest.name
+
+    @property
+    def where(self) -> str:
+        """Store and name, for people and permits."""
+        return f"{self.store.where}/{self.name}"
 
     @property
     def age_seconds(self) -> float:
@@ -49,41 +73,68 @@ class Backup:
         return (datetime.now(UTC) - self.manifest.taken).total_seconds()
 
 
-def names(store: Path, kind: Kind) -> list[str]:
-    """Every published backup of a kind, oldest first."""
+def names(store: Store, kind: Kind) -> list[str]:
+    """Every offered backup of a kind, oldest first."""
     pattern = re.compile(rf"{PREFIX[kind]}_\d{{8}}_\d{{6}}")
-    if not store.is_dir():
-        return []
-    return sorted(path.name for path in store.iterdir() if pattern.fullmatch(path.name) and path.is_dir())
+    return sorted(name for name in store.names() if pattern.fullmatch(name))
 
 
-def open_backup(store: Path, name: str) -> Backup:
+def kind_of(name: str, otherwise: Kind) -> Kind:
+    """The kind that a backup's name tells; `otherwise` for `latest` and dates."""
+    return next(
+        (kind for kind, prefix in PREFIX.items() if re.fullmatch(rf"{prefix}_\d{{8}}_\d{{6}}", name)), otherwise
+    )
+
+
+def open_backup(store: Store, name: str) -> Backup:
     """One backup by name.
 
     Raises:
         VerificationFailed: its manifest is missing or altered.
     """
-    path = store / name
-    return Backup(path, manifests.read(path), _verified(store, name))
+    manifest = manifests.parse(name, store.read(f"{name}/{MANIFEST}"), store.read(f"{name}/{SEAL}"))
+    local = None if manifest.clear else store.local(name)
+    path = local or _hand(store, manifest.environment) / name / "clear"
+    return Backup(path, manifest, store, _verified(store, name))
 
 
-def _verified(store: Path, name: str) -> str:
+def open_all(store: Store, kind: Kind) -> tuple[list[Backup], list[str]]:
+    """Every backup of a kind, oldest first, and the names of those whose manifest cannot be read."""
+    wanted = names(store, kind)
+
+    def opened(name: str) -> Backup | None:
+        with contextlib.suppress(VerificationFailed):
+            return open_backup(store, name)
+        return None
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(opened, wanted))
+    return [backup for backup in found if backup], [
+        name for name, backup in zip(wanted, found, strict=True) if backup is None
+    ]
+
+
+def _hand(store: Store, environment: str) -> Path:
+    return store.spool / f"{AT_HAND}{environment}-{os.getpid()}"
+
+
+def _verified(store: Store, name: str) -> str:
     """When a restore was proven; a file that cannot be read says nothing, and must not stand in a restore's way."""
     try:
-        return str(json.loads((store / VERIFIED / f"{name}.json").read_text(encoding="utf-8"))["verified"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(store.read(f"{VERIFIED}/{name}.json") or "")["verified"])
+    except (OpsError, ValueError, KeyError, TypeError):
         return ""
 
 
 @probe
-def find_backup(store: Path, kind: Kind, wanted: str = LATEST) -> Backup:
+def find_backup(store: Store, kind: Kind, wanted: str = LATEST) -> Backup:
     """The backup that an operator means: `latest`, a date `YYYYMMDD` (the newest of that day), or a name.
 
     Raises:
         OpsError: there is none, and which there are.
         VerificationFailed: its manifest is missing or altered, and which one is before it.
     """
-    existing = names(store, kind)
+    existing = names(store, kind_of(wanted, kind))
     if wanted == LATEST:
         chosen = existing[-1:]
     elif re.fullmatch(r"\d{8}", wanted):
@@ -92,23 +143,21 @@ def find_backup(store: Path, kind: Kind, wanted: str = LATEST) -> Backup:
         chosen = [name for name in existing if name == wanted]
     if not chosen:
         newest = ", ".join(reversed(existing[-3:])) or "none at all"
-        raise OpsError(f"there is no {kind} backup “{wanted[:80]}”", f"the newest in the store: {newest}")
+        raise OpsError(
+            f"there is no {kind} backup “{wanted[:80]}” in {store.where}", f"the newest in the store: {newest}"
+        )
     return open_backup(store, chosen[0])
 
 
 @probe
-def find_nearest(store: Path, kind: Kind, moment: datetime, environment: str) -> Backup:
+def find_nearest(store: Store, kind: Kind, moment: datetime, environment: str) -> Backup:
     """The backup of another kind, of the same environment, whose snapshot is nearest to a moment. One that cannot be
     read is passed over.
 
     Raises:
         OpsError: there is none.
     """
-    found = []
-    for name in names(store, kind):
-        with contextlib.suppress(OpsError):
-            found.append(open_backup(store, name))
-    found = [backup for backup in found if backup.manifest.environment == environment]
+    found = [backup for backup in open_all(store, kind)[0] if backup.manifest.environment == environment]
     if not found:
         raise OpsError(
             f"there is no {kind} backup of {environment} in the store", f"take one, or restore without {kind}"
@@ -118,80 +167,121 @@ def find_nearest(store: Path, kind: Kind, moment: datetime, environment: str) ->
 
 @probe
 def verify_files(backup: Backup) -> Sequence[str]:
-    """Read every file of a backup and compare it with the manifest; returns what is wrong, as sentences."""
-    return manifests.damage(backup.path, backup.manifest)
+    """Read every file of a backup, compare it with the manifest, and have it at hand; returns what is wrong.
+
+    What is elsewhere is brought here first, what is encrypted is decrypted: `put_away` removes both.
+
+    Raises:
+        OpsError: there is no room for it here, or no key.
+    """
+    store, manifest = backup.store, backup.manifest
+    stored = store.local(backup.name)
+    if backup.path == stored:
+        return manifests.damage(stored, manifest.files)
+    shutil.rmtree(backup.path.parent, ignore_errors=True)
+    _require_room(backup, stored)
+    backup.path.parent.mkdir(parents=True, mode=0o700)
+    if stored is None:
+        stored = backup.path.with_name("stored") if manifest.clear else backup.path
+        try:
+            store.fetch(backup.name, manifest.files, stored)
+        except VerificationFailed as error:
+            return [error.message]
+    if problems := manifests.damage(stored, manifest.files):
+        return problems
+    return decrypt_files(stored, backup.path, manifest.clear, store.key) if manifest.clear else []
 
 
-def earlier(store: Path, kind: Kind, name: str) -> str:
+def _require_room(backup: Backup, stored: Path | None) -> None:
+    clear = sum(file.bytes for file in backup.manifest.clear.values())
+    needed = clear + (0 if stored else backup.manifest.bytes)
+    disk = disk_of(backup.path)
+    if disk.free_bytes < needed:
+        raise OpsError(
+            f"{backup.name} needs {size(needed)} in {backup.store.spool} and {size(disk.free_bytes)} are free",
+            "free space there, or give [backups] spool more",
+        )
+
+
+def put_away(backup: Backup) -> None:
+    """Remove what was brought here of a backup, and what dead runs left of theirs."""
+    spool = backup.store.spool
+    for path in spool.glob(f"{AT_HAND}*-*") if spool.is_dir() else ():
+        owner = path.name.rpartition("-")[2]
+        if path.name == f"{AT_HAND}{backup.manifest.environment}-{os.getpid()}":
+            shutil.rmtree(path / backup.name, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another backup is still at hand
+                path.rmdir()
+        elif owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def earlier(store: Store, kind: Kind, name: str) -> str:
     """The backup before one: what to offer when that one is bad. Empty when there is none."""
-    return next((other for other in reversed(names(store, kind)) if other < name), "")
+    return next((other for other in reversed(names(store, kind_of(name, kind))) if other < name), "")
 
 
 @action(idempotent=True)
-def clean_unfinished(store: Path, environment: str) -> list[str]:
+def clean_unfinished(store: Store, environment: str) -> list[str]:
     """Remove what an environment's killed backups left behind; returns their names. Its lock must be held: what it
-    does not protect, another environment's in the same store, is left alone."""
-    pattern = re.compile(rf"{re.escape(PARTIAL + environment)}-([a-z]+_\d{{8}}_\d{{6}})")
-    found = [pattern.fullmatch(path.name) for path in sorted(store.iterdir())] if store.is_dir() else []
-    left = [match for match in found if match]
-    for match in left:
-        shutil.rmtree(store / match[0])
-    return [match[1] for match in left]
+    does not protect, another environment's in the same store, is left alone.
+
+    One that is whole and only did not get to its store yet goes there now.
+    """
+    spool = DirectoryStore(store.spool)
+    left = spool.unfinished(environment)
+    for name in left:
+        spool.clean(environment, name)
+    for name in store.unfinished(environment):
+        if spool.local(name) != store.local(name) and name in spool.names():
+            waiting = manifests.read(store.spool / name)
+            store.offer(store.spool / name, name, waiting.files)
+        else:
+            store.clean(environment, name)
+            left.append(name)
+    return left
 
 
-def begin(store: Path, kind: Kind, environment: str, zone: ZoneInfo) -> tuple[str, Path]:
+def begin(store: Store, kind: Kind, environment: str, zone: ZoneInfo) -> tuple[str, Path]:
     """A name that is free and the directory to write into, private to this user."""
-    store.mkdir(parents=True, exist_ok=True)
+    store.spool.mkdir(parents=True, exist_ok=True)
+    taken = set(store.names()) | {path.name for path in store.spool.iterdir()}
 
     def free_name() -> str:
         name = f"{PREFIX[kind]}_{datetime.now(zone):%Y%m%d_%H%M%S}"
-        return "" if (store / name).exists() else name
+        return "" if name in taken else name
 
     name = until(free_name, what="a free name for the backup", seconds=5)
-    directory = store / f"{PARTIAL}{environment}-{name}"
+    directory = store.spool / f"{PARTIAL}{environment}-{name}"
     directory.mkdir(mode=0o700)
     return name, directory
 
 
-def publish(directory: Path, manifest: Manifest) -> Path:
-    """Seal a finished backup and give it its name: everything is on disk before it is offered."""
+@action
+def publish(store: Store, directory: Path, manifest: Manifest) -> Backup:
+    """Encrypt where the store's key says so, seal, and offer: everything is in the store before it has its name there.
+
+    Raises:
+        OpsError, Unreachable: the store cannot be written to. The backup waits in the spool; the next one takes it
+            along.
+    """
+    if store.key.recipients:
+        clear = manifest.files
+        stored = encrypt_files(directory, clear, store.key)
+        manifest = manifest.model_copy(update={"files": stored, "clear": clear, "recipients": store.key.recipients})
     manifests.write(directory, manifest)
-    for path in directory.rglob("*"):
-        _sync(path)
-    _sync(directory)
-    final = directory.with_name(manifest.name)
-    directory.rename(final)
-    _sync(final.parent)
-    return final
+    failpoint("publish: sealed")
+    store.offer(directory, manifest.name, manifest.files)
+    return open_backup(store, manifest.name)
 
 
 @action(idempotent=True)
-def mark_verified(store: Path, name: str, facts: dict[str, str]) -> str:
+def mark_verified(store: Store, name: str, facts: dict[str, str]) -> str:
     """Write beside a backup that a restore of it was proven, now; returns when.
 
     Raises:
         OpsError: the store cannot be written to.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    text = json.dumps({"verified": now, **facts}, ensure_ascii=False, indent=1)
-    try:
-        (store / VERIFIED).mkdir(exist_ok=True)
-        beside = store / VERIFIED / f".{name}.new"
-        beside.write_text(text, encoding="utf-8")
-        _sync(beside)
-        beside.replace(store / VERIFIED / f"{name}.json")
-    except OSError as error:
-        raise OpsError(
-            f"that {name} is verified could not be noted: {error.strerror}", f"make {store} writable"
-        ) from None
+    store.write(f"{VERIFIED}/{name}.json", json.dumps({"verified": now, **facts}, ensure_ascii=False, indent=1))
     return now
-
-
-def _sync(path: Path) -> None:
-    if path.is_symlink():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.permit import Permit
 from runbook.wait import until
-from tasks import archive, manifest
+from tasks import archive
 from tasks import entries as listing
 from tasks.catalogue import Backup
 from tasks.entries import Archived, Entry
@@ -121,10 +121,10 @@ def read_archive_back(unfinished: Path, entries: tuple[Entry, ...]) -> tuple[str
 
 
 @probe
-def judge_files_backup(application: Application, backup: Backup) -> FilesJudgement:
-    """Whether a backup can be restored here: its files' checksums, its manifest, space, and where it would go."""
+def judge_files_backup(application: Application, backup: Backup, damage: Sequence[str] = ()) -> FilesJudgement:
+    """Whether a backup can be restored here: its files' `damage`, its manifest, space, and where it would go."""
     directory = directory_of(application)
-    problems = manifest.damage(backup.path, backup.manifest)
+    problems = list(damage)
     entries: tuple[Entry, ...] = ()
     try:
         entries = listing.entries_of(backup.manifest)

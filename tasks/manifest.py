@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runbook.errors import VerificationFailed
 
-Kind = Literal["postgres", "redis", "files"]
+Kind = Literal["postgres", "schema", "tables", "sql", "redis", "files"]
 MANIFEST = "manifest.json"
 SEAL = "manifest.json.sha256"
 CHUNK_BYTES = 1 << 20
@@ -28,7 +28,11 @@ class FileSum(BaseModel):
 
 
 class Manifest(BaseModel):
-    """A backup's manifest. `taken` is the moment of its snapshot; `content` is typed by its kind's own module."""
+    """A backup's manifest. `taken` is the moment of its snapshot; `content` is typed by its kind's own module.
+
+    `files` are the files as they are stored. Where those are encrypted, to `recipients`, `clear` are the same files in
+    clear.
+    """
 
     model_config = ConfigDict(frozen=True)
     kind: Kind
@@ -40,6 +44,13 @@ class Manifest(BaseModel):
     tool: str
     files: dict[str, FileSum]
     content: dict[str, Any]
+    clear: dict[str, FileSum] = {}
+    recipients: tuple[str, ...] = ()
+
+    @property
+    def readable_files(self) -> dict[str, FileSum]:
+        """The files that a restore reads, in clear."""
+        return self.clear or self.files
 
     @property
     def bytes(self) -> int:
@@ -77,47 +88,59 @@ def seal_of(text: str) -> str:
     return f"{hashlib.sha256(text.encode()).hexdigest()}  {MANIFEST}\n"
 
 
+def text_of(manifest: Manifest) -> str:
+    """A manifest as it is written."""
+    return manifest.model_dump_json(indent=1) + "\n"
+
+
 def write(directory: Path, manifest: Manifest) -> None:
     """Write manifest and seal: last of all, so that a backup without them was never finished."""
-    text = manifest.model_dump_json(indent=1) + "\n"
+    text = text_of(manifest)
     (directory / MANIFEST).write_text(text, encoding="utf-8")
     (directory / SEAL).write_text(seal_of(text), encoding="utf-8")
 
 
 def read(directory: Path) -> Manifest:
-    """Read a manifest and check its seal.
-
-    Raises:
-        VerificationFailed: it is missing, altered, or not a manifest.
-    """
+    """Read a manifest from a directory and check its seal; see `parse`."""
     try:
         text = (directory / MANIFEST).read_text(encoding="utf-8")
         seal = (directory / SEAL).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise VerificationFailed(f"{directory.name} has no readable manifest", "choose another backup") from None
+        return parse(directory.name, None, None)
+    return parse(directory.name, text, seal)
+
+
+def parse(name: str, text: str | None, seal: str | None) -> Manifest:
+    """The manifest of the backup `name`, its seal checked.
+
+    Raises:
+        VerificationFailed: it is missing (None), altered, or not a manifest.
+    """
+    if text is None or seal is None:
+        raise VerificationFailed(f"{name} has no readable manifest", "choose another backup")
     if seal != seal_of(text):
-        raise VerificationFailed(f"the manifest of {directory.name} was altered", "choose another backup")
+        raise VerificationFailed(f"the manifest of {name} was altered", "choose another backup")
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise VerificationFailed(f"the manifest of {directory.name} is not one: {where}", "choose another") from None
-    if manifest.name != directory.name:
+        raise VerificationFailed(f"the manifest of {name} is not one: {where}", "choose another") from None
+    if manifest.name != name:
         raise VerificationFailed(
-            f"{directory.name} has the manifest of {manifest.name}", "choose another backup: this one was mixed up"
+            f"{name} has the manifest of {manifest.name}", "choose another backup: this one was mixed up"
         )
     return manifest
 
 
-def damage(directory: Path, manifest: Manifest) -> list[str]:
-    """Every way in which a backup's files differ from its manifest, as sentences; empty when it is whole."""
+def damage(directory: Path, files: Mapping[str, FileSum]) -> list[str]:
+    """Every way in which a backup's files differ from their sums, as sentences; empty when it is whole."""
     for path in files_in(directory):
         if path.is_symlink() or not path.is_file():
             return [f"{path.name} is not a plain file"]
     found = sums_of(directory)
-    problems = [f"{name} is missing" for name in manifest.files if name not in found]
-    problems += [f"{name} is not in the manifest" for name in found if name not in manifest.files]
-    for name, expected in manifest.files.items():
+    problems = [f"{name} is missing" for name in files if name not in found]
+    problems += [f"{name} is not in the manifest" for name in found if name not in files]
+    for name, expected in files.items():
         actual = found.get(name)
         if actual and actual.bytes != expected.bytes:
             problems.append(f"{name} has {actual.bytes} bytes instead of {expected.bytes}")

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-from runbook.errors import OpsError
-from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.permit import Permit
 from tasks import catalogue
-from tasks.catalogue import PARTIAL, VERIFIED, Backup
+from tasks.catalogue import VERIFIED, Backup
 from tasks.manifest import Kind
+from tasks.stores.store import Store
 
 DELETE = "delete backup"
 
@@ -48,14 +44,9 @@ class Stored:
 
 
 @probe
-def read_store(store: Path, kind: Kind, environment: str) -> Stored:
-    """Every published backup of an environment."""
-    backups, unreadable = list[Backup](), list[str]()
-    for name in catalogue.names(store, kind):
-        try:
-            backups.append(catalogue.open_backup(store, name))
-        except OpsError:
-            unreadable.append(name)
+def read_store(store: Store, kind: Kind, environment: str) -> Stored:
+    """Every offered backup of an environment."""
+    backups, unreadable = catalogue.open_all(store, kind)
     own = sorted(
         (backup for backup in backups if backup.manifest.environment == environment),
         key=lambda backup: backup.manifest.taken,
@@ -65,16 +56,16 @@ def read_store(store: Path, kind: Kind, environment: str) -> Stored:
 
 @action(idempotent=True)
 def delete_backups(permit: Permit, environment: str, doomed: Sequence[Backup]) -> int:
-    """Remove backups; returns the bytes that are free again. Each loses its name first, so that a run that is killed
-    leaves none that is half there: the next backup removes the rest."""
+    """Remove backups; returns their bytes. Each loses its name first, so that a run that is killed leaves none that is
+    half there: the next backup removes the rest.
+
+    Raises:
+        OpsError: the store refuses (an object lock).
+    """
     freed = 0
     for backup in doomed:
-        permit.require(DELETE, str(backup.path))
-        gone = backup.path.with_name(f"{PARTIAL}{environment}-{backup.name}")
-        with contextlib.suppress(FileNotFoundError):  # done before
-            backup.path.rename(gone)
-            failpoint("prune: renamed")
-            shutil.rmtree(gone)
-            freed += backup.manifest.bytes
-        (backup.path.parent / VERIFIED / f"{backup.name}.json").unlink(missing_ok=True)
+        permit.require(DELETE, backup.where)
+        backup.store.remove(environment, backup.name)
+        backup.store.forget(f"{VERIFIED}/{backup.name}.json")
+        freed += backup.manifest.bytes
     return freed

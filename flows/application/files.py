@@ -10,7 +10,7 @@ from pathlib import Path
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.store import note
+from flows.store import note, store_for
 from runbook.render import duration, size
 from runbook.report import Report
 from runbook.run import runbook
@@ -18,6 +18,7 @@ from tasks import catalogue, manifest
 from tasks.entries import Archived
 from tasks.files import archive_files, directory_of, measure_files, read_archive_back
 from tasks.manifest import Manifest
+from tasks.stores.store import Store
 
 
 @flow(name="backup-files")
@@ -37,12 +38,12 @@ def backup_files(environment: str) -> Report:
     """
     env = Environment.find(environment)
     with runbook("Backup files", env, changes=True) as report:
-        store = Path(env.backups.files)
-        found = measure_files(env.application, store)
+        store = store_for(env, "files")
+        found = measure_files(env.application, store.spool)
         report.expect(
             "free space in the store",
             found.free_bytes > found.bytes,
-            f"free {size(found.bytes - found.free_bytes)} at {store}, or give the store more space",
+            f"free {size(found.bytes - found.free_bytes)} at {store.spool}, or give the store more space",
             value=size(found.free_bytes),
             expected=f"more than {size(found.bytes)}",
         )
@@ -56,7 +57,7 @@ def backup_files(environment: str) -> Report:
     return report
 
 
-def _take(report: Report, env: Environment, store: Path) -> str:
+def _take(report: Report, env: Environment, store: Store) -> str:
     started, taken = time.monotonic(), datetime.now(UTC)
     name, directory = catalogue.begin(store, "files", env.name, env.zone)
     archived = archive_files(env.application, directory)
@@ -80,7 +81,7 @@ def _take(report: Report, env: Environment, store: Path) -> str:
         files=manifest.sums_of(directory),
         content=archived.model_dump(mode="json"),
     )
-    catalogue.publish(directory, sealed)
+    catalogue.publish(store, directory, sealed)
     _tell(report, archived, sealed, directory_of(env.application))
     return name
 

@@ -19,10 +19,12 @@ from flows.database.index_findings import (
 )
 from flows.database.vacuum import judge_space, require_primary
 from runbook.errors import OpsError
-from runbook.permit import Act
+from runbook.kinds import Pending
+from runbook.permit import Act, Permit
 from runbook.render import size
 from runbook.report import Report, Status
 from runbook.run import runbook
+from tasks.postgres.copy import check_jobs
 from tasks.postgres.holders import find_holders, judge_holders
 from tasks.postgres.indexes import Index, find_missing, read_indexes, read_statistics
 from tasks.postgres.reindex import DROP_LEFTOVER, REBUILD, Rebuilt, drop_leftover, rebuild_index
@@ -70,14 +72,16 @@ def rebuild_indexes(
     indexes: list[str] = [],  # noqa: B006 (Prefect copies it; the form shows a list)
     tables: list[str] = [],  # noqa: B006
     everything: bool = False,
+    jobs: Annotated[int, Field(ge=0, le=32)] = 0,
     lock_seconds: Annotated[int, Field(ge=1, le=600)] = LOCK_SECONDS,
     long_seconds: Annotated[int, Field(ge=0, le=86400)] = LONG_SECONDS,
     confirm: str = "",
 ) -> Report:
     """インデックス再構築 (§1.4)
 
-    Rebuilds chosen indexes, all of chosen tables, or all there are, one after the other beside readers and writers
-    (REINDEX CONCURRENTLY), and drops what failed rebuilds left behind (`_ccnew`, `_ccold`), with no choice only that.
+    Rebuilds chosen indexes, all of chosen tables, or all there are, beside readers and writers (REINDEX CONCURRENTLY),
+    those of a table one after the other, several tables at a time, and drops what failed rebuilds left behind
+    (`_ccnew`, `_ccold`), with no choice only that.
     Run it for invalid or bloated indexes that check-indexes names; `everything` in a maintenance window.
 
     Tables where somebody builds an index right now are left alone. An open transaction would be waited for: it is
@@ -91,6 +95,7 @@ def rebuild_indexes(
         indexes: 再構築するインデックス (スキーマ.インデックス)
         tables: この表のインデックスをすべて再構築 (スキーマ.テーブル)
         everything: データベース全体を再構築 (メンテナンスウィンドウ時)
+        jobs: 同時に処理するテーブル数。0 は CPU の数
         lock_seconds: ロックを待つ最大秒数
         long_seconds: この秒数より長く開いているトランザクションがあれば始めない
         confirm: 実行するときは環境名を入力。空なら計画だけを表示
@@ -98,6 +103,7 @@ def rebuild_indexes(
     env = Environment.find(environment)
     with runbook("Rebuild indexes", env, confirm, changes=True) as report:
         require_primary(env)
+        lanes = check_jobs(jobs)
         known = read_indexes(env.postgres)
         leftovers = [index for index in known if index.is_leftover]
         chosen = _left_alone(report, _choose(known, indexes, tables, everything=everything))
@@ -116,10 +122,30 @@ def rebuild_indexes(
             "every index that was valid still is; an interrupted rebuild may have left an invalid one beside it",
             "launch it again: it drops what was left and rebuilds the rest",
         )
-        done = [rebuild_index(permit, env.postgres, index, lock_seconds) for index in chosen]
+        done = _rebuild(permit, env, chosen, lock_seconds, lanes)
         report.state = None
         _tell(report, done, len(leftovers))
     return report
+
+
+def _rebuild(
+    permit: Permit, env: Environment, chosen: tuple[Index, ...], lock_seconds: int, lanes: int
+) -> list[Rebuilt]:
+    """Several tables at a time, the largest first; a table's indexes one after the other: their locks exclude each
+    other."""
+    tables: dict[str, list[Index]] = {}
+    for index in chosen:
+        tables.setdefault(index.table, []).append(index)
+    queues: list[list[Index]] = [[] for _ in range(min(lanes, len(tables)))]
+    for indexes in sorted(tables.values(), key=lambda some: -sum(index.bytes for index in some)):
+        min(queues, key=lambda queue: sum(index.bytes for index in queue)).extend(indexes)
+    pending: dict[str, Pending[Rebuilt]] = {}
+    for queue in queues:
+        before: Pending[Rebuilt] | None = None
+        for index in queue:
+            before = rebuild_index.after(before).submit(permit, env.postgres, index, lock_seconds)
+            pending[index.name] = before
+    return [pending[index.name].result() for index in chosen]
 
 
 def _choose(known: tuple[Index, ...], indexes: list[str], tables: list[str], *, everything: bool) -> tuple[Index, ...]:

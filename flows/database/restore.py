@@ -7,16 +7,20 @@ from typing import Annotated
 from prefect import flow
 from pydantic import Field
 
-from blocks.environment import Environment
-from flows.database import steps
+from blocks.environment import Environment, Stores
+from flows.database import choosing, steps
+from flows.database.choosing import Restorable
 from flows.store import mark_verified
-from runbook.permit import Act
+from runbook.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.postgres.copy import check_jobs
+from tasks.gx import process
+from tasks.postgres.copy import check_jobs, rename_copy
+from tasks.postgres.foreign import is_foreign
 from tasks.postgres.server import find_obstacles, read_identity, read_server
 from tasks.postgres.swap import (
     UNDO,
+    Swapped,
     advisory_lock,
     find_superseded,
     read_writes,
@@ -29,6 +33,8 @@ from tasks.postgres.swap import (
 def restore_database(
     environment: str,
     backup: str = "latest",
+    source: Stores = "backups",
+    into: str = "",
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
     advance: bool = False,
     confirm: str = "",
@@ -37,49 +43,71 @@ def restore_database(
 
     Brings the database back to a backup: restores it beside the live one, proves the copy equal to the backup's
     snapshot, then swaps both names in one transaction. Run it when data was destroyed or corrupted and the rest of the
-    system is well; when more is lost, run full-restore.
+    system is well; when more is lost, run full-restore. With `into` it makes another database and touches nothing live.
 
     The services go on; their sessions end at the swap (a fraction of a second) and must reconnect. The old database is
     kept: undo-restore swaps back, discard-superseded removes it. Evidence: the table of what was proven.
 
-    Departs from the manual: it restores into the live name's place only what was proven, and never drops.
+    A .dump, .sql or .sql.gz that pg_dump left without a manifest restores too, judged by the expectations alone, and
+    is reported as unproven. Departs from the manual: nothing takes the live name before it is proven, nothing is
+    dropped, and a text that was cut off or has an error restores nothing.
 
     Args:
         environment: 対象の環境
-        backup: latest、日付 (YYYYMMDD)、またはバックアップ名
+        backup: latest、日付 (YYYYMMDD)、バックアップ名、またはファイル (.dump、.sql、.sql.gz) のパス
+        source: 保管先。copies は複製先
+        into: 別名のデータベースとして作成 (例 grc_db_new)。空なら本番のデータベースと入れ替え
         jobs: 並列数。0 は CPU の数
         advance: 旧データベースで既に使われた番号まで連番を進める
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
+    if is_foreign(backup):
+        process.start()
     with runbook("Restore database", env, confirm, changes=True, rank="recovery") as report:
         workers = check_jobs(jobs)
-        chosen = steps.choose_backup(report, env, backup)
+        if into:
+            choosing.judge_name(report, env, into)
         server = read_server(env.postgres)
-        steps.judge_server(report, env, chosen, server)
+        chosen = choosing.choose(report, env, backup, source, into, server)
         live = read_identity(env.postgres, env.postgres.database)
-        steps.judge_obstacles(report, find_obstacles(env.postgres, env.postgres.database))
-        steps.judge_space(report, env, chosen)
-        steps.plan_database(report, env, chosen)
-        permit = report.permit(steps.replace_act(env))
+        if not into:
+            steps.judge_obstacles(report, find_obstacles(env.postgres, env.postgres.database))
+        steps.judge_space(report, env, chosen.bytes)
+        choosing.plan(report, env, chosen, into)
+        permit = report.permit(choosing.act(env, into))
         report.state_is("the live database was not touched", "launch it again when what is said above is put right")
         with advisory_lock(env.postgres) as guard:
-            copy = steps.build_database(permit, env, chosen, workers)
-            proven = steps.prove_database(report, env, chosen, copy)
+            copy = steps.build_database(permit, env, chosen.source, chosen.properties, workers, into)
+            proven = choosing.prove(report, env, chosen, copy)
             ready = steps.ready_database(report, env, copy, workers, after=proven)
-            swapped = swap_databases.after(ready)(permit, env.postgres, guard, copy, live.oid, chosen.name)
-        report.state_is(
-            f"{chosen.name} is live, proven; the database it replaced is kept as {swapped.kept or 'nothing'}",
-            "do not restore again: that would lose what was written since. undo-restore goes back",
-        )
-        steps.advance(report, permit, env, swapped.kept, wanted=advance)
-        steps.tell_window(report, env, chosen)
-        report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
-        report.fact("old database", f"kept as {swapped.kept}" if swapped.kept else "there was none")
-        report.outcome = f"{env.postgres.database} is what it was in {chosen.name}, proven by content"
-        report.fact("restart", "clients that cache type OIDs (asyncpg, psycopg): grc-backend")
-        mark_verified(report, chosen)
+            if into:
+                rename_copy.after(ready)(permit, env.postgres, copy, into)
+            else:
+                swapped = swap_databases.after(ready)(permit, env.postgres, guard, copy, live.oid, chosen.name)
+        how = "proven by content" if chosen.backup else "not proven: there is no manifest"
+        if into:
+            report.outcome = f"{into} is what was in {chosen.name}, {how}; the live database was not touched"
+        else:
+            _tell_swapped(report, permit, env, chosen, swapped, advance=advance)
+            report.outcome = f"{env.postgres.database} is what it was in {chosen.name}, {how}"
+        if chosen.backup:
+            mark_verified(report, chosen.backup)
     return report
+
+
+def _tell_swapped(
+    report: Report, permit: Permit, env: Environment, chosen: Restorable, swapped: Swapped, *, advance: bool
+) -> None:
+    report.state_is(
+        f"{chosen.name} is live; the database it replaced is kept as {swapped.kept or 'nothing'}",
+        "do not restore again: that would lose what was written since. undo-restore goes back",
+    )
+    steps.advance(report, permit, env, swapped.kept, wanted=advance)
+    choosing.tell_lost(report, env, chosen)
+    report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
+    report.fact("old database", f"kept as {swapped.kept}" if swapped.kept else "there was none")
+    report.fact("restart", "clients that cache type OIDs (asyncpg, psycopg): grc-backend")
 
 
 @flow(name="undo-restore", flow_run_name="undo-restore {environment}")

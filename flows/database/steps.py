@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from blocks.environment import Environment
+from blocks.environment import Environment, Stores
 from flows import store
 from runbook.errors import OpsError, VerificationFailed
 from runbook.permit import Act, Permit
@@ -26,6 +26,8 @@ from tasks.postgres.copy import (
     try_login,
 )
 from tasks.postgres.dump import compression_of, knows_compression
+from tasks.postgres.fill import Source
+from tasks.postgres.properties import Properties
 from tasks.postgres.rowhash import FORM
 from tasks.postgres.sequences import advance_sequences, find_rewound
 from tasks.postgres.server import Obstacle, Server, judge_programs, read_identity
@@ -41,18 +43,17 @@ def replace_act(env: Environment) -> Act:
     return Act(REPLACE, env.postgres.database)
 
 
-def choose_backup(report: Report, env: Environment, wanted: str) -> Backup:
+def choose_backup(report: Report, env: Environment, wanted: str, source: Stores = "backups") -> Backup:
     """The backup that was asked for, its files read and compared with its manifest.
 
     Raises:
         OpsError: there is none.
         RunbookFailed: it is damaged; the one before is named, and what it loses.
     """
-    directory = Path(env.backups.postgres)
-    backup = catalogue.find_backup(directory, "postgres", wanted)
+    backup = catalogue.find_backup(store.store_for(env, "postgres", source), "postgres", wanted)
     report.fact("backup", f"{backup.name}, snapshot of {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
-    problems = catalogue.verify_files(backup)
-    before = catalogue.earlier(directory, "postgres", backup.name)
+    problems = store.read_files(report, backup)
+    before = catalogue.earlier(backup.store, "postgres", backup.name)
     report.expect(
         f"files of {backup.name}",
         not problems,
@@ -107,7 +108,7 @@ def judge_server(
         value=server.text,
         expected=f"{major} or newer",
     )
-    compression = compression_of(backup.manifest.files)
+    compression = compression_of(backup.manifest.readable_files)
     report.expect(
         "compression",
         knows_compression(env.postgres, compression),
@@ -135,18 +136,17 @@ def judge_obstacles(report: Report, obstacles: Sequence[Obstacle]) -> None:
     )
 
 
-def judge_space(report: Report, env: Environment, backup: Backup) -> None:
+def judge_space(report: Report, env: Environment, database_bytes: int) -> None:
     """The copy stands beside the old database, and its WAL beside both."""
     data = Path(env.postgres.data_directory)
     wal = data / "pg_wal"
-    content = content_in(backup)
     try:
         disks = {disk.device: disk for disk in (disk_of(data), disk_of(wal))}
     except OpsError:
         report.warn("free space", "look at it yourself: the data directory is not on this host", value="not measured")
         return
-    needed = {disk_of(data).device: content.bytes}
-    needed[disk_of(wal).device] = needed.get(disk_of(wal).device, 0) + int(content.bytes * WAL_RATIO)
+    needed = {disk_of(data).device: database_bytes}
+    needed[disk_of(wal).device] = needed.get(disk_of(wal).device, 0) + int(database_bytes * WAL_RATIO)
     for device, disk in disks.items():
         report.expect(
             f"free space at {disk.path}",
@@ -168,10 +168,12 @@ def plan_database(report: Report, env: Environment, backup: Backup) -> None:
     report.plan("swap", f"{copy} becomes {name}; the old {name} is kept as {name}__old_…", seconds=0.2)
 
 
-def build_database(permit: Permit, env: Environment, backup: Backup, jobs: int) -> Copy:
-    """The filled copy, beside."""
-    empty = create_copy(permit, env.postgres, backup)
-    return fill_copy(permit, env.postgres, backup, empty, jobs)
+def build_database(
+    permit: Permit, env: Environment, source: Source, properties: Properties, jobs: int, into: str = ""
+) -> Copy:
+    """The filled copy, beside the live database or beside the name that it will get."""
+    empty = create_copy(permit, env.postgres, properties, into)
+    return fill_copy(permit, env.postgres, source, properties, empty, jobs, into)
 
 
 def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy) -> DatabaseContent:
@@ -186,7 +188,7 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
     report.table("Proven equal to the backup", ("what", "expected", "found", "equal"), [
         (what, wanted, seen, "✅" if equal else "🛑") for what, wanted, seen, equal in comparison.proven
     ])  # fmt: skip
-    before = catalogue.earlier(Path(env.backups.postgres), "postgres", backup.name)
+    before = catalogue.earlier(backup.store, "postgres", backup.name)
     report.expect(
         "copy equal to the backup",
         not comparison.differences,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from runbook.report import Report
 from runbook.run import runbook
 from tasks.files import superseded_files
 from tasks.postgres.swap import find_superseded
+from tasks.postgres.table_kept import find_superseded_tables
 from tasks.redis.swap import superseded_redis
 
 DISCARD = "discard"
@@ -32,10 +34,11 @@ MOST_KEPT = 20
 class Aside:
     """Something that a restore replaced."""
 
-    kind: Literal["database", "directory"]
+    kind: Literal["database", "table", "directory"]
     name: str
     bytes: int
     replaced: str
+    table: tuple[str, str] = ("", "")
 
 
 @flow(name="discard-superseded", flow_run_name="discard-superseded {environment}")
@@ -44,8 +47,8 @@ def discard_superseded(
 ) -> Report:
     """旧データの削除 (§1.2, §8.2)
 
-    Removes what restores replaced and kept: old databases, and old directories of Redis, the application and
-    PostgreSQL. Run it when a restore has proven itself and the space is needed. The newest `keep` of each kind stay.
+    Removes what restores replaced and kept: old databases, old rows of tables, and old directories of Redis, the
+    application and PostgreSQL. Run it when a restore has proven itself and the space is needed. The newest `keep` of each kind stay.
 
     It cannot be undone: the plan lists every name with its size first. Evidence: that list.
 
@@ -81,9 +84,22 @@ def find_aside(env: Environment, keep: int) -> list[Aside]:
     found = [
         Aside("database", old.name, old.bytes, f"{old.since} by {old.backup}") for old in find_superseded(env.postgres)
     ][keep:]
+    found += _tables_aside(env, keep)
     for aside in _directories_aside(env):
         plain = [path for path in reversed(aside) if path.is_dir() and not path.is_symlink()]
         found += [Aside("directory", str(path), _bytes(path), path.name[-15:]) for path in plain[keep:]]
+    return found
+
+
+def _tables_aside(env: Environment, keep: int) -> list[Aside]:
+    """The kept rows of restored tables, but for the newest `keep` of each table."""
+    seen: Counter[str] = Counter()
+    found = []
+    for old in find_superseded_tables(env.postgres):
+        seen[old.table] += 1
+        if seen[old.table] > keep:
+            where = (old.schema, old.relation)
+            found.append(Aside("table", old.name, old.bytes, f"{old.since} by {old.backup}", where))
     return found
 
 
@@ -103,6 +119,9 @@ def discard(permit: Permit, postgres: Postgres, item: Aside) -> str:
     permit.require(DISCARD, item.name)
     if item.kind == "directory":
         shutil.rmtree(item.name)
+    elif item.kind == "table":
+        with postgres.connect(postgres.database) as connection:
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(*item.table)))
     else:
         with postgres.connect() as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(item.name)))

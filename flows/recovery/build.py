@@ -16,9 +16,9 @@ from runbook.permit import Permit
 from runbook.render import size
 from runbook.report import Report
 from tasks.files import FilesCopy, build_files_copy
-from tasks.migrations import Migrated, upgrade
+from tasks.migrations.alembic import Migrated, upgrade
 from tasks.postgres.content import read_counts
-from tasks.postgres.copy import Copy, analyze, create_copy, fill_copy
+from tasks.postgres.copy import Copy, analyze, content_in, create_copy, dump_in, fill_copy
 from tasks.redis.copy import RedisCopy, build_redis_copy
 
 START_ESTIMATE_SECONDS = 8.0
@@ -66,8 +66,9 @@ def plan(report: Report, env: Environment, chosen: Chosen, found: Found, when: s
 
 def build(report: Report, permit: Permit, env: Environment, chosen: Chosen, jobs: int) -> Copies:
     """All three beside, at the same time: none needs another."""
-    empty = create_copy(permit, env.postgres, chosen.database)
-    filling = fill_copy.submit(permit, env.postgres, chosen.database, empty, jobs)
+    source, properties = dump_in(chosen.database), content_in(chosen.database).properties
+    empty = create_copy(permit, env.postgres, properties)
+    filling = fill_copy.submit(permit, env.postgres, source, properties, empty, jobs)
     redis = build_redis_copy.submit(permit, env.redis, chosen.redis) if chosen.redis else None
     files = build_files_copy.submit(permit, env.application, chosen.files) if chosen.files else None
     redis_copy = redis.result() if redis else None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from blocks.environment import Environment
+from blocks.environment import Environment, Stores
 from flows.database import steps as database
 from flows.redis.steps import judge_redis
+from flows.store import read_files, store_for
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.render import size
@@ -16,9 +16,10 @@ from tasks import catalogue
 from tasks.catalogue import Backup
 from tasks.files import REPLACE_FILES, judge_files_backup
 from tasks.manifest import Kind
-from tasks.migrations import MIGRATE
+from tasks.migrations.alembic import MIGRATE
 from tasks.redis.copy import ACT as REPLACE_REDIS
 from tasks.redis.fitness import RedisFitness
+from tasks.stores.store import Store
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,25 @@ class Chosen:
         return tuple(acts)
 
 
-def choose(report: Report, env: Environment, wanted: str) -> Chosen:
+def choose(report: Report, env: Environment, wanted: str, source: Stores) -> Chosen:
     """Find all three, read all their files, and judge each against what it is to replace.
 
     Raises:
         OpsError: there is no such backup of the database.
         RunbookFailed: one of them is damaged; nothing was touched.
     """
-    chosen = database.choose_backup(report, env, wanted)
-    redis = _nearest(report, Path(env.backups.redis), "redis", chosen) if env.has("redis") else None
+    chosen = database.choose_backup(report, env, wanted, source)
+    redis = _nearest(report, store_for(env, "redis", source), "redis", chosen) if env.has("redis") else None
     wants_files = env.has("application") and env.application.directory
-    files = _nearest(report, Path(env.backups.files), "files", chosen) if wants_files else None
-    fitness = judge_redis(report, env, redis, [*catalogue.verify_files(redis)]) if redis else None
+    files = _nearest(report, store_for(env, "files", source), "files", chosen) if wants_files else None
+    fitness = judge_redis(report, env, redis, read_files(report, redis)) if redis else None
     if files:
         _judge_files(report, env, files)
     report.fail_if_critical()
     return Chosen(chosen, redis, files, fitness)
 
 
-def _nearest(report: Report, store: Path, kind: Kind, database: Backup) -> Backup | None:
+def _nearest(report: Report, store: Store, kind: Kind, database: Backup) -> Backup | None:
     """The backup nearest to the database's, of the same environment, and the gap between the two."""
     taken = database.manifest.taken
     try:
@@ -74,11 +75,12 @@ def _nearest(report: Report, store: Path, kind: Kind, database: Backup) -> Backu
 
 
 def _judge_files(report: Report, env: Environment, backup: Backup) -> None:
-    found = judge_files_backup(env.application, backup)
+    damage = read_files(report, backup)
+    found = judge_files_backup(env.application, backup, damage)
     report.expect(
         f"files of {backup.name}",
         not found.problems,
-        f"move {backup.name} out of {env.backups.files} and launch again: the next nearest is taken",
+        f"move {backup.name} out of {backup.store.where} and launch again: the next nearest is taken",
         value="; ".join(found.problems[:3]) or f"{found.entries:,} entries, {size(backup.manifest.bytes)}",
         expected="as in the manifest (SHA-256), and there is room",
     )

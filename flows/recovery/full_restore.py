@@ -16,7 +16,7 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL
 from pydantic import Field
 
-from blocks.environment import Environment
+from blocks.environment import Environment, Stores
 from flows.recovery import bring_up, build, choose, revive
 from runbook.errors import OpsError, Unreachable
 from runbook.report import Report
@@ -34,6 +34,7 @@ WhenToStop = Literal["first", "at_swap"]
 def full_restore(
     environment: str,
     backup: str = "latest",
+    source: Stores = "backups",
     stop_services: WhenToStop = "first",
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
     advance: bool = False,
@@ -56,6 +57,7 @@ def full_restore(
     Args:
         environment: 対象の環境
         backup: latest、日付 (YYYYMMDD)、またはデータベースのバックアップ名
+        source: 保管先。copies は複製先
         stop_services: first は最初に停止 (マニュアルの順序)、at_swap は切り替え時に停止 (停止時間が最短)
         jobs: 並列数。0 は CPU の数
         advance: 旧データベースで既に使われた番号まで連番を進める
@@ -67,7 +69,7 @@ def full_restore(
         workers = check_jobs(jobs)
         if stop_services not in ("first", "at_swap"):
             raise OpsError(f"stop_services is “{stop_services}”", "choose first or at_swap")
-        chosen = choose.choose(report, env, backup)
+        chosen = choose.choose(report, env, backup, source)
         found = revive.judge(report, env, chosen.database)
         build.plan(report, env, chosen, found, stop_services)
         permit = report.permit(*chosen.acts(env))
@@ -89,6 +91,7 @@ def main() -> int:
     )
     parser.add_argument("--environment", required=True, help="its TOML is in deployments/environments")
     parser.add_argument("--backup", default="latest", help="latest, YYYYMMDD, or a backup's name")
+    parser.add_argument("--source", choices=["backups", "copies"], default="backups", help="which stores to read")
     parser.add_argument("--stop-services", choices=["first", "at_swap"], default="first")
     parser.add_argument("--jobs", type=int, default=0, help="workers; 0 is one per core")
     parser.add_argument("--advance", action="store_true", help="advance sequences past the replaced database's")

@@ -13,7 +13,8 @@ from runbook.report import Report
 from runbook.wait import until
 from tasks.catalogue import Backup
 from tasks.postgres.cluster import create_cluster
-from tasks.postgres.copy import create_roles
+from tasks.postgres.copy import content_in
+from tasks.postgres.roles import create_roles
 from tasks.postgres.server import (
     Identity,
     Presence,
@@ -46,7 +47,7 @@ def judge(report: Report, env: Environment, backup: Backup) -> Found:
     else:
         what = {"down": "down: it will be started", "absent": "gone: a new one will be created"}[state]
         report.warn("database server", "nothing to do: this run brings it back", value=what)
-    database.judge_space(report, env, backup)
+    database.judge_space(report, env, content_in(backup).bytes)
     running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
     report.fact("services found running", running)
     return Found(state, services, live)

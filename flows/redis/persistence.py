@@ -8,7 +8,7 @@ from pathlib import Path
 
 from prefect import flow
 
-from blocks.environment import Environment
+from blocks.environment import Environment, Stores
 from flows import store as stores
 from flows.redis.steps import build_redis, judge_redis, plan_redis, replace_redis, undo
 from runbook.permit import Act
@@ -22,6 +22,7 @@ from tasks.manifest import Manifest, sums_of
 from tasks.redis.content import RedisContent
 from tasks.redis.copy import ACT
 from tasks.redis.snapshot import Snapshot, Source, read_manifest, read_source, snapshot
+from tasks.stores.store import Store
 
 # A line of the sidecar of expiring keys, compressed, is half of this.
 BYTES_PER_KEY = 64
@@ -46,9 +47,9 @@ def backup_redis(environment: str) -> Report:
     """
     env = Environment.find(environment)
     with runbook("Backup Redis", env, changes=True) as report:
-        store = Path(env.backups.redis)
+        store = stores.store_for(env, "redis")
         source = read_source(env.redis)
-        judge_source(report, source, store)
+        judge_source(report, source, store.spool)
         report.fail_if_critical()
         if left := catalogue.clean_unfinished(store, env.name):
             report.fact("removed unfinished backups", ", ".join(left))
@@ -84,13 +85,13 @@ def judge_source(report: Report, source: Source, store: Path) -> None:
         )
 
 
-def _take(env: Environment, source: Source, store: Path) -> Backup:
+def _take(env: Environment, source: Source, store: Store) -> Backup:
     started = time.monotonic()
     name, directory = catalogue.begin(store, "redis", env.name, env.zone)
     taken = snapshot(env.redis, source, directory)
     content = read_manifest(env.redis, directory)
-    catalogue.publish(directory, _manifest(env, name, directory, taken, content, time.monotonic() - started))
-    return catalogue.open_backup(store, name)
+    sealed = _manifest(env, name, directory, taken, content, time.monotonic() - started)
+    return catalogue.publish(store, directory, sealed)
 
 
 def _manifest(
@@ -136,7 +137,7 @@ def _tell(report: Report, backup: Backup) -> None:
 
 
 @flow(name="restore-redis")
-def restore_redis(environment: str, backup: str = "latest", confirm: str = "") -> Report:
+def restore_redis(environment: str, backup: str = "latest", source: Stores = "backups", confirm: str = "") -> Report:
     """Redisのリストア (§2.3)
 
     Puts a backup's data in the place of the live data. Run it when Redis has lost or spoilt its data; the server may be
@@ -156,16 +157,16 @@ def restore_redis(environment: str, backup: str = "latest", confirm: str = "") -
     Args:
         environment: 対象の環境 (lab, staging, production …)
         backup: latest、日付 YYYYMMDD、またはバックアップ名 (dump_YYYYMMDD_HHMMSS)
+        source: 保管先。copies は複製先
         confirm: 実行するには環境名を入力。空なら計画のみ表示
     """
     env = Environment.find(environment)
     with runbook("Restore Redis", env, confirm, changes=True, rank="recovery") as report:
-        store = Path(env.backups.redis)
-        found = catalogue.find_backup(store, "redis", backup)
+        found = catalogue.find_backup(stores.store_for(env, "redis", source), "redis", backup)
         report.fact("backup", found.name)
         stores.judge_origin(report, env, found, backup)
         report.fact("lost", f"every write after {found.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
-        fitness = judge_redis(report, env, found, list(catalogue.verify_files(found)))
+        fitness = judge_redis(report, env, found, stores.read_files(report, found))
         report.fail_if_critical()
         if fitness:
             plan_redis(report, env, found, fitness)

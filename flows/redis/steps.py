@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.log import logger
@@ -22,11 +20,11 @@ KEYS_PER_SECOND = 30_000
 
 def judge_redis(report: Report, env: Environment, backup: Backup, damage: list[str]) -> RedisFitness | None:
     """Put everything that must hold before the restore into the report; None where the backup's files are damaged."""
-    other = earlier(Path(env.backups.redis), "redis", backup.name)
+    other = earlier(backup.store, "redis", backup.name)
     report.expect(
         f"files of {backup.name}",
         not damage,
-        f"move it out of {env.backups.redis}; " + (f"{other} is the one before it" if other else "there is no other"),
+        f"move it out of {backup.store.where}; " + (f"{other} is the one before it" if other else "there is no other"),
         value="; ".join(damage[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
         expected="as in its manifest",
     )
@@ -78,7 +76,7 @@ def tell_redis_proof(report: Report, env: Environment, backup: Backup, copy: Red
     """
     comparison = copy.comparison
     report.table("Redis: the copy against the backup's manifest", COLUMNS, comparison.rows())
-    other = earlier(Path(env.backups.redis), "redis", backup.name)
+    other = earlier(backup.store, "redis", backup.name)
     report.expect(
         "Redis copy equal to the backup",
         comparison.is_equal,

@@ -14,11 +14,11 @@ from typing import Literal
 import psycopg
 from psycopg import sql
 
-from blocks.postgres import Connection, Postgres, execute
+from blocks.postgres import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
 from runbook.kinds import action, probe
 from runbook.permit import Permit
-from runbook.progress import progress
+from runbook.progress import Done, progress
 
 INSTALL = "install extension"
 EXTENSION = "amcheck"
@@ -152,7 +152,11 @@ def check_relations(
     """
     checked: list[Checked] = []
     end = time.monotonic() + seconds
-    with _session(postgres, database) as connection, progress(lambda: f"{len(checked)} of {len(relations)} checked"):
+
+    def tell() -> Done:
+        return Done(f"{len(checked)} of {len(relations)} checked", len(checked) / max(len(relations), 1))
+
+    with _session(postgres, database) as connection, progress(tell):
         for relation in relations:
             left = end - time.monotonic()
             if relation.why_not:
@@ -210,7 +214,7 @@ def _ask(connection: Connection, schema: str, relation: Relation, heapallindexed
 
 
 def _meaning(connection: Connection, relation: Relation, error: psycopg.Error) -> tuple[Outcome, str]:
-    told = (error.diag.message_primary or str(error), error.diag.message_detail)
+    told = (error.diag.message_primary or first_line(error), error.diag.message_detail)
     text = "; ".join(part.strip() for part in told if part)
     if connection.broken:
         return "not checked", f"the server ended the session while it read this ({text}): see its log for a crash"

@@ -263,10 +263,9 @@ def close_sessions(
             return tuple(done)
     except psycopg.errors.InsufficientPrivilege:
         raise OpsError(f"{postgres.admin_user} may not end these sessions", "GRANT pg_signal_backend to it") from None
-    except psycopg.OperationalError as error:
-        told = str(error).strip().splitlines() or ["the connection is gone"]
+    except Unreachable as error:
         hint = "launch it again: it looks anew at who is idle"
-        raise Unreachable(f"PostgreSQL was lost while sessions were closed: {told[0]}", hint) from None
+        raise Unreachable(f"while sessions were closed: {error.message}", hint) from None
 
 
 def _close(connection: Connection, session: Session, min_seconds: float) -> Closed:

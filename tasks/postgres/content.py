@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 from psycopg import sql
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +20,7 @@ from tasks.postgres.rowhash import FORM, row_hash
 from tasks.postgres.session import pinned
 
 LARGE_OBJECTS = "large objects"
+Part = Literal["full", "schema", "tables"]
 
 
 class TableSum(BaseModel):
@@ -39,7 +41,8 @@ class SequenceValue(BaseModel):
 
 
 class DatabaseContent(BaseModel):
-    """Everything that a restore is compared with. `form` says what of a row was hashed."""
+    """Everything that a restore is compared with. `form` says what of a row was hashed; `part` what of the database is
+    there: all, its definitions, or those with the rows of chosen tables."""
 
     model_config = ConfigDict(frozen=True)
     database: str
@@ -56,6 +59,7 @@ class DatabaseContent(BaseModel):
     definitions: dict[str, str]
     not_compared: tuple[str, ...]
     form: str = ""
+    part: Part = "full"
 
     @property
     def rows(self) -> int:
@@ -78,8 +82,10 @@ def content_of(postgres: Postgres, database: str) -> DatabaseContent:
         return found.model_copy(update={"definitions": definitions.result()})
 
 
-def content_in_session(connection: Connection, database: str) -> DatabaseContent:
-    """What a pinned session sees in its snapshot: everything but the definitions."""
+def content_in_session(
+    connection: Connection, database: str, part: Part = "full", chosen: Collection[str] = ()
+) -> DatabaseContent:
+    """What a pinned session sees in its snapshot: everything but the definitions; rows only of the part in question."""
     properties = read_properties(connection, database)
     return DatabaseContent(
         database=database,
@@ -90,12 +96,13 @@ def content_in_session(connection: Connection, database: str) -> DatabaseContent
         revision=revision(connection),
         bytes=int(execute(connection, "SELECT pg_database_size(current_database())")[0][0]),
         lsn=str(execute(connection, queries.LSN)[0][0]),
-        tables=dict(_tables(connection)),
-        sequences=sequence_values(connection),
+        tables={} if part == "schema" else dict(_tables(connection, None if part == "full" else chosen)),
+        sequences={} if part == "schema" else sequence_values(connection),
         populated={str(a): bool(b) for a, b in execute(connection, queries.POPULATED)},
         definitions={},
         not_compared=tuple(str(row[0]) for row in execute(connection, queries.NOT_COMPARED)),
         form=FORM,
+        part=part,
     )
 
 
@@ -113,10 +120,12 @@ def revision(connection: Connection) -> str:
     return ",".join(str(row[0]) for row in rows)
 
 
-def _tables(connection: Connection) -> Iterator[tuple[str, TableSum]]:
-    """ONLY: a parent's children are counted for themselves."""
+def _tables(connection: Connection, chosen: Collection[str] | None) -> Iterator[tuple[str, TableSum]]:
+    """ONLY: a parent's children are counted for themselves. None: all tables, and the large objects."""
     found: dict[str, TableSum] = {}
     for schema, table, columns, size, unit in execute(connection, queries.TABLES):
+        if chosen is not None and unit not in chosen:
+            continue
         query = sql.SQL("SELECT count(*), coalesce(sum({}::numeric), 0) FROM ONLY {}").format(
             row_hash(columns), sql.Identifier(schema, table)
         )
@@ -125,14 +134,16 @@ def _tables(connection: Connection) -> Iterator[tuple[str, TableSum]]:
         found[unit] = TableSum(
             rows=before.rows + int(rows), hash=str(int(before.hash) + int(total)), bytes=before.bytes + int(size)
         )
+    yield from found.items()
+    if chosen is not None:
+        return
     rows, total = execute(
         connection,
         "SELECT count(*), coalesce(sum(hashtextextended(oid::text || ':' || md5(lo_get(oid)), 0)::numeric), 0) "
         "FROM pg_largeobject_metadata",
     )[0]
     if rows:
-        found[LARGE_OBJECTS] = TableSum(rows=int(rows), hash=str(int(total)))
-    yield from found.items()
+        yield LARGE_OBJECTS, TableSum(rows=int(rows), hash=str(int(total)))
 
 
 def sequence_values(connection: Connection) -> dict[str, SequenceValue]:
@@ -154,7 +165,8 @@ class Comparison:
 
 
 def compare(expected: DatabaseContent, actual: DatabaseContent) -> Comparison:
-    """Whether a restored copy is what its manifest says."""
+    """Whether a restored copy is what its manifest says, as far as the backup goes."""
+    whole = expected.part == "full"
     proven, problems = [], []
     for name, table in expected.tables.items():
         found = actual.tables.get(name)
@@ -163,23 +175,45 @@ def compare(expected: DatabaseContent, actual: DatabaseContent) -> Comparison:
         proven.append((name, f"{table.rows:,} rows", shown, equal))
         if not equal:
             problems.append(_table_problem(name, table, found))
-    problems += [f"{name}: not in the backup" for name in actual.tables if name not in expected.tables]
-    problems += _unequal("sequence", expected.sequences, actual.sequences)
     problems += _unequal("extension", expected.extensions, actual.extensions)
-    problems += _unequal("materialised view populated", expected.populated, actual.populated)
+    if expected.part != "schema":
+        problems += _unequal("sequence", expected.sequences, actual.sequences)
+    if whole:
+        problems += [f"{name}: not in the backup" for name in actual.tables if name not in expected.tables]
+        problems += _unequal("materialised view populated", expected.populated, actual.populated)
     problems += _unequal("database", _attributes(expected.properties), _attributes(actual.properties))
-    if expected.revision != actual.revision:
+    if whole and expected.revision != actual.revision:
         problems.append(f"Alembic revision: expected {expected.revision}, found {actual.revision}")
+    definitions = {
+        key: text
+        for key, text in expected.definitions.items()
+        if whole or not key.startswith(NEEDS_OTHER_ROWS[expected.part])
+    }
     if expected.server_version // 10000 == actual.server_version // 10000:
-        problems += definition_differences(expected.definitions, actual.definitions)
+        problems += definition_differences(definitions, actual.definitions)
     else:  # another major version prints other texts: which objects there are is still compared
-        problems += [f"{key}: missing" for key in expected.definitions if key not in actual.definitions]
-    proven += [
+        problems += [f"{key}: missing" for key in definitions if key not in actual.definitions]
+    return Comparison((*proven, *_proven(expected, actual, problems)), tuple(problems))
+
+
+# A foreign key that looks at rows which are not in the backup cannot be made.
+NEEDS_OTHER_ROWS: dict[Part, tuple[str, ...]] = {"full": (), "schema": (), "tables": ("FK CONSTRAINT ",)}
+
+
+def _proven(
+    expected: DatabaseContent, actual: DatabaseContent, problems: Sequence[str]
+) -> list[tuple[str, str, str, bool]]:
+    """The last rows of the table of what was compared."""
+    definitions = ("definitions", str(len(expected.definitions)), str(len(actual.definitions)), not problems)
+    if expected.part == "schema":
+        return [definitions]
+    found = [
         ("sequences", str(len(expected.sequences)), str(len(actual.sequences)), expected.sequences == actual.sequences),
-        ("definitions", str(len(expected.definitions)), str(len(actual.definitions)), not problems),
-        ("Alembic revision", expected.revision, actual.revision, expected.revision == actual.revision),
+        definitions,
     ]
-    return Comparison(tuple(proven), tuple(problems))
+    if expected.part == "full":
+        found.append(("Alembic revision", expected.revision, actual.revision, expected.revision == actual.revision))
+    return found
 
 
 def _table_problem(name: str, expected: TableSum, found: TableSum | None) -> str:

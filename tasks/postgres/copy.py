@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psutil
 import psycopg
 from psycopg import sql
 
@@ -15,15 +13,14 @@ from runbook import shell
 from runbook.errors import OpsError
 from runbook.kinds import action, probe
 from runbook.permit import Permit
-from runbook.progress import progress
-from runbook.render import size
 from tasks.catalogue import Backup
 from tasks.postgres.content import DatabaseContent
-from tasks.postgres.dump import DUMP, GLOBALS, STATISTICS_VERSION, carries_statistics
-from tasks.postgres.properties import apply_properties, creation
+from tasks.postgres.dump import STATISTICS_VERSION
+from tasks.postgres.fill import Source, fill, source_in
+from tasks.postgres.properties import Properties, apply_properties, creation
 
 REPLACE = "replace database"
-MOST_MAINTENANCE_MB = 512
+MAKE = "make database"
 
 
 @dataclass(frozen=True)
@@ -51,22 +48,30 @@ def content_in(backup: Backup) -> DatabaseContent:
     return DatabaseContent.model_validate(backup.manifest.content)
 
 
+def dump_in(backup: Backup) -> Source:
+    """The dump of a database's backup that is at hand."""
+    content = content_in(backup)
+    return source_in(backup.path, content.bytes, parts=content.part == "tables")
+
+
 def scratch_name(database: str) -> str:
     """Where a backup is verified: reserved for that, a leftover is dropped."""
     return name_beside(database, "__verify")
 
 
 @action
-def create_copy(permit: Permit, postgres: Postgres, backup: Backup) -> Copy:
-    """An empty database from template0 with the backup's owner, encoding, locale and tablespace."""
-    permit.require(REPLACE, postgres.database)
-    return _create(postgres, backup, copy_name(postgres.database))
+def create_copy(permit: Permit, postgres: Postgres, properties: Properties, beside: str = "") -> Copy:
+    """An empty database from template0 with such owner, encoding, locale and tablespace, where a restore is built:
+    beside the live database, or beside the name that it will get instead."""
+    target = beside or postgres.database
+    require(permit, postgres, target)
+    return _create(postgres, properties, copy_name(target))
 
 
 @action(idempotent=True)
-def create_scratch(postgres: Postgres, backup: Backup) -> Copy:
+def create_scratch(postgres: Postgres, properties: Properties) -> Copy:
     """The same under the name that is reserved for verifying: nothing will take the live name."""
-    return _create(postgres, backup, scratch_name(postgres.database))
+    return _create(postgres, properties, scratch_name(postgres.database))
 
 
 @action(idempotent=True)
@@ -78,59 +83,60 @@ def drop_scratch(postgres: Postgres) -> str:
     return name
 
 
-def _create(postgres: Postgres, backup: Backup, name: str) -> Copy:
+def require(permit: Permit, postgres: Postgres, target: str) -> None:
+    """The deed that putting a database under a name is: replacing the live one, or making another.
+
+    Raises:
+        NotConfirmed: the permit is for something else.
+    """
+    permit.require(REPLACE if target == postgres.database else MAKE, target)
+
+
+def _create(postgres: Postgres, properties: Properties, name: str) -> Copy:
     with postgres.connect() as connection:
         drop(connection, name)
-        connection.execute(creation(name, content_in(backup).properties))
+        connection.execute(creation(name, properties))
         connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
         return Copy(name, oid_of(connection, name))
 
 
 @action
-def fill_copy(permit: Permit, postgres: Postgres, backup: Backup, copy: Copy, jobs: int) -> Copy:
-    """`pg_restore` with `jobs` workers, stopping at the first error, in sessions that are set for speed."""
-    permit.require(REPLACE, postgres.database)
-    return _fill(postgres, backup, copy, jobs)
+def fill_copy(
+    permit: Permit, postgres: Postgres, source: Source, properties: Properties, copy: Copy, jobs: int, beside: str = ""
+) -> Copy:
+    """Restore a dump into it, and give it the database's own privileges and settings."""
+    require(permit, postgres, beside or postgres.database)
+    return _fill(postgres, source, properties, copy, jobs)
 
 
 @action
-def fill_scratch(postgres: Postgres, backup: Backup, scratch: Copy, jobs: int) -> Copy:
+def fill_scratch(postgres: Postgres, source: Source, properties: Properties, scratch: Copy, jobs: int) -> Copy:
     """The same into a scratch database."""
-    return _fill(postgres, backup, scratch, jobs)
+    return _fill(postgres, source, properties, scratch, jobs)
 
 
-def _fill(postgres: Postgres, backup: Backup, copy: Copy, jobs: int) -> Copy:
-    memory = min(MOST_MAINTENANCE_MB, psutil.virtual_memory().available // (4 * jobs) >> 20)
-    settings = {
-        "maintenance_work_mem": f"{max(memory, 64)}MB",
-        "synchronous_commit": "off",
-        "max_parallel_maintenance_workers": "0",  # the jobs fill the processors already
-        "statement_timeout": "0",
-        "lock_timeout": "0",
-        "idle_in_transaction_session_timeout": "0",
-    }
-    environment = {
-        **postgres.environment(),
-        "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in settings.items()),
-    }
-    argv = [
-        *(postgres.program("pg_restore"), "--format=directory", f"--jobs={jobs}", "--exit-on-error", "--no-password"),
-        # A superuser's COPY passes row security anyway; a view of a table with forced policies fills only like this.
-        *(["--statistics"] if carries_statistics(postgres) else []),
-        *("--enable-row-security", "--dbname", copy.database, str(backup.path / DUMP)),
-    ]
-    whole = content_in(backup).bytes
-
-    def tell() -> str:
-        with postgres.connect() as connection:
-            size_now = execute(connection, "SELECT pg_database_size(%s::oid)", copy.oid)[0][0]
-        return f"{copy.database}: {size(int(size_now))} of about {size(whole)} restored"
-
-    with progress(tell):
-        done = shell.run(argv, environment=environment, hint="the live database was not touched; try the backup before")
+def _fill(postgres: Postgres, source: Source, properties: Properties, copy: Copy, jobs: int) -> Copy:
+    seconds = fill(postgres, source, copy.database, copy.oid, jobs)
     with postgres.connect() as connection:
-        apply_properties(connection, copy.database, content_in(backup).properties)
-    return Copy(copy.database, copy.oid, done.seconds)
+        apply_properties(connection, copy.database, properties)
+    return Copy(copy.database, copy.oid, seconds)
+
+
+@action
+def rename_copy(permit: Permit, postgres: Postgres, copy: Copy, target: str) -> str:
+    """Give a proven copy a name that nobody has.
+
+    Raises:
+        OpsError: somebody took it meanwhile.
+    """
+    permit.require(MAKE, target)
+    with postgres.connect() as connection:
+        rename = sql.SQL("ALTER DATABASE {} RENAME TO {}")
+        try:
+            connection.execute(rename.format(sql.Identifier(copy.database), sql.Identifier(target)))
+        except psycopg.errors.DuplicateDatabase:
+            raise OpsError(f"there is a database {target} by now", "launch it again with another name") from None
+    return target
 
 
 @action(idempotent=True)
@@ -175,69 +181,6 @@ def try_login(postgres: Postgres, database: str) -> str:
     """
     with postgres.connect(database, as_application=True) as connection:
         return str(execute(connection, "SELECT current_user")[0][0])
-
-
-@dataclass(frozen=True)
-class MadeRoles:
-    """The roles that were made, and those of them that may log in but have no password yet."""
-
-    names: tuple[str, ...]
-    without_password: tuple[str, ...]
-
-
-@action(idempotent=True)
-def create_roles(permit: Permit, postgres: Postgres, backup: Backup, existing: Sequence[str]) -> MadeRoles:
-    """On a server without databases: what it lacks of the backup's roles, and its tablespaces.
-
-    Backups hold no passwords: the application's comes from the secrets. Tablespaces cannot be made in a transaction.
-
-    Raises:
-        OpsError: a tablespace's directory is not there.
-    """
-    permit.require(REPLACE, postgres.database)
-    lines = (backup.path / GLOBALS).read_text(encoding="utf-8").splitlines()
-    with postgres.connect() as connection:
-        made = _make_roles(connection, postgres, lines, existing)
-        for line in lines:
-            if line.startswith(("CREATE TABLESPACE", "ALTER TABLESPACE")):
-                _make_tablespace(connection, line)
-    return made
-
-
-def _make_roles(connection: Connection, postgres: Postgres, lines: Sequence[str], existing: Sequence[str]) -> MadeRoles:
-    """In one transaction, so that a run that is killed leaves none or all of them."""
-    quoted = {str(execute(connection, "SELECT quote_ident(%s)", role)[0][0]) for role in existing}
-    there = {f"CREATE ROLE {role};" for role in quoted}
-    if not [line for line in lines if line.startswith("CREATE ROLE ") and line not in there]:
-        return MadeRoles((), ())
-    with connection.transaction():
-        for line in lines:
-            if line.startswith(("CREATE ROLE", "ALTER ROLE", "GRANT")) and line not in there:
-                connection.execute(line.encode())
-        if postgres.user not in existing:
-            secret = postgres.password.get_secret_value().encode()
-            hashed = connection.pgconn.encrypt_password(secret, postgres.user.encode(), b"scram-sha-256").decode()
-            connection.execute(sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(postgres.user), hashed))
-        rows = execute(connection, _LOGINS, list(existing))
-    return MadeRoles(tuple(str(name) for name, _ in rows), tuple(str(name) for name, lacks in rows if lacks))
-
-
-_LOGINS = """
-SELECT rolname, rolcanlogin AND rolpassword IS NULL FROM pg_authid
-WHERE rolname !~ '^pg_' AND rolname <> ALL (%s) ORDER BY 1
-"""
-
-
-def _make_tablespace(connection: Connection, statement: str) -> None:
-    try:
-        connection.execute(statement.encode())
-    except psycopg.errors.DuplicateObject:
-        return
-    except (psycopg.errors.UndefinedFile, psycopg.errors.ObjectInUse) as error:
-        raise OpsError(
-            f"a tablespace cannot be made: {error.diag.message_primary}",
-            "create that directory, empty and the server's user's, and launch this again",
-        ) from None
 
 
 def drop(connection: Connection, database: str) -> None:

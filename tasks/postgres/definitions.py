@@ -28,8 +28,14 @@ _SESSION_LINES = ("--", "\\unrestrict", "\\restrict", "SET default_t")
 
 def read_definitions(postgres: Postgres, database: str) -> dict[str, str]:
     """Every object's definition in a database that nobody changes: `TABLE public.users (owner grc_user)` → SQL."""
-    argv = [postgres.program("pg_dump"), "--schema-only", "--no-password"]
-    return parse(shell.run(argv, environment={**postgres.environment(), "PGDATABASE": database}).stdout)
+    return definitions_seen(postgres, database)
+
+
+def definitions_seen(postgres: Postgres, database: str, *options: str) -> dict[str, str]:
+    """The same, with options that say in which snapshot."""
+    argv = [postgres.program("pg_dump"), "--schema-only", "--no-password", *options]
+    environment = {**postgres.environment(), "PGDATABASE": database, "PGOPTIONS": "-c lc_messages=C"}
+    return parse(shell.run(argv, environment=environment).stdout)
 
 
 def dumped_definitions(postgres: Postgres, dump: Path) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """A dump and its manifest, taken in one exported snapshot.
 
-The tables are locked before the snapshot is taken: a TRUNCATE between the two would leave dump and manifest agreeing
-on an empty table. https://www.postgresql.org/docs/current/app-pgdump.html
+https://www.postgresql.org/docs/current/app-pgdump.html
 """
 
 from __future__ import annotations
@@ -9,34 +8,33 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
-import psycopg
-from psycopg import sql
-
-from blocks.postgres import Connection, Postgres, execute
+from blocks.postgres import Postgres
 from runbook import shell
-from runbook.errors import CommandFailed, OpsError
+from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action
 from runbook.log import logger
 from runbook.progress import progress
 from runbook.render import size
 from tasks.host import disk_of
-from tasks.postgres.content import DatabaseContent, content_in_session
-from tasks.postgres.definitions import dumped_definitions
-from tasks.postgres.dumped_sequences import column_maxima, dumped_sequences, find_behind, spelled_by_server
+from tasks.postgres.content import DatabaseContent, Part, SequenceValue, content_in_session
+from tasks.postgres.definitions import definitions_seen, dumped_definitions
+from tasks.postgres.dumped_sequences import column_maxima, dumped_sequences, find_behind, set_by, spelled_by_server
+from tasks.postgres.plain import COMPRESSED, PLAIN, read_plain
 from tasks.postgres.server import program_version
-from tasks.postgres.session import pin
+from tasks.postgres.snapshot import exported_snapshot
 
+Form = Literal["full", "schema", "tables", "sql", "sql.gz"]
 DUMP = "dump"
 GLOBALS = "globals.sql"
-ATTEMPTS = 3
 SERIAL_ATTEMPTS = 6
 # All tables are locked by the exporting session: whoever has to wait now waits behind somebody who waits for that one.
 LOCK_WAIT = "1s"
@@ -64,9 +62,31 @@ class _Contended(Exception):
     """Somebody waits for an exclusive lock on a table that is being dumped: whoever comes later waits behind him."""
 
 
+@dataclass(frozen=True)
+class What:
+    """What of a database is dumped, and how: `chosen` are the tables of the form `tables`, `others` all others."""
+
+    form: Form = "full"
+    chosen: tuple[str, ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def part(self) -> Part:
+        """Which part of the database that is."""
+        return "schema" if self.form == "schema" else "tables" if self.form == "tables" else "full"
+
+    @property
+    def file(self) -> str:
+        """The dump's name in its backup."""
+        return {"sql": PLAIN, "sql.gz": COMPRESSED}.get(self.form, DUMP)
+
+
+FULL = What()
+
+
 @action
-def dump_database(postgres: Postgres, directory: Path, jobs: int) -> Dumped:
-    """Dump the application's database in directory format, and read its manifest in the same snapshot meanwhile.
+def dump_database(postgres: Postgres, directory: Path, jobs: int, what: What = FULL) -> Dumped:
+    """Dump the application's database, or a part of it, and read its manifest in the same snapshot meanwhile.
 
     A TRUNCATE or ALTER TABLE that comes meanwhile waits for this session's locks. pg_dump's processes that ask for
     theirs later would wait behind it for ever, so they give up at once and the dump begins anew; after two tries it
@@ -79,9 +99,10 @@ def dump_database(postgres: Postgres, directory: Path, jobs: int) -> Dumped:
     compression = best_compression(postgres)
     for workers in (jobs, jobs, *[1] * SERIAL_ATTEMPTS):
         try:
-            return _dump_once(postgres, directory, workers, compression)
+            return _dump_once(postgres, directory, workers, compression, what)
         except _Contended:
             shutil.rmtree(directory / DUMP, ignore_errors=True)
+            (directory / what.file).unlink(missing_ok=True)
             logger().info("a table was truncated or altered while it was being dumped: again")
     raise OpsError(
         "tables are truncated or altered again and again while they are dumped",
@@ -89,20 +110,39 @@ def dump_database(postgres: Postgres, directory: Path, jobs: int) -> Dumped:
     )
 
 
-def _dump_once(postgres: Postgres, directory: Path, jobs: int, compression: str) -> Dumped:
+def _dump_once(postgres: Postgres, directory: Path, jobs: int, compression: str, what: What) -> Dumped:
     """The manifest is read by the session that exports the snapshot: it holds its locks already."""
-    with _snapshot(postgres) as (exporter, snapshot, taken), ThreadPoolExecutor(1) as beside:
+    target = directory / what.file
+    with exported_snapshot(postgres) as (exporter, snapshot, taken), ThreadPoolExecutor(1) as beside:
         failpoint("dump: snapshot exported")
-        dumping = beside.submit(_pg_dump, postgres, directory / DUMP, snapshot, compression, jobs)
+        options = _options(postgres, what, compression, jobs)
+        dumping = beside.submit(_pg_dump, postgres, target, [*options, *_in_snapshot(snapshot)])
         started = time.monotonic()
-        content = content_in_session(exporter, postgres.database)
+        content = content_in_session(exporter, postgres.database, what.part, what.chosen)
         manifest_seconds = time.monotonic() - started
-        maxima = column_maxima(exporter)
+        maxima = column_maxima(exporter) if what.part == "full" else {}
         seconds = dumping.result()
-        sequences = spelled_by_server(exporter, dumped_sequences(postgres, directory / DUMP))
-    definitions = dumped_definitions(postgres, directory / DUMP)
+        definitions, dumped = _read_back(postgres, target, snapshot)
+        sequences = spelled_by_server(exporter, dumped) if what.part != "schema" else {}
     content = content.model_copy(update={"sequences": sequences, "definitions": definitions})
-    return Dumped(taken, content, compression, jobs, seconds, manifest_seconds, find_behind(sequences, maxima))
+    told = "gzip:6" if what.form == "sql.gz" else "not compressed" if what.form == "sql" else compression
+    behind = find_behind(sequences, maxima)
+    return Dumped(taken, content, told, jobs if what.file == DUMP else 1, seconds, manifest_seconds, behind)
+
+
+def _read_back(postgres: Postgres, target: Path, snapshot: str) -> tuple[dict[str, str], dict[str, SequenceValue]]:
+    """The definitions and the sequences' values of a dump.
+
+    Raises:
+        VerificationFailed: it is a text without its end.
+    """
+    if target.name == DUMP:
+        return dumped_definitions(postgres, target), dumped_sequences(postgres, target)
+    complete, setting = read_plain(target)
+    if not complete:
+        raise VerificationFailed(f"{target.name} has no end: pg_dump was cut off", "launch it again")
+    with _telling_contention():
+        return definitions_seen(postgres, postgres.database, *_in_snapshot(snapshot)), set_by("".join(setting))
 
 
 @action
@@ -140,63 +180,49 @@ def compression_of(names: Iterable[str]) -> str:
     return next((method for ending, method in (("zst", "zstd"), ("lz4", "lz4")) if ending in endings), "gzip")
 
 
-@contextmanager
-def _snapshot(postgres: Postgres) -> Iterator[tuple[Connection, str, datetime]]:
-    for attempt in range(ATTEMPTS):
-        with postgres.connect(postgres.database) as connection:
-            pin(connection)
-            before = _lockable(connection)
-            execute(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            try:
-                for schema, table in before:
-                    name = sql.Identifier(schema, table)
-                    connection.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS SHARE MODE").format(name))
-                row = execute(connection, "SELECT pg_export_snapshot(), clock_timestamp()")[0]
-                changed = _lockable(connection) != before
-            except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-                changed = True
-            except psycopg.errors.LockNotAvailable:
-                raise OpsError(
-                    "a table is locked by somebody else for more than a minute",
-                    "look for an ALTER TABLE or a long transaction in pg_stat_activity, end it, and try again",
-                ) from None
-            if not changed:
-                yield connection, str(row[0]), row[1].astimezone(UTC)
-                return
-        logger().info("tables came or went while they were being locked (attempt %d): again", attempt + 1)
-    raise OpsError("tables keep coming and going, so no snapshot could be taken", "stop the migrations, then try again")
+def _options(postgres: Postgres, what: What, compression: str, jobs: int) -> list[str]:
+    if what.form in ("sql", "sql.gz"):
+        return ["--format=plain", "--large-objects", *(["--compress=6"] if what.form == "sql.gz" else [])]
+    directory = ["--format=directory", f"--compress={compression}"]
+    if what.form == "schema":
+        return [*directory, "--schema-only"]
+    if what.form == "tables":
+        names = [f"{_pattern(schema)}.{_pattern(table)}" for schema, table in what.others]
+        return [*directory, f"--jobs={jobs}", "--no-blobs", *(f"--exclude-table-data={name}" for name in names)]
+    statistics = ["--statistics"] if carries_statistics(postgres) else []
+    return [*directory, f"--jobs={jobs}", "--large-objects", *statistics]
 
 
-def _lockable(connection: Connection) -> list[tuple[str, str]]:
-    rows = execute(
-        connection,
-        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' "
-        "AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY 1, 2",
-    )
-    return [(str(schema), str(table)) for schema, table in rows]
+def _pattern(name: str) -> str:
+    """A name as pg_dump's patterns want it to be taken word by word."""
+    return '"' + name.replace('"', '""') + '"'
 
 
-def _pg_dump(postgres: Postgres, target: Path, snapshot: str, compression: str, jobs: int) -> float:
-    argv = [
-        *(postgres.program("pg_dump"), "--format=directory", f"--jobs={jobs}", f"--compress={compression}"),
-        *(
-            f"--snapshot={snapshot}",
-            f"--lock-wait-timeout={LOCK_WAIT}",
-            "--no-sync",
-            "--no-password",
-            "--large-objects",
-        ),
-        *(["--statistics"] if carries_statistics(postgres) else []),
-        *("--file", str(target)),
-    ]
+def _in_snapshot(snapshot: str) -> list[str]:
+    return [f"--snapshot={snapshot}", f"--lock-wait-timeout={LOCK_WAIT}"]
+
+
+def _pg_dump(postgres: Postgres, target: Path, options: Sequence[str]) -> float:
+    argv = [postgres.program("pg_dump"), *options, "--no-sync", "--no-password", "--file", str(target)]
     environment = {**postgres.environment(), "PGDATABASE": postgres.database, "PGOPTIONS": "-c lc_messages=C"}
-    try:
-        with progress(lambda: f"{size(sum(p.stat().st_size for p in target.glob('*')))} dumped"):
+
+    def tell() -> str:
+        return f"{size(sum(path.stat().st_size for path in (target, *target.glob('*')) if path.is_file()))} dumped"
+
+    with progress(tell), _telling_contention():
+        try:
             return shell.run(argv, environment=environment, nice=NICE, hint="nothing was published").seconds
+        except CommandFailed:
+            if (free := disk_of(target).free_bytes) < FULL_BYTES:  # pg_dump's own message does not say so
+                raise OpsError(f"the store is full: {size(free)} free", f"free space at {target.parents[1]}") from None
+            raise
+
+
+@contextmanager
+def _telling_contention() -> Iterator[None]:
+    try:
+        yield
     except CommandFailed as error:
         if re.search(r"could not obtain lock|lock timeout|55P03", error.stderr):
             raise _Contended from None
-        if (free := disk_of(target).free_bytes) < FULL_BYTES:  # pg_dump's own message does not say so
-            raise OpsError(f"the store is full: {size(free)} free", f"free space at {target.parents[1]}") from None
         raise

@@ -26,9 +26,14 @@ def dumped_sequences(postgres: Postgres, dump: Path) -> dict[str, SequenceValue]
         printed = shell.run([postgres.program("pg_restore"), f"--use-list={chosen}", "--file=-", dump]).stdout
     finally:
         chosen.unlink()
+    return set_by(printed)
+
+
+def set_by(statements: str) -> dict[str, SequenceValue]:
+    """What a dump's `setval` statements set sequences to."""
     return {
         _literal(name): SequenceValue(last=int(last), called=called == "true")
-        for name, last, called in _SETVAL.findall(printed)
+        for name, last, called in _SETVAL.findall(statements)
     }
 
 

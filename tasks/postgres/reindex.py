@@ -17,11 +17,10 @@ from blocks.postgres import Connection, Postgres, execute
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action
 from runbook.permit import Permit
-from runbook.progress import progress
-from runbook.render import size
+from runbook.progress import Done, progress
 from runbook.wait import until
 from tasks.postgres.indexes import BUILDS, Index, read
-from tasks.postgres.upkeep import as_ops_error, upkeep_session
+from tasks.postgres.upkeep import as_ops_error, done_of, upkeep_session
 
 REBUILD = "rebuild index"
 DROP_LEFTOVER = "drop leftover index"
@@ -66,7 +65,7 @@ def rebuild_index(permit: Permit, postgres: Postgres, index: Index, lock_seconds
     started = time.monotonic()
     with progress(lambda: tell_progress(postgres)):
         failed, attempts = _rebuild(postgres, index, lock_seconds), 1
-        while isinstance(failed, errors.LockNotAvailable) and attempts < ATTEMPTS:
+        while isinstance(failed, errors.LockNotAvailable | errors.DeadlockDetected) and attempts < ATTEMPTS:
             failed, attempts = _rebuild(postgres, index, lock_seconds), attempts + 1
     told = as_ops_error(failed, lock_seconds) if failed else None
     after = _bytes(postgres, index) if not failed else index.bytes
@@ -168,11 +167,11 @@ WHERE n.nspname = %s AND c.relname = %s AND i.indisvalid AND i.indisready AND i.
 """
 
 
-def tell_progress(postgres: Postgres) -> str:
-    """How far the work in this database is, in a line."""
+def tell_progress(postgres: Postgres) -> Done:
+    """How far the builds in this database are."""
     with upkeep_session(postgres, 1) as connection:
         rows = execute(connection, _PROGRESS)
-    return "; ".join(f"{name}: {phase}, {size(done)} of {size(whole)}" for name, phase, done, whole in rows) or "…"
+    return done_of(rows)
 
 
 _PROGRESS = """

@@ -104,11 +104,12 @@ FROM pg_db_role_setting s CROSS JOIN LATERAL unnest(s.setconfig) AS c (entry)
 LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase
 WHERE split_part(c.entry, '=', 1) = ANY(%s) ORDER BY 1, 2
 """
-# A setting that needs a restart is listed as an error too.
+# A setting that needs a restart is listed as an error too; one that was removed from the files without its name.
 _FILE_ERRORS = """
 SELECT format('%s:%s %s: %s', f.sourcefile, f.sourceline, coalesce(f.name, ''), f.error) FROM pg_file_settings f
 WHERE f.error IS NOT NULL AND NOT EXISTS (
-    SELECT FROM pg_settings s WHERE s.name = f.name AND s.context = 'postmaster' AND s.pending_restart)
+    SELECT FROM pg_settings s WHERE s.context = 'postmaster' AND s.pending_restart
+      AND (s.name = f.name OR f.sourcefile IS NULL AND strpos(f.error, format('"%s"', s.name)) > 0))
 ORDER BY f.seqno
 """
 _SURROUNDINGS = """
@@ -135,10 +136,9 @@ def alter_system(permit: Permit, postgres: Postgres, changes: Sequence[Change]) 
         permit.require(CHANGE, what)
     try:
         _write(postgres, changes)
-    except psycopg.OperationalError as error:
-        told = str(error).strip().splitlines() or ["the connection is gone"]
+    except Unreachable as error:
         hint = "start it, then launch this again: what was written stays, what is missing is written"
-        raise Unreachable(f"PostgreSQL was lost while settings were written: {told[0]}", hint) from None
+        raise Unreachable(f"while settings were written: {error.message}", hint) from None
     names = [change.name for change in changes]
     until(
         lambda: not [s for s in _settings(postgres, names) if not _is_taken_over(s)],

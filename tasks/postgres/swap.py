@@ -7,6 +7,7 @@ https://www.postgresql.org/docs/current/sql-alterdatabase.html
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -20,8 +21,8 @@ from datetime import UTC, datetime
 import psycopg
 from psycopg import sql
 
-from blocks.postgres import Connection, Postgres, execute
-from runbook.errors import Locked, OpsError, VerificationFailed
+from blocks.postgres import Connection, Postgres, execute, first_line
+from runbook.errors import Locked, OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.permit import Permit
@@ -130,7 +131,7 @@ def exchange(postgres: Postgres, guard: Connection, renames: list[tuple[str, str
         _exchange(postgres, guard, moves, by)
     except psycopg.OperationalError as error:
         raise OpsError(
-            f"the session that swaps was ended: {str(error).strip().splitlines()[0]}",
+            f"the session that swaps was ended: {first_line(error)}",
             "look at the server's log, then launch it again: it looks anew at what is live",
         ) from None
     failpoint("swap: after commit")
@@ -176,7 +177,8 @@ def _ending_sessions(postgres: Postgres, databases: list[str]) -> Iterator[None]
     stop = threading.Event()
 
     def end_them() -> None:
-        with postgres.connect() as connection:
+        # A server that goes away meanwhile ends the swapping session too: that one tells it.
+        with contextlib.suppress(Unreachable), postgres.connect() as connection:
             while not stop.is_set():
                 execute(
                     connection,

@@ -6,13 +6,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from psycopg import errors
 
-from blocks.postgres import Connection, Postgres, execute
+from blocks.postgres import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
+from runbook.progress import Done
+from runbook.render import size
 from tasks.host import disk_of
 
 LOCK_SECONDS = 10
@@ -32,6 +35,12 @@ LOCKED_HINT = (
     "see who holds it: SELECT pid, mode, relation::regclass FROM pg_locks WHERE granted AND relation IS NOT NULL "
     "ORDER BY mode; end that session or wait, and launch this again"
 )
+
+
+def done_of(rows: Sequence[Sequence[Any]]) -> Done:
+    """What PostgreSQL's progress views say (relation, phase, bytes done, bytes in all) as a line and the part done."""
+    line = "; ".join(f"{name}: {phase}, {size(done)} of {size(whole)}" for name, phase, done, whole in rows) or "…"
+    return Done(line, sum(row[2] for row in rows) / max(sum(row[3] for row in rows), 1))
 
 
 @contextmanager
@@ -60,7 +69,7 @@ def upkeep_session(postgres: Postgres, lock_seconds: float = 0) -> Iterator[Conn
 
 def as_ops_error(error: psycopg.Error, lock_seconds: float = 0) -> OpsError:
     """What PostgreSQL said, as something an operator can act on."""
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    said = first_line(error)
     match error:
         case errors.LockNotAvailable():
             return OpsError(f"a lock was not to be had within {lock_seconds or LOCK_SECONDS:g} s: {said}", LOCKED_HINT)

@@ -17,9 +17,8 @@ from blocks.postgres import Connection, Postgres, execute
 from runbook.errors import OpsError
 from runbook.kinds import action, probe
 from runbook.permit import Permit
-from runbook.progress import progress
-from runbook.render import size
-from tasks.postgres.upkeep import as_ops_error, upkeep_session
+from runbook.progress import Done, progress
+from tasks.postgres.upkeep import as_ops_error, done_of, upkeep_session
 
 REWRITE = "rewrite table"
 # Beyond this age PostgreSQL refuses to write: 2³¹ transactions, less the three million it keeps back.
@@ -130,6 +129,7 @@ def _run(postgres: Postgres, tables: Sequence[Table], mode: Mode, jobs: int) -> 
     waiting = iter(tables)
     taking = threading.Lock()
     sessions: list[Connection] = []
+    finished: list[Table] = []
 
     def take() -> Table | None:
         with taking:
@@ -138,10 +138,17 @@ def _run(postgres: Postgres, tables: Sequence[Table], mode: Mode, jobs: int) -> 
     def work() -> list[Vacuumed]:
         with upkeep_session(postgres) as connection:
             sessions.append(connection)
-            return [_vacuum(connection, table, mode) for table in iter(take, None)]
+            done = []
+            for table in iter(take, None):
+                done.append(_vacuum(connection, table, mode))
+                finished.append(table)
+            return done
 
     workers = max(1, min(jobs, len(tables)))
-    with progress(lambda: tell_progress(postgres)), ThreadPoolExecutor(workers, thread_name_prefix="vacuum") as pool:
+    with (
+        progress(lambda: tell_progress(postgres, len(finished), len(tables))),
+        ThreadPoolExecutor(workers, thread_name_prefix="vacuum") as pool,
+    ):
         try:
             futures = [pool.submit(work) for _ in range(workers)]
             return tuple(done for future in futures for done in future.result())
@@ -186,11 +193,13 @@ def _vacuum(connection: Connection, table: Table, mode: Mode) -> Vacuumed:
     return Vacuumed(table.name, time.monotonic() - started, "; ".join(warnings), hint)
 
 
-def tell_progress(postgres: Postgres) -> str:
-    """How far the work in this database is, in a line."""
+def tell_progress(postgres: Postgres, finished: int, tables: int) -> Done:
+    """How far the work in this database is: of all tables, and in those that are in hand."""
     with upkeep_session(postgres, 1) as connection:
         rows = execute(connection, _PROGRESS)
-    return "; ".join(f"{name}: {phase}, {size(done)} of {size(whole)}" for name, phase, done, whole in rows) or "…"
+    in_hand = done_of(rows)
+    ratio = (finished + len(rows) * in_hand.ratio) / max(tables, 1)
+    return Done(f"{finished} of {tables} tables done; {in_hand}", ratio)
 
 
 _PROGRESS = """

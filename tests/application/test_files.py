@@ -17,6 +17,7 @@ from runbook.permit import Act, Permit
 from runbook.report import Status
 from tasks import archive, catalogue
 from tasks.files import REPLACE_FILES, build_files_copy
+from tasks.stores.directory import DirectoryStore
 
 NAME = "trial"
 ROOT = Path(__file__).parents[2]
@@ -57,9 +58,9 @@ def test_a_backup_is_published_with_its_manifest_and_can_be_restored(live: Path,
     report = backup_files.fn(NAME)
 
     assert report.status is Status.OK, report.sentence()
-    [name] = catalogue.names(store, "files")
+    [name] = catalogue.names(DirectoryStore(store), "files")
     assert report.facts["backup"] == name
-    backup = catalogue.open_backup(store, name)
+    backup = catalogue.open_backup(DirectoryStore(store), name)
     assert catalogue.verify_files(backup) == []
     assert {entry["path"] for entry in backup.manifest.content["entries"]} == {
         ".",
@@ -78,7 +79,7 @@ def test_a_directory_to_which_a_link_leads_is_backed_up_itself(live: Path, store
     report = backup_files.fn(NAME)
     assert report.status is Status.OK, report.sentence()
     assert report.facts["directory"] == str(live.with_name("release-42"))
-    backup = catalogue.open_backup(store, report.facts["backup"])
+    backup = catalogue.open_backup(DirectoryStore(store), report.facts["backup"])
     application = toml.environment(NAME).application
     copy = build_files_copy(Permit(NAME, (Act(REPLACE_FILES, application.directory),)), application, backup)
     assert copy.differences == ()
@@ -105,7 +106,7 @@ def test_an_archive_that_does_not_read_back_is_not_published(store: Path, monkey
     monkeypatch.setattr(archive, "write", damaging)
     with pytest.raises(RunbookFailed, match="archive read back"):
         backup_files.fn(NAME)
-    assert catalogue.names(store, "files") == []
+    assert catalogue.names(DirectoryStore(store), "files") == []
 
 
 def test_a_missing_directory_and_a_store_inside_it_are_critical(live: Path, tmp_path: Path) -> None:
@@ -124,9 +125,9 @@ def test_a_killed_backup_is_never_offered_and_cleaned_by_the_next(store: Path) -
     environment = {**os.environ, "OPS_FAILPOINT": "after archive_files"}
     killed = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert catalogue.names(store, "files") == []
+    assert catalogue.names(DirectoryStore(store), "files") == []
 
     report = backup_files.fn(NAME)
     assert report.facts["removed unfinished backups"]
-    assert len(catalogue.names(store, "files")) == 1
+    assert len(catalogue.names(DirectoryStore(store), "files")) == 1
     assert list(store.glob(".partial-*")) == []

@@ -16,13 +16,14 @@ from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Status
 from tasks import catalogue, host, manifest
 from tasks.postgres.copy import content_in
+from tasks.stores.directory import DirectoryStore
 from tests.database.conftest import NAME, Trial
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def newest(trial: Trial) -> catalogue.Backup:
-    return catalogue.open_backup(trial.store, catalogue.names(trial.store, "postgres")[-1])
+    return catalogue.open_backup(DirectoryStore(trial.store), catalogue.names(DirectoryStore(trial.store), "postgres")[-1])
 
 
 def run(call: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -44,7 +45,7 @@ def test_backup_holds_what_the_database_holds(trial: Trial) -> None:
     report = backup_database.fn(NAME)
     assert report.status in (Status.OK, Status.WARN)
     backup = newest(trial)
-    assert manifest.damage(backup.path, backup.manifest) == []
+    assert manifest.damage(backup.path, backup.manifest.files) == []
     content = content_in(backup)
     assert content.tables["public.people"].rows == 2000
     assert content.tables['public."Empty Table"'].rows == 0
@@ -70,7 +71,7 @@ def test_login_without_bypassrls_is_refused(trial: Trial, monkeypatch: pytest.Mo
     monkeypatch.setenv("TRIAL_ADMIN_PASSWORD", os.environ["TRIAL_PASSWORD"])
     with pytest.raises(RunbookFailed, match="BYPASSRLS"):
         backup_database.fn(NAME)
-    assert catalogue.names(trial.store, "postgres") == []
+    assert catalogue.names(DirectoryStore(trial.store), "postgres") == []
 
 
 def test_truncate_between_snapshot_and_dump_waits(trial: Trial, tmp_path: Path) -> None:
@@ -102,23 +103,23 @@ def test_truncate_between_snapshot_and_dump_waits(trial: Trial, tmp_path: Path) 
 def test_killed_backup_is_never_offered_and_cleaned_up(trial: Trial, tmp_path: Path) -> None:
     log = tmp_path / "points"
     assert run("flows.database.backup.backup_database", OPS_FAILPOINT_LOG=str(log)).returncode == 0
-    whole = catalogue.names(trial.store, "postgres")
+    whole = catalogue.names(DirectoryStore(trial.store), "postgres")
     points = list(dict.fromkeys(log.read_text().splitlines()))
     assert "dump: snapshot exported" in points
     assert len(points) > 8
-    published = points.index("before read_store")
+    published = points.index("after publish")
     for point in points[points.index("before dump_globals") : published]:
         done = run("flows.database.backup.backup_database", OPS_FAILPOINT=point)
         assert done.returncode == -9, point
-        assert catalogue.names(trial.store, "postgres") == whole, f"offered after a kill at {point}"
+        assert catalogue.names(DirectoryStore(trial.store), "postgres") == whole, f"offered after a kill at {point}"
     for point in points[published:]:
         assert run("flows.database.backup.backup_database", OPS_FAILPOINT=point).returncode == -9, point
-        assert catalogue.names(trial.store, "postgres")[:-1] == whole, f"not there after a kill at {point}"
-        assert manifest.damage(newest(trial).path, newest(trial).manifest) == []
-        whole = catalogue.names(trial.store, "postgres")
+        assert catalogue.names(DirectoryStore(trial.store), "postgres")[:-1] == whole, f"not there after a kill at {point}"
+        assert manifest.damage(newest(trial).path, newest(trial).manifest.files) == []
+        whole = catalogue.names(DirectoryStore(trial.store), "postgres")
     backup_database.fn(NAME)
     assert not list(trial.store.glob(".partial-*"))
-    assert len(catalogue.names(trial.store, "postgres")) == len(whole) + 1
+    assert len(catalogue.names(DirectoryStore(trial.store), "postgres")) == len(whole) + 1
 
 
 def test_full_disk_is_refused_before_anything_is_written(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:

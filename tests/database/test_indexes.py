@@ -164,7 +164,7 @@ def test_a_live_build_is_left_alone(trial: Trial, statement: str) -> None:
     with build(trial, statement):
         building = invalid(trial)
         assert "people_name_ccnew" in building
-        assert "waiting for writers before build, 0 B of" in reindex.tell_progress(trial.environment.postgres)
+        assert "waiting for writers before build, 0 B of" in str(reindex.tell_progress(trial.environment.postgres))
         report = check_indexes.fn(NAME)
         assert found(report, "leftovers of rebuilds").status is Status.OK
         assert "public.people_name_ccnew" in report.facts["being built now"]
@@ -271,3 +271,13 @@ def answers(trial: Trial) -> bool:
         return trial.sql("SELECT 1") == [(1,)]
     except psycopg.OperationalError as error:
         raise Unreachable(str(error)) from None
+
+
+def test_tables_are_rebuilt_beside_each_other_and_each_one_s_indexes_in_turn(trial: Trial) -> None:
+    report = rebuild_indexes.fn(NAME, everything=True, jobs=2, confirm=NAME)
+    assert report.status in GOOD
+    ran = [step for step in report.steps if step.name == "rebuild_index"]
+    ends = [(step.started.timestamp(), step.started.timestamp() + step.seconds) for step in ran]
+    beside = max(sum(begin <= start < end for begin, end in ends) for start, _ in ends)
+    assert beside == 2
+    assert invalid(trial) == []

@@ -17,6 +17,7 @@ import pytest
 from flows.database.vacuum import check_autovacuum, vacuum_database
 from lab.processes import run, write
 from runbook.errors import RunbookFailed, Unreachable
+from runbook.progress import Done
 from runbook.report import Finding, Report, Status
 from runbook.wait import until
 from tasks.postgres import upkeep
@@ -235,14 +236,16 @@ def test_its_progress_is_told(dead: Trial) -> None:
     worker = threading.Thread(target=slowly)
     worker.start()
     told = until(lambda: _told(dead), what="progress", seconds=8, every_seconds=0.02)
+    assert told
     dead.sql("SELECT pg_cancel_backend(pid) FROM pg_stat_progress_vacuum")
     worker.join()
-    assert re.fullmatch(r"sessions: [a-z ]+, [\d.]+ k?B of 1\.\d MB", told)
+    assert re.fullmatch(r"2 of 4 tables done; sessions: [a-z ]+, [\d.]+ k?B of 1\.\d MB", told.text)
+    assert 0.5 <= told.ratio < 0.75
 
 
-def _told(trial: Trial) -> str:
-    told = tell_progress(trial.environment.postgres)
-    return told if "of 1." in told else ""
+def _told(trial: Trial) -> Done | None:
+    told = tell_progress(trial.environment.postgres, 2, 4)
+    return told if "of 1." in told.text else None
 
 
 def test_autovacuum_s_settings_are_compared(trial: Trial) -> None:

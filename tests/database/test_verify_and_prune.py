@@ -17,6 +17,7 @@ from runbook.errors import RunbookFailed
 from runbook.report import Status
 from tasks import catalogue, manifest
 from tasks.manifest import Manifest
+from tasks.stores.directory import DirectoryStore
 from tests.database.conftest import NAME, Trial
 from tests.database.test_backup import ROOT, newest
 from tests.database.test_restore import GOOD, flip, largest, newest_path, reseal
@@ -73,7 +74,7 @@ def aged(trial: Trial, days: float, *, verified: bool = False, environment: str 
     content.update(name=name, taken=taken.isoformat(), environment=environment)
     manifest.write(copy, Manifest.model_validate(content))
     if verified:
-        catalogue.mark_verified.work(trial.store, name, {"by": "test"})
+        catalogue.mark_verified.work(DirectoryStore(trial.store), name, {"by": "test"})
     return name
 
 
@@ -87,15 +88,15 @@ def test_the_safe_rule(trial: Trial) -> None:
     plan = prune_backups.fn(NAME, keep_verified=2)
     assert plan.status is Status.PLANNED
     assert [step.detail.split(",")[0] for step in plan.plan_steps] == [oldest]
-    assert set(catalogue.names(trial.store, "postgres")) == {today, unverified, old, older, oldest, stranger}
+    assert set(catalogue.names(DirectoryStore(trial.store), "postgres")) == {today, unverified, old, older, oldest, stranger}
     report = prune_backups.fn(NAME, keep_verified=2, confirm=NAME)
     assert report.status is Status.OK
-    assert set(catalogue.names(trial.store, "postgres")) == {today, unverified, old, older, stranger}
-    catalogue.mark_verified.work(trial.store, today, {"by": "test"})
+    assert set(catalogue.names(DirectoryStore(trial.store), "postgres")) == {today, unverified, old, older, stranger}
+    catalogue.mark_verified.work(DirectoryStore(trial.store), today, {"by": "test"})
     prune_backups.fn(NAME, keep_verified=1, confirm=NAME)
-    assert set(catalogue.names(trial.store, "postgres")) == {today, stranger}
+    assert set(catalogue.names(DirectoryStore(trial.store), "postgres")) == {today, stranger}
     prune_backups.fn(NAME, days=1, keep_verified=1, confirm=NAME)
-    assert today in catalogue.names(trial.store, "postgres")
+    assert today in catalogue.names(DirectoryStore(trial.store), "postgres")
     log = Path(trial.environment.logs.backup).read_text().splitlines()
     assert [line.split(": ", 1)[1].split(" - ")[0] for line in log] == ["Backup completed", "Pruned 1", "Pruned 3"]
 
@@ -105,21 +106,21 @@ def test_a_clock_that_jumped_deletes_nothing(trial: Trial) -> None:
     aged(trial, 40, verified=True)
     aged(trial, 60)
     aged(trial, -2, verified=True)
-    before = catalogue.names(trial.store, "postgres")
+    before = catalogue.names(DirectoryStore(trial.store), "postgres")
     with pytest.raises(RunbookFailed, match="clock.*of the future"):
         prune_backups.fn(NAME, confirm=NAME)
-    assert catalogue.names(trial.store, "postgres") == before
+    assert catalogue.names(DirectoryStore(trial.store), "postgres") == before
 
 
 def test_killed_between_name_and_files_the_rest_goes_with_the_next_backup(trial: Trial) -> None:
     backup_database.fn(NAME)
-    catalogue.mark_verified.work(trial.store, newest_path(trial).name, {"by": "test"})
+    catalogue.mark_verified.work(DirectoryStore(trial.store), newest_path(trial).name, {"by": "test"})
     doomed = aged(trial, 40)
     code = f"from flows.database.backup import prune_backups; prune_backups.fn({NAME!r}, confirm={NAME!r})"
     environment = {**os.environ, "OPS_FAILPOINT": "prune: renamed"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, timeout=60)
     assert done.returncode == -signal.SIGKILL
-    assert doomed not in catalogue.names(trial.store, "postgres")
+    assert doomed not in catalogue.names(DirectoryStore(trial.store), "postgres")
     assert list(trial.store.glob(".partial-*"))
     backup_database.fn(NAME)
     assert not list(trial.store.glob(".partial-*"))

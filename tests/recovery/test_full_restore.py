@@ -20,6 +20,7 @@ from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks import catalogue
+from tasks.stores.directory import DirectoryStore
 from tests.recovery.conftest import System, restore
 
 GOOD = (Status.OK, Status.WARN)
@@ -27,7 +28,7 @@ GOOD = (Status.OK, Status.WARN)
 
 def newest(system: System, kind: str = "postgres") -> Path:
     store = system.store(kind)
-    return store / catalogue.names(store, kind)[-1]  # type: ignore[arg-type]
+    return store / catalogue.names(DirectoryStore(store), kind)[-1]  # type: ignore[arg-type]
 
 
 def test_everything_comes_back_from_ruins_through_prefect(system: System) -> None:

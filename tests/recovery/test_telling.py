@@ -18,7 +18,9 @@ from lab.lifecycle import existing
 from lab.writer import Writer
 from runbook.errors import OpsError
 from runbook.report import Report, Status
-from tasks.postgres.copy import GLOBALS, create_roles
+from tasks.postgres.dump import GLOBALS
+from tasks.postgres.roles import create_roles
+from tasks.stores.directory import DirectoryStore
 from tasks.postgres.server import presence
 from tests.recovery.conftest import System
 from tests.servers import PostgresServer, running_postgres
@@ -68,11 +70,11 @@ def test_roles_tablespaces_and_passwords_of_a_new_server(system: System, tmp_pat
     from tasks.catalogue import Backup, names, open_backup
     from tasks.postgres.copy import REPLACE
 
-    store = system.store("postgres")
+    store = DirectoryStore(system.store("postgres"))
     whole = open_backup(store, names(store, "postgres")[-1])
     with running_postgres(settings=("log_statement=all",)) as server:
         fast = server.root / "fast"
-        backup = Backup(tmp_path, whole.manifest)
+        backup = Backup(tmp_path, whole.manifest, whole.store)
         (tmp_path / GLOBALS).write_text(
             (whole.path / GLOBALS).read_text()
             + "CREATE ROLE reporter;\nALTER ROLE reporter WITH NOSUPERUSER LOGIN;\n"

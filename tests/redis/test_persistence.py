@@ -17,6 +17,7 @@ from runbook.permit import Act, Permit
 from runbook.report import Report, Status
 from tasks import catalogue, manifest
 from tasks.redis.swap import superseded_redis
+from tasks.stores.directory import DirectoryStore
 from tests.redis.conftest import NAME, PASSWORD, Rig
 from tests.redis.data import account, add_short, fill, survivors
 
@@ -66,7 +67,7 @@ def test_round_trip(rig: Rig) -> None:
     kept = superseded_redis(rig.environment.redis)
     assert [str(path) for path in kept] == [report.facts["Redis data kept"]]
     assert {path.owner() for path in (rig.data, *rig.data.rglob("*"))} == {rig.account.name}
-    assert catalogue.open_backup(rig.store, report.facts["backup"]).verified
+    assert catalogue.open_backup(DirectoryStore(rig.store), report.facts["backup"]).verified
     _survives_a_restart(rig, before)
 
 
@@ -149,7 +150,7 @@ def _reseal(path: Path) -> None:
     """Whoever spoilt the backup wrote a manifest that fits."""
     told = manifest.read(path)
     manifest.write(path, told.model_copy(update={"files": manifest.sums_of(path)}))
-    assert not manifest.damage(path, manifest.read(path))
+    assert not manifest.damage(path, manifest.read(path).files)
 
 
 def test_foreign_rdb_is_refused_by_name(rig: Rig) -> None:
@@ -193,7 +194,7 @@ def test_a_server_that_starts_empty_is_noticed(rig: Rig) -> None:
     backup()
     env, report = rig.environment, Report("trial", NAME)
     permit = Permit(NAME, (Act("replace Redis data", str(rig.data)),))
-    copy = build_redis(report, env, permit, catalogue.find_backup(rig.store, "redis"))
+    copy = build_redis(report, env, permit, catalogue.find_backup(DirectoryStore(rig.store), "redis"))
     rig.configure(aof=True, extra='appenddirname "elsewhere"\n')
     replace_redis(report, env, permit, copy)
     assert report.status is Status.CRITICAL

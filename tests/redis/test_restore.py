@@ -26,6 +26,7 @@ from tasks.redis.fitness import judge_redis_backup
 from tasks.redis.reading import read_content
 from tasks.redis.scratch import scratch_server
 from tasks.redis.server import at_once
+from tasks.stores.directory import DirectoryStore
 from tests.redis.conftest import NAME, PASSWORD, Rig
 from tests.redis.data import account, fill, survivors
 from tests.servers import free_port
@@ -39,7 +40,7 @@ def test_permit_is_needed(rig: Rig) -> None:
     backup_redis.fn(NAME)
     with pytest.raises(NotConfirmed):
         restore_redis.fn(NAME, "latest", "production")
-    found = catalogue.find_backup(rig.store, "redis")
+    found = catalogue.find_backup(DirectoryStore(rig.store), "redis")
     with pytest.raises(NotConfirmed):
         build_redis_copy(Permit(NAME, (Act(ACT, "/elsewhere"),)), rig.environment.redis, found)
     assert [path.name for path in rig.data.parent.iterdir()] == ["data"]
@@ -49,7 +50,7 @@ def test_replica_and_sentinel_are_obstacles(rig: Rig) -> None:
     """An attached replica, and a Sentinel that watches this master: refused before anything stops."""
     rig.client().set("a", 1)
     backup_redis.fn(NAME)
-    found, block = catalogue.find_backup(rig.store, "redis"), rig.environment.redis
+    found, block = catalogue.find_backup(DirectoryStore(rig.store), "redis"), rig.environment.redis
     assert judge_redis_backup(block, found).problems == ()
     ports = free_port(), free_port()
     sentinel = rig.root / "sentinel.conf"
@@ -86,7 +87,7 @@ def test_other_obstacles(rig: Rig) -> None:
     """A configuration of another directory, of a replica, a missing program: each in words."""
     rig.client().set("a", 1)
     backup_redis.fn(NAME)
-    found, block = catalogue.find_backup(rig.store, "redis"), rig.environment.redis
+    found, block = catalogue.find_backup(DirectoryStore(rig.store), "redis"), rig.environment.redis
     for extra, told in (
         ("replicaof 10.0.0.1 6379\n", "replica of 10.0.0.1 6379"),
         ("dir /var/lib/other\n", "says dir /var/lib/other"),
@@ -149,9 +150,9 @@ def test_killed_backup_is_never_offered(rig: Rig, tmp_path: Path, monkeypatch: p
     fill({0: rig.client()})
     names = _reached(tmp_path, monkeypatch, "backup")
     for name in names:
-        published = catalogue.names(rig.store, "redis")
+        published = catalogue.names(DirectoryStore(rig.store), "redis")
         assert _killed(name, "backup") == -signal.SIGKILL, name
-        assert catalogue.names(rig.store, "redis") == published
+        assert catalogue.names(DirectoryStore(rig.store), "redis") == published
     left = list(rig.store.glob(".partial-*"))
     report = backup_redis.fn(NAME)
     assert report.status is Status.OK
@@ -208,7 +209,7 @@ def test_no_false_alarm_under_write_load(rig: Rig, tmp_path: Path) -> None:
         for number in range(3):
             report = backup_redis.fn(NAME)
             assert report.status is Status.OK, report.sentence()
-            found = catalogue.find_backup(rig.store, "redis")
+            found = catalogue.find_backup(DirectoryStore(rig.store), "redis")
             expected = RedisContent.model_validate(found.manifest.content)
             with scratch_server(block, found.path) as client:
                 actual = read_content(client, tmp_path / str(number))

@@ -16,6 +16,7 @@ from runbook.errors import RunbookFailed
 from runbook.report import Status
 from tasks import catalogue
 from tasks.postgres import dump
+from tasks.stores.directory import DirectoryStore
 from tests.database.conftest import HARD, NAME, write_environment
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
 
@@ -57,7 +58,7 @@ def test_round_trip_with_zstd(database: PostgresServer, point) -> None:  # type:
     store = point(database)
     report = backup_database.fn(NAME)
     assert "zstd" in report.facts["size"]
-    assert list((store / catalogue.names(store, "postgres")[-1]).rglob("*.zst"))
+    assert list((store / catalogue.names(DirectoryStore(store), "postgres")[-1]).rglob("*.zst"))
     database.sql("TRUNCATE answers", database=DATABASE)
     assert restore_database.fn(NAME, confirm=NAME).status in (Status.OK, Status.WARN)
     assert database.sql("SELECT count(*) FROM answers", database=DATABASE) == [(500,)]
@@ -87,10 +88,10 @@ def test_older_backup_restores_into_a_newer_server_and_not_the_reverse(
 ) -> None:
     store = point(database)
     backup_database.fn(NAME)
-    with_zstd = catalogue.names(store, "postgres")[-1]
+    with_zstd = catalogue.names(DirectoryStore(store), "postgres")[-1]
     monkeypatch.setattr(dump, "COMPRESSIONS", ("gzip:1",))
     backup_database.fn(NAME)
-    of_17 = catalogue.names(store, "postgres")[-1]
+    of_17 = catalogue.names(DirectoryStore(store), "postgres")[-1]
     point(postgres_server)
     postgres_server.create_database(DATABASE)
     try:
@@ -126,5 +127,5 @@ def test_full_disk(database: PostgresServer, point, small_disk: Path, monkeypatc
     monkeypatch.setattr(backup_flow, "SPACE_RATIO", 0.0)  # the check is passed: the disk fills in the middle
     with pytest.raises(RunbookFailed, match="the store is full.*free space at"):
         backup_database.fn(NAME)
-    assert catalogue.names(small_disk, "postgres") == []
+    assert catalogue.names(DirectoryStore(small_disk), "postgres") == []
     assert toml.environment(NAME).name == NAME

@@ -36,6 +36,7 @@ from tasks.files import (
     swap_files,
 )
 from tasks.manifest import Manifest
+from tasks.stores.directory import DirectoryStore
 
 IS_ROOT = os.geteuid() == 0
 NOBODY = pwd.getpwnam("nobody")
@@ -70,7 +71,7 @@ def backup_of(application: Application, store: Path, name: str = NAME) -> Backup
     directory.mkdir(parents=True)
     archived = archive.write(directory_of(application), directory / ARCHIVE)
     seal(directory, archived)
-    return catalogue.open_backup(store, name)
+    return catalogue.open_backup(DirectoryStore(store), name)
 
 
 def seal(directory: Path, archived: entries.Archived) -> Manifest:
@@ -148,7 +149,7 @@ def taken(application: Application, store: Path) -> Backup:
     archived = archive_files.work(application, store / NAME)
     assert read_archive_back.work(store / NAME, archived.entries) == ()
     seal(store / NAME, archived)
-    return catalogue.open_backup(store, NAME)
+    return catalogue.open_backup(DirectoryStore(store), NAME)
 
 
 def test_where_a_link_leads_to_the_directory_the_directory_is_replaced(linked: Application, tmp_path: Path) -> None:
@@ -217,10 +218,10 @@ def test_a_backup_of_a_link_is_refused_when_it_is_made_read_back_and_restored(
         _special(".", tarfile.SYMTYPE, "releases/42")(tar)
     assert "its root is no directory (symlink)" in read_archive_back.work(backup.path, forged.entries)
     seal(backup.path, forged)
-    judgement = judge_files_backup(linked, catalogue.open_backup(backup.path.parent, NAME))
+    judgement = judge_files_backup(linked, catalogue.open_backup(DirectoryStore(backup.path.parent), NAME))
     assert judgement.problems == (f"{NAME} cannot be unpacked: its root is no directory (symlink)",)
     with pytest.raises(VerificationFailed, match="cannot be unpacked"):
-        build_files_copy(permit_of(linked), linked, catalogue.open_backup(backup.path.parent, NAME))
+        build_files_copy(permit_of(linked), linked, catalogue.open_backup(DirectoryStore(backup.path.parent), NAME))
 
 
 def test_what_a_killed_build_left_is_removed(application: Application, tmp_path: Path) -> None:
@@ -348,7 +349,7 @@ def test_a_hostile_archive_is_refused_and_writes_nothing_outside(
         for add in (_special(".", tarfile.DIRTYPE), *members):
             add(tar)
     seal(backup.path, entries.Archived.model_validate(backup.manifest.content))
-    forged = catalogue.open_backup(backup.path.parent, NAME)
+    forged = catalogue.open_backup(DirectoryStore(backup.path.parent), NAME)
     assert judge_files_backup(application, forged).problems == (), "the checksums are valid"
 
     with pytest.raises(VerificationFailed, match="not this backup's"):
@@ -363,7 +364,7 @@ def test_a_manifest_that_leads_out_is_refused(application: Application, tmp_path
     archived = entries.Archived.model_validate(backup.manifest.content)
     forged = archived.entries[1].model_copy(update={"path": "../evil"})
     seal(backup.path, archived.model_copy(update={"entries": (*archived.entries, forged)}))
-    judgement = judge_files_backup(application, catalogue.open_backup(backup.path.parent, NAME))
+    judgement = judge_files_backup(application, catalogue.open_backup(DirectoryStore(backup.path.parent), NAME))
     assert any("leads out" in problem for problem in judgement.problems)
 
 
@@ -394,7 +395,7 @@ def test_an_altered_archive_with_valid_checksums_is_found_and_never_swapped_in(
 ) -> None:
     backup = backup_of(application, tmp_path / "store")
     _repack(backup, change)
-    altered = catalogue.open_backup(backup.path.parent, NAME)
+    altered = catalogue.open_backup(DirectoryStore(backup.path.parent), NAME)
     assert archive.compare_members(altered.path / ARCHIVE, entries.entries_of(altered.manifest)) != []
 
     copy = build_files_copy(permit_of(application), application, altered)
@@ -426,7 +427,7 @@ def test_a_truncated_archive_is_found_by_its_checksum_and_without_it(application
     backup = backup_of(application, tmp_path / "store")
     path = backup.path / ARCHIVE
     path.write_bytes(path.read_bytes()[:-5000])
-    assert any("bytes instead of" in problem for problem in judge_files_backup(application, backup).problems)
+    assert any("bytes instead of" in problem for problem in judge_files_backup(application, backup, catalogue.verify_files(backup)).problems)
     seal(backup.path, entries.Archived.model_validate(backup.manifest.content))
     with pytest.raises(VerificationFailed, match="cannot be read to its end"):
         build_files_copy(permit_of(application), application, backup)
@@ -449,10 +450,11 @@ from pathlib import Path
 from blocks.places import Application
 from runbook.permit import Act, Permit
 from tasks import catalogue
+from tasks.stores.directory import DirectoryStore
 from tasks.files import REPLACE_FILES, build_files_copy, swap_files
 application = Application(directory=sys.argv[1])
 permit = Permit("test", (Act(REPLACE_FILES, application.directory),))
-backup = catalogue.open_backup(Path(sys.argv[2]), sys.argv[3])
+backup = catalogue.open_backup(DirectoryStore(Path(sys.argv[2])), sys.argv[3])
 swap_files(permit, application, build_files_copy(permit, application, backup))
 """
 

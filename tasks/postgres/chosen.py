@@ -1,0 +1,80 @@
+"""Chosen tables of a database: found by the names that people write, with their partitions and children."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blocks.postgres import Connection, Postgres, execute
+from runbook.errors import OpsError
+from runbook.kinds import probe
+from tasks.postgres import queries
+
+
+@dataclass(frozen=True)
+class ChosenTables:
+    """The tables' names as a manifest writes them, and (schema, name) of every table whose rows stay out."""
+
+    names: tuple[str, ...]
+    others: tuple[tuple[str, str], ...]
+
+
+@probe
+def choose_tables(postgres: Postgres, wanted: Sequence[str]) -> ChosenTables:
+    """Find tables by name, with or without schema and quotes.
+
+    Raises:
+        OpsError: none is wanted, there is no such table, or several schemas have it.
+    """
+    if not wanted:
+        raise OpsError("no table is named", "name the tables, e.g. interview_sessions")
+    with postgres.connect(postgres.database) as connection:
+        found = {oid for name in wanted for oid in _with_children(connection, _find(connection, name.strip()))}
+        rows = execute(connection, queries.TABLES)
+        oids = {
+            (str(schema), str(table)): int(oid)
+            for oid, schema, table in execute(connection, "SELECT c.oid, n.nspname, c.relname FROM pg_class c "
+                                              "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r'")
+        }  # fmt: skip
+    tables = {(str(schema), str(table)): str(unit) for schema, table, _, _, unit in rows}
+    units = {unit for table, unit in tables.items() if oids.get(table) in found}
+    return ChosenTables(tuple(sorted(units)), tuple(table for table, unit in tables.items() if unit not in units))
+
+
+def _find(connection: Connection, name: str) -> int:
+    rows = execute(connection, _NAMED, name, name, name, name)
+    if len(rows) == 1:
+        return int(rows[0][0])
+    if rows:
+        raise OpsError(
+            f"there are several tables “{name}”: {', '.join(str(row[1]) for row in rows)}", "name its schema"
+        )
+    names = [str(row[0]) for row in execute(connection, _NAMES)]
+    near = difflib.get_close_matches(name, names, 3)
+    raise OpsError(
+        f"there is no table “{name[:80]}”", f"did you mean {' or '.join(near)}?" if near else "see its spelling"
+    )
+
+
+_NAMED = """
+SELECT c.oid, format('%%I.%%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+  AND (c.relname = %s OR n.nspname || '.' || c.relname = %s OR format('%%I.%%I', n.nspname, c.relname) = %s
+       OR format('%%I', c.relname) = %s)
+ORDER BY 2
+"""
+_NAMES = """
+SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+"""
+
+
+def _with_children(connection: Connection, oid: int) -> set[int]:
+    rows = execute(
+        connection,
+        "WITH RECURSIVE tree AS (SELECT %s::oid AS oid UNION SELECT i.inhrelid FROM pg_inherits i "
+        "JOIN tree ON tree.oid = i.inhparent) SELECT oid FROM tree",
+        oid,
+    )
+    return {int(row[0]) for row in rows}

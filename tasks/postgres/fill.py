@@ -1,0 +1,93 @@
+"""Filling an empty database from a dump, in sessions that are set for speed. What it is filled from may be one of our
+backups or a file that somebody else's pg_dump left."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from blocks.postgres import Postgres, execute
+from runbook import shell
+from runbook.progress import Done, progress
+from runbook.render import size
+from tasks.postgres.dump import DUMP, carries_statistics
+from tasks.postgres.plain import COMPRESSED, PLAIN, run_plain
+
+Form = Literal["directory", "custom", "plain"]
+MOST_MAINTENANCE_MB = 512
+HINT = "the live database was not touched; try the backup before"
+# Rows that these would check or read are not in a backup of chosen tables.
+NEED_OTHER_ROWS = (" FK CONSTRAINT ", " MATERIALIZED VIEW DATA ")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dump: where, in which form, and how large its database was (0: nobody knows). `parts`: rows are missing."""
+
+    path: Path
+    form: Form
+    database_bytes: int = 0
+    parts: bool = False
+
+
+def source_in(directory: Path, database_bytes: int, *, parts: bool) -> Source:
+    """The dump in a backup's directory."""
+    for name in (PLAIN, COMPRESSED):
+        if (directory / name).exists():
+            return Source(directory / name, "plain", database_bytes)
+    return Source(directory / DUMP, "directory", database_bytes, parts)
+
+
+def fill(postgres: Postgres, source: Source, database: str, oid: int, jobs: int) -> float:
+    """Restore into an empty database, stopping at the first error; returns the seconds.
+
+    Raises:
+        CommandFailed, OpsError: it does not restore.
+        VerificationFailed: it was cut off or altered.
+    """
+    memory = min(MOST_MAINTENANCE_MB, psutil.virtual_memory().available // (4 * jobs) >> 20)
+    settings = {
+        "maintenance_work_mem": f"{max(memory, 64)}MB",
+        "synchronous_commit": "off",
+        "max_parallel_maintenance_workers": "0",  # the jobs fill the processors already
+        "statement_timeout": "0",
+        "lock_timeout": "0",
+        "idle_in_transaction_session_timeout": "0",
+    }
+
+    def tell() -> Done:
+        with postgres.connect() as connection:
+            now = int(execute(connection, "SELECT pg_database_size(%s::oid)", oid)[0][0])
+        whole = f" of about {size(source.database_bytes)}" if source.database_bytes else ""
+        return Done(f"{database}: {size(now)}{whole} restored", now / max(source.database_bytes, now, 1))
+
+    with progress(tell):
+        if source.form == "plain":
+            return run_plain(postgres, source.path, database, settings, HINT)
+        return _pg_restore(postgres, source, database, jobs, settings)
+
+
+def _pg_restore(postgres: Postgres, source: Source, database: str, jobs: int, settings: dict[str, str]) -> float:
+    environment = {
+        **postgres.environment(),
+        "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in settings.items()),
+    }
+    argv = [
+        *(postgres.program("pg_restore"), f"--format={source.form}", f"--jobs={jobs}"),
+        *("--exit-on-error", "--no-password"),
+        # A superuser's COPY passes row security anyway; a view of a table with forced policies fills only like this.
+        *(["--statistics"] if carries_statistics(postgres) else []),
+        *("--enable-row-security", "--dbname", database),
+    ]
+    with tempfile.NamedTemporaryFile("w", prefix="ops-restore-", suffix=".list") as chosen:
+        if source.parts:
+            listed = shell.run([postgres.program("pg_restore"), "--list", source.path]).stdout.splitlines()
+            kept = [line for line in listed if not any(entry in line for entry in NEED_OTHER_ROWS)]
+            chosen.write("\n".join(kept) + "\n")
+            chosen.flush()
+            argv.append(f"--use-list={chosen.name}")
+        return shell.run([*argv, str(source.path)], environment=environment, hint=HINT).seconds

@@ -1,0 +1,117 @@
+"""A database beside with a backup's schema, and the rows of chosen tables. Nothing here touches the live one."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+
+from psycopg import sql
+
+from blocks.postgres import Postgres, execute
+from runbook import shell
+from runbook.errors import OpsError
+from runbook.kinds import action
+from runbook.permit import Permit
+from runbook.progress import progress
+from runbook.render import size
+from tasks.catalogue import Backup
+from tasks.postgres.copy import Copy, content_in, drop, name_beside, oid_of
+from tasks.postgres.dump import DUMP
+from tasks.postgres.properties import creation
+from tasks.postgres.session import pinned
+from tasks.postgres.tables import Table
+
+REPLACE_ROWS = "replace rows"
+_SETTINGS = {
+    "synchronous_commit": "off",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+}
+_HINT = "the live tables were not touched; try the backup before"
+
+
+def tables_scratch_name(database: str) -> str:
+    """Where single tables are restored first: reserved for that, a leftover is dropped."""
+    return name_beside(database, "__tables")
+
+
+@action(idempotent=True)
+def open_schema(postgres: Postgres, backup: Backup) -> Copy:
+    """A scratch database with everything of the backup that stands before its data: types, functions, empty tables.
+
+    Without owners and privileges, keys and triggers: only the administrator reads it, and nothing else writes there.
+
+    Raises:
+        OpsError: the backup is in another form.
+        CommandFailed: its schema does not restore.
+    """
+    name = tables_scratch_name(postgres.database)
+    if not (backup.path / DUMP).is_dir():
+        raise OpsError(
+            f"{backup.name} is a script, of which no single tables can be taken",
+            "choose a backup in directory format; or restore-database into=… and copy by hand",
+        )
+    with postgres.connect() as connection:
+        drop(connection, name)
+        connection.execute(creation(name, content_in(backup).properties))
+        connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
+        scratch = Copy(name, oid_of(connection, name))
+    done = _restore(postgres, backup, name, "--section=pre-data", "--no-tablespaces")
+    return Copy(name, scratch.oid, done.seconds)
+
+
+@action
+def fill_tables(
+    permit: Permit, postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[Table], jobs: int
+) -> Copy:
+    """The rows of these tables of the scratch database, and no others."""
+    for table in tables:
+        permit.require(REPLACE_ROWS, table.name)
+
+    def tell() -> str:
+        with postgres.connect() as connection:
+            now = execute(connection, "SELECT pg_database_size(%s::oid)", scratch.oid)[0][0]
+        return f"{scratch.database}: {size(int(now))}"
+
+    listed = shell.run([postgres.program("pg_restore"), "--list", str(backup.path / DUMP)]).stdout
+    wanted = _entries(postgres, scratch, tables)
+    entries = [line for line in listed.splitlines() if line.partition(" TABLE DATA ")[2].startswith(wanted)]
+    with tempfile.NamedTemporaryFile("w", suffix=".list", encoding="utf-8") as chosen, progress(tell):
+        chosen.write("".join(f"{line}\n" for line in entries))
+        chosen.flush()
+        done = _restore(postgres, backup, scratch.database, f"--use-list={chosen.name}", f"--jobs={jobs}")
+    return Copy(scratch.database, scratch.oid, done.seconds)
+
+
+def _entries(postgres: Postgres, scratch: Copy, tables: Sequence[Table]) -> tuple[str, ...]:
+    """How the dump's table of contents begins their entries; the owner's name follows. A name that begins alike may let
+    in another table, which does no harm here."""
+    with pinned(postgres, scratch.database) as connection:
+        rows = execute(connection, _LEAVES, [table.oid for table in tables])
+    return tuple(" ".join(f"{schema} {name} ".splitlines()) for schema, name in rows)
+
+
+_LEAVES = """
+SELECT n.nspname, c.relname
+FROM unnest(%s::oid[]) AS chosen LEFT JOIN LATERAL pg_partition_tree(chosen::regclass) t ON true
+JOIN pg_class c ON c.oid = coalesce(t.relid::oid, chosen) JOIN pg_namespace n ON n.oid = c.relnamespace
+"""
+
+
+def _restore(postgres: Postgres, backup: Backup, database: str, *what: str) -> shell.Completed:
+    settings = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
+    argv = [
+        *(postgres.program("pg_restore"), "--format=directory", "--exit-on-error", "--no-password"),
+        *("--no-owner", "--no-privileges", *what, "--dbname", database, str(backup.path / DUMP)),
+    ]
+    return shell.run(argv, environment={**postgres.environment(), "PGOPTIONS": settings}, hint=_HINT)
+
+
+@action
+def drop_tables_scratch(postgres: Postgres) -> str:
+    """Remove it."""
+    name = tables_scratch_name(postgres.database)
+    with postgres.connect() as connection:
+        drop(connection, name)
+    return name

@@ -1,0 +1,146 @@
+"""A bucket of an S3 service as a store. What is offered there has its manifest: it is written last, removed first.
+
+Backups are made in a spool on this host. One that could not be sent waits there: the next backup takes it along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from blocks.s3 import Bucket
+from runbook.errors import OpsError, VerificationFailed
+from runbook.failpoint import failpoint
+from runbook.progress import Done, progress
+from runbook.render import size
+from tasks import manifest as manifests
+from tasks.encryption import Key
+from tasks.manifest import MANIFEST, SEAL, FileSum
+from tasks.s3 import objects
+from tasks.s3.download import download_file, verify_object
+from tasks.s3.upload import upload_files
+from tasks.stores.directory import PARTIAL, DirectoryStore
+
+
+@dataclass(frozen=True)
+class BucketStore:
+    """A place in a bucket, and the spool."""
+
+    bucket: Bucket
+    spool: Path
+    key: Key
+
+    @property
+    def where(self) -> str:
+        return self.bucket.where
+
+    def names(self) -> list[str]:
+        found = objects.list_objects(self.bucket, "")
+        return [key.partition("/")[0] for key in found if key.endswith(f"/{MANIFEST}")]
+
+    def read(self, path: str) -> str | None:
+        try:
+            content = objects.read_small(self.bucket, path)
+        except VerificationFailed:  # what it says is not what was written: as good as not there
+            return None
+        try:
+            return None if content is None else content.decode()
+        except UnicodeDecodeError:
+            return None
+
+    def write(self, path: str, text: str) -> None:
+        objects.write_small(self.bucket, path, text.encode(), lock=False)
+
+    def forget(self, path: str) -> None:
+        objects.delete(self.bucket, [path])
+
+    def offer(self, directory: Path, name: str, files: Mapping[str, FileSum]) -> None:
+        waiting = self.spool / name
+        if directory != waiting:
+            DirectoryStore(self.spool).offer(directory, name, files)
+        self.receive(waiting, name, manifests.read(waiting).environment, files)
+        shutil.rmtree(waiting)
+
+    def receive(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> None:
+        self.write(_marker(environment, name), "")
+        failpoint("receive: begun")
+        self._send(source, name, files)
+        for path in (SEAL, MANIFEST):
+            objects.write_small(self.bucket, f"{name}/{path}", (source / path).read_bytes())
+        failpoint("receive: offered")
+        self.forget(_marker(environment, name))
+
+    def _send(self, source: Path, name: str, files: Mapping[str, FileSum]) -> None:
+        """What is there already and equal is passed over."""
+        whole = sum(file.bytes for file in files.values())
+        sent = [0]
+
+        def tell() -> Done:
+            return Done(f"{size(sent[0])} of {size(whole)} sent to {self.where}", sent[0] / max(whole, 1))
+
+        def count(added: int) -> None:
+            sent[0] += added
+
+        with progress(tell):
+            upload_files(
+                self.bucket,
+                [(source / path, f"{name}/{path}", file.sha256, file.bytes) for path, file in files.items()],
+                tell=count,
+            )
+        failpoint("receive: files sent")
+
+    def local(self, name: str) -> Path | None:
+        return None
+
+    def fetch(self, name: str, files: Mapping[str, FileSum], target: Path) -> None:
+        whole, got = sum(file.bytes for file in files.values()), [0]
+
+        def count(added: int) -> None:
+            got[0] += added
+
+        def tell() -> Done:
+            return Done(f"{size(got[0])} of {size(whole)} fetched from {self.where}", got[0] / max(whole, 1))
+
+        with progress(tell):
+            for path, file in files.items():
+                (target / path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                download_file(self.bucket, f"{name}/{path}", target / path, file.sha256, file.bytes, tell=count)
+
+    def damage(self, name: str, files: Mapping[str, FileSum]) -> list[str]:
+        problems = []
+        for path, file in files.items():
+            try:
+                verify_object(self.bucket, f"{name}/{path}", file.sha256, file.bytes)
+            except VerificationFailed as error:
+                problems.append(error.message)
+        return problems
+
+    def remove(self, environment: str, name: str) -> None:
+        self.write(_marker(environment, name), "")
+        objects.delete(self.bucket, [f"{name}/{MANIFEST}"])
+        failpoint("prune: renamed")
+        self.clean(environment, name)
+
+    def keeps_deleted(self) -> bool:
+        return objects.is_versioned(self.bucket)
+
+    def unfinished(self, environment: str) -> list[str]:
+        start = f"{PARTIAL}{environment}-"
+        begun = {key.removeprefix(start) for key in objects.list_names(self.bucket) if key.startswith(start)}
+        return sorted(begun | {name for name in DirectoryStore(self.spool).names() if self._is_of(environment, name)})
+
+    def _is_of(self, environment: str, name: str) -> bool:
+        with contextlib.suppress(OpsError):
+            return manifests.read(self.spool / name).environment == environment
+        return False
+
+    def clean(self, environment: str, name: str) -> None:
+        objects.delete(self.bucket, list(objects.list_objects(self.bucket, name)))
+        self.forget(_marker(environment, name))
+
+
+def _marker(environment: str, name: str) -> str:
+    return f"{PARTIAL}{environment}-{name}"

@@ -1,0 +1,113 @@
+"""What a place for backups can do, whatever it is; and which place an environment's backups of a kind are in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from blocks.places import Backups
+from tasks.encryption import Key
+from tasks.manifest import FileSum, Kind
+from tasks.stores.bucket import BucketStore
+from tasks.stores.directory import DirectoryStore
+
+RESOURCE: dict[Kind, str] = {
+    "postgres": "postgres",
+    "schema": "postgres",
+    "tables": "postgres",
+    "sql": "postgres",
+    "redis": "redis",
+    "files": "files",
+}
+
+
+class Store(Protocol):
+    """A place for backups. A backup in it is a name with files below; small texts may stand beside."""
+
+    @property
+    def where(self) -> str:
+        """For people: a path, or `s3://bucket/prefix`."""
+
+    @property
+    def spool(self) -> Path:
+        """The directory of this host in which backups are made, and brought to be read."""
+
+    @property
+    def key(self) -> Key:
+        """Who may read what is put here."""
+
+    def names(self) -> list[str]:
+        """What is offered, in no order."""
+
+    def read(self, path: str) -> str | None:
+        """A small text below the store; None where there is none.
+
+        Raises:
+            Unreachable: the store does not answer.
+        """
+
+    def write(self, path: str, text: str) -> None:
+        """Put a small text there, whole or not at all.
+
+        Raises:
+            OpsError: the store cannot be written to.
+        """
+
+    def forget(self, path: str) -> None:
+        """Take a small text away again."""
+
+    def offer(self, directory: Path, name: str, files: Mapping[str, FileSum]) -> None:
+        """Make a sealed directory of the spool a backup of this store: last of all it gets its name.
+
+        Raises:
+            OpsError, Unreachable: the store cannot be written to. What is in the spool stays, and can be offered again.
+        """
+
+    def receive(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> None:
+        """Make a copy of another store's backup, from a sealed directory of this host, which stays. Last of all it gets
+        its name. Interrupted and called again, a bucket goes on where it was.
+
+        Raises:
+            VerificationFailed: a file there is not what its SHA-256 says.
+            OpsError, Unreachable: the store cannot be written to.
+        """
+
+    def local(self, name: str) -> Path | None:
+        """The directory of a backup's files where they are on this host already."""
+
+    def fetch(self, name: str, files: Mapping[str, FileSum], target: Path) -> None:
+        """Bring a backup's files to this host, each compared with its SHA-256.
+
+        Raises:
+            VerificationFailed: a file is missing or altered.
+            Unreachable: the store does not answer.
+        """
+
+    def damage(self, name: str, files: Mapping[str, FileSum]) -> list[str]:
+        """Read every file of a backup where it is; returns what is wrong, as sentences."""
+
+    def remove(self, environment: str, name: str) -> None:
+        """Take a backup away: it loses its name first. None there: nothing to do."""
+
+    def keeps_deleted(self) -> bool:
+        """Whether what is removed goes on taking space, as versions."""
+
+    def unfinished(self, environment: str) -> list[str]:
+        """Backups of an environment that were begun here and never offered."""
+
+    def clean(self, environment: str, name: str) -> None:
+        """Remove what an unfinished one left."""
+
+
+def store_of(backups: Backups, kind: Kind) -> Store:
+    """The store of an environment's backups of one kind.
+
+    Raises:
+        OpsError: its address, or a key, is wrong.
+    """
+    place = str(getattr(backups, RESOURCE[kind]))
+    key = Key.of(backups.recipients, backups.identity.get_secret_value())
+    if place.startswith("s3://"):
+        return BucketStore(backups.bucket(place), Path(backups.spool) / RESOURCE[kind], key)
+    return DirectoryStore(Path(place), key)

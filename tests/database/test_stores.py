@@ -1,0 +1,308 @@
+"""Backups of the database in buckets, encrypted, and copied to a second place: over real HTTP, with real faults."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pyrage import x25519
+
+from blocks.s3 import Bucket
+from flows.database.backup import backup_database, prune_backups, verify_backup
+from flows.database.copies import replicate_backups
+from flows.database.restore import restore_database
+from runbook.errors import RunbookFailed
+from tasks import catalogue
+from tasks.s3 import objects
+from tasks.stores.store import store_of
+from tests.database.conftest import NAME, Trial
+from tests.database.test_backup import ROOT
+from tests.database.test_restore import GOOD, flip
+from tests.s3.proxy import Proxy
+from tests.s3.servers import ACCESS_KEY, SECRET_KEY, S3Server, running_gateway, running_moto
+
+OPERATIONS, ESCROWED = x25519.Identity.generate(), x25519.Identity.generate()
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[S3Server]:
+    with running_gateway() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[S3Server]:
+    with running_moto() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIAL_S3_SECRET", SECRET_KEY)
+    monkeypatch.setenv("TRIAL_IDENTITY", str(OPERATIONS))
+
+
+def configure(trial: Trial, section: str, **values: object) -> None:
+    """Add keys to a section of the environment's TOML, or the section; a key that is there is replaced."""
+    path = Path(os.environ["OPS_ENVIRONMENT_FILE"])
+    text = path.read_text()
+    if f"[{section}]" not in text:
+        text += f"\n[{section}]\n"
+    head, _, rest = text.partition(f"[{section}]\n")
+    kept = [line for line in rest.splitlines() if line.split(" = ")[0] not in values]
+    added = [f"{key} = {value!r}".replace("'", '"') for key, value in values.items()]
+    path.write_text(f"{head}[{section}]\n" + "\n".join([*added, *kept]) + "\n")
+
+
+def in_bucket(trial: Trial, bucket: Bucket, section: str = "backups", **more: object) -> None:
+    place = f"s3://{bucket.bucket}/{bucket.prefix}"
+    configure(
+        trial, section, postgres=f"{place}/postgresql", redis=f"{place}/redis", files=f"{place}/files",
+        spool=str(trial.reports.parent / "spool"), endpoint=bucket.endpoint, access_key=ACCESS_KEY,
+        secret_key_env="TRIAL_S3_SECRET", region="us-east-1", patience_seconds=2, **more,
+    )  # fmt: skip
+
+
+def names(trial: Trial, which: str = "backups") -> list[str]:
+    return catalogue.names(store_of(trial.environment.stores(which), "postgres"), "postgres")  # type: ignore[arg-type]
+
+
+def spooled(trial: Trial) -> list[str]:
+    spool = trial.reports.parent / "spool" / "postgres"
+    return sorted(path.name for path in spool.iterdir()) if spool.exists() else []
+
+
+def killed(point: str, flow: str = "flows.database.backup.backup_database") -> None:
+    module, _, name = flow.rpartition(".")
+    code = f"from {module} import {name}; {name}.fn({NAME!r})"
+    environment = {**os.environ, "OPS_FAILPOINT": point}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+
+
+@pytest.mark.parametrize("kind", ["gateway", "moto"])
+def test_a_bucket_is_a_store_like_any_other(trial: Trial, request: pytest.FixtureRequest, kind: str) -> None:
+    server: S3Server = request.getfixturevalue(kind)
+    in_bucket(trial, server.bucket("deep/place"))
+    report = backup_database.fn(NAME)
+    assert report.status in GOOD
+    assert names(trial) == [report.facts["backup"]]
+    assert spooled(trial) == [], "it is in the bucket and nowhere else"
+    assert verify_backup.fn(NAME).status in GOOD
+    trial.sql("DELETE FROM answers")
+    assert restore_database.fn(NAME).status == "PLANNED"
+    assert restore_database.fn(NAME, confirm=NAME).status in GOOD
+    assert trial.sql("SELECT count(*) FROM answers") == [(500,)]
+    store = store_of(trial.environment.backups, "postgres")
+    assert catalogue.open_backup(store, names(trial)[0]).verified
+    assert spooled(trial) == []
+    assert prune_backups.fn(NAME, confirm=NAME).outcome == "there is nothing to delete"
+
+
+@pytest.mark.parametrize("point", ["publish: sealed", "receive: begun", "receive: files sent", "receive: offered"])
+def test_killed_while_it_is_sent_it_waits_and_goes_with_the_next(trial: Trial, gateway: S3Server, point: str) -> None:
+    in_bucket(trial, gateway.bucket())
+    killed(point)
+    offered = names(trial)
+    assert len(offered) == (point == "receive: offered")
+    report = backup_database.fn(NAME)
+    expected = 1 if point == "publish: sealed" else 2
+    assert len(names(trial)) == expected, "one that was whole is sent now"
+    assert names(trial)[-1] == report.facts["backup"]
+    for name in names(trial):
+        assert verify_backup.fn(NAME, backup=name).status in GOOD
+    assert spooled(trial) == []
+    store = store_of(trial.environment.backups, "postgres")
+    assert store.unfinished(NAME) == []
+
+
+def test_a_store_that_is_away_loses_nothing(trial: Trial, gateway: S3Server) -> None:
+    with Proxy(gateway.port) as proxy:
+        in_bucket(trial, gateway.bucket(endpoint=proxy.endpoint))
+        backup_database.fn(NAME)
+        first = names(trial)
+        proxy.answer(503, "SlowDown", times=3)
+        backup_database.fn(NAME)
+        assert len(names(trial)) == 2, "throttled, and still there"
+        proxy.cut_requests(after_bytes=30_000, times=-1)
+        with pytest.raises(RunbookFailed, match="in s3://.*launch this again"):
+            backup_database.fn(NAME)
+        proxy.heal()
+        assert len(names(trial)) == 2
+        waiting = [name for name in spooled(trial) if name.startswith("backup_")]
+        backup_database.fn(NAME)
+        assert len(names(trial)) == 4, f"{first} and the one that waited: {waiting}"
+        assert spooled(trial) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"access_key": "nobody"}, "access key is unknown.*correct the keys"),
+        ({"secret_key_env": "TRIAL_PASSWORD"}, "secret key is wrong"),
+        ({"postgres": "s3://there-is-none/x"}, "the bucket does not exist.*create it"),
+        ({"postgres": "s3:///x"}, "no place in S3"),
+    ],
+)
+def test_a_wrong_store_is_told_before_anything_is_dumped(
+    trial: Trial, gateway: S3Server, change: dict[str, str], said: str
+) -> None:
+    in_bucket(trial, gateway.bucket())
+    configure(trial, "backups", **change)
+    with pytest.raises(RunbookFailed, match=said) as caught:
+        backup_database.fn(NAME)
+    assert SECRET_KEY not in str(caught.value)
+    assert spooled(trial) == []
+
+
+def test_an_object_altered_in_place_is_found(trial: Trial, gateway: S3Server) -> None:
+    bucket = gateway.bucket()
+    in_bucket(trial, bucket)
+    report = backup_database.fn(NAME)
+    key = max(
+        (key for key in objects.list_objects(bucket, "") if "/dump/" in key),
+        key=lambda key: objects.list_objects(bucket, "")[key],
+    )
+    content = bytearray(objects.read_small(bucket, key) or b"")
+    content[len(content) // 2] ^= 1
+    direct = bucket.client()
+    told = direct.head_object(Bucket=bucket.bucket, Key=bucket.key(key))["Metadata"]
+    direct.put_object(Bucket=bucket.bucket, Key=bucket.key(key), Body=bytes(content), Metadata=told)
+    with pytest.raises(RunbookFailed, match="SHA-256"):
+        verify_backup.fn(NAME)
+    oid = trial.oid()
+    with pytest.raises(RunbookFailed, match="SHA-256"):
+        restore_database.fn(NAME, backup=report.facts["backup"], confirm=NAME)
+    assert trial.oid() == oid
+    assert spooled(trial) == []
+
+
+def test_a_locked_backup_stays_whatever_is_pruned(trial: Trial, moto: S3Server) -> None:
+    bucket = moto.bucket(locked=True)
+    in_bucket(trial, bucket, lock_mode="COMPLIANCE", lock_days=40, sse="AES256")
+    report = backup_database.fn(NAME)
+    key = f"postgresql/{report.facts['backup']}/manifest.json"
+    head = bucket.client().head_object(Bucket=bucket.bucket, Key=bucket.key(key))
+    assert head["ObjectLockMode"] == "COMPLIANCE"
+    assert head["ServerSideEncryption"] == "AES256"
+    client, place = bucket.client(), {"Bucket": bucket.bucket, "Key": bucket.key(key)}
+    with pytest.raises(client.exceptions.ClientError, match="AccessDenied"):
+        client.delete_object(**place, VersionId=head["VersionId"])
+    assert verify_backup.fn(NAME).status in GOOD
+
+
+def encrypted(trial: Trial, *recipients: x25519.Identity) -> None:
+    keys = [str(key.to_public()) for key in recipients or (OPERATIONS, ESCROWED)]
+    configure(trial, "backups", recipients=keys, identity_env="TRIAL_IDENTITY")
+
+
+def stored_bytes(directory: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file() and ".age" in path.name)
+
+
+def test_encrypted_on_this_host_and_decrypted_to_verify(trial: Trial) -> None:
+    encrypted(trial)
+    report = backup_database.fn(NAME, kind="sql")
+    assert report.facts["encrypted"] == "to 2 keys"
+    store = trial.environment.backups.postgres
+    told = [path for path in Path(store).rglob("*") if path.is_file()]
+    assert {path.suffix for path in told} == {".age", ".json", ".sha256"}
+    assert "候補者".encode() not in b"".join(path.read_bytes() for path in told)
+    assert verify_backup.fn(NAME, backup=report.facts["backup"]).status in GOOD
+    trial.sql("DELETE FROM answers")
+    assert restore_database.fn(NAME, backup=report.facts["backup"], confirm=NAME).status in GOOD
+    assert trial.sql("SELECT count(*) FROM answers") == [(500,)]
+    assert not list(Path(store).glob(".at-hand-*")), "nothing in clear is left"
+
+
+def test_the_escrowed_key_reads_what_the_lost_one_wrote(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    encrypted(trial)
+    backup_database.fn(NAME)
+    stranger = x25519.Identity.generate()
+    for identity, said in (("", "this environment has no key"), (str(stranger), "encrypted to other keys")):
+        monkeypatch.setenv("TRIAL_IDENTITY", identity)
+        with pytest.raises(RunbookFailed, match=said) as caught:
+            verify_backup.fn(NAME)
+        assert "AGE-SECRET" not in str(caught.value)
+    monkeypatch.setenv("TRIAL_IDENTITY", str(ESCROWED))
+    assert verify_backup.fn(NAME).status in GOOD
+    store = Path(trial.environment.backups.postgres)
+    flip(max((path for path in store.rglob("*.age")), key=lambda path: path.stat().st_size))
+    with pytest.raises(RunbookFailed, match="SHA-256"):
+        verify_backup.fn(NAME)
+    assert not list(store.glob(".at-hand-*"))
+
+
+def test_a_key_of_which_there_is_no_second_and_one_that_does_not_fit_are_told(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encrypted(trial, ESCROWED)
+    report = backup_database.fn(NAME)
+    bad = {found.name for found in report.findings if found.status == "WARN"}
+    assert {"escrowed key", "key of the backups"} <= bad
+    configure(trial, "backups", recipients=["age1nonsense"])
+    with pytest.raises(RunbookFailed, match="no public key of age"):
+        backup_database.fn(NAME)
+
+
+def test_copies_in_another_place_restore_when_the_first_is_gone(trial: Trial, gateway: S3Server) -> None:
+    encrypted(trial)
+    in_bucket(trial, gateway.bucket("osaka"), "copies", identity_env="TRIAL_IDENTITY")
+    backup_database.fn(NAME)
+    backup_database.fn(NAME, kind="schema")
+    report = replicate_backups.fn(NAME)
+    assert report.status in GOOD
+    assert report.outcome.startswith("2 copied")
+    assert names(trial, "copies") == names(trial)
+    verify_backup.fn(NAME)
+    again = replicate_backups.fn(NAME, read="all")
+    assert again.outcome == "every backup has its copy"
+    copy = catalogue.open_backup(store_of(trial.environment.stores("copies"), "postgres"), names(trial, "copies")[0])
+    assert copy.verified, "proven of the same bytes"
+    shutil.rmtree(trial.store)
+    trial.sql("DELETE FROM answers")
+    assert restore_database.fn(NAME, source="copies", confirm=NAME).status in GOOD
+    assert trial.sql("SELECT count(*) FROM answers") == [(500,)]
+
+
+def test_a_bad_backup_is_not_copied_and_a_bad_copy_is_found(trial: Trial) -> None:
+    configure(trial, "copies", postgres=str(trial.store.parent / "copies"))
+    backup_database.fn(NAME)
+    bad = names(trial)[-1]
+    backup_database.fn(NAME)
+    good = names(trial)[-1]
+    flip(max((trial.store / bad / "dump").iterdir(), key=lambda path: path.stat().st_size))
+    with pytest.raises(RunbookFailed, match=f"copy of {bad}.*SHA-256"):
+        replicate_backups.fn(NAME)
+    assert names(trial, "copies") == [good], "one bad backup keeps no other from being copied"
+    shutil.rmtree(trial.store / bad)
+    copies = trial.store.parent / "copies"
+    flip(max((copies / good / "dump").iterdir(), key=lambda path: path.stat().st_size))
+    assert replicate_backups.fn(NAME).status in GOOD, "only what is new is read by default"
+    with pytest.raises(RunbookFailed, match="copies of postgres.*SHA-256"):
+        replicate_backups.fn(NAME, read="all")
+
+
+def test_copying_is_killed_and_goes_on(trial: Trial, gateway: S3Server) -> None:
+    in_bucket(trial, gateway.bucket(), "copies")
+    backup_database.fn(NAME)
+    for point in ("receive: begun", "receive: files sent", "receive: offered"):
+        killed(point, "flows.database.copies.replicate_backups")
+    assert replicate_backups.fn(NAME).status in GOOD
+    assert names(trial, "copies") == names(trial)
+    store = store_of(trial.environment.stores("copies"), "postgres")
+    assert store.damage(names(trial)[0], catalogue.open_backup(store, names(trial)[0]).manifest.files) == []
+
+
+def test_there_must_be_a_second_place(trial: Trial) -> None:
+    with pytest.raises(RunbookFailed, match="no second place for backups.*add \\[copies\\]"):
+        replicate_backups.fn(NAME)
+    configure(trial, "copies", postgres=str(trial.store), redis="/nowhere/r", files="/nowhere/f")
+    with pytest.raises(RunbookFailed, match="both stores are"):
+        replicate_backups.fn(NAME)

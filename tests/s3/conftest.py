@@ -1,0 +1,64 @@
+"""The two servers, once for a test process, and files to send."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from blocks.s3 import Bucket
+from tasks.s3.writing import Upload
+from tests.s3.proxy import Proxy
+from tests.s3.servers import S3Server, running_gateway, running_moto
+
+MakeFile = Callable[..., Upload]
+
+
+@pytest.fixture(scope="session")
+def gateway() -> Iterator[S3Server]:
+    """Checks signatures and MD5s."""
+    with running_gateway() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """Has versions, object lock and encryption."""
+    with running_moto() as server:
+        yield server
+
+
+@pytest.fixture(params=["gateway", "moto"])
+def server(request: pytest.FixtureRequest) -> S3Server:
+    """Each of them."""
+    found: S3Server = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def proxy(gateway: S3Server) -> Iterator[Proxy]:
+    """A proxy before the gateway."""
+    with Proxy(gateway.port) as running:
+        yield running
+
+
+@pytest.fixture
+def cuttable(gateway: S3Server, proxy: Proxy) -> Bucket:
+    """A bucket behind the proxy, with little patience."""
+    return gateway.bucket(endpoint=proxy.endpoint, patience_seconds=1.0)
+
+
+@pytest.fixture
+def make_file(tmp_path: Path) -> MakeFile:
+    """A file of random content, with the key that it shall get."""
+
+    def make(size: int, key: str = "20261125_020000/base.tar", seed: int = 1) -> Upload:
+        content = random.Random(seed).randbytes(size)
+        path = tmp_path / f"{seed}-{key.replace('/', '_')}"
+        path.write_bytes(content)
+        return Upload(path, key, hashlib.sha256(content).hexdigest(), size)
+
+    return make
