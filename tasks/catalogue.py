@@ -178,9 +178,8 @@ def verify_files(backup: Backup) -> Sequence[str]:
     stored = store.local(backup.name)
     if backup.path == stored:
         return manifests.damage(stored, manifest.files)
-    shutil.rmtree(backup.path.parent, ignore_errors=True)
     _require_room(backup, stored)
-    backup.path.parent.mkdir(parents=True, mode=0o700)
+    backup.path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)  # what an attempt before this one brought stays
     if stored is None:
         stored = backup.path.with_name("stored") if manifest.clear else backup.path
         try:

@@ -7,6 +7,7 @@ lost key does not lose the backups. The environment holds public keys; only what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,14 +52,16 @@ NO_KEY = Key()
 def encrypt_files(directory: Path, files: Mapping[str, FileSum], key: Key) -> dict[str, FileSum]:
     """Replace each file by its encrypted one (`<name>.age`); returns the sums of those."""
     recipients = [_recipient(text) for text in key.recipients]
-    found = {}
-    for name in files:
+
+    def encrypt(name: str) -> tuple[str, FileSum]:
         path = directory / name
         target = path.with_name(path.name + ENDING)
         pyrage.encrypt_file(str(path), str(target), recipients)
-        found[name + ENDING] = sum_of(target)
         path.unlink()
-    return found
+        return name + ENDING, sum_of(target)
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(pool.map(encrypt, files))
 
 
 def decrypt_files(source: Path, target: Path, files: Mapping[str, FileSum], key: Key) -> list[str]:

@@ -53,6 +53,9 @@ def choose(report: Report, env: Environment, wanted: str, which: Stores, into: s
         value={"full": "everything", "schema": "definitions without rows", "tables": "some tables"}[content.part],
         expected="everything, to take the live database's place",
     )
+    if into and content.part == "tables":
+        report.warn("foreign keys", "they would need other tables' rows; take a full backup to have them",
+                    value="left out", expected="none is missing")  # fmt: skip
     steps.judge_server(report, env, backup, server)
     return Restorable(backup.name, dump_in(backup), content.properties, content.bytes, backup)
 

@@ -65,7 +65,7 @@ def choose_backup(report: Report, env: Environment, wanted: str, source: Stores 
     )
     store.judge_origin(report, env, backup, wanted)
     if not backup.verified:
-        report.warn(f"{backup.name} was never verified by a restore", "nothing to do: this run verifies it")
+        report.warn(f"{backup.name} was never verified by a restore", "nothing to do: this run proves what it restores")
     hint = "what was written after it is lost; look for a newer one"
     report.judge("backup.age_seconds", backup.age_seconds, hint, worst=Status.WARN)
     _judge_content(report, env, backup)
@@ -119,7 +119,7 @@ def judge_server(
     report.expect(
         "roles",
         not missing or (roles_are_made and server.is_bare),
-        f"create them first (they are in {backup.path / 'globals.sql'}), then launch this again",
+        f"create them first (globals.sql in {backup.where} has them), then launch this again",
         value=f"missing: {', '.join(missing)}" if missing else f"{len(content.roles)} there",
         expected=", ".join(content.roles),
     )

@@ -48,7 +48,8 @@ def discard_superseded(
     """旧データの削除 (§1.2, §8.2)
 
     Removes what restores replaced and kept: old databases, old rows of tables, and old directories of Redis, the
-    application and PostgreSQL. Run it when a restore has proven itself and the space is needed. The newest `keep` of each kind stay.
+    application and PostgreSQL. Run it when a restore has proven itself and the space is needed. The newest `keep` of
+    each kind stay.
 
     It cannot be undone: the plan lists every name with its size first. Evidence: that list.
 

@@ -106,6 +106,9 @@ class BucketStore:
 
         with progress(tell):
             for path, file in files.items():
+                if (target / path).is_file() and manifests.sum_of(target / path) == file:
+                    count(file.bytes)
+                    continue
                 (target / path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 download_file(self.bucket, f"{name}/{path}", target / path, file.sha256, file.bytes, tell=count)
 

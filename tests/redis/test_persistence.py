@@ -32,7 +32,7 @@ def backup() -> str:
 
 
 def restore(wanted: str = "latest", confirm: str = NAME) -> Report:
-    return restore_redis.fn(NAME, wanted, confirm)
+    return restore_redis.fn(NAME, wanted, confirm=confirm)
 
 
 def refused(wanted: str = "latest") -> str:

@@ -39,7 +39,7 @@ def test_permit_is_needed(rig: Rig) -> None:
     rig.client().set("a", 1)
     backup_redis.fn(NAME)
     with pytest.raises(NotConfirmed):
-        restore_redis.fn(NAME, "latest", "production")
+        restore_redis.fn(NAME, "latest", confirm="production")
     found = catalogue.find_backup(DirectoryStore(rig.store), "redis")
     with pytest.raises(NotConfirmed):
         build_redis_copy(Permit(NAME, (Act(ACT, "/elsewhere"),)), rig.environment.redis, found)
@@ -70,7 +70,7 @@ def test_replica_and_sentinel_are_obstacles(rig: Rig) -> None:
         assert "REPLICAOF NO ONE" in fitness.problems[0]
         assert "SENTINEL REMOVE mymaster" in fitness.problems[1]
         with pytest.raises(RunbookFailed, match="replicas"):
-            restore_redis.fn(NAME, "latest", NAME)
+            restore_redis.fn(NAME, "latest", confirm=NAME)
     gone = judge_redis_backup(watched, found)
     assert gone.problems == (), "a Sentinel that is away is a warning"
     assert [p.name for p in gone.preconditions if not p.ok] == [f"Sentinel 127.0.0.1:{ports[1]}"]
@@ -112,7 +112,7 @@ def _killed(failpoint: str, flow: str) -> int:
         with contextlib.suppress(BaseException), open(os.devnull, "w") as nothing:  # noqa: PTH123
             os.dup2(nothing.fileno(), 1)
             os.dup2(nothing.fileno(), 2)
-            restore_redis.fn(NAME, "latest", NAME) if flow == "restore" else backup_redis.fn(NAME)
+            restore_redis.fn(NAME, "latest", confirm=NAME) if flow == "restore" else backup_redis.fn(NAME)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -139,7 +139,7 @@ def test_killed_anywhere(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert _killed(name, "restore") == -signal.SIGKILL, name
         whole = [p for p in rig.data.parent.iterdir() if (p / "aof files").exists() and ".restoring" not in p.name]
         assert whole, "neither live nor kept data"
-        report = restore_redis.fn(NAME, "latest", NAME)
+        report = restore_redis.fn(NAME, "latest", confirm=NAME)
         assert report.status is Status.OK, f"{name}: {report.sentence()}"
         assert account(rig.client()) == survivors(before), name
         assert not list(rig.data.parent.glob("*.restoring"))
@@ -216,7 +216,7 @@ def test_no_false_alarm_under_write_load(rig: Rig, tmp_path: Path) -> None:
             comparison = compare(expected, found.path / EXPIRING, actual, tmp_path / str(number))
             assert comparison.is_equal, comparison.differences
         before = written[0]
-        report = restore_redis.fn(NAME, "latest", NAME)
+        report = restore_redis.fn(NAME, "latest", confirm=NAME)
         assert report.status is Status.OK, report.sentence()
         until(lambda: written[0] > before, what="clients writing again", seconds=20)
     assert expected.all_keys > 100_000
