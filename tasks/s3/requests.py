@@ -29,7 +29,7 @@ PATIENCE = frozenset(
     {
         *("InternalError", "ServiceUnavailable", "SlowDown", "SlowDownRead", "SlowDownWrite", "RequestTimeout"),
         *("Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests", "OperationAborted"),
-        "BadDigest",  # altered on the way
+        *("BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"),  # altered on the way
     }
 )
 PATIENCE_STATUS = (429, 500, 502, 503, 504)

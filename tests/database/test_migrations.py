@@ -11,12 +11,13 @@ import pytest
 
 from blocks import toml
 from flows.database.backup import backup_database
-from flows.database.migrations import apply_migrations
+from flows.database.migrations import apply_migrations, check_migrations, rollback_migrations
 from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.permit import Act, Permit
-from runbook.report import Report, Status
+from runbook.report import Finding, Report, Status
 from tasks import catalogue
-from tasks.migrations import read_revision, upgrade
+from tasks.migrations.alembic import read_revision, upgrade
+from tasks.stores.directory import DirectoryStore
 from tests.database.conftest import write_environment
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 
@@ -66,8 +67,20 @@ def migrate_to(server: PostgresServer, target: str) -> None:
     server.sql("SET ROLE grc_user; " + USER, database=DATABASE)
 
 
+def add(backend: Path, name: str, down: str, up: str, back: str = "") -> None:
+    """A migration more; without `back` it has no downgrade."""
+    text = f'"""Title of {name}."""\nfrom alembic import op\nrevision = {name!r}\ndown_revision = {down or None!r}\n'
+    text += f"branch_labels = depends_on = None\ndef upgrade():\n    {up}\n"
+    text += f"def downgrade():\n    {back}\n" if back else ""
+    (backend / "alembic" / "versions" / f"{name}_x.py").write_text(text)
+
+
+def found(report: Report, name: str) -> Finding:
+    return next(found for found in report.findings if found.name == name)
+
+
 def finding(report: Report, name: str) -> Status:
-    return next(found.status for found in report.findings if found.name == name)
+    return found(report, name).status
 
 
 def test_a_plan_then_the_migration_then_nothing_is_pending(postgres_server: PostgresServer) -> None:
@@ -96,11 +109,64 @@ def test_a_plan_then_the_migration_then_nothing_is_pending(postgres_server: Post
     assert apply_migrations.fn(NAME, "0002").status is Status.OK, "an older revision is no upgrade"
 
 
+def test_a_check_shows_the_history_and_finds_downgrades_that_do_nothing(
+    postgres_server: PostgresServer, backend: Path
+) -> None:
+    migrate_to(postgres_server, "0004")
+    clean = check_migrations.fn(NAME)
+    assert finding(clean, "downgrades") is Status.OK
+    assert found(clean, "pending migrations").value == "0005"
+    assert clean.status is Status.WARN, "the code is newer than the schema"
+
+    add(backend, "0006", "0005", "op.execute('CREATE TABLE a (x int)')", "pass")
+    add(backend, "0007", "0006", "op.execute('CREATE TABLE b (x int)')")
+    add(backend, "0008", "0007", "op.execute('CREATE TABLE c (x int)')", "raise NotImplementedError")
+    report = check_migrations.fn(NAME)
+    bad = found(report, "downgrades")
+    assert bad.status is Status.WARN
+    assert bad.value == "0008 (0008_x.py): raises; 0007 (0007_x.py): missing; 0006 (0006_x.py): empty"
+    rows = {row[0]: row for evidence in report.evidence if evidence.name == "History" for row in evidence.rows}
+    assert [rows[name][3] for name in ("0008", "0005", "0004", "0003")] == ["pending", "pending", "current", "applied"]
+    assert rows["0006"][1:5] == ("Title of 0006.", "0005", "pending", "🛑 empty")
+    planned = apply_migrations.fn(NAME)
+    assert planned.status is Status.PLANNED
+    assert finding(planned, "downgrades") is Status.WARN
+
+
+def test_a_check_finds_two_heads_and_a_schema_newer_than_the_code(
+    postgres_server: PostgresServer, backend: Path
+) -> None:
+    migrate_to(postgres_server, "0005")
+    assert check_migrations.fn(NAME).status is Status.OK
+    (backend / "alembic" / "versions" / "0005_users_updated_at.py").unlink()
+    with pytest.raises(RunbookFailed, match="revision 0005, which this application does not know"):
+        check_migrations.fn(NAME)
+    add(backend, "0005", "0004", "pass")
+    add(backend, "0005b", "0004", "pass")
+    with pytest.raises(RunbookFailed, match="one head: 0005"):
+        check_migrations.fn(NAME, rehearse=True)
+
+
+def test_a_rollback_has_the_same_condition_on_backups(
+    postgres_server: PostgresServer, tmp_path: Path, tier: Use
+) -> None:
+    store = DirectoryStore(tmp_path / "backups" / "postgresql")
+    migrate_to(postgres_server, "0005")
+    tier("production")
+    planned = rollback_migrations.fn(NAME)
+    assert "take a backup" in [step.step for step in planned.plan_steps]
+    assert catalogue.names(store, "postgres") == [], "a plan changes nothing"
+    done = rollback_migrations.fn(NAME, confirm=NAME)
+    [taken] = catalogue.names(store, "postgres")
+    assert done.facts["backup taken first"] == taken
+    assert catalogue.open_backup(store, taken).manifest.content["revision"] == "0005", "taken before the rollback"
+    assert revision(postgres_server) == "0004"
+
+
 def test_two_heads_are_critical_even_when_confirmed(postgres_server: PostgresServer, backend: Path) -> None:
     migrate_to(postgres_server, "0004")
     for name in ("0005a", "0005b"):
-        text = f"revision = {name!r}\ndown_revision = '0004'\nbranch_labels = depends_on = None\ndef upgrade(): pass\n"
-        (backend / "alembic" / "versions" / f"{name}.py").write_text(text)
+        add(backend, name, "0004", "pass")
     with pytest.raises(RunbookFailed) as raised:
         apply_migrations.fn(NAME, confirm=NAME)
     assert finding(raised.value.report, "one head") is Status.CRITICAL
@@ -111,9 +177,7 @@ def test_two_heads_are_critical_even_when_confirmed(postgres_server: PostgresSer
 
 def test_a_failing_migration_is_critical_and_keeps_the_revision(postgres_server: PostgresServer, backend: Path) -> None:
     migrate_to(postgres_server, "0004")
-    text = "from alembic import op\nrevision = '0006'\ndown_revision = '0005'\nbranch_labels = depends_on = None\n"
-    text += "def upgrade(): op.execute('ALTER TABLE nowhere ADD x int')\n"
-    (backend / "alembic" / "versions" / "0006_bad.py").write_text(text)
+    add(backend, "0006", "0005", "op.execute('ALTER TABLE nowhere ADD x int')")
     with pytest.raises(RunbookFailed, match='relation "nowhere" does not exist'):
         apply_migrations.fn(NAME, confirm=NAME)
     assert revision(postgres_server) == "0004"
@@ -121,13 +185,12 @@ def test_a_failing_migration_is_critical_and_keeps_the_revision(postgres_server:
 
 def test_unsound_data_after_a_migration_is_critical(postgres_server: PostgresServer, backend: Path) -> None:
     migrate_to(postgres_server, "0005")
-    text = "from alembic import op\nrevision = '0006'\ndown_revision = '0005'\nbranch_labels = depends_on = None\n"
-    text += "def upgrade(): op.execute(\"UPDATE users SET username = ' '\")\n"
-    (backend / "alembic" / "versions" / "0006_bad.py").write_text(text)
+    add(backend, "0006", "0005", "op.execute(\"UPDATE users SET username = ' '\")", "op.execute('SELECT 1')")
     with pytest.raises(RunbookFailed) as raised:
         apply_migrations.fn(NAME, confirm=NAME)
-    assert finding(raised.value.report, "expectations") is Status.CRITICAL
+    assert finding(raised.value.report, "expectations on the copy") is Status.CRITICAL
     assert "every user has a name" in str(raised.value)
+    assert revision(postgres_server) == "0005", "it was seen on the copy"
 
 
 def test_production_takes_a_backup_first_unless_a_verified_one_is_young(
@@ -138,16 +201,23 @@ def test_production_takes_a_backup_first_unless_a_verified_one_is_young(
     tier("production")
 
     planned = apply_migrations.fn(NAME)
-    assert planned.plan_steps[0].step == "take a backup"
-    assert catalogue.names(store, "postgres") == [], "a plan changes nothing"
+    assert [step.step for step in planned.plan_steps][:2] == ["rehearse up, down, up", "take a backup"]
+    assert catalogue.names(DirectoryStore(store), "postgres") == [], "a plan changes nothing"
 
-    done = apply_migrations.fn(NAME, "0004", NAME)
+    done = apply_migrations.fn(NAME, "0004", confirm=NAME)
     assert done.status in (Status.OK, Status.WARN)
-    [taken] = catalogue.names(store, "postgres")
+    [taken] = catalogue.names(DirectoryStore(store), "postgres")
     assert done.facts["backup taken first"] == taken
-    assert catalogue.open_backup(store, taken).manifest.content["revision"] == "0003", "taken before the migration"
+    assert catalogue.open_backup(DirectoryStore(store), taken).manifest.content["revision"] == "0003", (
+        "taken before the migration"
+    )
 
-    catalogue.mark_verified(store, taken, {"by": "test"})
-    assert [step.step for step in apply_migrations.fn(NAME).plan_steps] == ["migrate", "check"]
+    catalogue.mark_verified(DirectoryStore(store), taken, {"by": "test"})
+    assert [step.step for step in apply_migrations.fn(NAME).plan_steps] == [
+        "rehearse up, down, up",
+        "migrate",
+        "check",
+    ]
     backup_database.fn(NAME)
-    assert apply_migrations.fn(NAME).plan_steps[0].step == "migrate", "the newest that is verified, not the newest"
+    steps = [step.step for step in apply_migrations.fn(NAME).plan_steps]
+    assert "take a backup" not in steps, "the newest that is verified, not the newest"

@@ -11,7 +11,7 @@ import pytest
 from blocks.places import Application
 from blocks.postgres import Postgres
 from runbook.permit import Act, Permit
-from tasks.migrations import upgrade
+from tasks.migrations.alembic import upgrade
 from tests.servers import PostgresServer
 
 BACKEND = Path(__file__).parents[2] / "lab" / "application"

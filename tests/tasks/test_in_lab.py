@@ -16,7 +16,8 @@ from runbook.report import Status
 from tasks.application import smoke_check, wait_healthy
 from tasks.integrity import run_expectations
 from tasks.logs import read_writes_since
-from tasks.migrations import read_heads, read_revision
+from tasks.migrations.alembic import read_revision
+from tasks.migrations.scripts import read_heads
 from tasks.services import read_services, start_services, stop_services
 
 

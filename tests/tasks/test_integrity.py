@@ -11,7 +11,7 @@ from blocks.postgres import Postgres
 from runbook.errors import OpsError
 from tasks.gx.suites import SUITES, read_suites
 from tasks.integrity import run_expectations
-from tasks.migrations import upgrade
+from tasks.migrations.alembic import upgrade
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 from tests.tasks.conftest import application_at, permit_for
 

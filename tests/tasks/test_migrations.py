@@ -5,12 +5,18 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from blocks.postgres import Postgres
 from runbook.errors import NotConfirmed, OpsError
 from runbook.permit import Permit
-from tasks.migrations import read_heads, read_revision, upgrade
+from tasks.migrations import locks
+from tasks.migrations.alembic import read_revision, upgrade
+from tasks.migrations.locks import Lock, table_sizes
+from tasks.migrations.rehearsal import Loss, State, differences, losses, read_live_schema
+from tasks.migrations.scripts import Heads, Script, read_heads
+from tasks.postgres.definitions import read_definitions
 from tests.servers import ROLE_PASSWORD, PostgresServer
 from tests.tasks.conftest import BACKEND, application_at, permit_for
 
@@ -113,7 +119,7 @@ def test_a_migration_that_prints_its_address_shows_no_password(empty: Postgres, 
 def test_a_migration_that_waits_for_a_lock_gives_up(
     interview: Postgres, postgres_server: PostgresServer, backend: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.migrations.LOCK_TIMEOUT", "-c lock_timeout=300ms")
+    monkeypatch.setattr("tasks.migrations.alembic.LOCK_TIMEOUT", "-c lock_timeout=300ms")
     add(backend, "0006", "0005", "op.execute('ALTER TABLE users ADD COLUMN x int')")
     with postgres_server.connect(interview.database) as other, other.transaction():
         other.execute("SELECT count(*) FROM users")
@@ -139,3 +145,191 @@ def test_what_cannot_be_read_is_said(
     postgres_server.sql("ALTER TABLE alembic_version RENAME version_num TO other", database=interview.database)
     with pytest.raises(OpsError, match="revision .* cannot be read"):
         read_revision(interview, interview.database)
+
+
+def heads(*scripts: tuple[str, str]) -> Heads:
+    """`(revision, "what it follows")`, oldest first."""
+    made = tuple(Script(name, tuple(down.split()), name, Path(f"{name}.py")) for name, down in reversed(scripts))
+    followed = {name for script in made for name in script.down}
+    return Heads(tuple(s.revision for s in made if s.revision not in followed), made)
+
+
+LINE = heads(("a1", ""), ("b2", "a1"), ("c3", "b2"), ("d4", "c3"))
+FORK = heads(("a1", ""), ("b2", "a1"), ("c3", "a1"), ("m4", "b2 c3"))
+
+
+@pytest.mark.parametrize(
+    ("current", "revision", "expected"),
+    [
+        ("d4", "-1", ("c3", ["d4"])),
+        ("d4", "-3", ("a1", ["d4", "c3", "b2"])),
+        ("b2", "base", ("", ["b2", "a1"])),
+        ("b2", "-2", ("", ["b2", "a1"])),
+        ("d4", "b", ("b2", ["d4", "c3"])),
+        ("c3", "c3", ("c3", [])),
+        ("", "base", ("", [])),
+    ],
+)
+def test_what_a_downgrade_undoes(current: str, revision: str, expected: tuple[str, list[str]]) -> None:
+    target, undone = LINE.undone(current, revision)
+    assert (target, [script.revision for script in undone]) == expected
+
+
+@pytest.mark.parametrize(
+    ("history", "current", "revision", "problem"),
+    [
+        (LINE, "b2", "-3", "further down than anything is applied"),
+        (LINE, "", "-1", "further down"),
+        (LINE, "b2", "d4", "does not lie below b2"),
+        (LINE, "b2", "-0", "not a revision"),
+        (LINE, "b2", "zz", "not a revision"),
+        (LINE, "zz", "-1", "does not know"),
+        (FORK, "m4", "-1", "several ways"),
+        (FORK, "m4", "b2", "passes a merge"),
+        (FORK, "b2,c3", "a1", "several revisions at once"),
+    ],
+)
+def test_ways_down_that_are_refused(history: Heads, current: str, revision: str, problem: str) -> None:
+    with pytest.raises(OpsError, match=problem):
+        history.undone(current, revision)
+
+
+def test_below_a_fork_the_way_down_is_clear_and_plus_one_is_the_next() -> None:
+    assert [script.revision for script in FORK.undone("m4", "a1")[1]] == ["m4", "c3", "b2"]
+    assert [script.revision for script in LINE.pending("b2", "+1")] == ["c3"]
+    assert [script.revision for script in LINE.pending("b2", "+9")] == ["c3", "d4"]
+    assert LINE.pending("d4", "+1") == ()
+    with pytest.raises(OpsError, match="not a revision"):
+        LINE.pending("b2", "+0")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ("def downgrade():\n    pass", "empty"),
+        ("def downgrade() -> None:\n    '''Nothing to do.'''\n    ...", "empty"),
+        ("def downgrade():\n    print('sorry')\n    return None", "empty"),
+        ("def downgrade():\n    raise NotImplementedError", "raises"),
+        ("", "missing"),
+        ("def downgrade():\n    op.execute('SELECT 1')", "written"),
+        ("def _back(): op.execute('x')\ndowngrade = _back", "written"),
+        ("def downgrade():\n    op.execute('x')\ndef downgrade():\n    pass", "empty"),
+    ],
+)
+def test_a_downgrade_is_read_and_never_run(backend: Path, body: str, expected: str) -> None:
+    text = f"from alembic import op\nrevision = '0006'\ndown_revision = '0005'\nbranch_labels = depends_on = None\n{body}\n"
+    (backend / "alembic" / "versions" / "0006_x.py").write_text(
+        text + "def upgrade():\n    with op.get_context().autocommit_block():\n        op.execute('x')\n"
+    )
+    newest = read_heads(application_at(backend)).scripts[0]
+    assert newest.downgrade == expected
+    assert newest.reversible is (expected == "written")
+    assert not newest.transactional
+    assert newest.path.name == "0006_x.py"
+    assert read_heads(application_at(backend)).scripts[1].transactional
+
+
+def test_a_merge_has_nothing_to_undo(backend: Path) -> None:
+    text = "revision = '0006'\ndown_revision = '0005'\nbranch_labels = depends_on = None\n"
+    path = backend / "alembic" / "versions" / "0006_merge.py"
+    path.write_text(text + "def upgrade(): pass\ndef downgrade(): pass\n")
+    assert read_heads(application_at(backend)).scripts[0].reversible
+    path.write_text(text + "import models\ndef upgrade(): pass\n")
+    (backend / "models.py").write_text("")
+    newest = read_heads(application_at(backend)).scripts[0]
+    assert (newest.downgrade, newest.reversible) == ("missing", False), "also when the application's Python reads them"
+
+
+def watch(postgres: Postgres, *statements: str, autocommit: bool = False) -> dict[tuple[str, str], Lock]:
+    """Run statements as the application's role and note the revision, all in one transaction (or none)."""
+    with postgres.connect(postgres.database) as admin:
+        admin.execute("ANALYZE")  # as a copy is
+        live = table_sizes(postgres, postgres.database)
+        assert locks.install(admin, postgres.user)
+        with postgres.connect(postgres.database, as_application=True, autocommit=autocommit) as session:
+            for statement in (*statements, "UPDATE alembic_version SET version_num = '0006'"):
+                session.execute(statement.encode())
+            session.commit()
+        found = locks.read(admin, "up", live)
+        locks.remove(admin)
+    assert all(lock.revision == "0006" for lock in found.locks)
+    return {(lock.table.removeprefix("public."), lock.mode): lock for lock in found.locks}
+
+
+def test_every_lock_that_blocks_writes_is_seen(interview: Postgres) -> None:
+    found = watch(
+        interview,
+        "ALTER TABLE users ADD COLUMN x int",
+        "CREATE INDEX ix ON evaluations (overall)",
+        "CREATE TABLE made (session uuid REFERENCES interview_sessions)",
+        "ALTER TABLE made ADD COLUMN y int",
+        "UPDATE interview_messages SET tokens = 1",
+        "TRUNCATE audit_events_2026_08",
+        "SELECT pg_sleep(0.3)",
+    )
+    assert set(found) == {
+        ("users", "ACCESS EXCLUSIVE"),
+        ("evaluations", "SHARE"),
+        ("interview_sessions", "SHARE ROW EXCLUSIVE"),
+        ("audit_events_2026_08", "ACCESS EXCLUSIVE"),
+    }, "none on a table that the migration makes, none of plain writes"
+    assert all(0.3 <= lock.seconds < 5 for lock in found.values()), "held to the end of the transaction"
+    assert found["users", "ACCESS EXCLUSIVE"].rows == 20
+    assert not found["users", "ACCESS EXCLUSIVE"].rewrites
+
+
+def test_a_rewrite_a_dropped_table_and_a_partition_s_parent_are_seen(interview: Postgres) -> None:
+    found = watch(
+        interview,
+        "ALTER TABLE evaluations ALTER COLUMN technical TYPE numeric(9, 4)",
+        "ALTER TABLE audit_events ADD COLUMN x int",
+        "DROP TABLE interview_messages CASCADE",
+    )
+    assert found["evaluations", "ACCESS EXCLUSIVE"].rewrites
+    assert ("interview_messages", "ACCESS EXCLUSIVE") in found
+    assert found["audit_events", "ACCESS EXCLUSIVE"].rows == 20, "its partitions' together"
+    assert ("audit_events_default", "ACCESS EXCLUSIVE") in found
+
+
+def test_a_concurrent_index_blocks_nobody_and_the_watch_leaves_nothing(interview: Postgres) -> None:
+    before = read_definitions(interview, interview.database)
+    assert watch(interview, "CREATE INDEX CONCURRENTLY ix ON users (display_name)", autocommit=True) == {}
+    with interview.connect(interview.database) as connection:
+        connection.execute("DROP INDEX ix")
+    assert read_definitions(interview, interview.database) == before
+
+
+def test_a_lock_of_a_transaction_of_its_own_is_seen_and_one_that_comes_late_is_not_held_from_the_start(
+    interview: Postgres,
+) -> None:
+    assert ("users", "SHARE") in watch(interview, "CREATE INDEX ix ON users (display_name)", autocommit=True)
+    truncate = "TRUNCATE audit_events_2026_08"
+    late = watch(interview, "SELECT pg_sleep(0.6)", "ALTER TABLE users ADD COLUMN x int", truncate)
+    assert late["users", "ACCESS EXCLUSIVE"].seconds < 0.5
+    assert late["audit_events_2026_08", "ACCESS EXCLUSIVE"].seconds < 0.5, "no DDL: since the statement before"
+
+
+def test_an_index_that_a_cut_build_left_is_seen(interview: Postgres) -> None:
+    before = read_live_schema(interview, interview.database)
+    with interview.connect(interview.database) as connection, pytest.raises(psycopg.errors.UniqueViolation):
+        connection.execute("CREATE UNIQUE INDEX CONCURRENTLY ix ON interview_messages (content)")
+    assert differences(before, read_live_schema(interview, interview.database)) == ("INDEX ix (invalid) is new",)
+
+
+def test_a_login_that_may_not_watch_says_so(interview: Postgres) -> None:
+    with interview.connect(interview.database, as_application=True) as connection:
+        assert not locks.install(connection, interview.user)
+        assert connection.execute("SELECT to_regnamespace('ops_rehearsal')").fetchone() == (None,)
+
+
+def test_how_two_states_differ() -> None:
+    table = "CREATE TABLE t (\n    a integer,\n    b text\n);\n"
+    turned = "CREATE TABLE t (\n    b text,\n    a integer\n);\n"
+    key = "TABLE public.t (owner x)"
+    assert differences({key: table}, {key: turned}) == (), "a column that was dropped comes back at the end"
+    assert differences({key: table}, {}) == (f"{key} is gone",)
+    assert differences({}, {key: table}) == (f"{key} is new",)
+    assert "differs" in differences({key: table}, {key: table.replace("text", "varchar")})[0]
+    before = State({}, {"t": ("a", "b"), "u": ("a",)}, {"t": 5, "u": 3, "v": 2})
+    after = State({}, {"t": ("a",)}, {"t": 5, "v": 1})
+    assert losses(before, after) == (Loss("u", 3, dropped=True), Loss("v", 1), Loss("t", 5, ("b",)))

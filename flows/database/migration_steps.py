@@ -1,0 +1,175 @@
+"""What every flow on migrations does: judge scripts and revision, have a backup, run, say what a failure left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from prefect.context import FlowRunContext
+
+from blocks.environment import Environment
+from flows.database.backup import backup_database
+from flows.database.migration_evidence import MOST_SHOWN
+from flows.database.rehearsal import COPY_BYTES_PER_SECOND, Rehearsed
+from flows.store import store_for
+from runbook.errors import VerificationFailed
+from runbook.render import duration
+from runbook.report import Report, Status
+from tasks import catalogue
+from tasks.catalogue import Backup
+from tasks.migrations.alembic import Undo
+from tasks.migrations.scratch import scratch_name
+from tasks.migrations.scripts import BASE, Heads, Script
+from tasks.services import read_services
+
+UNREVERSIBLE_HINT = "write it in the application's repository; until then the only way back is a backup"
+
+
+def judge_heads(report: Report, heads: Heads, current: str) -> None:
+    """Where the database and the application's migrations are; several heads are an error."""
+    report.fact("revision of the database", current or "none")
+    report.fact("heads of the application", ", ".join(heads.names) or "none")
+    report.expect(
+        "one head",
+        len(heads.names) < 2,
+        "merge them (`alembic merge heads`) in the application's repository, test it, and deploy that",
+        value=", ".join(heads.names) or "none",
+        expected="one",
+    )
+
+
+def judge_pending(report: Report, heads: Heads, current: str, revision: str) -> tuple[Script, ...]:
+    """What is pending. Several heads, an unknown revision, and a schema newer than the code end the run here."""
+    judge_heads(report, heads, current)
+    report.fail_if_critical()
+    pending = heads.pending(current, revision)
+    value = ", ".join(script.revision for script in pending) or f"none up to {revision}"
+    report.expect("pending migrations", True, "", value=value)
+    return pending
+
+
+def judge_downgrades(report: Report, scripts: Sequence[Script], otherwise: Status) -> None:
+    """Scripts whose downgrade does not lead back, found by reading them."""
+    bad = [script for script in scripts if not script.reversible]
+    report.expect(
+        "downgrades",
+        not bad,
+        UNREVERSIBLE_HINT,
+        value="; ".join(f"{s.revision} ({s.path.name}): {s.downgrade}" for s in bad[:5])
+        + (f" and {len(bad) - 5} more" if bad[5:] else "")
+        or f"{len(scripts)} written",
+        expected="one that undoes its upgrade, in every script",
+        otherwise=otherwise,
+    )
+
+
+def tell_history(report: Report, heads: Heads, applied: set[str], current: str) -> None:
+    """Every migration, newest first."""
+    rows = [
+        (
+            script.revision,
+            script.title,
+            ", ".join(script.down) or "—",
+            "current" if script.revision == current else "applied" if script.revision in applied else "pending",
+            script.downgrade if script.reversible else f"🛑 {script.downgrade}",
+            "" if script.transactional else "commits in between",
+        )
+        for script in heads.scripts
+    ]
+    more = f" (the newest {MOST_SHOWN}; {len(rows) - MOST_SHOWN} more)" if rows[MOST_SHOWN:] else ""
+    report.table(
+        f"History{more}", ("revision", "title", "after", "state", "downgrade", "transaction"), rows[:MOST_SHOWN]
+    )
+
+
+def find_verified(report: Report, env: Environment) -> Backup | None:
+    """The newest backup of this environment whose restore was proven, if it is younger than the RPO."""
+    store = store_for(env, "postgres")
+    for name in reversed(catalogue.names(store, "postgres")):
+        try:
+            backup = catalogue.open_backup(store, name)
+        except VerificationFailed:
+            continue
+        if backup.age_seconds > env.rpo_seconds:
+            break
+        if backup.verified and backup.manifest.environment == env.name:
+            report.fact("verified backup", f"{name}, {duration(backup.age_seconds)} old")
+            return backup
+    report.fact("verified backup", f"none younger than {duration(env.rpo_seconds)}: one is taken first")
+    return None
+
+
+def plan_backup(report: Report, env: Environment) -> None:
+    """In production a verified backup younger than the RPO, or a new one."""
+    if env.tier == "production" and not find_verified(report, env):
+        report.plan("take a backup", f"of {env.postgres.database}, since no verified one is younger than the RPO")
+
+
+def secure_backup(report: Report, env: Environment) -> None:
+    """Take it, as the last thing before the live database is touched. Time has passed since the plan: judged again."""
+    if env.tier == "production" and not find_verified(report, env):
+        taken = backup_database(env.name) if FlowRunContext.get() else backup_database.fn(env.name)
+        report.fact("backup taken first", taken.facts.get("backup", ""))
+
+
+def plan_rehearsal(report: Report, env: Environment, size_bytes: int, ways: str) -> None:
+    """The copy and the ways on it."""
+    report.plan(
+        f"rehearse {ways}",
+        f"on {scratch_name(env.postgres.database)}, a copy (its locks beforehand: check-migrations with rehearse=true)",
+        size=size_bytes,
+        seconds=size_bytes / COPY_BYTES_PER_SECOND + 5,
+    )
+
+
+def judge_backend(report: Report, env: Environment, target: str) -> None:
+    """Newer code may not run on an older schema: this flow cannot see which code runs, only whether it does."""
+    report.fact(
+        "before you roll back", f"deploy the release whose migrations end at {target or BASE}, or stop the backend"
+    )
+    if not env.has("services") or "backend" not in env.services.names:
+        return
+    running = read_services(env.services, ["backend"]).running["backend"]
+    report.expect(
+        "backend",
+        not running,
+        "stop it, or have it run the older release first: newer code fails on an older schema",
+        value="running" if running else "stopped",
+        expected="not the newer code",
+        otherwise=Status.WARN,
+    )
+
+
+def judge_losses(report: Report, rehearsed: Rehearsed, undo: Undo, accepted: int) -> Undo:
+    """What a rollback loses, measured on the copy; whoever confirms types the number of rows."""
+    lost = sorted(rehearsed.lost, key=lambda loss: -loss.rows)
+    report.table(
+        "What is lost", ("table", "rows", "what"), [(x.table, f"{x.rows:,}", x.what) for x in lost[:MOST_SHOWN]]
+    )
+    tables = [x for x in lost if not x.columns and x.rows]
+    rows = sum(x.rows for x in tables)
+    columns = [x for x in lost if x.columns]
+    if columns:
+        report.warn(
+            "columns that are lost",
+            "what is in them stays in the newest backup only",
+            value="; ".join(f"{x.table} ({x.rows:,} rows): {x.what}" for x in columns[:3]),
+        )
+    report.fact("rows that are lost", f"{rows:,} in {len(tables)} tables")
+    if report.confirm:
+        report.expect(
+            "rows that are lost",
+            rows <= accepted,
+            f"if that is meant, launch it with lose_rows={rows}",
+            value=f"{rows:,} in {len(tables)} tables",
+            expected=f"at most {accepted:,} (lose_rows)",
+        )
+    elif rows:
+        report.plan("lose rows", f"{rows:,} in {len(tables)} tables: confirm with lose_rows={rows}")
+    return replace(
+        undo,
+        tables=tuple(x.table for x in tables),
+        dropped=tuple(x.table for x in lost if x.dropped),
+        deleted=sum(x.rows for x in tables if not x.dropped),
+        rows=max(rows, accepted),
+    )

@@ -1,0 +1,195 @@
+"""Migrations rehearsed on a scratch copy: there, back and there again; the locks they take; what differs, what is lost.
+
+Called with the open report. The live database is only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from blocks.environment import Environment
+from flows.database.migration_evidence import expect_sound, tell_locks
+from flows.database.steps import WAL_RATIO
+from runbook.errors import OpsError
+from runbook.render import duration, size
+from runbook.report import Report, Status
+from tasks.host import disk_of
+from tasks.migrations.rehearsal import (
+    Direction,
+    Loss,
+    Passed,
+    State,
+    differences,
+    losses,
+    migrate_rehearsal,
+    read_state,
+)
+from tasks.migrations.scratch import create_rehearsal, drop_rehearsal, fill_rehearsal, scratch_name
+from tasks.migrations.scripts import BASE
+from tasks.postgres.copy import try_login
+
+# The copy, and once more for tables that are rewritten on it.
+SPACE_RATIO = 2.0
+# Measured for an estimate in the plan: bytes of a database copied per second through one pipe.
+COPY_BYTES_PER_SECOND = 40e6
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """The copy before and after the way that the live database will go, and what it loses on it."""
+
+    before: State
+    after: State
+    lost: tuple[Loss, ...]
+
+
+def judge_space(report: Report, env: Environment, needed_bytes: int) -> None:
+    """Whether the copy and its WAL fit beside the live database."""
+    data = Path(env.postgres.data_directory)
+    try:
+        disk, wal = disk_of(data), disk_of(data / "pg_wal")
+    except OpsError:
+        report.warn("free space", "look at it yourself: the data directory is not on this host", value="not measured")
+        return
+    needed = {disk.device: int(needed_bytes * SPACE_RATIO)}
+    needed[wal.device] = needed.get(wal.device, 0) + int(needed_bytes * SPACE_RATIO * WAL_RATIO)
+    for found in {disk.device: disk, wal.device: wal}.values():
+        report.expect(
+            f"free space at {found.path}",
+            found.free_bytes > needed[found.device],
+            f"free {size(needed[found.device] - found.free_bytes)} there (discard-superseded removes old databases)",
+            value=size(found.free_bytes),
+            expected=f"more than {size(needed[found.device])}: the rehearsal's copy stands beside the database",
+        )
+
+
+def rehearse(
+    report: Report, env: Environment, before: str, target: str, *, first: Direction, longest: float, stops: bool = True
+) -> Rehearsed:
+    """Up, down, up (or down, up, down) on a copy of the live database, each as Alembic will run it there.
+
+    `longest` is how many seconds a lock may be held; `stops`: a longer one ends the run.
+
+    Raises:
+        RunbookFailed: the way that is asked for does not work. The live database was not touched.
+    """
+    back: Direction = "down" if first == "up" else "up"
+    with _copy(report, env) as scratch:
+        start = read_state(env.postgres, scratch)
+        went = migrate_rehearsal.after(start)(env.postgres, env.application, scratch, first, target, watch=True)
+        passes = [went]
+        there = read_state.after(went)(env.postgres, scratch)
+        if not went.error:
+            tell_locks(report, went.watched, longest, stops=stops)
+            if first == "up":
+                expect_sound(report, env, scratch, "on the copy")
+            passes += _there_and_back(report, env, scratch, (start, there), (back, before), (first, target))
+        _tell_passes(report, passes)
+    report.fail_if_critical()
+    return Rehearsed(start, there, losses(start, there))
+
+
+@contextmanager
+def _copy(report: Report, env: Environment) -> Iterator[str]:
+    """A filled copy, dropped when the block is left, however it is left."""
+    try:
+        name = create_rehearsal(env.postgres)
+        seconds = fill_rehearsal(env.postgres, name)
+        report.fact("rehearsed on", f"{name}, a copy made in {duration(seconds)}")
+        _try_login(env, name)
+        yield name
+    except psycopg.Error as error:
+        what = str(error).splitlines()[0]
+        raise OpsError(f"the rehearsal was cut off: {what}", "look at the server, then launch this again") from None
+    finally:
+        put_away(report, env)
+
+
+def _try_login(env: Environment, name: str) -> None:
+    try:
+        try_login(env.postgres, name)
+    except OpsError as error:
+        hint = f"pg_hba.conf must let {env.postgres.user} into {name}: migrations are rehearsed there"
+        raise OpsError(error.message, hint) from None
+
+
+def put_away(report: Report, env: Environment) -> None:
+    """Drop the scratch database. That it cannot be dropped must not hide what happened."""
+    try:
+        drop_rehearsal(env.postgres)
+    except (OpsError, psycopg.Error):
+        name = scratch_name(env.postgres.database)
+        report.warn("scratch database", "nothing to do: the next rehearsal removes it", value=f"{name} may be left")
+
+
+def _there_and_back(
+    report: Report,
+    env: Environment,
+    scratch: str,
+    states: tuple[State, State],
+    back: tuple[Direction, str],
+    again: tuple[Direction, str],
+) -> list[Passed]:
+    """The way back, and there again: what does not work here stops nothing, yet somebody will need it one day."""
+    returned = migrate_rehearsal(env.postgres, env.application, scratch, *back)
+    if returned.error:
+        return [returned]
+    home = read_state.after(returned)(env.postgres, scratch)
+    hint = f"complete the {back[0]}grade: what it leaves behind is in the way of the next {again[0]}grade"
+    _expect_equal(report, f"schema after {again[0]} and {back[0]}", states[0], home, hint)
+    if back[0] == "down":
+        lost = losses(states[0], home)
+        report.expect(
+            "rows after up and down",
+            not lost,
+            "a rollback would lose them: have the migration keep them aside",
+            value="; ".join(f"{loss.table}: {loss.rows:,} rows, {loss.what}" for loss in lost[:3]) or "all there",
+            expected="those of before",
+            otherwise=Status.WARN,
+        )
+    repeated = migrate_rehearsal.after(home)(env.postgres, env.application, scratch, *again)
+    if not repeated.error:
+        state = read_state.after(repeated)(env.postgres, scratch)
+        hint = "the second time it does something else: look at what it depends on"
+        _expect_equal(report, f"schema after {again[0]} for the second time", states[1], state, hint)
+    return [returned, repeated]
+
+
+def _expect_equal(report: Report, name: str, expected: State, found: State, hint: str) -> None:
+    other = differences(expected.definitions, found.definitions)
+    report.expect(
+        name,
+        not other,
+        hint,
+        value="; ".join(other[:3]) + (f" and {len(other) - 3} more" if other[3:] else "") or "as before",
+        expected="every definition as before",
+        otherwise=Status.WARN,
+    )
+
+
+def _tell_passes(report: Report, passes: list[Passed]) -> None:
+    """The first way is the one that was asked for: it must work."""
+    names = [f"{number}. {way.direction}" for number, way in enumerate(passes, 1)]
+    rows = [
+        (name, way.target or BASE, duration(way.seconds), way.error or "done")
+        for name, way in zip(names, passes, strict=True)
+    ]
+    report.fact("took on the copy", duration(passes[0].seconds))
+    report.table("Rehearsal on the copy", ("way", "to", "took", "result"), rows)
+    for name, way in zip(names, passes, strict=True):
+        asked = way is passes[0]
+        report.expect(
+            f"rehearsal: {name}",
+            not way.error,
+            "correct the migration: the live database was not touched"
+            if asked
+            else "correct it before you need it: until then a backup is the only way back",
+            value=way.error or duration(way.seconds),
+            expected="it works on a copy of the database",
+            otherwise=Status.CRITICAL if asked else Status.WARN,
+        )

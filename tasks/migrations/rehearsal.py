@@ -1,0 +1,169 @@
+"""One way up or down on a scratch copy, what it does to schema and rows, and how two such states differ."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from blocks.places import Application
+from blocks.postgres import Postgres, execute
+from runbook.errors import OpsError
+from runbook.failpoint import failpoint
+from runbook.kinds import action, probe
+from tasks.migrations import locks
+from tasks.migrations.alembic import run_alembic
+from tasks.migrations.locks import Watched
+from tasks.migrations.scripts import BASE
+from tasks.postgres.casts import canonical
+from tasks.postgres.content import read_counts
+from tasks.postgres.definitions import first_difference, read_definitions
+
+Direction = Literal["up", "down"]
+VERSION_TABLE = "alembic_version"
+_COLUMNS = """
+SELECT format('%I.%I', n.nspname, c.relname), array_agg(a.attname::text ORDER BY a.attnum)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition
+  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' GROUP BY 1
+"""
+
+
+@dataclass(frozen=True)
+class State:
+    """What a database consists of: definitions, columns by table, rows by table. Alembic's own table is left out."""
+
+    definitions: Mapping[str, str]
+    columns: Mapping[str, tuple[str, ...]]
+    rows: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Passed:
+    """One way on the copy. `error` where it failed: the copy is where it was then, or somewhere on the way."""
+
+    direction: Direction
+    target: str
+    seconds: float
+    watched: Watched
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a table loses: rows, or (with all rows in it) columns with what is in them."""
+
+    table: str
+    rows: int
+    columns: tuple[str, ...] = ()
+    dropped: bool = False
+
+    @property
+    def what(self) -> str:
+        """For people."""
+        if self.columns:
+            return f"columns dropped with what is in them: {', '.join(self.columns)}"
+        return "the table is dropped" if self.dropped else "rows are deleted"
+
+
+@probe
+def read_state(postgres: Postgres, database: str) -> State:
+    """The state of a database that nobody changes.
+
+    Raises:
+        CommandFailed: pg_dump cannot read it.
+    """
+    definitions = read_schema.work(postgres, database)
+    with postgres.connect(database) as connection:
+        columns = {str(table): tuple(names) for table, names in execute(connection, _COLUMNS)}
+    rows = dict(read_counts.work(postgres, database).rows)
+    return State(definitions, columns, {table: count for table, count in rows.items() if VERSION_TABLE not in table})
+
+
+@probe
+def read_schema(postgres: Postgres, database: str) -> dict[str, str]:
+    """A database's definitions, but for Alembic's own table: a downgrade to base leaves it."""
+    found = read_definitions(postgres, database)
+    return {key: text for key, text in found.items() if VERSION_TABLE not in key}
+
+
+@probe
+def read_live_schema(postgres: Postgres, database: str) -> dict[str, str]:
+    """The same with indexes that are invalid, which pg_dump passes over: a cut CREATE INDEX CONCURRENTLY leaves one."""
+    found = read_schema.work(postgres, database)
+    with postgres.connect(database) as connection:
+        rows = execute(connection, "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid ORDER BY 1")
+    return {**found, **{f"INDEX {name} (invalid)": "" for (name,) in rows}}
+
+
+@action
+def migrate_rehearsal(
+    postgres: Postgres,
+    application: Application,
+    scratch: str,
+    direction: Direction,
+    target: str,
+    *,
+    watch: bool = False,
+) -> Passed:
+    """Up or down on the copy with one call of Alembic's, as it will run on the live database. A failing migration is an
+    answer, not an error. `watch`: write down the locks.
+
+    Raises:
+        Unreachable: the server went away, which says nothing about the migrations.
+    """
+    live = locks.table_sizes(postgres, postgres.database) if watch else {}
+    seen = False
+    if watch:
+        with postgres.connect(scratch) as connection:
+            seen = locks.install(connection, postgres.user)
+    started, error = time.monotonic(), ""
+    try:
+        command = ("upgrade", target) if direction == "up" else ("downgrade", target or BASE)
+        run_alembic(postgres, application, scratch, command)
+    except OpsError as failed:
+        error = failed.message
+    seconds = time.monotonic() - started
+    failpoint(f"rehearsal: went {direction}")
+    watched = Watched(complete=not watch)
+    with postgres.connect(scratch) as connection:  # raises where the server is gone
+        if seen:
+            watched = locks.read(connection, direction, live)
+            locks.remove(connection)
+    return Passed(direction, target, seconds, watched, error)
+
+
+def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> tuple[str, ...]:
+    """How two schemas differ, as sentences. The order of a table's columns does not count: nothing brings a dropped
+    column back to its place."""
+    gone = [f"{key} is gone" for key in expected if key not in found]
+    new = [f"{key} is new" for key in found if key not in expected]
+    other = [
+        f"{key} differs: {first_difference(text, found[key])}"
+        for key, text in expected.items()
+        if key in found and not _equal(key, text, found[key])
+    ]
+    return (*gone, *new, *other)
+
+
+def _equal(key: str, left: str, right: str) -> bool:
+    if left == right:
+        return True
+    if key.startswith("TABLE "):
+        left, right = ("\n".join(sorted(line.rstrip(",") for line in text.splitlines())) for text in (left, right))
+    return canonical(left) == canonical(right)
+
+
+def losses(before: State, after: State) -> tuple[Loss, ...]:
+    """What is in one state and no longer in the other: rows of tables that are gone or have fewer, and columns."""
+    found = []
+    for table, rows in before.rows.items():
+        left = after.rows.get(table)
+        if left is None or left < rows:
+            found.append(Loss(table, rows - (left or 0), dropped=left is None))
+    for table, columns in before.columns.items():
+        if gone := tuple(name for name in columns if name not in after.columns.get(table, columns)):
+            found.append(Loss(table, before.rows.get(table, 0), gone))
+    return tuple(found)

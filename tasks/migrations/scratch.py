@@ -1,0 +1,114 @@
+"""A scratch copy of the application's database, on which migrations are rehearsed. The live one is only read.
+
+The copy goes from pg_dump to pg_restore through a pipe: no file with personal data is left behind, however a run ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import tempfile
+from typing import IO
+
+from psycopg import sql
+
+from blocks.postgres import Postgres, execute
+from runbook import shell
+from runbook.errors import CommandFailed
+from runbook.failpoint import failpoint
+from runbook.kinds import action
+from runbook.progress import Done, progress
+from runbook.render import size
+from tasks.postgres.copy import drop, name_beside, oid_of
+from tasks.postgres.dump import NICE
+from tasks.postgres.properties import apply_properties, creation, read_properties
+
+SUFFIX = "__rehearsal"
+# Whoever alters a table now is not waited for longer than this: others wait behind pg_dump's request.
+LOCK_WAIT = "10s"
+HINT = "the live database was not touched; launch this again"
+
+
+def scratch_name(database: str) -> str:
+    """Where migrations are rehearsed: reserved for that, a leftover is dropped."""
+    return name_beside(database, SUFFIX)
+
+
+@action(idempotent=True)
+def create_rehearsal(postgres: Postgres) -> str:
+    """An empty database under the reserved name, with the live one's owner, locale, privileges and settings."""
+    name = scratch_name(postgres.database)
+    with postgres.connect() as connection:
+        drop(connection, name)
+        properties = read_properties(connection, postgres.database)
+        connection.execute(creation(name, properties))
+        connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
+        apply_properties(connection, name, properties.model_copy(update={"comment": "", "connection_limit": -1}))
+    return name
+
+
+@action(idempotent=True)
+def drop_rehearsal(postgres: Postgres) -> str:
+    """Remove it."""
+    name = scratch_name(postgres.database)
+    with postgres.connect() as connection:
+        drop(connection, name)
+    return name
+
+
+@action
+def fill_rehearsal(postgres: Postgres, scratch: str) -> float:
+    """Copy the live database into it, in one snapshot, and analyse it; returns the seconds. Subscriptions are left out:
+    a copy of one would take what the live one is sent.
+
+    Raises:
+        CommandFailed: pg_dump or pg_restore failed.
+    """
+    with postgres.connect() as connection:
+        live = oid_of(connection, postgres.database)
+        whole = int(execute(connection, "SELECT pg_database_size(%s::oid)", live)[0][0])
+
+    def tell() -> Done:
+        with postgres.connect() as connection:
+            now = int(execute(connection, "SELECT pg_database_size(%s::oid)", oid_of(connection, scratch))[0][0])
+        return Done(f"{scratch}: {size(now)} of about {size(whole)} copied", now / max(whole, 1))
+
+    with progress(tell):
+        seconds = _pipe(postgres, scratch)
+        failpoint("rehearsal: copy filled")
+        with postgres.connect(scratch) as connection:
+            execute(connection, "ANALYZE")
+    return seconds
+
+
+def _pipe(postgres: Postgres, scratch: str) -> float:
+    dump = [
+        *(postgres.program("pg_dump"), "--format=custom", "--compress=0", "--no-password", "--no-subscriptions"),
+        f"--lock-wait-timeout={LOCK_WAIT}",
+    ]
+    restore = [
+        *(postgres.program("pg_restore"), "--format=custom", "--exit-on-error", "--no-password"),
+        *("--enable-row-security", "--dbname", scratch),
+    ]
+    settings = "-c synchronous_commit=off -c statement_timeout=0 -c lock_timeout=0 -c default_transaction_read_only=off"
+    source = {**postgres.environment(), "PGDATABASE": postgres.database}
+    target = {**postgres.environment(), "PGOPTIONS": settings}
+    with (
+        tempfile.TemporaryFile() as said,
+        shell.spawn(dump, environment=source, nice=NICE, stdout=subprocess.PIPE, stderr=said) as dumping,
+    ):
+        assert dumping.stdout
+        try:
+            done = shell.feed(restore, dumping.stdout, environment=target, hint=HINT)
+        except CommandFailed:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it waits for a reader: then it is not the cause
+                _judge(dump, dumping.wait(1.0), said)
+            raise
+        _judge(dump, dumping.wait(), said)
+    return done.seconds
+
+
+def _judge(argv: list[str], code: int, said: IO[bytes]) -> None:
+    if code:
+        said.seek(0)
+        raise CommandFailed(argv, code, said.read().decode(errors="replace"), HINT)

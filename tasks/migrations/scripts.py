@@ -1,0 +1,259 @@
+"""The migrations that an application brings, read from its scripts: their order, and which of them lead back."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+
+from blocks.places import Application
+from runbook import shell
+from runbook.errors import CommandFailed, OpsError
+from runbook.kinds import probe
+
+HEAD, BASE = "head", "base"
+# What a function does: something; nothing; it refuses; there is no such function.
+Body = Literal["written", "empty", "raises", "missing"]
+_SCRIPTS = """
+import json, sys
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+found = ScriptDirectory.from_config(Config(sys.argv[1]))
+print(json.dumps([[s.revision, list(s._all_down_revisions), s.doc, s.path] for s in found.walk_revisions()]))
+"""
+
+
+@dataclass(frozen=True)
+class Script:
+    """One migration: what it needs first, its title, its file, and what its two functions do.
+
+    `transactional` is False where it commits in between (`autocommit_block`): what was done by then stays done.
+    """
+
+    revision: str
+    down: tuple[str, ...]
+    title: str
+    path: Path
+    upgrade: Body = "written"
+    downgrade: Body = "written"
+    transactional: bool = True
+
+    @property
+    def reversible(self) -> bool:
+        """Whether its downgrade does something, or has nothing to undo (a merge)."""
+        return self.downgrade == "written" or (self.upgrade == "empty" and self.downgrade == "empty")
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The application's migrations, newest first, and those that nothing follows."""
+
+    names: tuple[str, ...]
+    scripts: tuple[Script, ...]
+
+    def one(self) -> str:
+        """The only head.
+
+        Raises:
+            OpsError: there are several, or none.
+        """
+        if len(self.names) != 1:
+            found = ", ".join(self.names) or "none"
+            raise OpsError(
+                f"the migrations have {len(self.names)} heads instead of one: {found}",
+                "merge them (`alembic merge heads`) in the application's repository, test it, and deploy that",
+            )
+        return self.names[0]
+
+    def resolve(self, revision: str) -> str:
+        """A full revision of what an operator wrote: `head`, a revision, or the beginning of one.
+
+        Raises:
+            OpsError: there is none, or several.
+        """
+        if revision == HEAD:
+            return self.one()
+        exact = [script.revision for script in self.scripts if script.revision == revision]
+        found = exact or [s.revision for s in self.scripts if revision and s.revision.startswith(revision)]
+        if len(found) != 1:
+            newest = ", ".join(script.revision for script in self.scripts[:3])
+            what = "is not a revision" if not found else f"may be {' or '.join(found)}"
+            raise OpsError(f"“{revision[:60]}” {what} of this application", f"choose head or one of {newest} …")
+        return found[0]
+
+    def pending(self, current: str, revision: str = HEAD) -> tuple[Script, ...]:
+        """What an upgrade from `current` (empty: nothing yet) to `revision` (or `+1`, the next) would run, in order.
+
+        Raises:
+            OpsError: `revision` is none; or `current` is unknown: the code is older than the schema.
+        """
+        done = self.applied(current)
+        if re.fullmatch(r"\+[1-9]\d{0,3}", revision):
+            following = self._ordered(self._up_to(self.one()) - done)[: int(revision)]
+            return self.pending(current, following[-1].revision) if following else ()
+        return self._ordered(self._up_to(self.resolve(revision)) - done)
+
+    def undone(self, current: str, revision: str) -> tuple[str, tuple[Script, ...]]:
+        """Where a downgrade from `current` to `revision` (or `-1`, `-2` …, `base`) ends (empty: base), and which
+        migrations it undoes, newest first.
+
+        Raises:
+            OpsError: `revision` is none, lies not below `current`, or leads into one side of a merge only.
+        """
+        applied = self.applied(current)
+        target = self._below(current, revision)
+        if target and target not in applied:
+            raise OpsError(
+                f"{target} does not lie below {current or 'nothing'}, where the database is",
+                "apply-migrations goes up; check-migrations shows the history",
+            )
+        gone = applied - (self._up_to(target) if target else set())
+        aside = sorted(name for name in gone if target and target not in self._up_to(name))
+        if aside:
+            raise OpsError(
+                f"{', '.join(aside)} would be undone too, yet it does not follow {target}: the way down passes a merge",
+                "choose a revision below the branch",
+            )
+        return target, tuple(reversed(self._ordered(gone)))
+
+    def applied(self, current: str) -> set[str]:
+        """What a database at `current` has behind it.
+
+        Raises:
+            OpsError: it is at several revisions, or at one that no script tells of.
+        """
+        if "," in current:
+            raise OpsError(f"the database is at several revisions at once: {current}", "find out which is right")
+        if current and current not in {script.revision for script in self.scripts}:
+            raise OpsError(
+                f"the database is at revision {current}, which this application does not know",
+                "deploy the release that made it: older code may not run on a newer schema",
+            )
+        return self._up_to(current) if current else set()
+
+    def _below(self, current: str, revision: str) -> str:
+        if revision == BASE:
+            return ""
+        if not re.fullmatch(r"-[1-9]\d{0,3}", revision):
+            return self.resolve(revision)
+        by_name, name = self._by_name(), current
+        for _ in range(-int(revision)):
+            if not name:
+                raise OpsError(f"{revision} goes further down than anything is applied", "choose base, or fewer")
+            if len(by_name[name].down) > 1:
+                raise OpsError(
+                    f"below {name} there are several ways: {', '.join(by_name[name].down)}",
+                    "name the revision instead of a number",
+                )
+            name = next(iter(by_name[name].down), "")
+        return name
+
+    def _up_to(self, revision: str) -> set[str]:
+        by_name = self._by_name()
+        found: set[str] = set()
+        waiting = [revision]
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting += by_name[name].down
+        return found
+
+    def _by_name(self) -> Mapping[str, Script]:
+        return {script.revision: script for script in self.scripts}
+
+    def _ordered(self, names: Iterable[str]) -> tuple[Script, ...]:
+        wanted = set(names)
+        return tuple(script for script in reversed(self.scripts) if script.revision in wanted)
+
+
+@probe
+def read_heads(application: Application, backend_directory: Path | None = None) -> Heads:
+    """The application's migrations, read from its scripts.
+
+    Read in this process (0.1 s); where that fails, since a script imports the application, with its own Python.
+
+    Raises:
+        OpsError: there is no Alembic environment, or its scripts cannot be read.
+    """
+    return heads_of(application, backend_directory)
+
+
+def heads_of(application: Application, backend_directory: Path | None = None) -> Heads:
+    """See `read_heads`."""
+    directory = backend_directory or Path(application.backend_directory)
+    file = directory / "alembic.ini"
+    if not file.is_file():
+        raise OpsError(f"there is no {file}", "correct backend_directory in the environment")
+    try:
+        scripts = _scripts_here(file)
+    except Exception:  # whatever a script imports may be missing here, and is there in the application's own Python
+        scripts = _scripts_there(application, file)
+    followed = {name for script in scripts for name in script.down}
+    return Heads(tuple(s.revision for s in scripts if s.revision not in followed), scripts)
+
+
+def _scripts_here(file: Path) -> tuple[Script, ...]:
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing of ours in the application's directory
+    try:
+        found = ScriptDirectory.from_config(Config(str(file)))
+        return tuple(
+            _script(s.revision, tuple(s._all_down_revisions), s.doc, Path(s.path)) for s in found.walk_revisions()
+        )
+    finally:
+        sys.dont_write_bytecode = writes
+
+
+def _scripts_there(application: Application, file: Path) -> tuple[Script, ...]:
+    try:
+        done = shell.run(
+            [application.python, "-c", _SCRIPTS, file],
+            environment={"PYTHONDONTWRITEBYTECODE": "1"},
+            directory=file.parent,
+            timeout_seconds=60,
+        )
+    except CommandFailed as error:
+        raise OpsError(
+            f"the migrations in {file.parent} cannot be read: {error.stderr.strip().splitlines()[-1:]}",
+            "run `alembic history` there and correct what it says",
+        ) from None
+    return tuple(_script(name, tuple(down), title, Path(path)) for name, down, title, path in json.loads(done.stdout))
+
+
+def _script(revision: str, down: tuple[str, ...], title: str, path: Path) -> Script:
+    """What its functions do is read, never run. A script without a source is taken as written."""
+    if path.suffix != ".py":
+        return Script(revision, down, title, path)
+    tree = ast.parse(path.read_bytes())
+    commits = any(isinstance(node, ast.Attribute) and node.attr == "autocommit_block" for node in ast.walk(tree))
+    return Script(revision, down, title, path, _body(tree, "upgrade"), _body(tree, "downgrade"), not commits)
+
+
+def _body(tree: ast.Module, name: str) -> Body:
+    for node in reversed(tree.body):
+        match node:
+            case ast.FunctionDef(name=found, body=body) if found == name:
+                does = [statement for statement in body if not _does_nothing(statement)]
+                return "empty" if not does else "raises" if isinstance(does[0], ast.Raise) else "written"
+            case ast.Assign(targets=targets) if any(isinstance(t, ast.Name) and t.id == name for t in targets):
+                return "written"
+            case ast.ImportFrom(names=names) if any((n.asname or n.name) == name for n in names):
+                return "written"
+    return "missing"
+
+
+def _does_nothing(statement: ast.stmt) -> bool:
+    match statement:
+        case ast.Pass() | ast.Expr(value=ast.Constant() | ast.Call(func=ast.Name(id="print"))):
+            return True
+        case ast.Return(value=None | ast.Constant(value=None)):
+            return True
+    return False

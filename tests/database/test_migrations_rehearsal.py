@@ -1,0 +1,211 @@
+"""Migrations rehearsed on a copy: seeded failures are found there, and the live database is not touched by them."""
+
+# ruff: noqa: F811
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from blocks import toml
+from flows.database.migrations import apply_migrations, check_migrations, rollback_migrations
+from runbook.errors import NotConfirmed, OpsError, RunbookFailed
+from runbook.permit import Permit
+from runbook.report import Report, Status
+from tasks.migrations.alembic import Undo, downgrade
+from tests.database.test_migrations import (  # noqa: F401
+    DATABASE,
+    NAME,
+    add,
+    finding,
+    found,
+    revision,
+    tier,
+)
+from tests.database.test_migrations_states import backend, migrate_to  # noqa: F401
+from tests.servers import PostgresServer
+
+
+def failed(call: object, *arguments: object, **named: object) -> Report:
+    """The report of a run that must be CRITICAL."""
+    with pytest.raises(RunbookFailed) as raised:
+        call.fn(NAME, *arguments, **named)  # type: ignore[attr-defined]
+    return raised.value.report
+
+
+def table(report: Report, name: str) -> list[tuple[str, ...]]:
+    return [row for evidence in report.evidence if evidence.name.startswith(name) for row in evidence.rows]
+
+
+def databases(server: PostgresServer) -> list[str]:
+    return [
+        row[0] for row in server.sql("SELECT datname FROM pg_database WHERE datname LIKE 'migrations_db%' ORDER BY 1")
+    ]
+
+
+def columns(server: PostgresServer, of: str) -> list[str]:
+    query = "SELECT column_name FROM information_schema.columns WHERE table_schema = 'public' AND table_name = %s ORDER BY 1"
+    return [row[0] for row in server.sql(query, of, database=DATABASE)]
+
+
+def test_a_lock_on_a_large_table_is_found_before_anybody_confirms(
+    postgres_server: PostgresServer, backend: Path
+) -> None:
+    """The table is large by its rows; the migration is harmless but for the lock."""
+    migrate_to(postgres_server, "0005")
+    postgres_server.sql("INSERT INTO people SELECT generate_series(1, 100000)", database=DATABASE)
+    add(backend, "0006", "0005", "op.execute('ALTER TABLE people ADD COLUMN note text')",
+        "op.execute('ALTER TABLE people DROP COLUMN note')")  # fmt: skip
+
+    report = check_migrations.fn(NAME, rehearse=True)
+    locks = found(report, "locks on large tables")
+    assert locks.status is Status.WARN
+    assert "0006: ACCESS EXCLUSIVE on public.people (100,001 rows)" in locks.value
+    assert "CONCURRENTLY" in locks.hint
+    [row] = table(report, "Locks on tables")
+    assert row[:5] == ("0006", "public.people", "ACCESS EXCLUSIVE", "reads and writes", "")
+    assert [row[0] for row in table(report, "Rehearsal")] == ["1. up", "2. down", "3. up"]
+    assert finding(report, "schema after up and down") is Status.OK
+    assert finding(report, "rehearsal: 3. up") is Status.OK
+    assert revision(postgres_server) == "0005"
+    assert columns(postgres_server, "people") == ["id"]
+    assert databases(postgres_server) == [DATABASE], "the copy is gone"
+
+
+def test_a_lock_that_is_held_too_long_ends_the_run_unless_it_is_allowed(
+    postgres_server: PostgresServer, backend: Path
+) -> None:
+    migrate_to(postgres_server, "0005")
+    add(backend, "0006", "0005", "op.execute('ALTER TABLE people ADD COLUMN x int'); op.execute('SELECT pg_sleep(0.6)')",
+        "op.execute('ALTER TABLE people DROP COLUMN x')")  # fmt: skip
+    report = failed(apply_migrations, longest_lock_seconds=0.5, confirm=NAME)
+    longest = found(report, "longest lock")
+    assert longest.status is Status.CRITICAL
+    assert "0006: ACCESS EXCLUSIVE on public.people" in longest.value
+    assert "longest_lock_seconds" in longest.hint
+    assert "was not touched: it is at 0005" in found(report, "state of the system").value
+    assert revision(postgres_server) == "0005"
+
+    done = apply_migrations.fn(NAME, longest_lock_seconds=30, confirm=NAME)
+    assert finding(done, "longest lock") is Status.OK
+    assert finding(done, "schema") is Status.OK
+    assert revision(postgres_server) == "0006"
+
+
+def test_what_fails_on_the_copy_never_runs_on_the_live_database(postgres_server: PostgresServer, backend: Path) -> None:
+    """Only real rows show it: two of one number. What is in them is not in the report."""
+    migrate_to(postgres_server, "0005")
+    postgres_server.sql("INSERT INTO people VALUES (4711), (4711)", database=DATABASE)
+    add(backend, "0006", "0005", "op.execute('CREATE UNIQUE INDEX one ON people (id)')", "op.execute('DROP INDEX one')")
+    report = failed(apply_migrations, confirm=NAME)
+    first = found(report, "rehearsal: 1. up")
+    assert first.status is Status.CRITICAL
+    assert "could not create unique index" in first.value
+    assert "4711" not in str(report.as_json())
+    assert "was not touched" in found(report, "state of the system").value
+    assert not [step for step in report.steps if step.name == "upgrade"], "the live database was never asked"
+    assert databases(postgres_server) == [DATABASE]
+
+
+def test_a_downgrade_that_leads_elsewhere_is_found(postgres_server: PostgresServer, backend: Path) -> None:
+    """It is written and it runs; it forgets one of two things, and deletes rows."""
+    migrate_to(postgres_server, "0005")
+    add(backend, "0006", "0005", "op.execute('CREATE TABLE kept (x int)'); op.execute('ALTER TABLE people ADD COLUMN x int')",
+        "op.execute('ALTER TABLE people DROP COLUMN x'); op.execute('DELETE FROM people')")  # fmt: skip
+    report = check_migrations.fn(NAME, rehearse=True)
+    schema = found(report, "schema after up and down")
+    assert schema.status is Status.WARN
+    assert "TABLE public.kept (owner grc_user) is new" in schema.value
+    assert "public.people: 1 rows" in found(report, "rows after up and down").value
+    again = found(report, "rehearsal: 3. up")
+    assert again.status is Status.WARN
+    assert 'relation "kept" already exists' in again.value
+    assert finding(report, "rehearsal: 1. up") is Status.OK
+    assert finding(report, "downgrades") is Status.OK, "reading the script alone does not show it"
+
+
+def test_a_rollback_says_what_is_lost_and_wants_its_number(postgres_server: PostgresServer, backend: Path) -> None:
+    up = "op.execute('CREATE TABLE answers AS SELECT generate_series(1, 12) AS n');"
+    up += " op.execute('ALTER TABLE people ADD COLUMN note text')"
+    back = "op.execute('DROP TABLE answers'); op.execute('ALTER TABLE people DROP COLUMN note')"
+    add(backend, "0006", "0005", up, back)
+    migrate_to(postgres_server, "0006")
+
+    planned = rollback_migrations.fn(NAME)
+    assert planned.status is Status.PLANNED
+    assert table(planned, "What is lost") == [
+        ("public.answers", "12", "the table is dropped"),
+        ("public.people", "1", "columns dropped with what is in them: note"),
+    ]
+    assert [s.detail.split(":")[0] for s in planned.plan_steps if s.step == "roll back"] == ["0006 → 0005"]
+    assert any("lose_rows=12" in step.detail for step in planned.plan_steps)
+    assert "whose migrations end at 0005" in planned.facts["before you roll back"]
+
+    refused = failed(rollback_migrations, lose_rows=11, confirm=NAME)
+    assert "lose_rows=12" in found(refused, "rows that are lost").hint
+    assert revision(postgres_server) == "0006"
+
+    done = rollback_migrations.fn(NAME, lose_rows=12, confirm=NAME)
+    assert done.status is Status.WARN, "columns are lost"
+    assert finding(done, "columns that are lost") is Status.WARN
+    assert [row[0] for row in table(done, "Rehearsal")] == ["1. down", "2. up", "3. down"]
+    assert [row[1] for row in table(done, "Locks on tables")] == ["public.answers", "public.people"]
+    assert done.facts["Alembic revision"] == "0006 → 0005"
+    assert finding(done, "schema") is Status.OK
+    assert revision(postgres_server) == "0005"
+    assert columns(postgres_server, "people") == ["id"]
+    assert databases(postgres_server) == [DATABASE]
+
+
+def test_base_loses_every_row_that_was_named_and_no_other(postgres_server: PostgresServer) -> None:
+    migrate_to(postgres_server, "0005")
+    postgres_server.sql("CREATE TABLE by_hand AS SELECT 1 AS x", database=DATABASE)
+    assert "1 in 1 tables" in rollback_migrations.fn(NAME, "base").facts["rows that are lost"]
+    done = rollback_migrations.fn(NAME, "base", lose_rows=1, confirm=NAME)
+    assert done.status is Status.OK, done.sentence()
+    assert revision(postgres_server) == ""
+    assert columns(postgres_server, "people") == []
+    assert columns(postgres_server, "by_hand") == ["x"]
+    again = rollback_migrations.fn(NAME, "base", confirm=NAME)
+    assert "nothing to roll back" in again.sentence()
+
+
+def test_rows_that_come_after_the_judgement_are_not_lost(
+    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate_to(postgres_server, "0005")
+    monkeypatch.setattr(
+        "flows.database.migrations.steps.secure_backup",
+        lambda *_: postgres_server.sql("INSERT INTO people VALUES (2)", database=DATABASE),
+    )
+    report = failed(rollback_migrations, "base", lose_rows=1, confirm=NAME)
+    assert "2 rows would be lost by now, 1 were accepted" in report.sentence()
+    assert "nothing was changed: migrations_db is at 0005" in found(report, "state of the system").value
+    assert revision(postgres_server) == "0005"
+
+
+def test_a_rollback_across_an_empty_downgrade_is_refused_at_once(
+    postgres_server: PostgresServer, backend: Path
+) -> None:
+    add(backend, "0006", "0005", "op.execute('CREATE TABLE kept (x int)')", "pass")
+    migrate_to(postgres_server, "0006")
+    report = failed(rollback_migrations, confirm=NAME)
+    assert "0006 (0006_x.py): empty" in found(report, "downgrades").value
+    assert not [step for step in report.steps if "rehearsal" in step.name]
+    failed(rollback_migrations, "base", lose_rows=9, confirm=NAME)
+    assert revision(postgres_server) == "0006"
+
+
+def test_a_permit_for_fewer_rows_or_another_revision_is_no_permit(postgres_server: PostgresServer) -> None:
+    migrate_to(postgres_server, "0005")
+    env = toml.environment(NAME)
+    undo = Undo("0005", "", tables=("public.people",), dropped=("public.people",), rows=1)
+    assert undo.act(DATABASE).target == f"{DATABASE} to base, losing up to 1 rows in 1 tables"
+    for other in (replace(undo, rows=0), replace(undo, target="0004")):
+        with pytest.raises(NotConfirmed):
+            downgrade.work(Permit(NAME, (other.act(DATABASE),)), env.postgres, env.application, undo)
+    stale = replace(undo, before="0004")
+    with pytest.raises(OpsError, match="is at 0005 now, not at 0004"):
+        downgrade.work(Permit(NAME, (stale.act(DATABASE),)), env.postgres, env.application, stale)
+    assert revision(postgres_server) == "0005"
