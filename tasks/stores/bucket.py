@@ -21,6 +21,7 @@ from tasks.encryption import Key
 from tasks.manifest import MANIFEST, SEAL, FileSum
 from tasks.s3 import objects
 from tasks.s3.download import download_file, verify_object
+from tasks.s3.multipart import abort_unfinished
 from tasks.s3.upload import upload_files
 from tasks.stores.directory import PARTIAL, DirectoryStore
 
@@ -141,6 +142,7 @@ class BucketStore:
         return False
 
     def clean(self, environment: str, name: str) -> None:
+        abort_unfinished(self.bucket, name)  # their parts take space and stand in no listing
         objects.delete(self.bucket, list(objects.list_objects(self.bucket, name)))
         self.forget(_marker(environment, name))
 

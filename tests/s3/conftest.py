@@ -6,15 +6,18 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from blocks.s3 import Bucket
+from tasks.s3.multipart import PART_BYTES
 from tasks.s3.writing import Upload
 from tests.s3.proxy import Proxy
 from tests.s3.servers import S3Server, running_gateway, running_moto
 
 MakeFile = Callable[..., Upload]
+LARGE = 3 * PART_BYTES + 12345
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +65,24 @@ def make_file(tmp_path: Path) -> MakeFile:
         return Upload(path, key, hashlib.sha256(content).hexdigest(), size)
 
     return make
+
+
+def kept(bucket: Bucket, key: str) -> tuple[bytes, dict[str, Any]]:
+    """An object's content, and what the server says of it."""
+    answer = bucket.client().get_object(Bucket=bucket.bucket, Key=bucket.key(key))
+    return answer["Body"].read(), answer
+
+
+def unfinished(bucket: Bucket, key: str) -> list[str]:
+    """The ids of uploads that are begun and not completed."""
+    answer = bucket.client().list_multipart_uploads(Bucket=bucket.bucket, Prefix=bucket.key(key))
+    return [entry["UploadId"] for entry in answer.get("Uploads", [])]
+
+
+def begin(bucket: Bucket, upload: Upload, parts: dict[int, bytes], sha256: str = "") -> str:
+    """What an interrupted attempt leaves."""
+    client, place = bucket.client(), {"Bucket": bucket.bucket, "Key": bucket.key(upload.key)}
+    started = client.create_multipart_upload(**place, Metadata={"sha256": sha256 or upload.sha256})
+    for number, content in parts.items():
+        client.upload_part(**place, UploadId=started["UploadId"], PartNumber=number, Body=content)
+    return str(started["UploadId"])

@@ -4,6 +4,7 @@
         proxy.cut_requests(after_bytes=12_000_000)      # of all that is sent from now on
         proxy.cut_answers(after_bytes=100_000, times=3)
         proxy.answer(503, "SlowDown", times=2)
+        proxy.alter_request()
 
 The Host header that was signed is passed on as it is.
 """
@@ -37,6 +38,7 @@ class Proxy:
     _requests: _Cut = field(default_factory=_Cut)
     _answers: _Cut = field(default_factory=_Cut)
     _refusals: list[tuple[int, bytes]] = field(default_factory=list)
+    _alters: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _open: set[socket.socket] = field(default_factory=set)
 
@@ -70,6 +72,10 @@ class Proxy:
         """Likewise with an answer of one's own."""
         self._refusals = [(status, body.encode())] * times
         self.drop()  # a request on an open connection would pass
+
+    def alter_request(self, times: int = 1) -> None:
+        """Flip a bit in the next full block, which is a body's."""
+        self._alters = times
 
     def heal(self) -> None:
         """No more faults."""
@@ -109,7 +115,7 @@ class Proxy:
             while content := source.recv(BLOCK):
                 if self._cuts(self._requests if request else self._answers, len(content)):
                     break
-                target.sendall(content)
+                target.sendall(self._altered(content) if request else content)
                 with self._lock:
                     if request:
                         self.sent_bytes += len(content)
@@ -117,6 +123,14 @@ class Proxy:
                         self.answered_bytes += len(content)
         _close(source)
         _close(target)
+
+    def _altered(self, content: bytes) -> bytes:
+        with self._lock:
+            if not self._alters or len(content) < BLOCK:
+                return content
+            self._alters -= 1
+            self.faults += 1
+        return content[:-1] + bytes([content[-1] ^ 1])
 
     def _cuts(self, cut: _Cut, size: int) -> bool:
         with self._lock:

@@ -45,7 +45,8 @@ def part_of(target: Path) -> Path:
 @pytest.mark.parametrize("size", [0, 1, RANGE_BYTES, LARGE])
 def test_download(server: S3Server, make_file: MakeFile, target: Path, size: int) -> None:
     """The file is the object, readable by its owner only; nothing else is left."""
-    bucket, told = server.bucket(), []
+    bucket = server.bucket()
+    told: list[int] = []
     upload = sent(bucket, make_file(size))
     fetch(bucket, upload, target, tell=told.append)
     assert target.read_bytes() == upload.path.read_bytes()
@@ -70,7 +71,8 @@ def test_gone_on_with_after_the_line_was_down(
     cuttable: Bucket, proxy: Proxy, make_file: MakeFile, target: Path
 ) -> None:
     """The line stays down: Unreachable, and no file of that name. The next launch reads only what is missing."""
-    upload, told = sent(cuttable, make_file(LARGE)), []
+    upload = sent(cuttable, make_file(LARGE))
+    told: list[int] = []
 
     def tell(_: int) -> None:
         if proxy.answered_bytes > 3 * RANGE_BYTES:

@@ -1,50 +1,27 @@
-"""Uploads: whole, in parts, gone on with after a cut, and refused where the file is not what it was."""
+"""Uploads: whole and in parts, locked and encrypted, and refused where the file is not what it was."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from blocks.s3 import Bucket
-from runbook.errors import OpsError, Unreachable, VerificationFailed
-from tasks.s3 import multipart, objects
+from runbook.errors import OpsError, VerificationFailed
+from tasks.s3 import objects
 from tasks.s3.multipart import MEGABYTE, PART_BYTES, part_bytes
 from tasks.s3.upload import upload_file, upload_files
-from tasks.s3.writing import Upload
-from tests.s3.conftest import MakeFile
+from tests.s3.conftest import LARGE, MakeFile, begin, kept, unfinished
 from tests.s3.proxy import Proxy
 from tests.s3.servers import S3Server
-
-LARGE = 3 * PART_BYTES + 12345
-
-
-def kept(bucket: Bucket, key: str) -> tuple[bytes, dict[str, Any]]:
-    answer = bucket.client().get_object(Bucket=bucket.bucket, Key=bucket.key(key))
-    return answer["Body"].read(), answer
-
-
-def unfinished(bucket: Bucket, key: str) -> list[str]:
-    answer = bucket.client().list_multipart_uploads(Bucket=bucket.bucket, Prefix=bucket.key(key))
-    return [entry["UploadId"] for entry in answer.get("Uploads", [])]
-
-
-def begin(bucket: Bucket, upload: Upload, parts: dict[int, bytes], sha256: str = "") -> str:
-    """What an interrupted attempt leaves."""
-    client, place = bucket.client(), {"Bucket": bucket.bucket, "Key": bucket.key(upload.key)}
-    started = client.create_multipart_upload(**place, Metadata={"sha256": sha256 or upload.sha256})
-    for number, content in parts.items():
-        client.upload_part(**place, UploadId=started["UploadId"], PartNumber=number, Body=content)
-    return str(started["UploadId"])
 
 
 @pytest.mark.parametrize("size", [0, 1, PART_BYTES, PART_BYTES + 1, LARGE])
 def test_upload(server: S3Server, make_file: MakeFile, size: int) -> None:
     """The object has the file's content and SHA-256; sent again, nothing is sent."""
-    bucket, upload, told = server.bucket(), make_file(size), []
+    bucket, upload = server.bucket(), make_file(size)
+    told: list[int] = []
     upload_file(bucket, *upload, tell=told.append)
     content, answer = kept(bucket, upload.key)
     assert content == upload.path.read_bytes()
@@ -70,7 +47,8 @@ def test_part_sizes() -> None:
 def test_many_files(server: S3Server, make_file: MakeFile) -> None:
     """Small and large ones; all are there, and all bytes are told."""
     files = [make_file(size, f"b/{size}", seed=size + 1) for size in (0, 10, 5000, PART_BYTES - 1, 100_000, LARGE)]
-    bucket, told = server.bucket(), []
+    bucket = server.bucket()
+    told: list[int] = []
     upload_files(bucket, files, workers=3, tell=told.append)
     assert objects.list_objects(bucket, "b") == {file.key: file.bytes for file in files}
     for file in files:
@@ -104,104 +82,6 @@ def test_file_altered_on_this_host(server: S3Server, make_file: MakeFile, size: 
     upload.path.unlink()
     with pytest.raises(OpsError, match="No such file"):
         upload_file(bucket, *upload)
-
-
-def test_cut_once_in_the_middle(cuttable: Bucket, proxy: Proxy, make_file: MakeFile) -> None:
-    """A connection that is cut costs a part at most, and nobody notices."""
-    upload = make_file(LARGE)
-    proxy.cut_requests(after_bytes=LARGE // 2)
-    upload_file(cuttable, *upload)
-    assert proxy.faults == 1
-    assert kept(cuttable, upload.key)[0] == upload.path.read_bytes()
-    assert proxy.sent_bytes < LARGE + 2 * PART_BYTES
-
-
-def test_gone_on_with_after_the_line_was_down(cuttable: Bucket, proxy: Proxy, make_file: MakeFile) -> None:
-    """The line stays down: Unreachable. The next launch sends only what is missing."""
-    upload = make_file(6 * PART_BYTES)
-    with pytest.raises(Unreachable, match=r"part . of 20261125_020000/base\.tar"):
-        _send_with_line_going_down(cuttable, proxy, upload)
-    proxy.heal()
-    before, told = proxy.sent_bytes, []
-    assert len(unfinished(cuttable, upload.key)) == 1
-    upload_file(cuttable, *upload, tell=told.append)
-    assert 3 * PART_BYTES < proxy.sent_bytes - before < 4 * PART_BYTES + 100_000
-    assert kept(cuttable, upload.key)[0] == upload.path.read_bytes()
-    assert sum(told) == upload.bytes
-    assert not unfinished(cuttable, upload.key)
-
-
-def _send_with_line_going_down(bucket: Bucket, proxy: Proxy, upload: Upload) -> None:
-    def tell(_: int) -> None:
-        if proxy.sent_bytes > 2 * PART_BYTES:
-            proxy.cut_requests(after_bytes=1, times=-1)
-
-    upload_file(bucket, *upload, workers=1, tell=tell)
-
-
-def test_other_part_is_replaced(server: S3Server, make_file: MakeFile) -> None:
-    """A part that an earlier attempt left and that differs from the file is sent again."""
-    bucket, upload = server.bucket(), make_file(LARGE)
-    content = upload.path.read_bytes()
-    begin(bucket, upload, {1: content[:PART_BYTES], 2: bytes(PART_BYTES)})
-    upload_file(bucket, *upload)
-    assert kept(bucket, upload.key)[0] == content
-
-
-def test_attempt_for_another_file(server: S3Server, make_file: MakeFile) -> None:
-    """An unfinished upload of the same key and size, begun for another file: its SHA-256 does not stay on the object."""
-    bucket, upload = server.bucket(), make_file(LARGE)
-    begin(bucket, upload, {1: bytes(PART_BYTES)}, sha256="0" * 64)
-    upload_file(bucket, *upload)
-    content, answer = kept(bucket, upload.key)
-    assert content == upload.path.read_bytes()
-    assert answer["Metadata"]["sha256"] == upload.sha256
-
-
-def test_stale_attempts_are_aborted(server: S3Server, make_file: MakeFile) -> None:
-    """Parts cut otherwise, or none: aborted. Those of other keys stay, until they are asked for."""
-    bucket, upload = server.bucket(), make_file(LARGE)
-    begin(bucket, upload, {1: bytes(5 * MEGABYTE), 2: bytes(5 * MEGABYTE)}, sha256="0" * 64)
-    begin(bucket, upload, {}, sha256="0" * 64)
-    other = upload._replace(key="20261125_020000/base.tar.sig")
-    begin(bucket, other, {1: b"x"})
-    with Proxy(server.port) as proxy:
-        upload_file(dataclasses.replace(bucket, endpoint=proxy.endpoint), *upload)
-        assert LARGE < proxy.sent_bytes < LARGE + PART_BYTES, "once: nothing of theirs is used"
-    assert kept(bucket, upload.key)[0] == upload.path.read_bytes()
-    assert not unfinished(bucket, "20261125_020000/base.tar\0")
-    assert len(unfinished(bucket, other.key)) == 1
-    assert multipart.abort_unfinished(bucket, "20261125_020000") == 1
-    assert not unfinished(bucket, other.key)
-
-
-@pytest.mark.parametrize(("status", "code"), [(500, "InternalError"), (503, "SlowDown")])
-def test_errors_of_the_server_in_the_middle(
-    cuttable: Bucket, proxy: Proxy, make_file: MakeFile, status: int, code: str
-) -> None:
-    """Some parts are answered with the server's own errors: sent again."""
-    upload, bucket, armed = make_file(LARGE), dataclasses.replace(cuttable, patience_seconds=60.0), []
-
-    def tell(_: int) -> None:
-        if not armed:
-            armed.append(True)
-            proxy.answer(status, code, times=4)
-
-    upload_file(bucket, *upload, workers=1, tell=tell)
-    assert proxy.faults == 4
-    assert kept(bucket, upload.key)[0] == upload.path.read_bytes()
-
-
-def test_lost_answer_to_the_completion(cuttable: Bucket, proxy: Proxy, make_file: MakeFile) -> None:
-    """The server makes the object and its answer is lost: asked again, it knows no such upload, and all is well."""
-    upload = make_file(LARGE)
-
-    def tell(_: int) -> None:  # the last part's: what follows is the completion
-        proxy.cut_answers(after_bytes=1)
-
-    upload_file(cuttable, *upload, workers=1, tell=lambda size: tell(size) if size < PART_BYTES else None)
-    assert proxy.faults == 1
-    assert kept(cuttable, upload.key)[0] == upload.path.read_bytes()
 
 
 def test_locked_and_encrypted(moto: S3Server, make_file: MakeFile) -> None:
