@@ -35,7 +35,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: lint test test-system soak lock
+.PHONY: lint test test-matrix test-system soak lock
 
 # The newest failures first: style, types, layers; then everything else on two workers.
 lint: $(INSTALLED)
@@ -43,6 +43,14 @@ lint: $(INSTALLED)
 
 test: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not system and not soak"
+
+# The database chapter on the other majors that are still supported (and 15), from wheels.
+MATRIX := tests/matrix tests/database tests/tasks/test_definitions.py tests/tasks/test_rowhash.py
+test-matrix: $(INSTALLED)
+	@$(BIN)/python -m tests.matrix.versions
+	@for major in 15 16 17; do OPS_TEST_POSTGRES=$$major $(BIN)/python -m pytest $(MATRIX) -n 2 --dist loadfile \
+	  -m "not system and not soak" -k "not killed_anywhere" \
+	  --ignore=tests/database/test_killed_server.py --ignore=tests/database/test_write_load.py || exit 1; done
 
 test-system: $(INSTALLED)
 	@tests/system/install

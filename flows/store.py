@@ -10,7 +10,7 @@ from runbook.errors import OpsError
 from runbook.permit import Permit
 from runbook.render import duration, size
 from runbook.report import Report, Status
-from tasks import catalogue
+from tasks import at_hand, catalogue
 from tasks.backup_log import append_line
 from tasks.catalogue import Backup
 from tasks.manifest import Kind
@@ -31,8 +31,8 @@ def store_for(env: Environment, kind: Kind, which: Stores = "backups") -> Store:
 
 def read_files(report: Report, backup: Backup) -> list[str]:
     """Have a backup's files at hand until the run ends, compared with its manifest; returns what is wrong."""
-    report.at_end(lambda: catalogue.put_away(backup))
-    return list(catalogue.verify_files(backup))
+    report.at_end(lambda: at_hand.put_away(backup))
+    return list(at_hand.verify_files(backup))
 
 
 def judge_origin(report: Report, env: Environment, backup: Backup, wanted: str) -> None:

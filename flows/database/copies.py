@@ -45,6 +45,8 @@ def replicate_backups(environment: str, kind: Literal["all", Kind] = "all", read
             raise OpsError(f"{env.name} has no second place for backups", "add [copies] to its TOML and register it")
         if kind != "all" and kind not in get_args(Kind):
             raise OpsError(f"kind is “{kind}”", f"choose all or one of {', '.join(get_args(Kind))}")
+        report.fact("from", store_for(env, "postgres").where)
+        report.fact("to", store_for(env, "postgres", "copies").where)
         copied = list[Copied]()
         for each in get_args(Kind) if kind == "all" else (kind,):
             copied += _replicate(report, env, each, read)
@@ -73,7 +75,7 @@ def _replicate(report: Report, env: Environment, kind: Kind, read: Reading) -> l
                       or f"{len(gap.there)} read", expected="as their manifests say (SHA-256)")  # fmt: skip
     for backup in gap.verified_since:
         note_verified(backup, second)
-    _judge_newest(report, env, kind, gap, copied)
+    _judge_newest(report, env, second, gap, copied)
     return copied
 
 
@@ -88,7 +90,8 @@ def _copy(report: Report, backup: Backup, second: Store) -> Copied | None:
         return None
 
 
-def _judge_newest(report: Report, env: Environment, kind: Kind, gap: Gap, copied: list[Copied]) -> None:
+def _judge_newest(report: Report, env: Environment, second: Store, gap: Gap, copied: list[Copied]) -> None:
+    kind = gap.kind
     names = {one.name for one in copied}
     there = [*gap.there, *(backup for backup in gap.missing if backup.name in names)]
     if not there:
@@ -100,7 +103,7 @@ def _judge_newest(report: Report, env: Environment, kind: Kind, gap: Gap, copied
         f"newest copy of {kind}",
         newest.age_seconds <= env.rpo_seconds or kind in ("schema", "tables", "sql"),
         "take backups more often, or copy them at once: that much is lost when this place is",
-        value=f"{newest.name}, {duration(newest.age_seconds)} old, one of {len(there)} in {newest.store.where}",
+        value=f"{newest.name}, {duration(newest.age_seconds)} old, one of {len(there)} in {second.where}",
         expected=f"at most {duration(env.rpo_seconds)} old",
         otherwise=Status.WARN,
     )

@@ -14,7 +14,8 @@ from runbook.report import Report, Status
 from tasks import catalogue
 from tasks.catalogue import Backup
 from tasks.host import disk_of
-from tasks.postgres.content import DatabaseContent, compare, read_content
+from tasks.postgres.comparison import compare
+from tasks.postgres.content import DatabaseContent, read_content
 from tasks.postgres.copy import (
     REPLACE,
     Copy,

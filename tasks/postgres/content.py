@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict
 from blocks.postgres import Connection, Postgres, execute
 from runbook.kinds import probe
 from tasks.postgres import queries
-from tasks.postgres.definitions import differences as definition_differences
 from tasks.postgres.definitions import read_definitions
 from tasks.postgres.properties import Properties, read_properties
 from tasks.postgres.rowhash import FORM, row_hash
@@ -154,96 +153,6 @@ def sequence_values(connection: Connection) -> dict[str, SequenceValue]:
         last, called = execute(connection, query)[0]
         found[str(quoted)] = SequenceValue(last=int(last), called=bool(called))
     return found
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What was compared (what, expected, found, equal) and every difference as a sentence."""
-
-    proven: tuple[tuple[str, str, str, bool], ...]
-    differences: tuple[str, ...]
-
-
-def compare(expected: DatabaseContent, actual: DatabaseContent) -> Comparison:
-    """Whether a restored copy is what its manifest says, as far as the backup goes."""
-    whole = expected.part == "full"
-    proven, problems = [], []
-    for name, table in expected.tables.items():
-        found = actual.tables.get(name)
-        equal = found is not None and (found.rows, found.hash) == (table.rows, table.hash)
-        shown = f"{found.rows:,} rows" if found else "missing"
-        proven.append((name, f"{table.rows:,} rows", shown, equal))
-        if not equal:
-            problems.append(_table_problem(name, table, found))
-    problems += _unequal("extension", expected.extensions, actual.extensions)
-    if expected.part != "schema":
-        problems += _unequal("sequence", expected.sequences, actual.sequences)
-    if whole:
-        problems += [f"{name}: not in the backup" for name in actual.tables if name not in expected.tables]
-        problems += _unequal("materialised view populated", expected.populated, actual.populated)
-    problems += _unequal("database", _attributes(expected.properties), _attributes(actual.properties))
-    if whole and expected.revision != actual.revision:
-        problems.append(f"Alembic revision: expected {expected.revision}, found {actual.revision}")
-    definitions = {
-        key: text
-        for key, text in expected.definitions.items()
-        if whole or not key.startswith(NEEDS_OTHER_ROWS[expected.part])
-    }
-    if expected.server_version // 10000 == actual.server_version // 10000:
-        problems += definition_differences(definitions, actual.definitions)
-    else:  # another major version prints other texts: which objects there are is still compared
-        problems += [f"{key}: missing" for key in definitions if key not in actual.definitions]
-    return Comparison((*proven, *_proven(expected, actual, problems)), tuple(problems))
-
-
-# A foreign key that looks at rows which are not in the backup cannot be made.
-NEEDS_OTHER_ROWS: dict[Part, tuple[str, ...]] = {"full": (), "schema": (), "tables": ("FK CONSTRAINT ",)}
-
-
-def _proven(
-    expected: DatabaseContent, actual: DatabaseContent, problems: Sequence[str]
-) -> list[tuple[str, str, str, bool]]:
-    """The last rows of the table of what was compared."""
-    definitions = ("definitions", str(len(expected.definitions)), str(len(actual.definitions)), not problems)
-    if expected.part == "schema":
-        return [definitions]
-    found = [
-        ("sequences", str(len(expected.sequences)), str(len(actual.sequences)), expected.sequences == actual.sequences),
-        definitions,
-    ]
-    if expected.part == "full":
-        found.append(("Alembic revision", expected.revision, actual.revision, expected.revision == actual.revision))
-    return found
-
-
-def _table_problem(name: str, expected: TableSum, found: TableSum | None) -> str:
-    if found is None:
-        return f"table {name}: missing"
-    if found.rows != expected.rows:
-        return f"table {name}: {found.rows:,} rows instead of {expected.rows:,}"
-    return f"table {name}: the number of rows is right, their content is not"
-
-
-def _attributes(properties: Properties) -> dict[str, object]:
-    found = properties.model_dump()
-    found.pop("collation_version")
-    return found
-
-
-def _unequal(what: str, expected: Mapping[str, object], actual: Mapping[str, object]) -> list[str]:
-    return [
-        f"{what} {name}: expected {_shown(expected.get(name))}, found {_shown(actual.get(name))}"
-        for name in sorted({*expected, *actual})
-        if expected.get(name) != actual.get(name)
-    ]
-
-
-def _shown(value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, SequenceValue):
-        return str(value.last) + ("" if value.called else " (not used yet)")
-    return str(value)
 
 
 @dataclass(frozen=True)

@@ -161,12 +161,19 @@ def best_compression(postgres: Postgres) -> str:
 
 def knows_compression(postgres: Postgres, wanted: str) -> bool:
     """Whether the programs were built with `zstd`, `lz4` or `gzip`."""
-    argv = [postgres.program("pg_dump"), f"--compress={wanted}", "--format=plain", "--no-password"]
+    argv = [postgres.program("pg_dump"), f"--compress={_level(wanted)}", "--format=plain", "--no-password"]
     try:
         shell.run(argv, environment={"PGHOST": "127.0.0.1", "PGPORT": "1", "LC_MESSAGES": "C"})
     except CommandFailed as error:
-        return "compression" not in error.stderr  # else it went on to the connection, which nobody answers
+        # 15 says “invalid value”; else it went on to the connection, which nobody answers.
+        return not any(word in error.stderr for word in ("compression", "invalid value"))
     return True
+
+
+def _level(compression: str) -> str:
+    """As pg_dump 15 wants it too, which knows gzip only, and only its level."""
+    method, _, level = compression.partition(":")
+    return level or "1" if method == "gzip" else compression
 
 
 def carries_statistics(postgres: Postgres) -> bool:
@@ -182,15 +189,15 @@ def compression_of(names: Iterable[str]) -> str:
 
 def _options(postgres: Postgres, what: What, compression: str, jobs: int) -> list[str]:
     if what.form in ("sql", "sql.gz"):
-        return ["--format=plain", "--large-objects", *(["--compress=6"] if what.form == "sql.gz" else [])]
-    directory = ["--format=directory", f"--compress={compression}"]
+        return ["--format=plain", "-b", *(["--compress=6"] if what.form == "sql.gz" else [])]
+    directory = ["--format=directory", f"--compress={_level(compression)}"]
     if what.form == "schema":
         return [*directory, "--schema-only"]
     if what.form == "tables":
         names = [f"{_pattern(schema)}.{_pattern(table)}" for schema, table in what.others]
         return [*directory, f"--jobs={jobs}", "--no-blobs", *(f"--exclude-table-data={name}" for name in names)]
     statistics = ["--statistics"] if carries_statistics(postgres) else []
-    return [*directory, f"--jobs={jobs}", "--large-objects", *statistics]
+    return [*directory, f"--jobs={jobs}", "-b", *statistics]
 
 
 def _pattern(name: str) -> str:

@@ -15,7 +15,7 @@ from flows.application.files import backup_files
 from runbook.errors import RunbookFailed
 from runbook.permit import Act, Permit
 from runbook.report import Status
-from tasks import archive, catalogue
+from tasks import archive, at_hand, catalogue
 from tasks.files import REPLACE_FILES, build_files_copy
 from tasks.stores.directory import DirectoryStore
 
@@ -61,7 +61,7 @@ def test_a_backup_is_published_with_its_manifest_and_can_be_restored(live: Path,
     [name] = catalogue.names(DirectoryStore(store), "files")
     assert report.facts["backup"] == name
     backup = catalogue.open_backup(DirectoryStore(store), name)
-    assert catalogue.verify_files(backup) == []
+    assert at_hand.verify_files(backup) == []
     assert {entry["path"] for entry in backup.manifest.content["entries"]} == {
         ".",
         "main.py",

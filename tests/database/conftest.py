@@ -157,7 +157,11 @@ CREATE TABLE alembic_version (version_num varchar(32) PRIMARY KEY);
 INSERT INTO alembic_version VALUES ('0004');
 SELECT lo_from_bytea(0, decode(repeat('ab', 5000), 'hex'));
 RESET ROLE;
-CREATE EXTENSION pg_trgm;
+DO $$ BEGIN
+    EXECUTE 'CREATE EXTENSION ' || (
+        SELECT min(name) FROM pg_available_extensions WHERE name IN ('pg_trgm', 'vector')  -- not every wheel has contrib
+    );
+END $$;
 GRANT SELECT ON people TO pg_monitor;
 DO $$ BEGIN
     EXECUTE format('ALTER DATABASE %I SET timezone = %L', current_database(), 'Asia/Tokyo');

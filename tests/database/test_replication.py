@@ -21,7 +21,7 @@ from runbook.wait import until
 from tasks.postgres.rates import Rate, Rates
 from tasks.postgres.replication import Slot, parse_sync_names
 from tests.database.conftest import NAME, Trial, write_environment
-from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
+from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, has_contrib, running_postgres
 
 DATABASE = "grc_db"
 
@@ -250,7 +250,8 @@ def receiver(server: PostgresServer, name: str, directory: Path) -> Iterator[Non
 
 def test_a_standby_says_that_it_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with server_with(tmp_path, monkeypatch) as primary:
-        primary.sql("CREATE EXTENSION amcheck", database=DATABASE)
+        if has_contrib():
+            primary.sql("CREATE EXTENSION amcheck", database=DATABASE)
         standby = PostgresServer()
         try:
             copy = ["-D", str(standby.data), "-R", "-c", "fast", "-X", "stream", "--no-sync", "-C", "-S", "standby_1"]
@@ -269,6 +270,7 @@ def test_a_standby_says_that_it_is_one(tmp_path: Path, monkeypatch: pytest.Monke
             assert rows[0][6].endswith("MB")  # not replayed there
             monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(write_environment(standby, DATABASE, tmp_path)))
             assert check().outcome.startswith("this server is a standby (streaming from 127.0.0.1)")
-            assert check_corruption.fn(NAME, heapallindexed=True).status is Status.OK
+            status = Status.OK if has_contrib() else Status.WARN
+            assert check_corruption.fn(NAME, heapallindexed=True).status is status
         finally:
             standby.remove()

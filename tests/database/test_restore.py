@@ -22,7 +22,8 @@ from runbook.report import Status
 from runbook.wait import until
 from tasks import catalogue, manifest
 from tasks.manifest import Manifest
-from tasks.postgres.content import compare, content_of
+from tasks.postgres.comparison import compare
+from tasks.postgres.content import content_of
 from tasks.postgres.copy import content_in
 from tasks.postgres.dump import STATISTICS_VERSION
 from tasks.stores.directory import DirectoryStore
@@ -49,7 +50,8 @@ def test_restore_brings_back_what_was_there(trial: Trial) -> None:
         "SELECT relname, last_analyze IS NOT NULL FROM pg_stat_user_tables WHERE relname IN ('people', 'answers_rest')"
     )
     carried = int(str(trial.sql("SHOW server_version_num")[0][0])) >= STATISTICS_VERSION
-    assert dict(trial.sql(analyzed)) == {"people": not carried, "answers_rest": True}, "from the dump, or else made anew"
+    from_dump = {"people": not carried, "answers_rest": True}
+    assert dict(trial.sql(analyzed)) == from_dump, "from the dump, or else made anew"
     assert trial.sql(
         "SELECT count(DISTINCT tablename) FROM pg_stats WHERE tablename IN ('people', 'answers_rest')"
     ) == [(2,)]

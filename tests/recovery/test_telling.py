@@ -20,8 +20,8 @@ from runbook.errors import OpsError
 from runbook.report import Report, Status
 from tasks.postgres.dump import GLOBALS
 from tasks.postgres.roles import create_roles
-from tasks.stores.directory import DirectoryStore
 from tasks.postgres.server import presence
+from tasks.stores.directory import DirectoryStore
 from tests.recovery.conftest import System
 from tests.servers import PostgresServer, running_postgres
 
