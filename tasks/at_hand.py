@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import re
 import shutil
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import probe
 from runbook.render import size
 from tasks import manifest as manifests
-from tasks.catalogue import AT_HAND, Backup
+from tasks.catalogue import AT_HAND, Backup, hand_of
 from tasks.encryption import decrypt_files
 from tasks.host import disk_of
+from tasks.stores.store import Store
 
 
 @probe
@@ -51,19 +53,29 @@ def _require_room(backup: Backup, stored: Path | None) -> None:
     disk = disk_of(backup.path)
     if disk.free_bytes < needed:
         raise OpsError(
-            f"{backup.name} needs {size(needed)} in {backup.store.spool} and {size(disk.free_bytes)} are free",
+            f"{backup.name} needs {size(needed)} in {backup.store.hands} and {size(disk.free_bytes)} are free",
             "free space there, or give [backups] spool more",
         )
 
 
 def put_away(backup: Backup) -> None:
-    """Remove what was brought here of a backup, and what dead runs left of theirs."""
-    spool = backup.store.spool
-    for path in spool.glob(f"{AT_HAND}*-*") if spool.is_dir() else ():
-        owner = path.name.rpartition("-")[2]
-        if path.name == f"{AT_HAND}{backup.manifest.environment}-{os.getpid()}":
-            shutil.rmtree(path / backup.name, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another backup is still at hand
-                path.rmdir()
-        elif owner.isdecimal() and not psutil.pid_exists(int(owner)):
+    """Remove what this run brought here of a backup."""
+    hand = hand_of(backup.store, backup.manifest.environment)
+    shutil.rmtree(hand / backup.name, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another backup is still at hand
+        hand.rmdir()
+
+
+def sweep(store: Store) -> None:
+    """Remove what dead processes of this host had at hand: it may be in clear."""
+    for path in store.hands.glob(f"{AT_HAND}*") if store.hands.is_dir() else ():
+        match = re.fullmatch(rf"{re.escape(AT_HAND)}.+-{re.escape(socket.gethostname())}-(\d+)-(\d+)", path.name)
+        if match and not _lives(int(match[1]), int(match[2])):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _lives(pid: int, started: int) -> bool:
+    try:
+        return abs(psutil.Process(pid).create_time() - started) < 2
+    except psutil.NoSuchProcess:
+        return False

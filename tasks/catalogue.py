@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from zoneinfo import ZoneInfo
+
+import psutil
 
 from runbook.errors import OpsError, VerificationFailed
-from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
-from runbook.wait import until
 from tasks import manifest as manifests
-from tasks.encryption import encrypt_files
 from tasks.manifest import MANIFEST, SEAL, Kind, Manifest
-from tasks.stores.directory import PARTIAL, DirectoryStore
 from tasks.stores.store import Store
 
 PREFIX: dict[Kind, str] = {
@@ -68,8 +65,10 @@ class Backup:
 
 
 def hand_of(store: Store, environment: str) -> Path:
-    """The directory of this host into which this process brings backups."""
-    return store.spool / f"{AT_HAND}{environment}-{os.getpid()}"
+    """The directory of this host into which this process brings backups: named after a process that can be told from
+    another of the same number."""
+    me = psutil.Process()
+    return store.hands / f"{AT_HAND}{environment}-{socket.gethostname()}-{me.pid}-{me.create_time():.0f}"
 
 
 def names(store: Store, kind: Kind) -> list[str]:
@@ -91,10 +90,11 @@ def open_backup(store: Store, name: str) -> Backup:
     Raises:
         VerificationFailed: its manifest is missing or altered.
     """
-    manifest = manifests.parse(name, store.read(f"{name}/{MANIFEST}"), store.read(f"{name}/{SEAL}"))
+    seal = store.read(f"{name}/{SEAL}")
+    manifest = manifests.parse(name, store.read(f"{name}/{MANIFEST}"), seal)
     local = None if manifest.clear else store.local(name)
     path = local or hand_of(store, manifest.environment) / name / "clear"
-    return Backup(path, manifest, store, _verified(store, name))
+    return Backup(path, manifest, store, _verified(store, name, seal or ""))
 
 
 def open_all(store: Store, kind: Kind) -> tuple[list[Backup], list[str]]:
@@ -113,35 +113,46 @@ def open_all(store: Store, kind: Kind) -> tuple[list[Backup], list[str]]:
     ]
 
 
-def _verified(store: Store, name: str) -> str:
-    """When a restore was proven; a file that cannot be read says nothing, and must not stand in a restore's way."""
+def _verified(store: Store, name: str, seal: str) -> str:
+    """When a restore was proven of this very manifest; a file that cannot be read says nothing, and must not stand in a
+    restore's way."""
     try:
-        return str(json.loads(store.read(f"{VERIFIED}/{name}.json") or "")["verified"])
-    except (OpsError, ValueError, KeyError, TypeError):
+        told = json.loads(store.read(f"{VERIFIED}/{name}.json") or "")
+        return str(told["verified"]) if told.get("seal", seal) == seal else ""
+    except (OpsError, ValueError, KeyError, TypeError, AttributeError):
         return ""
 
 
 @probe
-def find_backup(store: Store, kind: Kind, wanted: str = LATEST) -> Backup:
+def find_backup(store: Store, kind: Kind, wanted: str = LATEST, environment: str = "") -> Backup:
     """The backup that an operator means: `latest`, a date `YYYYMMDD` (the newest of that day), or a name.
+
+    Several environments may share a store: all but a name mean one's own. One whose manifest cannot be read may be
+    anybody's; where it is the newest, it is not passed over in silence.
 
     Raises:
         OpsError: there is none, and which there are.
         VerificationFailed: its manifest is missing or altered, and which one is before it.
     """
-    existing = names(store, kind_of(wanted, kind))
-    if wanted == LATEST:
-        chosen = existing[-1:]
-    elif re.fullmatch(r"\d{8}", wanted):
-        chosen = [name for name in existing if name.split("_")[1] == wanted][-1:]
-    else:
-        chosen = [name for name in existing if name == wanted]
+    kind = kind_of(wanted, kind)
+    if wanted in names(store, kind):
+        return open_backup(store, wanted)
+    known, unreadable = open_all(store, kind)
+    own = sorted(
+        (backup for backup in known if environment in ("", backup.manifest.environment)),
+        key=lambda backup: backup.manifest.taken,
+    )
+    day = f"_{wanted}_" if re.fullmatch(r"\d{8}", wanted) else "_" if wanted == LATEST else "nothing"
+    chosen = [backup for backup in own if day in backup.name][-1:]
+    for name in (name for name in unreadable if day in name):
+        if not chosen or name > chosen[0].name:
+            return open_backup(store, name)  # which says what is wrong with it
     if not chosen:
-        newest = ", ".join(reversed(existing[-3:])) or "none at all"
+        newest = ", ".join(backup.name for backup in reversed(own[-3:])) or "none at all"
         raise OpsError(
             f"there is no {kind} backup “{wanted[:80]}” in {store.where}", f"the newest in the store: {newest}"
         )
-    return open_backup(store, chosen[0])
+    return chosen[0]
 
 
 @probe
@@ -160,72 +171,40 @@ def find_nearest(store: Store, kind: Kind, moment: datetime, environment: str) -
     return min(found, key=lambda backup: abs((backup.manifest.taken - moment).total_seconds()))
 
 
-def earlier(store: Store, kind: Kind, name: str) -> str:
-    """The backup before one: what to offer when that one is bad. Empty when there is none."""
-    return next((other for other in reversed(names(store, kind_of(name, kind))) if other < name), "")
-
-
-@action(idempotent=True)
-def clean_unfinished(store: Store, environment: str) -> list[str]:
-    """Remove what an environment's killed backups left behind; returns their names. Its lock must be held: what it
-    does not protect, another environment's in the same store, is left alone.
-
-    One that is whole and only did not get to its store yet goes there now.
-    """
-    spool = DirectoryStore(store.spool)
-    left = spool.unfinished(environment)
-    for name in left:
-        spool.clean(environment, name)
-    for name in store.unfinished(environment):
-        if spool.local(name) != store.local(name) and name in spool.names():
-            waiting = manifests.read(store.spool / name)
-            store.offer(store.spool / name, name, waiting.files)
-        else:
-            store.clean(environment, name)
-            left.append(name)
-    return left
-
-
-def begin(store: Store, kind: Kind, environment: str, zone: ZoneInfo) -> tuple[str, Path]:
-    """A name that is free and the directory to write into, private to this user."""
-    store.spool.mkdir(parents=True, exist_ok=True)
-    taken = set(store.names()) | {path.name for path in store.spool.iterdir()}
-
-    def free_name() -> str:
-        name = f"{PREFIX[kind]}_{datetime.now(zone):%Y%m%d_%H%M%S}"
-        return "" if name in taken else name
-
-    name = until(free_name, what="a free name for the backup", seconds=5)
-    directory = store.spool / f"{PARTIAL}{environment}-{name}"
-    directory.mkdir(mode=0o700)
-    return name, directory
-
-
-@action
-def publish(store: Store, directory: Path, manifest: Manifest) -> Backup:
-    """Encrypt where the store's key says so, seal, and offer: everything is in the store before it has its name there.
-
-    Raises:
-        OpsError, Unreachable: the store cannot be written to. The backup waits in the spool; the next one takes it
-            along.
-    """
-    if store.key.recipients:
-        clear = manifest.files
-        stored = encrypt_files(directory, clear, store.key)
-        manifest = manifest.model_copy(update={"files": stored, "clear": clear, "recipients": store.key.recipients})
-    manifests.write(directory, manifest)
-    failpoint("publish: sealed")
-    store.offer(directory, manifest.name, manifest.files)
-    return open_backup(store, manifest.name)
+def earlier(backup: Backup) -> str:
+    """The same environment's backup before one: what to offer when that one is bad. Empty when there is none."""
+    manifest = backup.manifest
+    before = [
+        other
+        for other in open_all(backup.store, manifest.kind)[0]
+        if other.manifest.environment == manifest.environment and other.manifest.taken < manifest.taken
+    ]
+    return max(before, key=lambda other: other.manifest.taken).name if before else ""
 
 
 @action(idempotent=True)
 def mark_verified(store: Store, name: str, facts: dict[str, str]) -> str:
-    """Write beside a backup that a restore of it was proven, now; returns when.
+    """Write beside a backup that a restore of it was proven, now; returns when. The note is of this very manifest.
 
     Raises:
         OpsError: the store cannot be written to.
     """
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    store.write(f"{VERIFIED}/{name}.json", json.dumps({"verified": now, **facts}, ensure_ascii=False, indent=1))
+    _note(store, name, {"verified": now, "seal": store.read(f"{name}/{SEAL}") or "", **facts})
     return now
+
+
+@action(idempotent=True)
+def mark_failed(store: Store, name: str, facts: dict[str, str]) -> str:
+    """Write beside a backup that it did not stand its proof: it no longer counts as verified; returns when.
+
+    Raises:
+        OpsError: the store cannot be written to.
+    """
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    _note(store, name, {"failed": now, **facts})
+    return now
+
+
+def _note(store: Store, name: str, facts: dict[str, str]) -> None:
+    store.write(f"{VERIFIED}/{name}.json", json.dumps(facts, ensure_ascii=False, indent=1))

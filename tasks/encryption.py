@@ -50,13 +50,20 @@ NO_KEY = Key()
 
 
 def encrypt_files(directory: Path, files: Mapping[str, FileSum], key: Key) -> dict[str, FileSum]:
-    """Replace each file by its encrypted one (`<name>.age`); returns the sums of those."""
+    """Replace each file by its encrypted one (`<name>.age`); returns the sums of those.
+
+    Raises:
+        OpsError: the disk is full.
+    """
     recipients = [_recipient(text) for text in key.recipients]
 
     def encrypt(name: str) -> tuple[str, FileSum]:
         path = directory / name
         target = path.with_name(path.name + ENDING)
-        pyrage.encrypt_file(str(path), str(target), recipients)
+        try:
+            pyrage.encrypt_file(str(path), str(target), recipients)
+        except OSError as error:
+            raise OpsError(f"{path.name} cannot be encrypted: {error.strerror or error}", "make room there") from None
         path.unlink()
         return name + ENDING, sum_of(target)
 

@@ -20,7 +20,8 @@ TRANSIT = ".transit-"
 @dataclass(frozen=True)
 class Gap:
     """What a second store lacks of an environment's backups of one kind, oldest first; what it has; the names of those
-    that it has with another manifest; and the backups that were verified since their copy was made."""
+    that it has with another manifest; the backups that were verified since their copy was made; and copies whose
+    manifest cannot be read."""
 
     kind: Kind
     missing: tuple[Backup, ...]
@@ -28,6 +29,7 @@ class Gap:
     different: tuple[str, ...]
     unreadable: tuple[str, ...]
     verified_since: tuple[Backup, ...]
+    bad_copies: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,16 @@ def read_gap(first: Store, second: Store, kind: Kind, environment: str) -> Gap:
         raise OpsError(f"both stores are {first.where}", "give [copies] another place, best in another region")
     backups, unreadable = catalogue.open_all(first, kind)
     own = [backup for backup in backups if backup.manifest.environment == environment]
-    copies = {backup.name: backup for backup in catalogue.open_all(second, kind)[0]}
+    readable, bad = catalogue.open_all(second, kind)
+    copies = {backup.name: backup for backup in readable}
     return Gap(
         kind,
-        tuple(backup for backup in own if backup.name not in copies),
+        tuple(backup for backup in own if backup.name not in copies and backup.name not in bad),
         tuple(copies[backup.name] for backup in own if _equal(backup, copies.get(backup.name))),
         tuple(b.name for b in own if b.name in copies and not _equal(b, copies[b.name])),
         tuple(unreadable),
         tuple(b for b in own if b.verified and _equal(b, copies.get(b.name)) and not copies[b.name].verified),
+        tuple(backup.name for backup in own if backup.name in bad),
     )
 
 

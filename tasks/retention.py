@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from runbook.errors import OpsError
 from runbook.kinds import action, probe
 from runbook.permit import Permit
 from tasks import catalogue
@@ -27,10 +28,10 @@ class Stored:
     def doomed(self, age: timedelta, keep_verified: int) -> tuple[Backup, ...]:
         """Older than `age`, and neither among the newest verified ones nor newer than the newest of those.
 
-        While nothing is verified nothing may go: an older backup may be the only one that restores.
+        While there are not that many verified ones nothing may go: an older backup may be the only one that restores.
         """
         verified = [backup for backup in self.backups if backup.verified]
-        if not verified:
+        if len(verified) < keep_verified:
             return ()
         kept = {backup.name for backup in verified[-keep_verified:]}
         newest, limit = verified[-1].manifest.taken, datetime.now(UTC) - age
@@ -44,14 +45,37 @@ class Stored:
 
 
 @probe
+def read_stores(places: Sequence[tuple[Store, Kind]], environment: str) -> tuple[Stored | OpsError, ...]:
+    """Every offered backup of an environment in each of several stores; the error of one that cannot be listed."""
+
+    def read(store: Store, kind: Kind) -> Stored | OpsError:
+        try:
+            return _read(store, kind, environment)
+        except OpsError as error:
+            return error
+
+    return tuple(read(*place) for place in places)
+
+
+@probe
 def read_store(store: Store, kind: Kind, environment: str) -> Stored:
     """Every offered backup of an environment."""
+    return _read(store, kind, environment)
+
+
+def _read(store: Store, kind: Kind, environment: str) -> Stored:
     backups, unreadable = catalogue.open_all(store, kind)
     own = sorted(
         (backup for backup in backups if backup.manifest.environment == environment),
         key=lambda backup: backup.manifest.taken,
     )
     return Stored(kind, tuple(own), tuple(unreadable))
+
+
+@probe
+def read_backup(backup: Backup) -> tuple[str, ...]:
+    """Read a backup's files where they are, and compare them with the manifest; returns what is wrong."""
+    return tuple(backup.store.damage(backup.name, backup.manifest.files))
 
 
 @action(idempotent=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.store import note, store_for
+from flows.store import note, store_for, tidy
 from runbook.render import duration, size
 from runbook.report import Report
 from runbook.run import runbook
-from tasks import catalogue, manifest
+from tasks import manifest, publishing
 from tasks.entries import Archived
 from tasks.files import archive_files, directory_of, measure_files, read_archive_back
 from tasks.manifest import Manifest
@@ -48,8 +48,7 @@ def backup_files(environment: str) -> Report:
             expected=f"more than {size(found.bytes)}",
         )
         report.fail_if_critical()
-        if left := catalogue.clean_unfinished(store, env.name):
-            report.fact("removed unfinished backups", ", ".join(left))
+        tidy(report, env, store)
         name = _take(report, env, store)
         report.outcome = f"{name} is in the store"
         report.fact("backup", name)
@@ -59,7 +58,7 @@ def backup_files(environment: str) -> Report:
 
 def _take(report: Report, env: Environment, store: Store) -> str:
     started, taken = time.monotonic(), datetime.now(UTC)
-    name, directory = catalogue.begin(store, "files", env.name, env.zone)
+    name, directory = publishing.begin(store, "files", env.name, env.zone)
     archived = archive_files(env.application, directory)
     problems = read_archive_back(directory, archived.entries)
     report.expect(
@@ -81,7 +80,7 @@ def _take(report: Report, env: Environment, store: Store) -> str:
         files=manifest.sums_of(directory),
         content=archived.model_dump(mode="json"),
     )
-    catalogue.publish(store, directory, sealed)
+    publishing.publish(store, directory, sealed)
     _tell(report, archived, sealed, directory_of(env.application))
     return name
 

@@ -11,19 +11,18 @@ from pydantic import Field
 from blocks.environment import Environment, Stores
 from flows.database import steps, taking
 from flows.database.verification import tell_trend, verify
-from flows.store import find_prunable, note, prune, store_for, tell_backups
+from flows.store import find_prunable, note, prune, store_for, tell_backups, tidy
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.render import size
 from runbook.report import Report
 from runbook.run import runbook
-from tasks import catalogue
 from tasks.gx import process
 from tasks.manifest import Kind
 from tasks.postgres.copy import check_jobs, content_in
 from tasks.postgres.dump import Form
 from tasks.postgres.server import read_server
-from tasks.retention import DELETE, read_store
+from tasks.retention import DELETE
 
 
 @flow(name="backup-database", flow_run_name="backup-database {environment} {kind}")
@@ -59,12 +58,11 @@ def backup_database(
         taking.judge_source(report, env, server)
         taking.judge_room(report, env, store)
         report.fail_if_critical()
-        if left := catalogue.clean_unfinished(store, env.name):
-            report.fact("removed unfinished backups", ", ".join(left))
+        tidy(report, env, store)
         backup = taking.take(report, env, server, store, workers, what)
         report.outcome = f"{backup.name} is in the store"
         report.fact("backup", backup.name)
-        tell_backups(report, read_store(store, backup.manifest.kind, env.name).backups)
+        tell_backups(report, env)
         note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
     return report
 
@@ -102,6 +100,7 @@ def verify_backup(
         report.fail_if_critical()
         verify(report, env, chosen, workers)
         tell_trend(report, env)
+        tell_backups(report, env)
         report.outcome = f"{chosen.name} restores, proven by content"
     return report
 
@@ -136,11 +135,13 @@ def prune_backups(
     with runbook("Prune backups", env, confirm, changes=True) as report:
         if days < 1 or keep_verified < 1:
             raise OpsError(f"days is {days}, keep_verified is {keep_verified}", "choose 1 or more for both")
-        stored, doomed = find_prunable(report, env, kind, timedelta(days=days), keep_verified, source)
-        tell_backups(report, [backup for backup in stored.backups if backup not in doomed])
+        tidy(report, env, store_for(env, kind, source))
+        doomed = find_prunable(report, env, kind, timedelta(days=days), keep_verified, source)
         if not doomed:
+            tell_backups(report, env)
             report.outcome = "there is nothing to delete"
             return report
         permit = report.permit(*(Act(DELETE, backup.where) for backup in doomed))
         prune(report, permit, env, doomed)
+        tell_backups(report, env)
     return report

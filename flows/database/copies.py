@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.store import note, store_for
+from flows.store import note, store_for, tell_backups, tidy
 from runbook.errors import OpsError, VerificationFailed
 from runbook.render import duration, size
 from runbook.report import Report, Status
@@ -52,6 +52,7 @@ def replicate_backups(environment: str, kind: Literal["all", Kind] = "all", read
             copied += _replicate(report, env, each, read)
         report.table("Copied now", ("backup", "size", "seconds"),
                      [(one.name, size(one.bytes), f"{one.seconds:.1f}") for one in copied[-MOST_SHOWN:]])  # fmt: skip
+        tell_backups(report, env)
         whole = sum(one.bytes for one in copied)
         if copied:
             note(report, env, f"Replicated {len(copied)} - {', '.join(one.name for one in copied)}, {size(whole)}")
@@ -61,10 +62,14 @@ def replicate_backups(environment: str, kind: Literal["all", Kind] = "all", read
 
 def _replicate(report: Report, env: Environment, kind: Kind, read: Reading) -> list[Copied]:
     first, second = store_for(env, kind), store_for(env, kind, "copies")
+    tidy(report, env, second)
     gap = read_gap(first, second, kind, env.name)
     for name in gap.different:
         report.expect(f"copy of {name}", False, f"compare both manifests; one of them was altered: {first.where}, "
                       f"{second.where}", value="has another manifest", expected="the same")  # fmt: skip
+    for name in gap.bad_copies:
+        report.expect(f"copy of {name}", False, f"move it out of {second.where}, then launch this again: it is copied "
+                      "anew", value="its manifest cannot be read", expected="a readable manifest")  # fmt: skip
     for name in gap.unreadable:
         report.warn(f"manifest of {name}", f"look at it in {first.where}; it is not copied", value="cannot be read")
     copied = [one for backup in gap.missing if (one := _copy(report, backup, second))]

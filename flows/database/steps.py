@@ -51,10 +51,10 @@ def choose_backup(report: Report, env: Environment, wanted: str, source: Stores 
         OpsError: there is none.
         RunbookFailed: it is damaged; the one before is named, and what it loses.
     """
-    backup = catalogue.find_backup(store.store_for(env, "postgres", source), "postgres", wanted)
+    backup = catalogue.find_backup(store.store_for(env, "postgres", source), "postgres", wanted, env.name)
     report.fact("backup", f"{backup.name}, snapshot of {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
     problems = store.read_files(report, backup)
-    before = catalogue.earlier(backup.store, "postgres", backup.name)
+    before = catalogue.earlier(backup)
     report.expect(
         f"files of {backup.name}",
         not problems,
@@ -189,7 +189,7 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
     report.table("Proven equal to the backup", ("what", "expected", "found", "equal"), [
         (what, wanted, seen, "✅" if equal else "🛑") for what, wanted, seen, equal in comparison.proven
     ])  # fmt: skip
-    before = catalogue.earlier(backup.store, "postgres", backup.name)
+    before = catalogue.earlier(backup)
     report.expect(
         "copy equal to the backup",
         not comparison.differences,
@@ -198,6 +198,8 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
         value="; ".join(comparison.differences[:4]) or f"{expected.rows:,} rows, every definition",
         expected="every row and definition",
     )
+    if comparison.differences:
+        store.mark_failed(report, backup, comparison.differences[0])
     if comparison.differences[4:]:
         report.table("All differences", ("difference",), [(text,) for text in comparison.differences])
     if expected.not_compared:

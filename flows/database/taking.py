@@ -10,7 +10,7 @@ from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.render import duration, size
 from runbook.report import Report, Status
-from tasks import catalogue
+from tasks import publishing
 from tasks.catalogue import Backup
 from tasks.host import read_disk
 from tasks.manifest import Kind, Manifest, sums_of
@@ -20,7 +20,7 @@ from tasks.postgres.server import Server, judge_programs, read_database_bytes
 from tasks.stores.store import Store
 
 # pg_dump's directory format is smaller than the database in all but strange cases (no indexes, compressed); so is its
-# text, without the indexes. Encrypting writes each file once more, one at a time.
+# text, without the indexes. Encrypting writes each file once more, two at a time.
 SPACE_RATIO = 0.8
 KIND_OF: dict[Form, Kind] = {
     "full": "postgres",
@@ -79,7 +79,7 @@ def judge_room(report: Report, env: Environment, store: Store) -> None:
 def take(report: Report, env: Environment, server: Server, store: Store, jobs: int, what: What = FULL) -> Backup:
     """Dump, read the manifest in the same snapshot, seal, put into the store."""
     started = time.monotonic()
-    name, directory = catalogue.begin(store, KIND_OF[what.form], env.name, env.zone)
+    name, directory = publishing.begin(store, KIND_OF[what.form], env.name, env.zone)
     dump_globals(env.postgres, directory)
     dumped = dump_database(env.postgres, directory, jobs, what)
     manifest = Manifest(
@@ -93,7 +93,7 @@ def take(report: Report, env: Environment, server: Server, store: Store, jobs: i
         files=sums_of(directory),
         content=dumped.content.model_dump(mode="json"),
     )
-    backup = catalogue.publish(store, directory, manifest)
+    backup = publishing.publish(store, directory, manifest)
     _tell(report, dumped, backup)
     return backup
 

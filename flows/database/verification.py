@@ -8,8 +8,9 @@ from typing import Any
 
 from blocks.environment import Environment
 from flows.database import expectations, steps
-from flows.store import mark_verified
+from flows.store import mark_failed, mark_verified
 from runbook import render
+from runbook.errors import CommandFailed, RunbookFailed, VerificationFailed
 from runbook.render import duration
 from runbook.report import Report
 from tasks.catalogue import Backup
@@ -36,9 +37,12 @@ def verify(report: Report, env: Environment, backup: Backup, jobs: int) -> None:
         if checking:
             expectations.tell(report, checking, "on the scratch database", migrated=False)
         steps.try_application_login(report, env, scratch, after=proven)
+        report.fail_if_critical()
+    except (VerificationFailed, CommandFailed, RunbookFailed) as error:
+        mark_failed(report, backup, str(error))
+        raise
     finally:
         drop_scratch(env.postgres)
-    report.fail_if_critical()
     report.fact("restored in", duration(scratch.seconds))
     mark_verified(report, backup)
 

@@ -15,7 +15,7 @@ from runbook.permit import Act
 from runbook.render import duration, size
 from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks import catalogue
+from tasks import catalogue, publishing
 from tasks.catalogue import Backup
 from tasks.host import read_disk
 from tasks.manifest import Manifest, sums_of
@@ -51,8 +51,7 @@ def backup_redis(environment: str) -> Report:
         source = read_source(env.redis)
         judge_source(report, source, store.spool)
         report.fail_if_critical()
-        if left := catalogue.clean_unfinished(store, env.name):
-            report.fact("removed unfinished backups", ", ".join(left))
+        stores.tidy(report, env, store)
         backup = _take(env, source, store)
         _tell(report, backup)
         stores.note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
@@ -87,11 +86,11 @@ def judge_source(report: Report, source: Source, store: Path) -> None:
 
 def _take(env: Environment, source: Source, store: Store) -> Backup:
     started = time.monotonic()
-    name, directory = catalogue.begin(store, "redis", env.name, env.zone)
+    name, directory = publishing.begin(store, "redis", env.name, env.zone)
     taken = snapshot(env.redis, source, directory)
     content = read_manifest(env.redis, directory)
     sealed = _manifest(env, name, directory, taken, content, time.monotonic() - started)
-    return catalogue.publish(store, directory, sealed)
+    return publishing.publish(store, directory, sealed)
 
 
 def _manifest(
@@ -162,7 +161,7 @@ def restore_redis(environment: str, backup: str = "latest", source: Stores = "ba
     """
     env = Environment.find(environment)
     with runbook("Restore Redis", env, confirm, changes=True, rank="recovery") as report:
-        found = catalogue.find_backup(stores.store_for(env, "redis", source), "redis", backup)
+        found = catalogue.find_backup(stores.store_for(env, "redis", source), "redis", backup, env.name)
         report.fact("backup", found.name)
         stores.judge_origin(report, env, found, backup)
         report.fact("lost", f"every write after {found.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")

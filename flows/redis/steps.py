@@ -20,7 +20,7 @@ KEYS_PER_SECOND = 30_000
 
 def judge_redis(report: Report, env: Environment, backup: Backup, damage: list[str]) -> RedisFitness | None:
     """Put everything that must hold before the restore into the report; None where the backup's files are damaged."""
-    other = earlier(backup.store, "redis", backup.name)
+    other = earlier(backup)
     report.expect(
         f"files of {backup.name}",
         not damage,
@@ -76,7 +76,7 @@ def tell_redis_proof(report: Report, env: Environment, backup: Backup, copy: Red
     """
     comparison = copy.comparison
     report.table("Redis: the copy against the backup's manifest", COLUMNS, comparison.rows())
-    other = earlier(backup.store, "redis", backup.name)
+    other = earlier(backup)
     report.expect(
         "Redis copy equal to the backup",
         comparison.is_equal,

@@ -72,8 +72,11 @@ def etag_of(sums: Sequence[bytes]) -> str:
 
 def abort_unfinished(bucket: Bucket, below: str) -> int:
     """Abort the uploads that are begun and not completed below a "directory"; returns how many. Their parts cost space
-    that no listing of objects shows."""
-    found = list(_uploads(bucket, f"{below.strip('/')}/" if below else ""))
+    that no listing of objects shows. Where the policy does not let them be listed, they stay."""
+    try:
+        found = list(_uploads(bucket, f"{below.strip('/')}/" if below else ""))
+    except Refused:
+        return 0
     start = len(bucket.key(""))
     for upload in found:
         _abort(bucket, upload["Key"][start:], upload["UploadId"])

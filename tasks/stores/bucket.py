@@ -22,8 +22,8 @@ from tasks.manifest import MANIFEST, SEAL, FileSum
 from tasks.s3 import objects
 from tasks.s3.download import download_file, verify_object
 from tasks.s3.multipart import abort_unfinished
-from tasks.s3.upload import upload_files
-from tasks.stores.directory import PARTIAL, DirectoryStore
+from tasks.s3.upload import upload_file, upload_files
+from tasks.stores.directory import PARTIAL, SENT, DirectoryStore, begun_by, yields
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class BucketStore:
     bucket: Bucket
     spool: Path
     key: Key
+
+    @property
+    def hands(self) -> Path:
+        return self.spool
 
     @property
     def where(self) -> str:
@@ -55,6 +59,16 @@ class BucketStore:
     def write(self, path: str, text: str) -> None:
         objects.write_small(self.bucket, path, text.encode(), lock=False)
 
+    def claim(self, environment: str, name: str) -> bool:
+        self.write(_marker(environment, name), "")
+        if yields(environment, name, self._markers()) or self.read(f"{name}/{MANIFEST}") is not None:
+            self.forget(_marker(environment, name))
+            return False
+        return True
+
+    def _markers(self) -> list[str]:
+        return [key for key in objects.list_names(self.bucket) if key.startswith(PARTIAL)]
+
     def forget(self, path: str) -> None:
         objects.delete(self.bucket, [path])
 
@@ -63,14 +77,18 @@ class BucketStore:
         if directory != waiting:
             DirectoryStore(self.spool).offer(directory, name, files)
         self.receive(waiting, name, manifests.read(waiting).environment, files)
-        shutil.rmtree(waiting)
+        gone = self.spool / f"{SENT}{name}"
+        waiting.rename(gone)  # its name goes first: half of it must not be taken for one that waits
+        shutil.rmtree(gone)
 
     def receive(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> None:
-        self.write(_marker(environment, name), "")
-        failpoint("receive: begun")
-        self._send(source, name, files)
-        for path in (SEAL, MANIFEST):
-            objects.write_small(self.bucket, f"{name}/{path}", (source / path).read_bytes())
+        if self.read(f"{name}/{MANIFEST}") != (source / MANIFEST).read_text(encoding="utf-8"):
+            self.write(_marker(environment, name), "")
+            failpoint("receive: begun")
+            self._send(source, name, files)
+            for path in (SEAL, MANIFEST):
+                file = manifests.sum_of(source / path)
+                upload_file(self.bucket, source / path, f"{name}/{path}", file.sha256, file.bytes)
         failpoint("receive: offered")
         self.forget(_marker(environment, name))
 
@@ -132,8 +150,7 @@ class BucketStore:
         return objects.is_versioned(self.bucket)
 
     def unfinished(self, environment: str) -> list[str]:
-        start = f"{PARTIAL}{environment}-"
-        begun = {key.removeprefix(start) for key in objects.list_names(self.bucket) if key.startswith(start)}
+        begun = set(begun_by(environment, self._markers()))
         return sorted(begun | {name for name in DirectoryStore(self.spool).names() if self._is_of(environment, name)})
 
     def _is_of(self, environment: str, name: str) -> bool:
@@ -141,10 +158,13 @@ class BucketStore:
             return manifests.read(self.spool / name).environment == environment
         return False
 
-    def clean(self, environment: str, name: str) -> None:
-        abort_unfinished(self.bucket, name)  # their parts take space and stand in no listing
-        objects.delete(self.bucket, list(objects.list_objects(self.bucket, name)))
+    def clean(self, environment: str, name: str) -> bool:
+        offered = self.read(f"{name}/{MANIFEST}") is not None
+        if not offered:
+            abort_unfinished(self.bucket, name)  # their parts take space and stand in no listing
+            objects.delete(self.bucket, list(objects.list_objects(self.bucket, name)))
         self.forget(_marker(environment, name))
+        return not offered
 
 
 def _marker(environment: str, name: str) -> str:

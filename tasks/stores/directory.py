@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from tasks.host import disk_of
 from tasks.manifest import FileSum, damage
 
 PARTIAL = ".partial-"
+SENT = ".sent-"
+BAD = ".bad-"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class DirectoryStore:
 
     path: Path
     key: Key = field(default=NO_KEY)
+    hand: Path | None = None
 
     @property
     def where(self) -> str:
@@ -37,6 +40,10 @@ class DirectoryStore:
     @property
     def spool(self) -> Path:
         return self.path
+
+    @property
+    def hands(self) -> Path:
+        return self.hand or self.path
 
     def names(self) -> list[str]:
         if not self.path.is_dir():
@@ -60,6 +67,19 @@ class DirectoryStore:
         except OSError as error:
             raise OpsError(f"{target} could not be written: {error.strerror}", f"make {self.path} writable") from None
 
+    def claim(self, environment: str, name: str) -> bool:
+        """The directory to write into is the claim: whoever made his sees the other's."""
+        mine = self.path / f"{PARTIAL}{environment}-{name}"
+        try:
+            mine.mkdir(mode=0o700)
+        except FileExistsError:
+            return False
+        others = [path.name for path in self.path.glob(f"{PARTIAL}*-{name}") if path != mine]
+        if (self.path / name).exists() or yields(environment, name, others):
+            mine.rmdir()
+            return False
+        return True
+
     def forget(self, path: str) -> None:
         (self.path / path).unlink(missing_ok=True)
 
@@ -71,6 +91,8 @@ class DirectoryStore:
         sync(self.path)
 
     def receive(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> None:
+        if (self.path / name).exists():
+            raise VerificationFailed(f"{self.path / name} is there and has no readable manifest", "move it away")
         directory = self.path / f"{PARTIAL}{environment}-{name}"
         shutil.rmtree(directory, ignore_errors=True)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -103,12 +125,27 @@ class DirectoryStore:
         return False
 
     def unfinished(self, environment: str) -> list[str]:
-        pattern = re.compile(rf"{re.escape(PARTIAL + environment)}-([a-z]+_\d{{8}}_\d{{6}})")
-        found = [pattern.fullmatch(path.name) for path in sorted(self.path.iterdir())] if self.path.is_dir() else []
-        return [match[1] for match in found if match]
+        if not self.path.is_dir():
+            return []
+        return begun_by(environment, sorted(path.name for path in self.path.iterdir()))
 
-    def clean(self, environment: str, name: str) -> None:
-        shutil.rmtree(self.path / f"{PARTIAL}{environment}-{name}")
+    def clean(self, environment: str, name: str) -> bool:
+        shutil.rmtree(self.path / f"{PARTIAL}{environment}-{name}", ignore_errors=True)
+        return True
+
+
+def begun_by(environment: str, markers: Iterable[str]) -> list[str]:
+    """The names of the backups that an environment began, of markers `.partial-<environment>-<name>`."""
+    pattern = re.compile(rf"{re.escape(PARTIAL + environment)}-([a-z]+_\d{{8}}_\d{{6}})")
+    return [match[1] for marker in markers if (match := pattern.fullmatch(marker))]
+
+
+def yields(environment: str, name: str, markers: Iterable[str]) -> bool:
+    """Whether an environment leaves a name to another one that takes it in the same second. Each makes its marker
+    first, then looks for others': one of them sees both at least, and both decide alike."""
+    ending = f"-{name}"
+    others = {marker.removeprefix(PARTIAL).removesuffix(ending) for marker in markers if marker.endswith(ending)}
+    return any(other < environment for other in others - {environment})
 
 
 def sync(path: Path) -> None:

@@ -31,7 +31,11 @@ class Store(Protocol):
 
     @property
     def spool(self) -> Path:
-        """The directory of this host in which backups are made, and brought to be read."""
+        """The directory of this host in which backups are made."""
+
+    @property
+    def hands(self) -> Path:
+        """The directory of this host into which backups are brought to be read, in clear."""
 
     @property
     def key(self) -> Key:
@@ -53,6 +57,9 @@ class Store(Protocol):
         Raises:
             OpsError: the store cannot be written to.
         """
+
+    def claim(self, environment: str, name: str) -> bool:
+        """Take a name for a backup that is being made; false where another environment has it, or takes it now."""
 
     def forget(self, path: str) -> None:
         """Take a small text away again."""
@@ -96,8 +103,8 @@ class Store(Protocol):
     def unfinished(self, environment: str) -> list[str]:
         """Backups of an environment that were begun here and never offered."""
 
-    def clean(self, environment: str, name: str) -> None:
-        """Remove what an unfinished one left."""
+    def clean(self, environment: str, name: str) -> bool:
+        """Remove what an unfinished one left; false where it turns out to be whole and offered: that stays."""
 
 
 def store_of(backups: Backups, kind: Kind) -> Store:
@@ -110,4 +117,4 @@ def store_of(backups: Backups, kind: Kind) -> Store:
     key = Key.of(backups.recipients, backups.identity.get_secret_value())
     if place.startswith("s3://"):
         return BucketStore(backups.bucket(place), Path(backups.spool) / RESOURCE[kind], key)
-    return DirectoryStore(Path(place), key)
+    return DirectoryStore(Path(place), key, Path(backups.spool) / RESOURCE[kind])

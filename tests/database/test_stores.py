@@ -18,7 +18,9 @@ from flows.database.backup import backup_database, prune_backups, verify_backup
 from flows.database.copies import replicate_backups
 from flows.database.restore import restore_database
 from runbook.errors import RunbookFailed
+from runbook.permit import Act, Permit
 from tasks import catalogue
+from tasks.retention import DELETE, delete_backups
 from tasks.s3 import objects
 from tasks.stores.store import store_of
 from tests.database.conftest import NAME, Trial
@@ -195,6 +197,13 @@ def test_a_locked_backup_stays_whatever_is_pruned(trial: Trial, moto: S3Server) 
     with pytest.raises(client.exceptions.ClientError, match="AccessDenied"):
         client.delete_object(**place, VersionId=head["VersionId"])
     assert verify_backup.fn(NAME).status in GOOD
+    store = store_of(trial.environment.backups, "postgres")
+    permit = Permit(NAME, (Act(DELETE, catalogue.open_backup(store, names(trial)[0]).where),))
+    delete_backups.work(permit, NAME, [catalogue.open_backup(store, names(trial)[0])])
+    assert names(trial) == [], "out of sight"
+    kept = client.get_object(**place, VersionId=head["VersionId"])["Body"].read()
+    assert b'"kind": "postgres"' in kept, "and still there"
+    assert store.keeps_deleted()
 
 
 def encrypted(trial: Trial, *recipients: x25519.Identity) -> None:
@@ -306,3 +315,119 @@ def test_there_must_be_a_second_place(trial: Trial) -> None:
     configure(trial, "copies", postgres=str(trial.store), redis="/nowhere/r", files="/nowhere/f")
     with pytest.raises(RunbookFailed, match="both stores are"):
         replicate_backups.fn(NAME)
+
+
+def test_a_marker_that_was_left_never_takes_an_offered_backup_along(trial: Trial, gateway: S3Server) -> None:
+    """Killed after the manifest was written; then the spool is lost with its host."""
+    in_bucket(trial, gateway.bucket())
+    killed("receive: offered")
+    first = names(trial)
+    assert len(first) == 1
+    shutil.rmtree(trial.reports.parent / "spool")
+    backup_database.fn(NAME)
+    assert names(trial)[0] == first[0]
+    assert len(names(trial)) == 2
+    assert store_of(trial.environment.backups, "postgres").unfinished(NAME) == []
+
+
+def test_copies_killed_at_their_end_survive_becoming_the_first_place(trial: Trial, gateway: S3Server) -> None:
+    bucket = gateway.bucket()
+    in_bucket(trial, bucket, "copies")
+    backup_database.fn(NAME)
+    killed("receive: offered", "flows.database.copies.replicate_backups")
+    [copy] = names(trial, "copies")
+    shutil.rmtree(trial.store)
+    in_bucket(trial, bucket)
+    backup_database.fn(NAME)
+    assert copy in names(trial)
+
+
+def test_killed_while_its_spool_is_emptied_nothing_is_lost_and_nothing_stuck(trial: Trial, gateway: S3Server) -> None:
+    in_bucket(trial, gateway.bucket())
+    backup_database.fn(NAME)
+    spool = trial.reports.parent / "spool" / "postgres"
+    (spool / ".sent-backup_20260101_000000").mkdir()
+    backup_database.fn(NAME)
+    assert len(names(trial)) == 2
+    assert spooled(trial) == []
+
+
+def test_one_that_was_damaged_while_it_waited_keeps_no_other_from_being_taken(trial: Trial, gateway: S3Server) -> None:
+    in_bucket(trial, gateway.bucket())
+    killed("receive: begun")
+    spool = trial.reports.parent / "spool" / "postgres"
+    [waiting] = [path for path in spool.iterdir() if not path.name.startswith(".")]
+    flip(max((waiting / "dump").iterdir(), key=lambda path: path.stat().st_size))
+    report = backup_database.fn(NAME)
+    assert names(trial) == [report.facts["backup"]]
+    assert any("waited to be sent and is damaged" in found.name for found in report.findings)
+    assert [path.name for path in spool.iterdir()] == [f".bad-{waiting.name}"]
+    again = backup_database.fn(NAME)
+    assert len(names(trial)) == 2
+    assert not any("damaged" in found.name for found in again.findings)
+
+
+def test_one_that_was_sent_late_has_its_line_in_the_log(trial: Trial, gateway: S3Server) -> None:
+    in_bucket(trial, gateway.bucket())
+    killed("receive: begun")
+    backup_database.fn(NAME)
+    log = Path(trial.environment.logs.backup).read_text()
+    assert [log.count(f"Backup completed - {name}") for name in names(trial)] == [1, 1]
+
+
+def test_environments_in_one_bucket_leave_each_other_alone(trial: Trial, gateway: S3Server) -> None:
+    in_bucket(trial, gateway.bucket())
+    store = store_of(trial.environment.backups, "postgres")
+    name = "backup_20260101_030000"
+    assert store.claim(f"{NAME}-eu", name)
+    assert store.unfinished(NAME) == []
+    assert store.unfinished(f"{NAME}-eu") == [name]
+    assert store.claim("a-first", name)
+    assert not store.claim("z-last", name), "in the same second: it takes the next one"
+    backup_database.fn(NAME)
+    assert store.unfinished(f"{NAME}-eu") == [name]
+
+
+def test_nothing_in_clear_outlives_a_killed_run(trial: Trial) -> None:
+    encrypted(trial)
+    configure(trial, "backups", spool=str(trial.reports.parent / "spool"))
+    backup_database.fn(NAME)
+    killed("after verify_files", "flows.database.backup.verify_backup")
+    spool = trial.reports.parent / "spool" / "postgres"
+    assert list(spool.glob(".at-hand-*/*/clear/*")), "it was in clear when it was killed"
+    assert not list(trial.store.glob(".at-hand-*")), "never in the store itself"
+    backup_database.fn(NAME, kind="schema")
+    assert not list(spool.glob(".at-hand-*"))
+
+
+def test_a_backup_that_cannot_be_encrypted_leaves_nothing_in_clear(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encrypted(trial)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pyrage.encrypt_file", full)
+    with pytest.raises(RunbookFailed, match="cannot be encrypted: No space left.*make room"):
+        backup_database.fn(NAME)
+    assert not list(trial.store.iterdir())
+
+
+def test_a_second_place_is_tidied_and_a_copy_without_manifest_told(trial: Trial) -> None:
+    copies = trial.store.parent / "copies"
+    configure(trial, "copies", postgres=str(copies))
+    backup_database.fn(NAME)
+    killed("receive: copied", "flows.database.copies.replicate_backups")
+    assert list(copies.glob(".partial-*"))
+    [name] = names(trial)
+    shutil.copytree(trial.store / name, copies / name)
+    (copies / name / "manifest.json").unlink()
+    backup_database.fn(NAME)
+    with pytest.raises(RunbookFailed, match=f"copy of {name}: its manifest cannot be read.*move it out"):
+        replicate_backups.fn(NAME)
+    assert not list(copies.glob(".partial-*"))
+    assert len(list(copies.iterdir())) == 2, "one bad copy keeps no other from being made"
+    shutil.rmtree(copies / name)
+    assert replicate_backups.fn(NAME).status in GOOD
+    assert names(trial, "copies") == names(trial)

@@ -88,7 +88,14 @@ def test_the_safe_rule(trial: Trial) -> None:
     plan = prune_backups.fn(NAME, keep_verified=2)
     assert plan.status is Status.PLANNED
     assert [step.detail.split(",")[0] for step in plan.plan_steps] == [oldest]
-    assert set(catalogue.names(DirectoryStore(trial.store), "postgres")) == {today, unverified, old, older, oldest, stranger}
+    assert set(catalogue.names(DirectoryStore(trial.store), "postgres")) == {
+        today,
+        unverified,
+        old,
+        older,
+        oldest,
+        stranger,
+    }
     report = prune_backups.fn(NAME, keep_verified=2, confirm=NAME)
     assert report.status is Status.OK
     assert set(catalogue.names(DirectoryStore(trial.store), "postgres")) == {today, unverified, old, older, stranger}
@@ -116,7 +123,7 @@ def test_killed_between_name_and_files_the_rest_goes_with_the_next_backup(trial:
     backup_database.fn(NAME)
     catalogue.mark_verified.work(DirectoryStore(trial.store), newest_path(trial).name, {"by": "test"})
     doomed = aged(trial, 40)
-    code = f"from flows.database.backup import prune_backups; prune_backups.fn({NAME!r}, confirm={NAME!r})"
+    code = f"from flows.database.backup import prune_backups; prune_backups.fn({NAME!r}, keep_verified=1, confirm={NAME!r})"
     environment = {**os.environ, "OPS_FAILPOINT": "prune: renamed"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, timeout=60)
     assert done.returncode == -signal.SIGKILL
@@ -124,3 +131,60 @@ def test_killed_between_name_and_files_the_rest_goes_with_the_next_backup(trial:
     assert list(trial.store.glob(".partial-*"))
     backup_database.fn(NAME)
     assert not list(trial.store.glob(".partial-*"))
+
+
+def test_while_there_are_fewer_verified_ones_than_are_to_stay_none_goes(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    aged(trial, 40, verified=True)
+    aged(trial, 60)
+    before = catalogue.names(DirectoryStore(trial.store), "postgres")
+    report = prune_backups.fn(NAME, keep_verified=2, confirm=NAME)
+    assert report.outcome == "there is nothing to delete"
+    assert any(found.name == "verified backups" and found.value == "1" for found in report.findings)
+    assert catalogue.names(DirectoryStore(trial.store), "postgres") == before
+
+
+def test_what_went_bad_since_it_was_verified_stands_in_for_nothing(trial: Trial) -> None:
+    """The manual's trap: the last good copy goes by age while the newer ones are bad."""
+    backup_database.fn(NAME)
+    good, bad = aged(trial, 60, verified=True), aged(trial, 40, verified=True)
+    flip(largest(trial.store / bad))
+    with pytest.raises(RunbookFailed, match=f"files of {bad}, the newest that is verified.*SHA-256"):
+        prune_backups.fn(NAME, keep_verified=1, confirm=NAME)
+    assert good in catalogue.names(DirectoryStore(trial.store), "postgres")
+    assert not catalogue.open_backup(DirectoryStore(trial.store), bad).verified, "it counts no longer"
+    assert prune_backups.fn(NAME, keep_verified=1, confirm=NAME).outcome == "there is nothing to delete"
+
+
+def test_a_failed_verification_takes_the_note_back(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    verify_backup.fn(NAME)
+    assert newest(trial).verified
+    reseal(newest_path(trial), lambda m: m["content"]["tables"]["public.people"].update(rows=1999))
+    assert not newest(trial).verified, "the note was of another manifest"
+    catalogue.mark_verified.work(DirectoryStore(trial.store), newest_path(trial).name, {"by": "test"})
+    with pytest.raises(RunbookFailed, match="1,999"):
+        verify_backup.fn(NAME)
+    assert not newest(trial).verified
+
+
+def test_in_a_shared_store_latest_is_one_s_own(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    mine = newest_path(trial).name
+    stranger = aged(trial, -0.001, environment="staging")
+    found = catalogue.open_all(DirectoryStore(trial.store), "postgres")[0]
+    assert max(found, key=lambda backup: backup.manifest.taken).name == stranger
+    assert verify_backup.fn(NAME).facts["backup"].startswith(mine)
+    assert verify_backup.fn(NAME, backup=mine.split("_")[1]).facts["backup"].startswith(mine)
+
+
+def test_a_name_is_taken_once(trial: Trial) -> None:
+    """Two environments in one store, in the same second: whoever comes first in the alphabet has it."""
+    trial.store.mkdir(parents=True)
+    store = DirectoryStore(trial.store)
+    assert store.claim("staging", "backup_20260101_030000")
+    assert store.claim("production", "backup_20260101_030000"), "it sees the other, and has the right"
+    assert not store.claim("testing", "backup_20260101_030000")
+    assert not store.claim("production", "backup_20260101_030000"), "not even twice"
+    (trial.store / "backup_20260101_040000").mkdir()
+    assert not store.claim("production", "backup_20260101_040000"), "offered already"
