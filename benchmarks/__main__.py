@@ -29,6 +29,7 @@ def main() -> int:
     """0 also where a bar is missed: it is a measurement. 1 where it could not be measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="both sides of every ratio, in one run")
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the database (default: 1000)")
+    parser.add_argument("--only", choices=["chapter"], default="", help="the database chapter alone (§1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     chosen = parser.parse_args()
     tell = progress(lambda line: print(line, file=sys.stderr, flush=True))
@@ -37,7 +38,7 @@ def main() -> int:
             from benchmarks.suite import Suite  # imports Prefect, which reads its settings when it is imported
 
             suite = Suite(up(), os.environ["OPS_APPLICATION_PASSWORD"])
-            suite.run()
+            suite.run(chosen.only)
     except (OpsError, psycopg.Error, httpx.HTTPError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -49,7 +50,8 @@ def main() -> int:
 
 def _show(suite: Suite, megabytes: int, path: Path | None) -> None:
     print(f"{megabytes} MB of data, {os.cpu_count()} cores, medians\n\n{as_table(suite.figures)}\n")
-    print(f"Where a full restore spends its time:\n\n{_profile(suite.profile)}\n")
+    if suite.profile:
+        print(f"Where a full restore spends its time:\n\n{_profile(suite.profile)}\n")
     missed = [figure.name for figure in suite.figures if figure.holds is False]
     print(f"{len(missed)} bars are missed: {'; '.join(missed)}" if missed else "every bar holds")
     if path:

@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from benchmarks.peers import Peers
 from benchmarks.place import DATABASE, NAME, Called, Place
 from lab.layout import CHECKOUT
 from runbook import shell
+from runbook.errors import OpsError
 from tests.s3.servers import ACCESS_KEY, SECRET_KEY, S3Server, running_gateway
 
 ROUNDS = 2
+S3_ROUNDS = 3
+S3_BAR = 1.25
 OVERHEAD_SECONDS = 3.0
 VERIFY = "flows.database.backup:verify_backup"
 VACUUM = "flows.database.vacuum:vacuum_database"
@@ -59,42 +63,66 @@ class Chapter:
 
     def upkeep(self) -> list[Figure]:
         """Seconds beyond those of the programs for it."""
-        sides: tuple[tuple[str, str, dict[str, Any], list[str]], ...] = (
-            ("vacuum_database", VACUUM, {"mode": "plain_analyze", "jobs": 2}, ["vacuumdb", "--analyze", "-j2"]),
-            (
-                "rebuild_indexes",
-                REINDEX,
-                {"everything": True, "jobs": 2, "confirm": NAME},
-                ["reindexdb", "--concurrently", "-j2"],
-            ),
-        )
-        found = []
-        for name, flow, parameters, program in sides:
-            ours, peer = [], []
-            for number in range(ROUNDS):
-                self.place.settle(self.rows)
+        vacuum, vacuumdb = {"mode": "plain_analyze", "jobs": 2}, ["vacuumdb", "--analyze", "-j2"]
+        reindex = {"everything": True, "jobs": 2, "confirm": NAME}
+        return [
+            self._against(VACUUM, vacuum, vacuumdb, dead=True),
+            self._against(REINDEX, reindex, ["reindexdb", "--concurrently", "-j2"]),
+        ]
+
+    def _against(self, flow: str, parameters: dict[str, Any], program: list[str], *, dead: bool = False) -> Figure:
+        """A flow and a program in turns; `dead`: dead rows are made before each, or both would find nothing to do."""
+        name, made = flow.rpartition(":")[2], list[int]()
+        ours, peer = [], []
+        for number in range(ROUNDS):
+            with self._settled(made, dead=dead):
                 ours.append(self.place.call(flow, **parameters).seconds)
-                self.place.settle(self.rows)
+            with self._settled(made, dead=dead):
                 peer.append(self.peers.run([*program, "-d", DATABASE]))
-                self.place.tell(f"{name} {number + 1}: ours {ours[-1]:.1f} s, {program[0]} {peer[-1]:.1f} s")
-            mine, other = statistics.median(ours), statistics.median(peer)
-            what = f"{name} − {' '.join(program)}"
-            found.append(Figure(what, mine - other, OVERHEAD_SECONDS, mine, other, unit="s"))
-        return found
+            self.place.tell(f"{name} {number + 1}: ours {ours[-1]:.1f} s, {program[0]} {peer[-1]:.1f} s")
+        mine, other = statistics.median(ours), statistics.median(peer)
+        rows = f" ({statistics.median(made):,.0f} dead rows each)" if dead else ""
+        return Figure(f"{name} − {' '.join(program)}{rows}", mine - other, OVERHEAD_SECONDS, mine, other, unit="s")
+
+    @contextmanager
+    def _settled(self, made: list[int], *, dead: bool) -> Iterator[None]:
+        """The same start, and with `dead` the same dead rows, for the block, which has to remove them.
+
+        Raises:
+            OpsError: there were none, or they are still there: no vacuum was measured.
+        """
+        self.place.settle(self.rows)
+        if dead:
+            made.append(self.place.make_dead_rows())
+        yield
+        if dead and not self.place.dead_rows() < made[-1] / 10:
+            raise OpsError(f"{self.place.dead_rows()} of {made[-1]} dead rows are left", "look for old transactions")
 
     def s3(self) -> list[Figure]:
-        """The step that sends a backup, against `aws s3 cp` of the same files to the same server."""
+        """A backup sent to a gateway of its own each time: by `replicate_backups`, and by `aws s3 cp`."""
         _install_aws()
-        ours, peer = [], []
-        with running_gateway() as server:
-            for number in range(ROUNDS):
+        stored = self._keep_newest()
+        megabytes = sum(path.stat().st_size for path in stored.rglob("*") if path.is_file()) / 1e6
+        ours: list[Called] = []
+        peer, starting = [], []
+        for number in range(S3_ROUNDS):
+            with running_gateway() as server:
                 ours.append(self._replicate(server))
-                peer.append(self._copy(server))
-                self.place.tell(f"S3 {number + 1}: ours {ours[-1]:.1f} s, aws s3 cp {peer[-1]:.1f} s")
-        # At least 0.8 of its speed is at most 1.25 of its time.
-        return [Figure.ratio("S3 upload ÷ aws s3 cp (0.8 × its speed is 1.25)", ours, peer, 1.25)]
+            with running_gateway() as server:
+                peer.append(self._copy(server, stored))
+            starting.append(shell.run([AWS / "bin" / "aws", "--version"]).seconds)
+            self.place.tell(f"S3 {number + 1}: ours {ours[-1].step('copy_backup'):.1f} s of {ours[-1].seconds:.1f} s, "
+                            f"aws s3 cp {peer[-1]:.1f} s")  # fmt: skip
+        return s3_figures(ours, peer, starting, megabytes)
 
-    def _replicate(self, server: S3Server) -> float:
+    def _keep_newest(self) -> Path:
+        """The newest backup, which stays alone in the store: it is what both sides send."""
+        *older, newest = sorted(Path(self.place.status["stores"]["postgres"]).glob("backup_*"))
+        for path in older:
+            shutil.rmtree(path)
+        return newest
+
+    def _replicate(self, server: S3Server) -> Called:
         bucket = server.bucket()
         text = Path(os.environ["OPS_ENVIRONMENT_FILE"]).read_text(encoding="utf-8")
         place = f"s3://{bucket.bucket}/{bucket.prefix}"
@@ -106,31 +134,39 @@ class Chapter:
         kept = {"OPS_ENVIRONMENT_FILE": os.environ["OPS_ENVIRONMENT_FILE"]}
         os.environ.update(OPS_ENVIRONMENT_FILE=str(changed), OPS_BENCH_S3_SECRET=SECRET_KEY)
         try:
-            called = self.place.call(REPLICATE, direct=True, kind="postgres")
+            return self.place.call(REPLICATE, direct=True, kind="postgres")
         finally:
             os.environ.update(kept)
-        return called.step("copy_backup")
 
-    def _copy(self, server: S3Server) -> float:
+    def _copy(self, server: S3Server, stored: Path) -> float:
         bucket = server.bucket()
-        stored = sorted(Path(self.place.status["stores"]["postgres"]).glob("backup_*"))
         environment = {
             "AWS_ACCESS_KEY_ID": ACCESS_KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
             "AWS_DEFAULT_REGION": "us-east-1",
         }
-        argv: list[str | Path] = [
-            AWS / "bin" / "aws",
-            "--endpoint-url",
-            server.endpoint,
-            "s3",
-            "cp",
-            "--recursive",
-            "--only-show-errors",
-        ]
-        copies = (shell.run([*argv, path, f"s3://{bucket.bucket}/{path.name}"], environment=environment)
-                  for path in stored)  # fmt: skip
-        return sum(copy.seconds for copy in copies)
+        options = ["--endpoint-url", server.endpoint, "s3", "cp", "--recursive", "--only-show-errors"]
+        argv: list[str | Path] = [AWS / "bin" / "aws", *options, stored, f"s3://{bucket.bucket}/{stored.name}"]
+        return shell.run(argv, environment=environment).seconds
+
+
+def s3_figures(
+    ours: Sequence[Called], peer: Sequence[float], starting: Sequence[float], megabytes: float
+) -> list[Figure]:
+    """At least 0.8 of its speed is at most 1.25 of its time. Our seconds are those of a flow whose modules are
+    imported; so the program's start-up is taken off in the line that is stricter for us, and both lines have the bar.
+    """
+    start = statistics.median(starting)
+    sent = [call.step("copy_backup") for call in ours]
+    copied = [seconds - start for seconds in peer]
+    return [
+        Figure.ratio(f"S3: copy_backup, the step of replicate_backups that hashes and sends a backup of "
+                     f"{megabytes:.0f} MB ÷ aws s3 cp --recursive (0.8 × its speed)", sent, peer, S3_BAR),
+        Figure.ratio(f"… ÷ aws s3 cp without its start-up (aws --version: {start:.2f} s)", sent, copied, S3_BAR),
+        Figure.ratio("… the whole replicate_backups: comparing stores, sending, reading all back by SHA-256, "
+                     "reporting ÷ aws s3 cp, which only sends", [call.seconds for call in ours], peer),
+        Figure.seconds("… of that, reading back (prove_copy)", [call.step("prove_copy") for call in ours]),
+    ]  # fmt: skip
 
 
 def _install_aws() -> None:

@@ -32,6 +32,14 @@ DATABASE = "grc_db"
 SPACE_RATIO = 9
 TABLES = ("users", "interview_sessions", "interview_messages", "evaluations", "audit_events")
 SMOKE_ROWS = 10
+# Every 25th row: less than what calls autovacuum or autoanalyze (5 % in the lab), which would take a side's work away.
+MAKE_DEAD = (
+    "UPDATE public.interview_messages SET id = id WHERE hashtext(id::text) % 25 = 0",
+    "UPDATE public.audit_events SET id = id WHERE hashtext(id::text) % 25 = 0",
+)
+DEAD = """
+SELECT coalesce(sum(n_dead_tup), 0) FROM pg_stat_user_tables WHERE relname IN ('interview_messages', 'audit_events')
+"""
 _BASE = "OPS_LAB_BASE"
 
 
@@ -112,6 +120,21 @@ class Place:
         self.sql("VACUUM (ANALYZE)", DATABASE)
         self.sql("CHECKPOINT")
         os.sync()
+
+    def make_dead_rows(self) -> int:
+        """Something to vacuum: the same rows of two tables are written anew, all over their pages; returns how many.
+
+        No row is added or removed. Between two calls `settle` vacuums, so that each side finds as much.
+        """
+        for statement in MAKE_DEAD:
+            self.sql(statement, DATABASE)
+        self.sql("CHECKPOINT")
+        os.sync()
+        return self.dead_rows()
+
+    def dead_rows(self) -> int:
+        """Dead rows of those tables, as PostgreSQL's statistics count them."""
+        return int(self.sql(DEAD, DATABASE)[0][0])
 
     def require_healthy(self) -> None:
         """Backend and frontend answer well.

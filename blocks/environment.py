@@ -90,6 +90,11 @@ class Environment(Block):
         return cast(Postgres, self._part("postgres"))
 
     @property
+    def standby(self) -> Postgres:
+        """A server that streams from the database server, where there is one (`has("standby")`)."""
+        return cast(Postgres, self._part("standby"))
+
+    @property
     def redis(self) -> Redis:
         """The Redis or Valkey server."""
         return cast(Redis, self._part("redis"))

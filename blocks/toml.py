@@ -24,6 +24,7 @@ from runbook.errors import OpsError
 DIRECTORY = Path(__file__).parent.parent / "deployments" / "environments"
 PARTS: dict[str, type[Block]] = {
     "postgres": Postgres,
+    "standby": Postgres,
     "redis": Redis,
     "backups": Backups,
     "copies": Backups,
@@ -105,7 +106,7 @@ def read(path: Path) -> Environment:
 
 def _document(part: str, name: str) -> str:
     """The name of a part's block: the environment's, but where it has two blocks of that type."""
-    return f"{name}-{part}" if part == "copies" else name
+    return f"{name}-{part}" if part in ("copies", "standby") else name
 
 
 def _table(path: Path, section: str, value: object) -> dict[str, Any]:

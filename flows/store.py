@@ -78,7 +78,8 @@ def mark_verified(report: Report, backup: Backup) -> None:
     try:
         catalogue.mark_verified(backup.store, backup.name, {"by": report.runbook, "at": report.started_at})
     except OpsError as error:
-        report.warn("note in the catalogue", error.hint, value=error.message)
+        what = f"that it is verified could not be noted: {error.message}"
+        report.warn("note in the catalogue", error.hint, value=what)
 
 
 def mark_failed(report: Report, backup: Backup, reason: str) -> None:

@@ -149,8 +149,10 @@ def find_backup(store: Store, kind: Kind, wanted: str = LATEST, environment: str
             return open_backup(store, name)  # which says what is wrong with it
     if not chosen:
         newest = ", ".join(backup.name for backup in reversed(own[-3:])) or "none at all"
+        others = [backup for backup in known if backup not in own]
+        more = f"; another environment's is taken by its name only, e.g. {others[-1].name}" if others else ""
         raise OpsError(
-            f"there is no {kind} backup “{wanted[:80]}” in {store.where}", f"the newest in the store: {newest}"
+            f"there is no {kind} backup “{wanted[:80]}” in {store.where}", f"the newest in the store: {newest}{more}"
         )
     return chosen[0]
 

@@ -7,6 +7,7 @@ on, and all share one Prefect server, which the controller stops at the end.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -48,7 +49,8 @@ def _own_base() -> Path | None:
     runs = base_directory() / ".tests"
     for left in runs.glob("*"):  # of runs that were killed
         if left.name.isdecimal() and not psutil.pid_exists(int(left.name)):
-            _remove(left)
+            with contextlib.suppress(FileNotFoundError):  # another run that begins now removes it too
+                _remove(left)
     os.environ[_BASE] = str(runs / str(os.getpid()))
     return Path(os.environ[_BASE])
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from blocks.environment import Environment
+from flows.database.setting_steps import find_overrides, judge_setting
 from runbook.render import size
 from runbook.report import Report, Status
 from tasks.postgres.autovacuum import Activity, Autovacuum
+from tasks.postgres.recommended import AUTOVACUUM
+from tasks.postgres.settings import read_settings
 from tasks.postgres.upkeep import MOST_SHOWN
 from tasks.postgres.vacuum import WRAPAROUND_XIDS
 
@@ -13,18 +17,13 @@ MOSTLY_DEAD = 0.5
 FREEZE_IS_LATE, WRAPAROUND_IS_NEAR = 1.25, 1_000_000_000
 
 
-def judge_settings(report: Report, found: Autovacuum) -> None:
-    """Each of §1.3's; autovacuum off is critical."""
-    for setting in found.settings:
-        name = setting.recommended.name
-        report.expect(
-            name,
-            setting.is_well,
-            setting.change,
-            value=setting.shown + (" (another value waits for a restart)" if setting.pending_restart else ""),
-            expected=setting.recommended.shown,
-            otherwise=Status.CRITICAL if name == "autovacuum" else Status.WARN,
-        )
+def judge_settings(report: Report, env: Environment, found: Autovacuum) -> None:
+    """Each of §1.3's, as check-postgres-settings judges it; off is critical."""
+    settings = read_settings(env.postgres)
+    overrides = find_overrides(env, settings)
+    for name in AUTOVACUUM:
+        if name in settings.by_name:
+            judge_setting(report, settings.by_name[name], overrides)
     report.expect(
         "track_counts",
         found.counted,

@@ -6,21 +6,28 @@ from dataclasses import dataclass
 
 from blocks.environment import Environment, Stores
 from blocks.postgres import execute
-from flows.database import expectations, steps
+from flows.database import foreign, steps
 from flows.store import store_for
 from runbook.errors import OpsError
 from runbook.permit import Act
-from runbook.render import duration, size
+from runbook.render import duration
 from runbook.report import Report, Status
 from tasks.catalogue import Backup
-from tasks.postgres.content import read_counts
-from tasks.postgres.copy import MAKE, REPLACE, Copy, content_in, copy_name, dump_in, oid_of
+from tasks.postgres.copy import (
+    MAKE,
+    REPLACE,
+    Copy,
+    building_name,
+    content_in,
+    copy_name,
+    dump_in,
+    is_reserved,
+    oid_of,
+)
 from tasks.postgres.fill import Source
 from tasks.postgres.foreign import ForeignDump, is_foreign, read_foreign
 from tasks.postgres.properties import Properties, read_properties
 from tasks.postgres.server import Server
-
-MOST_TABLES = 50
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,9 @@ def choose(report: Report, env: Environment, wanted: str, which: Stores, into: s
         RunbookFailed: it is damaged.
     """
     if is_foreign(wanted):
-        return _choose_foreign(report, env, wanted, which, server)
+        found = read_foreign(env.postgres, store_for(env, "postgres", which).spool, wanted)
+        foreign.judge(report, env, found, into, server)
+        return Restorable(found.name, found.source, _properties(env), found.estimate_bytes, None, found)
     backup = steps.choose_backup(report, env, wanted, which)
     content = content_in(backup)
     report.expect(
@@ -58,26 +67,6 @@ def choose(report: Report, env: Environment, wanted: str, which: Stores, into: s
                     value="left out", expected="none is missing")  # fmt: skip
     steps.judge_server(report, env, backup, server)
     return Restorable(backup.name, dump_in(backup), content.properties, content.bytes, backup)
-
-
-def _choose_foreign(report: Report, env: Environment, wanted: str, which: Stores, server: Server) -> Restorable:
-    found = read_foreign(env.postgres, store_for(env, "postgres", which).spool, wanted)
-    report.fact("dump", f"{found.path}, written {found.written:%Y-%m-%d %H:%M:%S UTC}")
-    report.warn(
-        "no manifest",
-        "it cannot be proven; take backups with backup-database: those can",
-        value=f"{found.name} is a file of {size(found.path.stat().st_size)} and no more",
-        expected="a backup with a manifest",
-    )
-    report.expect("end of the dump", found.complete, "take another: pg_dump did not end, rows are missing",
-                  value="there" if found.complete else "missing", expected="pg_dump's last line")  # fmt: skip
-    report.expect("server version", found.major <= server.major, f"restore to PostgreSQL {found.major} or newer",
-                  value=server.text, expected=f"{found.major or 'not stated'} or newer")  # fmt: skip
-    if found.database not in ("", env.postgres.database):
-        report.warn("database in the dump", "make sure that this is meant", value=found.database,
-                    expected=env.postgres.database)  # fmt: skip
-    report.fail_if_critical()
-    return Restorable(found.name, found.source, _properties(env), found.estimate_bytes, None, found)
 
 
 def _properties(env: Environment) -> Properties:
@@ -98,14 +87,23 @@ def judge_name(report: Report, env: Environment, into: str) -> None:
     """
     if not into.strip() or len(into.encode()) > 63 or "\0" in into:
         raise OpsError(f"“{into[:80]}” cannot name a database", "choose a name of at most 63 bytes")
-    reserved = into.startswith(env.postgres.database + "__") or into == env.postgres.maintenance_database
+    live = env.postgres.database
     with env.postgres.connect() as connection:
         taken = bool(oid_of(connection, into))
+    reserved = (
+        into.startswith(live + "__")
+        or into == env.postgres.maintenance_database
+        or is_reserved(into)
+        or live in (copy_name(into), building_name(live, into))
+    )
+    why = "is the live database" if into == live else "is there already" if taken else "is reserved" if reserved else ""
     report.expect(
         "name of the new database",
-        not taken and not reserved,
-        "choose a name that nobody has; leave into empty to replace the live database",
-        value=f"{into} is {'there already' if taken else 'reserved'}" if taken or reserved else into,
+        not why,
+        "leave into empty to restore the live database"
+        if into == live
+        else "choose a name that nobody has, without our endings; leave into empty to replace the live database",
+        value=f"{into} {why}".strip(),
         expected="free",
     )
 
@@ -122,32 +120,27 @@ def plan(report: Report, env: Environment, chosen: Restorable, into: str) -> Non
         return
     seconds = chosen.bytes / steps.RESTORE_BYTES_PER_SECOND
     target = into or env.postgres.database
-    report.plan(f"restore {chosen.name} beside", f"into {copy_name(target)}", size=chosen.bytes, seconds=seconds)
+    beside = building_name(env.postgres.database, into) if into else copy_name(target)
+    with env.postgres.connect() as connection:
+        if oid_of(connection, beside):
+            report.plan("drop", f"{beside}: what a run that ended early left")
+    report.plan(f"restore {chosen.name} beside", f"into {beside}", size=chosen.bytes, seconds=seconds)
     proof = "against the manifest" if chosen.backup else "by the expectations alone: nothing says what was in it"
     report.plan("judge the copy", proof, seconds=seconds / 5)
-    end = f"{copy_name(target)} becomes {target}"
+    end = f"{beside} becomes {target}"
     report.plan("name" if into else "swap", end if into else f"{end}; the old one is kept as {target}__old_…")
 
 
-def prove(report: Report, env: Environment, chosen: Restorable, copy: Copy) -> object:
+def prove(report: Report, env: Environment, chosen: Restorable, copy: Copy, into: str) -> object:
     """By content where there is a manifest; else what can be said without one.
 
     Raises:
-        RunbookFailed: the copy is not what the manifest says, or breaks the application's rules.
+        RunbookFailed: the copy is not what the manifest says, breaks the application's rules, or lacks what the live
+            database has.
     """
     if chosen.backup:
         return steps.prove_database(report, env, chosen.backup, copy)
-    checking = expectations.start(report, env, copy.database, after=copy)
-    counts = read_counts.after(copy)(env.postgres, copy.database)
-    rows = sorted(counts.rows, key=lambda row: -row[1])
-    report.expect("rows in the copy", sum(row[1] for row in rows) > 0, "choose another dump: this one has no rows",
-                  value=f"{sum(row[1] for row in rows):,} in {len(rows)} tables")  # fmt: skip
-    more = f" (the {MOST_TABLES} largest of {len(rows)})" if len(rows) > MOST_TABLES else ""
-    report.table(f"In the copy{more}, compared with nothing", ("table", "rows"),
-                 [(table, f"{count:,}") for table, count in rows[:MOST_TABLES]])  # fmt: skip
-    expectations.tell(report, checking, "on the copy", migrated=False)
-    report.fail_if_critical()
-    return counts
+    return foreign.prove(report, env, copy, into)
 
 
 def tell_lost(report: Report, env: Environment, chosen: Restorable) -> None:

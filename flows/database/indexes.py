@@ -8,6 +8,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
+from flows.database.holders import judge_holders, of_database
 from flows.database.index_findings import (
     judge_bloat,
     judge_duplicates,
@@ -19,15 +20,14 @@ from flows.database.index_findings import (
 )
 from flows.database.vacuum import judge_space, require_primary
 from runbook.errors import OpsError
-from runbook.kinds import Pending
 from runbook.permit import Act, Permit
 from runbook.render import size
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.postgres.copy import check_jobs
-from tasks.postgres.holders import find_holders, judge_holders
+from tasks.postgres.holders import find_holders
 from tasks.postgres.indexes import Index, find_missing, read_indexes, read_statistics
-from tasks.postgres.reindex import DROP_LEFTOVER, REBUILD, Rebuilt, drop_leftover, rebuild_index
+from tasks.postgres.reindex import DROP_LEFTOVER, REBUILD, Rebuilt, drop_leftover, rebuild_in_turn
 from tasks.postgres.upkeep import LOCK_SECONDS, read_space, resolve
 
 LONG_SECONDS = 60
@@ -110,7 +110,7 @@ def rebuild_indexes(
         if not chosen and not leftovers:
             report.outcome = "there is nothing to do"
             return report
-        _judge_beginning(report, env, chosen, long_seconds)
+        _judge_beginning(report, env, chosen, lanes, long_seconds)
         _plan(report, leftovers, chosen)
         acts = [*(Act(DROP_LEFTOVER, i.name) for i in leftovers), *(Act(REBUILD, i.name) for i in chosen)]
         permit = report.permit(*acts)
@@ -139,13 +139,9 @@ def _rebuild(
     queues: list[list[Index]] = [[] for _ in range(min(lanes, len(tables)))]
     for indexes in sorted(tables.values(), key=lambda some: -sum(index.bytes for index in some)):
         min(queues, key=lambda queue: sum(index.bytes for index in queue)).extend(indexes)
-    pending: dict[str, Pending[Rebuilt]] = {}
-    for queue in queues:
-        before: Pending[Rebuilt] | None = None
-        for index in queue:
-            before = rebuild_index.after(before).submit(permit, env.postgres, index, lock_seconds)
-            pending[index.name] = before
-    return [pending[index.name].result() for index in chosen]
+    pending = [rebuild_in_turn.submit(permit, env.postgres, queue, lock_seconds) for queue in queues]
+    done = {one.name: one for lane in pending for one in lane.result()}
+    return [done[index.name] for index in chosen]
 
 
 def _choose(known: tuple[Index, ...], indexes: list[str], tables: list[str], *, everything: bool) -> tuple[Index, ...]:
@@ -171,18 +167,31 @@ def _left_alone(report: Report, chosen: tuple[Index, ...]) -> tuple[Index, ...]:
     return tuple(index for index in chosen if not index.building)
 
 
-def _judge_beginning(report: Report, env: Environment, chosen: tuple[Index, ...], long_seconds: int) -> None:
-    """Whom a rebuild would wait for, and the disk: the manual asks for twice the index."""
+def _judge_beginning(
+    report: Report, env: Environment, chosen: tuple[Index, ...], lanes: int, long_seconds: int
+) -> None:
+    """Whom a rebuild would wait for, and the disk."""
     waited_for = tuple(
         holder
-        for holder in find_holders(env.postgres, long_seconds)
+        for holder in of_database(find_holders(env.postgres), env.postgres.database, long_seconds)
         if holder.kind in ("transaction", "prepared transaction") and not holder.builds_index
     )
     judge_holders(report, waited_for, what="a rebuild would wait for", otherwise=Status.CRITICAL)
     if chosen:
-        needed = SPACE_RATIO * max(index.bytes for index in chosen)
-        for space in read_space(env.postgres, [index.tablespace for index in chosen]):
-            judge_space(report, space.path, space.free_bytes, needed)
+        data = env.postgres.data_directory
+        needed = {tablespace or data: most for tablespace, most in _needed_bytes(chosen, lanes).items()}
+        needed.setdefault(data, max(needed.values()))  # sorted files and WAL, wherever the index is
+        for space in read_space(env.postgres, list(needed)):
+            judge_space(report, space.path, space.free_bytes, needed[space.path])
+
+
+def _needed_bytes(chosen: tuple[Index, ...], lanes: int) -> dict[str, int]:
+    """By tablespace: twice (as the manual asks) the biggest that may be built at once, one of each table."""
+    biggest: dict[str, dict[str, int]] = {}
+    for index in chosen:
+        tables = biggest.setdefault(index.tablespace, {})
+        tables[index.table] = max(tables.get(index.table, 0), index.bytes)
+    return {space: SPACE_RATIO * sum(sorted(tables.values())[-lanes:]) for space, tables in biggest.items()}
 
 
 def _plan(report: Report, leftovers: list[Index], chosen: tuple[Index, ...]) -> None:

@@ -18,6 +18,7 @@ from runbook.report import Report, Status
 from tasks import catalogue
 from tasks.catalogue import Backup
 from tasks.migrations.alembic import Undo
+from tasks.migrations.columns import count_filled
 from tasks.migrations.scratch import scratch_name
 from tasks.migrations.scripts import BASE, Heads, Script
 from tasks.services import read_services
@@ -140,36 +141,37 @@ def judge_backend(report: Report, env: Environment, target: str) -> None:
     )
 
 
-def judge_losses(report: Report, rehearsed: Rehearsed, undo: Undo, accepted: int) -> Undo:
-    """What a rollback loses, measured on the copy; whoever confirms types the number of rows."""
-    lost = sorted(rehearsed.lost, key=lambda loss: -loss.rows)
+def judge_losses(report: Report, env: Environment, rehearsed: Rehearsed, undo: Undo, accepted: int) -> Undo:
+    """What a rollback loses: rows that go (seen on the copy), and rows that lose what is in a dropped column (counted
+    in the live database). Whoever confirms types the number of both."""
+    columns = tuple((loss.table, loss.columns) for loss in rehearsed.lost if loss.columns)
+    filled = count_filled(env.postgres, env.postgres.database, columns) if columns else {}
+    lost = [replace(loss, rows=filled[loss.table]) if loss.columns else loss for loss in rehearsed.lost]
+    lost.sort(key=lambda loss: -loss.rows)
     report.table(
         "What is lost", ("table", "rows", "what"), [(x.table, f"{x.rows:,}", x.what) for x in lost[:MOST_SHOWN]]
     )
-    tables = [x for x in lost if not x.columns and x.rows]
-    rows = sum(x.rows for x in tables)
-    columns = [x for x in lost if x.columns]
-    if columns:
+    tables = tuple(dict.fromkeys(loss.table for loss in lost if loss.rows))
+    rows = sum(loss.rows for loss in lost)
+    value = f"{rows:,} in {len(tables)} tables"
+    report.fact("rows that are lost", value)
+    emptied = [loss for loss in lost if loss.columns and loss.rows]
+    if emptied:
         report.warn(
             "columns that are lost",
             "what is in them stays in the newest backup only",
-            value="; ".join(f"{x.table} ({x.rows:,} rows): {x.what}" for x in columns[:3]),
+            value="; ".join(f"{x.table} ({x.rows:,} rows): {x.what}" for x in emptied[:3]),
         )
-    report.fact("rows that are lost", f"{rows:,} in {len(tables)} tables")
     if report.confirm:
-        report.expect(
-            "rows that are lost",
-            rows <= accepted,
-            f"if that is meant, launch it with lose_rows={rows}",
-            value=f"{rows:,} in {len(tables)} tables",
-            expected=f"at most {accepted:,} (lose_rows)",
-        )
+        hint = f"if that is meant, launch it with lose_rows={rows}"
+        report.expect("rows that are lost", rows <= accepted, hint, value=value, expected=f"at most {accepted:,}")
     elif rows:
-        report.plan("lose rows", f"{rows:,} in {len(tables)} tables: confirm with lose_rows={rows}")
+        report.plan("lose rows", f"{value} (What is lost names them): confirm with lose_rows={rows}")
     return replace(
         undo,
-        tables=tuple(x.table for x in tables),
-        dropped=tuple(x.table for x in lost if x.dropped),
-        deleted=sum(x.rows for x in tables if not x.dropped),
+        tables=tables,
+        dropped=tuple(loss.table for loss in lost if loss.dropped),
+        columns=columns,
+        deleted=sum(loss.rows for loss in lost if not (loss.dropped or loss.columns)),
         rows=max(rows, accepted),
     )

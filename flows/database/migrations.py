@@ -28,10 +28,11 @@ Seconds = Annotated[float, Field(ge=0, le=86400)]
 
 @flow(name="check-migrations", flow_run_name="check-migrations {environment}")
 def check_migrations(environment: str, rehearse: bool = False, longest_lock_seconds: Seconds = 10.0) -> Report:
-    """マイグレーションの確認 (§1.1)
+    """マイグレーションの適用: 状態と履歴の確認 (§1.1)
 
     Says at which revision the database is, which migrations are pending, the history and the heads, and which scripts
-    have no downgrade that does anything: they are read, not run. Run it before a release, and whenever one failed.
+    have no downgrade that does anything. Alembic imports the scripts for that (their top level runs, as in `alembic
+    history`); upgrade and downgrade are read, not run. Run it before a release, and whenever one failed.
 
     It changes nothing. With `rehearse` what is pending runs on a scratch copy (up, down, up), which is dropped:
     that needs twice the database's space, and tells the locks before anybody confirms. Evidence: history and locks.
@@ -136,16 +137,16 @@ def rollback_migrations(
     it when a release is taken back, after the older code was deployed: newer code may not run on an older schema.
 
     Already the plan goes down, up, down on a scratch copy: only so it can say which rows and columns are lost. To lose
-    rows, type their number. An empty downgrade on the way is refused. In production it needs a verified backup younger
-    than the RPO, or takes one. To undo: apply-migrations (the schema), that backup (what was lost). Evidence: what is
-    lost, the locks, the revision.
+    data, type the number of rows that go or lose what is in a dropped column. An empty downgrade on the way is refused.
+    In production it needs a verified backup younger than the RPO, or takes one. To undo: apply-migrations (the schema),
+    that backup (what was lost). Evidence: what is lost, the locks, the revision.
 
     Departs from the manual: `downgrade base` deletes everything without a word.
 
     Args:
         environment: 対象の環境
         revision: -1 (一つ前)、-2 …、リビジョンの ID (先頭の数文字でもよい)、または base (初期状態)
-        lose_rows: 失われてもよい行数 (計画に表示される数)
+        lose_rows: データが失われてもよい行数 (削除される行 + 削除列に値がある行。計画に表示される数)
         longest_lock_seconds: 複製でこれより長く他を待たせるロックがあれば中止
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
@@ -165,7 +166,7 @@ def rollback_migrations(
         steps.judge_backend(report, env, target)
         report.fail_if_critical()
         rehearsed = rehearsal.rehearse(report, env, current, target, first="down", longest=longest_lock_seconds)
-        undo = steps.judge_losses(report, rehearsed, Undo(current, target), lose_rows)
+        undo = steps.judge_losses(report, env, rehearsed, Undo(current, target), lose_rows)
         steps.plan_rehearsal(report, env, size, "down, up, down, again")
         steps.plan_backup(report, env)
         for script in gone:

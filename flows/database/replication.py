@@ -9,14 +9,16 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.database import horizon
+from flows.database.holders import judge_horizon
 from flows.database.slots import free_for_wal, judge_archiver, judge_slots
+from flows.database.wraparound import judge_wraparound
 from runbook.render import duration, size
 from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.postgres.horizon import find_holders, read_wraparound
+from tasks.postgres.holders import find_holders
 from tasks.postgres.rates import measure_rates, seconds_until
 from tasks.postgres.replication import Replication, Standby, parse_sync_names, read_replication
+from tasks.postgres.wraparound import read_wraparound
 
 # Manual, appendix B: replication lag > 10 s.
 LAG_SECONDS = 10.0
@@ -65,8 +67,8 @@ def check_replication(
         free = free_for_wal(env.postgres)
         judge_slots(report, found.slots, rates, free, found.settings.max_slot_wal)
         judge_archiver(report, found, rates, free)
-        horizon.judge_holders(report, holders, long_seconds)
-        horizon.judge_wraparound(report, ages, rates.xids, env.postgres.database)
+        judge_horizon(report, holders, long_seconds)
+        judge_wraparound(report, ages, rates.xids, env.postgres.database)
         report.outcome = report.facts["replication mode"]
     return report
 

@@ -48,13 +48,14 @@ def restore_database(
     The services go on; their sessions end at the swap (a fraction of a second) and must reconnect. The old database is
     kept: undo-restore swaps back, discard-superseded removes it. Evidence: the table of what was proven.
 
-    A .dump, .sql or .sql.gz that pg_dump left without a manifest restores too, judged by the expectations alone, and
-    is reported as unproven. Departs from the manual: nothing takes the live name before it is proven, nothing is
-    dropped, and a text that was cut off or has an error restores nothing.
+    A .dump, .sql or .sql.gz (or a directory) that pg_dump left without a manifest restores too, as unproven: judged by
+    the expectations and by what the live database has (nothing of it may be missing, its role may do the same). Its SQL
+    runs as administrator: name only a dump that you trust. Departs from the manual: nothing takes the live name before
+    it is judged, nothing is dropped, and a text that was cut off, has an error or a command to psql restores nothing.
 
     Args:
         environment: 対象の環境
-        backup: latest、日付 (YYYYMMDD)、バックアップ名、またはファイル (.dump、.sql、.sql.gz) のパス
+        backup: latest、日付 (YYYYMMDD)、バックアップ名、またはファイル (.dump、.sql、.sql.gz)・ディレクトリのパス
         source: 保管先。copies は複製先
         into: 別名のデータベースとして作成 (例 grc_db_new)。空なら本番のデータベースと入れ替え
         jobs: 並列数。0 は CPU の数
@@ -79,7 +80,7 @@ def restore_database(
         report.state_is("the live database was not touched", "launch it again when what is said above is put right")
         with advisory_lock(env.postgres) as guard:
             copy = steps.build_database(permit, env, chosen.source, chosen.properties, workers, into)
-            proven = choosing.prove(report, env, chosen, copy)
+            proven = choosing.prove(report, env, chosen, copy, into)
             ready = steps.ready_database(report, env, copy, workers, after=proven)
             if into:
                 rename_copy.after(ready)(permit, env.postgres, copy, into)
@@ -99,8 +100,9 @@ def restore_database(
 def _tell_swapped(
     report: Report, permit: Permit, env: Environment, chosen: Restorable, swapped: Swapped, *, advance: bool
 ) -> None:
+    proven = "proven" if chosen.backup else "not proven"
     report.state_is(
-        f"{chosen.name} is live; the database it replaced is kept as {swapped.kept or 'nothing'}",
+        f"{chosen.name} is live, {proven}; the database it replaced is kept as {swapped.kept or 'nothing'}",
         "do not restore again: that would lose what was written since. undo-restore goes back",
     )
     steps.advance(report, permit, env, swapped.kept, wanted=advance)

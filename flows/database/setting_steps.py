@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from blocks.environment import Environment
 from runbook.report import Report, Status
-from tasks.postgres.recommended import AUTOVACUUM, MANUAL, Setting
+from tasks.postgres import setting_records as records
+from tasks.postgres.recommended import BY_NAME, MANUAL, Setting
 from tasks.postgres.setting_records import Record
 from tasks.postgres.settings import ServerSettings
 
@@ -29,37 +30,44 @@ def needs(setting: Setting) -> str:
     return "restart" if setting.needs_restart else "reload"
 
 
+def find_overrides(env: Environment, found: ServerSettings) -> Overrides:
+    """The environment's temporary values that are in force on this server, expired or not."""
+    return records.overrides_in_force(records.read_all(env.reports_directory), found)
+
+
 def judge_setting(report: Report, setting: Setting, overrides: Overrides) -> bool:
-    """Whether it runs with what it should."""
+    """Whether it runs with what it should: the manual's value or one that is as well, or exactly an override's."""
     wanted = _value_for(setting.name, overrides)
-    coming = setting.same(setting.coming, wanted)
+    exact = setting.name in overrides
+
+    def suits(value: str) -> bool:
+        return setting.same(value, wanted) if exact else setting.is_well(value)
+
+    running, coming = suits(setting.value), suits(setting.coming)
+    well = running and setting.same(setting.value, setting.coming)
+    what = "restart" if setting.needs_restart else "reload"
+    value, hint = setting.shown, f"{APPLY} with names={setting.name} (takes effect by {needs(setting)})"
     if setting.is_narrower:
         hint = f"ALTER ROLE … RESET {setting.name} for the administrator: his own value hides the server's"
         report.warn(f"{setting.name} not measured", hint, value=f"set by {setting.source}", expected=wanted)
-    elif not setting.is_value(wanted):
-        hint = f"{APPLY} with names={setting.name} (takes effect by {needs(setting)})"
-        if setting.is_fixed:
-            hint = f"correct the server's start command (source: {setting.source}): it stands above ALTER SYSTEM"
-        elif coming:
-            hint = RESTART if setting.needs_restart else "SELECT pg_reload_conf()"
-        worst = Status.CRITICAL if setting.name == "autovacuum" else Status.WARN
-        report.expect(setting.name, False, hint, value=setting.shown, expected=wanted, otherwise=worst)
-    elif not coming:
-        what = "restart" if setting.needs_restart else "reload"
-        report.warn(setting.name, f"{APPLY} with names={setting.name}", value=f"{setting.filed} after the next {what}")
-    else:
-        return True
-    return False
+        return False
+    if running and not well:
+        value = f"{setting.filed} after the next {what}"
+    if coming:
+        hint = RESTART if setting.needs_restart else "SELECT pg_reload_conf()"
+    elif setting.is_fixed:
+        hint = f"correct the server's start command (source: {setting.source}): it stands above ALTER SYSTEM"
+    worst = Status.CRITICAL if setting.name == "autovacuum" and not running else Status.WARN
+    expected = wanted if exact else BY_NAME[setting.name]
+    return report.expect(setting.name, well, hint, value=value, expected=expected, otherwise=worst)
 
 
 def tell_settings(report: Report, found: ServerSettings, overrides: Overrides) -> None:
     """All of them as a table; those that this server does not have are not measured."""
-    same = [s for s in found.by_name.values() if s.is_value(_value_for(s.name, overrides))]
-    report.expect("settings as they should be", True, "", value=f"{len(same)} of {len(MANUAL)}")
     if missing := [name for name in MANUAL if name not in found.by_name]:
         report.warn("not measured", "look whether this version of PostgreSQL renamed them", value=", ".join(missing))
     rows = [
-        (s.name, s.shown, _value_for(name, overrides), "§1.3" if name in AUTOVACUUM else "§1.5", s.source, needs(s),
+        (s.name, s.shown, _value_for(name, overrides), BY_NAME[name].section, s.source, needs(s),
          _note(s, overrides))
         for name in MANUAL if (s := found.by_name.get(name))
     ]  # fmt: skip
@@ -69,6 +77,8 @@ def tell_settings(report: Report, found: ServerSettings, overrides: Overrides) -
 def _note(setting: Setting, overrides: Overrides) -> str:
     waits = setting.pending_restart and not setting.is_fixed
     notes = [f"waits for a restart: {setting.filed or 'the default'}"] if waits else []
+    if setting.name not in overrides and not setting.is_value(MANUAL[setting.name]) and setting.is_well(setting.value):
+        notes.append(f"as well: the manual has {BY_NAME[setting.name]}")
     if setting.name in overrides:
         record = overrides[setting.name][0]
         notes.append(f"override {'expired' if record.is_expired else 'until'} {record.until}")

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
+from flows.database.setting_changes import (
+    choose_changes,
+    find_record,
+    find_undone,
+    find_wanted,
+    judge_order,
+    parse_override,
+    plan_changes,
+    tell_done,
+)
 from flows.database.setting_steps import (
-    RESTART,
     UNDO,
-    Overrides,
+    find_overrides,
     judge_files,
     judge_narrower,
     judge_overrides,
     judge_setting,
-    needs,
     tell_settings,
 )
-from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.postgres import setting_records as records
-from tasks.postgres.recommended import MANUAL, Setting
-from tasks.postgres.setting_records import Changed, Record
-from tasks.postgres.settings import CHANGE, RELOAD, Change, ServerSettings, alter_system, read_settings
+from tasks.postgres.recommended import MANUAL
+from tasks.postgres.setting_records import Changed
+from tasks.postgres.settings import CHANGE, RELOAD, alter_system, read_settings
 
 MOST_HOURS = 168
 
 
 @flow(name="check-postgres-settings", flow_run_name="check-postgres-settings {environment}")
 def check_postgres_settings(environment: str) -> Report:
-    """postgresql.conf推奨設定の確認 (§1.5, §1.3)
+    """postgresql.conf推奨設定の確認・VACUUM設定チューニング (§1.5, §1.3)
 
     Compares what the server runs with to the manual's 7 autovacuum and 12 server settings, says which would need a
     reload and which a restart, what waits for one, and which temporary overrides are in force or expired. Run it
@@ -42,7 +48,8 @@ def check_postgres_settings(environment: str) -> Report:
 
     It changes nothing; there is nothing to undo. Evidence: the table of settings with the source of each.
 
-    Departs from the manual: read is what the server runs with, not what a file says.
+    Departs from the manual: read is what the server runs with, not what a file says. Its values for memory, connections
+    and WAL are minima: more is well on a bigger server, and so is an autovacuum that is more eager.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
@@ -50,7 +57,7 @@ def check_postgres_settings(environment: str) -> Report:
     env = Environment.find(environment)
     with runbook("Check PostgreSQL settings", env) as report:
         found = read_settings(env.postgres)
-        overrides = records.overrides_in_force(records.read_all(env.reports_directory), found.system_identifier)
+        overrides = find_overrides(env, found)
         judge_files(report, found)
         judge_overrides(report, found, overrides)
         same = [judge_setting(report, setting, overrides) for setting in found.by_name.values()]
@@ -69,11 +76,11 @@ def apply_postgres_settings(
     reason: str = "",
     confirm: str = "",
 ) -> Report:
-    """postgresql.conf推奨設定の適用 (§1.5, §1.3)
+    """postgresql.conf推奨設定の適用・VACUUM設定チューニング (§1.5, §1.3)
 
-    Sets what differs from the manual by ALTER SYSTEM and reloads; or sets one value for a time (`override`, such as
-    the manual's `max_connections = 300`). An override that has expired goes back to the manual's value; one in force
-    is left alone. Run it when check-postgres-settings finds a difference.
+    Sets what check-postgres-settings finds wrong by ALTER SYSTEM and reloads; or sets one value for a time (`override`,
+    such as the manual's `max_connections = 300`). An override that has expired goes back to the manual's value; one in
+    force is left alone, and so is a bigger server's higher value, or an eager autovacuum's, unless `names` has it.
 
     It never restarts the server: what needs that is said. To undo: undo-postgres-settings, with the record that is
     written first. Evidence: old and new values, and what is in effect.
@@ -82,7 +89,7 @@ def apply_postgres_settings(
 
     Args:
         environment: 対象の環境
-        names: 対象の設定名。空なら19項目すべて
+        names: 対象の設定名。空なら不足している項目すべて (推奨値を上回る値は、ここで指定した場合だけ下げる)
         override: 一時的な設定。例 max_connections = 300。空ならマニュアルの値を適用
         override_hours: 一時的な設定の有効期間 (時間)
         reason: 一時的な設定の理由。記録に残る
@@ -91,15 +98,15 @@ def apply_postgres_settings(
     env = Environment.find(environment)
     with runbook("Apply PostgreSQL settings", env, confirm, changes=True) as report:
         found = read_settings(env.postgres)
-        overrides = records.overrides_in_force(records.read_all(env.reports_directory), found.system_identifier)
-        wanted = _parse(found, override) if override else _wanted(report, found, names, overrides)
+        overrides = find_overrides(env, found)
+        wanted = parse_override(found, override) if override else find_wanted(report, found, names, overrides)
         judge_files(report, found)
-        changes, reload = _choose(report, found, wanted)
+        changes, reload = choose_changes(report, found, wanted)
         if not changes and not reload:
             report.outcome = "there is nothing to change"
             return report
-        _judge_order(report, found, wanted)
-        _plan(report, found, changes)
+        judge_order(report, found, wanted)
+        plan_changes(report, found, changes)
         permit = report.permit(*(Act(CHANGE, str(change)) for change in changes), Act(CHANGE, RELOAD))
         if changes:
             pairs = [Changed(c.name, found.by_name[c.name].auto, wanted[c.name]) for c in changes]
@@ -108,14 +115,14 @@ def apply_postgres_settings(
             report.fact("record of the old values", f"{kept.name} (to undo: {UNDO} with record={kept.name})")
             if kept.until:
                 report.fact("override until", kept.until)
-        _tell_done(report, alter_system(permit, env.postgres, changes))
+        tell_done(report, alter_system(permit, env.postgres, changes))
         report.outcome = f"{len(changes)} settings written, configuration reloaded"
     return report
 
 
 @flow(name="undo-postgres-settings", flow_run_name="undo-postgres-settings {environment}")
 def undo_postgres_settings(environment: str, record: str = "", confirm: str = "") -> Report:
-    """postgresql.conf設定の復元 (§1.5)
+    """postgresql.conf推奨設定の復元 (§1.5)
 
     Puts back what apply-postgres-settings had replaced: the value that ALTER SYSTEM had written before, or none, so
     that postgresql.conf counts again. Run it when a setting does harm, or when an override is no longer needed.
@@ -131,124 +138,18 @@ def undo_postgres_settings(environment: str, record: str = "", confirm: str = ""
     env = Environment.find(environment)
     with runbook("Undo PostgreSQL settings", env, confirm, changes=True) as report:
         found = read_settings(env.postgres)
-        chosen = _find_record(records.read_all(env.reports_directory), found, record)
+        chosen = find_record(records.read_all(env.reports_directory), found, record)
         report.fact("record", f"{chosen.name} of {chosen.taken}")
-        changes, left = _to_undo(report, found, chosen)
+        changes, left = find_undone(report, found, chosen)
         if left and not changes:
             report.outcome = "there is nothing that could be undone"
             return report
-        _judge_order(report, found, {change.name: change.value for change in changes if change.value is not None})
-        _plan(report, found, changes)
+        judge_order(report, found, {change.name: change.value for change in changes if change.value is not None})
+        plan_changes(report, found, changes)
         report.plan("reload", f"the configuration; record {chosen.name} is then undone")
         permit = report.permit(*(Act(CHANGE, str(change)) for change in changes), Act(CHANGE, RELOAD))
-        _tell_done(report, alter_system(permit, env.postgres, changes))
+        tell_done(report, alter_system(permit, env.postgres, changes))
         if not left:
             records.mark_undone(env.reports_directory, chosen)
         report.outcome = f"{len(changes)} settings are back, configuration reloaded"
     return report
-
-
-def _parse(found: ServerSettings, override: str) -> dict[str, str]:
-    """`max_connections = 300`, checked."""
-    name, separator, value = (part.strip() for part in override.partition("="))
-    if not separator or name not in found.by_name or not value:
-        raise OpsError(f"“{override[:60]}” is no override", f"write name = value, with one of {', '.join(MANUAL)}")
-    setting = found.by_name[name]
-    setting.require_possible(value)
-    if setting.is_fixed:
-        raise OpsError(
-            f"{name} is set by the {setting.source}", "ALTER SYSTEM has no effect: correct the start command"
-        )
-    if setting.same(value, MANUAL[name]):
-        raise OpsError(f"{name} = {value} is the manual's value", f"launch it with names={name} and no override")
-    return {name: value}
-
-
-def _wanted(report: Report, found: ServerSettings, names: Sequence[str], overrides: Overrides) -> dict[str, str]:
-    if unknown := [name for name in names if name not in found.by_name]:
-        raise OpsError(f"the manual has no setting {', '.join(unknown)}", f"choose of {', '.join(MANUAL)}")
-    wanted = {}
-    for name in names or found.by_name:
-        if name in overrides and not overrides[name][0].is_expired:
-            record, value = overrides[name]
-            report.fact(f"left alone: {name}", f"override {value} until {record.until}")
-        else:
-            wanted[name] = MANUAL[name]
-    return wanted
-
-
-def _choose(report: Report, found: ServerSettings, wanted: Mapping[str, str]) -> tuple[list[Change], bool]:
-    """What is to be written, and whether anything waits for a reload only."""
-    changes, reload = [], False
-    for name, value in wanted.items():
-        setting = found.by_name[name]
-        if setting.is_fixed:
-            if not setting.is_value(value):
-                hint = "correct the server's start command: it stands above ALTER SYSTEM"
-                report.warn(name, hint, value=f"{setting.shown}, by {setting.source}", expected=value)
-        elif not setting.same(setting.coming, value) or (setting.is_narrower and not setting.filed):
-            changes.append(Change(name, value))
-        elif not setting.is_value(value) and not setting.needs_restart and not setting.is_narrower:
-            reload = True
-    return changes, reload
-
-
-def _judge_order(report: Report, found: ServerSettings, wanted: Mapping[str, str]) -> None:
-    """max_connections: below the reserved ones no server starts; a standby below its primary refuses to replay."""
-    setting = found.by_name["max_connections"]
-    if "max_connections" not in wanted or setting.same(setting.coming, wanted["max_connections"]):
-        return
-    new, old = float(setting.measure(wanted["max_connections"])), float(setting.measure(setting.value))
-    report.expect(
-        "max_connections above the reserved ones",
-        new > found.reserved,
-        f"choose more than {found.reserved}: the server would not start again",
-        value=int(new),
-    )
-    if new < found.clients:
-        report.warn("max_connections below its use", "close sessions or lower the pools first", value=found.clients)
-    if found.in_recovery and new < old:
-        report.warn("this is a standby", "lower the primary first: a standby below it stops replaying", value=int(new))
-    if found.standbys and new > old:
-        report.warn("standbys", "raise it on them first and restart them: below it they stop replaying", value=int(new))
-
-
-def _plan(report: Report, found: ServerSettings, changes: Sequence[Change]) -> None:
-    for change in changes:
-        setting = found.by_name[change.name]
-        report.plan("ALTER SYSTEM", f"{change}; now {setting.shown}; takes effect by {needs(setting)}")
-
-
-def _tell_done(report: Report, settings: Sequence[Setting]) -> None:
-    report.table(
-        "In effect",
-        ("setting", "running", "in the files", "waits for a restart"),
-        [(s.name, s.shown, s.filed or "nothing", "yes" if s.pending_restart else "") for s in settings],
-    )
-    waiting = [setting.name for setting in settings if setting.pending_restart]
-    if waiting:
-        report.warn("waits for a restart", f"{RESTART}; until then the old values hold", value=", ".join(waiting))
-
-
-def _find_record(known: Sequence[Record], found: ServerSettings, name: str) -> Record:
-    open_ones = [r for r in known if not r.undone and r.system_identifier == found.system_identifier]
-    chosen = [r for r in open_ones if r.name == name] if name else open_ones[-1:]
-    if not chosen:
-        names = ", ".join(r.name for r in open_ones[-5:]) or "none"
-        raise OpsError(f"there is no record {name or 'that could be undone'} of this server", f"there are: {names}")
-    return chosen[0]
-
-
-def _to_undo(report: Report, found: ServerSettings, record: Record) -> tuple[list[Change], bool]:
-    """What brings the old values back, and whether a setting is left alone."""
-    changes, left = [], False
-    for item in record.changes:
-        setting = found.by_name[item.name]
-        if setting.is_filed(item.new):
-            if item.old is None or not setting.is_filed(item.old):
-                changes.append(Change(item.name, item.old))
-        elif not (setting.auto is None if item.old is None else setting.is_filed(item.old)):
-            left = True
-            hint = "undo the newer record first, or set it yourself"
-            report.warn(f"{item.name} left alone", hint, value=f"{setting.auto or 'reset'} since", expected=item.new)
-    return changes, left

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.database.autovacuum import judge_ages, judge_settings, judge_tables
+from flows.database.holders import LONG_SECONDS, judge_holders, of_database
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.render import size
@@ -16,7 +17,7 @@ from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.postgres.autovacuum import read_autovacuum
 from tasks.postgres.copy import check_jobs
-from tasks.postgres.holders import LONG_SECONDS, Holder, find_holders, judge_holders
+from tasks.postgres.holders import Holder, find_holders
 from tasks.postgres.server import read_server
 from tasks.postgres.upkeep import MOST_SHOWN, read_space, resolve
 from tasks.postgres.vacuum import (
@@ -44,7 +45,7 @@ def vacuum_database(
     long_seconds: Annotated[int, Field(ge=0, le=86400)] = LONG_SECONDS,
     confirm: str = "",
 ) -> Report:
-    """手動VACUUM・ANALYZE (§1.3)
+    """手動VACUUM実行 (§1.3)
 
     Removes dead rows, freezes old ones and renews the planner's statistics, table by table and several at a time. Run
     it monthly, after a mass deletion, or when check-autovacuum names tables. `plain` is VACUUM, `analyze` is ANALYZE,
@@ -73,7 +74,7 @@ def vacuum_database(
         before = _chosen(read_tables(env.postgres), tables, mode)
         holders: tuple[Holder, ...] = ()
         if mode != "analyze":
-            holders = find_holders(env.postgres, long_seconds)
+            holders = of_database(find_holders(env.postgres), env.postgres.database, long_seconds)
             otherwise = Status.CRITICAL if mode == "full" else Status.WARN
             judge_holders(report, _relevant(holders, mode), what="holds dead rows back", otherwise=otherwise)
         if mode == "full":
@@ -202,7 +203,7 @@ def _judge_rest(
     left = [t for t in now if t.name in names and t.dead >= MANY_DEAD and t.dead_ratio > DEAD_RATIO]
     blamed = [holder for holder in holders if holder.holds_xmin]
     hint = (
-        f"{blamed[0].hint}; then launch this again"
+        f"{blamed[0].remedy}; then launch this again"
         if blamed
         else "look for a younger transaction: launch this again with long_seconds=0; else it is load: launch it again"
     )
@@ -236,9 +237,9 @@ def check_autovacuum(environment: str, long_seconds: Annotated[int, Field(ge=0, 
     env = Environment.find(environment)
     with runbook("Check autovacuum", env) as report:
         found = read_autovacuum(env.postgres)
-        holders = tuple(h for h in find_holders(env.postgres, long_seconds) if h.holds_xmin)
-        judge_holders(report, holders, what="holds dead rows back")
-        judge_settings(report, found)
+        holders = of_database(find_holders(env.postgres), env.postgres.database, long_seconds)
+        judge_holders(report, [holder for holder in holders if holder.holds_xmin], what="holds dead rows back")
+        judge_settings(report, env, found)
         judge_tables(report, found)
         judge_ages(report, found)
         behind = sum(table.is_behind for table in found.tables)

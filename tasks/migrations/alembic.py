@@ -17,6 +17,7 @@ from runbook.errors import CommandFailed, OpsError
 from runbook.kinds import action, probe
 from runbook.permit import Act, Permit
 from runbook.progress import progress
+from tasks.migrations.columns import Columns, count_filled
 from tasks.migrations.scripts import BASE, HEAD, heads_of
 from tasks.postgres.content import read_counts
 
@@ -40,21 +41,24 @@ class Migrated:
 
 @dataclass(frozen=True)
 class Undo:
-    """A downgrade as it was judged: from where to where (empty: base), the tables that lose rows, which of them are
-    dropped, and the rows that go: from tables that stay, and altogether at most. The dropped tables' are counted again
-    before anything is touched."""
+    """A downgrade as it was judged: from where to where (empty: base), the tables that lose rows or what is in columns,
+    which of them are dropped, which columns are, and the rows whose data goes: those deleted from tables that stay, and
+    altogether at most. Dropped tables' and columns' are counted again before anything is touched."""
 
     before: str
     target: str
     tables: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    columns: Columns = ()
     deleted: int = 0
     rows: int = 0
 
     def act(self, database: str) -> Act:
         """What a permit must say."""
         losing = f", losing up to {self.rows:,} rows in {len(self.tables)} tables" if self.tables else ""
-        return Act(ROLL_BACK, f"{database} to {self.target or BASE}{losing}")
+        dropping = ", ".join(f"{table} ({', '.join(names)})" for table, names in self.columns)
+        columns = f", dropping columns of {dropping}" if dropping else ""
+        return Act(ROLL_BACK, f"{database} to {self.target or BASE}{losing}{columns}")
 
 
 @probe
@@ -105,7 +109,7 @@ def downgrade(permit: Permit, postgres: Postgres, application: Application, undo
 
     Raises:
         NotConfirmed: not permitted.
-        OpsError: the database is no longer what was judged (its revision, or more rows would go), or it failed.
+        OpsError: the database is no longer what was judged (its revision, or more data would go), or it failed.
     """
     database = postgres.database
     permit.require(ROLL_BACK, undo.act(database).target)
@@ -113,10 +117,11 @@ def downgrade(permit: Permit, postgres: Postgres, application: Application, undo
     if before != undo.before:
         raise OpsError(f"{database} is at {before or 'no revision'} now, not at {undo.before}", "launch this again")
     counts = dict(read_counts.work(postgres, database).rows) if undo.dropped else {}
-    rows = sum(counts.get(table, 0) for table in undo.dropped) + undo.deleted
+    filled = count_filled.work(postgres, database, undo.columns) if undo.columns else {}
+    rows = sum(counts.get(table, 0) for table in undo.dropped) + sum(filled.values()) + undo.deleted
     if rows > undo.rows:
         raise OpsError(
-            f"{rows:,} rows would be lost by now, {undo.rows:,} were accepted",
+            f"{rows:,} rows would lose data by now, {undo.rows:,} were accepted",
             f"stop what is writing (the backend) and launch this again with lose_rows={rows}",
         )
     done = run_alembic(postgres, application, database, ("downgrade", undo.target or BASE))

@@ -23,7 +23,8 @@ from tasks.postgres.definitions import first_difference, read_definitions
 Direction = Literal["up", "down"]
 VERSION_TABLE = "alembic_version"
 _COLUMNS = """
-SELECT format('%I.%I', n.nspname, c.relname), array_agg(a.attname::text ORDER BY a.attnum)
+SELECT format('%I.%I', n.nspname, c.relname), array_agg(a.attname::text ORDER BY a.attnum),
+       array_agg(c.oid || '.' || a.attnum ORDER BY a.attnum)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition
@@ -33,10 +34,13 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartiti
 
 @dataclass(frozen=True)
 class State:
-    """What a database consists of: definitions, columns by table, rows by table. Alembic's own table is left out."""
+    """What a database consists of: definitions, columns by table, rows by table. Alembic's own table is left out.
+
+    A column's name leads to what it keeps when it is renamed.
+    """
 
     definitions: Mapping[str, str]
-    columns: Mapping[str, tuple[str, ...]]
+    columns: Mapping[str, Mapping[str, str]]
     rows: Mapping[str, int]
 
 
@@ -53,7 +57,7 @@ class Passed:
 
 @dataclass(frozen=True)
 class Loss:
-    """What a table loses: rows, or (with all rows in it) columns with what is in them."""
+    """What a table loses: rows, or columns with what is in them (in `rows` rows at most)."""
 
     table: str
     rows: int
@@ -77,7 +81,8 @@ def read_state(postgres: Postgres, database: str) -> State:
     """
     definitions = read_schema.work(postgres, database)
     with postgres.connect(database) as connection:
-        columns = {str(table): tuple(names) for table, names in execute(connection, _COLUMNS)}
+        found = execute(connection, _COLUMNS)
+        columns = {str(table): dict(zip(names, kept, strict=True)) for table, names, kept in found}
     rows = dict(read_counts.work(postgres, database).rows)
     return State(definitions, columns, {table: count for table, count in rows.items() if VERSION_TABLE not in table})
 
@@ -163,7 +168,9 @@ def losses(before: State, after: State) -> tuple[Loss, ...]:
         left = after.rows.get(table)
         if left is None or left < rows:
             found.append(Loss(table, rows - (left or 0), dropped=left is None))
+    kept = {column for columns in after.columns.values() for column in columns.values()}
     for table, columns in before.columns.items():
-        if gone := tuple(name for name in columns if name not in after.columns.get(table, columns)):
+        names = after.columns.get(table, columns)
+        if gone := tuple(name for name, column in columns.items() if name not in names and column not in kept):
             found.append(Loss(table, before.rows.get(table, 0), gone))
     return tuple(found)

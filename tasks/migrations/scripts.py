@@ -1,15 +1,17 @@
-"""The migrations that an application brings, read from its scripts: their order, and which of them lead back."""
+"""The migrations that an application brings, from its scripts: their order, and which of them lead back.
+
+Alembic imports each script to learn its revision, as `alembic history` does: what stands at a script's top level runs.
+`upgrade` and `downgrade` are not called, their source is read.
+"""
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from alembic.config import Config
 from alembic.script import ScriptDirectory
@@ -18,10 +20,9 @@ from blocks.places import Application
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError
 from runbook.kinds import probe
+from tasks.migrations.bodies import Body, read_bodies
 
 HEAD, BASE = "head", "base"
-# What a function does: something; nothing; it refuses; there is no such function.
-Body = Literal["written", "empty", "raises", "missing"]
 _SCRIPTS = """
 import json, sys
 from alembic.config import Config
@@ -177,9 +178,9 @@ class Heads:
 
 @probe
 def read_heads(application: Application, backend_directory: Path | None = None) -> Heads:
-    """The application's migrations, read from its scripts.
+    """The application's migrations. Alembic imports each script (its top level runs; upgrade and downgrade do not).
 
-    Read in this process (0.1 s); where that fails, since a script imports the application, with its own Python.
+    In this process (0.1 s); where that fails, since a script imports the application, with its own Python.
 
     Raises:
         OpsError: there is no Alembic environment, or its scripts cannot be read.
@@ -229,31 +230,5 @@ def _scripts_there(application: Application, file: Path) -> tuple[Script, ...]:
 
 
 def _script(revision: str, down: tuple[str, ...], title: str, path: Path) -> Script:
-    """What its functions do is read, never run. A script without a source is taken as written."""
-    if path.suffix != ".py":
-        return Script(revision, down, title, path)
-    tree = ast.parse(path.read_bytes())
-    commits = any(isinstance(node, ast.Attribute) and node.attr == "autocommit_block" for node in ast.walk(tree))
-    return Script(revision, down, title, path, _body(tree, "upgrade"), _body(tree, "downgrade"), not commits)
-
-
-def _body(tree: ast.Module, name: str) -> Body:
-    for node in reversed(tree.body):
-        match node:
-            case ast.FunctionDef(name=found, body=body) if found == name:
-                does = [statement for statement in body if not _does_nothing(statement)]
-                return "empty" if not does else "raises" if isinstance(does[0], ast.Raise) else "written"
-            case ast.Assign(targets=targets) if any(isinstance(t, ast.Name) and t.id == name for t in targets):
-                return "written"
-            case ast.ImportFrom(names=names) if any((n.asname or n.name) == name for n in names):
-                return "written"
-    return "missing"
-
-
-def _does_nothing(statement: ast.stmt) -> bool:
-    match statement:
-        case ast.Pass() | ast.Expr(value=ast.Constant() | ast.Call(func=ast.Name(id="print"))):
-            return True
-        case ast.Return(value=None | ast.Constant(value=None)):
-            return True
-    return False
+    does = read_bodies(path)
+    return Script(revision, down, title, path, does.upgrade, does.downgrade, does.transactional)

@@ -1,5 +1,9 @@
 """amcheck: every heap page and B-tree of a database read and compared with what it must be.
 
+Both functions that are used work on a standby too: bt_index_check and verify_heapam lock like a SELECT. (Its
+bt_index_parent_check does not, and locks writers out on a primary: what stands between two levels of an index is not
+looked at.)
+
 https://www.postgresql.org/docs/current/amcheck.html
 """
 
@@ -19,11 +23,13 @@ from runbook.errors import OpsError
 from runbook.kinds import action, probe
 from runbook.permit import Permit
 from runbook.progress import Done, progress
+from runbook.wait import until
 
 INSTALL = "install extension"
 EXTENSION = "amcheck"
 LOCK_WAIT_MS = 5000
 MOST_MESSAGES = 5
+REPLAY_SECONDS = 30.0
 # data_corrupted, index_corrupted, internal_error; class 58: a file cannot be read or is not there.
 DAMAGE = ("XX000", "XX001", "XX002", "58030", "58P01", "58000")
 
@@ -32,12 +38,16 @@ Outcome = Literal["sound", "damaged", "not reached", "not checked"]
 
 @dataclass(frozen=True)
 class Extension:
-    """Where amcheck is in a database: `schema` is "" where it is not installed."""
+    """Where amcheck is in a database: `schema` is "" where it is not installed.
+
+    `replayed` is the time of the last commit that a standby has replayed, "" where it is none or has replayed none.
+    """
 
     schema: str
     version: str
     available: str
     in_recovery: bool
+    replayed: str
 
 
 @dataclass(frozen=True)
@@ -70,15 +80,38 @@ def find_amcheck(postgres: Postgres, database: str) -> Extension:
         Unreachable: the server is down.
         OpsError: there is no such database.
     """
+    return _read_extension(postgres, database)
+
+
+def wait_for_amcheck(standby: Postgres, database: str) -> Extension:
+    """Until a standby has replayed its installation on the primary.
+
+    Raises:
+        Unreachable: it has not within half a minute.
+    """
+    hint = "look with check-replication how far the standby is behind, then launch this again"
+    what = f"the replay of CREATE EXTENSION amcheck on {standby.host}:{standby.port}"
+
+    def installed() -> Extension | None:
+        found = _read_extension(standby, database)
+        return found if found.schema else None
+
+    found = until(installed, what=what, seconds=REPLAY_SECONDS, every_seconds=0.2, hint=hint)
+    assert found
+    return found
+
+
+def _read_extension(postgres: Postgres, database: str) -> Extension:
     with postgres.connect(database) as connection:
         row = execute(connection, _EXTENSION)[0]
-    return Extension(str(row[0] or ""), str(row[1] or ""), str(row[2] or ""), bool(row[3]))
+    return Extension(str(row[0] or ""), str(row[1] or ""), str(row[2] or ""), bool(row[3]), str(row[4] or "")[:19])
 
 
 _EXTENSION = """
 SELECT (SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE extname = 'amcheck'),
        (SELECT extversion FROM pg_extension WHERE extname = 'amcheck'),
-       (SELECT default_version FROM pg_available_extensions WHERE name = 'amcheck'), pg_is_in_recovery()
+       (SELECT default_version FROM pg_available_extensions WHERE name = 'amcheck'), pg_is_in_recovery(),
+       pg_last_xact_replay_timestamp()
 """
 
 
@@ -220,6 +253,8 @@ def _meaning(connection: Connection, relation: Relation, error: psycopg.Error) -
         return "not checked", f"the server ended the session while it read this ({text}): see its log for a crash"
     if isinstance(error, psycopg.errors.QueryCanceled):
         return "not reached", f"cut off: {text}"
+    if isinstance(error, psycopg.errors.SerializationFailure):  # the primary removed rows that were being read here
+        return "not checked", f"{text}: set hot_standby_feedback = on there, or raise max_standby_streaming_delay"
     if error.sqlstate in DAMAGE:
         if not execute(connection, "SELECT 1 FROM pg_class WHERE oid = %s", relation.oid):
             return "not checked", "it was dropped meanwhile"

@@ -1,64 +1,12 @@
-"""Autovacuum: its settings against §1.3's, and the tables that it does not keep up with."""
+"""Autovacuum: the tables that it does not keep up with, and how far wraparound is (§1.3)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from blocks.postgres import Postgres, execute
 from runbook.kinds import probe
 from tasks.postgres.upkeep import upkeep_session
-
-Better = Literal["higher", "lower", "same"]
-
-
-@dataclass(frozen=True)
-class Recommended:
-    """A setting of §1.3: its value there (seconds for a time), and which way from it is more eager still."""
-
-    name: str
-    value: float
-    shown: str
-    eager: Better
-
-
-RECOMMENDED = (
-    Recommended("autovacuum", 1, "on", "same"),
-    Recommended("autovacuum_max_workers", 3, "3", "higher"),
-    Recommended("autovacuum_naptime", 60, "1min", "lower"),
-    Recommended("autovacuum_vacuum_threshold", 50, "50", "lower"),
-    Recommended("autovacuum_analyze_threshold", 50, "50", "lower"),
-    Recommended("autovacuum_vacuum_scale_factor", 0.1, "0.1", "lower"),
-    Recommended("autovacuum_analyze_scale_factor", 0.05, "0.05", "lower"),
-)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A setting as it runs."""
-
-    recommended: Recommended
-    value: float
-    shown: str
-    needs_restart: bool
-    pending_restart: bool
-
-    @property
-    def is_well(self) -> bool:
-        """As the manual has it, or more eager."""
-        wanted = self.recommended.value
-        match self.recommended.eager:
-            case "higher":
-                return self.value >= wanted
-            case "lower":
-                return self.value <= wanted
-        return self.value == wanted
-
-    @property
-    def change(self) -> str:
-        """The statements that set it as the manual has it."""
-        then = "restart the server" if self.needs_restart else "SELECT pg_reload_conf()"
-        return f"ALTER SYSTEM SET {self.recommended.name} = '{self.recommended.shown}'; then {then}"
 
 
 @dataclass(frozen=True)
@@ -133,9 +81,8 @@ class Age:
 
 @dataclass(frozen=True)
 class Autovacuum:
-    """Settings, tables and ages. `counted` is false where track_counts is off: then no number of rows is known."""
+    """Tables and ages. `counted` is false where track_counts is off: then no number of rows is known."""
 
-    settings: tuple[Setting, ...]
     tables: tuple[Activity, ...]
     ages: tuple[Age, ...]
     counted: bool
@@ -144,9 +91,8 @@ class Autovacuum:
 
 @probe
 def read_autovacuum(postgres: Postgres) -> Autovacuum:
-    """All of it, tables with the most dead rows over their trigger first."""
+    """Both, tables with the most dead rows over their trigger first."""
     with upkeep_session(postgres) as connection:
-        found = {row[0]: row[1:] for row in execute(connection, _SETTINGS, [wanted.name for wanted in RECOMMENDED])}
         tables = [
             Activity(
                 name, int(rows), int(live), int(dead), int(changed), float(trigger), float(analyze), float(factor),
@@ -157,7 +103,6 @@ def read_autovacuum(postgres: Postgres) -> Autovacuum:
         ]  # fmt: skip
         counted, reset = execute(connection, _COUNTED)[0]
         return Autovacuum(
-            tuple(_setting(wanted, *found[wanted.name]) for wanted in RECOMMENDED),
             tuple(sorted(tables, key=lambda t: -t.dead / max(t.vacuum_trigger, 1))),
             tuple(Age(str(what), int(xids), int(most)) for what, xids, most in execute(connection, _AGES)),
             counted == "on",
@@ -165,14 +110,6 @@ def read_autovacuum(postgres: Postgres) -> Autovacuum:
         )
 
 
-def _setting(wanted: Recommended, raw: str, shown: str, context: str, pending: bool) -> Setting:
-    value = float({"on": "1", "off": "0"}.get(raw, raw))
-    return Setting(wanted, value, shown, context == "postmaster", pending)
-
-
-_SETTINGS = (
-    "SELECT name, setting, current_setting(name), context, pending_restart FROM pg_settings WHERE name = ANY(%s)"
-)
 _COUNTED = """
 SELECT current_setting('track_counts'), to_char(greatest(d.stats_reset, b.stats_reset), 'YYYY-MM-DD HH24:MI')
 FROM pg_stat_database d, pg_stat_bgwriter b WHERE d.datname = current_database()

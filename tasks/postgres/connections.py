@@ -204,9 +204,9 @@ def close_sessions(
     permit: Permit, postgres: Postgres, sessions: Sequence[Session], min_seconds: float
 ) -> tuple[Closed, ...]:
     """End sessions, each judged again in the statement that ends it: the same backend, idle as it was, and long enough.
+    Those of other databases are other environments' and are never ended.
 
-    Between that look and the signal lie microseconds in which a client may begin to work; it then gets the error that
-    it gets from every restart. What was not committed is rolled back.
+    Between that look and the signal lie microseconds in which a client may begin to work; it gets a restart's error.
 
     Raises:
         NotConfirmed: a session is not in the permit.
@@ -219,30 +219,28 @@ def close_sessions(
         with postgres.connect() as connection:
             done = []
             for session in sessions:
-                done.append(_close(connection, session, min_seconds))
+                done.append(_close(connection, postgres.database, session, min_seconds))
                 failpoint("connections: closed one")
             return tuple(done)
     except psycopg.errors.InsufficientPrivilege:
         raise OpsError(f"{postgres.admin_user} may not end these sessions", "GRANT pg_signal_backend to it") from None
     except Unreachable as error:
-        hint = "launch it again: it looks anew at who is idle"
-        raise Unreachable(f"while sessions were closed: {error.message}", hint) from None
+        raise Unreachable(f"while sessions were closed: {error.message}", "launch it again: it looks anew") from None
 
 
-def _close(connection: Connection, session: Session, min_seconds: float) -> Closed:
+def _close(connection: Connection, database: str, session: Session, min_seconds: float) -> Closed:
+    if session.database != database:
+        return Closed(session, False, f"left alone: in {session.database}, another environment's")
     states = list(IN_TRANSACTION) if session.is_idle_in_transaction else ["idle"]
     found = execute(connection, _CLOSE, END_MILLISECONDS, session.pid, session.started, states, min_seconds)
     if found:
         ended = bool(found[0][0])
         return Closed(session, ended, "closed" if ended else f"does not end within {END_MILLISECONDS // 1000} s")
-    now = execute(
-        connection,
-        "SELECT state FROM pg_stat_activity WHERE pid = %s AND backend_start = %s",
-        *(session.pid, session.started),
-    )
+    now = execute(connection, _STATE, session.pid, session.started)
     return Closed(session, False, f"left alone: now {now[0][0]}" if now else "gone by itself")
 
 
+_STATE = "SELECT state FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
 _CLOSE = """
 SELECT pg_terminate_backend(pid, %s) FROM pg_stat_activity
 WHERE pid = %s AND backend_start = %s AND backend_type = 'client backend' AND state = ANY(%s)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from dataclasses import dataclass
 
 import psycopg
@@ -43,6 +45,20 @@ def copy_name(database: str) -> str:
     return name_beside(database, "__new")
 
 
+def building_name(live: str, into: str) -> str:
+    """Where a database is built that will be called `into`: a name that nobody else gives, so that a leftover under it
+    is one of ours, and may be dropped."""
+    return name_beside(into, f"__new_{hashlib.sha256(f'interview-ops {live} {into}'.encode()).hexdigest()[:8]}")
+
+
+def is_reserved(database: str) -> bool:
+    """Whether a name ends as those do that runs make and drop beside a database, whichever."""
+    return bool(_RESERVED.search(database))
+
+
+_RESERVED = re.compile(r"__(?:new(?:_[0-9a-f]{8})?|verify|tables|rehearsal|old_\d{8}_\d{6})$")
+
+
 def content_in(backup: Backup) -> DatabaseContent:
     """The content manifest of a database's backup."""
     return DatabaseContent.model_validate(backup.manifest.content)
@@ -63,9 +79,9 @@ def scratch_name(database: str) -> str:
 def create_copy(permit: Permit, postgres: Postgres, properties: Properties, beside: str = "") -> Copy:
     """An empty database from template0 with such owner, encoding, locale and tablespace, where a restore is built:
     beside the live database, or beside the name that it will get instead."""
-    target = beside or postgres.database
-    require(permit, postgres, target)
-    return _create(postgres, properties, copy_name(target))
+    require(permit, postgres, beside or postgres.database)
+    name = building_name(postgres.database, beside) if beside else copy_name(postgres.database)
+    return _create(postgres, properties, name)
 
 
 @action(idempotent=True)

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from blocks.postgres import Postgres
+from blocks.postgres import Connection, Postgres
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from runbook.failpoint import failpoint
@@ -27,6 +27,7 @@ from runbook.render import size
 from tasks.host import disk_of
 from tasks.postgres.content import DatabaseContent, Part, SequenceValue, content_in_session
 from tasks.postgres.definitions import definitions_seen, dumped_definitions
+from tasks.postgres.dump_progress import DumpProgress, Weights, weights_of
 from tasks.postgres.dumped_sequences import column_maxima, dumped_sequences, find_behind, set_by, spelled_by_server
 from tasks.postgres.plain import COMPRESSED, PLAIN, read_plain
 from tasks.postgres.server import program_version
@@ -115,8 +116,9 @@ def _dump_once(postgres: Postgres, directory: Path, jobs: int, compression: str,
     target = directory / what.file
     with exported_snapshot(postgres) as (exporter, snapshot, taken), ThreadPoolExecutor(1) as beside:
         failpoint("dump: snapshot exported")
-        options = _options(postgres, what, compression, jobs)
-        dumping = beside.submit(_pg_dump, postgres, target, [*options, *_in_snapshot(snapshot)])
+        options = [*_options(postgres, what, compression, jobs), *_in_snapshot(snapshot)]
+        done = DumpProgress(postgres, target, _weights(exporter, what))
+        dumping = beside.submit(_pg_dump, postgres, target, options, done)
         started = time.monotonic()
         content = content_in_session(exporter, postgres.database, what.part, what.chosen)
         manifest_seconds = time.monotonic() - started
@@ -209,14 +211,14 @@ def _in_snapshot(snapshot: str) -> list[str]:
     return [f"--snapshot={snapshot}", f"--lock-wait-timeout={LOCK_WAIT}"]
 
 
-def _pg_dump(postgres: Postgres, target: Path, options: Sequence[str]) -> float:
+def _weights(exporter: Connection, what: What) -> Weights:
+    return Weights({}, 0) if what.part == "schema" else weights_of(exporter, what.others, all_=what.part == "full")
+
+
+def _pg_dump(postgres: Postgres, target: Path, options: Sequence[str], done: DumpProgress) -> float:
     argv = [postgres.program("pg_dump"), *options, "--no-sync", "--no-password", "--file", str(target)]
     environment = {**postgres.environment(), "PGDATABASE": postgres.database, "PGOPTIONS": "-c lc_messages=C"}
-
-    def tell() -> str:
-        return f"{size(sum(path.stat().st_size for path in (target, *target.glob('*')) if path.is_file()))} dumped"
-
-    with progress(tell), _telling_contention():
+    with progress(done.tell), _telling_contention():
         try:
             return shell.run(argv, environment=environment, nice=NICE, hint="nothing was published").seconds
         except CommandFailed:

@@ -12,26 +12,37 @@ import psutil
 
 from blocks.postgres import Postgres, execute
 from runbook import shell
+from runbook.errors import CommandFailed
 from runbook.progress import Done, progress
 from runbook.render import size
 from tasks.postgres.dump import DUMP, carries_statistics
 from tasks.postgres.plain import COMPRESSED, PLAIN, run_plain
+from tasks.postgres.refusal import does_not_restore
 
 Form = Literal["directory", "custom", "plain"]
 MOST_MAINTENANCE_MB = 512
 HINT = "the live database was not touched; try the backup before"
+FOREIGN_HINT = "the live database was not touched; the dump itself is at fault: take another, or one of our backups"
 # Rows that these would check or read are not in a backup of chosen tables.
 NEED_OTHER_ROWS = (" FK CONSTRAINT ", " MATERIALIZED VIEW DATA ")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A dump: where, in which form, and how large its database was (0: nobody knows). `parts`: rows are missing."""
+    """A dump: where, in which form, and how large its database was (0: nobody knows). `parts`: rows are missing;
+    `foreign`: none of our backups; `without`: how the lines of its list end that are not restored."""
 
     path: Path
     form: Form
     database_bytes: int = 0
     parts: bool = False
+    foreign: bool = False
+    without: tuple[str, ...] = ()
+
+    @property
+    def hint(self) -> str:
+        """What to do where it does not restore."""
+        return FOREIGN_HINT if self.foreign else HINT
 
 
 def source_in(directory: Path, database_bytes: int, *, parts: bool) -> Source:
@@ -67,7 +78,7 @@ def fill(postgres: Postgres, source: Source, database: str, oid: int, jobs: int)
 
     with progress(tell):
         if source.form == "plain":
-            return run_plain(postgres, source.path, database, settings, HINT)
+            return run_plain(postgres, source.path, database, settings, source.hint)
         return _pg_restore(postgres, source, database, jobs, settings)
 
 
@@ -84,10 +95,20 @@ def _pg_restore(postgres: Postgres, source: Source, database: str, jobs: int, se
         *("--enable-row-security", "--dbname", database),
     ]
     with tempfile.NamedTemporaryFile("w", prefix="ops-restore-", suffix=".list") as chosen:
-        if source.parts:
-            listed = shell.run([postgres.program("pg_restore"), "--list", source.path]).stdout.splitlines()
-            kept = [line for line in listed if not any(entry in line for entry in NEED_OTHER_ROWS)]
-            chosen.write("\n".join(kept) + "\n")
+        if source.parts or source.without:
+            chosen.write("\n".join(_entries(postgres, source)) + "\n")
             chosen.flush()
             argv.append(f"--use-list={chosen.name}")
-        return shell.run([*argv, str(source.path)], environment=environment, hint=HINT).seconds
+        try:
+            return shell.run([*argv, str(source.path)], environment=environment, hint=source.hint).seconds
+        except CommandFailed as error:
+            if source.foreign:
+                raise does_not_restore(source.path.name, error, source.hint) from None
+            raise
+
+
+def _entries(postgres: Postgres, source: Source) -> list[str]:
+    """The lines of an archive's list that are restored."""
+    listed = shell.run([postgres.program("pg_restore"), "--list", source.path]).stdout.splitlines()
+    kept = [line for line in listed if not (source.without and line.endswith(source.without))]
+    return [line for line in kept if not (source.parts and any(entry in line for entry in NEED_OTHER_ROWS))]

@@ -1,60 +1,41 @@
-"""Dumps as SQL text (§1.2: `.sql`, `.sql.gz`): whether one is whole, what it sets sequences to, and its way back.
+r"""Dumps as SQL text (§1.2: `.sql`, `.sql.gz`): whether one is whole, what it sets sequences to, and its way back.
 
-psql ends with 0 on a text that was cut off in the middle; pg_dump's last line tells that it was not.
-https://www.postgresql.org/docs/current/app-pgdump.html
+psql ends with 0 on a text that was cut off in the middle; pg_dump's last line tells that it was not. The text is read
+before psql gets it (tasks/postgres/script.py), and psql itself refuses every command of its own that stands in it: its
+`\restrict` is given a word that nobody else knows. https://www.postgresql.org/docs/current/app-psql.html
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
+import re
+import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, cast
 
 from blocks.postgres import Postgres
 from runbook import shell
-from runbook.errors import CommandFailed, OpsError, VerificationFailed
+from runbook.errors import CommandFailed
+from tasks.postgres.refusal import does_not_restore
+from tasks.postgres.script import Part, lines_of
 
 PLAIN = "dump.sql"
 COMPRESSED = "dump.sql.gz"
 TRAILER = b"-- PostgreSQL database dump complete"
-LINE_BYTES = 1 << 16
-
-
-def lines_of(path: Path) -> Iterator[bytes]:
-    """The lines of a dump, long ones in pieces.
-
-    Raises:
-        VerificationFailed: it is compressed, and was cut off or altered.
-    """
-    try:
-        with _opened(path) as file:
-            while line := file.readline(LINE_BYTES):
-                yield line
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise VerificationFailed(f"{path.name} cannot be uncompressed: {error}", "choose another backup") from None
-
-
-def statements_of(path: Path) -> Iterator[bytes]:
-    """The lines that are SQL: rows between COPY and its end are left out, whatever they look like."""
-    rows = False
-    for line in lines_of(path):
-        if rows:
-            rows = line.rstrip(b"\r\n") != b"\\."
-        else:
-            rows = line.startswith(b"COPY ") and line.rstrip().endswith(b" FROM stdin;")
-            yield line
+# The first releases whose psql knows \restrict (CVE-2025-8714).
+RESTRICTS = {13: 22, 14: 19, 15: 14, 16: 10, 17: 6}
 
 
 def read_plain(path: Path) -> tuple[bool, list[str]]:
     """Whether pg_dump wrote it to its end, and its lines that set sequences.
 
     Raises:
-        VerificationFailed: see `lines_of`.
+        OpsError, VerificationFailed: see `lines_of`.
     """
     complete, setting = False, []
-    for line in statements_of(path):
+    for part, line in lines_of(path):
+        if part is not Part.SQL:
+            continue
         if line.startswith(TRAILER):
             complete = True
         elif line.startswith(b"SELECT pg_catalog.setval("):
@@ -62,12 +43,23 @@ def read_plain(path: Path) -> tuple[bool, list[str]]:
     return complete, setting
 
 
+def restricts(postgres: Postgres) -> bool:
+    r"""Whether this psql has `\restrict`, after which it takes no command from a text."""
+    printed = shell.run([postgres.program("psql"), "--version"], timeout_seconds=10).stdout
+    version = re.search(r"\) (\d+)(?:\.(\d+))?", printed)
+    if not version:
+        return False
+    major, minor = int(version[1]), int(version[2] or 0)
+    return major >= 18 or minor >= RESTRICTS.get(major, minor + 1)
+
+
 def run_plain(postgres: Postgres, path: Path, database: str, settings: Mapping[str, str], hint: str) -> float:
-    """Run a dump through psql in one transaction that ends at the first error; returns the seconds.
+    """Run a dump through psql in one transaction that ends at the first error; returns the seconds. A text that ends
+    the transaction itself (pg_dump writes no COMMIT) leaves what it did until then in `database`.
 
     Raises:
         VerificationFailed: it is compressed, and was cut off or altered.
-        OpsError: a statement failed: everything of it is undone.
+        OpsError: a statement failed, or psql would take a line for a command: everything of it is undone.
     """
     argv = [postgres.program("psql"), "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1"]
     argv += ["--no-password", "--output=/dev/null", "--dbname", database]
@@ -75,15 +67,31 @@ def run_plain(postgres: Postgres, path: Path, database: str, settings: Mapping[s
         **postgres.environment(),
         "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in settings.items()),
     }
+    script = cast(IO[bytes], _Script(path, fenced=restricts(postgres)))
     try:
-        with _opened(path) as file:
-            return shell.feed(argv, file, environment=environment, hint=hint).seconds
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise VerificationFailed(f"{path.name} cannot be uncompressed: {error}", hint) from None
+        return shell.feed(argv, script, environment=environment, hint=hint).seconds
     except CommandFailed as error:
-        first = next((line for line in error.stderr.splitlines() if "ERROR" in line or "error" in line), error.message)
-        raise OpsError(f"{path.name} does not restore: {first.partition('ERROR:')[2].strip() or first}", hint) from None
+        raise does_not_restore(path.name, error, hint) from None
 
 
-def _opened(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+class _Script:
+    """The lines of a dump, read as a file is."""
+
+    def __init__(self, path: Path, *, fenced: bool) -> None:
+        self._pieces = self._all(path, secrets.token_hex(32).encode() if fenced else b"")
+
+    def read(self, size: int) -> bytes:
+        found, length = [], 0
+        for piece in self._pieces:
+            found.append(piece)
+            length += len(piece)
+            if length >= size:
+                break
+        return b"".join(found)
+
+    @staticmethod
+    def _all(path: Path, word: bytes) -> Iterator[bytes]:
+        yield from [b"\\restrict " + word + b"\n"] if word else []
+        for _, line in lines_of(path):
+            yield line
+        yield from [b"\n\\unrestrict " + word + b"\n"] if word else []

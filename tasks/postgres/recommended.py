@@ -4,33 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from runbook.errors import OpsError
 
-AUTOVACUUM: Mapping[str, str] = {
-    "autovacuum": "on",
-    "autovacuum_max_workers": "3",
-    "autovacuum_naptime": "1min",
-    "autovacuum_vacuum_threshold": "50",
-    "autovacuum_analyze_threshold": "50",
-    "autovacuum_vacuum_scale_factor": "0.1",
-    "autovacuum_analyze_scale_factor": "0.05",
-}
-SERVER: Mapping[str, str] = {
-    "max_connections": "200",
-    "shared_buffers": "256MB",
-    "effective_cache_size": "1GB",
-    "maintenance_work_mem": "64MB",
-    "checkpoint_completion_target": "0.9",
-    "wal_buffers": "16MB",
-    "default_statistics_target": "100",
-    "random_page_cost": "1.1",
-    "effective_io_concurrency": "200",
-    "work_mem": "4MB",
-    "min_wal_size": "1GB",
-    "max_wal_size": "4GB",
-}
-MANUAL: Mapping[str, str] = {**AUTOVACUUM, **SERVER}
+Well = Literal["this", "more", "less"]
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """A setting of the manual: its section, its value there, and which others are as well: none, or all that are more,
+    or less. Memory, places and WAL are minima that a bigger server exceeds; autovacuum may always be more eager."""
+
+    name: str
+    value: str
+    section: str
+    well: Well = "this"
+
+    def __str__(self) -> str:
+        return self.value + {"this": "", "more": " or more", "less": " or less"}[self.well]
+
+
+RECOMMENDED = (
+    Recommended("autovacuum", "on", "§1.3"),
+    Recommended("autovacuum_max_workers", "3", "§1.3", "more"),
+    Recommended("autovacuum_naptime", "1min", "§1.3", "less"),
+    Recommended("autovacuum_vacuum_threshold", "50", "§1.3", "less"),
+    Recommended("autovacuum_analyze_threshold", "50", "§1.3", "less"),
+    Recommended("autovacuum_vacuum_scale_factor", "0.1", "§1.3", "less"),
+    Recommended("autovacuum_analyze_scale_factor", "0.05", "§1.3", "less"),
+    Recommended("max_connections", "200", "§1.5", "more"),
+    Recommended("shared_buffers", "256MB", "§1.5", "more"),
+    Recommended("effective_cache_size", "1GB", "§1.5", "more"),
+    Recommended("maintenance_work_mem", "64MB", "§1.5", "more"),
+    Recommended("checkpoint_completion_target", "0.9", "§1.5"),
+    Recommended("wal_buffers", "16MB", "§1.5", "more"),
+    Recommended("default_statistics_target", "100", "§1.5", "more"),
+    Recommended("random_page_cost", "1.1", "§1.5"),
+    Recommended("effective_io_concurrency", "200", "§1.5", "more"),
+    Recommended("work_mem", "4MB", "§1.5", "more"),
+    Recommended("min_wal_size", "1GB", "§1.5", "more"),
+    Recommended("max_wal_size", "4GB", "§1.5", "more"),
+)
+BY_NAME: Mapping[str, Recommended] = {one.name: one for one in RECOMMENDED}
+MANUAL: Mapping[str, str] = {one.name: one.value for one in RECOMMENDED}
+AUTOVACUUM = tuple(one.name for one in RECOMMENDED if one.section == "§1.3")
 _BYTES = {"B": 1, "kB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40, "8kB": 8 << 10}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _UNITS: Mapping[str, float] = {**_BYTES, **_SECONDS}
@@ -69,8 +87,9 @@ class Setting:
 
     @property
     def coming(self) -> str:
-        """What it will run with after a reload or a restart."""
-        return self.value if self.is_fixed else self.filed or self.value
+        """What it will run with after a reload or a restart. At −1 (wal_buffers) the server chose what it runs with."""
+        chosen = self.filed == self.least == "-1" and not self.pending_restart
+        return self.value if self.is_fixed or chosen else self.filed or self.value
 
     @property
     def is_narrower(self) -> bool:
@@ -84,6 +103,18 @@ class Setting:
     def is_filed(self, wanted: str) -> bool:
         """Whether ALTER SYSTEM wrote `wanted` already."""
         return self.auto is not None and self.same(self.auto, wanted)
+
+    def is_well(self, text: str) -> bool:
+        """Whether a value is the manual's, or one that is as well."""
+        found, manual = self.measure(text), self.measure(MANUAL[self.name])
+        if isinstance(found, str) or isinstance(manual, str) or BY_NAME[self.name].well == "this":
+            return found == manual
+        return found >= manual if BY_NAME[self.name].well == "more" else found <= manual
+
+    def is_lower(self, wanted: str) -> bool:
+        """Whether a number would be less than what it runs with."""
+        new, now = self.measure(wanted), self.measure(self.value)
+        return isinstance(new, float) and isinstance(now, float) and new < now
 
     def same(self, first: str, second: str) -> bool:
         """Whether two texts are one value."""

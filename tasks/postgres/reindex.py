@@ -8,6 +8,7 @@ https://www.postgresql.org/docs/current/sql-reindex.html
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psycopg
@@ -53,20 +54,28 @@ def drop_leftover(permit: Permit, postgres: Postgres, index: Index, lock_seconds
 
 
 @action
-def rebuild_index(permit: Permit, postgres: Postgres, index: Index, lock_seconds: float) -> Rebuilt:
-    """Rebuild one index beside readers and writers; tried again where a lock was not to be had, leftovers dropped.
+def rebuild_in_turn(
+    permit: Permit, postgres: Postgres, indexes: Sequence[Index], lock_seconds: float
+) -> tuple[Rebuilt, ...]:
+    """Rebuild indexes one after the other, beside readers and writers; each is tried again where a lock was not to be
+    had, and leftovers are dropped.
 
     Raises:
-        NotConfirmed: it is not in the permit.
+        NotConfirmed: one is not in the permit.
         Unreachable: the server went away: what it leaves is dropped by the next run.
         OpsError: somebody ended it.
     """
-    permit.require(REBUILD, index.name)
-    started = time.monotonic()
+    for index in indexes:
+        permit.require(REBUILD, index.name)
     with progress(lambda: tell_progress(postgres)):
-        failed, attempts = _rebuild(postgres, index, lock_seconds), 1
-        while isinstance(failed, errors.LockNotAvailable | errors.DeadlockDetected) and attempts < ATTEMPTS:
-            failed, attempts = _rebuild(postgres, index, lock_seconds), attempts + 1
+        return tuple(_one(postgres, index, lock_seconds) for index in indexes)
+
+
+def _one(postgres: Postgres, index: Index, lock_seconds: float) -> Rebuilt:
+    started = time.monotonic()
+    failed, attempts = _rebuild(postgres, index, lock_seconds), 1
+    while isinstance(failed, errors.LockNotAvailable | errors.DeadlockDetected) and attempts < ATTEMPTS:
+        failed, attempts = _rebuild(postgres, index, lock_seconds), attempts + 1
     told = as_ops_error(failed, lock_seconds) if failed else None
     after = _bytes(postgres, index) if not failed else index.bytes
     seconds = time.monotonic() - started

@@ -1,7 +1,7 @@
 """What ALTER SYSTEM replaced: one JSON file per change, written before it, so that it can be undone exactly.
 
 They stand in `settings/` of the environment's reports directory, beside the chain of reports. A record with `until` is
-a temporary override: it holds until then, and until a newer record has the same setting.
+a temporary override: it holds until then, and as long as ALTER SYSTEM's file has its value from no newer record.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from runbook.errors import OpsError
+from runbook.failpoint import failpoint
+from tasks.postgres.settings import ServerSettings
 
 FOLDER = "settings"
 
@@ -58,6 +60,7 @@ def keep(
     name = f"{now:%Y%m%dT%H%M%S%fZ}"
     record = Record(name, now.isoformat(timespec="seconds"), system_identifier, tuple(changes), until, reason)
     _write(reports, record)
+    failpoint("settings: recorded")
     return record
 
 
@@ -75,17 +78,21 @@ def read_all(reports: Path) -> list[Record]:
     return [_read(path) for path in sorted((reports / FOLDER).glob("*.json"))]
 
 
-def overrides_in_force(records: Sequence[Record], system_identifier: str) -> Mapping[str, tuple[Record, str]]:
-    """The overrides (expired or not) by setting, with their value: those that no newer record replaced or undid."""
-    found: dict[str, tuple[Record, str]] = {}
+def overrides_in_force(records: Sequence[Record], found: ServerSettings) -> Mapping[str, tuple[Record, str]]:
+    """The overrides (expired or not) by setting, with their value.
+
+    A record is written before its change: it counts only where ALTER SYSTEM has that very value in its file. A run that
+    was killed in between leaves the record before it in force.
+    """
+    told: dict[str, tuple[Record, str]] = {}
     for record in records:
-        if record.system_identifier != system_identifier or record.undone:
+        if record.system_identifier != found.system_identifier or record.undone:
             continue
         for change in record.changes:
-            found.pop(change.name, None)
-            if record.until:
-                found[change.name] = (record, change.new)
-    return found
+            setting = found.by_name.get(change.name)
+            if setting and setting.is_filed(change.new):
+                told[change.name] = (record, change.new)
+    return {name: pair for name, pair in told.items() if pair[0].until}
 
 
 def _read(path: Path) -> Record:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 
+import psycopg
 from psycopg import sql
 
 from blocks.postgres import Postgres, execute
 from runbook import shell
-from runbook.errors import OpsError
+from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action
 from runbook.permit import Permit
-from runbook.progress import progress
+from runbook.progress import Done, progress
 from runbook.render import size
 from tasks.catalogue import Backup
 from tasks.postgres.copy import Copy, content_in, drop, name_beside, oid_of
 from tasks.postgres.dump import DUMP
 from tasks.postgres.properties import creation
 from tasks.postgres.session import pinned
-from tasks.postgres.tables import Table
+from tasks.postgres.tables import Table, expected_of
 
 REPLACE_ROWS = "replace rows"
 _SETTINGS = {
@@ -69,10 +70,8 @@ def fill_tables(
     for table in tables:
         permit.require(REPLACE_ROWS, table.name)
 
-    def tell() -> str:
-        with postgres.connect() as connection:
-            now = execute(connection, "SELECT pg_database_size(%s::oid)", scratch.oid)[0][0]
-        return f"{scratch.database}: {size(int(now))}"
+    def tell() -> Done:
+        return fill_progress(postgres, backup, scratch, tables)
 
     listed = shell.run([postgres.program("pg_restore"), "--list", str(backup.path / DUMP)]).stdout
     wanted = _entries(postgres, scratch, tables)
@@ -82,6 +81,30 @@ def fill_tables(
         chosen.flush()
         done = _restore(postgres, backup, scratch.database, f"--use-list={chosen.name}", f"--jobs={jobs}")
     return Copy(scratch.database, scratch.oid, done.seconds)
+
+
+def fill_progress(postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[Table]) -> Done:
+    """By bytes: the tables as they are in the scratch database (without indexes) against what they had on disk when the
+    backup was taken. That is an estimate: the dead rows of then are not restored.
+
+    Raises:
+        Unreachable, OpsError: that cannot be told now.
+    """
+    sums = content_in(backup).tables
+    whole = sum(expected_of(table, sums).bytes for table in tables)
+    try:
+        with postgres.connect(scratch.database) as connection:
+            execute(connection, "SET lock_timeout = '1s'")
+            now = int(execute(connection, _FILLED, [table.oid for table in tables])[0][0])
+    except psycopg.Error as error:
+        raise Unreachable(f"the sizes of the tables cannot be read: {type(error).__name__}") from None
+    return Done(f"{scratch.database}: {size(now)} of about {size(whole)} restored", now / max(whole, now, 1))
+
+
+_FILLED = """
+SELECT coalesce(sum(pg_table_size(coalesce(t.relid::oid, chosen))), 0)
+FROM unnest(%s::oid[]) AS chosen LEFT JOIN LATERAL pg_partition_tree(chosen::regclass) t ON true
+"""
 
 
 def _entries(postgres: Postgres, scratch: Copy, tables: Sequence[Table]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from runbook.errors import OpsError, VerificationFailed
 from tasks.s3.requests import Refused, attempt
 from tasks.s3.writing import head, unreadable
 
-RANGE_BYTES = 4 * 1024 * 1024
+RANGE_BYTES = 2 * 1024 * 1024
 WORKERS = 8
 PART = ".part"
 OTHER = "use another backup; where the bucket is versioned, an earlier version of the object may be whole"

@@ -29,7 +29,7 @@ from tasks.s3.writing import (
 MEGABYTE = 1024 * 1024
 PART_BYTES = 8 * MEGABYTE
 PARTS = 10_000  # the protocol's limit
-MEMORY_BYTES = 64 * MEGABYTE  # of parts in flight: above 640 GB a file has larger parts, and fewer at a time
+MEMORY_BYTES = 32 * MEGABYTE  # of parts in flight: above 640 GB a file has larger parts, and fewer at a time
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,21 @@ def test_variables_are_expanded_everywhere_and_secrets_are_taken_as_they_are(fil
     assert found.limits == {"backup.age_seconds": (3600, 86400)}
 
 
+def test_a_standby_is_a_server_of_its_own_and_optional(file: File) -> None:
+    primary = file.read()
+    assert not primary.has("standby")
+    with pytest.raises(OpsError, match=r"environment trial names no standby — add \[standby\] to its TOML"):
+        _ = primary.standby
+    login = 'database = "grc_db"\nuser = "grc_user"\npassword_env = "OPS_TEST_PASSWORD"\n'
+    section = f'[standby]\nhost = "standby.example.com"\n{login}admin_password_env = "OPS_TEST_ADMIN_PASSWORD"\n'
+    found = file.read(new=section)
+    assert found.has("standby")
+    assert (found.standby.host, found.postgres.host) == ("standby.example.com", "db-5433.example.com")
+    assert found.slugs["standby"] == "ops-postgresql/trial-standby", "registered, it must not replace the primary's"
+    assert found.slugs["postgres"] == "ops-postgresql/trial"
+    assert file.wrong(new=section.replace("host", "hots")).startswith("[standby] hots is wrong — expected: a known key")
+
+
 def test_a_secret_is_in_no_text_of_a_block(file: File) -> None:
     found = file.read()
     assert VARIABLES["OPS_TEST_PASSWORD"] not in f"{found!r} {found.postgres!r} {found.postgres.model_dump_json()}"

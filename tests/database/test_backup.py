@@ -23,7 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def newest(trial: Trial) -> catalogue.Backup:
-    return catalogue.open_backup(DirectoryStore(trial.store), catalogue.names(DirectoryStore(trial.store), "postgres")[-1])
+    return catalogue.open_backup(
+        DirectoryStore(trial.store), catalogue.names(DirectoryStore(trial.store), "postgres")[-1]
+    )
 
 
 def run(call: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -114,7 +116,9 @@ def test_killed_backup_is_never_offered_and_cleaned_up(trial: Trial, tmp_path: P
         assert catalogue.names(DirectoryStore(trial.store), "postgres") == whole, f"offered after a kill at {point}"
     for point in points[published:]:
         assert run("flows.database.backup.backup_database", OPS_FAILPOINT=point).returncode == -9, point
-        assert catalogue.names(DirectoryStore(trial.store), "postgres")[:-1] == whole, f"not there after a kill at {point}"
+        assert catalogue.names(DirectoryStore(trial.store), "postgres")[:-1] == whole, (
+            f"not there after a kill at {point}"
+        )
         assert manifest.damage(newest(trial).path, newest(trial).manifest.files) == []
         whole = catalogue.names(DirectoryStore(trial.store), "postgres")
     backup_database.fn(NAME)

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from flows.database import connections
+from flows.database import connections, session_findings
 from flows.database.connections import check_connections, check_pool_settings, close_idle_connections
 from runbook import kinds
 from runbook.errors import NotConfirmed, RunbookFailed
@@ -36,13 +36,14 @@ def client(trial: Trial) -> Iterator[Open]:
     opened: list[psycopg.Connection[Any]] = []
 
     def open_one(
-        application: str = "grc_backend", *, user: str = "grc_user", **options: Any
+        application: str = "grc_backend", *, user: str = "grc_user", database: str = "", **options: Any
     ) -> psycopg.Connection[Any]:
         password = ADMIN_PASSWORD if user == ADMIN else ROLE_PASSWORD
         if user != ADMIN:
             trial.sql("GRANT CONNECT ON DATABASE " + f'"{trial.database}" TO grc_user')
         connection = psycopg.connect(
-            host="127.0.0.1", port=trial.server.port, user=user, password=password, dbname=trial.database,
+            host="127.0.0.1", port=trial.server.port, user=user, password=password,
+            dbname=database or trial.database,
             application_name=application, **options,
         )  # fmt: skip
         opened.append(connection)
@@ -57,8 +58,8 @@ def client(trial: Trial) -> Iterator[Open]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions count as forgotten after a moment."""
     monkeypatch.setattr(connections, "LEAST_SECONDS", 0)
-    monkeypatch.setitem(connections.DEFAULTS, "postgres.sessions.idle_in_transaction_seconds", (0.05, 900.0))
-    monkeypatch.setitem(connections.DEFAULTS, "postgres.sessions.blocked_seconds", (0.05, 60.0))
+    monkeypatch.setitem(session_findings.DEFAULTS, "postgres.sessions.idle_in_transaction_seconds", (0.05, 900.0))
+    monkeypatch.setitem(session_findings.DEFAULTS, "postgres.sessions.blocked_seconds", (0.05, 60.0))
 
 
 def pid(connection: psycopg.Connection[Any]) -> int:
@@ -143,7 +144,7 @@ def test_a_prepared_transaction_that_blocks_is_named(trial: Trial, client: Open,
 def test_scarce_connections_are_critical(trial: Trial, client: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(8):
         client("crowd")
-    monkeypatch.setitem(connections.DEFAULTS, "postgres.connections.used_ratio", (0.02, 0.05))
+    monkeypatch.setitem(session_findings.DEFAULTS, "postgres.connections.used_ratio", (0.02, 0.05))
     with pytest.raises(RunbookFailed, match="postgres.connections.used_ratio"):
         check_connections.fn(NAME)
 
@@ -191,6 +192,51 @@ def test_what_is_kept(trial: Trial, client: Open, quick: None) -> None:
         assert why in told[str(pid(connection))]
         assert session(trial, pid(connection))
     assert session(trial, pid(idle)) is None
+
+
+@pytest.fixture
+def neighbour(trial: Trial) -> Iterator[str]:
+    """The database of another environment on the same server, with a name that begins alike."""
+    name = f"{trial.database}_prod"
+    trial.server.create_database(name)
+    yield name
+    trial.server.drop_database(name)
+
+
+def test_sessions_of_other_databases_are_counted_and_never_ended(
+    trial: Trial, client: Open, quick: None, neighbour: str
+) -> None:
+    forgotten, idle = client("psql-prod", database=neighbour), client("worker", database=neighbour)
+    for connection in (forgotten, idle):
+        connection.execute("SELECT 1")
+    idle.commit()
+    report = close_idle_connections.fn(NAME, min_seconds=0, also_idle=True, confirm=NAME)
+    assert report.outcome == "there is nothing to close"
+    assert f"2 in {neighbour}" in report.facts["as idle in other databases (left alone)"]
+    leak(client("mine"))
+    assert close_idle_connections.fn(NAME, 0, True, confirm=NAME).outcome == "1 of 1 sessions closed"
+    forgotten.execute("SELECT 'still there'")
+    idle.execute("SELECT 'still there'")
+    until(lambda: (s := session(trial, pid(forgotten))) and s.state_seconds > 0.1, what="its idle time", seconds=5)
+    checked = check_connections.fn(NAME)
+    others = found(checked, "idle in transaction in other databases")
+    assert (others.status, neighbour in others.value) == (Status.WARN, True)
+    assert "in the environment of each" in others.hint
+    assert found(checked, "postgres.sessions.idle_in_transaction_seconds").status is Status.OK
+    assert str(pid(forgotten)) in {row[0] for row in rows(checked, "Idle in transaction")}
+
+
+def test_the_action_itself_ends_no_session_of_another_database(
+    trial: Trial, client: Open, quick: None, neighbour: str
+) -> None:
+    forgotten = client("psql-prod", database=neighbour)
+    forgotten.execute("SELECT 1")
+    seen = session(trial, pid(forgotten))
+    assert seen
+    permit = Permit(NAME, (Act(CLOSE, seen.target),))
+    (left,) = close_sessions(permit, trial.environment.postgres, [seen], 0)
+    assert (left.closed, left.why) == (False, f"left alone: in {neighbour}, another environment's")
+    forgotten.execute("SELECT 'still there'")
 
 
 def test_a_session_that_works_again_is_left_alone(trial: Trial, client: Open, quick: None) -> None:

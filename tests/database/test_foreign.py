@@ -31,14 +31,14 @@ def plain(trial: Trial) -> Trial:
     return trial
 
 
-def dump(trial: Trial, name: str) -> Path:
+def dump(trial: Trial, name: str, *options: str, user: str = ROLE, password: str = ROLE_PASSWORD) -> Path:
     """§1.2, literally: pg_dump as grc_user."""
     trial.store.mkdir(parents=True, exist_ok=True)
     path = trial.store / name
     form = ["-F", "c", "-b", "-f", str(path)] if name.endswith(".dump") else []
-    argv = [str(trial.server.programs / "pg_dump"), "-h", "127.0.0.1", "-p", str(trial.server.port), "-U", ROLE]
+    argv = [str(trial.server.programs / "pg_dump"), "-h", "127.0.0.1", "-p", str(trial.server.port), "-U", user]
     done = subprocess.run(
-        [*argv, "-d", trial.database, *form], env={"PGPASSWORD": ROLE_PASSWORD}, capture_output=True, check=True
+        [*argv, "-d", trial.database, *form, *options], env={"PGPASSWORD": password}, capture_output=True, check=True
     )
     if name.endswith(".sql"):
         path.write_bytes(done.stdout)
@@ -70,6 +70,8 @@ def test_into_another_database(plain: Trial) -> None:
     report = restore_database.fn(NAME, backup="backup_20260215.dump", into=f"{plain.database}_new", confirm=NAME)
     assert report.status is Status.WARN
     assert plain.sql("SELECT count(*) FROM plain_people", database=f"{plain.database}_new") == [(1000,)]
+    assert plain.databases().count(plain.database) == 1
+    assert len([name for name in plain.databases() if name.startswith(plain.database)]) == 2, "nothing is left over"
 
 
 def cut(path: Path) -> None:

@@ -15,6 +15,7 @@ from flows.database import index_findings
 from flows.database.indexes import check_indexes, rebuild_indexes
 from runbook.errors import NotConfirmed, RunbookFailed, Unreachable
 from runbook.permit import Act, Permit
+from runbook.render import size
 from runbook.report import Evidence, Finding, Report, Status
 from runbook.wait import until
 from tasks.postgres import reindex, upkeep
@@ -225,6 +226,22 @@ def test_there_must_be_room_for_twice_the_biggest(trial: Trial, monkeypatch: pyt
     assert "not measured" in rebuild_indexes.fn(NAME, tables=["people"]).sentence()
 
 
+def test_there_must_be_room_for_all_that_are_built_at_once(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two tables with an index each: as many lanes, as much room. Those of one table are built in turn."""
+    for name in ("first", "second"):
+        trial.sql(f"CREATE TABLE {name} (a int, b int)")
+        trial.sql(f"INSERT INTO {name} SELECT g, g FROM generate_series(1, 20000) g")
+        trial.sql(f"CREATE INDEX {name}_a ON {name} (a); CREATE INDEX {name}_b ON {name} (b)")
+    (one,) = {index.bytes for index in read_indexes(trial.environment.postgres) if index.table.endswith("first")}
+    monkeypatch.setattr(upkeep, "disk_of", lambda path: type("Disk", (), {"free_bytes": 3 * one}))
+    assert rebuild_indexes.fn(NAME, tables=["first", "second"], jobs=1).status is Status.PLANNED
+    assert rebuild_indexes.fn(NAME, tables=["first"], jobs=2).status is Status.PLANNED
+    with pytest.raises(RunbookFailed, match="free space at") as failed:
+        rebuild_indexes.fn(NAME, tables=["first", "second"], jobs=2)
+    assert size(4 * one) in next(f.expected for f in failed.value.report.findings if f.name.startswith("free space"))
+    assert invalid(trial) == []
+
+
 def test_the_whole_database_is_rebuilt(trial: Trial) -> None:
     before = files(trial)
     report = rebuild_indexes.fn(NAME, everything=True, confirm=NAME)
@@ -276,7 +293,8 @@ def answers(trial: Trial) -> bool:
 def test_tables_are_rebuilt_beside_each_other_and_each_one_s_indexes_in_turn(trial: Trial) -> None:
     report = rebuild_indexes.fn(NAME, everything=True, jobs=2, confirm=NAME)
     assert report.status in GOOD
-    ran = [step for step in report.steps if step.name == "rebuild_index"]
+    ran = [step for step in report.steps if step.name == "rebuild_in_turn"]
+    assert len(ran) == 2
     ends = [(step.started.timestamp(), step.started.timestamp() + step.seconds) for step in ran]
     beside = max(sum(begin <= start < end for begin, end in ends) for start, _ in ends)
     assert beside == 2

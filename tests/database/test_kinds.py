@@ -14,8 +14,10 @@ from runbook.report import Status
 from tasks import catalogue, manifest
 from tasks.manifest import Kind
 from tasks.postgres.content import content_of
+from tasks.postgres.copy import building_name
 from tasks.stores.directory import DirectoryStore
 from tests.database.conftest import NAME, Trial
+from tests.database.test_foreign_text import ODD
 from tests.database.test_restore import GOOD, flip, reseal
 
 
@@ -39,11 +41,13 @@ def test_a_kind_is_taken_verified_and_pruned_by_itself(trial: Trial, form: str, 
 
 
 def test_text_holds_everything_in_the_form_of_the_manual(trial: Trial) -> None:
+    trial.sql(ODD)
     backup_database.fn(NAME, kind="sql.gz")
     path = newest(trial, "sql").path / "dump.sql.gz"
     text = gzip.decompress(path.read_bytes()).decode()
     assert "COPY public.people" in text
     assert "PostgreSQL database dump complete" in text
+    assert "\n\\! touch x" in text, "a backslash at the start of a line of a function is no command to psql"
     before = content_of(trial.environment.postgres, trial.database)
     trial.sql("DELETE FROM answers; UPDATE people SET name = 'x'")
     report = restore_database.fn(NAME, backup=newest(trial, "sql").name, confirm=NAME)
@@ -129,3 +133,54 @@ def test_into_makes_another_database_and_leaves_the_live_one(trial: Trial) -> No
     for reserved in (f"{trial.database}__new", "postgres", " "):
         with pytest.raises((RunbookFailed, OpsError), match="there already|reserved|cannot name"):
             restore_database.fn(NAME, into=reserved, confirm=NAME)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["__new", "__new_0123abcd", "__verify", "__tables", "__rehearsal", "__old_20260215_030000"],
+)
+def test_names_that_runs_drop_are_not_given(trial: Trial, ending: str) -> None:
+    """Whatever they begin with: another environment's run may make and drop just that."""
+    with pytest.raises(RunbookFailed, match="is reserved.*choose a name that nobody has, without our endings"):
+        restore_database.fn(NAME, into=f"{trial.database}x{ending}", confirm=NAME)
+
+
+def test_a_database_beside_the_new_name_is_left_alone(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    other, stranger = f"{trial.database}_a", f"{trial.database}_a__new"
+    trial.server.create_database(stranger)
+    trial.sql("CREATE TABLE precious (id int)", database=stranger)
+    assert restore_database.fn(NAME, into=other, confirm=NAME).status in GOOD
+    assert trial.sql("SELECT count(*) FROM precious", database=stranger) == [(0,)]
+    assert sorted(name for name in trial.databases() if name.startswith(trial.database)) == [
+        *(trial.database, other, stranger),
+    ]
+
+
+def test_what_a_killed_run_left_is_planned_and_dropped(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    other = f"{trial.database}_a"
+    left = building_name(trial.database, other)
+    trial.server.create_database(left)
+    plan = restore_database.fn(NAME, into=other)
+    assert ("drop", f"{left}: what a run that ended early left") in [(one.step, one.detail) for one in plan.plan_steps]
+    assert left in trial.databases()
+    assert restore_database.fn(NAME, into=other, confirm=NAME).status in GOOD
+    assert left not in trial.databases()
+
+
+@pytest.mark.parametrize("trial", ["trial_within__new"], indirect=True)
+def test_a_live_database_whose_name_ends_as_ours_is_never_built_over(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    oid = trial.oid()
+    with pytest.raises(RunbookFailed, match="trial_within is reserved"):
+        restore_database.fn(NAME, into="trial_within", confirm=NAME)
+    assert trial.oid() == oid
+
+
+def test_the_live_name_is_refused_where_it_is_gone(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    trial.server.drop_database(trial.database)
+    with pytest.raises(RunbookFailed, match="is the live database. Next: leave into empty"):
+        restore_database.fn(NAME, into=trial.database)
+    assert restore_database.fn(NAME, confirm=NAME).status in GOOD

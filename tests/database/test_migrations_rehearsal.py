@@ -127,26 +127,30 @@ def test_a_downgrade_that_leads_elsewhere_is_found(postgres_server: PostgresServ
 
 def test_a_rollback_says_what_is_lost_and_wants_its_number(postgres_server: PostgresServer, backend: Path) -> None:
     up = "op.execute('CREATE TABLE answers AS SELECT generate_series(1, 12) AS n');"
-    up += " op.execute('ALTER TABLE people ADD COLUMN note text')"
-    back = "op.execute('DROP TABLE answers'); op.execute('ALTER TABLE people DROP COLUMN note')"
+    up += " op.execute('ALTER TABLE people ADD COLUMN note text'); op.execute('ALTER TABLE people RENAME id TO nr')"
+    back = "op.execute('DROP TABLE answers'); op.execute('ALTER TABLE people DROP COLUMN note');"
+    back += " op.execute('ALTER TABLE people RENAME nr TO id')"
     add(backend, "0006", "0005", up, back)
     migrate_to(postgres_server, "0006")
+    postgres_server.sql("INSERT INTO people SELECT g, 'note' FROM generate_series(2, 6) g", database=DATABASE)
 
     planned = rollback_migrations.fn(NAME)
     assert planned.status is Status.PLANNED
     assert table(planned, "What is lost") == [
         ("public.answers", "12", "the table is dropped"),
-        ("public.people", "1", "columns dropped with what is in them: note"),
-    ]
+        ("public.people", "5", "columns dropped with what is in them: note"),
+    ], "of six rows five have a note; what is renamed stays"
     assert [s.detail.split(":")[0] for s in planned.plan_steps if s.step == "roll back"] == ["0006 → 0005"]
-    assert any("lose_rows=12" in step.detail for step in planned.plan_steps)
+    assert planned.facts["rows that are lost"] == "17 in 2 tables"
+    assert any("lose_rows=17" in step.detail for step in planned.plan_steps)
     assert "whose migrations end at 0005" in planned.facts["before you roll back"]
 
-    refused = failed(rollback_migrations, lose_rows=11, confirm=NAME)
-    assert "lose_rows=12" in found(refused, "rows that are lost").hint
+    refused = failed(rollback_migrations, lose_rows=16, confirm=NAME)
+    failed(rollback_migrations, confirm=NAME)
+    assert "lose_rows=17" in found(refused, "rows that are lost").hint
     assert revision(postgres_server) == "0006"
 
-    done = rollback_migrations.fn(NAME, lose_rows=12, confirm=NAME)
+    done = rollback_migrations.fn(NAME, lose_rows=17, confirm=NAME)
     assert done.status is Status.WARN, "columns are lost"
     assert finding(done, "columns that are lost") is Status.WARN
     assert [row[0] for row in table(done, "Rehearsal")] == ["1. down", "2. up", "3. down"]
@@ -156,6 +160,25 @@ def test_a_rollback_says_what_is_lost_and_wants_its_number(postgres_server: Post
     assert revision(postgres_server) == "0005"
     assert columns(postgres_server, "people") == ["id"]
     assert databases(postgres_server) == [DATABASE]
+
+
+def test_empty_columns_go_without_a_number_unless_somebody_fills_them_meanwhile(
+    postgres_server: PostgresServer, backend: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(backend, "0006", "0005", "op.execute('ALTER TABLE people ADD COLUMN note text')",
+        "op.execute('ALTER TABLE people DROP COLUMN note')")  # fmt: skip
+    migrate_to(postgres_server, "0006")
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "flows.database.migrations.steps.secure_backup",
+            lambda *_: postgres_server.sql("UPDATE people SET note = 'by now'", database=DATABASE),
+        )
+        report = failed(rollback_migrations, confirm=NAME)
+    assert "1 rows would lose data by now, 0 were accepted" in report.sentence()
+    assert columns(postgres_server, "people") == ["id", "note"]
+    postgres_server.sql("UPDATE people SET note = NULL", database=DATABASE)
+    assert rollback_migrations.fn(NAME, confirm=NAME).status is Status.OK
+    assert columns(postgres_server, "people") == ["id"]
 
 
 def test_base_loses_every_row_that_was_named_and_no_other(postgres_server: PostgresServer) -> None:
@@ -180,7 +203,7 @@ def test_rows_that_come_after_the_judgement_are_not_lost(
         lambda *_: postgres_server.sql("INSERT INTO people VALUES (2)", database=DATABASE),
     )
     report = failed(rollback_migrations, "base", lose_rows=1, confirm=NAME)
-    assert "2 rows would be lost by now, 1 were accepted" in report.sentence()
+    assert "2 rows would lose data by now, 1 were accepted" in report.sentence()
     assert "nothing was changed: migrations_db is at 0005" in found(report, "state of the system").value
     assert revision(postgres_server) == "0005"
 
@@ -202,7 +225,9 @@ def test_a_permit_for_fewer_rows_or_another_revision_is_no_permit(postgres_serve
     env = toml.environment(NAME)
     undo = Undo("0005", "", tables=("public.people",), dropped=("public.people",), rows=1)
     assert undo.act(DATABASE).target == f"{DATABASE} to base, losing up to 1 rows in 1 tables"
-    for other in (replace(undo, rows=0), replace(undo, target="0004")):
+    noted = replace(undo, columns=(("public.people", ("note", "x")),))
+    assert noted.act(DATABASE).target.endswith("1 rows in 1 tables, dropping columns of public.people (note, x)")
+    for other in (replace(undo, rows=0), replace(undo, target="0004"), noted):
         with pytest.raises(NotConfirmed):
             downgrade.work(Permit(NAME, (other.act(DATABASE),)), env.postgres, env.application, undo)
     stale = replace(undo, before="0004")

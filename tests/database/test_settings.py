@@ -15,6 +15,7 @@ import pytest
 
 from blocks import toml
 from flows.database.settings import apply_postgres_settings, check_postgres_settings, undo_postgres_settings
+from flows.database.vacuum import check_autovacuum
 from lab.postgres import _RECOMMENDED
 from runbook import kinds
 from runbook.chain import verify_chain
@@ -87,16 +88,16 @@ def test_the_manual_s_values_are_ok_and_the_lab_s(server: PostgresServer) -> Non
 
 
 def test_changed_settings_are_found_with_what_they_need(server: PostgresServer) -> None:
-    for statement in ("work_mem = '64MB'", "autovacuum_naptime = '60s'", "max_connections = 300"):
+    for statement in ("work_mem = '1MB'", "autovacuum_naptime = '60s'", "max_connections = 150"):
         server.sql(f"ALTER SYSTEM SET {statement}")
     report = check_postgres_settings.fn(NAME)
-    assert found(report, "work_mem").value == "64MB after the next reload"
+    assert found(report, "work_mem").value == "1MB after the next reload"
     server.sql("SELECT pg_reload_conf()")
     report = check_postgres_settings.fn(NAME)
     assert report.status is Status.WARN
-    assert (found(report, "work_mem").value, "by reload" in found(report, "work_mem").hint) == ("64MB", True)
-    assert found(report, "max_connections").value == "300 after the next restart"
-    assert [f.name for f in report.findings if f.name == "autovacuum_naptime"] == [], "60 s is 1 min"
+    assert (found(report, "work_mem").value, "by reload" in found(report, "work_mem").hint) == ("1MB", True)
+    assert found(report, "max_connections").value == "150 after the next restart"
+    assert found(report, "autovacuum_naptime").status is Status.OK, "60 s is 1 min"
     server.sql("ALTER SYSTEM SET autovacuum = off")
     server.sql("SELECT pg_reload_conf()")
     with pytest.raises(RunbookFailed, match="autovacuum: off"):
@@ -104,7 +105,7 @@ def test_changed_settings_are_found_with_what_they_need(server: PostgresServer) 
 
 
 def test_a_plan_changes_nothing_then_values_are_set_and_undone(server: PostgresServer, tmp_path: Path) -> None:
-    server.sql("ALTER SYSTEM SET work_mem = '64MB'")
+    server.sql("ALTER SYSTEM SET work_mem = '1MB'")
     server.sql("ALTER SYSTEM SET max_connections = 150")
     server.restart()
     before = auto(server)
@@ -127,7 +128,7 @@ def test_a_plan_changes_nothing_then_values_are_set_and_undone(server: PostgresS
     undone = undo_postgres_settings.fn(NAME, confirm=NAME)
     assert found(undone, "waits for a restart").value == "max_connections"
     assert sorted(auto(server).splitlines()) == sorted(before.splitlines())
-    assert show(server, "work_mem") == "64MB"
+    assert show(server, "work_mem") == "1MB"
     assert json.loads(record_path(tmp_path).read_text())["undone"]
     with pytest.raises(RunbookFailed, match="there is no record"):
         undo_postgres_settings.fn(NAME, confirm=NAME)
@@ -154,6 +155,74 @@ def test_the_manual_s_temporary_max_connections(server: PostgresServer, tmp_path
     assert not [f for f in check_postgres_settings.fn(NAME).findings if f.name.startswith("override")]
     server.restart()
     assert check_postgres_settings.fn(NAME).status is Status.OK
+
+
+def launch(parameters: str, **environment: str) -> int:
+    """apply-postgres-settings in a process of its own; returns how that ended."""
+    code = (
+        f"from flows.database.settings import *; apply_postgres_settings.fn({NAME!r}, confirm={NAME!r}, {parameters})"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, cwd=ROOT, check=False
+    ).returncode
+
+
+def test_an_override_that_was_recorded_and_never_written_is_none(server: PostgresServer, tmp_path: Path) -> None:
+    """Killed between record and ALTER SYSTEM: what a check asks for, an apply does."""
+    override = "override='max_connections = 300'"
+    assert launch(override, OPS_FAILPOINT="settings: recorded") == -signal.SIGKILL
+    assert json.loads(record_path(tmp_path).read_text())["until"]
+    assert "max_connections" not in auto(server)
+    report = check_postgres_settings.fn(NAME)
+    assert report.status is Status.OK, report.sentence()
+    server.sql("ALTER SYSTEM SET max_connections = 150")
+    server.restart()
+    assert found(check_postgres_settings.fn(NAME), "max_connections").expected == "200 or more"
+    apply(names=("max_connections",))
+    server.restart()
+    assert show(server, "max_connections") == "200"
+    assert launch(override) == 0
+    assert "max_connections = '300'" in auto(server)
+    assert launch("override='max_connections = 400'", OPS_FAILPOINT="settings: recorded") == -signal.SIGKILL
+    server.restart()
+    report = check_postgres_settings.fn(NAME)
+    assert found(report, "override max_connections = 300").status is Status.OK, "the one before is in force still"
+    assert found(report, "max_connections").expected == "300"
+
+
+MORE = {"shared_buffers": "320MB", "max_connections": "250", "work_mem": "8MB", "max_wal_size": "8GB",
+        "autovacuum_vacuum_scale_factor": "0.02", "autovacuum_naptime": "15s"}  # fmt: skip
+
+
+def test_a_bigger_server_and_an_eager_autovacuum_are_well_and_left_alone(server: PostgresServer) -> None:
+    for name, value in MORE.items():
+        server.sql(f"ALTER SYSTEM SET {name} = '{value}'")
+    server.restart()
+    report = check_postgres_settings.fn(NAME)
+    assert report.status is Status.OK, report.sentence()
+    assert (found(report, "shared_buffers").value, found(report, "shared_buffers").expected) == (
+        "320MB",
+        "256MB or more",
+    )
+    notes = {row[0]: row[-1] for row in table(report, "Settings")}
+    assert notes["autovacuum_naptime"] == "as well: the manual has 1min or less"
+    assert {found(check_autovacuum.fn(NAME), name).status for name in MORE if "autovacuum" in name} == {Status.OK}
+    applied = apply()
+    assert applied.outcome == "there is nothing to change"
+    assert {row[0] for row in table(applied, "Left alone")} == set(MORE)
+    (step,) = apply_postgres_settings.fn(NAME, names=("max_connections",)).plan_steps
+    assert "max_connections = 200; now 250, which is more;" in step.detail
+    assert apply(names=("work_mem",)).status is Status.OK
+    assert show(server, "work_mem") == "4MB"
+    server.sql("ALTER SYSTEM SET autovacuum_vacuum_scale_factor = 0.3")
+    server.sql("SELECT pg_reload_conf()")
+    lazy = found(check_autovacuum.fn(NAME), "autovacuum_vacuum_scale_factor")
+    assert lazy == found(check_postgres_settings.fn(NAME), "autovacuum_vacuum_scale_factor"), "one judgement"
+    assert "apply-postgres-settings with names=autovacuum_vacuum_scale_factor" in lazy.hint
+
+
+def table(report: Report, name: str) -> tuple[tuple[str, ...], ...]:
+    return next(evidence.rows for evidence in report.evidence if evidence.name == name)
 
 
 def _expire(tmp_path: Path) -> None:
@@ -203,11 +272,11 @@ def test_an_override_that_would_do_harm_is_refused(server: PostgresServer, overr
 def test_what_stands_above_alter_system_is_said(server: PostgresServer) -> None:
     server.settings, kept = (*server.settings, "shared_buffers=64MB", "work_mem=4MB"), server.settings
     try:
-        server.sql("ALTER SYSTEM SET work_mem = '64MB'")
+        server.sql("ALTER SYSTEM SET work_mem = '1MB'")
         server.restart()
         report = check_postgres_settings.fn(NAME)
         assert "start command" in found(report, "shared_buffers").hint
-        assert [f.name for f in report.findings if f.name == "work_mem"] == [], "the file's value has no effect"
+        assert found(report, "work_mem").status is Status.OK, "the file's value has no effect"
         report = apply()
         assert report.status is Status.WARN
         assert "command line" in found(report, "shared_buffers").value
@@ -236,15 +305,11 @@ def test_values_of_a_role_or_database_and_file_errors_are_found(server: Postgres
 
 
 def test_a_run_killed_between_two_writes_is_launched_again(server: PostgresServer, tmp_path: Path) -> None:
-    server.sql("ALTER SYSTEM SET work_mem = '64MB'")
+    server.sql("ALTER SYSTEM SET work_mem = '1MB'")
     server.sql("ALTER SYSTEM SET random_page_cost = 4")
     server.sql("SELECT pg_reload_conf()")
     before = auto(server)
-    code = f"from flows.database.settings import *; apply_postgres_settings.fn({NAME!r}, confirm={NAME!r})"
-    killed = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "OPS_FAILPOINT": "settings: written"}, cwd=ROOT, check=False
-    )
-    assert killed.returncode == -signal.SIGKILL
+    assert launch("", OPS_FAILPOINT="settings: written") == -signal.SIGKILL
     assert len([line for line in before.splitlines() if line not in auto(server)]) == 1, "one of two was written"
     apply()
     assert check_postgres_settings.fn(NAME).status is Status.OK
@@ -257,7 +322,7 @@ def test_a_run_killed_between_two_writes_is_launched_again(server: PostgresServe
 def test_a_server_killed_between_two_writes_is_served_again(
     server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.sql("ALTER SYSTEM SET work_mem = '64MB'")
+    server.sql("ALTER SYSTEM SET work_mem = '1MB'")
     server.sql("ALTER SYSTEM SET random_page_cost = 4")
     server.sql("SELECT pg_reload_conf()")
     with monkeypatch.context() as patched:

@@ -422,10 +422,11 @@ def test_a_table_that_changes_after_it_was_judged_is_left_alone(
     assert find_superseded_tables(trial.environment.postgres) == ()
 
 
+@pytest.mark.contrib
 def test_subscribers_get_the_live_rows_and_no_table_that_they_do_not_have(trial: Trial) -> None:
     backup_database.fn(NAME)
     trial.sql("CREATE PUBLICATION everything FOR ALL TABLES; DELETE FROM people WHERE id > 1990")
-    trial.sql("SELECT pg_create_logical_replication_slot('tables_4711', 'pgoutput')")
+    trial.sql("SELECT pg_create_logical_replication_slot('tables_4711', 'test_decoding')")
     try:
         report = restore("people")
         changes = trial.sql("SELECT data FROM pg_logical_slot_get_changes('tables_4711', NULL, NULL)")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import psycopg
 import pytest
 
+from flows.database.holders import of_database
 from flows.database.vacuum import check_autovacuum, vacuum_database
 from lab.processes import run, write
 from runbook.errors import RunbookFailed, Unreachable
@@ -106,6 +107,18 @@ def test_a_leaked_transaction_is_named_before_the_vacuum_that_it_makes_useless(d
     assert dead_rows(dead) == 0
 
 
+def test_a_transaction_of_another_database_keeps_no_row_of_this_one(dead: Trial) -> None:
+    with dead.server.connect("postgres") as other:
+        other.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        other.execute("SELECT count(*) FROM pg_class")
+        (holder,) = [h for h in find_holders(dead.environment.postgres) if h.name == str(other.info.backend_pid)]
+        assert (holder.database, holder.idle, holder.holds_xmin) == ("postgres", True, True)
+        kill_rows(dead)
+        report = vacuum_database.fn(NAME, tables=["sessions"], long_seconds=0)
+        assert report.status is Status.OK, report.sentence()
+        assert dead_rows(dead) == 0
+
+
 def test_a_prepared_transaction_is_named_too(dead: Trial) -> None:
     with dead.server.connect(dead.database) as client:
         client.execute("BEGIN")
@@ -130,7 +143,9 @@ def test_the_slot_of_a_standby_that_went_away_is_named(dead: Trial) -> None:
         standby.start()
         feedback = "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'away' AND xmin IS NOT NULL"
         until(lambda: dead.sql(feedback), what="its feedback", seconds=15)
-        assert [holder for holder in find_holders(dead.environment.postgres, 0) if holder.kind != "transaction"] == []
+        holders = find_holders(dead.environment.postgres)
+        assert [(h.kind, h.idle) for h in holders if h.name == "away"] == [("replication slot", False)]
+        assert [h for h in of_database(holders, dead.database, 0) if h.kind != "transaction"] == [], "it is in use"
         standby.stop()
         kill_rows(dead)
         report = vacuum_database.fn(NAME, tables=["sessions"])
@@ -253,8 +268,8 @@ def test_autovacuum_s_settings_are_compared(trial: Trial) -> None:
     assert found(report, "autovacuum").status is Status.OK
     assert found(report, "autovacuum_vacuum_threshold").status is Status.OK
     factor = found(report, "autovacuum_vacuum_scale_factor")
-    assert (factor.status, factor.value, factor.expected) == (Status.WARN, "0.2", "0.1")
-    assert "ALTER SYSTEM SET autovacuum_vacuum_scale_factor = '0.1'; then SELECT pg_reload_conf()" in factor.hint
+    assert (factor.status, factor.value, factor.expected) == (Status.WARN, "0.2", "0.1 or less")
+    assert "apply-postgres-settings with names=autovacuum_vacuum_scale_factor" in factor.hint
     assert report.status is Status.WARN
 
 

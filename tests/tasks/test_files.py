@@ -427,7 +427,10 @@ def test_a_truncated_archive_is_found_by_its_checksum_and_without_it(application
     backup = backup_of(application, tmp_path / "store")
     path = backup.path / ARCHIVE
     path.write_bytes(path.read_bytes()[:-5000])
-    assert any("bytes instead of" in problem for problem in judge_files_backup(application, backup, at_hand.verify_files(backup)).problems)
+    assert any(
+        "bytes instead of" in problem
+        for problem in judge_files_backup(application, backup, at_hand.verify_files(backup)).problems
+    )
     seal(backup.path, entries.Archived.model_validate(backup.manifest.content))
     with pytest.raises(VerificationFailed, match="cannot be read to its end"):
         build_files_copy(permit_of(application), application, backup)

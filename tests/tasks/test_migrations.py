@@ -13,6 +13,7 @@ from runbook.errors import NotConfirmed, OpsError
 from runbook.permit import Permit
 from tasks.migrations import locks
 from tasks.migrations.alembic import read_revision, upgrade
+from tasks.migrations.columns import count_filled
 from tasks.migrations.locks import Lock, table_sizes
 from tasks.migrations.rehearsal import Loss, State, differences, losses, read_live_schema
 from tasks.migrations.scripts import Heads, Script, read_heads
@@ -330,6 +331,45 @@ def test_how_two_states_differ() -> None:
     assert differences({key: table}, {}) == (f"{key} is gone",)
     assert differences({}, {key: table}) == (f"{key} is new",)
     assert "differs" in differences({key: table}, {key: table.replace("text", "varchar")})[0]
-    before = State({}, {"t": ("a", "b"), "u": ("a",)}, {"t": 5, "u": 3, "v": 2})
-    after = State({}, {"t": ("a",)}, {"t": 5, "v": 1})
-    assert losses(before, after) == (Loss("u", 3, dropped=True), Loss("v", 1), Loss("t", 5, ("b",)))
+    before = State({}, {"t": {"a": "1", "b": "2", "c": "3"}, "u": {"a": "4"}}, {"t": 5, "u": 3, "v": 2})
+    after = State({}, {"t": {"a": "1", "d": "3"}}, {"t": 5, "v": 1})
+    assert losses(before, after) == (Loss("u", 3, dropped=True), Loss("v", 1), Loss("t", 5, ("b",))), "c is d now"
+
+
+def test_rows_are_counted_in_which_a_column_is_filled(interview: Postgres, postgres_server: PostgresServer) -> None:
+    postgres_server.sql(
+        """
+        CREATE TYPE pair AS (x int, y int);
+        CREATE TABLE "Odd; one" (a int, "b c" text, whole pair, twice int GENERATED ALWAYS AS (2) STORED);
+        INSERT INTO "Odd; one" VALUES (1, NULL), (NULL, 'x'), (NULL, NULL), (1, 'both');
+        INSERT INTO "Odd; one" (whole) VALUES (ROW(NULL, 1));
+        CREATE TABLE child () INHERITS ("Odd; one");
+        INSERT INTO child VALUES (7);
+        CREATE TABLE split (k int, a int) PARTITION BY RANGE (k);
+        CREATE TABLE split_1 PARTITION OF split DEFAULT;
+        INSERT INTO split VALUES (1, 1), (2, NULL)
+        """,
+        database=interview.database,
+    )
+    odd, split = 'public."Odd; one"', "public.split"
+    columns = ((odd, ("a", "b c", "whole", "twice")), ("public.child", ("a",)), (split, ("a",)))
+    assert count_filled(interview, interview.database, columns) == {odd: 4, "public.child": 1, split: 1}
+    assert count_filled(interview, interview.database, ((odd, ("twice",)), ("public.gone", ("x",)))) == {
+        odd: 0,
+        "public.gone": 0,
+    }
+
+
+def test_a_script_s_top_level_runs_and_its_functions_do_not(backend: Path, tmp_path: Path) -> None:
+    """What the docstrings say of reading the scripts."""
+    top, body = tmp_path / "top", tmp_path / "body"
+    add(
+        backend,
+        "0006",
+        "0005",
+        f"pathlib.Path({str(body)!r}).touch()",
+        f"import pathlib; pathlib.Path({str(top)!r}).touch()",
+    )
+    assert read_heads(application_at(backend)).one() == "0006"
+    assert top.exists()
+    assert not body.exists()

@@ -1,13 +1,11 @@
-"""What keeps dead rows from being removed (xmin), and how far the transaction ids are from their wraparound.
+"""How far the transaction ids are from their wraparound.
 
 https://www.postgresql.org/docs/current/routine-vacuuming.html#VACUUM-FOR-WRAPAROUND
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Literal
 
 from blocks.postgres import Postgres, execute
 from runbook.kinds import probe
@@ -15,20 +13,6 @@ from runbook.kinds import probe
 # The server refuses new transactions 3 million before the half of 2^32 (xidStopLimit).
 STOP_AGE = 2**31 - 3_000_000
 MOST_TABLES = 20
-
-Kind = Literal["transaction", "prepared transaction", "slot", "slot (catalog)", "standby feedback"]
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Something that keeps rows dead for `xids` transactions; `seconds` is NaN where nobody knows since when."""
-
-    kind: Kind
-    name: str
-    xids: int
-    seconds: float
-    detail: str
-    idle: bool
 
 
 @dataclass(frozen=True)
@@ -55,47 +39,6 @@ class Wraparound:
     multixact_freeze_max_age: int
     databases: tuple[Age, ...]
     tables: tuple[Age, ...]
-
-
-@probe
-def find_holders(postgres: Postgres) -> tuple[Holder, ...]:
-    """What holds xmin back, the oldest first; vacuums of their own and this session are none.
-
-    Raises:
-        Unreachable: it is down.
-    """
-    with postgres.connect() as connection:
-        rows = execute(connection, _HOLDERS)
-    return tuple(
-        Holder(row[0], str(row[1]), int(row[2]), math.nan if row[3] is None else float(row[3]), str(row[4]), row[5])
-        for row in rows
-    )
-
-
-_HOLDERS = """
-SELECT * FROM (
-    SELECT 'transaction', pid::text, greatest(age(backend_xmin), age(backend_xid)) AS xids,
-           extract(epoch FROM clock_timestamp() - xact_start),
-           concat_ws(', ', usename || ' in ' || datname, nullif(application_name, ''), state, backend_type),
-           coalesce(state LIKE 'idle%', false)
-    FROM pg_stat_activity
-    WHERE (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL) AND pid <> pg_backend_pid()
-      AND backend_type <> 'walsender' AND pid NOT IN (SELECT pid FROM pg_stat_progress_vacuum)
-    UNION ALL
-    SELECT 'prepared transaction', gid, age(transaction), extract(epoch FROM clock_timestamp() - prepared),
-           owner || ' in ' || database, true
-    FROM pg_prepared_xacts
-    UNION ALL
-    SELECT 'slot', slot_name, age(xmin), NULL, slot_type, NOT active FROM pg_replication_slots WHERE xmin IS NOT NULL
-    UNION ALL
-    SELECT 'slot (catalog)', slot_name, age(catalog_xmin), NULL, concat_ws(' in ', slot_type, database), NOT active
-    FROM pg_replication_slots WHERE catalog_xmin IS NOT NULL
-    UNION ALL
-    SELECT 'standby feedback', application_name, age(backend_xmin), NULL, coalesce(host(client_addr), 'this host'),
-           false
-    FROM pg_stat_replication WHERE backend_xmin IS NOT NULL
-) AS holder ORDER BY xids DESC
-"""
 
 
 @probe

@@ -1,4 +1,4 @@
-"""Judging what holds xmin back and the distance to wraparound, called with the open report."""
+"""Judging the distance to wraparound, called with the open report."""
 
 from __future__ import annotations
 
@@ -7,56 +7,15 @@ from collections.abc import Sequence
 
 from runbook.render import duration, size
 from runbook.report import Report, Status
-from tasks.postgres.horizon import STOP_AGE, Age, Holder, Wraparound
 from tasks.postgres.rates import Rate
+from tasks.postgres.wraparound import STOP_AGE, Age, Wraparound
 
-# So many dead rows' transactions are kept by something of which nobody knows how old it is (slots, feedback).
-HELD_XIDS = 1_000_000
 # vacuum_failsafe_age's default: past it vacuum drops everything else to freeze.
 CRITICAL_AGE = 1_600_000_000
 WARN_AGE = 1_000_000_000
 WEEK = 7 * 86400.0
 MOST_FINDINGS = 10
 MOST_ROWS = 50
-
-REMEDY = {
-    "transaction": "end it: SELECT pg_terminate_backend({name}) (its client loses what is not committed)",
-    "prepared transaction": "COMMIT PREPARED or ROLLBACK PREPARED '{name}', in its database: nobody else ends it",
-    "slot": "start its consumer, or SELECT pg_drop_replication_slot('{name}')",
-    "slot (catalog)": "start its consumer, or SELECT pg_drop_replication_slot('{name}')",
-    "standby feedback": "end the long query on standby {name}, or switch hot_standby_feedback off there",
-}
-
-
-def judge_holders(report: Report, holders: tuple[Holder, ...], long_seconds: int) -> None:
-    """What keeps vacuum from removing dead rows."""
-    bad = [holder for holder in holders if _is_long(holder, long_seconds)]
-    for holder in bad[:MOST_FINDINGS]:
-        report.warn(
-            f"{holder.kind} {holder.name} holds xmin back",
-            REMEDY[holder.kind].format(name=holder.name.replace("'", "''")),
-            value=f"{_since(holder)}, {holder.xids:,} transactions back; {holder.detail}",
-            expected=f"≤ {duration(long_seconds)} and ≤ {HELD_XIDS:,} transactions",
-        )
-    oldest = f"{holders[0].xids:,} transactions, by {holders[0].kind} {holders[0].name}" if holders else "by nothing"
-    report.fact("xmin is held back", oldest)
-    if not bad:
-        report.expect("what holds xmin back", True, "", value=oldest, expected=f"nothing over {duration(long_seconds)}")
-    report.table(
-        f"What holds xmin back ({len(holders)})",
-        ("kind", "name", "transactions back", "since", "who"),
-        [(h.kind, h.name, f"{h.xids:,}", _since(h), h.detail) for h in holders[:MOST_ROWS]],
-    )
-
-
-def _is_long(holder: Holder, long_seconds: int) -> bool:
-    if holder.kind.startswith("slot") and holder.idle and holder.xids > 0:
-        return True  # it will hold on for ever, however little it holds now
-    return holder.seconds > long_seconds or holder.xids > HELD_XIDS
-
-
-def _since(holder: Holder) -> str:
-    return "not known" if math.isnan(holder.seconds) else duration(holder.seconds)
 
 
 def judge_wraparound(report: Report, found: Wraparound, xids: Rate, database: str) -> None:
