@@ -82,7 +82,12 @@ class BucketStore:
         shutil.rmtree(gone)
 
     def receive(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> None:
-        if self.read(f"{name}/{MANIFEST}") != (source / MANIFEST).read_text(encoding="utf-8"):
+        there = self.read(f"{name}/{MANIFEST}")
+        if there not in (None, (source / MANIFEST).read_text(encoding="utf-8")):
+            raise VerificationFailed(
+                f"{self.where} has another backup of the name {name}", "give each environment a prefix of its own there"
+            )
+        if there is None:
             self.write(_marker(environment, name), "")
             failpoint("receive: begun")
             self._send(source, name, files)

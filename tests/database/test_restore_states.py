@@ -16,7 +16,7 @@ import pytest
 from flows.database import steps
 from flows.database.backup import backup_database
 from flows.database.restore import restore_database
-from runbook.errors import RunbookFailed
+from runbook.errors import RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks import catalogue
@@ -105,7 +105,7 @@ def test_no_number_is_given_out_twice_to_clients_that_go_on_until_the_swap(trial
 
     def take() -> None:
         with (
-            contextlib.suppress(psycopg.OperationalError),
+            contextlib.suppress(psycopg.OperationalError, Unreachable),
             trial.environment.postgres.connect(trial.database) as client,
         ):
             while True:

@@ -17,9 +17,9 @@ from blocks.s3 import Bucket
 from flows.database.backup import backup_database, prune_backups, verify_backup
 from flows.database.copies import replicate_backups
 from flows.database.restore import restore_database
-from runbook.errors import RunbookFailed
+from runbook.errors import RunbookFailed, VerificationFailed
 from runbook.permit import Act, Permit
-from tasks import catalogue
+from tasks import catalogue, manifest
 from tasks.retention import DELETE, delete_backups
 from tasks.s3 import objects
 from tasks.stores.store import store_of
@@ -383,6 +383,15 @@ def test_environments_in_one_bucket_leave_each_other_alone(trial: Trial, gateway
     assert store.unfinished(NAME) == []
     assert store.unfinished(f"{NAME}-eu") == [name]
     assert store.claim("a-first", name)
+    backup_database.fn(NAME, kind="schema")
+    [mine] = catalogue.names(store, "schema")
+    sealed = catalogue.open_backup(store, mine).manifest
+    other = trial.reports.parent / mine
+    other.mkdir()
+    manifest.write(other, sealed.model_copy(update={"environment": "staging"}))
+    with pytest.raises(VerificationFailed, match=f"another backup of the name {mine}.*prefix of its own"):
+        store.receive(other, mine, "staging", {})
+    assert catalogue.open_backup(store, mine).manifest == sealed
     assert not store.claim("z-last", name), "in the same second: it takes the next one"
     backup_database.fn(NAME)
     assert store.unfinished(f"{NAME}-eu") == [name]
