@@ -32,7 +32,7 @@ def backup_database(
     tables: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
 ) -> Report:
-    """データベースバックアップ (§1.2)
+    """データベースのバックアップ手順 (§1.2)
 
     Takes a backup of the application's database in one snapshot, with a manifest of its content read in that same
     snapshot, the roles, and a checksum of every file. Run the full kind daily, and before every change.
@@ -74,7 +74,7 @@ def verify_backup(
     source: Stores = "backups",
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
 ) -> Report:
-    """バックアップリストアテスト (§1.2, §7.3)
+    """バックアップのリストアテスト (§1.2, §7.3)
 
     Really restores a backup, the newest by default, into a scratch database, compares it with the manifest row by row,
     runs the expectations, and notes that it is verified. Run it weekly: only this makes a backup one to rely on.

@@ -39,7 +39,7 @@ def restore_database(
     advance: bool = False,
     confirm: str = "",
 ) -> Report:
-    """データベースのリストア (§1.2)
+    """データベースのリストア手順 (§1.2)
 
     Brings the database back to a backup: restores it beside the live one, proves the copy equal to the backup's
     snapshot, then swaps both names in one transaction. Run it when data was destroyed or corrupted and the rest of the

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from blocks import toml
-from flows.database import backup as backup_flow
+from flows.database import taking
 from flows.database.backup import backup_database
 from flows.database.restore import restore_database
 from runbook.errors import RunbookFailed
@@ -124,7 +124,7 @@ def test_full_disk(database: PostgresServer, point, small_disk: Path, monkeypatc
     with pytest.raises(RunbookFailed, match="free space in the store"):
         backup_database.fn(NAME)
     assert not list(small_disk.iterdir())
-    monkeypatch.setattr(backup_flow, "SPACE_RATIO", 0.0)  # the check is passed: the disk fills in the middle
+    monkeypatch.setattr(taking, "SPACE_RATIO", 0.0)  # the check is passed: the disk fills in the middle
     with pytest.raises(RunbookFailed, match="the store is full.*free space at"):
         backup_database.fn(NAME)
     assert catalogue.names(DirectoryStore(small_disk), "postgres") == []
