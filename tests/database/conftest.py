@@ -97,6 +97,8 @@ def trial(
     monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(write_environment(postgres_server, database, tmp_path)))
     monkeypatch.setenv("TRIAL_PASSWORD", ROLE_PASSWORD)
     monkeypatch.setenv("TRIAL_ADMIN_PASSWORD", ADMIN_PASSWORD)
+    if not postgres_server.is_running:  # a test that killed it failed before it was started again
+        postgres_server.start()
     postgres_server.create_database(database)
     made = Trial(postgres_server, database, tmp_path / "backups" / "postgresql", tmp_path / "reports")
     made.sql(HARD)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -263,7 +262,7 @@ def test_a_server_killed_while_sessions_are_closed_is_served_again(
         connection.execute("SELECT 1")
     with monkeypatch.context() as patched:
         patched.setattr(kinds, "RETRY_DELAYS_SECONDS", [0.1, 0.1, 0.1])
-        patched.setattr(sessions, "failpoint", lambda _: trial.server.stop(signal.SIGKILL))
+        patched.setattr(sessions, "failpoint", lambda _: trial.server.crash())
         with pytest.raises(RunbookFailed, match="does not answer"):
             close_idle_connections.fn(NAME, min_seconds=0, confirm=NAME)
     trial.server.start()

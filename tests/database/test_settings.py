@@ -327,7 +327,7 @@ def test_a_server_killed_between_two_writes_is_served_again(
     server.sql("SELECT pg_reload_conf()")
     with monkeypatch.context() as patched:
         patched.setattr(kinds, "RETRY_DELAYS_SECONDS", [0.1, 0.1, 0.1])
-        patched.setattr(settings, "failpoint", lambda _: server.stop(signal.SIGKILL))
+        patched.setattr(settings, "failpoint", lambda _: server.crash())
         with pytest.raises(RunbookFailed, match="does not answer"):
             apply()
     server.start()
