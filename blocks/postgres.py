@@ -30,6 +30,8 @@ class Session(psycopg.Connection[TupleRow]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        there = not self.closed or self.broken
+        where = f"PostgreSQL at {self.info.host}:{self.info.port}" if there else "PostgreSQL"
         try:
             if error is None and not self.closed:
                 self.commit()
@@ -41,11 +43,14 @@ class Session(psycopg.Connection[TupleRow]):
                 raise
             error = at_commit
         finally:
-            where = f"PostgreSQL at {self.info.host}:{self.info.port}" if self.broken else ""
+            broken = self.broken
             self.close()
-        if where and isinstance(error, psycopg.OperationalError):
+        if broken and isinstance(error, psycopg.OperationalError):
             hint = "look at its log, start it where it is down, and launch this again"
             raise Unreachable(f"{where} ended the session: {first_line(error)}", hint) from None
+        if isinstance(error, psycopg.errors.SerializationFailure):  # a standby's recovery cancels who stands in its way
+            hint = "launch it again; on a standby hot_standby_feedback = on prevents it"
+            raise Unreachable(f"{where} cancelled what was read: {first_line(error)}", hint) from None
 
 
 class Postgres(Block):

@@ -154,3 +154,15 @@ def test_a_server_that_speaks_japanese(postgres: Postgres) -> None:
         assert "refuses the password of role postgres" in str(refused(changed(postgres, port=port)))
     with server_that_says("57P03", "データベースシステムは起動処理中です") as port, pytest.raises(Unreachable):
         changed(postgres, port=port).connect()
+
+
+def test_what_a_standby_s_recovery_cancels_is_worth_another_try(postgres_server: PostgresServer) -> None:
+    postgres = postgres_server.block("postgres")
+    raised = (
+        "DO $$ BEGIN RAISE SQLSTATE '40001' USING MESSAGE = 'canceling statement due to conflict with recovery'; END $$"
+    )
+    with (
+        pytest.raises(Unreachable, match="cancelled what was read: .*conflict with recovery — launch it again"),
+        postgres.connect() as connection,
+    ):
+        connection.execute(raised.encode())
