@@ -79,7 +79,10 @@ def test_rows_that_were_kept_aside_are_not_missed(plain: Trial) -> None:
     """By restore-tables: no dump has them."""
     dump(plain, "a.sql")
     plain.sql("CREATE TABLE plain_people__old_20260215_030000 (id int)")
-    restore_database.fn(NAME, backup="a.sql", confirm=NAME)
+    oid = plain.oid()
+    report = restore_database.fn(NAME, backup="a.sql", confirm=NAME)
+    assert found(report, "everything that is live is in the copy").status is Status.OK
+    assert plain.oid() != oid, "the copy is live"
 
 
 def test_expectations_that_judged_nothing_are_not_ok(plain: Trial) -> None:
