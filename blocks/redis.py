@@ -1,8 +1,11 @@
-"""A Redis or Valkey server."""
+"""A Redis or Valkey server, its replicas and its Sentinels."""
 
 from __future__ import annotations
 
+import re
+import ssl
 from pathlib import Path
+from typing import Any
 
 import redis
 from prefect.blocks.core import Block
@@ -12,9 +15,16 @@ from redis.retry import Retry
 
 from runbook.errors import OpsError, Unreachable
 
+CONNECT_SECONDS = 5.0
+SOCKET_SECONDS = 60.0
+
 
 class Redis(Block):
-    """Redis or Valkey: where it listens, its files, and what a restore does with each prefix."""
+    """Redis or Valkey: where it listens, its files, and what a restore does with each prefix.
+
+    With Sentinels, host and port are those of the server whose files are on this host; which server is the master is
+    found at run time (tasks.redis.sentinels), and the others are reached with the same credentials.
+    """
 
     _block_type_name = "Ops Redis"
     _block_type_slug = "ops-redis"
@@ -22,14 +32,33 @@ class Redis(Block):
 
     host: str = Field(default="127.0.0.1")
     port: int = Field(default=6379, ge=1, le=65535)
+    username: str = Field(default="", description="an ACL user; empty for the default user")
     password: SecretStr = SecretStr("")
+    tls: bool = Field(default=False, description="rediss://: the server's certificate and host name are checked")
+    tls_ca_file: str = Field(default="", description="empty: the system's own authorities")
+    tls_certificate_file: str = Field(default="", description="this client's, where the server asks for it")
+    tls_key_file: str = ""
     data_directory: str = Field(default="/var/lib/redis")
     config_file: str = Field(default="/etc/redis/redis.conf")
     server_program: str = Field(default="redis-server", description="also used for scratch servers that prove a backup")
     os_user: str = Field(default="redis", description="owner of the data directory")
     drop_prefixes: list[str] = Field(default=["cache:"], description="keys that a restore leaves out: made anew anyway")
+    protected_prefixes: list[str] = Field(
+        default=["session:", "queue:"], description="keys that clear-cache deletes only where it names them"
+    )
     sentinels: list[str] = Field(default=[], description="host:port of each Sentinel")
-    sentinel_master: str = Field(default="")
+    sentinel_master: str = Field(default="", description="the name under which they watch the master")
+    sentinel_password: SecretStr = Field(default=SecretStr(""), description="the Sentinels' own, if any")
+
+    @property
+    def address(self) -> str:
+        """`host:port`."""
+        return f"{self.host}:{self.port}"
+
+    def at(self, address: str) -> Redis:
+        """Another server of the same data set, at `host:port`: reached with the same credentials."""
+        host, _, port = address.rpartition(":")
+        return self.model_copy(update={"host": host.strip("[]"), "port": int(port)})
 
     def client(self, database: int = 0) -> redis.Redis:
         """A client that returns bytes. Connects on first use."""
@@ -37,24 +66,81 @@ class Redis(Block):
             host=self.host,
             port=self.port,
             db=database,
+            username=self.username or None,
             password=self.password.get_secret_value() or None,
-            socket_connect_timeout=5,
-            socket_timeout=60,
-            client_name="interview-ops",
-            retry=Retry(NoBackoff(), 0),  # probes retry; a dead server must be said to be dead at once
+            **self._options(),
+        )
+
+    def sentinel(self, address: str) -> redis.Redis:
+        """A client of one Sentinel, at `host:port`."""
+        host, _, port = address.rpartition(":")
+        return redis.Redis(
+            host=host.strip("[]"),
+            port=int(port),
+            password=self.sentinel_password.get_secret_value() or None,
+            **self._options() | {"socket_timeout": CONNECT_SECONDS},
         )
 
     def scratch(self, socket: Path, database: int = 0) -> redis.Redis:
         """A client of a scratch server on a Unix socket."""
         return redis.Redis(unix_socket_path=str(socket), db=database, socket_timeout=300)
 
+    def _options(self) -> dict[str, Any]:
+        secured = {
+            "ssl": True,
+            "ssl_ca_certs": self.tls_ca_file or None,
+            "ssl_certfile": self.tls_certificate_file or None,
+            "ssl_keyfile": self.tls_key_file or None,
+            "ssl_check_hostname": True,
+        }
+        return {
+            "socket_connect_timeout": CONNECT_SECONDS,
+            "socket_timeout": SOCKET_SECONDS,
+            "client_name": "interview-ops",
+            "retry": Retry(NoBackoff(), 0),  # probes retry; a dead server must be said to be dead at once
+            **(secured if self.tls else {}),
+        }
+
     def refused(self, error: redis.RedisError) -> OpsError:
         """What a failed call means: Unreachable, or a refusal that no retry mends."""
-        where = f"Redis at {self.host}:{self.port}"
+        where, said = f"Redis at {self.address}", str(error)
         if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.AuthorizationError):
             return OpsError(f"{where} refuses the password", "correct the secret and register the blocks again")
         if isinstance(error, redis.exceptions.NoPermissionError):
-            return OpsError(f"{where} forbids a command to this user: {error}", "give the ACL user that command")
+            return _forbidden(where, said, self.username or "default")
+        if isinstance(error, redis.exceptions.ReadOnlyError):
+            return OpsError(f"{where} is a replica: it takes no writes", "launch it again: the master is found anew")
+        if isinstance(error, redis.exceptions.BusyLoadingError):
+            return Unreachable(f"{where} is still loading its data", "wait until it has")
+        if isinstance(error, redis.exceptions.OutOfMemoryError):
+            return OpsError(f"{where} is at its maxmemory: it takes no writes", "look at check-redis-memory")
+        if reason := _untrusted(error):
+            return OpsError(f"{where}: its certificate is refused: {reason}", "correct it, or [redis] tls_ca_file")
         if isinstance(error, redis.ConnectionError | redis.TimeoutError):
             return Unreachable(f"{where} does not answer", "start it, or look at its log")
-        return OpsError(f"{where}: {error}")
+        return OpsError(f"{where}: {said}")
+
+
+def _forbidden(where: str, said: str, user: str) -> OpsError:
+    """ACL errors name the command, the key or the channel (https://valkey.io/topics/acl/)."""
+    named = re.search(r"run the '([^']+)' command", said)
+    if named is None:
+        return OpsError(f"{where} forbids user {user} this: {said}", f"give it these keys: ACL SETUSER {user} ~…")
+    command = named[1].replace(" ", "|")
+    return OpsError(
+        f"{where} forbids user {user} the command {command.upper()}",
+        f"ACL SETUSER {user} +{command}, and keep it in its ACL file (ACL SAVE)",
+    )
+
+
+def _untrusted(error: BaseException | None) -> str:
+    """Why TLS failed, "" where it did not."""
+    seen = 0
+    while error is not None and seen < 5:  # redis-py wraps the socket's own error
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return error.verify_message
+        if isinstance(error, ssl.SSLError) or "[SSL" in str(error):
+            found = re.search(r"verify failed: ([^(]+)", str(error))
+            return found[1].strip() if found else "no TLS can be agreed on (is tls right for this port?)"
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return ""

@@ -21,10 +21,10 @@ from runbook import shell
 from runbook.errors import Unreachable
 from runbook.wait import until
 from tasks.redis.server import at_once
-from tests.servers import binaries, free_port
+from tests.redis import servers
+from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, replicated, running_redis
+from tests.servers import free_port
 
-PASSWORD = "r3dis p@ss:word"
-NAME = "redis-test"
 CONFIGURATION = """\
 port {port}
 bind 127.0.0.1
@@ -87,7 +87,7 @@ class Rig:
     """A server, its files, and how a test looks at it."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.account, self.program = root, Account.of_servers(), binaries().redis
+        self.root, self.account, self.program = root, Account.of_servers(), servers.program()
         self.port, self.control = free_port(), free_port()
         self.data, self.configuration = root / "lib" / "data", root / "valkey.conf"
         self.store, self.toml = root / "backups", root / "environment.toml"
@@ -193,10 +193,28 @@ def rig(_rig: Rig, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     return _rig
 
 
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
+    """A new server without services around it, as the environment NAME."""
+    with running_redis() as found:
+        found.register(monkeypatch)
+        yield found
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
+    """A master, a replica and three Sentinels, as the environment NAME."""
+    with replicated() as found:
+        found.register(monkeypatch)
+        yield found
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
-    """With a failing test: the end of its server's log."""
+    """With a failing test: the ends of its servers' logs."""
     report = yield
+    if report.failed:
+        report.sections += [(f"{server.kind} on port {server.port}", server.log_tail()) for server in servers.running]
     if report.failed and "rig" in getattr(item, "funcargs", {}):
         report.sections.append(("valkey.log", item.funcargs["rig"].log()))
     return report

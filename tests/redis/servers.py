@@ -1,0 +1,323 @@
+"""Real Redis or Valkey servers and Sentinels for tests: started in a moment, on loopback, gone with the test process.
+
+    with running_redis() as server:
+        server.client().set("k", "v")
+    with replicated() as group:                # a master, a replica, three Sentinels that agree
+        group.master.crash()
+        group.wait_for_master_other_than(group.master)
+
+The program is the wheel's Valkey, or what `OPS_TEST_REDIS` names (`make test-matrix`): "8" for Debian's Redis 8, or a
+path. The environment of a server or a group, as flows see it, is written by `register`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from blocks.redis import Redis
+from lab.processes import Account, write
+from runbook.errors import Unreachable
+from runbook.wait import until
+from tasks.redis.server import at_once, call
+from tests.servers import binaries, free_port
+
+PASSWORD = "r3dis p@ss:word"
+MASTER = "mymaster"
+NAME = "redis-test"
+VARIABLE = "OPS_TEST_REDIS"
+DOWN_AFTER_MS = 500
+DEBIAN = {"8": Path("/usr/bin/redis-server")}
+ENVIRONMENT = """\
+name = "{name}"
+disposable = true
+reports = "{root}/reports"
+[objectives]
+rpo = "1h"
+rto = "4h"
+[redis]
+port = {port}
+password_env = "OPS_TEST_REDIS_PASSWORD"
+data_directory = "{data}"
+config_file = "{configuration}"
+server_program = "{program}"
+os_user = "{user}"
+{sentinels}{extra}
+[backups]
+redis = "{root}/backups"
+[logs]
+backup = "{root}/backup.log"
+"""
+running: list[RedisServer] = []
+
+
+def program() -> Path:
+    """The server that tests run on.
+
+    Raises:
+        FileNotFoundError: what was asked for is not installed.
+    """
+    asked = os.environ.get(VARIABLE, "")
+    if not asked:
+        return binaries().redis
+    chosen = DEBIAN.get(asked, Path(asked))
+    if not chosen.exists():
+        raise FileNotFoundError(f"{VARIABLE} is {asked}: {chosen} is not installed; run `make test-matrix`")
+    return chosen
+
+
+class RedisServer:
+    """One server: a password, TCP on 127.0.0.1 only, a configuration file that it can rewrite."""
+
+    kind = "redis"
+
+    def __init__(self, *, settings: Sequence[str] = (), port: int = 0, executable: Path | None = None) -> None:
+        self.account = Account.of_servers()
+        self.program = executable or program()
+        self.port = port or free_port()
+        self.settings = settings
+        self.root = Path(tempfile.mkdtemp(prefix="ops-redis-", dir="/var/tmp" if self.account.is_other else None))
+        self.account.directory(self.root, 0o755)
+        self.data, self.configuration, self.log = self.root / "data", self.root / "redis.conf", self.root / "redis.log"
+        self.account.directory(self.data, 0o755)
+        self._process: subprocess.Popen[bytes] | None = None
+        write(self.configuration, self.text(), 0o644, self.account)
+
+    @property
+    def address(self) -> str:
+        """`host:port`."""
+        return f"127.0.0.1:{self.port}"
+
+    def text(self) -> str:
+        """The configuration: `settings` come last, so that they win."""
+        lines = [
+            *(f"port {self.port}", "bind 127.0.0.1", f'requirepass "{PASSWORD}"', f'masterauth "{PASSWORD}"'),
+            *(
+                f'dir "{self.data}"',
+                "daemonize no",
+                'save ""',
+                "enable-debug-command local",
+                "repl-diskless-sync-delay 0",
+            ),
+            *self.settings,
+        ]
+        return "\n".join(lines) + "\n"
+
+    def start(self, *options: str, wait: bool = True) -> None:
+        """Start it; returns when it answers (also while it loads). It ends with this process, even if that is killed."""
+        setpriv = shutil.which("setpriv")
+        argv = [*([setpriv, "--pdeathsig", "KILL"] if setpriv else []), str(self.program), str(self.configuration)]
+        other = self.account.is_other
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*argv, *options],
+                cwd=self.root,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                user=self.account.uid if other else None,
+                group=self.account.gid if other else None,
+                extra_groups=[] if other else None,
+            )
+        running.append(self)
+        if wait:
+            until(self._answers, what=f"{self.kind} on port {self.port}", seconds=20, every_seconds=0.02)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """SIGTERM: it saves where it is told to save. Returns when it has exited."""
+        if self._process:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.send_signal(how)
+            self._process.wait(30)
+            self._process = None
+            running.remove(self)
+
+    def crash(self) -> None:
+        """SIGKILL."""
+        self.stop(signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """SIGSTOP: it is there and does not answer. `stop` ends it all the same."""
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        assert self._process
+        self._process.send_signal(signal.SIGCONT)
+
+    def remove(self) -> None:
+        """End it and remove its files."""
+        self.crash()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def client(self, database: int = 0, **options: Any) -> redis.Redis:
+        """A client that returns bytes, without retries."""
+        return at_once(redis.Redis(port=self.port, password=PASSWORD, db=database, **options))
+
+    def block(self, **fields: Any) -> Redis:
+        """The block through which runbooks see this server."""
+        known = {
+            "port": self.port,
+            "password": PASSWORD,
+            "data_directory": str(self.data),
+            "config_file": str(self.configuration),
+            "server_program": str(self.program),
+            "os_user": self.account.name,
+        }
+        return Redis(**{**known, **fields})
+
+    def log_tail(self, lines: int = 30) -> str:
+        """The end of its log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:]) if self.log.exists() else ""
+
+    def register(self, monkeypatch: Any, *, sentinels: Sequence[str] = (), extra: str = "") -> None:
+        """Make it the environment `NAME` of this test. `extra` are more lines of the section [redis]."""
+        told = f'sentinels = {[*sentinels]}\nsentinel_master = "{MASTER}"\n'.replace("'", '"') if sentinels else ""
+        values = {**vars(self), "name": NAME, "sentinels": told, "extra": extra, "user": self.account.name}
+        toml = self.root / "environment.toml"
+        toml.write_text(ENVIRONMENT.format(**values))
+        monkeypatch.setenv("OPS_ENVIRONMENT", NAME)
+        monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(toml))
+        monkeypatch.setenv("OPS_TEST_REDIS_PASSWORD", PASSWORD)
+
+    def _answers(self) -> bool:
+        if not self.is_running:
+            raise AssertionError(f"{self.kind} ended while it started:\n{self.log_tail()}")
+        try:
+            return bool(self.client(socket_timeout=2).ping())
+        except redis.BusyLoadingError:
+            return True
+        except redis.RedisError as error:
+            raise Unreachable(str(error)) from None
+
+
+class SentinelServer(RedisServer):
+    """A Sentinel: the same program, without a password."""
+
+    kind = "Sentinel"
+
+    def __init__(self, master: RedisServer, quorum: int = 2) -> None:
+        self._master, self._quorum = master, quorum
+        super().__init__(executable=master.program)
+
+    def text(self) -> str:
+        """Watches the master from its start."""
+        return "\n".join((
+            *(f"port {self.port}", "bind 127.0.0.1", f'dir "{self.root}"', "daemonize no"),
+            f"sentinel monitor {MASTER} 127.0.0.1 {self._master.port} {self._quorum}",
+            f'sentinel auth-pass {MASTER} "{PASSWORD}"',
+            f"sentinel down-after-milliseconds {MASTER} {DOWN_AFTER_MS}",
+            f"sentinel failover-timeout {MASTER} 5000",
+        )) + "\n"  # fmt: skip
+
+    def start(self, *options: str, wait: bool = True) -> None:
+        """In Sentinel mode."""
+        super().start("--sentinel", *options, wait=wait)
+
+    def client(self, database: int = 0, **options: Any) -> redis.Redis:
+        """Without a password."""
+        return at_once(redis.Redis(port=self.port, **options))
+
+    def master(self) -> str:
+        """Where it says that the master is, `host:port`; "" when it watches none."""
+        found = call(self.client(socket_timeout=2), "SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
+        return f"{found[0].decode()}:{found[1].decode()}" if found else ""
+
+
+class Group:
+    """A master, its replicas and its Sentinels."""
+
+    def __init__(self, replicas: int, sentinels: int, settings: Sequence[str]) -> None:
+        self.master = RedisServer(settings=settings)
+        own = (*settings, f"replicaof 127.0.0.1 {self.master.port}")
+        self.replicas = [RedisServer(settings=own, executable=self.master.program) for _ in range(replicas)]
+        self.sentinels = [SentinelServer(self.master) for _ in range(sentinels)]
+
+    @property
+    def servers(self) -> list[RedisServer]:
+        """Master (as it was at first) and replicas."""
+        return [self.master, *self.replicas]
+
+    def start(self) -> None:
+        """Returns when the replicas are in sync and the Sentinels know all of them and each other."""
+        for server in [*self.servers, *self.sentinels]:
+            server.start()
+        until(self._in_sync, what="replicas in sync", seconds=30, every_seconds=0.05)
+        until(self._known, what="Sentinels that know each other", seconds=30, every_seconds=0.05)
+
+    def at(self, address: str) -> RedisServer:
+        """The server that listens there."""
+        return next(server for server in self.servers if server.address == address)
+
+    def agreed_master(self) -> str:
+        """The address that all running Sentinels give; "" while they do not agree."""
+        told = {sentinel.master() for sentinel in self.sentinels if sentinel.is_running}
+        return told.pop() if len(told) == 1 else ""
+
+    def wait_for_master_other_than(self, server: RedisServer, seconds: float = 30) -> RedisServer:
+        """Until all Sentinels name another master."""
+
+        def other() -> str:
+            found = self.agreed_master()
+            return found if found != server.address else ""
+
+        return self.at(until(other, what="another master", seconds=seconds, every_seconds=0.05))
+
+    def register(self, monkeypatch: Any, *, extra: str = "") -> None:
+        """As the environment `NAME`, with its Sentinels."""
+        self.master.register(monkeypatch, sentinels=[sentinel.address for sentinel in self.sentinels], extra=extra)
+
+    def remove(self) -> None:
+        """End everything and remove its files."""
+        for server in [*self.sentinels, *self.servers]:
+            server.remove()
+
+    def _in_sync(self) -> bool:
+        info = self.master.client().info("replication")
+        states = [value for key, value in info.items() if key.startswith("slave") and isinstance(value, dict)]
+        return len(states) == len(self.replicas) and all(state["state"] == "online" for state in states)
+
+    def _known(self) -> bool:
+        for sentinel in self.sentinels:
+            state = sentinel.client().sentinel_master(MASTER)
+            others = int(state["num-other-sentinels"]), int(state["num-slaves"])
+            if others != (len(self.sentinels) - 1, len(self.replicas)):
+                return False
+        return True
+
+
+@contextlib.contextmanager
+def running_redis(*, settings: Sequence[str] = (), executable: Path | None = None) -> Iterator[RedisServer]:
+    """A new server, running; ended and removed when the block is left."""
+    server = RedisServer(settings=settings, executable=executable)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.remove()
+
+
+@contextlib.contextmanager
+def replicated(*, replicas: int = 1, sentinels: int = 3, settings: Sequence[str] = ()) -> Iterator[Group]:
+    """A master with replicas and Sentinels, in sync and known to each other."""
+    group = Group(replicas, sentinels, settings)
+    try:
+        group.start()
+        yield group
+    finally:
+        group.remove()
