@@ -44,7 +44,7 @@ lint: $(INSTALLED)
 test: lint
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not system and not soak"
 
-# The database chapter on the other majors that are still supported (and 15), from wheels.
+# The database chapter on the other majors that are still supported (and 15), from wheels; the Redis chapter on Redis 8.
 MATRIX := tests/matrix tests/database tests/tasks/test_definitions.py tests/tasks/test_rowhash.py
 test-matrix: $(INSTALLED)
 	@$(BIN)/python -m tests.matrix.versions
@@ -52,6 +52,8 @@ test-matrix: $(INSTALLED)
 	  -m "not system and not soak" -k "not killed_anywhere" \
 	  --ignore=tests/database/test_killed_server.py --ignore=tests/database/test_write_load.py \
 	  --ignore=tests/database/test_stores.py --ignore=tests/database/test_memory.py || exit 1; done
+	@tests/matrix/install-redis
+	@OPS_TEST_REDIS=8 $(BIN)/python -m pytest tests/redis tests/recovery/test_redis_failover.py -n 3 --dist loadfile
 
 test-system: $(INSTALLED)
 	@tests/system/install

@@ -46,6 +46,10 @@ class Redis(Block):
     protected_prefixes: list[str] = Field(
         default=["session:", "queue:"], description="keys that clear-cache deletes only where it names them"
     )
+    remote: bool = Field(
+        default=False, description="its files cannot be reached from here: saved and restored by network"
+    )
+    replicas: list[str] = Field(default=[], description="host:port of replicas that no Sentinel knows")
     sentinels: list[str] = Field(default=[], description="host:port of each Sentinel")
     sentinel_master: str = Field(default="", description="the name under which they watch the master")
     sentinel_password: SecretStr = Field(default=SecretStr(""), description="the Sentinels' own, if any")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
-from datetime import timedelta
+from collections.abc import Collection
 from typing import get_args
 
 from blocks.environment import Environment, Stores
-from runbook.errors import OpsError
-from runbook.permit import Permit
+from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.render import duration, size
 from runbook.report import Report, Status
 from runbook.shown import show_table
@@ -17,12 +14,14 @@ from tasks import at_hand, catalogue
 from tasks.backup_log import append_line
 from tasks.catalogue import Backup
 from tasks.manifest import Kind
-from tasks.publishing import clean_unfinished
-from tasks.retention import delete_backups, read_backup, read_store, read_stores
+from tasks.publishing import clean_unfinished, find_unfinished, send_waiting, set_aside, sweep_spool
+from tasks.retention import read_stores
 from tasks.stores.directory import BAD
-from tasks.stores.store import Store, store_of
+from tasks.stores.store import RESOURCE, Store, store_of
 
 MOST_SHOWN = 50
+# Everything is listed under the environment's lock: a place that is away must not hold it for long.
+LIST_PATIENCE_SECONDS = 5.0
 
 
 def store_for(env: Environment, kind: Kind, which: Stores = "backups") -> Store:
@@ -31,25 +30,66 @@ def store_for(env: Environment, kind: Kind, which: Stores = "backups") -> Store:
     Raises:
         OpsError: the environment has no such set, or an address in it is wrong.
     """
-    store = store_of(env.stores(which), kind)
+    store = store_of(env, kind, which)
     at_hand.sweep(store)
     return store
 
 
-def tidy(report: Report, env: Environment, store: Store) -> None:
-    """See to what killed runs left in a store, and tell: each backup gets its line in the backup log, if late."""
-    done = clean_unfinished(store, env.name)
-    if done.removed:
-        report.fact("removed unfinished backups", ", ".join(done.removed))
-    for backup in done.sent:
-        report.fact("sent now", f"{backup.name}, which had waited in {store.spool}")
-        note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)} (sent late)")
-    for name, reason in done.bad:
-        report.warn(
-            f"{name} waited to be sent and is damaged",
-            f"look at it in {store.spool / (BAD + name)}, then remove it; it was never offered",
-            value=reason,
-        )
+def tidy(
+    report: Report, env: Environment, store: Store, *, kind: Kind | None = None, wanted: Collection[str] = ()
+) -> None:
+    """See to what killed runs left in a store (of one `kind`: only that; `wanted`: not these, they are gone on with),
+    and tell: a backup that is sent late gets its line in the backup log."""
+    sweep_spool(store)
+    found = find_unfinished(store, env.name)
+    begun = [name for name in found.begun if name not in wanted and kind in (None, catalogue.kind_of(name, "postgres"))]
+    if removed := [name for name in begun if clean_unfinished(store, env.name, name)]:
+        report.fact("removed unfinished backups", ", ".join(removed))
+    for name in found.waiting:
+        try:
+            backup = send_waiting(store, name)
+        except Unreachable:
+            raise
+        except OpsError as error:
+            _tell_waiting(report, env, store, name, error)
+        else:
+            report.fact("sent now", f"{backup.name}, which had waited in {store.spool}")
+            note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)} (sent late)")
+
+
+def _tell_waiting(report: Report, env: Environment, store: Store, name: str, error: OpsError) -> None:
+    """Damaged: it must not keep others from being taken. Whole, and refused: it waits until that is put right."""
+    damage = set_aside(store, env.name, name) if isinstance(error, VerificationFailed) else ""
+    if damage:
+        hint = f"look at it in {store.spool / (BAD + name)}, then remove it; it was never offered"
+        report.warn(f"{name} waited to be sent and is damaged", hint, value=damage)
+    else:
+        hint = f"{error.hint or 'put that right'}; the next backup takes it along. Do not remove {store.spool / name}"
+        report.warn(f"{name} waits to be sent: it is whole, and {store.where} refuses it", hint, value=error.message)
+
+
+def choose_backup(report: Report, env: Environment, kind: Kind, wanted: str, source: Stores) -> Backup:
+    """The backup that was asked for, its files at hand; whether they are what its manifest says is in the report.
+
+    Raises:
+        OpsError: there is none, or it is a backup of something else.
+    """
+    backup = catalogue.find_backup(store_for(env, kind, source), kind, wanted, env.name)
+    report.fact("backup", f"{backup.name}, snapshot of {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
+    report.pin("backup", backup.name)
+    problems = read_files(report, backup)
+    before = catalogue.earlier(backup)
+    report.expect(
+        f"files of {backup.name}",
+        not problems,
+        f"launch it again with backup={before} (it loses what was written between the two)"
+        if before
+        else "there is no earlier backup: look for a copy of this one in another store",
+        value="; ".join(problems[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
+        expected="as in the manifest (SHA-256)",
+    )
+    judge_origin(report, env, backup, wanted)
+    return backup
 
 
 def read_files(report: Report, backup: Backup) -> list[str]:
@@ -70,6 +110,29 @@ def judge_origin(report: Report, env: Environment, backup: Backup, wanted: str) 
         value=backup.manifest.environment,
         expected=env.name,
         otherwise=Status.WARN if wanted == backup.name else Status.CRITICAL,
+    )
+
+
+def judge_key(report: Report, backup: Backup) -> None:
+    """A key that is lost loses every backup: one more is held elsewhere."""
+    recipients = backup.manifest.recipients
+    if not recipients:
+        return
+    report.expect(
+        "escrowed key",
+        len(recipients) > 1,
+        "add the public key of a second one that is kept elsewhere to [backups] recipients",
+        value=f"{len(recipients)} recipients",
+        expected="2 or more",
+        otherwise=Status.WARN,
+    )
+    report.expect(
+        "key of the backups",
+        backup.store.key.readable,
+        "set [backups] identity_env to the secret key of one of the recipients: nothing here could restore this",
+        value="fits one of the recipients" if backup.store.key.readable else "missing, or another one",
+        expected="this environment can read what it writes",
+        otherwise=Status.WARN,
     )
 
 
@@ -102,14 +165,16 @@ def note(report: Report, env: Environment, text: str) -> None:
 
 
 def tell_backups(report: Report, env: Environment) -> None:
-    """Every backup of every kind in both sets of stores, newest first: in the report, and as a table artifact."""
-    sets = [which for which in get_args(Stores) if env.has(which)]
-    places = list(itertools.product(sets, get_args(Kind)))
-    found = read_stores([(store_for(env, kind, which), kind) for which, kind in places], env.name)
+    """Every backup of every kind in both sets of stores, newest first: in the report, and as a table artifact. A place
+    that is away, or wrongly named, makes no backup worse."""
+    resources = sorted(set(RESOURCE.values()))
+    places = [(which, resource) for which in get_args(Stores) if env.has(which) for resource in resources]
+    kinds = {resource: [kind for kind in get_args(Kind) if RESOURCE[kind] == resource] for resource in resources}
+    stores = [(_listed(env, kinds[resource][0], which), kinds[resource]) for which, resource in places]
     rows = list[tuple[Backup, str]]()
-    for (which, kind), stored in zip(places, found, strict=True):
-        if isinstance(stored, OpsError):  # a second place that is away makes no backup worse
-            report.warn(f"{which} of {kind} could not be listed", stored.hint, value=stored.message)
+    for (which, resource), stored in zip(places, read_stores(stores, env.name), strict=True):
+        if isinstance(stored, OpsError):
+            report.warn(f"{which} of {resource} could not be listed", stored.hint, value=stored.message)
             continue
         rows += [(backup, which) for backup in stored.backups]
         for name in stored.unreadable:
@@ -129,54 +194,8 @@ def tell_backups(report: Report, env: Environment) -> None:
     show_table(f"backups-{env.name}", f"すべてのバックアップ ({env.title or env.name})", columns, told)
 
 
-def find_prunable(
-    report: Report, env: Environment, kind: Kind, age: timedelta, keep_verified: int, which: Stores = "backups"
-) -> Sequence[Backup]:
-    """What the safe rule lets go; planned line by line.
-
-    Raises:
-        RunbookFailed: the clock jumped.
-    """
-    store = store_for(env, kind, which)
-    stored = read_store(store, kind, env.name)
-    ahead = stored.from_the_future()
-    report.expect("clock", not ahead, "correct this host's clock, or look who took them: ages mean nothing now",
-                  value=f"of the future: {', '.join(ahead[:3])}" if ahead else "none is of the future")  # fmt: skip
-    if stored.unreadable:
-        report.warn("manifests that cannot be read", f"look at them in {store.where}; they are never deleted here",
-                    value=", ".join(stored.unreadable[:5]))  # fmt: skip
-    verified = [backup for backup in stored.backups if backup.verified]
-    if stored.backups and len(verified) < keep_verified:
-        report.warn("verified backups", f"verify-backup verifies more; until there are {keep_verified} none goes",
-                    value=len(verified), expected=f"at least {keep_verified}")  # fmt: skip
-    report.fail_if_critical()
-    doomed = stored.doomed(age, keep_verified)
-    if doomed:
-        _judge_kept(report, verified[-1])
-    for backup in doomed:
-        report.plan("delete", f"{backup.name}, {duration(backup.age_seconds)} old", size=backup.manifest.bytes)
-    return doomed
-
-
-def _judge_kept(report: Report, newest: Backup) -> None:
-    """What the deleted ones leave it to, read once more to its end: it may have gone bad since it was verified."""
-    problems = read_backup(newest)
-    report.expect(
-        f"files of {newest.name}, the newest that is verified",
-        not problems,
-        "verify-backup another one first; nothing is deleted",
-        value="; ".join(problems[:3]) or size(newest.manifest.bytes),
-        expected="as in its manifest (SHA-256)",
-    )
-    if problems:
-        mark_failed(report, newest, problems[0])
-    report.fail_if_critical()
-
-
-def prune(report: Report, permit: Permit, env: Environment, doomed: Sequence[Backup]) -> None:
-    """Delete them, and write that into the backup log."""
-    freed = delete_backups(permit, env.name, doomed)
-    note(report, env, f"Pruned {len(doomed)} - {', '.join(backup.name for backup in doomed)}")
-    later = any(backup.store.keeps_deleted() for backup in doomed[:1])
-    when = "are free when the bucket's lifecycle rule removes their versions" if later else "free again"
-    report.outcome = f"{len(doomed)} deleted, {size(freed)} {when}"
+def _listed(env: Environment, kind: Kind, which: Stores) -> Store | OpsError:
+    try:
+        return store_of(env, kind, which, patience_seconds=LIST_PATIENCE_SECONDS)
+    except OpsError as error:
+        return error

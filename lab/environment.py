@@ -52,6 +52,7 @@ def lab_variables(layout: Layout, state: State, binaries: Binaries, account: Acc
         "OPS_LAB_POSTGRES_PORT": str(ports.postgres),
         "OPS_LAB_POSTGRES_BIN": str(binaries.postgres),
         "OPS_LAB_REDIS_PORT": str(ports.redis),
+        **{f"OPS_LAB_SENTINEL_{number}_PORT": str(port) for number, port in enumerate(ports.sentinels, 1)},
         "OPS_LAB_REDIS_PROGRAM": str(binaries.redis),
         "OPS_LAB_BACKEND_PORT": str(ports.backend),
         "OPS_LAB_FRONTEND_PORT": str(ports.frontend),

@@ -122,12 +122,28 @@ class Layout:
         return self.etc / "valkey.conf"
 
     @property
+    def replica_conf(self) -> Path:
+        return self.etc / "valkey-replica.conf"
+
+    def sentinel_conf(self, number: int) -> Path:
+        """Of one of the Sentinels, which write into it what they learn."""
+        return self.etc / f"sentinel-{number}.conf"
+
+    @property
     def postgres_data(self) -> Path:
         return self.root / "postgresql" / "data"
 
     @property
     def redis_data(self) -> Path:
         return self.root / "redis" / "data"
+
+    @property
+    def replica_data(self) -> Path:
+        return self.root / "redis-replica" / "data"
+
+    def sentinel_data(self, number: int) -> Path:
+        """A Sentinel's working directory; it is empty."""
+        return self.root / "sentinel" / str(number)
 
     @property
     def redis_pid(self) -> Path:

@@ -8,6 +8,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from lab import valkey
 from lab.binaries import find_binaries, is_wheel
 from lab.control import Control
 from lab.environment import lab_variables, prefect_variables, ui_url
@@ -68,6 +69,7 @@ def _prepared(layout: Layout, postgres_bin: str) -> Services:
         postgres_bin = postgres_bin or os.environ.get("OPS_LAB_POSTGRES_BIN", "")
     if postgres_bin and not is_wheel(Path(postgres_bin)):
         state = dataclasses.replace(state, postgres_bin=str(Path(postgres_bin).resolve()))
+    state = dataclasses.replace(state, ports=state.ports.completed(_taken(layout)))
     services = Services(layout, state, find_binaries(layout.base, account, state.postgres_bin), account)
     services.create_directories()
     save(layout.state, state)
@@ -179,6 +181,7 @@ def _with_free_ports(services: Services, tell: Tell) -> Services:
 def _idle_ports(ports: Ports, running: set[str]) -> tuple[int, ...]:
     of = {
         "postgresql": ports.postgres, "redis": ports.redis, "ai-providers": ports.ai_providers,
-        "grc-backend": ports.backend, "grc-frontend": ports.frontend,
+        "grc-backend": ports.backend, "grc-frontend": ports.frontend, "redis-replica": ports.redis_replica,
+        **dict(zip(valkey.SENTINELS, ports.sentinels, strict=True)),
     }  # fmt: skip
     return tuple(port for name, port in of.items() if name not in running)

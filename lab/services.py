@@ -1,4 +1,4 @@
-"""The lab's five services, as its supervisor runs them, and the files that make them what they are."""
+"""The lab's services, as its supervisor runs them, and the files that make them what they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from lab.state import State
 from lab.supervision import Program, Supervisor
 
 APPLICATION = ("ai-providers", "grc-backend", "grc-frontend")
-NAMES = ("postgresql", "redis", *APPLICATION)
+REDIS = ("redis", "redis-replica", *valkey.SENTINELS)
+NAMES = ("postgresql", *REDIS, *APPLICATION)
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Services:
         backend, frontend = self.layout.application / "backend", self.layout.application / "frontend"
         return [
             postgres.program(self.layout, self.binaries, self.account),
-            valkey.program(self.layout, self.binaries, self.account),
+            *valkey.programs(self.layout, self.binaries, self.account),
             Program("ai-providers", (PYTHON, "-m", "ai_providers"), backend),
             Program("grc-backend", (PYTHON, "-m", "grc_backend"), backend),
             Program("grc-frontend", (PYTHON, "-m", "grc_frontend"), frontend),
@@ -56,6 +57,8 @@ class Services:
             "PORT": str(ports.backend),
             "DATABASE_URL": postgres.dsn(self.state),
             "REDIS_URL": valkey.url(self.state),
+            "REDIS_SENTINELS": ",".join(f"127.0.0.1:{port}" for port in ports.sentinels),
+            "REDIS_MASTER": valkey.MASTER,
             "AI_PROVIDERS_URL": f"http://127.0.0.1:{ports.ai_providers}",
             "AI_PROVIDERS_PORT": str(ports.ai_providers),
             "FRONTEND_PORT": str(ports.frontend),
@@ -79,7 +82,10 @@ class Services:
         # CONFIG REWRITE writes a new file beside valkey.conf and renames it.
         for path in (layout.etc, layout.etc / "postgresql", layout.postgres_data.parent, layout.redis_data.parent):
             self.account.directory(path, 0o755)
-        self.account.directory(layout.redis_data, 0o700)
+        for path in (layout.replica_data.parent, layout.sentinel_data(1).parent):
+            self.account.directory(path, 0o755)
+        for path in (layout.redis_data, layout.replica_data, *(layout.sentinel_data(number) for number in (1, 2, 3))):
+            self.account.directory(path, 0o700)
 
     def configure(self) -> bool:
         """Write the configuration files whose text is new; False when all were up to date.
@@ -90,7 +96,7 @@ class Services:
         texts = {
             layout.postgresql_conf: postgres.configuration(layout, self.state, self.binaries),
             layout.pg_hba_conf: postgres.hba(),
-            layout.valkey_conf: valkey.configuration(layout, self.state),
+            **valkey.configurations(layout, self.state),
         }
         ledger = layout.root / "configured.json"
         known: dict[str, str] = json.loads(ledger.read_text()) if ledger.exists() else {}

@@ -14,7 +14,7 @@ from lab.environment import clean_environment
 from lab.layout import PYTHON, Layout
 from lab.processes import end, marked, run, server_at
 from lab.progress import Tell
-from lab.services import APPLICATION, Services
+from lab.services import APPLICATION, REDIS, Services
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 
@@ -42,10 +42,11 @@ def start_services(services: Services, megabytes: int, tell: Tell) -> None:
     if not supervisor.is_running():
         end_orphans(services.layout)
         supervisor.launch(clean_environment())
-    for name in ("postgresql", "redis"):
+    for name in ("postgresql", *REDIS):
         supervisor.start(name)
     _ready(services, "postgresql", _postgres_answers)
     _ready(services, "redis", _redis_answers)
+    _ready(services, "redis-sentinel-1", _master_is_named)
     tell(f"PostgreSQL {services.binaries.postgres_major} on port {state.ports.postgres}, Redis on {state.ports.redis}")
     _application(services, megabytes, tell)
 
@@ -131,6 +132,17 @@ def _redis_answers(services: Services) -> bool:
             return bool(client.ping())
     except redis.RedisError as error:  # also while it loads its file
         raise Unreachable(str(error)) from error
+
+
+def _master_is_named(services: Services) -> bool:
+    """By every Sentinel: the application finds Redis through them."""
+    try:
+        for port in services.state.ports.sentinels:
+            with redis.Redis(port=port, socket_timeout=5) as client:
+                client.sentinel_master(valkey.MASTER)
+    except redis.RedisError as error:
+        raise Unreachable(str(error)) from error
+    return True
 
 
 def _page_answers(url: str) -> bool:

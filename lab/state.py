@@ -29,6 +29,22 @@ class Ports:
     frontend: int
     ai_providers: int
     supervisor: int
+    redis_replica: int = 0
+    sentinel_1: int = 0
+    sentinel_2: int = 0
+    sentinel_3: int = 0
+
+    @property
+    def sentinels(self) -> tuple[int, ...]:
+        """Of the three Sentinels, in order."""
+        return self.sentinel_1, self.sentinel_2, self.sentinel_3
+
+    def completed(self, taken: Collection[int] = ()) -> Ports:
+        """These ports, with free ones for what a lab of an earlier version did not have (0)."""
+        found = dataclasses.asdict(self)
+        for name in [name for name, port in found.items() if not port]:
+            found[name] = free_port([*taken, *found.values()])
+        return Ports(**found)
 
     @classmethod
     def chosen(cls, taken: Collection[int] = ()) -> Ports:

@@ -51,7 +51,7 @@ def as_table(status: dict[str, Any]) -> str:
         ("files", status["root"]),
     ]
     state = "up" if status["running"] else "down"
-    return f"The lab {status['environment']} is {state}.\n" + "".join(f"  {name:13} {text}\n" for name, text in rows)
+    return f"The lab {status['environment']} is {state}.\n" + "".join(f"  {name:17} {text}\n" for name, text in rows)
 
 
 def _supervised(services: Services) -> dict[str, Service]:
@@ -73,7 +73,7 @@ def _resources(services: Services, supervised: dict[str, Service]) -> dict[str, 
             "data": str(layout.postgres_data),
             "pid": pids["postgresql"] or None,
         },
-        "redis": {"url": valkey.url(state), "data": str(layout.redis_data), "pid": pids["redis"] or None},
+        "redis": {"url": valkey.master_url(state), "data": str(layout.redis_data), "pid": pids["redis"] or None},
         "application": {"url": f"http://127.0.0.1:{state.ports.backend}"},
         "frontend": {"url": f"http://127.0.0.1:{state.ports.frontend}"},
         "services": {

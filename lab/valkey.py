@@ -1,10 +1,15 @@
-"""The lab's Redis, which is Valkey: configuration (manual §2.3) and some data of every kind the application keeps."""
+"""The lab's Redis, which is Valkey: master and replica (manual §2.3), three Sentinels (§8.3), and some data of all
+kinds that the application keeps."""
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+from typing import Any, cast
 from urllib.parse import quote
 
 import redis
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from lab.binaries import Binaries
 from lab.layout import Layout
@@ -12,36 +17,77 @@ from lab.processes import Account
 from lab.state import State
 from lab.supervision import Program
 
+MASTER = "mymaster"
+SENTINELS = ("redis-sentinel-1", "redis-sentinel-2", "redis-sentinel-3")
+_QUORUM = 2
+_DOWN_AFTER_MS = 5000
+"""Longer than a restart by the supervisor takes: that is no reason to fail over."""
 _HOUR = 3600
 
 
 def url(state: State, database: int = 0) -> str:
-    """With the password."""
-    return f"redis://:{quote(state.passwords.redis)}@127.0.0.1:{state.ports.redis}/{database}"
+    """Of the server that is the master as the lab begins, with the password."""
+    return _url(state, state.ports.redis, database)
 
 
-def program(layout: Layout, binaries: Binaries, account: Account) -> Program:
-    """Valkey under the supervisor: on SIGTERM it saves and ends."""
-    return Program(
-        "redis",
-        (binaries.redis, layout.valkey_conf),
-        layout.redis_data.parent,
-        user=account.name if account.is_other else "",
-    )
+def master_url(state: State, database: int = 0) -> str:
+    """Of the server that is the master now: what the Sentinels say, where they say anything."""
+    sentinels = cast(Any, Sentinel)([("127.0.0.1", port) for port in state.ports.sentinels], socket_timeout=2)
+    port = state.ports.redis
+    with contextlib.suppress(MasterNotFoundError):
+        port = sentinels.discover_master(MASTER)[1]
+    return _url(state, port, database)
 
 
-def configuration(layout: Layout, state: State) -> str:
-    """The text of valkey.conf."""
+def _url(state: State, port: int, database: int) -> str:
+    return f"redis://:{quote(state.passwords.redis)}@127.0.0.1:{port}/{database}"
+
+
+def programs(layout: Layout, binaries: Binaries, account: Account) -> list[Program]:
+    """Valkey under the supervisor, in starting order: on SIGTERM a server saves and ends."""
+    user = account.name if account.is_other else ""
+    sentinels = [
+        Program(
+            name, (binaries.redis, layout.sentinel_conf(number), "--sentinel"), layout.sentinel_data(number), user=user
+        )
+        for number, name in enumerate(SENTINELS, 1)
+    ]
+    return [
+        Program("redis", (binaries.redis, layout.valkey_conf), layout.redis_data.parent, user=user),
+        Program("redis-replica", (binaries.redis, layout.replica_conf), layout.replica_data.parent, user=user),
+        *sentinels,
+    ]
+
+
+def configurations(layout: Layout, state: State) -> dict[Path, str]:
+    """The text of every configuration file. The servers and the Sentinels rewrite theirs at a failover."""
+    ports = state.ports
+    return {
+        layout.valkey_conf: _server(state, ports.redis, layout.redis_data, layout.redis_pid),
+        layout.replica_conf: _server(
+            state, ports.redis_replica, layout.replica_data, layout.replica_data.parent / "valkey.pid"
+        )
+        + f"replicaof 127.0.0.1 {ports.redis}\n",
+        **{
+            layout.sentinel_conf(number): _sentinel(state, port, layout.sentinel_data(number))
+            for number, port in enumerate(ports.sentinels, 1)
+        },
+    }
+
+
+def _server(state: State, port: int, data: Path, pid: Path) -> str:
     return f"""\
 # Written by `python -m lab up`; kept as you edit it until the lab's ports change.
 bind 127.0.0.1
-port {state.ports.redis}
+port {port}
 requirepass {state.passwords.redis}
+masterauth {state.passwords.redis}
 daemonize no
-pidfile "{layout.redis_pid}"
-dir "{layout.redis_data}"
+pidfile "{pid}"
+dir "{data}"
 databases 16
 enable-debug-command no
+repl-diskless-sync-delay 0
 
 save 900 1 300 10 60 10000
 stop-writes-on-bgsave-error yes
@@ -60,12 +106,26 @@ maxmemory-policy noeviction
 """
 
 
+def _sentinel(state: State, port: int, directory: Path) -> str:
+    return f"""\
+# Written by `python -m lab up`; the Sentinel adds what it learns.
+bind 127.0.0.1
+port {port}
+daemonize no
+dir "{directory}"
+sentinel monitor {MASTER} 127.0.0.1 {state.ports.redis} {_QUORUM}
+sentinel auth-pass {MASTER} {state.passwords.redis}
+sentinel down-after-milliseconds {MASTER} {_DOWN_AFTER_MS}
+sentinel failover-timeout {MASTER} 10000
+"""
+
+
 def fill(state: State) -> int:
     """Sessions, caches and rate limits that expire; queues, hashes and sets that do not; in databases 0 and 1.
 
     Returns the number of keys; 0 when there is data already, and nothing was written.
     """
-    with redis.Redis.from_url(url(state)) as main, redis.Redis.from_url(url(state, 1)) as second:
+    with redis.Redis.from_url(master_url(state)) as main, redis.Redis.from_url(master_url(state, 1)) as second:
         if main.dbsize() or second.dbsize():
             return 0
         _expiring(main)

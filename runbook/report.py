@@ -93,6 +93,7 @@ class Report:
     outcome: str = ""
     planned: bool = False
     form: str = ""
+    pins: dict[str, object] = field(default_factory=dict)
     lock: Held | None = None
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     state: Finding | None = None
@@ -171,6 +172,10 @@ class Report:
     def plan(self, step: str, detail: str, *, size: int = 0, seconds: float = 0.0) -> None:
         """One planned step with its bytes and an estimate of its seconds."""
         self.plan_steps.append(PlannedStep(step, detail, size, seconds))
+
+    def pin(self, parameter: str, value: object) -> None:
+        """What a parameter such as `latest` meant when this was judged: the plan's form says that instead."""
+        self.pins[parameter] = value
 
     def state_is(self, what: str, hint: str) -> None:
         """What state the system is in from here on, and what to run next, should the run fail from any cause."""

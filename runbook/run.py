@@ -110,12 +110,13 @@ def _write(report: Report, directory: Path) -> str:
 
 
 def _form(report: Report) -> str:
-    """A link to this run's own form, filled in but for `confirm`."""
+    """A link to this run's own form, filled in but for `confirm`, and with what was planned."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
     ui = PREFECT_UI_URL.value()
     if not (run and run.deployment_id and ui):
-        return f"launch it again with confirm=“{report.environment}”"
-    parameters = {name: value for name, value in run.parameters.items() if name != "confirm"}
+        pinned = "".join(f", {name}={render.dumps(value)}" for name, value in report.pins.items())
+        return f"launch it again with confirm=“{report.environment}”{pinned}"
+    parameters = {name: value for name, value in (run.parameters | report.pins).items() if name != "confirm"}
     query = urllib.parse.urlencode({"parameters": render.dumps(parameters)})
     return f"{ui}/deployments/deployment/{run.deployment_id}/run?{query}"

@@ -18,6 +18,7 @@ from tasks import manifest as manifests
 from tasks.catalogue import AT_HAND, Backup, hand_of
 from tasks.encryption import decrypt_files
 from tasks.host import disk_of
+from tasks.stores.directory import told
 from tasks.stores.store import Store
 
 
@@ -35,7 +36,8 @@ def verify_files(backup: Backup) -> Sequence[str]:
     if backup.path == stored:
         return manifests.damage(stored, manifest.files)
     _require_room(backup, stored)
-    backup.path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)  # what an attempt before this one brought stays
+    with told(backup.path):  # what an attempt before this one brought stays
+        backup.path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
     if stored is None:
         stored = backup.path.with_name("stored") if manifest.clear else backup.path
         try:

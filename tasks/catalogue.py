@@ -21,7 +21,7 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import action, probe
 from tasks import manifest as manifests
 from tasks.manifest import MANIFEST, SEAL, Kind, Manifest
-from tasks.stores.store import Store
+from tasks.stores.store import RESOURCE, Store
 
 PREFIX: dict[Kind, str] = {
     "postgres": "backup",
@@ -30,6 +30,11 @@ PREFIX: dict[Kind, str] = {
     "sql": "sql",
     "redis": "dump",
     "files": "app",
+}
+RESTORED_BY = {
+    "postgres": "restore-database restores it",
+    "redis": "restore-redis restores it",
+    "files": "full-restore restores the files of the time of the database's backup, verify-backup tries these",
 }
 VERIFIED = ".verified"
 AT_HAND = ".at-hand-"
@@ -40,13 +45,15 @@ LATEST = "latest"
 class Backup:
     """A backup and its manifest. `path` is where its files are, in clear, once it is at hand (`verify_files`).
 
-    `verified` is when a restore of it was last proven, empty when never.
+    `verified` is when a restore of it was last proven, empty when never. `failed` is when it did not stand that proof,
+    or a reading, if that came later.
     """
 
     path: Path
     manifest: Manifest
     store: Store
     verified: str = ""
+    failed: str = ""
 
     @property
     def name(self) -> str:
@@ -71,10 +78,10 @@ def hand_of(store: Store, environment: str) -> Path:
     return store.hands / f"{AT_HAND}{environment}-{socket.gethostname()}-{me.pid}-{me.create_time():.0f}"
 
 
-def names(store: Store, kind: Kind) -> list[str]:
-    """Every offered backup of a kind, oldest first."""
-    pattern = re.compile(rf"{PREFIX[kind]}_\d{{8}}_\d{{6}}")
-    return sorted(name for name in store.names() if pattern.fullmatch(name))
+def names(store: Store, *kinds: Kind) -> list[str]:
+    """Every offered backup of some kinds, oldest first."""
+    pattern = re.compile(rf"(?:{'|'.join(PREFIX[kind] for kind in kinds)})_\d{{8}}_\d{{6}}")
+    return sorted((name for name in store.names() if pattern.fullmatch(name)), key=lambda name: name.partition("_")[2])
 
 
 def kind_of(name: str, otherwise: Kind) -> Kind:
@@ -94,12 +101,12 @@ def open_backup(store: Store, name: str) -> Backup:
     manifest = manifests.parse(name, store.read(f"{name}/{MANIFEST}"), seal)
     local = None if manifest.clear else store.local(name)
     path = local or hand_of(store, manifest.environment) / name / "clear"
-    return Backup(path, manifest, store, _verified(store, name, seal or ""))
+    return Backup(path, manifest, store, *_noted(store, name, seal or ""))
 
 
-def open_all(store: Store, kind: Kind) -> tuple[list[Backup], list[str]]:
-    """Every backup of a kind, oldest first, and the names of those whose manifest cannot be read."""
-    wanted = names(store, kind)
+def open_all(store: Store, *kinds: Kind) -> tuple[list[Backup], list[str]]:
+    """Every backup of some kinds, oldest first, and the names of those whose manifest cannot be read."""
+    wanted = names(store, *kinds)
 
     def opened(name: str) -> Backup | None:
         with contextlib.suppress(VerificationFailed):
@@ -113,14 +120,21 @@ def open_all(store: Store, kind: Kind) -> tuple[list[Backup], list[str]]:
     ]
 
 
-def _verified(store: Store, name: str, seal: str) -> str:
-    """When a restore was proven of this very manifest; a file that cannot be read says nothing, and must not stand in a
-    restore's way."""
+def _noted(store: Store, name: str, seal: str) -> tuple[str, str]:
+    """When this very manifest was proven by a restore, or failed; a note that cannot be read says nothing, and must not
+    stand in a restore's way."""
     try:
-        told = json.loads(store.read(f"{VERIFIED}/{name}.json") or "")
-        return str(told["verified"]) if told.get("seal", seal) == seal else ""
-    except (OpsError, ValueError, KeyError, TypeError, AttributeError):
-        return ""
+        noted = json.loads(store.read(note_of(name)) or "")
+        if noted.get("seal", seal) != seal:
+            return "", ""
+        return str(noted.get("verified", "")), str(noted.get("failed", ""))
+    except (OpsError, ValueError, TypeError, AttributeError):
+        return "", ""
+
+
+def note_of(name: str) -> str:
+    """Where in a store it is noted how a backup stood its proof."""
+    return f"{VERIFIED}/{name}.json"
 
 
 @probe
@@ -131,10 +145,12 @@ def find_backup(store: Store, kind: Kind, wanted: str = LATEST, environment: str
     anybody's; where it is the newest, it is not passed over in silence.
 
     Raises:
-        OpsError: there is none, and which there are.
+        OpsError: there is none, and which there are; or it is a backup of something else.
         VerificationFailed: its manifest is missing or altered, and which one is before it.
     """
-    kind = kind_of(wanted, kind)
+    asked, kind = RESOURCE[kind], kind_of(wanted, kind)
+    if RESOURCE[kind] != asked:
+        raise OpsError(f"{wanted} is a backup of {RESOURCE[kind]}, not of {asked}", RESTORED_BY[RESOURCE[kind]])
     if wanted in names(store, kind):
         return open_backup(store, wanted)
     known, unreadable = open_all(store, kind)
@@ -158,18 +174,17 @@ def find_backup(store: Store, kind: Kind, wanted: str = LATEST, environment: str
 
 
 @probe
-def find_nearest(store: Store, kind: Kind, moment: datetime, environment: str) -> Backup:
-    """The backup of another kind, of the same environment, whose snapshot is nearest to a moment. One that cannot be
-    read is passed over.
+def find_nearest(store: Store, kind: Kind, moment: datetime, environment: str) -> Backup | None:
+    """The backup of another kind, of the same environment, whose snapshot is nearest to a moment; None where there is
+    none. One that cannot be read is passed over, where another can.
 
     Raises:
-        OpsError: there is none.
+        VerificationFailed: no manifest can be read: nobody knows whose they are.
     """
-    found = [backup for backup in open_all(store, kind)[0] if backup.manifest.environment == environment]
+    known, unreadable = open_all(store, kind)
+    found = [backup for backup in known if backup.manifest.environment == environment]
     if not found:
-        raise OpsError(
-            f"there is no {kind} backup of {environment} in the store", f"take one, or restore without {kind}"
-        )
+        return open_backup(store, unreadable[-1]) if unreadable else None  # which says what is wrong with it
     return min(found, key=lambda backup: abs((backup.manifest.taken - moment).total_seconds()))
 
 
@@ -191,9 +206,7 @@ def mark_verified(store: Store, name: str, facts: dict[str, str]) -> str:
     Raises:
         OpsError: the store cannot be written to.
     """
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    _note(store, name, {"verified": now, "seal": store.read(f"{name}/{SEAL}") or "", **facts})
-    return now
+    return _note(store, name, "verified", facts)
 
 
 @action(idempotent=True)
@@ -203,10 +216,11 @@ def mark_failed(store: Store, name: str, facts: dict[str, str]) -> str:
     Raises:
         OpsError: the store cannot be written to.
     """
+    return _note(store, name, "failed", facts)
+
+
+def _note(store: Store, name: str, how: str, facts: dict[str, str]) -> str:
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    _note(store, name, {"failed": now, **facts})
+    noted = {how: now, "seal": store.read(f"{name}/{SEAL}") or "", **facts}
+    store.write(note_of(name), json.dumps(noted, ensure_ascii=False, indent=1))
     return now
-
-
-def _note(store: Store, name: str, facts: dict[str, str]) -> None:
-    store.write(f"{VERIFIED}/{name}.json", json.dumps(facts, ensure_ascii=False, indent=1))

@@ -21,8 +21,9 @@ from runbook.permit import Permit
 from runbook.wait import until
 from tasks import archive
 from tasks import entries as listing
-from tasks.catalogue import Backup
+from tasks.catalogue import Backup, hand_of
 from tasks.entries import Archived, Entry
+from tasks.stores.directory import told
 
 REPLACE_FILES = "replace files"
 ARCHIVE = "files.tar.gz"
@@ -154,15 +155,36 @@ def build_files_copy(permit: Permit, application: Application, backup: Backup) -
         OpsError: there is no space, or a file cannot be written.
     """
     permit.require(REPLACE_FILES, application.directory)
-    directory = directory_of(application)
+    return _unpack(backup, _beside(directory_of(application)))
+
+
+@action(idempotent=True)
+def try_files(backup: Backup) -> FilesCopy:
+    """Unpack a backup that is at hand into a directory of this run and compare it, as a restore does; it is removed.
+
+    Raises:
+        as `build_files_copy`.
+    """
+    place = hand_of(backup.store, backup.manifest.environment) / backup.name / "tried"
+    try:
+        with told(place):
+            place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        tried = _unpack(backup, place)
+        failpoint("files: unpacked")
+        return tried
+    finally:
+        if place.exists():
+            _remove(place)
+
+
+def _unpack(backup: Backup, copy: Path) -> FilesCopy:
     entries = listing.entries_of(backup.manifest)
-    copy = _beside(directory)
     try:
         if copy.exists() or copy.is_symlink():
             _remove(copy)
-        needed, free = sum(entry.size + BLOCK_BYTES for entry in entries), _free(directory)
+        needed, free = sum(entry.size + BLOCK_BYTES for entry in entries), _free(copy)
         if needed > free:
-            raise OpsError(f"{needed} bytes are needed beside {directory} and {free} are free", "free space there")
+            raise OpsError(f"{needed} bytes are needed in {copy.parent} and {free} are free", "free space there")
         archive.unpack(backup.path / ARCHIVE, copy, entries)
         differences = listing.compare(copy, entries)
     except OSError as error:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -83,6 +83,18 @@ def sums_of(directory: Path) -> dict[str, FileSum]:
         return {path.relative_to(directory).as_posix(): found for path, found in zip(paths, sums, strict=True)}
 
 
+def text_in(directory: Path) -> str:
+    """The manifest's text as it stands in a directory.
+
+    Raises:
+        VerificationFailed: it is not there, or cannot be read.
+    """
+    try:
+        return (directory / MANIFEST).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise VerificationFailed(f"{directory.name} has no readable manifest", "choose another backup") from None
+
+
 def seal_of(text: str) -> str:
     """The seal of a manifest's text, as `sha256sum` writes it."""
     return f"{hashlib.sha256(text.encode()).hexdigest()}  {MANIFEST}\n"
@@ -114,7 +126,7 @@ def parse(name: str, text: str | None, seal: str | None) -> Manifest:
     """The manifest of the backup `name`, its seal checked.
 
     Raises:
-        VerificationFailed: it is missing (None), altered, or not a manifest.
+        VerificationFailed: it is missing (None), altered, not a manifest, or names what lies outside of its backup.
     """
     if text is None or seal is None:
         raise VerificationFailed(f"{name} has no readable manifest", "choose another backup")
@@ -129,21 +141,36 @@ def parse(name: str, text: str | None, seal: str | None) -> Manifest:
         raise VerificationFailed(
             f"{name} has the manifest of {manifest.name}", "choose another backup: this one was mixed up"
         )
+    for path in (*manifest.files, *manifest.clear, manifest.environment):  # all of them become paths
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts or str(pure) != path or "\0" in path:
+            raise VerificationFailed(
+                f"the manifest of {name} names “{path[:200]}”, which leads out of it",
+                "do not use it: it was forged or mixed up",
+            )
     return manifest
 
 
 def damage(directory: Path, files: Mapping[str, FileSum]) -> list[str]:
-    """Every way in which a backup's files differ from their sums, as sentences; empty when it is whole."""
-    for path in files_in(directory):
+    """Every way in which a backup's files differ from their sums, as sentences; empty when it is whole. One that the
+    disk does not give back is one of them."""
+    paths = {path.relative_to(directory).as_posix(): path for path in files_in(directory)}
+    for path in paths.values():
         if path.is_symlink() or not path.is_file():
             return [f"{path.name} is not a plain file"]
-    found = sums_of(directory)
-    problems = [f"{name} is missing" for name in files if name not in found]
-    problems += [f"{name} is not in the manifest" for name in found if name not in files]
-    for name, expected in files.items():
-        actual = found.get(name)
-        if actual and actual.bytes != expected.bytes:
-            problems.append(f"{name} has {actual.bytes} bytes instead of {expected.bytes}")
-        elif actual and actual.sha256 != expected.sha256:
-            problems.append(f"{name} was altered: its SHA-256 differs")
-    return problems
+    problems = [f"{name} is missing" for name in files if name not in paths]
+    problems += [f"{name} is not in the manifest" for name in paths if name not in files]
+    both = [name for name in files if name in paths]
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        found = pool.map(lambda name: _difference(name, paths[name], files[name]), both)
+        return problems + [difference for difference in found if difference]
+
+
+def _difference(name: str, path: Path, expected: FileSum) -> str:
+    try:
+        actual = sum_of(path)
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror or error}"
+    if actual.bytes != expected.bytes:
+        return f"{name} has {actual.bytes} bytes instead of {expected.bytes}"
+    return "" if actual == expected else f"{name} was altered: its SHA-256 differs"

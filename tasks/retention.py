@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +11,7 @@ from runbook.errors import OpsError
 from runbook.kinds import action, probe
 from runbook.permit import Permit
 from tasks import catalogue
-from tasks.catalogue import VERIFIED, Backup
+from tasks.catalogue import Backup, note_of
 from tasks.manifest import Kind
 from tasks.stores.store import Store
 
@@ -19,9 +20,8 @@ DELETE = "delete backup"
 
 @dataclass(frozen=True)
 class Stored:
-    """An environment's backups of one kind, oldest first, and the names of those whose manifest cannot be read."""
+    """An environment's backups of some kinds, oldest first, and the names of those whose manifest cannot be read."""
 
-    kind: Kind
     backups: tuple[Backup, ...]
     unreadable: tuple[str, ...]
 
@@ -45,31 +45,38 @@ class Stored:
 
 
 @probe
-def read_stores(places: Sequence[tuple[Store, Kind]], environment: str) -> tuple[Stored | OpsError, ...]:
-    """Every offered backup of an environment in each of several stores; the error of one that cannot be listed."""
+def read_stores(
+    places: Sequence[tuple[Store | OpsError, Sequence[Kind]]], environment: str
+) -> tuple[Stored | OpsError, ...]:
+    """Every offered backup of an environment in each of several stores, all asked at once; the error of one that cannot
+    be listed, or was none to begin with."""
 
-    def read(store: Store, kind: Kind) -> Stored | OpsError:
+    def read(place: tuple[Store | OpsError, Sequence[Kind]]) -> Stored | OpsError:
+        store, kinds = place
+        if isinstance(store, OpsError):
+            return store
         try:
-            return _read(store, kind, environment)
+            return _read(store, kinds, environment)
         except OpsError as error:
             return error
 
-    return tuple(read(*place) for place in places)
+    with ThreadPoolExecutor(max(len(places), 1)) as pool:
+        return tuple(pool.map(read, places))
 
 
 @probe
 def read_store(store: Store, kind: Kind, environment: str) -> Stored:
     """Every offered backup of an environment."""
-    return _read(store, kind, environment)
+    return _read(store, (kind,), environment)
 
 
-def _read(store: Store, kind: Kind, environment: str) -> Stored:
-    backups, unreadable = catalogue.open_all(store, kind)
+def _read(store: Store, kinds: Sequence[Kind], environment: str) -> Stored:
+    backups, unreadable = catalogue.open_all(store, *kinds)
     own = sorted(
         (backup for backup in backups if backup.manifest.environment == environment),
         key=lambda backup: backup.manifest.taken,
     )
-    return Stored(kind, tuple(own), tuple(unreadable))
+    return Stored(tuple(own), tuple(unreadable))
 
 
 @probe
@@ -90,6 +97,6 @@ def delete_backups(permit: Permit, environment: str, doomed: Sequence[Backup]) -
     for backup in doomed:
         permit.require(DELETE, backup.where)
         backup.store.remove(environment, backup.name)
-        backup.store.forget(f"{VERIFIED}/{backup.name}.json")
+        backup.store.forget(note_of(backup.name))
         freed += backup.manifest.bytes
     return freed

@@ -10,7 +10,7 @@ from pathlib import Path
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.store import note, store_for, tidy
+from flows.store import judge_key, note, store_for, tidy
 from runbook.render import duration, size
 from runbook.report import Report
 from runbook.run import runbook
@@ -39,6 +39,7 @@ def backup_files(environment: str) -> Report:
     env = Environment.find(environment)
     with runbook("Backup files", env, changes=True) as report:
         store = store_for(env, "files")
+        tidy(report, env, store)  # before the room is judged: what a killed run left takes it
         found = measure_files(env.application, store.spool)
         report.expect(
             "free space in the store",
@@ -48,7 +49,6 @@ def backup_files(environment: str) -> Report:
             expected=f"more than {size(found.bytes)}",
         )
         report.fail_if_critical()
-        tidy(report, env, store)
         name = _take(report, env, store)
         report.outcome = f"{name} is in the store"
         report.fact("backup", name)
@@ -80,7 +80,8 @@ def _take(report: Report, env: Environment, store: Store) -> str:
         files=manifest.sums_of(directory),
         content=archived.model_dump(mode="json"),
     )
-    publishing.publish(store, directory, sealed)
+    backup = publishing.publish(store, directory, sealed)
+    judge_key(report, backup)
     _tell(report, archived, sealed, directory_of(env.application))
     return name
 

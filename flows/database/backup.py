@@ -9,20 +9,25 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
-from flows.database import steps, taking
-from flows.database.verification import tell_trend, verify
-from flows.store import find_prunable, note, prune, store_for, tell_backups, tidy
+from flows.application.verification import verify_files
+from flows.database import taking
+from flows.database.verification import tell_trend, verify_database
+from flows.pruning import find_prunable, prune
+from flows.redis.verification import verify_redis
+from flows.store import note, store_for, tell_backups, tidy
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.render import size
 from runbook.report import Report
 from runbook.run import runbook
+from tasks.catalogue import kind_of
 from tasks.gx import process
 from tasks.manifest import Kind
-from tasks.postgres.copy import check_jobs, content_in
+from tasks.postgres.copy import check_jobs
 from tasks.postgres.dump import Form
 from tasks.postgres.server import read_server
 from tasks.retention import DELETE
+from tasks.stores.store import RESOURCE
 
 
 @flow(name="backup-database", flow_run_name="backup-database {environment} {kind}")
@@ -56,50 +61,58 @@ def backup_database(
         server = read_server(env.postgres)
         what = taking.judge_wanted(env, kind, tables)
         taking.judge_source(report, env, server)
+        report.fail_if_critical()
+        tidy(report, env, store)  # before the room is judged: what a killed run left takes it
         taking.judge_room(report, env, store)
         report.fail_if_critical()
-        tidy(report, env, store)
         backup = taking.take(report, env, server, store, workers, what)
         report.outcome = f"{backup.name} is in the store"
         report.fact("backup", backup.name)
-        tell_backups(report, env)
         note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
+        tell_backups(report, env)
     return report
 
 
-@flow(name="verify-backup", flow_run_name="verify-backup {environment} {backup}")
+@flow(name="verify-backup", flow_run_name="verify-backup {environment} {kind} {backup}")
 def verify_backup(
     environment: str,
+    kind: Kind = "postgres",
     backup: str = "latest",
     source: Stores = "backups",
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
 ) -> Report:
     """バックアップのリストアテスト (§1.2, §7.3)
 
-    Really restores a backup, the newest by default, into a scratch database, compares it with the manifest row by row,
-    runs the expectations, and notes that it is verified. Run it weekly: only this makes a backup one to rely on.
+    Really restores a backup, the newest by default, and notes that it is verified: of the database into a scratch
+    database, compared row by row, with the expectations run on it; of Redis on a scratch server, key by key; of the
+    files into a scratch directory, entry by entry. Run it weekly for each kind: only this makes a backup one to rely
+    on, and prune-backups deletes none of a kind before.
 
-    Nothing live is touched; the scratch database is dropped at the end, also when the run fails. It needs as much free
-    space as a restore. Evidence: the table of what was proven, the seconds, those of the runs before.
+    Nothing live is touched; what was built is removed at the end, also when the run fails. It needs as much free space
+    as a restore. Evidence: the table of what was proven, the seconds, those of the runs before.
 
     Departs from the manual: `pg_restore --list` reads the table of contents only, a flipped byte in the data passes.
 
     Args:
         environment: 対象の環境
-        backup: latest、日付 (YYYYMMDD)、またはバックアップ名 (backup_、schema_、tables_、sql_ …)
+        kind: バックアップの種類 (postgres は完全バックアップ)。名前を指定したときは名前で決まる
+        backup: latest、日付 (YYYYMMDD)、またはバックアップ名 (backup_、schema_、tables_、sql_、dump_、app_ …)
         source: 保管先。copies は複製先
-        jobs: 並列数。0 は CPU の数
+        jobs: 並列数 (データベースのみ)。0 は CPU の数
     """
     env = Environment.find(environment)
-    process.start()
+    wanted = kind_of(backup, kind)
+    if RESOURCE[wanted] == "postgres":
+        process.start()
     with runbook("Verify backup", env, changes=True) as report:
         workers = check_jobs(jobs)
-        chosen = steps.choose_backup(report, env, backup, source)
-        steps.judge_server(report, env, chosen, read_server(env.postgres))
-        steps.judge_space(report, env, content_in(chosen).bytes)
-        report.fail_if_critical()
-        verify(report, env, chosen, workers)
-        tell_trend(report, env)
+        if wanted == "redis":
+            chosen = verify_redis(report, env, backup, source)
+        elif wanted == "files":
+            chosen = verify_files(report, env, backup, source)
+        else:
+            chosen = verify_database(report, env, wanted, backup, source, workers)
+        tell_trend(report, env, wanted)
         tell_backups(report, env)
         report.outcome = f"{chosen.name} restores, proven by content"
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blocks.environment import Environment, Stores
@@ -28,6 +29,9 @@ from tasks.postgres.fill import Source
 from tasks.postgres.foreign import ForeignDump, is_foreign, read_foreign
 from tasks.postgres.properties import Properties, read_properties
 from tasks.postgres.server import Server
+from tasks.postgres.superseded import Superseded
+
+NEWEST = "newest"
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,22 @@ def judge_name(report: Report, env: Environment, into: str) -> None:
         value=f"{into} {why}".strip(),
         expected="free",
     )
+
+
+def choose_superseded(report: Report, found: Sequence[Superseded], kept: str) -> Superseded:
+    """The database to go back to.
+
+    Raises:
+        OpsError: there is none of that name.
+    """
+    chosen = [old for old in found if kept in (NEWEST, old.name)]
+    if not chosen:
+        there = ", ".join(old.name for old in found[:5])
+        hint = f"those that are there, newest first: {there}" if there else "no restore has replaced a database here"
+        raise OpsError(f"there is no database “{kept[:80]}” to go back to", hint)
+    report.fact("database to go back to", chosen[0].name)
+    report.pin("kept", chosen[0].name)
+    return chosen[0]
 
 
 def act(env: Environment, into: str) -> Act:

@@ -7,13 +7,14 @@ from typing import Literal, get_args
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.store import note, store_for, tell_backups, tidy
-from runbook.errors import OpsError, VerificationFailed
+from flows.store import mark_failed, note, store_for, tell_backups, tidy
+from runbook.errors import OpsError, Unreachable
 from runbook.render import duration, size
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.catalogue import Backup
 from tasks.manifest import Kind
+from tasks.publishing import sweep_spool
 from tasks.replicas import Copied, Gap, copy_backup, note_verified, prove_copy, read_copies, read_gap
 from tasks.stores.store import Store
 
@@ -26,8 +27,9 @@ def replicate_backups(environment: str, kind: Literal["all", Kind] = "all", read
     """バックアップの複製 (§1.2, §8.1)
 
     Copies every backup that the second set of stores (`[copies]`, best in another region) lacks: of the database, of
-    Redis, of the files. Each copy is read back and compared by SHA-256. Run it daily, after the backups: a fire in one
-    place must not take both.
+    Redis, of the files. Each copy is read back and compared by SHA-256 before it has its name there, and once more
+    before it counts as verified, when its backup was. Run it daily, after the backups: a fire in one place must not
+    take both.
 
     It adds and never deletes (prune-backups with source=copies does). Interrupted and launched again, it goes on.
     Evidence: what was copied, what is where, and how old the newest copy is.
@@ -52,18 +54,20 @@ def replicate_backups(environment: str, kind: Literal["all", Kind] = "all", read
             copied += _replicate(report, env, each, read)
         report.table("Copied now", ("backup", "size", "seconds"),
                      [(one.name, size(one.bytes), f"{one.seconds:.1f}") for one in copied[-MOST_SHOWN:]])  # fmt: skip
-        tell_backups(report, env)
         whole = sum(one.bytes for one in copied)
         if copied:
             note(report, env, f"Replicated {len(copied)} - {', '.join(one.name for one in copied)}, {size(whole)}")
+        tell_backups(report, env)
         report.outcome = f"{len(copied)} copied, {size(whole)}" if copied else "every backup has its copy"
     return report
 
 
 def _replicate(report: Report, env: Environment, kind: Kind, read: Reading) -> list[Copied]:
     first, second = store_for(env, kind), store_for(env, kind, "copies")
-    tidy(report, env, second)
     gap = read_gap(first, second, kind, env.name)
+    missing = [backup.name for backup in gap.missing]
+    sweep_spool(first, kind, missing)
+    tidy(report, env, second, kind=kind, wanted=missing)
     for name in gap.different:
         report.expect(f"copy of {name}", False, f"compare both manifests; one of them was altered: {first.where}, "
                       f"{second.where}", value="has another manifest", expected="the same")  # fmt: skip
@@ -73,35 +77,58 @@ def _replicate(report: Report, env: Environment, kind: Kind, read: Reading) -> l
     for name in gap.unreadable:
         report.warn(f"manifest of {name}", f"look at it in {first.where}; it is not copied", value="cannot be read")
     copied = [one for backup in gap.missing if (one := _copy(report, backup, second))]
-    if read == "all":
-        problems = read_copies(gap.there)
-        report.expect(f"copies of {kind} that were there", not problems,
-                      f"remove what is bad from {second.where} and launch this again", value="; ".join(problems[:3])
-                      or f"{len(gap.there)} read", expected="as their manifests say (SHA-256)")  # fmt: skip
-    for backup in gap.verified_since:
-        note_verified(backup, second)
-    _judge_newest(report, env, second, gap, copied)
+    bad = _read_there(report, gap, second, read)
+    _judge_newest(report, env, second, gap, copied, bad)
     return copied
 
 
+def _read_there(report: Report, gap: Gap, second: Store, read: Reading) -> set[str]:
+    """Read the copies that were there: all of them, or those that are to count as verified from now on. Returns the
+    names of those that are bad, by this reading or an earlier one."""
+    verified = {backup.name for backup in gap.verified_since}
+    wanted = [copy for copy in gap.there if read == "all" or copy.name in verified]
+    problems = read_copies(wanted)
+    for copy in wanted:
+        if copy.name in problems:
+            mark_failed(report, copy, problems[copy.name])
+    for backup in gap.verified_since:
+        if backup.name not in problems:
+            note_verified(backup, second)
+    known = [copy for copy in gap.there if copy.failed and copy.name not in problems]
+    for copy in known:
+        report.warn(f"copy of {copy.name}", f"remove it from {second.where} and launch this again: it is copied anew",
+                    value=f"did not stand its proof of {copy.failed}", expected="nothing against it")  # fmt: skip
+    if wanted:
+        told = [f"{name}: {problem}" for name, problem in problems.items()]
+        report.expect(f"copies of {gap.kind} that were there", not told,
+                      f"remove what is bad from {second.where} and launch this again", value="; ".join(told[:3])
+                      or f"{len(wanted)} read", expected="as their manifests say (SHA-256)")  # fmt: skip
+    return {*problems, *(copy.name for copy in known)}
+
+
 def _copy(report: Report, backup: Backup, second: Store) -> Copied | None:
-    """One that is damaged must not keep the others from being copied."""
+    """One that is damaged, refused or too large must not keep the others from being copied; a store that is away is
+    away for all of them."""
     try:
         copied = copy_backup(backup, second)
         prove_copy.after(copied)(backup, second)
         return copied
-    except VerificationFailed as error:
+    except Unreachable:
+        raise
+    except OpsError as error:
         report.expect(f"copy of {backup.name}", False, error.hint, value=error.message, expected="equal to the backup")
         return None
 
 
-def _judge_newest(report: Report, env: Environment, second: Store, gap: Gap, copied: list[Copied]) -> None:
+def _judge_newest(
+    report: Report, env: Environment, second: Store, gap: Gap, copied: list[Copied], bad: set[str]
+) -> None:
     kind = gap.kind
-    names = {one.name for one in copied}
-    there = [*gap.there, *(backup for backup in gap.missing if backup.name in names)]
+    names = {one.name for one in copied} | {copy.name for copy in gap.there} - bad
+    there = [backup for backup in (*gap.there, *gap.missing) if backup.name in names]
     if not there:
-        if gap.missing:
-            report.warn(f"newest copy of {kind}", "see above why none could be made", value="none")
+        if gap.missing or bad:
+            report.warn(f"newest copy of {kind}", "see above why there is none", value="none")
         return
     newest = max(there, key=lambda backup: backup.manifest.taken)
     report.expect(

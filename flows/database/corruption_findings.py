@@ -57,7 +57,13 @@ def judge_collations(report: Report, found: Collations, database: str, *, standb
     if found.changed:
         rows = [(changed.name, index) for changed in found.changed for index in changed.indexes]
         _table(report, "Indexes that depend on a changed collation", ("collation", "index"), rows)
-    else:
+    if found.unrecorded:
+        report.warn("collations without a recorded version",
+                    "REINDEX what sorts by them, unless the host's libraries are those it was built with; a version is "
+                    "recorded only when the database (restore-database) or the collation is made anew",
+                    value=f"not measured: {', '.join(found.unrecorded[:5])}"
+                    + f" and {len(found.unrecorded) - 5} more" * (len(found.unrecorded) > 5))  # fmt: skip
+    if not found.changed:
         value = f"{found.compared} the same, {found.unversioned} without a version (C sorts by bytes and needs none)"
         report.expect("collation versions", True, "", value=value)
 

@@ -17,7 +17,7 @@ from tasks.postgres import relations
 from tasks.postgres.content import RowCounts, read_counts
 from tasks.postgres.copy import Copy
 from tasks.postgres.foreign import ForeignDump
-from tasks.postgres.relations import Relation, read_relations
+from tasks.postgres.relations import Relation, read_parts, read_relations
 from tasks.postgres.server import Server, read_identity
 
 MOST_SHOWN = 50
@@ -78,10 +78,14 @@ def prove(report: Report, env: Environment, copy: Copy, into: str) -> object:
     _tell_rows(report, counts, rows, into)
     live = _read_live(report, env)
     copied = read_relations.after(counts)(env.postgres, copy.database, env.postgres.user)
-    _judge_missing(report, live, copied, into)
+    lacking = relations.missing(live, copied)
+    if live:
+        had = read_parts(env.postgres, env.postgres.database)
+        has = read_parts.after(counts)(env.postgres, copy.database)
+        _judge_missing(report, live, (*lacking, *relations.missing_parts(had, has)), into)
     _judge_rights(report, env, live, copied, into)
     if checking:
-        _tell_expectations(report, checking.result(), () if into else relations.missing(live, copied))
+        _tell_expectations(report, checking.result(), () if into else lacking)
     else:
         report.warn("expectations on the copy", "there are no rows that they could be about", value="not measured")
     report.fail_if_critical()
@@ -124,15 +128,13 @@ def _tell_rows(report: Report, counts: RowCounts, total: int, into: str) -> None
                  [(table, f"{count:,}") for table, count in rows[:MOST_SHOWN]])  # fmt: skip
 
 
-def _judge_missing(report: Report, live: Relations, copied: Relations, into: str) -> None:
-    if not live:
-        return
-    lacking = relations.missing(live, copied)
+def _judge_missing(report: Report, live: Relations, lacking: Sequence[str], into: str) -> None:
     if into and lacking:
         report.fact("not in the copy, but live", _some(lacking))
     elif not into:
         report.expect("everything that is live is in the copy", not lacking, MISSING, value=f"missing: {_some(lacking)}"
-                      if lacking else f"{len(live)} tables, views, sequences, functions and types",
+                      if lacking else f"{len(live)} tables, views, sequences, functions and types, with their columns, "
+                      "constraints, indexes, triggers and policies",
                       expected="nothing is missing")  # fmt: skip
     if lacking:
         report.table("Live, and not in the copy", ("what",), [(key,) for key in lacking[:MOST_SHOWN]])

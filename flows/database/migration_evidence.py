@@ -26,6 +26,16 @@ def tell_locks(report: Report, watched: Watched, longest: float, *, stops: bool)
             value="not measured",
         )
         return
+    report.expect(
+        "giving up on a lock",
+        not watched.unlimited,
+        "set lock_timeout in alembic/env.py, whose driver ignores PGOPTIONS (asyncpg: connect_args={'server_settings': "
+        "{'lock_timeout': '10s'}}), or in the migration that unset it; until then stop the backend before",
+        value=f"never: {', '.join(watched.unlimited[:5])} waits, and everybody behind it" * bool(watched.unlimited)
+        or "in time",
+        expected="a lock_timeout in every migration's session",
+        otherwise=Status.WARN,
+    )
     report.table(
         "Migrations on the copy", ("revision", "took"), [(r, duration(s)) for r, s in watched.seconds[:MOST_SHOWN]]
     )

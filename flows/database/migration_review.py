@@ -12,6 +12,7 @@ from blocks.environment import Environment
 from flows.database.rehearsal import put_away
 from runbook.errors import OpsError
 from runbook.report import Evidence, Report, Status
+from tasks.migrations.program import require_reached
 from tasks.migrations.rehearsal import Direction, differences, migrate_rehearsal, read_state
 from tasks.migrations.scratch import create_rehearsal
 from tasks.migrations.scripts import Heads, Script
@@ -54,6 +55,7 @@ def scratch_at(report: Report, env: Environment, revision: str) -> Iterator[str]
     """
     try:
         name = create_rehearsal(env.postgres)
+        require_reached(env.postgres, env.application, name)
         if revision:
             came = migrate_rehearsal(env.postgres, env.application, name, "up", revision)
             report.expect(

@@ -12,7 +12,8 @@ from runbook.errors import OpsError
 from runbook.render import duration
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.migrations.alembic import Migrated, revision_of
+from tasks.migrations.alembic import Migrated
+from tasks.migrations.program import revision_of
 from tasks.migrations.rehearsal import differences, read_live_schema
 from tasks.migrations.scripts import BASE, Script
 

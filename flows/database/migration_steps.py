@@ -10,7 +10,7 @@ from prefect.context import FlowRunContext
 from blocks.environment import Environment
 from flows.database.backup import backup_database
 from flows.database.migration_evidence import MOST_SHOWN
-from flows.database.rehearsal import COPY_BYTES_PER_SECOND, Rehearsed
+from flows.database.rehearsal import COPY_BYTES_PER_SECOND, Rehearsed, counted, dropped_columns
 from flows.store import store_for
 from runbook.errors import VerificationFailed
 from runbook.render import duration
@@ -18,7 +18,7 @@ from runbook.report import Report, Status
 from tasks import catalogue
 from tasks.catalogue import Backup
 from tasks.migrations.alembic import Undo
-from tasks.migrations.columns import count_filled
+from tasks.migrations.rehearsal import Loss
 from tasks.migrations.scratch import scratch_name
 from tasks.migrations.scripts import BASE, Heads, Script
 from tasks.services import read_services
@@ -141,27 +141,41 @@ def judge_backend(report: Report, env: Environment, target: str) -> None:
     )
 
 
-def judge_losses(report: Report, env: Environment, rehearsed: Rehearsed, undo: Undo, accepted: int) -> Undo:
-    """What a rollback loses: rows that go (seen on the copy), and rows that lose what is in a dropped column (counted
-    in the live database). Whoever confirms types the number of both."""
-    columns = tuple((loss.table, loss.columns) for loss in rehearsed.lost if loss.columns)
-    filled = count_filled(env.postgres, env.postgres.database, columns) if columns else {}
-    lost = [replace(loss, rows=filled[loss.table]) if loss.columns else loss for loss in rehearsed.lost]
-    lost.sort(key=lambda loss: -loss.rows)
+def tell_losses(report: Report, env: Environment, rehearsed: Rehearsed) -> list[Loss]:
+    """Rows that go (seen on the copy), and rows that lose what is in a column (counted in the live database)."""
+    lost = counted(env, rehearsed.lost)
     report.table(
         "What is lost", ("table", "rows", "what"), [(x.table, f"{x.rows:,}", x.what) for x in lost[:MOST_SHOWN]]
     )
-    tables = tuple(dict.fromkeys(loss.table for loss in lost if loss.rows))
-    rows = sum(loss.rows for loss in lost)
-    value = f"{rows:,} in {len(tables)} tables"
-    report.fact("rows that are lost", value)
-    emptied = [loss for loss in lost if loss.columns and loss.rows]
-    if emptied:
+    if emptied := [loss for loss in lost if loss.columns]:
         report.warn(
             "columns that are lost",
             "what is in them stays in the newest backup only",
             value="; ".join(f"{x.table} ({x.rows:,} rows): {x.what}" for x in emptied[:3]),
         )
+    return lost
+
+
+def judge_upgrade(report: Report, env: Environment, rehearsed: Rehearsed) -> None:
+    """What an upgrade loses: it may be meant, and nobody is left to find it out afterwards."""
+    rows = [loss for loss in tell_losses(report, env, rehearsed) if loss.rows and not loss.columns]
+    report.expect(
+        "rows that are lost",
+        not rows,
+        "they stay in the newest backup only: have the migration keep them aside, where that is not meant",
+        value="; ".join(f"{x.table}: {x.rows:,} rows, {x.what}" for x in rows[:3]) or "none",
+        expected="none",
+        otherwise=Status.WARN,
+    )
+
+
+def judge_losses(report: Report, env: Environment, rehearsed: Rehearsed, undo: Undo, accepted: int) -> Undo:
+    """What a rollback loses. Whoever confirms types the number of rows."""
+    lost = tell_losses(report, env, rehearsed)
+    tables = tuple(dict.fromkeys(loss.table for loss in lost if loss.rows))
+    rows = sum(loss.rows for loss in lost)
+    value = f"{rows:,} in {len(tables)} tables"
+    report.fact("rows that are lost", value)
     if report.confirm:
         hint = f"if that is meant, launch it with lose_rows={rows}"
         report.expect("rows that are lost", rows <= accepted, hint, value=value, expected=f"at most {accepted:,}")
@@ -171,7 +185,7 @@ def judge_losses(report: Report, env: Environment, rehearsed: Rehearsed, undo: U
         undo,
         tables=tables,
         dropped=tuple(loss.table for loss in lost if loss.dropped),
-        columns=columns,
+        columns=dropped_columns(rehearsed.lost),
         deleted=sum(loss.rows for loss in lost if not (loss.dropped or loss.columns)),
         rows=max(rows, accepted),
     )

@@ -18,7 +18,7 @@ from runbook.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.gx import process
-from tasks.migrations.alembic import MIGRATE, Undo, downgrade, read_revision, upgrade
+from tasks.migrations.alembic import MIGRATE, Undo, Upgrade, downgrade, read_revision, upgrade
 from tasks.migrations.revision import check_message, create_revision
 from tasks.migrations.scripts import BASE, read_heads
 from tasks.postgres.server import read_database_bytes
@@ -35,7 +35,8 @@ def check_migrations(environment: str, rehearse: bool = False, longest_lock_seco
     history`); upgrade and downgrade are read, not run. Run it before a release, and whenever one failed.
 
     It changes nothing. With `rehearse` what is pending runs on a scratch copy (up, down, up), which is dropped:
-    that needs twice the database's space, and tells the locks before anybody confirms. Evidence: history and locks.
+    that needs twice the database's space, and tells the locks, and what is lost, before anybody confirms. Evidence:
+    history, locks, losses.
 
     Departs from the manual: `alembic history` does not show that a downgrade is empty.
 
@@ -66,7 +67,10 @@ def check_migrations(environment: str, rehearse: bool = False, longest_lock_seco
             rehearsal.judge_space(report, env, read_database_bytes(env.postgres, env.postgres.database))
             report.fail_if_critical()
             process.start()
-            rehearsal.rehearse(report, env, current, heads.one(), first="up", longest=longest_lock_seconds, stops=False)
+            rehearsed = rehearsal.rehearse(
+                report, env, current, heads.one(), first="up", longest=longest_lock_seconds, stops=False
+            )
+            steps.judge_upgrade(report, env, rehearsed)
     return report
 
 
@@ -80,11 +84,12 @@ def apply_migrations(
     migrations. Without `confirm` it says which are pending and changes nothing; where none is, it is OK at once.
 
     First they run on a scratch copy of the database: up, down, up. What fails there, or holds a lock too long, ends the
-    run with the live database untouched. In production it needs a verified backup younger than the RPO, or takes one.
-    To undo: rollback-migrations, or that backup. Evidence: the locks, the revision, the schema as rehearsed, the
-    expectations on the migrated data.
+    run with the live database untouched; what is lost there is told. Only what was rehearsed runs. In production it
+    needs a verified backup younger than the RPO, or takes one. To undo: rollback-migrations, or that backup. Evidence:
+    the locks, the losses, the revision, the schema as rehearsed, the expectations on the migrated data.
 
-    Departs from the manual: several heads are an error; a migration that waits 10 s for a lock gives up.
+    Departs from the manual: several heads are an error; a migration that waits 10 s for a lock gives up (where env.py's
+    driver ignores PGOPTIONS, as asyncpg does, the rehearsal says that it will not).
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
@@ -100,6 +105,7 @@ def apply_migrations(
         if not pending:
             report.outcome = f"nothing is pending: {name} is at {current or 'no revision'}"
             return report
+        report.pin("revision", pending[-1].revision)
         process.start()
         steps.judge_downgrades(report, pending, Status.WARN)
         size = read_database_bytes(env.postgres, name)
@@ -113,10 +119,16 @@ def apply_migrations(
         report.state_is(f"{name} was not touched: it is at {current or BASE}", "put that right, then launch this again")
         target = pending[-1].revision
         rehearsed = rehearsal.rehearse(report, env, current, target, first="up", longest=longest_lock_seconds)
+        steps.judge_upgrade(report, env, rehearsed)
         steps.secure_backup(report, env)
-        ends = current, target
+        ends, judged = (current, target), Upgrade(current, pending)
         carry_out(
-            report, env, pending, ends, rehearsed, lambda: upgrade(permit, env.postgres, env.application, name, target)
+            report,
+            env,
+            pending,
+            ends,
+            rehearsed,
+            lambda: upgrade(permit, env.postgres, env.application, name, target, rehearsed=judged),
         )
         expect_sound(report, env, name, "after it")
         report.outcome = f"{name} is at {target}"
@@ -159,6 +171,7 @@ def rollback_migrations(
         if not gone:
             report.outcome = f"nothing to roll back: {name} is at {current or BASE}"
             return report
+        report.pin("revision", target or BASE)
         report.state_is(f"{name} was not touched: it is at {current}", "put that right, then launch this again")
         steps.judge_downgrades(report, gone, Status.CRITICAL)
         size = read_database_bytes(env.postgres, name)
@@ -166,7 +179,7 @@ def rollback_migrations(
         steps.judge_backend(report, env, target)
         report.fail_if_critical()
         rehearsed = rehearsal.rehearse(report, env, current, target, first="down", longest=longest_lock_seconds)
-        undo = steps.judge_losses(report, env, rehearsed, Undo(current, target), lose_rows)
+        undo = steps.judge_losses(report, env, rehearsed, Undo(current, target, gone), lose_rows)
         steps.plan_rehearsal(report, env, size, "down, up, down, again")
         steps.plan_backup(report, env)
         for script in gone:

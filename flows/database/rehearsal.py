@@ -5,20 +5,20 @@ Called with the open report. The live database is only read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import psycopg
 
 from blocks.environment import Environment
 from flows.database.migration_evidence import expect_sound, tell_locks
-from flows.database.steps import WAL_RATIO
+from flows.database.room import WAL_RATIO, judge_room
 from runbook.errors import OpsError
-from runbook.render import duration, size
+from runbook.render import duration
 from runbook.report import Report, Status
-from tasks.host import disk_of
+from tasks.migrations.columns import Columns, count_filled
+from tasks.migrations.program import require_reached
 from tasks.migrations.rehearsal import (
     Direction,
     Loss,
@@ -50,22 +50,8 @@ class Rehearsed:
 
 def judge_space(report: Report, env: Environment, needed_bytes: int) -> None:
     """Whether the copy and its WAL fit beside the live database."""
-    data = Path(env.postgres.data_directory)
-    try:
-        disk, wal = disk_of(data), disk_of(data / "pg_wal")
-    except OpsError:
-        report.warn("free space", "look at it yourself: the data directory is not on this host", value="not measured")
-        return
-    needed = {disk.device: int(needed_bytes * SPACE_RATIO)}
-    needed[wal.device] = needed.get(wal.device, 0) + int(needed_bytes * SPACE_RATIO * WAL_RATIO)
-    for found in {disk.device: disk, wal.device: wal}.values():
-        report.expect(
-            f"free space at {found.path}",
-            found.free_bytes > needed[found.device],
-            f"free {size(needed[found.device] - found.free_bytes)} there (discard-superseded removes old databases)",
-            value=size(found.free_bytes),
-            expected=f"more than {size(needed[found.device])}: the rehearsal's copy stands beside the database",
-        )
+    needed = int(needed_bytes * SPACE_RATIO)
+    judge_room(report, env, needed, int(needed * WAL_RATIO), "the rehearsal's copy stands beside the database")
 
 
 def rehearse(
@@ -99,9 +85,10 @@ def _copy(report: Report, env: Environment) -> Iterator[str]:
     """A filled copy, dropped when the block is left, however it is left."""
     try:
         name = create_rehearsal(env.postgres)
+        _try_login(env, name)
+        require_reached(env.postgres, env.application, name)
         seconds = fill_rehearsal(env.postgres, name)
         report.fact("rehearsed on", f"{name}, a copy made in {duration(seconds)}")
-        _try_login(env, name)
         yield name
     except psycopg.Error as error:
         what = str(error).splitlines()[0]
@@ -143,7 +130,7 @@ def _there_and_back(
     hint = f"complete the {back[0]}grade: what it leaves behind is in the way of the next {again[0]}grade"
     _expect_equal(report, f"schema after {again[0]} and {back[0]}", states[0], home, hint)
     if back[0] == "down":
-        lost = losses(states[0], home)
+        lost = counted(env, losses(states[0], home))
         report.expect(
             "rows after up and down",
             not lost,
@@ -158,6 +145,20 @@ def _there_and_back(
         hint = "the second time it does something else: look at what it depends on"
         _expect_equal(report, f"schema after {again[0]} for the second time", states[1], state, hint)
     return [returned, repeated]
+
+
+def counted(env: Environment, lost: Sequence[Loss]) -> list[Loss]:
+    """Losses with the rows that lose data, the most first: of a column those in which there is something in it, counted
+    in the live database, since the copy has it no longer. A column that is empty loses nothing."""
+    columns = dropped_columns(lost)
+    filled = count_filled(env.postgres, env.postgres.database, columns) if columns else {}
+    found = [replace(loss, rows=filled[loss.table]) if loss.columns else loss for loss in lost]
+    return sorted((loss for loss in found if loss.rows or not loss.columns), key=lambda loss: -loss.rows)
+
+
+def dropped_columns(lost: Sequence[Loss]) -> Columns:
+    """Every column that goes, filled or not."""
+    return tuple((loss.table, loss.columns) for loss in lost if loss.columns)
 
 
 def _expect_equal(report: Report, name: str, expected: State, found: State, hint: str) -> None:

@@ -63,6 +63,8 @@ def check_replication(
             hint = f"GRANT pg_monitor TO {env.postgres.admin_user}: what follows is incomplete"
             report.warn("other sessions' statistics", hint, value="not measured")
         judge_mode(report, found)
+        if env.has("standby"):
+            judge_configured(report, found)
         judge_standbys(report, found.standbys, rates.wal.present)
         free = free_for_wal(env.postgres)
         judge_slots(report, found.slots, rates, free, found.settings.max_slot_wal)
@@ -81,11 +83,12 @@ def judge_mode(report: Report, found: Replication) -> None:
         report.expect("WAL receiver", found.receiver.startswith("streaming"),
                       "look at primary_conninfo and the primary's log; it may be replaying from the archive",
                       value=found.receiver or "none", expected="streaming", otherwise=Status.WARN)  # fmt: skip
-        report.fact("last replayed transaction", f"{duration(found.replay_age_seconds)} ago")
+        age = found.replay_age_seconds
+        report.fact("last replayed transaction", "none" if age is None else f"{duration(age)} ago")
         return
     report.fact("replication mode", _mode(found))
     report.fact("synchronous_commit", "; ".join((settings.sync_commit, *settings.sync_commit_elsewhere)))
-    carried = bool(found.standbys) or (settings.archives and not found.archiver.is_failing)
+    carried = bool(found.physical) or (settings.archives and not found.archiver.is_failing)
     report.expect("copy of the WAL elsewhere", carried,
                   "connect a standby or archive WAL: until then what was written since the newest backup is only here",
                   value="standby or archive" if carried else "none: no standby, no archiving that works",
@@ -94,12 +97,23 @@ def judge_mode(report: Report, found: Replication) -> None:
         _judge_sync(report, found)
 
 
+def judge_configured(report: Report, found: Replication) -> None:
+    """The environment names a standby: one that replays must be connected, whatever else carries the WAL."""
+    if found.settings.in_recovery:
+        return
+    replaying = [standby for standby in found.physical if standby.replay_bytes is not None]
+    report.expect("standby of the environment", bool(replaying),
+                  "start it, its log says why it does not stream; or take [standby] out of the environment",
+                  value=", ".join(s.name or s.address for s in replaying) or "none is connected",
+                  expected="connected", otherwise=Status.WARN)  # fmt: skip
+
+
 def _mode(found: Replication) -> str:
     settings, names = found.settings, parse_sync_names(found.settings.sync_names)
-    if not names.needed and not found.standbys:
+    if not names.needed and not found.physical:
         return "no standby is connected: nothing is replicated"
     if not names.needed:
-        worst = size(max(standby.flush_bytes for standby in found.standbys))
+        worst = size(max(standby.flush_bytes for standby in found.physical))
         return f"asynchronous: a failover now loses what no standby has yet, up to {worst}"
     if settings.sync_commit in DOES_NOT_WAIT:
         return f"asynchronous in effect: synchronous_commit is {settings.sync_commit}, commits wait for no standby"

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.database import choosing, steps
-from flows.database.choosing import Restorable
+from flows.database.choosing import NEWEST, Restorable
 from flows.store import mark_verified
 from runbook.permit import Act, Permit
 from runbook.report import Report
@@ -18,15 +18,8 @@ from tasks.gx import process
 from tasks.postgres.copy import check_jobs, rename_copy
 from tasks.postgres.foreign import is_foreign
 from tasks.postgres.server import find_obstacles, read_identity, read_server
-from tasks.postgres.swap import (
-    UNDO,
-    Swapped,
-    advisory_lock,
-    find_superseded,
-    read_writes,
-    swap_back,
-    swap_databases,
-)
+from tasks.postgres.superseded import find_superseded, read_writes
+from tasks.postgres.swap import UNDO, Swapped, advisory_lock, swap_back, swap_databases
 
 
 @flow(name="restore-database", flow_run_name="restore-database {environment} {backup}")
@@ -85,7 +78,8 @@ def restore_database(
             if into:
                 rename_copy.after(ready)(permit, env.postgres, copy, into)
             else:
-                swapped = swap_databases.after(ready)(permit, env.postgres, guard, copy, live.oid, chosen.name)
+                with steps.swapping(report):
+                    swapped = swap_databases.after(ready)(permit, env.postgres, guard, copy, live.oid, chosen.name)
         how = "proven by content" if chosen.backup else "not proven: there is no manifest"
         if into:
             report.outcome = f"{into} is what was in {chosen.name}, {how}; the live database was not touched"
@@ -113,37 +107,38 @@ def _tell_swapped(
 
 
 @flow(name="undo-restore", flow_run_name="undo-restore {environment}")
-def undo_restore(environment: str, confirm: str = "") -> Report:
+def undo_restore(environment: str, kept: str = NEWEST, confirm: str = "") -> Report:
     """リストアの取り消し (§1.2)
 
     Swaps back: the database that the last restore replaced becomes live again, and the restored one is kept under
     another name. Run it when a restore turned out to be a mistake; run it again to swap once more.
 
-    What was written since the swap is not in the database that comes back: the plan says how much. Evidence: both
-    names, the counts.
+    What was written since the swap is not in the database that comes back: the plan says how much. The plan's form
+    names the database, so that what it confirms is never swapped twice. Evidence: both names, the counts.
 
     Args:
         environment: 対象の環境
+        kept: newest、または保存されたデータベース名 (…__old_YYYYMMDD_HHMMSS)
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
     with runbook("Undo restore", env, confirm, changes=True, rank="recovery") as report:
         name = env.postgres.database
-        kept = find_superseded(env.postgres)
-        report.expect("database to go back to", bool(kept), "no restore has replaced a database here", value=len(kept))
-        report.fail_if_critical()
-        newest = kept[0]
+        old = choosing.choose_superseded(report, find_superseded(env.postgres), kept)
         live = read_identity(env.postgres, name)
         steps.judge_obstacles(report, find_obstacles(env.postgres, name))
-        since = read_writes(env.postgres, name) - newest.writes
-        lost = f"about {since:,} rows" if newest.writes >= 0 and since >= 0 else "an unknown number of rows"
+        since = read_writes(env.postgres, name) - old.writes
+        lost = f"about {since:,} rows" if old.writes >= 0 and since >= 0 else "an unknown number of rows"
         report.fact("written since the swap, and not in the old database", lost)
-        report.plan("swap back", f"{newest.name} (replaced {newest.since} by {newest.backup}) becomes {name}; "
-                    f"the present {name} is kept", size=newest.bytes, seconds=0.2)  # fmt: skip
-        permit = report.permit(Act(UNDO, newest.name))
-        with advisory_lock(env.postgres) as guard:
-            swapped = swap_back(permit, env.postgres, guard, newest, live.oid)
+        report.plan("swap back", f"{old.name} (replaced {old.since} by {old.backup}) becomes {name}; "
+                    f"the present {name} is kept", size=old.bytes, seconds=0.2)  # fmt: skip
+        permit = report.permit(Act(UNDO, old.name))
+        report.state_is("the live database was not touched", "launch it again when what is said above is put right")
+        with advisory_lock(env.postgres) as guard, steps.swapping(report):
+            swapped = swap_back(permit, env.postgres, guard, old, live.oid)
+        report.state_is(f"{old.name} is {name} again, and the one before it is kept as {swapped.kept}",
+                        "do not launch this again: it would swap once more")  # fmt: skip
         report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
-        report.outcome = f"{newest.name} is {name} again"
+        report.outcome = f"{old.name} is {name} again"
         report.fact("replaced database", f"kept as {swapped.kept}")
     return report

@@ -8,8 +8,8 @@ from flows.database.setting_steps import RESTART, Overrides, needs
 from runbook.errors import OpsError
 from runbook.report import Report
 from tasks.postgres.recommended import BY_NAME, MANUAL, Setting
-from tasks.postgres.setting_records import Record
 from tasks.postgres.settings import Change, ServerSettings
+from tasks.setting_records import Record
 
 
 def parse_override(found: ServerSettings, override: str) -> dict[str, str]:
@@ -117,20 +117,6 @@ def tell_done(report: Report, settings: Sequence[Setting]) -> None:
     waiting = [setting.name for setting in settings if setting.pending_restart]
     if waiting:
         report.warn("waits for a restart", f"{RESTART}; until then the old values hold", value=", ".join(waiting))
-
-
-def find_record(known: Sequence[Record], found: ServerSettings, name: str) -> Record:
-    """The record of that name, or the newest that is not undone.
-
-    Raises:
-        OpsError: there is none of this server.
-    """
-    open_ones = [r for r in known if not r.undone and r.system_identifier == found.system_identifier]
-    chosen = [r for r in open_ones if r.name == name] if name else open_ones[-1:]
-    if not chosen:
-        names = ", ".join(r.name for r in open_ones[-5:]) or "none"
-        raise OpsError(f"there is no record {name or 'that could be undone'} of this server", f"there are: {names}")
-    return chosen[0]
 
 
 def find_undone(report: Report, found: ServerSettings, record: Record) -> tuple[list[Change], bool]:

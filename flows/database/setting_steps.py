@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from blocks.environment import Environment
 from runbook.report import Report, Status
-from tasks.postgres import setting_records as records
+from tasks import setting_records as records
 from tasks.postgres.recommended import BY_NAME, MANUAL, Setting
-from tasks.postgres.setting_records import Record
 from tasks.postgres.settings import ServerSettings
+from tasks.setting_records import Record
 
 APPLY, UNDO = "apply-postgres-settings", "undo-postgres-settings"
 RESTART = "restart PostgreSQL in a maintenance window"

@@ -10,7 +10,6 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.database.setting_changes import (
     choose_changes,
-    find_record,
     find_undone,
     find_wanted,
     judge_order,
@@ -30,10 +29,10 @@ from flows.database.setting_steps import (
 from runbook.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.postgres import setting_records as records
+from tasks import setting_records as records
 from tasks.postgres.recommended import MANUAL
-from tasks.postgres.setting_records import Changed
 from tasks.postgres.settings import CHANGE, RELOAD, alter_system, read_settings
+from tasks.setting_records import Changed
 
 MOST_HOURS = 168
 
@@ -111,7 +110,7 @@ def apply_postgres_settings(
         if changes:
             pairs = [Changed(c.name, found.by_name[c.name].auto, wanted[c.name]) for c in changes]
             hours = override_hours if override else 0
-            kept = records.keep(env.reports_directory, found.system_identifier, pairs, hours=hours, reason=reason)
+            kept = records.keep(env.reports_directory, found.identity, pairs, hours=hours, reason=reason)
             report.fact("record of the old values", f"{kept.name} (to undo: {UNDO} with record={kept.name})")
             if kept.until:
                 report.fact("override until", kept.until)
@@ -138,7 +137,7 @@ def undo_postgres_settings(environment: str, record: str = "", confirm: str = ""
     env = Environment.find(environment)
     with runbook("Undo PostgreSQL settings", env, confirm, changes=True) as report:
         found = read_settings(env.postgres)
-        chosen = find_record(records.read_all(env.reports_directory), found, record)
+        chosen = records.find_record(records.read_all(env.reports_directory), found.identity, record)
         report.fact("record", f"{chosen.name} of {chosen.taken}")
         changes, left = find_undone(report, found, chosen)
         if left and not changes:

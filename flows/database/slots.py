@@ -6,10 +6,9 @@ import math
 from pathlib import Path
 
 from blocks.postgres import Postgres
-from runbook.errors import OpsError
 from runbook.render import duration, size
 from runbook.report import Report, Status
-from tasks.host import disk_of
+from tasks.host import disk_on
 from tasks.postgres.rates import Rates
 from tasks.postgres.replication import Replication, Slot
 
@@ -17,22 +16,22 @@ from tasks.postgres.replication import Replication, Slot
 WARN_SECONDS, CRITICAL_SECONDS = 3600.0, 900.0
 # The archiver tries a file that failed again within a minute.
 ARCHIVE_WAIT_SECONDS = 300.0
-LOCAL = ("localhost", "127.0.0.1", "::1", "")
 
 
 def judge_slots(report: Report, slots: tuple[Slot, ...], rates: Rates, free: int | None, limit: str) -> None:
     """What each slot keeps, and how long until it is lost or the disk is full."""
     rows = []
     for slot in slots:
-        room = slot.safe_bytes if slot.safe_bytes is not None else free
+        lost_first = slot.safe_bytes is not None and (free is None or slot.safe_bytes <= free)
+        room = slot.safe_bytes if lost_first else free
         left = math.nan if room is None else rates.wal.seconds_left(room)
         shown = "not measured" if math.isnan(left) else time_left(left)
-        end = "until it is lost" if slot.safe_bytes is not None else "until the disk is full"
+        end = "until it is lost" if lost_first else "until the disk is full"
         rows.append((slot.name, slot.kind, slot.database, "yes" if slot.active else slot.inactive_since or "no",
                      slot.wal_status, size(slot.held_bytes), "no limit" if slot.safe_bytes is None else
                      size(slot.safe_bytes), f"{shown} {end}",
                      "" if room is None else time_left(rates.wal.seconds_left_on_average(room))))  # fmt: skip
-        status, hint = _verdict(slot, left, limit)
+        status, hint = _verdict(slot, left, limit, lost_first)
         value = f"{'active' if slot.active else 'inactive'}, {slot.wal_status}, holds {size(slot.held_bytes)}, "
         value += f"{shown} {end}" if slot.wal_status != "lost" else "its WAL is gone"
         report.expect(f"slot {slot.name}", status is Status.OK, hint, value=value,
@@ -51,7 +50,7 @@ def judge_slots(report: Report, slots: tuple[Slot, ...], rates: Rates, free: int
     report.table("Slots", columns, rows[:50])
 
 
-def _verdict(slot: Slot, left: float, limit: str) -> tuple[Status, str]:
+def _verdict(slot: Slot, left: float, limit: str, lost_first: bool) -> tuple[Status, str]:
     drop = f"SELECT pg_drop_replication_slot('{slot.name}')"
     if slot.wal_status == "lost":
         return Status.CRITICAL, f"its consumer can never go on: rebuild it, then {drop}"
@@ -61,7 +60,7 @@ def _verdict(slot: Slot, left: float, limit: str) -> tuple[Status, str]:
     if slot.wal_status == "unreserved":
         return Status.CRITICAL, f"the next checkpoint removes its WAL: raise max_slot_wal_keep_size ({limit}), {start}"
     if left < WARN_SECONDS:
-        raise_it = f"raise max_slot_wal_keep_size ({limit})" if slot.safe_bytes is not None else "make room for WAL"
+        raise_it = f"raise max_slot_wal_keep_size ({limit})" if lost_first else "make room for WAL"
         return Status.CRITICAL if left < CRITICAL_SECONDS else Status.WARN, f"{start}; to win time {raise_it}"
     if not slot.active:
         cap = "" if slot.safe_bytes is not None else "; and cap it: max_slot_wal_keep_size has no limit"
@@ -101,13 +100,8 @@ def judge_archiver(report: Report, found: Replication, rates: Rates, free: int |
 
 def free_for_wal(postgres: Postgres) -> int | None:
     """Free bytes where WAL is written; None where it cannot be seen from here."""
-    if postgres.host not in LOCAL:
-        return None
-    wal = Path(postgres.data_directory) / "pg_wal"
-    try:
-        return disk_of(wal.resolve()).free_bytes if wal.exists() else None
-    except (OSError, OpsError):
-        return None
+    disk = disk_on(postgres.host, Path(postgres.data_directory) / "pg_wal")
+    return disk.free_bytes if disk else None
 
 
 def time_left(seconds: float) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from blocks.environment import Environment, Stores
 from flows import store
-from runbook.errors import OpsError, VerificationFailed
+from flows.database.room import WAL_RATIO, judge_room
+from runbook.errors import VerificationFailed
 from runbook.permit import Act, Permit
-from runbook.render import duration, size
+from runbook.render import duration
 from runbook.report import Report, Status
 from tasks import catalogue
 from tasks.catalogue import Backup
-from tasks.host import disk_of
+from tasks.manifest import Kind
 from tasks.postgres.comparison import compare
 from tasks.postgres.content import DatabaseContent, read_content
 from tasks.postgres.copy import (
@@ -32,9 +33,8 @@ from tasks.postgres.properties import Properties
 from tasks.postgres.rowhash import FORM
 from tasks.postgres.sequences import advance_sequences, find_rewound
 from tasks.postgres.server import Obstacle, Server, judge_programs, read_identity
+from tasks.postgres.swap_outcome import SwapUnknown
 
-# recovery-rules: a restore writes WAL of 0.86 of the database's size.
-WAL_RATIO = 0.86
 # Measured for an estimate in the plan: restored bytes of a database per second with two workers.
 RESTORE_BYTES_PER_SECOND = 90e6
 
@@ -44,27 +44,16 @@ def replace_act(env: Environment) -> Act:
     return Act(REPLACE, env.postgres.database)
 
 
-def choose_backup(report: Report, env: Environment, wanted: str, source: Stores = "backups") -> Backup:
+def choose_backup(
+    report: Report, env: Environment, wanted: str, source: Stores = "backups", kind: Kind = "postgres"
+) -> Backup:
     """The backup that was asked for, its files read and compared with its manifest.
 
     Raises:
         OpsError: there is none.
         RunbookFailed: it is damaged; the one before is named, and what it loses.
     """
-    backup = catalogue.find_backup(store.store_for(env, "postgres", source), "postgres", wanted, env.name)
-    report.fact("backup", f"{backup.name}, snapshot of {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
-    problems = store.read_files(report, backup)
-    before = catalogue.earlier(backup)
-    report.expect(
-        f"files of {backup.name}",
-        not problems,
-        f"launch it again with backup={before} (it loses what was written between the two)"
-        if before
-        else "there is no earlier backup: look for a copy of this one in another store",
-        value="; ".join(problems[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
-        expected="as in the manifest (SHA-256)",
-    )
-    store.judge_origin(report, env, backup, wanted)
+    backup = store.choose_backup(report, env, kind, wanted, source)
     if not backup.verified:
         report.warn(f"{backup.name} was never verified by a restore", "nothing to do: this run proves what it restores")
     hint = "what was written after it is lost; look for a newer one"
@@ -137,25 +126,10 @@ def judge_obstacles(report: Report, obstacles: Sequence[Obstacle]) -> None:
     )
 
 
-def judge_space(report: Report, env: Environment, database_bytes: int) -> None:
+def judge_space(report: Report, env: Environment, database_bytes: int, *, absent: bool = False) -> None:
     """The copy stands beside the old database, and its WAL beside both."""
-    data = Path(env.postgres.data_directory)
-    wal = data / "pg_wal"
-    try:
-        disks = {disk.device: disk for disk in (disk_of(data), disk_of(wal))}
-    except OpsError:
-        report.warn("free space", "look at it yourself: the data directory is not on this host", value="not measured")
-        return
-    needed = {disk_of(data).device: database_bytes}
-    needed[disk_of(wal).device] = needed.get(disk_of(wal).device, 0) + int(database_bytes * WAL_RATIO)
-    for device, disk in disks.items():
-        report.expect(
-            f"free space at {disk.path}",
-            disk.free_bytes > needed[device],
-            f"free {size(needed[device] - disk.free_bytes)} there (discard-superseded removes old databases)",
-            value=size(disk.free_bytes),
-            expected=f"more than {size(needed[device])}: the copy stands beside the old database",
-        )
+    why = "the copy stands beside the old database"
+    judge_room(report, env, database_bytes, int(database_bytes * WAL_RATIO), why, absent=absent)
 
 
 def plan_database(report: Report, env: Environment, backup: Backup) -> None:
@@ -167,6 +141,16 @@ def plan_database(report: Report, env: Environment, backup: Backup) -> None:
     report.plan("prove the copy", f"{content.rows:,} rows in {len(content.tables)} tables against the manifest",
                 seconds=seconds / 5)  # fmt: skip
     report.plan("swap", f"{copy} becomes {name}; the old {name} is kept as {name}__old_…", seconds=0.2)
+
+
+@contextmanager
+def swapping(report: Report) -> Iterator[None]:
+    """A swap of which nobody knows whether it happened is the state of the system then."""
+    try:
+        yield
+    except SwapUnknown as error:
+        report.state_is(error.message, error.hint)
+        raise
 
 
 def build_database(
@@ -198,6 +182,13 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
         value="; ".join(comparison.differences[:4]) or f"{expected.rows:,} rows, every definition",
         expected="every row and definition",
     )
+    if comparison.versions:
+        report.warn(
+            "versions of extensions",
+            "a dump names none: the copy has those that are installed now; see in their release notes what changed",
+            value="; ".join(comparison.versions),
+            expected="as in the backup",
+        )
     if comparison.differences:
         store.mark_failed(report, backup, comparison.differences[0])
     if comparison.differences[4:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from runbook.render import size
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.files import superseded_files
-from tasks.postgres.swap import find_superseded
+from tasks.postgres.superseded import find_superseded
 from tasks.postgres.table_kept import find_superseded_tables
 from tasks.redis.swap import superseded_redis
 
@@ -38,31 +39,39 @@ class Aside:
     name: str
     bytes: int
     replaced: str
-    table: tuple[str, str] = ("", "")
+    tables: tuple[tuple[str, str], ...] = ()
 
 
 @flow(name="discard-superseded", flow_run_name="discard-superseded {environment}")
 def discard_superseded(
-    environment: str, keep: Annotated[int, Field(ge=0, le=MOST_KEPT)] = 1, confirm: str = ""
+    environment: str,
+    keep: Annotated[int, Field(ge=0, le=MOST_KEPT)] = 1,
+    names: tuple[str, ...] = (),
+    confirm: str = "",
 ) -> Report:
     """旧データの削除 (§1.2, §8.2)
 
     Removes what restores replaced and kept: old databases, old rows of tables, and old directories of Redis, the
     application and PostgreSQL. Run it when a restore has proven itself and the space is needed. The newest `keep` of
-    each kind stay.
+    each kind stay; rows that were replaced together go together. What is confirmed in the plan's form is what the plan
+    names, whatever was replaced since.
 
     It cannot be undone: the plan lists every name with its size first. Evidence: that list.
 
     Args:
         environment: 対象の環境
         keep: 種類ごとに残す数 (新しい順)
+        names: 削除する名前 (計画が表示したもの)。空なら keep に従う
         confirm: 環境名を入力すると実行。空なら一覧だけを表示
     """
     env = Environment.find(environment)
     with runbook("Discard superseded", env, confirm, changes=True) as report:
         if not 0 <= keep <= MOST_KEPT:
             raise OpsError(f"keep is {keep}", f"choose 0 to {MOST_KEPT}")
-        doomed = find_aside(env, keep)
+        doomed = [item for item in find_aside(env, 0 if names else keep) if not names or item.name in names]
+        report.pin("names", [item.name for item in doomed])
+        if gone := [name for name in names if name not in {item.name for item in doomed}]:
+            report.fact("gone already", ", ".join(gone))
         report.table(
             "Superseded, to be removed",
             ("kind", "name", "size", "replaced"),
@@ -93,14 +102,17 @@ def find_aside(env: Environment, keep: int) -> list[Aside]:
 
 
 def _tables_aside(env: Environment, keep: int) -> list[Aside]:
-    """The kept rows of restored tables, but for the newest `keep` of each table."""
+    """The kept rows of restored tables, but for the newest `keep` of each table. What was replaced together can only be
+    put back together, so it goes as a whole."""
     seen: Counter[str] = Counter()
     found = []
-    for old in find_superseded_tables(env.postgres):
-        seen[old.table] += 1
-        if seen[old.table] > keep:
-            where = (old.schema, old.relation)
-            found.append(Aside("table", old.name, old.bytes, f"{old.since} by {old.backup}", where))
+    for _, group in itertools.groupby(find_superseded_tables(env.postgres), key=lambda old: old.stamp):
+        together = list(group)
+        seen.update(old.table for old in together)
+        if all(seen[old.table] > keep for old in together):
+            name, size_ = ", ".join(old.name for old in together), sum(old.bytes for old in together)
+            where = tuple((old.schema, old.relation) for old in together)
+            found.append(Aside("table", name, size_, f"{together[0].since} by {together[0].backup}", where))
     return found
 
 
@@ -122,7 +134,8 @@ def discard(permit: Permit, postgres: Postgres, item: Aside) -> str:
         shutil.rmtree(item.name)
     elif item.kind == "table":
         with postgres.connect(postgres.database) as connection:
-            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(sql.Identifier(*item.table)))
+            tables = sql.SQL(", ").join(sql.Identifier(*table) for table in item.tables)
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(tables))
     else:
         with postgres.connect() as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(item.name)))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from blocks.environment import Environment
-from flows.database import steps
+from flows.database.choosing import NEWEST
+from flows.database.room import WAL_RATIO, judge_room
 from runbook.errors import OpsError
 from runbook.permit import Act
-from runbook.render import size
 from runbook.report import Report, Status
 from tasks.catalogue import Backup
-from tasks.host import disk_of
 from tasks.postgres.content import TableSum
 from tasks.postgres.copy import content_in
 from tasks.postgres.table_kept import SupersededTable, kept_name
@@ -21,7 +19,6 @@ from tasks.postgres.table_swap import Exchange, tidy_tables
 from tasks.postgres.table_ties import Ties
 from tasks.postgres.tables import Pair, unequal_columns
 
-NEWEST = "newest"
 MOST_TABLES = 50
 # Measured for an estimate in the plan: restored beside, brought over, put in place; bytes of the table per second.
 ROWS_BYTES_PER_SECOND = 40e6
@@ -44,14 +41,21 @@ def choose_kept(found: Sequence[SupersededTable], kept: str) -> list[SupersededT
     """The tables that were replaced together.
 
     Raises:
-        OpsError: there are none of that time.
+        OpsError: there are none of that time, or some of them are gone.
     """
     stamps = list(dict.fromkeys(table.stamp for table in found))
     stamp = stamps[0] if stamps and kept == NEWEST else kept
     if stamp not in stamps:
         there = ", ".join(stamps[:5]) or "none at all"
         raise OpsError(f"there are no kept rows of “{kept[:40]}”", f"those that are there, newest first: {there}")
-    return [table for table in found if table.stamp == stamp]
+    chosen = [table for table in found if table.stamp == stamp]
+    gone = sorted({name for table in chosen for name in table.together} - {table.table for table in chosen})
+    if gone:
+        raise OpsError(
+            f"what was replaced together at {stamp} is not whole: the rows of {', '.join(gone[:5])} are gone",
+            f"a part of it would leave tables of two times: copy by hand what is wanted from {chosen[0].name} …",
+        )
+    return chosen
 
 
 def acts(pairs: Sequence[Pair]) -> list[Act]:
@@ -118,19 +122,8 @@ def judge_ties(report: Report, ties: Ties) -> None:
 def judge_space(report: Report, env: Environment, wanted: Wanted) -> None:
     """Beside: the scratch copy and the brought rows. In place: the kept rows, and the new beside the dead ones."""
     new, old = sum(one.bytes for _, one in wanted), sum(pair.live.bytes for pair, _ in wanted)
-    needed = 2 * new + 2 * max(new, old) + int(steps.WAL_RATIO * (new + 2 * max(new, old)))
-    try:
-        disk = disk_of(Path(env.postgres.data_directory))
-    except OpsError:
-        report.warn("free space", "look at it yourself: the data directory is not on this host", value="not measured")
-        return
-    report.expect(
-        f"free space at {disk.path}",
-        disk.free_bytes > needed,
-        f"free {size(needed - disk.free_bytes)} there (discard-superseded removes old data)",
-        value=size(disk.free_bytes),
-        expected=f"more than {size(needed)}",
-    )
+    data, wal = 2 * new + 2 * max(new, old), int(WAL_RATIO * (new + 2 * max(new, old)))
+    judge_room(report, env, data, wal, "the old rows are kept, and the new stand beside them")
 
 
 def plan(report: Report, wanted: Wanted, source: str) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.database import steps, table_steps
+from flows.database.choosing import NEWEST
 from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
@@ -90,7 +91,7 @@ def restore_tables(
 
 
 @flow(name="undo-restore-tables", flow_run_name="undo-restore-tables {environment} {kept}")
-def undo_restore_tables(environment: str, kept: str = table_steps.NEWEST, confirm: str = "") -> Report:
+def undo_restore_tables(environment: str, kept: str = NEWEST, confirm: str = "") -> Report:
     """テーブル単位のリストアの取り消し (§1.2)
 
     Puts back the rows that the last restore-tables replaced, by the same way: in one transaction, foreign keys asked,
@@ -110,6 +111,7 @@ def undo_restore_tables(environment: str, kept: str = table_steps.NEWEST, confir
     env = Environment.find(environment)
     with runbook("Undo restore tables", env, confirm, changes=True, rank="recovery") as report:
         old = table_steps.choose_kept(find_superseded_tables(env.postgres), kept)
+        report.pin("kept", old[0].stamp)
         pairs = pair_kept(env.postgres, [(table.oid, table.table) for table in old])
         found = read_sums.after(pairs)(env.postgres, env.postgres.database, [pair.wanted for pair in pairs])
         wanted = list(zip(pairs, found, strict=True))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from blocks.environment import Environment
+from flows.store import judge_key
 from runbook.errors import OpsError
 from runbook.render import duration, size
 from runbook.report import Report, Status
@@ -108,7 +109,7 @@ def _tell(report: Report, dumped: Dumped, backup: Backup) -> None:
     report.fact("Alembic revision", content.revision or "none")
     report.fact("dump", f"{duration(dumped.dump_seconds)} with {dumped.jobs} jobs")
     report.fact("manifest", f"{duration(dumped.manifest_seconds)}, beside the dump")
-    _judge_key(report, backup)
+    judge_key(report, backup)
     report.expect(
         "sequences",
         not dumped.behind,
@@ -124,26 +125,3 @@ def _tell(report: Report, dumped: Dumped, backup: Backup) -> None:
     )
     if content.not_compared:
         report.table("Not compared by a restore", ("what",), [(what,) for what in content.not_compared])
-
-
-def _judge_key(report: Report, backup: Backup) -> None:
-    """A key that is lost loses every backup: one more is held elsewhere."""
-    recipients = backup.manifest.recipients
-    if not recipients:
-        return
-    report.expect(
-        "escrowed key",
-        len(recipients) > 1,
-        "add the public key of a second one that is kept elsewhere to [backups] recipients",
-        value=f"{len(recipients)} recipients",
-        expected="2 or more",
-        otherwise=Status.WARN,
-    )
-    report.expect(
-        "key of the backups",
-        backup.store.key.readable,
-        "set [backups] identity_env to the secret key of one of the recipients: nothing here could restore this",
-        value="fits one of the recipients" if backup.store.key.readable else "missing, or another one",
-        expected="this environment can read what it writes",
-        otherwise=Status.WARN,
-    )

@@ -185,6 +185,9 @@ def _tell(report: Report, before: tuple[Table, ...], now: tuple[Table, ...], don
     failed = [one for one in done if one.failed]
     for one in failed[:MOST_SHOWN]:
         report.expect(f"table {one.name}", False, one.hint, value=one.failed, otherwise=Status.CRITICAL)
+    warned = [one for one in done if one.warned and not one.failed]
+    for one in warned[:MOST_SHOWN]:
+        report.warn(f"table {one.name}", one.hint or "look at the server's log", value=f"done; warned: {one.warned}")
     freed = sum(old.total_bytes - after[old.oid].total_bytes for old in before if old.oid in after)
     report.fact(
         "dead rows", f"{sum(t.dead for t in before):,} → {sum(after[t.oid].dead for t in before if t.oid in after):,}"

@@ -6,23 +6,41 @@ import json
 from pathlib import Path
 from typing import Any
 
-from blocks.environment import Environment
+from blocks.environment import Environment, Stores
 from flows.database import expectations, steps
 from flows.store import mark_failed, mark_verified
 from runbook import render
-from runbook.errors import CommandFailed, OpsError, RunbookFailed, VerificationFailed
+from runbook.errors import RunbookFailed, VerificationFailed
 from runbook.render import duration
 from runbook.report import Report
-from tasks.catalogue import Backup
+from tasks.catalogue import PREFIX, Backup
+from tasks.manifest import Kind
 from tasks.postgres.copy import analyze, content_in, create_scratch, drop_scratch, dump_in, fill_scratch
+from tasks.postgres.server import read_server
 
 MOST_SHOWN = 20
+
+
+def verify_database(report: Report, env: Environment, kind: Kind, wanted: str, source: Stores, jobs: int) -> Backup:
+    """Choose a backup of the database, judge whether there is room and a server for it, and verify it.
+
+    Raises:
+        OpsError: there is none.
+        RunbookFailed: it is damaged, or is not what the manifest says.
+    """
+    chosen = steps.choose_backup(report, env, wanted, source, kind)
+    steps.judge_server(report, env, chosen, read_server(env.postgres))
+    steps.judge_space(report, env, content_in(chosen).bytes)
+    report.fail_if_critical()
+    verify(report, env, chosen, jobs)
+    return chosen
 
 
 def verify(report: Report, env: Environment, backup: Backup, jobs: int) -> None:
     """Restore it into a scratch database, compare, run the expectations, drop the scratch, note that it is verified.
 
     Raises:
+        VerificationFailed: it does not restore.
         RunbookFailed: what was restored is not what the manifest says, or breaks the application's rules.
     """
     try:
@@ -38,9 +56,8 @@ def verify(report: Report, env: Environment, backup: Backup, jobs: int) -> None:
             expectations.tell(report, checking, "on the scratch database", migrated=False)
         steps.try_application_login(report, env, scratch, after=proven)
         report.fail_if_critical()
-    except (VerificationFailed, CommandFailed, RunbookFailed) as error:
-        if not _is_the_server_s(error):
-            mark_failed(report, backup, str(error))
+    except (VerificationFailed, RunbookFailed) as error:  # another says nothing of the backup
+        mark_failed(report, backup, str(error))
         raise
     finally:
         drop_scratch(env.postgres)
@@ -48,19 +65,15 @@ def verify(report: Report, env: Environment, backup: Backup, jobs: int) -> None:
     mark_verified(report, backup)
 
 
-def _is_the_server_s(error: OpsError) -> bool:
-    """A restore that lost its server says nothing of the backup."""
-    return isinstance(error, CommandFailed) and "connection" in error.stderr.lower()
-
-
-def tell_trend(report: Report, env: Environment) -> None:
-    """The last verifications of this environment, newest first: a restore that takes longer each week misses the RTO
-    one day."""
+def tell_trend(report: Report, env: Environment, kind: Kind) -> None:
+    """The last verifications of one kind in this environment, newest first: a restore that takes longer each week
+    misses the RTO one day."""
     rows = []
     for path in sorted(env.reports_directory.glob(f"*-{render.key(report)}.json"), reverse=True)[:MOST_SHOWN]:
         told = _read(path)
-        if told.get("environment") == env.name and told.get("facts", {}).get("restored in"):
-            facts = told["facts"]
+        facts = told.get("facts", {})
+        of_kind = facts.get("backup", "").startswith(f"{PREFIX[kind]}_")
+        if told.get("environment") == env.name and of_kind and facts.get("restored in"):
             rows.append((told["started"][:16], facts.get("backup", ""), facts["restored in"], told["status"]))
     report.table("Verifications before this one", ("when", "backup", "restored in", "status"), rows)
 

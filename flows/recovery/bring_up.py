@@ -14,8 +14,10 @@ from flows.database import steps as database
 from flows.recovery.build import Copies
 from flows.recovery.choose import Chosen
 from flows.recovery.revive import Found
+from flows.redis.steps import put_back
 from flows.store import mark_verified
 from runbook.errors import OpsError
+from runbook.kinds import Pending
 from runbook.permit import Permit
 from runbook.render import duration
 from runbook.report import Report, Status
@@ -25,7 +27,10 @@ from tasks.logs import read_writes_since
 from tasks.postgres.content import read_counts
 from tasks.postgres.server import Identity
 from tasks.postgres.swap import swap_databases
+from tasks.postgres.swap_outcome import SwapUnknown
 from tasks.redis.empty import prepare_empty
+from tasks.redis.isolation import attach, detach, note_swapped
+from tasks.redis.surroundings import Surroundings
 from tasks.redis.swap import start_redis, stop_redis, swap_redis, verify_live_redis
 from tasks.services import start_services, stop_services
 
@@ -39,6 +44,8 @@ class Held:
 
     report: Report
     env: Environment
+    permit: Permit
+    around: Surroundings | None
     running: list[str]
     last: object
     stopping_at: datetime | None = None
@@ -54,19 +61,36 @@ class Held:
         roles = [role for role in self.env.services_in(STOP_ORDER) if role != "redis"]
         self.last = stop_services.after(self.last)(self.env.services, roles)
         if self.env.has("redis"):
+            self.take_off()
             self.last = stop_redis.after(self.last)(self.env.redis, self.env.services)
         self.stopped_at = datetime.now(UTC)
+
+    def take_off(self) -> None:
+        """The replicas and Sentinels of Redis, before it stops: they would make another server the master."""
+        if self.around:
+            self.around = detach.after(self.last)(self.permit, self.env.redis, self.around, self.env.reports_directory)
 
     def start_again(self) -> None:
         """What ran when the run began. A failure of that must not hide why it is done."""
         try:
             start_services(self.env.services, [role for role in START_ORDER if role in self.running])
+            if self.around and "redis" in self.running:
+                put_back(self.report, self.env, self.permit, self.around)
         except OpsError as error:
             self.report.expect("services started again", False, error.hint, value=error.message)
             self.report.state_is(
                 "nothing live was replaced; services were stopped, and not all of them run again",
                 f"start {', '.join(self.running)} by hand, then launch this again",
             )
+
+    def may_have_swapped(self, part: str, left: Sequence[str]) -> None:
+        """Nobody can say whether it was: the services stay as they are, and the next run brings all to one state."""
+        self.swapped.append(f"perhaps the {part}")
+        self.report.state_is(
+            f"whether the {part} was swapped is not known; not swapped: {', '.join(left) or 'nothing else'}; services "
+            "are stopped",
+            f"launch full-restore again with confirm={self.env.name}: it begins anew and ends well",
+        )
 
     def has_swapped(self, part: str, kept: object, left: Sequence[str]) -> None:
         """Note what is live now, for whoever reads that the run failed after this."""
@@ -87,9 +111,18 @@ class Held:
 
 
 @contextlib.contextmanager
-def services_held(report: Report, env: Environment, found: Found, when: str, after: object) -> Iterator[Held]:
+def services_held(
+    report: Report, permit: Permit, env: Environment, chosen: Chosen, found: Found, when: str, after: object
+) -> Iterator[Held]:
     """Stopped first, or at the swap. Where the run fails before anything was swapped, they are as they were found."""
-    held = Held(report, env, [role for role in STOP_ORDER if found.services.running.get(role)], after)
+    held = Held(
+        report,
+        env,
+        permit,
+        chosen.around_redis,
+        [role for role in STOP_ORDER if found.services.running.get(role)],
+        after,
+    )
     report.state_is(
         "nothing live was replaced; services are as they were found",
         "launch it again when what is said above is put right",
@@ -120,11 +153,18 @@ def swap(
     held.stop()
     left = [*(["Redis"] if copies.redis else []), *(["files"] if copies.files else [])]
     name = chosen.database.name
-    done = swap_databases.after(held.last, copies.login)(permit, env.postgres, guard, copies.database, live.oid, name)
+    try:
+        done = swap_databases.after(held.last, copies.login)(
+            permit, env.postgres, guard, copies.database, live.oid, name
+        )
+    except SwapUnknown:
+        held.may_have_swapped("database", left)
+        raise
     held.last = done
     held.has_swapped("database", done.kept, left)
     if copies.redis:
         held.last = redis = swap_redis.after(held.last)(permit, env.redis, copies.redis)
+        held.around = note_swapped(env.reports_directory, held.around) if held.around else None
         held.has_swapped("Redis", redis.kept, left := left[1:])
     if copies.files:
         held.last = files = swap_files.after(held.last)(permit, env.application, copies.files)
@@ -147,19 +187,30 @@ def start(report: Report, env: Environment, copies: Copies, held: Held) -> None:
     started: object = start_services.after(held.last)(env.services, ["postgres"])
     if env.has("redis"):
         started = start_redis.after(started)(env.redis, env.services)
+    problems = verify_live_redis.after(started)(env.redis, copies.redis) if copies.redis else ()
+    putting = _put_back(held, started) if not problems else None  # the backend finds its master through the Sentinels
     started = start_services.after(started)(env.services, env.services_in(("backend", "frontend")))
     health = wait_healthy.after(started)(env.application, seconds=HEALTH_SECONDS)
+    for problem in putting.result() if putting else ():
+        report.warn("not put back", problem)
     report.expect("health", True, "", value=health.answer)
     if held.stopping_at:
         outage = (datetime.now(UTC) - held.stopping_at).total_seconds()
         report.fact("services out of order for", f"{duration(outage)}, from their stop until healthy")
     if copies.redis:
-        problems = verify_live_redis.after(health)(env.redis, copies.redis)
         report.expect("Redis live", not problems, "look at its log; what it replaced is kept aside",
                       value="; ".join(problems[:3]) or "every key without TTL is there")  # fmt: skip
     _tell_counts(report, dict(counting.result().rows), copies)
     check.tell(report, checking, "on the live database", migrated=True)
     held.last = _smoke(report, env, health)
+
+
+def _put_back(held: Held, after: object) -> Pending[tuple[str, ...]] | None:
+    """Replicas follow, and the Sentinels watch again, while the application starts."""
+    if held.around is None or held.around.is_alone:
+        return None
+    env = held.env
+    return attach.after(after).submit(held.permit, env.redis, held.around, env.reports_directory)
 
 
 def _tell_counts(report: Report, live: dict[str, int], copies: Copies) -> None:

@@ -11,7 +11,7 @@ from flows.database import expectations as check
 from flows.database import steps as database
 from flows.recovery.choose import Chosen
 from flows.recovery.revive import Found
-from flows.redis.steps import tell_redis_proof
+from flows.redis.steps import plan_detaching, tell_redis_proof
 from runbook.permit import Permit
 from runbook.render import size
 from runbook.report import Report
@@ -56,6 +56,8 @@ def plan(report: Report, env: Environment, chosen: Chosen, found: Found, when: s
                         size=backup.manifest.bytes, seconds=1)  # fmt: skip
     report.plan("expectations and migration of the copy", "great-expectations suites, alembic upgrade head, ANALYZE",
                 seconds=4)  # fmt: skip
+    if chosen.around_redis:
+        plan_detaching(report, env, chosen.around_redis)
     if when == "at_swap":
         report.plan("stop services", stop, seconds=2)
     report.plan_steps.append(swap)

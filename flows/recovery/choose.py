@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from blocks.environment import Environment, Stores
 from flows.database import steps as database
 from flows.redis.steps import judge_redis
 from flows.store import read_files, store_for
-from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.render import size
 from runbook.report import Report, Status
 from tasks import catalogue
 from tasks.catalogue import Backup
 from tasks.files import REPLACE_FILES, judge_files_backup
-from tasks.manifest import Kind
 from tasks.migrations.alembic import MIGRATE
 from tasks.redis.copy import ACT as REPLACE_REDIS
 from tasks.redis.fitness import RedisFitness
-from tasks.stores.store import Store
+from tasks.redis.isolation import TAKE_OFF
+from tasks.redis.server import live_directory
+from tasks.redis.surroundings import Surroundings, read_surroundings
+
+Part = Literal["redis", "files"]
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The backups of one full restore; None where there is none, and that part is left as it is."""
+    """The backups of one full restore; None where there is none, and that part is left as it is. `around_redis` are its
+    replicas and Sentinels."""
 
     database: Backup
     redis: Backup | None
     files: Backup | None
     redis_fitness: RedisFitness | None = None
+    around_redis: Surroundings | None = None
 
     def acts(self, env: Environment) -> tuple[Act, ...]:
         """What the run needs a permit for."""
         acts = [database.replace_act(env), Act(MIGRATE, env.postgres.database)]
+        if self.around_redis:
+            acts.append(Act(TAKE_OFF, env.redis.data_directory))
         if self.redis:
             acts.append(Act(REPLACE_REDIS, env.redis.data_directory))
         if self.files:
@@ -41,31 +50,50 @@ class Chosen:
         return tuple(acts)
 
 
-def choose(report: Report, env: Environment, wanted: str, source: Stores) -> Chosen:
-    """Find all three, read all their files, and judge each against what it is to replace.
+def choose(report: Report, env: Environment, wanted: str, source: Stores, without: Sequence[Part] = ()) -> Chosen:
+    """Find all three, read all their files, and judge each against what it is to replace. The parts in `without` are
+    left as they are.
 
     Raises:
-        OpsError: there is no such backup of the database.
+        OpsError: there is no such backup of the database, or a store is away.
         RunbookFailed: one of them is damaged; nothing was touched.
     """
     chosen = database.choose_backup(report, env, wanted, source)
-    redis = _nearest(report, store_for(env, "redis", source), "redis", chosen) if env.has("redis") else None
-    wants_files = env.has("application") and env.application.directory
-    files = _nearest(report, store_for(env, "files", source), "files", chosen) if wants_files else None
-    fitness = judge_redis(report, env, redis, read_files(report, redis)) if redis else None
+    redis = files = None
+    if env.has("redis"):
+        live = live_directory(env.redis)
+        redis = _nearest(report, env, source, "redis", chosen, live, "redis" in without)
+    if env.has("application") and env.application.directory:
+        live = Path(env.application.directory)
+        files = _nearest(report, env, source, "files", chosen, live, "files" in without)
+    around = read_surroundings(env.redis, env.reports_directory) if env.has("redis") else None
+    fitness = judge_redis(report, env, redis, read_files(report, redis), around) if redis and around else None
     if files:
         _judge_files(report, env, files)
     report.fail_if_critical()
-    return Chosen(chosen, redis, files, fitness)
+    return Chosen(chosen, redis, files, fitness, around)
 
 
-def _nearest(report: Report, store: Store, kind: Kind, database: Backup) -> Backup | None:
-    """The backup nearest to the database's, of the same environment, and the gap between the two."""
-    taken = database.manifest.taken
-    try:
-        backup = catalogue.find_nearest.after(database)(store, kind, taken, database.manifest.environment)
-    except OpsError as error:
-        report.warn(f"{kind} backup", f"{kind} is left as it is; take backups of it too", value=error.message)
+def _nearest(
+    report: Report, env: Environment, source: Stores, kind: Part, database: Backup, live: Path, waived: bool
+) -> Backup | None:
+    """The backup nearest to the database's, of the same environment, and the gap between the two. None where there is
+    none, or it is waived: that part is left as it is. Where it is gone, only a waiver lets it begin with nothing."""
+    if waived:
+        report.warn(f"{kind} backup", f"nothing to do: without={kind} leaves {kind} as it is", value="not wanted")
+        return None
+    store, taken = store_for(env, kind, source), database.manifest.taken
+    backup = catalogue.find_nearest.after(database)(store, kind, taken, database.manifest.environment)
+    if not backup:
+        report.expect(
+            f"{kind} backup",
+            False,
+            f"{kind} is left as it is; take backups of it too"
+            if live.exists()
+            else f"look for one (source=copies); to begin without what was in it launch this with without={kind}",
+            value=f"there is none in {store.where}" + ("" if live.exists() else f", and {live} is gone"),
+            otherwise=Status.WARN if live.exists() else Status.CRITICAL,
+        )
         return None
     gap = abs((backup.manifest.taken - taken).total_seconds())
     report.fact(f"{kind} backup", f"{backup.name} ({size(backup.manifest.bytes)}), {gap:.0f} s from the database's")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import httpx
 from prefect import flow
@@ -38,6 +38,7 @@ def full_restore(
     stop_services: WhenToStop = "first",
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
     advance: bool = False,
+    without: tuple[choose.Part, ...] = (),
     confirm: str = "",
 ) -> Report:
     """完全システムリストア (§8.2)
@@ -50,6 +51,9 @@ def full_restore(
     Swap: all three by rename; what they replace is kept (undo-restore, discard-superseded). Start: services in order,
     health, the expectations again, and a log-in, a session, an AI answer, a reading back.
 
+    A store that is away ends the run: it is not taken for one without backups. Redis or files of which there is neither
+    a backup nor anything live begin with nothing only where `without` names them.
+
     Killed anywhere, launch it again. Evidence: what was proven, each step's seconds, RTO and RPO, the writes lost.
 
     Departs from the manual: nothing is dropped; the database is verified before it is migrated and before it is live.
@@ -61,6 +65,7 @@ def full_restore(
         stop_services: first は最初に停止 (マニュアルの順序)、at_swap は切り替え時に停止 (停止時間が最短)
         jobs: 並列数。0 は CPU の数
         advance: 旧データベースで既に使われた番号まで連番を進める
+        without: 戻さない部分。バックアップも本番データもない部分は、ここに指定したときだけ空で始める
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
@@ -69,12 +74,14 @@ def full_restore(
         workers = check_jobs(jobs)
         if stop_services not in ("first", "at_swap"):
             raise OpsError(f"stop_services is “{stop_services}”", "choose first or at_swap")
-        chosen = choose.choose(report, env, backup, source)
+        if unknown := set(without) - set(get_args(choose.Part)):
+            raise OpsError(f"without is {', '.join(sorted(unknown))}", "choose redis, files or both")
+        chosen = choose.choose(report, env, backup, source, without)
         found = revive.judge(report, env, chosen.database)
         build.plan(report, env, chosen, found, stop_services)
         permit = report.permit(*chosen.acts(env))
         live = revive.revive(report, permit, env, chosen.database, found)
-        holding = bring_up.services_held(report, env, found, stop_services, live)
+        holding = bring_up.services_held(report, permit, env, chosen, found, stop_services, live)
         with advisory_lock(env.postgres) as guard, holding as held:
             copies = build.build(report, permit, env, chosen, workers)
             build.prove(report, permit, env, chosen, copies, jobs=workers)
@@ -95,6 +102,9 @@ def main() -> int:
     parser.add_argument("--stop-services", choices=["first", "at_swap"], default="first")
     parser.add_argument("--jobs", type=int, default=0, help="workers; 0 is one per core")
     parser.add_argument("--advance", action="store_true", help="advance sequences past the replaced database's")
+    parser.add_argument(
+        "--without", nargs="*", default=[], choices=get_args(choose.Part), help="leave these parts as they are"
+    )
     parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
     chosen = vars(parser.parse_args())
     call = full_restore if _prefect_answers() else full_restore.fn

@@ -47,7 +47,7 @@ def judge(report: Report, env: Environment, backup: Backup) -> Found:
     else:
         what = {"down": "down: it will be started", "absent": "gone: a new one will be created"}[state]
         report.warn("database server", "nothing to do: this run brings it back", value=what)
-    database.judge_space(report, env, content_in(backup).bytes)
+    database.judge_space(report, env, content_in(backup).bytes, absent=state == "absent")
     running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
     report.fact("services found running", running)
     return Found(state, services, live)

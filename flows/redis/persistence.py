@@ -1,142 +1,143 @@
-"""Backup and restore of Redis (§2.3): a proven snapshot, and its way back beside the live data."""
+"""Persistence of Redis (§2.3): checked, saved now, backed up as a proven snapshot, and its way back."""
 
 from __future__ import annotations
-
-import socket
-import time
-from pathlib import Path
 
 from prefect import flow
 
 from blocks.environment import Environment, Stores
 from flows import store as stores
-from flows.redis.steps import build_redis, judge_redis, plan_redis, replace_redis, undo
+from flows.redis import choosing, keeping, restoring, taking
+from flows.redis import persistence_findings as findings
+from flows.redis import persistence_place as places
+from flows.redis import snapshot_steps as saving
+from flows.redis.keeping import Form
+from flows.redis.snapshot_steps import Kind
 from runbook.permit import Act
-from runbook.render import duration, size
-from runbook.report import Report, Status
+from runbook.render import size
+from runbook.report import Report
 from runbook.run import runbook
-from tasks import catalogue, publishing
-from tasks.catalogue import Backup
-from tasks.host import read_disk
-from tasks.manifest import Manifest, sums_of
-from tasks.redis.content import RedisContent
-from tasks.redis.copy import ACT
-from tasks.redis.snapshot import Snapshot, Source, read_manifest, read_source, snapshot
-from tasks.stores.store import Store
-
-# A line of the sidecar of expiring keys, compressed, is half of this.
-BYTES_PER_KEY = 64
+from tasks.redis.persistence import read_persistence
+from tasks.redis.persistence_files import read_place, read_written
+from tasks.redis.prefixes import Extra
+from tasks.redis.saving import BLOCK, rewrite_aof, save_blocking, save_in_background
+from tasks.redis.sentinels import master_by, read_sentinels
 
 
-@flow(name="backup-redis")
-def backup_redis(environment: str) -> Report:
-    """Redisのバックアップ (§2.3)
+@flow(name="check-redis-persistence", flow_run_name="check-redis-persistence {environment}")
+def check_redis_persistence(environment: str) -> Report:
+    """永続化設定（RDB/AOF）・保存状態確認 (§2.3)
 
-    Takes a snapshot of every database (BGSAVE, proven to be done), loads it into a scratch server and reads its content
-    there into a manifest, so that a restore can be proven equal. Run it daily, and before every change.
+    Judges whether what Redis holds would survive: the RDB and AOF settings, the last save and rewrite and their
+    failures, disk, fork and kernel, the files as the next start would load them, and what a kill would lose now,
+    against the RPO. Run it daily, and first when clients are answered MISCONF.
 
-    It changes nothing in Redis; there is nothing to undo. A backup that was killed is never offered for a restore, and
-    the next run removes what it left. Evidence: the manifest beside the RDB, and the table of what each database holds.
+    It changes nothing; there is nothing to undo. Evidence: each setting beside the manual's, and the table of files.
 
-    Departs from the manual: no copy of the AOF (it is in parts since Redis 7, and the RDB is seeded as its base at a
-    restore); the copy begins only when the save is proven to have ended; configuration and ACL files come along,
-    without their secrets.
+    Departs from the manual: settings are judged by meaning (saving more often is as well), and running ones against
+    the configuration file too. The AOF is in parts since version 7: there is no appendonly.aof in /var/lib/redis.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
     """
     env = Environment.find(environment)
-    with runbook("Backup Redis", env, changes=True) as report:
-        store = stores.store_for(env, "redis")
-        source = read_source(env.redis)
-        judge_source(report, source, store.spool)
+    with runbook("Check Redis persistence", env) as report:
+        watch = read_sentinels(env.redis)
+        server = read_persistence(master_by(env.redis, watch))
+        place = read_place(server)
+        written, problem = read_written(server)
+        findings.judge_server(report, server)
+        findings.judge_failures(report, server, place, watched=bool(watch.views))
+        findings.judge_loss(report, server, place, env.rpo_seconds)
+        findings.judge_settings(report, server)
+        findings.judge_last(report, server)
+        findings.judge_cost(report, server)
+        places.judge_place(report, server, place)
+        places.judge_files(report, server, place, written)
+        places.judge_written(report, server, written, problem)
+        places.judge_sentinels(report, env.redis.sentinel_master, watch)
+        report.outcome = f"a kill now would lose {report.facts['a kill now would lose']}"
+    return report
+
+
+@flow(name="snapshot-redis", flow_run_name="snapshot-redis {environment} {kind}")
+def snapshot_redis(environment: str, kind: Kind = "bgsave", confirm: str = "") -> Report:
+    """手動でのスナップショット作成 (§2.3)
+
+    Saves now: BGSAVE, SAVE or BGREWRITEAOF, and waits for its proven end, with progress. A save that is under way is
+    waited for first. Run it before a restart, and when check-redis-persistence asks for it. It takes no backup: that
+    is backup-redis.
+
+    It changes no data; there is nothing to undo. What stands on disk stays until the new file is complete. SAVE serves
+    no client until it ends: with an empty confirm it shows for how long, and does nothing. Evidence: the file, its
+    time, the fork's cost.
+
+    Departs from the manual: BGSAVE and BGREWRITEAOF answer at once, and LASTSAVE alone does not tell a failed save
+    from one that is still running. Where SAVE would outlast the Sentinels' patience it is refused.
+
+    Args:
+        environment: 対象の環境 (lab, staging, production …)
+        kind: bgsave はバックグラウンド保存、save は同期保存 (全クライアントが停止)、rewrite は AOF の書き換え
+        confirm: kind=save の実行には環境名を入力。空なら計画のみ表示。他の kind では不要
+    """
+    env = Environment.find(environment)
+    with runbook("Snapshot Redis", env, confirm, changes=True) as report:
+        watch = read_sentinels(env.redis)
+        block = master_by(env.redis, watch)
+        server = read_persistence(block)
+        saving.judge_save(report, server, read_place(server), kind)
         report.fail_if_critical()
-        stores.tidy(report, env, store)
-        backup = _take(env, source, store)
-        _tell(report, backup)
+        if kind == "save":
+            saving.judge_standstill(report, server, watch)
+            saved = save_blocking(report.permit(Act(BLOCK, server.address)), block, server)
+        else:
+            saved = (save_in_background if kind == "bgsave" else rewrite_aof)(block, server)
+        saving.tell_saved(report, kind, saved, read_place.after(saved)(server))
+        saving.judge_master(report, server, read_sentinels.after(saved)(env.redis))
+    return report
+
+
+@flow(name="backup-redis", flow_run_name="backup-redis {environment} {kind}")
+def backup_redis(environment: str, kind: Form = "rdb") -> Report:
+    """Redisのバックアップ (§2.3)
+
+    Takes a snapshot of every database (BGSAVE, proven to be done), loads it into a scratch server and reads its content
+    there into a manifest, so that a restore can be proven equal. Run it daily, and before every change.
+
+    Where the environment says that the server's files cannot be reached ([redis] remote), a scratch server becomes its
+    replica (of a replica, under Sentinel), follows it until it has had every acknowledged write, and is saved. Where
+    replication is forbidden, keys are read one by one, and the report says that this is not one moment. With kind=aof
+    the AOF's parts are copied while rewrites are off, and what they hold is saved beside as the RDB that a restore puts
+    back; the AOF itself (appendonlydir in the backup) can be restored by its path.
+
+    It changes no data; there is nothing to undo. With kind=aof auto-aof-rewrite-percentage is 0 during the copy; after
+    a kill the next run puts it back. A backup that was killed is never offered for a restore, and the next run removes
+    what it left. Evidence: the manifest beside the RDB, and the table of what each database holds.
+
+    Departs from the manual: there is no appendonly.aof to copy (the AOF is in parts since Redis 7), and a copy that is
+    not loaded proves nothing; the copy begins only when the save is proven to have ended; configuration and ACL files
+    come along, without their secrets.
+
+    Args:
+        environment: 対象の環境 (lab, staging, production …)
+        kind: rdb はスナップショット、aof は AOF の全ファイルとその内容の RDB
+    """
+    env = Environment.find(environment)
+    with runbook("Backup Redis", env, changes=True) as report:
+        backup = keeping.take(report, env, stores.store_for(env, "redis"), kind)
+        taking.tell(report, backup)
         stores.note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
     return report
 
 
-def judge_source(report: Report, source: Source, store: Path) -> None:
-    """What must hold of a server, and of the disks, before a snapshot is taken."""
-    report.expect(
-        "role",
-        source.role == "master",
-        "back up the master: a replica may lag behind it",
-        value=source.role,
-        expected="master",
-        otherwise=Status.WARN,
-    )
-    if source.save_status != "ok":
-        report.warn("the save before this one", "look at the server's log", value=source.save_status, expected="ok")
-    needed = source.dataset_bytes + source.keys * BYTES_PER_KEY
-    disks = {"the store": (read_disk(store), needed), "the server's directory": (read_disk(source.directory), needed)}
-    if len({disk.device for disk, _ in disks.values()}) == 1:
-        disks = {"the store": (read_disk(store), 2 * needed)}
-    for where, (disk, wanted) in disks.items():
-        report.expect(
-            f"free space in {where}",
-            disk.free_bytes > wanted,
-            f"free {size(wanted - disk.free_bytes)} at {disk.path}",
-            value=size(disk.free_bytes),
-            expected=f"more than {size(wanted)}",
-        )
-
-
-def _take(env: Environment, source: Source, store: Store) -> Backup:
-    started = time.monotonic()
-    name, directory = publishing.begin(store, "redis", env.name, env.zone)
-    taken = snapshot(env.redis, source, directory)
-    content = read_manifest(env.redis, directory)
-    sealed = _manifest(env, name, directory, taken, content, time.monotonic() - started)
-    return publishing.publish(store, directory, sealed)
-
-
-def _manifest(
-    env: Environment, name: str, directory: Path, taken: Snapshot, content: RedisContent, seconds: float
-) -> Manifest:
-    return Manifest(
-        kind="redis",
-        name=name,
-        environment=env.name,
-        taken=taken.taken,
-        seconds=seconds,
-        host=socket.gethostname(),
-        tool=content.server_version,
-        files=sums_of(directory),
-        content=content.model_dump(mode="json") | {"not_copied": list(taken.not_copied)},
-    )
-
-
-def _tell(report: Report, backup: Backup) -> None:
-    manifest = backup.manifest
-    content = RedisContent.model_validate(manifest.content)
-    report.fact("backup", backup.name)
-    report.fact("snapshot", f"{manifest.taken:%Y-%m-%d %H:%M:%S UTC} of {manifest.tool}")
-    report.fact("size", size(manifest.bytes))
-    report.fact("keys", f"{content.all_keys:,} in {len(content.databases)} databases")
-    report.fact("snapshot and manifest", duration(manifest.seconds))
-    report.table(
-        "Content",
-        ("database", "keys", "without TTL", "with TTL", "biggest prefixes"),
-        [
-            (
-                f"db {number}",
-                f"{found.all_keys:,}",
-                f"{found.persistent_keys:,}",
-                f"{found.expiring_keys:,}",
-                ", ".join(f"{prefix or '(none)'} {count:,}" for prefix, count in list(found.prefixes.items())[:5]),
-            )
-            for number, found in content.databases.items()
-        ],
-    )
-    for sentence in manifest.content["not_copied"]:
-        report.warn("a configuration file is not in the backup", sentence)
-
-
-@flow(name="restore-redis")
-def restore_redis(environment: str, backup: str = "latest", source: Stores = "backups", confirm: str = "") -> Report:
+@flow(name="restore-redis", flow_run_name="restore-redis {environment} {backup}")
+def restore_redis(
+    environment: str,
+    backup: str = "latest",
+    source: Stores = "backups",
+    prefixes: list[str] = [],  # noqa: B006 (Prefect copies it; the form shows a list)
+    extra: Extra = "keep",
+    confirm: str = "",
+) -> Report:
     """Redisのリストア (§2.3)
 
     Puts a backup's data in the place of the live data. Run it when Redis has lost or spoilt its data; the server may be
@@ -145,35 +146,35 @@ def restore_redis(environment: str, backup: str = "latest", source: Stores = "ba
     What it changes: a copy is built beside the data directory and proven on a scratch server against the backup's
     manifest; only then the service is stopped, the two directories are swapped by rename, and the service is started
     and verified. With an empty confirm it shows the plan and changes nothing. What was written after the backup's
-    snapshot is lost; keys of drop_prefixes (cache:) are left out, as they are made anew.
+    snapshot is lost; keys of drop_prefixes (cache:) are left out, as they are made anew. Undo:
+    undo-restore-redis; the old data is kept as <data directory>.superseded_<time>.
 
-    Undo: the old data is kept as <data directory>.superseded_<time>; the report says the commands. Evidence: the table
-    of keys expected and found in each database, and how many keys the live server loaded.
+    With `prefixes` only keys that begin so are restored, one by one, into the server that goes on serving. A server
+    whose files cannot be reached ([redis] remote) gets the data by replication from a temporary server, which swaps it
+    in whole, or else key by key. In both cases the live data is kept before as a backup, which the report names as the
+    undo, and afterwards every key is compared with the backup's; what clients wrote meanwhile is told apart.
+
+    A dump_….rdb, an appendonly_….aof or an appendonlydir without a manifest restores too, as unproven. Evidence: the
+    table of keys expected and found in each database, and how many keys the live server loaded.
 
     Departs from the manual: nothing is copied over the live files (an old AOF would win over the RDB, and without one
-    the server would start with 0 keys): the RDB becomes the AOF's base, whether the AOF is on or off.
+    the server would start with 0 keys): the RDB becomes the AOF's base, whether the AOF is on or off. A damaged RDB, or
+    one of a newer server, is refused before anything stops.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
-        backup: latest、日付 YYYYMMDD、またはバックアップ名 (dump_YYYYMMDD_HHMMSS)
+        backup: latest、日付 YYYYMMDD、バックアップ名 (dump_YYYYMMDD_HHMMSS)、または .rdb・.aof・appendonlydir のパス
         source: 保管先。copies は複製先
+        prefixes: 戻すキーの接頭辞 (例 session:)。空なら全データを入れ替え
+        extra: prefixes の下にありバックアップにないキー。keep は残す、remove は削除
         confirm: 実行するには環境名を入力。空なら計画のみ表示
     """
     env = Environment.find(environment)
     with runbook("Restore Redis", env, confirm, changes=True, rank="recovery") as report:
-        found = catalogue.find_backup(stores.store_for(env, "redis", source), "redis", backup, env.name)
-        report.fact("backup", found.name)
-        stores.judge_origin(report, env, found, backup)
-        report.fact("lost", f"every write after {found.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
-        fitness = judge_redis(report, env, found, stores.read_files(report, found))
+        chosen = choosing.choose(report, env, backup, source)
+        with restoring.prepare(report, env, chosen, prefixes, extra) as restore:
+            restore.run(report.permit(*restore.acts))
         report.fail_if_critical()
-        if fitness:
-            plan_redis(report, env, found, fitness)
-        permit = report.permit(Act(ACT, env.redis.data_directory))
-        report.state_is("the live data was not touched", "launch it again when what is said above is put right")
-        copy = build_redis(report, env, permit, found)
-        swapped = replace_redis(report, env, permit, copy)
-        report.fact("undo", undo(env, swapped))
-        report.fail_if_critical()
-        stores.mark_verified(report, found)
+        if chosen.proven:
+            stores.mark_verified(report, chosen.backup)
     return report

@@ -12,25 +12,36 @@ from tasks.catalogue import Backup, earlier
 from tasks.redis.content import COLUMNS
 from tasks.redis.copy import RedisCopy, build_redis_copy
 from tasks.redis.fitness import RedisFitness, judge_redis_backup
+from tasks.redis.isolation import attach, detach, note_swapped
+from tasks.redis.surroundings import Surroundings
 from tasks.redis.swap import SwappedRedis, start_redis, stop_redis, swap_redis, verify_live_redis
 
 # Loading, reading and comparing on the scratch server, seen at 100,000 keys in 3 s on two busy cores.
 KEYS_PER_SECOND = 30_000
 
 
-def judge_redis(report: Report, env: Environment, backup: Backup, damage: list[str]) -> RedisFitness | None:
+def judge_redis(
+    report: Report, env: Environment, backup: Backup, damage: list[str], around: Surroundings
+) -> RedisFitness | None:
     """Put everything that must hold before the restore into the report; None where the backup's files are damaged."""
+    return judge_server(report, env, backup, around) if judge_files(report, backup, damage) else None
+
+
+def judge_files(report: Report, backup: Backup, damage: list[str]) -> bool:
+    """Whether a backup's files are what its manifest says."""
     other = earlier(backup)
-    report.expect(
+    return report.expect(
         f"files of {backup.name}",
         not damage,
         f"move it out of {backup.store.where}; " + (f"{other} is the one before it" if other else "there is no other"),
         value="; ".join(damage[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
         expected="as in its manifest",
     )
-    if damage:
-        return None
-    fitness = judge_redis_backup(env.redis, backup)
+
+
+def judge_server(report: Report, env: Environment, backup: Backup, around: Surroundings) -> RedisFitness:
+    """Whether this server may be replaced by a backup that is at hand."""
+    fitness = judge_redis_backup(env.redis, backup, around)
     for found in fitness.preconditions:
         report.expect(
             f"Redis: {found.name}",
@@ -52,9 +63,22 @@ def plan_redis(report: Report, env: Environment, backup: Backup, fitness: RedisF
     drop = ", ".join(redis.drop_prefixes) or "nothing"
     report.plan("build", f"{backup.name} beside {redis.data_directory}", size=fitness.copy_bytes, seconds=seconds)
     report.plan("prove", f"every key against the manifest, on a scratch server; then leave out {drop}")
+    plan_detaching(report, env, fitness.around)
     report.plan("stop", f"the service {env.services.name_of('redis')} ({now})", seconds=2)
     report.plan("swap", f"{redis.data_directory}: the old data is kept beside as .superseded_…", seconds=0.1)
     report.plan("start and verify", f"{keys:,} keys loaded, AOF and RDB state", seconds=2 + fitness.load_seconds)
+
+
+def plan_detaching(report: Report, env: Environment, around: Surroundings) -> None:
+    """What is taken off before the server stops, and put back when its data is proven."""
+    if around.watchers:
+        names = ", ".join(watcher.address for watcher in around.watchers)
+        report.plan("take off", f"Sentinels {names}: they forget {env.redis.sentinel_master}", seconds=0.1)
+    for address in around.reachable:
+        role = "the master now; it becomes a replica, and its data goes" if address == around.master else "a replica"
+        report.plan(
+            "take off", f"{address}, {role}: it takes no writes, and follows {around.own} at the end", seconds=1
+        )
 
 
 def build_redis(report: Report, env: Environment, permit: Permit, backup: Backup) -> RedisCopy:
@@ -92,26 +116,31 @@ def tell_redis_proof(report: Report, env: Environment, backup: Backup, copy: Red
     report.fact("Redis copy built and proven in", duration(copy.seconds))
 
 
-def replace_redis(report: Report, env: Environment, permit: Permit, copy: RedisCopy) -> SwappedRedis:
-    """Stop, swap, start, verify. Where the swap fails, what ran before runs again, on the old data.
+def replace_redis(
+    report: Report, env: Environment, permit: Permit, copy: RedisCopy, around: Surroundings
+) -> SwappedRedis:
+    """Take off, stop, swap, start, verify, put back. Where the swap fails, what ran before runs again on the old data.
 
     Raises:
         OpsError: the service did not stop, or does not start on the copy (the hint says how to go back).
     """
     was_running = env.services.is_running("redis")
+    taken = detach.after(copy)(permit, env.redis, around, env.reports_directory)
     try:
-        stopped = stop_redis.after(copy)(env.redis, env.services)
+        stopped = stop_redis.after(taken)(env.redis, env.services)
         swapped = swap_redis.after(stopped)(permit, env.redis, copy)
     except BaseException:
         if was_running:
             logger().warning("the swap failed: Redis is started again on its old data")
             try:
                 start_redis(env.redis, env.services)
+                put_back(report, env, permit, taken)
             except OpsError as second:  # the first error is the one to read first
                 report.expect("Redis started again", False, second.hint, value=second.message)
         raise
+    taken = note_swapped(env.reports_directory, taken)
     report.fact("Redis data kept", swapped.kept or "there was none")
-    back = undo(env, swapped)
+    back = undo(swapped)
     report.state_is("the backup's data is in place; what it replaced is kept", back)
     try:
         started = start_redis.after(swapped)(env.redis, env.services)
@@ -125,13 +154,29 @@ def replace_redis(report: Report, env: Environment, permit: Permit, copy: RedisC
         value="; ".join(differences) or "as many keys loaded as were proven",
         expected="no difference",
     )
+    if not differences:
+        put_back(report, env, permit, taken, after=differences)
     return swapped
 
 
-def undo(env: Environment, swapped: SwappedRedis) -> str:
+def put_back(report: Report, env: Environment, permit: Permit, taken: Surroundings, after: object = None) -> None:
+    """Replicas follow and Sentinels watch again; the master is this server, or the one before if nothing was swapped.
+
+    Raises:
+        Unreachable: they do not come to agree; the record of what was taken off stays.
+    """
+    if taken.is_alone:
+        return
+    report.state_is("replicas and Sentinels are not all back", "launch reattach-redis when they can be reached")
+    for problem in attach.after(after)(permit, env.redis, taken, env.reports_directory):
+        report.warn("not put back", problem)
+    report.state_is("Redis serves, replicas follow and Sentinels watch", "look at what is said above")
+    names = [*taken.reachable, *(watcher.address for watcher in taken.watchers)]
+    report.fact("replicas and Sentinels put back", ", ".join(names))
+
+
+def undo(swapped: SwappedRedis) -> str:
     """How to go back to the old data."""
     if swapped.kept is None:
         return "there was no data to go back to; restore another backup"
-    aside = swapped.live.with_name(f"{swapped.live.name}.rejected")
-    service = env.services.name_of("redis")
-    return f"to go back: stop {service}, mv {swapped.live} {aside}, mv {swapped.kept} {swapped.live}, start {service}"
+    return f"undo-restore-redis with kept={swapped.kept.name}"

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
-
-import psycopg
 
 from blocks.places import Application
-from blocks.postgres import Postgres, execute
-from runbook import shell
-from runbook.errors import CommandFailed, OpsError
+from blocks.postgres import Postgres
+from runbook.errors import OpsError
 from runbook.kinds import action, probe
 from runbook.permit import Act, Permit
-from runbook.progress import progress
 from tasks.migrations.columns import Columns, count_filled
-from tasks.migrations.scripts import BASE, HEAD, heads_of
+from tasks.migrations.program import HINT, require_reached, revision_of, run_alembic
+from tasks.migrations.scripts import BASE, HEAD, Heads, Script, heads_of
 from tasks.postgres.content import read_counts
 
 MIGRATE, ROLL_BACK = "migrate", "roll back"
-TIMEOUT_SECONDS = 3600.0
-TAIL_LINES = 20
-# A migration that waits for a lock makes everybody wait behind it: it gives up instead, and the schema stays as it was.
-LOCK_TIMEOUT = "-c lock_timeout=10s"
-HINT = "see at which revision it is now; correct the migration or what it needs, then launch this again"
 
 
 @dataclass(frozen=True)
@@ -40,13 +29,23 @@ class Migrated:
 
 
 @dataclass(frozen=True)
+class Upgrade:
+    """An upgrade as it was rehearsed: from where (empty: nothing yet), and through which scripts."""
+
+    before: str
+    scripts: tuple[Script, ...]
+
+
+@dataclass(frozen=True)
 class Undo:
-    """A downgrade as it was judged: from where to where (empty: base), the tables that lose rows or what is in columns,
-    which of them are dropped, which columns are, and the rows whose data goes: those deleted from tables that stay, and
-    altogether at most. Dropped tables' and columns' are counted again before anything is touched."""
+    """A downgrade as it was judged: from where to where (empty: base), through which scripts, the tables that lose rows
+    or what is in columns, which of them are dropped, which columns are, and the rows whose data goes: those deleted
+    from tables that stay, and altogether at most. Dropped tables' and columns' are counted again before anything is
+    touched."""
 
     before: str
     target: str
+    scripts: tuple[Script, ...] = ()
     tables: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     columns: Columns = ()
@@ -80,22 +79,31 @@ def upgrade(
     database: str,
     revision: str = HEAD,
     backend_directory: Path | None = None,
+    *,
+    rehearsed: Upgrade | None = None,
 ) -> Migrated:
     """`alembic upgrade` on one database (§8.2, step 5), as the application's role. Nothing is run where nothing is
     pending. Where Alembic runs them in one transaction, what fails leaves the schema as it was.
 
-    The permit names the application's database, also where `database` is a copy that will take its place.
+    The permit names the application's database, also where `database` is a copy that will take its place. What was
+    `rehearsed` is what runs: another revision or other scripts are refused.
 
     Raises:
         NotConfirmed: not permitted.
-        OpsError: several heads, an unknown revision, or the migration failed; the end of its output is in the message.
+        VerificationFailed: Alembic does not come to the copy.
+        OpsError: it is not what was rehearsed, several heads, an unknown revision, or the migration failed; the end of
+            its output is in the message.
     """
     permit.require(MIGRATE, postgres.database)
     heads = heads_of(application, backend_directory)
     before = revision_of(postgres, database)
     target = heads.resolve(revision)
+    if rehearsed:
+        _require_judged(database, before, heads, rehearsed)
     if not heads.pending(before, target):
         return Migrated(before, before, 0.0, "")
+    if database != postgres.database:
+        require_reached.work(postgres, application, database, backend_directory)
     done = run_alembic(postgres, application, database, ("upgrade", target), backend_directory)
     after = revision_of(postgres, database)
     if heads.pending(after, target):
@@ -109,13 +117,12 @@ def downgrade(permit: Permit, postgres: Postgres, application: Application, undo
 
     Raises:
         NotConfirmed: not permitted.
-        OpsError: the database is no longer what was judged (its revision, or more data would go), or it failed.
+        OpsError: database or scripts are no longer what was judged (or more data would go), or it failed.
     """
     database = postgres.database
     permit.require(ROLL_BACK, undo.act(database).target)
     before = revision_of(postgres, database)
-    if before != undo.before:
-        raise OpsError(f"{database} is at {before or 'no revision'} now, not at {undo.before}", "launch this again")
+    _require_judged(database, before, heads_of(application), undo)
     counts = dict(read_counts.work(postgres, database).rows) if undo.dropped else {}
     filled = count_filled.work(postgres, database, undo.columns) if undo.columns else {}
     rows = sum(counts.get(table, 0) for table in undo.dropped) + sum(filled.values()) + undo.deleted
@@ -133,88 +140,14 @@ def downgrade(permit: Permit, postgres: Postgres, application: Application, undo
     return Migrated(before, after, done.seconds, done.stdout)
 
 
-def run_alembic(
-    postgres: Postgres,
-    application: Application,
-    database: str,
-    command: Sequence[str],
-    backend_directory: Path | None = None,
-    *,
-    options: str = "",
-) -> shell.Completed:
-    """Run one command of Alembic's with the application's Python on one database; returns the end of what it said.
-
-    Raises:
-        OpsError: it failed, and the line that names why.
-    """
-    what = f"alembic {' '.join(command[:2])}"
-    secret = postgres.password.get_secret_value()
-    try:
-        with progress(lambda: _waiting(postgres, database, what)):
-            done = shell.run(
-                [application.python, "-m", "alembic", *command],
-                environment=_environment(postgres, database, options or LOCK_TIMEOUT),
-                directory=backend_directory or Path(application.backend_directory),
-                timeout_seconds=TIMEOUT_SECONDS,
-                hint=HINT,
-            )
-    except CommandFailed as error:
-        raise OpsError(f"{what} failed: {_cause(_masked(error.stderr, secret))}", HINT) from None
-    lines = _masked(done.stderr + done.stdout, secret).strip().splitlines()
-    return shell.Completed("\n".join(lines[-TAIL_LINES:]), "", done.seconds)
-
-
-def _environment(postgres: Postgres, database: str, options: str) -> Mapping[str, str]:
-    return {
-        "DATABASE_URL": postgres.url(database),
-        "PGOPTIONS": options,
-        "PGAPPNAME": "interview-ops",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-
-
-def _waiting(postgres: Postgres, database: str, what: str) -> str:
-    """Whom the migration's session waits for, if it does."""
-    with postgres.connect() as connection:
-        rows = execute(connection, _BLOCKED, database, postgres.user)
-    by = "; ".join(f"process {pid} ({name or 'no name'}, {state})" for pid, name, state in rows[:3])
-    return f"{what} on {database}: " + (f"something waits for {by}" if by else "runs")
-
-
-_BLOCKED = """
-SELECT DISTINCT other.pid, other.application_name, other.state
-FROM pg_stat_activity own CROSS JOIN unnest(pg_blocking_pids(own.pid)) AS b(pid)
-JOIN pg_stat_activity other ON other.pid = b.pid
-WHERE own.datname = %s AND own.usename = %s AND own.wait_event_type = 'Lock'
-"""
-
-
-def revision_of(postgres: Postgres, database: str) -> str:
-    """See `read_revision`."""
-    with postgres.connect(database) as connection:
-        try:
-            found = execute(connection, "SELECT pg_catalog.to_regclass('public.alembic_version')")
-            if found[0][0] is None:
-                return ""
-            rows = execute(connection, "SELECT version_num FROM public.alembic_version ORDER BY 1")
-        except psycopg.Error as error:
-            what = str(error).splitlines()[0]
-            raise OpsError(
-                f"the revision of {database} cannot be read: {what}", "look at its alembic_version"
-            ) from None
-    return ",".join(str(row[0]) for row in rows)
-
-
-def _cause(output: str) -> str:
-    """The line of a traceback that names the error; Alembic's own messages are one line. PostgreSQL's DETAIL is left
-    out: it quotes rows."""
-    lines = [line.strip() for line in output.strip().splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"(?!DETAIL|HINT|CONTEXT)[\w.]+: ", line)]
-    return (named or lines or ["no message"])[-1][:500]
-
-
-def _masked(text: str, secret: str) -> str:
-    """A driver may quote the connection string that it was given."""
-    for form in {secret, quote(secret, safe=""), quote(secret)} - {""}:
-        text = text.replace(form, "********")
-    return text
+def _require_judged(database: str, before: str, heads: Heads, judged: Upgrade | Undo) -> None:
+    """Somebody may have migrated, or deployed another release, since."""
+    if before != judged.before:
+        then = judged.before or "no revision"
+        raise OpsError(f"{database} is at {before or 'no revision'} now, not at {then}", "launch this again")
+    now = {script.revision: script.digest for script in heads.scripts}
+    if other := [script.revision for script in judged.scripts if now.get(script.revision) != script.digest]:
+        raise OpsError(
+            f"the migrations are not those that were rehearsed: {', '.join(other)} changed since",
+            "launch this again when the release is deployed as a whole: it rehearses what is there then",
+        )

@@ -16,6 +16,7 @@ import psycopg
 from psycopg import sql
 
 from blocks.postgres import Connection, Postgres, execute
+from tasks.postgres.upkeep import upkeep_session
 
 SCHEMA = "ops_rehearsal"
 # What blocks others' writes; ACCESS EXCLUSIVE blocks their reads too.
@@ -57,11 +58,12 @@ class Lock:
 
 @dataclass(frozen=True)
 class Watched:
-    """What was written down: locks, and (revision, seconds) of each migration. Not `complete`: this login may create
-    no event triggers, so nothing was seen."""
+    """What was written down: locks, (revision, seconds) of each migration, and those that wait for a lock without limit
+    (lock_timeout is 0). Not `complete`: this login may create no event triggers, so nothing was seen."""
 
     locks: tuple[Lock, ...] = ()
     seconds: tuple[tuple[str, float], ...] = ()
+    unlimited: tuple[str, ...] = ()
     complete: bool = True
 
 
@@ -105,15 +107,24 @@ def read(connection: Connection, direction: Literal["up", "down"], live: Mapping
             size,
             rows,
         )
-    seconds = [
-        (str((old if direction == "down" else new) or "?"), float(s)) for old, new, s in execute(connection, _MARKS)
+    marks = [
+        (str((old if direction == "down" else new) or "?"), float(seconds), bool(waits))
+        for old, new, seconds, waits in execute(connection, _MARKS)
     ]
-    return Watched(tuple(locks.values()), tuple(seconds))
+    return Watched(
+        tuple(locks.values()),
+        tuple((revision, seconds) for revision, seconds, _ in marks),
+        tuple(revision for revision, _, waits in marks if waits),
+    )
 
 
-def table_sizes(postgres: Postgres, database: str) -> Mapping[str, tuple[int, int]]:
-    """Bytes and rows (as estimated for the planner) of every table, its partitions included."""
-    with postgres.connect(database) as connection:
+def table_sizes(postgres: Postgres) -> Mapping[str, tuple[int, int]]:
+    """Bytes and rows (as estimated for the planner) of every table of the live database, its partitions included.
+
+    Raises:
+        OpsError: somebody holds one exclusively.
+    """
+    with upkeep_session(postgres) as connection:
         return {str(name): (int(size), int(rows)) for _, name, size, rows in execute(connection, _RELATIONS)}
 
 
@@ -143,7 +154,8 @@ ALTER TABLE ops_rehearsal.relation ADD PRIMARY KEY (oid);
 CREATE TABLE ops_rehearsal.event (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, xact bigint NOT NULL DEFAULT txid_current(),
     began timestamptz NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp(),
-    relation oid, mode text, marks boolean NOT NULL DEFAULT false, old text, new text);
+    relation oid, mode text, marks boolean NOT NULL DEFAULT false, old text, new text,
+    waits boolean NOT NULL DEFAULT current_setting('lock_timeout') = '0');
 
 CREATE FUNCTION ops_rehearsal.note(began timestamptz) RETURNS void LANGUAGE sql
 SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -203,6 +215,8 @@ ORDER BY e.id
 """
 
 _MARKS = """
-SELECT old, new, greatest(extract(epoch FROM at - coalesce(lag(at) OVER (ORDER BY id), began)), 0)
-FROM ops_rehearsal.event WHERE marks ORDER BY id
+SELECT old, new, greatest(extract(epoch FROM at - coalesce(lag(at) OVER (ORDER BY id), began)), 0),
+       EXISTS (SELECT FROM ops_rehearsal.event e WHERE e.waits AND e.id <= m.id AND e.id > coalesce(
+           (SELECT max(o.id) FROM ops_rehearsal.event o WHERE o.marks AND o.id < m.id), 0))
+FROM ops_rehearsal.event m WHERE marks ORDER BY id
 """

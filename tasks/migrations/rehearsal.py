@@ -9,12 +9,12 @@ from typing import Literal
 
 from blocks.places import Application
 from blocks.postgres import Postgres, execute
-from runbook.errors import OpsError
+from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from tasks.migrations import locks
-from tasks.migrations.alembic import run_alembic
 from tasks.migrations.locks import Watched
+from tasks.migrations.program import revision_of, run_alembic
 from tasks.migrations.scripts import BASE
 from tasks.postgres.casts import canonical
 from tasks.postgres.content import read_counts
@@ -36,7 +36,7 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartiti
 class State:
     """What a database consists of: definitions, columns by table, rows by table. Alembic's own table is left out.
 
-    A column's name leads to what it keeps when it is renamed.
+    A column's name leads to its identity: what it keeps when it is renamed, and one that takes its name has not.
     """
 
     definitions: Mapping[str, str]
@@ -118,8 +118,10 @@ def migrate_rehearsal(
 
     Raises:
         Unreachable: the server went away, which says nothing about the migrations.
+        VerificationFailed: the live database is at another revision than before.
     """
-    live = locks.table_sizes(postgres, postgres.database) if watch else {}
+    live = locks.table_sizes(postgres) if watch else {}
+    before = revision_of(postgres, postgres.database)
     seen = False
     if watch:
         with postgres.connect(scratch) as connection:
@@ -128,6 +130,7 @@ def migrate_rehearsal(
     try:
         command = ("upgrade", target) if direction == "up" else ("downgrade", target or BASE)
         run_alembic(postgres, application, scratch, command)
+        error = _where(revision_of(postgres, scratch), direction, target)
     except OpsError as failed:
         error = failed.message
     seconds = time.monotonic() - started
@@ -137,7 +140,19 @@ def migrate_rehearsal(
         if seen:
             watched = locks.read(connection, direction, live)
             locks.remove(connection)
+    if (now := revision_of(postgres, postgres.database)) != before:
+        raise VerificationFailed(
+            f"{postgres.database} is at {now or BASE} by now, and was at {before or BASE}: somebody migrated it while "
+            f"{scratch} was, or Alembic came to both",
+            "look who did (alembic/env.py must take its address from DATABASE_URL), then launch this again",
+        )
     return Passed(direction, target, seconds, watched, error)
+
+
+def _where(revision: str, direction: Direction, target: str) -> str:
+    """Why the copy is not where it was to go; another branch's head may stand beside what an upgrade led to."""
+    reached = revision == target if direction == "down" else target in revision.split(",")
+    return "" if reached else f"alembic said nothing, yet the copy is at {revision or BASE} instead of {target or BASE}"
 
 
 def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> tuple[str, ...]:
@@ -162,7 +177,8 @@ def _equal(key: str, left: str, right: str) -> bool:
 
 
 def losses(before: State, after: State) -> tuple[Loss, ...]:
-    """What is in one state and no longer in the other: rows of tables that are gone or have fewer, and columns."""
+    """What is in one state and no longer in the other: rows of tables that are gone or have fewer, and columns. One
+    that is dropped and made anew under its name is lost too: only the migration could have copied what was in it."""
     found = []
     for table, rows in before.rows.items():
         left = after.rows.get(table)
@@ -170,7 +186,8 @@ def losses(before: State, after: State) -> tuple[Loss, ...]:
             found.append(Loss(table, rows - (left or 0), dropped=left is None))
     kept = {column for columns in after.columns.values() for column in columns.values()}
     for table, columns in before.columns.items():
-        names = after.columns.get(table, columns)
-        if gone := tuple(name for name, column in columns.items() if name not in names and column not in kept):
+        if table not in after.columns:
+            continue  # it is dropped, with all its rows
+        if gone := tuple(name for name, column in columns.items() if column not in kept):
             found.append(Loss(table, before.rows.get(table, 0), gone))
     return tuple(found)

@@ -11,7 +11,7 @@ from blocks.places import Application
 from blocks.postgres import Postgres
 from runbook.errors import OpsError
 from runbook.kinds import action
-from tasks.migrations.alembic import run_alembic
+from tasks.migrations.program import run_alembic
 from tasks.migrations.scripts import Script, heads_of
 
 MOST_CHARACTERS = 100

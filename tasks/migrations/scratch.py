@@ -22,6 +22,7 @@ from runbook.render import size
 from tasks.postgres.copy import drop, name_beside, oid_of
 from tasks.postgres.dump import NICE
 from tasks.postgres.properties import apply_properties, creation, read_properties
+from tasks.postgres.upkeep import NO_TIMEOUTS, set_known
 
 SUFFIX = "__rehearsal"
 # Whoever alters a table now is not waited for longer than this: others wait behind pg_dump's request.
@@ -77,6 +78,7 @@ def fill_rehearsal(postgres: Postgres, scratch: str) -> float:
         seconds = _pipe(postgres, scratch)
         failpoint("rehearsal: copy filled")
         with postgres.connect(scratch) as connection:
+            set_known(connection, NO_TIMEOUTS)  # the live database's own came with the copy
             execute(connection, "ANALYZE")
     return seconds
 

@@ -6,6 +6,7 @@ Alembic imports each script to learn its revision, as `alembic history` does: wh
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -34,7 +35,7 @@ print(json.dumps([[s.revision, list(s._all_down_revisions), s.doc, s.path] for s
 
 @dataclass(frozen=True)
 class Script:
-    """One migration: what it needs first, its title, its file, and what its two functions do.
+    """One migration: what it needs first, its title, its file, what its two functions do, and the file's SHA-256.
 
     `transactional` is False where it commits in between (`autocommit_block`): what was done by then stays done.
     """
@@ -46,6 +47,7 @@ class Script:
     upgrade: Body = "written"
     downgrade: Body = "written"
     transactional: bool = True
+    digest: str = ""
 
     @property
     def reversible(self) -> bool:
@@ -231,4 +233,5 @@ def _scripts_there(application: Application, file: Path) -> tuple[Script, ...]:
 
 def _script(revision: str, down: tuple[str, ...], title: str, path: Path) -> Script:
     does = read_bodies(path)
-    return Script(revision, down, title, path, does.upgrade, does.downgrade, does.transactional)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Script(revision, down, title, path, does.upgrade, does.downgrade, does.transactional, digest)

@@ -33,6 +33,11 @@ REPLAY_SECONDS = 30.0
 # data_corrupted, index_corrupted, internal_error; class 58: a file cannot be read or is not there.
 DAMAGE = ("XX000", "XX001", "XX002", "58030", "58P01", "58000")
 
+CATALOGUE_HINT = (
+    "keep a copy of the server's files, check disk and memory of its host, then restore-database (or promote a standby "
+    "that is sound); where only a system index is hit: REINDEX SYSTEM, by hand, in a window"
+)
+
 Outcome = Literal["sound", "damaged", "not reached", "not checked"]
 
 
@@ -130,9 +135,9 @@ def find_relations(postgres: Postgres, database: str, tables: Sequence[str]) -> 
 
     Raises:
         Unreachable: the server is down.
-        OpsError: there is no such database or table.
+        OpsError: there is no such database or table, or the catalogue itself is damaged.
     """
-    with postgres.connect(database) as connection:
+    with postgres.connect(database) as connection, _catalogue(database):
         found = execute(connection, _NAMED, list(tables))
         missing = set(tables) - {str(name) for row in found for name in (row[1], f"{row[2]}.{row[1]}")}
         if missing:
@@ -140,6 +145,19 @@ def find_relations(postgres: Postgres, database: str, tables: Sequence[str]) -> 
             raise OpsError(f"there is no table {names} in {database}", "write table or schema.table, as they are")
         rows = execute(connection, _RELATIONS, not tables, [row[0] for row in found])
     return tuple(Relation(int(r[0]), str(r[1]), str(r[2]), bool(r[3]), int(r[4]), str(r[5])) for r in rows)
+
+
+@contextmanager
+def _catalogue(database: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as error:
+        if error.sqlstate not in DAMAGE:
+            raise
+        raise OpsError(
+            f"the catalogue of {database} is damaged, so that what is in it cannot even be listed: {first_line(error)}",
+            CATALOGUE_HINT,
+        ) from None
 
 
 _NAMED = """
@@ -256,7 +274,9 @@ def _meaning(connection: Connection, relation: Relation, error: psycopg.Error) -
     if isinstance(error, psycopg.errors.SerializationFailure):  # the primary removed rows that were being read here
         return "not checked", f"{text}: set hot_standby_feedback = on there, or raise max_standby_streaming_delay"
     if error.sqlstate in DAMAGE:
-        if not execute(connection, "SELECT 1 FROM pg_class WHERE oid = %s", relation.oid):
-            return "not checked", "it was dropped meanwhile"
-        return "damaged", text
+        try:
+            there = execute(connection, "SELECT 1 FROM pg_class WHERE oid = %s", relation.oid)
+        except psycopg.Error as error:
+            return "damaged", f"{text}; and in the catalogue: {first_line(error)}"
+        return ("damaged", text) if there else ("not checked", "it was dropped meanwhile")
     return "not checked", text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from blocks.postgres import Connection, Postgres, execute
@@ -25,20 +25,14 @@ def choose_tables(postgres: Postgres, wanted: Sequence[str]) -> ChosenTables:
     """Find tables by name, with or without schema and quotes.
 
     Raises:
-        OpsError: none is wanted, there is no such table, or several schemas have it.
+        OpsError: none is wanted, there is no such table, several schemas have it, or pg_dump leaves rows of it out.
     """
     if not wanted:
         raise OpsError("no table is named", "name the tables, e.g. interview_sessions")
     with postgres.connect(postgres.database) as connection:
-        found = {oid for name in wanted for oid in _with_children(connection, _find(connection, name.strip()))}
         rows = execute(connection, queries.TABLES)
-        oids = {
-            (str(schema), str(table)): int(oid)
-            for oid, schema, table in execute(connection, "SELECT c.oid, n.nspname, c.relname FROM pg_class c "
-                                              "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'r'")
-        }  # fmt: skip
-    tables = {(str(schema), str(table)): str(unit) for schema, table, _, _, unit in rows}
-    units = {unit for table, unit in tables.items() if oids.get(table) in found}
+        tables = {(str(schema), str(table)): str(unit) for schema, table, _, _, unit in rows}
+        units = {unit for name in wanted for unit in _units(connection, name.strip(), tables)}
     return ChosenTables(tuple(sorted(units)), tuple(table for table, unit in tables.items() if unit not in units))
 
 
@@ -70,11 +64,23 @@ WHERE c.relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'informat
 """
 
 
-def _with_children(connection: Connection, oid: int) -> set[int]:
-    rows = execute(
-        connection,
-        "WITH RECURSIVE tree AS (SELECT %s::oid AS oid UNION SELECT i.inhrelid FROM pg_inherits i "
-        "JOIN tree ON tree.oid = i.inhparent) SELECT oid FROM tree",
-        oid,
-    )
-    return {int(row[0]) for row in rows}
+def _units(connection: Connection, name: str, tables: Mapping[tuple[str, str], str]) -> list[str]:
+    """Under which names the rows of a table, its partitions and children are in a manifest."""
+    found = execute(connection, _TREE, _find(connection, name))
+    rows = [((str(schema), str(table)), str(what)) for schema, table, what in found]
+    if left_out := [f"{'.'.join(table)} ({what})" for table, what in rows if table not in tables]:
+        raise OpsError(
+            f"a backup of {name} would be without the rows of {', '.join(left_out[:5])}",
+            "leave it out, or name its other partitions: rows of an extension or of another server are backed up there",
+        )
+    if not rows:
+        raise OpsError(f"{name} has no partitions, so there are no rows to back up", "leave it out")
+    return [tables[table] for table, _ in rows]
+
+
+_TREE = """
+WITH RECURSIVE tree AS (
+    SELECT %s::oid AS oid UNION SELECT i.inhrelid FROM pg_inherits i JOIN tree ON tree.oid = i.inhparent)
+SELECT n.nspname, c.relname, CASE c.relkind WHEN 'f' THEN 'a foreign table' ELSE 'an extension''s' END
+FROM tree JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind <> 'p' ORDER BY 1, 2
+"""

@@ -12,10 +12,12 @@ from tasks.postgres.properties import Properties
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared (what, expected, found, equal) and every difference as a sentence."""
+    """What was compared (what, expected, found, equal) and every difference as a sentence. `versions` are extensions of
+    another version: a dump names none, so the copy has the one that is installed now."""
 
     proven: tuple[tuple[str, str, str, bool], ...]
     differences: tuple[str, ...]
+    versions: tuple[str, ...] = ()
 
 
 def compare(expected: DatabaseContent, actual: DatabaseContent) -> Comparison:
@@ -29,7 +31,9 @@ def compare(expected: DatabaseContent, actual: DatabaseContent) -> Comparison:
         proven.append((name, f"{table.rows:,} rows", shown, equal))
         if not equal:
             problems.append(_table_problem(name, table, found))
-    problems += _unequal("extension", expected.extensions, actual.extensions)
+    gone, new = {*expected.extensions} - {*actual.extensions}, {*actual.extensions} - {*expected.extensions}
+    problems += [f"extension {name}: missing" for name in sorted(gone)]
+    problems += [f"extension {name}: not in the backup" for name in sorted(new)]
     if expected.part != "schema":
         problems += _unequal("sequence", expected.sequences, actual.sequences)
     if whole:
@@ -47,7 +51,12 @@ def compare(expected: DatabaseContent, actual: DatabaseContent) -> Comparison:
         problems += definition_differences(definitions, actual.definitions)
     else:  # another major version prints other texts: which objects there are is still compared
         problems += [f"{key}: missing" for key in definitions if key not in actual.definitions]
-    return Comparison((*proven, *_proven(expected, actual, problems)), tuple(problems))
+    versions = (
+        f"{name}: {version} in the backup, {actual.extensions[name]} in the copy"
+        for name, version in expected.extensions.items()
+        if actual.extensions.get(name, version) != version
+    )
+    return Comparison((*proven, *_proven(expected, actual, problems)), tuple(problems), tuple(versions))
 
 
 # A foreign key that looks at rows which are not in the backup cannot be made.

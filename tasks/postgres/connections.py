@@ -17,6 +17,7 @@ from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.permit import Permit
+from tasks.postgres.masking import masked
 
 CLOSE = "close session"
 IN_TRANSACTION = ("idle in transaction", "idle in transaction (aborted)")
@@ -25,11 +26,14 @@ ALWAYS_KEPT = frozenset(
     ("interview-ops", "pg_dump", "pg_dumpall", "pg_restore", "pg_basebackup", "pg_receivewal", "vacuumdb", "reindexdb")
 )
 END_MILLISECONDS = 5000
+# Characters of a statement.
+MOST_READ, MOST_SHOWN = 1000, 300
 
 
 @dataclass(frozen=True)
 class Session:
-    """One backend. Times in seconds: in its present state, in its transaction, waiting for a lock (0: it is not)."""
+    """One backend. Times in seconds: in its present state, in its transaction, waiting for a lock (0: it is not). The
+    texts in its statement are masked: they may be a password, or somebody's data."""
 
     pid: int
     started: datetime
@@ -134,7 +138,7 @@ def read_activity(postgres: Postgres) -> Activity:
         OpsError: it refuses, for instance since the places for superusers are taken too.
     """
     with postgres.connect() as connection:
-        rows = execute(connection, _SESSIONS)
+        rows = execute(connection, _SESSIONS, MOST_READ)
         prepared = execute(connection, "SELECT gid || ' in ' || database FROM pg_prepared_xacts ORDER BY prepared")
         limits = _limits(connection, postgres)
     sessions = tuple(_session(row) for row in rows)
@@ -143,8 +147,8 @@ def read_activity(postgres: Postgres) -> Activity:
 
 
 def _session(row: TupleRow) -> Session:
-    *told, blockers, superuser, advisory, _ = row
-    fields = [*told, tuple(dict.fromkeys(blockers)), superuser, advisory]
+    *told, statement, blockers, superuser, advisory, _ = row
+    fields = [*told, masked(statement)[:MOST_SHOWN], tuple(dict.fromkeys(blockers)), superuser, advisory]
     return Session(*fields)
 
 
@@ -157,7 +161,7 @@ SELECT a.pid, coalesce(a.backend_start, 'epoch'), coalesce(a.backend_type, ''), 
        coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8,
        coalesce((SELECT extract(epoch FROM clock_timestamp() - min(l.waitstart)) FROM pg_locks l
                  WHERE l.pid = a.pid AND NOT l.granted), 0)::float8,
-       left(regexp_replace(coalesce(a.query, ''), '\\s+', ' ', 'g'), 300),
+       left(coalesce(a.query, ''), %s),
        CASE WHEN a.wait_event_type = 'Lock' THEN pg_blocking_pids(a.pid) ELSE '{}' END,
        coalesce(r.rolsuper, false),
        EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.granted),

@@ -20,6 +20,7 @@ from tasks.postgres.content import DatabaseContent
 from tasks.postgres.dump import STATISTICS_VERSION
 from tasks.postgres.fill import Source, fill, source_in
 from tasks.postgres.properties import Properties, apply_properties, creation
+from tasks.postgres.upkeep import NO_TIMEOUTS, refusals, set_known
 
 REPLACE = "replace database"
 MAKE = "make database"
@@ -143,15 +144,20 @@ def rename_copy(permit: Permit, postgres: Postgres, copy: Copy, target: str) -> 
     """Give a proven copy a name that nobody has.
 
     Raises:
-        OpsError: somebody took it meanwhile.
+        OpsError: somebody took it meanwhile, or is in the copy.
     """
     permit.require(MAKE, target)
-    with postgres.connect() as connection:
+    with postgres.connect() as connection, refusals(connection):
         rename = sql.SQL("ALTER DATABASE {} RENAME TO {}")
         try:
             connection.execute(rename.format(sql.Identifier(copy.database), sql.Identifier(target)))
         except psycopg.errors.DuplicateDatabase:
             raise OpsError(f"there is a database {target} by now", "launch it again with another name") from None
+        except psycopg.errors.ObjectInUse:
+            raise OpsError(
+                f"somebody is in {copy.database}, so it cannot be called {target}",
+                "see who it is (pg_stat_activity) and end that session; launch this again, which builds it anew",
+            ) from None
     return target
 
 
@@ -162,16 +168,17 @@ def analyze(postgres: Postgres, database: str, jobs: int, *, everything: bool = 
     From 18 on they come with the dump, and only what lacks them is analysed, unless `everything` is to be.
     """
     argv = [postgres.program("vacuumdb"), "--analyze-only", f"--jobs={jobs}", "--no-password", "--dbname", database]
-    with postgres.connect(database) as connection:
-        carried = connection.info.server_version >= STATISTICS_VERSION
-        missing = ["--missing-stats-only"] if carried and not everything else []
-        shell.run([*argv, *missing], environment=postgres.environment())
-        for schema, table in [] if carried else execute(connection, _PARENTS):
+    with postgres.connect(database) as connection, refusals(connection):
+        options = set_known(connection, NO_TIMEOUTS)
+        everything = everything or connection.info.server_version < STATISTICS_VERSION
+        missing = [] if everything else ["--missing-stats-only"]
+        shell.run([*argv, *missing], environment={**postgres.environment(), "PGOPTIONS": options})
+        for schema, table in execute(connection, _PARENTS) if everything else []:
             connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(schema, table)))
     return database
 
 
-# vacuumdb passes over partitioned parents before 18.
+# vacuumdb passes over partitioned parents.
 _PARENTS = """
 SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'p' AND NOT c.relispartition
@@ -200,8 +207,13 @@ def try_login(postgres: Postgres, database: str) -> str:
 
 
 def drop(connection: Connection, database: str) -> None:
-    """Drop a database beside the live one; backends of a killed pg_restore live on for seconds, so FORCE."""
-    connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database)))
+    """Drop a database beside the live one; backends of a killed pg_restore live on for seconds, so FORCE.
+
+    Raises:
+        OpsError: the server refuses it.
+    """
+    with refusals(connection):
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database)))
 
 
 def oid_of(connection: Connection, database: str) -> int:

@@ -41,10 +41,12 @@ class Collation:
 
 @dataclass(frozen=True)
 class Collations:
-    """`compared` have versions on both sides; `unversioned` have none (C, or a provider that tells none)."""
+    """`compared` have versions on both sides; `unversioned` have none (C, or a provider that tells none). Of those that
+    are `unrecorded` the provider tells one, and nobody wrote down under which the indexes were built."""
 
     compared: int
     unversioned: int
+    unrecorded: tuple[str, ...]
     changed: tuple[Collation, ...]
 
 
@@ -89,7 +91,8 @@ def read_collations(postgres: Postgres, database: str) -> Collations:
         changed = [row for row in rows if row[1] is not None and row[1] != row[2]]
         return Collations(
             sum(row[1] is not None and row[2] is not None for row in rows),
-            sum(row[1] is None for row in rows),
+            sum(row[1] is None and row[2] is None for row in rows),
+            tuple(str(row[0]) for row in rows if row[1] is None and row[2] is not None),
             tuple(
                 Collation(str(row[0]), str(row[1]), str(row[2] or "none"),
                           tuple(str(index[0]) for index in execute(connection, _INDEXES, row[3])))

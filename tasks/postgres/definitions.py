@@ -14,6 +14,7 @@ from blocks.postgres import Postgres
 from runbook import shell
 from tasks.postgres.casts import canonical
 
+LOCK_WAIT = "60s"
 _HEADER = re.compile(
     r"^--\n-- Name: (?P<name>.*); Type: (?P<type>[A-Z ]+); Schema: (?P<schema>.*?); Owner: (?P<owner>.*?)"
     r"(?:; Tablespace: .*)?\n--\n",
@@ -27,8 +28,12 @@ _SESSION_LINES = ("--", "\\unrestrict", "\\restrict", "SET default_t")
 
 
 def read_definitions(postgres: Postgres, database: str) -> dict[str, str]:
-    """Every object's definition in a database that nobody changes: `TABLE public.users (owner grc_user)` → SQL."""
-    return definitions_seen(postgres, database)
+    """Every object's definition in a database that nobody changes: `TABLE public.users (owner grc_user)` → SQL.
+
+    Raises:
+        CommandFailed: a table is held exclusively for longer than `LOCK_WAIT`, or pg_dump cannot read it otherwise.
+    """
+    return definitions_seen(postgres, database, f"--lock-wait-timeout={LOCK_WAIT}")
 
 
 def definitions_seen(postgres: Postgres, database: str, *options: str) -> dict[str, str]:

@@ -12,12 +12,12 @@ import psutil
 
 from blocks.postgres import Postgres, execute
 from runbook import shell
-from runbook.errors import CommandFailed
+from runbook.errors import CommandFailed, VerificationFailed
 from runbook.progress import Done, progress
 from runbook.render import size
 from tasks.postgres.dump import DUMP, carries_statistics
 from tasks.postgres.plain import COMPRESSED, PLAIN, run_plain
-from tasks.postgres.refusal import does_not_restore
+from tasks.postgres.refusal import blames_server, does_not_restore
 
 Form = Literal["directory", "custom", "plain"]
 MOST_MAINTENANCE_MB = 512
@@ -57,8 +57,8 @@ def fill(postgres: Postgres, source: Source, database: str, oid: int, jobs: int)
     """Restore into an empty database, stopping at the first error; returns the seconds.
 
     Raises:
-        CommandFailed, OpsError: it does not restore.
-        VerificationFailed: it was cut off or altered.
+        CommandFailed, OpsError: the server, the network or this host is at fault.
+        VerificationFailed: the dump is: it was cut off or altered, or the server refuses what is in it.
     """
     memory = min(MOST_MAINTENANCE_MB, psutil.virtual_memory().available // (4 * jobs) >> 20)
     settings = {
@@ -68,6 +68,7 @@ def fill(postgres: Postgres, source: Source, database: str, oid: int, jobs: int)
         "statement_timeout": "0",
         "lock_timeout": "0",
         "idle_in_transaction_session_timeout": "0",
+        "lc_messages": "C",  # `blames_server` reads them
     }
 
     def tell() -> Done:
@@ -104,7 +105,9 @@ def _pg_restore(postgres: Postgres, source: Source, database: str, jobs: int, se
         except CommandFailed as error:
             if source.foreign:
                 raise does_not_restore(source.path.name, error, source.hint) from None
-            raise
+            if blames_server(error):
+                raise
+            raise VerificationFailed(error.message, error.hint) from None
 
 
 def _entries(postgres: Postgres, source: Source) -> list[str]:

@@ -23,7 +23,8 @@ TRANSIENT = re.compile(r"_cc(new|old)\d*$")
 class Index:
     """An index. `estimated_bytes` is what a fresh one would take, −1 where statistics do not tell.
 
-    `building`: somebody builds an index of its table right now, so that an invalid one may be theirs.
+    `nulls_alike`: unique, with NULLS NOT DISTINCT. `building`: somebody builds an index of its table right now, so that
+    an invalid one may be theirs.
     """
 
     oid: int
@@ -42,6 +43,7 @@ class Index:
     tuples_fetched: int
     primary: bool
     unique: bool
+    nulls_alike: bool
     exclusion: bool
     identity: bool
     partition: bool
@@ -56,6 +58,11 @@ class Index:
     def is_needed_unused(self) -> bool:
         """It does its work without being scanned, or goes with a constraint or a parent only."""
         return self.primary or self.unique or self.identity or self.partition or bool(self.constraint)
+
+    @property
+    def refuses(self) -> int:
+        """How much it keeps out of the table; whatever keeps out more keeps that out too."""
+        return self.unique + self.nulls_alike
 
     @property
     def is_transient(self) -> bool:
@@ -115,12 +122,12 @@ def read(connection: Connection) -> tuple[Index, ...]:
 
 def _index(row: TupleRow) -> Index:
     oid, name, schema, relation, table, method, size, estimate, scans, last_scan, fetched, flags, *texts = row
-    primary, unique, exclusion, identity, partition, valid, building = map(bool, flags)
+    primary, unique, nulls_alike, exclusion, identity, partition, valid, building = map(bool, flags)
     constraint, same_as, definition, tablespace = map(str, texts)
     return Index(
         int(oid), name, schema, relation, table[0], table[1], table[2], method, int(size), int(estimate), int(scans),
-        last_scan, int(fetched[0]), int(fetched[1]), primary, unique, exclusion, identity, partition, valid, building,
-        constraint, same_as, definition, tablespace,
+        last_scan, int(fetched[0]), int(fetched[1]), primary, unique, nulls_alike, exclusion, identity, partition,
+        valid, building, constraint, same_as, definition, tablespace,
     )  # fmt: skip
 
 
@@ -144,12 +151,16 @@ SELECT i.indexrelid, format('%I.%I', n.nspname, x.relname), n.nspname, x.relname
        CASE WHEN m.amname = 'btree' AND i.indpred IS NULL AND x.reltuples >= 0 AND w.known THEN
            (ceil(x.reltuples * (12 + ceil(w.bytes / 8) * 8) / ((b.page - 40) * 0.9)) + 1) * b.page ELSE -1 END,
        coalesce(s.idx_scan, 0), 'not recorded', ARRAY[coalesce(s.idx_tup_read, 0), coalesce(s.idx_tup_fetch, 0)],
-       ARRAY[i.indisprimary, i.indisunique, i.indisexclusion, i.indisreplident,
+       ARRAY[i.indisprimary, i.indisunique,
+             i.indisunique AND coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false),
+             i.indisexclusion, i.indisreplident,
              EXISTS (SELECT FROM pg_inherits h WHERE h.inhrelid = x.oid),
              i.indisvalid AND i.indisready AND i.indislive, i.indrelid IN (SELECT relid FROM builds)],
        coalesce(c.conname, ''),
        CASE WHEN i.indisvalid THEN concat_ws('/', i.indrelid, x.relam, i.indkey, i.indnkeyatts, i.indclass,
-           i.indcollation, i.indoption, pg_get_expr(i.indexprs, i.indrelid), '|', pg_get_expr(i.indpred, i.indrelid))
+           i.indcollation, i.indoption, pg_get_expr(i.indexprs, i.indrelid), '|', pg_get_expr(i.indpred, i.indrelid),
+           '|', (SELECT array_agg(o.attoptions::text ORDER BY o.attnum) FROM pg_attribute o WHERE o.attrelid = x.oid
+                 HAVING count(o.attoptions) > 0))
             ELSE '' END,
        pg_get_indexdef(i.indexrelid), coalesce(pg_tablespace_location(nullif(x.reltablespace, 0)), '')
 FROM pg_index i
@@ -221,7 +232,8 @@ ORDER BY 5 DESC, 1, 2
 
 
 def find_duplicates(indexes: Iterable[Index]) -> list[tuple[Index, Index]]:
-    """(The one to keep, one that adds nothing to it): same columns, order, operators, expressions and condition."""
+    """(The one to keep, one that adds nothing to it): same columns, order, operators with their parameters, expressions
+    and condition, and it keeps out no more."""
     groups: dict[str, list[Index]] = {}
     for index in indexes:
         if index.same_as:
@@ -229,13 +241,13 @@ def find_duplicates(indexes: Iterable[Index]) -> list[tuple[Index, Index]]:
     found = []
     for group in groups.values():
         best, *others = sorted(group, key=_worth)
-        found += [(best, other) for other in others if best.unique >= other.unique and not _must_stay(other)]
+        found += [(best, other) for other in others if best.refuses >= other.refuses and not _must_stay(other)]
     return found
 
 
-def _worth(index: Index) -> tuple[bool, ...]:
-    """Smaller is worth more: what a constraint or a replica identity rests on, then unique ones, then the oldest."""
-    return (not index.primary, not index.constraint, not index.identity, not index.partition, not index.unique)
+def _worth(index: Index) -> tuple[int, ...]:
+    """Smaller is worth more: what a constraint or a replica identity rests on, then what keeps out most."""
+    return (not index.primary, not index.constraint, not index.identity, not index.partition, -index.refuses)
 
 
 def _must_stay(index: Index) -> bool:

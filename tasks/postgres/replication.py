@@ -93,7 +93,8 @@ class SyncNames:
 
 @dataclass(frozen=True)
 class Replication:
-    """All of it, as of one moment."""
+    """All of it, as of one moment. `replay_age_seconds`: since the commit of what a standby replayed last, None where
+    it has replayed none."""
 
     settings: Settings
     slots: tuple[Slot, ...]
@@ -102,7 +103,12 @@ class Replication:
     waiting_commits: int
     waited_seconds: float
     receiver: str
-    replay_age_seconds: float
+    replay_age_seconds: float | None
+
+    @property
+    def physical(self) -> tuple[Standby, ...]:
+        """Those that get the whole WAL: a logical subscriber gets some tables' rows, and no recovery comes of them."""
+        return tuple(standby for standby in self.standbys if not standby.is_logical)
 
 
 _LIST = re.compile(r"^(?:(?:FIRST|ANY)\s+)?(\d+)\s*\((.*)\)$", re.IGNORECASE | re.DOTALL)
@@ -136,7 +142,7 @@ def read_replication(postgres: Postgres) -> Replication:
             int(commits[0]),
             float(commits[1]),
             str(receiver or ""),
-            float(replay_age),
+            None if replay_age is None else float(replay_age),
         )
 
 
@@ -170,7 +176,7 @@ FROM pg_stat_activity WHERE wait_event = 'SyncRep'
 """
 _RECEIVER = """
 SELECT (SELECT concat_ws(' ', status, 'from', sender_host) FROM pg_stat_wal_receiver),
-       coalesce(extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()), 0)
+       extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())
 """
 
 

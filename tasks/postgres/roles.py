@@ -15,6 +15,7 @@ from runbook.permit import Permit
 from tasks.catalogue import Backup
 from tasks.postgres.copy import REPLACE
 from tasks.postgres.dump import GLOBALS
+from tasks.postgres.upkeep import refusals
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,11 @@ def create_roles(permit: Permit, postgres: Postgres, backup: Backup, existing: S
     Backups hold no passwords: the application's comes from the secrets. Tablespaces cannot be made in a transaction.
 
     Raises:
-        OpsError: a tablespace's directory is not there.
+        OpsError: a tablespace's directory is not there, or the server refuses a role.
     """
     permit.require(REPLACE, postgres.database)
     lines = (backup.path / GLOBALS).read_text(encoding="utf-8").splitlines()
-    with postgres.connect() as connection:
+    with postgres.connect() as connection, refusals(connection):
         made = _make_roles(connection, postgres, lines, existing)
         for line in lines:
             if line.startswith(("CREATE TABLESPACE", "ALTER TABLESPACE")):
@@ -45,15 +46,17 @@ def create_roles(permit: Permit, postgres: Postgres, backup: Backup, existing: S
 
 
 def _make_roles(connection: Connection, postgres: Postgres, lines: Sequence[str], existing: Sequence[str]) -> MadeRoles:
-    """In one transaction, so that a run that is killed leaves none or all of them."""
-    quoted = {str(execute(connection, "SELECT quote_ident(%s)", role)[0][0]) for role in existing}
-    there = {f"CREATE ROLE {role};" for role in quoted}
-    if not [line for line in lines if line.startswith("CREATE ROLE ") and line not in there]:
+    """In one transaction, so that a run that is killed leaves none or all of them. Those that are there stay as they
+    are: the administrator's attributes may be others here than where the backup was taken."""
+    quoted = [str(execute(connection, "SELECT quote_ident(%s)", role)[0][0]) for role in existing]
+    there = tuple(form.format(role) for role in quoted for form in ("CREATE ROLE {};", "ALTER ROLE {} "))
+    wanted = [line for line in lines if line.startswith(("CREATE ROLE ", "ALTER ROLE ", "GRANT "))]
+    wanted = [line for line in wanted if not line.startswith(there)]
+    if not any(line.startswith("CREATE ROLE ") for line in wanted):
         return MadeRoles((), ())
     with connection.transaction():
-        for line in lines:
-            if line.startswith(("CREATE ROLE", "ALTER ROLE", "GRANT")) and line not in there:
-                connection.execute(line.encode())
+        for line in wanted:
+            connection.execute(line.encode())
         if postgres.user not in existing:
             secret = postgres.password.get_secret_value().encode()
             hashed = connection.pgconn.encrypt_password(secret, postgres.user.encode(), b"scram-sha-256").decode()

@@ -10,6 +10,7 @@ from blocks.postgres import Postgres, execute
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
+from tasks.host import is_here
 
 Presence = Literal["up", "down", "absent"]
 
@@ -77,7 +78,7 @@ def presence(postgres: Postgres) -> Presence:
     Raises:
         OpsError: it answers, and its data is elsewhere than the environment says: nothing there may be made anew.
     """
-    data, is_local = Path(postgres.data_directory), postgres.host in ("localhost", "127.0.0.1", "::1", "")
+    data, is_local = Path(postgres.data_directory), is_here(postgres.host)
     is_gone = is_local and _is_gone(data)
     try:
         with postgres.connect() as connection:

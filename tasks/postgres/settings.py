@@ -46,6 +46,15 @@ class ServerSettings:
     clients: int
     reserved: int
 
+    @property
+    def identity(self) -> str:
+        """Of the cluster; a standby has its primary's."""
+        return self.system_identifier
+
+    def is_written(self, name: str, value: str) -> bool:
+        """Whether ALTER SYSTEM's file has this value."""
+        return name in self.by_name and self.by_name[name].is_filed(value)
+
 
 @dataclass(frozen=True)
 class Change:

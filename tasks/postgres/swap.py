@@ -8,9 +8,7 @@ https://www.postgresql.org/docs/current/sql-alterdatabase.html
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -24,13 +22,14 @@ from psycopg import sql
 from blocks.postgres import Connection, Postgres, execute, first_line
 from runbook.errors import Locked, OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.kinds import action, probe
+from runbook.kinds import action
 from runbook.permit import Permit
 from runbook.wait import until
 from tasks.postgres.copy import REPLACE, Copy, name_beside, oid_of
+from tasks.postgres.superseded import Superseded, writes_of
+from tasks.postgres.swap_outcome import lock_key, was_swapped
 
 UNDO = "bring back database"
-KEPT = re.compile(r"__old_\d{8}_\d{6}$")
 
 
 @dataclass(frozen=True)
@@ -42,18 +41,6 @@ class Swapped:
     outage_seconds: float
 
 
-@dataclass(frozen=True)
-class Superseded:
-    """A database that a restore replaced. `writes` is pg_stat_database's count of the live one when it took over."""
-
-    name: str
-    bytes: int
-    since: str
-    backup: str
-    writes: int
-    comment: str
-
-
 @contextmanager
 def advisory_lock(postgres: Postgres) -> Iterator[Connection]:
     """A session that holds this database's advisory lock in the maintenance database, beside the environment's lock:
@@ -62,7 +49,7 @@ def advisory_lock(postgres: Postgres) -> Iterator[Connection]:
     Raises:
         Locked: another session holds it.
     """
-    key = int.from_bytes(hashlib.sha256(f"interview-ops {postgres.database}".encode()).digest()[:8], "big", signed=True)
+    key = lock_key(postgres.database)
     with postgres.connect() as connection:
         if not execute(connection, "SELECT pg_try_advisory_lock(%s)", key)[0][0]:
             holder = execute(connection, _HOLDER, key & 0xFFFFFFFF)
@@ -104,9 +91,7 @@ def swap_back(permit: Permit, postgres: Postgres, guard: Connection, old: Supers
     permit.require(UNDO, old.name)
     kept = _kept_name(guard, postgres.database) if live_oid else ""
     moves = [(postgres.database, kept, live_oid), (old.name, postgres.database, oid_of(guard, old.name))]
-    outage = exchange(postgres, guard, moves, by="undo-restore")
-    name = sql.Identifier(postgres.database)
-    guard.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(name, old.comment or None))
+    outage = exchange(postgres, guard, moves, by="undo-restore", comment=old.comment)
     return Swapped(postgres.database, kept, outage)
 
 
@@ -118,36 +103,52 @@ def _kept_name(connection: Connection, database: str) -> str:
     return until(free_name, what="a free name for the old database", seconds=5)
 
 
-def exchange(postgres: Postgres, guard: Connection, renames: list[tuple[str, str, int]], *, by: str) -> float:
-    """Rename databases (from, to, OID) in one transaction; returns the seconds for which clients were held off.
+def exchange(
+    postgres: Postgres,
+    guard: Connection,
+    renames: list[tuple[str, str, int]],
+    *,
+    by: str,
+    comment: str | None = None,
+) -> float:
+    """Rename databases (from, to, OID) in one transaction; returns the seconds for which clients were held off. The one
+    that becomes live gets `comment`, where one is given. A session that is lost at its commit is no failure of it.
 
     Raises:
-        OpsError: the session was lost, with its lock.
+        OpsError: the session was lost, with its lock. Nothing was swapped.
+        SwapUnknown: whether it was is not known.
     """
     moves = [move for move in renames if move[2]]
+    session, committing = 0 if guard.closed else guard.info.backend_pid, threading.Event()
     started = time.monotonic()
     try:
         execute(guard, "SET lock_timeout = '20s'")
-        _exchange(postgres, guard, moves, by)
+        with guard.transaction(), _ending_sessions(postgres, [move[0] for move in moves]):
+            _exchange(guard, moves, by, comment)
+            committing.set()
     except psycopg.OperationalError as error:
-        raise OpsError(
-            f"the session that swaps was ended: {first_line(error)}",
-            "look at the server's log, then launch it again: it looks anew at what is live",
-        ) from None
+        _, live, oid = moves[-1]
+        if not (committing.is_set() and guard.closed and was_swapped(postgres, session, live, oid)):
+            raise OpsError(
+                f"the session that swaps was ended: {first_line(error)}",
+                "nothing was swapped; look at the server's log, then launch it again",
+            ) from None
     failpoint("swap: after commit")
     return time.monotonic() - started
 
 
-def _exchange(postgres: Postgres, guard: Connection, moves: list[tuple[str, str, int]], by: str) -> None:
-    with guard.transaction(), _ending_sessions(postgres, [move[0] for move in moves]):
-        _require_identity(guard, moves)
-        for number, (old, new, _) in enumerate(moves, 1):
-            failpoint(f"swap: before rename {number}")
-            _rename(guard, old, new)
-            failpoint(f"swap: after rename {number}")
-        if len(moves) == 2:
-            _label(guard, kept=moves[0][1], live=moves[1][1], by=by)
-        failpoint("swap: before commit")
+def _exchange(guard: Connection, moves: list[tuple[str, str, int]], by: str, comment: str | None) -> None:
+    _require_identity(guard, moves)
+    for number, (old, new, _) in enumerate(moves, 1):
+        failpoint(f"swap: before rename {number}")
+        _rename(guard, old, new)
+        failpoint(f"swap: after rename {number}")
+    if len(moves) == 2:
+        _label(guard, kept=moves[0][1], live=moves[1][1], by=by)
+    if comment is not None:
+        live = sql.Identifier(moves[-1][1])
+        guard.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(live, comment or None))
+    failpoint("swap: before commit")
 
 
 def _require_identity(connection: Connection, moves: list[tuple[str, str, int]]) -> None:
@@ -207,42 +208,3 @@ def _label(connection: Connection, *, kept: str, live: str, by: str) -> None:
 
 
 _COMMENT = "SELECT coalesce(shobj_description(oid, 'pg_database'), '') FROM pg_database WHERE datname = %s"
-
-
-def writes_of(connection: Connection, database: str) -> int:
-    """Rows written in a database since its statistics began."""
-    rows = execute(
-        connection,
-        "SELECT tup_inserted + tup_updated + tup_deleted FROM pg_stat_database WHERE datname = %s",
-        database,
-    )
-    return int(rows[0][0]) if rows else 0
-
-
-@probe
-def read_writes(postgres: Postgres, database: str) -> int:
-    """See `writes_of`."""
-    with postgres.connect() as connection:
-        return writes_of(connection, database)
-
-
-@probe
-def find_superseded(postgres: Postgres) -> tuple[Superseded, ...]:
-    """The databases that restores replaced, newest first."""
-    base = name_beside(postgres.database, "__old_00000000_000000").removesuffix("__old_00000000_000000")
-    with postgres.connect() as connection:
-        rows = execute(
-            connection,
-            "SELECT datname, pg_database_size(oid), coalesce(shobj_description(oid, 'pg_database'), '') "
-            "FROM pg_database WHERE starts_with(datname, %s) ORDER BY right(datname, 15) DESC",
-            base + "__old_",
-        )
-    return tuple(_superseded(*row) for row in rows if KEPT.search(str(row[0])))
-
-
-def _superseded(name: str, size: int, label: str) -> Superseded:
-    try:
-        told = json.loads(label)
-        return Superseded(name, size, told["superseded"], told["by"], int(told["writes"]), told["comment"])
-    except (ValueError, KeyError, TypeError):
-        return Superseded(name, size, "unknown", "unknown", -1, label)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from psycopg import sql
+from psycopg import errors, sql
 
 from blocks.postgres import Connection, execute
 from runbook.errors import VerificationFailed
@@ -49,6 +49,40 @@ def require_references(dangling: Sequence[Dangling]) -> None:
             if also
             else "the backup itself breaks this key; nothing was changed",
         )
+
+
+def require_deferrable(connection: Connection, tables: Sequence[Table]) -> None:
+    """Deferrable constraints are checked by triggers, which do not fire while rows are replaced. So PostgreSQL builds
+    each anew over the same rows, in a table that is gone with the transaction.
+
+    Raises:
+        VerificationFailed: rows break one.
+    """
+    found = execute(connection, _DEFERRABLE, [table.oid for table in tables])
+    for number, (name, definition, schema, relation, only) in enumerate(found):
+        rows = sql.Identifier(f"checking_{number}")
+        copy = sql.SQL("CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT * FROM {} {}")
+        connection.execute(copy.format(rows, sql.SQL("ONLY" if only else ""), sql.Identifier(schema, relation)))
+        try:
+            statement = sql.SQL("ALTER TABLE pg_temp.{} ADD {}")
+            connection.execute(statement.format(rows, sql.SQL(definition)))
+        except errors.IntegrityError as error:
+            raise VerificationFailed(
+                f"rows would break the deferrable constraint {name}: {error.diag.message_primary}",
+                "it is newer than these rows: drop it meanwhile, correct them, and add it again; nothing was changed",
+            ) from None
+
+
+# A partition's are asked of its parent, but for those that it has alone.
+_DEFERRABLE = """
+SELECT format('%%I of %%s', con.conname, con.conrelid::regclass), pg_get_constraintdef(con.oid), n.nspname, c.relname,
+       c.relkind <> 'p'
+FROM pg_constraint con JOIN pg_class c ON c.oid = con.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE con.condeferrable AND con.contype IN ('p', 'u', 'x') AND con.conparentid = 0 AND con.conrelid IN (
+    SELECT coalesce(t.relid::oid, chosen)
+    FROM unnest(%s::oid[]) AS chosen LEFT JOIN LATERAL pg_partition_tree(chosen::regclass) t ON true)
+ORDER BY con.oid
+"""
 
 
 def require_equal(connection: Connection, wanted: Sequence[tuple[Table, TableSum]]) -> None:

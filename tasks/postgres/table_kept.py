@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -30,7 +31,7 @@ class Kept:
 @dataclass(frozen=True)
 class SupersededTable:
     """Old rows of `table` (quoted, as `name`), replaced at `since` by `backup`; `stamp` is the same for all tables that
-    were replaced together."""
+    were replaced `together` (as they were called; nothing where an older version of this project labelled them)."""
 
     oid: int
     schema: str
@@ -40,6 +41,7 @@ class SupersededTable:
     since: str
     backup: str
     stamp: str
+    together: tuple[str, ...]
     bytes: int
 
 
@@ -62,7 +64,9 @@ def free_stamp(postgres: Postgres) -> str:
     return until(free, what="a free name for the old rows", seconds=5)
 
 
-def keep_rows(connection: Connection, table: Table, stamp: str, by: str, *, published: bool) -> Kept:
+def keep_rows(
+    connection: Connection, table: Table, stamp: str, by: str, together: Sequence[str], *, published: bool
+) -> Kept:
     """Copy a live table's rows, within the transaction that replaces them. Nobody but the table's owner may read them.
 
     Where a publication takes in every new table its subscribers would have to have it: a table that is made unlogged
@@ -83,7 +87,8 @@ def keep_rows(connection: Connection, table: Table, stamp: str, by: str, *, publ
         role = sql.Identifier(str(grantee)) if grantee else sql.SQL("PUBLIC")
         connection.execute(sql.SQL("REVOKE ALL ON TABLE {} FROM {}").format(name, role))
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    label = json.dumps({"superseded": now, "by": by, "table": table.name, "set": stamp}, ensure_ascii=False)
+    told = {"superseded": now, "by": by, "table": table.name, "set": stamp, "tables": list(together)}
+    label = json.dumps(told, ensure_ascii=False)
     connection.execute(sql.SQL("COMMENT ON TABLE {} IS {}").format(name, label))
     return Kept(name.as_string(connection), rows)
 
@@ -118,9 +123,10 @@ WHERE c.relkind = 'r' AND c.relname ~ '_old_[0-9]{8}_[0-9]{6}$' AND obj_descript
 """
 
 
-def _told(label: str) -> tuple[str, str, str, str] | None:
+def _told(label: str) -> tuple[str, str, str, str, tuple[str, ...]] | None:
     try:
         told = json.loads(label)
-        return str(told["table"]), str(told["superseded"]), str(told["by"]), str(told["set"])
-    except (ValueError, KeyError, TypeError):
+        together = tuple(str(name) for name in told.get("tables", ()))
+        return str(told["table"]), str(told["superseded"]), str(told["by"]), str(told["set"]), together
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -22,8 +22,15 @@ from runbook.log import logger
 from runbook.permit import Permit
 from tasks.postgres.content import TableSum
 from tasks.postgres.copy import Copy
+from tasks.postgres.masking import described
 from tasks.postgres.session import pin, pinned
-from tasks.postgres.table_checks import advance, require_equal, require_references, require_unchanged
+from tasks.postgres.table_checks import (
+    advance,
+    require_deferrable,
+    require_equal,
+    require_references,
+    require_unchanged,
+)
 from tasks.postgres.table_kept import keep_rows
 from tasks.postgres.table_scratch import REPLACE_ROWS
 from tasks.postgres.table_ties import Dangling, Ties, find_dangling
@@ -94,7 +101,7 @@ def swap_rows(
     """
     _require(permit, [pair for pair, _ in pairs])
     with _writing(postgres, order.stamp) as connection:
-        with pinned(postgres, scratch.database) as reading:
+        with pinned(postgres, scratch.database) as reading, _explaining(connection, order.stamp):
             replacements = [
                 Replacement(pair, expected, "pg_temp", _stage(connection, reading, pair, number))
                 for number, (pair, expected) in enumerate(pairs)
@@ -127,17 +134,23 @@ def _writing(postgres: Postgres, stamp: str) -> Iterator[Connection]:
         execute(connection, "SET default_transaction_read_only = off")
         execute(connection, "SET session_replication_role = replica")
         execute(connection, "SET client_connection_check_interval = '2s'")
-        try:
+        with _explaining(connection, stamp):
             yield connection
-        except psycopg.Error as error:
-            raise _explained(error, stamp if connection.broken else "") from None
+
+
+@contextmanager
+def _explaining(connection: Connection, stamp: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as error:
+        raise _explained(error, stamp if connection.broken else "") from None
 
 
 def _explained(error: psycopg.Error, stamp: str) -> OpsError:
-    said = "; ".join(filter(None, (error.diag.message_primary, error.diag.message_detail))) or str(error).strip()
+    said = described(error)
     if stamp:  # whether its commit came through is not known
         return OpsError(
-            f"the session that replaces the rows was ended: {said.splitlines()[0]}",
+            f"the session that replaces the rows was ended: {said}",
             f"look for tables named …_old_{stamp}: if they are there the rows were replaced, do not restore again; if "
             "not, nothing was changed, launch this again",
         )
@@ -232,8 +245,9 @@ def _in_transaction(
     connection: Connection, replacements: Sequence[Replacement], order: Order
 ) -> tuple[tuple[Replaced, ...], tuple[str, ...], tuple[Dangling, ...]]:
     require_unchanged(connection, [one.pair.live for one in replacements], order.ties)
-    kept = [keep_rows(connection, one.pair.live, order.stamp, order.by, published=order.ties.publishes_new_tables)
-            for one in replacements]  # fmt: skip
+    live, published = [one.pair.live for one in replacements], order.ties.publishes_new_tables
+    names = [table.name for table in live]
+    kept = [keep_rows(connection, table, order.stamp, order.by, names, published=published) for table in live]
     failpoint("tables: kept")
     for one, old in zip(replacements, kept, strict=True):
         deleted = connection.execute(sql.SQL("DELETE FROM {}").format(one.pair.live.rows_of)).rowcount
@@ -248,6 +262,7 @@ def _in_transaction(
     failpoint("tables: inserted")
     dangling = tuple(find_dangling(connection, order.ties.keys))
     require_references(dangling)
+    require_deferrable(connection, [one.pair.live for one in replacements])
     require_equal(connection, [(one.pair.live, one.expected) for one in replacements])
     # The last step: no rollback takes it back.
     advanced = tuple(name for one in order.ties.sequences if (name := advance(connection, one)))

@@ -117,6 +117,18 @@ WHERE inhrelid IN (TABLE chosen) OR inhparent IN (TABLE chosen)
 UNION ALL
 SELECT format('partition %%s is a foreign table: its rows are on another server', c.oid::regclass)
 FROM pg_class c JOIN chosen ON chosen.oid = c.oid WHERE c.relkind = 'f'
+UNION ALL
+SELECT format('%%s is published with its deletions and does not have a replica identity: '
+              'ALTER TABLE … REPLICA IDENTITY FULL', c.oid::regclass)
+FROM pg_class c JOIN chosen ON chosen.oid = c.oid
+WHERE c.relkind = 'r' AND c.relreplident <> 'f' AND NOT EXISTS (
+    SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate
+        AND CASE c.relreplident WHEN 'd' THEN i.indisprimary WHEN 'i' THEN i.indisreplident END)
+  AND EXISTS (
+    SELECT FROM pg_publication_tables t JOIN pg_publication p ON p.pubname = t.pubname AND p.pubdelete
+    JOIN pg_namespace n ON n.nspname = t.schemaname
+    JOIN pg_class named ON named.relnamespace = n.oid AND named.relname = t.tablename
+    WHERE named.oid = c.oid OR named.oid IN (SELECT relid FROM pg_partition_ancestors(c.oid)))
 ORDER BY 1
 """
 # Copies of a key on partitions have a parent; a key that is not enforced (18) promises nothing.

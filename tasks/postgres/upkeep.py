@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +16,21 @@ from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.progress import Done
 from runbook.render import size
-from tasks.host import disk_of
+from tasks.host import disk_on
 
 LOCK_SECONDS = 10
 MOST_SHOWN = 50
-LOCAL = ("localhost", "127.0.0.1", "::1", "")
-# The last one ends the work of a run that was killed: else it would hold its locks until it is done.
-SESSION = {
+# A database's own (ALTER DATABASE … SET) are for its clients.
+NO_TIMEOUTS = {
     "statement_timeout": "0",
+    "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
     "transaction_timeout": "0",
+}
+# The last one ends the work of a run that was killed: else it would hold its locks until it is done.
+SESSION = {
+    **NO_TIMEOUTS,
     "search_path": "",
     "TimeZone": "UTC",
     "client_connection_check_interval": "2s",
@@ -53,18 +57,40 @@ def upkeep_session(postgres: Postgres, lock_seconds: float = 0) -> Iterator[Conn
     """
     lock_seconds = lock_seconds or LOCK_SECONDS
     with postgres.connect(postgres.database) as connection:
-        settings = {**SESSION, "lock_timeout": f"{int(lock_seconds * 1000)}ms"}
-        execute(
-            connection,
-            "SELECT set_config(s.name, p.value, false) FROM unnest(%s::text[], %s::text[]) AS p(name, value) "
-            "JOIN pg_catalog.pg_settings s ON s.name = p.name",
-            list(settings),
-            list(settings.values()),
-        )
+        set_known(connection, {**SESSION, "lock_timeout": f"{int(lock_seconds * 1000)}ms"})
         try:
             yield connection
         except psycopg.Error as error:
             raise as_ops_error(error, lock_seconds) from None
+
+
+def set_known(connection: Connection, settings: Mapping[str, str]) -> str:
+    """Set what of these this server's version knows; returns the same for a program's PGOPTIONS."""
+    rows = execute(
+        connection,
+        "SELECT s.name, p.value, set_config(s.name, p.value, false) "
+        "FROM unnest(%s::text[], %s::text[]) AS p(name, value) "
+        "JOIN pg_catalog.pg_settings s ON lower(s.name) = lower(p.name)",
+        list(settings),
+        list(settings.values()),
+    )
+    return " ".join(f"-c {name}={value}" for name, value, _ in rows)
+
+
+@contextmanager
+def refusals(connection: Connection, lock_seconds: float = 0) -> Iterator[None]:
+    """What PostgreSQL refuses in the block, as something an operator can act on. That the session broke off, or that a
+    standby's recovery cancelled it, is told by its own block (`Postgres.connect`).
+
+    Raises:
+        OpsError: a lock was not to be had within the session's `lock_timeout`, or a statement was refused.
+    """
+    try:
+        yield
+    except psycopg.Error as error:
+        if connection.broken or isinstance(error, errors.SerializationFailure):
+            raise
+        raise as_ops_error(error, lock_seconds) from None
 
 
 def as_ops_error(error: psycopg.Error, lock_seconds: float = 0) -> OpsError:
@@ -75,7 +101,18 @@ def as_ops_error(error: psycopg.Error, lock_seconds: float = 0) -> OpsError:
             return OpsError(f"a lock was not to be had within {lock_seconds or LOCK_SECONDS:g} s: {said}", LOCKED_HINT)
         case errors.QueryCanceled() | errors.AdminShutdown():
             return OpsError(f"somebody ended it: {said}", "ask why, and launch it again: it ends well")
-        case psycopg.OperationalError():
+        case errors.DiskFull():
+            return OpsError(f"the disk is full: {said}", "free space there, and launch this again")
+        case errors.IoError():
+            return OpsError(
+                f"the server cannot read or write a file: {said}",
+                "look at the disk (dmesg, the server's log); check-corruption tells what of the database is hit",
+            )
+        case errors.DeadlockDetected():
+            return OpsError(f"another session stood in the way, and this one in its: {said}", "launch it again")
+        case errors.SerializationFailure():  # by a standby's recovery
+            return Unreachable(f"it was cancelled: {said}", "launch it again; hot_standby_feedback = on prevents it")
+        case psycopg.OperationalError() if (error.sqlstate or "08").startswith(("08", "57P")):
             return Unreachable(f"the server went away: {said}", "start it, look at its log, and launch this again")
     return OpsError(f"PostgreSQL refuses: {said}", "correct that, and launch this again")
 
@@ -97,12 +134,8 @@ def read_space(postgres: Postgres, tablespaces: Sequence[str] = ()) -> tuple[Spa
 
 
 def _space(postgres: Postgres, path: str) -> Space:
-    try:
-        if postgres.host not in LOCAL or not Path(path).exists():
-            return Space(path, -1)
-        return Space(path, disk_of(Path(path)).free_bytes)
-    except (OSError, OpsError):
-        return Space(path, -1)
+    disk = disk_on(postgres.host, Path(path))
+    return Space(path, disk.free_bytes if disk else -1)
 
 
 def resolve(wanted: Sequence[str], known: Sequence[tuple[str, str, str]], what: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -61,11 +62,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Vacuumed:
-    """What became of one table: its seconds, or why not."""
+    """What became of one table: its seconds, or why not; what PostgreSQL warned of where it did it."""
 
     name: str
     seconds: float
     failed: str = ""
+    warned: str = ""
     hint: str = ""
 
 
@@ -166,11 +168,15 @@ def _stop(waiting: Iterator[Table], sessions: list[Connection]) -> None:
 
 
 def _vacuum(connection: Connection, table: Table, mode: Mode) -> Vacuumed:
-    warnings: list[str] = []  # without the right to it PostgreSQL skips a table with a warning, and succeeds
+    skipped: list[str] = []  # without the right to it PostgreSQL skips a table with a warning, and succeeds
+    warned: list[str] = []
+    hints: list[str] = []
 
     def hear(notice: errors.Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":
-            warnings.append(notice.message_primary or "")
+            said = notice.message_primary or ""
+            (skipped if _SKIPPED.search(said) else warned).append(said)
+            hints.append(notice.message_hint or "")
 
     connection.add_notice_handler(hear)
     started = time.monotonic()
@@ -181,16 +187,20 @@ def _vacuum(connection: Connection, table: Table, mode: Mode) -> Vacuumed:
     except (errors.QueryCanceled, errors.AdminShutdown):
         raise
     except errors.UndefinedTable:
-        return Vacuumed(table.name, 0, "it was dropped meanwhile", "nothing: it is gone")
+        return Vacuumed(table.name, 0, "it was dropped meanwhile", hint="nothing: it is gone")
     except psycopg.Error as error:
         if connection.broken:
             raise
         told = as_ops_error(error)
-        return Vacuumed(table.name, time.monotonic() - started, told.message, told.hint)
+        return Vacuumed(table.name, time.monotonic() - started, told.message, hint=told.hint)
     finally:
         connection.remove_notice_handler(hear)
-    hint = "log in as the table's owner or a superuser" if warnings else ""
-    return Vacuumed(table.name, time.monotonic() - started, "; ".join(warnings), hint)
+    hint = "log in as the table's owner or a superuser" if skipped else "; ".join(dict.fromkeys(filter(None, hints)))
+    return Vacuumed(table.name, time.monotonic() - started, "; ".join(skipped), "; ".join(warned), hint)
+
+
+# PostgreSQL gives these no SQLSTATE of their own; a server with lc_messages=ja_JP says them in Japanese.
+_SKIPPED = re.compile("skipping|スキップ")
 
 
 def tell_progress(postgres: Postgres, finished: int, tables: int) -> Done:

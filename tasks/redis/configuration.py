@@ -5,8 +5,10 @@ https://valkey.io/topics/valkey.conf/
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ _SECRET = re.compile(
     r"|rename-command\s+\S+))\s+\S.*$",
     re.IGNORECASE,
 )
+_FOLLOWS = re.compile(r"^\s*(?:replicaof|slaveof)\s", re.IGNORECASE)
 _USER = re.compile(r"^\s*user\s", re.IGNORECASE)
 # ACL rules: >password, <password, #sha256, !sha256 (https://valkey.io/topics/acl/).
 _USER_SECRET = re.compile(r"""(?<=\s)(?:"([><#!])[^"]*"|'([><#!])[^']*'|([><#!])\S+)""")
@@ -66,6 +69,30 @@ def read_configuration(path: Path) -> Configuration:
     files: list[Path] = []
     settings = dict(_settings(path, files))
     return Configuration(tuple(files), settings)
+
+
+def follow_nobody(path: Path) -> None:
+    """Take `replicaof` out of a configuration file, as CONFIG REWRITE would: a failover writes it there, and a server
+    that starts with it throws its data away for its master's.
+
+    Raises:
+        OpsError: the file cannot be written, or an included one says it.
+    """
+    if not read_configuration(path).replica_of:
+        return
+    text = _text(path)
+    kept = "".join(line for line in text.splitlines(keepends=True) if not _FOLLOWS.match(line))
+    partial = path.with_name(path.name + ".new")
+    try:
+        partial.write_text(kept, encoding="utf-8", errors="surrogateescape")
+        shutil.copystat(path, partial)
+        if os.geteuid() == 0:
+            os.chown(partial, path.stat().st_uid, path.stat().st_gid)
+        partial.replace(path)
+    except OSError as error:
+        raise OpsError(f"{path} cannot be written: {error.strerror}", "take the line replicaof out of it") from None
+    if still := read_configuration(path).replica_of:
+        raise OpsError(f"a file that {path} includes says replicaof {still}", "take that line out of it")
 
 
 def _settings(path: Path, files: list[Path]) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import redis
 
 from blocks.redis import Redis
 from runbook.errors import OpsError, Unreachable, VerificationFailed
@@ -22,8 +20,6 @@ from tasks.redis.configuration import Configuration, read_configuration
 from tasks.redis.content import RedisContent
 from tasks.redis.scratch import refuse_empty, scratch_server
 from tasks.redis.server import (
-    at_once,
-    call,
     connected,
     family,
     key_counts,
@@ -33,6 +29,7 @@ from tasks.redis.server import (
     version_of,
 )
 from tasks.redis.snapshot import RDB
+from tasks.redis.surroundings import Surroundings
 
 # The RDB as the AOF's base, the RDB that is written after the drop, and the log of the drop.
 COPIES = 2.2
@@ -58,6 +55,7 @@ class RedisFitness:
     live_keys: dict[int, int] | None
     copy_bytes: int
     load_seconds: float
+    around: Surroundings
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -66,7 +64,7 @@ class RedisFitness:
 
 
 @probe
-def judge_redis_backup(block: Redis, backup: Backup) -> RedisFitness:
+def judge_redis_backup(block: Redis, backup: Backup, around: Surroundings) -> RedisFitness:
     """Everything that can be told without stopping or changing anything. The RDB is really loaded (a scratch server):
     that is the only answer to "can this server read it". Problems are returned, not raised.
     """
@@ -81,11 +79,11 @@ def judge_redis_backup(block: Redis, backup: Backup) -> RedisFitness:
         found.append(loads)
     found += _place(block, copy_bytes)
     found += _memory(content)
-    found += _configuration(block)
+    found += _configuration(block, around)
     live, keys = _live(block, program.value)
     found += live
-    found += _sentinels(block)
-    return RedisFitness(tuple(found), keys, copy_bytes, seconds)
+    found += _around(around)
+    return RedisFitness(tuple(found), keys, copy_bytes, seconds, around)
 
 
 def _program(block: Redis) -> Precondition:
@@ -152,14 +150,14 @@ def _memory(content: RedisContent) -> Iterator[Precondition]:
     )
 
 
-def _configuration(block: Redis) -> Iterator[Precondition]:
+def _configuration(block: Redis, around: Surroundings) -> Iterator[Precondition]:
     name = "configuration"
     try:
         found = read_configuration(Path(block.config_file))
     except OpsError as error:
         yield Precondition(name, False, "put it back: backups carry a copy without secrets", error.message)
         return
-    wrong = _wrong_setting(block, found)
+    wrong = _wrong_setting(block, found, around)
     yield Precondition(name, not wrong, wrong[1] if wrong else "", wrong[0] if wrong else str(block.config_file))
     password = found.get("requirepass")
     if password and password != block.password.get_secret_value():
@@ -171,13 +169,13 @@ def _configuration(block: Redis) -> Iterator[Precondition]:
         )
 
 
-def _wrong_setting(block: Redis, found: Configuration) -> tuple[str, str] | None:
+def _wrong_setting(block: Redis, found: Configuration, around: Surroundings) -> tuple[str, str] | None:
     live, told = live_directory(block), found.get("dir")
     if told and Path(told).is_absolute() and Path(told).resolve() != live:
         return f"{block.config_file} says dir {told}, the environment {live}", "correct [redis] data_directory"
     if found.get("cluster-enabled", "no").lower() == "yes":
         return "the server is a node of a cluster", "this restore is for a single server"
-    if found.replica_of:
+    if found.replica_of and around.is_alone:
         return f"the server is a replica of {found.replica_of}", "restore its master, or make this one the master first"
     acl = Path(found.get("aclfile") or block.config_file)
     if not (live / acl).exists():
@@ -188,29 +186,13 @@ def _wrong_setting(block: Redis, found: Configuration) -> tuple[str, str] | None
 def _live(block: Redis, program: str) -> tuple[list[Precondition], dict[int, int] | None]:
     try:
         with connected(block) as client:
-            info = client.info("replication")
             keys = {number: counts[0] for number, counts in key_counts(client).items()}
             version = version_of(client)
     except Unreachable:
         return [Precondition("the server", True, value="down: a reason to restore, no obstacle")], None
     except OpsError as error:
         return [Precondition("the server", False, error.hint, error.message)], None
-    replicas = int(info.get("connected_slaves", 0))
     return [
-        Precondition(
-            "role",
-            info["role"] == "master",
-            f"restore its master {info.get('master_host')}:{info.get('master_port')} instead",
-            str(info["role"]),
-            "master",
-        ),
-        Precondition(
-            "replicas",
-            replicas == 0,
-            "detach them first (REPLICAOF NO ONE on each): they would copy whatever this server starts with",
-            str(replicas),
-            "0",
-        ),
         Precondition(
             "version of the running server",
             version == program,
@@ -222,25 +204,27 @@ def _live(block: Redis, program: str) -> tuple[list[Precondition], dict[int, int
     ], keys
 
 
-def _sentinels(block: Redis) -> Iterator[Precondition]:
-    for address in block.sentinels:
-        host, _, port = address.rpartition(":")
-        client = at_once(redis.Redis(host, int(port), socket_connect_timeout=3, socket_timeout=3))
-        name = f"Sentinel {address}"
-        with contextlib.closing(client):
-            try:
-                master = call(client, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", block.sentinel_master)
-            except redis.RedisError as error:
-                yield Precondition(
-                    name, False, "make sure that it stays away until the restore is verified",
-                    f"does not answer ({type(error).__name__})", blocks=False,
-                )  # fmt: skip
-                continue
+def _around(around: Surroundings) -> Iterator[Precondition]:
+    """Replicas and Sentinels that can be taken off are no obstacle; those that cannot may work against the restore."""
+    yield Precondition(
+        "Sentinels agree on the master",
+        not around.disagreement,
+        "wait until a failover has ended; SENTINEL RESET on those that are wrong",
+        around.disagreement or around.master or "none watches it",
+    )
+    yield Precondition(
+        "other servers of the data set",
+        not around.dangerous,
+        "start it, or stop it for good: clients may still write to it, and what they write would be lost unseen",
+        f"{', '.join(around.dangerous)} cannot be reached" if around.dangerous else ", ".join(around.others) or "none",
+        "all can be reached, or are held for dead by the Sentinels",
+    )
+    if around.silent:
         yield Precondition(
-            name,
-            not master,
-            f"SENTINEL REMOVE {block.sentinel_master} on every Sentinel first, and register it again after the restore:"
-            " it would fail over while the server is stopped, and make the restored one a slave of the bad data",
-            f"watches {block.sentinel_master}" if master else "does not watch this master",
-            "does not watch this master",
+            "Sentinels that do not answer",
+            False,
+            "make sure that they stay away until the restore is verified",
+            ", ".join(around.silent),
+            "none",
+            blocks=False,
         )

@@ -53,7 +53,7 @@ def read_content(client: redis.Redis, sidecar: Path) -> RedisContent:
     began = time.time_ns() // 1_000_000
     databases = {}
     with gzip.open(sidecar, "wb", compresslevel=1) as out, held_still(client):
-        volatile = _volatile_databases(client)
+        volatile = volatile_databases(client)
         for number, (keys, expires) in sorted(key_counts(client).items()):
             databases[number] = _read_database(client, number, number in volatile, keys, expires, out)
         functions = _functions(client)
@@ -101,11 +101,11 @@ class _Sums:
             persistent_digest=f"{self.digest % 2**128:032x}",
             expiring_keys=self.expiring,
             expiring_fields=self.fields,
-            prefixes={_shown(name): number for name, number in biggest},
+            prefixes={shown(name): number for name, number in biggest},
         )
 
 
-def _shown(name: bytes) -> str:
+def shown(name: bytes) -> str:
     text = name.decode(errors="backslashreplace")
     return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
 
@@ -154,7 +154,7 @@ def drop_prefixes(client: redis.Redis, prefixes: Sequence[str]) -> dict[str, int
     return dropped
 
 
-def _volatile_databases(client: redis.Redis) -> set[int]:
+def volatile_databases(client: redis.Redis) -> set[int]:
     """Databases with fields that expire (Valkey 9: keys_with_volatile_items; Redis 7.4: subexpiry)."""
     found = set()
     for name, counts in client.info("keyspace").items():

@@ -1,14 +1,11 @@
-"""Lua that runs in a scratch server: what a page of keys holds, hashed by its logical content.
+"""Lua that reads what keys hold, hashed by their logical content: whole pages of a scratch server, or named keys.
 
 DUMP's bytes are not canonical (the same set has several encodings), so members are sorted, every part is written with
 its length before it (binary-safe), and physical facts (encodings, radix trees, idle times) are left out. Time stands
 still within a script, so that a key cannot expire between two calls.
 """
 
-READ_PAGE = r"""
-local db, cursor, count, volatile = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
-redis.call('SELECT', db)
-local page = redis.call('SCAN', cursor, 'COUNT', count)
+VALUES = r"""
 local concat, sort, format = table.concat, table.sort, string.format
 
 local function part(s) return #s .. ':' .. s end
@@ -91,7 +88,18 @@ readers['stream'] = function(key, out)
     end
   end
 end
+"""
+"""The readers of every type, which add what a value holds to a list. They expect `db` and `volatile`, and give `lines`:
+fields that expire are entries of their own."""
 
+READ_PAGE = (
+    r"""
+local db, cursor, count, volatile = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
+redis.call('SELECT', db)
+local page = redis.call('SCAN', cursor, 'COUNT', count)
+"""
+    + VALUES
+    + r"""
 local lanes, untimed, persistent, live = {0, 0, 0, 0}, 0, 0, 0
 local unknown, prefixes = {}, {}
 for _, key in ipairs(page[2]) do
@@ -122,6 +130,48 @@ local counted = {}
 for prefix, number in pairs(prefixes) do counted[#counted + 1] = prefix; counted[#counted + 1] = number end
 return {page[1], untimed, persistent, live, lanes, concat(lines), counted, unknown}
 """
+)
+
+DIGESTS = (
+    r"""
+local db, volatile, most = ARGV[1], ARGV[2] == '1', tonumber(ARGV[3])
+redis.call('SELECT', db)
+"""
+    + VALUES
+    + r"""
+-- A live server sorts by its own locale: there a sum that no order changes stands for what is sorted elsewhere.
+sort = function(items)
+  local sums, number = {0, 0, 0}, #items
+  for i = number, 1, -1 do
+    local hex = redis.sha1hex(items[i])
+    for lane = 1, 3 do
+      sums[lane] = (sums[lane] + tonumber(string.sub(hex, lane * 12 - 11, lane * 12), 16)) % 281474976710656
+    end
+    items[i] = nil
+  end
+  if number > 0 then items[1] = number .. ':' .. whole(sums[1]) .. ':' .. whole(sums[2]) .. ':' .. whole(sums[3]) end
+end
+local answers = {}
+for i = 4, #ARGV do
+  local key = ARGV[i]
+  local kind = redis.call('TYPE', key).ok
+  if kind == 'none' then answers[#answers + 1] = ''
+  elseif not readers[kind] then answers[#answers + 1] = '?' .. kind
+  elseif redis.call('MEMORY', 'USAGE', key) > most then answers[#answers + 1] = '+' .. kind
+  else
+    local at = redis.call('PEXPIRETIME', key)
+    local out = {part(key), kind, whole(at)}
+    readers[kind](key, out, at)
+    sort(lines)
+    answers[#answers + 1] = digest({digest(out), concat(lines)})
+    for n = #lines, 1, -1 do lines[n] = nil end
+  end
+end
+return answers
+"""
+)
+"""A digest of each key that is named, with its time; `+type` where it takes more than `most` bytes of memory, `?type`
+where it cannot be read, empty where it is not there."""
 
 DROP_PAGE = r"""
 redis.call('SELECT', ARGV[1])

@@ -6,9 +6,11 @@ https://valkey.io/topics/sentinel/
 from __future__ import annotations
 
 import contextlib
+import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import redis
 
@@ -16,7 +18,12 @@ from blocks.redis import Redis
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.log import logger
-from tasks.redis.server import at_once, call
+from tasks.redis.server import at_once, call, family, version_of
+
+How = Literal["coordinated", "forced", "under way"]
+COORDINATED_SINCE = 9
+_UNABLE = frozenset({"s_down", "o_down", "disconnected"})
+_UNCOORDINATED = re.compile(r"wrong number of arguments|NOGOODPRIMARY|Unknown failover option|syntax", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,8 @@ class Follower:
     link_up: bool
     priority: int
     offset: int
+    link_down_seconds: float = 0.0
+    run_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,11 +52,37 @@ class SentinelView:
     can_decide: bool = False
     followers: tuple[Follower, ...] = ()
     settings: dict[str, int] = field(default_factory=dict)
+    down_seconds: float = 0.0
+    master_since_seconds: float = 0.0
 
     @property
     def answers(self) -> bool:
         """Whether it could be asked."""
         return not self.problem
+
+    @property
+    def in_progress(self) -> bool:
+        """Whether it is carrying out a failover."""
+        return "failover_in_progress" in self.flags
+
+    @property
+    def sees_down(self) -> bool:
+        """Whether the master does not answer it."""
+        return bool(self.flags & {"s_down", "o_down"})
+
+    @property
+    def promotable(self) -> tuple[Follower, ...]:
+        """Whom it would promote, best first, by its own rule and by what it knows (seconds old).
+
+        https://valkey.io/topics/sentinel/#replica-selection-and-priority
+        """
+        patience = 10 * self.settings.get("down-after-milliseconds", 30_000) / 1000 + self.down_seconds
+        able = [
+            found
+            for found in self.followers
+            if not found.flags & _UNABLE and found.priority and found.link_down_seconds <= patience
+        ]
+        return tuple(sorted(able, key=lambda found: (found.priority, -found.offset, found.run_id)))
 
 
 @dataclass(frozen=True)
@@ -74,6 +109,11 @@ class Watch:
         """The address on which all that answer agree; "" where they do not, watch none, or none answers."""
         return next(iter(self.masters)) if len(self.masters) == 1 else ""
 
+    @property
+    def majority(self) -> int:
+        """How many a failover needs: the quorum, and more than half of all that know each other."""
+        return max((max(view.quorum, (view.others + 1) // 2 + 1) for view in self.answering), default=1)
+
     def told(self) -> str:
         """Who says what, for people."""
         return "; ".join(f"{master or 'no master'} by {', '.join(who)}" for master, who in self.masters.items())
@@ -94,22 +134,27 @@ def ask_sentinels(block: Redis) -> Watch:
 
 
 def find_master(block: Redis) -> Redis:
-    """The server that is the master now, by all Sentinels that answer; the configured one where there are none.
+    """The server that is the master now, by all Sentinels that watch one; the configured one where there are none.
 
     Raises:
         OpsError: they name different masters.
     """
-    watch = ask_sentinels(block)
-    if len(watch.masters) > 1:
+    return master_by(block, ask_sentinels(block))
+
+
+def master_by(block: Redis, watch: Watch) -> Redis:
+    """See `find_master`; of a watch that was read before."""
+    named = [master for master in watch.masters if master]
+    if len(named) > 1:
         raise OpsError(
             f"the Sentinels do not agree on the master: {watch.told()}",
             "wait until a failover has ended; SENTINEL RESET on those that are wrong",
         )
-    if not watch.master:
+    if not named:
         if block.sentinels:
             logger().warning("no Sentinel names a master of %s: taking %s", block.sentinel_master, block.address)
         return block
-    return block.at(watch.master)
+    return block.at(named[0])
 
 
 def _ask(block: Redis, address: str) -> SentinelView:
@@ -122,12 +167,14 @@ def _ask(block: Redis, address: str) -> SentinelView:
             return SentinelView(
                 address,
                 master=f"{state['ip']}:{state['port']}",
-                flags=frozenset(str(state["flags"]).split(",")),
+                flags=_flags(state),
                 quorum=int(state["quorum"]),
                 others=int(state["num-other-sentinels"]),
                 can_decide=_can_decide(client, block.sentinel_master),
                 followers=tuple(followers),
                 settings={name: int(state[name]) for name in SETTINGS if name in state},
+                down_seconds=int(state.get("s-down-time", 0)) / 1000,
+                master_since_seconds=int(state.get("role-reported-time", 0)) / 1000,
             )
         except redis.RedisError as error:
             return SentinelView(address, problem=f"{type(error).__name__}: {error}"[:200])
@@ -158,8 +205,61 @@ def _can_decide(client: redis.Redis, name: str) -> bool:
 def _follower(found: Any) -> Follower:
     return Follower(
         address=f"{found['ip']}:{found['port']}",
-        flags=frozenset(str(found["flags"]).split(",")),
+        flags=_flags(found),
         link_up=str(found.get("master-link-status", "")) == "ok",
         priority=int(found.get("slave-priority", 100)),
         offset=int(found.get("slave-repl-offset", 0)),
+        link_down_seconds=int(found.get("master-link-down-time", 0)) / 1000,
+        run_id=str(found.get("runid", "")),
     )
+
+
+def _flags(state: Mapping[str, Any]) -> frozenset[str]:
+    """redis-py gives a string, and with RESP3 a set."""
+    flags = state["flags"]
+    return frozenset(flags.split(",") if isinstance(flags, str) else flags)
+
+
+def coordinates(block: Redis, address: str, version: str) -> bool:
+    """Whether this Sentinel can have a master of this version hand over by itself (FAILOVER): both Valkey 9 or later.
+
+    False where it does not answer.
+    """
+    try:
+        with contextlib.closing(at_once(block.sentinel(address))) as client:
+            return _hands_over(version_of(client)) and _hands_over(version)
+    except redis.RedisError:
+        return False
+
+
+def _hands_over(version: str) -> bool:
+    major = version.partition(" ")[2].partition(".")[0]
+    return family(version) == "valkey" and major.isdecimal() and int(major) >= COORDINATED_SINCE
+
+
+def begin_failover(block: Redis, address: str, *, coordinated: bool) -> How:
+    """SENTINEL FAILOVER, at one Sentinel; returns how it began. Where one is under way there, no second one is begun.
+
+    Raises:
+        OpsError: it refuses (no replica that it would promote), or does not answer.
+    """
+    words = ("SENTINEL", "FAILOVER", block.sentinel_master)
+    try:
+        with contextlib.closing(at_once(block.sentinel(address))) as client:
+            if coordinated:
+                try:
+                    call(client, *words, "COORDINATED")
+                    return "coordinated"
+                except redis.ResponseError as error:
+                    if not _UNCOORDINATED.search(str(error)):
+                        raise
+            call(client, *words)
+            return "forced"
+    except redis.ResponseError as error:
+        if "INPROG" in str(error):
+            return "under way"
+        raise OpsError(f"the Sentinel {address} refuses: {error}", "look at the replicas in the report") from None
+    except redis.RedisError as error:
+        raise OpsError(
+            f"the Sentinel {address} did not answer: {error}", "launch it again: it says who is master then"
+        ) from None

@@ -91,7 +91,7 @@ def snapshot(block: Redis, source: Source, directory: Path) -> Snapshot:
         started, taken = time.monotonic(), _save(client)
     path = directory / RDB
     _copy(source.directory / source.rdb, path, taken)
-    return Snapshot(path, taken, time.monotonic() - started, tuple(_copy_settings(block, directory)))
+    return Snapshot(path, taken, time.monotonic() - started, tuple(copy_settings(block, directory)))
 
 
 @action(idempotent=True)
@@ -102,6 +102,11 @@ def read_manifest(block: Redis, directory: Path) -> RedisContent:
     Raises:
         VerificationFailed: it cannot be loaded, or holds something that cannot be compared.
     """
+    return manifest_of(block, directory)
+
+
+def manifest_of(block: Redis, directory: Path) -> RedisContent:
+    """See `read_manifest`."""
     with scratch_server(block, directory, rdb=RDB) as client:
         found = read_content(client, directory / EXPIRING)
     with (directory / RDB).open("rb") as file:
@@ -169,7 +174,7 @@ def _copy(source: Path, target: Path, taken: datetime) -> None:
     target.chmod(0o600)
 
 
-def _copy_settings(block: Redis, directory: Path) -> list[str]:
+def copy_settings(block: Redis, directory: Path) -> list[str]:
     """Copies without secrets; returns what could not be copied, as sentences."""
     try:
         configuration = read_configuration(Path(block.config_file))

@@ -19,13 +19,26 @@ from runbook.kinds import action, probe
 from runbook.permit import Permit
 from runbook.wait import until
 from tasks.redis.copy import ACT, RedisCopy, sync_directory
-from tasks.redis.server import LOAD_SECONDS, answers, call, connected, holders, key_counts, live_directory, loaded_keys
+from tasks.redis.server import (
+    LOAD_SECONDS,
+    answers,
+    at_once,
+    call,
+    connected,
+    holders,
+    key_counts,
+    live_directory,
+    loaded_keys,
+)
 from tasks.services import Stopped
 
 SUPERSEDED = ".superseded_"
+UNDO = "put Redis data back"
 ROLE = "redis"
 STOP_SECONDS = 60.0
 SERVE_SECONDS = 60.0
+MOST_LIVES = 3
+LOG = "look at the log of the service redis"
 
 
 @dataclass(frozen=True)
@@ -60,23 +73,41 @@ def start_redis(block: Redis, services: Services) -> float:
 
     Raises:
         Unreachable: it does not serve in time.
-        OpsError: it does not start, or refuses the password.
+        OpsError: it does not start, ends while it loads, or refuses the password.
     """
-    started = time.monotonic()
+    started, start = time.monotonic(), _Start(block)
     services.start(ROLE)
-
-    def serves() -> bool:
-        with connected(block) as client:
-            return not client.info("persistence")["loading"]
-
-    until(
-        lambda: answers(block),
-        what="Redis's start",
-        seconds=SERVE_SECONDS,
-        hint=f"look at the log of the service {ROLE}",
-    )
-    until(serves, what="loading", seconds=LOAD_SECONDS, hint=f"look at the log of the service {ROLE}")
+    until(start.is_done, what="loading", seconds=LOAD_SECONDS, hint=LOG)
     return time.monotonic() - started
+
+
+class _Start:
+    """A server that comes up: it loads for as long as it takes, but does not die again and again meanwhile."""
+
+    def __init__(self, block: Redis) -> None:
+        self._block = block
+        self._lives = set[str]()
+        self._silent_since = time.monotonic()
+
+    def is_done(self) -> bool:
+        """Whether it serves.
+
+        Raises:
+            OpsError: it does not answer for a minute, ends while it loads, or refuses the password.
+        """
+        with contextlib.closing(at_once(self._block.client())) as client:
+            try:
+                info = client.info()  # also while it loads
+            except redis.RedisError as error:
+                refused = self._block.refused(error)
+                if isinstance(refused, Unreachable) and time.monotonic() - self._silent_since > SERVE_SECONDS:
+                    raise OpsError(f"Redis does not answer for {SERVE_SECONDS:.0f} s after its start", LOG) from None
+                raise refused from None
+        self._silent_since = time.monotonic()
+        self._lives.add(str(info["run_id"]))
+        if len(self._lives) > MOST_LIVES:
+            raise OpsError("Redis ends again and again while it loads its data", LOG)
+        return not info["loading"]
 
 
 @action
@@ -94,6 +125,22 @@ def swap_redis(permit: Permit, block: Redis, copy: RedisCopy) -> SwappedRedis:
     permit.require(ACT, block.data_directory)
     if not copy.comparison.is_equal:
         raise VerificationFailed("the copy is not what the backup held", copy.comparison.differences[0])
+    return _exchange(block, copy.directory)
+
+
+@action
+def swap_back(permit: Permit, block: Redis, aside: Path) -> SwappedRedis:
+    """Give a directory that was set aside the live name again; the one that has it is kept in its place.
+
+    Raises:
+        NotConfirmed: the permit does not cover that directory.
+        OpsError: the server has not exited, or a rename failed (then the live directory is back).
+    """
+    permit.require(UNDO, str(aside))
+    return _exchange(block, aside)
+
+
+def _exchange(block: Redis, incoming: Path) -> SwappedRedis:
     live = live_directory(block)
     _prove_exit(block, live, 0.0)
     kept = _free_name(live) if live.exists() else None
@@ -102,11 +149,11 @@ def swap_redis(permit: Permit, block: Redis, copy: RedisCopy) -> SwappedRedis:
         live.rename(kept)
         failpoint("redis: between renames")
     try:
-        copy.directory.rename(live)
+        incoming.rename(live)
     except OSError as error:
         if kept:
             kept.rename(live)
-        raise OpsError(f"{copy.directory} cannot be renamed: {error.strerror}", "the old data is in place") from None
+        raise OpsError(f"{incoming} cannot be renamed: {error.strerror}", "the old data is in place") from None
     sync_directory(live.parent)
     failpoint("redis: after second rename")
     return SwappedRedis(live, kept)

@@ -9,11 +9,12 @@ from typing import Any
 
 from blocks.s3 import Bucket
 from runbook.errors import OpsError, VerificationFailed
+from runbook.render import size
 from tasks.s3.requests import Refused, attempt
 from tasks.s3.upload import put
-from tasks.s3.writing import MISSING, SHA256, require_encrypted, written_with
+from tasks.s3.writing import MISSING, SHA256, require_encrypted, require_locked, written_with
 
-SMALL_BYTES = 64 * 1024 * 1024
+SMALL_BYTES = 512 * 1024 * 1024  # a manifest of files has some 250 bytes for each
 BATCH = 1000  # the protocol's limit for DeleteObjects
 
 
@@ -43,15 +44,16 @@ def read_small(bucket: Bucket, key: str) -> bytes | None:
     """A small object's content; None: it is not there.
 
     Raises:
-        VerificationFailed: it is not what its own SHA-256 says.
-        OpsError: it is larger than 64 MB, or not readable.
+        VerificationFailed: it is not what its own SHA-256 says, or larger than anything that is written so.
+        OpsError: it is not readable.
     """
 
     def read() -> tuple[dict[str, Any], bytes]:
         answer = bucket.client().get_object(Bucket=bucket.bucket, Key=bucket.key(key))
         if answer["ContentLength"] > SMALL_BYTES:
             answer["Body"].close()
-            raise OpsError(f"{key} in {bucket.where} has {answer['ContentLength']} bytes", "that is no manifest")
+            told = f"{key} in {bucket.where} has {answer['ContentLength']} bytes"
+            raise VerificationFailed(told, "that is no manifest: use another backup")
         return answer, answer["Body"].read()
 
     try:
@@ -73,9 +75,25 @@ def write_small(bucket: Bucket, key: str, content: bytes, *, lock: bool = True) 
     """Write one object in one request, replacing what is there. `lock=False`: what will be written again.
 
     Raises:
-        OpsError: refused, or the server did not encrypt or keep it as asked.
+        OpsError: too large, refused, or the server did not encrypt, lock or keep it as asked.
     """
+    require_small(len(content), key)
     put(bucket, key, content, hashlib.sha256(content).hexdigest(), lock=lock)
+    if lock and bucket.locks:
+        require_locked(bucket, key)
+
+
+def require_small(bytes_: int, what: str) -> None:
+    """That it can be read again as one small object.
+
+    Raises:
+        OpsError: it is larger.
+    """
+    if bytes_ > SMALL_BYTES:
+        raise OpsError(
+            f"{what} has {size(bytes_)}, and {size(SMALL_BYTES)} is the most that a bucket takes",
+            "divide what is backed up, or keep these backups in a directory",
+        )
 
 
 def delete(bucket: Bucket, keys: Sequence[str]) -> None:
@@ -97,15 +115,14 @@ def delete(bucket: Bucket, keys: Sequence[str]) -> None:
     _remove_emptied(bucket, {key.partition("/")[0] for key in keys if "/" in key})
 
 
-def is_versioned(bucket: Bucket) -> bool:
-    """Whether a deleted object's content stays as a version (suspended versioning keeps earlier ones too)."""
+def is_versioned(bucket: Bucket) -> bool | None:
+    """Whether a deleted object's content stays as a version (suspended versioning keeps earlier ones too). None: the
+    policy does not let that be asked."""
     client = bucket.client()
     try:
         answer = attempt(bucket, "versioning", lambda: client.get_bucket_versioning(Bucket=bucket.bucket))
     except Refused as error:
-        if error.code == "NotImplemented":
-            return False
-        raise
+        return False if error.code == "NotImplemented" else None
     return bool(answer.get("Status"))
 
 

@@ -5,14 +5,13 @@ Backups are made in a spool on this host. One that could not be sent waits there
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.s3 import Bucket
-from runbook.errors import OpsError, VerificationFailed
+from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.progress import Done, progress
 from runbook.render import size
@@ -22,8 +21,8 @@ from tasks.manifest import MANIFEST, SEAL, FileSum
 from tasks.s3 import objects
 from tasks.s3.download import download_file, verify_object
 from tasks.s3.multipart import abort_unfinished
-from tasks.s3.upload import upload_file, upload_files
-from tasks.stores.directory import PARTIAL, SENT, DirectoryStore, begun_by, yields
+from tasks.s3.upload import upload_files
+from tasks.stores.directory import PARTIAL, SENT, DirectoryStore, begun_by, is_claimed, told
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class BucketStore:
 
     def claim(self, environment: str, name: str) -> bool:
         self.write(_marker(environment, name), "")
-        if yields(environment, name, self._markers()) or self.read(f"{name}/{MANIFEST}") is not None:
+        if is_claimed(environment, name, self._markers()) or self.read(f"{name}/{MANIFEST}") is not None:
             self.forget(_marker(environment, name))
             return False
         return True
@@ -76,24 +75,47 @@ class BucketStore:
         waiting = self.spool / name
         if directory != waiting:
             DirectoryStore(self.spool).offer(directory, name, files)
-        self.receive(waiting, name, manifests.read(waiting).environment, files)
+        environment = manifests.read(waiting).environment
+        self.receive(waiting, name, environment, files)
+        self._give_name(waiting, name, environment)
         gone = self.spool / f"{SENT}{name}"
-        waiting.rename(gone)  # its name goes first: half of it must not be taken for one that waits
-        shutil.rmtree(gone)
+        with told(gone):
+            waiting.rename(gone)  # its name goes first: half of it must not be taken for one that waits
+            shutil.rmtree(gone)
 
     def receive(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> None:
+        if self._has(source, name):
+            return
+        objects.require_small((source / MANIFEST).stat().st_size, f"the manifest of {name}")
+        self.write(_marker(environment, name), "")
+        failpoint("receive: begun")
+        self._send(source, name, files)
+
+    def accept(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> list[str]:
+        if not self._has(source, name) and (problems := self.damage(name, files)):
+            self.clean(environment, name)
+            return problems
+        self._give_name(source, name, environment)
+        return []
+
+    def _has(self, source: Path, name: str) -> bool:
+        """Whether it is offered there already.
+
+        Raises:
+            VerificationFailed: another one of that name is.
+        """
         there = self.read(f"{name}/{MANIFEST}")
-        if there not in (None, (source / MANIFEST).read_text(encoding="utf-8")):
+        if there not in (None, manifests.text_in(source)):
             raise VerificationFailed(
                 f"{self.where} has another backup of the name {name}", "give each environment a prefix of its own there"
             )
-        if there is None:
-            self.write(_marker(environment, name), "")
-            failpoint("receive: begun")
-            self._send(source, name, files)
+        return there is not None
+
+    def _give_name(self, source: Path, name: str, environment: str) -> None:
+        """Last of all, and only where nobody else gave it meanwhile."""
+        if not self._has(source, name):
             for path in (SEAL, MANIFEST):
-                file = manifests.sum_of(source / path)
-                upload_file(self.bucket, source / path, f"{name}/{path}", file.sha256, file.bytes)
+                objects.write_small(self.bucket, f"{name}/{path}", (source / path).read_bytes())
         failpoint("receive: offered")
         self.forget(_marker(environment, name))
 
@@ -133,7 +155,8 @@ class BucketStore:
                 if (target / path).is_file() and manifests.sum_of(target / path) == file:
                     count(file.bytes)
                     continue
-                (target / path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                with told(target):
+                    (target / path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 download_file(self.bucket, f"{name}/{path}", target / path, file.sha256, file.bytes, tell=count)
 
     def damage(self, name: str, files: Mapping[str, FileSum]) -> list[str]:
@@ -151,17 +174,11 @@ class BucketStore:
         failpoint("prune: renamed")
         self.clean(environment, name)
 
-    def keeps_deleted(self) -> bool:
+    def keeps_deleted(self) -> bool | None:
         return objects.is_versioned(self.bucket)
 
     def unfinished(self, environment: str) -> list[str]:
-        begun = set(begun_by(environment, self._markers()))
-        return sorted(begun | {name for name in DirectoryStore(self.spool).names() if self._is_of(environment, name)})
-
-    def _is_of(self, environment: str, name: str) -> bool:
-        with contextlib.suppress(OpsError):
-            return manifests.read(self.spool / name).environment == environment
-        return False
+        return sorted({*begun_by(environment, self._markers()), *DirectoryStore(self.spool).names()})
 
     def clean(self, environment: str, name: str) -> bool:
         offered = self.read(f"{name}/{MANIFEST}") is not None

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,11 +18,12 @@ from runbook.failpoint import failpoint
 from runbook.render import size
 from tasks.encryption import NO_KEY, Key
 from tasks.host import disk_of
-from tasks.manifest import FileSum, damage
+from tasks.manifest import MANIFEST, SEAL, FileSum, damage, text_in
 
 PARTIAL = ".partial-"
 SENT = ".sent-"
 BAD = ".bad-"
+TRANSIT = ".transit-"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class DirectoryStore:
     def names(self) -> list[str]:
         if not self.path.is_dir():
             return []
-        return [path.name for path in self.path.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        with told(self.path):
+            return [path.name for path in self.path.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
     def read(self, path: str) -> str | None:
         try:
@@ -59,64 +61,78 @@ class DirectoryStore:
     def write(self, path: str, text: str) -> None:
         target = self.path / path
         beside = target.with_name(f".{target.name}.new")
-        try:
+        with told(target):
             target.parent.mkdir(exist_ok=True)
             beside.write_text(text, encoding="utf-8")
             sync(beside)
             beside.replace(target)
-        except OSError as error:
-            raise OpsError(f"{target} could not be written: {error.strerror}", f"make {self.path} writable") from None
 
     def claim(self, environment: str, name: str) -> bool:
-        """The directory to write into is the claim: whoever made his sees the other's."""
+        """The directory to write into is the claim. Each makes his before he looks for others' and for the backup: of
+        two in the same second none or one has it, whoever is first."""
         mine = self.path / f"{PARTIAL}{environment}-{name}"
-        try:
-            mine.mkdir(mode=0o700)
-        except FileExistsError:
-            return False
-        others = [path.name for path in self.path.glob(f"{PARTIAL}*-{name}") if path != mine]
-        if (self.path / name).exists() or yields(environment, name, others):
-            mine.rmdir()
-            return False
+        with told(mine):
+            try:
+                mine.mkdir(mode=0o700)
+            except FileExistsError:
+                return False
+            others = is_claimed(environment, name, (path.name for path in self.path.iterdir()))
+            if others or (self.path / name).exists():  # in this order: a claim becomes the backup by a rename
+                mine.rmdir()
+                return False
         return True
 
     def forget(self, path: str) -> None:
-        (self.path / path).unlink(missing_ok=True)
+        with told(self.path / path):
+            (self.path / path).unlink(missing_ok=True)
 
     def offer(self, directory: Path, name: str, files: Mapping[str, FileSum]) -> None:
-        for path in directory.rglob("*"):
-            sync(path)
-        sync(directory)
-        directory.rename(self.path / name)
-        sync(self.path)
+        with told(directory):
+            for path in directory.rglob("*"):
+                sync(path)
+            sync(directory)
+            directory.rename(self.path / name)
+            sync(self.path)
 
     def receive(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> None:
         if (self.path / name).exists():
             raise VerificationFailed(f"{self.path / name} is there and has no readable manifest", "move it away")
         directory = self.path / f"{PARTIAL}{environment}-{name}"
         shutil.rmtree(directory, ignore_errors=True)
-        self.path.mkdir(parents=True, exist_ok=True)
+        with told(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         needed, free = sum(file.bytes for file in files.values()), disk_of(self.path).free_bytes
         if free < needed:
             raise OpsError(f"{name} needs {size(needed)} in {self.path} and {size(free)} are free", "make room there")
-        shutil.copytree(source, directory)
+        with told(directory):
+            shutil.copytree(source, directory)
         failpoint("receive: copied")
-        if problems := damage(directory, files):
-            raise VerificationFailed(f"{name}: {problems[0]}", "see which of the two stores has altered it")
-        self.offer(directory, name, files)
+
+    def accept(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> list[str]:
+        if self.read(f"{name}/{MANIFEST}") == text_in(source):  # done before
+            return []
+        directory = self.path / f"{PARTIAL}{environment}-{name}"
+        problems = damage(directory, files)
+        problems += [f"{path} differs" for path in (MANIFEST, SEAL) if not _same(source / path, directory / path)]
+        if problems:
+            shutil.rmtree(directory, ignore_errors=True)
+        else:
+            self.offer(directory, name, files)
+        return problems
 
     def local(self, name: str) -> Path | None:
         return self.path / name
 
     def fetch(self, name: str, files: Mapping[str, FileSum], target: Path) -> None:
-        shutil.copytree(self.path / name, target)
+        with told(target):
+            shutil.copytree(self.path / name, target, dirs_exist_ok=True)
 
     def damage(self, name: str, files: Mapping[str, FileSum]) -> list[str]:
         return damage(self.path / name, files)
 
     def remove(self, environment: str, name: str) -> None:
         gone = self.path / f"{PARTIAL}{environment}-{name}"
-        with contextlib.suppress(FileNotFoundError):  # done before
+        with told(self.path / name), contextlib.suppress(FileNotFoundError):  # done before
             (self.path / name).rename(gone)
             failpoint("prune: renamed")
             shutil.rmtree(gone)
@@ -127,7 +143,8 @@ class DirectoryStore:
     def unfinished(self, environment: str) -> list[str]:
         if not self.path.is_dir():
             return []
-        return begun_by(environment, sorted(path.name for path in self.path.iterdir()))
+        with told(self.path):
+            return begun_by(environment, sorted(path.name for path in self.path.iterdir()))
 
     def clean(self, environment: str, name: str) -> bool:
         shutil.rmtree(self.path / f"{PARTIAL}{environment}-{name}", ignore_errors=True)
@@ -140,12 +157,34 @@ def begun_by(environment: str, markers: Iterable[str]) -> list[str]:
     return [match[1] for marker in markers if (match := pattern.fullmatch(marker))]
 
 
-def yields(environment: str, name: str, markers: Iterable[str]) -> bool:
-    """Whether an environment leaves a name to another one that takes it in the same second. Each makes its marker
-    first, then looks for others': one of them sees both at least, and both decide alike."""
-    ending = f"-{name}"
-    others = {marker.removeprefix(PARTIAL).removesuffix(ending) for marker in markers if marker.endswith(ending)}
-    return any(other < environment for other in others - {environment})
+def is_claimed(environment: str, name: str, markers: Iterable[str]) -> bool:
+    """Whether another environment has a marker of a name, or makes one now. Each makes its own first and looks then:
+    two that both looked before the other's was there would each have looked before its own was."""
+    return any(
+        marker.startswith(PARTIAL) and marker.endswith(f"-{name}") and marker != f"{PARTIAL}{environment}-{name}"
+        for marker in markers
+    )
+
+
+@contextlib.contextmanager
+def told(path: Path) -> Iterator[None]:
+    """What the file system refuses, as a sentence.
+
+    Raises:
+        OpsError: instead of every OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        one = error.args[0][0] if isinstance(error, shutil.Error) else ()  # copytree's: a list of (from, to, why)
+        where, why = (one[0], one[2]) if one else (error.filename or path, error.strerror or error)
+        raise OpsError(
+            f"{where}: {why}", f"make room at {path.parent}, make it writable for this user, and look at its disk"
+        ) from None
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def sync(path: Path) -> None:

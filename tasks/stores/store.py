@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-from blocks.places import Backups
+from blocks.environment import Environment, Stores
 from tasks.encryption import Key
 from tasks.manifest import FileSum, Kind
 from tasks.stores.bucket import BucketStore
@@ -72,12 +74,20 @@ class Store(Protocol):
         """
 
     def receive(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> None:
-        """Make a copy of another store's backup, from a sealed directory of this host, which stays. Last of all it gets
-        its name. Interrupted and called again, a bucket goes on where it was.
+        """Bring a copy of another store's backup here, from a sealed directory of this host, which stays. It has no
+        name yet: `accept` gives it that. Interrupted and called again, a bucket goes on where it was.
 
         Raises:
-            VerificationFailed: a file there is not what its SHA-256 says.
+            VerificationFailed: a file there is not what its SHA-256 says, or another backup has the name.
             OpsError, Unreachable: the store cannot be written to.
+        """
+
+    def accept(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> list[str]:
+        """Read back to its end what was received from `source`, and give it its name; where something is wrong, remove
+        it, and return that as sentences. One that has its name already was read back then.
+
+        Raises:
+            as `receive`.
         """
 
     def local(self, name: str) -> Path | None:
@@ -97,24 +107,31 @@ class Store(Protocol):
     def remove(self, environment: str, name: str) -> None:
         """Take a backup away: it loses its name first. None there: nothing to do."""
 
-    def keeps_deleted(self) -> bool:
-        """Whether what is removed goes on taking space, as versions."""
+    def keeps_deleted(self) -> bool | None:
+        """Whether what is removed goes on taking space, as versions; None: the store does not let that be asked."""
 
     def unfinished(self, environment: str) -> list[str]:
-        """Backups of an environment that were begun here and never offered."""
+        """Backups of an environment that were begun here and never offered, and those that wait in its spool."""
 
     def clean(self, environment: str, name: str) -> bool:
         """Remove what an unfinished one left; false where it turns out to be whole and offered: that stays."""
 
 
-def store_of(backups: Backups, kind: Kind) -> Store:
-    """The store of an environment's backups of one kind.
+def store_of(
+    environment: Environment, kind: Kind, which: Stores = "backups", *, patience_seconds: float = math.inf
+) -> Store:
+    """An environment's first or second store for one kind. Each has a spool of its own: what waits there for the one
+    must not be sent to the other. A bucket is waited for no longer than `patience_seconds`.
 
     Raises:
-        OpsError: its address, or a key, is wrong.
+        OpsError: the environment has no such store, or its address or a key is wrong.
     """
-    place = str(getattr(backups, RESOURCE[kind]))
+    backups, resource = environment.stores(which), RESOURCE[kind]
+    place = str(getattr(backups, resource))
     key = Key.of(backups.recipients, backups.identity.get_secret_value())
-    if place.startswith("s3://"):
-        return BucketStore(backups.bucket(place), Path(backups.spool) / RESOURCE[kind], key)
-    return DirectoryStore(Path(place), key, Path(backups.spool) / RESOURCE[kind])
+    spool = Path(backups.spool) / environment.name / which / resource
+    if not place.startswith("s3://"):
+        return DirectoryStore(Path(place), key, spool)
+    bucket = backups.bucket(place)
+    patience = min(bucket.patience_seconds, patience_seconds)
+    return BucketStore(dataclasses.replace(bucket, patience_seconds=patience), spool, key)

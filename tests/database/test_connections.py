@@ -117,13 +117,29 @@ def test_a_leaked_transaction_is_found_as_the_root_of_those_that_wait(trial: Tri
     assert [row[0] for row in tree[:2]] == [str(pid(leaked)), f"└ {pid(second)}"]
     assert tree[2][0].endswith(f"└ {pid(third)}")
     assert tree[0][3] == "idle in transaction"
-    assert "'leaked'" in tree[0][-1]
-    assert "'waits'" in tree[1][-1]
+    assert tree[0][-1] == "UPDATE people SET t = '…' WHERE id = 1"
+    assert tree[1][-1] == "UPDATE people SET t = '…' WHERE id = 1"
     assert f"process {pid(leaked)}" in found(report, "postgres.sessions.idle_in_transaction_seconds").name
     assert "close-idle-connections" in found(report, "postgres.sessions.blocked_seconds").hint
     leaked.rollback()
     for thread in threads:
         thread.join(5)
+
+
+def test_passwords_and_data_in_statements_are_in_no_report(trial: Trial, client: Open, quick: None) -> None:
+    leaked = client("leaky", user=ADMIN)
+    leaked.execute("ALTER ROLE grc_user VALID UNTIL 'infinity'; UPDATE people SET name = '山田' WHERE id = 1")
+    sees = check_connections.fn(NAME), close_idle_connections.fn(NAME, min_seconds=0)
+    silent = client("silent")
+    silent.execute("SELECT '山田'")
+    done = close_idle_connections.fn(NAME, min_seconds=0, confirm=NAME)
+    assert pid(leaked) in {int(row[0].split()[0]) for row in rows(done, "Kept")}
+    assert "closed" in {row[1] for row in rows(done, "Closed")}
+    for report in (*sees, done):
+        told = str(report.as_json())
+        assert "UPDATE people SET name = '…'" in told
+        assert "山田" not in told
+        assert "infinity" not in told
 
 
 def test_a_prepared_transaction_that_blocks_is_named(trial: Trial, client: Open, quick: None) -> None:

@@ -15,6 +15,7 @@ from flows.database.corruption import check_corruption
 from lab.processes import run
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Finding, Report, Status
+from tasks.postgres.amcheck import check_relations, find_relations
 from tests.database.conftest import NAME, Trial, write_environment
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
 
@@ -304,6 +305,33 @@ def test_collations_of_another_operating_system(trial: Trial) -> None:
     assert database.hint == f'REINDEX t_pkey; then ALTER DATABASE "{copy}" REFRESH COLLATION VERSION'
     hint = finding(report, "version of collation pg_catalog.").hint
     assert hint.startswith("REINDEX t_b; then ALTER COLLATION pg_catalog.")
+    if builtin:
+        trial.server.sql("UPDATE pg_database SET datcollversion = NULL WHERE datname = %s", copy)
+        unknown = finding(check(database=copy), "collations without a recorded version")
+        assert (unknown.status, unknown.value) == (Status.WARN, f"not measured: database {copy}")
+
+
+@pytest.mark.contrib
+def test_a_damaged_catalogue_is_said_to_be(damaged: PostgresServer) -> None:
+    """The last page of pg_class, where the newest tables are described."""
+    every = "; ".join(f"CREATE TABLE many_{number} (x int)" for number in range(300))
+    damaged.sql(every, database=DATABASE)
+    damaged.sql("CREATE TABLE newest AS SELECT 1 AS x", database=DATABASE)
+    postgres = damaged.block(DATABASE)
+    newest = find_relations.work(postgres, DATABASE, ["newest"])
+    where = "SELECT (ctid::text::point)[0]::int FROM pg_class WHERE relname = 'newest'"
+    block = int(damaged.sql(where, database=DATABASE)[0][0])
+    damaged.sql("CHECKPOINT")
+    alter(damaged, "pg_class", block, flip, sums=False)
+    (checked,) = check_relations.work(postgres, DATABASE, "public", newest, False, 60.0)
+    assert checked.outcome == "damaged"
+    assert "and in the catalogue: invalid page in block" in checked.message
+    report = check()
+    damage = finding(report, f"the catalogue of {DATABASE} is damaged")
+    assert damage.status is Status.CRITICAL
+    assert "invalid page in block" in damage.name
+    assert "restore-database" in damage.hint
+    assert "the run ended early" not in bad(report)
 
 
 @pytest.mark.contrib

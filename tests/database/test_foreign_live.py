@@ -75,6 +75,48 @@ def test_what_is_live_and_not_in_the_dump_is_named(plain: Trial, made: str, said
         assert "users: the table exists" in rules.value
 
 
+def test_a_dump_without_its_last_section_is_not_swapped_in(trial: Trial) -> None:
+    """No key, no index, no trigger, and a table that row security no longer guards: each table is there with its rows."""
+    dump(trial, "a.dump", "--section=pre-data", "--section=data", user=ADMIN, password=ADMIN_PASSWORD)
+    oid = trial.oid()
+    report = failed("a.dump")
+    assert found(report, "everything that is live is in the copy").status is Status.CRITICAL
+    missed = {row[0] for item in report.evidence if item.name == "Live, and not in the copy" for row in item.rows}
+    assert missed >= {
+        "primary key public.people: people_pkey",
+        "foreign key public.answers: answers_person_fkey",
+        "index public.people: people_name",
+        "trigger public.people: touch",
+        "policy public.people: own",
+        "row level security public.people",
+    }
+    assert trial.oid() == oid
+
+
+def test_a_dump_of_everything_misses_nothing(trial: Trial) -> None:
+    """Partitions, inheritance, identity, generated columns, policies: told apart from what is lost."""
+    dump(trial, "a.dump", user=ADMIN, password=ADMIN_PASSWORD)
+    whole = found(restore_database.fn(NAME, backup="a.dump", confirm=NAME), "everything that is live is in the copy")
+    assert whole.status is Status.OK, whole.value
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("ADD COLUMN plain_more int", "column public.plain_people: plain_more"),
+        ("ADD CONSTRAINT plain_rule CHECK (id > -5)", "constraint public.plain_people: plain_rule"),
+    ],
+)
+def test_what_a_table_got_since_is_named(plain: Trial, change: str, said: str) -> None:
+    dump(plain, "a.sql")
+    plain.sql(f"ALTER TABLE plain_people {change}")
+    oid = plain.oid()
+    assert found(failed("a.sql"), "everything that is live is in the copy").value == f"missing: {said}"
+    assert plain.oid() == oid
+    report = restore_database.fn(NAME, backup="a.sql", into=f"{plain.database}_x", confirm=NAME)
+    assert said in report.facts["not in the copy, but live"]
+
+
 def test_rows_that_were_kept_aside_are_not_missed(plain: Trial) -> None:
     """By restore-tables: no dump has them."""
     dump(plain, "a.sql")

@@ -90,6 +90,24 @@ def test_a_duplicate_is_named_and_what_a_constraint_rests_on_is_kept(trial: Tria
     assert found(check_indexes.fn(NAME), "duplicate indexes").status is Status.OK
 
 
+def test_an_index_that_keeps_out_more_is_no_duplicate_nor_is_one_with_other_parameters(trial: Trial) -> None:
+    trial.sql("CREATE TABLE codes (a int, words tsvector); CREATE UNIQUE INDEX plain ON codes (a)")
+    trial.sql("CREATE UNIQUE INDEX strict ON codes (a) NULLS NOT DISTINCT; CREATE INDEX loose ON codes (a)")
+    trial.sql("CREATE INDEX short ON codes USING gist (words tsvector_ops (siglen = 100))")
+    trial.sql("CREATE INDEX long ON codes USING gist (words tsvector_ops (siglen = 200))")
+
+    def duplicates() -> list[tuple[object, ...]]:
+        found = [row[:2] for row in table(check_indexes.fn(NAME), "Duplicates").rows]
+        return sorted(row for row in found if row[0] in ("public.plain", "public.strict"))
+
+    assert duplicates() == [("public.strict", "public.loose"), ("public.strict", "public.plain")]
+    assert not {"public.short", "public.long"} & {row[1] for row in table(check_indexes.fn(NAME), "Duplicates").rows}
+    trial.sql("DROP INDEX plain; ALTER TABLE codes ADD CONSTRAINT rested UNIQUE (a)")
+    rows = {row[:2] for row in table(check_indexes.fn(NAME), "Duplicates").rows}
+    assert ("public.rested", "public.loose") in rows
+    assert ("public.rested", "public.strict") not in rows
+
+
 def test_unused_is_not_only_never_scanned(trial: Trial) -> None:
     trial.sql("SET enable_seqscan = off; SELECT * FROM people WHERE name = 'x'")
     until(lambda: trial.sql("SELECT 1 FROM pg_stat_user_indexes WHERE idx_scan > 0 AND indexrelname = 'people_name'"),
@@ -219,10 +237,10 @@ def test_a_rebuild_that_cannot_succeed_leaves_nothing_behind(trial: Trial) -> No
 
 
 def test_there_must_be_room_for_twice_the_biggest(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upkeep, "disk_of", lambda path: type("Disk", (), {"free_bytes": 1000}))
+    monkeypatch.setattr(upkeep, "disk_on", lambda *_: type("Disk", (), {"free_bytes": 1000}))
     with pytest.raises(RunbookFailed, match="free space at"):
         rebuild_indexes.fn(NAME, tables=["people"], confirm=NAME)
-    monkeypatch.setattr(upkeep, "LOCAL", ())
+    monkeypatch.setattr(upkeep, "disk_on", lambda *_: None)
     assert "not measured" in rebuild_indexes.fn(NAME, tables=["people"]).sentence()
 
 
@@ -233,7 +251,7 @@ def test_there_must_be_room_for_all_that_are_built_at_once(trial: Trial, monkeyp
         trial.sql(f"INSERT INTO {name} SELECT g, g FROM generate_series(1, 20000) g")
         trial.sql(f"CREATE INDEX {name}_a ON {name} (a); CREATE INDEX {name}_b ON {name} (b)")
     (one,) = {index.bytes for index in read_indexes(trial.environment.postgres) if index.table.endswith("first")}
-    monkeypatch.setattr(upkeep, "disk_of", lambda path: type("Disk", (), {"free_bytes": 3 * one}))
+    monkeypatch.setattr(upkeep, "disk_on", lambda *_: type("Disk", (), {"free_bytes": 3 * one}))
     assert rebuild_indexes.fn(NAME, tables=["first", "second"], jobs=1).status is Status.PLANNED
     assert rebuild_indexes.fn(NAME, tables=["first"], jobs=2).status is Status.PLANNED
     with pytest.raises(RunbookFailed, match="free space at") as failed:

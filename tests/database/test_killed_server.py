@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from runbook import kinds
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks.postgres import swap_outcome
 from tasks.postgres.recommended import MANUAL
 from tests.database.conftest import NAME, write_environment
 from tests.database.proxy import Kill, Proxy, When
@@ -82,6 +84,7 @@ def proxy(server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TRIAL_ADMIN_PASSWORD", ADMIN_PASSWORD)
     monkeypatch.setattr(kinds, "RETRY_DELAYS_SECONDS", [0.05, 0.05, 0.05])
     monkeypatch.setattr(connections, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(swap_outcome, "LOOK_SECONDS", 1.0)
     yield between
     between.close()
     if not server.is_running:
@@ -337,6 +340,11 @@ def test_a_restore_leaves_the_old_database_or_the_new_one(
     server.sql("DELETE FROM answers WHERE person > 100", database=DATABASE)
     report = killed(proxy, lambda: restore_database.fn(NAME, confirm=NAME), RESTORE[name])
     assert report.state or name in ("scratch", "rows"), report.sentence()
+    if report.state and name in ("commit", "committed"):
+        assert "nobody knows whether grc_db was replaced" in report.state.value
+        assert re.search(
+            r"\d+ is the new one, do not launch this again; another: .* launch it again", report.state.hint
+        )
     assert counts(server) == ((2000, 500) if name == "committed" else (2000, 100))
     good(lambda: restore_database.fn(NAME, confirm=NAME))
     assert counts(server) == (2000, 500)
@@ -352,8 +360,45 @@ def test_undoing_a_restore_leaves_one_or_the_other(
     shutil.copytree(taken, store().parent)
     server.sql("DELETE FROM answers WHERE person > 100", database=DATABASE)
     good(lambda: restore_database.fn(NAME, confirm=NAME))
-    killed(proxy, lambda: undo_restore.fn(NAME, confirm=NAME), RESTORE[name])
+    report = killed(proxy, lambda: undo_restore.fn(NAME, confirm=NAME), RESTORE[name])
+    assert report.state
+    assert ("nobody knows" in report.state.value) is (name != "first rename")
     assert counts(server) == ((2000, 100) if name == "committed" else (2000, 500))
     good(lambda: undo_restore.fn(NAME, confirm=NAME))
     assert counts(server) == ((2000, 500) if name == "committed" else (2000, 100)), "the other one"
     assert len(databases(server)) == 4
+
+
+@pytest.mark.parametrize("name", ["commit", "committed"])
+def test_a_session_that_is_lost_at_the_commit_of_a_swap_is_no_guess(
+    name: str, taken: Path, proxy: Proxy, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server is there again at once: what became of the swap is seen, and the run goes on with that."""
+    monkeypatch.setattr(swap_outcome, "LOOK_SECONDS", 30.0)
+    shutil.copytree(taken, store().parent)
+    server.sql(f"COMMENT ON DATABASE {DATABASE} IS 'ours'")
+    server.sql("DELETE FROM answers WHERE person > 100", database=DATABASE)
+    at_commit = replace(RESTORE[name], comes_back=True)
+
+    def swapped(call: Call) -> Report:
+        proxy.arm(at_commit)
+        report = ended(call)
+        assert proxy.killed.is_set()
+        proxy.arm(None)
+        if name == "committed":
+            assert report.status in GOOD, report.sentence()
+        else:
+            assert "nothing was swapped" in report.sentence()
+            assert report.state
+            assert report.state.value == "the live database was not touched"
+            good(call)
+        return report
+
+    swapped(lambda: restore_database.fn(NAME, confirm=NAME))
+    assert counts(server) == (2000, 500)
+    swapped(lambda: undo_restore.fn(NAME, confirm=NAME))
+    assert counts(server) == (2000, 100), "swapped back once, not twice"
+    [(comment,)] = server.sql(
+        "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = %s", DATABASE
+    )
+    assert comment == "ours"

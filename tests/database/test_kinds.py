@@ -100,16 +100,34 @@ def test_chosen_tables_have_their_rows_and_everybody_s_definitions(trial: Trial)
         verify_backup.fn(NAME, backup=backup.name)
 
 
+# pg_dump leaves these rows out without a word.
+NOT_DUMPED = """
+CREATE TABLE split (a int) PARTITION BY LIST (a);
+CREATE TABLE split_near PARTITION OF split FOR VALUES IN (1);
+CREATE FOREIGN DATA WRAPPER nothing; CREATE SERVER nowhere FOREIGN DATA WRAPPER nothing;
+CREATE FOREIGN TABLE split_far PARTITION OF split FOR VALUES IN (2) SERVER nowhere;
+CREATE TABLE unsplit (a int) PARTITION BY LIST (a);
+CREATE TABLE owned AS SELECT 1 AS a;
+DO $$ BEGIN
+    EXECUTE format('ALTER EXTENSION %I ADD TABLE owned', (SELECT extname FROM pg_extension WHERE extname <> 'plpgsql'));
+END $$
+"""
+
+
 @pytest.mark.parametrize(
     ("form", "tables", "said"),
     [
         ("tables", [], "no table is named"),
         ("tables", ["peeple"], "there is no table “peeple”.*did you mean people"),
+        ("tables", ["people", "split"], r"be without the rows of public\.split_far \(a foreign table\)"),
+        ("tables", ["people", "unsplit"], "unsplit has no partitions"),
+        ("tables", ["people", "owned"], r"be without the rows of public\.owned \(an extension's\)"),
         ("full", ["people"], "tables are named for a backup of the kind full"),
         ("fool", [], "kind is “fool”"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(trial: Trial, form: str, tables: list[str], said: str) -> None:
+    trial.sql(NOT_DUMPED)
     with pytest.raises(RunbookFailed, match=said):
         backup_database.fn(NAME, kind=form, tables=tables)  # type: ignore[arg-type]
     assert not trial.store.exists() or not list(trial.store.iterdir())

@@ -18,8 +18,8 @@ import pytest
 from tasks import manifest as manifests
 from tasks.manifest import Manifest
 from tests.database.conftest import NAME, Trial
+from tests.database.places import in_bucket
 from tests.database.test_backup import ROOT
-from tests.database.test_stores import in_bucket
 from tests.s3.servers import SECRET_KEY, S3Server, running_gateway
 
 MEGABYTES = 250

@@ -181,6 +181,91 @@ def test_empty_columns_go_without_a_number_unless_somebody_fills_them_meanwhile(
     assert columns(postgres_server, "people") == ["id"]
 
 
+NOTED = 'op.execute("ALTER TABLE people ADD COLUMN note text"); op.execute("UPDATE people SET note = \'n\'")'
+DROPPED = "op.execute('ALTER TABLE people DROP COLUMN note')"
+ANEW = "op.execute('ALTER TABLE people ADD COLUMN note text')"
+
+
+def test_an_upgrade_that_drops_a_filled_column_says_so_though_its_downgrade_adds_one_again(
+    postgres_server: PostgresServer, backend: Path
+) -> None:
+    add(backend, "0006", "0005", NOTED, DROPPED)
+    migrate_to(postgres_server, "0006")
+    postgres_server.sql("UPDATE people SET note = 'filled'", database=DATABASE)
+    add(backend, "0007", "0006", DROPPED, ANEW)
+    checked = check_migrations.fn(NAME, rehearse=True)
+    lost = [("public.people", "1", "columns dropped with what is in them: note")]
+    assert table(checked, "What is lost") == lost, "before anybody confirms"
+    assert found(checked, "rows after up and down").value == f"public.people: 1 rows, {lost[0][2]}"
+
+    done = apply_migrations.fn(NAME, confirm=NAME)
+    assert done.status is Status.WARN
+    assert finding(done, "rows after up and down") is Status.WARN
+    assert found(done, "columns that are lost").value == f"public.people (1 rows): {lost[0][2]}"
+    assert table(done, "What is lost") == lost
+    assert columns(postgres_server, "people") == ["id"]
+
+
+def test_an_upgrade_that_drops_an_empty_column_loses_nothing_and_one_that_deletes_rows_says_so(
+    postgres_server: PostgresServer, backend: Path
+) -> None:
+    add(backend, "0006", "0005", ANEW, DROPPED)
+    migrate_to(postgres_server, "0006")
+    add(backend, "0007", "0006", DROPPED, ANEW)
+    done = apply_migrations.fn(NAME, confirm=NAME)
+    assert not [finding for finding in done.findings if finding.name == "columns that are lost"]
+    assert finding(done, "rows that are lost") is Status.OK
+    assert found(done, "rows after up and down").value == "all there"
+    assert table(done, "What is lost") == []
+
+    add(backend, "0008", "0007", "op.execute('DELETE FROM people')", "op.execute('SELECT 1')")
+    deleted = found(apply_migrations.fn(NAME, confirm=NAME), "rows that are lost")
+    assert deleted.status is Status.WARN
+    assert deleted.value == "public.people: 1 rows, rows are deleted"
+
+
+def test_a_downgrade_that_makes_a_column_anew_wants_its_number(postgres_server: PostgresServer, backend: Path) -> None:
+    add(backend, "0006", "0005", NOTED, DROPPED)
+    add(backend, "0007", "0006", "op.execute('CREATE TABLE half (x int)')",
+        f"op.execute('DROP TABLE half'); {DROPPED}; {ANEW}")  # fmt: skip
+    migrate_to(postgres_server, "0007")
+    postgres_server.sql("UPDATE people SET note = 'filled'", database=DATABASE)
+    assert rollback_migrations.fn(NAME).facts["rows that are lost"] == "1 in 1 tables"
+    refused = failed(rollback_migrations, confirm=NAME)
+    assert "lose_rows=1" in found(refused, "rows that are lost").hint
+    assert postgres_server.sql("SELECT note FROM people", database=DATABASE) == [("filled",)]
+    assert finding(rollback_migrations.fn(NAME, lose_rows=1, confirm=NAME), "columns that are lost") is Status.WARN
+    assert postgres_server.sql("SELECT note FROM people", database=DATABASE) == [(None,)]
+
+
+@pytest.mark.parametrize("what", ["script", "revision"])
+@pytest.mark.parametrize("flow", [apply_migrations, rollback_migrations])
+def test_what_changed_since_the_rehearsal_never_runs(
+    postgres_server: PostgresServer, backend: Path, monkeypatch: pytest.MonkeyPatch, flow: object, what: str
+) -> None:
+    """Somebody deploys, or migrates, while the backup is taken."""
+    up = flow is apply_migrations
+    add(backend, "0006", "0005", "op.execute('CREATE TABLE half (x int)')", "op.execute('DROP TABLE half')")
+    migrate_to(postgres_server, "0005" if up else "0006")
+
+    def meanwhile(*_: object) -> None:
+        if what == "script":
+            other = "op.execute('DELETE FROM people')"
+            add(backend, "0006", "0005", other, other)
+        else:
+            other = "0006" if up else "0005"
+            postgres_server.sql("UPDATE alembic_version SET version_num = %s", other, database=DATABASE)
+
+    monkeypatch.setattr("flows.database.migrations.steps.secure_backup", meanwhile)
+    report = failed(flow, confirm=NAME)
+    if what == "script":
+        assert "the migrations are not those that were rehearsed: 0006 changed since" in report.sentence()
+    else:
+        then, now = ("0005", "0006") if up else ("0006", "0005")
+        assert f"migrations_db is at {now} now, not at {then}" in report.sentence()
+    assert len(postgres_server.sql("SELECT id FROM people", database=DATABASE)) == 1
+
+
 def test_base_loses_every_row_that_was_named_and_no_other(postgres_server: PostgresServer) -> None:
     migrate_to(postgres_server, "0005")
     postgres_server.sql("CREATE TABLE by_hand AS SELECT 1 AS x", database=DATABASE)

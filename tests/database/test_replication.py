@@ -10,16 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import make_conninfo
+from psycopg.sql import Literal
 
 from flows.database.corruption import check_corruption
-from flows.database.replication import check_replication
+from flows.database.replication import check_replication, judge_mode
 from flows.database.slots import judge_slots
 from lab.processes import run
 from runbook.errors import RunbookFailed
 from runbook.report import Finding, Report, Status
 from runbook.wait import until
 from tasks.postgres.rates import Rate, Rates
-from tasks.postgres.replication import Slot, parse_sync_names
+from tasks.postgres.replication import Slot, parse_sync_names, read_replication
 from tests.database.conftest import NAME, Trial, write_environment
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, has_contrib, running_postgres
 
@@ -105,6 +107,34 @@ def test_an_archive_that_works_is_a_copy_of_the_wal(tmp_path: Path, monkeypatch:
         report = check()
         assert report.status is Status.OK, report.sentence()
 
+        path = Path(os.environ["OPS_ENVIRONMENT_FILE"])
+        with path.open("a") as file:
+            file.write(f'[standby]\nhost = "standby.example.org"\ndatabase = "{DATABASE}"\nuser = "grc_user"\n'
+                       'password_env = "TRIAL_PASSWORD"\nadmin_password_env = "TRIAL_ADMIN_PASSWORD"\n')  # fmt: skip
+        with receiver(server, "receiver_1", tmp_path):
+            report = check()
+        named = finding(report, "standby of the environment")
+        assert (named.status, named.value) == (Status.WARN, "none is connected"), "a receiver of WAL is no standby"
+
+
+def test_a_logical_subscriber_is_no_copy_of_the_wal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with server_with(tmp_path, monkeypatch, "wal_level=logical") as server:
+        server.create_database("subscriber")
+        server.sql("CREATE TABLE t (x int); CREATE PUBLICATION p FOR TABLE t", database=DATABASE)
+        server.sql("SELECT pg_create_logical_replication_slot('s', 'pgoutput')", database=DATABASE)
+        server.sql("CREATE TABLE t (x int)", database="subscriber")
+        where = {"host": "127.0.0.1", "port": server.port, "user": "postgres", "dbname": DATABASE}
+        login = make_conninfo(**where, password=ADMIN_PASSWORD)
+        server.sql(f"CREATE SUBSCRIPTION s CONNECTION {Literal(login).as_string()} PUBLICATION p WITH (create_slot = false)",
+                   database="subscriber")  # fmt: skip
+        until(
+            lambda: server.sql("SELECT true FROM pg_stat_replication WHERE state = 'streaming'"), what="it", seconds=20
+        )
+        report = check()
+        assert report.outcome == "no standby is connected: nothing is replicated"
+        assert finding(report, "copy of the WAL elsewhere").status is Status.WARN
+        assert finding(report, "standby s").status is Status.OK, "its lag is told all the same"
+
 
 def test_minutes_left_at_the_present_rate() -> None:
     slot = Slot("s", "physical", "", True, "extended", 10**9, 600 * 10**6, "", False)
@@ -126,6 +156,14 @@ def test_minutes_left_at_the_present_rate() -> None:
     report = Report("trial", NAME)
     judge_slots(report, (replace(slot, safe_bytes=None),), Rates(1, Rate(1e6, 0), Rate(0, 0), 0), 600 * 10**6, "-1")
     assert "10 min 00 s until the disk is full" in report.findings[0].value
+    report = Report("trial", NAME)
+    judge_slots(report, (slot,), Rates(1, Rate(100e3, 0), Rate(0, 0), 0), 60 * 10**6, "1GB")
+    assert report.findings[0].status is Status.CRITICAL, "the limit is higher than what is free"
+    assert "10 min 00 s until the disk is full" in report.findings[0].value
+    assert "make room for WAL" in report.findings[0].hint
+    report = Report("trial", NAME)
+    judge_slots(report, (slot,), Rates(1, Rate(1e6, 0), Rate(0, 0), 0), 10**12, "1GB")
+    assert "10 min 00 s until it is lost" in report.findings[0].value
 
 
 @pytest.mark.parametrize(
@@ -251,6 +289,17 @@ def receiver(server: PostgresServer, name: str, directory: Path) -> Iterator[Non
             yield
         finally:
             process.terminate()
+
+
+def test_a_standby_that_has_replayed_nothing_says_so(trial: Trial) -> None:
+    """As this server says of itself, which replays nothing."""
+    found = read_replication(trial.environment.postgres)
+    assert found.replay_age_seconds is None
+    told = Report("Check replication", NAME, "", {})
+    judge_mode(told, replace(found, settings=replace(found.settings, in_recovery=True)))
+    assert told.facts["last replayed transaction"] == "none"
+    judge_mode(told, replace(found, settings=replace(found.settings, in_recovery=True), replay_age_seconds=90.0))
+    assert told.facts["last replayed transaction"].endswith(" ago")
 
 
 def test_a_standby_says_that_it_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -397,3 +397,30 @@ def test_two_restores_never_overlap(trial: Trial) -> None:
     with advisory_lock(trial.environment.postgres), pytest.raises(OpsError, match="is replacing .* already"):
         restore_database.fn(NAME, confirm=NAME)
     shutil.rmtree(trial.reports)
+
+
+def test_a_plan_says_which_backup_and_which_kept_database_and_a_confirmation_keeps_to_it(trial: Trial) -> None:
+    """What comes between the plan and its confirmation is not what was planned."""
+    backup_database.fn(NAME)
+    planned = restore_database.fn(NAME)
+    first = planned.pins["backup"]
+    assert f'backup="{first}"' in planned.form
+    trial.sql("DELETE FROM answers")
+    until(lambda: backup_database.fn(NAME).facts["backup"] != first, what="a backup of another second", seconds=10)
+    done = restore_database.fn(NAME, **planned.pins, confirm=NAME)
+    assert done.facts["backup"].startswith(str(first))
+    assert trial.sql("SELECT count(*) FROM answers") == [(500,)]
+
+    undo = undo_restore.fn(NAME)
+    assert undo.facts["database to go back to"] == undo.pins["kept"]
+    discard = discard_superseded.fn(NAME, keep=0)
+    assert discard.pins == {"names": [undo.pins["kept"]]}
+    restore()
+    assert trial.sql("SELECT count(*) FROM answers") == [(0,)]
+    undo_restore.fn(NAME, **undo.pins, confirm=NAME)
+    assert trial.sql("SELECT count(*) FROM answers") == [(0,)], "the one that was planned"
+    with pytest.raises(RunbookFailed, match="there is no database “.*” to go back to"):
+        undo_restore.fn(NAME, **undo.pins, confirm=NAME)
+    before = trial.databases()
+    assert discard_superseded.fn(NAME, keep=0, **discard.pins, confirm=NAME).facts["gone already"] == undo.pins["kept"]
+    assert trial.databases() == before, "it is live again, and what came since was not planned"

@@ -24,8 +24,8 @@ from runbook.permit import Act, Permit
 from runbook.report import Finding, Report, Status
 from tasks.postgres import settings
 from tasks.postgres.recommended import MANUAL
-from tasks.postgres.setting_records import FOLDER
 from tasks.postgres.settings import CHANGE, Change, alter_system, read_settings
+from tasks.setting_records import FOLDER
 from tests.database.conftest import NAME, write_environment
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
 

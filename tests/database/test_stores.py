@@ -1,21 +1,14 @@
-"""Backups of the database in buckets, encrypted, and copied to a second place: over real HTTP, with real faults."""
+"""Backups of the database in buckets and encrypted: over real HTTP, with real faults."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from pyrage import x25519
 
-from blocks.s3 import Bucket
 from flows.database.backup import backup_database, prune_backups, verify_backup
-from flows.database.copies import replicate_backups
 from flows.database.restore import restore_database
 from runbook.errors import RunbookFailed, VerificationFailed
 from runbook.permit import Act, Permit
@@ -24,68 +17,24 @@ from tasks.retention import DELETE, delete_backups
 from tasks.s3 import objects
 from tasks.stores.store import store_of
 from tests.database.conftest import NAME, Trial
-from tests.database.test_backup import ROOT
+from tests.database.places import (
+    ESCROWED,
+    configure,
+    encrypted,
+    gateway,
+    in_bucket,
+    killed,
+    moto,
+    names,
+    secrets,
+    spool_of,
+    spooled,
+)
 from tests.database.test_restore import GOOD, flip
 from tests.s3.proxy import Proxy
-from tests.s3.servers import ACCESS_KEY, SECRET_KEY, S3Server, running_gateway, running_moto
+from tests.s3.servers import SECRET_KEY, S3Server
 
-OPERATIONS, ESCROWED = x25519.Identity.generate(), x25519.Identity.generate()
-
-
-@pytest.fixture(scope="module")
-def gateway() -> Iterator[S3Server]:
-    with running_gateway() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[S3Server]:
-    with running_moto() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRIAL_S3_SECRET", SECRET_KEY)
-    monkeypatch.setenv("TRIAL_IDENTITY", str(OPERATIONS))
-
-
-def configure(trial: Trial, section: str, **values: object) -> None:
-    """Add keys to a section of the environment's TOML, or the section; a key that is there is replaced."""
-    path = Path(os.environ["OPS_ENVIRONMENT_FILE"])
-    text = path.read_text()
-    if f"[{section}]" not in text:
-        text += f"\n[{section}]\n"
-    head, _, rest = text.partition(f"[{section}]\n")
-    kept = [line for line in rest.splitlines() if line.split(" = ")[0] not in values]
-    added = [f"{key} = {value!r}".replace("'", '"') for key, value in values.items()]
-    path.write_text(f"{head}[{section}]\n" + "\n".join([*added, *kept]) + "\n")
-
-
-def in_bucket(trial: Trial, bucket: Bucket, section: str = "backups", **more: object) -> None:
-    place = f"s3://{bucket.bucket}/{bucket.prefix}"
-    configure(
-        trial, section, postgres=f"{place}/postgresql", redis=f"{place}/redis", files=f"{place}/files",
-        spool=str(trial.reports.parent / "spool"), endpoint=bucket.endpoint, access_key=ACCESS_KEY,
-        secret_key_env="TRIAL_S3_SECRET", region="us-east-1", patience_seconds=2, **more,
-    )  # fmt: skip
-
-
-def names(trial: Trial, which: str = "backups") -> list[str]:
-    return catalogue.names(store_of(trial.environment.stores(which), "postgres"), "postgres")  # type: ignore[arg-type]
-
-
-def spooled(trial: Trial) -> list[str]:
-    spool = trial.reports.parent / "spool" / "postgres"
-    return sorted(path.name for path in spool.iterdir()) if spool.exists() else []
-
-
-def killed(point: str, flow: str = "flows.database.backup.backup_database") -> None:
-    module, _, name = flow.rpartition(".")
-    code = f"from {module} import {name}; {name}.fn({NAME!r})"
-    environment = {**os.environ, "OPS_FAILPOINT": point}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+__all__ = ["gateway", "moto", "secrets"]
 
 
 @pytest.mark.parametrize("kind", ["gateway", "moto"])
@@ -101,7 +50,7 @@ def test_a_bucket_is_a_store_like_any_other(trial: Trial, request: pytest.Fixtur
     assert restore_database.fn(NAME).status == "PLANNED"
     assert restore_database.fn(NAME, confirm=NAME).status in GOOD
     assert trial.sql("SELECT count(*) FROM answers") == [(500,)]
-    store = store_of(trial.environment.backups, "postgres")
+    store = store_of(trial.environment, "postgres")
     assert catalogue.open_backup(store, names(trial)[0]).verified
     assert spooled(trial) == []
     assert prune_backups.fn(NAME, confirm=NAME).outcome == "there is nothing to delete"
@@ -120,7 +69,7 @@ def test_killed_while_it_is_sent_it_waits_and_goes_with_the_next(trial: Trial, g
     for name in names(trial):
         assert verify_backup.fn(NAME, backup=name).status in GOOD
     assert spooled(trial) == []
-    store = store_of(trial.environment.backups, "postgres")
+    store = store_of(trial.environment, "postgres")
     assert store.unfinished(NAME) == []
 
 
@@ -197,22 +146,13 @@ def test_a_locked_backup_stays_whatever_is_pruned(trial: Trial, moto: S3Server) 
     with pytest.raises(client.exceptions.ClientError, match="AccessDenied"):
         client.delete_object(**place, VersionId=head["VersionId"])
     assert verify_backup.fn(NAME).status in GOOD
-    store = store_of(trial.environment.backups, "postgres")
+    store = store_of(trial.environment, "postgres")
     permit = Permit(NAME, (Act(DELETE, catalogue.open_backup(store, names(trial)[0]).where),))
     delete_backups.work(permit, NAME, [catalogue.open_backup(store, names(trial)[0])])
     assert names(trial) == [], "out of sight"
     kept = client.get_object(**place, VersionId=head["VersionId"])["Body"].read()
     assert b'"kind": "postgres"' in kept, "and still there"
     assert store.keeps_deleted()
-
-
-def encrypted(trial: Trial, *recipients: x25519.Identity) -> None:
-    keys = [str(key.to_public()) for key in recipients or (OPERATIONS, ESCROWED)]
-    configure(trial, "backups", recipients=keys, identity_env="TRIAL_IDENTITY")
-
-
-def stored_bytes(directory: Path) -> bytes:
-    return b"".join(path.read_bytes() for path in directory.rglob("*") if path.is_file() and ".age" in path.name)
 
 
 def test_encrypted_on_this_host_and_decrypted_to_verify(trial: Trial) -> None:
@@ -260,63 +200,6 @@ def test_a_key_of_which_there_is_no_second_and_one_that_does_not_fit_are_told(
         backup_database.fn(NAME)
 
 
-def test_copies_in_another_place_restore_when_the_first_is_gone(trial: Trial, gateway: S3Server) -> None:
-    encrypted(trial)
-    in_bucket(trial, gateway.bucket("osaka"), "copies", identity_env="TRIAL_IDENTITY")
-    backup_database.fn(NAME)
-    backup_database.fn(NAME, kind="schema")
-    report = replicate_backups.fn(NAME)
-    assert report.status in GOOD
-    assert report.outcome.startswith("2 copied")
-    assert names(trial, "copies") == names(trial)
-    verify_backup.fn(NAME)
-    again = replicate_backups.fn(NAME, read="all")
-    assert again.outcome == "every backup has its copy"
-    copy = catalogue.open_backup(store_of(trial.environment.stores("copies"), "postgres"), names(trial, "copies")[0])
-    assert copy.verified, "proven of the same bytes"
-    shutil.rmtree(trial.store)
-    trial.sql("DELETE FROM answers")
-    assert restore_database.fn(NAME, source="copies", confirm=NAME).status in GOOD
-    assert trial.sql("SELECT count(*) FROM answers") == [(500,)]
-
-
-def test_a_bad_backup_is_not_copied_and_a_bad_copy_is_found(trial: Trial) -> None:
-    configure(trial, "copies", postgres=str(trial.store.parent / "copies"))
-    backup_database.fn(NAME)
-    bad = names(trial)[-1]
-    backup_database.fn(NAME)
-    good = names(trial)[-1]
-    flip(max((trial.store / bad / "dump").iterdir(), key=lambda path: path.stat().st_size))
-    with pytest.raises(RunbookFailed, match=f"copy of {bad}.*SHA-256"):
-        replicate_backups.fn(NAME)
-    assert names(trial, "copies") == [good], "one bad backup keeps no other from being copied"
-    shutil.rmtree(trial.store / bad)
-    copies = trial.store.parent / "copies"
-    flip(max((copies / good / "dump").iterdir(), key=lambda path: path.stat().st_size))
-    assert replicate_backups.fn(NAME).status in GOOD, "only what is new is read by default"
-    with pytest.raises(RunbookFailed, match="copies of postgres.*SHA-256"):
-        replicate_backups.fn(NAME, read="all")
-
-
-def test_copying_is_killed_and_goes_on(trial: Trial, gateway: S3Server) -> None:
-    in_bucket(trial, gateway.bucket(), "copies")
-    backup_database.fn(NAME)
-    for point in ("receive: begun", "receive: files sent", "receive: offered"):
-        killed(point, "flows.database.copies.replicate_backups")
-    assert replicate_backups.fn(NAME).status in GOOD
-    assert names(trial, "copies") == names(trial)
-    store = store_of(trial.environment.stores("copies"), "postgres")
-    assert store.damage(names(trial)[0], catalogue.open_backup(store, names(trial)[0]).manifest.files) == []
-
-
-def test_there_must_be_a_second_place(trial: Trial) -> None:
-    with pytest.raises(RunbookFailed, match="no second place for backups.*add \\[copies\\]"):
-        replicate_backups.fn(NAME)
-    configure(trial, "copies", postgres=str(trial.store), redis="/nowhere/r", files="/nowhere/f")
-    with pytest.raises(RunbookFailed, match="both stores are"):
-        replicate_backups.fn(NAME)
-
-
 def test_a_marker_that_was_left_never_takes_an_offered_backup_along(trial: Trial, gateway: S3Server) -> None:
     """Killed after the manifest was written; then the spool is lost with its host."""
     in_bucket(trial, gateway.bucket())
@@ -327,25 +210,13 @@ def test_a_marker_that_was_left_never_takes_an_offered_backup_along(trial: Trial
     backup_database.fn(NAME)
     assert names(trial)[0] == first[0]
     assert len(names(trial)) == 2
-    assert store_of(trial.environment.backups, "postgres").unfinished(NAME) == []
-
-
-def test_copies_killed_at_their_end_survive_becoming_the_first_place(trial: Trial, gateway: S3Server) -> None:
-    bucket = gateway.bucket()
-    in_bucket(trial, bucket, "copies")
-    backup_database.fn(NAME)
-    killed("receive: offered", "flows.database.copies.replicate_backups")
-    [copy] = names(trial, "copies")
-    shutil.rmtree(trial.store)
-    in_bucket(trial, bucket)
-    backup_database.fn(NAME)
-    assert copy in names(trial)
+    assert store_of(trial.environment, "postgres").unfinished(NAME) == []
 
 
 def test_killed_while_its_spool_is_emptied_nothing_is_lost_and_nothing_stuck(trial: Trial, gateway: S3Server) -> None:
     in_bucket(trial, gateway.bucket())
     backup_database.fn(NAME)
-    spool = trial.reports.parent / "spool" / "postgres"
+    spool = spool_of(trial)
     (spool / ".sent-backup_20260101_000000").mkdir()
     backup_database.fn(NAME)
     assert len(names(trial)) == 2
@@ -355,7 +226,7 @@ def test_killed_while_its_spool_is_emptied_nothing_is_lost_and_nothing_stuck(tri
 def test_one_that_was_damaged_while_it_waited_keeps_no_other_from_being_taken(trial: Trial, gateway: S3Server) -> None:
     in_bucket(trial, gateway.bucket())
     killed("receive: begun")
-    spool = trial.reports.parent / "spool" / "postgres"
+    spool = spool_of(trial)
     [waiting] = [path for path in spool.iterdir() if not path.name.startswith(".")]
     flip(max((waiting / "dump").iterdir(), key=lambda path: path.stat().st_size))
     report = backup_database.fn(NAME)
@@ -377,12 +248,12 @@ def test_one_that_was_sent_late_has_its_line_in_the_log(trial: Trial, gateway: S
 
 def test_environments_in_one_bucket_leave_each_other_alone(trial: Trial, gateway: S3Server) -> None:
     in_bucket(trial, gateway.bucket())
-    store = store_of(trial.environment.backups, "postgres")
+    store = store_of(trial.environment, "postgres")
     name = "backup_20260101_030000"
     assert store.claim(f"{NAME}-eu", name)
     assert store.unfinished(NAME) == []
     assert store.unfinished(f"{NAME}-eu") == [name]
-    assert store.claim("a-first", name)
+    assert not store.claim("a-first", name), "taken, whoever comes first in the alphabet"
     backup_database.fn(NAME, kind="schema")
     [mine] = catalogue.names(store, "schema")
     sealed = catalogue.open_backup(store, mine).manifest
@@ -402,7 +273,7 @@ def test_nothing_in_clear_outlives_a_killed_run(trial: Trial) -> None:
     configure(trial, "backups", spool=str(trial.reports.parent / "spool"))
     backup_database.fn(NAME)
     killed("after verify_files", "flows.database.backup.verify_backup")
-    spool = trial.reports.parent / "spool" / "postgres"
+    spool = spool_of(trial)
     assert list(spool.glob(".at-hand-*/*/clear/*")), "it was in clear when it was killed"
     assert not list(trial.store.glob(".at-hand-*")), "never in the store itself"
     backup_database.fn(NAME, kind="schema")
@@ -421,22 +292,3 @@ def test_a_backup_that_cannot_be_encrypted_leaves_nothing_in_clear(
     with pytest.raises(RunbookFailed, match="cannot be encrypted: No space left.*make room"):
         backup_database.fn(NAME)
     assert not list(trial.store.iterdir())
-
-
-def test_a_second_place_is_tidied_and_a_copy_without_manifest_told(trial: Trial) -> None:
-    copies = trial.store.parent / "copies"
-    configure(trial, "copies", postgres=str(copies))
-    backup_database.fn(NAME)
-    killed("receive: copied", "flows.database.copies.replicate_backups")
-    assert list(copies.glob(".partial-*"))
-    [name] = names(trial)
-    shutil.copytree(trial.store / name, copies / name)
-    (copies / name / "manifest.json").unlink()
-    backup_database.fn(NAME)
-    with pytest.raises(RunbookFailed, match=f"copy of {name}: its manifest cannot be read.*move it out"):
-        replicate_backups.fn(NAME)
-    assert not list(copies.glob(".partial-*"))
-    assert len(list(copies.iterdir())) == 2, "one bad copy keeps no other from being made"
-    shutil.rmtree(copies / name)
-    assert replicate_backups.fn(NAME).status in GOOD
-    assert names(trial, "copies") == names(trial)

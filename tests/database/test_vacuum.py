@@ -13,18 +13,21 @@ from typing import Any, Literal
 
 import psycopg
 import pytest
+from psycopg import errors
 
 from flows.database.holders import of_database
 from flows.database.vacuum import check_autovacuum, vacuum_database
 from lab.processes import run, write
-from runbook.errors import RunbookFailed, Unreachable
+from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.progress import Done
 from runbook.report import Finding, Report, Status
 from runbook.wait import until
-from tasks.postgres import upkeep
+from tasks.postgres import upkeep, vacuum
 from tasks.postgres.holders import find_holders
 from tasks.postgres.vacuum import read_tables, tell_progress
 from tests.database.conftest import NAME, Trial
+from tests.database.test_replication import DATABASE as OTHER
+from tests.database.test_replication import server_with
 from tests.servers import ADMIN, ADMIN_PASSWORD, PostgresServer
 
 GOOD = (Status.OK, Status.WARN)
@@ -89,6 +92,70 @@ def test_only_chosen_tables_are_touched(dead: Trial) -> None:
         vacuum_database.fn(NAME, tables=["answers"])
     with pytest.raises(RunbookFailed, match="there is no table sesions"):
         vacuum_database.fn(NAME, tables=["sesions"])
+
+
+def test_a_table_that_was_skipped_is_told_and_one_that_was_not_is_done(
+    dead: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the right to it PostgreSQL passes over a table; near the wraparound it warns and does its work."""
+    (roles,) = [table for table in read_tables(dead.environment.postgres) if table.name == "pg_catalog.pg_authid"]
+    with dead.environment.postgres.connect(dead.database, as_application=True) as connection:
+        skipped = vacuum._vacuum(connection, roles, "plain")
+    assert "pg_authid" in skipped.failed
+    assert "skipping" in skipped.failed
+    assert (skipped.warned, skipped.hint) == ("", "log in as the table's owner or a superuser")
+
+    settings = ("autovacuum_freeze_max_age=100000", "autovacuum=off")
+    with server_with(tmp_path, monkeypatch, *settings) as server, server.connect(OTHER) as holder:
+        server.sql("CREATE TABLE sessions AS SELECT 1 AS id", database=OTHER)
+        holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        holder.execute("SELECT 1")
+        server.sql(BURN, database=OTHER)
+        report = vacuum_database.fn(NAME, tables=["sessions"])
+    warned = found(report, "table public.sessions")
+    assert warned.status is Status.WARN
+    assert re.fullmatch("done; warned: (cutoff for .*|oldest xmin) is far in the past.*", warned.value)
+    assert "Close open transactions soon" in warned.hint
+    assert report.outcome == "1 of 1 tables done"
+
+
+BURN = """
+DO $$ BEGIN
+    CREATE TEMPORARY TABLE burnt (x int);
+    FOR i IN 1..100100 LOOP
+        BEGIN INSERT INTO burnt VALUES (i); EXCEPTION WHEN others THEN END;
+    END LOOP;
+END $$
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (errors.DiskFull, OpsError, "the disk is full"),
+        (errors.IoError, OpsError, "cannot read or write a file"),
+        (errors.DeadlockDetected, OpsError, "stood in the way"),
+        (errors.ObjectInUse, OpsError, "PostgreSQL refuses"),
+        (errors.OutOfMemory, OpsError, "PostgreSQL refuses"),
+        (errors.SerializationFailure, Unreachable, "it was cancelled"),
+        (errors.CrashShutdown, Unreachable, "the server went away"),
+        (errors.ConnectionFailure, Unreachable, "the server went away"),
+        (psycopg.OperationalError, Unreachable, "the server went away"),
+    ],
+)
+def test_only_a_server_that_is_gone_is_said_to_be(error: type[psycopg.Error], kind: type[OpsError], said: str) -> None:
+    told = upkeep.as_ops_error(error("what it said"))
+    assert type(told) is kind
+    assert said in told.message
+
+
+def test_a_server_that_refuses_is_asked_once(trial: Trial) -> None:
+    with (
+        pytest.raises(OpsError, match="PostgreSQL refuses: lastval is not yet defined") as raised,
+        upkeep.upkeep_session(trial.environment.postgres) as connection,
+    ):
+        connection.execute("SELECT lastval()")  # 55000, an OperationalError
+    assert not isinstance(raised.value, Unreachable)
 
 
 def test_a_leaked_transaction_is_named_before_the_vacuum_that_it_makes_useless(dead: Trial) -> None:
@@ -196,7 +263,7 @@ def test_a_full_vacuum_does_not_wait_for_ever_and_not_without_space(
         with pytest.raises(RunbookFailed, match="a lock was not to be had") as failed:
             vacuum_database.fn(NAME, "full", ["sessions"], confirm=NAME)
         assert "pg_locks" in str(failed.value)
-    monkeypatch.setattr(upkeep, "disk_of", lambda path: type("Disk", (), {"free_bytes": 1000}))
+    monkeypatch.setattr(upkeep, "disk_on", lambda *_: type("Disk", (), {"free_bytes": 1000}))
     with pytest.raises(RunbookFailed, match="free space at"):
         vacuum_database.fn(NAME, "full", ["sessions"], confirm=NAME)
 

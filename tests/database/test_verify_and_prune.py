@@ -7,17 +7,24 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
+import psutil
 import pytest
 
 from flows.database.backup import backup_database, prune_backups, verify_backup
 from runbook.errors import RunbookFailed
 from runbook.report import Status
-from tasks import catalogue, manifest
+from runbook.wait import until
+from tasks import catalogue, manifest, publishing
 from tasks.manifest import Manifest
 from tasks.stores.directory import DirectoryStore
+from tasks.stores.store import Store
 from tests.database.conftest import NAME, Trial
 from tests.database.test_backup import ROOT, newest
 from tests.database.test_restore import GOOD, flip, largest, newest_path, reseal
@@ -179,12 +186,118 @@ def test_in_a_shared_store_latest_is_one_s_own(trial: Trial) -> None:
 
 
 def test_a_name_is_taken_once(trial: Trial) -> None:
-    """Two environments in one store, in the same second: whoever comes first in the alphabet has it."""
+    """Two environments in one store, in the same second: whoever has it keeps it."""
     trial.store.mkdir(parents=True)
     store = DirectoryStore(trial.store)
     assert store.claim("staging", "backup_20260101_030000")
-    assert store.claim("production", "backup_20260101_030000"), "it sees the other, and has the right"
+    assert not store.claim("production", "backup_20260101_030000"), "although it comes first in the alphabet"
     assert not store.claim("testing", "backup_20260101_030000")
-    assert not store.claim("production", "backup_20260101_030000"), "not even twice"
+    assert not store.claim("staging", "backup_20260101_030000"), "not even twice"
+    assert [path.name for path in trial.store.iterdir()] == [".partial-staging-backup_20260101_030000"]
     (trial.store / "backup_20260101_040000").mkdir()
     assert not store.claim("production", "backup_20260101_040000"), "offered already"
+
+
+def claimed_by(store: Store, environments: Sequence[str], name: str) -> list[str]:
+    """Who gets a name of those that want it at once."""
+    barrier = threading.Barrier(len(environments))
+
+    def claim(environment: str) -> bool:
+        barrier.wait()
+        return store.claim(environment, name)
+
+    with ThreadPoolExecutor(len(environments)) as pool:
+        won = list(pool.map(claim, environments))
+    return [environment for environment, mine in zip(environments, won, strict=True) if mine]
+
+
+def test_a_name_that_several_want_at_once_is_nobody_s_or_one_s(trial: Trial) -> None:
+    trial.store.mkdir(parents=True)
+    store = DirectoryStore(trial.store)
+    won = [claimed_by(store, ("production", "staging", "testing"), f"backup_20260101_{n:06}") for n in range(200)]
+    assert max(len(names) for names in won) == 1
+    assert len(list(trial.store.iterdir())) == sum(len(names) for names in won), "who yields leaves nothing"
+
+
+def test_two_environments_that_begin_at_once_have_a_backup_each(trial: Trial) -> None:
+    """What the one offers does not stand where the other's is to come."""
+    store, barrier = DirectoryStore(trial.store), threading.Barrier(2)
+
+    def begun(environment: str) -> str:
+        barrier.wait()
+        name, directory = publishing.begin(store, "schema", environment, ZoneInfo("UTC"))
+        (directory / "file").write_text(environment)
+        store.offer(directory, name, {})
+        return (trial.store / name / "file").read_text()
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(begun, ("production", "staging"))) == ["production", "staging"]
+
+
+def test_an_extension_that_was_updated_since_is_told_and_costs_no_backup_its_proof(trial: Trial) -> None:
+    """pg_dump writes no version: after a package's update every older backup restores with the newer one."""
+    backup_database.fn(NAME)
+    [(name,)] = trial.sql("SELECT extname FROM pg_extension WHERE extname <> 'plpgsql'")
+    reseal(newest_path(trial), lambda m: m["content"]["extensions"].update({name: "0.0.1"}))
+    report = verify_backup.fn(NAME)
+    told = next(found for found in report.findings if found.name == "versions of extensions")
+    assert told.status is Status.WARN
+    assert told.value.startswith(f"{name}: 0.0.1 in the backup, ")
+    assert newest(trial).verified
+    reseal(newest_path(trial), lambda m: m["content"]["extensions"].update({"another": "1"}))
+    with pytest.raises(RunbookFailed, match="extension another: missing"):
+        verify_backup.fn(NAME)
+
+
+FAILS = """
+CREATE FUNCTION public.fails(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN
+    IF current_database() LIKE '%__verify' THEN RAISE EXCEPTION '{message}' USING ERRCODE = '{code}'; END IF;
+    RETURN n; END $$;
+CREATE TABLE public.connections (n int);
+INSERT INTO public.connections VALUES (1);
+CREATE INDEX connections_fails ON public.connections (public.fails(n));
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "at_fault"),
+    [
+        ("53100", 'could not extend file "base/1": No space left on device', False),
+        ("57P01", "terminating connection due to administrator command", False),
+        ("58030", 'could not read blocks 0..0 in file "base/1": Input/output error', False),
+        ("23505", 'could not create unique index "file of connections"', True),
+        ("P0001", "the connection is lost, said a row of connections", True),
+    ],
+)
+def test_what_the_server_is_at_fault_for_is_not_the_backup_s(
+    trial: Trial, code: str, message: str, at_fault: bool
+) -> None:
+    """What a full disk or a dying server says, said by an index of the restored database; and a rule that refuses."""
+    trial.sql(FAILS.format(code=code, message=message))
+    backup_database.fn(NAME)
+    catalogue.mark_verified.work(DirectoryStore(trial.store), newest_path(trial).name, {"by": "test"})
+    with pytest.raises(RunbookFailed, match=message.split(" ", 3)[0]):
+        verify_backup.fn(NAME)
+    assert bool(newest(trial).verified) is not at_fault
+
+
+def test_a_pg_restore_that_is_killed_says_nothing_of_the_backup(trial: Trial) -> None:
+    trial.sql("CREATE FUNCTION public.waits(n int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN "
+              "IF current_database() LIKE '%__verify' THEN PERFORM pg_sleep(60); END IF; RETURN n; END $$;"
+              "CREATE TABLE public.slow (n int); INSERT INTO public.slow VALUES (1);"
+              "CREATE INDEX slow_waits ON public.slow (public.waits(n))")  # fmt: skip
+    backup_database.fn(NAME)
+    catalogue.mark_verified.work(DirectoryStore(trial.store), newest_path(trial).name, {"by": "test"})
+
+    def children() -> list[psutil.Process]:
+        found = [child for child in psutil.Process().children() if child.name() == "pg_restore"]
+        waits = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'CREATE INDEX slow_waits%'"
+        return found if trial.sql(waits) else []
+
+    with ThreadPoolExecutor(1) as beside:
+        running = beside.submit(verify_backup.fn, NAME)
+        for child in until(children, what="a pg_restore at its slowest", seconds=60):
+            child.kill()
+        with pytest.raises(RunbookFailed, match="pg_restore exited -9"):
+            running.result()
+    assert newest(trial).verified

@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import redis
 
@@ -29,14 +29,16 @@ from lab.processes import Account, write
 from runbook.errors import Unreachable
 from runbook.wait import until
 from tasks.redis.server import at_once, call
-from tests.servers import binaries, free_port
+from tests.servers import binaries, free_port, programs_base
 
 PASSWORD = "r3dis p@ss:word"
 MASTER = "mymaster"
 NAME = "redis-test"
 VARIABLE = "OPS_TEST_REDIS"
-DOWN_AFTER_MS = 500
-DEBIAN = {"8": Path("/usr/bin/redis-server")}
+DOWN_AFTER_MS = 1500
+"""More than a second: Sentinels ping a new master only after it, and at a second or less take it for down at once."""
+DEBIAN = Path("/usr/bin/redis-check-rdb")
+"""Redis 8: the program is the server when it is called redis-server (tests/matrix/install-redis)."""
 ENVIRONMENT = """\
 name = "{name}"
 disposable = true
@@ -52,6 +54,8 @@ config_file = "{configuration}"
 server_program = "{program}"
 os_user = "{user}"
 {sentinels}{extra}
+[services]
+names = {{}}
 [backups]
 redis = "{root}/backups"
 [logs]
@@ -69,10 +73,16 @@ def program() -> Path:
     asked = os.environ.get(VARIABLE, "")
     if not asked:
         return binaries().redis
-    chosen = DEBIAN.get(asked, Path(asked))
-    if not chosen.exists():
-        raise FileNotFoundError(f"{VARIABLE} is {asked}: {chosen} is not installed; run `make test-matrix`")
-    return chosen
+    if asked.startswith("/"):
+        return Path(asked)
+    if asked != "8" or not DEBIAN.exists():
+        raise FileNotFoundError(f"{VARIABLE} is {asked}: it is a path, or 8 after tests/matrix/install-redis")
+    with programs_base() as base:
+        link = base / "redis-8" / "redis-server"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.exists():
+            link.symlink_to(DEBIAN)
+    return link
 
 
 class RedisServer:
@@ -294,7 +304,7 @@ class Group:
 
     def _known(self) -> bool:
         for sentinel in self.sentinels:
-            state = sentinel.client().sentinel_master(MASTER)
+            state = cast(dict[str, Any], sentinel.client().sentinel_master(MASTER))
             others = int(state["num-other-sentinels"]), int(state["num-slaves"])
             if others != (len(self.sentinels) - 1, len(self.replicas)):
                 return False

@@ -16,6 +16,9 @@ from runbook.errors import RunbookFailed
 from runbook.permit import Act, Permit
 from runbook.report import Report, Status
 from tasks import catalogue, manifest
+from tasks.redis.copy import ACT
+from tasks.redis.isolation import TAKE_OFF
+from tasks.redis.surroundings import Surroundings
 from tasks.redis.swap import superseded_redis
 from tasks.stores.directory import DirectoryStore
 from tests.redis.conftest import NAME, PASSWORD, Rig
@@ -193,13 +196,13 @@ def test_a_server_that_starts_empty_is_noticed(rig: Rig) -> None:
     fill({0: rig.client()})
     backup()
     env, report = rig.environment, Report("trial", NAME)
-    permit = Permit(NAME, (Act("replace Redis data", str(rig.data)),))
+    permit = Permit(NAME, (Act(ACT, str(rig.data)), Act(TAKE_OFF, str(rig.data))))
     copy = build_redis(report, env, permit, catalogue.find_backup(DirectoryStore(rig.store), "redis"))
     rig.configure(aof=True, extra='appenddirname "elsewhere"\n')
-    replace_redis(report, env, permit, copy)
+    replace_redis(report, env, permit, copy, Surroundings(own="127.0.0.1:6379"))
     assert report.status is Status.CRITICAL
     assert "loaded 0 keys at its start" in report.sentence()
-    assert "to go back: stop valkey, mv " in report.sentence()
+    assert "undo-restore-redis with kept=data.superseded_" in report.sentence()
 
 
 def test_reports_are_json(rig: Rig) -> None:

@@ -14,8 +14,7 @@ import pytest
 import redis
 
 from flows.redis.persistence import backup_redis, restore_redis
-from runbook import shell
-from runbook.errors import NotConfirmed, RunbookFailed, Unreachable
+from runbook.errors import NotConfirmed
 from runbook.permit import Act, Permit
 from runbook.report import Status
 from runbook.wait import until
@@ -25,12 +24,12 @@ from tasks.redis.copy import ACT, build_redis_copy
 from tasks.redis.fitness import judge_redis_backup
 from tasks.redis.reading import read_content
 from tasks.redis.scratch import scratch_server
-from tasks.redis.server import at_once
+from tasks.redis.surroundings import Surroundings
 from tasks.stores.directory import DirectoryStore
-from tests.redis.conftest import NAME, PASSWORD, Rig
+from tests.redis.conftest import NAME, Rig
 from tests.redis.data import account, fill, survivors
-from tests.servers import free_port
 
+ALONE = Surroundings(own="127.0.0.1:6379")
 PLAIN = ("find_backup", "verify_files", "mark_verified", "judge_redis_backup")
 
 
@@ -46,43 +45,6 @@ def test_permit_is_needed(rig: Rig) -> None:
     assert [path.name for path in rig.data.parent.iterdir()] == ["data"]
 
 
-def test_replica_and_sentinel_are_obstacles(rig: Rig) -> None:
-    """An attached replica, and a Sentinel that watches this master: refused before anything stops."""
-    rig.client().set("a", 1)
-    backup_redis.fn(NAME)
-    found, block = catalogue.find_backup(DirectoryStore(rig.store), "redis"), rig.environment.redis
-    assert judge_redis_backup(block, found).problems == ()
-    ports = free_port(), free_port()
-    sentinel = rig.root / "sentinel.conf"
-    sentinel.write_text(
-        f"port {ports[1]}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {rig.port} 1\n"
-        f'sentinel auth-pass mymaster "{PASSWORD}"\n'
-    )
-    argv: list[str | Path] = [rig.program, "--port", str(ports[0]), "--bind", "127.0.0.1", "--save", ""]
-    argv += ["--dir", rig.root, "--replicaof", f"127.0.0.1 {rig.port}", "--masterauth", PASSWORD]
-    argv += ["--repl-diskless-sync-delay", "0"]
-    with shell.spawn(argv), shell.spawn([rig.program, sentinel, "--sentinel"]):
-        until(lambda: rig.client().info("replication")["connected_slaves"], what="the replica", seconds=20)
-        until(lambda: _pings(ports[1]), what="the Sentinel", seconds=20)
-        watched = block.model_copy(update={"sentinels": [f"127.0.0.1:{ports[1]}"], "sentinel_master": "mymaster"})
-        fitness = judge_redis_backup(watched, found)
-        assert len(fitness.problems) == 2, fitness.problems
-        assert "REPLICAOF NO ONE" in fitness.problems[0]
-        assert "SENTINEL REMOVE mymaster" in fitness.problems[1]
-        with pytest.raises(RunbookFailed, match="replicas"):
-            restore_redis.fn(NAME, "latest", confirm=NAME)
-    gone = judge_redis_backup(watched, found)
-    assert gone.problems == (), "a Sentinel that is away is a warning"
-    assert [p.name for p in gone.preconditions if not p.ok] == [f"Sentinel 127.0.0.1:{ports[1]}"]
-
-
-def _pings(port: int) -> bool:
-    try:
-        return bool(at_once(redis.Redis(port=port)).ping())
-    except redis.RedisError as error:
-        raise Unreachable(str(error)) from None
-
-
 def test_other_obstacles(rig: Rig) -> None:
     """A configuration of another directory, of a replica, a missing program: each in words."""
     rig.client().set("a", 1)
@@ -96,10 +58,10 @@ def test_other_obstacles(rig: Rig) -> None:
         ("requirepass other\n", "could not be verified"),
     ):
         rig.configure(aof=True, extra=extra)
-        assert told in "; ".join(judge_redis_backup(block, found).problems)
+        assert told in "; ".join(judge_redis_backup(block, found, ALONE).problems)
     rig.configure(aof=True)
     missing = block.model_copy(update={"server_program": "/nowhere/valkey-server", "config_file": "/nowhere/x"})
-    problems = "; ".join(judge_redis_backup(missing, found).problems)
+    problems = "; ".join(judge_redis_backup(missing, found, ALONE).problems)
     assert "/nowhere/valkey-server" in problems
     assert "/nowhere/x cannot be read" in problems
 

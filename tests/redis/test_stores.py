@@ -27,7 +27,7 @@ def test_a_snapshot_comes_back_from_a_bucket(rig: Rig, monkeypatch: pytest.Monke
         rig.toml.write_text(before.replace(f'redis = "{rig.root}/backups"\n', place + login + keys))
         try:
             backup_redis.fn(NAME)
-            store = store_of(rig.environment.backups, "redis")
+            store = store_of(rig.environment, "redis")
             assert [len(catalogue.names(store, "redis")), rig.store.exists()] == [1, False]
             rig.client().flushdb()
             report = restore_redis.fn(NAME, confirm=NAME)
@@ -36,4 +36,4 @@ def test_a_snapshot_comes_back_from_a_bucket(rig: Rig, monkeypatch: pytest.Monke
         assert report.status in (Status.OK, Status.WARN)
         rig.wait()
         assert rig.client().dbsize() == 500
-        assert list((rig.root / "spool" / "redis").iterdir()) == []
+        assert list((rig.root / "spool" / NAME / "backups" / "redis").iterdir()) == []

@@ -328,6 +328,21 @@ class TestInAFlowRun:
         (artifact,) = artifacts(run.id)
         assert f"open [the form]({link.geturl()}), type `{system.name}` in `confirm`" in str(artifact.data)
 
+    def test_the_plan_s_link_says_what_latest_was(self, system: System) -> None:
+        @flow(name="restore-database")
+        def restore(environment: str, backup: str = "latest", confirm: str = "") -> Report:
+            with runbook("Restore", system, confirm) as report:
+                report.pin("backup", "backup_20260101_000000")
+                report.permit(DROP)
+            return report
+
+        run = launched(restore, {"environment": "本番", "backup": "latest", "confirm": ""})
+        report = cast(Report, run_flow(restore, flow_run=run, parameters=run.parameters))
+        parameters = urllib.parse.parse_qs(urllib.parse.urlparse(report.form).query)["parameters"][0]
+        assert json.loads(parameters) == {"environment": "本番", "backup": "backup_20260101_000000"}
+        by_hand = restore.fn("本番")
+        assert by_hand.form.endswith(', backup="backup_20260101_000000"')
+
 
 def launched(work: Flow[..., Report], parameters: dict[str, Any]) -> FlowRun:
     """A run of a deployment, as a worker gets it."""

@@ -74,9 +74,9 @@ def kept(bucket: Bucket, key: str) -> tuple[bytes, dict[str, Any]]:
 
 
 def unfinished(bucket: Bucket, key: str) -> list[str]:
-    """The ids of uploads that are begun and not completed."""
+    """The ids of uploads of this very key that are begun and not completed."""
     answer = bucket.client().list_multipart_uploads(Bucket=bucket.bucket, Prefix=bucket.key(key))
-    return [entry["UploadId"] for entry in answer.get("Uploads", [])]
+    return [entry["UploadId"] for entry in answer.get("Uploads", []) if entry["Key"] == bucket.key(key)]
 
 
 def begin(bucket: Bucket, upload: Upload, parts: dict[int, bytes], sha256: str = "") -> str:

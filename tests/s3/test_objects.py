@@ -180,7 +180,25 @@ def test_locked_objects(moto: S3Server) -> None:
 
 def test_versioned_or_not(server: S3Server) -> None:
     """A server that knows no versions has none."""
-    assert not objects.is_versioned(server.bucket())
+    assert objects.is_versioned(server.bucket()) is False
+
+
+def test_a_policy_that_does_not_tell_of_versions(cuttable: Bucket, proxy: Proxy) -> None:
+    """Unknown is not no, and no failure."""
+    proxy.answer(403, "AccessDenied", times=9)
+    assert objects.is_versioned(cuttable) is None
+
+
+def test_too_large_to_be_a_manifest(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before it is sent; one that is there is as good as altered."""
+    bucket = server.bucket()
+    objects.write_small(bucket, "a/manifest.json", b"x" * 1001)
+    monkeypatch.setattr(objects, "SMALL_BYTES", 1000)
+    with pytest.raises(VerificationFailed, match="has 1001 bytes"):
+        objects.read_small(bucket, "a/manifest.json")
+    with pytest.raises(OpsError, match=r"b has 1\.0 kB, and 1\.0 kB is the most"):
+        objects.write_small(bucket, "b", b"x" * 1001)
+    assert objects.list_names(bucket) == ["a"]
 
 
 def test_deletion_refused(moto: S3Server) -> None:

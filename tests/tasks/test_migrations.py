@@ -120,7 +120,7 @@ def test_a_migration_that_prints_its_address_shows_no_password(empty: Postgres, 
 def test_a_migration_that_waits_for_a_lock_gives_up(
     interview: Postgres, postgres_server: PostgresServer, backend: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tasks.migrations.alembic.LOCK_TIMEOUT", "-c lock_timeout=300ms")
+    monkeypatch.setattr("tasks.migrations.program.LOCK_TIMEOUT", "-c lock_timeout=300ms")
     add(backend, "0006", "0005", "op.execute('ALTER TABLE users ADD COLUMN x int')")
     with postgres_server.connect(interview.database) as other, other.transaction():
         other.execute("SELECT count(*) FROM users")
@@ -245,7 +245,7 @@ def watch(postgres: Postgres, *statements: str, autocommit: bool = False) -> dic
     """Run statements as the application's role and note the revision, all in one transaction (or none)."""
     with postgres.connect(postgres.database) as admin:
         admin.execute("ANALYZE")  # as a copy is
-        live = table_sizes(postgres, postgres.database)
+        live = table_sizes(postgres)
         assert locks.install(admin, postgres.user)
         with postgres.connect(postgres.database, as_application=True, autocommit=autocommit) as session:
             for statement in (*statements, "UPDATE alembic_version SET version_num = '0006'"):
@@ -292,6 +292,16 @@ def test_a_rewrite_a_dropped_table_and_a_partition_s_parent_are_seen(interview: 
     assert ("audit_events_default", "ACCESS EXCLUSIVE") in found
 
 
+def test_the_sizes_of_live_tables_are_not_waited_for_without_limit(
+    interview: Postgres, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.postgres.upkeep.LOCK_SECONDS", 0.2)
+    with postgres_server.connect(interview.database) as other, other.transaction():
+        other.execute("LOCK TABLE users")
+        with pytest.raises(OpsError, match="a lock was not to be had"):
+            table_sizes(interview)
+
+
 def test_a_concurrent_index_blocks_nobody_and_the_watch_leaves_nothing(interview: Postgres) -> None:
     before = read_definitions(interview, interview.database)
     assert watch(interview, "CREATE INDEX CONCURRENTLY ix ON users (display_name)", autocommit=True) == {}
@@ -334,6 +344,8 @@ def test_how_two_states_differ() -> None:
     before = State({}, {"t": {"a": "1", "b": "2", "c": "3"}, "u": {"a": "4"}}, {"t": 5, "u": 3, "v": 2})
     after = State({}, {"t": {"a": "1", "d": "3"}}, {"t": 5, "v": 1})
     assert losses(before, after) == (Loss("u", 3, dropped=True), Loss("v", 1), Loss("t", 5, ("b",))), "c is d now"
+    anew = State({}, {"t": {"a": "1", "b": "5", "c": "3"}, "u": {"a": "4"}}, before.rows)
+    assert losses(before, anew) == (Loss("t", 5, ("b",)),), "another column took its name"
 
 
 def test_rows_are_counted_in_which_a_column_is_filled(interview: Postgres, postgres_server: PostgresServer) -> None:

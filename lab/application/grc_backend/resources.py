@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 from redis.asyncio import Redis
+from redis.asyncio.connection import parse_url
+from redis.asyncio.sentinel import Sentinel
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from .ai import AIService
@@ -33,14 +35,12 @@ class Resources:
     @classmethod
     def open(cls, settings: Settings) -> Resources:
         executor = ThreadPoolExecutor(max_workers=32, thread_name_prefix="blocking")
-        redis = Redis.from_url(
-            settings.redis_url,
-            decode_responses=True,
-            socket_timeout=REDIS_TIMEOUT_SECONDS,
-            socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
-        )
         return cls(
-            settings, create_engine(settings), redis, AIService.at(settings.ai_providers_url, executor), executor
+            settings,
+            create_engine(settings),
+            _redis(settings),
+            AIService.at(settings.ai_providers_url, executor),
+            executor,
         )
 
     async def close(self) -> None:
@@ -48,6 +48,21 @@ class Resources:
         await _bounded(self.engine.dispose())
         await _bounded(self.redis.aclose())
         self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _redis(settings: Settings) -> Redis:
+    """A client of the server that the Sentinels name as master whenever it connects; without them, of the URL's."""
+    options: dict[str, Any] = {
+        "decode_responses": True,
+        "socket_timeout": REDIS_TIMEOUT_SECONDS,
+        "socket_connect_timeout": REDIS_TIMEOUT_SECONDS,
+    }
+    if not settings.redis_sentinels:
+        return Redis.from_url(settings.redis_url, **options)
+    told = {**parse_url(settings.redis_url)}
+    options |= {key: told[key] for key in ("username", "password", "db") if key in told}
+    sentinels = cast(Any, Sentinel)(settings.redis_sentinels, socket_timeout=REDIS_TIMEOUT_SECONDS)
+    return cast(Redis, sentinels.master_for(settings.redis_master, **options))
 
 
 async def _bounded(closing: Coroutine[Any, Any, None]) -> None:

@@ -40,6 +40,8 @@ class Settings:
     database_pool_recycle: int = 3600
     database_echo: bool = False
     ai_rate_limit: int = 100
+    redis_sentinels: tuple[tuple[str, int], ...] = ()
+    redis_master: str = "mymaster"
 
     @classmethod
     def load(cls, directory: Path | None = None) -> Settings:
@@ -66,6 +68,8 @@ class Settings:
             database_pool_recycle=_integer(values, "DATABASE_POOL_RECYCLE", 3600),
             database_echo=_boolean(values, "DATABASE_ECHO"),
             ai_rate_limit=_integer(values, "AI_RATE_LIMIT", 100),
+            redis_sentinels=_addresses(values.get("REDIS_SENTINELS") or ""),
+            redis_master=values.get("REDIS_MASTER") or "mymaster",
         )
 
 
@@ -75,6 +79,14 @@ def _integer(values: Mapping[str, str], key: str, default: int) -> int:
         return int(text)
     except ValueError:
         raise InvalidSettings(f"{key} is not a whole number") from None
+
+
+def _addresses(text: str) -> tuple[tuple[str, int], ...]:
+    """``host:port,host:port``."""
+    try:
+        return tuple((host, int(port)) for host, _, port in (item.rpartition(":") for item in text.split(",") if item))
+    except ValueError:
+        raise InvalidSettings("REDIS_SENTINELS is not host:port,host:port") from None
 
 
 def _boolean(values: Mapping[str, str], key: str) -> bool:

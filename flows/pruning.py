@@ -1,0 +1,73 @@
+"""What deleting old backups consists of, called with the open report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+
+from blocks.environment import Environment, Stores
+from flows.store import mark_failed, note, store_for
+from runbook.permit import Permit
+from runbook.render import duration, size
+from runbook.report import Report
+from tasks.catalogue import Backup
+from tasks.manifest import Kind
+from tasks.retention import delete_backups, read_backup, read_store
+
+
+def find_prunable(
+    report: Report, env: Environment, kind: Kind, age: timedelta, keep_verified: int, which: Stores = "backups"
+) -> Sequence[Backup]:
+    """What the safe rule lets go; planned line by line.
+
+    Raises:
+        RunbookFailed: the clock jumped.
+    """
+    store = store_for(env, kind, which)
+    stored = read_store(store, kind, env.name)
+    ahead = stored.from_the_future()
+    report.expect("clock", not ahead, "correct this host's clock, or look who took them: ages mean nothing now",
+                  value=f"of the future: {', '.join(ahead[:3])}" if ahead else "none is of the future")  # fmt: skip
+    if stored.unreadable:
+        report.warn("manifests that cannot be read", f"look at them in {store.where}; they are never deleted here",
+                    value=", ".join(stored.unreadable[:5]))  # fmt: skip
+    verified = [backup for backup in stored.backups if backup.verified]
+    if stored.backups and len(verified) < keep_verified:
+        report.warn("verified backups", f"verify-backup with kind={kind} verifies more; until there are "
+                    f"{keep_verified} none goes", value=len(verified),
+                    expected=f"at least {keep_verified}")  # fmt: skip
+    report.fail_if_critical()
+    doomed = stored.doomed(age, keep_verified)
+    if doomed:
+        _judge_kept(report, verified[-1])
+    for backup in doomed:
+        report.plan("delete", f"{backup.name}, {duration(backup.age_seconds)} old", size=backup.manifest.bytes)
+    return doomed
+
+
+def _judge_kept(report: Report, newest: Backup) -> None:
+    """What the deleted ones leave it to, read once more to its end: it may have gone bad since it was verified."""
+    problems = read_backup(newest)
+    report.expect(
+        f"files of {newest.name}, the newest that is verified",
+        not problems,
+        "verify-backup another one first; nothing is deleted",
+        value="; ".join(problems[:3]) or size(newest.manifest.bytes),
+        expected="as in its manifest (SHA-256)",
+    )
+    if problems:
+        mark_failed(report, newest, problems[0])
+    report.fail_if_critical()
+
+
+def prune(report: Report, permit: Permit, env: Environment, doomed: Sequence[Backup]) -> None:
+    """Delete them, and write that into the backup log."""
+    later = doomed[0].store.keeps_deleted()  # asked before: what is deleted must not be told as a failure
+    freed = delete_backups(permit, env.name, doomed)
+    note(report, env, f"Pruned {len(doomed)} - {', '.join(backup.name for backup in doomed)}")
+    when = {
+        True: "are free when the bucket's lifecycle rule removes their versions",
+        False: "free again",
+        None: "free again, or still there as versions: the policy does not let that be asked (s3:GetBucketVersioning)",
+    }
+    report.outcome = f"{len(doomed)} deleted, {size(freed)} {when[later]}"

@@ -1,0 +1,134 @@
+"""Taking backups of Redis (§2.3): by files, over the network, of its AOF; and of live data that a restore changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from blocks.environment import Environment
+from blocks.redis import Redis
+from flows import store as stores
+from flows.redis import taking
+from flows.redis.choosing import KEPT
+from runbook.render import size
+from runbook.report import Report
+from tasks.catalogue import Backup
+from tasks.host import read_disk
+from tasks.redis.aof_backup import AofCopy, put_rewrites_back, read_aof_bytes, snapshot_aof
+from tasks.redis.content import RedisContent
+from tasks.redis.network import NetworkSnapshot, find_remembering, read_remote_source, snapshot_over_network
+from tasks.redis.sentinels import find_master
+from tasks.redis.snapshot import Snapshot, Source, read_manifest, read_source, snapshot
+from tasks.stores.store import Store
+
+Form = Literal["rdb", "aof"]
+
+
+def take(report: Report, env: Environment, store: Store, form: Form) -> Backup:
+    """Judge the server and the disks, tidy the store, take a backup and publish it.
+
+    Raises:
+        RunbookFailed: what must hold does not; nothing was taken.
+        Unreachable, OpsError: it cannot be taken.
+    """
+    if done := put_rewrites_back(env.redis, env.reports_directory):
+        report.fact("put back", done)
+    block = find_master(env.redis) if env.redis.remote else env.redis
+    source = _source(env, block, store)
+    taking.judge_source(report, source, store.spool)
+    if form == "aof":
+        _judge_aof(report, env, source, store)
+    report.fail_if_critical()
+    stores.tidy(report, env, store)
+    if form == "aof":
+        return _take_aof(report, env, source, store)
+    if not env.redis.remote:
+        return taking.take(env, source, store)
+    more: dict[str, object] = {}
+    return taking.seal(env, store, lambda directory: _over_network(report, env, block, directory, more), more)
+
+
+def judge_kept(report: Report, env: Environment, block: Redis) -> None:
+    """Whether there is room to keep what is live."""
+    store = stores.store_for(env, "redis")
+    taking.judge_source(report, _source(env, block, store), store.spool)
+
+
+def keep_live(report: Report, env: Environment, block: Redis) -> Backup:
+    """A whole backup of the live server, proven like every other, and not one that `latest` means: it is of data that
+    somebody found wrong.
+
+    Raises:
+        Unreachable, OpsError: it cannot be taken; nothing live was changed.
+    """
+    store = stores.store_for(env, "redis")
+    more: dict[str, object] = {"kept_by": report.runbook}
+
+    def work(directory: Path) -> tuple[Snapshot, RedisContent]:
+        if _is_here(env, block):
+            return snapshot(block, read_source(block), directory), read_manifest(env.redis, directory)
+        return _over_network(report, env, block, directory, more)
+
+    kept = taking.seal(env, store, work, more, of=KEPT.format(env.name))
+    report.fact("live data kept as", kept.name)
+    return kept
+
+
+def _is_here(env: Environment, block: Redis) -> bool:
+    """Whether the server's files are on this host: a master that Sentinels name may be another than the configured."""
+    return not env.redis.remote and block.address == env.redis.address
+
+
+def _source(env: Environment, block: Redis, store: Store) -> Source:
+    return read_source(block) if _is_here(env, block) else read_remote_source(block, store.spool)
+
+
+def _over_network(
+    report: Report, env: Environment, block: Redis, directory: Path, more: dict[str, object]
+) -> tuple[NetworkSnapshot, RedisContent]:
+    taken = snapshot_over_network(block, directory)
+    more |= {"way": taken.way, "moment": taken.moment}
+    report.fact("taken", taken.way)
+    if env.redis.sentinels and (remembering := find_remembering(env.redis)):
+        report.warn(
+            "Sentinels that took the copy for a replica",
+            f"SENTINEL RESET {env.redis.sentinel_master} on each of them, half a minute apart: no replica was fit to "
+            "be followed instead of the master",
+            value=", ".join(remembering),
+            expected="none",
+        )
+    if not taken.moment:
+        report.warn(
+            "one moment",
+            "let this user replicate: ACL SETUSER … +psync +replconf; where nobody may, pause the clients meanwhile",
+            value="its keys were read one by one: what clients wrote meanwhile is in it or not, key by key",
+            expected="of one moment",
+        )
+    return taken, read_manifest(env.redis, directory)
+
+
+def _judge_aof(report: Report, env: Environment, source: Source, store: Store) -> None:
+    report.expect(
+        "the AOF's files",
+        not env.redis.remote,
+        "take it with kind=rdb: that goes over the network",
+        value="cannot be reached from here ([redis] remote)" if env.redis.remote else str(source.directory),
+        expected="on this host",
+    )
+    if env.redis.remote:
+        return
+    needed, free = read_aof_bytes(env.redis) + 2 * source.dataset_bytes, read_disk(store.spool).free_bytes
+    report.expect("free space for the AOF", free > needed, f"free {size(needed - free)} at {store.spool}",
+                  value=size(free), expected=f"more than {size(needed)}")  # fmt: skip
+
+
+def _take_aof(report: Report, env: Environment, source: Source, store: Store) -> Backup:
+    more: dict[str, object] = {}
+
+    def work(directory: Path) -> tuple[AofCopy, RedisContent]:
+        copy = snapshot_aof(env.redis, source, directory, env.reports_directory)
+        more.update(form="aof", aof_parts=copy.parts, aof_bytes=copy.aof_bytes)
+        report.fact("AOF", f"{copy.parts} files, {size(copy.aof_bytes)}, and the RDB of what they hold")
+        return copy, copy.content
+
+    return taking.seal(env, store, work, more)

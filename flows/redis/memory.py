@@ -1,0 +1,78 @@
+"""What fills a Redis, and how near it is to its limit (§2.1)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from flows.redis.memory_findings import (
+    judge_coverage,
+    judge_memory,
+    judge_policy,
+    judge_role,
+    judge_without_expiry,
+    tell_activity,
+)
+from flows.redis.memory_tables import tell_databases, tell_keys, tell_pattern, tell_prefixes
+from runbook.render import duration, size
+from runbook.report import Report
+from runbook.run import runbook
+from tasks.redis.memory import find_first_keys, survey_keys
+from tasks.redis.memory_info import count_evicted, read_activity, read_memory
+from tasks.redis.sentinels import find_master
+
+MANUAL_KEYS = 100
+# Of the time budget, for the pattern.
+PATTERN_SHARE = 0.25
+
+
+@flow(name="check-redis-memory", flow_run_name="check-redis-memory {environment}")
+def check_redis_memory(
+    environment: str, pattern: str = "", budget_seconds: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+) -> Report:
+    """メモリ使用量監視: メモリ情報確認と可視化 (§2.1)
+
+    Says how near the master's memory is to its limit, what happens there, and what fills it: bytes and keys of each
+    database, the biggest prefixes and keys by memory, types, TTLs, keys that never expire, hot spots. Run it daily, and
+    first when writes are refused or the memory alarm rings.
+
+    It reads all keys in pages so small that other clients' calls wait no longer than their slowest ones do anyway, and
+    stops when the time is over: then the numbers are estimates, with their errors. It changes nothing (a server keeps
+    its read-only script until its next start); there is nothing to undo. Evidence: the tables and two pictures.
+
+    Departs from the manual: biggest means bytes (MEMORY USAGE), not elements; TTL −1 is told as "no expiry"; the
+    fragmentation ratio is not judged where it tells nothing; no command is started for each key.
+
+    Args:
+        environment: 対象の環境 (lab, staging, production …)
+        pattern: 最初の100件を表示するキーのパターン (例 session:*)。空なら表示しない
+        budget_seconds: キーの走査に使う最大秒数。超えるとサンプルからの推定値 (誤差つき) になる
+    """
+    env = Environment.find(environment)
+    with runbook("Check Redis memory", env) as report:
+        server = find_master(env.redis)
+        memory = read_memory(server)
+        report.fact("server", f"{server.address}, {memory.role}, {memory.version}, up {duration(memory.up_seconds)}")
+        judge_memory(report, memory)
+        activity = read_activity(server)
+        spent = 0.0
+        if pattern:
+            listing = find_first_keys(server, pattern, MANUAL_KEYS, budget_seconds * PATTERN_SHARE)
+            tell_pattern(report, pattern, listing, MANUAL_KEYS)
+            spent = listing.seconds
+        survey = survey_keys(server, max(budget_seconds - spent, 0.0), memory.counts_hits)
+        judge_policy(report, memory, survey, env.redis.protected_prefixes, count_evicted(server))
+        judge_coverage(report, survey, budget_seconds)
+        judge_without_expiry(report, survey, env.redis.drop_prefixes)
+        tell_databases(report, survey)
+        tell_prefixes(report, survey)
+        tell_keys(report, survey)
+        tell_activity(report, memory, survey, activity)
+        judge_role(report, memory, server.address, find_master(env.redis).address)
+        measured = sum(found.size.value for found in survey.databases)
+        limit = f" of {size(memory.limit)}" if memory.limit else ", no limit set"
+        report.outcome = f"{size(memory.used)} used{limit}; {memory.keys:,} keys hold {size(measured)}"
+    return report

@@ -1,0 +1,212 @@
+"""What check-redis-memory says of a server's memory and limits (§2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from runbook.render import duration, size
+from runbook.report import Report, Status
+from tasks.redis.estimates import Estimate
+from tasks.redis.memory import Survey
+from tasks.redis.memory_info import Activity, Memory
+from tasks.redis.reading import shown
+
+# [warn above, critical above] where the environment's [thresholds] say nothing. The manual's alarm is 90 % (appendix).
+DEFAULTS = {"redis.memory.used_ratio": (0.8, 0.9), "redis.memory.host_ratio": (0.8, 0.9)}
+# Below this the ratio compares the program's own pages with nearly nothing (https://valkey.io/topics/memory-optimization/).
+LEAST_FRAGMENTABLE = 100_000_000
+MOST_FRAGMENTATION = 1.5
+LEAST_EXPIRING_SHARE = 0.1
+FREE = "clear-cache for what is made anew, or raise it: CONFIG SET maxmemory, then CONFIG REWRITE"
+
+
+def judge_memory(report: Report, memory: Memory) -> None:
+    """Used memory against its limit, or the host's where there is none; fragmentation; swap."""
+    report.limits = {**DEFAULTS, **report.limits}
+    if memory.limit:
+        used = memory.used - memory.not_counted
+        of = f"{size(used)} of maxmemory {size(memory.limit)}"
+        report.judge("redis.memory.used_ratio", round(used / memory.limit, 3), FREE, of=of)
+    else:
+        report.warn(
+            "maxmemory is 0",
+            "only the host bounds it, by killing it: CONFIG SET maxmemory (three quarters of the host's memory leave "
+            "room for a BGSAVE), then CONFIG REWRITE",
+            value=f"{size(memory.used)} used",
+            expected="a limit",
+        )
+        of = f"{size(memory.resident)} resident of the host's {size(memory.host)}"
+        hint = "clear-cache for what is made anew, or give the host more memory"
+        report.judge("redis.memory.host_ratio", round(memory.resident / memory.host, 3), hint, of=of)
+    _judge_fragmentation(report, memory)
+    report.table("Memory", ("", "value"), _memory_rows(memory))
+
+
+def _judge_fragmentation(report: Report, memory: Memory) -> None:
+    """The ratio is resident ÷ used: it tells of fragmentation only where all of much is resident."""
+    told = f"ratio {memory.fragmentation:.2f}, allocator {memory.allocator_fragmentation:.2f}"
+    if memory.swapped > 0 or (memory.fragmentation < 1 and memory.used >= LEAST_FRAGMENTABLE):
+        what = size(memory.swapped) if memory.swapped > 0 else f"at most {size(memory.used - memory.resident)}"
+        hint = "free memory on the host: every access to a swapped page waits for the disk (the ratio tells nothing)"
+        report.warn("memory is swapped out", hint, value=f"{what} ({told})", expected="none")
+        return
+    if memory.used < LEAST_FRAGMENTABLE:
+        report.fact("fragmentation", f"{told}: tells nothing below {size(LEAST_FRAGMENTABLE)}")
+        return
+    report.expect(
+        "fragmentation",
+        memory.fragmentation <= MOST_FRAGMENTATION,
+        "CONFIG SET activedefrag yes, where the server has it; else MEMORY PURGE, or a failover and a restart",
+        value=f"{told}, {size(memory.fragmentation_bytes)}",
+        expected=f"≤ {MOST_FRAGMENTATION}",
+        otherwise=Status.WARN,
+    )
+
+
+def _memory_rows(memory: Memory) -> list[tuple[str, str]]:
+    asked = memory.hits + memory.misses
+    swapped = size(memory.swapped) if memory.swapped >= 0 else "not measured (the server is on another host)"
+    return [
+        ("used", size(memory.used)),
+        ("peak", size(memory.peak)),
+        ("resident", size(memory.resident)),
+        ("swapped out", swapped),
+        ("data", size(memory.dataset)),
+        ("overhead (tables, buffers, the program)", size(memory.overhead)),
+        ("of it clients' buffers", size(memory.client_buffers)),
+        ("of it replicas' buffers", size(memory.replica_buffers)),
+        ("scripts", size(memory.scripts)),
+        ("maxmemory", size(memory.limit) if memory.limit else "0 (none)"),
+        ("maxmemory-policy", memory.policy),
+        ("host", size(memory.host)),
+        ("expired keys since its start", f"{memory.expired:,}"),
+        ("evicted keys since its start", f"{memory.evicted:,}"),
+        ("hit rate", f"{memory.hits / asked:.1%} of {asked:,}" if asked else "nothing was read yet"),
+    ]
+
+
+def judge_role(report: Report, memory: Memory, server: str, master_now: str) -> None:
+    """A replica evicts and expires as its master does: what is judged here is the master's."""
+    hint = "launch it in the environment of its master, or name the Sentinels in [redis]"
+    report.expect("role", memory.role == "master", hint, value=memory.role, expected="master", otherwise=Status.WARN)
+    if server != master_now:
+        hint = "launch it again: this report is of the former master"
+        report.warn("the master changed during this report", hint, value=master_now, expected=server)
+
+
+def judge_policy(
+    report: Report, memory: Memory, survey: Survey, protected_prefixes: Sequence[str], evicted_since: int
+) -> None:
+    """What happens at the limit, and whether it happens."""
+    there = {found.prefix for found in survey.prefixes}
+    protected = [prefix for prefix in protected_prefixes if prefix.encode() in there]
+    share = memory.expiring_keys / memory.keys if memory.keys else 1.0
+    ok, hint = True, ""
+    if not memory.limit:
+        told = f"{memory.policy}: does nothing without a maxmemory"
+    elif memory.policy == "noeviction":
+        told = "noeviction: writes are refused at the limit"
+    elif memory.policy.startswith("volatile-"):
+        told, ok = (
+            f"{memory.policy}: {share:.0%} of the keys have a TTL and can be evicted",
+            share >= LEAST_EXPIRING_SHARE,
+        )
+        hint = "with so few of them writes are refused at the limit: give keys a TTL where they are written"
+    else:
+        told, ok = f"{memory.policy}: evicts any key", not protected
+        hint = (
+            f"it evicts {', '.join(protected)} too: CONFIG SET maxmemory-policy volatile-lru, or a server of their own"
+        )
+    report.expect("eviction policy", ok, hint, value=told, expected="fits the keys", otherwise=Status.WARN)
+    now = max(evicted_since - memory.evicted, 0)
+    report.expect(
+        "evicted keys",
+        not evicted_since,
+        "the data does not fit: raise maxmemory, shorten TTLs, or clear-cache",
+        value=f"{evicted_since:,} since its start {duration(memory.up_seconds)} ago, {now:,} during this report",
+        expected="0",
+        otherwise=Status.WARN,
+    )
+
+
+def judge_coverage(report: Report, survey: Survey, budget_seconds: float) -> None:
+    """Whether all keys were read; a sample says that it is one."""
+    read = f"{survey.read:,} of {survey.expected:,} keys"
+    worked = f", {survey.longest_worked_seconds * 1000:.1f} ms of the server's processor" if not survey.why_slow else ""
+    longest = f"the longest took {survey.longest_seconds * 1000:.1f} ms there and back{worked}"
+    report.fact("sweep", f"{read} in {duration(survey.seconds)}, {survey.pages:,} pages; {longest}")
+    if survey.why_slow:
+        report.fact("sweep without a script", f"slower, because: {survey.why_slow}")
+    if not survey.is_complete:
+        wanted = survey.seconds / max(survey.read, 1) * survey.expected * 1.5
+        report.warn(
+            "a sample, not all keys",
+            f"numbers of keys and bytes are estimates (± is a 95 % confidence interval; a big key that was not read is "
+            f"in none); for all: budget_seconds={max(wanted, budget_seconds + 1):.0f}",
+            value=f"{read} were read when the {budget_seconds:g} s were over",
+            expected="all keys",
+        )
+    if denied := sum(found.denied for found in survey.databases):
+        hint = "give the user all keys: ACL SETUSER <user> %R~*"
+        report.warn("not measured", hint, value=f"{denied:,} keys that the user may not read", expected="0")
+    if survey.slow_calls > 0:
+        report.warn(
+            "this report's own calls in the slow log",
+            "look at SLOWLOG GET: the host is overloaded, or a type of a module is slow to measure",
+            value=survey.slow_calls,
+            expected="0",
+        )
+
+
+def judge_without_expiry(report: Report, survey: Survey, transient: Sequence[str]) -> None:
+    """Keys that nothing but a client removes. Wrong in itself only where they are made anew anyway."""
+    keys = sum(found.persistent_keys for found in survey.databases)
+    total = sum(found.keys.value for found in survey.databases)
+    report.fact("keys without expiry", f"{keys:,.0f} of {total:,.0f}" + (f" ({keys / total:.1%})" if total else ""))
+    for prefix in transient:
+        wrong = [found for found in survey.prefixes if found.prefix == prefix.encode() and found.persistent_keys]
+        report.expect(
+            f"{prefix} keys expire",
+            not wrong,
+            f"set a TTL where they are written; clear-cache removes those of {prefix} that never expire",
+            value=f"{sum(found.persistent_keys for found in wrong):,.0f} never do, "
+            f"{size(sum(found.persistent_size for found in wrong))}",
+            expected="0",
+            otherwise=Status.WARN,
+        )
+
+
+def tell_activity(report: Report, memory: Memory, survey: Survey, activity: Activity) -> None:
+    """Hot spots: keys, commands, latency events."""
+    if not memory.counts_hits:
+        needs = "volatile-lfu" if memory.policy.startswith("volatile-") else "allkeys-lfu"
+        report.fact("hot keys", f"not available: needs maxmemory-policy …-lfu, here {needs} (it is {memory.policy})")
+    else:
+        rows = [(f"db {key.database}", shown(key.key)[:100], key.hits) for key in survey.hot]
+        report.table("Hot keys (LFU counter, 0 to 255, logarithmic)", ("database", "key", "counter"), rows)
+    rows_of_commands = [
+        (
+            command.name,
+            f"{command.calls:,}",
+            duration(command.seconds),
+            f"{command.microseconds_per_call:.1f}",
+        )
+        for command in activity.commands
+    ]
+    columns = ("command", "calls", "time", "µs per call")
+    report.table("Busiest commands since its start (a script's time includes its calls')", columns, rows_of_commands)
+    if activity.problem:
+        report.fact("latency events", activity.problem)
+    else:
+        events = [
+            (event.name, f"{event.last:%Y-%m-%d %H:%M:%S}", event.last_ms, event.longest_ms)
+            for event in activity.events
+        ]
+        report.table("Latency events", ("event", "last (UTC)", "last, ms", "longest, ms"), events)
+
+
+def about(estimate: Estimate, text: str, error: str) -> str:
+    """A total for people, with its error where it is an estimate."""
+    if estimate.error == 0:
+        return text
+    return f"{text} ± {error}" if estimate.error == estimate.error else f"{text} ± unknown"

@@ -1,0 +1,202 @@
+"""restore-redis to a server whose files cannot be reached from here (§2.3): plain functions with the open report."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import redis
+
+from blocks.environment import Environment
+from blocks.redis import Redis
+from flows.redis import prefix_steps
+from flows.redis.choosing import Restorable
+from flows.redis.keeping import keep_live
+from flows.redis.steps import plan_detaching, put_back
+from runbook.errors import OpsError
+from runbook.permit import Act, Permit
+from runbook.render import duration, size
+from runbook.report import Report
+from tasks.redis import network_restore
+from tasks.redis.equal import Comparison, compare_keys
+from tasks.redis.isolation import TAKE_OFF, detach, note_swapped
+from tasks.redis.line import Line, live_line
+from tasks.redis.network_restore import (
+    ACT,
+    Leftover,
+    NotReached,
+    Route,
+    find_leftover,
+    find_route,
+    replace_by_replication,
+    still_follows,
+)
+from tasks.redis.prefixes import ACT as RESTORE_KEYS
+from tasks.redis.prefixes import Order, count_keys, find_refusal, restore_functions, restore_keys
+from tasks.redis.reading import drop_prefixes, held_still
+from tasks.redis.sentinels import find_master
+from tasks.redis.surroundings import Surroundings, read_surroundings
+from tasks.redis.writes import Writes, watched_writes
+
+ALL = (b"",)
+BYTES_PER_SECOND = 50e6
+
+
+@dataclass(frozen=True)
+class Target:
+    """The live server, what stands around it, how data gets into it, and what a killed restore left there."""
+
+    block: Redis
+    around: Surroundings
+    route: Route
+    left: Leftover | None
+    follows: bool
+
+
+@dataclass(frozen=True)
+class NetworkRestore:
+    """A backup in a scratch server, and the live server that is to hold the same."""
+
+    report: Report
+    env: Environment
+    target: Target
+    scratch: redis.Redis
+    live: Line
+    order: Order
+
+    @property
+    def acts(self) -> tuple[Act, ...]:
+        """What it needs a permit for: it goes key by key where it turns out that it must."""
+        return (
+            Act(ACT, self.target.block.address),
+            Act(RESTORE_KEYS, self.order.target),
+            Act(TAKE_OFF, self.env.redis.data_directory),
+        )
+
+    def run(self, permit: Permit) -> None:
+        """Keep what is live, put the backup in its place, and prove that key by key.
+
+        Raises:
+            OpsError, Unreachable: the server refuses or does not answer; the report says in what state it is.
+            RunbookFailed: what is live afterwards is not what the backup holds.
+        """
+        _restore(self.report, self.env, permit, self.target, self.scratch, self.live, self.order)
+
+
+@contextlib.contextmanager
+def prepare(report: Report, env: Environment, chosen: Restorable) -> Iterator[NetworkRestore]:
+    """Load and prove the backup, leave out what is made anew anyway, count, judge and plan.
+
+    Raises:
+        OpsError, Unreachable: the live server refuses or does not answer.
+        RunbookFailed: the backup is not what it should be, or something stands in the way.
+    """
+    with prefix_steps.loaded(report, env, chosen) as scratch:
+        dropped = drop_prefixes(scratch, env.redis.drop_prefixes)
+        report.fact("keys left out", ", ".join(f"{name} {count:,}" for name, count in dropped.items()) or "none")
+        target = _target(report, env, scratch)
+        with held_still(scratch), live_line(target.block) as live:
+            order = count_keys(target.block, scratch, live, ALL, "remove")
+            refusal = find_refusal(target.block, scratch, live, order, left_following=target.follows)
+            prefix_steps.judge(report, env, target.block, order, refusal)
+            _plan(report, env, target, order)
+            yield NetworkRestore(report, env, target, scratch, live, order)
+
+
+def _target(report: Report, env: Environment, scratch: redis.Redis) -> Target:
+    left = find_leftover(env.reports_directory)
+    block = env.redis.at(left.server) if left else find_master(env.redis)
+    report.fact("server", block.address)
+    needed = int(scratch.info("memory")["used_memory"])
+    around = read_surroundings(block, env.reports_directory)
+    return Target(block, around, find_route(block, needed), left, bool(left and still_follows(block, left)))
+
+
+def _plan(report: Report, env: Environment, target: Target, order: Order) -> None:
+    block, left = target.block, target.left
+    if left:
+        what = "a replica of a temporary server that is gone" if target.follows else "with some settings changed"
+        report.warn("an earlier restore was killed", "this run puts it right",
+                    value=f"it left {block.address} {what}", expected="nothing")  # fmt: skip
+    kept = f": {left.kept}, of the killed run; nobody has written since" if left and target.follows else ""
+    report.plan("keep", f"what {block.address} holds, as a backup{kept}")
+    if target.route.way == "replication":
+        plan_detaching(report, env, target.around)
+        report.plan(
+            "replicate", f"{block.address} follows a temporary server that holds the backup, and takes no writes "
+            f"meanwhile; {target.route.why}", size=order.bytes, seconds=2 + order.bytes / BYTES_PER_SECOND,
+        )  # fmt: skip
+        report.plan("prove", f"{order.keys:,} keys of both sides, in small pieces; then it is a master again",
+                    seconds=max(0.1, order.keys / prefix_steps.KEYS_PER_SECOND))  # fmt: skip
+        return
+    report.fact("key by key, since", target.route.why)
+    prefix_steps.plan(report, order)
+
+
+def _restore(
+    report: Report, env: Environment, permit: Permit, target: Target, scratch: redis.Redis, live: Line, order: Order
+) -> None:
+    block, left = target.block, target.left
+    report.state_is("the live data was not touched", "launch it again when what is said above is put right")
+    if left:
+        report.fact("kept by the killed run", left.kept)
+    kept = left.kept if left and target.follows else keep_live(report, env, block).name
+    back = f"restore-redis with backup={kept}"
+    report.fact("undo", back)
+    if left:
+        network_restore.put_back(permit, block, left, env.reports_directory)
+    report.state_is(
+        f"{block.address} holds data of before or of the backup, and may be a replica that takes no writes; all of "
+        f"before is in {kept}",
+        f"launch it again: it begins from the start and ends well; or {back}",
+    )
+    if target.route.way == "replication":
+        try:
+            found = _replicate(report, env, permit, target, scratch, live, order, kept)
+        except NotReached as error:
+            report.warn("by replication", error.hint, value=f"{error.message}: key by key instead")
+        else:
+            prefix_steps.tell_comparison(report, found, Writes(), back)
+            return
+    _by_keys(report, permit, block, scratch, live, order, back)
+
+
+def _replicate(
+    report: Report, env: Environment, permit: Permit, target: Target, scratch: redis.Redis, live: Line, order: Order,
+    kept: str,
+) -> Comparison:  # fmt: skip
+    """Nobody writes meanwhile; replicas and Sentinels are taken off before, and put back however it ends."""
+    block, reports, clock = target.block, env.reports_directory, report.seconds
+    taken = detach(permit, block, target.around, reports)
+    nobody = Writes()
+
+    def compare() -> Comparison:
+        return compare_keys(block, scratch, live, order, nobody)
+
+    try:
+        found = replace_by_replication.after(taken)(permit, block, scratch, target.route, kept, reports, compare)
+        taken = note_swapped(reports, taken)
+    except OpsError:
+        try:
+            put_back(report, env, permit, taken)
+        except OpsError as second:  # the first error is the one to read first
+            report.expect("replicas and Sentinels put back", False, second.hint, value=second.message)
+        raise
+    report.fact("no writes for", duration(report.seconds - clock))
+    report.fact("keys restored", f"{found.equal:,} by replication, {size(order.bytes)} in memory")
+    if not found.differences:
+        put_back(report, env, permit, taken)
+    return found
+
+
+def _by_keys(
+    report: Report, permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: Order, back: str
+) -> None:
+    with watched_writes(block, live, ALL) as writes:
+        done = restore_keys(permit, block, scratch, live, order, writes)
+        if problem := restore_functions(permit, block, scratch, live, order):
+            report.warn("functions", "FUNCTION RESTORE them by hand", value=problem)
+        prefix_steps.tell_restored(report, done, writes)
+        found = compare_keys.after(done)(block, scratch, live, order, writes)
+    prefix_steps.tell_comparison(report, found, writes, back)

@@ -1,0 +1,229 @@
+"""restore-redis of chosen prefixes, into a server that goes on serving (§2.3): plain functions with the open report."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from blocks.environment import Environment
+from blocks.redis import Redis
+from flows.redis.choosing import Restorable
+from flows.redis.keeping import judge_kept, keep_live
+from runbook.errors import OpsError
+from runbook.permit import Act, Permit
+from runbook.render import duration, size
+from runbook.report import Report, Status
+from tasks.catalogue import Backup
+from tasks.redis.content import COLUMNS as PROOF
+from tasks.redis.content import EXPIRING, RedisContent, compare
+from tasks.redis.equal import COLUMNS, Comparison, compare_keys
+from tasks.redis.keys import read_prefix, widest
+from tasks.redis.line import Line, live_line
+from tasks.redis.prefixes import ACT, Extra, Order, Restored, count_keys, find_refusal, restore_keys
+from tasks.redis.reading import held_still, read_content, shown
+from tasks.redis.scratch import scratch_server
+from tasks.redis.sentinels import find_master
+from tasks.redis.server import connected
+from tasks.redis.snapshot import RDB
+from tasks.redis.writes import Writes, watched_writes
+
+MOST_ROWS = 50
+KEYS_PER_SECOND = 15_000
+
+
+@dataclass(frozen=True)
+class PrefixRestore:
+    """A backup in a scratch server, the live server, and what is to be carried over; what others write is watched."""
+
+    report: Report
+    env: Environment
+    block: Redis
+    scratch: redis.Redis
+    live: Line
+    order: Order
+    writes: Writes
+
+    @property
+    def acts(self) -> tuple[Act, ...]:
+        """What it needs a permit for."""
+        return (Act(ACT, self.order.target),)
+
+    def run(self, permit: Permit) -> None:
+        """Keep what is live, put the keys back as the backup holds them, and prove that key by key.
+
+        Raises:
+            OpsError, Unreachable: the server refuses or does not answer; the report says in what state it is.
+            RunbookFailed: what is live afterwards is not what the backup holds.
+        """
+        report, block, order = self.report, self.block, self.order
+        report.state_is("the live data was not touched", "launch it again when what is said above is put right")
+        kept = keep_live(report, self.env, block)
+        back = undo(kept, [one.prefix for one in order.held])
+        report.fact("undo", back)
+        report.state_is(
+            f"some keys are as in the backup, others as before; all of before are in {kept.name}",
+            f"launch it again: it begins from the start and ends well; or {back}",
+        )
+        try:
+            done = restore_keys(permit, block, self.scratch, self.live, order, self.writes)
+            tell_restored(report, done, self.writes)
+            found = compare_keys.after(done)(block, self.scratch, self.live, order, self.writes)
+        except OpsError as error:
+            raise promoted(self.env, block, error) or error from None
+        tell_comparison(report, found, self.writes, back)
+
+
+@contextlib.contextmanager
+def prepare(
+    report: Report, env: Environment, chosen: Restorable, prefixes: Sequence[str], extra: Extra
+) -> Iterator[PrefixRestore]:
+    """Load and prove the backup, count, judge and plan.
+
+    Raises:
+        OpsError, Unreachable: the live server refuses or does not answer.
+        RunbookFailed: the backup is not what it should be, or something stands in the way.
+    """
+    names = widest([read_prefix(prefix) for prefix in prefixes])
+    block = find_master(env.redis)
+    report.fact("server", block.address)
+    report.fact("prefixes", ", ".join(shown(name) for name in names))
+    with (
+        loaded(report, env, chosen) as scratch,
+        held_still(scratch),
+        live_line(block) as live,
+        watched_writes(block, live, names) as writes,
+    ):
+        order = count_keys(block, scratch, live, names, extra)
+        judge(report, env, block, order, find_refusal(block, scratch, live, order))
+        plan(report, order)
+        yield PrefixRestore(report, env, block, scratch, live, order, writes)
+
+
+def promoted(env: Environment, block: Redis, error: OpsError) -> OpsError | None:
+    """What to say where another server was made the master: the old one drops its clients, and refuses writes."""
+    with contextlib.suppress(OpsError):
+        now = find_master(env.redis).address
+        if now != block.address:
+            return OpsError(f"{now} was made the master in the middle of this ({error.message})",
+                            "launch it again: it begins anew there")  # fmt: skip
+    return None
+
+
+@contextlib.contextmanager
+def loaded(report: Report, env: Environment, chosen: Restorable) -> Iterator[redis.Redis]:
+    """A scratch server that holds the backup, proven to be what its manifest says.
+
+    Raises:
+        RunbookFailed: it is not.
+    """
+    backup = chosen.backup
+    with (
+        scratch_server(env.redis, backup.path, rdb=RDB) as client,
+        tempfile.TemporaryDirectory(prefix="ops-redis-") as place,
+    ):
+        if chosen.proven:
+            sidecar = Path(place) / EXPIRING
+            actual = read_content(client, sidecar)
+            expected = RedisContent.model_validate(backup.manifest.content)
+            found = compare(expected, backup.path / EXPIRING, actual, sidecar)
+            report.table("The backup, loaded, against its manifest", PROOF, found.rows())
+            report.expect(
+                "the backup holds what its manifest says", found.is_equal, "choose another backup",
+                value="; ".join(found.differences[:3]) or f"every key, in {len(found.proofs)} databases",
+                expected="no difference",
+            )  # fmt: skip
+            report.fail_if_critical()
+        yield client
+
+
+def judge(report: Report, env: Environment, block: Redis, order: Order, refusal: str) -> None:
+    """What must hold before anything is changed.
+
+    Raises:
+        RunbookFailed: it does not.
+    """
+    report.expect("the live server takes the backup's keys", not refusal, "correct [redis] server_program, or the "
+                  "server's databases; a replica: restore its master", value=refusal or block.address,
+                  expected="a master of a version that reads them")  # fmt: skip
+    report.expect("keys under the prefixes", bool(order.held), "look at the prefixes' spelling: capitals and the colon "
+                  "count", value=f"{order.keys:,} in the backup", expected="some")  # fmt: skip
+    with connected(block) as client:
+        memory = client.info("memory")
+    limit, used = int(memory.get("maxmemory", 0)), int(memory["used_memory"])
+    report.expect("memory of the live server", not limit or used + order.bytes < limit, "CONFIG SET maxmemory higher "
+                  "for the time of the restore: else keys would be refused, or others evicted",
+                  value=f"{size(used)} used, {size(order.bytes)} to come", expected=f"less than {size(limit)}" if limit
+                  else "no limit")  # fmt: skip
+    judge_kept(report, env, block)
+    report.fail_if_critical()
+
+
+def plan(report: Report, order: Order) -> None:
+    """What is kept, restored and removed, by database and prefix."""
+    report.plan("keep", "a whole backup of the live server: the undo")
+    for one in order.held[:MOST_ROWS]:
+        name = shown(one.prefix) or "every key"
+        others = "go" if order.extra == "remove" else "stay"
+        report.plan(
+            "restore",
+            f"db {one.database}, {name}: {one.backup:,} keys of the backup over {one.live:,} live ones; {one.extra:,} "
+            f"that it does not have {others}",
+            size=one.bytes,
+            seconds=max(0.1, one.backup / KEYS_PER_SECOND),
+        )
+    if len(order.held) > MOST_ROWS:
+        report.plan("restore", f"and {len(order.held) - MOST_ROWS} more")
+    report.plan("prove", "every key of both sides, in small pieces", seconds=max(0.1, order.keys / KEYS_PER_SECOND))
+
+
+def tell_restored(report: Report, done: Restored, writes: Writes) -> None:
+    """What was done, and how long others waited for it at most."""
+    carried = done.carried
+    report.fact("keys restored", f"{carried.keys:,} ({size(carried.bytes)} in memory)")
+    report.fact("keys expired since the backup", f"{carried.expired:,}")
+    report.fact("keys removed", f"{done.removed:,}" + (f"; {done.spared:,} that clients had just written were spared"
+                                                       if done.spared else ""))  # fmt: skip
+    if carried.large:
+        report.fact("values above 1 MiB", f"{carried.large:,}, one at a time; the longest was on its way for "
+                    f"{duration(carried.slowest_seconds)}")  # fmt: skip
+    if not writes.known:
+        report.warn("what clients wrote meanwhile", "ACL SETUSER … +client|tracking +subscribe +publish "
+                    "&__redis__:invalidate &ops:settled:*", value=f"not known: {writes.problem}")  # fmt: skip
+
+
+def tell_comparison(report: Report, found: Comparison, writes: Writes, back: str) -> None:
+    """Whether the live server holds what the backup does.
+
+    Raises:
+        RunbookFailed: it does not, and no client is known to have written that.
+    """
+    rows = [row.cells() for row in found.rows]
+    more = f" (the first {MOST_ROWS} of {len(rows)})" if len(rows) > MOST_ROWS else ""
+    report.table(f"The live server against the backup, key by key{more}", COLUMNS, rows[:MOST_ROWS])
+    known = "" if found.writes_known else "; clients may have written these: what they wrote is not known"
+    report.expect(
+        "live keys equal to the backup",
+        not found.differences,
+        f"look at these keys; {back}" if found.writes_known else "stop the clients that write there, launch it again",
+        value="; ".join(found.differences[:3]) + known if found.differences else f"{found.equal:,} keys",
+        expected="no difference but what clients wrote since",
+        otherwise=Status.CRITICAL if found.writes_known else Status.WARN,
+    )
+    if found.written:
+        report.warn("written by clients meanwhile", "nothing, if they may: what they wrote stands, and is not compared",
+                    value=f"{found.written:,} keys (or they expired, or were evicted)", expected="none")  # fmt: skip
+    report.fact("keys that others wrote during the run", f"{len(writes):,}" if writes.known else "not known")
+    report.fail_if_critical()
+    report.outcome = f"{found.equal:,} keys are as the backup holds them, compared one by one"
+
+
+def undo(kept: Backup, prefixes: Sequence[bytes]) -> str:
+    """How to go back."""
+    names = sorted({shown(prefix) for prefix in prefixes if prefix})
+    which = f" prefixes=[{', '.join(names)}] extra=remove" if names else ""
+    return f"restore-redis with backup={kept.name}{which}"

@@ -1,0 +1,83 @@
+"""The ways in which restore-redis puts data back (§2.3): each is judged and planned, then run with a permit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from blocks.environment import Environment
+from flows.redis import network_steps, prefix_steps
+from flows.redis.choosing import Restorable
+from flows.redis.steps import build_redis, judge_server, plan_redis, replace_redis, undo
+from runbook.permit import Act, Permit
+from runbook.report import Report
+from tasks.catalogue import Backup
+from tasks.redis.copy import ACT
+from tasks.redis.isolation import TAKE_OFF
+from tasks.redis.prefixes import Extra
+from tasks.redis.surroundings import Surroundings, read_surroundings
+
+
+class Restoring(Protocol):
+    """One restore, judged and planned."""
+
+    @property
+    def acts(self) -> tuple[Act, ...]:
+        """What it needs a permit for."""
+
+    def run(self, permit: Permit) -> None:
+        """Do it, and prove it."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """The data directory's place is taken by a copy that was proven."""
+
+    report: Report
+    env: Environment
+    backup: Backup
+    around: Surroundings
+
+    @property
+    def acts(self) -> tuple[Act, ...]:
+        """What it needs a permit for."""
+        directory = self.env.redis.data_directory
+        return Act(ACT, directory), Act(TAKE_OFF, directory)
+
+    def run(self, permit: Permit) -> None:
+        """Build, prove, swap, verify.
+
+        Raises:
+            RunbookFailed: the copy is not what the backup held; nothing was stopped.
+            OpsError: the service does not stop, or does not start on the copy.
+        """
+        self.report.state_is("the live data was not touched", "launch it again when what is said above is put right")
+        copy = build_redis(self.report, self.env, permit, self.backup)
+        swapped = replace_redis(self.report, self.env, permit, copy, self.around)
+        self.report.fact("undo", undo(swapped))
+
+
+@contextlib.contextmanager
+def prepare(
+    report: Report, env: Environment, chosen: Restorable, prefixes: Sequence[str], extra: Extra
+) -> Iterator[Restoring]:
+    """Judge and plan the restore that is meant: of some prefixes, over the network, or of the data directory.
+
+    Raises:
+        OpsError, Unreachable: the live server refuses or does not answer.
+        RunbookFailed: something stands in the way.
+    """
+    if prefixes:
+        with prefix_steps.prepare(report, env, chosen, prefixes, extra) as some:
+            yield some
+    elif env.redis.remote:
+        with network_steps.prepare(report, env, chosen) as whole:
+            yield whole
+    else:
+        around = read_surroundings(env.redis, env.reports_directory)
+        fitness = judge_server(report, env, chosen.backup, around)
+        report.fail_if_critical()
+        plan_redis(report, env, chosen.backup, fitness)
+        yield Replacement(report, env, chosen.backup, around)

@@ -1,0 +1,187 @@
+"""What check-redis-settings says: running values against the manual's, the file, overrides, replicas (§2.3, §2.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from blocks.environment import Environment
+from runbook.errors import OpsError
+from runbook.report import Report, Status
+from tasks import setting_records as records
+from tasks.redis.recommended import BY_NAME, MAXMEMORY, RECOMMENDED, Judged, judged, same
+from tasks.redis.sentinels import find_master
+from tasks.redis.settings import AT_ONCE, PROTECTED, ServerSettings, read_settings
+from tasks.redis.surroundings import read_surroundings
+from tasks.setting_records import Record
+
+APPLY, UNDO = "apply-redis-settings", "undo-redis-settings"
+Overrides = Mapping[str, tuple[Record, str]]
+
+
+def find_servers(report: Report, env: Environment) -> list[ServerSettings]:
+    """The master first, then every other server of the data set that can be asked; the rest is told as not measured."""
+    master = find_master(env.redis)
+    found = [read_settings(master, env.name)]
+    around = read_surroundings(env.redis, env.reports_directory)
+    known = [*around.others, around.own] if around.watchers else around.others
+    for address in dict.fromkeys(known):
+        if address == master.address:
+            continue
+        try:
+            if address in around.lost:
+                raise OpsError(f"Redis at {address} does not answer")
+            found.append(read_settings(env.redis.at(address), env.name))
+        except OpsError as error:
+            hint = "launch it again when it is there: it keeps its own values, and counts with them once promoted"
+            report.warn(f"settings of {address}", hint, value=f"not measured: {error.message}")
+    first = found[0].server
+    report.fact("server", f"{first.address} ({first.state.role}, {first.version})")
+    if len(found) > 1:
+        report.fact("others", ", ".join(f"{each.address} ({each.role})" for each in found[1:]))
+    return found
+
+
+def find_overrides(env: Environment, found: ServerSettings) -> Overrides:
+    """The temporary values that are in force on a server, expired or not."""
+    return records.overrides_in_force(records.read_all(env.reports_directory), found)
+
+
+def judge_role(report: Report, found: ServerSettings) -> None:
+    """The master's values are those that count."""
+    report.expect(
+        "role",
+        found.role == "master",
+        "name the Sentinels in [redis], or check its master: a replica keeps its own values",
+        value=found.role if found.role == "master" else f"a replica of {found.server.state.master}",
+        expected="master",
+        otherwise=Status.WARN,
+    )
+
+
+def value_of(env: Environment, found: ServerSettings, name: str) -> Judged:
+    """A running value against the manual's. Only of the configured server is it known where its data is to lie."""
+    own = found.address == env.redis.address and not env.redis.remote
+    directory = env.redis.data_directory if own else ""
+    return judged(name, found.running[name], dataset_bytes=found.server.dataset_bytes, directory=directory)
+
+
+def judge_setting(report: Report, env: Environment, found: ServerSettings, name: str, overrides: Overrides) -> bool:
+    """Whether it runs with what it should: the manual's value, one that is as well, or exactly an override's."""
+    if name in overrides and not overrides[name][0].is_expired:
+        return True  # told with the overrides
+    told = value_of(env, found, name)
+    nothing_kept = not found.server.rules and not found.server.appendonly
+    worst = Status.CRITICAL if nothing_kept and name in ("save", "appendonly") else Status.WARN
+    return report.expect(
+        name, told.ok, f"{told.why}: {remedy(found, name)}", value=told.running or "off", expected=told.manual,
+        otherwise=worst,
+    )  # fmt: skip
+
+
+def remedy(found: ServerSettings, name: str) -> str:
+    """What to do for the manual's value."""
+    manual, how, file = BY_NAME[name], found.by.get(name, ""), found.server.config_file or "its configuration file"
+    if name == "dir":
+        return (
+            "correct the environment; or stop it, move the files, change dir in its file and start it. A dir that is "
+            "only changed in the file has no data: it would serve 0 keys"
+        )
+    if name == "maxclients" and not found.problem and not same(name, found.written[name], found.running[name]):
+        return (
+            f"{file} has {found.written[name]}: the server lowered it at its start if its limit of open files is less; "
+            f"raise LimitNOFILE (ulimit -n), then {APPLY} with names={name}"
+        )
+    if how in ("", AT_ONCE):
+        return f"{APPLY} with names={name}"
+    text = f"write {name} {manual.value} into {file} and restart it at once: a CONFIG REWRITE before (a Sentinel's, or "
+    text += f"{APPLY}'s) puts the running value back"
+    return text + (", or allow it by enable-protected-configs there" if how == PROTECTED else "")
+
+
+def judge_overrides(report: Report, overrides: Overrides) -> None:
+    """Temporary values that still stand: each has its time."""
+    for name, (record, value) in overrides.items():
+        report.expect(
+            f"override {name} = {value}",
+            not record.is_expired,
+            f"{UNDO} with record={record.name}, or {APPLY} with names={name}: both end it",
+            value=f"until {record.until}" + (f" ({record.reason})" if record.reason else ""),
+            expected="removed when its time is over",
+            otherwise=Status.WARN,
+        )
+
+
+def judge_file(report: Report, found: ServerSettings) -> None:
+    """What runs and is not in the file is lost with the next start."""
+    if found.problem:
+        told = "start it with one" if not found.server.config_file else f"{APPLY} with names=… writes it in any case"
+        report.warn("configuration file: not measured", f"what was set at run time may be lost: {told}",
+                    value=found.problem)  # fmt: skip
+        return
+    names = found.unwritten()
+    report.expect(
+        "configuration file",
+        not names,
+        f"the next start brings its values back: {APPLY} keeps what runs (CONFIG REWRITE)",
+        value="; ".join(differences(found, names)) or found.server.config_file,
+        expected="what runs now",
+        otherwise=Status.WARN,
+    )
+
+
+def differences(found: ServerSettings, names: Sequence[str]) -> list[str]:
+    """`save "" runs, 900 1 is written`, for each."""
+    return [f"{name} {found.running[name] or 'off'} runs, {found.written[name] or 'off'} is written" for name in names]
+
+
+def judge_replicas(report: Report, env: Environment, others: Sequence[ServerSettings]) -> None:
+    """Each keeps its own values, and they count once it is promoted."""
+    for found in others:
+        overrides = find_overrides(env, found)
+        named = [one.name for one in RECOMMENDED if one.name not in overrides]
+        bad = [f"{name} {value_of(env, found, name).running or 'off'}" for name in named
+               if not value_of(env, found, name).ok]  # fmt: skip
+        unkept = [] if found.problem else [f"{name} not in its file" for name in found.unwritten()]
+        report.expect(
+            f"settings of {found.address} ({found.role})",
+            not bad and not unkept,
+            f"they count once it is promoted: {APPLY} with everywhere",
+            value=", ".join([*bad, *unkept]) or "as they should be",
+            expected="the manual's too",
+            otherwise=Status.WARN,
+        )
+
+
+def judge_rights(report: Report, found: ServerSettings) -> None:
+    """Whether this user could change them; without CONFIG SET it was not measured how a change takes effect."""
+    for error in found.refused:
+        report.warn("rights", f"{APPLY} needs it: {error.hint}", value=error.message, expected="CONFIG SET and REWRITE")
+
+
+def tell_settings(report: Report, env: Environment, found: ServerSettings, overrides: Overrides) -> None:
+    """All of them as a table."""
+    rows = []
+    for one in RECOMMENDED:
+        told = value_of(env, found, one.name)
+        rows.append((
+            one.name, told.running or "off", found.written.get(one.name, "not measured") or "off", told.manual,
+            one.section, found.by.get(one.name, "not measured"), _note(found, one.name, overrides, told),
+        ))  # fmt: skip
+    if MAXMEMORY in overrides:
+        note = _note(found, MAXMEMORY, overrides, None)
+        rows.append((MAXMEMORY, found.running[MAXMEMORY], found.written.get(MAXMEMORY, "not measured"), "", "",
+                     found.by.get(MAXMEMORY, ""), note))  # fmt: skip
+    columns = ("setting", "running", "in the file", "manual", "section", "takes effect", "note")
+    report.table("Settings", columns, rows)
+
+
+def _note(found: ServerSettings, name: str, overrides: Overrides, told: Judged | None) -> str:
+    notes = []
+    if name in overrides:
+        record = overrides[name][0]
+        notes.append(f"override {'expired' if record.is_expired else 'until'} {record.until}")
+    elif told and told.ok and not same(name, found.running[name], BY_NAME[name].value):
+        notes.append("as well")
+    if not found.problem and name in found.unwritten():
+        notes.append("lost at the next start")
+    return "; ".join(notes)

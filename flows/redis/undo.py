@@ -1,0 +1,98 @@
+"""Back to the data that a restore of Redis replaced (§2.3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+from blocks.environment import Environment
+from flows.redis.steps import plan_detaching, put_back
+from runbook.errors import OpsError
+from runbook.permit import Act, Permit
+from runbook.report import Report
+from runbook.run import runbook
+from tasks.redis.isolation import TAKE_OFF, detach, note_swapped
+from tasks.redis.server import connected, key_counts
+from tasks.redis.surroundings import Surroundings, read_surroundings
+from tasks.redis.swap import UNDO, SwappedRedis, start_redis, stop_redis, superseded_redis, swap_back
+
+
+@flow(name="undo-restore-redis", flow_run_name="undo-restore-redis {environment}")
+def undo_restore_redis(environment: str, kept: str = "latest", confirm: str = "") -> Report:
+    """Redisのリストアの取り消し (§2.3)
+
+    Gives the data that restore-redis or full-restore set aside its place again. Run it when what was restored turns out
+    to be wrong.
+
+    What it changes: replicas and Sentinels are taken off, the service is stopped, the two directories are exchanged by
+    rename, the service is started, replicas and Sentinels are put back. What was written since the restore is set aside
+    with the directory that it is in. Where the server does not start on the old data, the present data is put back.
+    To undo: launch it again. Evidence: keys before and after.
+
+    Args:
+        environment: 対象の環境
+        kept: latest、または取り置きディレクトリの名前 (….superseded_YYYYMMDD_HHMMSS)
+        confirm: 環境名を入力すると実行。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Undo restore of Redis", env, confirm, changes=True, rank="recovery") as report:
+        aside = _choose(env, kept)
+        report.fact("put back", aside.name)
+        report.fact("keys before", _keys(env))
+        around = read_surroundings(env.redis, env.reports_directory)
+        plan_detaching(report, env, around)
+        report.plan("stop", f"the service {env.services.name_of('redis')}", seconds=2)
+        report.plan("exchange", f"{aside} and {env.redis.data_directory}; both are kept", seconds=0.1)
+        report.plan("start", "and wait until it has loaded the old data", seconds=2)
+        path = env.redis.data_directory
+        permit = report.permit(Act(UNDO, str(aside)), Act(TAKE_OFF, path))
+        _exchange(report, env, permit, aside, around)
+        report.fact("keys after", _keys(env))
+        report.outcome = f"{aside.name} is live again"
+    return report
+
+
+def _choose(env: Environment, kept: str) -> Path:
+    found = superseded_redis(env.redis)
+    chosen = found[-1:] if kept == "latest" else [path for path in found if path.name == kept]
+    if not chosen:
+        names = ", ".join(path.name for path in found) or "none"
+        what = "there is no data" if kept == "latest" else f"there is no {kept[:80]}"
+        raise OpsError(f"{what} that a restore of Redis set aside", f"set aside are: {names}")
+    return chosen[0]
+
+
+def _exchange(report: Report, env: Environment, permit: Permit, aside: Path, around: Surroundings) -> None:
+    taken = detach(permit, env.redis, around, env.reports_directory)
+    report.state_is("Redis may be stopped; no data was removed", "launch it again")
+    stopped = stop_redis.after(taken)(env.redis, env.services)
+    swapped = swap_back.after(stopped)(permit, env.redis, aside)
+    taken = note_swapped(env.reports_directory, taken)
+    try:
+        start_redis.after(swapped)(env.redis, env.services)
+    except OpsError as error:
+        _go_back(env, swapped, aside)
+        put_back(report, env, permit, taken)
+        raise OpsError(
+            f"the server does not start on {aside.name}: {error.message}", "the present data is live"
+        ) from None
+    report.fact("set aside", swapped.kept or "there was nothing")
+    put_back(report, env, permit, taken, after=swapped)
+
+
+def _go_back(env: Environment, swapped: SwappedRedis, aside: Path) -> None:
+    """The permit is for the way there; this is the way back to what was live when it was given."""
+    stop_redis(env.redis, env.services)
+    swapped.live.rename(aside)
+    if swapped.kept:
+        swapped.kept.rename(swapped.live)
+    start_redis(env.redis, env.services)
+
+
+def _keys(env: Environment) -> str:
+    try:
+        with connected(env.redis) as client:
+            return f"{sum(keys for keys, _ in key_counts(client).values()):,}"
+    except OpsError as error:
+        return f"not measured: {error.message}"

@@ -1,0 +1,42 @@
+"""What verifying a backup of Redis consists of, called with the open report (§2.3)."""
+
+from __future__ import annotations
+
+import time
+
+from blocks.environment import Environment, Stores
+from flows.store import choose_backup, mark_failed, mark_verified
+from runbook.render import duration
+from runbook.report import Report
+from tasks.catalogue import Backup
+from tasks.redis.content import COLUMNS
+from tasks.redis.proof import prove_backup
+
+
+def verify_redis(report: Report, env: Environment, wanted: str, source: Stores) -> Backup:
+    """Choose a backup of Redis, load it into a scratch server, compare every key with the manifest, note that it is
+    verified.
+
+    Raises:
+        OpsError: there is none, or this server program cannot load it.
+        RunbookFailed: it is damaged, or is not what the manifest says.
+    """
+    backup = choose_backup(report, env, "redis", wanted, source)
+    report.fail_if_critical()
+    started = time.monotonic()
+    comparison = prove_backup(env.redis, backup)
+    report.fact("restored in", duration(time.monotonic() - started))
+    report.fact("keys expired since the backup", f"{comparison.expired_since:,}")
+    report.table("Proven equal to the backup", COLUMNS, comparison.rows())
+    report.expect(
+        "scratch server equal to the backup",
+        comparison.is_equal,
+        "verify another one, and take a new backup",
+        value="; ".join(comparison.differences[:3]) or f"every key, in {len(comparison.proofs)} databases",
+        expected="no difference",
+    )
+    if not comparison.is_equal:
+        mark_failed(report, backup, comparison.differences[0])
+    report.fail_if_critical()
+    mark_verified(report, backup)
+    return backup

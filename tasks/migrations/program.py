@@ -1,0 +1,157 @@
+"""Alembic's own program, run on one database; what it was seen to reach. https://alembic.sqlalchemy.org/"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+from psycopg import sql
+
+from blocks.places import Application
+from blocks.postgres import Postgres, execute
+from runbook import shell
+from runbook.errors import CommandFailed, OpsError, VerificationFailed
+from runbook.kinds import action
+from runbook.progress import progress
+
+TIMEOUT_SECONDS = 3600.0
+TAIL_LINES = 20
+# A migration that waits for a lock makes everybody wait behind it: it gives up instead, and the schema stays as it was.
+# libpq's drivers take it from PGOPTIONS; asyncpg does not, which a rehearsal sees (tasks/migrations/locks.py).
+LOCK_TIMEOUT = "-c lock_timeout=10s"
+# Else the server would go on with a migration whose program was ended.
+ENDS_WITH_ITS_CLIENT = "-c client_connection_check_interval=2s"
+# Where an application configures no logging Alembic tells its errors on stdout only: all is read as it is said.
+_PROGRAM = "import sys; sys.stdout = sys.stderr; from alembic.config import main; main(prog='alembic')"
+HINT = "see at which revision it is now; correct the migration or what it needs, then launch this again"
+
+
+def run_alembic(
+    postgres: Postgres,
+    application: Application,
+    database: str,
+    command: Sequence[str],
+    backend_directory: Path | None = None,
+    *,
+    options: str = "",
+) -> shell.Completed:
+    """Run one command of Alembic's with the application's Python on one database; returns the end of what it said.
+
+    Raises:
+        OpsError: it failed, and the line that names why.
+    """
+    what = f"alembic {' '.join(command[:2])}"
+    secret = postgres.password.get_secret_value()
+    try:
+        with progress(lambda: _waiting(postgres, database, what)):
+            done = shell.run(
+                [application.python, "-c", _PROGRAM, *command],
+                environment=_environment(postgres, database, options or LOCK_TIMEOUT),
+                directory=backend_directory or Path(application.backend_directory),
+                timeout_seconds=TIMEOUT_SECONDS,
+                hint=HINT,
+            )
+    except CommandFailed as error:
+        raise OpsError(f"{what} failed: {_cause(_masked(error.stderr, secret))}", HINT) from None
+    lines = _masked(done.stderr, secret).strip().splitlines()
+    return shell.Completed("\n".join(lines[-TAIL_LINES:]), "", done.seconds)
+
+
+def _environment(postgres: Postgres, database: str, options: str) -> Mapping[str, str]:
+    return {
+        "DATABASE_URL": postgres.url(database),
+        "PGOPTIONS": f"{options} {ENDS_WITH_ITS_CLIENT}",
+        "PGAPPNAME": "interview-ops",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def _waiting(postgres: Postgres, database: str, what: str) -> str:
+    """Whom the migration's session waits for, if it does."""
+    with postgres.connect() as connection:
+        rows = execute(connection, _BLOCKED, database, postgres.user)
+    by = "; ".join(f"process {pid} ({name or 'no name'}, {state})" for pid, name, state in rows[:3])
+    return f"{what} on {database}: " + (f"something waits for {by}" if by else "runs")
+
+
+_BLOCKED = """
+SELECT DISTINCT other.pid, other.application_name, other.state
+FROM pg_stat_activity own CROSS JOIN unnest(pg_blocking_pids(own.pid)) AS b(pid)
+JOIN pg_stat_activity other ON other.pid = b.pid
+WHERE own.datname = %s AND own.usename = %s AND own.wait_event_type = 'Lock'
+"""
+
+
+def revision_of(postgres: Postgres, database: str) -> str:
+    """See `read_revision`."""
+    with postgres.connect(database) as connection:
+        try:
+            found = execute(connection, "SELECT pg_catalog.to_regclass('public.alembic_version')")
+            if found[0][0] is None:
+                return ""
+            rows = execute(connection, "SELECT version_num FROM public.alembic_version ORDER BY 1")
+        except psycopg.Error as error:
+            what = str(error).splitlines()[0]
+            raise OpsError(
+                f"the revision of {database} cannot be read: {what}", "look at its alembic_version"
+            ) from None
+    return ",".join(str(row[0]) for row in rows)
+
+
+@action
+def require_reached(
+    postgres: Postgres, application: Application, database: str, backend_directory: Path | None = None
+) -> None:
+    """Prove that Alembic comes to a database beside the live one when it is told to. For a moment the version table
+    there says what no migration is called, and `alembic current`, which changes nothing, must stumble over that.
+
+    Raises:
+        VerificationFailed: it looked into another database.
+        OpsError: it failed otherwise.
+    """
+    with postgres.connect(database) as connection, connection.transaction():
+        connection.execute(_MARK.format(marker=sql.Literal(MARKER), role=sql.Identifier(postgres.user)))
+    try:
+        run_alembic(postgres, application, database, ("current",), backend_directory)
+    except OpsError as error:
+        if MARKER not in error.message:
+            raise
+    else:
+        raise VerificationFailed(
+            f"Alembic was told to look into {database} and looked elsewhere: nothing was migrated",
+            "have alembic/env.py take its address from the environment's DATABASE_URL, before alembic.ini, .env or any "
+            "other variable, and its revision from public.alembic_version; then launch this again",
+        )
+    finally:
+        with postgres.connect(database) as connection, connection.transaction():
+            connection.execute(_UNMARK)
+
+
+MARKER = "interview_ops_looks_for_this"
+_MARK = sql.SQL("""
+ALTER TABLE IF EXISTS public.alembic_version RENAME TO alembic_version_aside;
+CREATE TABLE public.alembic_version AS SELECT {marker}::varchar(32) AS version_num;
+GRANT SELECT ON public.alembic_version TO {role};
+""")
+_UNMARK = """
+DROP TABLE public.alembic_version;
+ALTER TABLE IF EXISTS public.alembic_version_aside RENAME TO alembic_version;
+"""
+
+
+def _cause(output: str) -> str:
+    """The line of a traceback that names the error; Alembic's own messages are one line. PostgreSQL's DETAIL is left
+    out: it quotes rows."""
+    lines = [line.strip() for line in output.strip().splitlines() if line.strip()]
+    named = [line for line in lines if re.match(r"(?!DETAIL|HINT|CONTEXT)[\w.]+: ", line)]
+    return (named or lines or ["no message"])[-1][:500]
+
+
+def _masked(text: str, secret: str) -> str:
+    """A driver may quote the connection string that it was given."""
+    for form in {secret, quote(secret, safe=""), quote(secret)} - {""}:
+        text = text.replace(form, "********")
+    return text

@@ -1,0 +1,160 @@
+"""AOFs as files: in parts with a manifest since Redis 7, or the single file of before.
+
+A server that loads an AOF cuts an unfinished command, or transaction, off its end, and says so in its log only: here
+that is told, in bytes. https://valkey.io/topics/persistence/#append-only-file
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import redis
+
+from blocks.redis import Redis
+from runbook.errors import OpsError, VerificationFailed
+from tasks.redis.line import log_of
+from tasks.redis.scratch import scratch_server
+
+FOLDER, STEM = "appendonlydir", "appendonly.aof"
+MANIFEST_ENDING = ".manifest"
+BASE, INCREMENT, HISTORY = "b", "i", "h"
+PIECE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of an AOF. `bytes` of it count: a server goes on appending to the last one."""
+
+    path: Path
+    kind: str
+    number: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Aof:
+    """The files of an AOF: a base (an RDB, or commands) and what was appended since, in order."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Of all parts."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def written(self) -> datetime:
+        """When something was last appended."""
+        return datetime.fromtimestamp(max(part.path.stat().st_mtime for part in self.parts), UTC)
+
+    @property
+    def base(self) -> Part | None:
+        """The part that the others build upon."""
+        return next((part for part in self.parts if part.kind == BASE), None)
+
+
+def read_aof(path: Path) -> Aof:
+    """The parts of an AOF: of a directory with one manifest, or a single file.
+
+    Raises:
+        VerificationFailed: it is not whole: no manifest, a part is missing, or it is one part of several.
+    """
+    if not path.is_dir():
+        if re.search(r"\.(incr\.aof|base\.(aof|rdb))$", path.name) and ".incr." in path.name:
+            raise VerificationFailed(f"{path.name} is one part of an AOF", f"name its directory: {path.parent}")
+        return Aof((Part(path, BASE, 1, path.stat().st_size),))
+    manifests = sorted(path.glob(f"*{MANIFEST_ENDING}"))
+    if len(manifests) != 1:
+        raise VerificationFailed(
+            f"{path} has {len(manifests)} manifests of an AOF instead of one",
+            f"name an appendonlydir with its {STEM}{MANIFEST_ENDING}, or a single file",
+        )
+    return read_parts(manifests[0])
+
+
+def read_parts(manifest: Path) -> Aof:
+    """The parts that a manifest names; those of history are of no more use.
+
+    Raises:
+        VerificationFailed: it is not a manifest, or a part is missing.
+    """
+    parts = []
+    for line in manifest.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        words = shlex.split(line, comments=True)
+        told = dict(zip(words[::2], words[1::2], strict=False))
+        if not words:
+            continue
+        if not {"file", "seq", "type"} <= told.keys():
+            raise VerificationFailed(f"{manifest.name} is no manifest of an AOF: {line[:80]!r}", "choose another")
+        if told["type"] == HISTORY:
+            continue
+        path = manifest.parent / told["file"]
+        try:
+            parts.append(Part(path, told["type"], int(told["seq"]), path.stat().st_size))
+        except FileNotFoundError:
+            raise VerificationFailed(
+                f"{path.name}, which {manifest.name} names, is missing",
+                "it was copied while the server rewrote it: choose another backup",
+            ) from None
+    if not parts:
+        raise VerificationFailed(f"{manifest.name} names no file", "choose another backup")
+    return Aof(tuple(parts))
+
+
+def copy_aof(aof: Aof, directory: Path) -> None:
+    """Copy an AOF's parts, each up to the bytes that count, with a manifest, into `directory/appendonlydir`."""
+    folder = directory / FOLDER
+    folder.mkdir(mode=0o700)
+    lines = []
+    for part in aof.parts:
+        ending = "base.aof" if part.kind == BASE and not _is_rdb(part.path) else "base.rdb"
+        name = f"{STEM}.{part.number}.{ending if part.kind == BASE else 'incr.aof'}"
+        _copy(part, folder / name)
+        lines.append(f"file {name} seq {part.number} type {part.kind}\n")
+    (folder / f"{STEM}{MANIFEST_ENDING}").write_text("".join(lines), encoding="utf-8")
+
+
+def _copy(part: Part, target: Path) -> None:
+    left = part.bytes
+    try:
+        with part.path.open("rb") as file, target.open("wb") as out:
+            if left == part.path.stat().st_size and left > PIECE_BYTES:
+                shutil.copyfileobj(file, out, PIECE_BYTES)
+                out.truncate(left)  # it may have grown meanwhile
+            while out.tell() < left and (piece := file.read(min(PIECE_BYTES, left - out.tell()))):
+                out.write(piece)
+    except PermissionError:
+        raise OpsError(f"{part.path} cannot be read by this user", "run as root or as the server's user") from None
+    target.chmod(0o600)
+    if target.stat().st_size != left:
+        raise VerificationFailed(f"{part.path.name} has less than {left:,} bytes", "launch it again")
+
+
+def _is_rdb(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(6).startswith((b"REDIS", b"VALKEY"))
+
+
+@contextlib.contextmanager
+def loaded_aof(block: Redis, directory: Path, rdb: str) -> Iterator[redis.Redis]:
+    """A scratch server that loaded the AOF in `directory/appendonlydir` (a copy: it writes there) and saves to `rdb`
+    beside.
+
+    Raises:
+        VerificationFailed: it cannot be loaded; the message is the server's own reason.
+    """
+    with scratch_server(block, directory, appendonly=True, rdb=rdb, aof=(FOLDER, STEM)) as client:
+        yield client
+
+
+def cut_bytes(client: redis.Redis, aof: Aof) -> int:
+    """How much a scratch server cut off the end of the AOF that it loaded: a command that had not ended."""
+    found = re.search(r"Truncating the AOF(?: \S+)? at offset (\d+)", log_of(client))
+    return aof.parts[-1].bytes - int(found[1]) if found else 0

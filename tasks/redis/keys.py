@@ -1,0 +1,111 @@
+"""Keys carried from one server to another, one by one (DUMP and RESTORE), in bounded pieces: nobody else waits long.
+
+Time to live goes along as a moment (ABSTTL), and fields that expire, groups and pending entries of streams are part of
+the value. https://valkey.io/commands/restore/
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from runbook.errors import OpsError
+from runbook.log import logger
+from tasks.redis.line import Line
+
+PAGE_KEYS = 1000
+BATCH_KEYS = 100
+BATCH_BYTES = 1 << 18
+LARGE_BYTES = 1 << 20
+PROGRESS_SECONDS = 5.0
+
+
+@dataclass
+class Carried:
+    """What was carried. `expired` had their time behind them; `large` are values above 1 MiB, each of which its server
+    reads or writes in one go: `slowest_seconds` is the longest that one took, there and back."""
+
+    keys: int = 0
+    bytes: int = 0
+    expired: int = 0
+    large: int = 0
+    slowest_seconds: float = 0.0
+    told: float = field(default_factory=time.monotonic)
+
+
+def read_prefix(text: str) -> bytes:
+    r"""A prefix as people write it: `\xff` stands for a byte that is no text.
+
+    Raises:
+        OpsError: it is empty.
+    """
+    if not text:
+        raise OpsError("an empty prefix means every key", "name prefixes, or restore without them")
+    parts = re.split(rb"\\x([0-9a-fA-F]{2})", text.encode(errors="surrogateescape"))
+    return b"".join(bytes.fromhex(part.decode()) if at % 2 else part for at, part in enumerate(parts))
+
+
+def widest(prefixes: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Prefixes that none of the others covers, in order."""
+    return tuple(
+        sorted({one for one in prefixes if not any(one != other and one.startswith(other) for other in prefixes)})
+    )
+
+
+def keys_under(line: Line, database: int, prefix: bytes) -> Iterator[list[bytes]]:
+    """The keys of a database that begin with `prefix`, page by page. One may come twice, as SCAN gives it."""
+    pattern = re.sub(rb"([*?\[\]\\^])", rb"\\\1", prefix) + b"*"
+    cursor = b"0"
+    while True:
+        cursor, page = line.call(database, "SCAN", cursor, "MATCH", pattern, "COUNT", PAGE_KEYS)
+        if page:
+            yield page
+        if cursor == b"0":
+            return
+
+
+def batches(
+    line: Line, database: int, keys: Sequence[bytes], most_bytes: int = BATCH_BYTES
+) -> Iterator[tuple[list[bytes], int]]:
+    """Keys in groups of some bytes at most, and those bytes; a large value is a group of its own."""
+    sizes = line.pipe(database, [("MEMORY", "USAGE", key) for key in keys])
+    line.refuse(sizes)
+    group: list[bytes] = []
+    total = 0
+    for key, size in zip(keys, sizes, strict=True):
+        if group and (total + (size or 0) > most_bytes or len(group) == BATCH_KEYS):
+            yield group, total
+            group, total = [], 0
+        group.append(key)
+        total += size or 0
+    if group:
+        yield group, total
+
+
+def carry(source: Line, target: Line, database: int, keys: Sequence[bytes], done: Carried) -> None:
+    """Copy keys of one database; those of the target are replaced.
+
+    Raises:
+        Unreachable, OpsError: one of the servers refuses, or its connection broke. What was carried stays.
+    """
+    for group, size in batches(source, database, keys):
+        started, now = time.monotonic(), time.time_ns() // 1_000_000
+        asked = [command for key in group for command in (("DUMP", key), ("PEXPIRETIME", key))]
+        answers = source.pipe(database, asked, together=True)
+        source.refuse(answers)
+        restores = []
+        for key, payload, at in zip(group, answers[::2], answers[1::2], strict=True):
+            if payload is None or 0 < at <= now:
+                done.expired += 1
+            else:
+                restores.append(("RESTORE", key, max(at, 0), payload, "REPLACE", "ABSTTL"))
+        target.refuse(target.pipe(database, restores))
+        done.keys += len(restores)
+        done.bytes += size
+        done.large += size > LARGE_BYTES
+        done.slowest_seconds = max(done.slowest_seconds, time.monotonic() - started)
+        if time.monotonic() - done.told > PROGRESS_SECONDS:
+            done.told = time.monotonic()
+            logger().info("database %d: %d keys carried", database, done.keys)

@@ -1,0 +1,177 @@
+"""RDB files: what one says of itself, and whether a server can read it.
+
+Each server reads the versions up to its own, and since the two families parted not each other's newer ones: Valkey 9
+(`VALKEY080`) knows `REDIS0011` and refuses 12 to 79, Redis 8 (`REDIS0012`) knows no `VALKEY…`. The header tells that
+before anything is loaded. https://valkey.io/topics/RDB/ and https://rdb.fnordig.de/file_format.html
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+import redis
+
+from blocks.redis import Redis
+from runbook.errors import VerificationFailed
+from runbook.kinds import probe
+from tasks.redis.scratch import scratch_server
+from tasks.redis.server import call, program_version
+
+HEADER_BYTES, CHECKSUM_BYTES = 9, 8
+CHECKSUM_SINCE = 5
+AUX = 0xFA
+POLYNOMIAL = 0x95AC9329AC4BC9B5
+"""CRC-64 as Redis uses it (Jones), reflected."""
+NO_TYPE = 0xFE
+"""No value has this type: a payload with it is refused for its version, or for itself."""
+NEWEST_TRIED = 255
+
+
+@dataclass(frozen=True)
+class RdbFile:
+    """What an RDB says of itself. `tool` wrote it ("" where it does not say), at `written`; `checksum` is False where
+    it was saved with `rdbchecksum no`: a flipped byte inside a value is then seen by nobody."""
+
+    header: str
+    version: int
+    tool: str
+    written: datetime
+    bytes: int
+    checksum: bool
+
+
+@dataclass(frozen=True)
+class Readable:
+    """Whether a server reads an RDB of some version: `accepted` are those that it does, `program` who was asked."""
+
+    version: int
+    program: str
+    accepted: tuple[int, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether it does."""
+        return self.version in self.accepted
+
+    def told(self) -> str:
+        """For people: `RDB versions up to 11, and 80`."""
+        runs = list[list[int]]()
+        for version in self.accepted:
+            if runs and runs[-1][1] == version - 1:
+                runs[-1][1] = version
+            else:
+                runs.append([version, version])
+        named = [f"up to {last}" if first <= 1 else f"{first}" if first == last else f"{first} to {last}"
+                 for first, last in runs]  # fmt: skip
+        return f"{self.program} reads RDB versions {', and '.join(named) or 'of no kind'}"
+
+
+def read_rdb(path: Path) -> RdbFile:
+    """Read an RDB's header, the notes that follow it, and whether it ends in a checksum.
+
+    Raises:
+        VerificationFailed: it cannot be read, or is no RDB.
+    """
+    try:
+        with path.open("rb") as file:
+            header = file.read(HEADER_BYTES)
+            found = re.fullmatch(rb"(?:REDIS(?=\d{4})|VALKEY)(\d{3,4})", header)
+            if not found:
+                raise VerificationFailed(f"{path.name} is no RDB: it begins with {header!r}", "choose another file")
+            notes = dict(_notes(file))
+            size = file.seek(0, 2)
+            file.seek(max(size - CHECKSUM_BYTES, 0))
+            ending = file.read()
+    except OSError as error:
+        raise VerificationFailed(f"{path} cannot be read: {error.strerror}", "correct the path or its rights") from None
+    version, at = int(found[1]), notes.get("ctime", "")
+    tool = next((f"{name} {notes[f'{name}-ver']}" for name in ("valkey", "redis") if f"{name}-ver" in notes), "")
+    written = float(at) if at.isdigit() else path.stat().st_mtime
+    checksum = version >= CHECKSUM_SINCE and ending != bytes(CHECKSUM_BYTES)
+    return RdbFile(header.decode(), version, tool, datetime.fromtimestamp(written, UTC), size, checksum)
+
+
+def _notes(file: BinaryIO) -> Iterator[tuple[str, str]]:
+    """The auxiliary fields at an RDB's beginning: who wrote it, when."""
+    while file.read(1) == bytes([AUX]):
+        name, value = _string(file), _string(file)
+        if name is None or value is None:
+            return
+        yield name, value
+
+
+def _string(file: BinaryIO) -> str | None:
+    """A length-encoded string or integer; None for what no note has (compressed, cut off)."""
+    first = file.read(1)
+    if not first:
+        return None
+    kind, low = first[0] >> 6, first[0] & 0x3F
+    if kind == 3:
+        width = {0: 1, 1: 2, 2: 4}.get(low)
+        return str(int.from_bytes(file.read(width), "little", signed=True)) if width else None
+    if kind == 2:
+        return None
+    length = low if kind == 0 else (low << 8) + int.from_bytes(file.read(1), "big")
+    return file.read(length).decode(errors="replace")
+
+
+@probe
+def read_readable(block: Redis, version: int) -> Readable:
+    """Which RDB versions the server program of `block` reads, asked of an empty scratch server.
+
+    Raises:
+        OpsError: it is not installed, or does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="ops-redis-") as place, scratch_server(block, Path(place)) as client:
+        return Readable(version, program_version(block), tuple(accepted_versions(client)))
+
+
+def accepted_versions(client: redis.Redis) -> Iterator[int]:
+    """The versions of RDB payloads that a server takes by RESTORE. It is offered values that nobody can hold: their
+    version is judged first, and nothing is ever written."""
+    with client.pipeline(transaction=False) as pipe:
+        for version in range(1, NEWEST_TRIED + 1):
+            pipe.restore("ops:no-such-key", 0, _impossible(version))
+        answers = pipe.execute(raise_on_error=False)
+    for version, answer in enumerate(answers, start=1):
+        if isinstance(answer, redis.exceptions.NoPermissionError):
+            raise answer
+        if isinstance(answer, redis.ResponseError) and "Bad data format" in str(answer):
+            yield version
+
+
+def accepts(client: redis.Redis, version: int) -> bool:
+    """Whether a server takes payloads of one version; nothing is written."""
+    try:
+        call(client, "RESTORE", "ops:no-such-key", 0, _impossible(version))
+    except redis.exceptions.NoPermissionError:
+        raise
+    except redis.ResponseError as error:
+        return "Bad data format" in str(error)
+    return False
+
+
+def payload_version(payload: bytes) -> int:
+    """The RDB version of what DUMP gave: two bytes before its checksum (https://valkey.io/commands/dump/)."""
+    return int.from_bytes(payload[-10:-8], "little")
+
+
+def _impossible(version: int) -> bytes:
+    body = bytes([NO_TYPE]) + version.to_bytes(2, "little")
+    return body + crc64(body).to_bytes(8, "little")
+
+
+def crc64(content: bytes) -> int:
+    """The checksum at the end of RDB files and payloads. For short ones: it reads byte by byte."""
+    value = 0
+    for byte in content:
+        value ^= byte
+        for _ in range(8):
+            value = (value >> 1) ^ (POLYNOMIAL if value & 1 else 0)
+    return value

@@ -1,0 +1,195 @@
+"""The manual's settings of Redis (§2.3, §2.4), and how a value is judged: by what it means, not by its text.
+
+https://valkey.io/topics/valkey.conf/
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from runbook.errors import OpsError
+from runbook.render import size
+
+Kind = Literal["rules", "yes or no", "fsync", "number", "bytes", "name"]
+
+DEFAULTS = {
+    "save": "3600 1 300 100 60 10000",
+    "stop-writes-on-bgsave-error": "yes",
+    "rdbcompression": "yes",
+    "rdbchecksum": "yes",
+    "dbfilename": "dump.rdb",
+    "dir": "./",
+    "appendonly": "no",
+    "appendfilename": "appendonly.aof",
+    "appenddirname": "appendonlydir",
+    "appendfsync": "everysec",
+    "no-appendfsync-on-rewrite": "no",
+    "auto-aof-rewrite-percentage": "100",
+    "auto-aof-rewrite-min-size": "67108864",
+    "logfile": "",
+    "disable-thp": "yes",
+}
+"""Every setting that persistence depends on, and what counts where a configuration file does not name it."""
+LIMITS = {"maxclients": "10000", "timeout": "0", "maxmemory": "0"}
+"""Those of §2.4, and the one that the manual's appendix sets for a time."""
+
+
+class Rule(NamedTuple):
+    """`save <seconds> <changes>`: a save after so many seconds, if there were so many changes."""
+
+    seconds: int
+    changes: int
+
+    def __str__(self) -> str:
+        return f"save {self.seconds} {self.changes}"
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """A setting of the manual: its value there as CONFIG SET takes it, its section, and what is wrong where neither it
+    nor one that is as well runs. `shown` is for people, where the value alone does not say what is as well."""
+
+    name: str
+    value: str
+    section: str
+    kind: Kind
+    why: str = ""
+    shown: str = ""
+
+    def __str__(self) -> str:
+        return self.shown or self.value
+
+
+_GROWS = "the AOF grows for longer than the manual allows before it is rewritten"
+_NAME = "any name: where the data lies is read from the server"
+RECOMMENDED = (
+    Recommended("save", "900 1 300 10 60 10000", "§2.3", "rules", "nothing saves as early as"),
+    Recommended(
+        "stop-writes-on-bgsave-error", "yes", "§2.3", "yes or no",
+        "writes go on while nothing can be saved, and nobody notices",
+    ),
+    Recommended("rdbcompression", "yes", "§2.3", "yes or no", "the RDB is bigger than it need be"),
+    Recommended("rdbchecksum", "yes", "§2.3", "yes or no", "a damaged RDB would be loaded unnoticed"),
+    Recommended("dbfilename", "dump.rdb", "§2.3", "name", shown=f"dump.rdb ({_NAME})"),
+    Recommended(
+        "dir", "/var/lib/redis", "§2.3", "name", "the environment says otherwise ([redis] data_directory)",
+        "/var/lib/redis, or [redis] data_directory",
+    ),
+    Recommended("appendonly", "yes", "§2.3", "yes or no", "a kill loses every change since the last save"),
+    Recommended("appendfilename", "appendonly.aof", "§2.3", "name", shown=f"appendonly.aof ({_NAME})"),
+    Recommended(
+        "appendfsync", "everysec", "§2.3", "fsync", "a power cut loses what the kernel had not written",
+        "everysec, or always",
+    ),
+    Recommended("auto-aof-rewrite-percentage", "100", "§2.3", "number", _GROWS, "100 or less"),
+    Recommended(
+        "auto-aof-rewrite-min-size", "64mb", "§2.3", "bytes", _GROWS, "64mb (67.1 MB), or the size of the data"
+    ),
+    Recommended(
+        "no-appendfsync-on-rewrite", "no", "default", "yes or no",
+        "during a rewrite nothing is fsynced: 30 s may be lost", "no (the default)",
+    ),
+    Recommended("maxclients", "10000", "§2.4", "number", "fewer clients than the manual plans for", "10000 or more"),
+    Recommended("timeout", "300", "§2.4", "number", "idle connections keep their places", "300 or less, not 0"),
+)  # fmt: skip
+BY_NAME: Mapping[str, Recommended] = {one.name: one for one in RECOMMENDED}
+MAXMEMORY = "maxmemory"
+KINDS: Mapping[str, Kind] = {**{one.name: one.kind for one in RECOMMENDED}, MAXMEMORY: "bytes"}
+# Of these the persistence check tells all but the names.
+OF_PERSISTENCE = tuple(one.name for one in RECOMMENDED if one.section != "§2.4" and one.kind != "name")
+MANUAL_RULES = (Rule(900, 1), Rule(300, 10), Rule(60, 10000))
+MANUAL_PERCENTAGE = 100
+MANUAL_MIN_BYTES = 64 * 1024**2
+_NAMES = frozenset({"dir", "dbfilename", "appendfilename", "appenddirname", "logfile"})
+_FSYNC = ("always", "everysec", "no")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One setting: what runs, what the manual wants, and whether that is met (or surpassed); if not, `why` it should
+    be."""
+
+    name: str
+    running: str
+    manual: str
+    ok: bool
+    why: str
+
+
+def judged(name: str, value: str, *, dataset_bytes: int = 0, directory: str = "") -> Judged:
+    """A value against the manual's. `directory` is the one that the environment names, "" where it cannot say."""
+    manual = BY_NAME[name]
+    running, ok, why = value, False, manual.why
+    match name:
+        case "save":
+            rules = parse_rules(value)
+            lost = [rule for rule in MANUAL_RULES if not covers(rules, rule)]
+            running = " ".join(f"{rule.seconds} {rule.changes}" for rule in rules)
+            ok, why = not lost, f"{why} {', '.join(map(str, lost))}"
+        case "appendfsync":
+            ok = value != "no"
+        case "auto-aof-rewrite-percentage":
+            ok = 0 < int(value) <= MANUAL_PERCENTAGE
+            why = why if int(value) else "the AOF is never rewritten: it grows until the disk is full"
+        case "auto-aof-rewrite-min-size":
+            running, ok = size(int(value)), int(value) <= max(MANUAL_MIN_BYTES, dataset_bytes)
+        case "maxclients":
+            ok = int(value) >= int(manual.value)
+        case "timeout":
+            ok = 0 < int(value) <= int(manual.value)
+        case "dir":
+            ok = not directory or not value or Path(value).resolve() == Path(directory).resolve()
+        case "dbfilename" | "appendfilename":
+            ok = True
+        case _:
+            ok = value == manual.value
+    return Judged(name, running, str(manual), ok, why)
+
+
+def parse_rules(text: str) -> tuple[Rule, ...]:
+    """`900 1 300 10`, as CONFIG GET save answers it."""
+    numbers = [int(word) for word in text.split()]
+    return tuple(Rule(*pair) for pair in zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def covers(rules: Sequence[Rule], wanted: Rule) -> bool:
+    """Whether one of the rules saves at the latest when the wanted one would."""
+    return any(rule.seconds <= wanted.seconds and rule.changes <= wanted.changes for rule in rules)
+
+
+def normal(name: str, value: str) -> str:
+    """A value in the form in which CONFIG GET answers it: `64mb` is 67108864, `Yes` is yes; names stay as they are."""
+    if KINDS.get(name) == "bytes":
+        found = re.fullmatch(r"(\d+)([kmgt]?)(b?)", value.strip().lower())
+        return str(int(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " ")) if found else value
+    return value if name in _NAMES else value.lower()
+
+
+def same(name: str, first: str, second: str) -> bool:
+    """Whether two texts are one value."""
+    if name == "save":
+        return sorted(parse_rules(first)) == sorted(parse_rules(second))
+    return normal(name, first) == normal(name, second)
+
+
+def require_possible(name: str, value: str) -> None:
+    """Refuse what is no value of a setting, before the server is asked.
+
+    Raises:
+        OpsError: it is none.
+    """
+    patterns: Mapping[Kind, str] = {
+        "rules": r"(\d+ \d+( \d+ \d+)*)?",
+        "yes or no": "yes|no",
+        "fsync": "|".join(_FSYNC),
+        "number": r"\d+",
+        "bytes": r"(?i)\d+([kmgt]b?|b?)",
+        "name": r".+",
+    }
+    if not re.fullmatch(patterns[KINDS[name]], value):
+        example = BY_NAME[name].value if name in BY_NAME else "2gb"
+        raise OpsError(f"“{value[:40]}” is no value of {name}", f"write it as, for example, {name} = {example}")

@@ -1,0 +1,132 @@
+"""What others write under some prefixes while a run works on them: told by the server itself (client-side caching in
+broadcasting mode, https://valkey.io/topics/client-side-caching/), so that a difference that clients made is told apart
+from one that the run made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from blocks.redis import Redis
+from runbook.errors import OpsError, Unreachable
+from runbook.log import logger
+from runbook.wait import until
+from tasks.redis.line import Line, live_line
+
+INVALIDATED = b"__redis__:invalidate"
+MOST_NAMES = 2_000_000
+SETTLE_SECONDS = 30.0
+END = b"end"
+END_SECONDS = 2.0
+
+
+class Writes:
+    """Names of keys that somebody else wrote (or that expired, or were evicted) since the watching began, in whatever
+    database: none, where nobody can write. `problem` says why that is not known, "" where it is."""
+
+    def __init__(self) -> None:
+        self.problem = ""
+        self._names: set[bytes] = set()
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    @property
+    def known(self) -> bool:
+        """Whether everything that was written is known."""
+        return not self.problem
+
+    def settle(self) -> None:
+        """Wait until everything that was written before this moment has been told."""
+
+
+class WatchedWrites(Writes):
+    """As the server tells them."""
+
+    def __init__(self, writer: Line, reader: Line) -> None:
+        super().__init__()
+        self._writer, self._reader = writer, reader
+        self._marks: set[bytes] = set()
+        self._channel = b"ops:settled:" + secrets.token_hex(8).encode()
+
+    def settle(self) -> None:
+        if self.problem:
+            return
+        mark = secrets.token_hex(8).encode()
+        try:
+            if not self._writer.call(0, "PUBLISH", self._channel, mark):
+                self.problem = "the connection that is told of writes is gone"
+                return
+            until(lambda: mark in self._marks or self.problem, what="word of all writes", seconds=SETTLE_SECONDS,
+                  every_seconds=0.005)  # fmt: skip
+        except Unreachable:
+            raise
+        except OpsError as error:
+            self.problem = error.message
+
+    def begin(self, prefixes: Sequence[bytes]) -> None:
+        """Ask to be told."""
+        number = self._reader.call(0, "CLIENT", "ID")
+        self._reader.subscribe(INVALIDATED, self._channel)
+        named = [word for prefix in prefixes if prefix for word in ("PREFIX", prefix)]
+        self._writer.call(0, "CLIENT", "TRACKING", "ON", "REDIRECT", number, "BCAST", *named, "NOLOOP")
+
+    def read(self) -> None:
+        """Listen until `end`, or until the connection breaks."""
+        try:
+            while END not in self._marks:
+                self._take(self._reader.listen())
+        except (OpsError, ValueError) as error:  # closed while it listened
+            self.problem = self.problem or str(error)
+
+    def end(self) -> None:
+        """Ask to be told no more."""
+        with contextlib.suppress(OpsError):
+            self._writer.call(0, "PUBLISH", self._channel, END)
+            self._writer.call(0, "CLIENT", "TRACKING", "OFF")
+
+    def _take(self, message: Any) -> None:
+        kind, channel, told = message
+        if kind != b"message":
+            return
+        if channel != INVALIDATED:
+            self._marks.add(told)
+        elif told is None:
+            self.problem = "everything was flushed"
+        elif len(self._names) < MOST_NAMES:
+            self._names.update(told)
+        else:
+            self.problem = f"more than {MOST_NAMES:,} keys were written"
+
+
+@contextlib.contextmanager
+def watched_writes(block: Redis, line: Line, prefixes: Sequence[bytes]) -> Iterator[Writes]:
+    """Be told what others than `line` write under `prefixes` (none, or an empty one: anywhere).
+
+    Where the server or this user's rights do not allow that, `problem` says so, and nothing else changes.
+    """
+    with live_line(block) as reader:
+        writes = WatchedWrites(line, reader)
+        try:
+            writes.begin([] if b"" in prefixes else prefixes)
+        except Unreachable:
+            raise
+        except OpsError as error:
+            writes.problem = error.message
+            logger().warning("what clients write meanwhile cannot be told: %s", error.message)
+            yield writes
+            return
+        listener = threading.Thread(target=writes.read, name="redis-writes", daemon=True)
+        listener.start()
+        try:
+            yield writes
+        finally:
+            writes.end()
+            listener.join(END_SECONDS)

@@ -1,0 +1,239 @@
+"""A restore of a master that has a replica and three Sentinels: taken off before it, put back when it is proven."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flows.redis.persistence import backup_redis, restore_redis
+from flows.redis.sentinels import reattach_redis
+from lab.processes import write
+from runbook.errors import OpsError, RunbookFailed, Unreachable
+from runbook.report import Report, Status
+from runbook.wait import until
+from tasks.redis.surroundings import RECORD, find_record
+from tests.redis.conftest import Rig
+from tests.redis.data import account, fill, survivors
+from tests.redis.servers import DOWN_AFTER_MS, MASTER, NAME, PASSWORD, RedisServer, SentinelServer
+from tests.servers import free_port
+
+AUTH = f'masterauth "{PASSWORD}"\nrepl-diskless-sync-delay 0\n'
+
+
+@dataclass
+class Watched:
+    """The rig's server as a master, with one replica and three Sentinels."""
+
+    rig: Rig
+    replica: RedisServer
+    sentinels: list[SentinelServer]
+
+    @property
+    def own(self) -> str:
+        return f"127.0.0.1:{self.rig.port}"
+
+    @property
+    def record(self) -> Path:
+        return self.rig.root / "reports" / RECORD
+
+    def masters(self) -> set[str]:
+        return {sentinel.master() for sentinel in self.sentinels if sentinel.is_running}
+
+    def agreed(self) -> bool:
+        """All Sentinels name one master, and know all the others."""
+        for sentinel in self.sentinels:
+            state = sentinel.client().sentinel_master(MASTER)
+            if (state["num-slaves"], state["num-other-sentinels"]) != (1, 2):
+                return False
+        return len(self.masters()) == 1
+
+    def fail_over(self) -> None:
+        """The replica becomes the master, as after an incident; the rig's server follows it."""
+        self.sentinels[0].client().sentinel_failover(MASTER)
+        until(lambda: self.masters() == {self.replica.address}, what="the failover", seconds=30)
+        until(lambda: self.rig.client().info("replication")["role"] == "slave", what="the old master", seconds=30)
+        until(lambda: "replicaof" in self.rig.configuration.read_text(), what="its configuration", seconds=30)
+
+
+@pytest.fixture
+def watched(rig: Rig) -> Iterator[Watched]:
+    """Also as the environment NAME."""
+    rig.configure(aof=True, extra=AUTH)
+    rig.account.own(rig.configuration)  # CONFIG REWRITE writes beside it, too
+    rig.account.own(rig.root)
+    rig.services.stop("redis")
+    rig.services.start("redis")
+    rig.wait()
+    replica = RedisServer(settings=(f"replicaof 127.0.0.1 {rig.port}",), executable=rig.program)
+    sentinels = [SentinelServer(rig) for _ in range(3)]
+    plain = rig.toml.read_text()
+    told = f'sentinels = {[s.address for s in sentinels]}\nsentinel_master = "{MASTER}"\n'.replace("'", '"')
+    write(rig.toml, plain.replace("[redis]\n", "[redis]\n" + told), 0o644)
+    try:
+        for server in (replica, *sentinels):
+            server.start()
+        found = Watched(rig, replica, sentinels)
+        until(found.agreed, what="Sentinels that know all", seconds=30)
+        yield found
+    finally:
+        for server in (*sentinels, replica):
+            server.remove()
+        write(rig.toml, plain, 0o644)
+
+
+def restored(watched: Watched) -> Report:
+    report = restore_redis.fn(NAME, confirm=NAME)
+    assert report.status is Status.OK, report.sentence()
+    return report
+
+
+def followed(watched: Watched) -> None:
+    """The restored server is the master for everybody, and its replica holds what it holds."""
+    assert watched.masters() == {watched.own}
+    assert watched.rig.client().info("replication")["role"] == "master"
+    info = watched.replica.client().info("replication")
+    assert (info["role"], info["master_port"], info["master_link_status"]) == ("slave", watched.rig.port, "up")
+    assert account(watched.replica.client()) == account(watched.rig.client())
+    assert "replicaof" not in watched.rig.configuration.read_text()
+    assert not watched.record.exists()
+
+
+def test_sentinels_and_replica_are_taken_off_and_put_back(watched: Watched) -> None:
+    """No failover happens while the master is stopped, and what was written since the backup comes back from nobody."""
+    fill({0: watched.rig.client()})
+    before = account(watched.rig.client())
+    backup_redis.fn(NAME)
+    watched.rig.client().set("garbage", 1)
+    planned = restore_redis.fn(NAME)
+    assert planned.status is Status.PLANNED
+    steps = [step.detail for step in planned.plan_steps if step.step == "take off"]
+    assert len(steps) == 2
+    assert watched.replica.address in steps[1]
+    assert watched.masters() == {watched.own}, "a plan changes nothing"
+    restored(watched)
+    followed(watched)
+    assert account(watched.rig.client()) == survivors(before)
+    until(watched.agreed, what="Sentinels that know all", seconds=30)
+    for sentinel in watched.sentinels:
+        state = sentinel.client().sentinel_master(MASTER)
+        assert (state["config-epoch"], state["down-after-milliseconds"], state["failover-timeout"]) == (
+            0,
+            DOWN_AFTER_MS,
+            5000,
+        )
+    watched.rig.services.stop("redis")
+    until(lambda: watched.masters() == {watched.replica.address}, what="a failover that works again", seconds=30)
+
+
+@pytest.mark.parametrize("alive", [True, False], ids=["replica", "down"])
+def test_after_a_failover_the_restored_server_is_the_master_again(watched: Watched, alive: bool) -> None:
+    """This host's server follows another by then, or is down with a configuration that says so: neither wins."""
+    fill({0: watched.rig.client()})
+    before = account(watched.rig.client())
+    backup_redis.fn(NAME)
+    watched.fail_over()
+    watched.replica.client().set("garbage", 1)
+    if not alive:
+        watched.rig.services.stop("redis")
+    restored(watched)
+    followed(watched)
+    assert account(watched.rig.client()) == survivors(before)
+
+
+def test_killed_anywhere(watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kill -9 while Sentinels and replica are off: launched again, all of them are back."""
+    fill({0: watched.rig.client()})
+    before = account(watched.rig.client())
+    backup_redis.fn(NAME)
+    for point in (
+        "redis: detachment recorded", "redis: sentinels removed", "redis: replicas isolated",
+        "redis: between renames", "redis: after second rename", "redis: replicas follow",
+    ):  # fmt: skip
+        assert _killed(point) == -signal.SIGKILL, point
+        assert find_record(watched.rig.root / "reports"), point
+        restored(watched)
+        followed(watched)
+        assert account(watched.rig.client()) == survivors(before), point
+
+
+def test_what_was_not_put_back_is_put_back_without_another_restore(watched: Watched) -> None:
+    """Killed when the data was in place: what clients wrote since stays."""
+    watched.rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    assert reattach_redis.fn(NAME, confirm=NAME).outcome.startswith("nothing was taken off")
+    assert _killed("redis: replicas follow") == -signal.SIGKILL
+    watched.rig.client().set("since", 1)
+    assert watched.masters() == {""}
+    planned = reattach_redis.fn(NAME)
+    assert planned.status is Status.PLANNED
+    assert [step.step for step in planned.plan_steps] == ["follow", "watch", "watch", "watch"]
+    report = reattach_redis.fn(NAME, confirm=NAME)
+    assert report.status is Status.OK, report.sentence()
+    followed(watched)
+    assert watched.rig.client().get("since") == b"1"
+
+
+def _killed(point: str) -> int:
+    child = os.fork()
+    if child == 0:
+        os.environ["OPS_FAILPOINT"] = point
+        with contextlib.suppress(BaseException), open(os.devnull, "w") as nothing:  # noqa: PTH123
+            os.dup2(nothing.fileno(), 1)
+            os.dup2(nothing.fileno(), 2)
+            restore_redis.fn(NAME, confirm=NAME)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_restore_that_fails_puts_back_what_it_took_off(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The swap fails: the old data is served again, the replica follows, the Sentinels watch."""
+    watched.rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    watched.rig.client().set("newer", 1)
+
+    def fails(*_: object) -> None:
+        raise OpsError("the disk is on fire")
+
+    monkeypatch.setattr("flows.redis.steps.swap_redis.after", lambda *_: fails, raising=False)
+    with pytest.raises(OpsError, match="on fire"):
+        restore_redis.fn(NAME, confirm=NAME)
+    followed(watched)
+    assert watched.rig.client().get("newer") == b"1"
+
+
+def test_a_server_that_may_still_be_written_to_stops_the_restore(watched: Watched) -> None:
+    """The replica does not answer here, and no Sentinel holds it for dead."""
+    watched.rig.client().set("a", 1)
+    backup_redis.fn(NAME)
+    for sentinel in watched.sentinels:
+        sentinel.remove()
+    gone = f"127.0.0.1:{free_port()}"
+    text = watched.rig.toml.read_text().replace("[redis]\n", f'[redis]\nreplicas = ["{gone}"]\n')
+    write(watched.rig.toml, text, 0o644)
+    run_id = watched.rig.run_id()
+    with pytest.raises(RunbookFailed, match=f"{gone} cannot be reached"):
+        restore_redis.fn(NAME, confirm=NAME)
+    assert watched.rig.run_id() == run_id
+
+
+def test_a_sentinel_that_is_away_is_a_warning(watched: Watched) -> None:
+    watched.rig.client().set("a", 1)
+    backup_redis.fn(NAME)
+    watched.sentinels[2].crash()
+    report = restore_redis.fn(NAME, confirm=NAME)
+    assert report.status is Status.WARN
+    assert watched.sentinels[2].address in report.sentence()
+    assert watched.masters() == {watched.own}
+
+
+def test_a_record_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    (tmp_path / RECORD).write_text("{")
+    with pytest.raises(OpsError, match="register the Sentinels by hand"):
+        find_record(tmp_path)
+    assert not isinstance(find_record(tmp_path / "none"), Unreachable)

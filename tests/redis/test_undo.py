@@ -1,0 +1,55 @@
+"""Back to what a restore replaced, and back again."""
+
+from __future__ import annotations
+
+import pytest
+
+from flows.redis.persistence import backup_redis, restore_redis
+from flows.redis.undo import undo_restore_redis
+from runbook.errors import OpsError
+from runbook.report import Status
+from tasks.redis.swap import superseded_redis
+from tests.redis.conftest import Rig
+from tests.redis.servers import NAME
+
+
+def restored(rig: Rig) -> None:
+    """`newer` was written since the backup: the restore sets it aside."""
+    rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    rig.client().set("newer", 1)
+    assert restore_redis.fn(NAME, confirm=NAME).status is Status.OK
+    assert rig.client().get("newer") is None
+
+
+@pytest.mark.parametrize("rig", [True, False], indirect=True, ids=["aof", "rdb"])
+def test_there_and_back_again(rig: Rig) -> None:
+    restored(rig)
+    planned = undo_restore_redis.fn(NAME)
+    assert planned.status is Status.PLANNED
+    assert rig.client().get("newer") is None, "a plan changes nothing"
+    rig.client().set("since", 1)
+    report = undo_restore_redis.fn(NAME, confirm=NAME)
+    assert report.status is Status.OK, report.sentence()
+    assert (rig.client().get("newer"), rig.client().get("since")) == (b"1", None)
+    assert undo_restore_redis.fn(NAME, confirm=NAME).status is Status.OK
+    assert (rig.client().get("newer"), rig.client().get("since")) == (None, b"1")
+
+
+def test_old_data_that_cannot_be_loaded_is_not_left_live(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The seeded failure: what was set aside went bad."""
+    restored(rig)
+    aside = superseded_redis(rig.environment.redis)[0]
+    monkeypatch.setattr("tasks.redis.swap.SERVE_SECONDS", 3.0)
+    for base in (aside / "aof files").glob("*.base.rdb"):
+        base.write_bytes(b"REDIS0011" + b"\xff" * 64)
+    with pytest.raises(OpsError, match="does not start on .*superseded.*the present data is live"):
+        undo_restore_redis.fn(NAME, confirm=NAME)
+    assert rig.client().get("old") == b"1"
+    assert [path.name for path in superseded_redis(rig.environment.redis)] == [aside.name]
+
+
+def test_nothing_was_set_aside(rig: Rig) -> None:
+    with pytest.raises(OpsError, match="there is no data that a restore of Redis set aside.*: none"):
+        undo_restore_redis.fn(NAME)
+    assert rig.answers()
