@@ -20,6 +20,7 @@ demo:
 # Both sides of every ratio in one run, on a lab of its own: make bench [MEGABYTES=1000] [JSON=bench.json]
 MEGABYTES ?= 1000
 bench: $(INSTALLED)
+	@tests/matrix/install-redis
 	@$(BIN)/python -m benchmarks --megabytes $(MEGABYTES) $(if $(JSON),--json "$(JSON)")
 
 # Everything that runs something depends on this: exactly the packages of requirements.lock, and this project, editable.

@@ -29,11 +29,18 @@ def main() -> int:
     """0 also where a bar is missed: it is a measurement. 1 where it could not be measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="both sides of every ratio, in one run")
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the database (default: 1000)")
-    parser.add_argument("--only", choices=["chapter"], default="", help="the database chapter alone (§1)")
+    parser.add_argument(
+        "--only", choices=["chapter", "redis"], default="", help="the database chapter alone (§1), or Redis's (§2)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     chosen = parser.parse_args()
     tell = progress(lambda line: print(line, file=sys.stderr, flush=True))
     try:
+        if chosen.only == "redis":
+            from benchmarks.redis_chapter import RedisChapter  # it imports Prefect, too
+
+            print(as_table(RedisChapter(tell).figures()))
+            return 0
         with place(chosen.megabytes, tell) as up:
             from benchmarks.suite import Suite  # imports Prefect, which reads its settings when it is imported
 

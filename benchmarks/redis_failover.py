@@ -19,7 +19,6 @@ from lab.layout import CHECKOUT
 from lab.progress import Tell
 from runbook import shell
 from tasks.redis.server import call
-from tests.redis import servers
 from tests.redis.servers import MASTER, NAME, Group, replicated
 from tests.redis.writer import Writer
 
@@ -28,7 +27,6 @@ ROUNDS = 3
 BAR_SECONDS = 3.0
 DOWN_AFTER_MS = 5000
 PHASES = ("decision", "switch", "first acknowledged write", "switch and first acknowledged write")
-SERVICES = "[services]\nnames = {{}}\n"
 
 
 @dataclass(frozen=True)
@@ -82,22 +80,19 @@ def planned() -> Round:
 @contextmanager
 def _group() -> Iterator[Group]:
     """Registered as an environment, for processes that this one starts."""
-    kept, template = dict(os.environ), servers.ENVIRONMENT
-    if "[services]" not in template:
-        servers.ENVIRONMENT += SERVICES
+    kept = dict(os.environ)
     try:
         with replicated() as group:
             for sentinel in group.sentinels:
                 call(sentinel.client(), "SENTINEL", "SET", MASTER, "down-after-milliseconds", DOWN_AFTER_MS)
-            group.register(_Variables())
+            group.register(Variables())
             yield group
     finally:
-        servers.ENVIRONMENT = template
         os.environ.clear()
         os.environ.update(kept)
 
 
-class _Variables:
+class Variables:
     """What `register` needs of pytest's monkeypatch; `_group` puts the variables back."""
 
     def setenv(self, name: str, value: str) -> None:

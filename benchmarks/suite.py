@@ -12,6 +12,7 @@ from benchmarks.chapter import Chapter
 from benchmarks.figures import Figure
 from benchmarks.peers import Peers, Recovered
 from benchmarks.place import NAME, Called, Place
+from benchmarks.redis_chapter import RedisChapter
 from blocks import toml
 from runbook.render import size
 from tasks import catalogue
@@ -62,6 +63,7 @@ class Suite:
         self.latency()
         self.orchestration(backups)
         self.figures += Chapter(self.place, peers, self.place.rows()).figures()
+        self.figures += RedisChapter(self.place.tell).figures()
 
     def backups(self, peers: Peers) -> list[Called]:
         """Backup against `pg_dump -F c -b -v`, and against its own pg_dump alone."""

@@ -101,6 +101,9 @@ appendfsync everysec
 auto-aof-rewrite-percentage 100
 auto-aof-rewrite-min-size 64mb
 
+maxclients 10000
+timeout 300
+
 maxmemory 512mb
 maxmemory-policy noeviction
 """

@@ -17,6 +17,7 @@ from tasks.host import read_disk
 from tasks.redis.aof_backup import AofCopy, put_rewrites_back, read_aof_bytes, snapshot_aof
 from tasks.redis.content import RedisContent
 from tasks.redis.network import NetworkSnapshot, find_remembering, read_remote_source, snapshot_over_network
+from tasks.redis.network_restore import find_leftover, still_follows
 from tasks.redis.sentinels import find_master
 from tasks.redis.snapshot import Snapshot, Source, read_manifest, read_source, snapshot
 from tasks.stores.store import Store
@@ -33,6 +34,7 @@ def take(report: Report, env: Environment, store: Store, form: Form) -> Backup:
     """
     if done := put_rewrites_back(env.redis, env.reports_directory):
         report.fact("put back", done)
+    _judge_leftover(report, env)
     block = find_master(env.redis) if env.redis.remote else env.redis
     source = _source(env, block, store)
     taking.judge_source(report, source, store.spool)
@@ -46,6 +48,19 @@ def take(report: Report, env: Environment, store: Store, form: Form) -> Backup:
         return taking.take(env, source, store)
     more: dict[str, object] = {}
     return taking.seal(env, store, lambda directory: _over_network(report, env, block, directory, more), more)
+
+
+def _judge_leftover(report: Report, env: Environment) -> None:
+    left = find_leftover(env.reports_directory)
+    if left and still_follows(env.redis.at(left.server), left):
+        report.expect(
+            "an earlier restore was killed",
+            False,
+            "launch restore-redis again: it puts that right",
+            value=f"{left.server} is a replica of a temporary server that is gone",
+            expected="a master",
+        )
+        report.fail_if_critical()
 
 
 def judge_kept(report: Report, env: Environment, block: Redis) -> None:

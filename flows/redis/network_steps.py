@@ -26,17 +26,16 @@ from tasks.redis.network_restore import (
     ACT,
     Leftover,
     NotReached,
-    Route,
     find_leftover,
-    find_route,
     replace_by_replication,
     still_follows,
 )
 from tasks.redis.prefixes import ACT as RESTORE_KEYS
 from tasks.redis.prefixes import Order, count_keys, find_refusal, restore_functions, restore_keys
 from tasks.redis.reading import drop_prefixes, held_still
+from tasks.redis.route import Route, find_route
 from tasks.redis.sentinels import find_master
-from tasks.redis.surroundings import Surroundings, read_surroundings
+from tasks.redis.surroundings import Surroundings, find_record, read_surroundings
 from tasks.redis.writes import Writes, watched_writes
 
 ALL = (b"",)
@@ -99,14 +98,16 @@ def prepare(report: Report, env: Environment, chosen: Restorable) -> Iterator[Ne
         with held_still(scratch), live_line(target.block) as live:
             order = count_keys(target.block, scratch, live, ALL, "remove")
             refusal = find_refusal(target.block, scratch, live, order, left_following=target.follows)
-            prefix_steps.judge(report, env, target.block, order, refusal)
+            prefix_steps.judge(report, env, target.block, order, refusal, whole=True)
             _plan(report, env, target, order)
             yield NetworkRestore(report, env, target, scratch, live, order)
 
 
 def _target(report: Report, env: Environment, scratch: redis.Redis) -> Target:
-    left = find_leftover(env.reports_directory)
-    block = env.redis.at(left.server) if left else find_master(env.redis)
+    left, record = find_leftover(env.reports_directory), find_record(env.reports_directory)
+    # Sentinels that a killed run took off know no master: what it wrote down does.
+    known = left.server if left else record.own if record else ""
+    block = env.redis.at(known) if known else find_master(env.redis)
     report.fact("server", block.address)
     needed = int(scratch.info("memory")["used_memory"])
     around = read_surroundings(block, env.reports_directory)

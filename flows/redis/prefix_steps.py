@@ -141,8 +141,8 @@ def loaded(report: Report, env: Environment, chosen: Restorable) -> Iterator[red
         yield client
 
 
-def judge(report: Report, env: Environment, block: Redis, order: Order, refusal: str) -> None:
-    """What must hold before anything is changed.
+def judge(report: Report, env: Environment, block: Redis, order: Order, refusal: str, *, whole: bool = False) -> None:
+    """What must hold before anything is changed; `whole`: the backup takes the place of everything.
 
     Raises:
         RunbookFailed: it does not.
@@ -154,10 +154,10 @@ def judge(report: Report, env: Environment, block: Redis, order: Order, refusal:
                   "count", value=f"{order.keys:,} in the backup", expected="some")  # fmt: skip
     with connected(block) as client:
         memory = client.info("memory")
-    limit, used = int(memory.get("maxmemory", 0)), int(memory["used_memory"])
+    limit, used = int(memory.get("maxmemory", 0)), 0 if whole else int(memory["used_memory"])
     report.expect("memory of the live server", not limit or used + order.bytes < limit, "CONFIG SET maxmemory higher "
                   "for the time of the restore: else keys would be refused, or others evicted",
-                  value=f"{size(used)} used, {size(order.bytes)} to come", expected=f"less than {size(limit)}" if limit
+                  value=f"{size(used)} stay, {size(order.bytes)} to come", expected=f"less than {size(limit)}" if limit
                   else "no limit")  # fmt: skip
     judge_kept(report, env, block)
     report.fail_if_critical()

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 
 from blocks.redis import CONNECT_SECONDS, Redis
+from runbook.errors import OpsError
 
 PIECE_BYTES = 1 << 18
 
@@ -27,7 +28,8 @@ def relayed(block: Redis) -> Iterator[tuple[str, int]]:
     relay = _Relay(block)
     thread = threading.Thread(target=relay.run, name="redis-relay", daemon=True)
     thread.start()
-    relay.ready.wait(CONNECT_SECONDS)
+    if not relay.ready.wait(CONNECT_SECONDS):
+        raise OpsError("no port on this host's loopback could be had", "look at its network")
     try:
         yield "127.0.0.1", relay.port
     finally:

@@ -42,16 +42,25 @@ def connected(block: Redis) -> Iterator[redis.Redis]:
     """
     client = at_once(block.client())
     try:
-        try:
+        with _readable():
             client.ping()
-        except redis.ResponseError as error:
-            if not str(error).startswith("MISCONF"):  # it refuses writes, and PING with them; it can be read
-                raise
         yield client
     except redis.RedisError as error:
         raise block.refused(error) from None
     finally:
         client.close()
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """PING is refused by a server that takes no writes after a failed save, and to a user who may not: it is there."""
+    try:
+        yield
+    except redis.exceptions.NoPermissionError:
+        pass
+    except redis.ResponseError as error:
+        if not str(error).startswith("MISCONF"):
+            raise
 
 
 def version_of(client: redis.Redis) -> str:

@@ -31,6 +31,7 @@ from tasks import catalogue
 from tasks.redis import network
 from tasks.redis.equal import compare_keys
 from tasks.redis.network_restore import RECORD
+from tasks.redis.route import Route
 from tasks.redis.server import call
 from tasks.redis.surroundings import RECORD as DETACHED
 from tasks.stores.directory import DirectoryStore
@@ -157,6 +158,26 @@ def test_the_undo_brings_back_what_was_live(remote: RedisServer) -> None:
     assert [remote.client(number).get("garbage") for number in (*DATABASES, 7)] == [b"0", b"3", b"7"]
 
 
+def test_prefixes_over_the_network(remote: RedisServer) -> None:
+    before = account(remote.client())
+    backup_redis.fn(NAME)
+    remote.client().set("session:1", "spoilt")
+    report = restore_redis.fn(NAME, prefixes=["session:"], confirm=NAME)
+    assert report.status is Status.OK, report.sentence()
+    assert account(remote.client()) == before
+    assert report.facts["live data kept as"]
+
+
+def test_without_memory_for_both_the_old_data_goes_first(remote: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = accounts(remote)
+    backup_redis.fn(NAME)
+    spoil(remote)
+    route = Route("replication", "its memory does not hold both", swaps=False)
+    monkeypatch.setattr(network_steps, "find_route", lambda _block, _needed: route)
+    assert restore().status is Status.OK
+    assert accounts(remote) == {number: survivors(found) for number, found in before.items()}
+
+
 def test_it_survives_a_restart(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """AOF on: what was replicated is in it. (Without an AOF it is saved at the end.)"""
     register(server, monkeypatch)
@@ -274,6 +295,9 @@ def test_a_restore_that_is_killed_anywhere_ends_well_when_launched_again(
     plan = restore_redis.fn(NAME)
     assert plan.status is Status.PLANNED
     assert remote.client().info("replication")["role"] == ("slave" if follows else "master"), "a plan changes nothing"
+    if follows:
+        with pytest.raises(RunbookFailed, match="launch restore-redis again"):
+            backup_redis.fn(NAME)
     report = restore()
     assert report.status is Status.WARN if where != POINTS[4] else Status.OK, report.sentence()
     assert accounts(remote) == {number: survivors(found) for number, found in before.items()}
@@ -420,6 +444,26 @@ def test_under_sentinel_a_replica_is_followed_and_nobody_remembers_the_copy(
     until(lambda: group.replicas[0].client().dbsize() == 300, what="the replica", seconds=20)
     assert group.replicas[0].client().info("replication")["master_link_status"] == "up"
     assert not (group.master.root / "reports" / DETACHED).exists()
+
+
+@pytest.mark.parametrize("where", ["live server follows", "live server is a master again"])
+def test_under_sentinel_a_restore_that_was_killed_ends_well(
+    group: Group, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Nobody knows the master then, but what was written down."""
+    register(group, monkeypatch)
+    group.master.client().mset({f"k:{n}": n for n in range(300)})
+    backup_redis.fn(NAME)
+    group.master.client().flushall()
+    assert killed(f"redis: {where}", restoring=True) == -signal.SIGKILL
+    assert group.agreed_master() == ""
+    report = restore()
+    assert report.status in (Status.OK, Status.WARN), report.sentence()
+    assert group.agreed_master() == group.master.address
+    assert group.master.client().dbsize() == 300
+    until(lambda: group.replicas[0].client().dbsize() == 300, what="the replica", seconds=20)
+    assert not (group.master.root / "reports" / DETACHED).exists()
+    assert not (group.master.root / "reports" / RECORD).exists()
 
 
 def role(server: RedisServer) -> str:
