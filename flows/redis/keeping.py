@@ -20,6 +20,7 @@ from tasks.redis.network import NetworkSnapshot, find_remembering, read_remote_s
 from tasks.redis.network_restore import find_leftover, still_follows
 from tasks.redis.sentinels import find_master
 from tasks.redis.snapshot import Snapshot, Source, read_manifest, read_source, snapshot
+from tasks.redis.surroundings import is_own
 from tasks.stores.store import Store
 
 Form = Literal["rdb", "aof"]
@@ -35,16 +36,23 @@ def take(report: Report, env: Environment, store: Store, form: Form) -> Backup:
     if done := put_rewrites_back(env.redis, env.reports_directory):
         report.fact("put back", done)
     _judge_leftover(report, env)
-    block = find_master(env.redis) if env.redis.remote else env.redis
+    stores.tidy(report, env, store)
+    block = find_master(env.redis)
+    report.fact("server", block.address)
     source = _source(env, block, store)
     taking.judge_source(report, source, store.spool)
     if form == "aof":
-        _judge_aof(report, env, source, store)
+        _judge_aof(report, env, block, source, store)
     report.fail_if_critical()
-    stores.tidy(report, env, store)
+    backup = _taken(report, env, store, form, block, source)
+    stores.judge_key(report, backup)
+    return backup
+
+
+def _taken(report: Report, env: Environment, store: Store, form: Form, block: Redis, source: Source) -> Backup:
     if form == "aof":
         return _take_aof(report, env, source, store)
-    if not env.redis.remote:
+    if _is_here(env, block):
         return taking.take(env, source, store)
     more: dict[str, object] = {}
     return taking.seal(env, store, lambda directory: _over_network(report, env, block, directory, more), more)
@@ -91,7 +99,7 @@ def keep_live(report: Report, env: Environment, block: Redis) -> Backup:
 
 def _is_here(env: Environment, block: Redis) -> bool:
     """Whether the server's files are on this host: a master that Sentinels name may be another than the configured."""
-    return not env.redis.remote and block.address == env.redis.address
+    return not env.redis.remote and is_own(env.redis, block.address)
 
 
 def _source(env: Environment, block: Redis, store: Store) -> Source:
@@ -122,17 +130,18 @@ def _over_network(
     return taken, read_manifest(env.redis, directory)
 
 
-def _judge_aof(report: Report, env: Environment, source: Source, store: Store) -> None:
+def _judge_aof(report: Report, env: Environment, block: Redis, source: Source, store: Store) -> None:
+    here = _is_here(env, block)
     report.expect(
         "the AOF's files",
-        not env.redis.remote,
+        here,
         "take it with kind=rdb: that goes over the network",
-        value="cannot be reached from here ([redis] remote)" if env.redis.remote else str(source.directory),
+        value=str(source.directory) if here else f"those of {block.address} cannot be reached from here",
         expected="on this host",
     )
-    if env.redis.remote:
+    if not here:
         return
-    needed, free = read_aof_bytes(env.redis) + 2 * source.dataset_bytes, read_disk(store.spool).free_bytes
+    needed, free = read_aof_bytes(block) + 2 * source.dataset_bytes, read_disk(store.spool).free_bytes
     report.expect("free space for the AOF", free > needed, f"free {size(needed - free)} at {store.spool}",
                   value=size(free), expected=f"more than {size(needed)}")  # fmt: skip
 

@@ -11,7 +11,7 @@ from tasks import setting_records as records
 from tasks.redis.recommended import BY_NAME, MAXMEMORY, RECOMMENDED, Judged, judged, same
 from tasks.redis.sentinels import find_master
 from tasks.redis.settings import AT_ONCE, PROTECTED, ServerSettings, read_settings
-from tasks.redis.surroundings import read_surroundings
+from tasks.redis.surroundings import is_own, read_surroundings
 from tasks.setting_records import Record
 
 APPLY, UNDO = "apply-redis-settings", "undo-redis-settings"
@@ -60,7 +60,7 @@ def judge_role(report: Report, found: ServerSettings) -> None:
 
 def value_of(env: Environment, found: ServerSettings, name: str) -> Judged:
     """A running value against the manual's. Only of the configured server is it known where its data is to lie."""
-    own = found.address == env.redis.address and not env.redis.remote
+    own = is_own(env.redis, found.address) and not env.redis.remote
     directory = env.redis.data_directory if own else ""
     return judged(name, found.running[name], dataset_bytes=found.server.dataset_bytes, directory=directory)
 

@@ -75,7 +75,7 @@ def read_surroundings(block: Redis, reports: Path) -> Surroundings:
     known = {address for view in watch.answering for address in (view.master, *(f.address for f in view.followers))}
     with contextlib.suppress(OpsError), connected(block) as client:
         known |= {*_replicas(client), _master_of(client)}
-    others = {address for address in {*known, *block.replicas} if address and not _is_own(block, address)}
+    others = {address for address in {*known, *block.replicas} if address and not is_own(block, address)}
     found = Surroundings(
         own,
         master,
@@ -139,7 +139,7 @@ def write_record(reports: Path, around: Surroundings) -> None:
 def _own_address(block: Redis, watch: Watch) -> str:
     """As the Sentinels or the replicas know it: an address that they can reach."""
     told = [a for view in watch.answering for a in (view.master, *(f.address for f in view.followers)) if a]
-    own = [address for address in told if _is_own(block, address)]
+    own = [address for address in told if is_own(block, address)]
     if own:
         return own[0]
     with contextlib.suppress(OSError):
@@ -147,7 +147,8 @@ def _own_address(block: Redis, watch: Watch) -> str:
     return block.address
 
 
-def _is_own(block: Redis, address: str) -> bool:
+def is_own(block: Redis, address: str) -> bool:
+    """Whether an address that another server gives is that of this one."""
     host, _, port = address.rpartition(":")
     if int(port) != block.port:
         return False

@@ -146,6 +146,18 @@ def test_after_a_failover_the_restored_server_is_the_master_again(watched: Watch
     assert account(watched.rig.client()) == survivors(before)
 
 
+def test_after_a_failover_the_new_master_is_backed_up(watched: Watched) -> None:
+    """Not this host's server, which is a replica by then: over the network."""
+    watched.rig.client().set("old", 1)
+    watched.fail_over()
+    watched.replica.client().set("newer", 1)
+    report = backup_redis.fn(NAME)
+    assert report.facts["server"] == watched.replica.address
+    watched.replica.client().flushall()
+    restored(watched)
+    assert watched.rig.client().mget("old", "newer") == [b"1", b"1"]
+
+
 def test_killed_anywhere(watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """kill -9 while Sentinels and replica are off: launched again, all of them are back."""
     fill({0: watched.rig.client()})

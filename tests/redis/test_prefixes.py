@@ -219,6 +219,22 @@ def test_what_clients_write_meanwhile_is_told_apart(filled: RedisServer, monkeyp
     assert client.get("session:brand new") == b"1", "what a client made meanwhile is not removed"
 
 
+def test_what_clients_make_after_the_counting_is_spared(filled: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The permit names what was there when it was counted."""
+    client = filled.client()
+    client.set("session:old extra", 1)
+
+    def and_a_client_writes(*arguments: Any) -> Any:
+        client.set("session:brand new", 1)
+        return keep_live(*arguments)
+
+    monkeypatch.setattr(prefix_steps, "keep_live", and_a_client_writes)
+    report = restore("session:", extra="remove")
+    assert report.facts["keys removed"] == "1; 1 that clients had just written were spared"
+    assert client.exists("session:old extra") == 0
+    assert client.get("session:brand new") == b"1"
+
+
 def test_damage_that_no_client_made_is_critical(filled: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The seeded failure: the restore itself writes something wrong (its own connection is not told of)."""
     carried = restore_keys
