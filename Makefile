@@ -43,7 +43,7 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo 2>&1 | tail -3
 
 test: lint
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not system and not soak"
+	@$(BIN)/python -m pytest -n 4 --dist loadfile -m "not system and not soak"
 
 # The database chapter on the other majors that are still supported (and 15), from wheels; the Redis chapter on Redis 8.
 MATRIX := tests/matrix tests/database tests/tasks/test_definitions.py tests/tasks/test_rowhash.py

@@ -146,8 +146,14 @@ class Layout:
         return self.root / "sentinel" / str(number)
 
     @property
-    def redis_pid(self) -> Path:
-        return self.root / "redis" / "valkey.pid"
+    def redis_pids(self) -> dict[Path, Path]:
+        """The pid file of each of Redis's servers → the directory that it works in."""
+        directories = (self.redis_data, self.replica_data, *(self.sentinel_data(number) for number in (1, 2, 3)))
+        return {self.redis_pid(directory): directory for directory in directories}
+
+    def redis_pid(self, directory: Path) -> Path:
+        """Beside the directory of a server."""
+        return directory.with_suffix(".pid")
 
     @property
     def application(self) -> Path:

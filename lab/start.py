@@ -62,8 +62,9 @@ def end_orphans(layout: Layout) -> None:
     """End the servers of a supervisor that was killed: PostgreSQL by its fast shutdown, then whatever else there is."""
     if process := server_at(layout.postgres_data / "postmaster.pid", layout.postgres_data):
         end([process], seconds=30, how=signal.SIGINT)
-    if process := server_at(layout.redis_pid, layout.redis_data):
-        end([process], seconds=30)
+    # Valkey writes its title over the mark in its environment.
+    servers = (server_at(pid_file, directory) for pid_file, directory in layout.redis_pids.items())
+    end([process for process in servers if process], seconds=30)
     end(marked(layout.supervisor), seconds=10)
 
 

@@ -37,6 +37,7 @@ class Program:
     stop_signal: str = "TERM"
     stop_group: bool = False
     autostart: bool = False
+    umask: str = "022"
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Supervisor:
             "directory": str(program.cwd),
             "environment": ",".join(f"{name}={_quoted(name, value)}" for name, value in environment.items()),
             **({"user": program.user} if program.user else {}),
+            "umask": program.umask,
             "autostart": str(program.autostart).lower(),
             "autorestart": "true",
             "startsecs": "1",

@@ -22,6 +22,8 @@ SENTINELS = ("redis-sentinel-1", "redis-sentinel-2", "redis-sentinel-3")
 _QUORUM = 2
 _DOWN_AFTER_MS = 5000
 """Longer than a restart by the supervisor takes: that is no reason to fail over."""
+_UMASK = "077"
+"""They rewrite their configuration files, passwords in them, with what this leaves of 0644."""
 _HOUR = 3600
 
 
@@ -48,13 +50,19 @@ def programs(layout: Layout, binaries: Binaries, account: Account) -> list[Progr
     user = account.name if account.is_other else ""
     sentinels = [
         Program(
-            name, (binaries.redis, layout.sentinel_conf(number), "--sentinel"), layout.sentinel_data(number), user=user
+            name,
+            (binaries.redis, layout.sentinel_conf(number), "--sentinel"),
+            layout.sentinel_data(number),
+            user=user,
+            umask=_UMASK,
         )
         for number, name in enumerate(SENTINELS, 1)
     ]
     return [
-        Program("redis", (binaries.redis, layout.valkey_conf), layout.redis_data.parent, user=user),
-        Program("redis-replica", (binaries.redis, layout.replica_conf), layout.replica_data.parent, user=user),
+        Program("redis", (binaries.redis, layout.valkey_conf), layout.redis_data.parent, user=user, umask=_UMASK),
+        Program(
+            "redis-replica", (binaries.redis, layout.replica_conf), layout.replica_data.parent, user=user, umask=_UMASK
+        ),
         *sentinels,
     ]
 
@@ -63,19 +71,17 @@ def configurations(layout: Layout, state: State) -> dict[Path, str]:
     """The text of every configuration file. The servers and the Sentinels rewrite theirs at a failover."""
     ports = state.ports
     return {
-        layout.valkey_conf: _server(state, ports.redis, layout.redis_data, layout.redis_pid),
-        layout.replica_conf: _server(
-            state, ports.redis_replica, layout.replica_data, layout.replica_data.parent / "valkey.pid"
-        )
+        layout.valkey_conf: _server(layout, state, ports.redis, layout.redis_data),
+        layout.replica_conf: _server(layout, state, ports.redis_replica, layout.replica_data)
         + f"replicaof 127.0.0.1 {ports.redis}\n",
         **{
-            layout.sentinel_conf(number): _sentinel(state, port, layout.sentinel_data(number))
+            layout.sentinel_conf(number): _sentinel(layout, state, port, layout.sentinel_data(number))
             for number, port in enumerate(ports.sentinels, 1)
         },
     }
 
 
-def _server(state: State, port: int, data: Path, pid: Path) -> str:
+def _server(layout: Layout, state: State, port: int, data: Path) -> str:
     return f"""\
 # Written by `python -m lab up`; kept as you edit it until the lab's ports change.
 bind 127.0.0.1
@@ -83,7 +89,7 @@ port {port}
 requirepass {state.passwords.redis}
 masterauth {state.passwords.redis}
 daemonize no
-pidfile "{pid}"
+pidfile "{layout.redis_pid(data)}"
 dir "{data}"
 databases 16
 enable-debug-command no
@@ -109,13 +115,14 @@ maxmemory-policy noeviction
 """
 
 
-def _sentinel(state: State, port: int, directory: Path) -> str:
+def _sentinel(layout: Layout, state: State, port: int, directory: Path) -> str:
     return f"""\
 # Written by `python -m lab up`; the Sentinel adds what it learns.
 bind 127.0.0.1
 port {port}
 daemonize no
 dir "{directory}"
+pidfile "{layout.redis_pid(directory)}"
 sentinel monitor {MASTER} 127.0.0.1 {state.ports.redis} {_QUORUM}
 sentinel auth-pass {MASTER} {state.passwords.redis}
 sentinel down-after-milliseconds {MASTER} {_DOWN_AFTER_MS}

@@ -22,7 +22,10 @@ from lab.control import Control
 from lab.layout import CHECKOUT
 from lab.processes import alive, pid_in
 
-SERVICES = ["ai-providers", "grc-backend", "grc-frontend", "postgresql", "redis"]
+SERVICES = [
+    *("ai-providers", "grc-backend", "grc-frontend", "postgresql", "redis", "redis-replica"),
+    *("redis-sentinel-1", "redis-sentinel-2", "redis-sentinel-3"),
+]
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
