@@ -45,6 +45,8 @@ def settled(block: Redis, group: Group) -> Group:
     def unsettled(now: Group) -> bool:
         if not now.watch.answering or (now.watch.master and now.master and not now.master.dead):
             return False
+        if any(member.is_master for member in now.others):  # it was promoted, and the Sentinels do not name it yet
+            return True
         quorum = max(view.quorum for view in now.watch.answering)
         seen = [view for view in now.watch.answering if view.sees_down]
         return len(now.watch.masters) > 1 or len(seen) < quorum or not any("o_down" in view.flags for view in seen)
