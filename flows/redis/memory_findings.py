@@ -180,7 +180,7 @@ def tell_activity(report: Report, memory: Memory, survey: Survey, activity: Acti
     """Hot spots: keys, commands, latency events."""
     if not memory.counts_hits:
         needs = "volatile-lfu" if memory.policy.startswith("volatile-") else "allkeys-lfu"
-        report.fact("hot keys", f"not available: needs maxmemory-policy …-lfu, here {needs} (it is {memory.policy})")
+        report.fact("hot keys", f"not available: needs maxmemory-policy {needs} (it is {memory.policy})")
     else:
         rows = [(f"db {key.database}", shown(key.key)[:100], key.hits) for key in survey.hot]
         report.table("Hot keys (LFU counter, 0 to 255, logarithmic)", ("database", "key", "counter"), rows)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def test_round_trip(rig: Rig) -> None:
     clients = {number: rig.client(number) for number in (0, 3)}
     fill(clients)
     add_short(clients, 1000)
+    ends = time.time() + 1.1
     before = {number: account(client) for number, client in clients.items()}
     report = backup()
     assert rewrites(rig) == "100"
@@ -56,6 +58,7 @@ def test_round_trip(rig: Rig) -> None:
         client.flushdb()
     restored = restore_redis.fn(NAME, confirm=NAME)
     assert restored.status is Status.OK, restored.sentence()
+    until(lambda: time.time() > ends, what="the end of the short keys", seconds=5)
     assert {number: account(rig.client(number)) for number in clients} == {
         number: survivors(keys) for number, keys in before.items()
     }

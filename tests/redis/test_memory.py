@@ -285,7 +285,7 @@ def test_hot_keys_need_an_lfu_policy(server: RedisServer) -> None:
     client = server.client()
     client.mset({f"k:{n}": n for n in range(100)})
     report = run()
-    assert report.facts["hot keys"].startswith("not available: needs maxmemory-policy …-lfu")
+    assert report.facts["hot keys"].startswith("not available: needs maxmemory-policy allkeys-lfu")
     client.config_set("maxmemory-policy", "allkeys-lfu")
     client.config_set("lfu-log-factor", 0)
     for _ in range(50):

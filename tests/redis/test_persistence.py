@@ -18,6 +18,7 @@ from runbook.report import Report, Status
 from tasks import catalogue, manifest
 from tasks.redis.copy import ACT
 from tasks.redis.isolation import TAKE_OFF
+from tasks.redis.server import family, program_version
 from tasks.redis.surroundings import Surroundings
 from tasks.redis.swap import superseded_redis
 from tasks.stores.directory import DirectoryStore
@@ -157,19 +158,21 @@ def _reseal(path: Path) -> None:
 
 
 def test_foreign_rdb_is_refused_by_name(rig: Rig) -> None:
-    """A backup of Redis 8 on Valkey 9: refused before anything stops, in words."""
+    """A backup of Redis 8 on Valkey 9, or the reverse: refused before anything stops, in words."""
+    own = family(program_version(rig.environment.redis))
+    other, header = ("redis", b"REDIS0012") if own == "valkey" else ("valkey", b"VALKEY080")
     fill({0: rig.client()})
     name = backup()
     path = rig.store / name
     content = (path / "dump.rdb").read_bytes()
-    (path / "dump.rdb").write_bytes(b"REDIS0012" + content[9:])
-    text = (path / "manifest.json").read_text().replace('"valkey 9', '"redis 8')
+    (path / "dump.rdb").write_bytes(header + content[9:])
+    text = (path / "manifest.json").read_text().replace(f'"{own} ', f'"{other} ')
     (path / "manifest.json").write_text(text)
     (path / "manifest.json.sha256").write_text(manifest.seal_of(text))
     _reseal(path)
     sentence = refused()
-    assert "cannot read what redis 8" in sentence
-    assert "restore it with redis" in sentence
+    assert f"cannot read what {other} " in sentence
+    assert f"restore it with {other}" in sentence
 
 
 def test_wrong_password_is_one_sentence(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
