@@ -52,7 +52,8 @@ test-matrix: $(INSTALLED)
 	@for major in 15 16 17; do OPS_TEST_POSTGRES=$$major $(BIN)/python -m pytest $(MATRIX) -n 4 --dist loadfile \
 	  -m "not system and not soak" -k "not killed_anywhere" \
 	  --ignore=tests/database/test_killed_server.py --ignore=tests/database/test_write_load.py \
-	  --ignore=tests/database/test_stores.py --ignore=tests/database/test_memory.py || exit 1; done
+	  --ignore=tests/database/test_stores.py --ignore=tests/database/test_memory.py \
+	  --ignore=tests/database/test_copies.py --ignore=tests/database/test_waiting.py || exit 1; done
 	@tests/matrix/install-redis
 	@OPS_TEST_REDIS=8 $(BIN)/python -m pytest tests/redis tests/recovery/test_redis_failover.py -n 4 --dist loadfile
 

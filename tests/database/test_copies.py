@@ -80,6 +80,8 @@ def largest_file(directory: Path) -> Path:
 def test_copying_is_killed_and_goes_on(trial: Trial, gateway: S3Server) -> None:
     with Proxy(gateway.port) as proxy:
         in_bucket(trial, gateway.bucket(endpoint=proxy.endpoint), "copies")
+        # More than the requests themselves take, which the proxy counts too.
+        trial.sql("CREATE TABLE bulk AS SELECT n, md5(random()::text) AS text FROM generate_series(1, 20000) n")
         backup_database.fn(NAME)
         for point in ("receive: begun", "receive: files sent", "after copy_backup"):
             killed(point, "flows.database.copies.replicate_backups")
