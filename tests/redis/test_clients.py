@@ -320,7 +320,7 @@ def test_each_is_looked_at_again(limited: RedisServer, monkeypatch: pytest.Monke
     first = opened(limited, "first")
     wait_idle(limited, "first")
     again, gone = opened(limited, "again"), socket.socket()
-    gone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    gone.bind(("127.0.0.77", 0))  # an address that is nobody else's: nobody takes the port while it is free
     gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # ends by RST: no TIME_WAIT
     gone.connect(("127.0.0.1", limited.port))
     gone.sendall(f'AUTH "{PASSWORD}"\r\nCLIENT SETNAME gone\r\n'.encode())
@@ -333,7 +333,7 @@ def test_each_is_looked_at_again(limited: RedisServer, monkeypatch: pytest.Monke
         again.ping()
         gone.close()
         until(lambda: "gone" not in names(limited), what="its end", seconds=5)
-        other.bind(("127.0.0.1", port))
+        other.bind(("127.0.0.77", port))
         other.connect(("127.0.0.1", limited.port))
         other.sendall(f'AUTH "{PASSWORD}"\r\nCLIENT SETNAME other\r\n'.encode())
         until(lambda: "other" in names(limited), what="the other", seconds=5)
