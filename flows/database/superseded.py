@@ -25,7 +25,7 @@ from runbook.run import runbook
 from tasks.files import superseded_files
 from tasks.postgres.superseded import find_superseded
 from tasks.postgres.table_kept import find_superseded_tables
-from tasks.redis.swap import superseded_redis
+from tasks.redis.restore.swap import superseded_redis
 
 DISCARD = "discard"
 MOST_KEPT = 20

@@ -28,10 +28,10 @@ from tasks.postgres.content import read_counts
 from tasks.postgres.server import Identity
 from tasks.postgres.swap import swap_databases
 from tasks.postgres.swap_outcome import SwapUnknown
-from tasks.redis.empty import prepare_empty
-from tasks.redis.isolation import attach, detach, note_swapped
-from tasks.redis.surroundings import Surroundings
-from tasks.redis.swap import start_redis, stop_redis, swap_redis, verify_live_redis
+from tasks.redis.restore.empty import prepare_empty
+from tasks.redis.restore.isolation import attach, detach, note_swapped
+from tasks.redis.restore.surroundings import Surroundings
+from tasks.redis.restore.swap import start_redis, stop_redis, swap_redis, verify_live_redis
 from tasks.services import start_services, stop_services
 
 HEALTH_SECONDS = 120

@@ -19,7 +19,7 @@ from tasks.files import FilesCopy, build_files_copy
 from tasks.migrations.alembic import Migrated, upgrade
 from tasks.postgres.content import read_counts
 from tasks.postgres.copy import Copy, analyze, content_in, create_copy, dump_in, fill_copy
-from tasks.redis.copy import RedisCopy, build_redis_copy
+from tasks.redis.restore.copy import RedisCopy, build_redis_copy
 
 START_ESTIMATE_SECONDS = 8.0
 

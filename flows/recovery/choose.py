@@ -18,11 +18,11 @@ from tasks import catalogue
 from tasks.catalogue import Backup
 from tasks.files import REPLACE_FILES, judge_files_backup
 from tasks.migrations.alembic import MIGRATE
-from tasks.redis.copy import ACT as REPLACE_REDIS
-from tasks.redis.fitness import RedisFitness
-from tasks.redis.isolation import TAKE_OFF
+from tasks.redis.restore.copy import ACT as REPLACE_REDIS
+from tasks.redis.restore.fitness import RedisFitness
+from tasks.redis.restore.isolation import TAKE_OFF
+from tasks.redis.restore.surroundings import Surroundings, read_surroundings
 from tasks.redis.server import live_directory
-from tasks.redis.surroundings import Surroundings, read_surroundings
 
 Part = Literal["redis", "files"]
 

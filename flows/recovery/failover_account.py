@@ -13,8 +13,8 @@ from flows.recovery.failover_findings import tell_servers
 from runbook.errors import Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.redis.group import Group, LastSeen, Member, ask_group, read_group, read_last_seen
-from tasks.redis.promotion import HandOver, wait_in_sync
+from tasks.redis.failover.group import Group, LastSeen, Member, ask_group, read_group, read_last_seen
+from tasks.redis.failover.promotion import HandOver, wait_in_sync
 from tasks.redis.sentinels import ask_sentinels
 
 FOLLOW_SECONDS = 60.0

@@ -6,7 +6,7 @@ from typing import Literal
 
 from runbook.render import duration
 from runbook.report import Report, Status
-from tasks.redis.group import Group, Member
+from tasks.redis.failover.group import Group, Member
 
 Mode = Literal["planned", "unplanned"]
 FIRST_PING_MILLISECONDS = 1000

@@ -23,12 +23,12 @@ from runbook.errors import OpsError, RunbookFailed
 from runbook.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.redis.failover import ACT, hand_over, make_follow, take_over
-from tasks.redis.group import Group, read_group
-from tasks.redis.ledger import find_begun, forget
-from tasks.redis.pause import LONGEST_SECONDS
-from tasks.redis.promotion import Choice, HandOver
-from tasks.redis.rights import find_refused_commands
+from tasks.redis.failover.group import Group, read_group
+from tasks.redis.failover.handover import ACT, hand_over, make_follow, take_over
+from tasks.redis.failover.ledger import find_begun, forget
+from tasks.redis.failover.pause import LONGEST_SECONDS
+from tasks.redis.failover.promotion import Choice, HandOver
+from tasks.redis.failover.rights import find_refused_commands
 
 RECENT_SECONDS = 3600.0
 

@@ -23,7 +23,7 @@ from flows.redis.cache_steps import (
 from runbook.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.redis.cache import FLUSHING, UNLINK, Order
+from tasks.redis.cache.clearing import FLUSHING, UNLINK, Order
 
 
 @flow(name="clear-cache", flow_run_name="clear-cache {environment}")

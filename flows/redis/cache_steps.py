@@ -12,7 +12,7 @@ from runbook.errors import OpsError
 from runbook.permit import Permit
 from runbook.render import duration, size
 from runbook.report import Report
-from tasks.redis.cache import (
+from tasks.redis.cache.clearing import (
     EVERYTHING,
     CacheServer,
     Flush,
@@ -24,9 +24,9 @@ from tasks.redis.cache import (
     slack,
     unlink_keys,
 )
-from tasks.redis.cache_selection import Selection, bytes_of, literal_head, of_pattern, of_prefixes
-from tasks.redis.cache_sweep import Sweep
-from tasks.redis.reading import shown
+from tasks.redis.cache.selection import Selection, bytes_of, literal_head, of_pattern, of_prefixes
+from tasks.redis.cache.sweep import Sweep
+from tasks.redis.content.reading import shown
 from tasks.redis.sentinels import find_master
 from tasks.retention import read_store
 

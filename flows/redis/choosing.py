@@ -11,10 +11,10 @@ from runbook.render import size
 from runbook.report import Report, Status
 from tasks import at_hand
 from tasks.catalogue import Backup, find_backup
-from tasks.redis.foreign import Foreign, adopt, is_foreign, read_foreign
-from tasks.redis.rdb import read_rdb, read_readable
+from tasks.redis.backup.foreign import Foreign, adopt, is_foreign, read_foreign
+from tasks.redis.backup.rdb import read_rdb, read_readable
+from tasks.redis.backup.snapshot import RDB
 from tasks.redis.scratch import refuse_empty
-from tasks.redis.snapshot import RDB
 
 KEPT = "{} (kept)"
 """Whose backup it is called that a restore took of the live data before: `latest` never means it."""

@@ -14,13 +14,13 @@ from runbook.render import size
 from runbook.report import Report
 from tasks.catalogue import Backup
 from tasks.host import read_disk
-from tasks.redis.aof_backup import AofCopy, put_rewrites_back, read_aof_bytes, snapshot_aof
-from tasks.redis.content import RedisContent
-from tasks.redis.network import NetworkSnapshot, find_remembering, read_remote_source, snapshot_over_network
-from tasks.redis.network_restore import find_leftover, still_follows
+from tasks.redis.backup.live_aof import AofCopy, put_rewrites_back, read_aof_bytes, snapshot_aof
+from tasks.redis.backup.network import NetworkSnapshot, find_remembering, read_remote_source, snapshot_over_network
+from tasks.redis.backup.snapshot import Snapshot, Source, read_manifest, read_source, snapshot
+from tasks.redis.content.manifest import RedisContent
+from tasks.redis.restore.network import find_leftover, still_follows
+from tasks.redis.restore.surroundings import is_own
 from tasks.redis.sentinels import find_master
-from tasks.redis.snapshot import Snapshot, Source, read_manifest, read_source, snapshot
-from tasks.redis.surroundings import is_own
 from tasks.stores.store import Store
 
 Form = Literal["rdb", "aof"]

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from runbook.render import duration, size
 from runbook.report import Report, Status
-from tasks.redis.estimates import Estimate
-from tasks.redis.memory import Survey
-from tasks.redis.memory_info import Activity, Memory
-from tasks.redis.reading import shown
+from tasks.redis.content.reading import shown
+from tasks.redis.memory.estimates import Estimate
+from tasks.redis.memory.info import Activity, Memory
+from tasks.redis.memory.sweep import Survey
 
 # [warn above, critical above] where the environment's [thresholds] say nothing. The manual's alarm is 90 % (appendix).
 DEFAULTS = {"redis.memory.used_ratio": (0.8, 0.9), "redis.memory.host_ratio": (0.8, 0.9)}

@@ -8,10 +8,10 @@ from flows.redis.memory_findings import about
 from flows.redis.memory_plots import Bar, bars, shares
 from runbook.render import duration, size
 from runbook.report import Evidence, Report
-from tasks.redis.estimates import ZERO, Estimate, PrefixSum
-from tasks.redis.memory import BigKey, Listing, Survey
-from tasks.redis.memory_script import TTL_NAMES, TYPES
-from tasks.redis.reading import shown
+from tasks.redis.content.reading import shown
+from tasks.redis.memory.estimates import ZERO, Estimate, PrefixSum
+from tasks.redis.memory.script import TTL_NAMES, TYPES
+from tasks.redis.memory.sweep import BigKey, Listing, Survey
 
 MOST_ROWS = 30
 MOST_BARS = 15

@@ -18,11 +18,12 @@ from runbook.errors import OpsError
 from runbook.permit import Act, Permit
 from runbook.render import duration, size
 from runbook.report import Report
-from tasks.redis import network_restore
-from tasks.redis.equal import Comparison, compare_keys
-from tasks.redis.isolation import TAKE_OFF, detach, note_swapped
+from tasks.redis.content.reading import drop_prefixes, held_still
 from tasks.redis.line import Line, live_line
-from tasks.redis.network_restore import (
+from tasks.redis.restore import network as network_restore
+from tasks.redis.restore.equal import Comparison, compare_keys
+from tasks.redis.restore.isolation import TAKE_OFF, detach, note_swapped
+from tasks.redis.restore.network import (
     ACT,
     Leftover,
     NotReached,
@@ -30,13 +31,12 @@ from tasks.redis.network_restore import (
     replace_by_replication,
     still_follows,
 )
-from tasks.redis.prefixes import ACT as RESTORE_KEYS
-from tasks.redis.prefixes import Order, count_keys, find_refusal, restore_functions, restore_keys
-from tasks.redis.reading import drop_prefixes, held_still
-from tasks.redis.route import Route, find_route
+from tasks.redis.restore.prefixes import ACT as RESTORE_KEYS
+from tasks.redis.restore.prefixes import Order, count_keys, find_refusal, restore_functions, restore_keys
+from tasks.redis.restore.route import Route, find_route
+from tasks.redis.restore.surroundings import Surroundings, find_record, read_surroundings
+from tasks.redis.restore.writes import Writes, watched_writes
 from tasks.redis.sentinels import find_master
-from tasks.redis.surroundings import Surroundings, find_record, read_surroundings
-from tasks.redis.writes import Writes, watched_writes
 
 ALL = (b"",)
 BYTES_PER_SECOND = 50e6

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 from runbook.render import duration, size
 from runbook.report import Report, Status
-from tasks.redis.persistence import Persistence
-from tasks.redis.persistence_files import Place
-from tasks.redis.recommended import MANUAL_RULES, OF_PERSISTENCE, Judged, judged
+from tasks.redis.persistence.files import Place
+from tasks.redis.persistence.state import Persistence
+from tasks.redis.settings.recommended import MANUAL_RULES, OF_PERSISTENCE, Judged, judged
 
 # [warn above, critical above] where the environment's [thresholds] say nothing: clients stand still during a fork; a
 # delayed fsync makes them wait, and doubles what a power cut loses.

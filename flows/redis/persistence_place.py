@@ -7,10 +7,10 @@ from pathlib import Path
 from flows.redis.persistence_findings import APPLY, SAVE_FLOW
 from runbook.render import size
 from runbook.report import Report, Status
-from tasks.redis.persistence import Persistence
-from tasks.redis.persistence_files import DataFile, Place
-from tasks.redis.recommended import parse_rules
+from tasks.redis.persistence.files import DataFile, Place
+from tasks.redis.persistence.state import Persistence
 from tasks.redis.sentinels import Watch
+from tasks.redis.settings.recommended import parse_rules
 
 MOST_ROWS = 50
 # Below this part of the host's memory a fork is not refused for its size, whatever overcommit_memory says.

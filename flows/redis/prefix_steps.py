@@ -19,18 +19,18 @@ from runbook.permit import Act, Permit
 from runbook.render import duration, size
 from runbook.report import Report, Status
 from tasks.catalogue import Backup
-from tasks.redis.content import COLUMNS as PROOF
-from tasks.redis.content import EXPIRING, RedisContent, compare
-from tasks.redis.equal import COLUMNS, Comparison, compare_keys
+from tasks.redis.backup.snapshot import RDB
+from tasks.redis.content.manifest import COLUMNS as PROOF
+from tasks.redis.content.manifest import EXPIRING, RedisContent, compare
+from tasks.redis.content.reading import held_still, read_content, shown
 from tasks.redis.keys import read_prefix, widest
 from tasks.redis.line import Line, live_line
-from tasks.redis.prefixes import ACT, Extra, Order, Restored, count_keys, find_refusal, restore_keys
-from tasks.redis.reading import held_still, read_content, shown
+from tasks.redis.restore.equal import COLUMNS, Comparison, compare_keys
+from tasks.redis.restore.prefixes import ACT, Extra, Order, Restored, count_keys, find_refusal, restore_keys
+from tasks.redis.restore.writes import Writes, watched_writes
 from tasks.redis.scratch import scratch_server
 from tasks.redis.sentinels import find_master
 from tasks.redis.server import connected
-from tasks.redis.snapshot import RDB
-from tasks.redis.writes import Writes, watched_writes
 
 MOST_ROWS = 50
 KEYS_PER_SECOND = 15_000

@@ -14,10 +14,10 @@ from flows.redis.steps import build_redis, judge_server, plan_redis, replace_red
 from runbook.permit import Act, Permit
 from runbook.report import Report
 from tasks.catalogue import Backup
-from tasks.redis.copy import ACT
-from tasks.redis.isolation import TAKE_OFF
-from tasks.redis.prefixes import Extra
-from tasks.redis.surroundings import Surroundings, read_surroundings
+from tasks.redis.restore.copy import ACT
+from tasks.redis.restore.isolation import TAKE_OFF
+from tasks.redis.restore.prefixes import Extra
+from tasks.redis.restore.surroundings import Surroundings, read_surroundings
 
 
 class Restoring(Protocol):

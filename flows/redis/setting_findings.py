@@ -8,10 +8,10 @@ from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from tasks import setting_records as records
-from tasks.redis.recommended import BY_NAME, MAXMEMORY, RECOMMENDED, Judged, judged, same
+from tasks.redis.restore.surroundings import is_own, read_surroundings
 from tasks.redis.sentinels import find_master
-from tasks.redis.settings import AT_ONCE, PROTECTED, ServerSettings, read_settings
-from tasks.redis.surroundings import is_own, read_surroundings
+from tasks.redis.settings.recommended import BY_NAME, MAXMEMORY, RECOMMENDED, Judged, judged, same
+from tasks.redis.settings.running import AT_ONCE, PROTECTED, ServerSettings, read_settings
 from tasks.setting_records import Record
 
 APPLY, UNDO = "apply-redis-settings", "undo-redis-settings"

@@ -11,8 +11,8 @@ from runbook.permit import Permit
 from runbook.render import size
 from runbook.report import Report, Status
 from tasks import setting_records as records
-from tasks.redis.setting_changes import Change, Done, rewrite_file, set_values, switch_aof_on
-from tasks.redis.settings import ServerSettings, read_settings
+from tasks.redis.settings.changes import Change, Done, rewrite_file, set_values, switch_aof_on
+from tasks.redis.settings.running import ServerSettings, read_settings
 from tasks.setting_records import Changed, Record
 
 

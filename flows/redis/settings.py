@@ -14,7 +14,7 @@ from flows.redis import setting_steps as steps
 from runbook.report import Report
 from runbook.run import runbook
 from tasks import setting_records as records
-from tasks.redis.recommended import RECOMMENDED
+from tasks.redis.settings.recommended import RECOMMENDED
 
 MOST_HOURS = 168
 

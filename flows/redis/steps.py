@@ -9,12 +9,12 @@ from runbook.permit import Permit
 from runbook.render import duration, size
 from runbook.report import Report, Status
 from tasks.catalogue import Backup, earlier
-from tasks.redis.content import COLUMNS
-from tasks.redis.copy import RedisCopy, build_redis_copy
-from tasks.redis.fitness import RedisFitness, judge_redis_backup
-from tasks.redis.isolation import attach, detach, note_swapped
-from tasks.redis.surroundings import Surroundings
-from tasks.redis.swap import SwappedRedis, start_redis, stop_redis, swap_redis, verify_live_redis
+from tasks.redis.content.manifest import COLUMNS
+from tasks.redis.restore.copy import RedisCopy, build_redis_copy
+from tasks.redis.restore.fitness import RedisFitness, judge_redis_backup
+from tasks.redis.restore.isolation import attach, detach, note_swapped
+from tasks.redis.restore.surroundings import Surroundings
+from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, swap_redis, verify_live_redis
 
 # Loading, reading and comparing on the scratch server, seen at 100,000 keys in 3 s on two busy cores.
 KEYS_PER_SECOND = 30_000

@@ -14,8 +14,8 @@ from tasks import publishing
 from tasks.catalogue import Backup
 from tasks.host import read_disk
 from tasks.manifest import Manifest, sums_of
-from tasks.redis.content import RedisContent
-from tasks.redis.snapshot import Snapshot, Source, read_manifest, snapshot
+from tasks.redis.backup.snapshot import Snapshot, Source, read_manifest, snapshot
+from tasks.redis.content.manifest import RedisContent
 from tasks.stores.store import Store
 
 # A line of the sidecar of expiring keys, compressed, is half of this.

@@ -12,10 +12,10 @@ from runbook.errors import OpsError
 from runbook.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.redis.isolation import TAKE_OFF, detach, note_swapped
+from tasks.redis.restore.isolation import TAKE_OFF, detach, note_swapped
+from tasks.redis.restore.surroundings import Surroundings, read_surroundings
+from tasks.redis.restore.swap import UNDO, SwappedRedis, start_redis, stop_redis, superseded_redis, swap_back
 from tasks.redis.server import connected, key_counts
-from tasks.redis.surroundings import Surroundings, read_surroundings
-from tasks.redis.swap import UNDO, SwappedRedis, start_redis, stop_redis, superseded_redis, swap_back
 
 
 @flow(name="undo-restore-redis", flow_run_name="undo-restore-redis {environment}")

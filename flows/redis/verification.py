@@ -9,8 +9,8 @@ from flows.store import choose_backup, mark_failed, mark_verified
 from runbook.render import duration
 from runbook.report import Report
 from tasks.catalogue import Backup
-from tasks.redis.content import COLUMNS
-from tasks.redis.proof import prove_backup
+from tasks.redis.backup.proof import prove_backup
+from tasks.redis.content.manifest import COLUMNS
 
 
 def verify_redis(report: Report, env: Environment, wanted: str, source: Stores) -> Backup:

@@ -24,8 +24,8 @@ from flows.recovery.redis_failover import redis_failover
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.redis.group import Group as Group_
-from tasks.redis.group import Member
+from tasks.redis.failover.group import Group as Group_
+from tasks.redis.failover.group import Member
 from tasks.redis.sentinels import SentinelView, Watch
 from tasks.redis.server import call
 from tests.redis import servers
@@ -498,7 +498,7 @@ def test_without_sentinels_it_says_so(group: Group, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_probe_is_a_client_as_an_application_has_it(group: Group) -> None:
-    from tasks.redis.ledger import following
+    from tasks.redis.failover.ledger import following
 
     block = group.master.block(sentinels=[s.address for s in group.sentinels], sentinel_master=MASTER)
     client = following(block)

@@ -20,10 +20,10 @@ from runbook.report import Report, Status
 from runbook.wait import until
 from tasks import catalogue
 from tasks.catalogue import Backup
-from tasks.redis import aof_backup
-from tasks.redis.aof import copy_aof, cut_bytes, loaded_aof, read_aof
-from tasks.redis.aof_backup import RECORD, REWRITES
-from tasks.redis.snapshot import RDB
+from tasks.redis.backup import live_aof as aof_backup
+from tasks.redis.backup.aof import copy_aof, cut_bytes, loaded_aof, read_aof
+from tasks.redis.backup.live_aof import RECORD, REWRITES
+from tasks.redis.backup.snapshot import RDB
 from tasks.stores.directory import DirectoryStore
 from tests.redis.conftest import NAME, Rig
 from tests.redis.data import account, add_short, fill, survivors

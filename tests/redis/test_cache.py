@@ -21,9 +21,10 @@ from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.redis import cache_pages, cache_sweep
-from tasks.redis.cache import UNLINK, Order, read_cache_server, unlink_keys
-from tasks.redis.cache_selection import bytes_of, escaped, literal_head, of_prefixes
+from tasks.redis.cache import pages as cache_pages
+from tasks.redis.cache import sweep as cache_sweep
+from tasks.redis.cache.clearing import UNLINK, Order, read_cache_server, unlink_keys
+from tasks.redis.cache.selection import bytes_of, escaped, literal_head, of_prefixes
 from tasks.redis.server import call
 from tests.redis import servers
 from tests.redis.servers import MASTER, NAME, PASSWORD, Group, RedisServer, running_redis
@@ -38,7 +39,7 @@ GOOD = (Status.OK, Status.WARN)
 # Ends itself with -9 after its third page.
 DYING = """\
 import os, signal
-from tasks.redis import cache_sweep
+from tasks.redis.cache import sweep as cache_sweep
 pages = []
 def die(name):
     pages.append(name)
@@ -407,7 +408,7 @@ def test_it_keeps_the_pace(server: RedisServer, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_bytes_of_many_keys_are_those_of_a_sample(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.redis.cache.MEASURED_KEYS", 100)
+    monkeypatch.setattr("tasks.redis.cache.clearing.MEASURED_KEYS", 100)
     fill(server.client(), 2000)
     fill(server.client(), 10, "rare:")
     report = clear_cache.fn(NAME, pattern="*")

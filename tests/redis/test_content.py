@@ -13,11 +13,11 @@ import redis
 
 from blocks.redis import Redis
 from runbook.errors import VerificationFailed
-from tasks.redis.configuration import masked, read_configuration
-from tasks.redis.content import EXPIRING, RedisComparison, RedisContent, compare
-from tasks.redis.reading import drop_prefixes, read_content
+from tasks.redis.content.manifest import EXPIRING, RedisComparison, RedisContent, compare
+from tasks.redis.content.reading import drop_prefixes, read_content
 from tasks.redis.scratch import reason, scratch_server
 from tasks.redis.server import call
+from tasks.redis.settings.file import masked, read_configuration
 from tests.redis.data import BINARY, fill
 from tests.servers import binaries
 

@@ -13,9 +13,9 @@ from flows.redis.persistence import backup_redis, restore_redis
 from runbook.errors import RunbookFailed
 from runbook.report import Finding, Report, Status
 from runbook.wait import until
-from tasks.redis.aof import read_aof
-from tasks.redis.foreign import is_foreign
-from tasks.redis.rdb import Readable, crc64, read_rdb, read_readable
+from tasks.redis.backup.aof import read_aof
+from tasks.redis.backup.foreign import is_foreign
+from tasks.redis.backup.rdb import Readable, crc64, read_rdb, read_readable
 from tasks.redis.server import family, program_version
 from tests.redis.conftest import NAME, Rig
 from tests.redis.data import account, fill, survivors

@@ -17,7 +17,7 @@ from lab.processes import write
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.redis.surroundings import RECORD, find_record
+from tasks.redis.restore.surroundings import RECORD, find_record
 from tests.redis.conftest import Rig
 from tests.redis.data import account, fill, survivors
 from tests.redis.servers import DOWN_AFTER_MS, MASTER, NAME, PASSWORD, RedisServer, SentinelServer

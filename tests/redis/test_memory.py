@@ -16,9 +16,9 @@ from flows.redis.memory_plots import Bar, bars, shares
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.redis.memory import Survey, find_first_keys, survey_keys
-from tasks.redis.memory_info import Memory, read_memory
-from tasks.redis.memory_script import TTL_NAMES
+from tasks.redis.memory.info import Memory, read_memory
+from tasks.redis.memory.script import TTL_NAMES
+from tasks.redis.memory.sweep import Survey, find_first_keys, survey_keys
 from tests.redis import servers
 from tests.redis.data import BINARY, fill
 from tests.redis.servers import NAME, Group, RedisServer

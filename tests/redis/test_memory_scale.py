@@ -11,11 +11,11 @@ import redis
 
 from flows.redis.memory import check_redis_memory
 from runbook.report import Report, Status
-from tasks.redis.estimates import Estimate, Stratum, Sums
-from tasks.redis.memory import Survey, survey_keys
-from tasks.redis.memory_script import BYTES, KEYS, WIDTH, KeyFacts, Page, Request
-from tasks.redis.pace import LEAST_PAGE_KEYS, MOST_PAGE_KEYS, Pace
-from tasks.redis.sampling import MOST_KEYS, Biggest, Bounded, Tally
+from tasks.redis.memory.estimates import Estimate, Stratum, Sums
+from tasks.redis.memory.pace import LEAST_PAGE_KEYS, MOST_PAGE_KEYS, Pace
+from tasks.redis.memory.sampling import MOST_KEYS, Biggest, Bounded, Tally
+from tasks.redis.memory.script import BYTES, KEYS, WIDTH, KeyFacts, Page, Request
+from tasks.redis.memory.sweep import Survey, survey_keys
 from tests.redis import servers
 from tests.redis.servers import NAME, RedisServer
 

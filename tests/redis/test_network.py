@@ -28,12 +28,12 @@ from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks import catalogue
-from tasks.redis import network
-from tasks.redis.equal import compare_keys
-from tasks.redis.network_restore import RECORD
-from tasks.redis.route import Route
+from tasks.redis.backup import network
+from tasks.redis.restore.equal import compare_keys
+from tasks.redis.restore.network import RECORD
+from tasks.redis.restore.route import Route
+from tasks.redis.restore.surroundings import RECORD as DETACHED
 from tasks.redis.server import call
-from tasks.redis.surroundings import RECORD as DETACHED
 from tasks.stores.directory import DirectoryStore
 from tests.redis.data import account, fill, survivors
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer
@@ -247,8 +247,8 @@ def test_a_server_that_cannot_reach_this_host_gets_it_key_by_key(
     before = accounts(remote)
     backup_redis.fn(NAME)
     spoil(remote)
-    monkeypatch.setattr("tasks.redis.network_restore.REACH_SECONDS", 1.0)
-    monkeypatch.setattr("tasks.redis.network_restore._free_port", lambda _host: 0)  # it does not listen
+    monkeypatch.setattr("tasks.redis.restore.network.REACH_SECONDS", 1.0)
+    monkeypatch.setattr("tasks.redis.restore.network._free_port", lambda _host: 0)  # it does not listen
     report = restore()
     assert "does not come to this host: key by key instead" in report.sentence()
     assert accounts(remote) == {number: survivors(found) for number, found in before.items()}

@@ -16,11 +16,11 @@ from runbook.errors import RunbookFailed
 from runbook.permit import Act, Permit
 from runbook.report import Report, Status
 from tasks import catalogue, manifest
-from tasks.redis.copy import ACT
-from tasks.redis.isolation import TAKE_OFF
+from tasks.redis.restore.copy import ACT
+from tasks.redis.restore.isolation import TAKE_OFF
+from tasks.redis.restore.surroundings import Surroundings
+from tasks.redis.restore.swap import superseded_redis
 from tasks.redis.server import family, program_version
-from tasks.redis.surroundings import Surroundings
-from tasks.redis.swap import superseded_redis
 from tasks.stores.directory import DirectoryStore
 from tests.redis.conftest import NAME, PASSWORD, Rig
 from tests.redis.data import account, add_short, fill, survivors

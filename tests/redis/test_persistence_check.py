@@ -19,9 +19,9 @@ from flows.redis.persistence_place import judge_place
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.redis.persistence import Persistence, read_persistence
-from tasks.redis.persistence_files import Place, read_manifest, read_place, read_written
-from tasks.redis.recommended import Rule, covers, normal
+from tasks.redis.persistence.files import Place, read_manifest, read_place, read_written
+from tasks.redis.persistence.state import Persistence, read_persistence
+from tasks.redis.settings.recommended import Rule, covers, normal
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, running_redis
 
 MANUAL = ("save 900 1 300 10 60 10000", "appendonly yes")

@@ -19,13 +19,13 @@ from flows.redis.persistence import backup_redis, restore_redis
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.redis import values
-from tasks.redis.content import compare
+from tasks.redis.content.manifest import compare
 from tasks.redis.keys import read_prefix, widest
 from tasks.redis.line import Line, live_line
-from tasks.redis.prefixes import restore_keys
+from tasks.redis.restore import values
+from tasks.redis.restore.prefixes import restore_keys
+from tasks.redis.restore.values import same_value
 from tasks.redis.server import call
-from tasks.redis.values import same_value
 from tests.redis.data import BINARY, LONG_MS, account, fill
 from tests.redis.servers import NAME, Group, RedisServer
 

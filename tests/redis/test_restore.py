@@ -19,12 +19,12 @@ from runbook.permit import Act, Permit
 from runbook.report import Status
 from runbook.wait import until
 from tasks import catalogue
-from tasks.redis.content import EXPIRING, RedisContent, compare
-from tasks.redis.copy import ACT, build_redis_copy
-from tasks.redis.fitness import judge_redis_backup
-from tasks.redis.reading import read_content
+from tasks.redis.content.manifest import EXPIRING, RedisContent, compare
+from tasks.redis.content.reading import read_content
+from tasks.redis.restore.copy import ACT, build_redis_copy
+from tasks.redis.restore.fitness import judge_redis_backup
+from tasks.redis.restore.surroundings import Surroundings
 from tasks.redis.scratch import scratch_server
-from tasks.redis.surroundings import Surroundings
 from tasks.stores.directory import DirectoryStore
 from tests.redis.conftest import NAME, Rig
 from tests.redis.data import account, fill, survivors

@@ -24,12 +24,14 @@ from runbook.permit import Act, Permit
 from runbook.report import Finding, Report, Status
 from runbook.wait import until
 from tasks import setting_records as records
-from tasks.redis import saving, setting_changes, settings
-from tasks.redis.configuration import read_configuration
-from tasks.redis.recommended import RECOMMENDED, same
+from tasks.redis.persistence import saving
 from tasks.redis.server import call
-from tasks.redis.setting_changes import REWRITE, SET, Change, act_of, rewrite_file, set_values, switch_aof_on
-from tasks.redis.settings import read_settings
+from tasks.redis.settings import changes as setting_changes
+from tasks.redis.settings import running as settings
+from tasks.redis.settings.changes import REWRITE, SET, Change, act_of, rewrite_file, set_values, switch_aof_on
+from tasks.redis.settings.file import read_configuration
+from tasks.redis.settings.recommended import RECOMMENDED, same
+from tasks.redis.settings.running import read_settings
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, running_redis
 
 ROOT = Path(__file__).parents[2]

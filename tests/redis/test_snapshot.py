@@ -20,9 +20,9 @@ from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.redis.persistence import State, read_persistence, state_of
-from tasks.redis.persistence_files import look_at, read_place
-from tasks.redis.saving import BLOCK, save_blocking, save_in_background
+from tasks.redis.persistence.files import look_at, read_place
+from tasks.redis.persistence.saving import BLOCK, save_blocking, save_in_background
+from tasks.redis.persistence.state import State, read_persistence, state_of
 from tasks.redis.sentinels import SentinelView, Watch
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, running_redis
 from tests.redis.test_persistence_check import MANUAL, child_of, complete, fill, register

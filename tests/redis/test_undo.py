@@ -8,7 +8,7 @@ from flows.redis.persistence import backup_redis, restore_redis
 from flows.redis.undo import undo_restore_redis
 from runbook.errors import OpsError
 from runbook.report import Status
-from tasks.redis.swap import superseded_redis
+from tasks.redis.restore.swap import superseded_redis
 from tests.redis.conftest import Rig
 from tests.redis.servers import NAME
 
@@ -40,7 +40,7 @@ def test_old_data_that_cannot_be_loaded_is_not_left_live(rig: Rig, monkeypatch: 
     """The seeded failure: what was set aside went bad."""
     restored(rig)
     aside = superseded_redis(rig.environment.redis)[0]
-    monkeypatch.setattr("tasks.redis.swap.SERVE_SECONDS", 3.0)
+    monkeypatch.setattr("tasks.redis.restore.swap.SERVE_SECONDS", 3.0)
     for base in (aside / "aof files").glob("*.base.rdb"):
         base.write_bytes(b"REDIS0011" + b"\xff" * 64)
     with pytest.raises(OpsError, match="does not start on .*superseded.*the present data is live"):

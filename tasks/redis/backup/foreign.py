@@ -1,0 +1,143 @@
+"""Files that the manual's own commands leave (§2.3: `dump_20260215.rdb`, `appendonly_20260215.aof`), or an
+`appendonlydir`, without a manifest.
+
+Nothing says what was in the server: such a file may restore well and never be proven. It is made a backup of the moment
+that it says it is of, for this run only, so that everything else is done with it as with any other.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from blocks.redis import Redis
+from runbook.errors import OpsError, VerificationFailed
+from runbook.kinds import action, probe
+from tasks.catalogue import Backup, hand_of
+from tasks.manifest import MANIFEST, Manifest, sums_of
+from tasks.redis.backup.aof import FOLDER, Aof, copy_aof, cut_bytes, loaded_aof, read_aof
+from tasks.redis.backup.rdb import RdbFile, read_rdb
+from tasks.redis.backup.snapshot import RDB, manifest_of
+from tasks.redis.content.manifest import RedisContent
+from tasks.stores.store import Store
+
+ENDINGS = (".rdb", ".aof")
+SUPPORTED = "an RDB (.rdb), a single AOF (.aof), or an appendonlydir with its manifest"
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A file or a directory without a manifest of ours. `rdb` is what it, or the base of an AOF, says of itself; `aof`
+    its parts, None for an RDB."""
+
+    path: Path
+    bytes: int
+    written: datetime
+    rdb: RdbFile | None
+    aof: Aof | None
+
+    @property
+    def form(self) -> str:
+        """For people."""
+        return f"AOF of {len(self.aof.parts)} files" if self.aof else "RDB"
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """A foreign file as a backup of this run; `cut_bytes` were left off the end of an AOF: a command, or transaction,
+    that had not ended."""
+
+    backup: Backup
+    cut_bytes: int
+
+
+def is_foreign(wanted: str) -> bool:
+    """Whether somebody means a file or a directory instead of one of our backups."""
+    return wanted.startswith("/") or wanted.endswith(ENDINGS) or wanted.rstrip("/").endswith(FOLDER)
+
+
+@probe
+def read_foreign(directory: Path, wanted: str) -> Foreign:
+    """Read a file as far as it tells about itself; `wanted` is a path, or a name in the store's directory.
+
+    Raises:
+        OpsError: it is not there, or one of our backups.
+        VerificationFailed: it is neither an RDB nor an AOF, or not whole.
+    """
+    path = directory / wanted
+    if (path / MANIFEST).exists():
+        raise OpsError(f"{path} is one of our backups", f"launch it with backup={path.name}")
+    try:
+        is_rdb = path.is_file() and (path.suffix == ".rdb" or (path.suffix != ".aof" and _begins_as_rdb(path)))
+        if is_rdb:
+            found = read_rdb(path)
+            return Foreign(path, found.bytes, found.written, found, None)
+        if not path.exists():
+            raise OpsError(f"{path} is not there", f"name {SUPPORTED}")
+        aof = read_aof(path)
+        if not aof.bytes:
+            raise VerificationFailed(f"{path.name} is empty", "choose another")
+        base = aof.base
+        rdb = read_rdb(base.path) if base and _begins_as_rdb(base.path) else None
+        return Foreign(path, aof.bytes, aof.written, rdb, aof)
+    except OSError as error:
+        raise OpsError(f"{path} cannot be read: {error.strerror}", "correct the path, or its rights") from None
+
+
+def _begins_as_rdb(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(6).startswith((b"REDIS", b"VALKEY"))
+
+
+@action(idempotent=True)
+def adopt(block: Redis, store: Store, environment: str, found: Foreign) -> Adopted:
+    """Bring a foreign file at hand as a backup: load it into a scratch server, and read there what it holds.
+
+    Raises:
+        VerificationFailed: it cannot be loaded (the server's own reason), or holds what cannot be compared.
+    """
+    hand = hand_of(store, environment)
+    hand.mkdir(parents=True, mode=0o700, exist_ok=True)
+    directory = hand / found.path.name
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
+    cut = 0
+    if found.aof:
+        cut = _convert(block, found.aof, directory)
+    else:
+        (directory / RDB).symlink_to(found.path.resolve())
+    try:
+        content = manifest_of(block, directory)
+    except VerificationFailed as error:
+        raise VerificationFailed(f"{found.path.name}: {error.message}", "choose another file") from None
+    return Adopted(Backup(directory, _manifest(environment, found, directory, content), store), cut)
+
+
+def _convert(block: Redis, aof: Aof, directory: Path) -> int:
+    """What an AOF holds, as an RDB."""
+    with tempfile.TemporaryDirectory(prefix=".aof-", dir=directory) as name:
+        place = Path(name)
+        copy_aof(aof, place)
+        with loaded_aof(block, place, RDB) as client:
+            cut = cut_bytes(client, aof)
+            client.save()
+        (place / RDB).rename(directory / RDB)
+    return cut
+
+
+def _manifest(environment: str, found: Foreign, directory: Path, content: RedisContent) -> Manifest:
+    return Manifest(
+        kind="redis",
+        name=found.path.name,
+        environment=environment,
+        taken=found.written,
+        seconds=0.0,
+        host=socket.gethostname(),
+        tool=found.rdb.tool if found.rdb else "",
+        files=sums_of(directory),
+        content=content.model_dump(mode="json") | {"not_copied": []},
+    )

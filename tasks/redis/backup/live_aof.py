@@ -1,0 +1,206 @@
+"""A copy of the live server's AOF (§2.3), with rewrites off, proven by a scratch server that loads it.
+
+The end of a file that a server appends to may lie in the middle of a command: the scratch server finds the last one
+that is whole, and the copy ends there. Every write that was acknowledged before the copy began is before that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from blocks.redis import Redis
+from runbook.errors import OpsError, VerificationFailed
+from runbook.failpoint import failpoint
+from runbook.kinds import action, probe
+from runbook.wait import until
+from tasks.redis.backup.aof import FOLDER, MANIFEST_ENDING, STEM, Aof, copy_aof, cut_bytes, loaded_aof, read_parts
+from tasks.redis.backup.snapshot import RDB, SAVE_SECONDS, Snapshot, Source, copy_settings, manifest_of
+from tasks.redis.content.manifest import EXPIRING, RedisContent, compare
+from tasks.redis.content.reading import read_content
+from tasks.redis.server import connected
+
+RECORD = "redis-aof-rewrites.json"
+REWRITES = "auto-aof-rewrite-percentage"
+POSTPONED_SECONDS = 3.0
+"""A server postpones writing what it has acknowledged for two seconds at most (`appendfsync everysec`, a slow disk)."""
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class AofCopy(Snapshot):
+    """`path` is the RDB of what the AOF holds, and `content` what that is; `parts` and `aof_bytes` are the AOF's own,
+    `cut` what was left off its end: the beginning of a later command."""
+
+    content: RedisContent
+    parts: int = 0
+    aof_bytes: int = 0
+    cut: int = 0
+
+
+@action(idempotent=True)
+def put_rewrites_back(block: Redis, reports: Path) -> str:
+    """Switch the AOF's rewrites on again where a killed run left them off; returns what was done, "" for nothing.
+
+    Raises:
+        Unreachable, OpsError: the server does not answer, or refuses.
+    """
+    return _put_back(block, reports)
+
+
+def _put_back(block: Redis, reports: Path) -> str:
+    path = reports / RECORD
+    if not path.exists():
+        return ""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        address, percentage = str(told["server"]), str(told["percentage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OpsError(f"{path} cannot be read", f"CONFIG SET {REWRITES} 100, then remove it") from None
+    with connected(block.at(address)) as client:
+        off = _setting(client, REWRITES) == "0"
+        if off:
+            client.config_set(REWRITES, percentage)
+    path.unlink()
+    return f"{REWRITES} {percentage} on {address}, which a killed backup had left at 0" if off else ""
+
+
+@probe
+def read_aof_bytes(block: Redis) -> int:
+    """The size of the live server's AOF; 0 where it is off."""
+    with connected(block) as client:
+        return int(client.info("persistence").get("aof_current_size", 0))
+
+
+@contextmanager
+def rewrites_off(block: Redis, reports: Path) -> Iterator[None]:
+    """No rewrite runs, and none begins by itself, until the block is left. What was set is written down before."""
+    with connected(block) as client:
+        percentage = _setting(client, REWRITES)
+        if percentage != "0":
+            _record(reports / RECORD, {"server": block.address, "percentage": percentage})
+            failpoint("redis: aof rewrites recorded")
+            client.config_set(REWRITES, 0)
+    failpoint("redis: aof rewrites off")
+    try:
+        until(lambda: not _rewriting(block), what="the end of a rewrite of the AOF", seconds=SAVE_SECONDS)
+        yield
+    finally:
+        _put_back(block, reports)
+
+
+def _record(path: Path, told: dict[str, str]) -> None:
+    partial = path.with_suffix(".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(told, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise OpsError(f"{path} cannot be written: {error.strerror}", "make room there or correct its owner") from None
+
+
+@action
+def snapshot_aof(block: Redis, source: Source, directory: Path, reports: Path) -> AofCopy:
+    """Copy the AOF's parts to `directory/appendonlydir`, prove them, and save what they hold beside, as an RDB: that is
+    what a restore puts back.
+
+    Raises:
+        OpsError: the AOF is off, cannot be written, or its files are not on this host.
+        VerificationFailed: the copy cannot be loaded, or its RDB is not what it holds.
+    """
+    started = time.monotonic()
+    with connected(block) as client:
+        folder, stem = _setting(client, "appenddirname"), _setting(client, "appendfilename")
+        if not client.info("persistence")["aof_enabled"]:
+            raise OpsError("the AOF is off", "CONFIG SET appendonly yes (§2.3), or take the backup with kind=rdb")
+    manifest = source.directory / folder / f"{stem}{MANIFEST_ENDING}"
+    with tempfile.TemporaryDirectory(prefix=".aof-", dir=directory) as place:
+        with rewrites_off(block, reports):
+            aof, taken = _copy(block, manifest, Path(place))
+        cut, content = _prove(block, aof, Path(place), directory)
+    missed = tuple(copy_settings(block, directory))
+    seconds = time.monotonic() - started
+    return AofCopy(directory / RDB, taken, seconds, missed, content, len(aof.parts), aof.bytes - cut, cut)
+
+
+def _copy(block: Redis, manifest: Path, place: Path) -> tuple[Aof, datetime]:
+    """The parts as of a moment; again where somebody rewrites the AOF meanwhile."""
+    for _ in range(ATTEMPTS):
+        taken = datetime.now(UTC)
+        _written(block)
+        try:
+            before = manifest.read_bytes()
+            aof = read_parts(manifest)
+            copy_aof(aof, place)
+            if manifest.read_bytes() == before:
+                return aof, taken
+        except FileNotFoundError as error:
+            if not manifest.exists():
+                hint = "run this on the server's host, or take the backup with kind=rdb"
+                raise OpsError(f"the AOF's files are not on this host: {error.filename}", hint) from None
+        (place / FOLDER).rename(place / f"{FOLDER}.{time.monotonic_ns()}")
+    raise OpsError("somebody rewrites the AOF again and again", "end that (BGREWRITEAOF), then launch it again")
+
+
+def _written(block: Redis) -> None:
+    """Until everything that was acknowledged before this moment is in the file."""
+    end = time.monotonic() + POSTPONED_SECONDS
+
+    def written() -> bool:
+        with connected(block) as client:
+            info = client.info("persistence")
+        if info["aof_last_write_status"] != "ok":
+            raise OpsError("the server cannot write its AOF", "look at its log and at the free space of its directory")
+        return not info["aof_buffer_length"] or time.monotonic() > end
+
+    until(written, what="the AOF's last write", seconds=POSTPONED_SECONDS * 2, every_seconds=0.01)
+
+
+def _prove(block: Redis, aof: Aof, place: Path, directory: Path) -> tuple[int, RedisContent]:
+    """Load the copy, save what it holds as an RDB, and compare the two; returns what was cut off its end, and what the
+    RDB holds."""
+    with loaded_aof(block, place, RDB) as client:
+        cut = cut_bytes(client, aof)
+        held = read_content(client, place / EXPIRING)
+        client.save()
+    last = aof.parts[-1]
+    # The scratch server logs what expires in it: that is no part of the copy.
+    os.truncate(_copied(place, last.number), last.bytes - cut)
+    (place / RDB).rename(directory / RDB)
+    (directory / RDB).chmod(0o600)
+    (place / FOLDER).rename(directory / FOLDER)
+    failpoint("redis: aof copied")
+    saved = manifest_of(block, directory)
+    found = compare(held, place / EXPIRING, saved, directory / EXPIRING)
+    if not found.is_equal:
+        raise VerificationFailed(f"the RDB of the AOF is not what it holds: {found.differences[0]}", "launch it again")
+    return cut, saved
+
+
+def _copied(place: Path, number: int) -> Path:
+    found = [path for path in (place / FOLDER).iterdir() if path.name.startswith(f"{STEM}.{number}.")]
+    return max(found, key=lambda path: path.name.endswith(".incr.aof"))
+
+
+def _rewriting(block: Redis) -> bool:
+    with connected(block) as client:
+        info = client.info("persistence")
+    return bool(info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"])
+
+
+def _setting(client: redis.Redis, name: str) -> str:
+    found: dict[Any, Any] = client.config_get(name)
+    return str(next(iter(found.values()))) if found else ""

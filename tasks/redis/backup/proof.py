@@ -1,0 +1,39 @@
+"""Whether a backup of Redis really loads, and holds what its manifest says: nothing live is needed or touched."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from blocks.redis import Redis
+from runbook.errors import VerificationFailed
+from runbook.kinds import probe
+from tasks.catalogue import Backup
+from tasks.redis.backup.snapshot import RDB
+from tasks.redis.content.manifest import EXPIRING, RedisComparison, RedisContent, compare
+from tasks.redis.content.reading import read_content
+from tasks.redis.scratch import refuse_empty, scratch_server
+
+
+@probe
+def prove_backup(block: Redis, backup: Backup) -> RedisComparison:
+    """Load the RDB of a backup that is at hand into a scratch server, read all of it, and compare.
+
+    Raises:
+        VerificationFailed: the manifest is not one of Redis, or the server's program cannot load the RDB (the message
+            is its own reason: a newer version, too little memory).
+    """
+    try:
+        expected = RedisContent.model_validate(backup.manifest.content)
+    except ValidationError:
+        raise VerificationFailed(f"{backup.name} has no readable content manifest", "choose another backup") from None
+    refuse_empty(backup.path / RDB)
+    with (
+        scratch_server(block, backup.path, rdb=RDB) as client,
+        tempfile.TemporaryDirectory(prefix="ops-redis-") as place,
+    ):
+        sidecar = Path(place) / EXPIRING
+        actual = read_content(client, sidecar)
+        return compare(expected, backup.path / EXPIRING, actual, sidecar)

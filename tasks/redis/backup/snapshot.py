@@ -1,0 +1,192 @@
+"""A snapshot of the live server: BGSAVE, proven to be done, copied away (§2.3).
+
+BGSAVE answers at once, and LASTSAVE has one-second steps: what proves a new file is `rdb_saves` one higher with status
+ok (https://valkey.io/commands/info/).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from blocks.redis import Redis
+from runbook.errors import OpsError
+from runbook.kinds import action, probe
+from runbook.log import logger
+from runbook.wait import until
+from tasks.redis.content.manifest import EXPIRING, RedisContent
+from tasks.redis.content.reading import read_content
+from tasks.redis.scratch import scratch_server
+from tasks.redis.server import connected, key_counts, version_of
+from tasks.redis.settings.file import masked, read_configuration
+
+RDB = "dump.rdb"
+SAVE_SECONDS = 3600.0
+PROGRESS_SECONDS = 5.0
+CLOCK_SLACK_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """The live server as a backup finds it."""
+
+    version: str
+    role: str
+    keys: int
+    dataset_bytes: int
+    directory: Path
+    rdb: str
+    save_status: str
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An RDB that was copied. `taken` is the moment before its fork: every write acknowledged by then is in it."""
+
+    path: Path
+    taken: datetime
+    seconds: float
+    not_copied: tuple[str, ...]
+
+
+@probe
+def read_source(block: Redis) -> Source:
+    """Version, role, size, and where it saves.
+
+    Raises:
+        Unreachable: it is down.
+        OpsError: it refuses the password or a command.
+    """
+    with connected(block) as client:
+        persistence = client.info("persistence")
+        if persistence["loading"]:
+            raise OpsError("Redis is still loading its data", "try again when it is done")
+        return Source(
+            version=version_of(client),
+            role=str(client.info("replication")["role"]),
+            keys=sum(keys for keys, _ in key_counts(client).values()),
+            dataset_bytes=int(client.info("memory")["used_memory_dataset"]),
+            directory=Path(_setting(client, "dir")),
+            rdb=_setting(client, "dbfilename"),
+            save_status=str(persistence["rdb_last_bgsave_status"]),
+        )
+
+
+@action
+def snapshot(block: Redis, source: Source, directory: Path) -> Snapshot:
+    """Save in the background, wait for its proven end, and copy the RDB to `directory`, with the configuration and ACL
+    files without their secrets (neither is in an RDB).
+
+    Raises:
+        OpsError: the save failed, or its file is not on this host.
+    """
+    with connected(block) as client:
+        started, taken = time.monotonic(), _save(client)
+    path = directory / RDB
+    _copy(source.directory / source.rdb, path, taken)
+    return Snapshot(path, taken, time.monotonic() - started, tuple(copy_settings(block, directory)))
+
+
+@action(idempotent=True)
+def read_manifest(block: Redis, directory: Path) -> RedisContent:
+    """Load the copied RDB into a scratch server and read its content there: a SCAN of the live server is never what
+    the snapshot holds. Writes the sidecar of expiring keys.
+
+    Raises:
+        VerificationFailed: it cannot be loaded, or holds something that cannot be compared.
+    """
+    return manifest_of(block, directory)
+
+
+def manifest_of(block: Redis, directory: Path) -> RedisContent:
+    """See `read_manifest`."""
+    with scratch_server(block, directory, rdb=RDB) as client:
+        found = read_content(client, directory / EXPIRING)
+    with (directory / RDB).open("rb") as file:
+        return found.model_copy(update={"rdb_version": file.read(9).decode(errors="replace")})
+
+
+def _setting(client: redis.Redis, name: str) -> str:
+    found = client.config_get(name)
+    return str(next(iter(found.values()))) if found else ""
+
+
+def _save(client: redis.Redis) -> datetime:
+    """BGSAVE from start to proven end; returns the moment before its fork."""
+
+    def begin() -> tuple[int, datetime] | None:
+        info = client.info("persistence")
+        if info["rdb_bgsave_in_progress"] or info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"]:
+            return None
+        taken = datetime.now(UTC)
+        try:
+            client.bgsave(schedule=False)
+        except redis.ResponseError as error:
+            if "in progress" in str(error) or "BGSAVE" in str(error).upper():
+                return None  # another save began in between
+            raise
+        return int(info["rdb_saves"]), taken
+
+    begun = until(begin, what="the end of another save", seconds=SAVE_SECONDS)
+    assert begun
+    before, taken = begun
+    told = [time.monotonic()]
+
+    def ended() -> bool:
+        info = client.info("persistence")
+        if info["rdb_bgsave_in_progress"]:
+            _tell(info, told)
+            return False
+        if int(info["rdb_saves"]) > before and info["rdb_last_bgsave_status"] == "ok":
+            return True
+        raise OpsError("BGSAVE failed", "look at the server's log and at the free space of its directory")
+
+    until(ended, what="the snapshot", seconds=SAVE_SECONDS, every_seconds=0.05)
+    return taken
+
+
+def _tell(info: dict[str, Any], told: list[float]) -> None:
+    if time.monotonic() - told[0] > PROGRESS_SECONDS:
+        told[0] = time.monotonic()
+        done, all_keys = info.get("current_save_keys_processed", 0), info.get("current_save_keys_total", 0)
+        logger().info("BGSAVE: %s of %s keys", done, all_keys)
+
+
+def _copy(source: Path, target: Path, taken: datetime) -> None:
+    hint = "run this on the server's host, or correct its dir"
+    try:
+        with source.open("rb") as file, target.open("wb") as out:
+            # Opened once: another save replaces the name, not this file.
+            if os.fstat(file.fileno()).st_mtime < taken.timestamp() - CLOCK_SLACK_SECONDS:
+                raise OpsError(f"{source} on this host is older than the snapshot", hint)
+            shutil.copyfileobj(file, out, 1 << 20)
+    except FileNotFoundError:
+        raise OpsError(f"the server saved to {source}, which is not on this host", hint) from None
+    except PermissionError:
+        raise OpsError(f"{source} cannot be read by this user", "run as root or as the server's user") from None
+    target.chmod(0o600)
+
+
+def copy_settings(block: Redis, directory: Path) -> list[str]:
+    """Copies without secrets; returns what could not be copied, as sentences."""
+    try:
+        configuration = read_configuration(Path(block.config_file))
+    except OpsError as error:
+        return [error.message]
+    named = [(path, f"configuration-{number}-{path.name}") for number, path in enumerate(configuration.files)]
+    if acl := configuration.get("aclfile"):
+        named.append((Path(acl), "users.acl"))
+    missed = []
+    for path, name in named:
+        try:
+            (directory / name).write_text(masked(path), encoding="utf-8", errors="surrogateescape")
+        except OpsError as error:
+            missed.append(error.message)
+    return missed

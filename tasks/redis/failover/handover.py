@@ -1,0 +1,240 @@
+"""Handing a data set's mastership over, so that no acknowledged write is lost and what was lost is known (§8.3).
+
+https://valkey.io/topics/sentinel/ https://valkey.io/commands/failover/ https://valkey.io/commands/client-pause/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from typing import cast
+
+import redis
+
+from blocks.redis import Redis
+from runbook.errors import OpsError, Unreachable
+from runbook.failpoint import failpoint
+from runbook.kinds import action
+from runbook.log import logger
+from runbook.permit import Permit
+from runbook.wait import until
+from tasks.redis.failover.group import Member, quick, read_member
+from tasks.redis.failover.ledger import Begun, Ledger, forget, remember
+from tasks.redis.failover.pause import LONGEST_SECONDS, Pause
+from tasks.redis.failover.promotion import Choice, HandOver, await_agreement, await_promotion, clients_of, views
+from tasks.redis.failover.rights import DEMOTING
+from tasks.redis.sentinels import How, Watch, ask_sentinels, begin_failover
+from tasks.redis.server import call
+
+ACT = "fail over"
+LEAST_SWITCH_SECONDS, MOST_SWITCH_SECONDS = 3.0, 20.0
+WRITE_SECONDS = 20.0
+OWN_SECONDS = 4.0
+"""Sentinels that see a dead master begin within about two seconds, or not soon."""
+
+
+@action
+def hand_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
+    """From a living master to a replica: pause writes, wait until the replica has them all, switch, demote the old one.
+
+    One step, as writes stand still meanwhile. Killed before the Sentinels are asked, writes go on after
+    `choice.pause_seconds`; killed later, the Sentinels end what they have begun, and the old master takes no writes for
+    another ten seconds: until then they have made it a replica, or nearly so.
+
+    Raises:
+        NotConfirmed: the permit is for another hand-over.
+        OpsError: it was not begun (writes go on), or the Sentinels did not do it in time.
+    """
+    permit.require(ACT, choice.target)
+    try:
+        return _hand_over(block, choice)
+    except Unreachable as error:
+        if read_member(block, choice.master).dead:
+            raise OpsError(
+                f"{choice.master} has died meanwhile: {error.message}", "launch it again with mode=unplanned"
+            ) from None
+        raise
+
+
+def _hand_over(block: Redis, choice: Choice) -> HandOver:
+    old = block.at(choice.master)
+    with Ledger(block) as ledger:
+        remember(old, Begun.now(choice.master, choice.candidate))
+        ledger.wait_for(choice.master, WRITE_SECONDS)
+        failpoint("failover: remembered")
+        with Pause(old, choice.pause_seconds) as pause:
+            failpoint("failover: paused")
+            stood = _catch_up(block, choice)
+            caught_up = time.monotonic()
+            failpoint("failover: caught up")
+            how = _begin(block, choice, pause)
+            failpoint("failover: begun")
+            new = _await_switch(block, choice, how)
+            pause.keep, switched = True, time.monotonic()
+            # The old master of a coordinated one is a replica before the new one is a master; no pause is needed then.
+            handed = read_member(block, choice.master).role == "slave"
+            failpoint("failover: promoted")
+            await_agreement(block, choice, new)
+            agreed = time.monotonic()
+            failpoint("failover: agreed")
+            unbroken = _demote(old, block.at(new.address), pause) or handed
+            pause.lift()
+        first = ledger.wait_for(new.address, WRITE_SECONDS)
+        account = ledger.account(block.at(new.address))
+    forget(block.at(new.address))
+    return HandOver(
+        choice.master, new, how, stood, choice.replid, unbroken, caught_up - pause.began, switched - pause.began,
+        agreed - pause.began, first.at - pause.began, account,
+    )  # fmt: skip
+
+
+@action(idempotent=True)
+def make_follow(permit: Permit, block: Redis, old: str, new: str) -> Member:
+    """End what a killed run has left: the old master, which nobody has made a replica yet; as it was before.
+
+    Raises:
+        NotConfirmed: the permit is for another.
+        OpsError: the Sentinels do not all name `new`, or the old one refuses.
+    """
+    permit.require(ACT, f"{old} → {new}")
+    watch = ask_sentinels(block)
+    if watch.master != new:
+        raise OpsError(f"the Sentinels have moved meanwhile: {watch.told()}", "launch it again")
+    left = read_member(block, old)
+    if left.is_master:
+        with quick(block.at(old)) as client:
+            _follow(client, block.at(old), block.at(new))
+            call(client, "CLIENT", "UNPAUSE")
+    return left
+
+
+@action
+def take_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
+    """From a dead master: wait for the Sentinels' own failover; begin one where they do not (never a second).
+
+    Raises:
+        NotConfirmed: the permit is for another.
+        OpsError: the master answers again, or no replica was promoted in time.
+    """
+    permit.require(ACT, choice.target)
+    began = time.monotonic()
+    with Ledger(block) as ledger:
+        forcing = _Forcing(block, choice)
+        new = await_promotion(block, choice, forcing.patience_seconds, forcing.look)
+        switched = time.monotonic()
+        failpoint("failover: promoted")
+        await_agreement(block, choice, new)
+        agreed = time.monotonic()
+        first = ledger.wait_for(new.address, WRITE_SECONDS)
+        account = ledger.account(block.at(new.address))
+    return HandOver(
+        choice.master, new, forcing.how, -1, choice.replid, False, 0.0, switched - began, agreed - began,
+        first.at - began, account,
+    )  # fmt: skip
+
+
+def _catch_up(block: Redis, choice: Choice) -> int:
+    """Until all that may be promoted have every byte; returns the offset at which the stream stands."""
+    with clients_of(block, (choice.master, *choice.needed)) as clients:
+        master = clients.pop(choice.master).info("replication")
+        if master["role"] != "master" or str(master["master_replid"]) != choice.replid:
+            raise OpsError(f"{choice.master} is not the master any more that was judged", "launch it again")
+        stood, behind = int(master["master_repl_offset"]), dict[str, int]()
+
+        def caught_up() -> bool:
+            for address, client in clients.items():
+                info = client.info("replication")
+                if info["role"] == "master":
+                    raise OpsError(f"{address} has been promoted by somebody else; writes go on", "launch it again")
+                behind[address] = stood - int(info["slave_repl_offset"])
+            return all(lag <= 0 for lag in behind.values())
+
+        try:
+            until(caught_up, what="equal offsets", seconds=choice.pause_seconds, every_seconds=0.005)
+        except Unreachable:
+            told = ", ".join(f"{address} by {lag:,} bytes" for address, lag in behind.items() if lag > 0)
+            raise OpsError(
+                f"with writes paused for {choice.pause_seconds:.1f} s, replicas stayed behind: {told}; writes go on",
+                "look at its network and its log; launch it again when it keeps up",
+            ) from None
+    return stood
+
+
+def _begin(block: Redis, choice: Choice, pause: Pause) -> How:
+    """The Sentinels are asked, while writes stand still for sure, and only where none of them has begun by itself."""
+    watch = Watch(views(block, choice))
+    if watch.master != choice.master or any(view.in_progress for view in watch.answering):
+        raise OpsError(f"the Sentinels have moved meanwhile: {watch.told()}; writes go on", "launch it again")
+    if not pause.unbroken:
+        raise OpsError("this run stood still for longer than the pause of writes; writes go on", "launch it again")
+    pause.hold(LONGEST_SECONDS)
+    return begin_failover(block, choice.sentinels[0], coordinated=choice.coordinated)
+
+
+def _await_switch(block: Redis, choice: Choice, how: How) -> Member:
+    """No longer than the Sentinels would bear the pause."""
+    seconds = min(max(2 * choice.pause_seconds, LEAST_SWITCH_SECONDS), MOST_SWITCH_SECONDS)
+    try:
+        return await_promotion(block, choice, seconds)
+    except Unreachable as error:
+        if how != "coordinated":
+            raise
+        # The master's own pause would last for the Sentinels' failover-timeout: minutes.
+        with contextlib.suppress(OpsError), quick(block.at(choice.master)) as client:
+            call(client, "FAILOVER", "ABORT")
+        raise Unreachable(
+            f"{error.message}; writes go on",
+            "give the Sentinels' own user on the servers +failover +client|pause, or look at the Sentinels' logs; then "
+            "launch it again",
+        ) from None
+
+
+def _demote(old: Redis, new: Redis, pause: Pause) -> bool:
+    """The old master becomes a replica; whether writes stood still on it without a gap until then.
+
+    Waiting for the Sentinels with writes paused would not do: the pause holds up their own PUBLISH, so they take it for
+    down, and leave it alone.
+    """
+    with quick(old) as client:
+        if client.info("replication")["role"] == "master":
+            _follow(client, old, new)
+    return pause.unbroken
+
+
+def _follow(client: redis.Redis, old: Redis, new: Redis) -> None:
+    """As the Sentinels would some ten seconds later, in one transaction; its clients go and ask for the new master."""
+    with client.pipeline(transaction=True) as pipe:
+        for words in (("REPLICAOF", new.host, new.port), *DEMOTING):
+            call(cast(redis.Redis, pipe), *words)
+        first, *_ = pipe.execute(raise_on_error=False)
+    if isinstance(first, redis.RedisError):
+        raise old.refused(first)
+
+
+class _Forcing:
+    """Watches the Sentinels while their master is dead, and begins a failover where they do not."""
+
+    def __init__(self, block: Redis, choice: Choice) -> None:
+        self.how = "by the Sentinels themselves"
+        self.patience_seconds = 60.0
+        self._block, self._choice = block, choice
+        self._idle_since = time.monotonic()
+        self._forced = False
+
+    def look(self) -> None:
+        """Called while nobody is promoted."""
+        seen = views(self._block, self._choice)
+        if self._forced or any(view.in_progress or view.master != self._choice.master for view in seen):
+            self._idle_since = time.monotonic()
+        elif time.monotonic() - self._idle_since > OWN_SECONDS:
+            self._force()
+
+    def _force(self) -> None:
+        master = read_member(self._block, self._choice.master)
+        if not master.dead:
+            raise OpsError(f"{self._choice.master} answers again; no failover was begun", "launch it again as planned")
+        logger().warning("the Sentinels begin no failover by themselves: one is begun")
+        how = begin_failover(self._block, self._choice.sentinels[0], coordinated=False)
+        self.how = "by the Sentinels themselves" if how == "under way" else "forced by this run"
+        self._forced = True
+        failpoint("failover: forced")

@@ -1,0 +1,52 @@
+"""Whether this user may give the commands of a failover, found out without giving one."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import redis
+
+from blocks.redis import Redis
+from runbook.errors import OpsError
+from runbook.kinds import probe
+from tasks.redis.failover.group import quick
+from tasks.redis.failover.ledger import BEGUN, PREFIX
+
+ALWAYS = (
+    ("CLIENT", "PAUSE", "1", "WRITE"),
+    ("CLIENT", "UNPAUSE"),
+    ("SET", BEGUN, "", "EX", "1"),
+    ("GET", BEGUN),
+    ("SADD", f"{PREFIX}x", "1"),
+    ("EXPIRE", f"{PREFIX}x", "1"),
+    ("SMEMBERS", f"{PREFIX}x"),
+    ("UNLINK", f"{PREFIX}x", BEGUN),
+)
+DEMOTING = (("CONFIG", "REWRITE"), ("CLIENT", "KILL", "TYPE", "normal"), ("CLIENT", "KILL", "TYPE", "pubsub"))
+
+
+@probe
+def find_refused_commands(block: Redis, *, demotes: bool) -> list[OpsError]:
+    """Which commands of a failover this user may not give to this master; `demotes`: those that make it a replica too.
+
+    They are queued in a transaction that is discarded: none is carried out.
+
+    Raises:
+        OpsError, Unreachable: it cannot be asked at all.
+    """
+    more = (("REPLICAOF", block.host, str(block.port)), *DEMOTING) if demotes else ()
+    refused: dict[str, OpsError] = {}
+    with quick(block) as client:
+        connection = cast(Any, client.connection_pool.get_connection())
+        try:
+            for words in (("MULTI",), *ALWAYS, *more, ("DISCARD",)):
+                try:
+                    connection.send_command(*words)
+                    connection.read_response()
+                except redis.ResponseError as error:
+                    told = block.refused(error)
+                    refused.setdefault(told.message, told)
+        finally:
+            connection.disconnect()
+            client.connection_pool.release(connection)
+    return list(refused.values())

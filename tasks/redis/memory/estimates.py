@@ -1,0 +1,176 @@
+"""Sums over pages of keys, and what they tell of the keys that were not read.
+
+SCAN walks a table by hash, so that a page is a random cluster of the database's keys. Totals are ratio estimates per
+database, keys being the size of a cluster (Cochran, Sampling Techniques, 9A.2): errors are half a 95 % confidence
+interval, and 0 where a database was read to its end. A big key that no page has seen is in no interval.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tasks.redis.memory.script import BYTES, BYTES_WITHOUT_TTL, KEYS, TTLS, TYPES, WIDTH, WITHOUT_TTL, Page
+
+Z_95 = 1.959964
+LEAST_PAGES = 4
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A total and half of its 95 % confidence interval: 0 where it was counted, NaN where nothing can be said."""
+
+    value: float
+    error: float = 0.0
+
+    def __add__(self, other: Estimate) -> Estimate:
+        """Of another database: they were sampled apart."""
+        return Estimate(self.value + other.value, math.hypot(self.error, other.error))
+
+
+ZERO = Estimate(0.0)
+
+
+class Sums:
+    """What pages held of one prefix: see memory_script's WIDTH numbers, and the products that the error needs."""
+
+    __slots__ = ("key_square", "key_times", "numbers", "size_square", "size_times")
+
+    def __init__(self) -> None:
+        self.numbers = [0] * WIDTH
+        self.size_square = self.size_times = self.key_square = self.key_times = 0
+
+    def add(self, numbers: list[int], page_keys: int) -> None:
+        """One page's numbers of this prefix; the page held `page_keys` of all prefixes."""
+        self.numbers = [old + new for old, new in zip(self.numbers, numbers, strict=True)]
+        keys, size = sum(numbers[KEYS]), sum(numbers[BYTES])
+        self.size_square += size * size
+        self.size_times += size * page_keys
+        self.key_square += keys * keys
+        self.key_times += keys * page_keys
+
+    @property
+    def keys(self) -> int:
+        """That were read."""
+        return sum(self.numbers[KEYS])
+
+    @property
+    def size(self) -> int:
+        """Bytes of them."""
+        return sum(self.numbers[BYTES])
+
+
+class Stratum:
+    """One database, and how far it was read. `expected` keys are what INFO counts."""
+
+    def __init__(self, database: int, expected: int) -> None:
+        self.database, self.expected = database, expected
+        self.cursor, self.is_complete = b"0", False
+        self.read = self.gone = self.denied = self.pages = self.squares = 0
+        self.total = Sums()
+
+    @property
+    def part(self) -> float:
+        """How much of it was read, 0 to 1."""
+        return 1.0 if self.is_complete else min(self.read / max(self.expected, 1), 0.999)
+
+    def turn(self, page: Page) -> None:
+        """A page has come."""
+        self.cursor, self.is_complete = page.cursor, page.cursor == b"0"
+        self.read += page.read
+        self.gone += page.gone
+        self.denied += page.denied
+        self.pages += 1
+        self.squares += page.read * page.read
+
+    def scaled(self, number: float) -> float:
+        """What a sum over the pages is for the whole database, without an error."""
+        return number if self.is_complete or not self.read else number * max(self.expected, self.read) / self.read
+
+    def size_of(self, sums: Sums) -> Estimate:
+        """A prefix's bytes in the whole database."""
+        return self._estimate(sums.size, sums.size_square, sums.size_times)
+
+    def keys_of(self, sums: Sums) -> Estimate:
+        """A prefix's keys in the whole database."""
+        return self._estimate(sums.keys, sums.key_square, sums.key_times)
+
+    def _estimate(self, total: int, square: int, times: int) -> Estimate:
+        if self.is_complete:
+            return Estimate(float(total))
+        if self.pages < LEAST_PAGES or not self.read:
+            return Estimate(self.scaled(total), math.nan)
+        ratio, keys = total / self.read, max(self.expected, self.read)
+        residuals = max(square - 2 * ratio * times + ratio * ratio * self.squares, 0.0)
+        variance = residuals * self.pages / (self.pages - 1) * (1 - self.read / keys)
+        return Estimate(ratio * keys, _student(self.pages - 1) * math.sqrt(variance) * keys / self.read)
+
+
+@dataclass(frozen=True)
+class PrefixSum:
+    """One prefix of one database: estimates, and (as `keys_read` were of each) types, TTLs and what never expires."""
+
+    database: int
+    prefix: bytes
+    keys: Estimate
+    size: Estimate
+    keys_read: int
+    types: dict[str, int]
+    ttls: tuple[int, ...]
+    persistent_keys: float
+    persistent_size: float
+
+
+@dataclass(frozen=True)
+class DatabaseSum:
+    """One database."""
+
+    database: int
+    expected: int
+    read: int
+    is_complete: bool
+    gone: int
+    denied: int
+    keys: Estimate
+    size: Estimate
+    persistent_keys: float
+    sizes_by_type: dict[str, float]
+
+
+def database_sum(stratum: Stratum) -> DatabaseSum:
+    """For the report."""
+    numbers = stratum.total.numbers
+    return DatabaseSum(
+        database=stratum.database,
+        expected=stratum.expected,
+        read=stratum.read,
+        is_complete=stratum.is_complete,
+        gone=stratum.gone,
+        denied=stratum.denied,
+        keys=stratum.keys_of(stratum.total),
+        size=stratum.size_of(stratum.total),
+        persistent_keys=stratum.scaled(numbers[WITHOUT_TTL]),
+        sizes_by_type={name: stratum.scaled(size) for name, size in zip(TYPES, numbers[BYTES], strict=True) if size},
+    )
+
+
+def prefix_sum(stratum: Stratum, prefix: bytes, sums: Sums) -> PrefixSum:
+    """For the report."""
+    numbers = sums.numbers
+    return PrefixSum(
+        database=stratum.database,
+        prefix=prefix,
+        keys=stratum.keys_of(sums),
+        size=stratum.size_of(sums),
+        keys_read=sums.keys,
+        types={name: keys for name, keys in zip(TYPES, numbers[KEYS], strict=True) if keys},
+        ttls=tuple(numbers[TTLS]),
+        persistent_keys=stratum.scaled(numbers[WITHOUT_TTL]),
+        persistent_size=stratum.scaled(numbers[BYTES_WITHOUT_TTL]),
+    )
+
+
+def _student(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t (Cornish-Fisher: 4 % low at 3 degrees, exact above 10)."""
+    z = Z_95
+    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)

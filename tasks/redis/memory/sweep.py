@@ -1,0 +1,258 @@
+"""What a server's memory holds (§2.1): a sweep over all keys that disturbs nobody (https://valkey.io/commands/scan/)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from blocks.redis import Redis
+from runbook.kinds import probe
+from runbook.progress import Done, progress
+from tasks.redis.memory.estimates import DatabaseSum, PrefixSum
+from tasks.redis.memory.pace import Pace, measure_idle
+from tasks.redis.memory.reader import Reader, read_facts, reader_for
+from tasks.redis.memory.sampling import MOST_KEYS, BigName, Part, Tally
+from tasks.redis.memory.script import TYPES, KeyFacts, Request
+from tasks.redis.server import call, connected, key_counts
+
+MATCH_PAGE_KEYS = 500
+TYPES_TOLD = 3
+# A second look at the biggest keys: bounded work for the server, and a better guess than the sweep's 5 samples.
+SAMPLES = 50
+SLOW_CALLS_READ = 32
+CLIENT_NAME = b"interview-ops"
+LENGTHS = {"list": "LLEN", "set": "SCARD", "zset": "ZCARD", "hash": "HLEN", "stream": "XLEN"}
+
+
+@dataclass(frozen=True)
+class BigKey:
+    """One of the biggest keys. `elements` -1: a string, a module's type, or it may not be counted."""
+
+    database: int
+    key: bytes
+    type: str
+    size: int
+    elements: int
+    ttl_ms: int
+
+
+@dataclass(frozen=True)
+class HotKey:
+    """A key and its LFU counter (logarithmic, 0 to 255: https://valkey.io/topics/lru-cache/)."""
+
+    database: int
+    key: bytes
+    hits: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the sweep found. The longest page took so long there and back, and so much of the server's processor (0: not
+    measured, by a pipeline). `why_slow` says why pages were read without the script ("" where by it);
+    `slow_calls` are this program's own in the slow log, -1 where that may not be read."""
+
+    databases: tuple[DatabaseSum, ...]
+    prefixes: tuple[PrefixSum, ...]
+    dropped_prefixes: int
+    parted: bytes
+    parts: tuple[Part, ...]
+    biggest: tuple[BigKey, ...]
+    biggest_by_type: tuple[BigKey, ...]
+    hot: tuple[HotKey, ...]
+    pages: int
+    seconds: float
+    longest_seconds: float
+    longest_worked_seconds: float
+    why_slow: str
+    slow_calls: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every database was read to its end."""
+        return all(found.is_complete for found in self.databases)
+
+    @property
+    def read(self) -> int:
+        """Keys that were read."""
+        return sum(found.read for found in self.databases)
+
+    @property
+    def expected(self) -> int:
+        """Keys that INFO counted when the sweep began."""
+        return sum(found.expected for found in self.databases)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The first keys of a pattern. Where it is not complete the time was over."""
+
+    keys: tuple[tuple[int, KeyFacts], ...]
+    denied: int
+    is_complete: bool
+    seconds: float
+
+
+@probe
+def survey_keys(block: Redis, budget_seconds: float, count_hits: bool = False) -> Survey:
+    """Size, type and TTL of every key of every database; of a sample of them when the time is over.
+
+    Raises:
+        Unreachable: the server is down, or went down.
+        OpsError: the user may not run a command that this needs; it says which.
+    """
+    with connected(block) as client:
+        started, last_slow = time.monotonic(), _last_slow(client)
+        tally = Tally({number: keys for number, (keys, _) in key_counts(client).items()}, count_hits=count_hits)
+        with progress(lambda: _told(tally)):
+            pace, why_slow = _sweep(client, tally, budget_seconds)
+        seconds = time.monotonic() - started
+        biggest, by_type = _biggest(client, tally)
+        return Survey(
+            databases=tuple(tally.databases()),
+            prefixes=tuple(tally.ranked_prefixes()),
+            dropped_prefixes=tally.prefixes.dropped,
+            parted=tally.parted,
+            parts=tuple(tally.ranked_parts()),
+            biggest=biggest,
+            biggest_by_type=by_type,
+            hot=tuple(HotKey(number, key, hits) for hits, number, key in sorted(tally.hot, reverse=True)),
+            pages=sum(stratum.pages for stratum in tally.strata.values()),
+            seconds=seconds,
+            longest_seconds=pace.longest_seconds,
+            longest_worked_seconds=pace.longest_worked_seconds,
+            why_slow=why_slow,
+            slow_calls=_slow_calls(client, last_slow),
+        )
+
+
+@probe
+def find_first_keys(block: Redis, pattern: str, most: int, budget_seconds: float) -> Listing:
+    """The first keys that match a glob pattern (https://valkey.io/commands/keys/), in all databases, in SCAN's order.
+
+    Raises:
+        Unreachable, OpsError: as `survey_keys`.
+    """
+    glob, started = pattern.encode(errors="surrogateescape"), time.monotonic()
+    found: list[tuple[int, KeyFacts]] = []
+    denied, is_complete = 0, True
+    with connected(block) as client:
+        reader_for(client)[0].close()  # says which command is forbidden
+        for number, keys in _matching(client, glob):
+            if len(found) >= most:
+                break
+            if time.monotonic() > started + budget_seconds:
+                is_complete = False
+                break
+            facts, forbidden = read_facts(client, number, keys[: most - len(found)]) if keys else ([], 0)
+            found += [(number, each) for each in facts]
+            denied += forbidden
+    return Listing(tuple(found), denied, is_complete, time.monotonic() - started)
+
+
+def _sweep(client: redis.Redis, tally: Tally, budget_seconds: float) -> tuple[Pace, str]:
+    """Page after page until all is read or the time is over. While the server works on one, the last is added up."""
+    reader, why_slow = reader_for(client)
+    pace = Pace(*measure_idle(client))
+    end = time.monotonic() + budget_seconds
+    try:
+        request = _ask(reader, tally, pace)
+        while request:
+            page, answered = reader.page(), request
+            tally.strata[answered.database].turn(page)
+            pace.took(reader.seconds, page.worked_seconds)
+            pace.rest()
+            request = _ask(reader, tally, pace) if time.monotonic() < end or tally.is_thin else None
+            tally.add(answered, page)
+    finally:
+        reader.close()
+    return pace, why_slow
+
+
+def _ask(reader: Reader, tally: Tally, pace: Pace) -> Request | None:
+    """Ask for the next page, of the database of which the smallest part was read; None when all are read."""
+    stratum = tally.next()
+    if not stratum:
+        return None
+    request = tally.request(stratum, pace.count)
+    reader.ask(request)
+    return request
+
+
+def _told(tally: Tally) -> Done:
+    read = sum(stratum.read for stratum in tally.strata.values())
+    expected = sum(stratum.expected for stratum in tally.strata.values())
+    return Done(f"{read:,} of {expected:,} keys read", read / max(expected, 1))
+
+
+def _biggest(client: redis.Redis, tally: Tally) -> tuple[tuple[BigKey, ...], tuple[BigKey, ...]]:
+    """The biggest of all, and the biggest of each type, looked at once more."""
+    ranked = tally.biggest.ranked()
+    first = ranked[:MOST_KEYS]
+    by_type = [name for place in range(len(TYPES)) for name in [r for r in ranked if r.type == place][:TYPES_TOLD]]
+    known = {name: _look(client, name) for name in {*first, *by_type}}
+
+    def told(chosen: list[BigName]) -> tuple[BigKey, ...]:
+        found = (known[name] for name in chosen)
+        return tuple(sorted((key for key in found if key), key=lambda key: -key.size))
+
+    return told(first), told(by_type)
+
+
+def _look(client: redis.Redis, name: BigName) -> BigKey | None:
+    """None when it is gone by now. Its elements are counted where that leaves no trace and is allowed."""
+    kind = TYPES[name.type]
+    with client.pipeline(transaction=False) as pipe:
+        call(pipe, "CLIENT", "NO-TOUCH", "ON")
+        call(pipe, "SELECT", name.database)
+        call(pipe, "MEMORY USAGE", name.key, "SAMPLES", SAMPLES)
+        call(pipe, LENGTHS.get(kind, "PTTL"), name.key)
+        call(pipe, "PTTL", name.key)
+        call(pipe, "CLIENT", "NO-TOUCH", "OFF")
+        _, _, size, elements, ttl, _ = pipe.execute(raise_on_error=False)
+    if not isinstance(size, int) or not isinstance(ttl, int) or ttl == -2:
+        return None
+    counted = elements if kind in LENGTHS and isinstance(elements, int) else -1
+    return BigKey(name.database, name.key, kind, size, counted, ttl)
+
+
+def _matching(client: redis.Redis, glob: bytes) -> Iterator[tuple[int, list[bytes]]]:
+    """Page after page: (database, keys that match and were not in one before)."""
+    for number in sorted(key_counts(client)):
+        cursor, seen = 0, set[bytes]()
+        while True:
+            with client.pipeline(transaction=False) as pipe:
+                call(pipe, "SELECT", number)
+                call(pipe, "SCAN", cursor, "MATCH", glob, "COUNT", MATCH_PAGE_KEYS)
+                answers: list[Any] = pipe.execute()
+            cursor, keys = int(answers[1][0]), answers[1][1]
+            yield number, [key for key in dict.fromkeys(keys) if key not in seen]
+            if cursor == 0:
+                break
+            seen.update(keys)
+
+
+def _last_slow(client: redis.Redis) -> int:
+    """The number of the slow log's newest entry."""
+    return max((entry["id"] for entry in _slow_log(client, 1)), default=-1)
+
+
+def _slow_calls(client: redis.Redis, after: int) -> int:
+    """This program's entries in the slow log after that one; -1 where it may not be read."""
+    try:
+        entries = _slow_log(client, SLOW_CALLS_READ, quietly=False)
+    except redis.ResponseError:
+        return -1
+    return sum(entry["id"] > after and entry.get("client_name") == CLIENT_NAME for entry in entries)
+
+
+def _slow_log(client: redis.Redis, most: int, *, quietly: bool = True) -> list[Any]:
+    try:
+        return list(client.slowlog_get(most))
+    except redis.ResponseError:
+        if quietly:
+            return []
+        raise

@@ -1,0 +1,243 @@
+"""A save from its start to its proven end: BGSAVE, SAVE, BGREWRITEAOF (§2.3).
+
+BGSAVE and BGREWRITEAOF answer at once. `rdb_saves` and `aof_rewrites` count what was begun, and a save that the server
+itself gives up (FLUSHALL, a full synchronisation) leaves the last status as it was: what proves a save is that LASTSAVE
+moved. It has one-second steps, so that a save begins only in a later second than the one before it ended.
+
+https://valkey.io/commands/bgsave/, https://valkey.io/commands/save/ and https://valkey.io/commands/bgrewriteaof/
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import redis
+
+from blocks.redis import Redis
+from runbook.errors import OpsError, Unreachable
+from runbook.failpoint import failpoint
+from runbook.kinds import action
+from runbook.log import logger
+from runbook.permit import Permit
+from runbook.progress import Done, progress
+from runbook.wait import until
+from tasks.redis.persistence.files import look_at
+from tasks.redis.persistence.state import Persistence, State, read_state
+from tasks.redis.server import connected
+
+BLOCK = "block every client of Redis for a SAVE"
+"""The permit's act, on the server's address."""
+SAVE_SECONDS = 3600.0
+GONE_SECONDS = 3.0
+STEP_SECONDS = 1.05
+POLL_SECONDS = 0.1
+AGAIN = "launch this again"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A save that is proven to be done: the counters before and after it, and how long it took."""
+
+    before: State
+    after: State
+    seconds: float
+
+
+@action
+def save_in_background(block: Redis, server: Persistence) -> Saved:
+    """BGSAVE. Waits for a save that is under way and begins its own then.
+
+    Raises:
+        OpsError: it failed (the reason, as far as INFO and the disk tell it), or the server ended or changed its role.
+    """
+    return carry_out(block, server, "BGSAVE", lambda client: client.bgsave(schedule=False), _is_saved)
+
+
+@action
+def rewrite_aof(block: Redis, server: Persistence) -> Saved:
+    """BGREWRITEAOF. Waits for a save that is under way and begins its own then.
+
+    Raises:
+        OpsError: as `save_in_background`, or the AOF is off.
+    """
+    return carry_out(block, server, "BGREWRITEAOF", lambda client: client.bgrewriteaof(), _is_rewritten)
+
+
+@action
+def save_blocking(permit: Permit, block: Redis, server: Persistence) -> Saved:
+    """SAVE: no client is served until it has ended.
+
+    Raises:
+        NotConfirmed: the permit does not cover this server.
+        OpsError: as `save_in_background`.
+    """
+    permit.require(BLOCK, server.address)
+    return carry_out(block, server, "SAVE", _save, _is_saved)
+
+
+def _save(client: redis.Redis) -> None:
+    """On a connection of its own: the answer may take longer than a client otherwise waits."""
+    pool = client.connection_pool
+    usual, pool.connection_kwargs["socket_timeout"] = pool.connection_kwargs["socket_timeout"], SAVE_SECONDS
+    pool.disconnect()
+    try:
+        client.save()
+    finally:
+        pool.connection_kwargs["socket_timeout"] = usual
+        pool.disconnect()
+
+
+def _is_saved(before: State, now: State) -> bool:
+    return now.last_save > before.last_save
+
+
+def _is_rewritten(before: State, now: State) -> bool:
+    return now.rewrites > before.rewrites and now.rewrite_ok and now.aof_enabled and not now.rewriting
+
+
+def carry_out(
+    block: Redis,
+    server: Persistence,
+    what: str,
+    begin: Callable[[redis.Redis], object],
+    is_done: Callable[[State, State], bool],
+    has_failed: Callable[[State, State], bool] | None = None,
+) -> Saved:
+    """Begin a save when no other is under way, and wait for its proven end. It has failed when no save is under way any
+    more, or as `has_failed` says.
+
+    Raises:
+        OpsError: as `save_in_background`.
+    """
+    with connected(block) as client:
+        watch = _Watch(client, server, what)
+        with progress(watch.tell):
+            before = until(lambda: watch.begun(begin), what="the end of another save", seconds=SAVE_SECONDS)
+            assert before
+            failpoint(f"redis: {what} begun")
+            started = time.monotonic()
+
+            def ended() -> State | None:
+                now = watch.read()
+                if is_done(before, now):
+                    return now
+                if has_failed(before, now) if has_failed else not (now.saving or now.rewriting):
+                    raise _failed(server, what, now)
+                return None
+
+            after = until(ended, what=f"the end of {what}", seconds=SAVE_SECONDS, every_seconds=POLL_SECONDS)
+            assert after
+            return Saved(before, after, time.monotonic() - started)
+
+
+class _Watch:
+    """One server while it saves: its counters, and that it is still the same process in the same role."""
+
+    def __init__(self, client: redis.Redis, server: Persistence, what: str) -> None:
+        self._client, self._server, self._what = client, server, what
+        self._lost: float | None = None
+        self._is_begun = False
+        self._last = server.state
+
+    def begun(self, begin: Callable[[redis.Redis], object]) -> State | None:
+        """Begin, unless another save is under way: then None. Returns the counters before."""
+        now = self.read()
+        seconds, microseconds = self._client.time()
+        if now.saving or now.rewriting or seconds + microseconds / 1e6 - now.last_save < STEP_SECONDS:
+            return None
+        try:
+            self._is_begun = True
+            begin(self._client)
+        except redis.exceptions.NoPermissionError:
+            raise
+        except redis.ResponseError as error:
+            self._is_begun = False
+            if "in progress" in str(error) or "child process is active" in str(error):
+                return None  # somebody else's began in between
+            raise _failed(self._server, self._what, self.read(), str(error)) from None
+        except redis.ConnectionError as error:
+            if isinstance(error, redis.AuthenticationError):
+                raise
+            self.read()  # says whether it ended
+            raise OpsError(f"the connection broke in the middle of {self._what}: {error}", "launch it again") from None
+        return now
+
+    def read(self) -> State:
+        """The counters now.
+
+        Raises:
+            Unreachable: it does not answer, and has not for a moment only.
+            OpsError: it is gone, was restarted, or is something else now.
+        """
+        where, expected = f"Redis at {self._server.address}", self._server.state
+        kept = "what it had saved before is untouched; start it where it is down, then launch this again"
+        try:
+            now = read_state(self._client)
+        except redis.BusyLoadingError:
+            raise OpsError(f"{where} was restarted {self._when}", kept) from None
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            if isinstance(error, redis.AuthenticationError):
+                raise
+            self._lost = self._lost or time.monotonic()
+            if time.monotonic() - self._lost > GONE_SECONDS:
+                raise OpsError(f"{where} ended or cannot be reached {self._when}", kept) from None
+            raise Unreachable(f"{where} does not answer") from None
+        self._lost = None
+        if now.run_id != expected.run_id:
+            raise OpsError(f"{where} was restarted {self._when}", kept)
+        if now.role != expected.role:
+            raise OpsError(f"{where} is now {_named(now)} {self._when}", "launch it again: the master is found anew")
+        self._last = now
+        return now
+
+    def tell(self) -> Done:
+        """For the progress bar."""
+        state = self._last
+        if not self._is_begun:
+            return Done(f"{self._what} waits for the end of another save", 0.0)
+        if self._what == "SAVE":
+            return Done("SAVE: no client is served until it ends", 0.0)
+        ratio = state.done_keys / state.all_keys if state.all_keys else 0.0
+        return Done(f"{self._what}: {state.done_keys:,} of {state.all_keys:,} keys", ratio)
+
+    @property
+    def _when(self) -> str:
+        return f"in the middle of {self._what}" if self._is_begun else f"before {self._what} could begin"
+
+
+def _named(state: State) -> str:
+    return "the master" if state.role == "master" else f"a replica of {state.master}"
+
+
+def _failed(server: Persistence, what: str, now: State, said: str = "") -> OpsError:
+    """Why, from INFO and the disk. A save replaces the old file at its end, by rename: what was there still is."""
+    reason, remedy = _why(server, what, now, said)
+    refuses = replace(server, state=now).refuses_writes
+    logger().warning("%s failed; INFO says %s", what, now)
+    lead = f"the server refuses writes now ({refuses}): " if refuses else ""
+    return OpsError(f"{lead}{what} failed: {reason}", f"{remedy}; then {AGAIN}. The old files are untouched")
+
+
+def _why(server: Persistence, what: str, now: State, said: str) -> tuple[str, str]:
+    place, log = look_at(server), server.settings["logfile"]
+    look = f"look at the server's log{f' {log}' if log else ''}"
+    rewrites = what not in ("BGSAVE", "SAVE")
+    if place.trouble:
+        return place.trouble, place.remedy
+    if not place.problem and place.free_bytes < server.dataset_bytes:
+        free = f"{place.free_bytes:,} bytes are free on the disk of {place.directory}"
+        return f"{free}, the data is {server.dataset_bytes:,}", "make room there"
+    if rewrites and not now.aof_enabled:
+        return "the AOF was switched off in between", "CONFIG SET appendonly yes"
+    if (now.rewrite_ok if rewrites else now.save_ok) and not said:
+        return "the server gave it up (FLUSHALL, a full synchronisation and a shutdown end a save)", look
+    told = said.removeprefix("ERR").strip()
+    if told and "log" not in told:
+        return told, look
+    unseen = f" ({place.problem})" if place.problem else ""
+    return (
+        f"its process was killed or could not be started (out of memory?), or the disk refused it{unseen}",
+        f"{look} and at dmesg",
+    )

@@ -1,0 +1,195 @@
+"""A copy of a backup beside the live data directory, proven by a scratch server that runs on it.
+
+An AOF that is on is all that a server reads at its start: with only an RDB in place it comes up with 0 keys. So the RDB
+is always seeded as the AOF's base, with its manifest, and written anew under `dbfilename` for a server without AOF
+(recovery-rules, Redis).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from blocks.redis import Redis
+from runbook.errors import OpsError, VerificationFailed
+from runbook.kinds import action
+from runbook.log import logger
+from runbook.permit import Permit
+from runbook.wait import until
+from tasks.catalogue import Backup
+from tasks.redis.backup.snapshot import RDB
+from tasks.redis.content.manifest import EXPIRING, RedisComparison, RedisContent, compare
+from tasks.redis.content.reading import drop_prefixes, read_content
+from tasks.redis.scratch import refuse_empty, scratch_server
+from tasks.redis.server import call, holders, key_counts, live_directory, loaded_keys
+from tasks.redis.settings.file import Configuration, read_configuration
+
+ACT = "replace Redis data"
+BESIDE = ".restoring"
+MODE = 0o750
+LEFTOVER_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class RedisCopy:
+    """A copy that is ready to be swapped in. `keys` and `persistent` (those that nothing but a client can remove) count
+    per database after `dropped` (by prefix) were left out; a server that starts on it loads `base_keys` from the AOF's
+    base, or `rdb_keys` from the RDB, less what of `may_vanish` has."""
+
+    directory: Path
+    comparison: RedisComparison
+    dropped: dict[str, int]
+    keys: dict[int, int]
+    persistent: dict[int, int]
+    base_keys: int
+    rdb_keys: int
+    may_vanish: int
+    appendonly: bool
+    seconds: float
+
+
+@action
+def build_redis_copy(permit: Permit, block: Redis, backup: Backup) -> RedisCopy:
+    """Build `<data directory>.restoring` from a backup, prove it, and leave out the keys of `drop_prefixes`.
+
+    A copy that is not what the manifest says is returned with its differences, and `swap_redis` refuses it.
+
+    Raises:
+        NotConfirmed: the permit does not cover this directory.
+        VerificationFailed: the server cannot load the backup, or it cannot be compared.
+    """
+    permit.require(ACT, block.data_directory)
+    started = time.monotonic()
+    configuration = read_configuration(Path(block.config_file))
+    live = live_directory(block)
+    directory = live.with_name(live.name + BESIDE)
+    _remove_leftover(block, directory)
+    _seed(block, configuration, backup, live, directory)
+    expected = RedisContent.model_validate(backup.manifest.content)
+    with (
+        scratch_server(
+            block, directory, appendonly=True, rdb=configuration.rdb, aof=configuration.aof, user=block.os_user
+        ) as client,
+        tempfile.TemporaryDirectory(prefix="ops-redis-") as place,
+    ):
+        base_keys = loaded_keys(client)
+        sidecar = Path(place) / EXPIRING
+        actual = read_content(client, sidecar)
+        comparison = compare(expected, backup.path / EXPIRING, actual, sidecar)
+        fading = {n: keys - ttl - _persistent(actual, n) for n, (keys, ttl) in key_counts(client).items()}
+        dropped, counts = _finish(client, block) if comparison.is_equal else ({}, {})
+    _check_files(configuration, backup, directory)
+    _own(block, directory)
+    _sync(directory)
+    return RedisCopy(
+        directory,
+        comparison,
+        dropped,
+        keys={number: keys for number, (keys, _) in counts.items()},
+        persistent={number: keys - ttl - fading[number] for number, (keys, ttl) in counts.items()},
+        base_keys=base_keys,
+        rdb_keys=sum(keys for keys, _ in counts.values()),
+        may_vanish=actual.may_vanish,
+        appendonly=configuration.appendonly,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _persistent(content: RedisContent, number: int) -> int:
+    """Without hashes whose every field has a TTL: they have none of their own, and go with their last field."""
+    return content.databases[number].persistent_keys if number in content.databases else 0
+
+
+def _remove_leftover(block: Redis, directory: Path) -> None:
+    """A killed run's copy; its scratch server dies with it, which takes a moment."""
+    if directory.exists():
+        until(
+            lambda: not holders(block, directory), what=f"the end of the server on {directory}",
+            seconds=LEFTOVER_SECONDS, hint="end it by hand: a killed restore left it behind",
+        )  # fmt: skip
+        logger().info("removing %s, which a restore that was killed left behind", directory)
+        shutil.rmtree(directory)
+
+
+def _seed(block: Redis, configuration: Configuration, backup: Backup, live: Path, directory: Path) -> None:
+    """The RDB as the AOF's base (https://valkey.io/topics/persistence/), and an ACL file that lies with the data."""
+    refuse_empty(backup.path / RDB)
+    folder, stem = configuration.aof
+    aof = directory / folder
+    live.parent.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=MODE)
+    aof.mkdir(mode=MODE)
+    base = f"{stem}.1.base.rdb"
+    shutil.copyfile(backup.path / RDB, aof / base)
+    named = f'"{base}"' if " " in base else base
+    (aof / f"{stem}.manifest").write_text(f"file {named} seq 1 type b\n", encoding="utf-8")
+    if acl := configuration.get("aclfile"):
+        source = live / acl
+        if source.is_relative_to(live) and source.is_file():
+            target = directory / source.relative_to(live)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    _own(block, directory)
+
+
+def _finish(client: redis.Redis, block: Redis) -> tuple[dict[str, int], dict[int, tuple[int, int]]]:
+    """Leave out what is made anew anyway, and write the RDB; the AOF logs the drop. Nothing expires meanwhile: the
+    counts are those of the file."""
+    dropped = drop_prefixes(client, block.drop_prefixes)
+    call(client, "DEBUG", "SET-ACTIVE-EXPIRE", "0")
+    counts = key_counts(client)
+    try:
+        client.save()
+    except redis.RedisError as error:
+        raise VerificationFailed(f"the copy cannot be saved: {error}", "look at the free space") from None
+    return dropped, counts
+
+
+def _check_files(configuration: Configuration, backup: Backup, directory: Path) -> None:
+    folder, stem = configuration.aof
+    base = directory / folder / f"{stem}.1.base.rdb"
+    manifest = directory / folder / f"{stem}.manifest"
+    if not base.exists() or base.stat().st_size != (backup.path / RDB).stat().st_size or not manifest.exists():
+        raise VerificationFailed("the copy's AOF is not what was seeded", "launch it again; look at the file system")
+
+
+def _own(block: Redis, directory: Path) -> None:
+    """Give the copy to the server's user, where this is root."""
+    if os.geteuid() != 0:
+        return
+    try:
+        account = pwd.getpwnam(block.os_user)
+    except KeyError:
+        raise OpsError(f"there is no user {block.os_user} on this host", "correct [redis] os_user") from None
+    for path in (directory, *directory.rglob("*")):
+        os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+
+
+def _sync(directory: Path) -> None:
+    for path in (*directory.rglob("*"), directory):
+        with _descriptor(path) as descriptor:
+            os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _descriptor(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: Path) -> None:
+    """What was renamed in a directory survives a power cut only after this."""
+    with _descriptor(path) as descriptor:
+        os.fsync(descriptor)

@@ -1,0 +1,230 @@
+"""What must hold before a Redis is replaced by a backup: the backup, the space, and that nobody works against it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from blocks.redis import Redis
+from runbook.errors import OpsError, Unreachable, VerificationFailed
+from runbook.kinds import probe
+from runbook.render import size
+from tasks.catalogue import Backup
+from tasks.host import disk_of
+from tasks.redis.backup.snapshot import RDB
+from tasks.redis.content.manifest import RedisContent
+from tasks.redis.restore.surroundings import Surroundings
+from tasks.redis.scratch import refuse_empty, scratch_server
+from tasks.redis.server import (
+    connected,
+    family,
+    key_counts,
+    live_directory,
+    loaded_keys,
+    program_version,
+    version_of,
+)
+from tasks.redis.settings.file import Configuration, read_configuration
+
+# The RDB as the AOF's base, the RDB that is written after the drop, and the log of the drop.
+COPIES = 2.2
+
+
+@dataclass(frozen=True)
+class Precondition:
+    """One thing that must hold. `blocks` is False where a recovery goes on with a warning."""
+
+    name: str
+    ok: bool
+    hint: str = ""
+    value: str = ""
+    expected: str = ""
+    blocks: bool = True
+
+
+@dataclass(frozen=True)
+class RedisFitness:
+    """Whether a backup may replace a server's data. `live_keys` is what would be set aside, None when it is down."""
+
+    preconditions: tuple[Precondition, ...]
+    live_keys: dict[int, int] | None
+    copy_bytes: int
+    load_seconds: float
+    around: Surroundings
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What forbids the restore, as sentences with what to do."""
+        return tuple(f"{p.name}: {p.value} — {p.hint}" for p in self.preconditions if p.blocks and not p.ok)
+
+
+@probe
+def judge_redis_backup(block: Redis, backup: Backup, around: Surroundings) -> RedisFitness:
+    """Everything that can be told without stopping or changing anything. The RDB is really loaded (a scratch server):
+    that is the only answer to "can this server read it". Problems are returned, not raised.
+    """
+    found: list[Precondition] = []
+    content = RedisContent.model_validate(backup.manifest.content)
+    copy_bytes = int((backup.path / RDB).stat().st_size * COPIES) if (backup.path / RDB).exists() else 0
+    seconds = 0.0
+    program = _program(block)
+    found.append(program)
+    if program.ok:
+        loads, seconds = _loads(block, backup, content, program.value)
+        found.append(loads)
+    found += _place(block, copy_bytes)
+    found += _memory(content)
+    found += _configuration(block, around)
+    live, keys = _live(block, program.value)
+    found += live
+    found += _around(around)
+    return RedisFitness(tuple(found), keys, copy_bytes, seconds, around)
+
+
+def _program(block: Redis) -> Precondition:
+    try:
+        return Precondition("server program", True, value=program_version(block))
+    except OpsError as error:
+        return Precondition("server program", False, error.hint or "correct [redis] server_program", error.message)
+
+
+def _loads(block: Redis, backup: Backup, content: RedisContent, program: str) -> tuple[Precondition, float]:
+    started, taken_by = time.monotonic(), content.server_version
+    name, expected = "the backup loads", f"{content.rdb_keys:,} keys of {taken_by}"
+    try:
+        refuse_empty(backup.path / RDB)
+        with scratch_server(block, backup.path, rdb=RDB) as client:
+            count = loaded_keys(client)
+    except VerificationFailed as error:
+        if family(taken_by) != family(program):
+            return (
+                Precondition(
+                    name,
+                    False,
+                    f"restore it with {family(taken_by)}: the two families cannot read each other's newer RDB files",
+                    f"{program} cannot read what {taken_by} saved",
+                    expected,
+                ),
+                0.0,
+            )
+        return Precondition(name, False, error.hint, error.message, expected), 0.0
+    except OpsError as error:
+        return Precondition(name, False, error.hint, error.message, expected), 0.0
+    ok = content.rdb_keys - content.may_vanish <= count <= content.rdb_keys
+    return Precondition(name, ok, "choose another backup", f"{count:,} keys", expected), time.monotonic() - started
+
+
+def _place(block: Redis, copy_bytes: int) -> Iterator[Precondition]:
+    live = live_directory(block)
+    name = "the data directory can be swapped"
+    if live.is_mount():
+        yield Precondition(name, False, "make dir a directory below it", f"{live} is a mount point: it has no rename")
+        return
+    parent = next(path for path in live.parents if path.exists())
+    ok = os.access(parent, os.W_OK | os.X_OK)
+    yield Precondition(name, ok, f"run as root or give this user {parent}", f"{parent} {'' if ok else 'not '}writable")
+    disk = disk_of(live.parent)
+    yield Precondition(
+        "free space for the copy",
+        disk.free_bytes > copy_bytes,
+        f"free {size(copy_bytes - disk.free_bytes)} at {live.parent}: the old data is kept beside",
+        size(disk.free_bytes),
+        f"more than {size(copy_bytes)}",
+    )
+
+
+def _memory(content: RedisContent) -> Iterator[Precondition]:
+    free = psutil.virtual_memory().available
+    yield Precondition(
+        "memory for the scratch server",
+        free > content.memory_bytes * 1.2,
+        "stop something: the scratch server is the first that the kernel ends, and the restore then stops unharmed",
+        size(free),
+        f"more than {size(content.memory_bytes * 1.2)}",
+        blocks=False,
+    )
+
+
+def _configuration(block: Redis, around: Surroundings) -> Iterator[Precondition]:
+    name = "configuration"
+    try:
+        found = read_configuration(Path(block.config_file))
+    except OpsError as error:
+        yield Precondition(name, False, "put it back: backups carry a copy without secrets", error.message)
+        return
+    wrong = _wrong_setting(block, found, around)
+    yield Precondition(name, not wrong, wrong[1] if wrong else "", wrong[0] if wrong else str(block.config_file))
+    password = found.get("requirepass")
+    if password and password != block.password.get_secret_value():
+        yield Precondition(
+            "password",
+            False,
+            "correct the secret and register the blocks again: the restored server could not be verified",
+            f"not the one of {block.config_file}",
+        )
+
+
+def _wrong_setting(block: Redis, found: Configuration, around: Surroundings) -> tuple[str, str] | None:
+    live, told = live_directory(block), found.get("dir")
+    if told and Path(told).is_absolute() and Path(told).resolve() != live:
+        return f"{block.config_file} says dir {told}, the environment {live}", "correct [redis] data_directory"
+    if found.get("cluster-enabled", "no").lower() == "yes":
+        return "the server is a node of a cluster", "this restore is for a single server"
+    if found.replica_of and around.is_alone:
+        return f"the server is a replica of {found.replica_of}", "restore its master, or make this one the master first"
+    acl = Path(found.get("aclfile") or block.config_file)
+    if not (live / acl).exists():
+        return f"the ACL file {acl} is gone", "write it anew (a copy without secrets is in the backup)"
+    return None
+
+
+def _live(block: Redis, program: str) -> tuple[list[Precondition], dict[int, int] | None]:
+    try:
+        with connected(block) as client:
+            keys = {number: counts[0] for number, counts in key_counts(client).items()}
+            version = version_of(client)
+    except Unreachable:
+        return [Precondition("the server", True, value="down: a reason to restore, no obstacle")], None
+    except OpsError as error:
+        return [Precondition("the server", False, error.hint, error.message)], None
+    return [
+        Precondition(
+            "version of the running server",
+            version == program,
+            "correct [redis] server_program: the copy is proven by another program than the one that will serve it",
+            version,
+            program,
+            blocks=family(version) != family(program),
+        ),
+    ], keys
+
+
+def _around(around: Surroundings) -> Iterator[Precondition]:
+    """Replicas and Sentinels that can be taken off are no obstacle; those that cannot may work against the restore."""
+    yield Precondition(
+        "Sentinels agree on the master",
+        not around.disagreement,
+        "wait until a failover has ended; SENTINEL RESET on those that are wrong",
+        around.disagreement or around.master or "none watches it",
+    )
+    yield Precondition(
+        "other servers of the data set",
+        not around.dangerous,
+        "start it, or stop it for good: clients may still write to it, and what they write would be lost unseen",
+        f"{', '.join(around.dangerous)} cannot be reached" if around.dangerous else ", ".join(around.others) or "none",
+        "all can be reached, or are held for dead by the Sentinels",
+    )
+    if around.silent:
+        yield Precondition(
+            "Sentinels that do not answer",
+            False,
+            "make sure that they stay away until the restore is verified",
+            ", ".join(around.silent),
+            "none",
+            blocks=False,
+        )

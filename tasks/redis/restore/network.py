@@ -1,0 +1,238 @@
+"""A backup's data into a server whose files cannot be reached (§2.3): the server follows a temporary one that holds the
+backup, until it holds the same, and is then made a master again.
+
+Meanwhile it takes no writes, so that both can be compared key by key with nobody in between. With `repl-diskless-load
+swapdb` the old data stays until the new is loaded. What was set is written down before, so that a run that was killed
+can be followed by one that puts it back. https://valkey.io/topics/replication/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import redis
+from pydantic import TypeAdapter, ValidationError
+
+from blocks.redis import CONNECT_SECONDS, Redis
+from runbook.errors import OpsError, Unreachable
+from runbook.failpoint import failpoint
+from runbook.kinds import action, probe
+from runbook.log import logger
+from runbook.permit import Permit
+from runbook.wait import until
+from tasks.redis.restore.equal import Comparison
+from tasks.redis.restore.route import LOADING, Route
+from tasks.redis.server import call, connected
+
+ACT = "replace all data of Redis over the network"
+RECORD = "redis-network-restore.json"
+TRANSFER_SECONDS = 3600.0
+REACH_SECONDS = 15.0
+PERSIST_SECONDS = 3600.0
+PROGRESS_SECONDS = 5.0
+
+
+class NotReached(OpsError):
+    """The live server does not come to the temporary one; it holds what it held."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What a restore set on `server`, or was about to: `settings` are what it found there. `kept` is the backup of what
+    was live before."""
+
+    server: str
+    temporary: str
+    settings: dict[str, str]
+    kept: str
+
+
+def find_leftover(reports: Path) -> Leftover | None:
+    """What a killed restore left, if any.
+
+    Raises:
+        OpsError: the record cannot be read.
+    """
+    path = reports / RECORD
+    try:
+        return TypeAdapter(Leftover).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise OpsError(
+            f"{path} cannot be read: {type(error).__name__}", "look whether Redis is a master, then remove the file"
+        ) from None
+
+
+@probe
+def still_follows(block: Redis, left: Leftover) -> bool:
+    """Whether a server is still the replica that a killed restore made of it: nobody has written to it since.
+
+    Raises:
+        Unreachable, OpsError: it does not answer, or refuses INFO.
+    """
+    with connected(block) as client:
+        info = client.info("replication")
+    return info["role"] == "slave" and f"{info['master_host']}:{info['master_port']}" == left.temporary
+
+
+@action(idempotent=True)
+def put_back(permit: Permit, block: Redis, left: Leftover, reports: Path) -> None:
+    """Make a server a master again that a restore made a replica, with its own settings.
+
+    Raises:
+        NotConfirmed: the permit is for another.
+        Unreachable, OpsError: it does not answer, or refuses.
+    """
+    permit.require(ACT, block.address)
+    _put_back(block, left, reports)
+
+
+def _put_back(block: Redis, left: Leftover, reports: Path) -> None:
+    with connected(block) as client:
+        info = client.info("replication")
+        if info["role"] == "slave" and f"{info['master_host']}:{info['master_port']}" == left.temporary:
+            call(client, "REPLICAOF", "NO", "ONE")
+        for name, value in left.settings.items():
+            client.config_set(name, value)
+    (reports / RECORD).unlink(missing_ok=True)
+
+
+@action
+def replace_by_replication(
+    permit: Permit,
+    block: Redis,
+    scratch: redis.Redis,
+    route: Route,
+    kept: str,
+    reports: Path,
+    compare: Callable[[], Comparison],
+) -> Comparison:
+    """Let the live server follow the scratch server until it holds the same, compare, and make it a master again.
+
+    Raises:
+        NotConfirmed: the permit is for another server.
+        NotReached: it did not come to the scratch server; it holds what it held.
+        Unreachable, OpsError: it, or the link, broke; it is a master again where that could be done.
+    """
+    permit.require(ACT, block.address)
+    left = _prepare(block, scratch, route, kept)
+    _record(reports, left)
+    failpoint("redis: network restore recorded")
+    try:
+        with connected(block) as client:
+            _follow(client, scratch, left, route)
+        failpoint("redis: live server follows")
+        _wait(block, scratch)
+        failpoint("redis: live server loaded")
+        found = compare()
+        failpoint("redis: live server compared")
+    finally:
+        _put_back(block, left, reports)
+    failpoint("redis: live server is a master again")
+    _persist(block)
+    return found
+
+
+def _prepare(block: Redis, scratch: redis.Redis, route: Route, kept: str) -> Leftover:
+    """The scratch server listens where the live one reaches this host, with the password that the live one has for a
+    master, or a random one."""
+    with connected(block) as client:
+        told = {**client.config_get("masterauth"), **client.config_get("masteruser"), **client.config_get(LOADING)}
+    auth, user = str(told.get("masterauth") or ""), str(told.get("masteruser") or "")
+    settings = {LOADING: str(told[LOADING])} | ({} if auth else {"masteruser": user, "masterauth": ""})
+    password = auth if auth and not user else secrets.token_urlsafe(32)
+    with socket.create_connection((block.host, block.port), CONNECT_SECONDS) as probe_socket:
+        host = str(probe_socket.getsockname()[0])
+    if auth and user:
+        call(scratch, "ACL", "SETUSER", user, "on", f">{auth}", "~*", "&*", "+@all")
+    scratch.config_set("requirepass", password)
+    scratch.connection_pool.connection_kwargs["password"] = password
+    scratch.config_set("repl-diskless-sync", "yes")
+    scratch.config_set("repl-diskless-sync-delay", 0)
+    scratch.config_set("bind", host)
+    scratch.config_set("port", port := _free_port(host))
+    return Leftover(block.address, f"{host}:{port}", settings, kept)
+
+
+def _free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as found:
+        found.bind((host, 0))
+        return int(found.getsockname()[1])
+
+
+def _record(reports: Path, left: Leftover) -> None:
+    path = reports / RECORD
+    partial = path.with_suffix(".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(asdict(left), file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise OpsError(f"{path} cannot be written: {error.strerror}", "make room there or correct its owner") from None
+
+
+def _follow(client: redis.Redis, scratch: redis.Redis, left: Leftover, route: Route) -> None:
+    if "masterauth" in left.settings:
+        client.config_set("masteruser", "")
+        client.config_set("masterauth", scratch.connection_pool.connection_kwargs["password"])
+    if route.swaps:
+        client.config_set(LOADING, "swapdb")
+    host, _, port = left.temporary.rpartition(":")
+    call(client, "REPLICAOF", host, port)
+
+
+def _wait(block: Redis, scratch: redis.Redis) -> None:
+    begun = told = time.monotonic()
+
+    def loaded() -> bool:
+        nonlocal told
+        if not _came(scratch) and time.monotonic() - begun > REACH_SECONDS:
+            raise NotReached(
+                f"{block.address} does not come to this host", "let it reach this host, if replication is wanted"
+            )
+        with connected(block) as client:
+            info = client.info("replication")
+        if time.monotonic() - told > PROGRESS_SECONDS:
+            told = time.monotonic()
+            logger().info("the live server has had %s bytes", info.get("master_sync_read_bytes", 0))
+        return info["master_link_status"] == "up" and not int(info.get("master_sync_in_progress", 0))
+
+    until(loaded, what="the backup's data on the live server", seconds=TRANSFER_SECONDS, every_seconds=0.05)
+
+
+def _came(scratch: redis.Redis) -> bool:
+    return int(scratch.info("stats")["sync_full"]) > 0
+
+
+def _persist(block: Redis) -> None:
+    """The new data on its disk: a full transfer leaves the RDB of before there, until the next save."""
+
+    def idle() -> bool:
+        with connected(block) as client:
+            info = client.info("persistence")
+        return not any(int(info.get(name, 0)) for name in _BUSY)
+
+    try:
+        until(idle, what="the end of a rewrite or save", seconds=PERSIST_SECONDS)
+        with connected(block) as client:
+            client.bgsave()
+        until(idle, what="the end of the save", seconds=PERSIST_SECONDS)
+    except Unreachable:
+        raise
+    except OpsError as error:
+        logger().warning("the live server was not asked to save: %s", error.message)
+
+
+_BUSY = ("rdb_bgsave_in_progress", "aof_rewrite_in_progress", "aof_rewrite_scheduled", "loading", "async_loading")

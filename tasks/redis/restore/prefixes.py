@@ -1,0 +1,222 @@
+"""Restore of the keys under some prefixes into a live server that goes on serving (§2.3).
+
+A scratch server holds the backup; from it the keys are carried over one by one, and afterwards both sides are compared
+key by key. What clients wrote meanwhile is told apart (tasks.redis.restore.writes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import redis
+
+from blocks.redis import Redis
+from runbook.errors import OpsError
+from runbook.failpoint import failpoint
+from runbook.kinds import action, probe
+from runbook.permit import Permit
+from tasks.redis.backup.rdb import accepts, payload_version
+from tasks.redis.content.reading import shown
+from tasks.redis.keys import PAGE_KEYS, Carried, carry, keys_under
+from tasks.redis.line import Line, scratch_line
+from tasks.redis.restore.writes import Writes
+from tasks.redis.server import key_counts
+
+ACT = "restore Redis keys"
+Extra = Literal["keep", "remove"]
+"""What becomes of live keys under a prefix that the backup does not have."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """One database under one prefix: keys of the backup, keys of the live server, and those of them that the backup
+    does not have. `bytes` are what the backup's take in memory."""
+
+    database: int
+    prefix: bytes
+    backup: int
+    live: int
+    extra: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be restored where, as it was counted."""
+
+    address: str
+    extra: Extra
+    held: tuple[Held, ...]
+
+    @property
+    def target(self) -> str:
+        """For the permit: it names the counts."""
+        parts = [f"db {one.database} {shown(one.prefix) or 'every key'}: {one.backup:,} keys"
+                 + (f", {one.extra:,} others removed" if self.extra == "remove" else "")
+                 for one in self.held]  # fmt: skip
+        return f"on {self.address} ({'; '.join(parts)})"
+
+    @property
+    def keys(self) -> int:
+        """Of the backup."""
+        return sum(one.backup for one in self.held)
+
+    @property
+    def bytes(self) -> int:
+        """What they take in memory."""
+        return sum(one.bytes for one in self.held)
+
+
+@dataclass
+class Restored:
+    """What was done."""
+
+    carried: Carried = field(default_factory=Carried)
+    removed: int = 0
+    spared: int = 0
+
+
+@probe
+def count_keys(block: Redis, scratch: redis.Redis, live: Line, prefixes: Sequence[bytes], extra: Extra) -> Order:
+    """Count what a restore of `prefixes` would touch, in all databases of the backup and of the live server.
+
+    Raises:
+        Unreachable, OpsError: the live server does not answer, or refuses a command.
+    """
+    with scratch_line(block, scratch) as backup:
+        numbers = sorted({*key_counts(scratch), *_databases(live)})
+        held = [_count(backup, live, number, prefix) for number in numbers for prefix in prefixes]
+    return Order(block.address, extra, tuple(one for one in held if one.backup or one.live))
+
+
+def _databases(live: Line) -> list[int]:
+    told = bytes(live.call(0, "INFO", "keyspace")).decode()
+    return [int(line.split(":", 1)[0].removeprefix("db")) for line in told.splitlines() if line.startswith("db")]
+
+
+def _count(backup: Line, live: Line, number: int, prefix: bytes) -> Held:
+    ours = theirs = extra = size = 0
+    for page in keys_under(backup, number, prefix):
+        sizes = backup.pipe(number, [("MEMORY", "USAGE", key) for key in page])
+        ours += len(sizes) - sizes.count(None)
+        size += sum(found or 0 for found in sizes)
+    for page in keys_under(live, number, prefix):
+        theirs += len(page)
+        extra += len(absent(backup, number, page))
+    return Held(number, prefix, ours, theirs, extra, size)
+
+
+def absent(side: Line, number: int, keys: Sequence[bytes]) -> list[bytes]:
+    """Those that a server does not have."""
+    answers = side.pipe(number, [("EXISTS", key) for key in keys])
+    side.refuse(answers)
+    return [key for key, found in zip(keys, answers, strict=True) if not found]
+
+
+@probe
+def find_refusal(block: Redis, scratch: redis.Redis, live: Line, held: Order, *, left_following: bool = False) -> str:
+    """Why the live server would not take the backup's keys: its role, its version; "" where it would. Nothing is
+    written. `left_following`: that it is a replica is what a killed restore left, and is put right.
+
+    Raises:
+        Unreachable, OpsError: it does not answer, or forbids a command that is needed.
+    """
+    role = live.call(0, "ROLE")[0]
+    if left_following:
+        return ""  # the run before asked the rest; and a replica refuses what is offered for the version
+    if role != b"master":
+        return f"{block.address} is a {role.decode()}: it takes no writes"
+    with scratch_line(block, scratch) as backup:
+        version = _version(backup, held)
+    with block.client() as client:
+        try:
+            ok = version is None or accepts(client, version)
+        except redis.RedisError as error:
+            raise block.refused(error) from None
+    if not ok:
+        return f"{block.address} does not take values of RDB version {version}, which {block.server_program} writes"
+    for number in {one.database for one in held.held}:
+        try:
+            live.call(number, "PING")
+        except OpsError as error:
+            return f"{block.address} has no database {number}: {error.message}"
+    return ""
+
+
+def _version(backup: Line, held: Order) -> int | None:
+    for one in held.held:
+        for page in keys_under(backup, one.database, one.prefix) if one.backup else ():
+            for payload in backup.pipe(one.database, [("DUMP", key) for key in page[:1]]):
+                if isinstance(payload, bytes):
+                    return payload_version(payload)
+    return None
+
+
+@action
+def restore_keys(
+    permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: Order, writes: Writes
+) -> Restored:
+    """Remove what the backup does not have (where that is ordered), then carry the backup's keys over. Keys that the
+    backup does not have and that a client wrote since the counting are spared.
+
+    Killed anywhere, the live server holds some keys of before and some of the backup; launched again it ends well.
+
+    Raises:
+        NotConfirmed: the permit names something else.
+        OpsError: the live server refuses, or more would be removed than was counted.
+        Unreachable: it does not answer.
+    """
+    permit.require(ACT, order.target)
+    done = Restored()
+    with scratch_line(block, scratch) as backup:
+        for one in order.held:
+            if order.extra == "remove" and one.extra:
+                _remove(backup, live, one, writes, done)
+        failpoint("redis: others removed")
+        for one in order.held:
+            for page in keys_under(backup, one.database, one.prefix) if one.backup else ():
+                carry(backup, live, one.database, page, done.carried)
+                failpoint("redis: keys carried")
+    return done
+
+
+@action(idempotent=True)
+def restore_functions(permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: Order) -> str:
+    """The backup's function libraries in the place of the live server's; returns why that could not be, "" where it
+    was.
+
+    Raises:
+        NotConfirmed: the permit names something else.
+        Unreachable: a server does not answer.
+    """
+    permit.require(ACT, order.target)
+    with scratch_line(block, scratch) as backup:
+        payload = backup.call(0, "FUNCTION", "DUMP")
+    (answer,) = live.pipe(0, [("FUNCTION", "RESTORE", payload, "FLUSH")])
+    return str(answer) if isinstance(answer, Exception) else ""
+
+
+def _remove(backup: Line, live: Line, one: Held, writes: Writes, done: Restored) -> None:
+    removed = 0
+    for keys in _extra(backup, live, one):
+        writes.settle()
+        doomed = [key for key in keys if key not in writes]
+        done.spared += len(keys) - len(doomed)
+        if removed + len(doomed) > one.extra:
+            raise OpsError(
+                f"there are more keys under {shown(one.prefix)} to remove than the {one.extra:,} that were counted",
+                "clients add keys: stop them, or launch it again with extra=keep",
+            )
+        answers = live.pipe(one.database, [("UNLINK", key) for key in doomed])
+        live.refuse(answers)
+        removed += len(doomed)
+    done.removed += removed
+
+
+def _extra(backup: Line, live: Line, one: Held) -> Iterator[list[bytes]]:
+    for page in keys_under(live, one.database, one.prefix):
+        for start in range(0, len(page), PAGE_KEYS):
+            if keys := absent(backup, one.database, page[start : start + PAGE_KEYS]):
+                yield keys

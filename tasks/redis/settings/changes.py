@@ -1,0 +1,190 @@
+"""Changes of Redis's settings: CONFIG SET, an AOF that is switched on, CONFIG REWRITE (§2.3, §2.4).
+
+https://valkey.io/commands/config-set/ and https://valkey.io/commands/config-rewrite/
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from blocks.redis import Redis
+from runbook.errors import OpsError, Unreachable, VerificationFailed
+from runbook.failpoint import failpoint
+from runbook.kinds import action
+from runbook.permit import Permit
+from tasks.redis.persistence.files import look_at
+from tasks.redis.persistence.saving import Saved, carry_out
+from tasks.redis.persistence.state import State
+from tasks.redis.server import connected, key_counts
+from tasks.redis.settings.running import ServerSettings
+
+SET, REWRITE = "config set", "config rewrite"
+# The server tries one limit of open files after the other, 16 apart, and serves nobody meanwhile: for 1,000,000 of them
+# that was 0.2 s.
+STEP_CLIENTS = 16_000
+# What it keeps of its open files for itself (CONFIG_MIN_RESERVED_FDS).
+RESERVED_FILES = 32
+
+
+@dataclass(frozen=True)
+class Change:
+    """What CONFIG SET is to set."""
+
+    name: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value}" if self.value else f'{self.name} ""'
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a change: set, or why the server refused it."""
+
+    change: Change
+    refused: str = ""
+
+
+def act_of(address: str, change: Change) -> str:
+    """What a permit names."""
+    return f"{change} on {address}"
+
+
+@action(idempotent=True)
+def set_values(permit: Permit, block: Redis, found: ServerSettings, changes: Sequence[Change]) -> tuple[Done, ...]:
+    """CONFIG SET, one after the other; that it is the same server in the same role is looked at before each.
+
+    Raises:
+        NotConfirmed: a change is not in the permit.
+        OpsError: it is another server, or a replica, by now. What was set by then stays set.
+        Unreachable: it went away.
+    """
+    for change in changes:
+        permit.require(SET, act_of(found.address, change))
+    try:
+        with connected(block) as client:
+            done = []
+            for change in changes:
+                require_same(client, found)
+                done.append(_set(client, found, change))
+                failpoint("redis settings: set")
+            return tuple(done)
+    except Unreachable as error:
+        raise Unreachable(f"while settings were set: {error.message}", "start it, then launch this again") from None
+
+
+def _set(client: redis.Redis, found: ServerSettings, change: Change) -> Done:
+    try:
+        for value in _steps(found, change):
+            client.config_set(change.name, value)
+    except redis.exceptions.NoPermissionError:
+        raise
+    except redis.ResponseError as error:
+        if change.name == "maxclients":
+            client.config_set("maxclients", found.running["maxclients"])
+        return Done(change, re.sub(r"^CONFIG SET failed.*? - ", "", str(error)))
+    return Done(change)
+
+
+def _steps(found: ServerSettings, change: Change) -> list[str]:
+    """maxclients goes up in steps, so that a refusal comes before the server has tried for long."""
+    if change.name != "maxclients":
+        return [change.value]
+    return [*map(str, range(int(found.running["maxclients"]) + STEP_CLIENTS, int(change.value), STEP_CLIENTS)),
+            change.value]  # fmt: skip
+
+
+def require_same(client: redis.Redis, found: ServerSettings) -> None:
+    """Raises OpsError where the server was restarted, promoted or demoted since it was read."""
+    run_id, role = str(client.info("server")["run_id"]), str(client.info("replication")["role"])
+    if run_id != found.server.state.run_id:
+        hint = "launch it again: what was set and not yet in its file is lost, the record has the old values"
+        raise OpsError(f"Redis at {found.address} was restarted meanwhile", hint)
+    if role != found.role:
+        hint = "launch it again: the master is found anew; what was set here stays, the record has the old values"
+        raise OpsError(f"Redis at {found.address} is a {role} now, and was a {found.role}", hint)
+
+
+@action
+def switch_aof_on(permit: Permit, block: Redis, found: ServerSettings) -> Saved:
+    """CONFIG SET appendonly yes, and wait until the AOF holds everything: only then may the file say so. Where that
+    fails it is switched off again: the server would try for ever.
+
+    Raises:
+        NotConfirmed: it is not in the permit.
+        OpsError: the rewrite failed (the reason, as far as INFO and the disk tell it).
+        VerificationFailed: there are other keys than before, while no client wrote.
+    """
+    permit.require(SET, act_of(found.address, Change("appendonly", "yes")))
+    with connected(block) as client:
+        require_same(client, found)
+        before = _content(client)
+    what = "CONFIG SET appendonly yes"
+    try:
+        saved = carry_out(block, found.server, what, lambda c: c.config_set("appendonly", "yes"), _is_on, _has_failed)
+    except OpsError as error:
+        raise OpsError(f"{error.message}; {_switched_off(block)}", error.hint) from None
+    with connected(block) as client:
+        after = _content(client)
+    if before[0] != after[0] and before[1:] == after[1:]:
+        raise VerificationFailed(
+            f"{after[0]:,} keys after the AOF was switched on, {before[0]:,} before, and no client wrote",
+            "look at the server's log before it is restarted",
+        )
+    missing = look_at(found.server).missing
+    if missing:
+        raise VerificationFailed(f"files of the new AOF are missing: {missing[0].name}", "snapshot-redis, kind=rewrite")
+    return saved
+
+
+def _is_on(before: State, now: State) -> bool:
+    return now.aof_enabled and now.rewrites > before.rewrites and now.rewrite_ok and not now.rewriting
+
+
+def _has_failed(before: State, now: State) -> bool:
+    """One rewrite was begun and failed; the server schedules the next one by itself. An old failure counts for none."""
+    if now.rewrite_ok or now.rewrites == before.rewrites:
+        return not now.rewriting and not now.saving
+    return before.rewrite_ok or now.rewrites > before.rewrites + 1 or not now.rewriting
+
+
+def _switched_off(block: Redis) -> str:
+    try:
+        with connected(block) as client:
+            client.config_set("appendonly", "no")
+    except OpsError as error:
+        return f"and it could not be switched off again: {error.message}"
+    return "the AOF is off as before"
+
+
+def _content(client: redis.Redis) -> tuple[int, int, int, int]:
+    """Keys, and what changes their number: writes, expiry, eviction."""
+    info: dict[str, Any] = client.info()
+    keys = sum(keys for keys, _ in key_counts(client).values())
+    changes = int(info["rdb_changes_since_last_save"]) + int(info["rdb_saves"])
+    return keys, changes, int(info["expired_keys"]), int(info["evicted_keys"])
+
+
+@action(idempotent=True)
+def rewrite_file(permit: Permit, block: Redis, found: ServerSettings) -> str:
+    """CONFIG REWRITE; returns why the server could not write its file, "" where it has.
+
+    Raises:
+        NotConfirmed: it is not in the permit.
+        OpsError: it is another server, or has another role, by now.
+    """
+    permit.require(REWRITE, found.address)
+    with connected(block) as client:
+        require_same(client, found)
+        try:
+            client.config_rewrite()
+        except redis.exceptions.NoPermissionError:
+            raise
+        except redis.ResponseError as error:
+            return str(error)
+    return ""
