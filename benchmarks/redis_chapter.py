@@ -21,6 +21,7 @@ from lab.layout import CHECKOUT
 from lab.progress import Tell
 from runbook import shell
 from runbook.errors import OpsError
+from runbook.wait import until
 from tests.redis.servers import NAME, PASSWORD, RedisServer, running_redis
 
 KEYS = 1_000_000
@@ -162,12 +163,10 @@ def _client(server: RedisServer, seen: list[float]) -> Iterator[None]:
 
 
 def _until_it_calls(server: RedisServer) -> None:
-    client, deadline = server.client(), time.monotonic() + 20
+    client = server.client()
     client.delete("bench:client")
-    while not client.exists("bench:client"):
-        if time.monotonic() > deadline:
-            raise OpsError("the other client does not call", "look at benchmarks/redis_client.py")
-        time.sleep(0.01)
+    until(lambda: client.exists("bench:client"), what="a call of the other client", seconds=20, every_seconds=0.01,
+          hint="look at benchmarks/redis_client.py")  # fmt: skip
 
 
 @contextlib.contextmanager

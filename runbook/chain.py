@@ -10,12 +10,13 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from runbook import durable
 
 GENESIS = "0" * 64
 
@@ -39,8 +40,10 @@ def append(directory: Path, name: str, report: Mapping[str, Any]) -> tuple[Path,
         content["hash"] = hash_of(content)
         stamp = re.sub(r"[-:]", "", str(report["started"]))[:15]
         path = directory / f"{stamp}Z-{host}-{number + 1:06d}-{name}.json"
-        _write(path, json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n")
-        _write(head, f"{number + 1} {content['hash']}\n")
+        text = json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
+        # File names that are not UTF-8 reach us as lone surrogates: written as JSON's own escapes.
+        durable.write(path, text, errors="backslashreplace")
+        durable.write(head, f"{number + 1} {content['hash']}\n")
     return path, content
 
 
@@ -99,16 +102,6 @@ def _recovered(directory: Path, host: str, number: int, last: str) -> tuple[int,
             if report.get("chain") == host and report.get("previous") == last and report.get("hash") == hash_of(report):
                 return number + 1, report["hash"]
     return number, last
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    # File names that are not UTF-8 reach us as lone surrogates: written as JSON's own escapes.
-    with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def _host() -> str:

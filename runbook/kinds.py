@@ -19,10 +19,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 
+from runbook.current import current_report
 from runbook.errors import Unreachable
 from runbook.failpoint import failpoint
 from runbook.permit import Permit
-from runbook.report import Status, StepTime, current_report
+from runbook.report import Status, StepTime
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -262,21 +261,3 @@ class Report:
 
 def _number(value: float) -> str:
     return f"{value:g}" if abs(value) < 100_000 else f"{value:,.0f}"
-
-
-_current: contextvars.ContextVar[Report | None] = contextvars.ContextVar("report", default=None)
-
-
-def current_report() -> Report | None:
-    """The report of the run this code works for, also inside its steps' threads."""
-    return _current.get()
-
-
-@contextlib.contextmanager
-def use_report(report: Report) -> Iterator[None]:
-    """Make a report the current one."""
-    token = _current.set(report)
-    try:
-        yield
-    finally:
-        _current.reset(token)

@@ -13,12 +13,13 @@ from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_UI_URL
 
 from runbook import chain, render
+from runbook.current import use_report
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed
 from runbook.holder import Rank
 from runbook.lock import hold
 from runbook.log import logger
 from runbook.permit import PlanOnly
-from runbook.report import Finding, Report, Status, use_report
+from runbook.report import Finding, Report, Status
 from runbook.target import Target
 
 

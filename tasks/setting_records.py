@@ -7,16 +7,18 @@ long as its value is what the server has, from no newer record.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from pydantic import AliasChoices, Field
 
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.record import read as read_record
+from runbook.record import write as write_record
 
 FOLDER = "settings"
 
@@ -47,7 +49,8 @@ class Record:
 
     name: str
     taken: str
-    server: str
+    # PostgreSQL's own records had another name for it, before Redis had any.
+    server: Annotated[str, Field(validation_alias=AliasChoices("server", "system_identifier"))]
     changes: tuple[Changed, ...]
     until: str = ""
     reason: str = ""
@@ -73,14 +76,15 @@ def keep(reports: Path, server: str, changes: Sequence[Changed], *, hours: float
     until = (now + timedelta(hours=hours)).isoformat(timespec="seconds") if hours else ""
     name = f"{now:%Y%m%dT%H%M%S%fZ}"
     record = Record(name, now.isoformat(timespec="seconds"), server, tuple(changes), until, reason)
-    _write(reports, record)
+    write_record(_path(reports, record.name), record)
     failpoint("settings: recorded")
     return record
 
 
 def mark_undone(reports: Path, record: Record) -> None:
     """Note that its old values are back."""
-    _write(reports, replace(record, undone=datetime.now(UTC).isoformat(timespec="seconds")))
+    undone = replace(record, undone=datetime.now(UTC).isoformat(timespec="seconds"))
+    write_record(_path(reports, record.name), undone)
 
 
 def read_all(reports: Path) -> list[Record]:
@@ -89,7 +93,9 @@ def read_all(reports: Path) -> list[Record]:
     Raises:
         OpsError: one cannot be read.
     """
-    return [_read(path) for path in sorted((reports / FOLDER).glob("*.json"))]
+    hint = "look at it; move it away if it says nothing any more"
+    found = (read_record(path, Record, hint) for path in sorted((reports / FOLDER).glob("*.json")))
+    return [record for record in found if record]
 
 
 def open_records(records: Sequence[Record], server: str) -> list[Record]:
@@ -125,26 +131,5 @@ def overrides_in_force(records: Sequence[Record], found: Written) -> Mapping[str
     return {name: pair for name, pair in told.items() if pair[0].until}
 
 
-def _read(path: Path) -> Record:
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if "system_identifier" in told:  # PostgreSQL's own, as they were named before Redis had any
-            told["server"] = told.pop("system_identifier")
-        return Record(**{**told, "changes": tuple(Changed(**change) for change in told["changes"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        what = f"{path} cannot be read: {type(error).__name__}"
-        raise OpsError(what, "look at it; move it away if it says nothing any more") from None
-
-
-def _write(reports: Path, record: Record) -> None:
-    path = reports / FOLDER / f"{record.name}.json"
-    partial = path.with_suffix(".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(asdict(record), file, ensure_ascii=False, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OpsError(f"{path} cannot be written: {error.strerror}", "make room there or correct its owner") from None
+def _path(reports: Path, name: str) -> Path:
+    return reports / FOLDER / f"{name}.json"

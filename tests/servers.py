@@ -15,7 +15,6 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from psycopg import sql
 from pydantic import SecretStr
 
 from blocks.postgres import Postgres
+from lab import state
 from lab.binaries import Binaries, find_binaries
 from lab.processes import Account, exclusive, run, write
 from runbook.errors import Unreachable
@@ -45,10 +45,8 @@ _running: list[PostgresServer] = []
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody listens on, and that no outgoing connection takes before a server has it."""
+    return state.free_port()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ from runbook.render import duration, size
 from runbook.report import Report
 from tasks.catalogue import Backup
 from tasks.entries import entries_of
-from tasks.files import read_archive_back, try_files
+from tasks.files import read_archive_back
+from tasks.files_copy import try_files
 
 
 def verify_files(report: Report, env: Environment, wanted: str, source: Stores) -> Backup:

@@ -16,7 +16,8 @@ from runbook.permit import Act
 from runbook.render import duration
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.postgres.connections import CLOSE, Activity, Session, close_sessions, read_activity, why_kept
+from tasks.postgres.closing import CLOSE, close_sessions, why_kept
+from tasks.postgres.connections import Activity, Session, read_activity
 from tasks.postgres.pool import read_pool
 
 LEAST_SECONDS = 10

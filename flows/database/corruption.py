@@ -14,13 +14,12 @@ from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.postgres.amcheck import (
+from tasks.postgres.amcheck import check_relations, find_relations
+from tasks.postgres.amcheck_extension import (
     EXTENSION,
     INSTALL,
     Extension,
-    check_relations,
     find_amcheck,
-    find_relations,
     install_amcheck,
     wait_for_amcheck,
 )

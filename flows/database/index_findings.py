@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from runbook.render import duration, size
 from runbook.report import Report, Status
-from tasks.postgres.indexes import ForeignKey, Index, Statistics, find_duplicates
+from tasks.postgres.foreign_keys import ForeignKey
+from tasks.postgres.indexes import Index, Statistics, find_duplicates
 from tasks.postgres.upkeep import MOST_SHOWN
 
 BLOATED_RATIO, BLOATED_BYTES = 0.5, 10_000_000

@@ -25,8 +25,9 @@ from runbook.render import size
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.postgres.copy import check_jobs
+from tasks.postgres.foreign_keys import find_missing
 from tasks.postgres.holders import find_holders
-from tasks.postgres.indexes import Index, find_missing, read_indexes, read_statistics
+from tasks.postgres.indexes import Index, read_indexes, read_statistics
 from tasks.postgres.reindex import DROP_LEFTOVER, REBUILD, Rebuilt, drop_leftover, rebuild_in_turn
 from tasks.postgres.upkeep import LOCK_SECONDS, read_space, resolve
 

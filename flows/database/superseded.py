@@ -22,7 +22,7 @@ from runbook.permit import Act, Permit
 from runbook.render import size
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.files import superseded_files
+from tasks.files_copy import superseded_files
 from tasks.postgres.superseded import find_superseded
 from tasks.postgres.table_kept import find_superseded_tables
 from tasks.redis.restore.swap import superseded_redis

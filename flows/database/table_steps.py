@@ -14,10 +14,10 @@ from tasks.catalogue import Backup
 from tasks.postgres.content import TableSum
 from tasks.postgres.copy import content_in
 from tasks.postgres.table_kept import SupersededTable, kept_name
+from tasks.postgres.table_pairs import Pair, unequal_columns
 from tasks.postgres.table_scratch import REPLACE_ROWS
 from tasks.postgres.table_swap import Exchange, tidy_tables
 from tasks.postgres.table_ties import Ties
-from tasks.postgres.tables import Pair, unequal_columns
 
 MOST_TABLES = 50
 # Measured for an estimate in the plan: restored beside, brought over, put in place; bytes of the table per second.

@@ -18,10 +18,11 @@ from tasks.postgres.copy import check_jobs, content_in
 from tasks.postgres.server import read_server
 from tasks.postgres.swap import advisory_lock
 from tasks.postgres.table_kept import find_superseded_tables, free_stamp
+from tasks.postgres.table_pairs import match_tables, pair_kept
 from tasks.postgres.table_scratch import drop_tables_scratch, fill_tables, open_schema
 from tasks.postgres.table_swap import Order, swap_kept_rows, swap_rows
 from tasks.postgres.table_ties import read_ties
-from tasks.postgres.tables import expected_of, match_tables, pair_kept, read_sums
+from tasks.postgres.tables import expected_of, read_sums
 
 
 @flow(name="restore-tables", flow_run_name="restore-tables {environment} {tables} {backup}")

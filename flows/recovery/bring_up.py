@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from blocks.environment import START_ORDER, STOP_ORDER, Environment
+from blocks.environment import Environment
 from blocks.postgres import Connection
 from flows.database import expectations as check
 from flows.database import steps as database
 from flows.recovery.build import Copies
 from flows.recovery.choose import Chosen
-from flows.recovery.revive import Found
-from flows.redis.steps import put_back
+from flows.recovery.held import Held
 from flows.store import mark_verified
 from runbook.errors import OpsError
 from runbook.kinds import Pending
@@ -22,119 +18,18 @@ from runbook.permit import Permit
 from runbook.render import duration
 from runbook.report import Report, Status
 from tasks.application import Health, SmokeResult, smoke_check, wait_healthy
-from tasks.files import swap_files
+from tasks.files_copy import swap_files
 from tasks.logs import read_writes_since
 from tasks.postgres.content import read_counts
 from tasks.postgres.server import Identity
 from tasks.postgres.swap import swap_databases
 from tasks.postgres.swap_outcome import SwapUnknown
 from tasks.redis.restore.empty import prepare_empty
-from tasks.redis.restore.isolation import attach, detach, note_swapped
-from tasks.redis.restore.surroundings import Surroundings
-from tasks.redis.restore.swap import start_redis, stop_redis, swap_redis, verify_live_redis
-from tasks.services import start_services, stop_services
+from tasks.redis.restore.isolation import attach, note_swapped
+from tasks.redis.restore.swap import start_redis, swap_redis, verify_live_redis
+from tasks.services import start_services
 
 HEALTH_SECONDS = 120
-
-
-@dataclass
-class Held:
-    """The services of one run: since when they are stopped, and how far the swap has come. `last` is the step that
-    the next one stands behind in the graph."""
-
-    report: Report
-    env: Environment
-    permit: Permit
-    around: Surroundings | None
-    running: list[str]
-    last: object
-    stopping_at: datetime | None = None
-    stopped_at: datetime | None = None
-    swapped: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-
-    def stop(self) -> None:
-        """In the manual's order, each proven stopped."""
-        if self.stopping_at:
-            return
-        self.stopping_at = datetime.now(UTC)
-        roles = [role for role in self.env.services_in(STOP_ORDER) if role != "redis"]
-        self.last = stop_services.after(self.last)(self.env.services, roles)
-        if self.env.has("redis"):
-            self.take_off()
-            self.last = stop_redis.after(self.last)(self.env.redis, self.env.services)
-        self.stopped_at = datetime.now(UTC)
-
-    def take_off(self) -> None:
-        """The replicas and Sentinels of Redis, before it stops: they would make another server the master."""
-        if self.around:
-            self.around = detach.after(self.last)(self.permit, self.env.redis, self.around, self.env.reports_directory)
-
-    def start_again(self) -> None:
-        """What ran when the run began. A failure of that must not hide why it is done."""
-        try:
-            start_services(self.env.services, [role for role in START_ORDER if role in self.running])
-            if self.around and "redis" in self.running:
-                put_back(self.report, self.env, self.permit, self.around)
-        except OpsError as error:
-            self.report.expect("services started again", False, error.hint, value=error.message)
-            self.report.state_is(
-                "nothing live was replaced; services were stopped, and not all of them run again",
-                f"start {', '.join(self.running)} by hand, then launch this again",
-            )
-
-    def may_have_swapped(self, part: str, left: Sequence[str]) -> None:
-        """Nobody can say whether it was: the services stay as they are, and the next run brings all to one state."""
-        self.swapped.append(f"perhaps the {part}")
-        self.report.state_is(
-            f"whether the {part} was swapped is not known; not swapped: {', '.join(left) or 'nothing else'}; services "
-            "are stopped",
-            f"launch full-restore again with confirm={self.env.name}: it begins anew and ends well",
-        )
-
-    def has_swapped(self, part: str, kept: object, left: Sequence[str]) -> None:
-        """Note what is live now, for whoever reads that the run failed after this."""
-        self.swapped.append(part)
-        self.kept += [str(kept)] if kept else []
-        aside = f"kept aside: {', '.join(self.kept) or 'nothing'}"
-        if left:
-            self.report.state_is(
-                f"swapped: {', '.join(self.swapped)}; not swapped: {', '.join(left)}; services are stopped; {aside}",
-                f"launch full-restore again with confirm={self.env.name}: it begins anew and ends well",
-            )
-        else:
-            self.report.state_is(
-                f"the backups' data is live, proven; {aside}",
-                "put right what is said above and start the services; restoring again would lose what was written "
-                "since. undo-restore brings the old database back",
-            )
-
-
-@contextlib.contextmanager
-def services_held(
-    report: Report, permit: Permit, env: Environment, chosen: Chosen, found: Found, when: str, after: object
-) -> Iterator[Held]:
-    """Stopped first, or at the swap. Where the run fails before anything was swapped, they are as they were found."""
-    held = Held(
-        report,
-        env,
-        permit,
-        chosen.around_redis,
-        [role for role in STOP_ORDER if found.services.running.get(role)],
-        after,
-    )
-    report.state_is(
-        "nothing live was replaced; services are as they were found",
-        "launch it again when what is said above is put right",
-    )
-    try:
-        if when == "first":
-            held.stop()
-        yield held
-    except BaseException:
-        if held.stopping_at and not held.swapped:
-            held.start_again()
-        raise
 
 
 def swap(

@@ -15,7 +15,7 @@ from flows.redis.steps import plan_detaching, tell_redis_proof
 from runbook.permit import Permit
 from runbook.render import size
 from runbook.report import Report
-from tasks.files import FilesCopy, build_files_copy
+from tasks.files_copy import FilesCopy, build_files_copy
 from tasks.migrations.alembic import Migrated, upgrade
 from tasks.postgres.content import read_counts
 from tasks.postgres.copy import Copy, analyze, content_in, create_copy, dump_in, fill_copy

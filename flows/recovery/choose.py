@@ -16,7 +16,7 @@ from runbook.render import size
 from runbook.report import Report, Status
 from tasks import catalogue
 from tasks.catalogue import Backup
-from tasks.files import REPLACE_FILES, judge_files_backup
+from tasks.files_copy import REPLACE_FILES, judge_files_backup
 from tasks.migrations.alembic import MIGRATE
 from tasks.redis.restore.copy import ACT as REPLACE_REDIS
 from tasks.redis.restore.fitness import RedisFitness

@@ -7,10 +7,11 @@ from flows.recovery.failover_findings import Mode, link
 from runbook.errors import OpsError
 from runbook.render import size
 from runbook.report import Report
+from tasks.redis.failover.command import coordinates
 from tasks.redis.failover.group import Group, Member
 from tasks.redis.failover.pause import LONGEST_SECONDS
 from tasks.redis.failover.promotion import Choice
-from tasks.redis.sentinels import Follower, SentinelView, coordinates
+from tasks.redis.sentinels import Follower, SentinelView
 from tasks.redis.server import family
 
 LAG_BYTES = 16_000_000

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.recovery import bring_up, build, choose, revive
+from flows.recovery.held import services_held
 from runbook.errors import OpsError, Unreachable
 from runbook.report import Report
 from runbook.run import runbook
@@ -81,7 +82,7 @@ def full_restore(
         build.plan(report, env, chosen, found, stop_services)
         permit = report.permit(*chosen.acts(env))
         live = revive.revive(report, permit, env, chosen.database, found)
-        holding = bring_up.services_held(report, permit, env, chosen, found, stop_services, live)
+        holding = services_held(report, permit, env, chosen, found, stop_services, live)
         with advisory_lock(env.postgres) as guard, holding as held:
             copies = build.build(report, permit, env, chosen, workers)
             build.prove(report, permit, env, chosen, copies, jobs=workers)

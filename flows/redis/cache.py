@@ -8,9 +8,8 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
+from flows.redis.cache_request import Flushing, Wanted
 from flows.redis.cache_steps import (
-    Flushing,
-    Wanted,
     count,
     flush_wanted,
     flushes_of,

@@ -21,7 +21,8 @@ from runbook.render import duration, size
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.redis.memory.info import count_evicted, read_activity, read_memory
-from tasks.redis.memory.sweep import find_first_keys, survey_keys
+from tasks.redis.memory.listing import find_first_keys
+from tasks.redis.memory.sweep import survey_keys
 from tasks.redis.sentinels import find_master
 
 MANUAL_KEYS = 100

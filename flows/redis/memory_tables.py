@@ -10,8 +10,9 @@ from runbook.render import duration, size
 from runbook.report import Evidence, Report
 from tasks.redis.content.reading import shown
 from tasks.redis.memory.estimates import ZERO, Estimate, PrefixSum
+from tasks.redis.memory.listing import Listing
 from tasks.redis.memory.script import TTL_NAMES, TYPES
-from tasks.redis.memory.sweep import BigKey, Listing, Survey
+from tasks.redis.memory.sweep import BigKey, Survey
 
 MOST_ROWS = 30
 MOST_BARS = 15

@@ -16,9 +16,10 @@ from runbook.permit import Act
 from runbook.render import size
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.redis.persistence.files import read_place, read_written
+from tasks.redis.persistence.place import read_place
 from tasks.redis.persistence.saving import BLOCK, rewrite_aof, save_blocking, save_in_background
 from tasks.redis.persistence.state import read_persistence
+from tasks.redis.persistence.written import read_written
 from tasks.redis.restore.prefixes import Extra
 from tasks.redis.sentinels import master_by, read_sentinels
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from runbook.render import duration, size
 from runbook.report import Report, Status
-from tasks.redis.persistence.files import Place
+from tasks.redis.persistence.place import Place
 from tasks.redis.persistence.state import Persistence
 from tasks.redis.settings.recommended import MANUAL_RULES, OF_PERSISTENCE, Judged, judged
 

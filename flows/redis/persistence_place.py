@@ -7,7 +7,8 @@ from pathlib import Path
 from flows.redis.persistence_findings import APPLY, SAVE_FLOW
 from runbook.render import size
 from runbook.report import Report, Status
-from tasks.redis.persistence.files import DataFile, Place
+from tasks.redis.persistence.files import DataFile
+from tasks.redis.persistence.place import Place
 from tasks.redis.persistence.state import Persistence
 from tasks.redis.sentinels import Watch
 from tasks.redis.settings.recommended import parse_rules

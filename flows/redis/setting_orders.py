@@ -13,7 +13,7 @@ from runbook.permit import Act
 from runbook.render import size
 from runbook.report import Report
 from tasks import setting_records as records
-from tasks.redis.persistence.files import look_at
+from tasks.redis.persistence.place import look_at
 from tasks.redis.settings.changes import RESERVED_FILES, REWRITE, SET, Change, act_of
 from tasks.redis.settings.recommended import BY_NAME, KINDS, MAXMEMORY, normal, require_possible, same
 from tasks.redis.settings.running import AT_ONCE, ServerSettings

@@ -8,7 +8,7 @@ from typing import Literal
 from flows.redis.persistence_place import judge_disk
 from runbook.render import duration, size
 from runbook.report import Report, Status
-from tasks.redis.persistence.files import Place
+from tasks.redis.persistence.place import Place
 from tasks.redis.persistence.saving import Saved
 from tasks.redis.persistence.state import Persistence
 from tasks.redis.sentinels import Watch

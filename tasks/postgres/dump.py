@@ -232,6 +232,7 @@ def _telling_contention() -> Iterator[None]:
     try:
         yield
     except CommandFailed as error:
-        if re.search(r"could not obtain lock|lock timeout|55P03", error.stderr):
+        # pg_dump's own --lock-wait-timeout is a statement_timeout around LOCK TABLE; it sets none otherwise.
+        if re.search(r"could not obtain lock|lock timeout|55P03|due to statement timeout", error.stderr):
             raise _Contended from None
         raise

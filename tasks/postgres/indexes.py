@@ -1,4 +1,4 @@
-"""What is known of the application's indexes: size, use, bloat, duplicates, invalid ones, foreign keys without one.
+"""What is known of the application's indexes: size, use, bloat, duplicates, invalid ones.
 
 https://www.postgresql.org/docs/current/monitoring-stats.html, …/sql-reindex.html
 """
@@ -83,18 +83,6 @@ class Index:
     def bloat_ratio(self) -> float:
         """Estimated part that a rebuild would give back; 0 where it is not known."""
         return max(0.0, 1 - self.estimated_bytes / self.bytes) if self.estimated_bytes > 0 and self.bytes else 0.0
-
-
-@dataclass(frozen=True)
-class ForeignKey:
-    """A foreign key whose columns no index begins with: a deletion above reads the whole table each time."""
-
-    table: str
-    constraint: str
-    referenced: str
-    rows: int
-    bytes: int
-    create: str
 
 
 @dataclass(frozen=True)
@@ -198,36 +186,6 @@ SELECT to_char(since, 'YYYY-MM-DD HH24:MI'), extract(epoch FROM clock_timestamp(
        (SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND application_name <> 'pg_receivewal')
 FROM (SELECT greatest((SELECT stats_reset FROM pg_stat_database WHERE datname = current_database()),
                       (SELECT stats_reset FROM pg_stat_bgwriter)) AS since) AS s
-"""
-
-
-@probe
-def find_missing(postgres: Postgres) -> tuple[ForeignKey, ...]:
-    """Foreign keys without an index, biggest table first."""
-    with upkeep_session(postgres) as connection:
-        return tuple(
-            ForeignKey(table, constraint, referenced, int(rows), int(size), create)
-            for table, constraint, referenced, rows, size, create in execute(connection, _MISSING)
-        )
-
-
-# An index helps where its first columns are the key's, in whatever order. One of a partitioned table cannot be made
-# concurrently.
-_MISSING = """
-SELECT format('%I.%I', n.nspname, t.relname), c.conname, c.confrelid::regclass::text, greatest(t.reltuples, 0),
-       CASE WHEN t.relkind = 'p' THEN (SELECT coalesce(sum(pg_table_size(relid)), 0) FROM pg_partition_tree(t.oid))
-            ELSE coalesce(pg_table_size(t.oid), 0) END,
-       format('CREATE INDEX%s ON %I.%I (%s)', CASE WHEN t.relkind = 'p' THEN '' ELSE ' CONCURRENTLY' END,
-              n.nspname, t.relname,
-              (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY k.n)
-               FROM unnest(c.conkey) WITH ORDINALITY AS k(attnum, n)
-                    JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = k.attnum))
-FROM pg_constraint c JOIN pg_class t ON t.oid = c.conrelid JOIN pg_namespace n ON n.oid = t.relnamespace
-WHERE c.contype = 'f' AND c.conparentid = 0 AND NOT EXISTS (
-    SELECT FROM pg_index i
-    WHERE i.indrelid = c.conrelid AND i.indisvalid AND i.indpred IS NULL AND i.indnkeyatts >= cardinality(c.conkey)
-      AND c.conkey <@ (string_to_array(i.indkey::text, ' ')::smallint[])[1:cardinality(c.conkey)])
-ORDER BY 5 DESC, 1, 2
 """
 
 

@@ -9,7 +9,8 @@ from psycopg import errors, sql
 from blocks.postgres import Connection, execute
 from runbook.errors import VerificationFailed
 from tasks.postgres.content import TableSum
-from tasks.postgres.table_ties import Dangling, Sequenced, Ties, ties_of
+from tasks.postgres.dangling import Dangling
+from tasks.postgres.table_ties import Sequenced, Ties, ties_of
 from tasks.postgres.tables import Table, known_in, sum_of, table_of
 
 

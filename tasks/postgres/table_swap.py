@@ -7,11 +7,9 @@ https://www.postgresql.org/docs/current/explicit-locking.html
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import psycopg
 from psycopg import errors, sql
 
 from blocks.postgres import Connection, Postgres, execute
@@ -22,8 +20,8 @@ from runbook.log import logger
 from runbook.permit import Permit
 from tasks.postgres.content import TableSum
 from tasks.postgres.copy import Copy
-from tasks.postgres.masking import described
-from tasks.postgres.session import pin, pinned
+from tasks.postgres.dangling import Dangling, find_dangling
+from tasks.postgres.session import pinned
 from tasks.postgres.table_checks import (
     advance,
     require_deferrable,
@@ -32,13 +30,15 @@ from tasks.postgres.table_checks import (
     require_unchanged,
 )
 from tasks.postgres.table_kept import keep_rows
+from tasks.postgres.table_pairs import Pair
 from tasks.postgres.table_scratch import REPLACE_ROWS
-from tasks.postgres.table_ties import Dangling, Ties, find_dangling
-from tasks.postgres.tables import Pair, Table
-from tasks.postgres.upkeep import as_ops_error, upkeep_session
+from tasks.postgres.table_session import explaining, writing
+from tasks.postgres.table_stage import stage
+from tasks.postgres.table_ties import Ties
+from tasks.postgres.tables import Table
+from tasks.postgres.upkeep import upkeep_session
 
 LOCK_SECONDS, LOCK_ATTEMPTS = 5, 4
-BLOCK_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,10 @@ def swap_rows(
         OpsError: a lock was not to be had, a rule of the live database refuses a row, or the session was ended.
     """
     _require(permit, [pair for pair, _ in pairs])
-    with _writing(postgres, order.stamp) as connection:
-        with pinned(postgres, scratch.database) as reading, _explaining(connection, order.stamp):
+    with writing(postgres, order.stamp) as connection:
+        with pinned(postgres, scratch.database) as reading, explaining(connection, order.stamp):
             replacements = [
-                Replacement(pair, expected, "pg_temp", _stage(connection, reading, pair, number))
+                Replacement(pair, expected, "pg_temp", stage(connection, reading, pair, number))
                 for number, (pair, expected) in enumerate(pairs)
             ]
         failpoint("tables: staged")
@@ -116,7 +116,7 @@ def swap_kept_rows(
 ) -> Exchange:
     """The same with rows that were kept in this database: `wanted` of each pair is the kept table."""
     _require(permit, [pair for pair, _ in pairs])
-    with _writing(postgres, order.stamp) as connection:
+    with writing(postgres, order.stamp) as connection:
         found = [Replacement(pair, expected, pair.wanted.schema, pair.wanted.relation) for pair, expected in pairs]
         return _replace(connection, guard, found, order)
 
@@ -124,74 +124,6 @@ def swap_kept_rows(
 def _require(permit: Permit, pairs: Sequence[Pair]) -> None:
     for pair in pairs:
         permit.require(REPLACE_ROWS, pair.live.name)
-
-
-@contextmanager
-def _writing(postgres: Postgres, stamp: str) -> Iterator[Connection]:
-    """A session under the pinned settings in which neither triggers nor foreign keys act by themselves."""
-    with postgres.connect(postgres.database) as connection:
-        pin(connection)
-        execute(connection, "SET default_transaction_read_only = off")
-        execute(connection, "SET session_replication_role = replica")
-        execute(connection, "SET client_connection_check_interval = '2s'")
-        with _explaining(connection, stamp):
-            yield connection
-
-
-@contextmanager
-def _explaining(connection: Connection, stamp: str) -> Iterator[None]:
-    try:
-        yield
-    except psycopg.Error as error:
-        raise _explained(error, stamp if connection.broken else "") from None
-
-
-def _explained(error: psycopg.Error, stamp: str) -> OpsError:
-    said = described(error)
-    if stamp:  # whether its commit came through is not known
-        return OpsError(
-            f"the session that replaces the rows was ended: {said}",
-            f"look for tables named …_old_{stamp}: if they are there the rows were replaced, do not restore again; if "
-            "not, nothing was changed, launch this again",
-        )
-    match error:
-        case errors.IntegrityError() | errors.DataError():
-            return OpsError(
-                f"the live database refuses rows of the backup: {said}",
-                "what refuses them is newer than the backup: restore-database, or copy by hand; nothing was changed",
-            )
-        case errors.DiskFull():
-            return OpsError(f"the disk is full: {said}", "free space and launch this again; nothing was changed")
-    return as_ops_error(error)
-
-
-def _stage(connection: Connection, reading: Connection, pair: Pair, number: int) -> str:
-    """The rows in a temporary table: it is gone with the session, is no part of a publication, and writes no WAL."""
-    name = f"restoring_{number}"
-    staged, like = sql.Identifier("pg_temp", name), sql.Identifier(pair.live.schema, pair.live.relation)
-    encoding = execute(reading, "SHOW client_encoding")[0][0]
-    execute(connection, "SELECT set_config('client_encoding', %s, false)", encoding)
-    connection.execute(sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {})").format(sql.Identifier(name), like))
-    for column in pair.live.columns:
-        if column.generated:  # it would be NULL here
-            drop = sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(staged, sql.Identifier(column.name))
-            connection.execute(drop)
-    copy_rows(reading, connection, pair.wanted, staged)
-    return name
-
-
-def copy_rows(reading: Connection, writing: Connection, table: Table, into: sql.Identifier) -> None:
-    """COPY from one session to the other, in blocks: a call for each row would be the most of it."""
-    out = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(table.written, table.rows_of)
-    to = sql.SQL("COPY {} ({}) FROM STDIN").format(into, table.written)
-    with reading.cursor() as source, writing.cursor() as target, source.copy(out) as rows, target.copy(to) as copy:
-        block = bytearray()
-        for row in rows:
-            block += row
-            if len(block) >= BLOCK_BYTES:
-                copy.write(bytes(block))
-                block.clear()
-        copy.write(bytes(block))
 
 
 def _replace(connection: Connection, guard: Connection, replacements: Sequence[Replacement], order: Order) -> Exchange:

@@ -6,11 +6,10 @@ https://valkey.io/topics/sentinel/
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import redis
 
@@ -18,12 +17,9 @@ from blocks.redis import Redis
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.log import logger
-from tasks.redis.server import at_once, call, family, version_of
+from tasks.redis.server import at_once, call
 
-How = Literal["coordinated", "forced", "under way"]
-COORDINATED_SINCE = 9
 _UNABLE = frozenset({"s_down", "o_down", "disconnected"})
-_UNCOORDINATED = re.compile(r"wrong number of arguments|NOGOODPRIMARY|Unknown failover option|syntax", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -218,48 +214,3 @@ def _flags(state: Mapping[str, Any]) -> frozenset[str]:
     """redis-py gives a string, and with RESP3 a set."""
     flags = state["flags"]
     return frozenset(flags.split(",") if isinstance(flags, str) else flags)
-
-
-def coordinates(block: Redis, address: str, version: str) -> bool:
-    """Whether this Sentinel can have a master of this version hand over by itself (FAILOVER): both Valkey 9 or later.
-
-    False where it does not answer.
-    """
-    try:
-        with contextlib.closing(at_once(block.sentinel(address))) as client:
-            return _hands_over(version_of(client)) and _hands_over(version)
-    except redis.RedisError:
-        return False
-
-
-def _hands_over(version: str) -> bool:
-    major = version.partition(" ")[2].partition(".")[0]
-    return family(version) == "valkey" and major.isdecimal() and int(major) >= COORDINATED_SINCE
-
-
-def begin_failover(block: Redis, address: str, *, coordinated: bool) -> How:
-    """SENTINEL FAILOVER, at one Sentinel; returns how it began. Where one is under way there, no second one is begun.
-
-    Raises:
-        OpsError: it refuses (no replica that it would promote), or does not answer.
-    """
-    words = ("SENTINEL", "FAILOVER", block.sentinel_master)
-    try:
-        with contextlib.closing(at_once(block.sentinel(address))) as client:
-            if coordinated:
-                try:
-                    call(client, *words, "COORDINATED")
-                    return "coordinated"
-                except redis.ResponseError as error:
-                    if not _UNCOORDINATED.search(str(error)):
-                        raise
-            call(client, *words)
-            return "forced"
-    except redis.ResponseError as error:
-        if "INPROG" in str(error):
-            return "under way"
-        raise OpsError(f"the Sentinel {address} refuses: {error}", "look at the replicas in the report") from None
-    except redis.RedisError as error:
-        raise OpsError(
-            f"the Sentinel {address} did not answer: {error}", "launch it again: it says who is master then"
-        ) from None

@@ -98,6 +98,12 @@ def key_counts(client: redis.Redis) -> dict[int, tuple[int, int]]:
     }
 
 
+def setting(client: redis.Redis, name: str) -> str:
+    """CONFIG GET of one setting, "" where the server does not know it."""
+    found = client.config_get(name)
+    return str(next(iter(found.values()))) if found else ""
+
+
 def loaded_keys(client: redis.Redis) -> int:
     """How many keys the server read from its RDB (or AOF base) when it started; no later write changes that number.
 

@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from blocks.s3 import Bucket
+from runbook import durable
 from runbook.errors import OpsError, VerificationFailed
 from tasks.s3.requests import Refused, attempt
 from tasks.s3.writing import head, unreadable
@@ -55,7 +56,7 @@ def download_file(
             part.unlink()
             raise _altered(bucket, key, "its SHA-256 is not the manifest's")
         part.replace(target)
-        _sync(target.parent)
+        durable.sync(target.parent)
     except OSError as error:
         raise unreadable(part, error) from None
 
@@ -157,11 +158,3 @@ def _altered(bucket: Bucket, key: str, how: str) -> VerificationFailed:
 def _sum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

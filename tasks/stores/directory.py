@@ -6,13 +6,13 @@ A backup is written under `.partial-<environment>-<name>` and offered by rename:
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runbook import durable
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.render import size
@@ -60,12 +60,9 @@ class DirectoryStore:
 
     def write(self, path: str, text: str) -> None:
         target = self.path / path
-        beside = target.with_name(f".{target.name}.new")
         with told(target):
             target.parent.mkdir(exist_ok=True)
-            beside.write_text(text, encoding="utf-8")
-            sync(beside)
-            beside.replace(target)
+            durable.write(target, text)
 
     def claim(self, environment: str, name: str) -> bool:
         """The directory to write into is the claim. Each makes his before he looks for others' and for the backup: of
@@ -88,11 +85,9 @@ class DirectoryStore:
 
     def offer(self, directory: Path, name: str, files: Mapping[str, FileSum]) -> None:
         with told(directory):
-            for path in directory.rglob("*"):
-                sync(path)
-            sync(directory)
+            durable.sync_tree(directory)
             directory.rename(self.path / name)
-            sync(self.path)
+            durable.sync(self.path)
 
     def receive(self, source: Path, name: str, environment: str, files: Mapping[str, FileSum]) -> None:
         if (self.path / name).exists():
@@ -185,14 +180,3 @@ def told(path: Path) -> Iterator[None]:
 
 def _same(one: Path, other: Path) -> bool:
     return other.is_file() and one.read_bytes() == other.read_bytes()
-
-
-def sync(path: Path) -> None:
-    """Everything of a file or directory is on disk when this returns."""
-    if path.is_symlink():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

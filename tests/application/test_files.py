@@ -16,7 +16,7 @@ from runbook.errors import RunbookFailed
 from runbook.permit import Act, Permit
 from runbook.report import Status
 from tasks import archive, at_hand, catalogue
-from tasks.files import REPLACE_FILES, build_files_copy
+from tasks.files_copy import REPLACE_FILES, build_files_copy
 from tasks.stores.directory import DirectoryStore
 
 NAME = "trial"

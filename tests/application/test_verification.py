@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from flows.application.files import backup_files
 from flows.database.backup import verify_backup
 from runbook.errors import RunbookFailed
 from runbook.report import Status
-from tasks import catalogue, files, manifest
+from tasks import archive, catalogue, files, files_copy, manifest
 from tasks.files import ARCHIVE
+from tasks.host import Disk, disk_of
 from tasks.stores.directory import DirectoryStore
 from tests.application.test_files import NAME, ROOT, live, store
 
@@ -76,7 +78,7 @@ def test_what_does_not_come_out_as_it_went_in_is_not_verified(
     backup: str, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The archive is whole, and this host cannot restore it as it was: here, as if chmod did nothing."""
-    monkeypatch.setattr(files.archive, "_own", lambda *_: None)
+    monkeypatch.setattr(archive, "_own", lambda *_: None)
     with pytest.raises(RunbookFailed, match="unpacked files equal to the backup: .*mode"):
         verify_backup.fn(NAME, kind="files")
     assert not catalogue.open_backup(DirectoryStore(store), backup).verified
@@ -94,7 +96,7 @@ def test_what_a_killed_verification_unpacked_goes_with_the_next(backup: str, tmp
 
 
 def test_there_must_be_room(backup: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "_free", lambda _: 1000)
+    monkeypatch.setattr(files_copy, "disk_of", lambda _: Disk("", 0, 1000, 0))
     with pytest.raises(RunbookFailed, match="bytes are needed in .* and 1000 are free"):
         verify_backup.fn(NAME, kind="files")
 
@@ -113,11 +115,11 @@ def test_what_a_killed_backup_left_does_not_take_the_room_of_the_next(
     left_there = store / f".partial-{NAME}-app_20260101_000000"
     left_there.mkdir(parents=True)
     (left_there / ARCHIVE).write_bytes(b"x")
-    usage = files.shutil.disk_usage
 
-    def small(path: Path) -> object:
-        return usage(path)._replace(**({"free": 0} if left_there.exists() else {}))
+    def small(path: Path) -> Disk:
+        found = disk_of(path)
+        return replace(found, free_bytes=0) if left_there.exists() else found
 
-    monkeypatch.setattr(files.shutil, "disk_usage", small)
+    monkeypatch.setattr(files, "disk_of", small)
     assert backup_files.fn(NAME).status is Status.OK
     assert not left_there.exists()

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pyrage import x25519
 
 from blocks import toml
 from blocks.environment import Environment
+from tests.s3.servers import SECRET_KEY
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 
 NAME = "trial"
+OPERATIONS, ESCROWED = x25519.Identity.generate(), x25519.Identity.generate()
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ def trial(
     monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(write_environment(postgres_server, database, tmp_path)))
     monkeypatch.setenv("TRIAL_PASSWORD", ROLE_PASSWORD)
     monkeypatch.setenv("TRIAL_ADMIN_PASSWORD", ADMIN_PASSWORD)
+    monkeypatch.setenv("TRIAL_S3_SECRET", SECRET_KEY)
+    monkeypatch.setenv("TRIAL_IDENTITY", str(OPERATIONS))
     if not postgres_server.is_running:  # a test that killed it failed before it was started again
         postgres_server.start()
     postgres_server.create_database(database)

@@ -6,39 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from pyrage import x25519
 
 from blocks.environment import Stores
 from blocks.s3 import Bucket
 from tasks import catalogue
 from tasks.stores.store import store_of
-from tests.database.conftest import NAME, Trial
+from tests.database.conftest import ESCROWED, NAME, OPERATIONS, Trial
 from tests.database.test_backup import ROOT
-from tests.s3.servers import ACCESS_KEY, SECRET_KEY, S3Server, running_gateway, running_moto
-
-OPERATIONS, ESCROWED = x25519.Identity.generate(), x25519.Identity.generate()
-
-
-@pytest.fixture(scope="module")
-def gateway() -> Iterator[S3Server]:
-    with running_gateway() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[S3Server]:
-    with running_moto() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRIAL_S3_SECRET", SECRET_KEY)
-    monkeypatch.setenv("TRIAL_IDENTITY", str(OPERATIONS))
+from tests.s3.servers import ACCESS_KEY
 
 
 def configure(trial: Trial, section: str, **values: object) -> None:

@@ -14,6 +14,7 @@ import pytest
 from flows.database.backup import backup_database
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Status
+from runbook.wait import until
 from tasks import catalogue, host, manifest
 from tasks.postgres.copy import content_in
 from tasks.stores.directory import DirectoryStore
@@ -86,8 +87,6 @@ def test_truncate_between_snapshot_and_dump_waits(trial: Trial, tmp_path: Path) 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    from runbook.wait import until
-
     until(lambda: ready.exists() and "dump: snapshot exported" in ready.read_text(), what="the snapshot", seconds=30)
     truncating = threading.Thread(target=lambda: trial.sql("TRUNCATE answers"))
     truncating.start()
@@ -100,6 +99,28 @@ def test_truncate_between_snapshot_and_dump_waits(trial: Trial, tmp_path: Path) 
     child.wait()
     truncating.join(20)
     assert not truncating.is_alive()
+
+
+def test_a_truncate_that_waits_is_let_through(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pg_dump's first process asks for its locks after the exporter has them, and stands behind who came between."""
+    truncating = threading.Thread(target=lambda: trial.sql("TRUNCATE answers"))
+
+    def come_between(point: str) -> None:
+        if point == "dump: snapshot exported" and not truncating.ident:
+            truncating.start()
+            until(
+                lambda: trial.sql(
+                    "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'TRUNCATE'"
+                ),
+                what="TRUNCATE waiting for the dump's lock",
+                seconds=20,
+            )
+
+    monkeypatch.setattr("tasks.postgres.dump.failpoint", come_between)
+    report = backup_database.fn(NAME, jobs=1)
+    truncating.join(20)
+    assert report.status in (Status.OK, Status.WARN)
+    assert content_in(newest(trial)).tables["public.answers_rest"].rows == 0, "it came before the second dump"
 
 
 def test_killed_backup_is_never_offered_and_cleaned_up(trial: Trial, tmp_path: Path) -> None:

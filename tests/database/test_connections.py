@@ -21,7 +21,8 @@ from runbook.permit import Act, Permit
 from runbook.report import Finding, Report, Status
 from runbook.wait import until
 from tasks.postgres import connections as sessions
-from tasks.postgres.connections import CLOSE, Session, close_sessions, read_activity
+from tasks.postgres.closing import CLOSE, close_sessions
+from tasks.postgres.connections import Session, read_activity
 from tasks.postgres.pool import read_pool
 from tests.database.conftest import NAME, Trial
 from tests.servers import ADMIN, ADMIN_PASSWORD, ROLE_PASSWORD

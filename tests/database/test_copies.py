@@ -17,22 +17,10 @@ from tasks.host import Disk
 from tasks.stores import bucket as bucket_store
 from tasks.stores.store import store_of
 from tests.database.conftest import NAME, Trial
-from tests.database.places import (
-    configure,
-    encrypted,
-    gateway,
-    in_bucket,
-    killed,
-    names,
-    secrets,
-    spool_of,
-    spooled,
-)
+from tests.database.places import configure, encrypted, in_bucket, killed, names, spool_of, spooled
 from tests.database.test_restore import GOOD, flip
 from tests.s3.proxy import Proxy
 from tests.s3.servers import S3Server
-
-__all__ = ["gateway", "secrets"]
 
 
 def test_copies_in_another_place_restore_when_the_first_is_gone(trial: Trial, gateway: S3Server) -> None:

@@ -9,18 +9,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-
-import pytest
 
 from tasks import manifest as manifests
 from tasks.manifest import Manifest
 from tests.database.conftest import NAME, Trial
 from tests.database.places import in_bucket
 from tests.database.test_backup import ROOT
-from tests.s3.servers import SECRET_KEY, S3Server, running_gateway
+from tests.s3.servers import S3Server
 
 MEGABYTES = 250
 MOST_BYTES = 300 * 1024 * 1024
@@ -71,25 +68,18 @@ def fill(trial: Trial, megabytes: int) -> None:
     path.unlink()
 
 
-@pytest.fixture
-def bucket(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    monkeypatch.setenv("TRIAL_S3_SECRET", SECRET_KEY)
-    with running_gateway() as server:
-        yield server
-
-
-def test_replicating_a_large_backup(trial: Trial, bucket: S3Server) -> None:
+def test_replicating_a_large_backup(trial: Trial, gateway: S3Server) -> None:
     seal(trial.store, MEGABYTES)
-    in_bucket(trial, bucket.bucket(), "copies")
+    in_bucket(trial, gateway.bucket(), "copies")
     peak = peak_bytes("flows.database.copies.replicate_backups", kind="postgres")
     assert peak < MOST_BYTES, f"{peak / 1024 / 1024:.0f} MB"
     again = peak_bytes("flows.database.copies.replicate_backups", kind="postgres", read="all")
     assert again < MOST_BYTES, f"read back: {again / 1024 / 1024:.0f} MB"
 
 
-def test_taking_and_verifying_a_large_backup_in_a_bucket(trial: Trial, bucket: S3Server) -> None:
+def test_taking_and_verifying_a_large_backup_in_a_bucket(trial: Trial, gateway: S3Server) -> None:
     fill(trial, MEGABYTES)
-    in_bucket(trial, bucket.bucket())
+    in_bucket(trial, gateway.bucket())
     for flow in ("backup_database", "verify_backup"):
         peak = peak_bytes(f"flows.database.backup.{flow}")
         assert peak < MOST_BYTES, f"{flow}: {peak / 1024 / 1024:.0f} MB"

@@ -46,9 +46,11 @@ def test_a_table_in_hand_counts_by_its_rows(trial: Trial, tmp_path: Path) -> Non
     target.mkdir()
     with exported_snapshot(postgres) as (exporter, _, _), trial.server.connect(trial.database) as client:
         weights = weights_of(exporter)
-        wide = trial.sql("SELECT 'wide'::regclass::oid::bigint")[0][0]
-        share = weights.tables[int(str(wide))] / sum(weights.tables.values())
-        assert 0.4 < share < 0.5, "and as much in the other, which was never analysed"
+        whole = sum(weights.tables.values())
+        oids = trial.sql("SELECT 'wide'::regclass::oid::bigint, 'other'::regclass::oid::bigint")[0]
+        # Nearly the same: autovacuum gives one of them its maps before the other.
+        share, others = (weights.tables[int(str(oid))] / whole for oid in oids)
+        assert 0.4 < share < 0.5, "and about as much in the other, which was never analysed"
         done = DumpProgress(postgres, target, weights)
         assert done.tell().ratio == 0
         with client.cursor().copy("COPY wide TO STDOUT") as copy:
@@ -62,14 +64,14 @@ def test_a_table_in_hand_counts_by_its_rows(trial: Trial, tmp_path: Path) -> Non
         with client.cursor().copy("COPY other TO STDOUT") as copy:
             for _ in range(10000):
                 copy.read()
-            assert share * 1.4 < done.tell().ratio <= 2 * share
+            assert share + others * 0.4 < done.tell().ratio <= share + others
             for _ in copy:
                 pass
         # Two files were seen being written; a third came and went: one of the smallest tables, for all that is known.
         for number in range(3):
             (target / f"{number}.dat.gz").write_bytes(b"x" * 1000)
         told = done.tell()
-        assert told.ratio == pytest.approx(2 * share + min(weights.tables.values()) / sum(weights.tables.values()))
+        assert told.ratio == pytest.approx(share + others + min(weights.tables.values()) / whole)
         assert told.text.startswith("3.0 kB dumped; of ")
         assert told.text.endswith(f" in tables at least {told.ratio:.0%} are read")
 

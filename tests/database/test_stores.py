@@ -16,25 +16,11 @@ from tasks import catalogue, manifest
 from tasks.retention import DELETE, delete_backups
 from tasks.s3 import objects
 from tasks.stores.store import store_of
-from tests.database.conftest import NAME, Trial
-from tests.database.places import (
-    ESCROWED,
-    configure,
-    encrypted,
-    gateway,
-    in_bucket,
-    killed,
-    moto,
-    names,
-    secrets,
-    spool_of,
-    spooled,
-)
+from tests.database.conftest import ESCROWED, NAME, Trial
+from tests.database.places import configure, encrypted, in_bucket, killed, names, spool_of, spooled
 from tests.database.test_restore import GOOD, flip
 from tests.s3.proxy import Proxy
 from tests.s3.servers import SECRET_KEY, S3Server
-
-__all__ = ["gateway", "moto", "secrets"]
 
 
 @pytest.mark.parametrize("kind", ["gateway", "moto"])

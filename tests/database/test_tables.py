@@ -26,8 +26,8 @@ from tasks.postgres import session, table_swap
 from tasks.postgres.content import content_of, read_counts
 from tasks.postgres.copy import MAKE, Copy, content_in, rename_copy
 from tasks.postgres.table_kept import find_superseded_tables
+from tasks.postgres.table_pairs import match_tables
 from tasks.postgres.table_scratch import drop_tables_scratch, tables_scratch_name
-from tasks.postgres.tables import match_tables
 from tests.database.conftest import NAME, Trial
 from tests.database.test_backup import ROOT, newest, run
 from tests.database.test_restore import flip, newest_path, reseal

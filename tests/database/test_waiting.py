@@ -21,23 +21,10 @@ from tasks.stores.bucket import BucketStore
 from tasks.stores.directory import DirectoryStore
 from tasks.stores.store import store_of
 from tests.database.conftest import NAME, Trial
-from tests.database.places import (
-    configure,
-    encrypted,
-    gateway,
-    in_bucket,
-    killed,
-    moto,
-    names,
-    secrets,
-    spool_of,
-    spooled,
-)
+from tests.database.places import configure, encrypted, in_bucket, killed, names, spool_of, spooled
 from tests.database.test_restore import GOOD, reseal
 from tests.database.test_verify_and_prune import aged, claimed_by
 from tests.s3.servers import S3Server
-
-__all__ = ["gateway", "moto", "secrets"]
 
 
 def waiting_in(trial: Trial) -> list[str]:

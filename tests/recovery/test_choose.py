@@ -9,8 +9,9 @@ from pydantic import SecretStr
 
 from blocks.environment import Environment
 from flows.recovery.choose import Chosen, choose
+from runbook.current import use_report
 from runbook.errors import OpsError, RunbookFailed, VerificationFailed
-from runbook.report import Finding, Report, Status, use_report
+from runbook.report import Finding, Report, Status
 from tests.recovery.conftest import System
 from tests.servers import free_port
 

@@ -28,7 +28,6 @@ from tasks.redis.failover.group import Group as Group_
 from tasks.redis.failover.group import Member
 from tasks.redis.sentinels import SentinelView, Watch
 from tasks.redis.server import call
-from tests.redis import servers
 from tests.redis.servers import MASTER, NAME, PASSWORD, Group, RedisServer, replicated
 from tests.redis.writer import Writer
 
@@ -51,8 +50,6 @@ except OpsError as error:
 @pytest.fixture
 def group(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Group]:
     """A master, replicas (one, or as many as the parameter says) and three Sentinels, as the environment NAME."""
-    if "[services]" not in servers.ENVIRONMENT:
-        monkeypatch.setattr(servers, "ENVIRONMENT", servers.ENVIRONMENT + "[services]\nnames = {{}}\n")
     with replicated(replicas=getattr(request, "param", 1)) as found:
         for sentinel in found.sentinels:  # with less than a second they fail over again, see below
             call(sentinel.client(), "SENTINEL", "SET", MASTER, "down-after-milliseconds", DOWN_AFTER_MS)

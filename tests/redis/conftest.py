@@ -59,28 +59,8 @@ stopwaitsecs = 15
 redirect_stderr = true
 stdout_logfile = {root}/valkey.log
 """
-ENVIRONMENT = """\
-name = "{name}"
-disposable = true
-reports = "{root}/reports"
-[objectives]
-rpo = "1h"
-rto = "4h"
-[redis]
-port = {port}
-password_env = "OPS_TEST_REDIS_PASSWORD"
-data_directory = "{data}"
-config_file = "{configuration}"
-server_program = "{program}"
-os_user = "{user}"
-drop_prefixes = ["cache:", "ca*he:"]
-[services]
-kind = "supervisor"
-url = "http://127.0.0.1:{control}"
-names = {{ redis = "valkey" }}
-[backups]
-redis = "{root}/backups"
-"""
+REDIS = 'drop_prefixes = ["cache:", "ca*he:"]\n'
+SERVICES = 'kind = "supervisor"\nurl = "http://127.0.0.1:{control}"\nnames = {{ redis = "valkey" }}'
 
 
 class Rig:
@@ -97,7 +77,8 @@ class Rig:
         values = {**vars(self), "name": NAME, "user": f"user = {self.account.name}" if other else ""}
         values["root_user"] = "user = root" if os.geteuid() == 0 else ""
         (root / "supervisord.conf").write_text(SUPERVISORD.format(**values))
-        self.toml.write_text(ENVIRONMENT.format(**{**values, "user": self.account.name}))
+        told = {**vars(self), "redis": REDIS, "services": SERVICES.format(control=self.control)}
+        self.toml.write_text(servers.environment(**told))
 
     def configure(self, *, aof: bool, extra: str = "") -> None:
         """Write valkey.conf."""

@@ -52,16 +52,21 @@ password_env = "OPS_TEST_REDIS_PASSWORD"
 data_directory = "{data}"
 config_file = "{configuration}"
 server_program = "{program}"
-os_user = "{user}"
-{sentinels}{extra}
-[services]
-names = {{}}
+os_user = "{account.name}"
+{redis}[services]
+{services}
 [backups]
 redis = "{root}/backups"
 [logs]
 backup = "{root}/backup.log"
 """
 running: list[RedisServer] = []
+
+
+def environment(**values: object) -> str:
+    """The TOML of the environment NAME: of a server's `port`, `program`, `root`, `data`, `configuration` and `account`,
+    with more lines of [redis] in `redis`, and those of [services]."""
+    return ENVIRONMENT.format(**{"name": NAME, "redis": "", "services": "names = {}", **values})
 
 
 def program() -> Path:
@@ -198,9 +203,8 @@ class RedisServer:
     def register(self, monkeypatch: Any, *, sentinels: Sequence[str] = (), extra: str = "") -> None:
         """Make it the environment `NAME` of this test. `extra` are more lines of the section [redis]."""
         told = f'sentinels = {[*sentinels]}\nsentinel_master = "{MASTER}"\n'.replace("'", '"') if sentinels else ""
-        values = {**vars(self), "name": NAME, "sentinels": told, "extra": extra, "user": self.account.name}
         toml = self.root / "environment.toml"
-        toml.write_text(ENVIRONMENT.format(**values))
+        toml.write_text(environment(**vars(self), redis=told + extra))
         monkeypatch.setenv("OPS_ENVIRONMENT", NAME)
         monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(toml))
         monkeypatch.setenv("OPS_TEST_REDIS_PASSWORD", PASSWORD)

@@ -22,11 +22,11 @@ from runbook.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.cache import pages as cache_pages
+from tasks.redis.cache import recheck
 from tasks.redis.cache import sweep as cache_sweep
 from tasks.redis.cache.clearing import UNLINK, Order, read_cache_server, unlink_keys
 from tasks.redis.cache.selection import bytes_of, escaped, literal_head, of_prefixes
 from tasks.redis.server import call
-from tests.redis import servers
 from tests.redis.servers import MASTER, NAME, PASSWORD, Group, RedisServer, running_redis
 
 ROOT = Path(__file__).parents[2]
@@ -51,8 +51,6 @@ cache_sweep.failpoint = die
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    if "[services]" not in servers.ENVIRONMENT:
-        monkeypatch.setattr(servers, "ENVIRONMENT", servers.ENVIRONMENT + "[services]\nnames = {{}}\n")
     monkeypatch.setattr(kinds, "RETRY_DELAYS_SECONDS", [0.05, 0.05, 0.05])
 
 
@@ -506,7 +504,7 @@ def test_a_replica_is_promoted_meanwhile(
     old = group.master
     fill(old.client(), 2000)
     old.client().wait(1, 5000)
-    monkeypatch.setattr(cache_sweep, "RECHECK_SECONDS", 0.0 if seen_by == "Sentinels" else 1e6)
+    monkeypatch.setattr(recheck, "RECHECK_SECONDS", 0.0 if seen_by == "Sentinels" else 1e6)
 
     def fail_over(page: int) -> None:
         if page == 2:

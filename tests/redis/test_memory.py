@@ -17,8 +17,9 @@ from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.memory.info import Memory, read_memory
+from tasks.redis.memory.listing import find_first_keys
 from tasks.redis.memory.script import TTL_NAMES
-from tasks.redis.memory.sweep import Survey, find_first_keys, survey_keys
+from tasks.redis.memory.sweep import Survey, survey_keys
 from tests.redis import servers
 from tests.redis.data import BINARY, fill
 from tests.redis.servers import NAME, Group, RedisServer
@@ -26,12 +27,11 @@ from tests.redis.servers import NAME, Group, RedisServer
 USER, PASSWORD = "ops", "x"
 NO_SCRIPTS = "-eval -eval_ro -evalsha -evalsha_ro"
 # The environment needs a service manager; servers of tests have none.
-SERVICES = "" if "[services]" in servers.ENVIRONMENT else "[services]\nnames = {}\n"
 
 
 @pytest.fixture
 def server(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
-    server.register(monkeypatch, extra=SERVICES)
+    server.register(monkeypatch)
     return server
 
 
@@ -357,7 +357,7 @@ def test_a_user_without_a_command_is_told_which(
 ) -> None:
     server.client().set("k", "v")
     add_user(server, f"-{command}")
-    server.register(monkeypatch, extra=f'username = "{USER}"\n{SERVICES}')
+    server.register(monkeypatch, extra=f'username = "{USER}"\n')
     monkeypatch.setenv("OPS_TEST_REDIS_PASSWORD", PASSWORD)
     with pytest.raises(RunbookFailed, match=rf"forbids user {USER} the command {named}"):
         run(pattern="*")
@@ -368,7 +368,7 @@ def test_a_user_without_scripts_is_read_by_a_pipeline_and_told_why(
 ) -> None:
     server.client().mset({f"k:{n}": n for n in range(1000)})
     add_user(server, f"{NO_SCRIPTS} -slowlog -latency -config -client|no-touch")
-    server.register(monkeypatch, extra=f'username = "{USER}"\n{SERVICES}')
+    server.register(monkeypatch, extra=f'username = "{USER}"\n')
     monkeypatch.setenv("OPS_TEST_REDIS_PASSWORD", PASSWORD)
     report = run()
     assert "eval_ro" in report.facts["sweep without a script"]
@@ -382,7 +382,7 @@ def test_keys_that_the_user_may_not_read_are_counted_as_not_measured(
 ) -> None:
     server.client().mset({f"{'app' if n % 4 else 'private'}:{n}": n for n in range(1000)})
     add_user(server, rules, keys="~app:*")
-    server.register(monkeypatch, extra=f'username = "{USER}"\n{SERVICES}')
+    server.register(monkeypatch, extra=f'username = "{USER}"\n')
     monkeypatch.setenv("OPS_TEST_REDIS_PASSWORD", PASSWORD)
     report = run(pattern="*")
     assert finding(report, "not measured") == (Status.WARN, "250 keys that the user may not read")
@@ -442,7 +442,7 @@ def test_a_server_that_dies_during_the_sweep_is_one_clear_sentence(server: Redis
 
 
 def test_the_master_is_the_one_that_the_sentinels_name(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    group.register(monkeypatch, extra=SERVICES)
+    group.register(monkeypatch)
     group.master.client().set("k", "v")
     group.master.client().wait(1, 5000)
     group.master.crash()
@@ -454,7 +454,7 @@ def test_the_master_is_the_one_that_the_sentinels_name(group: Group, monkeypatch
 
 def test_a_failover_during_the_report_is_said(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
     """The old master lives on, alone: what was read of it is no longer what clients write to."""
-    group.register(monkeypatch, extra=SERVICES)
+    group.register(monkeypatch)
     populate(group.master.client(), 150_000)
     until(lambda: group.replicas[0].client().dbsize() == 150_000, what="the replica", seconds=30)
     sentinel = group.sentinels[0].client()
@@ -483,7 +483,7 @@ def _slowly(group: Group) -> Report:
 
 
 def test_a_replica_alone_is_told_as_one(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    group.replicas[0].register(monkeypatch, extra=SERVICES)
+    group.replicas[0].register(monkeypatch)
     assert finding(run(), "role") == (Status.WARN, "slave")
 
 

@@ -16,10 +16,8 @@ from tasks.redis.memory.pace import LEAST_PAGE_KEYS, MOST_PAGE_KEYS, Pace
 from tasks.redis.memory.sampling import MOST_KEYS, Biggest, Bounded, Tally
 from tasks.redis.memory.script import BYTES, KEYS, WIDTH, KeyFacts, Page, Request
 from tasks.redis.memory.sweep import Survey, survey_keys
-from tests.redis import servers
 from tests.redis.servers import NAME, RedisServer
 
-SERVICES = "" if "[services]" in servers.ENVIRONMENT else "[services]\nnames = {}\n"
 KEYS_200K = 200_000
 # 60 % sessions of growing sizes with a TTL, 30 % small hashes, 10 % lists without a colon.
 FILL = """
@@ -43,7 +41,7 @@ return {page[1], found}
 
 @pytest.fixture
 def server(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> RedisServer:
-    server.register(monkeypatch, extra=SERVICES)
+    server.register(monkeypatch)
     return server
 
 

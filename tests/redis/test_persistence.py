@@ -15,6 +15,7 @@ from flows.redis.steps import build_redis, replace_redis
 from runbook.errors import RunbookFailed
 from runbook.permit import Act, Permit
 from runbook.report import Report, Status
+from runbook.wait import until
 from tasks import catalogue, manifest
 from tasks.redis.restore.copy import ACT
 from tasks.redis.restore.isolation import TAKE_OFF
@@ -79,12 +80,7 @@ def _survives_a_restart(rig: Rig, before: dict[int, dict[bytes, object]]) -> Non
     rig.client().set("new", "after the restore")
     rig.services.stop("redis")
     rig.services.start("redis")
-    while True:
-        try:
-            assert rig.answers()
-            break
-        except Exception:
-            time.sleep(0.05)
+    rig.wait()
     assert rig.client().get("new") == b"after the restore"
     rig.client().delete("new")
     assert account(rig.client()) == survivors(before[0])
@@ -139,8 +135,7 @@ def test_damage_with_valid_checksums_is_refused(rig: Rig) -> None:
 
 
 def _saved(rig: Rig) -> Path:
-    while rig.client().info("persistence")["rdb_bgsave_in_progress"]:
-        time.sleep(0.02)
+    until(lambda: not rig.client().info("persistence")["rdb_bgsave_in_progress"], what="a save's end", seconds=20)
     return Path(shutil.copy(rig.data / "my dump.rdb", rig.root / "changed.rdb"))
 
 

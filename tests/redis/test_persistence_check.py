@@ -19,8 +19,10 @@ from flows.redis.persistence_place import judge_place
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.redis.persistence.files import Place, read_manifest, read_place, read_written
+from tasks.redis.persistence.files import read_manifest
+from tasks.redis.persistence.place import Place, read_place
 from tasks.redis.persistence.state import Persistence, read_persistence
+from tasks.redis.persistence.written import read_written
 from tasks.redis.settings.recommended import Rule, covers, normal
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, running_redis
 
@@ -33,14 +35,6 @@ Change = Callable[[RedisServer], object]
 def register(server: RedisServer, monkeypatch: pytest.MonkeyPatch, **fields: str) -> None:
     """As the environment NAME, without services; fields of [redis] beside the usual ones."""
     server.register(monkeypatch, extra="".join(f'{name} = "{value}"\n' for name, value in fields.items()))
-    complete(server)
-
-
-def complete(server: RedisServer) -> None:
-    """An environment's TOML names its services, even where there are none."""
-    toml = server.root / "environment.toml"
-    if "[services]" not in toml.read_text():
-        toml.write_text(toml.read_text() + "[services]\nnames = {}\n")
 
 
 @pytest.fixture
@@ -162,7 +156,6 @@ def test_no_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_persistence_is_off(server: RedisServer) -> None:
-    complete(server)
     fill(server)
     critical = found(check(), Status.CRITICAL)
     assert set(critical) == {"persistence", "the RDB"}
@@ -384,7 +377,6 @@ def test_what_a_killed_save_left(kept: RedisServer) -> None:
 
 def test_sentinels_that_do_not_watch(group: Group) -> None:
     """One that was taken off, then all, then one that is down; and each told what to do."""
-    complete(group.master)
     assert "Sentinel" not in str(wrong(check()))
     for sentinel in group.sentinels:
         sentinel.client().sentinel_remove("mymaster")
@@ -396,7 +388,6 @@ def test_sentinels_that_do_not_watch(group: Group) -> None:
 
 
 def test_a_promoted_replica_is_found(group: Group) -> None:
-    complete(group.master)
     group.master.crash()
     new = group.wait_for_master_other_than(group.master)
     assert check().facts["server"].startswith(f"{new.address} (master")

@@ -1,4 +1,5 @@
-"""snapshot-redis against real servers: the end of a save is proven, and every way in which it does not come."""
+"""snapshot-redis and backup-redis against real servers: the end of a save is proven, and every way in which it does not
+come."""
 
 from __future__ import annotations
 
@@ -13,19 +14,21 @@ from dataclasses import replace
 
 import pytest
 
-from flows.redis.persistence import snapshot_redis
+from flows.redis.persistence import backup_redis, snapshot_redis
 from flows.redis.snapshot_steps import Kind, judge_master, judge_save, judge_standstill, seconds_of
 from runbook import progress
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.redis.persistence.files import look_at, read_place
+from tasks import catalogue
+from tasks.redis.persistence.place import look_at, read_place
 from tasks.redis.persistence.saving import BLOCK, save_blocking, save_in_background
 from tasks.redis.persistence.state import State, read_persistence, state_of
 from tasks.redis.sentinels import SentinelView, Watch
+from tasks.stores.directory import DirectoryStore
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, running_redis
-from tests.redis.test_persistence_check import MANUAL, child_of, complete, fill, register
+from tests.redis.test_persistence_check import MANUAL, child_of, fill, register
 
 KEYS = 3000
 KINDS: tuple[Kind, ...] = ("bgsave", "rewrite", "save")
@@ -59,6 +62,14 @@ def launch(kind: Kind = "bgsave", confirm: str = "") -> Report:
         return error.report
 
 
+def back_up() -> Report:
+    """The report of a backup, however it ended."""
+    try:
+        return backup_redis.fn(NAME)
+    except RunbookFailed as error:
+        return error.report
+
+
 def launched_again(server: RedisServer, kind: Kind) -> None:
     """It ends well, and a server that starts from its files has every key."""
     server.client().config_set("rdb-key-save-delay", QUICK)
@@ -79,12 +90,14 @@ def is_saving(server: RedisServer) -> bool:
     return any(server.data.glob("temp-*.*"))
 
 
-def disturbed(server: RedisServer, work: Callable[[], object], kind: Kind = "bgsave", delay: int = SLOW) -> Report:
+def disturbed(
+    server: RedisServer, work: Callable[[], object], run: Kind | Callable[[], Report] = "bgsave", delay: int = SLOW
+) -> Report:
     """The flow's report, with this done in the middle of a slow save. (A server ends with the thread that started it:
     so it is the flow that has the other one.)"""
     server.client().config_set("rdb-key-save-delay", delay)
     with ThreadPoolExecutor(max_workers=1) as beside:
-        running = beside.submit(launch, kind)
+        running = beside.submit(run) if callable(run) else beside.submit(launch, run)
         until(lambda: is_saving(server), what="a save", seconds=20, every_seconds=0.01)
         work()
         return running.result()
@@ -259,6 +272,41 @@ def test_the_server_gives_a_save_up(unsaved: RedisServer) -> None:
     assert state(unsaved).save_ok
     assert state(unsaved).saves == saves + 1
     assert "BGSAVE failed: the server gave it up" in report.sentence()
+    assert "The old files are untouched" in report.sentence()
+
+
+@pytest.mark.parametrize("rules", ["", "3600 1"])
+def test_the_server_is_emptied_during_a_backup(unsaved: RedisServer, rules: str) -> None:
+    """With save rules FLUSHALL writes the emptied data over the RDB, and LASTSAVE moves: that is no backup of what was
+    there."""
+    client = unsaved.client()
+    client.config_set("save", rules)
+    assert launch().status is Status.OK
+    report = disturbed(unsaved, client.flushall, back_up)
+    assert report.status is Status.CRITICAL
+    assert "BGSAVE failed: the server gave it up: somebody emptied it with FLUSHALL" in report.sentence()
+    assert ("The old files are untouched" in report.sentence()) is (not rules)
+    assert not catalogue.names(DirectoryStore(unsaved.root / "backups"), "redis")
+
+
+def test_a_backup_waits_for_another_save(kept: RedisServer) -> None:
+    """Its moment is the one before its own fork: what was written after the other's is in it."""
+    before = state(kept)
+    kept.client().config_set("rdb-key-save-delay", SLOW // 4)
+    kept.client().bgsave()
+    kept.client().set("later", "than the first save's fork")
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        running = beside.submit(back_up)
+
+        def ended() -> int:
+            now = state(kept).last_save
+            return now if now > before.last_save else 0
+
+        other = until(ended, what="the other save's end", seconds=20, every_seconds=0.05)
+        assert running.result().status is Status.OK
+    taken = catalogue.find_backup(DirectoryStore(kept.root / "backups"), "redis").manifest
+    assert taken.taken.timestamp() >= other
+    assert taken.content["databases"]["0"]["all_keys"] == KEYS + 1
 
 
 def test_the_aof_is_switched_off(kept: RedisServer, unsaved: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,7 +345,6 @@ def test_it_becomes_a_replica_in_the_middle(kept: RedisServer) -> None:
 
 def test_the_master_changes(group: Group) -> None:
     """Afterwards, and before the old one knows: it is said. The next run saves the new one's data."""
-    complete(group.master)
     fill(group.master, KEYS)
     group.master.client().wait(1, 5000)
     report = Report("trial", NAME)
@@ -319,7 +366,6 @@ def test_save_is_shorter_than_the_sentinels_patience(group: Group) -> None:
         report = Report("trial", NAME)
         judge_standstill(report, replace(server, state=replace(server.state, save_seconds=seconds)), watch)
         assert report.status is status
-    complete(group.master)
     report = snapshot_redis.fn(NAME, "save")
     assert [f.name for f in report.findings if "patience" in f.name]
     assert "1 replicas wait too" in report.plan_steps[0].detail
@@ -341,6 +387,16 @@ def test_its_files_are_elsewhere(kept: RedisServer) -> None:
 def test_wrong_password(kept: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPS_TEST_REDIS_PASSWORD", "wr0ng")
     assert "refuses the password" in launch().sentence()
+
+
+def test_a_backup_by_a_user_without_bgsave(kept: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once: nobody waits an hour for the end of a save that is not there."""
+    register(kept, monkeypatch, username="ops")
+    allowed = ["+info", "+client", "+time", "+config|get"]
+    kept.client().acl_setuser("ops", enabled=True, passwords=[f"+{PASSWORD}"], commands=allowed)
+    told = back_up().sentence()
+    assert "forbids user ops the command BGSAVE" in told
+    assert "ACL SETUSER ops +bgsave" in told
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -17,10 +17,11 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import UnfinishedRun
 
 from runbook import kinds
+from runbook.current import current_report, use_report
 from runbook.errors import CommandFailed, LockLost, OpsError, Unreachable
 from runbook.kinds import action, probe
 from runbook.permit import Act, Permit
-from runbook.report import Report, Status, current_report, use_report
+from runbook.report import Report, Status
 from runbook.wait import until
 
 T = TypeVar("T")

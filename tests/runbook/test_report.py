@@ -8,9 +8,10 @@ import re
 
 import pytest
 
+from runbook.current import current_report, use_report
 from runbook.errors import LockLost, NotConfirmed, OpsError, RunbookFailed
 from runbook.permit import Act, PlanOnly
-from runbook.report import Evidence, Report, Status, StepTime, current_report, use_report
+from runbook.report import Evidence, Report, Status, StepTime
 
 DROP = Act("drop database", "grc_db_old")
 

@@ -22,11 +22,12 @@ from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_UI_URL
 
 from runbook import chain
+from runbook.current import current_report
 from runbook.errors import LockLost, NotConfirmed, OpsError, RunbookFailed, Unreachable
 from runbook.kinds import action
 from runbook.lock import hold
 from runbook.permit import Act
-from runbook.report import Report, Status, current_report
+from runbook.report import Report, Status
 from runbook.run import runbook
 from tests.runbook.system import System
 

@@ -14,24 +14,10 @@ from blocks.s3 import Bucket
 from tasks.s3.multipart import PART_BYTES
 from tasks.s3.writing import Upload
 from tests.s3.proxy import Proxy
-from tests.s3.servers import S3Server, running_gateway, running_moto
+from tests.s3.servers import S3Server
 
 MakeFile = Callable[..., Upload]
 LARGE = 3 * PART_BYTES + 12345
-
-
-@pytest.fixture(scope="session")
-def gateway() -> Iterator[S3Server]:
-    """Checks signatures and MD5s."""
-    with running_gateway() as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def moto() -> Iterator[S3Server]:
-    """Has versions, object lock and encryption."""
-    with running_moto() as server:
-        yield server
 
 
 @pytest.fixture(params=["gateway", "moto"])

@@ -1,7 +1,7 @@
 """Real S3 servers on loopback: JuiceFS's MinIO gateway checks signatures and MD5s; moto has versions, locks, encryption.
 
-    with running_gateway() as server:
-        bucket = server.bucket()          # blocks.s3.Bucket, created, of a name of its own
+    def test_it(gateway: S3Server) -> None:      # one for the whole test process
+        bucket = gateway.bucket()                # blocks.s3.Bucket, created, of a name of its own
 
 They end with the process that started them.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from pydantic import SecretStr
 
 from blocks.s3 import Bucket
@@ -82,6 +83,20 @@ def running_moto() -> Iterator[S3Server]:
     root, port = Path(tempfile.mkdtemp(prefix="ops-moto-")), free_port()
     with _running([str(BIN / "moto_server"), "-H", "127.0.0.1", "-p", str(port)], {}, port, root):
         yield S3Server(port, root, has_locks=True)
+
+
+@pytest.fixture(scope="session")
+def gateway() -> Iterator[S3Server]:
+    """Checks signatures and MD5s."""
+    with running_gateway() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """Has versions, object lock and encryption."""
+    with running_moto() as server:
+        yield server
 
 
 @contextlib.contextmanager

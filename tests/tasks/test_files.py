@@ -21,20 +21,11 @@ import pytest
 from blocks.places import Application
 from runbook.errors import NotConfirmed, OpsError, VerificationFailed
 from runbook.permit import Act, Permit
-from tasks import archive, at_hand, catalogue, entries, files, manifest
+from tasks import archive, at_hand, catalogue, entries, files_copy, manifest
 from tasks.catalogue import Backup
-from tasks.files import (
-    ARCHIVE,
-    REPLACE_FILES,
-    archive_files,
-    build_files_copy,
-    directory_of,
-    judge_files_backup,
-    measure_files,
-    read_archive_back,
-    superseded_files,
-    swap_files,
-)
+from tasks.files import ARCHIVE, archive_files, directory_of, measure_files, read_archive_back
+from tasks.files_copy import REPLACE_FILES, build_files_copy, judge_files_backup, superseded_files, swap_files
+from tasks.host import Disk
 from tasks.manifest import Manifest
 from tasks.stores.directory import DirectoryStore
 
@@ -440,7 +431,7 @@ def test_no_space_is_said_before_anything_is_written(
     application: Application, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backup = backup_of(application, tmp_path / "store")
-    monkeypatch.setattr(files, "_free", lambda directory: 1000)
+    monkeypatch.setattr(files_copy, "disk_of", lambda _: Disk("", 0, 1000, 0))
     assert any("1000 are free" in problem for problem in judge_files_backup(application, backup).problems)
     with pytest.raises(OpsError, match="1000 are free"):
         build_files_copy(permit_of(application), application, backup)
@@ -454,7 +445,7 @@ from blocks.places import Application
 from runbook.permit import Act, Permit
 from tasks import catalogue
 from tasks.stores.directory import DirectoryStore
-from tasks.files import REPLACE_FILES, build_files_copy, swap_files
+from tasks.files_copy import REPLACE_FILES, build_files_copy, swap_files
 application = Application(directory=sys.argv[1])
 permit = Permit("test", (Act(REPLACE_FILES, application.directory),))
 backup = catalogue.open_backup(DirectoryStore(Path(sys.argv[2])), sys.argv[3])

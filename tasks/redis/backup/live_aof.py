@@ -6,7 +6,6 @@ that is whole, and the copy ends there. Every write that was acknowledged before
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -15,20 +14,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-
-import redis
 
 from blocks.redis import Redis
+from runbook import record
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.redis.backup.aof import FOLDER, MANIFEST_ENDING, STEM, Aof, copy_aof, cut_bytes, loaded_aof, read_parts
-from tasks.redis.backup.snapshot import RDB, SAVE_SECONDS, Snapshot, Source, copy_settings, manifest_of
+from tasks.redis.backup.snapshot import RDB, Snapshot, Source, copy_settings, manifest_of
 from tasks.redis.content.manifest import EXPIRING, RedisContent, compare
 from tasks.redis.content.reading import read_content
-from tasks.redis.server import connected
+from tasks.redis.persistence.saving import SAVE_SECONDS
+from tasks.redis.server import connected, setting
 
 RECORD = "redis-aof-rewrites.json"
 REWRITES = "auto-aof-rewrite-percentage"
@@ -48,6 +46,14 @@ class AofCopy(Snapshot):
     cut: int = 0
 
 
+@dataclass(frozen=True)
+class Rewrites:
+    """What a server's auto-aof-rewrite-percentage was before a backup set it to 0."""
+
+    server: str
+    percentage: str
+
+
 @action(idempotent=True)
 def put_rewrites_back(block: Redis, reports: Path) -> str:
     """Switch the AOF's rewrites on again where a killed run left them off; returns what was done, "" for nothing.
@@ -59,20 +65,15 @@ def put_rewrites_back(block: Redis, reports: Path) -> str:
 
 
 def _put_back(block: Redis, reports: Path) -> str:
-    path = reports / RECORD
-    if not path.exists():
+    left = record.read(reports / RECORD, Rewrites, f"CONFIG SET {REWRITES} 100, then remove it")
+    if left is None:
         return ""
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        address, percentage = str(told["server"]), str(told["percentage"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise OpsError(f"{path} cannot be read", f"CONFIG SET {REWRITES} 100, then remove it") from None
-    with connected(block.at(address)) as client:
-        off = _setting(client, REWRITES) == "0"
+    with connected(block.at(left.server)) as client:
+        off = setting(client, REWRITES) == "0"
         if off:
-            client.config_set(REWRITES, percentage)
-    path.unlink()
-    return f"{REWRITES} {percentage} on {address}, which a killed backup had left at 0" if off else ""
+            client.config_set(REWRITES, left.percentage)
+    (reports / RECORD).unlink()
+    return f"{REWRITES} {left.percentage} on {left.server}, which a killed backup had left at 0" if off else ""
 
 
 @probe
@@ -86,9 +87,9 @@ def read_aof_bytes(block: Redis) -> int:
 def rewrites_off(block: Redis, reports: Path) -> Iterator[None]:
     """No rewrite runs, and none begins by itself, until the block is left. What was set is written down before."""
     with connected(block) as client:
-        percentage = _setting(client, REWRITES)
+        percentage = setting(client, REWRITES)
         if percentage != "0":
-            _record(reports / RECORD, {"server": block.address, "percentage": percentage})
+            record.write(reports / RECORD, Rewrites(block.address, percentage))
             failpoint("redis: aof rewrites recorded")
             client.config_set(REWRITES, 0)
     failpoint("redis: aof rewrites off")
@@ -97,19 +98,6 @@ def rewrites_off(block: Redis, reports: Path) -> Iterator[None]:
         yield
     finally:
         _put_back(block, reports)
-
-
-def _record(path: Path, told: dict[str, str]) -> None:
-    partial = path.with_suffix(".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(told, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OpsError(f"{path} cannot be written: {error.strerror}", "make room there or correct its owner") from None
 
 
 @action
@@ -123,7 +111,7 @@ def snapshot_aof(block: Redis, source: Source, directory: Path, reports: Path) -
     """
     started = time.monotonic()
     with connected(block) as client:
-        folder, stem = _setting(client, "appenddirname"), _setting(client, "appendfilename")
+        folder, stem = setting(client, "appenddirname"), setting(client, "appendfilename")
         if not client.info("persistence")["aof_enabled"]:
             raise OpsError("the AOF is off", "CONFIG SET appendonly yes (§2.3), or take the backup with kind=rdb")
     manifest = source.directory / folder / f"{stem}{MANIFEST_ENDING}"
@@ -199,8 +187,3 @@ def _rewriting(block: Redis) -> bool:
     with connected(block) as client:
         info = client.info("persistence")
     return bool(info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"])
-
-
-def _setting(client: redis.Redis, name: str) -> str:
-    found: dict[Any, Any] = client.config_get(name)
-    return str(next(iter(found.values()))) if found else ""

@@ -26,9 +26,10 @@ from runbook.kinds import action, probe
 from runbook.log import logger
 from runbook.wait import until
 from tasks.redis.backup.relay import relayed
-from tasks.redis.backup.snapshot import RDB, SAVE_SECONDS, Snapshot, Source
+from tasks.redis.backup.snapshot import RDB, Snapshot, Source
 from tasks.redis.keys import Carried, carry, keys_under
 from tasks.redis.line import live_line, log_of, scratch_line
+from tasks.redis.persistence.saving import SAVE_SECONDS
 from tasks.redis.scratch import scratch_server
 from tasks.redis.sentinels import ask_sentinels
 from tasks.redis.server import call, connected, key_counts, program_version, version_of

@@ -1,8 +1,4 @@
-"""A snapshot of the live server: BGSAVE, proven to be done, copied away (§2.3).
-
-BGSAVE answers at once, and LASTSAVE has one-second steps: what proves a new file is `rdb_saves` one higher with status
-ok (https://valkey.io/commands/info/).
-"""
+"""A snapshot of the live server: BGSAVE, proven to be done, copied away (§2.3)."""
 
 from __future__ import annotations
 
@@ -10,26 +6,21 @@ import os
 import shutil
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any
-
-import redis
 
 from blocks.redis import Redis
 from runbook.errors import OpsError
 from runbook.kinds import action, probe
-from runbook.log import logger
-from runbook.wait import until
 from tasks.redis.content.manifest import EXPIRING, RedisContent
 from tasks.redis.content.reading import read_content
+from tasks.redis.persistence.saving import bgsave
+from tasks.redis.persistence.state import ask
 from tasks.redis.scratch import scratch_server
-from tasks.redis.server import connected, key_counts, version_of
+from tasks.redis.server import connected, key_counts, setting, version_of
 from tasks.redis.settings.file import masked, read_configuration
 
 RDB = "dump.rdb"
-SAVE_SECONDS = 3600.0
-PROGRESS_SECONDS = 5.0
 CLOCK_SLACK_SECONDS = 2.0
 
 
@@ -73,8 +64,8 @@ def read_source(block: Redis) -> Source:
             role=str(client.info("replication")["role"]),
             keys=sum(keys for keys, _ in key_counts(client).values()),
             dataset_bytes=int(client.info("memory")["used_memory_dataset"]),
-            directory=Path(_setting(client, "dir")),
-            rdb=_setting(client, "dbfilename"),
+            directory=Path(setting(client, "dir")),
+            rdb=setting(client, "dbfilename"),
             save_status=str(persistence["rdb_last_bgsave_status"]),
         )
 
@@ -85,10 +76,10 @@ def snapshot(block: Redis, source: Source, directory: Path) -> Snapshot:
     files without their secrets (neither is in an RDB).
 
     Raises:
-        OpsError: the save failed, or its file is not on this host.
+        OpsError: the save failed (the reason, as far as INFO and the disk tell it), or its file is not on this host.
     """
-    with connected(block) as client:
-        started, taken = time.monotonic(), _save(client)
+    started = time.monotonic()
+    taken = bgsave(block, ask(block)).taken
     path = directory / RDB
     _copy(source.directory / source.rdb, path, taken)
     return Snapshot(path, taken, time.monotonic() - started, tuple(copy_settings(block, directory)))
@@ -111,52 +102,6 @@ def manifest_of(block: Redis, directory: Path) -> RedisContent:
         found = read_content(client, directory / EXPIRING)
     with (directory / RDB).open("rb") as file:
         return found.model_copy(update={"rdb_version": file.read(9).decode(errors="replace")})
-
-
-def _setting(client: redis.Redis, name: str) -> str:
-    found = client.config_get(name)
-    return str(next(iter(found.values()))) if found else ""
-
-
-def _save(client: redis.Redis) -> datetime:
-    """BGSAVE from start to proven end; returns the moment before its fork."""
-
-    def begin() -> tuple[int, datetime] | None:
-        info = client.info("persistence")
-        if info["rdb_bgsave_in_progress"] or info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"]:
-            return None
-        taken = datetime.now(UTC)
-        try:
-            client.bgsave(schedule=False)
-        except redis.ResponseError as error:
-            if "in progress" in str(error) or "BGSAVE" in str(error).upper():
-                return None  # another save began in between
-            raise
-        return int(info["rdb_saves"]), taken
-
-    begun = until(begin, what="the end of another save", seconds=SAVE_SECONDS)
-    assert begun
-    before, taken = begun
-    told = [time.monotonic()]
-
-    def ended() -> bool:
-        info = client.info("persistence")
-        if info["rdb_bgsave_in_progress"]:
-            _tell(info, told)
-            return False
-        if int(info["rdb_saves"]) > before and info["rdb_last_bgsave_status"] == "ok":
-            return True
-        raise OpsError("BGSAVE failed", "look at the server's log and at the free space of its directory")
-
-    until(ended, what="the snapshot", seconds=SAVE_SECONDS, every_seconds=0.05)
-    return taken
-
-
-def _tell(info: dict[str, Any], told: list[float]) -> None:
-    if time.monotonic() - told[0] > PROGRESS_SECONDS:
-        told[0] = time.monotonic()
-        done, all_keys = info.get("current_save_keys_processed", 0), info.get("current_save_keys_total", 0)
-        logger().info("BGSAVE: %s of %s keys", done, all_keys)
 
 
 def _copy(source: Path, target: Path, taken: datetime) -> None:

@@ -20,9 +20,10 @@ from runbook.permit import Permit
 from runbook.progress import progress
 from runbook.wait import until
 from tasks.redis.cache.pages import Ask
+from tasks.redis.cache.recheck import Recheck, require_master
 from tasks.redis.cache.script import FLUSH, Scripts, evaluated, scripts_of
 from tasks.redis.cache.selection import Selection
-from tasks.redis.cache.sweep import FIRST_KEYS, Pace, Recheck, Sweep, Tally, client_of, describe, require_master, sweep
+from tasks.redis.cache.sweep import FIRST_KEYS, Pace, Sweep, Tally, client_of, describe, sweep
 from tasks.redis.server import call, connected, key_counts, version_of
 
 UNLINK = "unlink Redis keys of"

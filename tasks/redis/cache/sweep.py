@@ -13,13 +13,11 @@ from typing import Any, cast
 import redis
 
 from blocks.redis import Redis
-from runbook.errors import OpsError, Unreachable
+from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.progress import Done
-from runbook.report import current_report
 from runbook.wait import until
 from tasks.redis.cache.pages import Ask, Group, Page, read_page
-from tasks.redis.sentinels import ask_sentinels
 from tasks.redis.server import at_once, call
 
 # A page of the server's time, a few times what a GET takes: other clients wait so long at most.
@@ -28,7 +26,6 @@ STEP_KEYS, MOST_STEP, LEAST_STEP = 128, 512, 4
 FIRST_KEYS = 20
 MOST_PREFIXES = 10_000
 OTHERS = b"(other prefixes)"
-RECHECK_SECONDS = 1.0
 PAGES_PER_SECOND = 20  # of a pass that is slowed down
 
 
@@ -163,41 +160,6 @@ class Pace:
         left = due - time.monotonic()
         if left > 0:
             until(lambda: time.monotonic() >= due, what="the next page", seconds=left + 60, every_seconds=left)
-
-
-class Recheck:
-    """Every second of a pass: the environment's lock is held, and no Sentinel names another master."""
-
-    def __init__(self, block: Redis, address: str) -> None:
-        self._block, self._address, self._due = block, address, 0.0
-
-    def __call__(self) -> None:
-        """Raises LockLost or OpsError where that is no longer so."""
-        if time.monotonic() < self._due:
-            return
-        if report := current_report():
-            report.require_lock()
-        require_master(self._block, self._address)
-        self._due = time.monotonic() + RECHECK_SECONDS
-
-    def reason(self, error: OpsError) -> OpsError:
-        """Why a pass ended: a master that is replaced drops its clients."""
-        if isinstance(error, Unreachable):
-            try:
-                require_master(self._block, self._address)
-            except OpsError as replaced:
-                return replaced
-        return error
-
-
-def require_master(block: Redis, address: str) -> None:
-    """Raises OpsError where a Sentinel names another master."""
-    others = {name for name in ask_sentinels(block).masters if name not in ("", address)}
-    if others:
-        raise OpsError(
-            f"{address} is no longer the master: the Sentinels name {', '.join(sorted(others))}",
-            "launch it again: it goes on there with what is left",
-        )
 
 
 @contextlib.contextmanager

@@ -18,12 +18,13 @@ from runbook.kinds import action
 from runbook.log import logger
 from runbook.permit import Permit
 from runbook.wait import until
+from tasks.redis.failover.command import How, begin_failover
 from tasks.redis.failover.group import Member, quick, read_member
 from tasks.redis.failover.ledger import Begun, Ledger, forget, remember
 from tasks.redis.failover.pause import LONGEST_SECONDS, Pause
 from tasks.redis.failover.promotion import Choice, HandOver, await_agreement, await_promotion, clients_of, views
 from tasks.redis.failover.rights import DEMOTING
-from tasks.redis.sentinels import How, Watch, ask_sentinels, begin_failover
+from tasks.redis.sentinels import Watch, ask_sentinels
 from tasks.redis.server import call
 
 ACT = "fail over"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +13,11 @@ from runbook.kinds import probe
 from runbook.progress import Done, progress
 from tasks.redis.memory.estimates import DatabaseSum, PrefixSum
 from tasks.redis.memory.pace import Pace, measure_idle
-from tasks.redis.memory.reader import Reader, read_facts, reader_for
+from tasks.redis.memory.reader import Reader, reader_for
 from tasks.redis.memory.sampling import MOST_KEYS, BigName, Part, Tally
-from tasks.redis.memory.script import TYPES, KeyFacts, Request
+from tasks.redis.memory.script import TYPES, Request
 from tasks.redis.server import call, connected, key_counts
 
-MATCH_PAGE_KEYS = 500
 TYPES_TOLD = 3
 # A second look at the biggest keys: bounded work for the server, and a better guess than the sweep's 5 samples.
 SAMPLES = 50
@@ -86,16 +84,6 @@ class Survey:
         return sum(found.expected for found in self.databases)
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The first keys of a pattern. Where it is not complete the time was over."""
-
-    keys: tuple[tuple[int, KeyFacts], ...]
-    denied: int
-    is_complete: bool
-    seconds: float
-
-
 @probe
 def survey_keys(block: Redis, budget_seconds: float, count_hits: bool = False) -> Survey:
     """Size, type and TTL of every key of every database; of a sample of them when the time is over.
@@ -127,30 +115,6 @@ def survey_keys(block: Redis, budget_seconds: float, count_hits: bool = False) -
             why_slow=why_slow,
             slow_calls=_slow_calls(client, last_slow),
         )
-
-
-@probe
-def find_first_keys(block: Redis, pattern: str, most: int, budget_seconds: float) -> Listing:
-    """The first keys that match a glob pattern (https://valkey.io/commands/keys/), in all databases, in SCAN's order.
-
-    Raises:
-        Unreachable, OpsError: as `survey_keys`.
-    """
-    glob, started = pattern.encode(errors="surrogateescape"), time.monotonic()
-    found: list[tuple[int, KeyFacts]] = []
-    denied, is_complete = 0, True
-    with connected(block) as client:
-        reader_for(client)[0].close()  # says which command is forbidden
-        for number, keys in _matching(client, glob):
-            if len(found) >= most:
-                break
-            if time.monotonic() > started + budget_seconds:
-                is_complete = False
-                break
-            facts, forbidden = read_facts(client, number, keys[: most - len(found)]) if keys else ([], 0)
-            found += [(number, each) for each in facts]
-            denied += forbidden
-    return Listing(tuple(found), denied, is_complete, time.monotonic() - started)
 
 
 def _sweep(client: redis.Redis, tally: Tally, budget_seconds: float) -> tuple[Pace, str]:
@@ -217,22 +181,6 @@ def _look(client: redis.Redis, name: BigName) -> BigKey | None:
         return None
     counted = elements if kind in LENGTHS and isinstance(elements, int) else -1
     return BigKey(name.database, name.key, kind, size, counted, ttl)
-
-
-def _matching(client: redis.Redis, glob: bytes) -> Iterator[tuple[int, list[bytes]]]:
-    """Page after page: (database, keys that match and were not in one before)."""
-    for number in sorted(key_counts(client)):
-        cursor, seen = 0, set[bytes]()
-        while True:
-            with client.pipeline(transaction=False) as pipe:
-                call(pipe, "SELECT", number)
-                call(pipe, "SCAN", cursor, "MATCH", glob, "COUNT", MATCH_PAGE_KEYS)
-                answers: list[Any] = pipe.execute()
-            cursor, keys = int(answers[1][0]), answers[1][1]
-            yield number, [key for key in dict.fromkeys(keys) if key not in seen]
-            if cursor == 0:
-                break
-            seen.update(keys)
 
 
 def _last_slow(client: redis.Redis) -> int:

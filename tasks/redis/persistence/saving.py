@@ -2,7 +2,8 @@
 
 BGSAVE and BGREWRITEAOF answer at once. `rdb_saves` and `aof_rewrites` count what was begun, and a save that the server
 itself gives up (FLUSHALL, a full synchronisation) leaves the last status as it was: what proves a save is that LASTSAVE
-moved. It has one-second steps, so that a save begins only in a later second than the one before it ended.
+moved. It has one-second steps, so that a save begins only in a later second than the one before it ended. A FLUSHALL
+moves it too where there are save rules, as the server then writes the emptied data over the file: they are counted.
 
 https://valkey.io/commands/bgsave/, https://valkey.io/commands/save/ and https://valkey.io/commands/bgrewriteaof/
 """
@@ -11,7 +12,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import redis
 
@@ -19,11 +21,10 @@ from blocks.redis import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.kinds import action
-from runbook.log import logger
 from runbook.permit import Permit
 from runbook.progress import Done, progress
 from runbook.wait import until
-from tasks.redis.persistence.files import look_at
+from tasks.redis.persistence.failures import failed
 from tasks.redis.persistence.state import Persistence, State, read_state
 from tasks.redis.server import connected
 
@@ -33,15 +34,16 @@ SAVE_SECONDS = 3600.0
 GONE_SECONDS = 3.0
 STEP_SECONDS = 1.05
 POLL_SECONDS = 0.1
-AGAIN = "launch this again"
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A save that is proven to be done: the counters before and after it, and how long it took."""
+    """A save that is proven to be done: the counters before and after it, and how long it took. `taken` is the moment
+    before it began (before its fork): every write acknowledged by then is in it."""
 
     before: State
     after: State
+    taken: datetime
     seconds: float
 
 
@@ -52,6 +54,11 @@ def save_in_background(block: Redis, server: Persistence) -> Saved:
     Raises:
         OpsError: it failed (the reason, as far as INFO and the disk tell it), or the server ended or changed its role.
     """
+    return bgsave(block, server)
+
+
+def bgsave(block: Redis, server: Persistence) -> Saved:
+    """See `save_in_background`."""
     return carry_out(block, server, "BGSAVE", lambda client: client.bgsave(schedule=False), _is_saved)
 
 
@@ -90,7 +97,7 @@ def _save(client: redis.Redis) -> None:
 
 
 def _is_saved(before: State, now: State) -> bool:
-    return now.last_save > before.last_save
+    return now.last_save > before.last_save and now.flushes <= before.flushes
 
 
 def _is_rewritten(before: State, now: State) -> bool:
@@ -114,8 +121,9 @@ def carry_out(
     with connected(block) as client:
         watch = _Watch(client, server, what)
         with progress(watch.tell):
-            before = until(lambda: watch.begun(begin), what="the end of another save", seconds=SAVE_SECONDS)
-            assert before
+            begun = until(lambda: watch.begun(begin), what="the end of another save", seconds=SAVE_SECONDS)
+            assert begun
+            before, taken = begun
             failpoint(f"redis: {what} begun")
             started = time.monotonic()
 
@@ -124,12 +132,12 @@ def carry_out(
                 if is_done(before, now):
                     return now
                 if has_failed(before, now) if has_failed else not (now.saving or now.rewriting):
-                    raise _failed(server, what, now)
+                    raise failed(server, what, now)
                 return None
 
             after = until(ended, what=f"the end of {what}", seconds=SAVE_SECONDS, every_seconds=POLL_SECONDS)
             assert after
-            return Saved(before, after, time.monotonic() - started)
+            return Saved(before, after, taken, time.monotonic() - started)
 
 
 class _Watch:
@@ -141,12 +149,13 @@ class _Watch:
         self._is_begun = False
         self._last = server.state
 
-    def begun(self, begin: Callable[[redis.Redis], object]) -> State | None:
-        """Begin, unless another save is under way: then None. Returns the counters before."""
+    def begun(self, begin: Callable[[redis.Redis], object]) -> tuple[State, datetime] | None:
+        """Begin, unless another save is under way: then None. Returns the counters and the moment before."""
         now = self.read()
         seconds, microseconds = self._client.time()
         if now.saving or now.rewriting or seconds + microseconds / 1e6 - now.last_save < STEP_SECONDS:
             return None
+        taken = datetime.now(UTC)
         try:
             self._is_begun = True
             begin(self._client)
@@ -156,13 +165,13 @@ class _Watch:
             self._is_begun = False
             if "in progress" in str(error) or "child process is active" in str(error):
                 return None  # somebody else's began in between
-            raise _failed(self._server, self._what, self.read(), str(error)) from None
+            raise failed(self._server, self._what, self.read(), str(error)) from None
         except redis.ConnectionError as error:
             if isinstance(error, redis.AuthenticationError):
                 raise
             self.read()  # says whether it ended
             raise OpsError(f"the connection broke in the middle of {self._what}: {error}", "launch it again") from None
-        return now
+        return now, taken
 
     def read(self) -> State:
         """The counters now.
@@ -209,35 +218,3 @@ class _Watch:
 
 def _named(state: State) -> str:
     return "the master" if state.role == "master" else f"a replica of {state.master}"
-
-
-def _failed(server: Persistence, what: str, now: State, said: str = "") -> OpsError:
-    """Why, from INFO and the disk. A save replaces the old file at its end, by rename: what was there still is."""
-    reason, remedy = _why(server, what, now, said)
-    refuses = replace(server, state=now).refuses_writes
-    logger().warning("%s failed; INFO says %s", what, now)
-    lead = f"the server refuses writes now ({refuses}): " if refuses else ""
-    return OpsError(f"{lead}{what} failed: {reason}", f"{remedy}; then {AGAIN}. The old files are untouched")
-
-
-def _why(server: Persistence, what: str, now: State, said: str) -> tuple[str, str]:
-    place, log = look_at(server), server.settings["logfile"]
-    look = f"look at the server's log{f' {log}' if log else ''}"
-    rewrites = what not in ("BGSAVE", "SAVE")
-    if place.trouble:
-        return place.trouble, place.remedy
-    if not place.problem and place.free_bytes < server.dataset_bytes:
-        free = f"{place.free_bytes:,} bytes are free on the disk of {place.directory}"
-        return f"{free}, the data is {server.dataset_bytes:,}", "make room there"
-    if rewrites and not now.aof_enabled:
-        return "the AOF was switched off in between", "CONFIG SET appendonly yes"
-    if (now.rewrite_ok if rewrites else now.save_ok) and not said:
-        return "the server gave it up (FLUSHALL, a full synchronisation and a shutdown end a save)", look
-    told = said.removeprefix("ERR").strip()
-    if told and "log" not in told:
-        return told, look
-    unseen = f" ({place.problem})" if place.problem else ""
-    return (
-        f"its process was killed or could not be started (out of memory?), or the disk refused it{unseen}",
-        f"{look} and at dmesg",
-    )

@@ -18,11 +18,13 @@ from runbook.kinds import probe
 from tasks.redis.server import connected, key_counts, version_of
 from tasks.redis.settings.recommended import DEFAULTS, Rule, parse_rules
 
+_SECTIONS = ("default", "commandstats")
+
 
 @dataclass(frozen=True)
 class State:
     """The counters of one moment, all from one INFO. `*_seconds` are -1 where there was none yet; `last_save` is the
-    server's own clock in whole seconds, its start where it has not saved."""
+    server's own clock in whole seconds, its start where it has not saved; `flushes` counts FLUSHALL."""
 
     run_id: str
     role: str
@@ -41,6 +43,7 @@ class State:
     save_cow_bytes: int
     rewrite_cow_bytes: int
     changes: int
+    flushes: int
     aof_enabled: bool
     aof_bytes: int
     aof_base_bytes: int
@@ -123,7 +126,7 @@ def read_persistence(block: Redis) -> Persistence:
 def ask(block: Redis) -> Persistence:
     """See `read_persistence`."""
     with connected(block) as client:
-        info: dict[str, Any] = client.info()
+        info: dict[str, Any] = client.info(*_SECTIONS)
         seconds, microseconds = client.time()
         settings = {str(name): str(value) for name, value in client.config_get(*DEFAULTS).items()}
         if missing := [name for name in DEFAULTS if name not in settings]:
@@ -147,11 +150,11 @@ def ask(block: Redis) -> Persistence:
 
 def read_state(client: redis.Redis) -> State:
     """The counters now."""
-    return state_of(client.info())
+    return state_of(client.info(*_SECTIONS))
 
 
 def state_of(info: Mapping[str, Any]) -> State:
-    """From an INFO with its default sections."""
+    """From an INFO with its default sections and that of the commands (where there is none, no flush is counted)."""
     follows = f"{info.get('master_host')}:{info.get('master_port')}" if "master_host" in info else ""
     return State(
         run_id=str(info["run_id"]),
@@ -171,6 +174,7 @@ def state_of(info: Mapping[str, Any]) -> State:
         save_cow_bytes=int(info["rdb_last_cow_size"]),
         rewrite_cow_bytes=int(info["aof_last_cow_size"]),
         changes=int(info["rdb_changes_since_last_save"]),
+        flushes=int(info.get("cmdstat_flushall", {}).get("calls", 0)),
         aof_enabled=bool(info["aof_enabled"]),
         aof_bytes=int(info.get("aof_current_size", 0)),
         aof_base_bytes=int(info.get("aof_base_size", 0)),

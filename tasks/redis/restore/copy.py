@@ -7,19 +7,18 @@ is always seeded as the AOF's base, with its manifest, and written anew under `d
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pwd
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import redis
 
 from blocks.redis import Redis
+from runbook import durable
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import action
 from runbook.log import logger
@@ -89,7 +88,7 @@ def build_redis_copy(permit: Permit, block: Redis, backup: Backup) -> RedisCopy:
         dropped, counts = _finish(client, block) if comparison.is_equal else ({}, {})
     _check_files(configuration, backup, directory)
     _own(block, directory)
-    _sync(directory)
+    durable.sync_tree(directory)
     return RedisCopy(
         directory,
         comparison,
@@ -172,24 +171,3 @@ def _own(block: Redis, directory: Path) -> None:
         raise OpsError(f"there is no user {block.os_user} on this host", "correct [redis] os_user") from None
     for path in (directory, *directory.rglob("*")):
         os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
-
-
-def _sync(directory: Path) -> None:
-    for path in (*directory.rglob("*"), directory):
-        with _descriptor(path) as descriptor:
-            os.fsync(descriptor)
-
-
-@contextlib.contextmanager
-def _descriptor(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def sync_directory(path: Path) -> None:
-    """What was renamed in a directory survives a power cut only after this."""
-    with _descriptor(path) as descriptor:
-        os.fsync(descriptor)

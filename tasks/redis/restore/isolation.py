@@ -20,12 +20,13 @@ from pathlib import Path
 import redis
 
 from blocks.redis import Redis
+from runbook import record
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.kinds import action
 from runbook.permit import Permit
 from runbook.wait import until
-from tasks.redis.restore.surroundings import NOWHERE, RECORD, Surroundings, Watcher, write_record
+from tasks.redis.restore.surroundings import NOWHERE, RECORD, Surroundings, Watcher
 from tasks.redis.sentinels import SETTINGS, ask_sentinels
 from tasks.redis.server import answers, at_once, call, connected
 from tasks.redis.settings.file import follow_nobody
@@ -48,7 +49,7 @@ def detach(permit: Permit, block: Redis, around: Surroundings, reports: Path) ->
     if around.is_alone:
         return around
     noted = replace(around, since=around.since or datetime.now(UTC).isoformat(timespec="seconds"))
-    write_record(reports, noted)
+    record.write(reports / RECORD, noted)
     failpoint("redis: detachment recorded")
     for watcher in noted.watchers:
         _on_sentinel(block, watcher.address, partial(_forget, name=block.sentinel_master))
@@ -69,7 +70,7 @@ def note_swapped(reports: Path, around: Surroundings) -> Surroundings:
     if around.is_alone:
         return around
     noted = replace(around, swapped=True)
-    write_record(reports, noted)
+    record.write(reports / RECORD, noted)
     return noted
 
 

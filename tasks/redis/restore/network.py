@@ -8,19 +8,17 @@ can be followed by one that puts it back. https://valkey.io/topics/replication/
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import redis
-from pydantic import TypeAdapter, ValidationError
 
 from blocks.redis import CONNECT_SECONDS, Redis
+from runbook import record
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
@@ -60,15 +58,7 @@ def find_leftover(reports: Path) -> Leftover | None:
     Raises:
         OpsError: the record cannot be read.
     """
-    path = reports / RECORD
-    try:
-        return TypeAdapter(Leftover).validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        raise OpsError(
-            f"{path} cannot be read: {type(error).__name__}", "look whether Redis is a master, then remove the file"
-        ) from None
+    return record.read(reports / RECORD, Leftover, "look whether Redis is a master, then remove the file")
 
 
 @probe
@@ -124,7 +114,7 @@ def replace_by_replication(
     """
     permit.require(ACT, block.address)
     left = _prepare(block, scratch, route, kept)
-    _record(reports, left)
+    record.write(reports / RECORD, left)
     failpoint("redis: network restore recorded")
     try:
         with connected(block) as client:
@@ -167,20 +157,6 @@ def _free_port(host: str) -> int:
     with socket.socket(family) as found:
         found.bind((host, 0))
         return int(found.getsockname()[1])
-
-
-def _record(reports: Path, left: Leftover) -> None:
-    path = reports / RECORD
-    partial = path.with_suffix(".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(asdict(left), file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OpsError(f"{path} cannot be written: {error.strerror}", "make room there or correct its owner") from None
 
 
 def _follow(client: redis.Redis, scratch: redis.Redis, left: Leftover, route: Route) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import socket
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import redis
-from pydantic import TypeAdapter, ValidationError
 
 from blocks.redis import Redis
+from runbook import record
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from tasks.redis.sentinels import Watch, ask_sentinels
@@ -96,15 +94,7 @@ def find_record(reports: Path) -> Surroundings | None:
     Raises:
         OpsError: the record cannot be read.
     """
-    path = reports / RECORD
-    try:
-        return TypeAdapter(Surroundings).validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        raise OpsError(
-            f"{path} cannot be read: {type(error).__name__}", "register the Sentinels by hand, then remove it"
-        ) from None
+    return record.read(reports / RECORD, Surroundings, "register the Sentinels by hand, then remove it")
 
 
 def _merged(kept: Surroundings, now: Surroundings) -> Surroundings:
@@ -120,20 +110,6 @@ def _merged(kept: Surroundings, now: Surroundings) -> Surroundings:
         since=kept.since,
         swapped=kept.swapped,
     )
-
-
-def write_record(reports: Path, around: Surroundings) -> None:
-    path = reports / RECORD
-    partial = path.with_suffix(".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(asdict(around), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OpsError(f"{path} cannot be written: {error.strerror}", "make room there or correct its owner") from None
 
 
 def _own_address(block: Redis, watch: Watch) -> str:

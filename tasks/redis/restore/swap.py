@@ -13,12 +13,13 @@ import redis
 
 from blocks.redis import Redis
 from blocks.services import Services
+from runbook import durable
 from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.permit import Permit
 from runbook.wait import until
-from tasks.redis.restore.copy import ACT, RedisCopy, sync_directory
+from tasks.redis.restore.copy import ACT, RedisCopy
 from tasks.redis.server import (
     LOAD_SECONDS,
     answers,
@@ -154,7 +155,7 @@ def _exchange(block: Redis, incoming: Path) -> SwappedRedis:
         if kept:
             kept.rename(live)
         raise OpsError(f"{incoming} cannot be renamed: {error.strerror}", "the old data is in place") from None
-    sync_directory(live.parent)
+    durable.sync(live.parent)
     failpoint("redis: after second rename")
     return SwappedRedis(live, kept)
 

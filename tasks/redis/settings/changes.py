@@ -17,7 +17,7 @@ from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action
 from runbook.permit import Permit
-from tasks.redis.persistence.files import look_at
+from tasks.redis.persistence.place import look_at
 from tasks.redis.persistence.saving import Saved, carry_out
 from tasks.redis.persistence.state import State
 from tasks.redis.server import connected, key_counts

@@ -5,14 +5,13 @@ https://valkey.io/topics/valkey.conf/
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from runbook import durable
 from runbook.errors import OpsError
 
 MASK = "********"
@@ -82,13 +81,8 @@ def follow_nobody(path: Path) -> None:
         return
     text = _text(path)
     kept = "".join(line for line in text.splitlines(keepends=True) if not _FOLLOWS.match(line))
-    partial = path.with_name(path.name + ".new")
     try:
-        partial.write_text(kept, encoding="utf-8", errors="surrogateescape")
-        shutil.copystat(path, partial)
-        if os.geteuid() == 0:
-            os.chown(partial, path.stat().st_uid, path.stat().st_gid)
-        partial.replace(path)
+        durable.write(path, kept, errors="surrogateescape")
     except OSError as error:
         raise OpsError(f"{path} cannot be written: {error.strerror}", "take the line replicaof out of it") from None
     if still := read_configuration(path).replica_of:

@@ -16,8 +16,9 @@ import redis
 from blocks.redis import Redis
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from tasks.redis.persistence.files import find_written, look_at
+from tasks.redis.persistence.place import look_at
 from tasks.redis.persistence.state import Persistence, ask
+from tasks.redis.persistence.written import find_written
 from tasks.redis.server import call, connected
 from tasks.redis.settings.recommended import BY_NAME, DEFAULTS, LIMITS, MAXMEMORY, same
 

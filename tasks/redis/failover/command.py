@@ -1,0 +1,65 @@
+"""SENTINEL FAILOVER, and whether a Sentinel can have the master hand over by itself (§8.3).
+
+https://valkey.io/commands/sentinel-failover/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import Literal
+
+import redis
+
+from blocks.redis import Redis
+from runbook.errors import OpsError
+from tasks.redis.server import at_once, call, family, version_of
+
+How = Literal["coordinated", "forced", "under way"]
+COORDINATED_SINCE = 9
+_UNCOORDINATED = re.compile(r"wrong number of arguments|NOGOODPRIMARY|Unknown failover option|syntax", re.IGNORECASE)
+
+
+def coordinates(block: Redis, address: str, version: str) -> bool:
+    """Whether this Sentinel can have a master of this version hand over by itself (FAILOVER): both Valkey 9 or later.
+
+    False where it does not answer.
+    """
+    try:
+        with contextlib.closing(at_once(block.sentinel(address))) as client:
+            return _hands_over(version_of(client)) and _hands_over(version)
+    except redis.RedisError:
+        return False
+
+
+def _hands_over(version: str) -> bool:
+    major = version.partition(" ")[2].partition(".")[0]
+    return family(version) == "valkey" and major.isdecimal() and int(major) >= COORDINATED_SINCE
+
+
+def begin_failover(block: Redis, address: str, *, coordinated: bool) -> How:
+    """SENTINEL FAILOVER, at one Sentinel; returns how it began. Where one is under way there, no second one is begun.
+
+    Raises:
+        OpsError: it refuses (no replica that it would promote), or does not answer.
+    """
+    words = ("SENTINEL", "FAILOVER", block.sentinel_master)
+    try:
+        with contextlib.closing(at_once(block.sentinel(address))) as client:
+            if coordinated:
+                try:
+                    call(client, *words, "COORDINATED")
+                    return "coordinated"
+                except redis.ResponseError as error:
+                    if not _UNCOORDINATED.search(str(error)):
+                        raise
+            call(client, *words)
+            return "forced"
+    except redis.ResponseError as error:
+        if "INPROG" in str(error):
+            return "under way"
+        raise OpsError(f"the Sentinel {address} refuses: {error}", "look at the replicas in the report") from None
+    except redis.RedisError as error:
+        raise OpsError(
+            f"the Sentinel {address} did not answer: {error}", "launch it again: it says who is master then"
+        ) from None

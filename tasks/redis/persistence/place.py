@@ -1,0 +1,148 @@
+"""Where a server saves: its data directory, whether a save can succeed there, and what the host allows (§2.3).
+
+Read only where the server's own process is on this host: a path of the same name on another host proves nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from runbook.kinds import probe
+from tasks.host import disk_of
+from tasks.redis.persistence.files import NO_RDB, DataFile, aof_files, file_at, remains_in
+from tasks.redis.persistence.state import Persistence
+
+OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server saves. With a `problem` nothing of it could be read. `trouble` and `remedy` say why no save can
+    succeed there, "" where none is known; `sizes` are in bytes, and `huge_pages` "" where the host does not say."""
+
+    directory: Path
+    problem: str = ""
+    trouble: str = ""
+    remedy: str = ""
+    free_bytes: int = 0
+    rdb: DataFile = NO_RDB
+    aof: tuple[DataFile, ...] = ()
+    remains: tuple[DataFile, ...] = ()
+    overcommit: str = ""
+    huge_pages: str = ""
+
+    @property
+    def missing(self) -> tuple[DataFile, ...]:
+        """Files of the AOF that its manifest names, or the manifest itself, that are not there."""
+        return tuple(file for file in self.aof if file.is_missing)
+
+
+@probe
+def read_place(server: Persistence) -> Place:
+    """The data directory, its files, its disk, and what the kernel allows. Never raises: `problem` says why not."""
+    return look_at(server)
+
+
+def look_at(server: Persistence) -> Place:
+    """See `read_place`."""
+    directory, problem = data_directory(server)
+    if problem:
+        return Place(directory, problem, *trouble_with(server, directory) if not server.settings["dir"] else ())
+    kernel = _text(OVERCOMMIT), _chosen(_text(HUGE_PAGES))
+    trouble, remedy = trouble_with(server, directory)
+    if not directory.is_dir():
+        return Place(directory, "", trouble, remedy, overcommit=kernel[0], huge_pages=kernel[1])
+    try:
+        return Place(
+            directory, "", trouble, remedy, disk_of(directory).free_bytes,
+            file_at(directory / server.settings["dbfilename"], "RDB"),
+            aof_files(directory, server.settings), tuple(remains_in(directory)), *kernel,
+        )  # fmt: skip
+    except PermissionError as error:
+        return Place(directory, f"{error.filename} cannot be read by this user: run as root or as the server's user")
+
+
+def trouble_with(server: Persistence, directory: Path) -> tuple[str, str]:
+    """Why a save cannot succeed in a directory, and what to do; ("", "") where nothing is found.
+
+    A server that stands in a removed one never comes back to it: `dir` cannot be set at run time.
+    """
+    rescue = f"rescue the data over the network first (valkey-cli --rdb <file>), then make {directory} and start anew"
+    if (not server.settings["dir"] and directory.is_dir()) or _stands_elsewhere(server.process, directory):
+        return f"{directory} was made anew: the server still stands in the one that was removed", rescue
+    if not directory.is_dir():
+        return f"its directory {directory} is gone", rescue
+    if os.statvfs(directory).f_flag & os.ST_RDONLY:
+        return f"{directory} is mounted read-only", "look at dmesg for the disk's errors, then mount it read-write"
+    with contextlib.suppress(psutil.Error, OSError):
+        process = psutil.Process(server.process)
+        if not _may_write(directory, process):
+            owner = f"chown {process.username()} {directory} && chmod u+rwx {directory}"
+            return f"{process.username()}, who runs the server, cannot write to {directory}", owner
+    target = directory / server.settings["dbfilename"]
+    if target.is_dir():
+        return f"{target} is a directory", "move it away: the server saves to a file of that name"
+    return "", ""
+
+
+def data_directory(server: Persistence) -> tuple[Path, str]:
+    """The data directory, and why its files cannot be seen from here: "" where the server's process is here and works
+    in there (or worked, until it was removed)."""
+    told = Path(server.settings["dir"] or "(removed)")
+    said = f"{told} of {server.address} is not on this host"
+    try:
+        process = psutil.Process(server.process)
+        if not any(word in process.name() for word in ("redis", "valkey")):
+            return told, said
+        works_in = Path(process.cwd().removesuffix(" (deleted)"))
+        if not server.settings["dir"]:
+            return works_in, ""
+        return told, "" if works_in == told.resolve() else said
+    except psutil.AccessDenied:
+        return told, "" if told.is_dir() else said
+    except psutil.Error:
+        return told, said
+
+
+def _stands_elsewhere(process: int, directory: Path) -> bool:
+    """Whether the server's working directory is another one than what has its name now."""
+    try:
+        return not Path(f"/proc/{process}/cwd").samefile(directory)
+    except OSError:
+        return False
+
+
+def _may_write(directory: Path, process: psutil.Process) -> bool:
+    """By the mode's bits: what POSIX ACLs add is not seen."""
+    user, found = process.uids().effective, directory.stat()
+    if user == 0:
+        return True
+    text = _text(Path(f"/proc/{process.pid}/status"))
+    groups = re.search(r"^Groups:[ \t]*(.*)$", text, re.MULTILINE)
+    member = {process.gids().effective, *(int(word) for word in (groups[1].split() if groups else ()))}
+    if found.st_uid == user:
+        needed = stat.S_IWUSR | stat.S_IXUSR
+    else:
+        needed = stat.S_IWGRP | stat.S_IXGRP if found.st_gid in member else stat.S_IWOTH | stat.S_IXOTH
+    return found.st_mode & needed == needed
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+def _chosen(text: str) -> str:
+    """`always [madvise] never` → madvise."""
+    found = re.search(r"\[(\w+)\]", text)
+    return found[1] if found else ""
