@@ -46,6 +46,7 @@ test: lint
 	@$(BIN)/python -m pytest -n 4 --dist loadfile -m "not system and not soak"
 
 # The database chapter on the other majors that are still supported (and 15), from wheels; the Redis chapter on Redis 8.
+# What no major changes (stores, Alembic's states and drivers, deaths) runs once, in make test.
 MATRIX := tests/matrix tests/database tests/tasks/test_definitions.py tests/tasks/test_rowhash.py
 test-matrix: $(INSTALLED)
 	@$(BIN)/python -m tests.matrix.versions
@@ -53,7 +54,9 @@ test-matrix: $(INSTALLED)
 	  -m "not system and not soak" -k "not killed_anywhere" \
 	  --ignore=tests/database/test_killed_server.py --ignore=tests/database/test_write_load.py \
 	  --ignore=tests/database/test_stores.py --ignore=tests/database/test_memory.py \
-	  --ignore=tests/database/test_copies.py --ignore=tests/database/test_waiting.py || exit 1; done
+	  --ignore=tests/database/test_copies.py --ignore=tests/database/test_waiting.py \
+	  --ignore=tests/database/test_migrations_states.py --ignore=tests/database/test_migrations_elsewhere.py \
+	  --ignore=tests/database/test_migrations_create.py || exit 1; done
 	@tests/matrix/install-redis
 	@OPS_TEST_REDIS=8 $(BIN)/python -m pytest tests/redis tests/recovery/test_redis_failover.py -n 4 --dist loadfile
 

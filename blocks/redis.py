@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import ssl
 from pathlib import Path
 from typing import Any
 
 import redis
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from runbook.errors import OpsError, Unreachable
+from blocks.redis_refusals import meaning
+from runbook.errors import OpsError
 
 CONNECT_SECONDS = 5.0
 SOCKET_SECONDS = 60.0
@@ -54,6 +53,14 @@ class Redis(Block):
     sentinel_master: str = Field(default="", description="the name under which they watch the master")
     sentinel_password: SecretStr = Field(default=SecretStr(""), description="the Sentinels' own, if any")
 
+    @field_validator("protected_prefixes")
+    @classmethod
+    def _protecting(cls, prefixes: list[str]) -> list[str]:
+        for prefix in prefixes:
+            if not prefix or set(prefix) & set("*?["):
+                raise ValueError(f"“{prefix}” protects nothing: write what keys begin with, as session: (a * as \\x2a)")
+        return prefixes
+
     @property
     def address(self) -> str:
         """`host:port`."""
@@ -64,15 +71,15 @@ class Redis(Block):
         host, _, port = address.rpartition(":")
         return self.model_copy(update={"host": host.strip("[]"), "port": int(port)})
 
-    def client(self, database: int = 0) -> redis.Redis:
-        """A client that returns bytes. Connects on first use."""
+    def client(self, database: int = 0, answer_seconds: float | None = None) -> redis.Redis:
+        """A client that returns bytes and waits so long for an answer (None: SOCKET_SECONDS). Connects on first use."""
         return redis.Redis(
             host=self.host,
             port=self.port,
             db=database,
             username=self.username or None,
             password=self.password.get_secret_value() or None,
-            **self._options(),
+            **self._options() | ({"socket_timeout": answer_seconds} if answer_seconds else {}),
         )
 
     def sentinel(self, address: str) -> redis.Redis:
@@ -107,44 +114,4 @@ class Redis(Block):
 
     def refused(self, error: redis.RedisError) -> OpsError:
         """What a failed call means: Unreachable, or a refusal that no retry mends."""
-        where, said = f"Redis at {self.address}", str(error)
-        if isinstance(error, redis.exceptions.AuthenticationError | redis.exceptions.AuthorizationError):
-            return OpsError(f"{where} refuses the password", "correct the secret and register the blocks again")
-        if isinstance(error, redis.exceptions.NoPermissionError):
-            return _forbidden(where, said, self.username or "default")
-        if isinstance(error, redis.exceptions.ReadOnlyError):
-            return OpsError(f"{where} is a replica: it takes no writes", "launch it again: the master is found anew")
-        if isinstance(error, redis.exceptions.BusyLoadingError):
-            return Unreachable(f"{where} is still loading its data", "wait until it has")
-        if isinstance(error, redis.exceptions.OutOfMemoryError):
-            return OpsError(f"{where} is at its maxmemory: it takes no writes", "look at check-redis-memory")
-        if reason := _untrusted(error):
-            return OpsError(f"{where}: its certificate is refused: {reason}", "correct it, or [redis] tls_ca_file")
-        if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-            return Unreachable(f"{where} does not answer", "start it, or look at its log")
-        return OpsError(f"{where}: {said}")
-
-
-def _forbidden(where: str, said: str, user: str) -> OpsError:
-    """ACL errors name the command, the key or the channel (https://valkey.io/topics/acl/)."""
-    named = re.search(r"run the '([^']+)' command", said)
-    if named is None:
-        return OpsError(f"{where} forbids user {user} this: {said}", f"give it these keys: ACL SETUSER {user} ~…")
-    command = named[1].replace(" ", "|")
-    return OpsError(
-        f"{where} forbids user {user} the command {command.upper()}",
-        f"ACL SETUSER {user} +{command}, and keep it in its ACL file (ACL SAVE)",
-    )
-
-
-def _untrusted(error: BaseException | None) -> str:
-    """Why TLS failed, "" where it did not."""
-    seen = 0
-    while error is not None and seen < 5:  # redis-py wraps the socket's own error
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return error.verify_message
-        if isinstance(error, ssl.SSLError) or "[SSL" in str(error):
-            found = re.search(r"verify failed: ([^(]+)", str(error))
-            return found[1].strip() if found else "no TLS can be agreed on (is tls right for this port?)"
-        error, seen = error.__cause__ or error.__context__, seen + 1
-    return ""
+        return meaning(self, error)

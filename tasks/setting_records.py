@@ -2,12 +2,13 @@
 
 They stand in `settings/` of the environment's reports directory, beside the chain of reports; PostgreSQL's and Redis's
 alike, told apart by the server's identity. A record with `until` is a temporary override: it holds until then, and as
-long as its value is what the server has, from no newer record.
+long as its value is what the server has, from no newer record. Once that value was seen replaced it is closed: the same
+value, years later, is somebody's decision and no override.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,8 @@ from runbook.record import read as read_record
 from runbook.record import write as write_record
 
 FOLDER = "settings"
+# A run sets what it has recorded within minutes: until then a value that is not there yet was not replaced.
+SETTLED = timedelta(hours=1)
 
 
 class Written(Protocol):
@@ -36,16 +39,19 @@ class Written(Protocol):
 
 @dataclass(frozen=True)
 class Changed:
-    """One setting: what was written before (None: nothing), and what was to be written."""
+    """One setting: what was written before (None: nothing), and what was to be written. `ended` are the overrides whose
+    records this closes by going back to what was there before them: undone, they are open again."""
 
     name: str
     old: str | None
     new: str
+    ended: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Record:
-    """One change of settings. `until` and `undone` are empty, or times in ISO 8601."""
+    """One change of settings. The times are empty, or in ISO 8601: `until` it holds, where it is an override; `undone`
+    by a run; `replaced` by another value, as it was seen; `reopened` because what had ended it was undone."""
 
     name: str
     taken: str
@@ -55,15 +61,27 @@ class Record:
     until: str = ""
     reason: str = ""
     undone: str = ""
+    replaced: str = ""
+    reopened: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it can still be undone."""
+        return not self.undone and not self.replaced
 
     @property
     def is_expired(self) -> bool:
         """Whether an override's time is over."""
         return bool(self.until) and datetime.fromisoformat(self.until) <= datetime.now(UTC)
 
-    def new(self, name: str) -> str | None:
+    @property
+    def is_settled(self) -> bool:
+        """Whether its run has long set its values, or never will."""
+        return datetime.fromisoformat(self.reopened or self.taken) <= datetime.now(UTC) - SETTLED
+
+    def change(self, name: str) -> Changed | None:
         """What it was to write for a setting; None where it has none of that name."""
-        return next((change.new for change in self.changes if change.name == name), None)
+        return next((change for change in self.changes if change.name == name), None)
 
 
 def keep(reports: Path, server: str, changes: Sequence[Changed], *, hours: float = 0, reason: str = "") -> Record:
@@ -83,8 +101,26 @@ def keep(reports: Path, server: str, changes: Sequence[Changed], *, hours: float
 
 def mark_undone(reports: Path, record: Record) -> None:
     """Note that its old values are back."""
-    undone = replace(record, undone=datetime.now(UTC).isoformat(timespec="seconds"))
-    write_record(_path(reports, record.name), undone)
+    write_record(_path(reports, record.name), replace(record, undone=_now()))
+
+
+def reopen(reports: Path, names: Collection[str]) -> None:
+    """Have overrides count again: what had ended them is being undone."""
+    for record in read_all(reports):
+        if record.name in names:
+            write_record(_path(reports, record.name), replace(record, undone="", replaced="", reopened=_now()))
+
+
+def close_replaced(reports: Path, found: Written, *, at_once: bool = False) -> None:
+    """Close a server's overrides whose value is not there any more, nor under another's that is.
+
+    `at_once` is for a run that holds the environment's lock: no other can be about to set what it has recorded.
+    """
+    known = read_all(reports)
+    for record in open_records(known, found.identity):
+        beneath = any(record in led_to(known, found, change.name) for change in record.changes)
+        if record.until and not beneath and (at_once or record.is_settled):
+            write_record(_path(reports, record.name), replace(record, replaced=_now()))
 
 
 def read_all(reports: Path) -> list[Record]:
@@ -99,12 +135,12 @@ def read_all(reports: Path) -> list[Record]:
 
 
 def open_records(records: Sequence[Record], server: str) -> list[Record]:
-    """Those of one server that are not undone, oldest first."""
-    return [record for record in records if not record.undone and record.server == server]
+    """Those of one server that can still be undone, oldest first."""
+    return [record for record in records if record.is_open and record.server == server]
 
 
 def find_record(records: Sequence[Record], server: str, name: str = "") -> Record:
-    """The record of that name, or the newest of this server that is not undone.
+    """The record of that name, or the newest of this server that can still be undone.
 
     Raises:
         OpsError: there is none.
@@ -117,6 +153,22 @@ def find_record(records: Sequence[Record], server: str, name: str = "") -> Recor
     return chosen[0]
 
 
+def led_to(records: Sequence[Record], found: Written, name: str) -> list[Record]:
+    """The open records that led to the value that a server has now, newest first: each wrote what the next newer one
+    replaced. One that was recorded and never set is none of them, nor one that put an end to overrides.
+    """
+    chain: list[Record] = []
+    value: str | None = None
+    for record in reversed(open_records(records, found.identity)):
+        change = record.change(name)
+        if change is None or change.ended:
+            continue
+        if change.new == value if chain else found.is_written(name, change.new):
+            chain.append(record)
+            value = change.old
+    return chain
+
+
 def overrides_in_force(records: Sequence[Record], found: Written) -> Mapping[str, tuple[Record, str]]:
     """The overrides (expired or not) by setting, with their value.
 
@@ -124,11 +176,16 @@ def overrides_in_force(records: Sequence[Record], found: Written) -> Mapping[str
     between leaves the record before it in force.
     """
     told: dict[str, tuple[Record, str]] = {}
-    for record in open_records(records, found.identity):
-        for change in record.changes:
-            if found.is_written(change.name, change.new):
-                told[change.name] = (record, change.new)
-    return {name: pair for name, pair in told.items() if pair[0].until}
+    changes = [change for record in open_records(records, found.identity) for change in record.changes]
+    for name in dict.fromkeys(change.name for change in changes):
+        for newest in led_to(records, found, name)[:1]:
+            if newest.until and (change := newest.change(name)):
+                told[name] = newest, change.new
+    return told
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _path(reports: Path, name: str) -> Path:

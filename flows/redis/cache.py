@@ -13,6 +13,7 @@ from flows.redis.cache_steps import (
     count,
     flush_wanted,
     flushes_of,
+    judge_rights,
     judge_server,
     plan_flush,
     plan_unlink,
@@ -22,7 +23,9 @@ from flows.redis.cache_steps import (
 from runbook.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.redis.cache.clearing import FLUSHING, UNLINK, Order
+from tasks.redis.cache.clearing import UNLINK, Order
+from tasks.redis.cache.flushing import FLUSHING
+from tasks.redis.cache.server import require_databases
 
 
 @flow(name="clear-cache", flow_run_name="clear-cache {environment}")
@@ -37,6 +40,7 @@ def clear_cache(
     include_protected: tuple[str, ...] = (),
     keys_per_second: Annotated[int, Field(ge=0)] = 0,
     expected_keys: Annotated[int, Field(ge=0)] = 0,
+    master: str = "",
     confirm: str = "",
 ) -> Report:
     """キャッシュクリア手順 (§2.2)
@@ -51,6 +55,8 @@ def clear_cache(
     and a pattern without a beginning (`*`) need expected_keys too: the number that the plan showed. 10 % more than that
     is refused, and a clearing stops there; for a flush also 10 % less. A protected key that is made in the moment
     between the last look and a flush goes with it. Killed or stopped anywhere, launched again it takes what is left.
+    It ends where the server is restarted, demoted or replaced meanwhile, and begins only where a majority of the
+    Sentinels names it. Its reads count in the server's statistics (keyspace_hits).
 
     Undo: none, the application makes a cache anew; where keys without a TTL may go, it names the newest backup.
     Evidence: keys and bytes by prefix, memory before and after, and the keys that are there again.
@@ -69,7 +75,8 @@ def clear_cache(
         flush: データベース全体の消去。database は databases のみ (FLUSHDB ASYNC)、all は全部 (FLUSHALL ASYNC)
         include_protected: 削除してもよい保護接頭辞。例 session:
         keys_per_second: 1秒あたりの最大削除数。0 は制限なし (1回の呼び出しは常に短い)
-        expected_keys: 計画に表示されたキー数。広い範囲の削除では必須 (±10 %)
+        expected_keys: 計画が示すキー数 (±10 %)。flush、only_without_ttl、保護キー、先頭のないパターン (*) では必須
+        master: 過半数のSentinelがマスターを示さないときだけ、マスターと確認したサーバーの host:port。通常は空
         confirm: 実行するには環境名を入力。空なら計画のみ表示
     """
     env = Environment.find(environment)
@@ -79,15 +86,20 @@ def clear_cache(
             include_protected,
         )  # fmt: skip
         wanted.require_sense()
-        server = judge_server(report, env)
+        server = judge_server(report, env, master)
         numbers = wanted.numbers(server)
+        require_databases(env.redis.at(server.address), numbers)
         counted = not confirm or wanted.is_broad or expected_keys > 0  # else the pages count what they unlink
         found = count(report, env, wanted, server, numbers, expected_keys) if counted else None
-        order = Order(wanted.selection(), numbers, server, found.keys if found else -1, keys_per_second)
-        flushes = flushes_of(wanted, server, numbers)
+        planned, waived = found.keys if found else -1, bool(master)
+        order = Order(wanted.selection(), numbers, server, planned, keys_per_second, waived)
+        flushes = flushes_of(wanted, server, numbers, waived) if wanted.flush else ()
         if not (flushes if wanted.flush else order.planned):
-            report.outcome = f"there is nothing to clear: no {order.selection.told}"
+            nothing = "flush: no key" if wanted.flush else f"clear: no {order.selection.told}"
+            report.outcome = f"there is nothing to {nothing} in {order.where}"
             return report
+        if found:
+            judge_rights(report, env, order, found, flushes)
         tell_undo(report, env, wanted, server, numbers)
         if wanted.flush:
             plan_flush(report, flushes)

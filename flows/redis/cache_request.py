@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from runbook.errors import OpsError
-from tasks.redis.cache.clearing import CacheServer
-from tasks.redis.cache.selection import Selection, bytes_of, literal_head, of_pattern, of_prefixes
+from tasks.redis.cache.selection import Selection, literal_head, of_pattern, of_prefixes
+from tasks.redis.cache.server import CacheServer
+from tasks.redis.keys import bytes_of
 
 Flushing = Literal["", "database", "all"]
 

@@ -7,25 +7,17 @@ from collections.abc import Sequence
 from blocks.environment import Environment
 from flows import store as stores
 from flows.redis.cache_request import Wanted
-from runbook.errors import OpsError
+from flows.redis.master import judge_master
+from runbook.errors import OpsError, Unreachable
 from runbook.permit import Permit
 from runbook.render import duration, size
 from runbook.report import Report
-from tasks.redis.cache.clearing import (
-    EVERYTHING,
-    CacheServer,
-    Flush,
-    Order,
-    find_keys,
-    flush_keys,
-    read_cache_server,
-    read_freed,
-    slack,
-    unlink_keys,
-)
-from tasks.redis.cache.sweep import Sweep
+from tasks.redis.cache.clearing import Order, find_keys, read_freed, unlink_keys
+from tasks.redis.cache.flushing import EVERYTHING, Flush, flush_keys, slack
+from tasks.redis.cache.server import CacheServer, find_refusals, read_cache_server
+from tasks.redis.cache.sweep import MOST_STEP, Sweep
 from tasks.redis.content.reading import shown
-from tasks.redis.sentinels import find_master
+from tasks.redis.sentinels import read_sentinels
 from tasks.retention import read_store
 
 MOST_ROWS = 50
@@ -34,13 +26,14 @@ UNLINKED_PER_SECOND = 300_000
 PLAN_AGAIN = "plan again with an empty confirm, and look at what it shows"
 
 
-def judge_server(report: Report, env: Environment) -> CacheServer:
+def judge_server(report: Report, env: Environment, waiver: str) -> CacheServer:
     """Which server it is: the one that is the master now.
 
     Raises:
-        RunbookFailed: it is a replica.
+        RunbookFailed: it is a replica, or too few Sentinels vouch for it.
     """
-    server = read_cache_server(find_master(env.redis))
+    block = judge_master(report, env.redis, read_sentinels(env.redis), changes=True, waiver=waiver)
+    server = read_cache_server(block)
     replicas = f", replicas: {server.replicas}" if server.replicas else ""
     report.fact("server", f"{server.address}, {server.version}, {server.role}{replicas}")
     report.expect(
@@ -139,11 +132,29 @@ def plan_unlink(report: Report, order: Order, found: Sweep) -> None:
     report.plan("unlink", order.target, size=found.bytes, seconds=found.keys / rate)
 
 
-def flushes_of(wanted: Wanted, server: CacheServer, numbers: tuple[int, ...]) -> tuple[Flush, ...]:
+def flushes_of(wanted: Wanted, server: CacheServer, numbers: tuple[int, ...], waived: bool) -> tuple[Flush, ...]:
     """What is to be flushed: databases with keys in them."""
     if wanted.flush == "all":
-        return (Flush(EVERYTHING, server.keys_in(numbers), server),) if server.keys_in(numbers) else ()
-    return tuple(Flush(number, server.keys_in((number,)), server) for number in numbers if server.keys_in((number,)))
+        each = {EVERYTHING: server.keys_in(numbers)}
+    else:
+        each = {number: server.keys_in((number,)) for number in numbers}
+    return tuple(Flush(number, keys, server, waived) for number, keys in each.items() if keys)
+
+
+def judge_rights(report: Report, env: Environment, order: Order, found: Sweep, flushes: Sequence[Flush]) -> None:
+    """Whether the server would do it for this user, now: the commands are tried and thrown away. Of keys, those that
+    are shown are tried."""
+    commands: list[tuple[object, ...]]
+    if flushes:
+        commands = [(each.command, "ASYNC") for each in flushes]
+    elif order.selection.without_ttl and not order.server.scripts:
+        commands = [("PEXPIRE", key.key, 0, "NX") for key in found.first]
+    else:
+        commands = [("UNLINK", key.key) for key in found.first]
+    for refusal in find_refusals(env.redis.at(order.server.address), commands) if commands else ():
+        report.expect(
+            "the server would do it", False, refusal.hint, value=refusal.message, expected="for this user, now"
+        )
 
 
 def plan_flush(report: Report, flushes: Sequence[Flush]) -> None:
@@ -188,7 +199,8 @@ def unlink_wanted(report: Report, permit: Permit, env: Environment, order: Order
     report.fact("longest call", f"{done.longest_seconds * 1000:.1f} ms")
     if stopped := done.stopped:
         report.state = None
-        what = f"{stopped.message}: {done.keys:,} keys were unlinked by then, the rest is untouched"
+        keys = f"at least {done.keys:,} and at most about {done.keys + MOST_STEP:,}" if done.lost else f"{done.keys:,}"
+        what = f"{stopped.message}: {keys} keys were unlinked by then, the rest is untouched"
         raise OpsError(what, stopped.hint or "launch it again: it takes what is left")
     report.state_is(
         f"{done.keys:,} keys were unlinked, all that were meant", "an empty confirm shows what is there now"
@@ -202,10 +214,21 @@ def unlink_wanted(report: Report, permit: Permit, env: Environment, order: Order
 
 def flush_wanted(report: Report, permit: Permit, env: Environment, flushes: Sequence[Flush]) -> None:
     """Do it, database by database."""
-    keys = 0
+    keys, before = 0, ""
     for each in flushes:
-        report.state_is(f"{keys:,} keys were flushed, {each.target} may be", "plan again: it shows what is left")
-        keys += flush_keys(permit, env.redis, each)
+        report.state_is(
+            f"{each.which} ({each.keys:,} keys) may be flushed{before}", "plan again: it shows what is left"
+        )
+        try:
+            keys += flush_keys(permit, env.redis, each)
+        except Unreachable:
+            raise
+        except OpsError:
+            report.state_is(
+                f"{each.which} ({each.keys:,} keys) was not flushed{before}", "plan again: it shows what is left"
+            )
+            raise
+        before = f"; {keys:,} keys of other databases were"
     tell_freed(report, env, flushes[0].server)
     report.outcome = f"{keys:,} keys flushed"
 

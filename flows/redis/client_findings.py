@@ -23,12 +23,28 @@ AGES = ((60, "less than 1 min"), (300, "1 to 5 min"), (3600, "5 min to 1 h"), (8
 COLUMNS = ("id", "address", "name", "user", "what", "idle for", "age", "buffers", "memory", "last command")
 
 
+def judge_role(report: Report, found: Clients, otherwise: Status) -> None:
+    """The application's connections are the master's."""
+    report.expect(
+        "role",
+        found.role == "master",
+        "name the master in [redis], or its Sentinels, and register the blocks again: the application is there",
+        value=found.role,
+        expected="master",
+        otherwise=otherwise,
+    )
+
+
+def judge_complete(report: Report, found: Clients) -> None:
+    """Whether all of them were looked at: the oldest are asked for last."""
+    if not found.complete:
+        hint = "CLIENT LIST once by hand, in a quiet hour: one call that stops the server for a moment"
+        report.warn("old connections", hint, value="not measured: too many ids lie behind the newest", expected="all")
+
+
 def judge_places(report: Report, found: Clients) -> None:
     """Against maxclients, and whether anybody was turned away already."""
     report.limits = {**DEFAULTS, **report.limits}
-    if found.role != "master":
-        hint = "name the Sentinels in [redis], or check its master: the application's connections are there"
-        report.warn("role", hint, value=found.role, expected="master")
     report.judge(
         "redis.clients.used_ratio",
         round(found.used_ratio, 3),
@@ -44,9 +60,6 @@ def judge_places(report: Report, found: Clients) -> None:
         expected="0",
         otherwise=Status.WARN,
     )
-    if not found.complete:
-        hint = "CLIENT LIST once by hand, in a quiet hour: one call that stops the server for a moment"
-        report.warn("old connections", hint, value="not measured: too many ids lie behind the newest", expected="all")
 
 
 def judge_idle(report: Report, found: Clients) -> None:
@@ -164,7 +177,8 @@ def tell_counts(report: Report, found: Clients) -> None:
 def described(one: Client) -> str:
     """For a plan and a result."""
     who = f"{one.name or 'no name'}, user {one.user or 'not told'}, {one.address}, last {one.command or 'nothing'}"
-    return f"{one.id} ({who}): idle for {duration(one.idle_seconds)}"
+    loses = ", in a MULTI that it loses" if one.in_transaction else ""
+    return f"{one.id} ({who}): idle for {duration(one.idle_seconds)}{loses}"
 
 
 def _summary(ones: Sequence[Client]) -> tuple[object, ...]:
@@ -181,9 +195,13 @@ def _age_names() -> list[str]:
     return [*(name for _, name in AGES), "more than 1 day"]
 
 
+def _what(one: Client) -> str:
+    return f"{one.kind}, in a MULTI" if one.in_transaction else one.kind
+
+
 def _table(report: Report, name: str, clients: Sequence[Client]) -> None:
     rows: list[tuple[object, ...]] = [
-        (one.id, one.address, one.name, one.user, one.kind, duration(one.idle_seconds), duration(one.age_seconds),
+        (one.id, one.address, one.name, one.user, _what(one), duration(one.idle_seconds), duration(one.age_seconds),
          size(one.query_bytes + one.output_bytes), size(one.memory_bytes), one.command)
         for one in clients[:MOST_ROWS]
     ]  # fmt: skip

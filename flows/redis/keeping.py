@@ -10,6 +10,7 @@ from blocks.redis import Redis
 from flows import store as stores
 from flows.redis import taking
 from flows.redis.choosing import KEPT
+from flows.redis.master import judge_master
 from runbook.render import size
 from runbook.report import Report
 from tasks.catalogue import Backup
@@ -20,7 +21,7 @@ from tasks.redis.backup.snapshot import Snapshot, Source, read_manifest, read_so
 from tasks.redis.content.manifest import RedisContent
 from tasks.redis.restore.network import find_leftover, still_follows
 from tasks.redis.restore.surroundings import is_own
-from tasks.redis.sentinels import find_master
+from tasks.redis.sentinels import read_sentinels
 from tasks.stores.store import Store
 
 Form = Literal["rdb", "aof"]
@@ -37,7 +38,7 @@ def take(report: Report, env: Environment, store: Store, form: Form) -> Backup:
         report.fact("put back", done)
     _judge_leftover(report, env)
     stores.tidy(report, env, store)
-    block = find_master(env.redis)
+    block = judge_master(report, env.redis, read_sentinels(env.redis), changes=False)
     report.fact("server", block.address)
     source = _source(env, block, store)
     taking.judge_source(report, source, store.spool)

@@ -8,11 +8,12 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
+from flows.redis.master import judge_master, judge_same_master
+from flows.redis.memory_change import judge_role, judge_same_data
 from flows.redis.memory_findings import (
     judge_coverage,
     judge_memory,
     judge_policy,
-    judge_role,
     judge_without_expiry,
     tell_activity,
 )
@@ -20,10 +21,10 @@ from flows.redis.memory_tables import tell_databases, tell_keys, tell_pattern, t
 from runbook.render import duration, size
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.redis.memory.info import count_evicted, read_activity, read_memory
+from tasks.redis.memory.info import read_activity, read_afterwards, read_memory
 from tasks.redis.memory.listing import find_first_keys
 from tasks.redis.memory.sweep import survey_keys
-from tasks.redis.sentinels import find_master
+from tasks.redis.sentinels import read_sentinels
 
 MANUAL_KEYS = 100
 # Of the time budget, for the pattern.
@@ -41,20 +42,22 @@ def check_redis_memory(
     first when writes are refused or the memory alarm rings.
 
     It reads all keys in pages so small that other clients' calls wait no longer than their slowest ones do anyway, and
-    stops when the time is over: then the numbers are estimates, with their errors. It changes nothing (a server keeps
-    its read-only script until its next start); there is nothing to undo. Evidence: the tables and two pictures.
+    stops when the time is over: then the numbers are estimates, with their errors. It changes no data (the server keeps
+    its read-only script until its next start, and counts its reads in keyspace_hits and commandstats); there is nothing
+    to undo. Evidence: the tables and two pictures.
 
     Departs from the manual: biggest means bytes (MEMORY USAGE), not elements; TTL −1 is told as "no expiry"; the
-    fragmentation ratio is not judged where it tells nothing; no command is started for each key.
+    fragmentation ratio is not judged where it tells nothing; no command is started for each key. There is no hit rate:
+    reports like this one make most of it.
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
-        pattern: 最初の100件を表示するキーのパターン (例 session:*)。空なら表示しない
+        pattern: 最初の100件を表示するキーのパターン (例 session:*。バイトは \\xNN)。空なら表示しない
         budget_seconds: キーの走査に使う最大秒数。超えるとサンプルからの推定値 (誤差つき) になる
     """
     env = Environment.find(environment)
     with runbook("Check Redis memory", env) as report:
-        server = find_master(env.redis)
+        server = judge_master(report, env.redis, read_sentinels(env.redis), changes=False)
         memory = read_memory(server)
         report.fact("server", f"{server.address}, {memory.role}, {memory.version}, up {duration(memory.up_seconds)}")
         judge_memory(report, memory)
@@ -65,14 +68,17 @@ def check_redis_memory(
             tell_pattern(report, pattern, listing, MANUAL_KEYS)
             spent = listing.seconds
         survey = survey_keys(server, max(budget_seconds - spent, 0.0), memory.counts_hits)
-        judge_policy(report, memory, survey, env.redis.protected_prefixes, count_evicted(server))
-        judge_coverage(report, survey, budget_seconds)
+        after = read_afterwards.after(survey)(server)
+        judge_role(report, memory, after)
+        judge_same_data(report, memory, after, survey)
+        judge_policy(report, memory, survey, env.redis.protected_prefixes, after.evicted)
+        judge_coverage(report, memory, survey, budget_seconds)
         judge_without_expiry(report, survey, env.redis.drop_prefixes)
         tell_databases(report, survey)
         tell_prefixes(report, survey)
         tell_keys(report, survey)
         tell_activity(report, memory, survey, activity)
-        judge_role(report, memory, server.address, find_master(env.redis).address)
+        judge_same_master(report, server.address, read_sentinels.after(survey)(env.redis))
         measured = sum(found.size.value for found in survey.databases)
         limit = f" of {size(memory.limit)}" if memory.limit else ", no limit set"
         report.outcome = f"{size(memory.used)} used{limit}; {memory.keys:,} keys hold {size(measured)}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from runbook.render import duration, size
 from runbook.report import Report, Status
 from tasks.redis.content.reading import shown
-from tasks.redis.memory.estimates import Estimate
+from tasks.redis.memory.estimates import ZERO, Estimate
 from tasks.redis.memory.info import Activity, Memory
 from tasks.redis.memory.sweep import Survey
 
@@ -17,7 +17,10 @@ DEFAULTS = {"redis.memory.used_ratio": (0.8, 0.9), "redis.memory.host_ratio": (0
 LEAST_FRAGMENTABLE = 100_000_000
 MOST_FRAGMENTATION = 1.5
 LEAST_EXPIRING_SHARE = 0.1
-FREE = "clear-cache for what is made anew, or raise it: CONFIG SET maxmemory, then CONFIG REWRITE"
+# Of the server's data: tables and rounding make a sample's sum differ by some percent from the server's own count.
+LEAST_REST_SHARE = 0.1
+RAISE = "apply-redis-settings with override=“maxmemory …gb” for a time, its configuration file for good"
+FREE = f"clear-cache for what is made anew, or raise it: {RAISE}"
 
 
 def judge_memory(report: Report, memory: Memory) -> None:
@@ -30,11 +33,15 @@ def judge_memory(report: Report, memory: Memory) -> None:
     else:
         report.warn(
             "maxmemory is 0",
-            "only the host bounds it, by killing it: CONFIG SET maxmemory (three quarters of the host's memory leave "
-            "room for a BGSAVE), then CONFIG REWRITE",
+            f"only the host bounds it, by killing it: {RAISE} (three quarters of the host's memory leave room for a "
+            "BGSAVE)",
             value=f"{size(memory.used)} used",
             expected="a limit",
         )
+    if memory.limit > memory.host:
+        hint = "lower it: apply-redis-settings with override=“maxmemory …gb”, three quarters of the host's at most"
+        report.warn("maxmemory is more than the host has", hint, value=size(memory.limit), expected=size(memory.host))
+    if not 0 < memory.limit <= memory.host:
         of = f"{size(memory.resident)} resident of the host's {size(memory.host)}"
         hint = "clear-cache for what is made anew, or give the host more memory"
         report.judge("redis.memory.host_ratio", round(memory.resident / memory.host, 3), hint, of=of)
@@ -64,7 +71,6 @@ def _judge_fragmentation(report: Report, memory: Memory) -> None:
 
 
 def _memory_rows(memory: Memory) -> list[tuple[str, str]]:
-    asked = memory.hits + memory.misses
     swapped = size(memory.swapped) if memory.swapped >= 0 else "not measured (the server is on another host)"
     return [
         ("used", size(memory.used)),
@@ -81,17 +87,7 @@ def _memory_rows(memory: Memory) -> list[tuple[str, str]]:
         ("host", size(memory.host)),
         ("expired keys since its start", f"{memory.expired:,}"),
         ("evicted keys since its start", f"{memory.evicted:,}"),
-        ("hit rate", f"{memory.hits / asked:.1%} of {asked:,}" if asked else "nothing was read yet"),
     ]
-
-
-def judge_role(report: Report, memory: Memory, server: str, master_now: str) -> None:
-    """A replica evicts and expires as its master does: what is judged here is the master's."""
-    hint = "launch it in the environment of its master, or name the Sentinels in [redis]"
-    report.expect("role", memory.role == "master", hint, value=memory.role, expected="master", otherwise=Status.WARN)
-    if server != master_now:
-        hint = "launch it again: this report is of the former master"
-        report.warn("the master changed during this report", hint, value=master_now, expected=server)
 
 
 def judge_policy(
@@ -129,7 +125,7 @@ def judge_policy(
     )
 
 
-def judge_coverage(report: Report, survey: Survey, budget_seconds: float) -> None:
+def judge_coverage(report: Report, memory: Memory, survey: Survey, budget_seconds: float) -> None:
     """Whether all keys were read; a sample says that it is one."""
     read = f"{survey.read:,} of {survey.expected:,} keys"
     worked = f", {survey.longest_worked_seconds * 1000:.1f} ms of the server's processor" if not survey.why_slow else ""
@@ -146,15 +142,31 @@ def judge_coverage(report: Report, survey: Survey, budget_seconds: float) -> Non
             value=f"{read} were read when the {budget_seconds:g} s were over",
             expected="all keys",
         )
+        _tell_rest(report, memory, survey)
     if denied := sum(found.denied for found in survey.databases):
         hint = "give the user all keys: ACL SETUSER <user> %R~*"
         report.warn("not measured", hint, value=f"{denied:,} keys that the user may not read", expected="0")
-    if survey.slow_calls > 0:
+    if survey.slow_calls < 0:
+        report.fact("this report's own calls in the slow log", "not measured: this user may not read it (SLOWLOG GET)")
+    elif survey.slow_calls > 0:
         report.warn(
             "this report's own calls in the slow log",
             "look at SLOWLOG GET: the host is overloaded, or a type of a module is slow to measure",
             value=survey.slow_calls,
             expected="0",
+        )
+
+
+def _tell_rest(report: Report, memory: Memory, survey: Survey) -> None:
+    """What a sample does not explain of the server's own count of its data: a big key that no page has seen."""
+    told = sum((found.size for found in survey.databases), ZERO)
+    rest = memory.dataset - told.value
+    if rest > max(told.error, LEAST_REST_SHARE * memory.dataset):  # not where the error is unknown (NaN)
+        report.warn(
+            "data that the sample does not explain",
+            "big keys that were not read, most likely (or clients' buffers): give it more budget_seconds",
+            value=f"{size(rest)} of the {size(memory.dataset)} that the server counts; estimated: {size(told.value)}",
+            expected=f"less than {LEAST_REST_SHARE:.0%}",
         )
 
 

@@ -92,6 +92,9 @@ def tell_keys(report: Report, survey: Survey) -> None:
     """The biggest keys, of all and of each type."""
     columns = ("database", "key", "type", "bytes", "elements", "TTL")
     note = "" if survey.is_complete else " of those read"
+    if survey.why_uncounted:
+        why = f"not counted: that would touch them (needs CLIENT NO-TOUCH: {survey.why_uncounted})"
+        report.fact("elements of the biggest keys", why)
     report.table(f"Biggest keys{note}", columns, [_key_row(key) for key in survey.biggest])
     report.table(f"Biggest keys of each type{note}", columns, [_key_row(key) for key in _by_type(survey)])
 

@@ -13,6 +13,7 @@ from blocks.redis import Redis
 from flows.redis import prefix_steps
 from flows.redis.choosing import Restorable
 from flows.redis.keeping import keep_live
+from flows.redis.master import judge_master
 from flows.redis.steps import plan_detaching, put_back
 from runbook.errors import OpsError
 from runbook.permit import Act, Permit
@@ -36,7 +37,7 @@ from tasks.redis.restore.prefixes import Order, count_keys, find_refusal, restor
 from tasks.redis.restore.route import Route, find_route
 from tasks.redis.restore.surroundings import Surroundings, find_record, read_surroundings
 from tasks.redis.restore.writes import Writes, watched_writes
-from tasks.redis.sentinels import find_master
+from tasks.redis.sentinels import read_sentinels
 
 ALL = (b"",)
 BYTES_PER_SECOND = 50e6
@@ -107,7 +108,7 @@ def _target(report: Report, env: Environment, scratch: redis.Redis) -> Target:
     left, record = find_leftover(env.reports_directory), find_record(env.reports_directory)
     # Sentinels that a killed run took off know no master: what it wrote down does.
     known = left.server if left else record.own if record else ""
-    block = env.redis.at(known) if known else find_master(env.redis)
+    block = env.redis.at(known) if known else judge_master(report, env.redis, read_sentinels(env.redis), changes=False)
     report.fact("server", block.address)
     needed = int(scratch.info("memory")["used_memory"])
     around = read_surroundings(block, env.reports_directory)

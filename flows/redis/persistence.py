@@ -11,6 +11,7 @@ from flows.redis import persistence_findings as findings
 from flows.redis import persistence_place as places
 from flows.redis import snapshot_steps as saving
 from flows.redis.keeping import Form
+from flows.redis.master import judge_master
 from flows.redis.snapshot_steps import Kind
 from runbook.permit import Act
 from runbook.render import size
@@ -21,7 +22,7 @@ from tasks.redis.persistence.saving import BLOCK, rewrite_aof, save_blocking, sa
 from tasks.redis.persistence.state import read_persistence
 from tasks.redis.persistence.written import read_written
 from tasks.redis.restore.prefixes import Extra
-from tasks.redis.sentinels import master_by, read_sentinels
+from tasks.redis.sentinels import read_sentinels
 
 
 @flow(name="check-redis-persistence", flow_run_name="check-redis-persistence {environment}")
@@ -43,7 +44,7 @@ def check_redis_persistence(environment: str) -> Report:
     env = Environment.find(environment)
     with runbook("Check Redis persistence", env) as report:
         watch = read_sentinels(env.redis)
-        server = read_persistence(master_by(env.redis, watch))
+        server = read_persistence(judge_master(report, env.redis, watch, changes=False))
         place = read_place(server)
         written, problem = read_written(server)
         findings.judge_server(report, server)
@@ -83,7 +84,7 @@ def snapshot_redis(environment: str, kind: Kind = "bgsave", confirm: str = "") -
     env = Environment.find(environment)
     with runbook("Snapshot Redis", env, confirm, changes=True) as report:
         watch = read_sentinels(env.redis)
-        block = master_by(env.redis, watch)
+        block = judge_master(report, env.redis, watch, changes=False)
         server = read_persistence(block)
         saving.judge_save(report, server, read_place(server), kind)
         report.fail_if_critical()

@@ -14,6 +14,7 @@ from blocks.environment import Environment
 from blocks.redis import Redis
 from flows.redis.choosing import Restorable
 from flows.redis.keeping import judge_kept, keep_live
+from flows.redis.master import judge_master
 from runbook.errors import OpsError
 from runbook.permit import Act, Permit
 from runbook.render import duration, size
@@ -29,7 +30,7 @@ from tasks.redis.restore.equal import COLUMNS, Comparison, compare_keys
 from tasks.redis.restore.prefixes import ACT, Extra, Order, Restored, count_keys, find_refusal, restore_keys
 from tasks.redis.restore.writes import Writes, watched_writes
 from tasks.redis.scratch import scratch_server
-from tasks.redis.sentinels import find_master
+from tasks.redis.sentinels import find_master, read_sentinels
 from tasks.redis.server import connected
 
 MOST_ROWS = 50
@@ -89,7 +90,7 @@ def prepare(
         RunbookFailed: the backup is not what it should be, or something stands in the way.
     """
     names = widest([read_prefix(prefix) for prefix in prefixes])
-    block = find_master(env.redis)
+    block = judge_master(report, env.redis, read_sentinels(env.redis), changes=False)
     report.fact("server", block.address)
     report.fact("prefixes", ", ".join(shown(name) for name in names))
     with (

@@ -5,22 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from blocks.environment import Environment
+from flows.redis.master import judge_master
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from tasks import setting_records as records
 from tasks.redis.restore.surroundings import is_own, read_surroundings
-from tasks.redis.sentinels import find_master
-from tasks.redis.settings.recommended import BY_NAME, MAXMEMORY, RECOMMENDED, Judged, judged, same
+from tasks.redis.sentinels import read_sentinels
+from tasks.redis.settings.recommended import BY_NAME, MAXMEMORY, RECOMMENDED, Judged, judged, same, shown
 from tasks.redis.settings.running import AT_ONCE, PROTECTED, ServerSettings, read_settings
 from tasks.setting_records import Record
 
 APPLY, UNDO = "apply-redis-settings", "undo-redis-settings"
+# With neither of them nothing is on disk.
+KEEPING = ("save", "appendonly")
 Overrides = Mapping[str, tuple[Record, str]]
 
 
-def find_servers(report: Report, env: Environment) -> list[ServerSettings]:
+def find_servers(report: Report, env: Environment, *, changes: bool = False, waiver: str = "") -> list[ServerSettings]:
     """The master first, then every other server of the data set that can be asked; the rest is told as not measured."""
-    master = find_master(env.redis)
+    master = judge_master(report, env.redis, read_sentinels(env.redis), changes=changes, waiver=waiver)
     found = [read_settings(master, env.name)]
     around = read_surroundings(env.redis, env.reports_directory)
     known = [*around.others, around.own] if around.watchers else around.others
@@ -42,19 +45,20 @@ def find_servers(report: Report, env: Environment) -> list[ServerSettings]:
 
 
 def find_overrides(env: Environment, found: ServerSettings) -> Overrides:
-    """The temporary values that are in force on a server, expired or not."""
+    """The temporary values that are in force on a server, expired or not; those that somebody replaced are closed."""
+    records.close_replaced(env.reports_directory, found)
     return records.overrides_in_force(records.read_all(env.reports_directory), found)
 
 
-def judge_role(report: Report, found: ServerSettings) -> None:
+def judge_role(report: Report, found: ServerSettings, otherwise: Status) -> None:
     """The master's values are those that count."""
     report.expect(
         "role",
         found.role == "master",
-        "name the Sentinels in [redis], or check its master: a replica keeps its own values",
+        "name the Sentinels in [redis], or the master, and register the blocks again: a replica keeps its own values",
         value=found.role if found.role == "master" else f"a replica of {found.server.state.master}",
         expected="master",
-        otherwise=Status.WARN,
+        otherwise=otherwise,
     )
 
 
@@ -66,16 +70,23 @@ def value_of(env: Environment, found: ServerSettings, name: str) -> Judged:
 
 
 def judge_setting(report: Report, env: Environment, found: ServerSettings, name: str, overrides: Overrides) -> bool:
-    """Whether it runs with what it should: the manual's value, one that is as well, or exactly an override's."""
-    if name in overrides and not overrides[name][0].is_expired:
-        return True  # told with the overrides
+    """Whether it runs with what it should: the manual's value, or one that is as well. What an override excuses is told
+    with the overrides."""
     told = value_of(env, found, name)
-    nothing_kept = not found.server.rules and not found.server.appendonly
-    worst = Status.CRITICAL if nothing_kept and name in ("save", "appendonly") else Status.WARN
+    if _is_excused(found, name, overrides):
+        return told.ok
+    worst = Status.CRITICAL if found.keeps_nothing and name in KEEPING else Status.WARN
     return report.expect(
         name, told.ok, f"{told.why}: {remedy(found, name)}", value=told.running or "off", expected=told.manual,
         otherwise=worst,
     )  # fmt: skip
+
+
+def _is_excused(found: ServerSettings, name: str, overrides: Overrides) -> bool:
+    """Whether an override is in force; none excuses that nothing is kept on disk."""
+    if name not in overrides or overrides[name][0].is_expired:
+        return False
+    return not (found.keeps_nothing and name in KEEPING)
 
 
 def remedy(found: ServerSettings, name: str) -> str:
@@ -98,13 +109,14 @@ def remedy(found: ServerSettings, name: str) -> str:
     return text + (", or allow it by enable-protected-configs there" if how == PROTECTED else "")
 
 
-def judge_overrides(report: Report, overrides: Overrides) -> None:
+def judge_overrides(report: Report, found: ServerSettings, overrides: Overrides) -> None:
     """Temporary values that still stand: each has its time."""
     for name, (record, value) in overrides.items():
+        everywhere = "" if found.role == "master" else " and everywhere"
         report.expect(
-            f"override {name} = {value}",
+            f"override {name} = {shown(name, value)} on {found.address}",
             not record.is_expired,
-            f"{UNDO} with record={record.name}, or {APPLY} with names={name}: both end it",
+            f"{UNDO} with record={record.name}, or {APPLY} with names={name}{everywhere}: both end it",
             value=f"until {record.until}" + (f" ({record.reason})" if record.reason else ""),
             expected="removed when its time is over",
             otherwise=Status.WARN,
@@ -118,27 +130,33 @@ def judge_file(report: Report, found: ServerSettings) -> None:
         report.warn("configuration file: not measured", f"what was set at run time may be lost: {told}",
                     value=found.problem)  # fmt: skip
         return
-    names = found.unwritten()
+    lost = differences(found.unwritten())
     report.expect(
         "configuration file",
-        not names,
-        f"the next start brings its values back: {APPLY} keeps what runs (CONFIG REWRITE)",
-        value="; ".join(differences(found, names)) or found.server.config_file,
+        not lost,
+        f"the next start brings its values back: {APPLY} keeps all that runs (CONFIG REWRITE)",
+        value="; ".join(lost) or found.server.config_file,
         expected="what runs now",
         otherwise=Status.WARN,
     )
+    if found.others_problem:
+        hint = "correct [redis] server_program: it knows what the next start would bring"
+        report.warn("configuration file: only the manual's settings", hint, value=found.others_problem)
 
 
-def differences(found: ServerSettings, names: Sequence[str]) -> list[str]:
-    """`save "" runs, 900 1 is written`, for each."""
-    return [f"{name} {found.running[name] or 'off'} runs, {found.written[name] or 'off'} is written" for name in names]
+def differences(unwritten: Mapping[str, tuple[str, str]]) -> list[str]:
+    """`save off runs, 900 1 is written`, for each."""
+    return [
+        f"{name} {shown(name, runs)} runs, {shown(name, file)} is written" for name, (runs, file) in unwritten.items()
+    ]
 
 
 def judge_replicas(report: Report, env: Environment, others: Sequence[ServerSettings]) -> None:
-    """Each keeps its own values, and they count once it is promoted."""
+    """Each keeps its own values, and they count once it is promoted; its overrides too."""
     for found in others:
         overrides = find_overrides(env, found)
-        named = [one.name for one in RECOMMENDED if one.name not in overrides]
+        judge_overrides(report, found, overrides)
+        named = [one.name for one in RECOMMENDED if not _is_excused(found, one.name, overrides)]
         bad = [f"{name} {value_of(env, found, name).running or 'off'}" for name in named
                if not value_of(env, found, name).ok]  # fmt: skip
         unkept = [] if found.problem else [f"{name} not in its file" for name in found.unwritten()]
@@ -150,6 +168,13 @@ def judge_replicas(report: Report, env: Environment, others: Sequence[ServerSett
             expected="the manual's too",
             otherwise=Status.WARN,
         )
+
+
+def outcome(overrides: Overrides, well: int) -> str:
+    """The check in one line."""
+    over = sum(not record.is_expired for record, _ in overrides.values())
+    more = f", {over} overridden for a time" if over else ""
+    return f"{well} of {len(RECOMMENDED)} settings are as they should be{more}"
 
 
 def judge_rights(report: Report, found: ServerSettings) -> None:
@@ -164,12 +189,13 @@ def tell_settings(report: Report, env: Environment, found: ServerSettings, overr
     for one in RECOMMENDED:
         told = value_of(env, found, one.name)
         rows.append((
-            one.name, told.running or "off", found.written.get(one.name, "not measured") or "off", told.manual,
+            one.name, told.running or "off", shown(one.name, found.written.get(one.name, "not measured")), told.manual,
             one.section, found.by.get(one.name, "not measured"), _note(found, one.name, overrides, told),
         ))  # fmt: skip
     if MAXMEMORY in overrides:
         note = _note(found, MAXMEMORY, overrides, None)
-        rows.append((MAXMEMORY, found.running[MAXMEMORY], found.written.get(MAXMEMORY, "not measured"), "", "",
+        file = found.written.get(MAXMEMORY, "not measured")
+        rows.append((MAXMEMORY, shown(MAXMEMORY, found.running[MAXMEMORY]), shown(MAXMEMORY, file), "", "",
                      found.by.get(MAXMEMORY, ""), note))  # fmt: skip
     columns = ("setting", "running", "in the file", "manual", "section", "takes effect", "note")
     report.table("Settings", columns, rows)

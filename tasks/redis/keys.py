@@ -6,6 +6,7 @@ the value. https://valkey.io/commands/restore/
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -35,16 +36,28 @@ class Carried:
     told: float = field(default_factory=time.monotonic)
 
 
+def bytes_of(text: str, *, glob: bool = False) -> bytes:
+    """A parameter as it stands in keys: UTF-8, and `\\xNN` for a byte, as reports show them (`\\x5c` is a backslash).
+
+    Raises:
+        OpsError: it has a character that UTF-8 has not.
+    """
+    try:
+        raw = os.fsencode(text)
+    except UnicodeEncodeError:
+        raise OpsError(f"{text!a} cannot stand in a key", "write bytes that are not UTF-8 as \\xNN") from None
+    return re.sub(rb"\\x([0-9a-fA-F]{2})", lambda found: (b"\\" if glob else b"") + bytes([int(found[1], 16)]), raw)
+
+
 def read_prefix(text: str) -> bytes:
     r"""A prefix as people write it: `\xff` stands for a byte that is no text.
 
     Raises:
-        OpsError: it is empty.
+        OpsError: it is empty, or has a character that UTF-8 has not.
     """
     if not text:
         raise OpsError("an empty prefix means every key", "name prefixes, or restore without them")
-    parts = re.split(rb"\\x([0-9a-fA-F]{2})", text.encode(errors="surrogateescape"))
-    return b"".join(bytes.fromhex(part.decode()) if at % 2 else part for at, part in enumerate(parts))
+    return bytes_of(text)
 
 
 def widest(prefixes: Sequence[bytes]) -> tuple[bytes, ...]:

@@ -57,6 +57,11 @@ class SentinelView:
         return not self.problem
 
     @property
+    def told(self) -> str:
+        """Its word on the master, for people."""
+        return self.problem or (f"names {self.master}" if self.master else "watches none")
+
+    @property
     def in_progress(self) -> bool:
         """Whether it is carrying out a failover."""
         return "failover_in_progress" in self.flags
@@ -110,6 +115,16 @@ class Watch:
         """How many a failover needs: the quorum, and more than half of all that know each other."""
         return max((max(view.quorum, (view.others + 1) // 2 + 1) for view in self.answering), default=1)
 
+    def doubt(self, address: str) -> str:
+        """Why these do not vouch for a master: too few name it. "" where they do, or where there are none."""
+        naming = self.masters.get(address, [])
+        needed = max(self.majority, len(self.views) // 2 + 1)
+        if not self.views or len(naming) >= needed:
+            return ""
+        silent = [f"{view.address}: {view.told}" for view in self.views if view.address not in naming]
+        why = "; ".join(silent) or "the others are not in [redis] sentinels"
+        return f"{len(naming)} of {len(self.views)} Sentinels name {address}, {needed} must ({why})"
+
     def told(self) -> str:
         """Who says what, for people."""
         return "; ".join(f"{master or 'no master'} by {', '.join(who)}" for master, who in self.masters.items())
@@ -151,6 +166,23 @@ def master_by(block: Redis, watch: Watch) -> Redis:
             logger().warning("no Sentinel names a master of %s: taking %s", block.sentinel_master, block.address)
         return block
     return block.at(named[0])
+
+
+def require_master(block: Redis, address: str, *, waived: bool = False) -> None:
+    """The server is the master still, while something is done to it.
+
+    Raises:
+        OpsError: a Sentinel names another; or, unless that was waived, too few name this one.
+    """
+    watch = ask_sentinels(block)
+    others = sorted({master for master in watch.masters if master not in ("", address)})
+    if others:
+        raise OpsError(
+            f"{address} is no longer the master: the Sentinels name {', '.join(others)}",
+            "launch it again: it goes on there with what is left",
+        )
+    if not waived and (doubt := watch.doubt(address)):
+        raise OpsError(f"the Sentinels no longer vouch for the master: {doubt}", "launch it again when they do")
 
 
 def _ask(block: Redis, address: str) -> SentinelView:

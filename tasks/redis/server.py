@@ -13,12 +13,14 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from blocks.redis import Redis
+from blocks.redis import SOCKET_SECONDS, Redis
 from runbook import shell
 from runbook.errors import OpsError
 
 LOAD_SECONDS = 1800.0
 CONNECT_SECONDS = 3.0
+GREETING_SECONDS = 5.0
+"""A server that is there answers its first PING sooner: what hangs, or speaks no TLS, is told soon."""
 
 
 def call(client: redis.Redis, *words: object) -> Any:
@@ -34,21 +36,32 @@ def at_once(client: redis.Redis) -> redis.Redis:
 
 @contextlib.contextmanager
 def connected(block: Redis) -> Iterator[redis.Redis]:
-    """A client of the live server that answers.
+    """A client of the live server that answers: at once when it is greeted, and in SOCKET_SECONDS from then on.
 
     Raises:
         Unreachable: nobody answers, or it is still loading its data.
         OpsError: it refuses (password, rights); one clear sentence.
     """
-    client = at_once(block.client())
+    client = at_once(block.client(answer_seconds=GREETING_SECONDS))
     try:
         with _readable():
             client.ping()
+        _be_patient(client, SOCKET_SECONDS)
         yield client
     except redis.RedisError as error:
         raise block.refused(error) from None
     finally:
         client.close()
+
+
+def _be_patient(client: redis.Redis, seconds: float) -> None:
+    """Wait so long for answers from here on, over the connection that is open and over those to come."""
+    pool = client.connection_pool
+    pool.connection_kwargs["socket_timeout"] = seconds
+    connection = cast(Any, pool.get_connection())
+    connection.socket_timeout = seconds
+    connection.update_current_socket_timeout(-1)  # to what it says now
+    pool.release(connection)
 
 
 @contextlib.contextmanager

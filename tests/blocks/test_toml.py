@@ -169,6 +169,11 @@ def test_variables_are_expanded_everywhere_and_secrets_are_taken_as_they_are(fil
     assert found.limits == {"backup.age_seconds": (3600, 86400)}
 
 
+def test_a_star_in_a_protected_prefix_is_written_as_a_byte(file: File) -> None:
+    found = file.read("[services]", 'protected_prefixes = ["job\\\\x2a:"]\n[services]')
+    assert found.redis.protected_prefixes == [r"job\x2a:"]
+
+
 def test_a_standby_is_a_server_of_its_own_and_optional(file: File) -> None:
     primary = file.read()
     assert not primary.has("standby")
@@ -213,6 +218,8 @@ def test_a_secret_is_in_no_text_of_a_block(file: File) -> None:
         ('"trial"', '"本番"', "name is wrong — expected: a lower-case letter, then"),
         ('name = "trial"', 'name = "trial"\nlogs = "/var/log"', "logs is wrong — expected: a table: [logs]"),
         ('name = "trial"', 'name = "trial"\ntimezone = "Asia/Tokio"', "timezone is wrong — expected: Value error, Asia/Tokio is no"),
+        ("[services]", 'protected_prefixes = ["session:*"]\n[services]', "[redis] protected_prefixes is wrong — expected: Value error, “session:*” protects nothing: write what"),
+        ("[services]", 'protected_prefixes = ["queue:", ""]\n[services]', "[redis] protected_prefixes is wrong — expected: Value error, “” protects nothing"),
         ("${OPS_TEST_TITLE}:26379", "${OPS_NOWHERE}:26379", "[redis] sentinels is wrong — expected: the environment variable OPS_NOWHERE to be set"),
         ("grc-${OPS_TEST_NUMBER}", "${OPS_NOWHERE}", "[services] names.backend is wrong — expected: the environment variable OPS_NOWHERE"),
         ('"OPS_TEST_PASSWORD"', '"OPS_NOWHERE"', "[postgres] password_env is wrong — expected: the environment variable OPS_NOWHERE to be set"),

@@ -20,7 +20,7 @@ from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.permit import Act, Permit
 from runbook.report import Finding, Report, Status
 from runbook.wait import until
-from tasks.postgres import connections as sessions
+from tasks.postgres import closing
 from tasks.postgres.closing import CLOSE, close_sessions
 from tasks.postgres.connections import Session, read_activity
 from tasks.postgres.pool import read_pool
@@ -279,7 +279,7 @@ def test_a_server_killed_while_sessions_are_closed_is_served_again(
         connection.execute("SELECT 1")
     with monkeypatch.context() as patched:
         patched.setattr(kinds, "RETRY_DELAYS_SECONDS", [0.1, 0.1, 0.1])
-        patched.setattr(sessions, "failpoint", lambda _: trial.server.crash())
+        patched.setattr(closing, "failpoint", lambda _: trial.server.crash())
         with pytest.raises(RunbookFailed, match="does not answer"):
             close_idle_connections.fn(NAME, min_seconds=0, confirm=NAME)
     trial.server.start()

@@ -53,13 +53,13 @@ data_directory = "{data}"
 config_file = "{configuration}"
 server_program = "{program}"
 os_user = "{account.name}"
-{redis}[services]
+{redis}
+[services]
 {services}
 [backups]
 redis = "{root}/backups"
-[logs]
-backup = "{root}/backup.log"
 """
+LOGS = '[logs]\nbackup = "{root}/backup.log"\n'
 running: list[RedisServer] = []
 
 
@@ -204,7 +204,7 @@ class RedisServer:
         """Make it the environment `NAME` of this test. `extra` are more lines of the section [redis]."""
         told = f'sentinels = {[*sentinels]}\nsentinel_master = "{MASTER}"\n'.replace("'", '"') if sentinels else ""
         toml = self.root / "environment.toml"
-        toml.write_text(environment(**vars(self), redis=told + extra))
+        toml.write_text(environment(**vars(self), redis=told + extra) + LOGS.format(root=self.root))
         monkeypatch.setenv("OPS_ENVIRONMENT", NAME)
         monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(toml))
         monkeypatch.setenv("OPS_TEST_REDIS_PASSWORD", PASSWORD)

@@ -24,8 +24,10 @@ from runbook.wait import until
 from tasks.redis.cache import pages as cache_pages
 from tasks.redis.cache import recheck
 from tasks.redis.cache import sweep as cache_sweep
-from tasks.redis.cache.clearing import UNLINK, Order, read_cache_server, unlink_keys
-from tasks.redis.cache.selection import bytes_of, escaped, literal_head, of_prefixes
+from tasks.redis.cache.clearing import UNLINK, Order, unlink_keys
+from tasks.redis.cache.selection import escaped, literal_head, of_prefixes
+from tasks.redis.cache.server import read_cache_server
+from tasks.redis.keys import bytes_of
 from tasks.redis.server import call
 from tests.redis.servers import MASTER, NAME, PASSWORD, Group, RedisServer, running_redis
 
@@ -242,7 +244,7 @@ def test_a_key_whose_ttl_is_set_meanwhile_stays(
     """Between the pages, and (in plain commands) between the look and the deletion."""
     client = either.client()
     fill(client, 1000)
-    real, kept = cache_pages._unlinked, set[bytes]()
+    real, kept = cache_pages._unlink, set[bytes]()
 
     def set_ttl(keys: Any) -> None:
         for key in keys:
@@ -250,11 +252,11 @@ def test_a_key_whose_ttl_is_set_meanwhile_stays(
                 client.pexpire(key, 3_600_000)
                 kept.add(key)
 
-    def at_the_last_moment(server: redis.Redis, keys: Any, without_ttl: bool) -> int:
+    def at_the_last_moment(server: redis.Redis, group: Any, keys: Any, without_ttl: bool) -> None:
         set_ttl(keys[:1])
-        return real(server, keys, without_ttl)
+        real(server, group, keys, without_ttl)
 
-    monkeypatch.setattr(cache_pages, "_unlinked", at_the_last_moment)
+    monkeypatch.setattr(cache_pages, "_unlink", at_the_last_moment)
     after_page(lambda _: set_ttl(f"cache:{n}".encode() for n in range(50)))
     clear(prefixes=("cache:",), only_without_ttl=True, expected_keys=1000)
     assert kept
@@ -308,10 +310,9 @@ def test_a_flush_is_refused_where_keys_were_added_since(either: RedisServer, mon
             fill(either.client(), 50, "new:")
 
     monkeypatch.setattr(kinds, "failpoint", add)
-    assert (
-        "100 keys were planned, now there are 150: nothing was flushed"
-        in failed(flush="database", expected_keys=100).sentence()
-    )
+    told = failed(flush="database", expected_keys=100).sentence()
+    assert "100 keys were planned, now there are 150" in told
+    assert f"db 0 of {either.address} (100 keys) was not flushed" in told
     assert len(names(either)) == 150
 
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import redis
 
+from blocks.redis import Redis
 from flows.redis import client_findings, clients
 from flows.redis.clients import check_redis_clients, close_idle_redis_clients
 from runbook import kinds
@@ -22,10 +24,11 @@ from runbook.errors import NotConfirmed, OpsError, RunbookFailed, Unreachable
 from runbook.permit import Act, Permit
 from runbook.report import Finding, Report, Status
 from runbook.wait import until
-from tasks.redis import client_list
-from tasks.redis import clients as reading
+from tasks.redis import client_list, closing
+from tasks.redis import server as servers
 from tasks.redis.client_list import Client, list_clients, parse
-from tasks.redis.clients import CLOSE, close_clients, read_clients, why_kept
+from tasks.redis.clients import read_clients
+from tasks.redis.closing import CLOSE, close_clients, why_kept
 from tasks.redis.server import call
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, running_redis
 
@@ -156,6 +159,22 @@ def test_a_server_that_is_full_says_so(limited: RedisServer, quick: None) -> Non
     assert "CONFIG RESETSTAT" in rejected.hint
 
 
+def test_a_server_that_hangs_is_greeted_once_a_try(
+    limited: RedisServer, monkeypatch: pytest.MonkeyPatch, quick: None
+) -> None:
+    """It is not asked a second time whether it is full: each question costs its whole patience."""
+    monkeypatch.setattr(servers, "GREETING_SECONDS", 0.2)
+    asked: list[Redis] = []
+    client = Redis.client
+    monkeypatch.setattr(
+        Redis, "client", lambda block, *args, **more: asked.append(block) or client(block, *args, **more)
+    )
+    limited.freeze()
+    report = check()
+    assert "does not answer" in report.sentence()
+    assert len(asked) == 1 + kinds.RETRIES
+
+
 def test_settings_that_do_not_limit(server: RedisServer) -> None:
     for name, value in (("tcp-keepalive", "0"), ("client-output-buffer-limit", "pubsub 0 0 0")):
         server.client().config_set(name, value)
@@ -192,9 +211,10 @@ def test_one_that_does_not_read_and_one_that_watches(limited: RedisServer, monke
 
 def test_idle_ones_matter_while_places_are_scarce(limited: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_findings, "MANUAL_IDLE_SECONDS", 1)
-    for n in range(17):
-        opened(limited, f"c{n}")
-    wait_idle(limited, "c0")
+    told = [f"c{n}" for n in range(17)]
+    for name in told:
+        opened(limited, name)
+    wait_idle(limited, *told)
     assert bad(check()) == set()
     limited.client().config_set("maxclients", 20)
     assert "idle for 3600 s and more" in bad(check())
@@ -248,6 +268,10 @@ def test_idle_times_are_numbers() -> None:
     assert why_kept(told[0], (), (), ("::1",)) == "address [::1]:50"
 
 
+def test_its_title_is_the_manual_s() -> None:
+    assert (close_idle_redis_clients.description or "").startswith("接続数管理: アイドル接続の切断 (§2.4)")
+
+
 def test_an_address_is_closed_idle_or_not(limited: RedisServer) -> None:
     opened(limited, "one")
     target = next(one["addr"] for one in limited.client().client_list() if one["name"] == "one")
@@ -258,6 +282,82 @@ def test_an_address_is_closed_idle_or_not(limited: RedisServer) -> None:
         close(address="127.0.0.1")
     with pytest.raises(RunbookFailed, match="choose 1 or more"):
         close(min_seconds=0)
+
+
+class Guest:
+    """A connection from an address that is nobody else's: nobody takes its port while it is free."""
+
+    def __init__(self, server: RedisServer, name: str, port: int = 0) -> None:
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # ends by RST: no TIME_WAIT
+        self.socket.bind(("127.0.0.77", port))
+        self.socket.connect(("127.0.0.1", server.port))
+        self.send(f'AUTH "{PASSWORD}"', f"CLIENT SETNAME {name}")
+        self.port = self.socket.getsockname()[1]
+        until(lambda: name in names(server), what=f"the guest {name}", seconds=5)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.77:{self.port}"
+
+    def send(self, *lines: str) -> None:
+        self.socket.sendall("".join(f"{line}\r\n" for line in lines).encode())
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def test_an_address_that_is_another_s_since_the_plan(limited: RedisServer) -> None:
+    """The plan's form names the connection by its id too: nobody else is closed in its place."""
+    hangs = Guest(limited, "batch-that-hangs")
+    planned = close(address=hangs.address, confirm="")
+    (one,) = (one for one in limited.client().client_list() if one["name"] == "batch-that-hangs")
+    assert planned.pins == {"client_id": int(one["id"])}
+    assert f"client_id={one['id']}" in planned.form
+    hangs.close()
+    until(lambda: "batch-that-hangs" not in names(limited), what="its end", seconds=5)
+    with pytest.raises(RunbookFailed, match=f"no client of .* has the address {hangs.address}"):
+        close(address=hangs.address, **planned.pins)
+    worker = Guest(limited, "payment-worker", hangs.port)
+    with pytest.raises(RunbookFailed, match=f"client {one['id']} is gone, and {hangs.address} is another one's"):
+        close(address=hangs.address, **planned.pins)
+    assert "payment-worker" in names(limited)
+    with pytest.raises(RunbookFailed, match="there is no address"):
+        close(**planned.pins)
+    assert results(close(address=hangs.address)) == {"payment-worker": "closed"}
+    worker.close()
+
+
+def test_an_address_that_several_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a Unix socket: one is chosen by its id."""
+    monkeypatch.setattr(clients, "LEAST_SECONDS", 1)
+    monkeypatch.setattr(clients, "RECONNECT_SECONDS", 0.0)
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as place:
+        Path(place).chmod(0o777)
+        path = f"{place}/redis.sock"
+        with running_redis(settings=("timeout 300", f"unixsocket {path}", "unixsocketperm 777")) as server:
+            server.register(monkeypatch)
+            for name in ("a", "b"):
+                client = redis.Redis(unix_socket_path=path, password=PASSWORD, client_name=name)
+                client.ping()
+                held.append(client)
+            there = {one["name"]: one for one in server.client().client_list()}
+            address = there["a"]["addr"]
+            with pytest.raises(RunbookFailed, match=r"2 clients have the address .* choose one by client_id: \d+, \d+"):
+                close(address=address)
+            assert results(close(address=address, client_id=int(there["b"]["id"]))) == {"b": "closed"}
+            assert names(server) == ["a"]
+
+
+def test_what_a_transaction_would_lose_is_shown(limited: RedisServer) -> None:
+    guest = Guest(limited, "buyer")
+    guest.send("MULTI", "SET basket 1")
+    until(lambda: any(one["multi"] == "1" for one in limited.client().client_list()), what="a MULTI", seconds=5)
+    (step,) = close(address=guest.address, confirm="").plan_steps
+    assert "in a MULTI that it loses" in step.detail
+    assert {row[2]: row[4] for row in table(check(), "Biggest in memory")}["buyer"] == "normal, in a MULTI"
+    guest.close()
 
 
 def test_an_address_that_is_not_to_be_closed_says_how(limited: RedisServer) -> None:
@@ -312,31 +412,22 @@ def test_these_runbooks_own_are_kept(limited: RedisServer) -> None:
 def after_the_first(monkeypatch: pytest.MonkeyPatch, work: Callable[[], object]) -> None:
     """Do this once, when one connection has been closed."""
     todo = [work]
-    monkeypatch.setattr(reading, "failpoint", lambda _: todo.pop()() if todo else None)
+    monkeypatch.setattr(closing, "failpoint", lambda _: todo.pop()() if todo else None)
 
 
 def test_each_is_looked_at_again(limited: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """One works again, one is gone, and its address is another's by then."""
     first = opened(limited, "first")
     wait_idle(limited, "first")
-    again, gone = opened(limited, "again"), socket.socket()
-    gone.bind(("127.0.0.77", 0))  # an address that is nobody else's: nobody takes the port while it is free
-    gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")  # ends by RST: no TIME_WAIT
-    gone.connect(("127.0.0.1", limited.port))
-    gone.sendall(f'AUTH "{PASSWORD}"\r\nCLIENT SETNAME gone\r\n'.encode())
-    port = gone.getsockname()[1]
+    again, gone = opened(limited, "again"), Guest(limited, "gone")
     wait_idle(limited, "again", "gone")
-    other = socket.socket()
-    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    others = []
 
     def meanwhile() -> None:
         again.ping()
         gone.close()
         until(lambda: "gone" not in names(limited), what="its end", seconds=5)
-        other.bind(("127.0.0.77", port))
-        other.connect(("127.0.0.1", limited.port))
-        other.sendall(f'AUTH "{PASSWORD}"\r\nCLIENT SETNAME other\r\n'.encode())
-        until(lambda: "other" in names(limited), what="the other", seconds=5)
+        others.append(Guest(limited, "other", gone.port))
 
     after_the_first(monkeypatch, meanwhile)
     report = close()
@@ -345,7 +436,7 @@ def test_each_is_looked_at_again(limited: RedisServer, monkeypatch: pytest.Monke
     }  # fmt: skip
     assert {"again", "other"} <= set(names(limited))
     assert first.ping()
-    other.close()
+    others[0].close()
 
 
 def test_an_id_that_is_another_s_after_a_restart() -> None:
@@ -369,8 +460,11 @@ def test_a_server_killed_in_the_middle(limited: RedisServer, monkeypatch: pytest
     wait_idle(limited, "c", "d")
     with monkeypatch.context() as patched:
         after_the_first(patched, limited.crash)
-        with pytest.raises(RunbookFailed, match="while clients were closed: .* does not answer"):
+        with pytest.raises(
+            RunbookFailed, match=r"while clients were closed: .* does not answer.*; 1 of 2 are closed"
+        ) as failed:
             close()
+    assert sorted(results(failed.value.report).values()) == ["closed", "not known: the server went away"]
     limited.start()
     first.ping()
     wait_idle(limited, "c")
@@ -389,8 +483,9 @@ def test_a_server_restarted_in_the_middle(limited: RedisServer, monkeypatch: pyt
             client.ping()
 
     after_the_first(monkeypatch, restart)
-    with pytest.raises(RunbookFailed, match="was restarted meanwhile"):
+    with pytest.raises(RunbookFailed, match="was restarted meanwhile; 1 of 2 are closed") as failed:
         close()
+    assert list(results(failed.value.report).values()) == ["closed"]
     assert {"a", "b"} <= set(names(limited))
 
 
@@ -432,8 +527,31 @@ def test_the_master_is_found_after_a_failover(group: Group) -> None:
 
 
 def test_a_replica_where_no_sentinel_is_named(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
-    group.replicas[0].register(monkeypatch)
-    assert "role" in bad(check())
+    """It may be a former master: it is looked at, and nothing of it is closed."""
+    monkeypatch.setattr(clients, "LEAST_SECONDS", 1)
+    replica = group.replicas[0]
+    replica.register(monkeypatch)
+    assert found(check(), "role").status is Status.WARN
+    opened(replica, "reader")
+    wait_idle(replica, "reader")
+    for confirm in ("", NAME):
+        with pytest.raises(RunbookFailed, match="role: slave.*name the master"):
+            close(confirm=confirm)
+    assert "reader" in names(replica)
+
+
+def test_a_master_whom_too_few_sentinels_name(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "LEAST_SECONDS", 1)
+    monkeypatch.setattr(clients, "RECONNECT_SECONDS", 0.0)
+    for sentinel in group.sentinels[1:]:
+        sentinel.crash()
+    opened(group.master, "idle")
+    wait_idle(group.master, "idle")
+    assert found(check(), "the Sentinels vouch").status is Status.WARN
+    with pytest.raises(RunbookFailed, match="the Sentinels vouch for the master"):
+        close()
+    assert "idle" in names(group.master)
+    assert results(close(master=group.master.address))["idle"] == "closed"
 
 
 def test_many_are_asked_for_in_pieces(limited: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,8 +571,11 @@ def test_many_are_asked_for_in_pieces(limited: RedisServer, monkeypatch: pytest.
     assert {one.id for one in whole} == {int(one["id"]) for one in client.client_list()}
     assert complete
     monkeypatch.setattr(client_list, "MOST_IDS", 20)
-    report = check()
-    assert "old connections" in bad(report)
+    assert "old connections" in bad(check())
+    monkeypatch.setattr(clients, "LEAST_SECONDS", 1)
+    wait_idle(limited, "old")
+    report = close()
+    assert found(report, "old connections").status is Status.WARN, "the oldest were not looked at"
     assert old.ping()
 
 
@@ -479,14 +600,33 @@ def test_a_user_without_the_commands(limited: RedisServer, monkeypatch: pytest.M
     limited.register(monkeypatch, extra='username = "ops"\n')
     opened(limited, "idle")
     wait_idle(limited, "idle")
-    allowed = ["+ping", "+client|setname", "+client|setinfo"]
+    allowed = ["+ping", "+client|setname", "+client|setinfo", "+multi"]
     for missing in ("INFO", "CONFIG|GET", "CLIENT|ID", "CLIENT|LIST", "CLIENT|KILL"):
         limited.client().acl_setuser("ops", enabled=True, passwords=[f"+{PASSWORD}"], commands=allowed, reset=True)
-        with pytest.raises(RunbookFailed, match=f"forbids user ops the command {missing.replace('|', '.')}"):
-            close()
+        for confirm in ("", NAME):
+            with pytest.raises(RunbookFailed, match=f"forbids user ops the command {missing.replace('|', '.')}"):
+                close(confirm=confirm)
         allowed.append(f"+{missing.lower()}")
     limited.client().acl_setuser("ops", enabled=True, passwords=[f"+{PASSWORD}"], commands=allowed, reset=True)
     assert results(close())["idle"] == "closed"
+
+
+def test_a_user_whose_rights_cannot_be_asked_for(limited: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without MULTI a right that is missing is told when it is used."""
+    limited.register(monkeypatch, extra='username = "ops"\n')
+    opened(limited, "idle")
+    wait_idle(limited, "idle")
+    commands = ["+@all", "-multi", "-client|kill"]
+    limited.client().acl_setuser("ops", enabled=True, passwords=[f"+{PASSWORD}"], commands=commands, reset=True)
+    assert close(confirm="").status is Status.PLANNED
+    with pytest.raises(RunbookFailed, match="forbids user ops the command CLIENT.KILL"):
+        close()
+
+
+def test_a_server_whose_config_is_renamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_redis(settings=('rename-command CONFIG ""',)) as server:
+        server.register(monkeypatch)
+        assert "does not know the command CONFIG" in check().sentence()
 
 
 def test_a_server_that_is_down(limited: RedisServer, quick: None) -> None:

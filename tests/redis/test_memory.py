@@ -474,11 +474,10 @@ def _slowly(group: Group) -> Report:
 
     report = Report("x", NAME)
     block = group.master.block(sentinels=[s.address for s in group.sentinels], sentinel_master=servers.MASTER)
-    server = module.find_master(block)
-    memory = read_memory(server)
+    server = module.judge_master(report, block, module.read_sentinels(block), changes=False)
     survey_keys(server, 60)
     group.wait_for_master_other_than(group.master)
-    module.judge_role(report, memory, server.address, module.find_master(block).address)
+    module.judge_same_master(report, server.address, module.read_sentinels(block))
     return report
 
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
-import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from flows.redis import network_steps
 from flows.redis.persistence import backup_redis, restore_redis
@@ -37,6 +30,7 @@ from tasks.redis.server import call
 from tasks.stores.directory import DirectoryStore
 from tests.redis.data import account, fill, survivors
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer
+from tests.redis.tls import tls_in_front
 
 DROP = 'drop_prefixes = ["cache:", "ca*he:"]'
 DATABASES = (0, 3)
@@ -493,62 +487,6 @@ def test_a_master_that_changes_during_the_backup(group: Group, monkeypatch: pyte
     assert group.agreed_master() in again.facts["taken"]
     told = {found.name for found in again.findings if found.status is not Status.OK}
     assert told <= {"Sentinels that took the copy for a replica"}, "the one that it followed had become the master"
-
-
-@contextlib.contextmanager
-def tls_in_front(server: RedisServer, directory: Path, names: Sequence[str]) -> Iterator[tuple[int, Path]]:
-    """A port that speaks TLS and passes everything on to a server; and the certificate that signs for `names`."""
-    certificate, key = _certificate(directory, names)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    loop, ready, port = asyncio.new_event_loop(), threading.Event(), [0]
-
-    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError, ssl.SSLError):
-            while piece := await reader.read(1 << 16):
-                writer.write(piece)
-                await writer.drain()
-        writer.close()
-
-    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", server.port)
-        await asyncio.gather(pass_on(reader, back), pass_on(there, writer))
-
-    async def serve() -> None:
-        found = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=context)
-        port[0] = found.sockets[0].getsockname()[1]
-        ready.set()
-
-    thread = threading.Thread(target=lambda: (loop.run_until_complete(serve()), loop.run_forever()), daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    try:
-        yield port[0], certificate
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
-
-
-def _certificate(directory: Path, names: Sequence[str]) -> tuple[Path, Path]:
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
-    alternatives = [x509.IPAddress(ip_address(name)) for name in names]
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    paths = directory / "certificate.pem", directory / "key.pem"
-    paths[0].write_bytes(built.public_bytes(serialization.Encoding.PEM))
-    form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
-    return paths
 
 
 def test_through_tls(remote: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import pytest
+from prefect.utilities.callables import parameter_schema
 
-from flows.redis.setting_orders import before_overrides
 from flows.redis.settings import apply_redis_settings, check_redis_settings, undo_redis_settings
 from runbook import kinds
 from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.permit import Act, Permit
-from runbook.report import Finding, Report, Status
+from runbook.report import Status
 from runbook.wait import until
 from tasks import setting_records as records
 from tasks.redis.persistence import saving
@@ -29,14 +25,27 @@ from tasks.redis.server import call
 from tasks.redis.settings import changes as setting_changes
 from tasks.redis.settings import running as settings
 from tasks.redis.settings.changes import REWRITE, SET, Change, act_of, rewrite_file, set_values, switch_aof_on
-from tasks.redis.settings.file import read_configuration
-from tasks.redis.settings.recommended import RECOMMENDED, same
+from tasks.redis.settings.recommended import KINDS, RECOMMENDED, Name, same, shown
 from tasks.redis.settings.running import read_settings
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, running_redis
+from tests.redis.setting_runs import (
+    KEYS,
+    MANUAL,
+    apply,
+    bad,
+    check,
+    fill,
+    found,
+    launch,
+    plan,
+    record_paths,
+    runs,
+    table,
+    told_of,
+    undo,
+    written,
+)
 
-ROOT = Path(__file__).parents[2]
-MANUAL = ("save 900 1 300 10 60 10000", "appendonly yes", "timeout 300")
-KEYS = 2000
 OPEN_FILES = psutil.Process().rlimit(psutil.RLIMIT_NOFILE)[1]
 
 
@@ -60,68 +69,6 @@ def bare(server: RedisServer) -> RedisServer:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that is gone is asked again at once."""
     monkeypatch.setattr(kinds, "RETRY_DELAYS_SECONDS", [0.01] * 3)
-
-
-def fill(server: RedisServer) -> None:
-    with server.client().pipeline(transaction=False) as pipe:
-        for n in range(KEYS):
-            pipe.set(f"key:{n}\0\n", "x" * 50)
-        pipe.execute()
-
-
-def check() -> Report:
-    try:
-        return check_redis_settings.fn(NAME)
-    except RunbookFailed as error:
-        return error.report
-
-
-def apply(**parameters: Any) -> Report:
-    return apply_redis_settings.fn(NAME, confirm=NAME, **parameters)
-
-
-def undo(**parameters: Any) -> Report:
-    return undo_redis_settings.fn(NAME, confirm=NAME, **parameters)
-
-
-def found(report: Report, start: str) -> Finding:
-    return next(finding for finding in report.findings if finding.name.startswith(start))
-
-
-def bad(report: Report) -> set[str]:
-    return {finding.name for finding in report.findings if finding.status is not Status.OK}
-
-
-def table(report: Report, start: str) -> dict[str, tuple[str, ...]]:
-    return next(({row[0]: row[1:] for row in item.rows} for item in report.evidence if item.name.startswith(start)), {})
-
-
-def runs(server: RedisServer, name: str) -> str:
-    return str(server.client().config_get(name)[name])
-
-
-def written(server: RedisServer, name: str) -> str:
-    return read_configuration(server.configuration).get(name, "nothing")
-
-
-def record_paths(server: RedisServer) -> list[Path]:
-    return sorted((server.root / "reports" / records.FOLDER).glob("*.json"))
-
-
-def expire(server: RedisServer) -> None:
-    """All overrides: as if their hours had gone by."""
-    for path in record_paths(server):
-        told = json.loads(path.read_text())
-        if told["until"]:
-            path.write_text(json.dumps({**told, "until": (datetime.now(UTC) - timedelta(hours=1)).isoformat()}))
-
-
-def launch(parameters: str = "", **environment: str) -> int:
-    """apply-redis-settings in a process of its own; returns how that ended."""
-    code = f"from flows.redis.settings import *; apply_redis_settings.fn({NAME!r}, confirm={NAME!r}, {parameters})"
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, cwd=ROOT, check=False
-    ).returncode
 
 
 def test_the_manual_s_values_are_well(kept: RedisServer) -> None:
@@ -218,7 +165,7 @@ def test_nothing_is_kept_at_all(bare: RedisServer) -> None:
     bare.start()
     until(lambda: bare.client().dbsize() == KEYS + 1, what="all keys", seconds=10)
     undone = undo()
-    assert found(undone, f"the AOF of {bare.address} is switched off").status is Status.WARN
+    assert "loses all data" in found(undone, f"nothing is kept on disk by {bare.address}").hint
     assert (runs(bare, "appendonly"), runs(bare, "save"), written(bare, "save")) == ("no", "", "")
 
 
@@ -316,12 +263,37 @@ def test_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
         server.start(str(server.port), "--bind", "127.0.0.1", "--requirepass", PASSWORD, "--dir", str(server.data))
         server.register(monkeypatch)
         assert "without a configuration file" in found(check(), "configuration file: not measured").value
-        report = apply(names=("timeout",))
-        assert "without a config file" in found(report, "kept in the file").value
-        assert "start it with a configuration file" in found(report, "kept in the file").hint
+        planned = plan(names=("timeout",))
+        assert [step.step for step in planned.plan_steps] == ["CONFIG SET"], "there is nothing to rewrite"
+        for report in (planned, apply(names=("timeout",))):
+            told = found(report, f"kept in the file of {server.address}")
+            assert (told.status, told.value) == (Status.WARN, "it was started without a configuration file")
+            assert "start it with a configuration file" in told.hint
         assert runs(server, "timeout") == "300"
+        server.client().config_set("timeout", 0)  # as its next start would
+        undo()
+        assert told_of(server)["undone"], "its values are back, and there is no file that they could miss in"
+        with pytest.raises(RunbookFailed, match="there is no record that could be undone"):
+            undo()
     finally:
         server.remove()
+
+
+def test_an_undo_whose_file_cannot_be_written(kept: RedisServer) -> None:
+    """Its record is done with when the file has the old values too; nothing is set anew."""
+    kept.client().config_set("timeout", 0)
+    kept.client().config_rewrite()
+    apply()
+    (path,) = record_paths(kept)
+    kept.root.chmod(0o555)
+    try:
+        report = undo()
+        assert f"then undo-redis-settings with record={path.stem} again" in found(report, "kept in the file").hint
+        assert (runs(kept, "timeout"), written(kept, "timeout")) == ("0", "300")
+    finally:
+        kept.root.chmod(0o755)
+    assert undo(record=path.stem).status is Status.OK
+    assert (runs(kept, "timeout"), written(kept, "timeout"), bool(told_of(kept)["undone"])) == ("0", "0", True)
 
 
 def test_a_value_that_is_only_in_the_file_or_only_runs(kept: RedisServer) -> None:
@@ -336,62 +308,90 @@ def test_a_value_that_is_only_in_the_file_or_only_runs(kept: RedisServer) -> Non
     assert check().status is Status.OK
 
 
+def test_what_others_set_at_run_time_is_named(kept: RedisServer) -> None:
+    """CONFIG REWRITE keeps all of it: the plan says so before, and the check that the next start would lose it. No
+    secret is shown."""
+    others = {
+        "maxmemory-policy": "allkeys-random",
+        "hz": "50",
+        "min-replicas-to-write": "1",
+        "replica-priority": "7",
+        "protected-mode": "no",
+        "bind": "127.0.0.1 -::1",
+    }
+    for name, value in others.items():
+        kept.client().config_set(name, value)
+    kept.client().config_set("masterauth", "s3cret")
+    planned = plan(override="maxmemory 2gb")
+    detail = planned.plan_steps[-1].detail
+    for name, value in others.items():
+        assert f"{name} {value} runs, " in detail
+        assert f"{name} {value} runs, " in found(check(), "configuration file").value
+    assert "hz 50 runs, 10 is written" in detail
+    assert detail.count("priority") == 1, "once, by its present name"
+    page = planned.path
+    assert page
+    assert "s3cret" not in page.read_text()
+    kept.client().config_set("min-replicas-to-write", "0")
+    assert apply(override="maxmemory 2gb").status is Status.OK
+    assert {name: written(kept, name) for name in ("maxmemory-policy", "hz")} == {
+        "maxmemory-policy": "allkeys-random", "hz": "50",
+    }  # fmt: skip
+    assert check().status is Status.OK
+
+
+def test_what_only_they_set_is_kept_by_an_apply_that_sets_nothing(kept: RedisServer) -> None:
+    kept.client().config_set("hz", "50")
+    (step,) = plan().plan_steps
+    assert (step.step, "hz 50 runs, 10 is written" in step.detail) == ("CONFIG REWRITE", True)
+    assert apply().status is Status.OK
+    assert bad(check()) == set()
+
+
+def test_a_file_s_own_words_are_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older names, units, one line for a class of clients, flags in another order, a file that is included."""
+    lines = (
+        "slave-priority 50",
+        "slave-announce-ip 10.1.2.3",
+        "masteruser ops",
+        "hash-max-ziplist-entries 100",
+        'notify-keyspace-events "xE"',
+    )
+    server = RedisServer(settings=(*MANUAL, *lines, "client-output-buffer-limit pubsub 64mb 8mb 60"))
+    included = server.root / "more.conf"
+    included.write_text("repl-backlog-size 5mb\nslowlog-max-len 77\n")
+    server.configuration.write_text(f"{server.text()}include {included}\n")
+    try:
+        server.start()
+        server.register(monkeypatch)
+        report = check()
+        assert bad(report) == set(), report.sentence()
+        included.write_text("repl-backlog-size 6mb\nslowlog-max-len 77\n")
+        assert "repl-backlog-size 5242880 runs, 6291456 is written" in found(check(), "configuration file").value
+    finally:
+        server.remove()
+
+
+def test_a_program_that_cannot_say_what_it_would_start_with(kept: RedisServer) -> None:
+    """Of what others set nothing is known then, and that is said."""
+    toml = kept.root / "environment.toml"
+    toml.write_text(toml.read_text().replace(f'server_program = "{kept.program}"', 'server_program = "/bin/false"'))
+    report = check()
+    assert bad(report) == {"configuration file: only the manual's settings"}
+    assert "/bin/false cannot be asked" in found(report, "configuration file: only").value
+    planned = plan(override="maxmemory 2gb")
+    assert bad(planned) == {f"what CONFIG REWRITE keeps besides on {kept.address}: not measured"}
+
+
 def test_a_file_that_is_not_here(kept: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "find_written", lambda *_: ({}, "it is on another host"))
     report = check()
     assert bad(report) == {"configuration file: not measured"}
     kept.client().config_set("timeout", 250)
     assert apply().outcome == "there is nothing to change"
-    assert apply(names=("save",)).status is Status.OK
+    report = apply(names=("save",))
+    assert bad(report) == {f"what CONFIG REWRITE keeps besides on {kept.address}: not measured"}
     assert written(kept, "timeout") == "250", "written in any case: who names one wants it kept"
-
-
-def test_the_manual_s_temporary_maxmemory(kept: RedisServer) -> None:
-    report = apply(override="maxmemory 2gb", override_hours=2, reason="incident 42")
-    assert report.status is Status.OK, report.sentence()
-    assert (runs(kept, "maxmemory"), written(kept, "maxmemory")) == (str(2 * 1024**3), "2gb")
-    report = check()
-    assert report.status is Status.OK, report.sentence()
-    assert "incident 42" in found(report, "override maxmemory").value
-    assert "override until" in table(report, "Settings")["maxmemory"][-1]
-    assert apply().outcome == "there is nothing to change", "an override in force is left alone"
-    told = json.loads(record_paths(kept)[0].read_text())
-    until_then = datetime.fromisoformat(told["until"]) - datetime.now(UTC)
-    assert timedelta(hours=1.9) < until_then < timedelta(hours=2.1)
-    expire(kept)
-    report = check()
-    assert report.status is Status.WARN
-    assert "undo-redis-settings with record=" in found(report, "override maxmemory").hint
-    assert apply().status is Status.OK  # enforces it
-    assert (runs(kept, "maxmemory"), check().status) == ("0", Status.OK)
-    assert json.loads(record_paths(kept)[0].read_text())["undone"]
-
-
-def test_an_override_is_ended_by_hand(kept: RedisServer) -> None:
-    kept.client().config_set("timeout", 200)
-    apply(override="timeout = 3000")
-    assert found(check(), "override timeout = 3000").status is Status.OK
-    undo()
-    assert (runs(kept, "timeout"), written(kept, "timeout")) == ("200", "200")
-    apply(override="timeout = 3000")
-    apply(names=("timeout",))
-    assert runs(kept, "timeout") == "200", "it was as well before"
-    apply(override="timeout = 3000")
-    expire(kept)
-    assert "timeout" in bad(check())
-
-
-def test_overrides_one_over_the_other(kept: RedisServer) -> None:
-    """When both are over, what was there before the first counts."""
-    kept.client().config_set("maxmemory", "1gb")
-    apply(override="maxmemory 2gb")
-    apply(override="maxmemory 3gb")
-    told = read_settings(kept.block(), NAME)
-    known = records.read_all(kept.root / "reports")
-    assert before_overrides(told, "maxmemory", known[-1], known) == str(2 * 1024**3), "the first is in force still"
-    expire(kept)
-    apply()
-    assert runs(kept, "maxmemory") == str(1024**3)
 
 
 @pytest.mark.parametrize(
@@ -478,14 +478,6 @@ def test_a_run_killed_before_the_file_was_written(kept: RedisServer) -> None:
     assert written(kept, "timeout") == "300"
 
 
-def test_an_override_that_was_recorded_and_never_set_is_none(kept: RedisServer) -> None:
-    assert launch("override='timeout 3000'", OPS_FAILPOINT="settings: recorded") == -signal.SIGKILL
-    assert len(record_paths(kept)) == 1
-    report = check()
-    assert report.status is Status.OK, report.sentence()
-    assert not [f for f in report.findings if f.name.startswith("override")]
-
-
 def test_a_server_killed_between_set_and_rewrite(
     kept: RedisServer, monkeypatch: pytest.MonkeyPatch, quick: None
 ) -> None:
@@ -566,22 +558,66 @@ def test_replicas_keep_their_own_values(group: Group) -> None:
     assert undone.outcome == f"2 values back on {master.address}, 3 values back on {replica.address}"
 
 
-def test_after_a_failover_the_new_master_counts(group: Group, quick: None) -> None:
-    """The old one's override is not in force on it, and its record can still be undone by name."""
-    apply(override="maxmemory 2gb")
-    (path,) = record_paths(group.master)
-    group.master.crash()
-    new = group.wait_for_master_other_than(group.master)
-    report = check()
-    assert report.facts["server"].startswith(f"{new.address} (master")
-    assert not [f for f in report.findings if f.name.startswith("override")]
-    assert "not measured" in found(report, f"settings of {group.master.address}").value
-    with pytest.raises(RunbookFailed, match="there is no record"):
+def test_a_replica_is_not_taken_for_the_master(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no Sentinel is named and the environment's server was demoted: nothing is planned, set or put back."""
+    replica = group.replicas[0]
+    replica.register(monkeypatch)
+    assert found(check(), "role").status is Status.WARN
+    for flow in (apply_redis_settings, undo_redis_settings):
+        for confirm in ("", NAME):
+            with pytest.raises(RunbookFailed, match=f"role: a replica of {group.master.address}.*name the Sentinels"):
+                flow.fn(NAME, confirm=confirm)
+    assert (runs(replica, "timeout"), record_paths(replica)) == ("0", [])
+
+
+def test_a_master_whom_too_few_sentinels_name(group: Group) -> None:
+    """It may be a former one: only an operator's word has it changed."""
+    for sentinel in group.sentinels[1:]:
+        sentinel.crash()
+    assert found(check(), "the Sentinels vouch").status is Status.WARN
+    with pytest.raises(RunbookFailed, match="the Sentinels vouch for the master"):
+        apply(names=("timeout",))
+    assert runs(group.master, "timeout") == "0"
+    apply(names=("timeout",), master=group.master.address)
+    assert runs(group.master, "timeout") == "300"
+    with pytest.raises(RunbookFailed, match="the Sentinels vouch for the master"):
         undo()
-    group.master.start()
-    until(lambda: group.master.client().info("replication")["role"] == "slave", what="it follows", seconds=30)
-    undo(record=path.stem)
-    assert runs(group.master, "maxmemory") == "0"
+    undo(master=group.master.address)
+    assert runs(group.master, "timeout") == "0"
+
+
+def test_names_and_an_override_exclude_each_other(kept: RedisServer) -> None:
+    kept.client().config_set("timeout", 0)
+    with pytest.raises(RunbookFailed, match="names and override exclude each other"):
+        apply(names=("timeout",), override="maxmemory 2gb")
+    assert (runs(kept, "timeout"), runs(kept, "maxmemory"), record_paths(kept)) == ("0", "0", [])
+
+
+def test_names_are_chosen_from_a_list_and_set_once(kept: RedisServer) -> None:
+    offered = parameter_schema(apply_redis_settings.fn).properties["names"]["items"]["enum"]
+    assert offered == list(get_args(Name)) == list(KINDS)
+    with pytest.raises(RunbookFailed, match="the manual has no setting time out"):
+        apply(names=("time out",))
+    kept.client().config_set("timeout", 0)
+    assert [step.step for step in plan(names=("timeout", "timeout")).plan_steps] == ["CONFIG SET", "CONFIG REWRITE"]
+    assert apply(names=("timeout", "timeout")).outcome == f"1 value set on {kept.address}"
+    assert len(told_of(kept)["changes"]) == 1
+
+
+@pytest.mark.parametrize("flow", [check_redis_settings, apply_redis_settings, undo_redis_settings])
+def test_a_server_whose_config_is_renamed(flow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running_redis(settings=('rename-command CONFIG ""',)) as server:
+        server.register(monkeypatch)
+        with pytest.raises(RunbookFailed, match=r"does not know the command CONFIG.* Next: .*rename-command"):
+            flow.fn(NAME)
+
+
+def test_a_server_whose_multi_is_renamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rights are not asked for then; all else is as ever."""
+    with running_redis(settings=(*MANUAL, 'rename-command MULTI ""')) as server:
+        server.register(monkeypatch)
+        assert check().status is Status.OK
+        assert apply(override="maxmemory 2gb").status is Status.OK
 
 
 def test_wrong_password(kept: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -642,11 +678,28 @@ def test_records_of_postgresql_are_read_and_left_alone(kept: RedisServer) -> Non
     }  # fmt: skip
     (folder / f"{old['name']}.json").write_text(json.dumps(old))
     (record,) = records.read_all(kept.root / "reports")
-    assert (record.server, record.new("work_mem"), record.new("none")) == ("7431", "8MB", None)
+    change = record.change("work_mem")
+    assert change
+    assert (record.server, change.new, change.ended, record.change("none")) == ("7431", "8MB", (), None)
     assert records.find_record([record], "7431").name == old["name"]
     with pytest.raises(RunbookFailed, match="there is no record"):
         undo()
     assert check().status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("maxmemory", "2147483648", "2gb"),
+        ("maxmemory", "1536", "1536"),
+        ("maxmemory", "0", "0"),
+        ("auto-aof-rewrite-min-size", "67108864", "64mb"),
+        ("save", "", "off"),
+        ("timeout", "1024", "1024"),
+    ],
+)
+def test_values_are_shown_as_they_are_typed(name: str, value: str, told: str) -> None:
+    assert shown(name, value) == told
 
 
 @pytest.mark.parametrize(
@@ -657,6 +710,7 @@ def test_records_of_postgresql_are_read_and_left_alone(kept: RedisServer) -> Non
         ("save", "900 1 60 10", "60 10 900 1", True),
         ("save", "", "900 1", False),
         ("appendonly", "YES", "yes", True),
+        ("timeout", "0300", "300", True),
         ("dir", "/a", "/A", False),
     ],
 )
@@ -672,5 +726,5 @@ def test_what_a_later_version_would_add_is_asked_and_not_assumed(kept: RedisServ
     kept.start()
     told = read_settings(kept.block(), NAME)
     assert (told.by["dir"], told.by["appendfilename"]) == ("at once", "restart")
-    assert replace(told, written={}).unwritten() == []
+    assert replace(told, written={}).unwritten() == {}
     assert call(kept.client(), "PING")

@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from tasks.redis.cache.script import PAGE, Scripts, evaluated
+from tasks.redis.cache.script import PAGE, Scripts, alone, evaluated
 from tasks.redis.cache.selection import COLON_BYTES, Selection
 from tasks.redis.server import call
 
@@ -42,7 +42,7 @@ class Group:
 
 @dataclass
 class Page:
-    """What one call did: the next cursor, and the keys by prefix."""
+    """What one call did: the next cursor, and the keys by prefix. `error` ended it: what it did before is counted."""
 
     cursor: bytes
     seconds: float
@@ -52,6 +52,7 @@ class Page:
     groups: dict[bytes, Group] = field(default_factory=dict)
     protected: Counter[bytes] = field(default_factory=Counter)
     names: list[bytes] = field(default_factory=list)
+    error: redis.RedisError | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ def read_page(client: redis.Redis, ask: Ask, cursor: bytes, step: int, seen: int
 
 def _scripted(client: redis.Redis, ask: Ask, cursor: bytes, step: int, seen: int, names: int) -> Page:
     began = time.perf_counter()
-    found = evaluated(client, ask.scripts, PAGE, cursor, b"%d %d %d" % (step, seen, names), *ask.words)
+    words = (cursor, b"%d %d %d" % (step, seen, names), *ask.words)
+    found = evaluated(client, ask.scripts, PAGE, *words, named="SCAN or PTTL")
     timed, took, seen, measurable, groups, guards = map(int, found[1].split())
     page = Page(found[0], took / 1e6 if took >= 0 else time.perf_counter() - began, seen, timed, bool(measurable))
     after_groups = 2 + 2 * groups
@@ -87,6 +89,8 @@ def _scripted(client: redis.Redis, ask: Ask, cursor: bytes, step: int, seen: int
         page.groups[found[place]] = Group(*map(int, found[place + 1].split()))
     for place in range(after_groups, after_guards, 2):
         page.protected[found[place]] = int(found[place + 1])
+    if len(found) > after_guards and isinstance(found[-1], redis.ResponseError):
+        page.error = alone(found.pop(), "UNLINK")
     page.names = found[after_guards:]
     return page
 
@@ -108,7 +112,14 @@ def _plain(client: redis.Redis, ask: Ask, cursor: bytes, step: int, seen: int, n
     for name, found in chosen.items():
         page.groups[name] = _measured(client, page, found, ask)
         page.names += found[: names - len(page.names)]
-        page.groups[name].keys = _unlinked(client, found, wanted.without_ttl) if ask.unlink else len(found)
+    try:
+        for name, found in chosen.items():
+            if ask.unlink:
+                _unlink(client, page.groups[name], found, wanted.without_ttl)
+            else:
+                page.groups[name].keys = len(found)
+    except redis.RedisError as error:
+        page.error = error
     page.seconds = time.perf_counter() - began
     return page
 
@@ -145,7 +156,12 @@ def _measured(client: redis.Redis, page: Page, keys: Sequence[bytes], ask: Ask) 
     return Group(measured=len(sample), bytes=sum(size or 0 for size in answers), untimed=left.count(-1))
 
 
-def _unlinked(client: redis.Redis, keys: Sequence[bytes], without_ttl: bool) -> int:
-    if not without_ttl:
-        return sum(int(call(client, "UNLINK", *keys[i : i + CHUNK])) for i in range(0, len(keys), CHUNK))
-    return sum(_certain(_piped(client, (("PEXPIRE", key, 0, "NX") for key in keys))))
+def _unlink(client: redis.Redis, group: Group, keys: Sequence[bytes], without_ttl: bool) -> None:
+    """Counts as it goes: the next call may be refused."""
+    if without_ttl:
+        answers = _piped(client, (("PEXPIRE", key, 0, "NX") for key in keys))
+        group.keys += sum(answer for answer in answers if isinstance(answer, int))
+        _certain(answers)
+        return
+    for first in range(0, len(keys), CHUNK):
+        group.keys += int(call(client, "UNLINK", *keys[first : first + CHUNK]))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import re
 from typing import Any, Literal, get_args
 
 import redis
@@ -17,7 +18,8 @@ Scripts = Literal["", "EVAL", "EVALSHA"]
 # Few words there and back: reading them costs a client more than the keys cost the server. A page: the cursor; keys
 # left out for their TTL, µs of the server (-1: it cannot tell), how many were chosen so far (for the stride), whether
 # keys can be measured, how many groups and guards follow; groups (name; keys, measured ones, their bytes, those without
-# TTL); guards (name; keys left out); names.
+# TTL); guards (name; keys left out); names; at last the error of an UNLINK, where one was refused. What was unlinked
+# before it stays so (a script is not rolled back), and is counted.
 PAGE = r"""
 local began = os and os.clock and os.clock()
 local function numbers(text)
@@ -94,16 +96,18 @@ else
     end
   end
 end
-local out, guards, format = {page[1], ''}, 0, string.format
+local out, guards, format, refused = {page[1], ''}, 0, string.format, nil
 for _, group in ipairs(order) do
   local found = group.keys
   for i = 1, math.min(want - #names, #found) do names[#names + 1] = found[i] end
-  if unlink then
-    for i = 1, #found, 1000 do
-      group.n = group.n + call('UNLINK', unpack(found, i, math.min(i + 999, #found)))
+  if not unlink then group.n = #found end
+  for i = 1, unlink and not refused and #found or 0, 1000 do
+    local gone = redis.pcall('UNLINK', unpack(found, i, math.min(i + 999, #found)))
+    if type(gone) == 'table' then
+      refused = gone
+      break
     end
-  else
-    group.n = #found
+    group.n = group.n + gone
   end
   out[#out + 1] = group.name
   out[#out + 1] = format('%d %d %.0f %d', group.n, group.measured, group.bytes, group.untimed)
@@ -115,11 +119,15 @@ end
 for _, name in ipairs(names) do out[#out + 1] = name end
 local took = began and (os.clock() - began) * 1000000 or -1
 out[2] = format('%d %.0f %d %d %d %d', timed, took, seen, measurable, #order, guards)
+if refused then out[#out + 1] = refused end
 return out
 """
 
-# Flush only while the number of keys is the one that was confirmed: {done, keys}.
+# Flush only while the number of keys is the one that was confirmed, of the very server: {1: done, 0: not, -1: it was
+# restarted, or is no master; keys}.
 FLUSH = r"""
+local function says(section, line) return string.find(redis.call('INFO', section), line, 1, true) end
+if not says('server', 'run_id:' .. ARGV[4]) or not says('replication', 'role:master') then return {-1, 0} end
 local keys = 0
 if ARGV[1] == 'FLUSHALL' then
   for count in string.gmatch(redis.call('INFO', 'keyspace'), 'db%d+:keys=(%d+)') do keys = keys + count end
@@ -132,17 +140,24 @@ return {1, keys}
 """
 
 
-def evaluated(client: redis.Redis, scripts: Scripts, script: str, *words: object) -> Any:
-    """A script's answer. What the ACL forbids inside of it is forbidden, whatever redis-py makes of it."""
+def evaluated(client: redis.Redis, scripts: Scripts, script: str, *words: object, named: str) -> Any:
+    """A script's answer; `named` are the commands in it that may be unknown to the server."""
     try:
         if scripts == "EVALSHA":
             with contextlib.suppress(redis.exceptions.NoScriptError):  # by now the server may be another
                 return call(client, "EVALSHA", _sha(script), 0, *words)
         return call(client, "EVAL", script, 0, *words)
     except redis.ResponseError as error:
-        if str(error).startswith("ACL failure"):
-            raise redis.exceptions.NoPermissionError(str(error)) from None
-        raise
+        raise alone(error, named) from None
+
+
+def alone(error: redis.ResponseError, named: str) -> redis.ResponseError:
+    """What was refused inside of a script, as if that command had been given alone: `named` where the ACL did not."""
+    if str(error).startswith("ACL failure"):
+        return redis.exceptions.NoPermissionError(str(error))
+    if re.match(r"Unknown (Redis )?command called from script", str(error)):
+        return redis.ResponseError(f"unknown command '{named}'")
+    return error
 
 
 def scripts_of(client: redis.Redis) -> Scripts:

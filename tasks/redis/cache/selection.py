@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from runbook.errors import OpsError
-
 COLON_BYTES = 64
 
 
@@ -41,19 +39,6 @@ class Selection:
     def term_of(self, key: bytes) -> Term | None:
         """The term that a key belongs to, protected or not."""
         return next((term for term in self.terms if key.startswith(term.prefix)), None)
-
-
-def bytes_of(text: str, *, glob: bool = False) -> bytes:
-    """A parameter as it stands in keys: UTF-8, and `\\xNN` for a byte, as reports show them (`\\x5c` is a backslash).
-
-    Raises:
-        OpsError: it has a character that UTF-8 has not.
-    """
-    try:
-        raw = os.fsencode(text)
-    except UnicodeEncodeError:
-        raise OpsError(f"{text!a} cannot stand in a key", "write bytes that are not UTF-8 as \\xNN") from None
-    return re.sub(rb"\\x([0-9a-fA-F]{2})", lambda found: (b"\\" if glob else b"") + bytes([int(found[1], 16)]), raw)
 
 
 def escaped(prefix: bytes) -> bytes:

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -65,7 +65,8 @@ class FirstKey:
 @dataclass(frozen=True)
 class Sweep:
     """What one pass found, or unlinked. `with_ttl` and `protected` (prefix, count) were left out; `stopped` is why it
-    did not come to its end. `measurable`: bytes and TTL could be read."""
+    did not come to its end, and `lost` that an answer did not come: a page more may be unlinked than is counted.
+    `measurable`: bytes and TTL could be read."""
 
     counts: tuple[PrefixCount, ...]
     protected: tuple[tuple[bytes, int], ...]
@@ -75,6 +76,7 @@ class Sweep:
     longest_seconds: float
     measurable: bool
     stopped: OpsError | None = None
+    lost: bool = False
 
     @property
     def keys(self) -> int:
@@ -126,7 +128,7 @@ class Tally:
         """How far it is: SCAN visits about as many keys as it is told to."""
         return Done(f"{self.keys:,} keys {what} (of {self.total:,} to look at)", self.visited / max(self.total, 1))
 
-    def result(self, first: tuple[FirstKey, ...] = (), stopped: OpsError | None = None) -> Sweep:
+    def result(self, first: tuple[FirstKey, ...] = (), stopped: OpsError | None = None, *, lost: bool = False) -> Sweep:
         """Most keys first."""
         counts = [
             PrefixCount(number, name, group.keys, group.measured, group.bytes, group.untimed)
@@ -142,6 +144,7 @@ class Tally:
             longest_seconds=self.longest,
             measurable=self.measurable,
             stopped=stopped,
+            lost=lost,
         )
 
 
@@ -178,8 +181,8 @@ def sweep(
     most_step: int = MOST_STEP,
     names: int = 0,
     between: Callable[[], None] = lambda: None,
-) -> None:
-    """All pages of one database; `between` is called before each. How long one took sizes the next.
+) -> Generator[None, None, None]:
+    """All pages of one database, one at a time; `between` is called before each. How long one took sizes the next.
 
     Inside `connected(...)`, which says what an error means.
     """
@@ -189,12 +192,15 @@ def sweep(
             between()
             page = read_page(client, ask, cursor, step, tally.seen, max(names - len(tally.names), 0))
             tally.add(database, page, step)
+            if page.error:
+                raise page.error
             failpoint("cache: unlinked a page" if ask.unlink else "cache: counted a page")
             cursor = page.cursor
             if cursor == b"0":
                 return
             wanted = round(step * aim / max(page.seconds, aim / 2))  # at most twice this one
             step = min(max(wanted, step // 4, LEAST_STEP), MOST_STEP, most_step)
+            yield
 
 
 def describe(block: Redis, names: list[tuple[int, bytes]]) -> tuple[FirstKey, ...]:

@@ -24,6 +24,7 @@ class Memory:
     (buffers of replicas and of the AOF). `key_counts`: database → (keys, keys with a TTL)."""
 
     version: str
+    run_id: str
     role: str
     up_seconds: int
     used: int
@@ -44,8 +45,6 @@ class Memory:
     swapped: int
     evicted: int
     expired: int
-    hits: int
-    misses: int
     key_counts: dict[int, tuple[int, int]]
 
     @property
@@ -62,6 +61,16 @@ class Memory:
     def expiring_keys(self) -> int:
         """Of all databases."""
         return sum(expires for _, expires in self.key_counts.values())
+
+
+@dataclass(frozen=True)
+class Afterwards:
+    """The same server after a sweep, to be compared with `Memory`; keys since its start."""
+
+    run_id: str
+    role: str
+    evicted: int
+    expired: int
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,7 @@ def read_memory(block: Redis) -> Memory:
         memory, stats, server = client.info("memory"), client.info("stats"), client.info("server")
         return Memory(
             version=version_of(client),
+            run_id=str(server["run_id"]),
             role=str(client.info("replication")["role"]),
             up_seconds=int(server["uptime_in_seconds"]),
             used=int(memory["used_memory"]),
@@ -125,8 +135,6 @@ def read_memory(block: Redis) -> Memory:
             swapped=_swapped(block, int(server["process_id"])),
             evicted=int(stats["evicted_keys"]),
             expired=int(stats["expired_keys"]),
-            hits=int(stats["keyspace_hits"]),
-            misses=int(stats["keyspace_misses"]),
             key_counts=key_counts(client),
         )
 
@@ -151,10 +159,20 @@ def read_activity(block: Redis) -> Activity:
 
 
 @probe
-def count_evicted(block: Redis) -> int:
-    """Keys evicted since the server started."""
+def read_afterwards(block: Redis) -> Afterwards:
+    """Whether it is the same server, in the same role, and what it removed by itself.
+
+    Raises:
+        Unreachable, OpsError: as `read_memory`.
+    """
     with connected(block) as client:
-        return int(client.info("stats")["evicted_keys"])
+        stats = client.info("stats")
+        return Afterwards(
+            run_id=str(client.info("server")["run_id"]),
+            role=str(client.info("replication")["role"]),
+            evicted=int(stats["evicted_keys"]),
+            expired=int(stats["expired_keys"]),
+        )
 
 
 def _events(client: redis.Redis) -> tuple[tuple[LatencyEvent, ...], str]:

@@ -11,6 +11,7 @@ import redis
 
 from blocks.redis import Redis
 from runbook.kinds import probe
+from tasks.redis.keys import bytes_of
 from tasks.redis.memory.reader import read_facts, reader_for
 from tasks.redis.memory.script import KeyFacts
 from tasks.redis.server import call, connected, key_counts
@@ -30,12 +31,13 @@ class Listing:
 
 @probe
 def find_first_keys(block: Redis, pattern: str, most: int, budget_seconds: float) -> Listing:
-    """The first keys that match a glob pattern (https://valkey.io/commands/keys/), in all databases, in SCAN's order.
+    """The first keys that match a glob pattern (https://valkey.io/commands/keys/; `\\xNN` is a byte), in all databases,
+    in SCAN's order.
 
     Raises:
         Unreachable, OpsError: as `survey_keys`.
     """
-    glob, started = pattern.encode(errors="surrogateescape"), time.monotonic()
+    glob, started = bytes_of(pattern, glob=True), time.monotonic()
     found: list[tuple[int, KeyFacts]] = []
     denied, is_complete = 0, True
     with connected(block) as client:

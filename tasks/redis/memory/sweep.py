@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import redis
 from blocks.redis import Redis
 from runbook.kinds import probe
 from runbook.progress import Done, progress
+from tasks.redis.background import in_background
 from tasks.redis.memory.estimates import DatabaseSum, PrefixSum
 from tasks.redis.memory.pace import Pace, measure_idle
 from tasks.redis.memory.reader import Reader, reader_for
@@ -50,8 +52,9 @@ class HotKey:
 @dataclass(frozen=True)
 class Survey:
     """What the sweep found. The longest page took so long there and back, and so much of the server's processor (0: not
-    measured, by a pipeline). `why_slow` says why pages were read without the script ("" where by it);
-    `slow_calls` are this program's own in the slow log, -1 where that may not be read."""
+    measured, by a pipeline). `why_slow` says why pages were read without the script ("" where by it), `why_uncounted`
+    why elements of the biggest keys were not counted; `slow_calls` are this program's own in the slow log, -1 where
+    that may not be read."""
 
     databases: tuple[DatabaseSum, ...]
     prefixes: tuple[PrefixSum, ...]
@@ -66,6 +69,7 @@ class Survey:
     longest_seconds: float
     longest_worked_seconds: float
     why_slow: str
+    why_uncounted: str
     slow_calls: int
 
     @property
@@ -96,9 +100,10 @@ def survey_keys(block: Redis, budget_seconds: float, count_hits: bool = False) -
         started, last_slow = time.monotonic(), _last_slow(client)
         tally = Tally({number: keys for number, (keys, _) in key_counts(client).items()}, count_hits=count_hits)
         with progress(lambda: _told(tally)):
-            pace, why_slow = _sweep(client, tally, budget_seconds)
+            pace, why_slow = in_background(_sweep(client, tally, budget_seconds))
         seconds = time.monotonic() - started
-        biggest, by_type = _biggest(client, tally)
+        why_uncounted = _why_uncounted(client)
+        biggest, by_type = _biggest(client, tally, count=not why_uncounted)
         return Survey(
             databases=tuple(tally.databases()),
             prefixes=tuple(tally.ranked_prefixes()),
@@ -113,11 +118,12 @@ def survey_keys(block: Redis, budget_seconds: float, count_hits: bool = False) -
             longest_seconds=pace.longest_seconds,
             longest_worked_seconds=pace.longest_worked_seconds,
             why_slow=why_slow,
+            why_uncounted=why_uncounted,
             slow_calls=_slow_calls(client, last_slow),
         )
 
 
-def _sweep(client: redis.Redis, tally: Tally, budget_seconds: float) -> tuple[Pace, str]:
+def _sweep(client: redis.Redis, tally: Tally, budget_seconds: float) -> Generator[None, None, tuple[Pace, str]]:
     """Page after page until all is read or the time is over. While the server works on one, the last is added up."""
     reader, why_slow = reader_for(client)
     pace = Pace(*measure_idle(client))
@@ -131,6 +137,7 @@ def _sweep(client: redis.Redis, tally: Tally, budget_seconds: float) -> tuple[Pa
             pace.rest()
             request = _ask(reader, tally, pace) if time.monotonic() < end or tally.is_thin else None
             tally.add(answered, page)
+            yield
     finally:
         reader.close()
     return pace, why_slow
@@ -152,12 +159,12 @@ def _told(tally: Tally) -> Done:
     return Done(f"{read:,} of {expected:,} keys read", read / max(expected, 1))
 
 
-def _biggest(client: redis.Redis, tally: Tally) -> tuple[tuple[BigKey, ...], tuple[BigKey, ...]]:
+def _biggest(client: redis.Redis, tally: Tally, *, count: bool) -> tuple[tuple[BigKey, ...], tuple[BigKey, ...]]:
     """The biggest of all, and the biggest of each type, looked at once more."""
     ranked = tally.biggest.ranked()
     first = ranked[:MOST_KEYS]
     by_type = [name for place in range(len(TYPES)) for name in [r for r in ranked if r.type == place][:TYPES_TOLD]]
-    known = {name: _look(client, name) for name in {*first, *by_type}}
+    known = {name: _look(client, name, count) for name in {*first, *by_type}}
 
     def told(chosen: list[BigName]) -> tuple[BigKey, ...]:
         found = (known[name] for name in chosen)
@@ -166,21 +173,32 @@ def _biggest(client: redis.Redis, tally: Tally) -> tuple[tuple[BigKey, ...], tup
     return told(first), told(by_type)
 
 
-def _look(client: redis.Redis, name: BigName) -> BigKey | None:
-    """None when it is gone by now. Its elements are counted where that leaves no trace and is allowed."""
+def _why_uncounted(client: redis.Redis) -> str:
+    """Why elements cannot be counted without a trace in the keys' idle times, "" where they can."""
+    try:
+        call(client, "CLIENT", "NO-TOUCH", "OFF")
+    except redis.ResponseError as error:  # forbidden, or a server before 7.2
+        return str(error)
+    return ""
+
+
+def _look(client: redis.Redis, name: BigName, count: bool) -> BigKey | None:
+    """None when it is gone by now."""
     kind = TYPES[name.type]
+    length = LENGTHS.get(kind) if count else None
     with client.pipeline(transaction=False) as pipe:
-        call(pipe, "CLIENT", "NO-TOUCH", "ON")
         call(pipe, "SELECT", name.database)
         call(pipe, "MEMORY USAGE", name.key, "SAMPLES", SAMPLES)
-        call(pipe, LENGTHS.get(kind, "PTTL"), name.key)
         call(pipe, "PTTL", name.key)
-        call(pipe, "CLIENT", "NO-TOUCH", "OFF")
-        _, _, size, elements, ttl, _ = pipe.execute(raise_on_error=False)
+        if length:
+            call(pipe, "CLIENT", "NO-TOUCH", "ON")
+            call(pipe, length, name.key)
+            call(pipe, "CLIENT", "NO-TOUCH", "OFF")
+        _, size, ttl, *rest = pipe.execute(raise_on_error=False)
     if not isinstance(size, int) or not isinstance(ttl, int) or ttl == -2:
         return None
-    counted = elements if kind in LENGTHS and isinstance(elements, int) else -1
-    return BigKey(name.database, name.key, kind, size, counted, ttl)
+    elements = rest[1] if rest and isinstance(rest[1], int) else -1
+    return BigKey(name.database, name.key, kind, size, elements, ttl)
 
 
 def _last_slow(client: redis.Redis) -> int:

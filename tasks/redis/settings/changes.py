@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import redis
@@ -21,6 +21,7 @@ from tasks.redis.persistence.place import look_at
 from tasks.redis.persistence.saving import Saved, carry_out
 from tasks.redis.persistence.state import State
 from tasks.redis.server import connected, key_counts
+from tasks.redis.settings.recommended import shown
 from tasks.redis.settings.running import ServerSettings
 
 SET, REWRITE = "config set", "config rewrite"
@@ -33,13 +34,19 @@ RESERVED_FILES = 32
 
 @dataclass(frozen=True)
 class Change:
-    """What CONFIG SET is to set."""
+    """What CONFIG SET is to set; `old` is what an undo would put back, and `ended` the overrides that it puts an end
+    to."""
 
     name: str
     value: str
+    old: str = field(default="", compare=False)
+    ended: tuple[str, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
-        return f"{self.name} {self.value}" if self.value else f'{self.name} ""'
+        return f"{self.name} {shown(self.name, self.value)}" if self.value else f'{self.name} ""'
+
+
+ON, OFF = Change("appendonly", "yes"), Change("appendonly", "no")
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ def switch_aof_on(permit: Permit, block: Redis, found: ServerSettings) -> Saved:
         OpsError: the rewrite failed (the reason, as far as INFO and the disk tell it).
         VerificationFailed: there are other keys than before, while no client wrote.
     """
-    permit.require(SET, act_of(found.address, Change("appendonly", "yes")))
+    permit.require(SET, act_of(found.address, ON))
     with connected(block) as client:
         require_same(client, found)
         before = _content(client)

@@ -29,10 +29,12 @@ _USER_SECRET = re.compile(r"""(?<=\s)(?:"([><#!])[^"]*"|'([><#!])[^']*'|([><#!])
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a restore needs to know of a configuration file (and of those that it includes)."""
+    """What a configuration file says, and those that it includes: their `lines` in the order in which they count (the
+    name of a setting is the first word), and each setting's last value."""
 
     files: tuple[Path, ...]
     settings: dict[str, str]
+    lines: tuple[str, ...] = ()
 
     def get(self, name: str, default: str = "") -> str:
         """A setting, the last that was given, as one string."""
@@ -66,8 +68,9 @@ def read_configuration(path: Path) -> Configuration:
         OpsError: it is not there or cannot be read.
     """
     files: list[Path] = []
-    settings = dict(_settings(path, files))
-    return Configuration(tuple(files), settings)
+    lines = tuple(_lines(path, files))
+    settings = {words[0].lower(): " ".join(words[1:]) for words in map(_words, lines)}
+    return Configuration(tuple(files), settings, lines)
 
 
 def follow_nobody(path: Path) -> None:
@@ -89,27 +92,26 @@ def follow_nobody(path: Path) -> None:
         raise OpsError(f"a file that {path} includes says replicaof {still}", "take that line out of it")
 
 
-def _settings(path: Path, files: list[Path]) -> Iterator[tuple[str, str]]:
+def _lines(path: Path, files: list[Path]) -> Iterator[str]:
     files.append(path)
-    for words in _words(_text(path)):
-        name, values = words[0].lower(), words[1:]
-        if name == "include" and values:
-            target = Path(values[0])
-            for included in sorted(target.parent.glob(target.name)):
-                if included not in files:
-                    yield from _settings(included, files)
-        else:
-            yield name, " ".join(values)
-
-
-def _words(text: str) -> Iterator[list[str]]:
-    for line in text.splitlines():
-        if not line.strip() or line.lstrip().startswith("#"):
+    for line in map(str.strip, _text(path).splitlines()):
+        if not line or line.startswith("#"):
             continue
-        try:
-            yield shlex.split(line)
-        except ValueError:  # an unbalanced quote: the server itself would not start with it
-            yield line.split()
+        words = _words(line)
+        if words[0].lower() != "include" or not words[1:]:
+            yield line
+            continue
+        target = Path(words[1])
+        for included in sorted(target.parent.glob(target.name)):
+            if included not in files:
+                yield from _lines(included, files)
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError:  # an unbalanced quote: the server itself would not start with it
+        return line.split()
 
 
 def masked(path: Path) -> str:

@@ -15,6 +15,12 @@ from runbook.errors import OpsError
 from runbook.render import size
 
 Kind = Literal["rules", "yes or no", "fsync", "number", "bytes", "name"]
+Name = Literal[
+    "save", "stop-writes-on-bgsave-error", "rdbcompression", "rdbchecksum", "dbfilename", "dir", "appendonly",
+    "appendfilename", "appendfsync", "auto-aof-rewrite-percentage", "auto-aof-rewrite-min-size",
+    "no-appendfsync-on-rewrite", "maxclients", "timeout", "maxmemory",
+]  # fmt: skip
+"""The manual's settings, and the one that its appendix sets for a time: what a form offers."""
 
 DEFAULTS = {
     "save": "3600 1 300 100 60 10000",
@@ -163,10 +169,22 @@ def covers(rules: Sequence[Rule], wanted: Rule) -> bool:
 
 def normal(name: str, value: str) -> str:
     """A value in the form in which CONFIG GET answers it: `64mb` is 67108864, `Yes` is yes; names stay as they are."""
-    if KINDS.get(name) == "bytes":
+    kind = KINDS.get(name)
+    if kind == "bytes":
         found = re.fullmatch(r"(\d+)([kmgt]?)(b?)", value.strip().lower())
         return str(int(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " ")) if found else value
+    if kind in ("rules", "number"):
+        return " ".join(str(int(word)) if word.isdigit() else word for word in value.split())
     return value if name in _NAMES else value.lower()
+
+
+def shown(name: str, value: str) -> str:
+    """A value for people: `2gb`, as it is typed, and `off` where there is none."""
+    if KINDS.get(name) == "bytes" and value.isdigit():
+        for power, unit in ((3, "gb"), (2, "mb"), (1, "kb")):
+            if int(value) and int(value) % 1024**power == 0:
+                return f"{int(value) // 1024**power}{unit}"
+    return value or "off"
 
 
 def same(name: str, first: str, second: str) -> bool:

@@ -1,4 +1,4 @@
-"""Redis's settings as they run, as its file has them, and how a change of each takes effect (§2.3, §2.4).
+"""Redis's settings as they run, as the next start would have them, and how a change of each takes effect (§2.3, §2.4).
 
 https://valkey.io/commands/config-get/ and https://valkey.io/topics/valkey.conf/
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import redis
 
@@ -19,7 +19,9 @@ from runbook.kinds import probe
 from tasks.redis.persistence.place import look_at
 from tasks.redis.persistence.state import Persistence, ask
 from tasks.redis.persistence.written import find_written
+from tasks.redis.rights import find_refused
 from tasks.redis.server import call, connected
+from tasks.redis.settings.next_start import find_next, settings_of
 from tasks.redis.settings.recommended import BY_NAME, DEFAULTS, LIMITS, MAXMEMORY, same
 
 AT_ONCE, RESTART, PROTECTED = "at once", "restart", "restart (protected)"
@@ -30,9 +32,11 @@ IMMUTABLE = "databases"
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """One server. `written` is what its file has ({} and a `problem` where that cannot be seen); `by` how a change
-    takes effect, {} where it could not be asked; `refused` which of the commands that change settings this user may
-    not give; `most_files` how many its process may open, 0 where it is not on this host."""
+    """One server. `running` are the manual's settings and `others` all else that somebody may have set; `written` is
+    what its next start would bring of both ({} and a `problem` where its file cannot be seen; without the others and an
+    `others_problem` where only those are not known); `by` how a change of the manual's takes effect, {} where it could
+    not be asked; `refused` which of the commands that change settings this user may not give; `most_files` how many its
+    process may open, 0 where it is not on this host."""
 
     identity: str
     server: Persistence
@@ -42,6 +46,8 @@ class ServerSettings:
     by: Mapping[str, str]
     connections: int
     most_files: int = 0
+    others: Mapping[str, str] = field(default_factory=dict)
+    others_problem: str = ""
     refused: tuple[OpsError, ...] = field(default=(), compare=False)
 
     @property
@@ -58,10 +64,19 @@ class ServerSettings:
         """Whether it runs with this value now."""
         return name in self.running and same(name, self.running[name], value)
 
-    def unwritten(self, changes: Mapping[str, str] | None = None) -> list[str]:
-        """Settings whose value in the file is not the one that runs (or will, after these changes)."""
-        runs = {**self.running, **(changes or {})}
-        return [name for name in NAMES if name in self.written and not self._is_kept(name, runs[name])]
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether a kill or a shutdown loses all data: neither RDB nor AOF is written."""
+        return not self.server.rules and not self.server.appendonly
+
+    def unwritten(self) -> dict[str, tuple[str, str]]:
+        """Settings that the next start would bring another value of → (what runs, what would)."""
+        runs = {**self.running, **self.others}
+        return {
+            name: (runs[name], value)
+            for name, value in self.written.items()
+            if name in runs and not self._is_kept(name, runs[name])
+        }
 
     def _is_kept(self, name: str, value: str) -> bool:
         written = self.written[name]
@@ -72,8 +87,8 @@ class ServerSettings:
 
 @probe
 def read_settings(block: Redis, environment: str) -> ServerSettings:
-    """Every setting of §2.3 and §2.4, and maxmemory. How a change takes effect is asked for by a CONFIG SET of the
-    value that runs, together with one that every version refuses: nothing is set.
+    """Every setting of §2.3 and §2.4, and maxmemory; and what else was set at run time. How a change takes effect is
+    asked for by a CONFIG SET of the value that runs, together with one that every version refuses: nothing is set.
 
     Raises:
         Unreachable: it does not answer.
@@ -84,17 +99,21 @@ def read_settings(block: Redis, environment: str) -> ServerSettings:
         running = {str(name): str(value) for name, value in client.config_get(*NAMES, IMMUTABLE).items()}
         databases = running.pop(IMMUTABLE)
         by, refused = _how(client, block, running, databases)
+        others = settings_of(client)
         info: dict[str, Any] = client.info("clients")
-    written, problem = find_written(server, {**DEFAULTS, **LIMITS})
+    file, problem = find_written(server, {**DEFAULTS, **LIMITS})
+    beside, others_problem = ({}, "") if problem else find_next(block, server)
     return ServerSettings(
         identity=f"redis {environment} {server.address}",
         server=server,
         running=running,
-        written=written,
+        written={**{name: file[name] for name in NAMES if name in file}, **beside},
         problem=problem,
         by=by,
         connections=int(info["connected_clients"]) + server.replicas,
         most_files=_most_files(server),
+        others=others,
+        others_problem=others_problem,
         refused=tuple(refused),
     )
 
@@ -103,7 +122,7 @@ def _how(
     client: redis.Redis, block: Redis, running: Mapping[str, str], databases: str
 ) -> tuple[dict[str, str], list[OpsError]]:
     by: dict[str, str] = {}
-    refused = _may_rewrite(client, block)
+    refused = find_refused(client, block, ("CONFIG", "REWRITE"))
     for name, value in running.items():
         try:
             call(client, "CONFIG", "SET", name, value, IMMUTABLE, databases)
@@ -116,23 +135,6 @@ def _how(
             elif f"'{name}'" in said and "set" in said:
                 by[name] = PROTECTED if "protected" in said else RESTART
     return by, refused
-
-
-def _may_rewrite(client: redis.Redis, block: Redis) -> list[OpsError]:
-    """Queued in a transaction that is discarded: nothing is written."""
-    connection = cast(Any, client.connection_pool.get_connection())
-    try:
-        connection.send_command("MULTI")
-        connection.read_response()
-        connection.send_command("CONFIG", "REWRITE")
-        connection.read_response()
-    except redis.exceptions.NoPermissionError as error:
-        told = block.refused(error)
-        return [told] if "REWRITE" in told.message else []
-    finally:
-        connection.disconnect()
-        client.connection_pool.release(connection)
-    return []
 
 
 def _most_files(server: Persistence) -> int:
