@@ -23,9 +23,10 @@ from lab.layout import CHECKOUT
 from lab.processes import alive, pid_in
 
 SERVICES = [
-    *("ai-providers", "grc-backend", "grc-frontend", "postgresql", "redis", "redis-replica"),
-    *("redis-sentinel-1", "redis-sentinel-2", "redis-sentinel-3"),
+    *("ai-providers", "grc-backend", "grc-frontend", "postgresql", "postgresql-standby", "redis", "redis-replica"),
+    *("redis-sentinel-1", "redis-sentinel-2", "redis-sentinel-3", "wal-receiver"),
 ]
+SERVERS_DATA = ("postgresql/data", "postgresql-standby/data", "/wal/")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -122,7 +123,7 @@ def test_files_with_passwords_are_the_owners_alone(lab: Lab) -> None:
     root = Path(lab.status()["root"])
     holding = [
         path for path in [*root.rglob("*"), *(root.parent / "control").glob("*")]
-        if path.is_file() and "postgresql/data" not in str(path)
+        if not any(part in str(path) for part in SERVERS_DATA) and path.is_file()
         and any(secret.encode() in path.read_bytes() for secret in secrets)
     ]  # fmt: skip
     assert {"state.json", "supervisord.conf", "valkey.conf", ".env"} <= {path.name for path in holding}

@@ -62,6 +62,7 @@ ROOTS = {
     "read_server",
     "find_obstacles",
     "read_identity",
+    "read_synchrony",
     "find_rewound",
     "mark_verified",
 }
