@@ -88,7 +88,7 @@ def _found(application: Application) -> tuple[str, str, tuple[int, int]]:
     if not lines:
         raise OpsError(f"{path} has no line {variable}=…", "correct [application] env_file or dsn_variable")
     value = lines[-1]  # the last one counts
-    place = re.search(r"^[^/]*//(?:[^/]*@)?([^/?'\"]+)", value[1])
+    place = re.search(r"^[^/]*//(?>(?:[^/?'\"]*@)?)([^/?@'\"]+)", value[1])
     if not place:
         raise OpsError(
             f"{variable} in {path} is no URL with a host", "write it as postgresql://user:password@host:port/db"
