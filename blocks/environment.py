@@ -11,10 +11,12 @@ from prefect.blocks.core import Block
 from prefect.context import FlowRunContext
 from pydantic import Field, PrivateAttr, field_validator
 
-from blocks.places import Application, Backups, Certificates, Logs
+from blocks.nodes import primary_first
+from blocks.places import Application, Backups, Certificates, Endpoint, Logs
 from blocks.postgres import Postgres
 from blocks.redis import Redis
 from blocks.services import Services
+from blocks.wal import Wal
 from runbook.errors import OpsError
 
 Stores = Literal["backups", "copies"]
@@ -32,6 +34,7 @@ class Environment(Block):
     _block_type_name = "Ops environment"
     _block_type_slug = "ops-environment"
     _parts: dict[str, Block] = PrivateAttr(default_factory=dict)
+    _ranked: list[Postgres] = PrivateAttr(default_factory=list)
 
     name: str
     title: str = Field(default="", description="for people, e.g. 本番環境")
@@ -84,15 +87,34 @@ class Environment(Block):
         """The operators' time zone: backups are named in it."""
         return ZoneInfo(self.timezone)
 
+    def nodes(self) -> list[Postgres]:
+        """`[postgres]` and, where it is named, `[standby]`. Which of them is the primary stands in no block."""
+        return [cast(Postgres, self._part(part)) for part in ("postgres", "standby") if self.has(part)]
+
     @property
     def postgres(self) -> Postgres:
-        """The database server."""
-        return cast(Postgres, self._part("postgres"))
+        """The primary: the only database server; of two the one that is not in recovery now. They are asked once
+        (2 s each at most) and then not again before `forget_roles`; who is chosen in doubt: blocks.nodes."""
+        return self._primary_first()[0] if self.has("standby") else cast(Postgres, self._part("postgres"))
 
     @property
     def standby(self) -> Postgres:
-        """A server that streams from the database server, where there is one (`has("standby")`)."""
-        return cast(Postgres, self._part("standby"))
+        """The node that is not the primary, where there are two (`has("standby")`)."""
+        return self._primary_first()[1] if self.has("standby") else cast(Postgres, self._part("standby"))
+
+    def forget_roles(self) -> None:
+        """A failover changed them: the nodes are asked again."""
+        self._ranked = []
+
+    def _primary_first(self) -> list[Postgres]:
+        if not self._ranked:
+            self._ranked = primary_first(self.nodes())
+        return self._ranked
+
+    @property
+    def wal(self) -> Wal:
+        """How WAL is received and archived, where it is (`has("wal")`)."""
+        return cast(Wal, self._part("wal"))
 
     @property
     def redis(self) -> Redis:
@@ -117,6 +139,11 @@ class Environment(Block):
     def application(self) -> Application:
         """The interview application."""
         return cast(Application, self._part("application"))
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where users are sent, where there is more than one region (`has("endpoint")`)."""
+        return cast(Endpoint, self._part("endpoint"))
 
     @property
     def logs(self) -> Logs:

@@ -20,6 +20,8 @@ class Backups(Block):
     postgres: str = Field(default="/var/backups/postgresql")
     redis: str = Field(default="/var/backups/redis")
     files: str = Field(default="/var/backups/app")
+    cluster: str = Field(default="/var/backups/cluster", description="base backups of the whole PostgreSQL cluster")
+    wal: str = Field(default="/var/backups/wal", description="archived WAL segments")
     spool: str = Field(default="/var/lib/interview-ops/spool", description="where those of a bucket are made and read")
     recipients: list[str] = Field(default=[], description="age1…: backups are encrypted to them; one is escrowed")
     identity: SecretStr = Field(default=SecretStr(""), description="AGE-SECRET-KEY-1…: reads encrypted backups")
@@ -68,8 +70,21 @@ class Application(Block):
     directory: str = Field(default="", description="its files; empty: a full restore leaves them alone")
     backend_directory: str = Field(default="/opt/grc/backend", description="where alembic.ini is")
     python: str = Field(default="/opt/grc/backend/venv/bin/python")
+    env_file: str = Field(default="", description="backend/.env, in which a failover changes the connection string")
+    dsn_variable: str = Field(default="DATABASE_URL", description="the connection string's name in it")
     user: str = Field(default="monitor", description="the login of the smoke checks")
     password: SecretStr = SecretStr("")
+
+
+class Endpoint(Block):
+    """Where users are sent: the address of the region that serves, in a file that a proxy or DNS reads. Only a failover
+    of the region writes it; which region serves is read there, and stands in no block."""
+
+    _block_type_name = "Ops endpoint"
+    _block_type_slug = "ops-endpoint"
+
+    file: str = Field(description="one line: the URL of the application that serves")
+    region: str = Field(default="", description="what people call this environment's region")
 
 
 class Logs(Block):

@@ -72,9 +72,15 @@ class Postgres(Block):
     config_file: str = Field(default="", description="postgresql.conf, where it is outside the data directory")
     os_user: str = Field(default="postgres", description="the operating system's user that the server runs as")
     maintenance_database: str = Field(default="postgres")
+    service: str = Field(default="postgres", description="this server's role in [services] names")
+    name: str = Field(default="", description="its application_name, and in synchronous_standby_names, as a standby")
+    slot: str = Field(default="", description="the physical slot that it streams from on the primary, as a standby")
 
-    def connect(self, database: str = "", *, as_application: bool = False, autocommit: bool = True) -> Connection:
-        """Connect as administrator (or as the application's role), to the maintenance database by default.
+    def connect(
+        self, database: str = "", *, as_application: bool = False, autocommit: bool = True, seconds: int = 5
+    ) -> Connection:
+        """Connect as administrator (or as the application's role), to the maintenance database by default, within
+        `seconds` (libpq knows no less than 2).
 
         Raises:
             Unreachable: nobody answers there.
@@ -90,7 +96,7 @@ class Postgres(Block):
                 password=password.get_secret_value(),
                 dbname=name,
                 autocommit=autocommit,
-                connect_timeout=5,
+                connect_timeout=seconds,
                 application_name="interview-ops",
             )
         except psycopg.OperationalError as error:

@@ -15,24 +15,29 @@ from prefect.blocks.core import Block
 from pydantic import ValidationError
 
 from blocks.environment import Environment
-from blocks.places import Application, Backups, Certificates, Logs
+from blocks.places import Application, Backups, Certificates, Endpoint, Logs
 from blocks.postgres import Postgres
 from blocks.redis import Redis
 from blocks.services import SupervisorServices, SystemdServices
+from blocks.wal import Wal
 from runbook.errors import OpsError
 
 DIRECTORY = Path(__file__).parent.parent / "deployments" / "environments"
 PARTS: dict[str, type[Block]] = {
     "postgres": Postgres,
     "standby": Postgres,
+    "wal": Wal,
     "redis": Redis,
     "backups": Backups,
     "copies": Backups,
     "application": Application,
+    "endpoint": Endpoint,
     "logs": Logs,
     "certificates": Certificates,
 }
 SERVICES: dict[str, type[Block]] = {"supervisor": SupervisorServices, "systemd": SystemdServices}
+NAMED_BY = ("OPS_ENVIRONMENT", "OPS_OTHER_REGION")
+DEFAULTS = {"standby": {"service": "standby"}}
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
@@ -51,11 +56,12 @@ def environment(name: str) -> Environment:
 
 
 def file_of(name: str) -> Path:
-    """The TOML of an environment: `OPS_ENVIRONMENT_FILE` for the one that `OPS_ENVIRONMENT` names, else by its name."""
+    """The TOML of an environment: `OPS_ENVIRONMENT_FILE` for the one that `OPS_ENVIRONMENT` names, in the same way
+    `OPS_OTHER_REGION_FILE` for the environment of its other region; else by its name."""
     check_name(name)
-    chosen = os.environ.get("OPS_ENVIRONMENT_FILE", "")
-    if chosen and os.environ.get("OPS_ENVIRONMENT") == name:
-        return Path(chosen)
+    for variable in NAMED_BY:
+        if os.environ.get(variable) == name and (chosen := os.environ.get(f"{variable}_FILE", "")):
+            return Path(chosen)
     path = DIRECTORY / f"{name}.toml"
     if not path.exists():
         raise unknown(name)
@@ -70,8 +76,9 @@ def check_name(name: str) -> None:
 
 def unknown(name: str) -> OpsError:
     """What somebody reads who asked for an environment that is not there."""
-    known = sorted({path.stem for path in DIRECTORY.glob("*.toml")} | {os.environ.get("OPS_ENVIRONMENT", "")} - {""})
-    return OpsError(f"there is no environment “{name[:60]}”", f"choose one of {', '.join(known)}, or register it")
+    chosen = {os.environ.get(variable, "") for variable in NAMED_BY} - {""}
+    known = ", ".join(sorted({path.stem for path in DIRECTORY.glob("*.toml")} | chosen))
+    return OpsError(f"there is no environment “{name[:60]}”", f"choose one of {known}, or register it")
 
 
 def read(path: Path) -> Environment:
@@ -96,7 +103,9 @@ def read(path: Path) -> Environment:
     name = str(_expanded(path, "", "name", content.get("name", path.stem)))
     if not _NAME.fullmatch(name):
         raise _wrong(path, "", "name", "a lower-case letter, then at most 30 of a-z, 0-9 and -")
-    parts = {part: _block(path, part, PARTS[part], values) for part, values in sections.items()}
+    parts = {
+        part: _block(path, part, PARTS[part], {**DEFAULTS.get(part, {}), **values}) for part, values in sections.items()
+    }
     parts["services"] = _block(path, "services", kind, services)
     slugs = {part: f"{type(block).get_block_type_slug()}/{_document(part, name)}" for part, block in parts.items()}
     built = _block(path, "", Environment, {**content, "name": name, "slugs": slugs})

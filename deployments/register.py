@@ -1,4 +1,4 @@
-"""Register an environment in Prefect: its blocks, its lock, the automations. Idempotent.
+"""Register environments in Prefect: their blocks, their locks, the automations. Idempotent.
 
 OPS_ENVIRONMENT=staging python -m deployments.register
 """
@@ -38,11 +38,11 @@ def register(environment: str) -> list[str]:
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("environment", nargs="?", default=os.environ.get("OPS_ENVIRONMENT", ""))
-    chosen = parser.parse_args()
+    parser.add_argument("environments", nargs="*", default=[os.environ.get("OPS_ENVIRONMENT", "")])
     try:
-        for line in register(chosen.environment):
-            print(f"registered {line}")
+        for environment in parser.parse_args().environments:
+            for line in register(environment):
+                print(f"registered {line}")
     except OpsError as error:
         print(error, file=sys.stderr)
         return 1

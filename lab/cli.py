@@ -47,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
         "--postgres-bin", metavar="DIR", default="",
         help="run the PostgreSQL whose programs are there, not the wheel's (new labs: also OPS_LAB_POSTGRES_BIN)",
     )  # fmt: skip
+    parsers["up"].add_argument(
+        "--dr", action="store_true", help="with a worker and deployments of the second region too (NAME-dr)"
+    )
     parsers["down"].add_argument("--all", action="store_true", help="every lab, and the Prefect server")
     parsers["down"].add_argument("--remove", action="store_true", help="remove the data as well")
     parsers["status"].add_argument("--json", action="store_true", help="one JSON object, with passwords")
@@ -61,7 +64,7 @@ def _size(text: str) -> int:
 
 
 def _up(chosen: argparse.Namespace) -> int:
-    lifecycle.up(chosen.name, progress(), chosen.megabytes, chosen.postgres_bin)
+    lifecycle.up(chosen.name, progress(), chosen.megabytes, chosen.postgres_bin, dr=chosen.dr)
     option = "" if chosen.name == "lab" else f" --name {chosen.name}"
     control = Control.find(base_directory())
     address = ui_url(control.state) if control else ""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psycopg
 
 from lab import lifecycle
 from lab.control import Control
 from lab.layout import create_base
 from lab.progress import Tell, silent
+from lab.replication import RECEIVER_PROGRAM
 from lab.status import read_status
 
 
@@ -39,6 +43,28 @@ class Lab:
     def down(self, *, remove: bool = True, tell: Tell = silent) -> None:
         """Stopped, its data removed unless told otherwise. The Prefect server stays."""
         lifecycle.down(self.name, tell, remove=remove)
+
+    def renew_standby(self) -> None:
+        """A new standby and an empty receiver in the place of those that a recovery or a failover left behind, whose
+        files are removed; commits wait for them again."""
+        services, _ = lifecycle.existing(self.name)
+        _, standby = services.nodes
+        for program in (standby.program, RECEIVER_PROGRAM):
+            services.supervisor.stop(program)
+        for directory in (standby.data, services.layout.wal):
+            shutil.rmtree(directory, ignore_errors=True)
+        lifecycle.up(self.name, silent)
+        with psycopg.connect(services.admin_dsn, autocommit=True) as connection:
+            connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            connection.execute("SELECT pg_reload_conf()")
+
+    def region(self) -> Lab:
+        """Its second region: `environ`, `status` and `logs` are that one's."""
+        return Lab(f"{self.name}-dr")
+
+    def endpoint(self) -> str:
+        """Where users are sent now."""
+        return lifecycle.existing(self.name)[0].layout.endpoint.read_text().strip()
 
     def status(self) -> dict[str, Any]:
         """As `python -m lab status --json`."""

@@ -154,8 +154,9 @@ class Control:
         write(stamp, fingerprint, 0o600)
 
     def _deploy(self, name: str, shell: Mapping[str, str], tell: Tell) -> None:
+        regions = (name, shell["OPS_OTHER_REGION"])  # what runs in the one may recover into the other
         for what, argv in (
-            ("deployments.register", ("-m", "deployments.register")),
+            ("deployments.register", ("-m", "deployments.register", *regions)),
             ("prefect deploy --all", ("-m", "prefect", "--no-prompt", "deploy", "--all")),
         ):
             try:

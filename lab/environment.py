@@ -45,18 +45,12 @@ def lab_variables(layout: Layout, state: State, binaries: Binaries, account: Acc
     ports, passwords = state.ports, state.passwords
     return {
         "OPS_ROOT": str(CHECKOUT),
-        "OPS_ENVIRONMENT": layout.name,
-        "OPS_ENVIRONMENT_FILE": str(CHECKOUT / "deployments" / "environments" / "lab.toml"),
-        "OPS_LAB_ROOT": str(layout.root),
-        "OPS_LAB_USER": account.name,
-        "OPS_LAB_POSTGRES_PORT": str(ports.postgres),
-        "OPS_LAB_POSTGRES_BIN": str(binaries.postgres),
-        "OPS_LAB_REDIS_PORT": str(ports.redis),
+        **_place("OPS_LAB", layout, state),
         **{f"OPS_LAB_SENTINEL_{number}_PORT": str(port) for number, port in enumerate(ports.sentinels, 1)},
+        "OPS_LAB_ENDPOINT": str(layout.endpoint),
+        "OPS_LAB_USER": account.name,
+        "OPS_LAB_POSTGRES_BIN": str(binaries.postgres),
         "OPS_LAB_REDIS_PROGRAM": str(binaries.redis),
-        "OPS_LAB_BACKEND_PORT": str(ports.backend),
-        "OPS_LAB_FRONTEND_PORT": str(ports.frontend),
-        "OPS_LAB_SUPERVISOR_PORT": str(ports.supervisor),
         "OPS_LAB_PYTHON": str(PYTHON),
         "OPS_POSTGRES_PASSWORD": passwords.postgres,
         "OPS_POSTGRES_ADMIN_PASSWORD": passwords.postgres_admin,
@@ -64,6 +58,33 @@ def lab_variables(layout: Layout, state: State, binaries: Binaries, account: Acc
         "OPS_SUPERVISOR_PASSWORD": passwords.supervisor,
         "OPS_APPLICATION_PASSWORD": passwords.application,
         "PYTHONPATH": str(CHECKOUT),
+    }
+
+
+def region_variables(chosen: Layout, second: Layout, state: State) -> dict[str, str]:
+    """Where the lab's second region is; and which of the two environments is meant where none is named."""
+    files = {second.first.name: "lab.toml", second.name: "lab-dr.toml"}
+    other = second.first if chosen == second else second
+    return {
+        **_place("OPS_LAB_DR", second, state),
+        "OPS_ENVIRONMENT": chosen.name,
+        "OPS_ENVIRONMENT_FILE": str(CHECKOUT / "deployments" / "environments" / files[chosen.name]),
+        "OPS_OTHER_REGION": other.name,
+        "OPS_OTHER_REGION_FILE": str(CHECKOUT / "deployments" / "environments" / files[other.name]),
+    }
+
+
+def _place(prefix: str, layout: Layout, state: State) -> dict[str, str]:
+    ports = state.ports
+    return {
+        f"{prefix}_NAME": layout.name,
+        f"{prefix}_ROOT": str(layout.root),
+        f"{prefix}_POSTGRES_PORT": str(ports.postgres),
+        f"{prefix}_STANDBY_PORT": str(ports.postgres_standby),
+        f"{prefix}_REDIS_PORT": str(ports.redis),
+        f"{prefix}_BACKEND_PORT": str(ports.backend),
+        f"{prefix}_FRONTEND_PORT": str(ports.frontend),
+        f"{prefix}_SUPERVISOR_PORT": str(ports.supervisor),
     }
 
 

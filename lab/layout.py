@@ -14,8 +14,10 @@ from runbook.errors import OpsError
 CHECKOUT = Path(__file__).resolve().parents[1]
 PYTHON = Path(sys.prefix) / "bin" / "python"
 """Not sys.executable, which is one of several links: configurations must not change with the one that was called."""
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,27}")
+_SECOND = "-dr"
 _RESERVED = frozenset({"bin", "control"})
+STORES = ("postgresql", "redis", "files", "cluster", "wal")
 
 
 def checked_name(name: str) -> str:
@@ -24,9 +26,9 @@ def checked_name(name: str) -> str:
     Raises:
         OpsError: it cannot name an environment, a directory and a work pool.
     """
-    if not _NAME.fullmatch(name):
+    if not _NAME.fullmatch(name.removesuffix(_SECOND)):
         raise OpsError(
-            f"{name!r} cannot name a lab: a lower-case letter first, then at most 30 letters, digits or hyphens"
+            f"{name!r} cannot name a lab: a lower-case letter first, then at most 27 letters, digits or hyphens"
         )
     if name in _RESERVED:
         raise OpsError(f"{name!r} cannot name a lab: the base directory uses that name itself")
@@ -95,6 +97,21 @@ class Layout:
         return self.base / self.name
 
     @property
+    def first(self) -> Layout:
+        """Of the lab whose second region this is; a lab's own."""
+        return Layout(self.base, self.name.removesuffix(_SECOND))
+
+    @property
+    def second(self) -> Layout:
+        """Of the lab's second region; a second region's own."""
+        return Layout(self.base, self.first.name + _SECOND)
+
+    @property
+    def endpoint(self) -> Path:
+        """Where users are sent; of neither region: it outlives them."""
+        return self.base / f"{self.first.name}.endpoint"
+
+    @property
     def state(self) -> Path:
         """Ports and passwords; mode 0600."""
         return self.root / "state.json"
@@ -114,8 +131,23 @@ class Layout:
         return self.etc / "postgresql" / "postgresql.conf"
 
     @property
+    def standby_conf(self) -> Path:
+        return self.etc / "postgresql-standby" / "postgresql.conf"
+
+    @property
     def pg_hba_conf(self) -> Path:
+        """Of both nodes."""
         return self.etc / "postgresql" / "pg_hba.conf"
+
+    @property
+    def pgpass(self) -> Path:
+        """With which nodes and receiver log in to each other; mode 0600."""
+        return self.etc / "postgresql" / "pgpass"
+
+    @property
+    def host_settings(self) -> Path:
+        """Settings of this host for the application, over those of its `.env`: only a second region has them."""
+        return self.etc / "grc.env"
 
     @property
     def valkey_conf(self) -> Path:
@@ -132,6 +164,15 @@ class Layout:
     @property
     def postgres_data(self) -> Path:
         return self.root / "postgresql" / "data"
+
+    @property
+    def standby_data(self) -> Path:
+        return self.root / "postgresql-standby" / "data"
+
+    @property
+    def wal(self) -> Path:
+        """What the receiver of WAL has received."""
+        return self.root / "wal"
 
     @property
     def redis_data(self) -> Path:
@@ -175,7 +216,7 @@ class Layout:
         return self.root / "reports"
 
     def store(self, resource: str) -> Path:
-        """`/var/backups/<resource>`: "postgresql", "redis" or "files"."""
+        """`/var/backups/<resource>`, one of `STORES`."""
         return self.root / "var" / "backups" / resource
 
 

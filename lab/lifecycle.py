@@ -8,10 +8,10 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lab import valkey
+from lab import region, valkey
 from lab.binaries import find_binaries, is_wheel
 from lab.control import Control
-from lab.environment import lab_variables, prefect_variables, ui_url
+from lab.environment import lab_variables, prefect_variables, region_variables, ui_url
 from lab.layout import Layout, base_directory, checked_name, create_base
 from lab.processes import Account, exclusive
 from lab.progress import Tell
@@ -25,13 +25,14 @@ MEGABYTES = 40
 
 
 def find(name: str) -> Services | None:
-    """The lab as it was last brought up; None when there is none."""
-    layout = Layout(base_directory(), checked_name(name))
+    """The lab, or a lab's second region, as it was last brought up; None when there is none."""
+    layout = Layout(base_directory(), checked_name(name)).first
     state = load_state(layout.state)
     if state is None or state.root != str(layout.root):
         return None
     account = Account.of_servers()
-    return Services(layout, state, find_binaries(layout.base, account, state.postgres_bin), account)
+    lab = Services(layout, state, find_binaries(layout.base, account, state.postgres_bin), account)
+    return lab if name == layout.name else region.of(lab)
 
 
 def existing(name: str) -> tuple[Services, Control]:
@@ -43,20 +44,39 @@ def existing(name: str) -> tuple[Services, Control]:
     services = find(name)
     control = Control.find(services.layout.base) if services else None
     if services is None or control is None:
-        option = "" if name == "lab" else f" --name {name}"
+        lab = name.removesuffix("-dr")
+        option = "" if lab == "lab" else f" --name {lab}"
         raise OpsError(f"there is no lab {name}", f"bring it up: python -m lab up{option}")
     return services, control
 
 
+def second_region(services: Services) -> region.SecondRegion:
+    """The second region of a lab, or this one.
+
+    Raises:
+        OpsError: an earlier version brought the lab up, and prepared none.
+    """
+    if isinstance(services, region.SecondRegion):
+        return services
+    if found := region.of(services):
+        return found
+    raise OpsError(
+        f"the lab {services.layout.name} has no second region yet",
+        f"python -m lab up --name {services.layout.name} prepares one",
+    )
+
+
 def prepare(name: str, postgres_bin: str = "") -> Services:
-    """The lab's directories, ports and passwords, nothing started.
+    """The directories, ports and passwords of a lab and its second region, nothing started.
 
     Raises:
         OpsError: the name, the directory or the PostgreSQL cannot be used.
     """
     layout = Layout(_base_for(name), name)
     with exclusive(layout.base / ".base.lock"):  # labs beside each other choose different ports
-        return _prepared(layout, postgres_bin)
+        services = _prepared(layout, postgres_bin)
+        region.prepare(services, _taken(layout.second))
+        return services
 
 
 def _prepared(layout: Layout, postgres_bin: str) -> Services:
@@ -78,26 +98,35 @@ def _prepared(layout: Layout, postgres_bin: str) -> Services:
 
 def variables(services: Services, control: Control) -> dict[str, str]:
     """Everything that `python -m lab env` exports."""
+    second = second_region(services)
+    first = load_state(second.layout.first.state) or second.state
     return {
-        **lab_variables(services.layout, services.state, services.binaries, services.account),
+        **lab_variables(second.layout.first, first, services.binaries, services.account),
+        **region_variables(services.layout, second.layout, second.state),
         **prefect_variables(control.layout, control.state),
     }
 
 
-def up(name: str, tell: Tell, megabytes: int | None = None, postgres_bin: str = "") -> None:
+def up(name: str, tell: Tell, megabytes: int | None = None, postgres_bin: str = "", *, dr: bool = False) -> None:
     """Bring the lab and the Prefect server up, both at the same time; what runs already is left alone.
 
-    `megabytes` of data go into a new lab (default `MEGABYTES`).
+    `megabytes` of data go into a new lab (default `MEGABYTES`). Its second region is prepared, and its environment
+    registered; with `dr` it also gets a worker and deployments of its own.
 
     Raises:
         OpsError: a part does not come up.
     """
     base = _base_for(name)
-    with exclusive(base / f".{name}.lock"), ThreadPoolExecutor(max_workers=1) as beside:
+    with exclusive(base / f".{name}.lock"), ThreadPoolExecutor(max_workers=2) as beside:
         services = _with_free_ports(prepare(name, postgres_bin), tell)
-        plane = beside.submit(_control_plane, services, tell)
+        second = second_region(services)
+        second = dataclasses.replace(second, state=_with_free_ports(second, tell).state)
+        region.send_users(services, second)
+        plane = beside.submit(_control_plane, services, second if dr else None, tell)
+        prepared = beside.submit(region.bring_up, second, tell)
         try:
             start_services(services, MEGABYTES if megabytes is None else megabytes, tell)
+            prepared.result()
         finally:  # a lab whose services are broken is recovered from the Prefect UI
             control = plane.result()
     tell(f"the lab {name} is up: {ui_url(control.state)}")
@@ -109,21 +138,28 @@ def down(name: str, tell: Tell, *, remove: bool = False) -> None:
     if not layout.root.exists():
         tell(f"there is no lab {name}")
         return
-    with exclusive(layout.base / f".{name}.lock"):
-        if control := Control.find(layout.base):
-            control.stop_worker(name)
-        if state := load_state(layout.state):
-            supervisor_of(layout, state).shutdown()
-        end_orphans(layout)
-        if remove:
-            shutil.rmtree(layout.root)
+    with exclusive(layout.base / f".{layout.first.name}.lock"):
+        for place in dict.fromkeys((layout, layout.second)):  # a lab with its second region, or that alone
+            _stop(place)
+            if remove:
+                shutil.rmtree(place.root, ignore_errors=place != layout)
+        if remove and layout == layout.first:
+            layout.endpoint.unlink(missing_ok=True)
     tell(f"the lab {name} is {'removed' if remove else 'down; its data stays'}")
+
+
+def _stop(layout: Layout) -> None:
+    if control := Control.find(layout.base):
+        control.stop_worker(layout.name)
+    if state := load_state(layout.state):
+        supervisor_of(layout, state).shutdown()
+    end_orphans(layout)
 
 
 def down_all(tell: Tell, *, remove: bool = False) -> None:
     """Stop every lab of this base directory, then the Prefect server."""
     base = base_directory()
-    for name in names(base):
+    for name in dict.fromkeys(Layout(base, name).first.name for name in names(base)):
         down(name, tell, remove=remove)
     if control := Control.find(base):
         control.shutdown()
@@ -133,23 +169,29 @@ def down_all(tell: Tell, *, remove: bool = False) -> None:
 
 
 def names(base: Path) -> list[str]:
-    """The labs of a base directory."""
+    """The labs of a base directory, and their second regions."""
     return sorted(path.parent.name for path in base.glob("*/state.json") if path.parent.name != "control")
 
 
 def _base_for(name: str) -> Path:
-    checked_name(name)
+    if checked_name(name) != Layout(Path(), name).first.name:
+        lab = Layout(Path(), name).first.name
+        raise OpsError(
+            f"{name!r} is the second region of the lab {lab}", f"bring it up with that: python -m lab up --name {lab}"
+        )
     return create_base()
 
 
-def _control_plane(services: Services, tell: Tell) -> Control:
-    name, control = services.layout.name, Control.prepare(services.layout.base).launch()
+def _control_plane(services: Services, second: Services | None, tell: Tell) -> Control:
+    control = Control.prepare(services.layout.base).launch()
     environment = variables(services, control)
     control.wait()
     tell(f"Prefect server answers on port {control.state.port}")
-    control.create_pool(name)
-    control.start_worker(name, environment)
-    control.deploy(name, environment, tell)
+    for place in (services, second) if second else (services,):
+        name, environment = place.layout.name, variables(place, control)
+        control.create_pool(name)
+        control.start_worker(name, environment)
+        control.deploy(name, environment, tell)
     return control
 
 
@@ -180,8 +222,9 @@ def _with_free_ports(services: Services, tell: Tell) -> Services:
 
 def _idle_ports(ports: Ports, running: set[str]) -> tuple[int, ...]:
     of = {
-        "postgresql": ports.postgres, "redis": ports.redis, "ai-providers": ports.ai_providers,
-        "grc-backend": ports.backend, "grc-frontend": ports.frontend, "redis-replica": ports.redis_replica,
+        "postgresql": ports.postgres, "postgresql-standby": ports.postgres_standby, "redis": ports.redis,
+        "redis-replica": ports.redis_replica, "ai-providers": ports.ai_providers, "grc-backend": ports.backend,
+        "grc-frontend": ports.frontend,
         **dict(zip(valkey.SENTINELS, ports.sentinels, strict=True)),
     }  # fmt: skip
     return tuple(port for name, port in of.items() if name not in running)

@@ -13,6 +13,7 @@ from psycopg import sql
 
 from lab.binaries import Binaries
 from lab.layout import Layout
+from lab.nodes import Node
 from lab.processes import Account, run, write
 from lab.state import State
 from lab.supervision import Program
@@ -43,6 +44,16 @@ _RECOMMENDED: Mapping[str, str] = {
     "autovacuum_analyze_scale_factor": "0.05",
 }
 
+# A commit waits until the standby or the receiver has it on disk, so that either may be away. A slot whose reader is
+# away for long is given up before WAL fills the disk. Hint bits in WAL: pg_rewind needs them.
+_REPLICATION: Mapping[str, str] = {
+    "wal_level": "replica",
+    "wal_log_hints": "on",
+    "synchronous_standby_names": "ANY 1 (standby, receiver)",
+    "max_slot_wal_keep_size": "4GB",
+    "wal_retrieve_retry_interval": "500ms",
+}
+
 _HBA = """\
 # TYPE  DATABASE     USER  ADDRESS       METHOD
 host    all          all   127.0.0.1/32  scram-sha-256
@@ -50,42 +61,43 @@ host    replication  all   127.0.0.1/32  scram-sha-256
 """
 
 
-def dsn(state: State) -> str:
-    """The application's database as the application's role."""
-    return f"postgresql://{ROLE}:{quote(state.passwords.postgres)}@127.0.0.1:{state.ports.postgres}/{DATABASE}"
+def dsn(state: State, port: int) -> str:
+    """The application's database as the application's role, on one of the nodes."""
+    return f"postgresql://{ROLE}:{quote(state.passwords.postgres)}@127.0.0.1:{port}/{DATABASE}"
 
 
-def admin_dsn(state: State, database: str = "postgres") -> str:
-    """The superuser."""
-    login = f"{ADMIN}:{quote(state.passwords.postgres_admin)}"
-    return f"postgresql://{login}@127.0.0.1:{state.ports.postgres}/{database}"
+def admin_dsn(state: State, port: int, database: str = "postgres") -> str:
+    """The superuser, on one of the nodes."""
+    return f"postgresql://{ADMIN}:{quote(state.passwords.postgres_admin)}@127.0.0.1:{port}/{database}"
 
 
-def program(layout: Layout, binaries: Binaries, account: Account) -> Program:
+def program(node: Node, binaries: Binaries, account: Account) -> Program:
     """PostgreSQL under the supervisor: SIGINT is its fast shutdown.
 
     https://www.postgresql.org/docs/current/server-shutdown.html
     """
-    argv = (
-        binaries.postgres / "postgres", "-D", layout.postgres_data,
-        "-c", f"config_file={layout.postgresql_conf}",
-    )  # fmt: skip
-    return Program(
-        "postgresql", argv, layout.postgres_data.parent,
-        user=account.name if account.is_other else "", stop_signal="INT",
-    )  # fmt: skip
+    argv = (binaries.postgres / "postgres", "-D", node.data, "-c", f"config_file={node.configuration}")
+    user = account.name if account.is_other else ""
+    return Program(node.program, argv, node.data.parent, user=user, stop_signal="INT")
 
 
-def configuration(layout: Layout, state: State, binaries: Binaries) -> str:
-    """The text of postgresql.conf."""
+def configuration(node: Node, layout: Layout, binaries: Binaries) -> str:
+    """The text of a node's postgresql.conf: the same for both, but for the port.
+
+    A standby's last resort is the segment that the receiver has not finished: where the primary is dead, it holds what
+    was acknowledged last.
+    """
+    received = f'"{layout.wal}/%f"'
     settings = {
         **_RECOMMENDED,
+        **_REPLICATION,
+        **({"summarize_wal": "on"} if binaries.postgres_major >= 17 else {}),
+        "restore_command": f'cp {received} "%p" 2>/dev/null || cp {received}.partial "%p" 2>/dev/null',
         "listen_addresses": "127.0.0.1",
-        "port": str(state.ports.postgres),
+        "port": str(node.port),
         "unix_socket_directories": "",
         "hba_file": str(layout.pg_hba_conf),
         "password_encryption": "scram-sha-256",
-        "wal_level": "replica",
         "track_io_timing": "on",
         "log_destination": "stderr",
         "logging_collector": "off",
@@ -103,25 +115,25 @@ def hba() -> str:
     return _HBA
 
 
-def create_cluster(layout: Layout, state: State, binaries: Binaries, account: Account) -> bool:
+def create_cluster(node: Node, state: State, binaries: Binaries, account: Account) -> bool:
     """initdb with data checksums, UTF-8 and the C.UTF-8 locale; False when the cluster is there.
 
     Raises:
         OpsError: the data directory is of another major version.
     """
-    version = layout.postgres_data / "PG_VERSION"
+    version = node.data / "PG_VERSION"
     if version.exists():
         if (major := version.read_text().strip()) != str(binaries.postgres_major):
             raise OpsError(
                 f"the lab's data is PostgreSQL {major}'s, and {binaries.postgres} is version {binaries.postgres_major}",
-                f"bring it up with version {major}, or remove {layout.root} to start anew",
+                f"bring it up with version {major}, or remove {node.data.parents[1]} to start anew",
             )
         return False
     # The builtin provider needs no operating system locale, and sorts the same everywhere (PostgreSQL 17 and later).
     locale = ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"] if binaries.postgres_major >= 17 else []
-    partial = layout.postgres_data.with_name("data.new")  # a killed initdb leaves nothing that looks like a cluster
+    partial = node.data.with_name("data.new")  # a killed initdb leaves nothing that looks like a cluster
     shutil.rmtree(partial, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=layout.postgres_data.parent) as directory:
+    with tempfile.TemporaryDirectory(dir=node.data.parent) as directory:
         account.own(Path(directory))
         password = Path(directory) / "password"
         write(password, state.passwords.postgres_admin + "\n", 0o400, account)
@@ -130,14 +142,14 @@ def create_cluster(layout: Layout, state: State, binaries: Binaries, account: Ac
              "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", *locale, "--data-checksums", "--no-sync"],
             cwd=Path(directory), account=account,
         )  # fmt: skip
-    partial.rename(layout.postgres_data)
+    partial.rename(node.data)
     return True
 
 
-def create_database(state: State) -> None:
+def create_database(state: State, port: int) -> None:
     """The application's role and database, idempotent: an ACL and a database setting that a recovery must preserve."""
     role, database = sql.Identifier(ROLE), sql.Identifier(DATABASE)
-    with psycopg.connect(admin_dsn(state), autocommit=True) as connection:
+    with psycopg.connect(admin_dsn(state, port), autocommit=True) as connection:
         if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [ROLE]).fetchone():
             # The verifier, not the password: statements end up in pg_stat_statements.
             verifier = connection.pgconn.encrypt_password(

@@ -7,17 +7,19 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import postgres, valkey
+from lab import postgres, replication, valkey
 from lab.application import install
 from lab.binaries import Binaries
-from lab.layout import PYTHON, Layout
+from lab.layout import PYTHON, STORES, Layout
+from lab.nodes import Node, nodes, primary_first
 from lab.processes import Account, write
 from lab.state import State
 from lab.supervision import Program, Supervisor
 
 APPLICATION = ("ai-providers", "grc-backend", "grc-frontend")
 REDIS = ("redis", "redis-replica", *valkey.SENTINELS)
-NAMES = ("postgresql", *REDIS, *APPLICATION)
+POSTGRES = ("postgresql", "postgresql-standby", replication.RECEIVER_PROGRAM)
+NAMES = (*POSTGRES, *REDIS, *APPLICATION)
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,31 @@ class Services:
         """There once database, user and data are."""
         return self.layout.root / "provisioned"
 
+    @property
+    def nodes(self) -> tuple[Node, Node]:
+        """PostgreSQL's two servers: the primary (or which is it when it starts), then the other one."""
+        return primary_first(nodes(self.layout, self.state))
+
+    @property
+    def dsn(self) -> str:
+        """The application's database as its role, on the primary."""
+        return postgres.dsn(self.state, self.nodes[0].port)
+
+    @property
+    def admin_dsn(self) -> str:
+        """The primary's superuser."""
+        return postgres.admin_dsn(self.state, self.nodes[0].port)
+
+    @property
+    def url(self) -> str:
+        """The application, where its users reach it."""
+        return f"http://127.0.0.1:{self.state.ports.backend}"
+
     def programs(self) -> list[Program]:
         """In starting order."""
         backend, frontend = self.layout.application / "backend", self.layout.application / "frontend"
         return [
-            postgres.program(self.layout, self.binaries, self.account),
+            *replication.programs(self.layout, self.state, self.binaries, self.account),
             *valkey.programs(self.layout, self.binaries, self.account),
             Program("ai-providers", (PYTHON, "-m", "ai_providers"), backend),
             Program("grc-backend", (PYTHON, "-m", "grc_backend"), backend),
@@ -55,14 +77,14 @@ class Services:
         return {
             "HOST": "127.0.0.1",
             "PORT": str(ports.backend),
-            "DATABASE_URL": postgres.dsn(self.state),
+            "DATABASE_URL": self.dsn,
             "REDIS_URL": valkey.url(self.state),
             "REDIS_SENTINELS": ",".join(f"127.0.0.1:{port}" for port in ports.sentinels),
             "REDIS_MASTER": valkey.MASTER,
             "AI_PROVIDERS_URL": f"http://127.0.0.1:{ports.ai_providers}",
             "AI_PROVIDERS_PORT": str(ports.ai_providers),
             "FRONTEND_PORT": str(ports.frontend),
-            "BACKEND_URL": f"http://127.0.0.1:{ports.backend}",
+            "BACKEND_URL": self.url,
             "LOG_DIRECTORY": str(self.layout.application_logs),
             "AI_RATE_LIMIT": "100000",  # demos, drills and smoke checks share one user
             "DATABASE_POOL_SIZE": "20",
@@ -77,31 +99,34 @@ class Services:
         us, layout = Account.current(), self.layout
         for path in (layout.root, layout.etc.parent, layout.application, layout.logs, layout.application_logs):
             us.directory(path, 0o755)
-        for path in (*(layout.store(name) for name in ("postgresql", "redis", "files")), layout.reports):
+        for path in (*(layout.store(name) for name in STORES), layout.reports):
             us.directory(path, 0o755)
         # CONFIG REWRITE writes a new file beside valkey.conf and renames it.
-        for path in (layout.etc, layout.etc / "postgresql", layout.postgres_data.parent, layout.redis_data.parent):
+        for path in (layout.etc, layout.postgresql_conf.parent, layout.standby_conf.parent):
             self.account.directory(path, 0o755)
-        for path in (layout.replica_data.parent, layout.sentinel_data(1).parent):
-            self.account.directory(path, 0o755)
+        for path in (layout.postgres_data, layout.standby_data, layout.redis_data, layout.replica_data):
+            self.account.directory(path.parent, 0o755)
+        self.account.directory(layout.sentinel_data(1).parent, 0o755)
+        self.account.directory(layout.wal, 0o700)
         for path in (layout.redis_data, layout.replica_data, *(layout.sentinel_data(number) for number in (1, 2, 3))):
             self.account.directory(path, 0o700)
+
+    def configurations(self) -> dict[Path, str]:
+        """The text of every configuration file of the servers."""
+        return {
+            **replication.configurations(self.layout, self.state, self.binaries),
+            **valkey.configurations(self.layout, self.state),
+        }
 
     def configure(self) -> bool:
         """Write the configuration files whose text is new; False when all were up to date.
 
         A file that somebody edited stays as it is until our text of it changes.
         """
-        layout = self.layout
-        texts = {
-            layout.postgresql_conf: postgres.configuration(layout, self.state, self.binaries),
-            layout.pg_hba_conf: postgres.hba(),
-            **valkey.configurations(layout, self.state),
-        }
-        ledger = layout.root / "configured.json"
+        ledger = self.layout.root / "configured.json"
         known: dict[str, str] = json.loads(ledger.read_text()) if ledger.exists() else {}
         changed = False
-        for path, text in texts.items():
+        for path, text in self.configurations().items():
             digest = hashlib.sha256(text.encode()).hexdigest()
             if not path.exists() or known.get(str(path)) != digest:
                 write(path, text, 0o600, self.account)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import httpx
 import psycopg
 import redis
 
-from lab import postgres, seed, valkey
+from lab import postgres, replication, seed, valkey
 from lab.environment import clean_environment
 from lab.layout import PYTHON, Layout
+from lab.nodes import system_of_wal
 from lab.processes import end, marked, run, server_at
 from lab.progress import Tell
+from lab.replication import RECEIVER_PROGRAM, RECEIVER_SLOT, STANDBY, STANDBY_SLOT
 from lab.services import APPLICATION, REDIS, Services
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 
 _MONITOR = "monitor"
+_STREAMING_SECONDS = 20
 
 
 def start_services(services: Services, megabytes: int, tell: Tell) -> None:
@@ -28,12 +32,13 @@ def start_services(services: Services, megabytes: int, tell: Tell) -> None:
         OpsError: a service does not come up, or the data directory of a lab that had one is gone.
     """
     state, supervisor = services.state, services.supervisor
-    if services.provisioned.exists() and not services.layout.postgres_data.exists():
+    primary = services.nodes[0]
+    if services.provisioned.exists() and not primary.data.exists():
         raise OpsError(
-            f"{services.layout.postgres_data} is gone: a recovery is at work, or it was lost",
+            f"{primary.data} is gone: a recovery is at work, or it was lost",
             f"recover it with the runbooks, or remove {services.layout.root} to start anew",
         )
-    if postgres.create_cluster(services.layout, state, services.binaries, services.account):
+    if postgres.create_cluster(primary, state, services.binaries, services.account):
         tell("PostgreSQL cluster created")
     changed = services.configure()
     if changed and supervisor.is_running():
@@ -42,30 +47,74 @@ def start_services(services: Services, megabytes: int, tell: Tell) -> None:
     if not supervisor.is_running():
         end_orphans(services.layout)
         supervisor.launch(clean_environment())
-    for name in ("postgresql", *REDIS):
+    for name in (primary.program, *REDIS):
         supervisor.start(name)
-    _ready(services, "postgresql", _postgres_answers)
-    _ready(services, "redis", _redis_answers)
-    _ready(services, "redis-sentinel-1", _master_is_named)
-    tell(f"PostgreSQL {services.binaries.postgres_major} on port {state.ports.postgres}, Redis on {state.ports.redis}")
-    _application(services, megabytes, tell)
+    _ready(services, primary.program, _postgres_answers)
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        following = _follow(services, beside, tell)
+        _ready(services, "redis", _redis_answers)
+        _ready(services, "redis-sentinel-1", _master_is_named)
+        tell(f"PostgreSQL {services.binaries.postgres_major} on port {primary.port}, Redis on {state.ports.redis}")
+        _application(services, megabytes, tell)
+        following.result()
 
 
 def fill(services: Services, megabytes: int, tell: Tell) -> None:
     """Add data to the application's database, and to an empty Redis."""
-    seed.seed(postgres.dsn(services.state), megabytes, progress=tell)
+    seed.seed(services.dsn, megabytes, progress=tell)
     keys = valkey.fill(services.state)
     tell(f"{megabytes} MB of interviews" + (f" and {keys} keys" if keys else "") + " added")
 
 
 def end_orphans(layout: Layout) -> None:
     """End the servers of a supervisor that was killed: PostgreSQL by its fast shutdown, then whatever else there is."""
-    if process := server_at(layout.postgres_data / "postmaster.pid", layout.postgres_data):
-        end([process], seconds=30, how=signal.SIGINT)
+    nodes = (server_at(data / "postmaster.pid", data) for data in (layout.postgres_data, layout.standby_data))
+    end([process for process in nodes if process], seconds=30, how=signal.SIGINT)
     # Valkey writes its title over the mark in its environment.
     servers = (server_at(pid_file, directory) for pid_file, directory in layout.redis_pids.items())
     end([process for process in servers if process], seconds=30)
     end(marked(layout.supervisor), seconds=10)
+
+
+def _follow(services: Services, beside: ThreadPoolExecutor, tell: Tell) -> Future[None]:
+    """The receiver of WAL, for which commits wait as long as there is no standby; then the standby, beside the rest.
+
+    What is of another cluster than the primary (a recovery made that anew), or has a timeline of its own (a failover
+    left it behind), stays stopped: it would be a second primary, or mix the WAL of two.
+    """
+    primary = services.nodes[0]
+    if system_of_wal(services.layout.wal) in (0, primary.system):
+        replication.accept(primary, services.state, RECEIVER_SLOT)
+        services.supervisor.start(RECEIVER_PROGRAM)
+    else:
+        tell(f"{RECEIVER_PROGRAM} stays stopped: the WAL in {services.layout.wal} is of another cluster; rejoin it")
+    return beside.submit(_join_standby, services, tell)
+
+
+def _join_standby(services: Services, tell: Tell) -> None:
+    primary, standby = services.nodes
+    if standby.exists and not (standby.follows and standby.system == primary.system):
+        tell(f"{standby.program} stays stopped: {standby.data} does not follow the primary; rejoin it")
+        return
+    replication.accept(primary, services.state, STANDBY_SLOT)
+    if not standby.exists:
+        replication.create_standby(standby, primary, services.layout, services.binaries, services.account)
+        tell("PostgreSQL standby created")
+    services.supervisor.start(standby.program)
+    try:
+        until(
+            lambda: _answers(postgres.admin_dsn(services.state, standby.port)),
+            what="the standby's first answer",
+            seconds=60,
+        )
+        replication.follow(standby, primary, services.layout, services.state)
+        until(
+            lambda: STANDBY in replication.streaming(primary, services.state),
+            what="the standby's streaming",
+            seconds=_STREAMING_SECONDS,
+        )
+    except Unreachable as error:
+        tell(f"{standby.program} does not stream: {error.message}; see {services.layout.logs / standby.program}.log")
 
 
 def _application(services: Services, megabytes: int, tell: Tell) -> None:
@@ -75,7 +124,7 @@ def _application(services: Services, megabytes: int, tell: Tell) -> None:
             supervisor.stop(name)
         tell("application installed")
     if not services.provisioned.exists():
-        postgres.create_database(services.state)
+        postgres.create_database(services.state, services.nodes[0].port)
         backend = services.layout.application / "backend"
         secret = {"OPS_APPLICATION_PASSWORD": services.state.passwords.application}
         run([PYTHON, "-m", "alembic", "upgrade", "head"], cwd=backend, environment=clean_environment())
@@ -94,7 +143,7 @@ def _application(services: Services, megabytes: int, tell: Tell) -> None:
 
 
 def _has_interviews(services: Services) -> bool:
-    with psycopg.connect(postgres.dsn(services.state)) as connection:
+    with psycopg.connect(services.dsn) as connection:
         return connection.execute("SELECT FROM public.interview_sessions LIMIT 1").fetchone() is not None
 
 
@@ -120,8 +169,12 @@ def _way_out(services: Services) -> str:
 
 
 def _postgres_answers(services: Services) -> bool:
+    return _answers(services.admin_dsn)
+
+
+def _answers(dsn: str) -> bool:
     try:
-        psycopg.connect(postgres.admin_dsn(services.state), connect_timeout=5).close()
+        psycopg.connect(dsn, connect_timeout=5).close()
     except psycopg.OperationalError as error:
         raise Unreachable(str(error).strip().splitlines()[-1]) from error
     return True

@@ -33,6 +33,7 @@ class Ports:
     sentinel_1: int = 0
     sentinel_2: int = 0
     sentinel_3: int = 0
+    postgres_standby: int = 0
 
     @property
     def sentinels(self) -> tuple[int, ...]:

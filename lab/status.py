@@ -8,7 +8,10 @@ from lab import postgres, valkey
 from lab.control import Control
 from lab.environment import api_url, ui_url
 from lab.lifecycle import find
-from lab.services import NAMES, Services
+from lab.nodes import Node
+from lab.replication import RECEIVER_PROGRAM
+from lab.services import Services
+from lab.state import State
 from lab.supervision import Service
 from runbook.errors import Unreachable
 
@@ -51,7 +54,7 @@ def as_table(status: dict[str, Any]) -> str:
         ("files", status["root"]),
     ]
     state = "up" if status["running"] else "down"
-    return f"The lab {status['environment']} is {state}.\n" + "".join(f"  {name:17} {text}\n" for name, text in rows)
+    return f"The lab {status['environment']} is {state}.\n" + "".join(f"  {name:18} {text}\n" for name, text in rows)
 
 
 def _supervised(services: Services) -> dict[str, Service]:
@@ -64,26 +67,33 @@ def _supervised(services: Services) -> dict[str, Service]:
 
 def _resources(services: Services, supervised: dict[str, Service]) -> dict[str, Any]:
     layout, state = services.layout, services.state
-    pids = {name: supervised[name].pid if name in supervised else 0 for name in NAMES}
+    names = [program.name for program in services.programs()]
+    pids = {name: supervised[name].pid if name in supervised else 0 for name in names}
+    primary, standby = (_node(node, state, pids) for node in services.nodes)
     return {
-        "postgres": {
-            "dsn": postgres.dsn(state),
-            "admin_dsn": postgres.admin_dsn(state),
-            "bin": str(services.binaries.postgres),
-            "data": str(layout.postgres_data),
-            "pid": pids["postgresql"] or None,
-        },
+        "postgres": {**primary, "bin": str(services.binaries.postgres)},
+        "standby": standby,
+        "wal": {"directory": str(layout.wal), "pid": pids[RECEIVER_PROGRAM] or None},
         "redis": {"url": valkey.master_url(state), "data": str(layout.redis_data), "pid": pids["redis"] or None},
-        "application": {"url": f"http://127.0.0.1:{state.ports.backend}"},
+        "application": {"url": services.url},
         "frontend": {"url": f"http://127.0.0.1:{state.ports.frontend}"},
         "services": {
             name: {"running": name in supervised and supervised[name].running, "pid": pids[name] or None}
-            for name in NAMES
+            for name in names
         },
         "stores": {
             "postgres": str(layout.store("postgresql")),
-            "redis": str(layout.store("redis")),
-            "files": str(layout.store("files")),
+            **{name: str(layout.store(name)) for name in ("redis", "files", "cluster", "wal")},
             "reports": str(layout.reports),
         },
+        "endpoint": str(layout.endpoint),
+    }
+
+
+def _node(node: Node, state: State, pids: dict[str, int]) -> dict[str, Any]:
+    return {
+        "dsn": postgres.dsn(state, node.port),
+        "admin_dsn": postgres.admin_dsn(state, node.port),
+        "data": str(node.data),
+        "pid": pids[node.program] or None,
     }

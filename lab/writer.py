@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -31,20 +32,28 @@ MESSAGE_EVERY = 25
 class Writer:
     """Writes from a thread of its own while the block runs: a session each time, now and then a message in one.
 
-    It goes on while the application is down, and logs in again when its session is gone.
+    It goes on while the application is down, and logs in again when its session is gone. `url` may be a function that
+    says where users are sent now (`Lab.endpoint`): it is asked before every request.
 
     Raises:
         OpsError: it cannot log in at first.
     """
 
     def __init__(
-        self, url: str, password: str, ledger: Ledger, *, per_second: float = 10, message_every: int = MESSAGE_EVERY
+        self,
+        url: str | Callable[[], str],
+        password: str,
+        ledger: Ledger,
+        *,
+        per_second: float = 10,
+        message_every: int = MESSAGE_EVERY,
     ) -> None:
         self.ledger = ledger
         self._password = password
         self._pause = 1 / per_second
         self._message_every = message_every
-        self._client = httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS, trust_env=False)
+        self._url = url
+        self._client = httpx.Client(timeout=TIMEOUT_SECONDS, trust_env=False)
         self._session = ""
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
@@ -83,13 +92,17 @@ class Writer:
         if kind == "message":
             path, body = f"{path}/{self._session}/messages", {"content": text_of(attempt)}
         try:
-            answer = self._client.post(path, json=body)
+            answer = self._post(path, body)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             self.ledger.answer(attempt, "refused", why=type(error).__name__)
         except httpx.HTTPError as error:
             self.ledger.answer(attempt, "indeterminate", why=type(error).__name__)
         else:
             self._book(attempt, kind, answer)
+
+    def _post(self, path: str, body: dict[str, str]) -> httpx.Response:
+        self._client.base_url = httpx.URL(self._url if isinstance(self._url, str) else self._url())
+        return self._client.post(path, json=body)
 
     def _book(self, attempt: str, kind: Kind, answer: httpx.Response) -> None:
         if answer.status_code == httpx.codes.CREATED:
@@ -113,7 +126,7 @@ class Writer:
 
     def _log_in(self) -> bool:
         try:
-            answer = self._client.post("/api/auth/login", json={"username": USER, "password": self._password})
+            answer = self._post("/api/auth/login", {"username": USER, "password": self._password})
         except httpx.HTTPError as error:
             raise Unreachable(f"the application does not answer ({type(error).__name__})") from None
         if answer.is_client_error:

@@ -10,6 +10,7 @@ from pydantic import Field
 from blocks.environment import Environment, Stores
 from flows.database import choosing, steps
 from flows.database.choosing import NEWEST, Restorable
+from flows.database.commits import alone_act, free_commits, judge_commits
 from flows.store import mark_verified
 from runbook.permit import Act, Permit
 from runbook.report import Report
@@ -68,9 +69,11 @@ def restore_database(
         if not into:
             steps.judge_obstacles(report, find_obstacles(env.postgres, env.postgres.database))
         steps.judge_space(report, env, chosen.bytes)
+        judge_commits(report, env)
         choosing.plan(report, env, chosen, into)
-        permit = report.permit(choosing.act(env, into))
+        permit = report.permit(choosing.act(env, into), alone_act(env))
         report.state_is("the live database was not touched", "launch it again when what is said above is put right")
+        free_commits(report, permit, env, after=live)
         with advisory_lock(env.postgres) as guard:
             copy = steps.build_database(permit, env, chosen.source, chosen.properties, workers, into)
             proven = choosing.prove(report, env, chosen, copy, into)

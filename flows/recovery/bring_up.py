@@ -18,6 +18,7 @@ from runbook.permit import Permit
 from runbook.render import duration
 from runbook.report import Report, Status
 from tasks.application import Health, SmokeResult, smoke_check, wait_healthy
+from tasks.connection_string import switch_target
 from tasks.files_copy import swap_files
 from tasks.logs import read_writes_since
 from tasks.postgres.content import read_counts
@@ -64,9 +65,23 @@ def swap(
     if copies.files:
         held.last = files = swap_files.after(held.last)(permit, env.application, copies.files)
         held.has_swapped("files", files.kept, left[1:])
+        _switch(report, permit, env, held)
     database.advance(report, permit, env, done.kept, wanted=advance)
     report.fact("database swapped in", f"{done.outage_seconds:.2f} s")
     report.fact("kept aside", ", ".join(held.kept) or "nothing: there was nothing left")
+
+
+def _switch(report: Report, permit: Permit, env: Environment, held: Held) -> None:
+    """The files came back with the connection string of their time: a failover may have been since."""
+    if not env.application.env_file:
+        return
+    try:
+        held.last = done = switch_target.after(held.last)(permit, env.application, env.postgres)
+    except OpsError as error:
+        report.warn("connection string of the application", error.hint, value=error.message)
+    else:
+        if done.changed:
+            report.fact("connection string of the application", f"{done.before} → {done.after}")
 
 
 def start(report: Report, env: Environment, copies: Copies, held: Held) -> None:
@@ -79,7 +94,7 @@ def start(report: Report, env: Environment, copies: Copies, held: Held) -> None:
         report.warn("Redis data directory", "look at what is in it; take backups of Redis too", value=done)
     checking = check.start(report, env, env.postgres.database, after=held.last)
     counting = read_counts.after(held.last).submit(env.postgres, env.postgres.database)
-    started: object = start_services.after(held.last)(env.services, ["postgres"])
+    started: object = start_services.after(held.last)(env.services, [env.postgres.service])
     if env.has("redis"):
         started = start_redis.after(started)(env.redis, env.services)
     problems = verify_live_redis.after(started)(env.redis, copies.redis) if copies.redis else ()

@@ -40,9 +40,9 @@ def plan(report: Report, env: Environment, chosen: Chosen, found: Found, when: s
     """Every step with its bytes and an estimate of its seconds."""
     stop = ", ".join(env.services_in(STOP_ORDER))
     if found.presence != "up":
-        report.plan(
-            "bring back the database server", "start it" if found.presence == "down" else "initdb, then start it"
-        )
+        alone = "; standby and receiver of WAL are left behind, commits wait for nobody" * env.has("standby")
+        how = "start it" if found.presence == "down" else f"initdb, then start it{alone}"
+        report.plan("bring back the database server", how)
     if when == "first":
         report.plan("stop services", stop, seconds=2)
     database.plan_database(report, env, chosen.database)

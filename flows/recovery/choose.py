@@ -9,6 +9,7 @@ from typing import Literal
 
 from blocks.environment import Environment, Stores
 from flows.database import steps as database
+from flows.database.commits import alone_act
 from flows.redis.steps import judge_redis
 from flows.store import read_files, store_for
 from runbook.permit import Act
@@ -16,6 +17,7 @@ from runbook.render import size
 from runbook.report import Report, Status
 from tasks import catalogue
 from tasks.catalogue import Backup
+from tasks.connection_string import SWITCH
 from tasks.files_copy import REPLACE_FILES, judge_files_backup
 from tasks.migrations.alembic import MIGRATE
 from tasks.redis.restore.copy import ACT as REPLACE_REDIS
@@ -40,13 +42,14 @@ class Chosen:
 
     def acts(self, env: Environment) -> tuple[Act, ...]:
         """What the run needs a permit for."""
-        acts = [database.replace_act(env), Act(MIGRATE, env.postgres.database)]
+        acts = [database.replace_act(env), Act(MIGRATE, env.postgres.database), alone_act(env)]
         if self.around_redis:
             acts.append(Act(TAKE_OFF, env.redis.data_directory))
         if self.redis:
             acts.append(Act(REPLACE_REDIS, env.redis.data_directory))
         if self.files:
             acts.append(Act(REPLACE_FILES, env.application.directory))
+            acts += [Act(SWITCH, env.application.env_file)] * bool(env.application.env_file)
         return tuple(acts)
 
 

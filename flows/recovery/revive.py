@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.environment import START_ORDER, Environment
+from blocks.nodes import ask
 from flows.database import steps as database
+from flows.database.commits import LEFT_BEHIND, free_commits, judge_commits
 from runbook.errors import OpsError
 from runbook.permit import Permit
 from runbook.report import Report
@@ -44,13 +46,23 @@ def judge(report: Report, env: Environment, backup: Backup) -> Found:
     live = None
     if state == "up":
         live = _judge_running(report, env, backup)
+        judge_commits(report, env)
     else:
         what = {"down": "down: it will be started", "absent": "gone: a new one will be created"}[state]
         report.warn("database server", "nothing to do: this run brings it back", value=what)
+        _judge_standby(report, env)
     database.judge_space(report, env, content_in(backup).bytes, absent=state == "absent")
     running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
     report.fact("services found running", running)
     return Found(state, services, live)
+
+
+def _judge_standby(report: Report, env: Environment) -> None:
+    """A standby that lives has what no backup has yet."""
+    standing = ask(env.standby) if env.has("standby") else None
+    if standing and standing.in_recovery:
+        hint = "promote it (postgres-failover) instead, unless its data is bad too: that loses less than any backup"
+        report.warn("standby", hint, value=f"{env.standby.host}:{env.standby.port} answers")
 
 
 def _judge_running(report: Report, env: Environment, backup: Backup) -> Identity:
@@ -65,16 +77,19 @@ def revive(report: Report, permit: Permit, env: Environment, backup: Backup, fou
     Raises:
         OpsError: the server does not start, and what to do.
     """
+    absent = found.presence == "absent"
     if found.live is None:
-        if found.presence == "absent":
-            stop_services(env.services, ["postgres"])
+        if absent:
+            stop_services(env.services, [env.postgres.service])
+            _leave_receiver(report, env)
             create_cluster(permit, env.postgres)
-        start_services(env.services, ["postgres"])
+        start_services(env.services, [env.postgres.service])
         _wait(env)
         live = _judge_running(report, env, backup)
         report.fail_if_critical()
     else:
         live = found.live
+    free_commits(report, permit, env, after=live, new=absent)
     server = read_server(env.postgres)
     if server.is_bare:
         made = create_roles(permit, env.postgres, backup, server.roles)
@@ -84,6 +99,16 @@ def revive(report: Report, permit: Permit, env: Environment, backup: Backup, fou
             report.warn("passwords of roles", "set them (ALTER ROLE … PASSWORD): a backup holds none",
                         value=", ".join(made.without_password))  # fmt: skip
     return live
+
+
+def _leave_receiver(report: Report, env: Environment) -> None:
+    """A new cluster's WAL must not come among that of the one that is gone: a point in time may be wanted of it yet."""
+    if env.has("standby") or env.has("wal"):
+        report.warn(
+            "standby and receiver of WAL", LEFT_BEHIND, value="out of date: they are of the cluster that is gone"
+        )
+    if env.has("wal") and env.wal.service in env.services.names:
+        stop_services(env.services, [env.wal.service])
 
 
 def _wait(env: Environment) -> None:

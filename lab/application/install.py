@@ -74,13 +74,18 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def environment_text(values: Mapping[str, str]) -> str:
+    """``KEY=value`` lines."""
+    return "".join(f"{key}={_quoted(value)}\n" for key, value in values.items())
+
+
 def _write_environment(path: Path, values: Mapping[str, str]) -> None:
-    """Write ``KEY=value`` lines, readable by the owner only from the first byte on."""
+    """Write them, readable by the owner only from the first byte on."""
     fresh = path.with_name(".env.new")
     fresh.unlink(missing_ok=True)
     descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.writelines(f"{key}={_quoted(value)}\n" for key, value in values.items())
+        file.write(environment_text(values))
     fresh.replace(path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from blocks.services import SupervisorServices, SystemdServices
 from runbook.errors import OpsError
 from runbook.target import Target
 
-SHIPPED = ["production", "staging", "development", "lab"]
+SHIPPED = ["production", "staging", "development", "lab", "lab-dr"]
+LAB = ("lab", "lab-dr")
 HOUR, DAY = 3600, 86400
 
 TOML = """
@@ -86,7 +88,7 @@ def shipped(name: str, monkeypatch: pytest.MonkeyPatch) -> Environment:
     path = toml.DIRECTORY / f"{name}.toml"
     for variable in secrets_of(tomllib.loads(path.read_text(encoding="utf-8"))):
         monkeypatch.setenv(variable, f"secret of {variable}")
-    if name != "lab":  # the lab's file is the tests' own: tests/conftest.py sets what it needs
+    if name not in LAB:  # the lab's files are the tests' own: tests/conftest.py sets what they need
         monkeypatch.delenv("OPS_ENVIRONMENT_FILE")
         return toml.environment(name)
     return toml.read(path)
@@ -96,7 +98,7 @@ def shipped(name: str, monkeypatch: pytest.MonkeyPatch) -> Environment:
 def test_what_is_shipped_loads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = shipped(name, monkeypatch)
     target: Target = found
-    assert name == "lab" or target.name == name
+    assert target.name == (name if name not in LAB else os.environ[f"OPS_{name.upper().replace('-', '_')}_NAME"])
     assert set(found.parts()) == set(found.slugs)
     assert {"postgres", "redis", "services", "backups", "application", "logs"} <= set(found.parts())
     assert found.postgres.password.get_secret_value() == "secret of OPS_POSTGRES_PASSWORD"
@@ -187,6 +189,58 @@ def test_a_standby_is_a_server_of_its_own_and_optional(file: File) -> None:
     assert found.slugs["standby"] == "ops-postgresql/trial-standby", "registered, it must not replace the primary's"
     assert found.slugs["postgres"] == "ops-postgresql/trial"
     assert file.wrong(new=section.replace("host", "hots")).startswith("[standby] hots is wrong — expected: a known key")
+
+
+def test_a_standby_is_started_as_a_service_of_its_own(file: File) -> None:
+    login = 'database = "grc_db"\nuser = "grc_user"\npassword_env = "OPS_TEST_PASSWORD"\n'
+    section = f'[standby]\n{login}admin_password_env = "OPS_TEST_ADMIN_PASSWORD"\n'
+    assert [node.service for node in file.read(new=section).nodes()] == ["postgres", "standby"]
+    assert [node.service for node in file.read(new=f'{section}service = "second"\n').nodes()] == ["postgres", "second"]
+
+
+def test_the_way_of_the_wal_and_the_endpoint(file: File) -> None:
+    found = file.read()
+    assert not found.has("wal")
+    with pytest.raises(OpsError, match=r"environment trial names no wal — add \[wal\] to its TOML"):
+        _ = found.wal
+    found = file.read(new='[wal]\nstanza = "${OPS_TEST_TITLE}"\n[endpoint]\nfile = "/etc/proxy/endpoint"\n')
+    assert (found.wal.method, found.wal.slot, found.wal.name, found.wal.service) == (
+        *("receivewal", "wal_archive", "receiver", "receiver"),
+    )
+    assert (found.wal.tool, found.wal.stanza, found.wal.config) == ("native", "一", "")
+    assert found.slugs["wal"] == "ops-wal/trial"
+    assert (found.endpoint.file, found.endpoint.region) == ("/etc/proxy/endpoint", "")
+    assert file.wrong(new='[wal]\nmethod = "copy"').startswith("[wal] method is wrong — expected: Input should be 'rec")
+    assert file.wrong(new="[endpoint]").startswith("[endpoint] file is wrong — expected: Field required")
+
+
+def test_the_lab_and_its_second_region_have_the_copies_and_the_endpoint_in_common(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab, region = shipped("lab", monkeypatch), shipped("lab-dr", monkeypatch)
+    places = ("postgres", "redis", "files", "cluster", "wal")
+    assert [getattr(lab.stores("copies"), name) for name in places] == [
+        getattr(region.backups, name) for name in places
+    ]
+    assert not region.has("copies")
+    assert lab.endpoint.file == region.endpoint.file
+    own = [found.model_dump() for found in (*lab.nodes(), *region.nodes(), lab.redis, region.redis)]
+    assert len({found["port"] for found in own}) == len({found["data_directory"] for found in own}) == 6
+    assert lab.wal.directory != region.wal.directory
+    assert lab.application.url != region.application.url
+    assert lab.application.env_file == f"{lab.application.backend_directory}/.env"
+    assert not region.application.env_file.startswith(region.application.directory), "no backup of files overwrites it"
+
+
+def test_the_other_region_is_found_by_its_name_too(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.read()
+    monkeypatch.setenv("OPS_ENVIRONMENT", "another")
+    monkeypatch.setenv("OPS_OTHER_REGION", "trial")
+    monkeypatch.setenv("OPS_OTHER_REGION_FILE", str(file.path))
+    assert toml.environment("trial").name == "trial"
+    monkeypatch.delenv("OPS_OTHER_REGION")
+    with pytest.raises(OpsError, match="there is no environment “trial”"):
+        toml.environment("trial")
 
 
 def test_a_secret_is_in_no_text_of_a_block(file: File) -> None:
@@ -280,10 +334,12 @@ HOSTILE = ["", "nowhere", "../x", "production/../staging", "Production", "produc
 @pytest.mark.parametrize("name", HOSTILE)
 def test_an_unknown_environment_lists_the_known_ones(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPS_ENVIRONMENT", "trial")
+    monkeypatch.setenv("OPS_OTHER_REGION", "trial-osaka")
     with pytest.raises(OpsError) as error:
         Environment.find(name)
     assert error.value.message == f"there is no environment “{name[:60]}”"
-    assert error.value.hint == "choose one of development, lab, production, staging, trial, or register it"
+    known = "development, lab, lab-dr, production, staging, trial, trial-osaka"
+    assert error.value.hint == f"choose one of {known}, or register it"
 
 
 @pytest.mark.parametrize("name", ["../x", "x" * 200])

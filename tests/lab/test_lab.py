@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -17,15 +18,21 @@ import psycopg
 import pytest
 import redis
 
+from blocks.environment import Environment
+from lab import lifecycle
 from lab.client import Lab
 from lab.control import Control
 from lab.layout import CHECKOUT
+from lab.nodes import nodes
 from lab.processes import alive, pid_in
+from runbook.errors import OpsError
+from runbook.wait import until
 
 SERVICES = [
-    *("ai-providers", "grc-backend", "grc-frontend", "postgresql", "redis", "redis-replica"),
-    *("redis-sentinel-1", "redis-sentinel-2", "redis-sentinel-3"),
+    *("ai-providers", "grc-backend", "grc-frontend", "postgresql", "postgresql-standby", "redis", "redis-replica"),
+    *("redis-sentinel-1", "redis-sentinel-2", "redis-sentinel-3", "wal-receiver"),
 ]
+SERVERS_DATA = ("postgresql/data", "postgresql-standby/data", "/wal/")
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -122,7 +129,7 @@ def test_files_with_passwords_are_the_owners_alone(lab: Lab) -> None:
     root = Path(lab.status()["root"])
     holding = [
         path for path in [*root.rglob("*"), *(root.parent / "control").glob("*")]
-        if path.is_file() and "postgresql/data" not in str(path)
+        if not any(part in str(path) for part in SERVERS_DATA) and path.is_file()
         and any(secret.encode() in path.read_bytes() for secret in secrets)
     ]  # fmt: skip
     assert {"state.json", "supervisord.conf", "valkey.conf", ".env"} <= {path.name for path in holding}
@@ -222,6 +229,159 @@ def test_a_lost_data_directory_is_not_replaced_by_an_empty_one(second: Lab) -> N
     assert not data.exists()
     assert second.status()["prefect_running"]
     data.with_name("data.lost").rename(data)
+
+
+def streaming(lab: Lab) -> set[str]:
+    with psycopg.connect(lab.status()["postgres"]["admin_dsn"]) as connection:
+        rows = connection.execute("SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'")
+        return {name for (name,) in rows}
+
+
+def commit(lab: Lab) -> None:
+    with psycopg.connect(lab.status()["postgres"]["dsn"], options="-c statement_timeout=20s") as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS committed (at timestamptz DEFAULT now())")
+        connection.execute("INSERT INTO committed DEFAULT VALUES")
+
+
+def test_commits_wait_for_the_standby_or_the_receiver_and_go_on_without_one_of_them(lab: Lab) -> None:
+    status = lab.status()
+    with psycopg.connect(status["postgres"]["admin_dsn"]) as connection:
+        names = connection.execute("SHOW synchronous_standby_names").fetchone()
+        assert names == ("ANY 1 (standby, receiver)",)
+        slots = connection.execute("SELECT slot_name, active FROM pg_replication_slots ORDER BY 1").fetchall()
+        assert slots == [("standby", True), ("wal_archive", True)]
+    with psycopg.connect(status["standby"]["admin_dsn"]) as connection:
+        assert connection.execute("SELECT pg_is_in_recovery()").fetchone() == (True,)
+    supervisor = lifecycle.existing(lab.name)[0].supervisor
+    for name, program in (("standby", "postgresql-standby"), ("receiver", "wal-receiver")):
+        supervisor.stop(program)
+        try:
+            assert streaming(lab) == {"standby", "receiver"} - {name}
+            commit(lab)
+        finally:
+            Lab.up(lab.name, 3)
+        until(lambda: streaming(lab) == {"standby", "receiver"}, what=f"the return of {name}", seconds=20)
+
+
+def test_a_lab_of_an_earlier_version_gets_a_standby_and_a_receiver(second: Lab) -> None:
+    Lab.up(second.name, 1)
+    with psycopg.connect(second.status()["postgres"]["dsn"]) as connection:
+        rows = connection.execute("SELECT count(*) FROM interview_sessions").fetchone()
+    second.down(remove=False)
+    root = Path(second.status()["root"])
+    for path in (root / "postgresql-standby", root / "wal", root / "etc" / "postgresql-standby"):
+        shutil.rmtree(path)
+    shutil.rmtree(root.with_name(f"{second.name}-dr"))
+    state = json.loads((root / "state.json").read_text())
+    del state["ports"]["postgres_standby"]
+    (root / "state.json").write_text(json.dumps(state))
+    for slot in (root / "postgresql" / "data" / "pg_replslot").iterdir():
+        shutil.rmtree(slot)
+    Lab.up(second.name, 1)
+    assert streaming(second) == {"standby", "receiver"}
+    for node in ("postgres", "standby"):
+        with psycopg.connect(second.status()[node]["dsn"]) as connection:
+            assert connection.execute("SELECT count(*) FROM interview_sessions").fetchone() == rows
+
+
+def promoted(lab: Lab) -> None:
+    """A failover by hand: the primary stopped, the standby promoted, commits alone."""
+    services, _ = lifecycle.existing(lab.name)
+    services.supervisor.stop("postgresql")
+    with psycopg.connect(lab.status()["standby"]["admin_dsn"], autocommit=True) as connection:
+        connection.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
+        connection.execute("SELECT pg_promote()")
+        connection.execute("CREATE TABLE after_failover ()")
+
+
+def test_a_lab_whose_roles_were_swapped_comes_up_as_it_is(second: Lab) -> None:
+    """The old primary, which nobody has rejoined, stays stopped: it would be a second one."""
+    Lab.up(second.name, 1)
+    before = second.status()
+    promoted(second)
+    after = second.status()
+    assert (after["postgres"]["dsn"], after["standby"]["dsn"]) == (before["standby"]["dsn"], before["postgres"]["dsn"])
+    second.down(remove=False)
+    said: list[str] = []
+    lifecycle.up(second.name, said.append)
+    status = second.status()
+    assert status["postgres"]["data"] == before["standby"]["data"]
+    assert not status["services"]["postgresql"]["running"]
+    assert any("postgresql stays stopped" in line and "rejoin" in line for line in said)
+    with psycopg.connect(status["postgres"]["dsn"]) as connection:
+        assert connection.execute("SELECT to_regclass('after_failover') IS NOT NULL").fetchone() == (True,)
+    assert httpx.get(f"{status['application']['url']}/health").json()["database"] == "ok"
+    commit(second)
+    before_again = pids(second)
+    Lab.up(second.name, 1)
+    assert pids(second) == before_again
+    rejoin(second)
+
+
+def rejoin(lab: Lab) -> None:
+    """What the old primary had is put away: `up` makes a standby in its place."""
+    Path(lab.status()["standby"]["data"]).rename(Path(lab.status()["root"]) / "left-behind")
+    Lab.up(lab.name, 1)
+    assert streaming(lab) >= {"standby"}
+    assert lab.status()["services"]["postgresql"]["running"]
+    shutil.rmtree(Path(lab.status()["root"]) / "left-behind")
+
+
+def test_two_nodes_that_would_both_be_primaries_are_never_both_started(second: Lab) -> None:
+    Lab.up(second.name, 1)
+    services, _ = lifecycle.existing(second.name)
+    primary, standby = services.nodes
+    promoted(second)
+    second.down(remove=False)
+    assert [node.follows for node in nodes(services.layout, services.state)] == [False, False]
+    Lab.up(second.name, 1)
+    running = {name for name, row in second.status()["services"].items() if row["running"]}
+    assert (standby.program in running, primary.program in running) == (True, False)
+    second.down()
+
+
+def test_the_second_region_is_prepared_and_runs_nothing(lab: Lab) -> None:
+    region = Lab(f"{lab.name}-dr")
+    assert region.environ()["OPS_ENVIRONMENT"] == region.name
+    assert not set(lifecycle.existing(region.name)[0].state.ports.all()) & set(
+        lifecycle.existing(lab.name)[0].state.ports.all()
+    )
+    status = region.status()
+    assert {row["running"] for row in status["services"].values()} == {False}
+    assert sorted(status["services"]) == [
+        *("grc-backend", "grc-frontend", "postgresql", "postgresql-standby", "redis", "wal-receiver")
+    ]
+    assert lifecycle.existing(region.name)[0].supervisor.is_running()
+    assert not Path(status["postgres"]["data"]).exists()
+    assert list(Path(status["redis"]["data"]).iterdir()) == []
+    environment = Environment.find(region.name)
+    assert environment.name == region.name
+    assert {role: environment.services.is_running(role) for role in environment.services.names} == dict.fromkeys(
+        environment.services.names, False
+    )
+    endpoint = Path(lab.status()["endpoint"])
+    assert endpoint.read_text() == lab.status()["application"]["url"] + "\n"
+    assert endpoint == Path(Environment.find(lab.name).endpoint.file)
+
+
+def test_users_stay_where_a_failover_of_the_region_has_sent_them(lab: Lab) -> None:
+    endpoint, there = Path(lab.status()["endpoint"]), Lab(f"{lab.name}-dr").status()["application"]["url"]
+    try:
+        endpoint.write_text(there + "\n")
+        Lab.up(lab.name, 3)
+        assert endpoint.read_text().strip() == there
+        endpoint.write_text("http://127.0.0.1:1\n")  # of neither: the ports were others once
+    finally:
+        Lab.up(lab.name, 3)
+    assert endpoint.read_text().strip() == lab.status()["application"]["url"]
+
+
+def test_a_second_region_is_not_brought_up_by_itself(lab: Lab) -> None:
+    done = command("up", "--name", f"{lab.name}-dr")
+    assert done.returncode == 1
+    assert f"bring it up with that: python -m lab up --name {lab.name}" in done.stderr
+    with pytest.raises(OpsError, match="is the second region of the lab"):
+        lifecycle.prepare(f"{lab.name}-dr")
 
 
 @pytest.mark.parametrize("name", ["Lab", "1st", "a b", "x" * 32, "control", "../etc", ""])

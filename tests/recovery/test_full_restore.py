@@ -13,9 +13,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.sorting import FlowRunSort
 
+from flows.database import commits
 from flows.database.backup import backup_database
 from flows.recovery import bring_up
 from flows.recovery.full_restore import full_restore
+from lab import lifecycle
+from lab.client import Lab
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
@@ -62,6 +65,7 @@ ROOTS = {
     "read_server",
     "find_obstacles",
     "read_identity",
+    "read_synchrony",
     "find_rewound",
     "mark_verified",
 }
@@ -180,10 +184,70 @@ def test_without_prefect_on_a_server_whose_data_is_gone(system: System) -> None:
             what="it is gone",
             seconds=5,
         )  # type: ignore[misc]
-    done = restore(system)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert system.log_in()
-    assert system.sql("SHOW data_checksums", "postgres") == [("on",)]
+    try:
+        done = restore(system)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert system.log_in()
+        assert system.sql("SHOW data_checksums", "postgres") == [("on",)]
+        told = findings(system)
+        for name in ("standby and receiver of WAL", "commits wait for no standby"):
+            assert told[name][0] == "WARN", "nobody follows the new cluster"
+            assert "rejoin-standby" in told[name][1]
+        assert system.sql("SHOW synchronous_standby_names", "postgres") == [("",)]
+        assert not system.lab.status()["services"]["wal-receiver"]["running"], "it would mix the WAL of two clusters"
+        system.sql("CREATE TABLE committed ()")
+        system.sql("DROP TABLE committed")
+    finally:
+        system.lab.renew_standby()
+    assert system.sql("SHOW synchronous_standby_names", "postgres") != [("",)]
+
+
+def findings(system: System) -> dict[str, tuple[str, str]]:
+    """Status and hint by name, of the newest report of a full restore."""
+    newest = max(system.store("reports").glob("*-full-restore.json"), key=lambda path: path.stat().st_mtime)
+    return {found["name"]: (found["status"], found["hint"]) for found in json.loads(newest.read_text())["findings"]}
+
+
+def test_with_nobody_left_to_confirm_commits_it_goes_on_alone(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standby and receiver are dead, so every commit waits: the application's, and a restore's."""
+    monkeypatch.setattr(commits, "ATTACH_SECONDS", 2.0)
+    services, _ = lifecycle.existing(system.name)
+    for program in ("postgresql-standby", "wal-receiver"):
+        services.supervisor.stop(program)
+    try:
+        planned = full_restore.fn(system.name)
+        assert "go on without a standby" in {step.step for step in planned.plan_steps}
+        assert system.sql("SHOW synchronous_standby_names", "postgres") != [("",)], "a plan changes nothing"
+        report = full_restore.fn(system.name, confirm=system.name)
+        assert report.status is Status.WARN
+        (found,) = [found for found in report.findings if found.name == "commits wait for no standby"]
+        assert "rejoin-standby" in found.hint
+        assert system.healthy()
+    finally:
+        system.sql("ALTER SYSTEM RESET synchronous_standby_names", "postgres")
+        system.sql("SELECT pg_reload_conf()", "postgres")
+        Lab.up(system.name, 3)
+
+
+def test_files_of_before_a_failover_do_not_send_the_application_to_the_old_primary(system: System) -> None:
+    settings = Path(system.lab.status()["root"]) / "opt" / "grc" / "backend" / ".env"
+    good = settings.read_text()
+    from flows.application.files import backup_files
+
+    address = f":{system.lab.environ()['OPS_LAB_POSTGRES_PORT']}/grc_db"
+    assert address in good
+    settings.write_text(good.replace(address, f":{system.lab.environ()['OPS_LAB_STANDBY_PORT']}/grc_db"))
+    backup_files.fn(system.name)
+    backup_database.fn(system.name)  # the files backup nearest to it is the one of the old roles
+    old = newest(system, "files")
+    try:
+        report = full_restore.fn(system.name, confirm=system.name)
+        assert report.status in GOOD
+        assert report.facts["connection string of the application"].endswith(address.removesuffix("/grc_db"))
+        assert settings.read_text() == good
+        assert system.healthy()
+    finally:
+        shutil.rmtree(old)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""What the backend is told from outside: ``.env`` in the working directory, overridden by the environment."""
+"""What the backend is told from outside: ``.env`` in the working directory, overridden by what this host says in the
+file that ``GRC_ENV_FILE`` names (a release comes with the ``.env`` of another host), and by the environment."""
 
 from __future__ import annotations
 
@@ -15,12 +16,15 @@ class InvalidSettings(Exception):
 
 
 def read_environment(directory: Path | None = None) -> dict[str, str]:
-    """Return the keys of ``.env`` in `directory` (default: the working directory), overridden by the environment.
+    """Return the keys of ``.env`` in `directory` (default: the working directory), overridden by the host's own and by
+    the environment.
 
     Values are taken literally: a ``$`` in a password is not an interpolation.
     """
-    path = (directory or Path.cwd()) / ".env"
-    written = dotenv_values(path, interpolate=False, encoding="utf-8") if path.is_file() else {}
+    files = ((directory or Path.cwd()) / ".env", Path(os.environ.get("GRC_ENV_FILE") or os.devnull))
+    written: dict[str, str | None] = {}
+    for path in files:
+        written |= dotenv_values(path, interpolate=False, encoding="utf-8") if path.is_file() else {}
     return {key: value for key, value in {**written, **os.environ}.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""Serve the page on FRONTEND_PORT of the environment or ``.env``: ``python -m grc_frontend``."""
+"""Serve the page on FRONTEND_PORT of the environment, ``GRC_ENV_FILE`` or ``.env``: ``python -m grc_frontend``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from .application import create_application
 
 
 def main() -> None:
-    values = {**dotenv_values(".env", interpolate=False, encoding="utf-8"), **os.environ}
+    files = (".env", os.environ.get("GRC_ENV_FILE") or os.devnull)  # the release's, then this host's
+    told = [dotenv_values(path, interpolate=False, encoding="utf-8") for path in files]
+    values = {**told[0], **told[1], **os.environ}
     port, backend_url = values.get("FRONTEND_PORT"), values.get("BACKEND_URL")
     if not port or not backend_url:
         sys.exit("grc_frontend: FRONTEND_PORT and BACKEND_URL are needed in .env or in the environment")

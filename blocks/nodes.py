@@ -1,0 +1,61 @@
+"""Which of an environment's PostgreSQL servers is the primary: asked when somebody needs it, written nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+
+from blocks.postgres import Postgres, execute
+from runbook.errors import OpsError
+
+ASK_SECONDS = 2
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a server says of itself. `system` is its cluster's identifier, which begins with the second of its initdb;
+    `timeline` is the one that it writes, 0 on a standby."""
+
+    in_recovery: bool
+    system: int
+    timeline: int
+
+
+def ask(node: Postgres) -> Standing | None:
+    """What a server says of itself now; None where it does not answer within `ASK_SECONDS`, or refuses."""
+    try:
+        with node.connect(seconds=ASK_SECONDS) as connection:
+            in_recovery, system, timeline = execute(connection, _STANDING)[0]
+    except (OpsError, psycopg.Error):
+        return None
+    return Standing(bool(in_recovery), int(str(system)), int(str(timeline)))
+
+
+# The timeline of the last checkpoint is the old one for some seconds after a promotion; that of the WAL never is.
+_STANDING = """
+SELECT pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system()),
+       CASE WHEN pg_is_in_recovery() THEN 0
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END
+"""
+
+
+def primary_first(nodes: Sequence[Postgres]) -> list[Postgres]:
+    """The nodes, the primary first. A single one is not asked.
+
+    Of two that are not in recovery the one of the cluster that was made later (a recovery made it in the place of the
+    other), and of one cluster the higher timeline. Where all that answer are in recovery, the one that does not answer.
+    Where nobody answers, or all are in recovery: in the order of the configuration.
+    """
+    if len(nodes) < 2:
+        return list(nodes)
+    said = [ask(node) for node in nodes]
+
+    def rank(index: int) -> tuple[bool, bool, int, int]:
+        standing = said[index]
+        if standing is None or standing.in_recovery:
+            return (False, standing is None and any(said), 0, 0)
+        return (True, False, standing.system, standing.timeline)
+
+    return [nodes[index] for index in sorted(range(len(nodes)), key=rank, reverse=True)]

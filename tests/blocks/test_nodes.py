@@ -1,0 +1,137 @@
+"""Which of an environment's nodes is the primary: real servers that fail over, freeze and die."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blocks import toml
+from blocks.environment import Environment
+from blocks.nodes import ask, primary_first
+from tests.clusters import Cluster, Template, running_cluster
+
+ONE_NODE = """
+name = "one"
+[objectives]
+rpo = "1h"
+rto = "4h"
+[postgres]
+port = {port}
+database = "grc_db"
+user = "grc_user"
+password_env = "ONE_PASSWORD"
+admin_password_env = "ONE_PASSWORD"
+[services]
+names = {{}}
+"""
+
+
+def roles(environment: Environment) -> tuple[str, str]:
+    """The services of the primary and of the other one."""
+    return (environment.postgres.service, environment.standby.service)
+
+
+def test_the_primary_is_the_one_that_is_not_in_recovery(cluster: Cluster) -> None:
+    environment = cluster.environment
+    assert [node.service for node in environment.nodes()] == ["postgres", "standby"]
+    assert roles(environment) == ("postgres", "standby")
+    primary, standby = ask(environment.postgres), ask(environment.standby)
+    assert primary is not None
+    assert standby is not None
+    assert (primary.in_recovery, primary.timeline) == (False, 1)
+    assert (standby.in_recovery, standby.timeline) == (True, 0)
+    assert primary.system == standby.system == cluster.node("postgres").system
+
+
+def test_after_a_failover_the_roles_are_found_anew_when_they_are_forgotten(cluster: Cluster) -> None:
+    environment = cluster.environment
+    assert roles(environment) == ("postgres", "standby")
+    cluster.crash("postgres")
+    cluster.promote("standby")
+    assert roles(environment) == ("postgres", "standby"), "one run keeps to the server that it judged"
+    environment.forget_roles()
+    assert roles(environment) == ("standby", "postgres")
+    assert environment.postgres.port == cluster.node("standby").port
+    assert roles(cluster.environment) == ("standby", "postgres"), "the next run asks"
+
+
+def test_of_two_primaries_the_higher_timeline(cluster: Cluster) -> None:
+    """The old primary lives on: as long as nobody has fenced it, it takes writes too."""
+    cluster.promote("standby")
+    assert not cluster.is_standby("postgres")
+    assert roles(cluster.environment) == ("standby", "postgres")
+
+
+def test_of_two_clusters_the_one_that_was_made_later(cluster: Cluster, cluster_template: Template) -> None:
+    """A recovery made a new one in the place of a primary whose standby had been promoted: its timeline is 1 again."""
+    cluster.promote("standby")
+    with running_cluster(cluster_template, fresh=True) as later:
+        promoted = cluster.environment.postgres
+        made = promoted.model_copy(
+            update={
+                "port": later.node("postgres").port,
+                "admin_password": type(promoted.admin_password)(later.state.passwords.postgres_admin),
+            }
+        )
+        assert ask(made).timeline == 1  # type: ignore[union-attr]
+        assert primary_first([promoted, made]) == primary_first([made, promoted]) == [made, promoted]
+
+
+def test_where_all_that_answer_follow_it_is_the_one_that_does_not_answer(cluster: Cluster) -> None:
+    cluster.crash("postgres")
+    assert roles(cluster.environment) == ("postgres", "standby")
+    cluster.promote("standby")
+    cluster.start("postgres")
+    cluster.crash("standby")
+    assert roles(cluster.environment) == ("postgres", "standby"), "whoever takes writes, whatever its timeline"
+
+
+@pytest.mark.parametrize("how", ["dead", "frozen"])
+def test_where_nobody_answers_it_is_the_configured_one(cluster: Cluster, how: str) -> None:
+    cluster.promote("standby")
+    with contextlib.ExitStack() as faults:
+        for role in ("postgres", "standby"):
+            faults.enter_context(cluster.crashed(role) if how == "dead" else cluster.frozen(role))
+        assert [ask(node) for node in cluster.environment.nodes()] == [None, None]
+        assert roles(cluster.environment) == ("postgres", "standby")
+
+
+def test_one_that_refuses_the_password_says_nothing(cluster: Cluster) -> None:
+    environment = cluster.environment
+    cluster.sql("postgres", "ALTER ROLE postgres PASSWORD 'another'")
+    assert ask(environment.nodes()[0]) is None
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[tuple[int, list[object]]]:
+    """A port, and who connected to it."""
+    callers: list[object] = []
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, address = listener.accept()
+                callers.append(address)
+                connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield listener.getsockname()[1], callers
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_single_node_is_not_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONE_PASSWORD", "x")
+    with counted() as (port, callers):
+        path = tmp_path / "one.toml"
+        path.write_text(ONE_NODE.format(port=port))
+        environment = toml.read(path)
+        assert environment.postgres is environment.postgres is environment.nodes()[0]
+        assert callers == []
+        assert ask(environment.postgres) is None
+        assert len(callers) == 1, "this test would have seen it"
