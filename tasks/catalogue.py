@@ -30,10 +30,12 @@ PREFIX: dict[Kind, str] = {
     "sql": "sql",
     "redis": "dump",
     "files": "app",
+    "cluster": "base",
 }
 RESTORED_BY = {
     "postgres": "restore-database restores it",
     "redis": "restore-redis restores it",
+    "cluster": "restore-to-point restores it",
     "files": "full-restore restores the files of the time of the database's backup, verify-backup tries these",
 }
 VERIFIED = ".verified"

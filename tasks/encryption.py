@@ -103,6 +103,28 @@ def decrypt_files(source: Path, target: Path, files: Mapping[str, FileSum], key:
     return problems
 
 
+def encrypted(content: bytes, key: Key) -> bytes:
+    """A small content, encrypted to all recipients."""
+    return bytes(pyrage.encrypt(content, [_recipient(text) for text in key.recipients]))
+
+
+def decrypted(content: bytes, key: Key) -> bytes:
+    """A small content in clear.
+
+    Raises:
+        OpsError: there is no key here, or it is another one.
+        pyrage.DecryptError: it was altered.
+    """
+    if not key.identity:
+        raise OpsError("the WAL is encrypted and this environment has no key", "set identity_env under [backups]")
+    try:
+        return bytes(pyrage.decrypt(content, [_identity(key.identity)]))
+    except pyrage.DecryptError as error:
+        if "No matching keys" in str(error):
+            raise OpsError("the WAL was encrypted to other keys than this one", "use the escrowed key") from None
+        raise
+
+
 def _recipient(text: str) -> x25519.Recipient:
     try:
         return x25519.Recipient.from_str(text)

@@ -21,6 +21,7 @@ RESOURCE: dict[Kind, str] = {
     "sql": "postgres",
     "redis": "redis",
     "files": "files",
+    "cluster": "cluster",
 }
 
 

@@ -1,0 +1,1 @@
+"""Physical copies of a whole PostgreSQL cluster: taken, built beside, asked, swapped in."""

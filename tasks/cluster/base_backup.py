@@ -1,0 +1,222 @@
+"""Base backups: taken by pg_basebackup, full or incremental, and verified before they are offered.
+
+https://www.postgresql.org/docs/current/app-pgbasebackup.html
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from blocks.postgres import Postgres, execute
+from runbook import shell
+from runbook.errors import CommandFailed, OpsError, VerificationFailed
+from runbook.failpoint import failpoint
+from runbook.kinds import action, probe
+from runbook.progress import Done, progress
+from runbook.render import size
+from tasks.catalogue import Backup
+from tasks.cluster.content import ClusterContent
+from tasks.cluster.unpack import MANIFEST, unpack_tar
+from tasks.encryption import ENDING, decrypt_files
+from tasks.host import disk_of
+from tasks.stores.directory import told
+
+INCREMENTAL_VERSION = 17
+TAR_VERSION = 18
+FULL_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """A server of which a base backup is to be taken. `tablespaces` other than its own two; `bytes` of all databases."""
+
+    version: int
+    system: int
+    segment_bytes: int
+    summarizes: bool
+    checksums: bool
+    fsync: bool
+    may_replicate: bool
+    tablespaces: tuple[str, ...]
+    bytes: int
+    in_recovery: bool
+
+    @property
+    def major(self) -> int:
+        """18."""
+        return self.version // 10000
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A base backup in a directory, how long it took, and how long it took to verify it."""
+
+    content: ClusterContent
+    seconds: float
+    verify_seconds: float
+
+
+@probe
+def read_source(postgres: Postgres) -> Source:
+    """What matters of a server.
+
+    Raises:
+        Unreachable: it is down.
+    """
+    with postgres.connect() as connection:
+        row = execute(connection, _SOURCE)[0]
+        tablespaces = execute(connection, "SELECT spcname FROM pg_tablespace WHERE spcname !~ '^pg_' ORDER BY 1")
+    version, system, segment, summarize, checksums, fsync, replicates, whole, recovering = row
+    names = tuple(str(name) for (name,) in tablespaces)
+    return Source(
+        int(version), int(str(system)), int(segment), summarize == "on", checksums == "on", fsync == "on",
+        bool(replicates), names, int(whole), bool(recovering),
+    )  # fmt: skip
+
+
+_SOURCE = """
+SELECT current_setting('server_version_num'), (SELECT system_identifier FROM pg_control_system()),
+       pg_size_bytes(current_setting('wal_segment_size')), current_setting('summarize_wal', true),
+       current_setting('data_checksums'), current_setting('fsync'), rolsuper OR rolreplication,
+       (SELECT sum(pg_database_size(oid)) FROM pg_database), pg_is_in_recovery()
+FROM pg_roles WHERE rolname = current_user
+"""
+
+
+@action
+def take_base(postgres: Postgres, source: Source, directory: Path, base: Backup | None = None) -> Taken:
+    """Copy the running cluster into a directory, with the WAL that the copy needs, and verify it by PostgreSQL's own
+    manifest. `base`: only what changed since that backup.
+
+    Raises:
+        CommandFailed: pg_basebackup or pg_verifybackup failed.
+        OpsError: the disk is full.
+    """
+    argv = [
+        *(postgres.program("pg_basebackup"), f"--pgdata={directory}", "--format=tar", *_compress(source)),
+        *("--wal-method=stream", "--checkpoint=fast", "--manifest-checksums=SHA256", "--no-password", "--no-sync"),
+        f"--label=interview-ops {directory.name}",
+    ]
+    earlier = directory.with_name(f"{directory.name}.base")
+    try:
+        if base:
+            argv.append(f"--incremental={manifest_of(base, earlier)}")
+        started = time.monotonic()
+        _run(postgres, source, directory, argv)
+        seconds = time.monotonic() - started
+    finally:
+        shutil.rmtree(earlier, ignore_errors=True)
+    failpoint("base backup: copied")
+    content = _content(postgres, source, directory, base)
+    started = time.monotonic()
+    verify_base(postgres, source.major, directory)
+    return Taken(content, seconds, time.monotonic() - started)
+
+
+def _compress(source: Source) -> list[str]:
+    """On the client's side: the server's own processor is the application's."""
+    return ["--compress=client-gzip:1"]
+
+
+def _run(postgres: Postgres, source: Source, directory: Path, argv: list[str]) -> None:
+    def tell() -> Done:
+        there = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+        return Done(f"{size(there)} of {size(source.bytes)} (uncompressed) are here", 0.0)
+
+    try:
+        with progress(tell):
+            shell.run(argv, environment=postgres.environment(), hint="nothing was published")
+    except CommandFailed as error:
+        if (free := disk_of(directory).free_bytes) < FULL_BYTES:
+            raise OpsError(f"the store is full: {size(free)} free", f"free space at {directory.parent}") from None
+        if "incremental" in error.stderr or "WAL summaries" in error.stderr:
+            error.hint = "take a full one (kind=full): what changed since that backup is not known any more"
+            raise CommandFailed(argv, error.exit_code, error.stderr, error.hint) from None
+        raise
+
+
+def _content(postgres: Postgres, source: Source, directory: Path, base: Backup | None) -> ClusterContent:
+    told_by = _manifest(directory)
+    ranges = told_by["WAL-Ranges"]
+    with postgres.connect() as connection:
+        stopped, next_xid = execute(
+            connection, "SELECT clock_timestamp(), pg_snapshot_xmax(pg_current_snapshot())::text"
+        )[0]
+    if told_by.get("System-Identifier", source.system) != source.system:
+        raise VerificationFailed("the copy is another cluster's than the one that was asked", "launch it again")
+    return ClusterContent(
+        form="incremental" if base else "full",
+        base=base.name if base else "",
+        system=source.system,
+        timeline=int(ranges[-1]["Timeline"]),
+        start_lsn=str(ranges[0]["Start-LSN"]),
+        stop_lsn=str(ranges[-1]["End-LSN"]),
+        stopped=stopped.astimezone(UTC),
+        next_xid=int(next_xid),
+        server_version=source.version,
+        segment_bytes=source.segment_bytes,
+        bytes=sum(int(file["Size"]) for file in told_by["Files"]) if base is None else source.bytes,
+        database=postgres.database,
+    )
+
+
+def _manifest(directory: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((directory / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise VerificationFailed(f"the backup has no readable {MANIFEST}: {error}", "launch it again") from None
+
+
+def manifest_of(backup: Backup, target: Path) -> Path:
+    """PostgreSQL's manifest of a stored backup, on this host and in clear.
+
+    Raises:
+        VerificationFailed: it is damaged.
+    """
+    stored, manifest = backup.store.local(backup.name), backup.manifest
+    name = MANIFEST + (ENDING if manifest.clear else "")
+    if stored is None:
+        stored = target / "stored"
+        backup.store.fetch(backup.name, {name: manifest.files[name]}, stored)
+    if not manifest.clear:
+        return stored / MANIFEST
+    if problems := decrypt_files(stored, target, {MANIFEST: manifest.clear[MANIFEST]}, backup.store.key):
+        raise VerificationFailed(problems[0], "take a full backup")
+    return target / MANIFEST
+
+
+def verify_base(postgres: Postgres, major: int, directory: Path) -> None:
+    """pg_verifybackup: every file against PostgreSQL's manifest, and the WAL that the copy needs read through. Before
+    version 18 it reads no tar: they are unpacked for it, beside.
+
+    Raises:
+        VerificationFailed: it is not what the server sent.
+    """
+    program, plain = postgres.program("pg_verifybackup"), directory.with_name(f"{directory.name}.verify")
+    try:
+        if major >= TAR_VERSION:
+            argv = [program, "--format=tar", "--no-parse-wal", "--exit-on-error", str(directory)]
+        else:
+            with told(plain):
+                plain.mkdir(mode=0o700)
+            unpack_tar(directory, plain)
+            shutil.copyfile(directory / MANIFEST, plain / MANIFEST)
+            argv = [program, "--exit-on-error", str(plain)]
+        shell.run(argv, environment={"LC_ALL": "C"})
+    except CommandFailed as error:
+        raise VerificationFailed(
+            f"the backup is not what the server sent: {error.message}", "launch it again"
+        ) from None
+    finally:
+        shutil.rmtree(plain, ignore_errors=True)
+
+
+def age_of(content: ClusterContent) -> float:
+    """Seconds since it can be restored to."""
+    return (datetime.now(UTC) - content.stopped).total_seconds()

@@ -1,0 +1,120 @@
+"""The point at which a recovery stops: what an operator means, as one place in WAL, with the transactions before and
+after it. Commit times are not in the order of WAL: every target becomes an LSN."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+from runbook.errors import OpsError
+from tasks.wal.dump import Commit
+from tasks.wal.names import lsn_of, lsn_text
+
+By = Literal["before_transaction", "transaction", "time", "lsn", "latest"]
+_EXAMPLES = {
+    "before_transaction": "the number of a transaction, e.g. 751 (find-transaction finds it)",
+    "transaction": "the number of a transaction, e.g. 751",
+    "time": "a moment, e.g. 2026-11-26 14:03:00 or 2026-11-26T14:03:00.123456+09:00",
+    "lsn": "an LSN, e.g. 0/3A2F0C8",
+    "latest": "nothing",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was asked for. `xid` without its epoch, `lsn` in bytes, `at` with its zone: one of them is meant."""
+
+    by: By
+    xid: int = 0
+    lsn: int = 0
+    at: datetime = datetime.max.replace(tzinfo=UTC)
+
+    @property
+    def told(self) -> str:
+        """For people."""
+        return {
+            "before_transaction": f"just before transaction {self.xid} was committed",
+            "transaction": f"just after transaction {self.xid} was committed",
+            "time": f"before the first commit after {self.at.isoformat()}",
+            "lsn": f"before what begins at {lsn_text(self.lsn)} or later",
+            "latest": "the newest point of the archive",
+        }[self.by]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Recovery stops before the record at `lsn`, or after it (`inclusive`). `before` is the last transaction that is
+    there, None where none was committed since the backup; `after` the first that is not, None at the archive's end. `lsn` 0:
+    as soon as the backup is consistent."""
+
+    lsn: int
+    inclusive: bool
+    before: Commit | None
+    after: Commit | None
+
+
+def parse_target(by: By, text: str, zone: ZoneInfo) -> Target:
+    """A form's two fields. A time without a zone is the operators' own.
+
+    Raises:
+        OpsError: it is not what the choice wants.
+    """
+    text = text.strip()
+    try:
+        match by:
+            case "latest":
+                if text:
+                    raise ValueError
+                return Target(by)
+            case "time":
+                at = datetime.fromisoformat(text)
+                return Target(by, at=(at if at.tzinfo else at.replace(tzinfo=zone)).astimezone(UTC))
+            case "lsn":
+                return Target(by, lsn=lsn_of(text))
+            case "before_transaction" | "transaction":
+                number = int(text)
+                if number < 3:
+                    raise ValueError
+                return Target(by, xid=number & 0xFFFFFFFF)
+    except ValueError:
+        pass
+    if by not in _EXAMPLES:
+        raise OpsError(f"“{by}” is no kind of target", f"choose one of {', '.join(_EXAMPLES)}")
+    raise OpsError(f"the target “{text[:60]}” does not fit {by}", f"write {_EXAMPLES[by]}")
+
+
+def find_stop(target: Target, commits: Sequence[Commit], begin: int, end: int, *, whole: bool) -> Stop | None:
+    """Where to stop, of the commits between a backup's end (`begin`) and `end`; `whole`: no WAL comes after that.
+
+    None: it is not among them.
+    """
+    there = [commit for commit in commits if commit.lsn >= begin]
+    match target.by:
+        case "latest":
+            return _after(there, len(there) - 1) if whole else None
+        case "lsn" if target.lsn >= end or target.lsn < begin:
+            return None
+        case "lsn":
+            index = next((i for i, one in enumerate(there) if one.lsn >= target.lsn), len(there))
+            found = there[index] if index < len(there) else None
+            return Stop(target.lsn, False, there[index - 1] if index else None, found)
+        case "time":
+            index = next((i for i, one in enumerate(there) if one.at > target.at), -1)
+        case _:
+            index = next((i for i, one in enumerate(there) if one.xid == target.xid), -1)
+            if target.by == "transaction" and index >= 0:
+                return _after(there, index)
+    return _before(there, index) if index >= 0 else None
+
+
+def _before(there: Sequence[Commit], index: int) -> Stop:
+    return Stop(there[index].lsn, False, there[index - 1] if index else None, there[index])
+
+
+def _after(there: Sequence[Commit], index: int) -> Stop:
+    if index < 0:
+        return Stop(0, False, None, None)  # nothing was committed since the backup: as soon as it is consistent
+    return Stop(there[index].lsn, True, there[index], there[index + 1] if index + 1 < len(there) else None)

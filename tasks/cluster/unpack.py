@@ -1,0 +1,81 @@
+"""A base backup, and those that it stands on, made a data directory again."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from blocks.postgres import Postgres
+from runbook import shell
+from runbook.errors import CommandFailed, OpsError, VerificationFailed
+from runbook.failpoint import failpoint
+from tasks.catalogue import Backup
+from tasks.stores.directory import told
+
+MANIFEST = "backup_manifest"
+BASE, WAL = "base.tar.gz", "pg_wal.tar.gz"
+
+
+def unpack_tar(source: Path, data: Path, *, wal: bool = True) -> None:
+    """Both tars of a backup into an empty directory.
+
+    Raises:
+        VerificationFailed: one is not whole.
+        OpsError: the disk is full.
+    """
+    for name, target in ((BASE, data), (WAL, data / "pg_wal")) if wal else ((BASE, data),):
+        with told(target):
+            target.mkdir(mode=0o700, exist_ok=True)
+        try:
+            shell.run(
+                ["tar", "--extract", "--gzip", f"--file={source / name}", f"--directory={target}", "--no-same-owner"]
+            )
+        except CommandFailed as error:
+            if "No space left" in error.stderr:
+                raise OpsError(f"the disk is full at {data}", f"free space there; {data} is removed") from None
+            raise VerificationFailed(f"{name} cannot be unpacked: {error.message}", "choose another backup") from None
+
+
+def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Path:
+    """The data directory of a backup that is at hand, with all that it stands on, as `root/data`, owned by the server's
+    user.
+
+    Raises:
+        VerificationFailed: a part is not whole, or they do not fit together.
+        OpsError: the disk is full.
+    """
+    data = root / "data"
+    if len(lineage) == 1:
+        unpack_tar(lineage[0].path, data)
+        give(data, postgres.os_user)
+        return data
+    parts = []
+    for number, backup in enumerate(lineage):
+        part = root / f"part-{number}"
+        unpack_tar(backup.path, part, wal=backup is lineage[-1])
+        shutil.copyfile(backup.path / MANIFEST, part / MANIFEST)
+        give(part, postgres.os_user)
+        parts.append(part)
+    failpoint("cluster: parts unpacked")
+    try:
+        shell.run(
+            [postgres.program("pg_combinebackup"), *parts, f"--output={data}", "--no-sync"],
+            user=postgres.os_user, environment={"LC_ALL": "C"}, directory=root,
+        )  # fmt: skip
+    except CommandFailed as error:
+        raise VerificationFailed(
+            f"{', '.join(one.name for one in lineage)} do not fit together: {error.message}", "choose a full backup"
+        ) from None
+    for part in parts:
+        shutil.rmtree(part)
+    return data
+
+
+def give(path: Path, user: str) -> None:
+    """Everything below to the server's user, where this one may do that."""
+    if os.geteuid() == 0:
+        owner = pwd.getpwnam(user)
+        shell.run(["chown", "--recursive", "--no-dereference", f"{owner.pw_uid}:{owner.pw_gid}", str(path)])

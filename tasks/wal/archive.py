@@ -1,0 +1,145 @@
+"""The archive of one cluster's WAL: every file compressed, encrypted where the environment says so, and named with the
+SHA-256 of what it holds, so that what comes back is proven and two contents of one segment are never taken for one.
+
+    000000010000000000000003-<sha256>.gz[.age]                  a finished segment
+    000000010000000000000003.partial.00A3F2C8-<sha256>.gz[.age] one that is still written, up to that byte
+    00000002.history-<sha256>.gz[.age]                          the history of a timeline
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyrage
+
+from runbook.errors import OpsError, VerificationFailed
+from tasks.encryption import ENDING, Key, decrypted, encrypted
+from tasks.wal.names import Timeline
+from tasks.wal.place import Place
+
+_NAME = re.compile(
+    r"(?:(?P<segment>[0-9A-F]{24})(?:\.partial\.(?P<end>[0-9A-F]{8}))?|(?P<history>[0-9A-F]{8})\.history)"
+    r"-(?P<sha256>[0-9a-f]{64})\.gz(?:\.age)?"
+)
+LEVEL = 1
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One file of the archive. `of` is the segment's or history's own name; `end` where a partial one ends, 0 else."""
+
+    name: str
+    of: str
+    sha256: str
+    bytes: int
+    end: int = 0
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What is in an archive: by segment (more than one: they differ), by segment the partial ones, and by timeline."""
+
+    segments: dict[str, tuple[Stored, ...]]
+    partials: dict[str, tuple[Stored, ...]]
+    histories: dict[int, tuple[Stored, ...]]
+
+    @property
+    def bytes(self) -> int:
+        """Of all finished segments, as they are stored."""
+        return sum(one.bytes for found in self.segments.values() for one in found)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One cluster's WAL in one place."""
+
+    place: Place
+    key: Key
+
+    def listing(self) -> Listing:
+        """Everything that is there.
+
+        Raises:
+            OpsError, Unreachable: it cannot be listed.
+        """
+        segments, partials = defaultdict[str, list[Stored]](list), defaultdict[str, list[Stored]](list)
+        histories = defaultdict[int, list[Stored]](list)
+        for name, size in self.place.names().items():
+            if not (match := _NAME.fullmatch(name)):
+                continue
+            if match["history"]:
+                one = Stored(name, f"{match['history']}.history", match["sha256"], size)
+                histories[int(match["history"], 16)].append(one)
+            elif match["end"]:
+                partials[match["segment"]].append(
+                    Stored(name, match["segment"], match["sha256"], size, int(match["end"], 16))
+                )
+            else:
+                segments[match["segment"]].append(Stored(name, match["segment"], match["sha256"], size))
+        return Listing(
+            {name: tuple(found) for name, found in segments.items()},
+            {name: tuple(sorted(found, key=lambda one: one.end)) for name, found in partials.items()},
+            {number: tuple(found) for number, found in histories.items()},
+        )
+
+    def put(self, of: str, content: bytes, *, end: int = 0) -> Stored:
+        """Store a segment (`end`: it is written up to there only) or a history."""
+        digest = hashlib.sha256(content).hexdigest()
+        packed = gzip.compress(content, LEVEL, mtime=0)
+        partial = f".partial.{end:08X}" if end else ""
+        name = f"{of}{partial}-{digest}.gz" + (ENDING if self.key.recipients else "")
+        self.place.put(name, encrypted(packed, self.key) if self.key.recipients else packed, lasting=not end)
+        return Stored(name, of, digest, len(packed), end)
+
+    def get(self, stored: Stored) -> bytes:
+        """A file's content, proven by the SHA-256 in its name.
+
+        Raises:
+            VerificationFailed: it is missing or altered.
+            OpsError, Unreachable: it cannot be read, or there is no key.
+        """
+        content = self.place.get(stored.name)
+        try:
+            packed = decrypted(content, self.key) if stored.name.endswith(ENDING) else content
+            found = gzip.decompress(packed)
+        except (gzip.BadGzipFile, EOFError, zlib.error, pyrage.DecryptError):
+            found = b""
+        if hashlib.sha256(found).hexdigest() != stored.sha256:
+            raise VerificationFailed(
+                f"{stored.of} in {self.place.where} is damaged: it is not what its SHA-256 says",
+                "look for another copy: the second store (source=copies), the receiver's directory",
+            )
+        return found
+
+    def remove(self, doomed: Sequence[Stored]) -> None:
+        """Take files away."""
+        self.place.remove([one.name for one in doomed])
+
+
+def timeline_in(archive: Archive, listing: Listing, number: int = 0) -> Timeline:
+    """A timeline of the archive, the newest by default, with its history.
+
+    Raises:
+        OpsError: there is no such timeline.
+        VerificationFailed: its history is damaged, or there are two.
+    """
+    known = {*listing.histories, *(int(name[:8], 16) for name in (*listing.segments, *listing.partials))}
+    number = number or max(known, default=1)
+    if number == 1:
+        return Timeline(1)
+    found = listing.histories.get(number, ())
+    if not found:
+        there = ", ".join(map(str, sorted({1, *listing.histories})))
+        raise OpsError(f"the archive has no history of timeline {number}", f"timelines with one: {there}")
+    if len(found) > 1:
+        raise VerificationFailed(
+            f"the archive has two histories of timeline {number}",
+            "two servers were promoted to it: find out whose is which, and move the other one's away",
+        )
+    return Timeline.read(number, archive.get(found[0]).decode(errors="replace"))

@@ -1,0 +1,128 @@
+"""The supervised program that ships WAL: `python -m tasks.wal.archiver --environment NAME`.
+
+What the receiver has finished goes into `[backups] wal`, and `[copies] wal` where there is one, as soon as it is there;
+what it is still writing goes there every few seconds, under a name of its own. Each place is served apart: one that is
+away holds up nothing. Prefect is imported once at the start, for the environment's blocks, and does nothing here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+from blocks.environment import Environment, Stores
+from runbook.errors import OpsError
+from tasks.encryption import Key
+from tasks.wal.archive import Archive
+from tasks.wal.place import DirectoryPlace, place_of
+from tasks.wal.ship import KEEP_SEGMENTS, Destination, Shipped, ship, tidy
+
+EVERY_SECONDS, PARTIAL_SECONDS, ASK_AGAIN_SECONDS = 0.5, 5.0, 600.0
+
+
+def archive_of(env: Environment, which: Stores, system: int, of: str = "") -> Archive:
+    """The archive of a cluster of an environment (its own by default) in its first or second set of stores.
+
+    Raises:
+        OpsError: it has no such set, or its address or a key is wrong.
+    """
+    backups = env.stores(which)
+    key = Key.of(backups.recipients, backups.identity.get_secret_value())
+    return Archive(place_of(env, which, of or env.name, system), key)
+
+
+def destinations_of(env: Environment) -> list[Destination]:
+    """Where an environment's WAL goes."""
+    return [Destination(which, partial(archive_of, env, which)) for which in get_args(Stores) if env.has(which)]
+
+
+class Archiver:
+    """Rounds over the receiver's directory; what it did, and why not, is printed once, for the service's log."""
+
+    def __init__(self, directory: Path, destinations: Sequence[Destination], keep: int = KEEP_SEGMENTS) -> None:
+        self.directory, self.destinations, self.keep = directory, destinations, keep
+        self.stop = threading.Event()
+        self._told: dict[str, tuple[str, ...]] = {}
+        self._partial_at = self._asked_at = 0.0
+
+    def run(self) -> None:
+        """Until it is told to stop; then once more, so that nothing is left behind."""
+        while not self.stop.wait(EVERY_SECONDS):
+            self.round()
+        self.round(last=True)
+
+    def round(self, *, last: bool = False) -> None:
+        """Ship to each place."""
+        now = time.monotonic()
+        with_partial = last or now - self._partial_at >= PARTIAL_SECONDS
+        if now - self._asked_at >= ASK_AGAIN_SECONDS:
+            self._asked_at = now
+            for destination in self.destinations:
+                destination.forget()
+        for destination in self.destinations:
+            self._serve(destination, with_partial)
+        if with_partial:
+            self._partial_at = now
+        self._tidy()
+
+    def _serve(self, destination: Destination, with_partial: bool) -> None:
+        try:
+            done = ship(self.directory, destination, partial=with_partial)
+        except OpsError as error:
+            self._tell(destination.name, Shipped(refused=(str(error),)))
+        else:
+            self._tell(destination.name, done)
+
+    def _tidy(self) -> None:
+        try:
+            for name in tidy(self.directory, self.destinations, self.keep):
+                _say(f"{name} is in every archive: removed here")
+        except OpsError as error:
+            self._tell("tidy", Shipped(refused=(error.message,)))
+
+    def _tell(self, place: str, done: Shipped) -> None:
+        for name in done.put:
+            if not name.endswith(".partial"):
+                _say(f"{place}: {name}")
+        if done.refused != self._told.get(place, ()):
+            self._told[place] = done.refused
+            for why in done.refused or ("all is well again",):
+                _say(f"{place}: {why}")
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}", flush=True)
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Run until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(prog="python -m tasks.wal.archiver", description=__doc__)
+    parser.add_argument("--environment", required=True)
+    parser.add_argument("--keep-segments", type=int, default=KEEP_SEGMENTS)
+    given = parser.parse_args(arguments or None)
+    try:
+        env = Environment.find(given.environment)
+        archiver = Archiver(Path(env.wal.directory), destinations_of(env), given.keep_segments)
+        for which in get_args(Stores):
+            if env.has(which) and not (root := env.stores(which).wal).startswith("s3://"):
+                for directory in Path(root).glob(f"{env.name}/*"):
+                    DirectoryPlace(directory).sweep()
+    except OpsError as error:
+        _say(str(error))
+        return 1
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: archiver.stop.set())
+    _say(f"shipping {archiver.directory} to {', '.join(one.name for one in archiver.destinations)}")
+    archiver.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

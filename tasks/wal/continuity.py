@@ -1,0 +1,112 @@
+"""Whether the archive has every segment from a point on: told by names alone, before anything is fetched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runbook.errors import OpsError
+from runbook.kinds import probe
+from tasks.wal.archive import Archive, Listing, Stored, timeline_in
+from tasks.wal.names import SEGMENT_BYTES, Segment, Timeline, lsn_text
+
+
+@dataclass(frozen=True)
+class Link:
+    """A segment of a history, and the file in which the archive has it."""
+
+    segment: Segment
+    stored: Stored
+
+    @property
+    def end(self) -> int:
+        """The LSN up to which it goes at most."""
+        return self.segment.start + self.stored.end if self.stored.end else self.segment.end
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The segments from a point on, without a gap. `missing`: the first that is not there, of a history that goes on
+    behind it (a gap); "" where the chain ends with the archive. `double`: there with two contents."""
+
+    timeline: Timeline
+    links: tuple[Link, ...]
+    missing: str = ""
+    double: str = ""
+
+    @property
+    def end(self) -> int:
+        """The LSN up to which it goes at most; 0 where it does not begin."""
+        return self.links[-1].end if self.links else 0
+
+    @property
+    def trouble(self) -> str:
+        """Why it ends where it ends, as a sentence; "" where nothing is wrong."""
+        if self.double:
+            return f"{self.double} is in the archive with two contents"
+        return f"{self.missing} is missing in the archive, and later ones are there" if self.missing else ""
+
+    @property
+    def told(self) -> str:
+        """For people."""
+        return f"{len(self.links)} segments up to {lsn_text(self.end)} on timeline {self.timeline.number}"
+
+
+def chain_from(listing: Listing, timeline: Timeline, lsn: int, bytes_: int = SEGMENT_BYTES) -> Chain:
+    """Follow a history from the segment of `lsn` on."""
+    links, number = list[Link](), lsn // bytes_
+    newest = _newest(listing, timeline, bytes_)
+    while number <= newest:
+        link, double = _link(listing, timeline, number, bytes_)
+        if link is None:
+            wanted = timeline.candidates(number, bytes_)[0].name
+            return Chain(timeline, tuple(links), double="" if not double else wanted, missing="" if double else wanted)
+        links.append(link)
+        if link.stored.end and number < newest:
+            name = link.segment.name
+            return Chain(timeline, tuple(links), missing=f"the end of {name}")
+        number += 1
+    return Chain(timeline, tuple(links))
+
+
+def _link(listing: Listing, timeline: Timeline, number: int, bytes_: int) -> tuple[Link | None, bool]:
+    """A finished segment, else the longest partial one; and whether there are two contents."""
+    candidates = timeline.candidates(number, bytes_)
+    for found in (listing.segments, listing.partials):
+        for segment in candidates:
+            there = found.get(segment.name, ())
+            if len(there) > 1 and not there[-1].end:
+                return None, True
+            if there:
+                return Link(segment, there[-1]), False
+    return None, False
+
+
+def _newest(listing: Listing, timeline: Timeline, bytes_: int) -> int:
+    """The number of the last segment that belongs to a history."""
+    found = (Segment.named(name, bytes_) for name in (*listing.segments, *listing.partials))
+    return max((one.number for one in found if one in timeline.candidates(one.number, bytes_)), default=-1)
+
+
+@probe
+def read_chain(archive: Archive, lsn: int, timeline: int = 0, segment_bytes: int = SEGMENT_BYTES) -> Chain:
+    """The archive's segments from `lsn` on, along the history of a timeline (0: the newest).
+
+    Raises:
+        OpsError, Unreachable: the archive cannot be listed, or has no such timeline.
+    """
+    listing = archive.listing()
+    found = timeline_in(archive, listing, timeline)
+    return chain_from(listing, found, lsn, segment_bytes)
+
+
+def require_begun(chain: Chain, backup: str) -> None:
+    """That there is any WAL after a base backup.
+
+    Raises:
+        OpsError: there is none.
+    """
+    if not chain.links:
+        raise OpsError(
+            f"the archive has no WAL after {backup}: {chain.trouble or 'nothing has come since'}",
+            "look whether the receiver of WAL and the archiver run; only the moment of the backup itself can be had",
+        )

@@ -1,0 +1,72 @@
+"""What is in WAL: its transactions, by pg_waldump. https://www.postgresql.org/docs/current/pgwaldump.html"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from blocks.postgres import Postgres
+from runbook import shell
+from runbook.errors import CommandFailed
+from tasks.wal.names import Segment, lsn_of, lsn_text
+
+_COMMIT = re.compile(
+    r"tx: +(?P<tx>\d+), lsn: (?P<lsn>[0-9A-F/]+), prev \S+, desc: COMMIT(?:_PREPARED (?P<xid>\d+):)? "
+    r"(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?) UTC"
+)
+# How it ends where WAL ends: nothing more is there, or what is there is not written yet.
+_END = re.compile(r"error in WAL record at|could not find file|could not find a valid record|could not read")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A committed transaction: its number (without epoch), where its commit record begins, and its server's time of it.
+    Times are not in the order of the records."""
+
+    xid: int
+    lsn: int
+    at: datetime
+
+    @property
+    def told(self) -> str:
+        """For people."""
+        return f"transaction {self.xid}, committed {self.at:%Y-%m-%d %H:%M:%S.%f UTC}, at {lsn_text(self.lsn)}"
+
+
+def commits_in(postgres: Postgres, files: Sequence[tuple[Segment, Path]]) -> list[Commit]:
+    """Every commit in consecutive segments of one history, in the order of WAL.
+
+    Raises:
+        CommandFailed: pg_waldump failed otherwise than by reaching the end.
+    """
+    if not files:
+        return []
+    one = files[-1][0].timeline
+    with tempfile.TemporaryDirectory(prefix="ops-wal-") as directory:
+        for segment, path in files:  # under one timeline's names: pg_waldump reads the files of one only
+            (Path(directory) / Segment(segment.number, one, segment.bytes).name).symlink_to(path)
+        # At the very beginning of a segment it finds the first record that begins there.
+        argv = [
+            *(postgres.program("pg_waldump"), f"--path={directory}", f"--timeline={one}", "--rmgr=Transaction"),
+            f"--start={lsn_text(files[0][0].start)}",
+        ]
+        return list(_commits(argv))
+
+
+def _commits(argv: Sequence[str]) -> Iterator[Commit]:
+    environment = {"TZ": "UTC", "LC_ALL": "C"}
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        with shell.spawn(argv, environment=environment, stdout=out, stderr=err) as child:
+            code = child.wait()
+        err.seek(0)
+        if code and not _END.search(said := err.read().decode(errors="replace")):
+            raise CommandFailed(argv, code, said, "look at the segments that it names")
+        out.seek(0)
+        for line in out:
+            if match := _COMMIT.search(line.decode(errors="replace")):
+                at = datetime.fromisoformat(match["at"]).replace(tzinfo=UTC)
+                yield Commit(int(match["xid"] or match["tx"]), lsn_of(match["lsn"]), at)
