@@ -11,6 +11,7 @@ from pydantic import Field
 from blocks.environment import Environment, Stores
 from flows.application.verification import verify_files
 from flows.database import taking
+from flows.database.cluster_verification import verify_cluster
 from flows.database.verification import tell_trend, verify_database
 from flows.pruning import find_prunable, prune
 from flows.redis.verification import verify_redis
@@ -85,8 +86,8 @@ def verify_backup(
 
     Really restores a backup, the newest by default, and notes that it is verified: of the database into a scratch
     database, compared row by row, with the expectations run on it; of Redis on a scratch server, key by key; of the
-    files into a scratch directory, entry by entry. Run it weekly for each kind: only this makes a backup one to rely
-    on, and prune-backups deletes none of a kind before.
+    files into a scratch directory, entry by entry; of the whole cluster on a private instance, every row read.
+    Run it weekly for each kind: only this makes a backup one to rely on, and prune-backups deletes none of a kind before.
 
     Nothing live is touched; what was built is removed at the end, also when the run fails. It needs as much free space
     as a restore. Evidence: the table of what was proven, the seconds, those of the runs before.
@@ -110,6 +111,8 @@ def verify_backup(
             chosen = verify_redis(report, env, backup, source)
         elif wanted == "files":
             chosen = verify_files(report, env, backup, source)
+        elif wanted == "cluster":
+            chosen = verify_cluster(report, env, backup, source)
         else:
             chosen = verify_database(report, env, wanted, backup, source, workers)
         tell_trend(report, env, wanted)

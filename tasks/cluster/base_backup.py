@@ -34,7 +34,7 @@ FULL_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """A server of which a base backup is to be taken. `tablespaces` other than its own two; `bytes` of all databases."""
+    """A server of which a base backup is to be taken. `tablespaces` beside its own two; `bytes` of all databases."""
 
     version: int
     system: int

@@ -253,7 +253,9 @@ def read_standing(instance: Instance, stop: Stop, full_xid: dict[int, int]) -> S
             connection,
             "SELECT s.system_identifier, c.timeline_id FROM pg_control_system() s, pg_control_checkpoint() c",
         )[0]
-        shown = dict(execute(connection, "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", [*_ISOLATED]))
+        shown: dict[str, str] = dict(
+            execute(connection, "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", [*_ISOLATED])
+        )
     before = _status(instance.postgres, full_xid[stop.before.xid]) if stop.before else ""
     after = _status(instance.postgres, full_xid[stop.after.xid]) if stop.after else ""
     wrong = tuple(f"{name} = {shown.get(name)}" for name, value in _ISOLATED.items() if shown.get(name) != value)

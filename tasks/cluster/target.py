@@ -23,6 +23,9 @@ _EXAMPLES = {
 }
 
 
+_NEVER = datetime.max.replace(tzinfo=UTC)
+
+
 @dataclass(frozen=True)
 class Target:
     """What was asked for. `xid` without its epoch, `lsn` in bytes, `at` with its zone: one of them is meant."""
@@ -30,7 +33,7 @@ class Target:
     by: By
     xid: int = 0
     lsn: int = 0
-    at: datetime = datetime.max.replace(tzinfo=UTC)
+    at: datetime = _NEVER
 
     @property
     def told(self) -> str:
@@ -46,9 +49,9 @@ class Target:
 
 @dataclass(frozen=True)
 class Stop:
-    """Recovery stops before the record at `lsn`, or after it (`inclusive`). `before` is the last transaction that is
-    there, None where none was committed since the backup; `after` the first that is not, None at the archive's end. `lsn` 0:
-    as soon as the backup is consistent."""
+    """Recovery stops before the record at `lsn`, or after it (`inclusive`); `lsn` 0: as soon as the backup is
+    consistent. `before` is the last transaction that is there, None where none was committed since the backup; `after`
+    the first that is not, None at the archive's end."""
 
     lsn: int
     inclusive: bool

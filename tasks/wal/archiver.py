@@ -13,34 +13,16 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from blocks.environment import Environment, Stores
 from runbook.errors import OpsError
-from tasks.encryption import Key
-from tasks.wal.archive import Archive
-from tasks.wal.place import DirectoryPlace, place_of
+from tasks.wal.destinations import destinations_of
+from tasks.wal.place import DirectoryPlace
 from tasks.wal.ship import KEEP_SEGMENTS, Destination, Shipped, ship, tidy
 
 EVERY_SECONDS, PARTIAL_SECONDS, ASK_AGAIN_SECONDS = 0.5, 5.0, 600.0
-
-
-def archive_of(env: Environment, which: Stores, system: int, of: str = "") -> Archive:
-    """The archive of a cluster of an environment (its own by default) in its first or second set of stores.
-
-    Raises:
-        OpsError: it has no such set, or its address or a key is wrong.
-    """
-    backups = env.stores(which)
-    key = Key.of(backups.recipients, backups.identity.get_secret_value())
-    return Archive(place_of(env, which, of or env.name, system), key)
-
-
-def destinations_of(env: Environment) -> list[Destination]:
-    """Where an environment's WAL goes."""
-    return [Destination(which, partial(archive_of, env, which)) for which in get_args(Stores) if env.has(which)]
 
 
 class Archiver:

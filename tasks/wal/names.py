@@ -105,7 +105,7 @@ class Timeline:
         begins = [(self.number, self.ancestors[-1][1] if self.ancestors else 0)]
         for index in range(len(self.ancestors) - 1, -1, -1):
             begins.append((self.ancestors[index][0], self.ancestors[index - 1][1] if index else 0))
-        ends = {timeline: left for timeline, left in self.ancestors}
+        ends = dict(self.ancestors)
         return [
             Segment(number, timeline, bytes_)
             for timeline, begin in begins

@@ -1,6 +1,6 @@
 """An `archive_command` that fsyncs and never writes over: `python -m tasks.wal.put %p %f DIRECTORY`.
 
-    archive_command = 'cd /opt/interview-ops && .venv/bin/python -m tasks.wal.put "$PGDATA/%p" %f /var/lib/postgresql/wal'
+    archive_command = 'cd /opt/ops && .venv/bin/python -m tasks.wal.put "$PGDATA/%p" %f /var/lib/postgresql/wal'
 
 PostgreSQL calls it again until it exits with 0. https://www.postgresql.org/docs/current/continuous-archiving.html
 """

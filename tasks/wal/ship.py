@@ -1,5 +1,5 @@
-"""The receiver's directory into the archive, file by file: nothing that is there is written over, and what a file claims
-to be is checked before it is put anywhere."""
+"""The receiver's directory into the archive, file by file: nothing that is there is written over, and what a file
+claims to be is checked before it is put anywhere."""
 
 from __future__ import annotations
 

@@ -1,0 +1,52 @@
+"""Base backups of the whole PostgreSQL cluster: what a recovery to a point in time starts from (§8.2)."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from blocks.environment import Environment
+from flows.database import cluster_steps as steps
+from flows.store import note, store_for, tell_backups, tidy
+from runbook.render import size
+from runbook.report import Report
+from runbook.run import runbook
+from tasks.cluster.base_backup import read_source
+from tasks.cluster.content import Form
+
+
+@flow(name="backup-cluster", flow_run_name="backup-cluster {environment} {kind}")
+def backup_cluster(environment: str, kind: Form = "full") -> Report:
+    """クラスタ全体のベースバックアップ (§8.2)
+
+    Takes a physical copy of the whole PostgreSQL cluster (pg_basebackup), with the WAL that it needs, verified by
+    pg_verifybackup before it is offered. Together with the archived WAL it can be brought to any moment after it:
+    restore-to-point. Run the full kind weekly, the incremental kind daily (PostgreSQL 17 and later), and after every
+    failover and every swap of the cluster.
+
+    It changes nothing in the database. An incremental one stands on the newest backup before it: prune-backups never
+    removes what another stands on. Evidence: where it begins and ends in WAL, and whether the archive goes on from
+    there.
+
+    Departs from the manual, which knows dumps only: with those, everything since the last night is lost.
+
+    Args:
+        environment: 対象の環境
+        kind: full 完全、incremental 直前のベースバックアップからの差分 (PostgreSQL 17 以降)
+    """
+    env = Environment.find(environment)
+    with runbook("Backup cluster", env, changes=True) as report:
+        store = store_for(env, "cluster")
+        source = read_source(env.postgres)
+        steps.judge_source(report, env, source, kind)
+        report.fail_if_critical()
+        tidy(report, env, store)
+        base = steps.choose_base(report, env, store, source) if kind == "incremental" else None
+        steps.judge_room(report, store, source, base)
+        report.fail_if_critical()
+        backup = steps.take(report, env, store, source, base)
+        steps.judge_archive(report, env, backup)
+        report.outcome = f"{backup.name} is in the store, verified by pg_verifybackup"
+        report.fact("backup", backup.name)
+        note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
+        tell_backups(report, env)
+    return report

@@ -1,0 +1,91 @@
+"""A base backup built as a private instance, and read through."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from blocks.postgres import Postgres, execute, first_line
+from runbook import shell
+from runbook.errors import CommandFailed, VerificationFailed
+from runbook.kinds import action, probe
+from tasks.catalogue import Backup
+from tasks.cluster.instance import Instance
+from tasks.cluster.unpack import MANIFEST, build_data
+from tasks.stores.directory import told
+
+
+@dataclass(frozen=True)
+class Built:
+    """A data directory, and how long that took."""
+
+    data: Path
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Read:
+    """Each database with its tables and rows; what could not be read, as sentences."""
+
+    rows: tuple[tuple[str, int, int], ...]
+    problems: tuple[str, ...]
+
+
+@action
+def build_instance(instance: Instance, lineage: Sequence[Backup], *, verify: bool = False) -> Built:
+    """The data directory of a backup that is at hand. `verify`: every file of it against PostgreSQL's manifest.
+
+    Raises:
+        VerificationFailed: it is not whole.
+        OpsError: the disk is full.
+    """
+    started = time.monotonic()
+    data = build_data(instance.postgres, lineage, instance.root)
+    with told(data):
+        (data / "tablespace_map").unlink(missing_ok=True)  # it would lead to the live ones
+    seconds = time.monotonic() - started
+    if verify:
+        manifest = data / MANIFEST if len(lineage) > 1 else lineage[-1].path / MANIFEST
+        argv = [instance.postgres.program("pg_verifybackup"), "--exit-on-error", f"--manifest-path={manifest}"]
+        try:
+            shell.run([*argv, str(data)], environment={"LC_ALL": "C", "PATH": _path(instance.postgres)})
+        except CommandFailed as error:
+            raise VerificationFailed(f"{lineage[-1].name} is not whole: {error.message}", "choose another") from None
+    return Built(data, seconds)
+
+
+def _path(postgres: Postgres) -> str:
+    """pg_verifybackup looks for pg_waldump beside itself, and then there."""
+    return f"{postgres.programs}:/usr/bin:/bin"
+
+
+@probe
+def read_whole(postgres: Postgres) -> Read:
+    """Every row of every table and materialised view of every database: a page that cannot be read is a problem."""
+    rows, problems = list[tuple[str, int, int]](), list[str]()
+    with postgres.connect() as connection:
+        names = [str(name) for (name,) in execute(connection, _DATABASES)]
+    for name in names:
+        tables, count = 0, 0
+        with postgres.connect(name) as connection:
+            for schema, table in execute(connection, _TABLES):
+                what = sql.SQL("SELECT count(*), sum(length(t::text)) FROM {} t").format(sql.Identifier(schema, table))
+                try:
+                    count += int(execute(connection, what)[0][0])
+                except psycopg.Error as error:
+                    problems.append(f"{name}: {schema}.{table}: {first_line(error)}")
+                tables += 1
+        rows.append((name, tables, count))
+    return Read(tuple(rows), tuple(problems))
+
+
+_DATABASES = "SELECT datname FROM pg_database WHERE datallowconn AND datname <> 'template1' ORDER BY 1"
+_TABLES = """
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'm') AND c.relpersistence = 'p' AND c.relispopulated ORDER BY 1, 2
+"""

@@ -1,0 +1,41 @@
+"""Where an environment's WAL goes, and a round of shipping for a run that must have all of it there now."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+from blocks.environment import Environment, Stores
+from runbook.kinds import action
+from tasks.encryption import Key
+from tasks.wal.archive import Archive
+from tasks.wal.place import place_of
+from tasks.wal.ship import Destination, Shipped, ship
+
+
+def archive_of(env: Environment, which: Stores, system: int, of: str = "") -> Archive:
+    """The archive of a cluster of an environment (its own by default) in its first or second set of stores.
+
+    Raises:
+        OpsError: it has no such set, or its address or a key is wrong.
+    """
+    backups = env.stores(which)
+    key = Key.of(backups.recipients, backups.identity.get_secret_value())
+    return Archive(place_of(env, which, of or env.name, system), key)
+
+
+def destinations_of(env: Environment) -> list[Destination]:
+    """Where an environment's WAL goes."""
+    return [Destination(which, partial(archive_of, env, which)) for which in get_args(Stores) if env.has(which)]
+
+
+@action(idempotent=True)
+def ship_now(env: Environment, which: Stores = "backups") -> Shipped:
+    """Everything that the receiver has into one archive, also what is not a whole segment yet. The archiver may do the
+    same at the same time: nothing is written over.
+
+    Raises:
+        OpsError, Unreachable: the receiver's directory or the archive do not answer.
+    """
+    return ship(Path(env.wal.directory), Destination(which, partial(archive_of, env, which)))
