@@ -46,8 +46,6 @@ def build_instance(instance: Instance, lineage: Sequence[Backup], *, verify: boo
     """
     started = time.monotonic()
     data = build_data(instance.postgres, lineage, instance.root)
-    with told(data):
-        (data / "tablespace_map").unlink(missing_ok=True)  # it would lead to the live ones
     seconds = time.monotonic() - started
     if verify:
         manifest = data / MANIFEST if len(lineage) > 1 else lineage[-1].path / MANIFEST
@@ -56,6 +54,8 @@ def build_instance(instance: Instance, lineage: Sequence[Backup], *, verify: boo
             shell.run([*argv, str(data)], environment={"LC_ALL": "C", "PATH": _path(instance.postgres)})
         except CommandFailed as error:
             raise VerificationFailed(f"{lineage[-1].name} is not whole: {error.message}", "choose another") from None
+    with told(data):
+        (data / "tablespace_map").unlink(missing_ok=True)  # it would lead to the live ones
     return Built(data, seconds)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,14 +45,12 @@ def fetch(archive: Archive, system: int, links: Sequence[Link], target: Path) ->
     return Fetched(tuple(links))
 
 
-def fetch_until(
-    archive: Archive, system: int, links: Sequence[Link], target: Path, enough: Callable[[Sequence[Link]], bool]
-) -> Iterator[Fetched]:
-    """The same, batch by batch, until `enough` says of those that are at hand that no more are wanted."""
+def fetch_batches(archive: Archive, system: int, links: Sequence[Link], target: Path) -> Iterator[Fetched]:
+    """The same, batch by batch: each with all that are at hand by then."""
     for start in range(0, len(links), BATCH):
         found = fetch(archive, system, links[start : start + BATCH], target)
         yield Fetched((*links[:start], *found.links), found.damage)
-        if found.damage or enough(links[: start + len(found.links)]):
+        if found.damage:
             return
 
 
