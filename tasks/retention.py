@@ -12,6 +12,7 @@ from runbook.kinds import action, probe
 from runbook.permit import Permit
 from tasks import catalogue
 from tasks.catalogue import Backup, note_of
+from tasks.cluster.content import needed_by
 from tasks.manifest import Kind
 from tasks.stores.store import Store
 
@@ -35,9 +36,19 @@ class Stored:
             return ()
         kept = {backup.name for backup in verified[-keep_verified:]}
         newest, limit = verified[-1].manifest.taken, datetime.now(UTC) - age
-        return tuple(
+        doomed = [
             backup for backup in self.backups if backup.manifest.taken < min(limit, newest) and backup.name not in kept
-        )
+        ]
+        return tuple(self._without_needed(doomed))
+
+    def _without_needed(self, doomed: Sequence[Backup]) -> list[Backup]:
+        """Base backups go by chain: never one on which another stands that stays. Those that stand on others go first,
+        so that a run that is killed leaves none without what it stands on."""
+        if not doomed or doomed[0].manifest.kind != "cluster":
+            return list(doomed)
+        names = {backup.name for backup in doomed}
+        needed = needed_by([backup for backup in self.backups if backup.name not in names], self.backups)
+        return [backup for backup in reversed(doomed) if backup.name not in needed]
 
     def from_the_future(self) -> tuple[str, ...]:
         """Backups that were taken later than now: the clock jumped, and ages mean nothing."""

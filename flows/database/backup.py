@@ -10,7 +10,7 @@ from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.application.verification import verify_files
-from flows.database import taking
+from flows.database import taking, wal_pruning
 from flows.database.cluster_verification import verify_cluster
 from flows.database.verification import tell_trend, verify_database
 from flows.pruning import find_prunable, prune
@@ -136,7 +136,8 @@ def prune_backups(
     Removes backups that are older than `days`. Run it daily, after the backup.
 
     The newest verified backups stay whatever their age, and nothing newer than them goes: while no backup is verified,
-    none is deleted. It cannot be undone: the plan lists every name first. Evidence: that list, and what remains.
+    none is deleted. Of base backups (cluster) none goes on which another stands, and of the archived WAL what lies before
+    the oldest that stays. It cannot be undone: the plan lists every name first. Evidence: that list, and what remains.
 
     Departs from the manual: deleting by age alone removes the last good copy when the newer ones are bad.
 
@@ -154,11 +155,14 @@ def prune_backups(
             raise OpsError(f"days is {days}, keep_verified is {keep_verified}", "choose 1 or more for both")
         tidy(report, env, store_for(env, kind, source))
         doomed = find_prunable(report, env, kind, timedelta(days=days), keep_verified, source)
-        if not doomed:
+        wal = wal_pruning.find_prunable_wal(report, env, doomed, source) if kind == "cluster" else []
+        if not doomed and not wal:
             tell_backups(report, env)
             report.outcome = "there is nothing to delete"
             return report
-        permit = report.permit(*(Act(DELETE, backup.where) for backup in doomed))
-        prune(report, permit, env, doomed)
+        permit = report.permit(*(Act(DELETE, backup.where) for backup in doomed), *wal_pruning.acts(wal))
+        if doomed:
+            prune(report, permit, env, doomed)
+        wal_pruning.prune_wal(report, permit, wal)
         tell_backups(report, env)
     return report

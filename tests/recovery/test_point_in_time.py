@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from flows.database.backup import verify_backup
@@ -20,7 +18,9 @@ def no_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_base_backup_is_taken_verified_by_postgresql_and_restores(cluster: Cluster) -> None:
-    cluster.sql("postgres", "CREATE TABLE t AS SELECT g AS id, repeat('x', 100) AS body FROM generate_series(1, 5000) g")
+    cluster.sql(
+        "postgres", "CREATE TABLE t AS SELECT g AS id, repeat('x', 100) AS body FROM generate_series(1, 5000) g"
+    )
     report = backup_cluster.fn(NAME)
     print(report.sentence(), report.facts)
     name = report.facts["backup"]
@@ -54,6 +54,7 @@ def test_a_bug_is_undone_to_the_transaction_before_it_and_the_cluster_is_swapped
     assert cluster.sql("postgres", "SELECT sum(balance) FROM accounts") == [(102,)], "a plan changes nothing"
     report = restore_to_point.fn(NAME, by="before_transaction", target=str(xid), confirm=NAME)
     print(report.sentence(), report.facts, report.evidence)
+    print([(s.name, round(s.seconds, 1)) for s in sorted(report.steps, key=lambda s: s.started)])
     assert report.status is Status.WARN
     assert cluster.sql("postgres", "SELECT count(*), sum(balance) FROM accounts") == [(101, 5151)]
     assert cluster.streaming() == {"receiver"}

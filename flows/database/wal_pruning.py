@@ -1,0 +1,45 @@
+"""What deleting old WAL consists of, called with the open report: it goes with the base backups that needed it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blocks.environment import Environment, Stores
+from flows.store import store_for
+from runbook.permit import Act, Permit
+from runbook.render import size
+from runbook.report import Report
+from tasks.catalogue import Backup
+from tasks.cluster.content import cluster_in
+from tasks.retention import read_store
+from tasks.wal.destinations import archive_of
+from tasks.wal.prune import DELETE_WAL, OldWal, delete_wal, find_old_wal
+
+
+def find_prunable_wal(report: Report, env: Environment, doomed: Sequence[Backup], which: Stores) -> list[OldWal]:
+    """WAL before the oldest base backup that stays; planned line by line. A backup whose manifest cannot be read may
+    need any: then nothing goes."""
+    stored = read_store(store_for(env, "cluster", which), "cluster", env.name)
+    if stored.unreadable:
+        return []
+    names = {backup.name for backup in doomed}
+    kept = [backup for backup in stored.backups if backup.name not in names]
+    found = list[OldWal]()
+    for system in sorted({cluster_in(backup).system for backup in kept}):
+        old = find_old_wal(archive_of(env, which, system), system, kept)
+        if old.doomed:
+            report.plan("delete WAL", f"{len(old.doomed)} files: {old.where}", size=old.bytes)
+            found.append(old)
+    return found
+
+
+def acts(found: Sequence[OldWal]) -> list[Act]:
+    """What a permit is needed for."""
+    return [Act(DELETE_WAL, old.where) for old in found]
+
+
+def prune_wal(report: Report, permit: Permit, found: Sequence[OldWal]) -> None:
+    """Delete it."""
+    for old in found:
+        freed = delete_wal(permit, old)
+        report.fact("WAL deleted", f"{len(old.doomed)} files, {size(freed)}: {old.where}")
