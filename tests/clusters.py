@@ -67,6 +67,8 @@ reports = "{root}/reports"
 [objectives]
 rpo = "1h"
 rto = "4h"
+[thresholds]
+"backup.age_seconds" = [3600, 86400]
 [postgres]
 port = {port}
 data_directory = "{data}"

@@ -136,8 +136,9 @@ def prune_backups(
     Removes backups that are older than `days`. Run it daily, after the backup.
 
     The newest verified backups stay whatever their age, and nothing newer than them goes: while no backup is verified,
-    none is deleted. Of base backups (cluster) none goes on which another stands, and of the archived WAL what lies before
-    the oldest that stays. It cannot be undone: the plan lists every name first. Evidence: that list, and what remains.
+    none is deleted. Of base backups (cluster) none goes on which another stands, and of the archived WAL what lies
+    before the oldest that stays. It cannot be undone: the plan lists every name first. Evidence: that list, and what
+    remains.
 
     Departs from the manual: deleting by age alone removes the last good copy when the newer ones are bad.
 

@@ -18,6 +18,7 @@ from tasks.wal.archive import Archive, timeline_in
 from tasks.wal.continuity import Chain, chain_from, require_begun
 from tasks.wal.destinations import archive_of, ship_now
 from tasks.wal.names import Timeline, lsn_text
+from tasks.wal.receiver import wait_received
 
 AUTO = "auto"
 
@@ -48,6 +49,9 @@ def ship(report: Report, env: Environment, source: Stores) -> None:
     if not env.has("wal"):
         report.warn("archived WAL", "add [wal] to the environment's TOML", value="the environment names no [wal]")
         return
+    if not wait_received(env.postgres, env.wal.name) and nodes.ask(env.postgres):
+        report.warn("the receiver of WAL", f"look at the log of {env.wal.service}: what it has not received cannot be "
+                    "restored", value="it does not stream, or is behind the primary")  # fmt: skip
     try:
         done = ship_now(env, source)
     except OpsError as error:

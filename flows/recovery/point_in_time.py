@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import argparse
+import sys
+from typing import Annotated, Literal, get_args
 
 from prefect import flow
 from pydantic import Field
@@ -12,6 +14,7 @@ from flows.database.cluster_verification import judge_space, judge_version
 from flows.database.table_steps import require_names
 from flows.database.tables import restore_tables
 from flows.recovery import point_build, point_choice, point_swap, point_tables, point_target
+from flows.recovery.command import launch
 from flows.recovery.point_choice import Origin
 from flows.recovery.point_target import Found
 from runbook.errors import OpsError
@@ -148,3 +151,22 @@ def _copy_back(
     report.table("What restore-tables did", ("what", "value"), list(done.facts.items()))
     report.state_is(f"the rows of {', '.join(tables)} were replaced", "undo-restore-tables goes back")
     report.outcome = f"{', '.join(tables)} hold what they held at the target ({done.outcome})"
+
+
+def main() -> int:
+    """`python -m flows.recovery.point_in_time --environment NAME --by … --target …`: also where Prefect died."""
+    parser = argparse.ArgumentParser(prog="python -m flows.recovery.point_in_time")
+    parser.add_argument("--environment", required=True)
+    parser.add_argument("--by", choices=get_args(By), default="time")
+    parser.add_argument("--target", default="")
+    parser.add_argument("--mode", choices=get_args(Mode), default="swap")
+    parser.add_argument("--tables", nargs="*", default=[])
+    parser.add_argument("--backup", default=point_choice.AUTO)
+    parser.add_argument("--timeline", type=int, default=0)
+    parser.add_argument("--source", choices=get_args(Stores), default="backups")
+    parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
+    return launch(restore_to_point, vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

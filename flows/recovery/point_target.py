@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blocks.environment import Environment
@@ -86,6 +86,8 @@ def judge_target(report: Report, origin: Origin, target: Target, found: Found) -
         report.expect("WAL of the archive", found.stop is not None, f"reachable from here is up to: {newest}",
                       value=found.damage, expected="whole, of this cluster")  # fmt: skip
     early = _is_early(target, origin)
+    if early and target.by == "time":  # the first commit after it is in the archive, and those before it are not
+        found = replace(found, stop=None)
     report.expect(
         "the target is within the archive",
         found.stop is not None,

@@ -48,7 +48,9 @@ def find_old_wal(archive: Archive, system: int, kept: Sequence[Backup]) -> OldWa
     listing, bytes_ = archive.listing(), own[0].segment_bytes
     first = min(content.start for content in own) // bytes_
     files = [one for found in (listing.segments, listing.partials) for same in found.values() for one in same]
-    doomed = tuple(sorted((one for one in files if Segment.named(one.of, bytes_).number < first), key=lambda s: s.name))
+    doomed = tuple(
+        sorted((one for one in files if Segment.named(one.of, bytes_).number < first), key=lambda one: one.of[8:])
+    )
     return OldWal(system, archive, doomed, Segment(first, 1, bytes_).name[8:])
 
 

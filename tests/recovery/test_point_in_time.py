@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
+import random
+import shutil
+from pathlib import Path
+
+import psycopg
 import pytest
 
-from flows.database.backup import verify_backup
+from flows.database.backup import prune_backups, verify_backup
 from flows.database.base_backup import backup_cluster
 from flows.recovery.point_in_time import restore_to_point
-from runbook.report import Status
-from tests.clusters import NAME, Cluster
+from runbook.errors import OpsError
+from runbook.report import Report, Status
+from runbook.wait import until
+from tasks.wal.destinations import ship_now
+from tasks.wal.receiver import wait_received
+from tests.clusters import NAME, Cluster, Template, running_cluster
 
 
 @pytest.fixture(autouse=True)
@@ -17,47 +27,296 @@ def no_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
 
 
-def test_a_base_backup_is_taken_verified_by_postgresql_and_restores(cluster: Cluster) -> None:
-    cluster.sql(
-        "postgres", "CREATE TABLE t AS SELECT g AS id, repeat('x', 100) AS body FROM generate_series(1, 5000) g"
-    )
-    report = backup_cluster.fn(NAME)
-    print(report.sentence(), report.facts)
-    name = report.facts["backup"]
-    assert (cluster.root / "backups" / "cluster" / name / "base.tar.gz").is_file()
-    proven = verify_backup.fn(NAME, kind="cluster")
-    print(proven.sentence(), proven.facts, proven.evidence)
-    assert proven.facts["backup"].startswith(name)
+def accounts(cluster: Cluster) -> str:
+    """A table of which a bug will rewrite every row; then a base backup, whose name is returned."""
+    cluster.sql("postgres", "CREATE TABLE accounts (id int PRIMARY KEY, balance int)")
+    cluster.sql("postgres", "INSERT INTO accounts SELECT g, g FROM generate_series(1, 100) g")
+    return backup_cluster.fn(NAME).facts["backup"]
+
+
+def transaction(cluster: Cluster, statement: str, role: str = "postgres") -> int:
+    """Run one statement as a transaction, which is returned."""
+    with cluster.connect(role) as connection, connection.transaction():
+        connection.execute(statement.encode())
+        row = connection.execute("SELECT pg_current_xact_id()::xid::text::bigint").fetchone()
+    assert row
+    return int(row[0])
 
 
 def bug(cluster: Cluster) -> int:
-    """Rewrites every row; returns its transaction."""
-    with cluster.connect("postgres") as connection:
-        connection.execute("BEGIN")
-        connection.execute("UPDATE accounts SET balance = 0")
-        xid = connection.execute("SELECT pg_current_xact_id()::xid::text::bigint").fetchone()
-        connection.execute("COMMIT")
-    assert xid
-    return int(xid[0])
+    return transaction(cluster, "UPDATE accounts SET balance = 0")
 
 
-def test_a_bug_is_undone_to_the_transaction_before_it_and_the_cluster_is_swapped(cluster: Cluster) -> None:
-    cluster.sql("postgres", "CREATE TABLE accounts AS SELECT g AS id, g AS balance FROM generate_series(1, 100) g")
-    name = backup_cluster.fn(NAME).facts["backup"]
-    cluster.sql("postgres", "INSERT INTO accounts VALUES (101, 101)")
+def segments(cluster: Cluster) -> list[Path]:
+    """The finished segments of the archive, oldest first."""
+    (archive,) = (cluster.root / "backups" / "wal" / NAME).iterdir()
+    return sorted(path for path in archive.iterdir() if ".partial" not in path.name and ".history" not in path.name)
+
+
+def switch(cluster: Cluster, role: str = "postgres") -> None:
+    """The segment ends: the next transaction is in another one."""
+    cluster.sql(role, "SELECT pg_switch_wal()")
+
+
+def untouched(cluster: Cluster) -> tuple[object, ...]:
+    """What a refused run must not change."""
+    return (str(cluster.supervisor.services()), cluster.sql("postgres", "SELECT count(*), sum(balance) FROM accounts"))
+
+
+def refused(cluster: Cluster, **parameters: object) -> str:
+    """The sentence of a run that is refused before anything is touched."""
+    before = untouched(cluster)
+    with pytest.raises(OpsError) as caught:
+        restore_to_point.fn(NAME, confirm=NAME, **parameters)
+    assert untouched(cluster) == before
+    assert not (cluster.node("postgres").data.parent / "data.restoring").exists()
+    return str(caught.value)
+
+
+def findings(report: Report) -> dict[str, str]:
+    return {finding.name: finding.value for finding in report.findings}
+
+
+def test_a_base_backup_is_taken_verified_by_postgresql_and_restores(cluster: Cluster) -> None:
+    name = accounts(cluster)
+    assert (cluster.root / "backups" / "cluster" / name / "base.tar.gz").is_file()
+    proven = verify_backup.fn(NAME, kind="cluster")
+    assert proven.facts["backup"].startswith(name)
+    (table,) = [evidence for evidence in proven.evidence if evidence.name == "Read on the private instance"]
+    assert {row[0] for row in table.rows} == {"grc_db", "postgres"}
+    assert not (cluster.node("postgres").data.parent / "data.verifying").exists()
+
+
+def test_a_damaged_base_backup_is_not_verified_and_not_restored(cluster: Cluster) -> None:
+    name = accounts(cluster)
+    xid = bug(cluster)
+    tar = cluster.root / "backups" / "cluster" / name / "base.tar.gz"
+    content = bytearray(tar.read_bytes())
+    content[len(content) // 2] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(OpsError, match="differs|altered|has another"):
+        verify_backup.fn(NAME, kind="cluster")
+    assert f"files of {name}" in refused(cluster, by="before_transaction", target=str(xid), backup=name)
+    assert "no base backup" in refused(cluster, by="before_transaction", target=str(xid))
+
+
+@pytest.mark.parametrize("by", ["before_transaction", "time", "lsn", "transaction"])
+def test_a_bug_is_undone_to_the_transaction_before_it_and_the_cluster_is_swapped(cluster: Cluster, by: str) -> None:
+    accounts(cluster)
+    before = transaction(cluster, "INSERT INTO accounts VALUES (101, 101)")
+    moment, lsn = cluster.sql("postgres", "SELECT clock_timestamp(), pg_current_wal_insert_lsn()")[0]
     xid = bug(cluster)
     cluster.sql("postgres", "INSERT INTO accounts VALUES (102, 102)")
-    cluster.sql("postgres", "SELECT pg_switch_wal()")
-    plan = restore_to_point.fn(NAME, by="before_transaction", target=str(xid))
+    target = {"before_transaction": xid, "transaction": before, "time": moment.isoformat(), "lsn": lsn}[by]
+    plan = restore_to_point.fn(NAME, by=by, target=str(target))
     assert plan.status is Status.PLANNED
-    print(plan.sentence(), plan.facts, plan.plan_steps)
     assert cluster.sql("postgres", "SELECT sum(balance) FROM accounts") == [(102,)], "a plan changes nothing"
-    report = restore_to_point.fn(NAME, by="before_transaction", target=str(xid), confirm=NAME)
-    print(report.sentence(), report.facts, report.evidence)
-    print([(s.name, round(s.seconds, 1)) for s in sorted(report.steps, key=lambda s: s.started)])
+    report = restore_to_point.fn(NAME, by=by, target=str(target), confirm=NAME)
     assert report.status is Status.WARN
+    assert "rejoin-standby" in " ".join(finding.hint for finding in report.findings)
+    assert "backup-cluster" in report.sentence()
+    (sides,) = [evidence.rows for evidence in report.evidence if evidence.name == "Both sides of the target"]
+    assert [row[1] for row in sides] == [str(before), str(xid)]
     assert cluster.sql("postgres", "SELECT count(*), sum(balance) FROM accounts") == [(101, 5151)]
     assert cluster.streaming() == {"receiver"}
-    with cluster.connect("postgres") as connection:
-        connection.execute("INSERT INTO accounts VALUES (103, 103)")
-    assert name
+    cluster.sql("postgres", "INSERT INTO accounts VALUES (103, 103)")  # returns: the receiver confirms
+    (kept,) = cluster.node("postgres").data.parent.glob("data.superseded_*")
+    assert (kept / "PG_VERSION").exists()
+
+
+def test_the_archive_goes_on_over_the_swap_and_the_old_timeline_can_still_be_reached(cluster: Cluster) -> None:
+    """Undo by the same way: to the newest point of timeline 1, then forward along timeline 2 again."""
+    accounts(cluster)
+    xid = bug(cluster)
+    cluster.sql("postgres", "INSERT INTO accounts VALUES (102, 102)")
+    restore_to_point.fn(NAME, by="before_transaction", target=str(xid), confirm=NAME)
+    after = transaction(cluster, "INSERT INTO accounts VALUES (200, 200)")
+    last = transaction(cluster, "INSERT INTO accounts VALUES (201, 201)")
+    assert after < last
+    assert "timeline=…" in refused(cluster, by="transaction", target=str(last + 1000))
+    back = restore_to_point.fn(NAME, by="latest", timeline=1, confirm=NAME)
+    assert back.facts["timeline"].startswith("3")
+    assert cluster.sql("postgres", "SELECT sum(balance) FROM accounts") == [(102,)]
+    forth = restore_to_point.fn(NAME, by="transaction", target=str(after), timeline=2, confirm=NAME)
+    assert forth.facts["timeline"].startswith("4")
+    assert cluster.sql("postgres", "SELECT count(*), sum(balance) FROM accounts") == [(101, 5250)]
+
+
+def test_chosen_tables_come_back_and_what_others_wrote_since_stays(cluster: Cluster) -> None:
+    cluster.sql("postgres", "CREATE TABLE others (id int PRIMARY KEY)")
+    accounts(cluster)
+    cluster.sql("postgres", "INSERT INTO accounts VALUES (101, 101)")
+    xid = bug(cluster)
+    cluster.sql("postgres", "INSERT INTO others VALUES (1)")
+    (pid,) = [service.pid for name, service in cluster.supervisor.services().items() if name == "postgresql"]
+    report = restore_to_point.fn(
+        NAME, by="before_transaction", target=str(xid), mode="tables", tables=["accounts"], confirm=NAME
+    )
+    assert report.facts["tables at the target, as a backup"].startswith("tables_")
+    assert cluster.sql("postgres", "SELECT count(*), sum(balance) FROM accounts") == [(101, 5151)]
+    assert cluster.sql("postgres", "SELECT count(*) FROM others") == [(1,)]
+    assert cluster.supervisor.services()["postgresql"].pid == pid, "nothing stopped"
+
+
+def test_five_random_targets_each_come_back_to_the_transaction_before(cluster: Cluster) -> None:
+    accounts(cluster)
+    seed = random.randrange(10**6)
+    chance, written = random.Random(seed), list[tuple[int, int]]()
+    for number in range(101, 181):
+        written.append((transaction(cluster, f"INSERT INTO accounts VALUES ({number}, {number})"), number))
+        if chance.random() < 0.05:
+            switch(cluster)
+    for xid, number in sorted(chance.sample(written, 5), reverse=True):
+        report = restore_to_point.fn(NAME, by="before_transaction", target=str(xid), timeline=1, confirm=NAME)
+        assert report.status is Status.WARN
+        found = cluster.sql("postgres", "SELECT max(id), count(*) FROM accounts")
+        assert found == [(number - 1, number - 1)], f"seed {seed}"
+
+
+def test_a_target_outside_of_the_archive_is_refused_with_both_ends(cluster: Cluster) -> None:
+    name = accounts(cluster)
+    bug(cluster)
+    for parameters in (
+        {"by": "time", "target": "2020-01-01 00:00:00"},
+        {"by": "time", "target": "2999-01-01 00:00:00"},
+        {"by": "lsn", "target": "FF/0"},
+        {"by": "lsn", "target": "0/1000000"},
+        {"by": "before_transaction", "target": "4000000"},
+    ):
+        said = refused(cluster, **parameters)
+        assert "oldest reachable point" in said, parameters
+        assert "newest: transaction" in said, parameters
+        assert name or said
+    assert "before the oldest" in refused(cluster, by="time", target="2020-01-01 00:00:00")
+
+
+def damaged(cluster: Cluster, template: Template, how: str) -> None:
+    """Spoil the segment in which the second of three transactions is."""
+    path = segments(cluster)[-2]
+    if how == "missing":
+        path.unlink()
+    elif how == "damaged":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    else:
+        with running_cluster(template, fresh=True) as other:
+            path.unlink()
+            name = path.name[:24]
+            while not (found := other.wal / name).exists():
+                other.sql("postgres", "CREATE TABLE IF NOT EXISTS x (); SELECT pg_switch_wal()")
+            from tasks.encryption import NO_KEY
+            from tasks.wal.archive import Archive
+            from tasks.wal.place import DirectoryPlace
+
+            Archive(DirectoryPlace(path.parent), NO_KEY).put(name, found.read_bytes())
+
+
+@pytest.mark.parametrize(("how", "said"), [
+    ("missing", "missing"), ("damaged", "damaged"), ("foreign", "another cluster"),
+])  # fmt: skip
+def test_bad_wal_is_refused_with_the_point_that_can_be_reached(
+    cluster: Cluster, cluster_template: Template, how: str, said: str
+) -> None:
+    accounts(cluster)
+    found = []
+    for number in (101, 102, 103):
+        found.append(transaction(cluster, f"INSERT INTO accounts VALUES ({number}, {number})"))
+        switch(cluster)
+    assert wait_received(cluster.environment.postgres, "receiver")
+    until(lambda: not list(cluster.wal.glob("*5.partial")), what="the end of the segment", seconds=10)
+    ship_now(cluster.environment)
+    for path in cluster.wal.iterdir():
+        path.unlink()  # else the receiver's copy would put it right
+    damaged(cluster, cluster_template, how)
+    sentence = refused(cluster, by="transaction", target=str(found[2]))
+    assert said in sentence
+    assert f"newest: transaction {found[0]}," in sentence
+    report = restore_to_point.fn(NAME, by="transaction", target=str(found[0]), confirm=NAME)
+    assert cluster.sql("postgres", "SELECT max(id) FROM accounts") == [(101,)], findings(report)
+
+
+def test_incremental_backups_stand_on_each_other_and_go_by_chain(cluster: Cluster) -> None:
+    full = accounts(cluster)
+    cluster.sql("postgres", "INSERT INTO accounts VALUES (101, 101)")
+    middle = backup_cluster.fn(NAME, kind="incremental")
+    cluster.sql("postgres", "INSERT INTO accounts VALUES (102, 102)")
+    last = backup_cluster.fn(NAME, kind="incremental")
+    assert last.facts["kind"] == f"incremental, on {middle.facts['backup']}"
+    assert verify_backup.fn(NAME, kind="cluster").facts["backup"].startswith(last.facts["backup"])
+    xid = bug(cluster)
+    restore_to_point.fn(NAME, by="before_transaction", target=str(xid), confirm=NAME)
+    assert cluster.sql("postgres", "SELECT count(*), sum(balance) FROM accounts") == [(102, 5253)]
+    for path in (cluster.root / "backups" / "cluster").glob("base_*"):  # all are old, and the full one is not verified
+        age(path)
+    plan = prune_backups.fn(NAME, kind="cluster", days=1, keep_verified=1)
+    assert [step.detail for step in plan.plan_steps if step.step == "delete"] == [], "the newest stands on both"
+    assert (cluster.root / "backups" / "cluster" / full).is_dir()
+
+
+def age(path: Path) -> None:
+    """Make a backup's manifest ten days older, sealed anew."""
+    from datetime import timedelta
+
+    from tasks import manifest
+
+    old = manifest.read(path)
+    manifest.write(path, old.model_copy(update={"taken": old.taken - timedelta(days=10)}))
+
+
+def test_wal_goes_with_the_backups_that_needed_it(cluster: Cluster) -> None:
+    first = accounts(cluster)
+    switch(cluster)
+    cluster.sql("postgres", "INSERT INTO accounts VALUES (101, 101)")
+    second = backup_cluster.fn(NAME).facts["backup"]
+    for name in (first, second):
+        age(cluster.root / "backups" / "cluster" / name)
+    verify_backup.fn(NAME, kind="cluster", backup=second)
+    before = segments(cluster)
+    report = prune_backups.fn(NAME, kind="cluster", days=1, keep_verified=1, confirm=NAME)
+    assert not (cluster.root / "backups" / "cluster" / first).exists()
+    left = segments(cluster)
+    assert 0 < len(left) < len(before), report.facts
+    xid = bug(cluster)
+    restore_to_point.fn(NAME, by="before_transaction", target=str(xid), confirm=NAME)
+    assert cluster.sql("postgres", "SELECT sum(balance) FROM accounts") == [(5151,)]
+
+
+def test_a_dead_primary_and_its_receivers_tail(cluster: Cluster) -> None:
+    """Primary and standby are gone, data and all: the newest point is in the receiver's unfinished segment."""
+    accounts(cluster)
+    last = transaction(cluster, "INSERT INTO accounts VALUES (101, 101)")
+    for role in ("postgres", "standby"):
+        cluster.crash(role)
+        shutil.rmtree(cluster.node(role).data)
+    report = restore_to_point.fn(NAME, by="latest", confirm=NAME)
+    (sides,) = [evidence.rows for evidence in report.evidence if evidence.name == "Both sides of the target"]
+    assert sides[0][1] == str(last)
+    assert cluster.sql("postgres", "SELECT sum(balance) FROM accounts") == [(5151,)]
+    assert list(cluster.node("postgres").data.parent.glob("data.superseded_*")) == []
+
+
+def test_what_is_in_the_archive_is_never_written_over(cluster: Cluster) -> None:
+    accounts(cluster)
+    switch(cluster)
+    cluster.sql("postgres", "INSERT INTO accounts VALUES (101, 101)")
+    ship_now(cluster.environment)
+    before = {path.name: path.read_bytes() for path in segments(cluster)}
+    victim = sorted(path for path in cluster.wal.iterdir() if path.suffix != ".partial")[-1]
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    assert any("another content" in text for text in ship_now(cluster.environment).refused)
+    assert {path.name: path.read_bytes() for path in segments(cluster)} == before
+    assert all(gzip.decompress(content)[:2] for content in before.values())
+
+
+def test_a_wrong_target_says_what_to_write(cluster: Cluster) -> None:
+    for by, target in (("time", "yesterday"), ("lsn", "0x17"), ("before_transaction", "abc"), ("latest", "now")):
+        with pytest.raises(OpsError, match="does not fit"):
+            restore_to_point.fn(NAME, by=by, target=target)
+    with pytest.raises(OpsError, match="no target"):
+        restore_to_point.fn(NAME, by="time")
+    with pytest.raises(OpsError, match="no base backup"):
+        restore_to_point.fn(NAME, by="latest")
+    assert psycopg

@@ -1,0 +1,37 @@
+"""How far the receiver of WAL is, as its primary sees it."""
+
+from __future__ import annotations
+
+from blocks.postgres import Postgres, execute
+from runbook.errors import OpsError, Unreachable
+from runbook.kinds import probe
+from runbook.wait import until
+from tasks.wal.names import lsn_of
+
+PATIENCE_SECONDS = 10.0
+
+
+@probe
+def wait_received(postgres: Postgres, name: str) -> bool:
+    """Until the receiver of that application_name has on disk what the primary had when it was asked; false where no
+    primary answers, or the receiver does not stream: it has what it has."""
+    try:
+        with postgres.connect(seconds=2) as connection:
+            if execute(connection, "SELECT pg_is_in_recovery()")[0][0]:
+                return False
+            wanted = lsn_of(str(execute(connection, "SELECT pg_current_wal_flush_lsn()")[0][0]))
+
+            def received() -> bool:
+                rows = execute(connection, _FLUSHED, name)
+                if not rows:
+                    raise OpsError(f"{name} does not stream")
+                return lsn_of(str(rows[0][0])) >= wanted
+
+            return until(received, what=f"{name}'s flush", seconds=PATIENCE_SECONDS, every_seconds=0.05)
+    except (OpsError, Unreachable):
+        return False
+
+
+_FLUSHED = """
+SELECT coalesce(flush_lsn, '0/0') FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming'
+"""
