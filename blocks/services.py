@@ -7,7 +7,8 @@ import http.client
 import shlex
 import xmlrpc.client
 from base64 import b64encode
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, cast
 
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
@@ -23,6 +24,18 @@ ALREADY_STARTED = 60
 NOT_RUNNING = 70
 NO_FILE = 20
 CALL_SECONDS = 180
+# supervisord starts what has exited again within a second, or not at all.
+EXITED_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """What a manager says of a service, in its own words; its main process, 0 where there is none; and whether it runs
+    it, or will start it again by itself."""
+
+    told: str
+    pid: int
+    comes_back: bool
 
 
 class Services(Block, abc.ABC):
@@ -51,6 +64,10 @@ class Services(Block, abc.ABC):
     @abc.abstractmethod
     def is_running(self, role: str) -> bool:
         """Whether its process runs."""
+
+    @abc.abstractmethod
+    def state(self, role: str) -> ServiceState:
+        """Whether it would come back: "not running" may be the moment between two starts."""
 
     @abc.abstractmethod
     def logs(self, role: str, lines: int = 50) -> str:
@@ -85,6 +102,15 @@ class SystemdServices(Services):
             if error.exit_code in (3, 4):
                 return False
             raise
+
+    def state(self, role: str) -> ServiceState:
+        """`systemctl show`: a unit that waits for its restart is "activating"."""
+        names = "ActiveState,SubState,MainPID,UnitFileState"
+        text = self._systemctl("show", self.name_of(role), f"--property={names}")
+        found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        active = found.get("ActiveState", "")
+        told = f"{active} ({found.get('SubState', '')}), {found.get('UnitFileState') or 'not enabled'}"
+        return ServiceState(told, int(found.get("MainPID") or 0), active not in ("inactive", "failed"))
 
     def logs(self, role: str, lines: int = 50) -> str:
         """`journalctl -u`."""
@@ -134,6 +160,13 @@ class SupervisorServices(Services):
         """Whether supervisord says RUNNING."""
         info = self._call("getProcessInfo", self.name_of(role))
         return isinstance(info, dict) and info.get("statename") == "RUNNING"
+
+    def state(self, role: str) -> ServiceState:
+        """`supervisor.getProcessInfo`: STOPPED and FATAL are final, BACKOFF is not."""
+        info = cast(dict[str, Any], self._call("getProcessInfo", self.name_of(role)))
+        state, since = str(info["statename"]), int(info["now"]) - int(info["stop"])
+        final = state in ("STOPPED", "FATAL") or (state == "EXITED" and since > EXITED_SECONDS)
+        return ServiceState(state, int(info["pid"]), not final)
 
     def logs(self, role: str, lines: int = 50) -> str:
         """The end of its standard output."""

@@ -1,0 +1,189 @@
+"""A PostgreSQL failover carried out (§8.3): fence, feed, promote, and what a new primary needs at once."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blocks.environment import Environment
+from flows.database.commits import alone_act
+from flows.recovery.pair import Mode, Pair
+from runbook.errors import OpsError
+from runbook.failpoint import failpoint
+from runbook.permit import Act, Permit
+from runbook.report import Report, Status
+from tasks.application import wait_healthy
+from tasks.connection_string import SWITCH, switch_target
+from tasks.failover.begun import Begun, forget, remember
+from tasks.failover.feeding import FEED, Fed, feed
+from tasks.failover.fencing import FENCE, SIGNAL, Evidence, Fencing, find_fencing, keep_down
+from tasks.failover.ledger import Ledger
+from tasks.failover.member import Control, read_control
+from tasks.failover.promotion import (
+    ATTACH_SECONDS,
+    PROMOTE,
+    Promoted,
+    checkpoint,
+    commits_return,
+    make_slots,
+    promote,
+    promotion,
+    wait_for_stream,
+)
+from tasks.failover.rejoin import REJOIN
+from tasks.postgres.synchronous import ALONE, address, commit_alone, read_synchrony
+from tasks.services import start_services, stop_services
+
+WRITE_SECONDS = 30.0
+HEALTH_SECONDS = 120
+AGAIN = "launch it again: it goes on where this run ended, or says what to do"
+
+
+@dataclass
+class Phases:
+    """Seconds of each phase, as they become known, in their order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """One phase."""
+        started = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - started
+
+
+def acts(env: Environment, pair: Pair) -> list[Act]:
+    """All that a permit of this failover is for."""
+    old, new = address(pair.old), address(pair.new)
+    needed = [Act(FENCE, old), Act(FEED, new), Act(PROMOTE, promotion(pair.old, pair.new)), Act(ALONE, new)]
+    needed.append(Act(REJOIN, old))
+    if env.has("application") and env.application.env_file:
+        needed.append(Act(SWITCH, env.application.env_file))
+    return [*needed, alone_act(env)]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A promotion with its proofs; `kept_down` is what became of the old primary's files."""
+
+    fencing: Fencing
+    kept_down: Evidence
+    fed: Fed
+    promoted: Promoted
+
+
+def stop_and_promote(
+    report: Report, permit: Permit, env: Environment, pair: Pair, mode: Mode, attested: str, fence: bool,
+    phases: Phases, ledger: Ledger,
+) -> Done:  # fmt: skip
+    """Until the new primary takes writes.
+
+    Raises:
+        OpsError: it was not promoted; of a planned one the old primary takes writes again.
+    """
+    planned = pair.course == "hand over"
+    remember(env.reports_directory, Begun.now(address(pair.old), address(pair.new), mode))
+    failpoint("failover: remembered")
+    if planned:
+        ledger.wait_for(address(pair.old), WRITE_SECONDS)
+        checkpoint(pair.old)
+    report.state_is(f"{address(pair.old)} is stopped, and nobody was promoted: no server takes writes", AGAIN)
+    try:
+        with phases.timed("fencing"):
+            control, fencing, kept = _fence(permit, env, pair, attested, stop=planned or fence)
+        with phases.timed("replay of the tail"):
+            fed = feed.after(kept)(permit, pair.new, pair.wal, control if control and control.shut_down else None)
+    except OpsError:
+        if planned:
+            _go_back(report, env, pair)
+        raise
+    promoted = promote.after(fed)(permit, env.services, pair.old, pair.new, attested)
+    phases.seconds["promote"] = promoted.seconds
+    env.forget_roles()
+    return Done(promoted.fencing if promoted.fencing.proven else fencing, kept, fed, promoted)
+
+
+def _fence(
+    permit: Permit, env: Environment, pair: Pair, attested: str, *, stop: bool
+) -> tuple[Control | None, Fencing, Evidence]:
+    """Stopped, where that is this run's to do; proven, or attested; and its files say that it is a standby."""
+    stopped: object = None
+    if stop:
+        stopped = stop_services(env.services, [pair.old.service])
+        failpoint("failover: old primary stopped")
+    if pair.wal and pair.wal.service in env.services.names:  # it starts at once later, not after its own 5 s
+        stopped = stop_services.after(stopped)(env.services, [pair.wal.service])
+    control = read_control.after(stopped)(pair.old)
+    if pair.course == "hand over" and control and not control.shut_down:
+        raise OpsError(f"{address(pair.old)} did not shut down in good order: “{control.state}”",
+                       "look at its log; launch it again: mode=unplanned where it does not start again")  # fmt: skip
+    fencing = find_fencing.after(control)(env.services, pair.old)
+    fencing.require(attested)
+    return control, fencing, keep_down.after(fencing)(permit, pair.old)
+
+
+def _go_back(report: Report, env: Environment, pair: Pair) -> None:
+    """A planned one that cannot go on: the old primary takes writes again."""
+    with contextlib.suppress(OSError):
+        Path(pair.old.data_directory, SIGNAL).unlink(missing_ok=True)
+    roles = [pair.old.service, *([pair.wal.service] if pair.wal and pair.wal.service in env.services.names else [])]
+    start_services(env.services, roles)
+    forget(env.reports_directory)
+    report.state_is(f"nobody was promoted; {address(pair.old)} was started again, and takes writes",
+                    "put right what is said above, and launch it again")  # fmt: skip
+
+
+def settle(report: Report, permit: Permit, env: Environment, pair: Pair, after: object) -> None:
+    """What a new primary needs at once: slots, the receiver of WAL, and commits that return. Idempotent."""
+    wal = pair.wal
+    made = make_slots.after(after)(pair.new, [wal.slot if wal else "", pair.old.slot])
+    if wal and wal.service in env.services.names:
+        start_services.after(made)(env.services, [wal.service])
+        attached = wait_for_stream(pair.new, wal.name, ATTACH_SECONDS)
+        report.expect("WAL receiver", attached,
+                      "look at its log; its connection string must find the primary among both servers "
+                      "(target_session_attrs=primary)",
+                      value=f"{wal.name} {'streams' if attached else 'does not stream'} from {address(pair.new)}",
+                      expected="streaming", otherwise=Status.WARN)  # fmt: skip
+    if not commits_return(pair.new, ATTACH_SECONDS):
+        found = read_synchrony.after(made)(pair.new)
+        commit_alone.after(found)(permit, pair.new)
+        report.warn("commits wait for no standby",
+                    "rejoin-standby joins the other server again, and commits wait for it then; until then a failure "
+                    "of this one loses what nobody else has",
+                    value=f"none of those for whom commits wait is connected ({found.names}): that was overridden",
+                    expected=found.names)  # fmt: skip
+
+
+def redirect(report: Report, permit: Permit, env: Environment, pair: Pair, phases: Phases, *, restart: bool) -> None:
+    """The application's connection string, its restart, and its health.
+
+    Raises:
+        OpsError: it does not become healthy.
+    """
+    if not env.has("application"):
+        return
+    changed, last = False, object()
+    with phases.timed("application"):
+        if env.application.env_file:
+            switched = switch_target(permit, env.application, pair.new)
+            changed, last = switched.changed, switched
+            report.fact("connection string of the application",
+                        f"{switched.before} → {switched.after}" if changed else f"{switched.after} already")  # fmt: skip
+        else:
+            report.warn("connection string of the application", "name its file in [application] "
+                        "env_file; until then change it by hand and restart it", value="no file is named")  # fmt: skip
+        roles = env.services_in(("backend",))
+        if not roles:
+            report.fact("application", "not restarted: the environment names no service for it")
+            return
+        if changed or restart:
+            stopped = stop_services.after(last)(env.services, roles)
+            failpoint("failover: application stopped")
+            last = start_services.after(stopped)(env.services, roles)
+        health = wait_healthy.after(last)(env.application, seconds=HEALTH_SECONDS)
+    report.expect("application", True, "", value=health.answer)

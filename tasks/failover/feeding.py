@@ -1,0 +1,147 @@
+"""A standby brought to the end of what was received anywhere, and proven to be there (§8.3).
+
+"Replayed = received" would refuse good ones: it may have got more from the archive than it was streamed, and what was
+streamed may end in the middle of a record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from psycopg import sql
+
+from blocks.postgres import Postgres, execute
+from blocks.wal import Wal
+from runbook.errors import OpsError, Unreachable
+from runbook.failpoint import failpoint
+from runbook.kinds import action, probe
+from runbook.permit import Permit
+from runbook.wait import until
+from tasks.failover.member import Control, Member, ask_member
+from tasks.failover.segments import Beyond, find_segments, lsn, read_beyond
+from tasks.host import is_here
+from tasks.postgres.synchronous import address
+
+FEED = "replay everything received on"
+PATIENCE_SECONDS = 3.0
+"""A standby asks its own archive every `wal_retrieve_retry_interval` (5 s, the lab 0.5 s)."""
+FEED_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place where WAL was received, and what it holds that the standby has not replayed; `problem` where that is
+    not known. `segments` of which cluster and newest timeline."""
+
+    name: str
+    directory: str
+    beyond: Beyond
+    system: int = 0
+    timeline: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Fed:
+    """The proof: the standby has replayed to `place`, on `timeline`; `received` is what it was streamed."""
+
+    place: int
+    received: int
+    timeline: int
+    sources: tuple[Source, ...]
+
+
+@probe
+def read_source(name: str, postgres: Postgres, directory: str, timeline: int, place: int) -> Source:
+    """See `source_of`. `postgres` has the programs that read it."""
+    return source_of(name, postgres, directory, timeline, place)
+
+
+def source_of(name: str, postgres: Postgres, directory: str, timeline: int, place: int) -> Source:
+    """What a directory of WAL on this host holds of a timeline after a position."""
+    path = Path(directory)
+    try:
+        segments = find_segments(path)
+        newest = segments[-1] if segments else None
+        beyond = read_beyond(postgres, path, timeline, place)
+    except OpsError as error:
+        return Source(name, directory, Beyond(place), problem=error.message)
+    return Source(name, directory, beyond, newest.system if newest else 0, newest.timeline if newest else 0)
+
+
+@action
+def feed(permit: Permit, postgres: Postgres, wal: Wal | None, control: Control | None) -> Fed:
+    """Wait until the standby has replayed all that it and the receiver of WAL have; where its own `restore_command`
+    does not bring it the receiver's, give it one that does, for the time of this. `control`: of a primary that was shut
+    down in good order; its last checkpoint must have been replayed.
+
+    Raises:
+        OpsError: it does not get there; nobody was promoted.
+    """
+    permit.require(FEED, address(postgres))
+    failpoint("failover: before feeding")
+    with contextlib.suppress(Unreachable):
+        return until(lambda: _fed(postgres, wal, control), what="the replay", seconds=PATIENCE_SECONDS)
+    with _restoring(postgres, wal):
+        try:
+            return until(lambda: _fed(postgres, wal, control), what="the replay", seconds=FEED_SECONDS)
+        except Unreachable as error:
+            raise OpsError(
+                f"{address(postgres)} does not replay everything that was received: {error.message}",
+                "look at its log; bring what it misses from the receiver's directory into its restore_command's place",
+            ) from None
+
+
+def _fed(postgres: Postgres, wal: Wal | None, control: Control | None) -> Fed:
+    """Raises Unreachable, with the reason, while it has not come to the end."""
+    now = ask_member(postgres)
+    if not now.follows:
+        raise OpsError(f"{now.address} is no standby any more: {now.problem or 'it takes writes'}", "launch it again")
+    if now.receiver == "streaming":
+        raise Unreachable(f"{now.address} is still being streamed to")
+    sources = sources_of(postgres, wal, now)
+    for source in sources:
+        if source.problem:
+            raise OpsError(f"{source.name} cannot be compared: {source.problem}", "put it right, and launch it again")
+        if source.beyond.bytes:
+            raise Unreachable(f"{source.name} has {source.beyond.bytes:,} bytes more than {lsn(now.written)}")
+    if not is_here(postgres.host) and now.written < now.received:
+        raise Unreachable(f"it was streamed {lsn(now.received)} and has replayed {lsn(now.written)}")
+    if control and now.written <= control.checkpoint:
+        raise Unreachable(f"the shutdown checkpoint at {lsn(control.checkpoint)} is not replayed")
+    return Fed(now.written, now.received, now.timeline, sources)
+
+
+def sources_of(postgres: Postgres, wal: Wal | None, now: Member) -> tuple[Source, ...]:
+    """What the receiver, and the standby's own directory of WAL, hold beyond what it has replayed, as far as they are
+    on this host."""
+    places = [("the receiver of WAL", wal.directory)] if wal else []
+    if is_here(postgres.host):
+        places.append(("the standby's own WAL", str(Path(postgres.data_directory, "pg_wal"))))
+    return tuple(source_of(name, postgres, directory, now.timeline, now.written) for name, directory in places)
+
+
+@contextlib.contextmanager
+def _restoring(postgres: Postgres, wal: Wal | None) -> Iterator[None]:
+    """Its `restore_command` reads the receiver's directory, also the segment that is not whole; then as it was."""
+    if wal is None or not is_here(postgres.host):
+        yield
+        return
+    received = f'"{wal.directory}/%f"'
+    command = f'cp {received} "%p" 2>/dev/null || cp {received}.partial "%p" 2>/dev/null'
+    with postgres.connect() as connection:
+        rows = execute(connection, "SELECT setting, sourcefile FROM pg_settings WHERE name = 'restore_command'")
+        execute(connection, sql.SQL("ALTER SYSTEM SET restore_command = {}").format(sql.Literal(command)))
+        execute(connection, "SELECT pg_reload_conf()")
+    try:
+        yield
+    finally:
+        before, file = rows[0]
+        kept = sql.SQL("ALTER SYSTEM SET restore_command = {}").format(sql.Literal(before))
+        own = str(file or "").endswith("postgresql.auto.conf")
+        with postgres.connect() as connection:
+            execute(connection, kept if own else "ALTER SYSTEM RESET restore_command")
+            execute(connection, "SELECT pg_reload_conf()")

@@ -1,0 +1,163 @@
+"""Evidence that the old primary is stopped and cannot start again: without it there would be two primaries (§8.3)."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from blocks.postgres import Postgres
+from blocks.services import Services
+from runbook.errors import OpsError, Unreachable
+from runbook.kinds import action, probe
+from runbook.permit import Permit
+from tasks.host import is_here
+from tasks.postgres.synchronous import address
+
+FENCE = "fence"
+CONNECT_SECONDS = 2.0
+SIGNAL = "standby.signal"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One thing that must be so: `holds` is None where nobody here can tell."""
+
+    what: str
+    holds: bool | None
+    seen: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Fencing:
+    """All evidence of one server."""
+
+    server: str
+    rows: tuple[Evidence, ...]
+
+    @property
+    def proven(self) -> bool:
+        """Everything was seen to be so."""
+        return all(row.holds for row in self.rows)
+
+    @property
+    def against(self) -> tuple[Evidence, ...]:
+        """What was seen to be otherwise: it lives, or would be started again."""
+        return tuple(row for row in self.rows if row.holds is False)
+
+    @property
+    def unknown(self) -> tuple[Evidence, ...]:
+        """What a person has to attest."""
+        return tuple(row for row in self.rows if row.holds is None)
+
+    def require(self, attested: str) -> None:
+        """That it may be replaced.
+
+        Raises:
+            OpsError: it lives, would come back, or nobody has proven or attested that it does not.
+        """
+        if self.against:
+            first = self.against[0]
+            raise OpsError(f"{self.server} is not fenced: {first.what}: {first.seen}", first.hint)
+        if self.unknown and not attested:
+            first = self.unknown[0]
+            raise OpsError(f"{self.server} is not proven to be fenced: {first.what}: {first.seen}", first.hint)
+
+
+@probe
+def find_fencing(services: Services, postgres: Postgres) -> Fencing:
+    """See `fencing_of`."""
+    return fencing_of(services, postgres)
+
+
+def fencing_of(services: Services, postgres: Postgres) -> Fencing:
+    """Port, supervisor, processes: as they are now."""
+    supervised = _supervisor(services, postgres)
+    return Fencing(address(postgres), (_port(postgres), supervised, _processes(postgres, supervised)))
+
+
+ATTEST = "have somebody switch it off or cut it off, and say who and how in fenced_by"
+
+
+def _port(postgres: Postgres) -> Evidence:
+    what = "its port is closed"
+    if postgres.host.startswith("/"):
+        there = Path(postgres.host, f".s.PGSQL.{postgres.port}").exists()
+        return Evidence(what, None if there else True, "its socket's file is there" if there else "no socket", ATTEST)
+    try:
+        socket.create_connection((postgres.host, postgres.port), CONNECT_SECONDS).close()
+    except ConnectionRefusedError:
+        return Evidence(what, True, f"{address(postgres)} refuses connections")
+    except OSError as error:
+        return Evidence(what, None, f"{address(postgres)} cannot be reached ({error})", ATTEST)
+    return Evidence(what, False, f"{address(postgres)} accepts connections",
+                    "it lives, or hangs: mode=planned while it answers; else fence=true stops it through its "
+                    "supervisor")  # fmt: skip
+
+
+def _supervisor(services: Services, postgres: Postgres) -> Evidence:
+    what = "its supervisor does not run it, and will not start it"
+    try:
+        state = services.state(postgres.service)
+    except Unreachable as error:
+        return Evidence(what, None, error.message, ATTEST)
+    except OpsError as error:
+        return Evidence(what, None, error.message, error.hint or ATTEST)
+    told = f"{services.names[postgres.service]}: {state.told}" + (f", process {state.pid}" if state.pid else "")
+    return Evidence(what, not state.comes_back, told,
+                    "its supervisor would start it again: launch it with fence=true, or stop "
+                    f"{services.names[postgres.service]} there")  # fmt: skip
+
+
+def _processes(postgres: Postgres, supervised: Evidence) -> Evidence:
+    what = "none of its processes is left"
+    if not is_here(postgres.host):
+        return Evidence(what, supervised.holds, f"as its supervisor says: {supervised.seen}", supervised.hint)
+    left = processes_in(Path(postgres.data_directory))
+    return Evidence(what, not left, f"processes {', '.join(map(str, left[:5]))}" if left else "none",
+                    "end them, the oldest first: kill -INT")  # fmt: skip
+
+
+def processes_in(data: Path) -> list[int]:
+    """Processes of this host that work in a data directory, as every one of a server does."""
+    wanted, found = os.path.realpath(data), []
+    for process in psutil.process_iter():
+        try:
+            if os.path.realpath(process.cwd()) == wanted and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except (psutil.Error, OSError):
+            continue
+    return sorted(found)
+
+
+@action(idempotent=True)
+def keep_down(permit: Permit, postgres: Postgres) -> Evidence:
+    """Have a stopped server of this host come up as a standby, should anybody start it: that takes no writes."""
+    permit.require(FENCE, address(postgres))
+    what, data = "started again it would take no writes", Path(postgres.data_directory)
+    if not is_here(postgres.host):
+        return Evidence(what, None, "its files are on another host", ATTEST)
+    if not (data / "PG_VERSION").exists():
+        return Evidence(what, True, f"there is no cluster in {data}")
+    give_like(data, data / SIGNAL, "")
+    return Evidence(what, True, f"{SIGNAL} is in {data}")
+
+
+def give_like(data: Path, path: Path, text: str) -> None:
+    """Write a file on disk in one step, which then belongs to the owner of the data directory."""
+    beside, owner = path.with_name(f".{path.name}.new"), data.stat()
+    beside.unlink(missing_ok=True)
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        if os.geteuid() == 0:
+            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    os.fsync(directory)
+    os.close(directory)

@@ -1,0 +1,66 @@
+"""What makes a stopped server a standby of another: its connection string, its slot, its signal file.
+
+https://www.postgresql.org/docs/current/warm-standby.html#STANDBY-SERVER-SETUP
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from blocks.postgres import Postgres, execute
+from tasks.failover.fencing import SIGNAL, give_like
+
+AUTO = "postgresql.auto.conf"
+KEPT = ("postgresql.conf", AUTO, "pg_hba.conf", "pg_ident.conf")
+_OWN = re.compile(r"\s*(primary_conninfo|primary_slot_name|synchronous_standby_names)\b", re.IGNORECASE)
+# libpq's own, and which of several hosts: of the server that it was written for.
+_DROPPED = ("hostaddr", "target_session_attrs", "load_balance_hosts", "dbname", "replication")
+
+
+def upstream_of(primary: Postgres, standby: Postgres) -> str:
+    """How `standby` logs in to `primary`: as `primary` did when it was a standby itself; where it never was, as
+    administrator. It may hold a password: it goes into the data directory's own file, and nowhere else.
+
+    Raises:
+        Unreachable: the primary is down.
+    """
+    with primary.connect() as connection:
+        told = str(execute(connection, "SELECT current_setting('primary_conninfo')")[0][0])
+    known = {key: value for key, value in conninfo_to_dict(told).items() if key not in _DROPPED} if told else {}
+    if not known:
+        known = {"user": primary.admin_user, "password": primary.admin_password.get_secret_value()}
+    known |= {"host": primary.host, "port": str(primary.port)}
+    known |= {"application_name": standby.name} if standby.name else {}
+    return make_conninfo("", **known)
+
+
+def follow(standby: Postgres, upstream: str, data: Path | None = None, before: str = "") -> None:
+    """Have a stopped server (or the copy in `data`) start as a standby of `upstream`. `before` is what stood in its
+    postgresql.auto.conf, where that was overwritten."""
+    directory = data or Path(standby.data_directory)
+    auto = directory / AUTO
+    text = before or (auto.read_text(encoding="utf-8") if auto.exists() else "")
+    lines = [line for line in text.splitlines() if not _OWN.match(line)]
+    lines.append(f"primary_conninfo = {_quoted(upstream)}")
+    lines += [f"primary_slot_name = {_quoted(standby.slot)}"] if standby.slot else []
+    give_like(directory, auto, "\n".join((*lines, "")))
+    give_like(directory, directory / SIGNAL, "")
+
+
+def read_kept(data: Path) -> dict[str, str]:
+    """A server's own configuration in its data directory: a copy of another brings that one's."""
+    return {name: (data / name).read_text(encoding="utf-8") for name in KEPT if (data / name).is_file()}
+
+
+def put_back(data: Path, kept: dict[str, str]) -> None:
+    """Write it there again."""
+    for name, text in kept.items():
+        give_like(data, data / name, text)
+
+
+def _quoted(value: str) -> str:
+    doubled = value.replace("'", "''")
+    return f"'{doubled}'"

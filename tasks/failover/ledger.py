@@ -1,0 +1,135 @@
+"""Writes of our own through a failover, each with a number: which were acknowledged, by whom, and which are there."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+
+from blocks.nodes import ASK_SECONDS
+from blocks.postgres import Postgres, execute
+from runbook.errors import OpsError
+from runbook.wait import until
+from tasks.postgres.synchronous import address
+
+_TABLE = """
+CREATE TABLE IF NOT EXISTS interview_ops_failover (run text, id bigint, at timestamptz DEFAULT now(),
+                                                   PRIMARY KEY (run, id))
+"""
+_WRITE = "INSERT INTO interview_ops_failover (run, id) VALUES (%s, %s)"
+GAP_SECONDS = 0.01
+RETRY_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One acknowledged write: its number, when (monotonic seconds), and the server that acknowledged it."""
+
+    number: int
+    at: float
+    server: str
+
+
+@dataclass(frozen=True)
+class Account:
+    """All acknowledged writes of a ledger, those of them that are not there, and how many attempts nobody answered."""
+
+    entries: tuple[Entry, ...]
+    missing: frozenset[int]
+    indeterminate: int
+
+    def on(self, server: str) -> list[Entry]:
+        """Those that one server acknowledged."""
+        return [entry for entry in self.entries if entry.server == server]
+
+
+class Ledger:
+    """Inserts numbers all the time, one a transaction, as administrator, on whichever of the servers takes writes.
+
+    A context manager; its table, in the maintenance database, goes at the end. A commit that waits for a standby is
+    never cancelled: the ledger waits with it.
+    """
+
+    def __init__(self, servers: Sequence[Postgres]) -> None:
+        self.entries: list[Entry] = []
+        self.last_error = ""
+        self._servers = list(servers)
+        self._run, self._attempts = secrets.token_hex(4), 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
+
+    def __enter__(self) -> Ledger:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """No more writes."""
+        self._stop.set()
+        self._thread.join(ASK_SECONDS + 1)
+
+    def find_first(self, server: str) -> Entry | None:
+        """The first write that this server acknowledged."""
+        return next((entry for entry in list(self.entries) if entry.server == server), None)
+
+    def wait_for(self, server: str, seconds: float) -> Entry:
+        """The first write that this server acknowledges.
+
+        Raises:
+            Unreachable: there was none in time.
+        """
+        found = until(
+            lambda: self.find_first(server),
+            what=f"a write that {server} acknowledges ({self.last_error or 'no error'})",
+            seconds=seconds,
+            every_seconds=0.005,
+            hint="look at its log, and at synchronous_standby_names: a commit waits for those who are named there",
+        )
+        assert found
+        return found
+
+    def account(self, primary: Postgres) -> Account:
+        """Stop, look for every acknowledged number, and remove the table.
+
+        Raises:
+            Unreachable: the primary is down.
+        """
+        self.stop()
+        entries = tuple(self.entries)
+        there: set[int] = set()
+        with primary.connect() as connection:
+            with contextlib.suppress(psycopg.errors.UndefinedTable):
+                rows = execute(connection, "SELECT id FROM interview_ops_failover WHERE run = %s", self._run)
+                there = {int(row[0]) for row in rows}
+            if not self._thread.is_alive():  # else its own commit holds the table
+                execute(connection, "DROP TABLE IF EXISTS interview_ops_failover")
+        missing = frozenset(entry.number for entry in entries) - there
+        return Account(entries, missing, self._attempts - len(entries))
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            for server in self._servers:
+                with contextlib.suppress(OpsError, psycopg.Error):
+                    self._write(server)
+            self._stop.wait(RETRY_SECONDS)
+
+    def _write(self, server: Postgres) -> None:
+        try:
+            with server.connect(seconds=ASK_SECONDS) as connection:
+                if execute(connection, "SELECT pg_is_in_recovery()")[0][0]:
+                    return
+                execute(connection, _TABLE)
+                while not self._stop.wait(GAP_SECONDS if self.entries else 0):
+                    self._attempts += 1
+                    execute(connection, _WRITE, self._run, self._attempts)
+                    self.entries.append(Entry(self._attempts, time.monotonic(), address(server)))
+        except (OpsError, psycopg.Error) as error:
+            self.last_error = str(error).strip().splitlines()[0][:200]
+            raise

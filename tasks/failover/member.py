@@ -1,0 +1,191 @@
+"""What the two servers of a failover say of themselves, and what the files of one that is down say.
+
+https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-RECOVERY-CONTROL
+https://www.postgresql.org/docs/current/app-pgcontroldata.html
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+
+from blocks.nodes import ASK_SECONDS
+from blocks.postgres import Postgres, execute, first_line
+from runbook import shell
+from runbook.errors import OpsError, Unreachable
+from runbook.kinds import probe
+from tasks.host import is_here
+from tasks.postgres.synchronous import address
+
+
+@dataclass(frozen=True)
+class Member:
+    """One server now. Positions in WAL are bytes: `written` is the end of its own on a primary; on a standby
+    `received` is what it was streamed, `written` what it has replayed. `problem` where it does not answer: then the
+    rest is empty, and `dead` says whether nobody answered at all."""
+
+    address: str
+    problem: str = ""
+    dead: bool = False
+    in_recovery: bool = False
+    system: int = 0
+    timeline: int = 0
+    received: int = 0
+    written: int = 0
+    paused: str = ""
+    receiver: str = ""
+    version: int = 0
+    sync_names: str = ""
+    sync_commit: str = ""
+
+    @property
+    def is_primary(self) -> bool:
+        """Whether it answers, and takes writes."""
+        return not self.problem and not self.in_recovery
+
+    @property
+    def follows(self) -> bool:
+        """Whether it answers, and is in recovery."""
+        return not self.problem and self.in_recovery
+
+
+@probe
+def read_member(postgres: Postgres) -> Member:
+    """See `ask_member`."""
+    return ask_member(postgres)
+
+
+def ask_member(postgres: Postgres) -> Member:
+    """What a server says; one that does not answer, or refuses, is an answer too."""
+    where = address(postgres)
+    try:
+        with postgres.connect(seconds=ASK_SECONDS) as connection:
+            execute(connection, "SET statement_timeout = '5s'")
+            row = execute(connection, _MEMBER)[0]
+    except OpsError as error:
+        return Member(where, error.message, isinstance(error, Unreachable))
+    except psycopg.Error as error:
+        return Member(where, first_line(error))
+    recovery, system, timeline, received, written, paused, receiver, version, names, commit = row
+    return Member(
+        where, "", False, bool(recovery), int(system), int(timeline), int(received), int(written), str(paused),
+        str(receiver), int(version), str(names), str(commit),
+    )  # fmt: skip
+
+
+_MEMBER = """
+SELECT r, (SELECT system_identifier FROM pg_control_system()),
+       CASE WHEN r THEN greatest((SELECT timeline_id FROM pg_control_checkpoint()),
+                                 (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
+                                 (SELECT received_tli FROM pg_stat_wal_receiver))
+            ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END,
+       CASE WHEN r THEN coalesce(pg_last_wal_receive_lsn() - '0/0'::pg_lsn, 0) ELSE 0 END,
+       CASE WHEN r THEN coalesce(pg_last_wal_replay_lsn() - '0/0'::pg_lsn, 0) ELSE pg_current_wal_lsn() - '0/0' END,
+       CASE WHEN r THEN pg_get_wal_replay_pause_state() ELSE 'not paused' END,
+       coalesce((SELECT status FROM pg_stat_wal_receiver), ''),
+       current_setting('server_version_num'),
+       current_setting('synchronous_standby_names'),
+       (SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit')
+FROM (SELECT pg_is_in_recovery() AS r) AS here
+"""
+
+
+@dataclass(frozen=True)
+class Lag:
+    """A standby in its primary's eyes: bytes that are not on its disk, and bytes that it has not replayed."""
+
+    state: str
+    sync_state: str
+    flush_bytes: int
+    replay_bytes: int
+
+
+@probe
+def read_lag(primary: Postgres, name: str) -> Lag | None:
+    """How far the standby of that application_name is behind; None where the primary sends it nothing.
+
+    Raises:
+        Unreachable: the primary is down.
+    """
+    with primary.connect() as connection:
+        rows = execute(connection, _LAG, name)
+    return Lag(str(rows[0][0]), str(rows[0][1]), int(rows[0][2]), int(rows[0][3])) if rows else None
+
+
+_LAG = """
+SELECT state, sync_state, (pg_current_wal_lsn() - coalesce(flush_lsn, '0/0'))::bigint,
+       (pg_current_wal_lsn() - coalesce(replay_lsn, '0/0'))::bigint
+FROM pg_stat_replication WHERE application_name = %s ORDER BY replay_lsn DESC NULLS LAST
+"""
+
+
+@dataclass(frozen=True)
+class Control:
+    """The control file of a data directory: `state` in PostgreSQL's words, `checkpoint` where the last one is."""
+
+    system: int
+    state: str
+    checkpoint: int
+    timeline: int
+
+    @property
+    def shut_down(self) -> bool:
+        """Whether the server ended in good order."""
+        return self.state.startswith("shut down")
+
+
+@probe
+def read_control(postgres: Postgres) -> Control | None:
+    """See `control_of`."""
+    return control_of(postgres)
+
+
+def control_of(postgres: Postgres) -> Control | None:
+    """The control file of a server whose data is on this host and can be read; None otherwise.
+
+    Its timeline is the newest that the data directory knows: a promotion writes its history before anything else.
+    """
+    data = Path(postgres.data_directory)
+    if not is_here(postgres.host):
+        return None
+    try:
+        if not (data / "global" / "pg_control").exists():
+            return None
+        printed = shell.run(
+            [postgres.program("pg_controldata"), "-D", data], environment={"LC_ALL": "C"}, timeout_seconds=30
+        ).stdout
+        histories = [int(path.stem, 16) for path in (data / "pg_wal").glob("*.history")]
+    except (OSError, OpsError):
+        return None
+    found = dict(re.findall(r"^([^:\n]+):[ \t]+(.+)$", printed, re.MULTILINE))
+    high, low = found["Latest checkpoint location"].split("/")
+    return Control(
+        int(found["Database system identifier"]),
+        found["Database cluster state"],
+        (int(high, 16) << 32) + int(low, 16),
+        max(int(found["Latest checkpoint's TimeLineID"]), *histories, 0),
+    )
+
+
+@probe
+def read_configured(postgres: Postgres, name: str) -> str:
+    """A setting as the configuration files of a server that is down have it; empty where they cannot be read.
+
+    https://www.postgresql.org/docs/current/app-postgres.html: `postgres -C`
+    """
+    if not is_here(postgres.host):
+        return ""
+    file = ["-c", f"config_file={postgres.config_file}"] if postgres.config_file else []
+    program = str(Path(postgres.programs, "postgres"))
+    try:
+        return shell.run(
+            [program, "-C", name, "-D", postgres.data_directory, *file],
+            user=postgres.os_user,
+            directory=Path("/"),
+            timeout_seconds=30,
+        ).stdout.strip()
+    except OpsError:
+        return ""

@@ -1,0 +1,145 @@
+"""The promotion itself, and what the new primary needs at once: slots, the receiver of WAL, commits that return.
+
+https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-RECOVERY-CONTROL-TABLE
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from blocks.postgres import Postgres, execute
+from blocks.services import Services
+from runbook.errors import OpsError, Unreachable
+from runbook.failpoint import failpoint
+from runbook.kinds import action
+from runbook.permit import Permit
+from runbook.wait import until
+from tasks.failover.fencing import Fencing, fencing_of
+from tasks.failover.member import ask_member
+from tasks.failover.segments import position
+from tasks.postgres.synchronous import address, synchrony
+
+PROMOTE = "promote"
+PROMOTE_SECONDS = 60
+ATTACH_SECONDS = 8.0
+"""A receiver of WAL connects within a second of its start."""
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """The timeline that begins, and where (bytes of WAL); `began` and `done` are monotonic seconds."""
+
+    timeline: int
+    switched_at: int
+    began: float
+    done: float
+    fencing: Fencing
+
+    @property
+    def seconds(self) -> float:
+        """`pg_promote`, until it takes writes."""
+        return self.done - self.began
+
+
+@action
+def promote(permit: Permit, services: Services, old: Postgres, new: Postgres, attested: str) -> Promoted:
+    """`pg_promote`, waiting, right after the last look at the fence of the old primary.
+
+    Raises:
+        OpsError: the old primary is not fenced (any more), the standby is none, or it was not promoted in time.
+    """
+    permit.require(PROMOTE, promotion(old, new))
+    fencing = fencing_of(services, old)
+    fencing.require(attested)
+    before = ask_member(new)
+    if not before.follows or before.paused != "not paused":
+        raise OpsError(
+            f"{before.address} cannot be promoted: {before.problem or before.paused}; nobody was promoted",
+            "launch it again: it says how it stands",
+        )
+    failpoint("failover: before pg_promote")
+    began = time.monotonic()
+    with new.connect() as connection:
+        done = execute(connection, "SELECT pg_promote(true, %s)", PROMOTE_SECONDS)[0][0]
+    if not done:
+        raise OpsError(f"{before.address} was not promoted within {PROMOTE_SECONDS} s", "look at its log, then launch "
+                       "it again: it goes on, or says who is the primary")  # fmt: skip
+    finished = time.monotonic()
+    failpoint("failover: promoted")
+    return Promoted(ask_member(new).timeline, switched_at(new), began, finished, fencing)
+
+
+def promotion(old: Postgres, new: Postgres) -> str:
+    """What a permit names."""
+    return f"{address(old)} → {address(new)}"
+
+
+def switched_at(primary: Postgres, timeline: int = 0) -> int:
+    """Where a server's own timeline began, or where `timeline`, which it has come through, ended; 0 for the first.
+
+    https://www.postgresql.org/docs/current/continuous-archiving.html#BACKUP-TIMELINES
+    """
+    with primary.connect() as connection:
+        rows = execute(connection, _HISTORY)
+    ended = {int(one): position(place) for one, place in (line.split()[:2] for line in _lines(rows))}
+    return ended.get(timeline or max(ended, default=0), 0)
+
+
+def _lines(rows: Sequence[Sequence[object]]) -> list[str]:
+    text = str(rows[0][0]) if rows and rows[0][0] else ""
+    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+_HISTORY = """
+SELECT pg_read_file('pg_wal/' || left(pg_walfile_name(pg_current_wal_lsn()), 8) || '.history', 0, 1000000, true)
+"""
+
+
+@action(idempotent=True)
+def make_slots(primary: Postgres, names: Sequence[str]) -> tuple[str, ...]:
+    """Physical slots that keep WAL from this moment on, where they are not there; which were made."""
+    made = []
+    with primary.connect() as connection:
+        there = {str(row[0]) for row in execute(connection, "SELECT slot_name FROM pg_replication_slots")}
+        for name in dict.fromkeys(filter(None, names)):
+            if name not in there:
+                execute(connection, "SELECT pg_create_physical_replication_slot(%s, true)", name)
+                made.append(name)
+    return tuple(made)
+
+
+@action(idempotent=True)
+def checkpoint(primary: Postgres) -> float:
+    """CHECKPOINT; the seconds it took. After a promotion pg_rewind reads the new timeline from it."""
+    started = time.monotonic()
+    with primary.connect() as connection:
+        execute(connection, "CHECKPOINT")
+    return time.monotonic() - started
+
+
+def streams(primary: Postgres, name: str) -> bool:
+    """Whether somebody of that application_name streams from it now."""
+    with primary.connect() as connection:
+        return bool(execute(connection, _STREAMS, name))
+
+
+_STREAMS = "SELECT 1 FROM pg_stat_replication WHERE application_name = %s AND state = 'streaming'"
+
+
+def wait_for_stream(primary: Postgres, name: str, seconds: float) -> bool:
+    """Whether somebody of that application_name streams from it within so many seconds."""
+    return _in_time(lambda: streams(primary, name), f"the stream to {name}", seconds)
+
+
+def commits_return(primary: Postgres, seconds: float) -> bool:
+    """Whether enough are connected within so many seconds of those for whom commits wait."""
+    return _in_time(lambda: not synchrony(primary).hangs, "commits that return", seconds)
+
+
+def _in_time(ready: Callable[[], bool], what: str, seconds: float) -> bool:
+    try:
+        return until(ready, what=what, seconds=seconds, every_seconds=0.05)
+    except Unreachable:
+        return False

@@ -1,0 +1,155 @@
+"""Directories of WAL segments: what they hold beyond a position, down to the last whole record.
+
+https://www.postgresql.org/docs/current/pgwaldump.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import struct
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from blocks.postgres import Postgres
+from runbook import shell
+from runbook.errors import CommandFailed, OpsError
+
+WALDUMP_SECONDS = 300
+_NAME = re.compile(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})(\.partial)?")
+# XLogLongPageHeaderData: magic, info, timeline, address of the page, length, system identifier, bytes of a segment.
+_HEADER = struct.Struct("<HHIQI4xQI")
+_END = re.compile(r"error in WAL record at ([0-9A-F]+/[0-9A-F]+)(?:.*? at ([0-9A-F]+/[0-9A-F]+))?")
+_SMALLEST, _TAIL_BYTES = 24, 1 << 20
+_COMMITS = re.compile(r"^\s*Transaction/COMMIT\w*\s+(\d+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One file, by its name and by the header in it. `start` is the position of its first byte."""
+
+    path: Path
+    timeline: int
+    start: int
+    bytes: int
+    system: int
+
+    @property
+    def name(self) -> str:
+        """As a finished one is called."""
+        return self.path.name.removesuffix(".partial")
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """Whole records after a position: where the last of them ends (the position itself where there is none), how many
+    bytes that is, and how many transactions they commit."""
+
+    end: int
+    bytes: int = 0
+    commits: int = 0
+
+
+def position(text: str) -> int:
+    """An LSN `16/B374D848` as a number of bytes."""
+    high, low = text.split("/")
+    return (int(high, 16) << 32) + int(low, 16)
+
+
+def lsn(place: int) -> str:
+    """A number of bytes as an LSN."""
+    return f"{place >> 32:X}/{place & 0xFFFFFFFF:X}"
+
+
+def find_segments(directory: Path) -> list[Segment]:
+    """The segments of a directory in order, a `.partial` one too where it is not there whole.
+
+    Those that were kept for later use, whose names are ahead of what is in them, are not among them.
+
+    Raises:
+        OpsError: the directory cannot be read.
+    """
+    try:
+        paths = {path.name: path for path in directory.iterdir()}
+        found = [_segment(path) for name, path in paths.items() if name.removesuffix(".partial") not in paths
+                 or not name.endswith(".partial")]  # fmt: skip
+    except OSError as error:
+        raise OpsError(f"{directory} cannot be read: {error.strerror}", "let this user read it") from None
+    return sorted((one for one in found if one), key=lambda one: (one.timeline, one.start))
+
+
+def _segment(path: Path) -> Segment | None:
+    match = _NAME.fullmatch(path.name)
+    if not match:
+        return None
+    with path.open("rb") as file:
+        head = file.read(_HEADER.size)
+    if len(head) < _HEADER.size:
+        return None
+    _, _, _, address, _, system, size = _HEADER.unpack(head)
+    if not system or not size:
+        return None
+    start = (int(match[2], 16) << 32) + int(match[3], 16) * size
+    return Segment(path, int(match[1], 16), start, size, system) if address == start else None
+
+
+def read_beyond(postgres: Postgres, directory: Path, timeline: int, place: int) -> Beyond:
+    """What a directory holds of a timeline after a position.
+
+    Raises:
+        OpsError: it cannot be read; or it holds what is later, and not what comes before that.
+    """
+    there = [one for one in find_segments(directory) if one.timeline == timeline and one.start + one.bytes > place]
+    if not there:
+        return Beyond(place)
+    if there[0].start > place:
+        raise OpsError(
+            f"{directory} begins at {lsn(there[0].start)}: what is between {lsn(place)} and that is missing",
+            "bring the missing segments there from the archive, and launch it again",
+        )
+    with _linked(there) as links:
+        argv = _argv(postgres, links, timeline, place)
+        end = _end(argv, place)
+        if end == place:
+            return Beyond(place)
+        counted = shell.run([*argv, "-e", lsn(end), "--stats=record"], timeout_seconds=WALDUMP_SECONDS).stdout
+    return Beyond(end, end - place, sum(map(int, _COMMITS.findall(counted))))
+
+
+def _argv(postgres: Postgres, directory: Path, timeline: int, place: int) -> list[str | Path]:
+    return [postgres.program("pg_waldump"), "-p", directory, "-t", str(timeline), "-s", lsn(place)]
+
+
+def _end(argv: list[str | Path], place: int) -> int:
+    """It reads until it finds no more, and says where that was."""
+    try:
+        shell.run([*argv, "-q"], environment={"LC_ALL": "C"}, timeout_seconds=WALDUMP_SECONDS)
+    except CommandFailed as error:
+        if "could not find a valid record" in error.stderr:
+            return place
+        if found := _END.search(error.stderr):
+            return max(place, position(found[2]) if found[2] else 0, position(found[1]) + _SMALLEST)
+        if "could not find file" in error.stderr:  # the next segment: the last record goes on in it, or it is unused
+            return _last_printed(argv, place)
+        raise
+    raise OpsError("pg_waldump found no end of the WAL", "look at the directory of WAL by hand: pg_waldump")
+
+
+def _last_printed(argv: list[str | Path], place: int) -> int:
+    with tempfile.TemporaryFile() as out:
+        with shell.spawn(argv, environment={"LC_ALL": "C"}, stdout=out) as child:
+            child.wait(WALDUMP_SECONDS)
+        out.seek(max(0, out.tell() - _TAIL_BYTES))
+        found = re.findall(rb"lsn: ([0-9A-F]+/[0-9A-F]+)", out.read())
+    return max(place, position(found[-1].decode()) + _SMALLEST) if found else place
+
+
+@contextlib.contextmanager
+def _linked(segments: list[Segment]) -> Iterator[Path]:
+    """A directory that names a `.partial` one like the others: pg_waldump goes by names."""
+    with tempfile.TemporaryDirectory(prefix="ops-wal-") as directory:
+        for one in segments:
+            Path(directory, one.name).symlink_to(one.path)
+        yield Path(directory)
