@@ -82,12 +82,11 @@ def _require_two(env: Environment, mode: str) -> None:
 
 def _course(primary: Member, standby: Member, mode: Mode, wanted: str, begun: Begun | None) -> Course:
     """What it is: an earlier run's end, a living primary's hand-over, a dead one's succession."""
-    if primary.is_primary:
+    if primary.is_primary and not standby.is_primary:  # two are refused
         left_by_another = begun is not None and begun.new == primary.address
         if left_by_another or wanted == primary.address or (mode == "unplanned" and not standby.follows):
             return "finish"
-        return "hand over"
-    return "take over"
+    return "hand over" if primary.is_primary else "take over"
 
 
 def _described(

@@ -29,6 +29,7 @@ def judge(report: Report, pair: Pair, mode: Mode, attested: str, fence: bool, li
     _judge_replay(report, pair)
     if pair.fencing:
         judge_fencing(report, pair.fencing, attested, fence)
+        _judge_silence(report, pair, fence)
     _judge_lag(report, pair, limit_bytes)
     tell_mode(report, pair)
     report.fail_if_critical()
@@ -40,8 +41,8 @@ def _judge_roles(report: Report, pair: Pair, mode: Mode) -> None:
     begun = pair.begun is not None and pair.begun.new == will.address
     if was.is_primary and mode == "unplanned":
         report.expect(f"the old primary {was.address} is dead", False,
-                      "it lives: a second primary beside it would be a split brain. Launch it with mode=planned",
-                      value=f"it answers, and takes writes (timeline {was.timeline})", expected="no answer")  # fmt: skip
+                      "it lives: a second primary beside it would be a split brain. Launch it as planned",
+                      value=f"it takes writes (timeline {was.timeline})", expected="no answer")  # fmt: skip
     if not was.is_primary and mode == "planned" and not begun:
         why = was.problem or "it is in recovery"
         report.expect(f"the primary {was.address} answers", False,
@@ -127,6 +128,14 @@ def judge_fencing(report: Report, fencing: Fencing, attested: str, fence: bool) 
             report.expect(f"the old primary: {row.what}", False, row.hint, value=row.seen, expected="seen")
 
 
+def _judge_silence(report: Report, pair: Pair, fence: bool) -> None:
+    """A primary that still sends WAL lives, whatever anybody attests."""
+    silent = pair.will.receiver != "streaming"
+    report.expect("the old primary sends no WAL", silent, "it lives: look at it again; fence=true stops it",
+                  value="none" if silent else f"{pair.will.address} is still streamed to", expected="none",
+                  otherwise=Status.WARN if fence else Status.CRITICAL)  # fmt: skip
+
+
 def _judge_lag(report: Report, pair: Pair, limit_bytes: int) -> None:
     """Bytes that the standby does not have: by the primary itself, or by the files of a dead one."""
     if pair.course == "hand over":
@@ -137,8 +146,8 @@ def _judge_lag(report: Report, pair: Pair, limit_bytes: int) -> None:
         return
     missing = missing_bytes(pair)
     if missing is None:
-        report.warn("lag of the standby", "what the old primary had beyond is not known: compare with the "
-                    "application's own records", value="not measured: the old primary's files cannot be read")  # fmt: skip
+        report.warn("lag of the standby", "what the old primary had beyond is not known: compare with "
+                    "the application's records", value="not measured: its files cannot be read")  # fmt: skip
         return
     _expect_lag(report, missing, limit_bytes, "start the old primary if it can be, or bring its WAL to the standby; "
                 "allow that loss with max_lag_megabytes")  # fmt: skip

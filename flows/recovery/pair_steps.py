@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from blocks.environment import Environment
+from blocks.postgres import Postgres
+from blocks.wal import Wal
 from flows.database.commits import alone_act
 from flows.recovery.pair import Mode, Pair
-from runbook.errors import OpsError
+from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.permit import Act, Permit
 from runbook.report import Report, Status
@@ -31,6 +33,7 @@ from tasks.failover.promotion import (
     make_slots,
     promote,
     promotion,
+    start_receiver,
     wait_for_stream,
 )
 from tasks.failover.rejoin import REJOIN
@@ -116,7 +119,8 @@ def _fence(
         stopped = stop_services(env.services, [pair.old.service])
         failpoint("failover: old primary stopped")
     if pair.wal and pair.wal.service in env.services.names:  # it starts at once later, not after its own 5 s
-        stopped = stop_services.after(stopped)(env.services, [pair.wal.service])
+        with contextlib.suppress(Unreachable):  # with the old primary's host; it is told later that it does not stream
+            stopped = stop_services.after(stopped)(env.services, [pair.wal.service])
     control = read_control.after(stopped)(pair.old)
     if pair.course == "hand over" and control and not control.shut_down:
         raise OpsError(f"{address(pair.old)} did not shut down in good order: “{control.state}”",
@@ -142,13 +146,8 @@ def settle(report: Report, permit: Permit, env: Environment, pair: Pair, after: 
     wal = pair.wal
     made = make_slots.after(after)(pair.new, [wal.slot if wal else "", pair.old.slot])
     if wal and wal.service in env.services.names:
-        start_services.after(made)(env.services, [wal.service])
-        attached = wait_for_stream(pair.new, wal.name, ATTACH_SECONDS)
-        report.expect("WAL receiver", attached,
-                      "look at its log; its connection string must find the primary among both servers "
-                      "(target_session_attrs=primary)",
-                      value=f"{wal.name} {'streams' if attached else 'does not stream'} from {address(pair.new)}",
-                      expected="streaming", otherwise=Status.WARN)  # fmt: skip
+        start_receiver.after(made)(env.services, wal.service)
+        tell_receiver(report, pair.new, wal)
     if not commits_return(pair.new, ATTACH_SECONDS):
         found = read_synchrony.after(made)(pair.new)
         commit_alone.after(found)(permit, pair.new)
@@ -157,6 +156,14 @@ def settle(report: Report, permit: Permit, env: Environment, pair: Pair, after: 
                     "of this one loses what nobody else has",
                     value=f"none of those for whom commits wait is connected ({found.names}): that was overridden",
                     expected=found.names)  # fmt: skip
+
+
+def tell_receiver(report: Report, primary: Postgres, wal: Wal) -> None:
+    """Whether it streams from the primary within `ATTACH_SECONDS`."""
+    attached = wait_for_stream(primary, wal.name, ATTACH_SECONDS)
+    told = f"{wal.name} {'streams' if attached else 'does not stream'} from {address(primary)}"
+    hint = "look at its log; its connection string must name both servers, with target_session_attrs=primary"
+    report.expect("WAL receiver", attached, hint, value=told, expected="streaming", otherwise=Status.WARN)
 
 
 def redirect(report: Report, permit: Permit, env: Environment, pair: Pair, phases: Phases, *, restart: bool) -> None:
@@ -172,8 +179,8 @@ def redirect(report: Report, permit: Permit, env: Environment, pair: Pair, phase
         if env.application.env_file:
             switched = switch_target(permit, env.application, pair.new)
             changed, last = switched.changed, switched
-            report.fact("connection string of the application",
-                        f"{switched.before} → {switched.after}" if changed else f"{switched.after} already")  # fmt: skip
+            report.fact("connection string",
+                        f"{switched.before} → {switched.after}" if changed else switched.after)  # fmt: skip
         else:
             report.warn("connection string of the application", "name its file in [application] "
                         "env_file; until then change it by hand and restart it", value="no file is named")  # fmt: skip

@@ -93,6 +93,9 @@ def _judge_again(
         if (found.course, found.target) != (pair.course, pair.target):
             raise OpsError(f"changed since it was judged: it was {pair.target}, it is {found.target}",
                            "launch it again: a new plan")  # fmt: skip
+        if found.course == "take over" and found.will.received > pair.will.received:
+            raise OpsError(f"{found.will.address} has got more WAL since it was judged: the old primary lives",
+                           "look at the old primary again")  # fmt: skip
         judge(again, found, mode, attested, fence, limit)
     except RunbookFailed as error:
         raise OpsError(f"changed since it was judged: {error.message}", "launch it again: a new plan") from None

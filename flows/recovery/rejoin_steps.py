@@ -8,7 +8,7 @@ from typing import Literal
 
 from blocks.environment import Environment
 from blocks.postgres import Postgres, execute
-from flows.recovery.pair_steps import AGAIN
+from flows.recovery.pair_steps import AGAIN, tell_receiver
 from runbook.errors import CommandFailed, OpsError
 from runbook.permit import Act, Permit
 from runbook.render import size
@@ -19,6 +19,7 @@ from tasks.failover.promotion import (
     ATTACH_SECONDS,
     commits_return,
     make_slots,
+    start_receiver,
     streams,
     switched_at,
     wait_for_stream,
@@ -221,8 +222,8 @@ def wait_for_all(report: Report, permit: Permit, env: Environment, primary: Post
     """Commits wait again for whom the configuration names, where they are there."""
     if env.has("wal") and env.wal.service in env.services.names and not streams(primary, env.wal.name):
         make_slots(primary, [env.wal.slot])
-        start_services(env.services, [env.wal.service])
-        wait_for_stream(primary, env.wal.name, ATTACH_SECONDS)
+        start_receiver(env.services, env.wal.service)
+        tell_receiver(report, primary, env.wal)
     with primary.connect() as connection:
         overridden = bool(execute(connection, _OVERRIDDEN))
     if overridden:

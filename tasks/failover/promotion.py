@@ -111,6 +111,17 @@ def make_slots(primary: Postgres, names: Sequence[str]) -> tuple[str, ...]:
 
 
 @action(idempotent=True)
+def start_receiver(services: Services, role: str) -> str:
+    """Have the receiver of WAL started; what its manager says where it does not do so. Not waited for: whether it
+    streams is what counts."""
+    try:
+        services.start(role)
+    except OpsError as error:
+        return error.message
+    return ""
+
+
+@action(idempotent=True)
 def checkpoint(primary: Postgres) -> float:
     """CHECKPOINT; the seconds it took. After a promotion pg_rewind reads the new timeline from it."""
     started = time.monotonic()
