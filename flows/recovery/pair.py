@@ -69,7 +69,9 @@ def read_pair(env: Environment, mode: Mode, wanted: str) -> Pair:
     if wanted and wanted not in now:
         raise OpsError(f"{wanted} is neither of the two servers", f"choose one of {', '.join(now)}, or leave it empty")
     course = _course(now[address(primary)], now[address(standby)], mode, wanted, begun)
-    old, new = (standby, primary) if course == "finish" else (primary, standby)
+    asked = wanted or (begun.new if begun else "")
+    stands = course == "take over" and asked == address(primary) and now[asked].follows  # both are in recovery
+    old, new = (standby, primary) if course == "finish" or stands else (primary, standby)
     return _described(env, course, old, new, now, begun)
 
 
@@ -83,7 +85,7 @@ def _require_two(env: Environment, mode: str) -> None:
 def _course(primary: Member, standby: Member, mode: Mode, wanted: str, begun: Begun | None) -> Course:
     """What it is: an earlier run's end, a living primary's hand-over, a dead one's succession."""
     if primary.is_primary and not standby.is_primary:  # two are refused
-        left_by_another = begun is not None and begun.new == primary.address
+        left_by_another = begun is not None and begun.new == primary.address and wanted != standby.address
         if left_by_another or wanted == primary.address or (mode == "unplanned" and not standby.follows):
             return "finish"
     return "hand over" if primary.is_primary else "take over"

@@ -44,7 +44,7 @@ def tell_done(report: Report, pair: Pair, done: Done) -> None:
     report.table(
         "Received WAL, all of it replayed",
         ("where", "directory", "beyond what was replayed"),
-        [(source.name, source.directory, size(source.beyond.bytes)) for source in done.fed.sources],
+        [(source.name, source.directory, source.problem or size(source.beyond.bytes)) for source in done.fed.sources],
     )
     report.fact("promoted", f"{address(pair.new)} at {lsn(done.promoted.switched_at)}, now on timeline "
                 f"{done.promoted.timeline}")  # fmt: skip
@@ -58,7 +58,8 @@ def tell_loss(report: Report, pair: Pair, done: Done, left: Beyond | None, accou
         more = f" ({left.bytes:,} bytes of no committed transaction)" if left.bytes else ""
         report.fact("acknowledged writes lost", f"0 (proven: the old primary's WAL has no commit beyond{more})")
         return
-    by_mode = is_synchronous(pair) and not account.missing
+    unread = any(source.problem for source in done.fed.sources)
+    by_mode = is_synchronous(pair) and not account.missing and not unread
     told = f"{left.commits:,} transactions ({left.bytes:,} bytes) are only in the old primary's WAL" if left else ""
     if by_mode:
         why = f"0, by synchronous replication ({pair.sync_names}): all that its members have was replayed"
@@ -69,8 +70,8 @@ def tell_loss(report: Report, pair: Pair, done: Done, left: Beyond | None, accou
     hint = "rejoin-standby saves that WAL; compare with the application's own records of the time before the failure"
     if left is None:
         hint = "compare with the application's own records of the time before the failure"
-    report.warn("acknowledged writes lost", hint, value=told or "not known: the old primary's WAL cannot be read, and "
-                "replication was asynchronous", expected="0")  # fmt: skip
+    report.warn("acknowledged writes lost", hint, value=told or "not known: its WAL cannot be read, and the "
+                "mode of replication does not exclude it", expected="0")  # fmt: skip
     report.fact("acknowledged writes lost", f"at most {left.commits:,} transactions" if left else "not known")
 
 

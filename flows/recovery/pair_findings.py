@@ -67,6 +67,9 @@ def _judge_identity(report: Report, pair: Pair) -> None:
     known, mine = {"the old primary": pair.system}, pair.will.timeline
     timelines = {"the old primary": pair.old_timeline}
     for source in sources_of(pair.new, pair.wal, pair.will) if pair.course == "take over" else ():
+        if source.problem:
+            report.warn(source.name, "have this user read its directory; else what only it has is lost",
+                        value=f"it cannot be compared: {source.problem}")  # fmt: skip
         known |= {source.name: source.system}
         timelines |= {source.name: source.timeline if source.timeline > mine else 0}  # it may be behind
     others = {name: found for name, found in known.items() if found and found != pair.will.system}

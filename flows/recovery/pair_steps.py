@@ -42,6 +42,8 @@ from tasks.services import start_services, stop_services
 
 WRITE_SECONDS = 30.0
 HEALTH_SECONDS = 120
+RETURN_SECONDS = 1.0
+"""Whoever commits wait for has been waited for: what is left is that the server has noticed."""
 AGAIN = "launch it again: it goes on where this run ended, or says what to do"
 
 
@@ -89,11 +91,11 @@ def stop_and_promote(
         OpsError: it was not promoted; of a planned one the old primary takes writes again.
     """
     planned = pair.course == "hand over"
-    remember(env.reports_directory, Begun.now(address(pair.old), address(pair.new), mode))
-    failpoint("failover: remembered")
     if planned:
         ledger.wait_for(address(pair.old), WRITE_SECONDS)
         checkpoint(pair.old)
+    remember(env.reports_directory, Begun.now(address(pair.old), address(pair.new), mode))
+    failpoint("failover: remembered")
     report.state_is(f"{address(pair.old)} is stopped, and nobody was promoted: no server takes writes", AGAIN)
     try:
         with phases.timed("fencing"):
@@ -131,11 +133,15 @@ def _fence(
 
 
 def _go_back(report: Report, env: Environment, pair: Pair) -> None:
-    """A planned one that cannot go on: the old primary takes writes again."""
-    with contextlib.suppress(OSError):
-        Path(pair.old.data_directory, SIGNAL).unlink(missing_ok=True)
+    """A planned one that cannot go on: the old primary takes writes again. Why it is done is told, whatever happens."""
     roles = [pair.old.service, *([pair.wal.service] if pair.wal and pair.wal.service in env.services.names else [])]
-    start_services(env.services, roles)
+    try:
+        Path(pair.old.data_directory, SIGNAL).unlink(missing_ok=True)
+        start_services(env.services, roles)
+    except (OpsError, OSError) as error:
+        report.expect("the old primary started again", False, f"start {pair.old.service} by hand, without {SIGNAL}",
+                      value=str(error))  # fmt: skip
+        return
     forget(env.reports_directory)
     report.state_is(f"nobody was promoted; {address(pair.old)} was started again, and takes writes",
                     "put right what is said above, and launch it again")  # fmt: skip
@@ -148,7 +154,7 @@ def settle(report: Report, permit: Permit, env: Environment, pair: Pair, after: 
     if wal and wal.service in env.services.names:
         start_receiver.after(made)(env.services, wal.service)
         tell_receiver(report, pair.new, wal)
-    if not commits_return(pair.new, ATTACH_SECONDS):
+    if not commits_return(pair.new, RETURN_SECONDS):
         found = read_synchrony.after(made)(pair.new)
         commit_alone.after(found)(permit, pair.new)
         report.warn("commits wait for no standby",
@@ -174,7 +180,8 @@ def redirect(report: Report, permit: Permit, env: Environment, pair: Pair, phase
     """
     if not env.has("application"):
         return
-    changed, last = False, object()
+    changed = False
+    last: object = None
     with phases.timed("application"):
         if env.application.env_file:
             switched = switch_target(permit, env.application, pair.new)

@@ -13,7 +13,6 @@ from runbook.errors import CommandFailed, OpsError
 from runbook.permit import Act, Permit
 from runbook.render import size
 from runbook.report import Report, Status
-from tasks.failover.following import follow, upstream_of
 from tasks.failover.member import Control, Member, read_control, read_member
 from tasks.failover.promotion import (
     ATTACH_SECONDS,
@@ -27,6 +26,7 @@ from tasks.failover.promotion import (
 from tasks.failover.rejoin import (
     REJOIN,
     Rejoined,
+    configure,
     copy_anew,
     read_diverged,
     rewind,
@@ -179,8 +179,7 @@ def join(report: Report, permit: Permit, env: Environment, joining: Joining, met
 def _first_way(report: Report, permit: Permit, joining: Joining, way: str, method: Method) -> Rejoined | None:
     """By `way`; None where it takes a base backup."""
     if way == "start":
-        follow(joining.node, upstream_of(joining.primary, joining.node))
-        return Rejoined("start", 0.0)
+        return configure(permit, joining.primary, joining.node)
     if way == "base_backup":
         return None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from dataclasses import dataclass
@@ -85,18 +86,24 @@ ATTEST = "have somebody switch it off or cut it off, and say who and how in fenc
 
 def _port(postgres: Postgres) -> Evidence:
     what = "its port is closed"
-    if postgres.host.startswith("/"):
-        there = Path(postgres.host, f".s.PGSQL.{postgres.port}").exists()
-        return Evidence(what, None if there else True, "its socket's file is there" if there else "no socket", ATTEST)
     try:
-        socket.create_connection((postgres.host, postgres.port), CONNECT_SECONDS).close()
-    except ConnectionRefusedError:
+        _knock(postgres)
+    except (ConnectionRefusedError, FileNotFoundError):
         return Evidence(what, True, f"{address(postgres)} refuses connections")
     except OSError as error:
         return Evidence(what, None, f"{address(postgres)} cannot be reached ({error})", ATTEST)
     return Evidence(what, False, f"{address(postgres)} accepts connections",
                     "it lives, or hangs: mode=planned while it answers; else fence=true stops it through its "
                     "supervisor")  # fmt: skip
+
+
+def _knock(postgres: Postgres) -> None:
+    if not postgres.host.startswith("/"):
+        socket.create_connection((postgres.host, postgres.port), CONNECT_SECONDS).close()
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knocking:
+        knocking.settimeout(CONNECT_SECONDS)
+        knocking.connect(str(Path(postgres.host, f".s.PGSQL.{postgres.port}")))
 
 
 def _supervisor(services: Services, postgres: Postgres) -> Evidence:
@@ -117,21 +124,28 @@ def _processes(postgres: Postgres, supervised: Evidence) -> Evidence:
     what = "none of its processes is left"
     if not is_here(postgres.host):
         return Evidence(what, supervised.holds, f"as its supervisor says: {supervised.seen}", supervised.hint)
-    left = processes_in(Path(postgres.data_directory))
+    left, unseen = look_for_processes(Path(postgres.data_directory))
+    if unseen and not left:
+        told = f"this user may not look at {unseen} servers' processes; its supervisor says: {supervised.seen}"
+        return Evidence(what, supervised.holds, told, supervised.hint)
     return Evidence(what, not left, f"processes {', '.join(map(str, left[:5]))}" if left else "none",
                     "end them, the oldest first: kill -INT")  # fmt: skip
 
 
-def processes_in(data: Path) -> list[int]:
-    """Processes of this host that work in a data directory, as every one of a server does."""
-    wanted, found = os.path.realpath(data), []
+def look_for_processes(data: Path) -> tuple[list[int], int]:
+    """Processes of this host that work in a data directory, as every one of a server does; and how many servers'
+    processes this user may not look at."""
+    wanted, found, unseen = os.path.realpath(data), [], 0
     for process in psutil.process_iter():
         try:
             if os.path.realpath(process.cwd()) == wanted and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process.pid)
+        except (psutil.AccessDenied, PermissionError):
+            with contextlib.suppress(psutil.Error):
+                unseen += process.name() in ("postgres", "postmaster")
         except (psutil.Error, OSError):
             continue
-    return sorted(found)
+    return sorted(found), unseen
 
 
 @action(idempotent=True)

@@ -20,7 +20,7 @@ from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.permit import Permit
-from tasks.failover.fencing import SIGNAL, give_like, processes_in
+from tasks.failover.fencing import SIGNAL, give_like, look_for_processes
 from tasks.failover.following import follow, put_back, read_kept, upstream_of
 from tasks.failover.segments import Beyond, find_segments, read_beyond
 from tasks.postgres.synchronous import address
@@ -118,6 +118,19 @@ def rewind(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
     return Rejoined("rewind", time.monotonic() - started)
 
 
+@action(idempotent=True)
+def configure(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
+    """A stopped standby is told whom to follow; nothing else of it changes.
+
+    Raises:
+        OpsError: something still runs there.
+    """
+    permit.require(REJOIN, address(standby))
+    _require_stopped(standby)
+    follow(standby, upstream_of(primary, standby))
+    return Rejoined("start", 0.0)
+
+
 @action
 def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
     """`pg_basebackup` beside, then renamed into place; the old data directory is renamed aside, never removed.
@@ -152,7 +165,7 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
 
 
 def _require_stopped(standby: Postgres) -> None:
-    left = processes_in(Path(standby.data_directory))
+    left, _ = look_for_processes(Path(standby.data_directory))
     if left:
         raise OpsError(
             f"processes still work in {standby.data_directory}: {', '.join(map(str, left[:5]))}",

@@ -1,0 +1,26 @@
+"""A planned switchover of the lab's own database, there and back: the application follows it, and answers."""
+
+from __future__ import annotations
+
+from blocks import toml
+from flows.recovery.postgres_failover import postgres_failover
+from runbook.report import Status
+from tasks.application import smoke_check
+from tasks.connection_string import read_target
+from tests.recovery.conftest import System
+
+
+def test_the_application_follows_there_and_back(system: System) -> None:
+    env = toml.environment(system.name)
+    addresses = {f"{node.host}:{node.port}" for node in env.nodes()}
+    before = read_target(env.application)
+    (other,) = addresses - {before}
+    for wanted in (other, before):
+        report = postgres_failover.fn(system.name, new_primary=wanted, confirm=system.name)
+        assert report.status is Status.WARN, report.sentence()
+        assert report.facts["acknowledged writes lost"].startswith("0 (proven")
+        assert read_target(toml.environment(system.name).application) == wanted
+        assert system.healthy()
+        smoke = smoke_check(env.application)
+        assert smoke.ok, smoke.detail
+        print({name: value for name, value in report.facts.items() if value.endswith(" s")})
