@@ -7,7 +7,7 @@ from pathlib import Path
 from flows.recovery.pair import Mode, Pair
 from runbook.render import size
 from runbook.report import Report, Status
-from tasks.failover.feeding import source_of, sources_of
+from tasks.failover.feeding import RECEIVER, source_of, sources_of
 from tasks.failover.fencing import Fencing
 from tasks.failover.segments import lsn
 from tasks.host import is_here
@@ -67,7 +67,7 @@ def _judge_identity(report: Report, pair: Pair) -> None:
     known, mine = {"the old primary": pair.system}, pair.will.timeline
     timelines = {"the old primary": pair.old_timeline}
     for source in sources_of(pair.new, pair.wal, pair.will) if pair.course == "take over" else ():
-        if source.problem:
+        if source.problem and source.name == RECEIVER:
             report.warn(source.name, "have this user read its directory; else what only it has is lost",
                         value=f"it cannot be compared: {source.problem}")  # fmt: skip
         known |= {source.name: source.system}

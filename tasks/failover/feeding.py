@@ -106,7 +106,7 @@ def _fed(postgres: Postgres, wal: Wal | None, control: Control | None) -> Fed:
     sources = sources_of(postgres, wal, now)
     for source in sources:
         if source.problem and source.name != RECEIVER:  # of the receiver's the plan has warned
-            raise OpsError(f"{source.name} cannot be compared: {source.problem}", "put it right, and launch it again")
+            raise Unreachable(f"{source.name} cannot be compared: {source.problem}")
         if source.beyond.bytes:
             raise Unreachable(f"{source.name} has {source.beyond.bytes:,} bytes more than {lsn(now.written)}")
     if not is_here(postgres.host) and now.written < now.received:

@@ -6,6 +6,7 @@ https://www.postgresql.org/docs/current/pgwaldump.html
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import struct
 import tempfile
@@ -148,8 +149,15 @@ def _last_printed(argv: list[str | Path], place: int) -> int:
 
 @contextlib.contextmanager
 def _linked(segments: list[Segment]) -> Iterator[Path]:
-    """A directory that names a `.partial` one like the others: pg_waldump goes by names."""
-    with tempfile.TemporaryDirectory(prefix="ops-wal-") as directory:
+    """A directory that names a `.partial` one like the others, as pg_waldump goes by names.
+
+    The files are held open, and reached through that: a server that recovers puts others in their places meanwhile.
+    """
+    with tempfile.TemporaryDirectory(prefix="ops-wal-") as directory, contextlib.ExitStack() as stack:
         for one in segments:
-            Path(directory, one.name).symlink_to(one.path)
+            try:
+                file = stack.enter_context(one.path.open("rb"))
+            except OSError as error:
+                raise OpsError(f"{one.path} cannot be read: {error.strerror}", "launch it again") from None
+            Path(directory, one.name).symlink_to(f"/proc/{os.getpid()}/fd/{file.fileno()}")
         yield Path(directory)

@@ -182,3 +182,18 @@ def test_an_attested_fence_is_told_apart_from_a_proven_one(cluster: Cluster) -> 
     assert "山田" in told
     assert "its port is closed" in finding(report, "fence, proven")
     assert not cluster.is_standby("standby")
+
+
+def test_without_what_the_receiver_had_it_says_what_it_does_not_know(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its directory is gone, and so are the dead primary's files: nobody can say that nothing is lost."""
+    with cluster.writing() as writes:
+        writes.wait(20)
+        cluster.crash("postgres")
+        with cluster.gone(cluster.wal), cluster.gone(cluster.node("postgres").data):
+            report = fail_over("unplanned")
+            assert "cannot be compared" in finding(report, "the receiver of WAL")
+            assert "not measured" in finding(report, "lag of the standby")
+            assert report.facts["acknowledged writes lost"] == "not known"
+    assert not cluster.is_standby("standby")
