@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from blocks.postgres import Postgres
+from runbook.durable import sync
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.kinds import action
@@ -20,7 +21,7 @@ from runbook.permit import Permit
 from runbook.wait import until
 from tasks.cluster.instance import Instance
 from tasks.cluster.unpack import give
-from tasks.stores.directory import sync, told
+from tasks.stores.directory import told
 
 REPLACE_CLUSTER = "replace cluster"
 SUPERSEDED = ".superseded_"

@@ -13,10 +13,11 @@ from typing import Protocol
 
 from blocks.environment import Environment, Stores
 from blocks.s3 import Bucket
+from runbook.durable import sync
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from tasks.s3 import objects
-from tasks.stores.directory import sync, told
+from tasks.stores.directory import told
 
 WRITING = ".writing-"
 
