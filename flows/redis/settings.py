@@ -95,6 +95,7 @@ def apply_redis_settings(
         change = choosing.parse_override(override) if override else None
         servers = findings.find_servers(report, env, changes=True, waiver=master)
         findings.judge_role(report, servers[0], Status.CRITICAL)
+        report.fail_if_critical()
         known = records.read_all(env.reports_directory)
         chosen = servers if everywhere else servers[:1]
         orders = [
@@ -142,6 +143,7 @@ def undo_redis_settings(
     with runbook("Undo Redis settings", env, confirm, changes=True) as report:
         servers = findings.find_servers(report, env, changes=True, waiver=master)
         findings.judge_role(report, servers[0], Status.CRITICAL)
+        report.fail_if_critical()
         chosen = servers if everywhere or record else servers[:1]
         pairs = steps.find_undoable(env, records.read_all(env.reports_directory), chosen, record)
         report.fact("record", ", ".join(f"{kept.name} of {found.address}" for found, kept in pairs))
@@ -152,6 +154,9 @@ def undo_redis_settings(
         orders = [each.order for each in undone]
         steps.require_rights(orders)
         steps.plan(report, orders)
+        for each in undone:
+            if not each.left:
+                report.plan("close", f"record {each.record.name}: its old values are back then")
         permit = report.permit(*(act for order in orders for act in order.acts))
         results = [steps.undo(report, env, permit, each) for each in undone]
         report.outcome = steps.told_of(results, "back")

@@ -286,6 +286,7 @@ LEAST = (
         (("+@all", "-client|pause"), "CLIENT|PAUSE"),
         (("+@all", "-replicaof"), "REPLICAOF"),
         (("+@all", "-info"), "INFO"),
+        (("+@all", "-multi"), "MULTI"),
     ],
 )
 def test_a_user_without_rights_is_refused_before_anything(
@@ -296,6 +297,10 @@ def test_a_user_without_rights_is_refused_before_anything(
     report = refused()
     assert f"the command {missing}" in report.sentence() + " ".join(found.value for found in report.findings)
     assert group.agreed_master() == group.master.address
+    info = group.master.client().info("replication", "commandstats")
+    assert info["role"] == "master"
+    done = [name for name in ("replicaof", "client|pause") if info.get(f"cmdstat_{name}", {"calls": 0})["calls"]]
+    assert not done, "tried, and not carried out"
 
 
 def test_a_user_with_the_least_rights_can(group: Group, way: str, monkeypatch: pytest.MonkeyPatch) -> None:

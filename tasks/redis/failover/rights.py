@@ -46,6 +46,8 @@ def find_refused_commands(block: Redis, *, demotes: bool) -> list[OpsError]:
                 except redis.ResponseError as error:
                     told = block.refused(error)
                     refused.setdefault(told.message, told)
+                    if words == ("MULTI",):
+                        break  # without a transaction they would be carried out
         finally:
             connection.disconnect()
             client.connection_pool.release(connection)
