@@ -62,6 +62,18 @@ class Lab:
         """Its second region: `environ`, `status` and `logs` are that one's."""
         return Lab(f"{self.name}-dr")
 
+    def empty_region(self) -> None:
+        """The second region as it was prepared, after a failover to it: everything stopped, its data removed, and users
+        sent to the lab again. The copies of backups stay."""
+        region = lifecycle.second_region(lifecycle.existing(self.name)[0])
+        region.supervisor.shutdown()
+        layout = region.layout
+        for data in (layout.postgres_data, layout.standby_data, layout.wal, layout.redis_data, layout.application):
+            for path in data.parent.glob(f"{data.name}*"):  # and what recoveries kept aside
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        layout.endpoint.unlink(missing_ok=True)
+        lifecycle.up(self.name, silent)
+
     def endpoint(self) -> str:
         """Where users are sent now."""
         return lifecycle.existing(self.name)[0].layout.endpoint.read_text().strip()

@@ -87,6 +87,7 @@ def bring_up(region: SecondRegion, tell: Tell) -> None:
         supervisor.shutdown()
     if not supervisor.is_running():
         supervisor.launch(clean_environment())
+        tell(f"the second region {region.layout.name} is prepared, and runs nothing")
 
 
 def send_users(first: Services, second: Services) -> None:

@@ -15,18 +15,12 @@ a failing test.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import itertools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +35,13 @@ from lab.layout import Layout
 from lab.nodes import Node, nodes
 from lab.postgres import DATABASE
 from lab.processes import MARK, Account, run, write
-from lab.state import Passwords, Ports, State
+from lab.state import Ports, State
 from lab.supervision import Program, Supervisor
 from runbook.errors import Unreachable
 from runbook.wait import until
 from tests.servers import binaries
+from tests.templates import Template, new_directory
+from tests.writes import TABLE, Writes, writing
 
 NAME = "pair"
 PROGRAMS = {"postgres": "postgresql", "standby": "postgresql-standby", "receiver": replication.RECEIVER_PROGRAM}
@@ -54,7 +50,6 @@ SETTINGS = (
     *("shared_buffers = 32MB", "min_wal_size = 32MB", "max_wal_size = 256MB"),
     "dynamic_shared_memory_type = mmap",
 )
-_PREFIX = "ops-cluster-"
 _LOG_LINES = 40
 _running: list[Cluster] = []
 _failed: list[tuple[str, str]] = []  # the logs of those that are gone by the time of the report
@@ -116,42 +111,12 @@ programs = "{programs}"
 os_user = "{user}\""""
 
 
-def _directory(kind: str) -> Path:
-    """A new one, which the servers' user can traverse to: in memory where there is plenty, since a disk takes ten times
-    as long for the copies, and what these tests kill are processes. What killed test runs left is removed."""
-    memory, disk = Path("/dev/shm"), Path("/var/tmp")
-    for left in (*memory.glob(f"{_PREFIX}*"), *disk.glob(f"{_PREFIX}*")):
-        if not psutil.pid_exists(int(left.name.removeprefix(_PREFIX).split("-")[0])):
-            shutil.rmtree(left, ignore_errors=True)
-    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 4 << 30
-    made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-{kind}-", dir=memory if roomy else disk))
-    made.chmod(0o755)
-    return made
-
-
-@dataclass
-class Writes:
-    """What a client was told. Ids of the rows of `writes`: an attempt that is not acknowledged is indeterminate."""
-
-    attempted: list[int] = field(default_factory=list)
-    acknowledged: list[int] = field(default_factory=list)
-
-    def wait(self, more: int) -> None:
-        """Until so many more are acknowledged."""
-        wanted = len(self.acknowledged) + more
-        until(lambda: len(self.acknowledged) >= wanted, what=f"{more} acknowledged writes", seconds=60)
-
-    def lost(self, found: Sequence[tuple[Any, ...]]) -> set[int]:
-        """Acknowledged, and not in what `SELECT id FROM writes` found."""
-        return set(self.acknowledged) - {row[0] for row in found}
-
-
 class Cluster:
     """One cluster. `settings` are lines of postgresql.conf for both nodes; `programs` run under its supervisor too."""
 
     def __init__(self, template: Template, *, settings: Sequence[str] = (), programs: Sequence[Program] = ()) -> None:
         self.account, self.binaries = Account.of_servers(), binaries()
-        self.layout = Layout(_directory("pair"), "cluster")
+        self.layout = Layout(new_directory("pair"), "cluster")
         self.state = State(str(self.layout.root), Ports.chosen(), template.passwords)
         self.supervisor = Supervisor(
             self.layout.supervisor, self.state.ports.supervisor, self.state.passwords.supervisor, self.layout.logs
@@ -304,38 +269,12 @@ class Cluster:
         """Clients that insert into the table `writes`, one row a transaction, on whichever node takes writes, while the
         block runs. They never give up: a session that breaks is opened again. One that waits for its commit when the
         block is left is broken off."""
-        self.sql("postgres", "CREATE TABLE IF NOT EXISTS writes (id bigint PRIMARY KEY, at timestamptz DEFAULT now())")
-        writes, stop, numbers = Writes(), threading.Event(), itertools.count(1)
+        self.sql("postgres", TABLE)
         ports = ",".join(str(node.port) for node in nodes(self.layout, self.state))
         address = postgres.admin_dsn(self.state, 0).replace("127.0.0.1:0/postgres", "")
-        dsn = f"{address}/{DATABASE}?host=127.0.0.1,127.0.0.1&port={ports}&target_session_attrs=read-write"
-
-        sessions_now: list[psycopg.Connection[Any]] = []
-
-        def work() -> None:
-            while not stop.is_set():
-                with contextlib.suppress(psycopg.Error), psycopg.connect(dsn, autocommit=True, connect_timeout=2) as it:
-                    sessions_now.append(it)
-                    while not stop.is_set():
-                        number = next(numbers)
-                        writes.attempted.append(number)
-                        it.execute("INSERT INTO writes (id) VALUES (%s)", [number])
-                        writes.acknowledged.append(number)
-                stop.wait(0.05)
-
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(sessions)]
-        for thread in threads:
-            thread.start()
-        try:
+        servers = f"host=127.0.0.1,127.0.0.1&port={ports}&target_session_attrs=read-write"
+        with writing(f"{address}/{DATABASE}?{servers}", sessions) as writes:
             yield writes
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join(2)
-            for session in sessions_now:
-                _break(session)  # it waits for a standby, perhaps for ever: its row is indeterminate
-            for thread in threads:
-                thread.join(30)
 
     # Its end
 
@@ -436,45 +375,6 @@ class Cluster:
         except psycopg.OperationalError as error:
             raise Unreachable(str(error).strip().splitlines()[-1]) from None
         return True
-
-
-def _break(session: psycopg.Connection[Any]) -> None:
-    """As when the client dies. Cancelled, a commit that waits would answer as if it were on the standby."""
-    with contextlib.suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(session.fileno())) as broken:
-        broken.shutdown(socket.SHUT_RDWR)
-
-
-@dataclass(frozen=True)
-class Template:
-    """A data directory that was shut down, with the application's role and database, and its passwords."""
-
-    base: Path
-    data: Path
-    passwords: Passwords
-
-    @classmethod
-    def made(cls) -> Template:
-        """By initdb, with a system identifier of its own."""
-        account, programs = Account.of_servers(), binaries()
-        base = _directory("template")
-        layout = Layout(base, "template")
-        state = State(str(layout.root), Ports.chosen(), Passwords())
-        node = dataclasses.replace(nodes(layout, state)[0], configuration=layout.postgres_data / "postgresql.conf")
-        account.directory(node.data.parent, 0o755)
-        postgres.create_cluster(node, state, programs, account)
-        login = {"PGPASSWORD": state.passwords.postgres_admin, "PATH": os.environ["PATH"]}
-        control = [programs.postgres / "pg_ctl", "-D", node.data, "-w", "-l", node.data.parent / "log"]
-        options = f"-c port={node.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
-        run([*control, "-o", options, "start"], cwd=node.data.parent, account=account, environment=login)
-        try:
-            postgres.create_database(state, node.port)
-        finally:
-            run([*control, "-m", "fast", "stop"], cwd=node.data.parent, account=account, environment=login)
-        return cls(base, node.data, state.passwords)
-
-    def remove(self) -> None:
-        """Its files."""
-        shutil.rmtree(self.base)
 
 
 @contextlib.contextmanager

@@ -105,7 +105,8 @@ def _told_server(report: Report, env: Environment, server: Postgres, extension: 
     if server is not env.postgres and not extension.in_recovery:
         raise OpsError(
             f"{address}, named by [standby], is no standby (any more)",
-            "look with check-replication which server is the primary and correct the TOML, or choose where=primary",
+            "both servers take writes: stop the one that clients do not use and rejoin it (rejoin-standby), or choose "
+            "where=primary",
         )
     if extension.in_recovery:
         replayed = f", replayed up to {extension.replayed}" if extension.replayed else ""

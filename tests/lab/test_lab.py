@@ -290,6 +290,7 @@ def promoted(lab: Lab) -> None:
     services.supervisor.stop("postgresql")
     with psycopg.connect(lab.status()["standby"]["admin_dsn"], autocommit=True) as connection:
         connection.execute("ALTER SYSTEM SET synchronous_standby_names = ''")
+        connection.execute("SELECT pg_reload_conf()")
         connection.execute("SELECT pg_promote()")
         connection.execute("CREATE TABLE after_failover ()")
 
