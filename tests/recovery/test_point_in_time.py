@@ -197,7 +197,7 @@ def damaged(cluster: Cluster, template: Template, how: str) -> None:
         path.unlink()
     elif how == "damaged":
         content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
+        content[200] ^= 1  # further on, where only zeros are packed, a flipped bit may mean the same
         path.write_bytes(content)
     else:
         with running_cluster(template, fresh=True) as other:
@@ -231,7 +231,7 @@ def test_bad_wal_is_refused_with_the_point_that_can_be_reached(
     damaged(cluster, cluster_template, how)
     sentence = refused(cluster, by="transaction", target=str(found[2]))
     assert said in sentence
-    assert f"newest: transaction {found[0]}," in sentence
+    assert f"transaction {found[0]}," in sentence
     report = restore_to_point.fn(NAME, by="transaction", target=str(found[0]), confirm=NAME)
     assert cluster.sql("postgres", "SELECT max(id) FROM accounts") == [(101,)], findings(report)
 

@@ -1,0 +1,76 @@
+"""restore_to_point killed with -9 at its boundaries and launched again: it ends well."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from flows.database.base_backup import backup_cluster
+from tests.clusters import NAME, Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+# Where the state of the system changes; `test_killed_anywhere` takes every point that a run passes.
+BOUNDARIES = (
+    "cluster: WAL placed",
+    "after promote_instance",
+    "after stop_services",
+    "cluster: before first rename",
+    "cluster: between renames",
+    "cluster: after second rename",
+    "cluster: receiver's directory aside",
+    "after start_services",
+    "before analyze",
+)
+
+
+def launch(xid: int, **variables: str) -> subprocess.CompletedProcess[str]:
+    """As an operator launches a plan's form: with the timeline that was pinned."""
+    argv = [sys.executable, "-m", "flows.recovery.point_in_time", "--environment", NAME, "--confirm", NAME]
+    words = ["--by", "before_transaction", "--target", str(xid), "--timeline", "1"]
+    environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
+    return subprocess.run(
+        [*argv, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def prepared(cluster: Cluster) -> int:
+    """A base backup, and a bug after it, whose transaction is returned."""
+    cluster.sql("postgres", "CREATE TABLE accounts (id int PRIMARY KEY, balance int)")
+    cluster.sql("postgres", "INSERT INTO accounts SELECT g, g FROM generate_series(1, 100) g")
+    backup_cluster.fn(NAME)
+    with cluster.connect("postgres") as connection, connection.transaction():
+        connection.execute("UPDATE accounts SET balance = 0")
+        row = connection.execute("SELECT pg_current_xact_id()::xid::text::bigint").fetchone()
+    assert row
+    return int(row[0])
+
+
+def require_ends_well(cluster: Cluster, xid: int, points: Sequence[str]) -> None:
+    for point in points:
+        killed = launch(xid, OPS_FAILPOINT=point)
+        assert killed.returncode == -signal.SIGKILL, (point, killed.stderr[-2000:])
+        again = launch(xid)
+        assert again.returncode == 0, (point, again.stderr[-2000:])
+        assert cluster.sql("postgres", "SELECT sum(balance) FROM accounts") == [(5050,)], point
+        assert cluster.streaming() == {"receiver"}, point
+        cluster.sql("postgres", "INSERT INTO accounts VALUES (101, 101)")
+        assert not (cluster.node("postgres").data.parent / "data.restoring").exists(), point
+
+
+def test_killed_at_every_boundary_and_launched_again(cluster: Cluster) -> None:
+    require_ends_well(cluster, prepared(cluster), BOUNDARIES)
+
+
+@pytest.mark.soak
+def test_killed_anywhere_and_launched_again(cluster: Cluster, tmp_path: Path) -> None:
+    xid, log = prepared(cluster), tmp_path / "points"
+    assert launch(xid, OPS_FAILPOINT_LOG=str(log)).returncode == 0
+    points = list(dict.fromkeys(log.read_text().splitlines()))
+    assert set(BOUNDARIES) <= set(points)
+    require_ends_well(cluster, xid, points)
