@@ -11,23 +11,20 @@ import argparse
 import sys
 from typing import Annotated, Literal, get_args
 
-import httpx
 from prefect import flow
-from prefect.settings import PREFECT_API_URL
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.recovery import bring_up, build, choose, revive
+from flows.recovery.command import launch
 from flows.recovery.held import services_held
-from runbook.errors import OpsError, Unreachable
+from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
-from runbook.wait import until
 from tasks.gx import process
 from tasks.postgres.copy import check_jobs
 from tasks.postgres.swap import advisory_lock
 
-PREFECT_SECONDS = 10.0
 WhenToStop = Literal["first", "at_swap"]
 
 
@@ -107,33 +104,7 @@ def main() -> int:
         "--without", nargs="*", default=[], choices=get_args(choose.Part), help="leave these parts as they are"
     )
     parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
-    chosen = vars(parser.parse_args())
-    call = full_restore if _prefect_answers() else full_restore.fn
-    try:
-        report = call(**chosen)
-    except OpsError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"{report.sentence()}\nreport: {report.path}")
-    return 0
-
-
-def _prefect_answers() -> bool:
-    """Whether a Prefect server lives, be it ever so busy: only it keeps runs on other hosts away."""
-    address = PREFECT_API_URL.value()
-    if not address:
-        return False
-
-    def answered() -> bool:
-        try:
-            return bool(httpx.get(f"{address}/health", timeout=3, trust_env=False).status_code)
-        except httpx.HTTPError:
-            return False
-
-    try:
-        return until(answered, what="an answer of Prefect", seconds=PREFECT_SECONDS)
-    except Unreachable:
-        return False
+    return launch(full_restore, vars(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ names = {{}}
 postgres = "{store}/postgresql"
 redis = "{store}/redis"
 files = "{store}/files"
+cluster = "{store}/cluster"
+wal = "{store}/wal"
 [logs]
 backup = "{store}/db_backup.log"
 """

@@ -1,0 +1,62 @@
+"""Base backups: taken, verified by PostgreSQL before they are offered, verified by a restore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.database.backup import verify_backup
+from flows.database.base_backup import backup_cluster
+from runbook.errors import OpsError
+from runbook.report import Status
+from tasks import catalogue
+from tasks.cluster import base_backup
+from tasks.cluster.content import cluster_in
+from tests.database.conftest import NAME, Trial
+
+
+def store_of(trial: Trial) -> Path:
+    return trial.store.parent / "cluster"
+
+
+def test_a_base_backup_is_offered_and_restores_on_a_private_instance(trial: Trial) -> None:
+    report = backup_cluster.fn(NAME)
+    assert report.status is Status.WARN, "fsync is off on the tests' server, and no WAL is archived"
+    assert "archived WAL" in {finding.name for finding in report.findings if finding.status is Status.WARN}
+    name = report.facts["backup"]
+    content = cluster_in(catalogue.open_backup(verify_store(trial), name))
+    system = trial.sql("SELECT system_identifier FROM pg_control_system()")[0][0]
+    assert (content.form, content.system, content.timeline) == ("full", system, 1)
+    assert content.start < content.stop
+    proven = verify_backup.fn(NAME, kind="cluster")
+    (read,) = [evidence.rows for evidence in proven.evidence if evidence.name == "Read on the private instance"]
+    assert trial.database in {row[0] for row in read}
+    assert catalogue.open_backup(verify_store(trial), name).verified
+
+
+def verify_store(trial: Trial) -> catalogue.Store:
+    from tasks.stores.store import store_of as chosen
+
+    return chosen(trial.environment, "cluster")
+
+
+def test_a_copy_that_is_not_what_the_server_sent_is_never_offered(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(_: str) -> None:
+        (tar,) = store_of(trial).glob(".partial-*/base.tar.gz")
+        content = bytearray(tar.read_bytes())
+        content[len(content) // 3] ^= 1
+        tar.write_bytes(content)
+
+    monkeypatch.setattr(base_backup, "failpoint", spoil)
+    with pytest.raises(OpsError, match="not what the server sent"):
+        backup_cluster.fn(NAME)
+    assert [path.name for path in store_of(trial).iterdir() if not path.name.startswith(".")] == []
+
+
+def test_an_incremental_one_needs_a_full_one_and_a_server_that_keeps_account(trial: Trial) -> None:
+    with pytest.raises(OpsError, match="summarize_wal"):
+        backup_cluster.fn(NAME, kind="incremental")
+    assert not store_of(trial).exists() or list(store_of(trial).glob("base_*")) == []
