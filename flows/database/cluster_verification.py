@@ -21,8 +21,8 @@ from tasks.cluster.instance import (
     root_for,
     running,
     sweep_instance,
-    wait_recovered,
 )
+from tasks.cluster.recovery import wait_recovered
 from tasks.cluster.target import Stop
 from tasks.postgres.server import program_version
 

@@ -13,7 +13,8 @@ from runbook.failpoint import failpoint
 from runbook.kinds import action
 from runbook.report import Report, Status
 from tasks.cluster.copy import Built, build_instance
-from tasks.cluster.instance import Instance, read_standing
+from tasks.cluster.instance import Instance
+from tasks.cluster.recovery import read_standing
 from tasks.cluster.target import Stop
 from tasks.postgres.content import read_counts
 from tasks.stores.directory import told

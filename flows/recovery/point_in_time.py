@@ -28,8 +28,8 @@ from tasks.cluster.instance import (
     root_for,
     running,
     sweep_instance,
-    wait_recovered,
 )
+from tasks.cluster.recovery import wait_recovered
 from tasks.cluster.target import By, Stop, parse_target
 
 Mode = Literal["swap", "tables"]

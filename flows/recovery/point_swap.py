@@ -18,7 +18,8 @@ from runbook.render import duration
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.application import smoke_check, wait_healthy
-from tasks.cluster.instance import Instance, promote_instance
+from tasks.cluster.instance import Instance
+from tasks.cluster.recovery import promote_instance
 from tasks.cluster.swap import (
     REPLACE_CLUSTER,
     ensure_wal_directory,

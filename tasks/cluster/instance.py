@@ -8,30 +8,27 @@ whatever the copy's own files say.
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import psycopg
 
-from blocks.postgres import Postgres, execute
+from blocks.postgres import Postgres
 from runbook import shell
-from runbook.errors import OpsError, Unreachable, VerificationFailed
-from runbook.kinds import action, probe
+from runbook.errors import Unreachable
+from runbook.kinds import action
 from runbook.wait import until
 from tasks.cluster.target import Stop
 from tasks.cluster.unpack import give
 from tasks.stores.directory import told
-from tasks.wal.names import lsn_of, lsn_text
+from tasks.wal.names import lsn_text
 
 RESTORING, VERIFYING = ".restoring", ".verifying"
-REPLAY_SECONDS = 24 * 3600.0
 _HBA = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
 # What a standby must have at least as much of as the server whose WAL it replays.
 _AT_LEAST = {
@@ -41,7 +38,7 @@ _AT_LEAST = {
     "max_prepared_transactions": "max_prepared_xacts setting",
     "max_locks_per_transaction": "max_locks_per_xact setting",
 }
-_ISOLATED = {
+ISOLATED = {
     "archive_mode": "off",
     "restore_command": "false",  # everything that it needs is in its pg_wal
     "primary_conninfo": "",
@@ -76,20 +73,6 @@ class Instance:
         return self.root / "postgresql.log"
 
 
-@dataclass(frozen=True)
-class Standing:
-    """Where a paused instance stands: `before` and `after` are what it says of the two transactions around the target
-    ("" where it was not asked)."""
-
-    replayed: int
-    paused: bool
-    system: int
-    timeline: int
-    before: str
-    after: str
-    isolation: tuple[str, ...]
-
-
 def root_for(postgres: Postgres, suffix: str = RESTORING) -> Path:
     """Beside the live data directory, on its file system: the swap is a rename."""
     live = Path(postgres.data_directory).resolve()
@@ -105,15 +88,15 @@ def sweep_instance(root: Path) -> bool:
     """
     if not root.exists():
         return False
-    for process in _servers(root / "data"):
+    for process in servers_in(root / "data"):
         process.send_signal(signal.SIGQUIT)
-    until(lambda: not _servers(root / "data"), what=f"the end of the server in {root}", seconds=30)
+    until(lambda: not servers_in(root / "data"), what=f"the end of the server in {root}", seconds=30)
     with told(root):
         shutil.rmtree(root)
     return True
 
 
-def _servers(data: Path) -> list[psutil.Process]:
+def servers_in(data: Path) -> list[psutil.Process]:
     """Those that work in a data directory."""
     found = []
     for process in psutil.process_iter():
@@ -147,7 +130,7 @@ def settings_of(instance: Instance, stop: Stop | None, timeline: int) -> dict[st
     control = _control(instance)
     least = {name: control[key] for name, key in _AT_LEAST.items() if key in control}
     settings = {
-        **_ISOLATED,
+        **ISOLATED,
         **least,
         "port": str(instance.postgres.port),
         "unix_socket_directories": instance.postgres.host,
@@ -206,89 +189,6 @@ def running(instance: Instance, stop: Stop | None, timeline: int = 1) -> Iterato
                 child.send_signal(signal.SIGINT)
                 with contextlib.suppress(Unreachable):
                     until(lambda: child.poll() is not None, what="its end", seconds=60)
-
-
-@action
-def wait_recovered(instance: Instance, system: int) -> int:
-    """Until it has replayed up to its target and stands there; returns the LSN.
-
-    Raises:
-        VerificationFailed: recovery ended before, or failed: its own words are in the message.
-    """
-
-    def stands() -> int:
-        if not _servers(instance.data):
-            raise VerificationFailed(f"the recovery failed: {last_words(instance)}", "nothing live was touched")
-        with instance.postgres.connect(seconds=2) as connection:
-            state, lsn = execute(connection, _PAUSED)[0]
-        return lsn_of(str(lsn)) if state == "paused" else 0
-
-    until(lambda: _servers(instance.data) or _log_of(instance), what="the start of the copy", seconds=30)
-    return until(stands, what="the end of the recovery", seconds=REPLAY_SECONDS, every_seconds=0.1)
-
-
-_PAUSED = """
-SELECT CASE WHEN pg_is_in_recovery() THEN pg_get_wal_replay_pause_state() ELSE 'promoted' END,
-       coalesce(pg_last_wal_replay_lsn(), '0/0')
-"""
-
-
-def _log_of(instance: Instance) -> str:
-    return instance.log.read_text(errors="replace") if instance.log.exists() else ""
-
-
-def last_words(instance: Instance) -> str:
-    """Why a server ended, as its log says."""
-    lines = _log_of(instance).splitlines()
-    fatal = [line for line in lines if re.search(r"(FATAL|PANIC):", line)]
-    return re.sub(r"^.*?(FATAL|PANIC): +", "", (fatal or lines[-1:] or ["it has no log"])[-1])[:300]
-
-
-@probe
-def read_standing(instance: Instance, stop: Stop, full_xid: dict[int, int]) -> Standing:
-    """What the paused copy says of itself and of the transactions on both sides of the target."""
-    with instance.postgres.connect() as connection:
-        state, lsn = execute(connection, _PAUSED)[0]
-        system, timeline = execute(
-            connection,
-            "SELECT s.system_identifier, c.timeline_id FROM pg_control_system() s, pg_control_checkpoint() c",
-        )[0]
-        shown: dict[str, str] = dict(
-            execute(connection, "SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", [*_ISOLATED])
-        )
-    before = _status(instance.postgres, full_xid[stop.before.xid]) if stop.before else ""
-    after = _status(instance.postgres, full_xid[stop.after.xid]) if stop.after else ""
-    wrong = tuple(f"{name} = {shown.get(name)}" for name, value in _ISOLATED.items() if shown.get(name) != value)
-    return Standing(lsn_of(str(lsn)), state == "paused", int(str(system)), int(timeline), before, after, wrong)
-
-
-def _status(postgres: Postgres, xid: int) -> str:
-    """`committed`, `aborted`, `in progress`, or that it has not begun."""
-    with postgres.connect() as connection:
-        try:
-            rows = execute(connection, "SELECT pg_xact_status(%s::text::xid8)", str(xid))
-        except psycopg.errors.InvalidParameterValue:
-            return "not begun"
-    return str(rows[0][0] or "too long ago")
-
-
-@action
-def promote_instance(instance: Instance, slots: Mapping[str, bool]) -> int:
-    """End its recovery: it takes writes, on a timeline of its own, which is returned. `slots` are physical ones that it
-    shall have from its first moment on, so that whoever receives WAL misses nothing.
-
-    Raises:
-        OpsError: it is not promoted.
-    """
-    with instance.postgres.connect() as connection:
-        if execute(connection, "SELECT pg_is_in_recovery()")[0][0]:
-            promoted = execute(connection, "SELECT pg_promote(true, 300)")[0][0]
-            if not promoted:
-                raise OpsError("the copy could not be promoted", f"look at {instance.log}; nothing live was touched")
-        for slot, now in slots.items():
-            execute(connection, "SELECT pg_create_physical_replication_slot(%s, %s)", slot, now)
-        execute(connection, "CHECKPOINT")
-        return int(execute(connection, "SELECT timeline_id FROM pg_control_checkpoint()")[0][0])
 
 
 def put_away(instance: Instance) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from blocks.environment import Environment
-from flows.recovery import command as module
+from flows.recovery import command
+from flows.recovery import full_restore as module
 from flows.recovery.full_restore import full_restore
 from lab.ledger import Ledger, lost
 from lab.lifecycle import existing
@@ -110,10 +111,10 @@ def test_a_prefect_that_is_only_busy_is_not_passed_over(monkeypatch: pytest.Monk
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=serve, daemon=True).start()
         with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{listener.getsockname()[1]}/api"}):
-            assert module.prefect_answers()
-    monkeypatch.setattr(module, "PREFECT_SECONDS", 0.2)
+            assert command.prefect_answers()
+    monkeypatch.setattr(command, "PREFECT_SECONDS", 0.2)
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
-        assert not module.prefect_answers()
+        assert not command.prefect_answers()
 
 
 def test_a_run_without_prefect_says_whom_its_lock_keeps_out(system: System) -> None:
