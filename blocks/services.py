@@ -105,10 +105,12 @@ class SystemdServices(Services):
 
     def state(self, role: str) -> ServiceState:
         """`systemctl show`: a unit that waits for its restart is "activating"."""
-        names = "ActiveState,SubState,MainPID,UnitFileState"
+        names = "LoadState,ActiveState,SubState,MainPID,UnitFileState"
         text = self._systemctl("show", self.name_of(role), f"--property={names}")
         found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
         active = found.get("ActiveState", "")
+        if found.get("LoadState") == "not-found":  # "inactive" too
+            raise OpsError(f"systemd knows no unit {self.name_of(role)}", "correct it under [services.names]")
         told = f"{active} ({found.get('SubState', '')}), {found.get('UnitFileState') or 'not enabled'}"
         return ServiceState(told, int(found.get("MainPID") or 0), active not in ("inactive", "failed"))
 

@@ -82,6 +82,21 @@ def test_its_life(supervisor: SupervisorServices) -> None:
     assert supervisor.is_running("backend") is False
 
 
+def test_whether_it_comes_back(supervisor: SupervisorServices) -> None:
+    """A program that fails is started again, until supervisord gives it up."""
+    assert supervisor.state("backend").comes_back is False
+    supervisor.start("backend")
+    until(lambda: supervisor.state("backend").told == "RUNNING", what="its start", seconds=10)
+    running = supervisor.state("backend")
+    assert running.comes_back
+    os.kill(running.pid, 0)
+    supervisor.stop("backend")
+    assert (supervisor.state("backend").told, supervisor.state("backend").comes_back) == ("STOPPED", False)
+    supervisor.start("frontend")
+    until(lambda: supervisor.state("frontend").told == "FATAL", what="that it is given up", seconds=20)
+    assert supervisor.state("frontend").comes_back is False
+
+
 def test_a_service_that_never_ran_has_no_log(supervisor: SupervisorServices) -> None:
     assert supervisor.logs("frontend") == ""
 
@@ -156,6 +171,7 @@ FAKE = """#!/bin/sh
 printf '%s\\n' "$(basename "$0") $*" >> "$OPS_TEST_ASKED"
 case "$*" in
     *is-active*) echo "$OPS_TEST_STATE"; [ "$OPS_TEST_STATE" = active ] || exit "${OPS_TEST_EXIT:-3}";;
+    *ActiveState*) printf "$OPS_TEST_SHOWN";;
     *show*) echo 'Environment=HOME=/opt/grc "SECRET_KEY=abc def=ghi" EMPTY=';;
     *) echo done;;
 esac
@@ -207,6 +223,29 @@ def test_a_unit_that_is_not_active(state: str, code: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("OPS_TEST_STATE", state)
     monkeypatch.setenv("OPS_TEST_EXIT", code)
     assert HERE.is_running("backend") is False
+
+
+@pytest.mark.usefixtures("asked")
+@pytest.mark.parametrize(
+    ("active", "sub", "comes_back"),
+    [("inactive", "dead", False), ("failed", "failed", False), ("active", "running", True),
+     ("activating", "auto-restart", True), ("deactivating", "stop-sigterm", True)],
+)  # fmt: skip
+def test_a_unit_that_waits_for_its_restart_comes_back(
+    active: str, sub: str, comes_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = f"LoadState=loaded\nActiveState={active}\nSubState={sub}\nMainPID=0\nUnitFileState=enabled\n"
+    monkeypatch.setenv("OPS_TEST_SHOWN", shown.replace("\n", "\\n"))
+    state = HERE.state("backend")
+    assert state.comes_back is comes_back
+    assert state.told == f"{active} ({sub}), enabled"
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_unit_that_systemd_does_not_know_is_no_stopped_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPS_TEST_SHOWN", "LoadState=not-found\\nActiveState=inactive\\n")
+    with pytest.raises(OpsError, match="knows no unit"):
+        HERE.state("backend")
 
 
 @pytest.mark.usefixtures("asked")

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from flows.recovery.postgres_failover import postgres_failover
+from flows.recovery.postgres_failover import postgres_failover, rejoin_standby
 from runbook.errors import RunbookFailed
 from runbook.report import Status
 from tests.clusters import NAME, Cluster, Template, running_cluster
@@ -31,6 +31,10 @@ def test_a_crashed_primary_is_replaced_nothing_is_lost_and_it_follows_again(clus
         report = fail_over("unplanned")
         assert report.status is Status.WARN, report.sentence()
         writes.wait(50)
+        verify_turned(cluster, joined=False)
+        plan = rejoin_standby.fn(NAME)
+        assert plan.status is Status.PLANNED
+        assert "pg_rewind" in str([step.detail for step in plan.plan_steps])
         verify_turned(cluster, joined=False)
         again = rejoin()
         assert again.status is Status.OK, again.sentence()
