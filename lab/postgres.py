@@ -11,6 +11,7 @@ from urllib.parse import quote
 import psycopg
 from psycopg import sql
 
+from blocks.restoring import restore_command
 from lab.binaries import Binaries
 from lab.layout import Layout
 from lab.nodes import Node
@@ -84,15 +85,14 @@ def program(node: Node, binaries: Binaries, account: Account) -> Program:
 def configuration(node: Node, layout: Layout, binaries: Binaries) -> str:
     """The text of a node's postgresql.conf: the same for both, but for the port.
 
-    A standby's last resort is the segment that the receiver has not finished: where the primary is dead, it holds what
-    was acknowledged last.
+    A standby's last resort is the segment that the receiver has not finished: where the primary is dead, it may hold
+    what was acknowledged last.
     """
-    received = f'"{layout.wal}/%f"'
     settings = {
         **_RECOMMENDED,
         **_REPLICATION,
         **({"summarize_wal": "on"} if binaries.postgres_major >= 17 else {}),
-        "restore_command": f'cp {received} "%p" 2>/dev/null || cp {received}.partial "%p" 2>/dev/null',
+        "restore_command": restore_command(str(layout.wal)),
         "listen_addresses": "127.0.0.1",
         "port": str(node.port),
         "unix_socket_directories": "",

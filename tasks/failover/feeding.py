@@ -14,8 +14,9 @@ from pathlib import Path
 from psycopg import sql
 
 from blocks.postgres import Postgres, execute
+from blocks.restoring import restore_command
 from blocks.wal import Wal
-from runbook.errors import OpsError, Unreachable
+from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.permit import Permit
@@ -109,11 +110,33 @@ def _fed(postgres: Postgres, wal: Wal | None, control: Control | None) -> Fed:
             raise Unreachable(f"{source.name} cannot be compared: {source.problem}")
         if source.beyond.bytes:
             raise Unreachable(f"{source.name} has {source.beyond.bytes:,} bytes more than {lsn(now.written)}")
+    _require_own(postgres, now)
     if not is_here(postgres.host) and now.written < now.received:
         raise Unreachable(f"it was streamed {lsn(now.received)} and has replayed {lsn(now.written)}")
     if control and now.written <= control.checkpoint:
         raise Unreachable(f"the shutdown checkpoint at {lsn(control.checkpoint)} is not replayed")
     return Fed(now.written, now.received, now.timeline, sources)
+
+
+def _require_own(postgres: Postgres, now: Member) -> None:
+    """A standby needs its own WAL up to what it has replayed, else its promotion ends in a PANIC: a `restore_command`
+    may have put a shorter segment in the place of its own."""
+    if not is_here(postgres.host):
+        return
+    pg_wal = Path(postgres.data_directory, "pg_wal")
+    newest = max((one for one in find_segments(pg_wal) if one.start <= now.written), key=lambda one: one.start,
+                 default=None)  # fmt: skip
+    if newest is None or newest.start + newest.bytes <= now.written:
+        return
+    with contextlib.suppress(CommandFailed):  # a file that was replaced meanwhile: what cannot be told is not held back
+        end = read_beyond(postgres, pg_wal, newest.timeline, newest.start).end
+        if end < now.written:
+            raise OpsError(
+                f"{now.address} has replayed {lsn(now.written)}, and its own WAL ends at {lsn(end)}: its archive "
+                "has put a shorter segment in the place of its own",
+                f"do not restart it; put a copy of {newest.name} that goes on further (the old primary's) into its "
+                "pg_wal, correct its restore_command, and launch it again",
+            )
 
 
 def sources_of(postgres: Postgres, wal: Wal | None, now: Member) -> tuple[Source, ...]:
@@ -131,8 +154,7 @@ def _restoring(postgres: Postgres, wal: Wal | None) -> Iterator[None]:
     if wal is None or not is_here(postgres.host):
         yield
         return
-    received = f'"{wal.directory}/%f"'
-    command = f'cp {received} "%p" 2>/dev/null || cp {received}.partial "%p" 2>/dev/null'
+    command = restore_command(wal.directory)
     with postgres.connect() as connection:
         rows = execute(connection, "SELECT setting, sourcefile FROM pg_settings WHERE name = 'restore_command'")
         execute(connection, sql.SQL("ALTER SYSTEM SET restore_command = {}").format(sql.Literal(command)))

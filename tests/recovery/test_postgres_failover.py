@@ -201,3 +201,15 @@ def test_without_what_the_receiver_had_it_says_what_it_does_not_know(
             assert "not measured" in finding(report, "lag of the standby")
             assert report.facts["acknowledged writes lost"] == "not known"
     assert not cluster.is_standby("standby")
+
+
+def test_a_receiver_that_is_behind_takes_nothing_from_the_standby(cluster: Cluster) -> None:
+    """Its segment is shorter than the standby's own: restored over that, the last acknowledged writes would be gone."""
+    with cluster.writing() as writes:
+        writes.wait(20)
+        cluster.stop("receiver")
+        writes.wait(200)
+        cluster.crash("postgres")
+        fail_over("unplanned")
+        writes.wait(20)
+    assert lost(cluster, "standby", writes) == set()
