@@ -231,6 +231,26 @@ class Cluster:
         self.sql(role, "SELECT pg_promote(true, 60)", database="postgres")
         assert not self.is_standby(role), f"{role} was not promoted"
 
+    def feed(self, role: str = "standby") -> None:
+        """By hand: give a standby what the receiver has of the segment that it has not finished.
+
+        Right only where the receiver has more of it than the standby: what restore_command brings takes its place.
+        """
+        tail = self.root / "tail"
+        self.account.directory(tail, 0o700)
+        for partial in self.wal.glob("*.partial"):
+            run(["cp", partial, tail / partial.stem], cwd=Path("/"), account=self.account)
+        command = " || ".join(f'cp "{place}/%f" "%p" 2>/dev/null' for place in (self.wal, tail))
+        self.sql(role, f"ALTER SYSTEM SET restore_command = '{command}'", database="postgres")
+        self.sql(role, "SELECT pg_reload_conf()", database="postgres")
+
+    def follow(self, role: str) -> None:
+        """By hand: a node that was stopped cleanly, before the other one was promoted, is that one's standby now."""
+        node, primary = self.node(role), self.node("standby" if role == "postgres" else "postgres")
+        replication.accept(primary, self.state, replication.STANDBY_SLOT)
+        replication.follow_from_start(node.data, primary, self.layout, self.account)
+        self.start(role)
+
     # Faults, healed when their block is left
 
     @contextlib.contextmanager

@@ -13,6 +13,7 @@ import pytest
 from blocks import toml
 from blocks.environment import Environment
 from blocks.nodes import ask, primary_first
+from runbook.wait import until
 from tests.clusters import Cluster, Template, running_cluster
 
 ONE_NODE = """
@@ -83,12 +84,24 @@ def test_of_two_clusters_the_one_that_was_made_later(cluster: Cluster, cluster_t
 
 
 def test_where_all_that_answer_follow_it_is_the_one_that_does_not_answer(cluster: Cluster) -> None:
+    with cluster.crashed("postgres"):
+        assert roles(cluster.environment) == ("postgres", "standby")
+    until(lambda: "standby" in cluster.streaming(), what="the standby's return", seconds=30)
+    cluster.stop("postgres")  # returns when the standby has its shutdown checkpoint
+    cluster.promote("standby")
+    cluster.follow("postgres")
+    assert cluster.is_standby("postgres")
+    assert roles(cluster.environment) == ("standby", "postgres")
+    cluster.crash("standby")
+    assert roles(cluster.environment) == ("standby", "postgres"), "the configuration names the other one first"
+
+
+def test_the_only_one_that_takes_writes_is_it_whatever_its_timeline(cluster: Cluster) -> None:
     cluster.crash("postgres")
-    assert roles(cluster.environment) == ("postgres", "standby")
     cluster.promote("standby")
     cluster.start("postgres")
     cluster.crash("standby")
-    assert roles(cluster.environment) == ("postgres", "standby"), "whoever takes writes, whatever its timeline"
+    assert roles(cluster.environment) == ("postgres", "standby")
 
 
 @pytest.mark.parametrize("how", ["dead", "frozen"])
