@@ -196,9 +196,9 @@ def damaged(cluster: Cluster, template: Template, how: str) -> None:
     if how == "missing":
         path.unlink()
     elif how == "damaged":
-        content = bytearray(path.read_bytes())
-        content[200] ^= 1  # further on, where only zeros are packed, a flipped bit may mean the same
-        path.write_bytes(content)
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        content[len(content) // 2] ^= 1  # packed anew: in a packed run of zeros a flipped bit may mean the same
+        path.write_bytes(gzip.compress(content))
     else:
         with running_cluster(template, fresh=True) as other:
             path.unlink()
