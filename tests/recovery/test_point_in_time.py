@@ -236,8 +236,8 @@ def test_bad_wal_is_refused_with_the_point_that_can_be_reached(
     assert cluster.sql("postgres", "SELECT max(id) FROM accounts") == [(101,)], findings(report)
 
 
-def test_incremental_backups_stand_on_each_other_and_go_by_chain(cluster: Cluster) -> None:
-    full = accounts(cluster)
+def test_incremental_backups_stand_on_each_other(cluster: Cluster) -> None:
+    accounts(cluster)
     cluster.sql("postgres", "INSERT INTO accounts VALUES (101, 101)")
     middle = backup_cluster.fn(NAME, kind="incremental")
     cluster.sql("postgres", "INSERT INTO accounts VALUES (102, 102)")
@@ -247,11 +247,30 @@ def test_incremental_backups_stand_on_each_other_and_go_by_chain(cluster: Cluste
     xid = bug(cluster)
     restore_to_point.fn(NAME, by="before_transaction", target=str(xid), confirm=NAME)
     assert cluster.sql("postgres", "SELECT count(*), sum(balance) FROM accounts") == [(102, 5253)]
-    for path in (cluster.root / "backups" / "cluster").glob("base_*"):  # all are old, and the full one is not verified
-        age(path)
+
+
+def doomed(report: Report) -> list[str]:
+    """What a plan of prune-backups deletes, in its order."""
+    return [step.detail.split(",")[0] for step in report.plan_steps if step.step == "delete"]
+
+
+def test_base_backups_go_by_chain_and_none_on_which_another_stands(cluster: Cluster) -> None:
+    store = cluster.root / "backups" / "cluster"
+    chain = [accounts(cluster)]
+    for _ in range(2):
+        cluster.sql("postgres", "UPDATE accounts SET balance = balance + 1")
+        chain.append(backup_cluster.fn(NAME, kind="incremental").facts["backup"])
+    for name in chain:
+        age(store / name)  # before it is verified: a note is of one very manifest
+    verify_backup.fn(NAME, kind="cluster", backup=chain[-1])
     plan = prune_backups.fn(NAME, kind="cluster", days=1, keep_verified=1)
-    assert [step.detail for step in plan.plan_steps if step.step == "delete"] == [], "the newest stands on both"
-    assert (cluster.root / "backups" / "cluster" / full).is_dir()
+    assert doomed(plan) == [], "the newest that is verified stands on both"
+    new = backup_cluster.fn(NAME).facts["backup"]
+    verify_backup.fn(NAME, kind="cluster", backup=new)
+    plan = prune_backups.fn(NAME, kind="cluster", days=1, keep_verified=1)
+    assert doomed(plan) == chain[::-1], "what stands on another goes before it"
+    prune_backups.fn(NAME, kind="cluster", days=1, keep_verified=1, confirm=NAME)
+    assert [path.name for path in store.glob("base_*")] == [new]
 
 
 def age(path: Path) -> None:
