@@ -147,6 +147,18 @@ def _go_back(report: Report, env: Environment, pair: Pair) -> None:
                     "put right what is said above, and launch it again")  # fmt: skip
 
 
+def fence_again(report: Report, permit: Permit, env: Environment, pair: Pair) -> None:
+    """Of a new primary that takes writes already: the old one must not come back as a second. One that follows may."""
+    if pair.was.follows:
+        return
+    fencing = find_fencing(env.services, pair.old)
+    for row in fencing.against:
+        report.warn(f"the old primary: {row.what}", f"stop its service {pair.old.service}, then rejoin-standby",
+                    value=row.seen)  # fmt: skip
+    if not fencing.against:
+        keep_down.after(fencing)(permit, pair.old)
+
+
 def settle(report: Report, permit: Permit, env: Environment, pair: Pair, after: object) -> None:
     """What a new primary needs at once: slots, the receiver of WAL, and commits that return. Idempotent."""
     wal = pair.wal

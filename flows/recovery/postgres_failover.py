@@ -14,7 +14,16 @@ from flows.recovery import rejoin_steps
 from flows.recovery.pair import Mode, Pair, read_pair, tell_pair
 from flows.recovery.pair_account import tell_after, tell_done, tell_loss, tell_phases
 from flows.recovery.pair_findings import MIB, judge
-from flows.recovery.pair_steps import AGAIN, WRITE_SECONDS, Phases, acts, redirect, settle, stop_and_promote
+from flows.recovery.pair_steps import (
+    AGAIN,
+    WRITE_SECONDS,
+    Phases,
+    acts,
+    fence_again,
+    redirect,
+    settle,
+    stop_and_promote,
+)
 from flows.recovery.rejoin_steps import Method
 from runbook.errors import OpsError, RunbookFailed
 from runbook.permit import Permit
@@ -173,6 +182,7 @@ def _finish(report: Report, env: Environment, pair: Pair, phases: Phases) -> Rep
         report.plan("finish", what)
     permit = report.permit(*acts(env, pair))
     report.state_is(f"{new} is the primary, on timeline {pair.will.timeline}", AGAIN)
+    fence_again(report, permit, env, pair)
     settle(report, permit, env, pair, None)
     with Ledger([pair.new]) as ledger:
         ledger.wait_for(new, WRITE_SECONDS)

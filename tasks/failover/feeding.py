@@ -124,8 +124,8 @@ def _require_own(postgres: Postgres, now: Member) -> None:
     if not is_here(postgres.host):
         return
     pg_wal = Path(postgres.data_directory, "pg_wal")
-    newest = max((one for one in find_segments(pg_wal) if one.start <= now.written), key=lambda one: one.start,
-                 default=None)  # fmt: skip
+    there = [one for one in find_segments(pg_wal) if one.timeline == now.timeline and one.start <= now.written]
+    newest = max(there, key=lambda one: one.start, default=None)
     if newest is None or newest.start + newest.bytes <= now.written:
         return
     with contextlib.suppress(CommandFailed):  # a file that was replaced meanwhile: what cannot be told is not held back

@@ -166,6 +166,7 @@ def test_a_standby_that_was_promoted_by_hand_is_finished(cluster: Cluster) -> No
         cluster.stop("receiver")
         report = fail_over("unplanned")
         assert "nothing to promote" in report.outcome
+        assert (cluster.node("postgres").data / "standby.signal").exists()
         writes.wait(20)
     assert target(cluster) == address(cluster, "standby")
     assert "receiver" in cluster.streaming("standby")
