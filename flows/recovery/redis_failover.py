@@ -72,8 +72,8 @@ def redis_failover(environment: str, mode: Mode = "planned", new_master: str = "
         permit = report.permit(Act(ACT, choice.target))
         _judge_again(report, block, choice, mode, new_master, before)
         report.state_is(
-            f"a failover {choice.target} was begun; writes on {choice.master} stand still for at most "
-            f"{LONGEST_SECONDS:.0f} s more",
+            f"a failover {choice.target} was begun; writes on {choice.master} that still stand still go on within "
+            f"{LONGEST_SECONDS:.0f} s",
             "launch it again: it goes on, or says who is master",
         )
         decision = time.monotonic() - started

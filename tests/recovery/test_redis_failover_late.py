@@ -1,0 +1,64 @@
+"""Redis failovers in which something is slow, half done or cut off: what is acknowledged stays, or is told as lost."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runbook.wait import until
+from tasks.redis.server import call
+from tests.recovery.test_redis_failover import (
+    DOWN_AFTER_MS,
+    end,
+    follows,
+    process,
+    wait_until_stopped,
+)
+from tests.redis.servers import MASTER, Group, replicated
+from tests.redis.writer import Writer
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Group]:
+    """A master, replicas (one, or as many as the parameter says) and three Sentinels, as the environment NAME."""
+    with replicated(replicas=getattr(request, "param", 1)) as found:
+        for sentinel in found.sentinels:
+            call(sentinel.client(), "SENTINEL", "SET", MASTER, "down-after-milliseconds", DOWN_AFTER_MS)
+        found.register(monkeypatch)
+        yield found
+
+
+@pytest.mark.parametrize("wakes", [True, False])
+def test_a_replica_that_stands_still_when_it_is_promoted(group: Group, tmp_path: Path, wakes: bool) -> None:
+    reached = tmp_path / "reached"
+    if wakes:
+        for sentinel in group.sentinels:
+            call(sentinel.client(), "SENTINEL", "SET", MASTER, "failover-timeout", 60_000)
+    replica = group.replicas[0]
+    with Writer(group) as writer:
+        child = process("planned", "forced", OPS_FAILPOINT="failover: begun:pause", OPS_FAILPOINT_LOG=str(reached))
+        wait_until_stopped(child)
+        replica.freeze()
+        child.send_signal(signal.SIGCONT)
+        until(
+            lambda: "failover: late" in reached.read_text() or child.poll() is not None,
+            what="the end of the usual time",
+            seconds=60,
+        )
+        if wakes:
+            replica.thaw()
+        said = end(child)
+        writer.wait(50)  # they go on
+        replica.thaw()
+        new = group.wait_for_master_other_than(group.master) if wakes else group.master
+        writer.wait(50)
+    assert writer.lost(new) == set(), said
+    assert child.returncode == (0 if wakes else 1), said
+    assert wakes or "gave their failover up" in said
+    assert wakes or "writes go on" in said
+    other = replica if new is group.master else group.master
+    until(lambda: follows(other, new), what="the other as a replica", seconds=40)
+    assert group.agreed_master() == new.address
