@@ -7,17 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
+from runbook.report import Status
 from runbook.wait import until
 from tasks.redis.server import call
 from tests.recovery.test_redis_failover import (
     DOWN_AFTER_MS,
     end,
+    fail_over,
+    finding,
     follows,
     process,
     wait_until_stopped,
 )
-from tests.redis.servers import MASTER, Group, replicated
+from tests.redis.servers import MASTER, Group, RedisServer, replicated
 from tests.redis.writer import Writer
 
 
@@ -29,6 +33,18 @@ def group(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> It
             call(sentinel.client(), "SENTINEL", "SET", MASTER, "down-after-milliseconds", DOWN_AFTER_MS)
         found.register(monkeypatch)
         yield found
+
+
+def wait_until_it_follows(server: RedisServer, master: RedisServer) -> None:
+    """Within the Sentinels' own time; they end clients' connections meanwhile."""
+
+    def ready() -> bool:
+        try:
+            return follows(server, master)
+        except redis.ConnectionError:
+            return False
+
+    until(ready, what="the other server as a replica", seconds=60)
 
 
 @pytest.mark.parametrize("wakes", [True, False])
@@ -60,5 +76,36 @@ def test_a_replica_that_stands_still_when_it_is_promoted(group: Group, tmp_path:
     assert wakes or "gave their failover up" in said
     assert wakes or "writes go on" in said
     other = replica if new is group.master else group.master
-    until(lambda: follows(other, new), what="the other as a replica", seconds=40)
+    wait_until_it_follows(other, new)
     assert group.agreed_master() == new.address
+
+
+def test_what_a_killed_run_has_lost_is_told_by_the_next(group: Group) -> None:
+    for sentinel in group.sentinels:
+        call(sentinel.client(), "SENTINEL", "SET", MASTER, "failover-timeout", 60_000)
+    replica = group.replicas[0]
+    with Writer(group) as writer:
+        child = process("planned", "forced", OPS_FAILPOINT="failover: begun:pause")
+        wait_until_stopped(child)
+        replica.freeze()
+        child.kill()
+        child.communicate()
+        writer.wait(50)  # the pause has ended by itself
+        replica.thaw()
+        group.wait_for_master_other_than(group.master)
+        wait_until_it_follows(group.master, replica)
+        report = fail_over()
+        writer.wait(20)
+    assert writer.lost(replica)
+    assert report.status is Status.WARN
+    assert finding(report, "acknowledged writes lost, at most")
+
+
+def test_that_a_killed_run_has_lost_nothing_is_proven_by_the_next(group: Group) -> None:
+    child = process("planned", OPS_FAILPOINT="failover: agreed")  # handed over: the old one follows in the same stream
+    child.communicate(timeout=120)
+    new = group.wait_for_master_other_than(group.master)
+    wait_until_it_follows(group.master, new)
+    report = fail_over()
+    assert report.status is Status.OK, report.sentence()
+    assert report.facts["acknowledged writes lost"].startswith("0 (proven)")

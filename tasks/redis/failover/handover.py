@@ -59,7 +59,7 @@ def hand_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
 def _hand_over(block: Redis, choice: Choice) -> HandOver:
     old = block.at(choice.master)
     with Ledger(block) as ledger:
-        remember(old, Begun.now(choice.master, choice.candidate))
+        remember(old, Begun.now(choice.master, choice.candidate, choice.replid))
         ledger.wait_for(choice.master, WRITE_SECONDS)
         failpoint("failover: remembered")
         with Pause(old, choice.pause_seconds) as pause:
