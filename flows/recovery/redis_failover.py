@@ -133,7 +133,7 @@ def _is_done(report: Report, block: Redis, group: Group, mode: Mode, wanted: str
     begun = find_begun(block.at(master.address))
     interrupted = begun if begun and begun.old != master.address else None
     why = ""
-    if interrupted:
+    if interrupted and wanted in ("", master.address):
         why = f"the failover from {interrupted.old} that {interrupted.run} began at {interrupted.started} has happened"
     elif wanted == master.address:
         why = "it is the one that was asked for"

@@ -18,6 +18,7 @@ from tests.recovery.test_redis_failover import (
     fail_over,
     finding,
     follows,
+    leftovers,
     process,
     wait_until_stopped,
 )
@@ -109,3 +110,23 @@ def test_that_a_killed_run_has_lost_nothing_is_proven_by_the_next(group: Group) 
     report = fail_over()
     assert report.status is Status.OK, report.sentence()
     assert report.facts["acknowledged writes lost"].startswith("0 (proven)")
+
+
+@pytest.mark.parametrize("group", [2], indirect=True)
+def test_another_new_master_is_not_taken_for_what_a_killed_run_has_done(group: Group) -> None:
+    for server in group.replicas:
+        server.client().config_set("replica-priority", 200)  # whoever is not master is to be turned to the old one
+    child = process(OPS_FAILPOINT="failover: agreed")
+    child.communicate(timeout=120)
+    wait_until_it_follows(group.master, group.wait_for_master_other_than(group.master))
+
+    def known() -> bool:
+        told = [found for sentinel in group.sentinels for found in sentinel.client().sentinel_slaves(MASTER)]
+        mine = [found for found in told if found["port"] == group.master.port]
+        return len(mine) == 3 and all(found["master-link-status"] == "ok" for found in mine)
+
+    until(known, what="the old master as a replica that the Sentinels know", seconds=60)
+    report = fail_over(new_master=group.master.address)
+    assert report.status is Status.OK, report.sentence()
+    assert group.agreed_master() == group.master.address
+    assert b"ops-failover:begun" not in leftovers(group)
