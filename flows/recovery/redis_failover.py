@@ -105,6 +105,10 @@ def _judge_again(report: Report, block: Redis, choice: Choice, mode: Mode, wante
     again = Report(report.runbook, report.environment)
     try:
         group = read_group(block)
+        if mode == "unplanned" and any(
+            group.members[name].is_master for name in choice.replicas if name in group.members
+        ):
+            return  # the Sentinels were quicker, as is usual: to take over is to wait until they agree
         judge_sentinels(again, group, mode)
         require_unchanged(choice, _judge(again, block, group, mode, wanted, before))
     except RunbookFailed as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
-from runbook.report import Status
+from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.server import call
 from tests.recovery.test_redis_failover import (
@@ -20,6 +21,7 @@ from tests.recovery.test_redis_failover import (
     follows,
     leftovers,
     process,
+    refused,
     wait_until_stopped,
 )
 from tests.redis.servers import MASTER, Group, RedisServer, replicated
@@ -130,3 +132,32 @@ def test_another_new_master_is_not_taken_for_what_a_killed_run_has_done(group: G
     assert report.status is Status.OK, report.sentence()
     assert group.agreed_master() == group.master.address
     assert b"ops-failover:begun" not in leftovers(group)
+
+
+def test_the_sentinels_promote_between_judgement_and_take_over(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    mint, replica = Report.permit, group.replicas[0]
+
+    def priorities() -> set[int]:
+        told = [found for sentinel in group.sentinels for found in sentinel.client().sentinel_slaves(MASTER)]
+        return {int(found["slave-priority"]) for found in told}
+
+    for sentinel in group.sentinels:  # after one failover that comes to nothing they wait for long, so that it is known
+        call(sentinel.client(), "SENTINEL", "SET", MASTER, "failover-timeout", 60_000)
+    replica.client().config_set("replica-priority", 0)
+    until(lambda: priorities() == {0}, what="the Sentinels' next INFO", seconds=20)
+    group.master.crash()
+    refused("unplanned")
+    replica.client().config_set("replica-priority", 100)
+    until(lambda: priorities() == {100}, what="the Sentinels' next INFO", seconds=20)
+
+    def meanwhile(self: Report, *acts: Any) -> Any:
+        permit = mint(self, *acts)
+        call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", MASTER)
+        group.wait_for_master_other_than(group.master)
+        return permit
+
+    monkeypatch.setattr(Report, "permit", meanwhile)
+    report = fail_over("unplanned")
+    assert report.status is Status.WARN
+    assert report.outcome.startswith(f"{replica.address} is the master")
+    assert report.facts["master"].endswith("by the Sentinels themselves")
