@@ -20,17 +20,22 @@ SHORTEST_WRITE_BYTES = 21
 
 @dataclass(frozen=True)
 class Before:
-    """What was known of the dead master when the run began: its last INFO that a Sentinel has kept, and when a replica
-    heard of it last (this host's clock, seconds; rather too late)."""
+    """What was known of the dead master when the run began: its last INFO that a Sentinel has kept, and when it died at
+    the latest (this host's clock, seconds)."""
 
     seen: LastSeen | None
-    heard: float
+    died: float
 
     @classmethod
     def read(cls, block: Redis, group: Group) -> Before:
         """Early: a failover that ends takes the Sentinels' memory with it."""
         silent = [m.silent_seconds for m in group.others if not m.problem and not m.is_master]
-        return cls(read_last_seen(block, group.watch), time.time() - min(silent, default=0))
+        down_after = "down-after-milliseconds"
+        # A Sentinel sees it as down so long after the first PING that was not answered; a replica whose link was cut
+        # before knows nothing of the time between.
+        unanswered = [v.down_seconds + v.settings.get(down_after, 0) / 1000 for v in group.watch.views if v.sees_down]
+        now = time.time()
+        return cls(read_last_seen(block, group.watch), now - min(min(silent, default=0), min(unanswered, default=0)))
 
 
 def tell_planned_loss(report: Report, done: HandOver) -> None:
@@ -71,9 +76,10 @@ def tell_unplanned_loss(report: Report, done: HandOver | None, new: Member, befo
         )
         return
     certain = max(0, seen.offset - new.promoted_at)
-    window = max(0.0, before.heard - seen.at)
+    window = max(0.0, before.died - seen.at)
     arrived = max(0, new.promoted_at - seen.offset)
-    most = math.ceil(max(seen.operations_per_second * window, arrived / SHORTEST_WRITE_BYTES)) + 1
+    likely = max(seen.operations_per_second * window, arrived / SHORTEST_WRITE_BYTES)
+    most = math.ceil(certain / SHORTEST_WRITE_BYTES + likely) + 1
     safe = datetime.fromtimestamp(seen.at, UTC).isoformat(timespec="milliseconds")
     report.fact("last known offset of the old master", f"{seen.offset:,} at {safe}")
     report.fact("offset of the new master when promoted", f"{new.promoted_at:,}")
@@ -82,12 +88,13 @@ def tell_unplanned_loss(report: Report, done: HandOver | None, new: Member, befo
         report.warn("acknowledged writes lost for certain", hint, value=f"{certain:,} bytes of the stream")
     else:
         report.fact("every write is there that was acknowledged before", safe)
-    report.fact("acknowledged writes lost, at most", f"{most:,}")
+    report.fact("acknowledged writes lost, at most, at the load last seen", f"{most:,}")
     report.warn(
         "acknowledged writes that may be lost",
         "compare with the application's own records of that time; the old master has them until it follows",
-        value=f"those acknowledged after {safe}, in the {window:.1f} s until the master was last heard: at most about "
-        f"{most:,}, as far as the load stayed what it was",
+        value=f"{'some of those before, and ' if certain else ''}those acknowledged after {safe}, in the "
+        f"{window:.1f} s until the master's death: not bounded, as nobody saw its load then; "
+        f"{most:,} at most at the load last seen",
     )
 
 

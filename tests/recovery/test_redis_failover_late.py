@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,44 @@ def test_the_sentinels_promote_between_judgement_and_take_over(group: Group, mon
     assert report.status is Status.WARN
     assert report.outcome.startswith(f"{replica.address} is the master")
     assert report.facts["master"].endswith("by the Sentinels themselves")
+
+
+def test_the_loss_of_a_replica_whose_link_was_down_is_bounded(group: Group) -> None:
+    replica = group.replicas[0].client()
+    with Writer(group) as writer:
+        writer.wait(200)
+        replica.config_set("masterauth", "wrong")
+        call(group.master.client(), "CLIENT", "KILL", "TYPE", "replica")
+        until(lambda: replica.info("replication")["master_link_status"] == "down", what="the link's end", seconds=10)
+        cut = time.monotonic()
+        writer.wait(200)
+
+        def read_since() -> bool:
+            ages = [found.client().sentinel_master(MASTER)["info-refresh"] / 1000 for found in group.sentinels]
+            return max(ages) + 0.5 < time.monotonic() - cut
+
+        until(read_since, what="the Sentinels' next INFO", seconds=30)
+        group.master.crash()
+        report = fail_over("unplanned")
+    lost = writer.lost(group.at(group.agreed_master()))
+    assert lost
+    assert "bytes of the stream" in finding(report, "lost for certain")
+    assert len(lost) <= int(report.facts["acknowledged writes lost, at most, at the load last seen"].replace(",", ""))
+
+
+def test_a_burst_that_nobody_saw_is_not_said_to_be_bounded(group: Group) -> None:
+    def fresh() -> bool:
+        told = [found.client().sentinel_master(MASTER)["info-refresh"] for found in group.sentinels]
+        return max(told) < 4000
+
+    until(fresh, what="the Sentinels' INFO of an idle master", seconds=60)
+    replica = group.replicas[0]
+    replica.freeze()
+    with group.master.client().pipeline(transaction=False) as pipe:
+        for number in range(5000):
+            pipe.set(f"burst:{number}", number)
+        pipe.execute()
+    group.master.crash()
+    replica.thaw()
+    report = fail_over("unplanned")
+    assert "not bounded" in finding(report, "acknowledged writes that may be lost")
