@@ -8,24 +8,17 @@ from prefect import flow
 
 from blocks.environment import Environment
 from blocks.redis import Redis
-from flows.recovery.failover_account import (
-    Before,
-    settled,
-    tell_phases,
-    tell_planned_loss,
-    tell_stray,
-    tell_unplanned_loss,
-    verify_after,
-)
+from flows.recovery.failover_account import settled, tell_phases, verify_after
 from flows.recovery.failover_choice import choose, require_unchanged
 from flows.recovery.failover_findings import Mode, judge_dead, judge_living, judge_sentinels, tell_servers
+from flows.recovery.failover_loss import Before, tell_interrupted_loss, tell_planned_loss, tell_unplanned_loss
 from runbook.errors import OpsError, RunbookFailed
 from runbook.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.redis.failover.group import Group, read_group
+from tasks.redis.failover.group import Group, Member, read_group
 from tasks.redis.failover.handover import ACT, hand_over, make_follow, take_over
-from tasks.redis.failover.ledger import find_begun, forget
+from tasks.redis.failover.ledger import Begun, find_begun, forget
 from tasks.redis.failover.pause import LONGEST_SECONDS
 from tasks.redis.failover.promotion import Choice, HandOver
 from tasks.redis.failover.rights import find_refused_commands
@@ -72,8 +65,8 @@ def redis_failover(environment: str, mode: Mode = "planned", new_master: str = "
         permit = report.permit(Act(ACT, choice.target))
         _judge_again(report, block, choice, mode, new_master, before)
         report.state_is(
-            f"a failover {choice.target} was begun; writes on {choice.master} stand still for at most "
-            f"{LONGEST_SECONDS:.0f} s more",
+            f"a failover {choice.target} was begun; writes on {choice.master} that still stand still go on within "
+            f"{LONGEST_SECONDS:.0f} s",
             "launch it again: it goes on, or says who is master",
         )
         decision = time.monotonic() - started
@@ -112,6 +105,10 @@ def _judge_again(report: Report, block: Redis, choice: Choice, mode: Mode, wante
     again = Report(report.runbook, report.environment)
     try:
         group = read_group(block)
+        if mode == "unplanned" and any(
+            group.members[name].is_master for name in choice.replicas if name in group.members
+        ):
+            return  # the Sentinels were quicker, as is usual: to take over is to wait until they agree
         judge_sentinels(again, group, mode)
         require_unchanged(choice, _judge(again, block, group, mode, wanted, before))
     except RunbookFailed as error:
@@ -138,9 +135,10 @@ def _is_done(report: Report, block: Redis, group: Group, mode: Mode, wanted: str
     if master is None or not master.is_master:
         return False
     begun = find_begun(block.at(master.address))
+    interrupted = begun if begun and begun.old != master.address else None
     why = ""
-    if begun and begun.old != master.address:
-        why = f"the failover from {begun.old} that {begun.run} began at {begun.started} has happened"
+    if interrupted and wanted in ("", master.address):
+        why = f"the failover from {interrupted.old} that {interrupted.run} began at {interrupted.started} has happened"
     elif wanted == master.address:
         why = "it is the one that was asked for"
     elif mode == "unplanned" and (dead := _former(group)):
@@ -149,24 +147,26 @@ def _is_done(report: Report, block: Redis, group: Group, mode: Mode, wanted: str
         return False
     report.fact("master", f"{master.address}: {why}")
     report.outcome = f"nothing to do: {master.address} is the master; {why}"
-    if begun and begun.old != master.address:
-        _finish(report, block, group, begun.old)
+    stray = _finish(report, block, group, interrupted, master) if interrupted else None
     if mode == "unplanned":
         tell_unplanned_loss(report, None, master, before)
     down = [member.address for member in group.others if member.problem]
     verify_after(report, block, master.address, [m.address for m in group.others if not m.problem], down)
+    if interrupted:  # only one that follows by now knows how much it had
+        left = stray or read_group(block).members.get(interrupted.old)
+        tell_interrupted_loss(report, interrupted, left, master)
     return True
 
 
-def _finish(report: Report, block: Redis, group: Group, old: str) -> None:
-    """What a killed run has left: an old master that is none for the Sentinels, and its note."""
-    new = group.watch.master
-    if (left := group.members.get(old)) and left.is_master:
-        report.plan("make it follow", f"{old} still says that it is a master: REPLICAOF {new}")
-        permit = report.permit(Act(ACT, f"{old} → {new}"))
-        tell_stray(report, make_follow(permit, block, old, new), group)
+def _finish(report: Report, block: Redis, group: Group, begun: Begun, new: Member) -> Member | None:
+    """What a killed run has left: an old master that is none for the Sentinels (returned as it was), and its note."""
+    left = group.members.get(begun.old)
+    if left and left.is_master:
+        report.plan("make it follow", f"{left.address} still says that it is a master: REPLICAOF {new.address}")
+        left = make_follow(report.permit(Act(ACT, f"{left.address} → {new.address}")), block, left.address, new.address)
     if report.confirm == report.environment:
-        forget(block.at(new))
+        forget(block.at(new.address))
+    return left if left and left.is_master else None
 
 
 def _former(group: Group) -> str:

@@ -358,7 +358,7 @@ def test_a_killed_master_is_taken_over_and_the_loss_is_bounded(group: Group) -> 
     assert group.master.address in finding(report, "servers that are down")
     safe = datetime.fromisoformat(report.facts["every write is there that was acknowledged before"]).timestamp()
     assert all(writer.acknowledged[number] >= safe for number in lost)
-    assert len(lost) <= int(report.facts["acknowledged writes lost, at most"].replace(",", ""))
+    assert len(lost) <= int(report.facts["acknowledged writes lost, at most, at the load last seen"].replace(",", ""))
     assert leftovers(group) == []
     group.master.start()
     until(lambda: follows(group.master, new), what="the old master as a replica", seconds=40)

@@ -12,7 +12,7 @@ from typing import Literal
 import redis
 
 from blocks.redis import Redis
-from runbook.errors import OpsError
+from runbook.errors import OpsError, Unreachable
 from tasks.redis.server import at_once, call, family, version_of
 
 How = Literal["coordinated", "forced", "under way"]
@@ -41,7 +41,8 @@ def begin_failover(block: Redis, address: str, *, coordinated: bool) -> How:
     """SENTINEL FAILOVER, at one Sentinel; returns how it began. Where one is under way there, no second one is begun.
 
     Raises:
-        OpsError: it refuses (no replica that it would promote), or does not answer.
+        OpsError: it refuses (no replica that it would promote).
+        Unreachable: it does not answer, and may have begun one.
     """
     words = ("SENTINEL", "FAILOVER", block.sentinel_master)
     try:
@@ -60,6 +61,6 @@ def begin_failover(block: Redis, address: str, *, coordinated: bool) -> How:
             return "under way"
         raise OpsError(f"the Sentinel {address} refuses: {error}", "look at the replicas in the report") from None
     except redis.RedisError as error:
-        raise OpsError(
+        raise Unreachable(
             f"the Sentinel {address} did not answer: {error}", "launch it again: it says who is master then"
         ) from None

@@ -5,7 +5,6 @@ https://valkey.io/topics/sentinel/ https://valkey.io/commands/failover/ https://
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import cast
 
@@ -18,17 +17,17 @@ from runbook.kinds import action
 from runbook.log import logger
 from runbook.permit import Permit
 from runbook.wait import until
-from tasks.redis.failover.command import How, begin_failover
+from tasks.redis.failover.command import begin_failover
 from tasks.redis.failover.group import Member, quick, read_member
 from tasks.redis.failover.ledger import Begun, Ledger, forget, remember
-from tasks.redis.failover.pause import LONGEST_SECONDS, Pause
+from tasks.redis.failover.pause import Pause
 from tasks.redis.failover.promotion import Choice, HandOver, await_agreement, await_promotion, clients_of, views
 from tasks.redis.failover.rights import DEMOTING
-from tasks.redis.sentinels import Watch, ask_sentinels
+from tasks.redis.failover.switch import await_switch, begin_switch
+from tasks.redis.sentinels import ask_sentinels
 from tasks.redis.server import call
 
 ACT = "fail over"
-LEAST_SWITCH_SECONDS, MOST_SWITCH_SECONDS = 3.0, 20.0
 WRITE_SECONDS = 20.0
 OWN_SECONDS = 4.0
 """Sentinels that see a dead master begin within about two seconds, or not soon."""
@@ -60,7 +59,7 @@ def hand_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
 def _hand_over(block: Redis, choice: Choice) -> HandOver:
     old = block.at(choice.master)
     with Ledger(block) as ledger:
-        remember(old, Begun.now(choice.master, choice.candidate))
+        remember(old, Begun.now(choice.master, choice.candidate, choice.replid))
         ledger.wait_for(choice.master, WRITE_SECONDS)
         failpoint("failover: remembered")
         with Pause(old, choice.pause_seconds) as pause:
@@ -68,10 +67,10 @@ def _hand_over(block: Redis, choice: Choice) -> HandOver:
             stood = _catch_up(block, choice)
             caught_up = time.monotonic()
             failpoint("failover: caught up")
-            how = _begin(block, choice, pause)
+            how = begin_switch(block, choice, pause)
             failpoint("failover: begun")
-            new = _await_switch(block, choice, how)
-            pause.keep, switched = True, time.monotonic()
+            new = await_switch(block, choice, how, pause)
+            switched = time.monotonic()
             # The old master of a coordinated one is a replica before the new one is a master; no pause is needed then.
             handed = read_member(block, choice.master).role == "slave"
             failpoint("failover: promoted")
@@ -159,35 +158,6 @@ def _catch_up(block: Redis, choice: Choice) -> int:
                 "look at its network and its log; launch it again when it keeps up",
             ) from None
     return stood
-
-
-def _begin(block: Redis, choice: Choice, pause: Pause) -> How:
-    """The Sentinels are asked, while writes stand still for sure, and only where none of them has begun by itself."""
-    watch = Watch(views(block, choice))
-    if watch.master != choice.master or any(view.in_progress for view in watch.answering):
-        raise OpsError(f"the Sentinels have moved meanwhile: {watch.told()}; writes go on", "launch it again")
-    if not pause.unbroken:
-        raise OpsError("this run stood still for longer than the pause of writes; writes go on", "launch it again")
-    pause.hold(LONGEST_SECONDS)
-    return begin_failover(block, choice.sentinels[0], coordinated=choice.coordinated)
-
-
-def _await_switch(block: Redis, choice: Choice, how: How) -> Member:
-    """No longer than the Sentinels would bear the pause."""
-    seconds = min(max(2 * choice.pause_seconds, LEAST_SWITCH_SECONDS), MOST_SWITCH_SECONDS)
-    try:
-        return await_promotion(block, choice, seconds)
-    except Unreachable as error:
-        if how != "coordinated":
-            raise
-        # The master's own pause would last for the Sentinels' failover-timeout: minutes.
-        with contextlib.suppress(OpsError), quick(block.at(choice.master)) as client:
-            call(client, "FAILOVER", "ABORT")
-        raise Unreachable(
-            f"{error.message}; writes go on",
-            "give the Sentinels' own user on the servers +failover +client|pause, or look at the Sentinels' logs; then "
-            "launch it again",
-        ) from None
 
 
 def _demote(old: Redis, new: Redis, pause: Pause) -> bool:

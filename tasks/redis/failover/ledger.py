@@ -42,12 +42,14 @@ class Begun:
     started: str
     run: str
     version: int = 1
+    replid: str = ""
+    """The stream of the old master, by which the next run knows whether all of it went over."""
 
     @classmethod
-    def now(cls, old: str, candidate: str) -> Begun:
+    def now(cls, old: str, candidate: str, replid: str) -> Begun:
         """By this process."""
         run = f"process {os.getpid()} on {socket.gethostname()}"
-        return cls(old, candidate, datetime.now(UTC).isoformat(timespec="seconds"), run)
+        return cls(old, candidate, datetime.now(UTC).isoformat(timespec="seconds"), run, replid=replid)
 
 
 def remember(master: Redis, begun: Begun) -> None:

@@ -27,8 +27,8 @@ class Pause:
     down-after time: the pause holds up their PUBLISH too, and what they send behind it, so that they take a master that
     is paused for longer for a dead one.
 
-    Left by an error, it is lifted, unless a promotion has been seen (`keep`): then the old master must take no write
-    until it follows, and the pause ends by itself.
+    Left by an error, it is lifted, unless a failover has begun and may still promote (`keep`): then the old master must
+    take no write until it follows, and the pause ends by itself.
     """
 
     def __init__(self, block: Redis, seconds: float) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import redis
 
 from blocks.redis import Redis
-from runbook.errors import Unreachable
+from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.wait import until
 from tasks.redis.failover.group import Member, quick_client, read_member
@@ -19,6 +19,8 @@ from tasks.redis.sentinels import SentinelView, ask_sentinels
 
 AGREE_SECONDS = 20.0
 TURNING_SECONDS = 0.5
+UNKNOWN_TIMEOUT_SECONDS = 180.0
+"""The Sentinels' own failover-timeout where none is set."""
 POLL_SECONDS = 0.02
 
 
@@ -102,6 +104,31 @@ def await_promotion(block: Redis, choice: Choice, seconds: float, look: Callable
         )
     assert found
     return found
+
+
+def await_late_promotion(block: Redis, choice: Choice) -> Member:
+    """The same, of a failover that was begun and takes its time: nobody can call it off, and a replica that stood still
+    is promoted whenever it wakes. So it is waited for until the Sentinels themselves have ended it.
+
+    Raises:
+        OpsError: they have given it up, and nobody was promoted.
+        Unreachable: they, or the one that was asked, do not say so for longer than it may take.
+    """
+
+    def require_under_way() -> None:
+        seen = views(block, choice)
+        moving = any(view.in_progress or view.master not in ("", choice.master) for view in seen)
+        if seen[0].answers and not moving:
+            raise OpsError(
+                "the Sentinels gave their failover up: no replica was promoted in time; writes go on",
+                f"look at {choice.candidate} (does it stand still?) and at the Sentinels' logs, then launch it again",
+            )
+
+    known = [view.settings.get("failover-timeout", 0) / 1000 for view in views(block, choice)]
+    # The Sentinel gives up after its failover-timeout, which it counts anew with each of two steps.
+    return await_promotion(
+        block, choice, 2 * (max(known) or UNKNOWN_TIMEOUT_SECONDS) + AGREE_SECONDS, require_under_way
+    )
 
 
 def await_agreement(block: Redis, choice: Choice, new: Member) -> None:

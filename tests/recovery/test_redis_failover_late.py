@@ -1,0 +1,205 @@
+"""Redis failovers in which something is slow, half done or cut off: what is acknowledged stays, or is told as lost."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from runbook.report import Report, Status
+from runbook.wait import until
+from tasks.redis.server import call
+from tests.recovery.test_redis_failover import (
+    DOWN_AFTER_MS,
+    end,
+    fail_over,
+    finding,
+    follows,
+    leftovers,
+    process,
+    refused,
+    wait_until_stopped,
+)
+from tests.redis.servers import MASTER, Group, RedisServer, replicated
+from tests.redis.writer import Writer
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Group]:
+    """A master, replicas (one, or as many as the parameter says) and three Sentinels, as the environment NAME."""
+    with replicated(replicas=getattr(request, "param", 1)) as found:
+        for sentinel in found.sentinels:
+            call(sentinel.client(), "SENTINEL", "SET", MASTER, "down-after-milliseconds", DOWN_AFTER_MS)
+        found.register(monkeypatch)
+        yield found
+
+
+def wait_until_it_follows(server: RedisServer, master: RedisServer) -> None:
+    """Within the Sentinels' own time; they end clients' connections meanwhile."""
+
+    def ready() -> bool:
+        try:
+            return follows(server, master)
+        except redis.ConnectionError:
+            return False
+
+    until(ready, what="the other server as a replica", seconds=60)
+
+
+@pytest.mark.parametrize("wakes", [True, False])
+def test_a_replica_that_stands_still_when_it_is_promoted(group: Group, tmp_path: Path, wakes: bool) -> None:
+    reached = tmp_path / "reached"
+    if wakes:
+        for sentinel in group.sentinels:
+            call(sentinel.client(), "SENTINEL", "SET", MASTER, "failover-timeout", 60_000)
+    replica = group.replicas[0]
+    with Writer(group) as writer:
+        child = process("planned", "forced", OPS_FAILPOINT="failover: begun:pause", OPS_FAILPOINT_LOG=str(reached))
+        wait_until_stopped(child)
+        replica.freeze()
+        child.send_signal(signal.SIGCONT)
+        until(
+            lambda: "failover: late" in reached.read_text() or child.poll() is not None,
+            what="the end of the usual time",
+            seconds=60,
+        )
+        if wakes:
+            replica.thaw()
+        said = end(child)
+        writer.wait(50)  # they go on
+        replica.thaw()
+        new = group.wait_for_master_other_than(group.master) if wakes else group.master
+        writer.wait(50)
+    assert writer.lost(new) == set(), said
+    assert child.returncode == (0 if wakes else 1), said
+    assert wakes or "gave their failover up" in said
+    assert wakes or "writes go on" in said
+    other = replica if new is group.master else group.master
+    wait_until_it_follows(other, new)
+    assert group.agreed_master() == new.address
+
+
+def test_what_a_killed_run_has_lost_is_told_by_the_next(group: Group) -> None:
+    for sentinel in group.sentinels:
+        call(sentinel.client(), "SENTINEL", "SET", MASTER, "failover-timeout", 60_000)
+    replica = group.replicas[0]
+    with Writer(group) as writer:
+        child = process("planned", "forced", OPS_FAILPOINT="failover: begun:pause")
+        wait_until_stopped(child)
+        replica.freeze()
+        child.kill()
+        child.communicate()
+        writer.wait(50)  # the pause has ended by itself
+        replica.thaw()
+        group.wait_for_master_other_than(group.master)
+        wait_until_it_follows(group.master, replica)
+        report = fail_over()
+        writer.wait(20)
+    assert writer.lost(replica)
+    assert report.status is Status.WARN
+    assert finding(report, "acknowledged writes lost, at most")
+
+
+def test_that_a_killed_run_has_lost_nothing_is_proven_by_the_next(group: Group) -> None:
+    child = process("planned", OPS_FAILPOINT="failover: agreed")  # handed over: the old one follows in the same stream
+    child.communicate(timeout=120)
+    new = group.wait_for_master_other_than(group.master)
+    wait_until_it_follows(group.master, new)
+    report = fail_over()
+    assert report.status is Status.OK, report.sentence()
+    assert report.facts["acknowledged writes lost"].startswith("0 (proven)")
+
+
+@pytest.mark.parametrize("group", [2], indirect=True)
+def test_another_new_master_is_not_taken_for_what_a_killed_run_has_done(group: Group) -> None:
+    for server in group.replicas:
+        server.client().config_set("replica-priority", 200)  # whoever is not master is to be turned to the old one
+    child = process(OPS_FAILPOINT="failover: agreed")
+    child.communicate(timeout=120)
+    wait_until_it_follows(group.master, group.wait_for_master_other_than(group.master))
+
+    def known() -> bool:
+        told = [found for sentinel in group.sentinels for found in sentinel.client().sentinel_slaves(MASTER)]
+        mine = [found for found in told if found["port"] == group.master.port]
+        return len(mine) == 3 and all(found["master-link-status"] == "ok" for found in mine)
+
+    until(known, what="the old master as a replica that the Sentinels know", seconds=60)
+    report = fail_over(new_master=group.master.address)
+    assert report.status is Status.OK, report.sentence()
+    assert group.agreed_master() == group.master.address
+    assert b"ops-failover:begun" not in leftovers(group)
+
+
+def test_the_sentinels_promote_between_judgement_and_take_over(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    mint, replica = Report.permit, group.replicas[0]
+
+    def priorities() -> set[int]:
+        told = [found for sentinel in group.sentinels for found in sentinel.client().sentinel_slaves(MASTER)]
+        return {int(found["slave-priority"]) for found in told}
+
+    for sentinel in group.sentinels:  # after one failover that comes to nothing they wait for long, so that it is known
+        call(sentinel.client(), "SENTINEL", "SET", MASTER, "failover-timeout", 60_000)
+    replica.client().config_set("replica-priority", 0)
+    until(lambda: priorities() == {0}, what="the Sentinels' next INFO", seconds=20)
+    group.master.crash()
+    refused("unplanned")
+    replica.client().config_set("replica-priority", 100)
+    until(lambda: priorities() == {100}, what="the Sentinels' next INFO", seconds=20)
+
+    def meanwhile(self: Report, *acts: Any) -> Any:
+        permit = mint(self, *acts)
+        call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", MASTER)
+        group.wait_for_master_other_than(group.master)
+        return permit
+
+    monkeypatch.setattr(Report, "permit", meanwhile)
+    report = fail_over("unplanned")
+    assert report.status is Status.WARN
+    assert report.outcome.startswith(f"{replica.address} is the master")
+    assert report.facts["master"].endswith("by the Sentinels themselves")
+
+
+def test_the_loss_of_a_replica_whose_link_was_down_is_bounded(group: Group) -> None:
+    replica = group.replicas[0].client()
+    with Writer(group) as writer:
+        writer.wait(200)
+        replica.config_set("masterauth", "wrong")
+        call(group.master.client(), "CLIENT", "KILL", "TYPE", "replica")
+        until(lambda: replica.info("replication")["master_link_status"] == "down", what="the link's end", seconds=10)
+        cut = time.monotonic()
+        writer.wait(200)
+
+        def read_since() -> bool:
+            ages = [found.client().sentinel_master(MASTER)["info-refresh"] / 1000 for found in group.sentinels]
+            return max(ages) + 0.5 < time.monotonic() - cut
+
+        until(read_since, what="the Sentinels' next INFO", seconds=30)
+        group.master.crash()
+        report = fail_over("unplanned")
+    lost = writer.lost(group.at(group.agreed_master()))
+    assert lost
+    assert "bytes of the stream" in finding(report, "lost for certain")
+    assert len(lost) <= int(report.facts["acknowledged writes lost, at most, at the load last seen"].replace(",", ""))
+
+
+def test_a_burst_that_nobody_saw_is_not_said_to_be_bounded(group: Group) -> None:
+    def fresh() -> bool:
+        told = [found.client().sentinel_master(MASTER)["info-refresh"] for found in group.sentinels]
+        return max(told) < 4000
+
+    until(fresh, what="the Sentinels' INFO of an idle master", seconds=60)
+    replica = group.replicas[0]
+    replica.freeze()
+    with group.master.client().pipeline(transaction=False) as pipe:
+        for number in range(5000):
+            pipe.set(f"burst:{number}", number)
+        pipe.execute()
+    group.master.crash()
+    replica.thaw()
+    report = fail_over("unplanned")
+    assert "not bounded" in finding(report, "acknowledged writes that may be lost")
