@@ -124,19 +124,17 @@ def replace_redis(
     Raises:
         OpsError: the service did not stop, or does not start on the copy (the hint says how to go back).
     """
-    was_running = env.services.is_running("redis")
-    taken = detach.after(copy)(permit, env.redis, around, env.reports_directory)
+    was_running, taken = env.services.is_running("redis"), around
+    report.state_is(
+        "the old data is in its place; Redis may be stopped, its replicas and Sentinels taken off",
+        "launch it again, or reattach-redis and the start of the service",
+    )
     try:
+        taken = detach.after(copy)(permit, env.redis, around, env.reports_directory)
         stopped = stop_redis.after(taken)(env.redis, env.services)
         swapped = swap_redis.after(stopped)(permit, env.redis, copy)
     except BaseException:
-        if was_running:
-            logger().warning("the swap failed: Redis is started again on its old data")
-            try:
-                start_redis(env.redis, env.services)
-                put_back(report, env, permit, taken)
-            except OpsError as second:  # the first error is the one to read first
-                report.expect("Redis started again", False, second.hint, value=second.message)
+        start_again(report, env, permit, taken, was_running=was_running)
         raise
     taken = note_swapped(env.reports_directory, taken)
     report.fact("Redis data kept", swapped.kept or "there was none")
@@ -157,6 +155,21 @@ def replace_redis(
     if not differences:
         put_back(report, env, permit, taken, after=differences)
     return swapped
+
+
+def start_again(report: Report, env: Environment, permit: Permit, taken: Surroundings, *, was_running: bool) -> bool:
+    """After a swap that failed: what ran runs again on its old data, with what stood around it. Whether all of it does;
+    a failure of that is told in the report, and must not hide why it is done."""
+    logger().warning("the swap failed: everything is put back as it was")
+    try:
+        if was_running:
+            start_redis(env.redis, env.services)
+        if was_running or taken.master not in ("", taken.own):
+            put_back(report, env, permit, taken)
+    except OpsError as second:
+        report.expect("Redis started again", False, second.hint, value=second.message)
+        return False
+    return True
 
 
 def put_back(report: Report, env: Environment, permit: Permit, taken: Surroundings, after: object = None) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+
 import pytest
 
 from flows.redis.persistence import backup_redis, restore_redis
@@ -53,3 +57,50 @@ def test_nothing_was_set_aside(rig: Rig) -> None:
     with pytest.raises(OpsError, match="there is no data that a restore of Redis set aside.*: none"):
         undo_restore_redis.fn(NAME)
     assert rig.answers()
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "redis: before first rename",
+        "redis: between renames",
+        "redis: after second rename",
+        "after swap_back",
+        "before start_redis",
+        "after start_redis",
+    ],
+)
+def test_killed_and_launched_again(rig: Rig, point: str) -> None:
+    """It goes on with what it was about: the restored data, which it set aside, is newer by then and not meant."""
+    restored(rig)
+    assert killed(point) == -signal.SIGKILL
+    report = undo_restore_redis.fn(NAME, confirm=NAME)
+    assert report.status is Status.OK, report.sentence()
+    assert rig.client().get("newer") == b"1"
+    assert len(superseded_redis(rig.environment.redis)) == 1
+    assert undo_restore_redis.fn(NAME, confirm=NAME).status is Status.OK
+    assert rig.client().get("newer") is None, "an undo that ended is not gone on with"
+
+
+def test_a_restore_after_a_killed_undo_is_what_is_undone(rig: Rig) -> None:
+    restored(rig)
+    assert killed("after swap_back") == -signal.SIGKILL
+    rig.services.start("redis")
+    rig.wait()
+    rig.client().set("last", 1)
+    assert restore_redis.fn(NAME, confirm=NAME).status is Status.OK
+    assert undo_restore_redis.fn(NAME, confirm=NAME).status is Status.OK
+    assert rig.client().get("last") == b"1"
+
+
+def killed(point: str) -> int:
+    """How an undo ended that dies there."""
+    child = os.fork()
+    if child == 0:
+        os.environ["OPS_FAILPOINT"] = point
+        with contextlib.suppress(BaseException), open(os.devnull, "w") as nothing:  # noqa: PTH123
+            os.dup2(nothing.fileno(), 1)
+            os.dup2(nothing.fileno(), 2)
+            undo_restore_redis.fn(NAME, confirm=NAME)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

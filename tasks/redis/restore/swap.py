@@ -34,7 +34,6 @@ from tasks.redis.server import (
 from tasks.services import Stopped
 
 SUPERSEDED = ".superseded_"
-UNDO = "put Redis data back"
 ROLE = "redis"
 STOP_SECONDS = 60.0
 SERVE_SECONDS = 60.0
@@ -126,33 +125,26 @@ def swap_redis(permit: Permit, block: Redis, copy: RedisCopy) -> SwappedRedis:
     permit.require(ACT, block.data_directory)
     if not copy.comparison.is_equal:
         raise VerificationFailed("the copy is not what the backup held", copy.comparison.differences[0])
-    return _exchange(block, copy.directory)
+    live = live_directory(block)
+    return exchange(block, copy.directory, free_name(live) if live.exists() else None)
 
 
-@action
-def swap_back(permit: Permit, block: Redis, aside: Path) -> SwappedRedis:
-    """Give a directory that was set aside the live name again; the one that has it is kept in its place.
+def exchange(block: Redis, incoming: Path, kept: Path | None) -> SwappedRedis:
+    """Give a directory the live name; the one that has it is kept as `kept`, where there is one.
 
     Raises:
-        NotConfirmed: the permit does not cover that directory.
         OpsError: the server has not exited, or a rename failed (then the live directory is back).
     """
-    permit.require(UNDO, str(aside))
-    return _exchange(block, aside)
-
-
-def _exchange(block: Redis, incoming: Path) -> SwappedRedis:
     live = live_directory(block)
     _prove_exit(block, live, 0.0)
-    kept = _free_name(live) if live.exists() else None
     failpoint("redis: before first rename")
-    if kept:
+    if kept and live.exists():
         live.rename(kept)
         failpoint("redis: between renames")
     try:
         incoming.rename(live)
     except OSError as error:
-        if kept:
+        if kept and not live.exists():
             kept.rename(live)
         raise OpsError(f"{incoming} cannot be renamed: {error.strerror}", "the old data is in place") from None
     durable.sync(live.parent)
@@ -192,7 +184,9 @@ def _prove_exit(block: Redis, live: Path, seconds: float) -> None:
         raise OpsError(f"Redis did not stop: {by}", "end it by hand, then launch this again") from None
 
 
-def _free_name(live: Path) -> Path:
+def free_name(live: Path) -> Path:
+    """The name under which a live directory is kept: `<name>.superseded_<time, UTC>`."""
+
     def free() -> Path | None:
         kept = live.with_name(f"{live.name}{SUPERSEDED}{datetime.now(UTC):%Y%m%d_%H%M%S}")
         return None if kept.exists() else kept
