@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -167,7 +168,7 @@ def verify_live_redis(block: Redis, copy: RedisCopy) -> tuple[str, ...]:
         info = client.info("persistence")
         if info["loading"]:
             raise Unreachable("Redis is still loading its data")
-        return (*_persistence(info, copy), *_loaded(client, copy), *_counts(client, copy))
+        return (*_persistence(info, copy), *_loaded(client, copy), *missing_keys(client, copy.persistent))
 
 
 def superseded_redis(block: Redis) -> list[Path]:
@@ -214,13 +215,14 @@ def _loaded(client: redis.Redis, copy: RedisCopy) -> list[str]:
     return [f"the server loaded {loaded:,} keys at its start, the proven copy holds {expected:,}"]
 
 
-def _counts(client: redis.Redis, copy: RedisCopy) -> list[str]:
+def missing_keys(client: redis.Redis, persistent: Mapping[int, int]) -> list[str]:
+    """Databases with fewer keys without a TTL than there should be, as sentences; none once a client has written."""
     counts = key_counts(client)
     # Read after the counts: a deletion that they miss has been counted as a write by now.
     if _client_writes(client):
         return []
     short = []
-    for number, expected in copy.persistent.items():
+    for number, expected in persistent.items():
         keys, expires = counts.get(number, (0, 0))
         if keys - expires < expected:
             short.append(f"database {number} has {keys - expires:,} keys without a TTL instead of {expected:,}")
