@@ -13,7 +13,7 @@ from tasks.redis.content.manifest import COLUMNS
 from tasks.redis.restore.copy import RedisCopy, build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_backup
 from tasks.redis.restore.isolation import attach, detach, note_swapped
-from tasks.redis.restore.surroundings import Surroundings
+from tasks.redis.restore.surroundings import Surroundings, find_unruly
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, swap_redis, verify_live_redis
 
 # Loading, reading and comparing on the scratch server, seen at 100,000 keys in 3 s on two busy cores.
@@ -70,7 +70,15 @@ def plan_redis(report: Report, env: Environment, backup: Backup, fitness: RedisF
 
 
 def plan_detaching(report: Report, env: Environment, around: Surroundings) -> None:
-    """What is taken off before the server stops, and put back when its data is proven."""
+    """What is taken off before the server stops, and put back when its data is proven; and whether that is allowed."""
+    if around.reachable:
+        unruly = find_unruly(env.redis, around)
+        report.expect(
+            "rights to take off the other servers",
+            not unruly,
+            "give this user the command on them: ACL SETUSER … +replicaof, then ACL SAVE or CONFIG REWRITE",
+            value="; ".join(unruly) or "all of them",
+        )
     if around.watchers:
         names = ", ".join(watcher.address for watcher in around.watchers)
         report.plan("take off", f"Sentinels {names}: they forget {env.redis.sentinel_master}", seconds=0.1)

@@ -14,6 +14,7 @@ from blocks.redis import Redis
 from runbook import record
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
+from tasks.redis.rights import find_refused
 from tasks.redis.sentinels import Watch, ask_sentinels
 from tasks.redis.server import connected
 
@@ -95,6 +96,21 @@ def find_record(reports: Path) -> Surroundings | None:
         OpsError: the record cannot be read.
     """
     return record.read(reports / RECORD, Surroundings, "register the Sentinels by hand, then remove it")
+
+
+@probe
+def find_unruly(block: Redis, around: Surroundings) -> tuple[str, ...]:
+    """The other servers that would refuse to be taken off, as sentences; nothing is changed.
+
+    Raises:
+        Unreachable: one went away.
+    """
+    found = []
+    for address in around.reachable:
+        with connected(server := block.at(address)) as client:
+            refused = find_refused(client, server, ("REPLICAOF", *map(str, NOWHERE)))
+        found += [f"{address}: {error.message}" for error in refused]
+    return tuple(found)
 
 
 def _merged(kept: Surroundings, now: Surroundings) -> Surroundings:
