@@ -24,6 +24,7 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import action
 from runbook.log import logger
 from runbook.permit import Permit
+from runbook.render import size
 from runbook.wait import until
 from tasks.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
@@ -86,7 +87,7 @@ def build_redis_copy(permit: Permit, block: Redis, backup: Backup) -> RedisCopy:
         actual = read_content(client, sidecar)
         comparison = compare(expected, backup.path / EXPIRING, actual, sidecar)
         fading = {n: keys - ttl - _persistent(actual, n) for n, (keys, ttl) in key_counts(client).items()}
-        dropped, counts = _finish(client, block) if comparison.is_equal else ({}, {})
+        dropped, counts = _finish(client, block, configuration) if comparison.is_equal else ({}, {})
     _check_files(configuration, backup, directory)
     own(block, directory)
     durable.sync_tree(directory)
@@ -149,10 +150,13 @@ def seed_aof(configuration: Configuration, directory: Path, rdb: Path, bring: Ca
     (aof / f"{stem}.manifest").write_text(f"file {named} seq 1 type b\n", encoding="utf-8")
 
 
-def _finish(client: redis.Redis, block: Redis) -> tuple[dict[str, int], dict[int, tuple[int, int]]]:
+def _finish(
+    client: redis.Redis, block: Redis, configuration: Configuration
+) -> tuple[dict[str, int], dict[int, tuple[int, int]]]:
     """Leave out what is made anew anyway, and write the RDB; the AOF logs the drop. Nothing expires meanwhile: the
     counts are those of the file."""
     dropped = drop_prefixes(client, block.drop_prefixes)
+    _refuse_eviction(client, configuration)
     call(client, "DEBUG", "SET-ACTIVE-EXPIRE", "0")
     counts = key_counts(client)
     try:
@@ -160,6 +164,17 @@ def _finish(client: redis.Redis, block: Redis) -> tuple[dict[str, int], dict[int
     except redis.RedisError as error:
         raise VerificationFailed(f"the copy cannot be saved: {error}", "look at the free space") from None
     return dropped, counts
+
+
+def _refuse_eviction(client: redis.Redis, configuration: Configuration) -> None:
+    """A server that starts with more than `maxmemory` evicts keys at the first command."""
+    info = client.info("memory")
+    counted = int(info["used_memory"]) - int(info.get("mem_not_counted_for_evict", 0))
+    if configuration.evicts and counted > configuration.maxmemory:
+        raise VerificationFailed(
+            f"the copy takes {size(counted)}, and maxmemory is {size(configuration.maxmemory)}: keys would be evicted",
+            f"raise maxmemory in {configuration.files[0]}; the live data is untouched",
+        )
 
 
 def _check_files(configuration: Configuration, backup: Backup, directory: Path) -> None:

@@ -226,6 +226,8 @@ def missing_keys(client: redis.Redis, persistent: Mapping[int, int]) -> list[str
         keys, expires = counts.get(number, (0, 0))
         if keys - expires < expected:
             short.append(f"database {number} has {keys - expires:,} keys without a TTL instead of {expected:,}")
+    if evicted := int(client.info("stats")["evicted_keys"]):
+        short.append(f"{evicted:,} keys were evicted: maxmemory is too low for them")
     return short
 
 
