@@ -49,6 +49,12 @@ def undo_restore_redis(environment: str, kept: str = "latest", confirm: str = ""
         report.fact("keys before", _keys(env))
         kept_data = _judge(report, env, aside) if aside.exists() else None
         around = read_surroundings(env.redis, env.reports_directory)
+        report.expect(
+            "Sentinels that are not listed",
+            not around.unlisted,
+            "name all of them in [redis] sentinels; SENTINEL RESET where one is gone for good",
+            value=around.unlisted or "none",
+        )
         plan_detaching(report, env, around)
         report.plan("stop", f"the service {env.services.name_of('redis')}", seconds=2)
         report.plan("exchange", f"{aside} and {env.redis.data_directory}; both are kept", seconds=0.1)

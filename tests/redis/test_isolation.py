@@ -288,6 +288,54 @@ def test_a_restore_whose_taking_off_fails_puts_back(watched: Watched, monkeypatc
     followed(watched)
 
 
+def test_sentinels_that_are_not_listed_stop_the_restore(watched: Watched) -> None:
+    """The others would fail over the master that the listed one has forgotten."""
+    watched.rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    listed = str([s.address for s in watched.sentinels]).replace("'", '"')
+    text = watched.rig.toml.read_text().replace(listed, f'["{watched.sentinels[0].address}"]')
+    write(watched.rig.toml, text, 0o644)
+    with pytest.raises(RunbookFailed, match=r"knows 3 Sentinels with itself, \[redis\] sentinels 1"):
+        restore_redis.fn(NAME, confirm=NAME)
+    followed(watched)
+
+
+def test_sentinels_that_announce_host_names(watched: Watched) -> None:
+    """`localhost`, where the environment says 127.0.0.1: it is this server, and no replica of itself."""
+    watched.rig.client().set("old", 1)
+    for sentinel in watched.sentinels:
+        sentinel.stop()
+        known = ("sentinel known", "sentinel config-epoch", "sentinel leader", "sentinel current", "sentinel myid")
+        kept = [line for line in sentinel.configuration.read_text().splitlines() if not line.startswith(known)]
+        text = "\n".join(kept).replace(f"127.0.0.1 {watched.rig.port}", f"localhost {watched.rig.port}") + "\n"
+        named = "sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n"
+        write(sentinel.configuration, named + text, 0o644, sentinel.account)
+        sentinel.start()
+    until(watched.agreed, what="Sentinels that know all", seconds=40)
+    assert watched.masters() == {f"localhost:{watched.rig.port}"}
+    backup_redis.fn(NAME)
+    watched.rig.client().set("garbage", 1)
+    restored(watched)
+    assert watched.masters() == {f"localhost:{watched.rig.port}"}
+    assert watched.rig.client().info("replication")["role"] == "master"
+    assert watched.replica.client().keys() == [b"old"]
+
+
+def test_killed_before_the_swap_was_noted(watched: Watched) -> None:
+    """The restored server is the master for all, not the one from before with the bad data."""
+    watched.rig.client().set("good", 1)
+    backup_redis.fn(NAME)
+    watched.fail_over()
+    watched.replica.client().set("garbage", 1)
+    assert _killed("after swap_redis") == -signal.SIGKILL
+    watched.rig.services.start("redis")
+    watched.rig.wait()
+    report = reattach_redis.fn(NAME, confirm=NAME)
+    assert report.status is Status.OK, report.sentence()
+    followed(watched)
+    assert watched.rig.client().keys() == [b"good"]
+
+
 def test_a_server_that_may_still_be_written_to_stops_the_restore(watched: Watched) -> None:
     """The replica does not answer here, and no Sentinel holds it for dead."""
     watched.rig.client().set("a", 1)

@@ -235,6 +235,9 @@ def _around(around: Surroundings) -> Iterator[Precondition]:
         f"{', '.join(around.dangerous)} cannot be reached" if around.dangerous else ", ".join(around.others) or "none",
         "all can be reached, or are held for dead by the Sentinels",
     )
+    if around.unlisted:
+        hint = "name all of them in [redis] sentinels; SENTINEL RESET where one is gone for good"
+        yield Precondition("Sentinels that are not listed", False, hint, around.unlisted, "none")
     if around.silent:
         yield Precondition(
             "Sentinels that do not answer",

@@ -35,6 +35,7 @@ from tasks.redis.server import (
 from tasks.services import Stopped
 
 SUPERSEDED = ".superseded_"
+STAMP = "%Y%m%d_%H%M%S"
 ROLE = "redis"
 STOP_SECONDS = 60.0
 SERVE_SECONDS = 60.0
@@ -189,7 +190,7 @@ def free_name(live: Path) -> Path:
     """The name under which a live directory is kept: `<name>.superseded_<time, UTC>`."""
 
     def free() -> Path | None:
-        kept = live.with_name(f"{live.name}{SUPERSEDED}{datetime.now(UTC):%Y%m%d_%H%M%S}")
+        kept = live.with_name(f"{live.name}{SUPERSEDED}{datetime.now(UTC):{STAMP}}")
         return None if kept.exists() else kept
 
     kept = until(free, what="a free name for the old data", seconds=5)
