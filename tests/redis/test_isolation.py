@@ -336,6 +336,23 @@ def test_killed_before_the_swap_was_noted(watched: Watched) -> None:
     assert watched.rig.client().keys() == [b"good"]
 
 
+def test_what_the_master_of_now_held_is_kept(watched: Watched) -> None:
+    """It was promoted while this host's server was down: what was written to it since is in no directory here."""
+    watched.rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    watched.fail_over()
+    watched.rig.services.stop("redis")
+    watched.replica.client().set("newer", 1)
+    assert "keep" in [step.step for step in restore_redis.fn(NAME).plan_steps]
+    report = restored(watched)
+    assert watched.rig.client().exists("newer") == 0
+    name = str(report.facts["live data kept as"])
+    assert f"restore-redis with backup={name}" in str(report.facts["undo"])
+    assert restore_redis.fn(NAME, name, confirm=NAME).status is Status.OK
+    followed(watched)
+    assert watched.rig.client().mget("old", "newer") == [b"1", b"1"]
+
+
 def test_a_server_that_may_still_be_written_to_stops_the_restore(watched: Watched) -> None:
     """The replica does not answer here, and no Sentinel holds it for dead."""
     watched.rig.client().set("a", 1)
