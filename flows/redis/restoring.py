@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from blocks.environment import Environment
+from blocks.redis import Redis
 from flows.redis import network_steps, prefix_steps
 from flows.redis.choosing import Restorable
+from flows.redis.keeping import judge_kept, keep_live
 from flows.redis.steps import build_redis, judge_server, plan_redis, replace_redis, undo
 from runbook.permit import Act, Permit
 from runbook.report import Report
@@ -55,8 +57,19 @@ class Replacement:
         """
         self.report.state_is("the live data was not touched", "launch it again when what is said above is put right")
         copy = build_redis(self.report, self.env, permit, self.backup)
+        kept = ""
+        if found := living_master(self.env, self.around):
+            kept = keep_live(self.report, self.env, found).name
         swapped = replace_redis(self.report, self.env, permit, copy, self.around)
-        self.report.fact("undo", undo(swapped))
+        other = f"; what {self.around.master} held: restore-redis with backup={kept}" if kept else ""
+        self.report.fact("undo", undo(swapped) + other)
+
+
+def living_master(env: Environment, around: Surroundings) -> Redis | None:
+    """Another server that is the master now, whose data nothing else keeps: it becomes a replica of what is restored.
+    A killed run has kept it before it took anything off."""
+    found = around.master if around.master != around.own and not around.since else ""
+    return env.redis.at(found) if found in around.reachable else None
 
 
 @contextlib.contextmanager
@@ -79,5 +92,9 @@ def prepare(
         around = read_surroundings(env.redis, env.reports_directory)
         fitness = judge_server(report, env, chosen.backup, around)
         report.fail_if_critical()
+        if found := living_master(env, around):
+            judge_kept(report, env, found)
+            report.fail_if_critical()
+            report.plan("keep", f"what {found.address}, the master now, holds, as a backup: its data goes")
         plan_redis(report, env, chosen.backup, fitness)
         yield Replacement(report, env, chosen.backup, around)

@@ -13,7 +13,7 @@ from tasks.redis.content.manifest import COLUMNS
 from tasks.redis.restore.copy import RedisCopy, build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_backup
 from tasks.redis.restore.isolation import attach, detach, note_swapped
-from tasks.redis.restore.surroundings import Surroundings
+from tasks.redis.restore.surroundings import Surroundings, find_unruly
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, swap_redis, verify_live_redis
 
 # Loading, reading and comparing on the scratch server, seen at 100,000 keys in 3 s on two busy cores.
@@ -70,7 +70,15 @@ def plan_redis(report: Report, env: Environment, backup: Backup, fitness: RedisF
 
 
 def plan_detaching(report: Report, env: Environment, around: Surroundings) -> None:
-    """What is taken off before the server stops, and put back when its data is proven."""
+    """What is taken off before the server stops, and put back when its data is proven; and whether that is allowed."""
+    if around.reachable:
+        unruly = find_unruly(env.redis, around)
+        report.expect(
+            "rights to take off the other servers",
+            not unruly,
+            "give this user the command on them: ACL SETUSER … +replicaof, then ACL SAVE or CONFIG REWRITE",
+            value="; ".join(unruly) or "all of them",
+        )
     if around.watchers:
         names = ", ".join(watcher.address for watcher in around.watchers)
         report.plan("take off", f"Sentinels {names}: they forget {env.redis.sentinel_master}", seconds=0.1)
@@ -124,19 +132,17 @@ def replace_redis(
     Raises:
         OpsError: the service did not stop, or does not start on the copy (the hint says how to go back).
     """
-    was_running = env.services.is_running("redis")
-    taken = detach.after(copy)(permit, env.redis, around, env.reports_directory)
+    was_running, taken = env.services.is_running("redis"), around
+    report.state_is(
+        "the old data is in its place; Redis may be stopped, its replicas and Sentinels taken off",
+        "launch it again, or reattach-redis and the start of the service",
+    )
     try:
+        taken = detach.after(copy)(permit, env.redis, around, env.reports_directory)
         stopped = stop_redis.after(taken)(env.redis, env.services)
         swapped = swap_redis.after(stopped)(permit, env.redis, copy)
     except BaseException:
-        if was_running:
-            logger().warning("the swap failed: Redis is started again on its old data")
-            try:
-                start_redis(env.redis, env.services)
-                put_back(report, env, permit, taken)
-            except OpsError as second:  # the first error is the one to read first
-                report.expect("Redis started again", False, second.hint, value=second.message)
+        start_again(report, env, permit, taken, was_running=was_running)
         raise
     taken = note_swapped(env.reports_directory, taken)
     report.fact("Redis data kept", swapped.kept or "there was none")
@@ -157,6 +163,21 @@ def replace_redis(
     if not differences:
         put_back(report, env, permit, taken, after=differences)
     return swapped
+
+
+def start_again(report: Report, env: Environment, permit: Permit, taken: Surroundings, *, was_running: bool) -> bool:
+    """After a swap that failed: what ran runs again on its old data, with what stood around it. Whether all of it does;
+    a failure of that is told in the report, and must not hide why it is done."""
+    logger().warning("the swap failed: everything is put back as it was")
+    try:
+        if was_running:
+            start_redis(env.redis, env.services)
+        if was_running or taken.master not in ("", taken.own):
+            put_back(report, env, permit, taken)
+    except OpsError as second:
+        report.expect("Redis started again", False, second.hint, value=second.message)
+        return False
+    return True
 
 
 def put_back(report: Report, env: Environment, permit: Permit, taken: Surroundings, after: object = None) -> None:

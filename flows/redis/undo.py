@@ -7,14 +7,16 @@ from pathlib import Path
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.redis.steps import plan_detaching, put_back
+from flows.redis.steps import plan_detaching, put_back, start_again
 from runbook.errors import OpsError
 from runbook.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.redis.restore.isolation import TAKE_OFF, detach, note_swapped
+from tasks.redis.restore.kept import Kept, prepare_kept, read_kept, verify_kept
 from tasks.redis.restore.surroundings import Surroundings, read_surroundings
-from tasks.redis.restore.swap import UNDO, SwappedRedis, start_redis, stop_redis, superseded_redis, swap_back
+from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, superseded_redis
+from tasks.redis.restore.undoing import UNDO, end_undoing, find_undoing, swap_again, swap_back
 from tasks.redis.server import connected, key_counts
 
 
@@ -25,10 +27,14 @@ def undo_restore_redis(environment: str, kept: str = "latest", confirm: str = ""
     Gives the data that restore-redis or full-restore set aside its place again. Run it when what was restored turns out
     to be wrong.
 
+    The old data is loaded into a scratch server before anything stops. Where the AOF was switched on or off since, the
+    newest of its files is brought into the form from which the server starts now.
+
     What it changes: replicas and Sentinels are taken off, the service is stopped, the two directories are exchanged by
     rename, the service is started, replicas and Sentinels are put back. What was written since the restore is set aside
     with the directory that it is in. Where the server does not start on the old data, the present data is put back.
-    To undo: launch it again. Evidence: keys before and after.
+    After a kill, launch it again: it goes on with what the killed run was about. To undo: launch it again. Evidence:
+    keys before and after.
 
     Args:
         environment: 対象の環境
@@ -39,21 +45,35 @@ def undo_restore_redis(environment: str, kept: str = "latest", confirm: str = ""
     with runbook("Undo restore of Redis", env, confirm, changes=True, rank="recovery") as report:
         aside = _choose(env, kept)
         report.fact("put back", aside.name)
+        report.pin("kept", aside.name)
         report.fact("keys before", _keys(env))
+        kept_data = _judge(report, env, aside) if aside.exists() else None
         around = read_surroundings(env.redis, env.reports_directory)
+        report.expect(
+            "Sentinels that are not listed",
+            not around.unlisted,
+            "name all of them in [redis] sentinels; SENTINEL RESET where one is gone for good",
+            value=around.unlisted or "none",
+        )
         plan_detaching(report, env, around)
         report.plan("stop", f"the service {env.services.name_of('redis')}", seconds=2)
         report.plan("exchange", f"{aside} and {env.redis.data_directory}; both are kept", seconds=0.1)
+        if kept_data and not kept_data.starts:
+            form = "AOF" if kept_data.is_aof else "RDB"
+            report.plan("convert", f"its {form}, which is its newest data: the server starts from the other form now")
         report.plan("start", "and wait until it has loaded the old data", seconds=2)
         path = env.redis.data_directory
         permit = report.permit(Act(UNDO, str(aside)), Act(TAKE_OFF, path))
-        _exchange(report, env, permit, aside, around)
+        _exchange(report, env, permit, aside, around, kept_data)
         report.fact("keys after", _keys(env))
         report.outcome = f"{aside.name} is live again"
     return report
 
 
 def _choose(env: Environment, kept: str) -> Path:
+    undoing = find_undoing(env.redis, env.reports_directory)
+    if undoing and kept in ("latest", undoing.aside.name):
+        return undoing.aside
     found = superseded_redis(env.redis)
     chosen = found[-1:] if kept == "latest" else [path for path in found if path.name == kept]
     if not chosen:
@@ -63,31 +83,69 @@ def _choose(env: Environment, kept: str) -> Path:
     return chosen[0]
 
 
-def _exchange(report: Report, env: Environment, permit: Permit, aside: Path, around: Surroundings) -> None:
-    taken = detach(permit, env.redis, around, env.reports_directory)
-    report.state_is("Redis may be stopped; no data was removed", "launch it again")
-    stopped = stop_redis.after(taken)(env.redis, env.services)
-    swapped = swap_back.after(stopped)(permit, env.redis, aside)
-    taken = note_swapped(env.reports_directory, taken)
+def _judge(report: Report, env: Environment, aside: Path) -> Kept:
+    """It is loaded before anything stops.
+
+    Raises:
+        RunbookFailed: it cannot be.
+    """
     try:
-        start_redis.after(swapped)(env.redis, env.services)
+        found = read_kept(env.redis, aside)
     except OpsError as error:
-        _go_back(env, swapped, aside)
-        put_back(report, env, permit, taken)
-        raise OpsError(
-            f"the server does not start on {aside.name}: {error.message}", "the present data is live"
-        ) from None
+        report.expect(f"{aside.name} loads", False, error.hint, value=error.message, expected="data")
+        report.fail_if_critical()
+        raise
+    report.expect(
+        f"{aside.name} loads", True, "", value=f"{found.keys:,} keys from its {'AOF' if found.is_aof else 'RDB'}"
+    )
+    return found
+
+
+def _exchange(
+    report: Report, env: Environment, permit: Permit, aside: Path, around: Surroundings, data: Kept | None
+) -> None:
+    data = prepare_kept(permit, env.redis, data) if data else None
+    was_running, taken, swapped = env.services.is_running("redis"), around, None
+    report.state_is("Redis may be stopped; no data was removed", "launch it again: it goes on where this run ended")
+    try:
+        taken = detach(permit, env.redis, around, env.reports_directory)
+        stopped = stop_redis.after(taken)(env.redis, env.services)
+        swapped = swap_back.after(stopped)(permit, env.redis, aside, env.reports_directory)
+        started = start_redis.after(swapped)(env.redis, env.services)
+        if data:
+            verify_kept.after(started)(env.redis, data)
+    except BaseException as error:
+        is_back = _go_back(report, env, permit, swapped, aside, taken, was_running)
+        if swapped is None or not isinstance(error, OpsError):
+            raise
+        state = "the present data is live" if is_back else "the present data is not live yet either: see below"
+        raise OpsError(f"the server does not serve {aside.name}: {error.message}", state) from None
+    taken = note_swapped(env.reports_directory, taken)
     report.fact("set aside", swapped.kept or "there was nothing")
     put_back(report, env, permit, taken, after=swapped)
+    end_undoing(env.reports_directory)
 
 
-def _go_back(env: Environment, swapped: SwappedRedis, aside: Path) -> None:
-    """The permit is for the way there; this is the way back to what was live when it was given."""
-    stop_redis(env.redis, env.services)
-    swapped.live.rename(aside)
-    if swapped.kept:
-        swapped.kept.rename(swapped.live)
-    start_redis(env.redis, env.services)
+def _go_back(
+    report: Report,
+    env: Environment,
+    permit: Permit,
+    swapped: SwappedRedis | None,
+    aside: Path,
+    taken: Surroundings,
+    was_running: bool,
+) -> bool:
+    """Whether what was live is live again, with what stood around it. The permit was for the way there; this is the way
+    back to what it found."""
+    try:
+        if swapped:
+            stop_redis(env.redis, env.services)
+            swap_again(swapped, aside)
+            end_undoing(env.reports_directory)
+        return start_again(report, env, permit, taken, was_running=was_running or swapped is not None)
+    except OpsError as second:  # the first error is the one to read first
+        report.expect("the present data put back", False, second.hint, value=second.message)
+        return False
 
 
 def _keys(env: Environment) -> str:

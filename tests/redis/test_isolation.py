@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from flows.redis.persistence import backup_redis, restore_redis
 from flows.redis.sentinels import reattach_redis
+from flows.redis.undo import undo_restore_redis
 from lab.processes import write
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks.redis.restore import isolation
 from tasks.redis.restore.surroundings import RECORD, find_record
+from tasks.redis.restore.swap import stop_redis, superseded_redis
 from tests.redis.conftest import Rig
 from tests.redis.data import account, fill, survivors
 from tests.redis.servers import DOWN_AFTER_MS, MASTER, NAME, PASSWORD, RedisServer, SentinelServer
@@ -224,6 +229,128 @@ def test_a_restore_that_fails_puts_back_what_it_took_off(watched: Watched, monke
         restore_redis.fn(NAME, confirm=NAME)
     followed(watched)
     assert watched.rig.client().get("newer") == b"1"
+
+
+@pytest.mark.parametrize("what", ["does not stop", "is gone"])
+def test_an_undo_that_fails_puts_back_what_it_took_off(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    watched.rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    watched.rig.client().set("newer", 1)
+    restored(watched)
+    aside = superseded_redis(watched.rig.environment.redis)[0]
+    real = stop_redis.after
+
+    def after(*waited: object) -> Callable[..., object]:
+        def stop(*given: Any) -> object:
+            if what == "does not stop":
+                raise OpsError("Redis did not stop")
+            stopped = real(*waited)(*given)
+            shutil.rmtree(aside)
+            return stopped
+
+        return stop
+
+    monkeypatch.setattr("flows.redis.undo.stop_redis.after", after, raising=False)
+    with pytest.raises(OpsError, match="did not stop|cannot be renamed"):
+        undo_restore_redis.fn(NAME, confirm=NAME)
+    followed(watched)
+    assert watched.rig.client().mget("old", "newer") == [b"1", None]
+
+
+def test_a_replica_that_refuses_stops_nothing(watched: Watched) -> None:
+    """Its user may not give REPLICAOF: that is known before anything is taken off."""
+    watched.rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    run_id = watched.rig.run_id()
+    watched.replica.client().acl_setuser("default", enabled=True, commands=["+@all", "-replicaof"])
+    with pytest.raises(RunbookFailed, match=f"{watched.replica.address}.*replicaof"):
+        restore_redis.fn(NAME, confirm=NAME)
+    assert watched.rig.run_id() == run_id
+    followed(watched)
+
+
+def test_a_restore_whose_taking_off_fails_puts_back(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The replica goes away, and the Sentinels have forgotten the master by then."""
+    watched.rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    real = isolation.failpoint
+
+    def fails(name: str) -> None:
+        real(name)
+        if name == "redis: sentinels removed":
+            raise OpsError("the replica refuses")
+
+    monkeypatch.setattr(isolation, "failpoint", fails)
+    with pytest.raises(OpsError, match="the replica refuses"):
+        restore_redis.fn(NAME, confirm=NAME)
+    followed(watched)
+
+
+def test_sentinels_that_are_not_listed_stop_the_restore(watched: Watched) -> None:
+    """The others would fail over the master that the listed one has forgotten."""
+    watched.rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    listed = str([s.address for s in watched.sentinels]).replace("'", '"')
+    text = watched.rig.toml.read_text().replace(listed, f'["{watched.sentinels[0].address}"]')
+    write(watched.rig.toml, text, 0o644)
+    with pytest.raises(RunbookFailed, match=r"knows 3 Sentinels with itself, \[redis\] sentinels 1"):
+        restore_redis.fn(NAME, confirm=NAME)
+    followed(watched)
+
+
+def test_sentinels_that_announce_host_names(watched: Watched) -> None:
+    """`localhost`, where the environment says 127.0.0.1: it is this server, and no replica of itself."""
+    watched.rig.client().set("old", 1)
+    for sentinel in watched.sentinels:
+        sentinel.stop()
+        known = ("sentinel known", "sentinel config-epoch", "sentinel leader", "sentinel current", "sentinel myid")
+        kept = [line for line in sentinel.configuration.read_text().splitlines() if not line.startswith(known)]
+        text = "\n".join(kept).replace(f"127.0.0.1 {watched.rig.port}", f"localhost {watched.rig.port}") + "\n"
+        named = "sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n"
+        write(sentinel.configuration, named + text, 0o644, sentinel.account)
+        sentinel.start()
+    until(watched.agreed, what="Sentinels that know all", seconds=40)
+    assert watched.masters() == {f"localhost:{watched.rig.port}"}
+    backup_redis.fn(NAME)
+    watched.rig.client().set("garbage", 1)
+    restored(watched)
+    assert watched.masters() == {f"localhost:{watched.rig.port}"}
+    assert watched.rig.client().info("replication")["role"] == "master"
+    assert watched.replica.client().keys() == [b"old"]
+
+
+def test_killed_before_the_swap_was_noted(watched: Watched) -> None:
+    """The restored server is the master for all, not the one from before with the bad data."""
+    watched.rig.client().set("good", 1)
+    backup_redis.fn(NAME)
+    watched.fail_over()
+    watched.replica.client().set("garbage", 1)
+    assert _killed("after swap_redis") == -signal.SIGKILL
+    watched.rig.services.start("redis")
+    watched.rig.wait()
+    report = reattach_redis.fn(NAME, confirm=NAME)
+    assert report.status is Status.OK, report.sentence()
+    followed(watched)
+    assert watched.rig.client().keys() == [b"good"]
+
+
+def test_what_the_master_of_now_held_is_kept(watched: Watched) -> None:
+    """It was promoted while this host's server was down: what was written to it since is in no directory here."""
+    watched.rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    watched.fail_over()
+    watched.rig.services.stop("redis")
+    watched.replica.client().set("newer", 1)
+    assert "keep" in [step.step for step in restore_redis.fn(NAME).plan_steps]
+    report = restored(watched)
+    assert watched.rig.client().exists("newer") == 0
+    name = str(report.facts["live data kept as"])
+    assert f"restore-redis with backup={name}" in str(report.facts["undo"])
+    assert restore_redis.fn(NAME, name, confirm=NAME).status is Status.OK
+    followed(watched)
+    assert watched.rig.client().mget("old", "newer") == [b"1", b"1"]
 
 
 def test_a_server_that_may_still_be_written_to_stops_the_restore(watched: Watched) -> None:

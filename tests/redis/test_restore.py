@@ -14,7 +14,8 @@ import pytest
 import redis
 
 from flows.redis.persistence import backup_redis, restore_redis
-from runbook.errors import NotConfirmed
+from lab.processes import write
+from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.permit import Act, Permit
 from runbook.report import Status
 from runbook.wait import until
@@ -64,6 +65,48 @@ def test_other_obstacles(rig: Rig) -> None:
     problems = "; ".join(judge_redis_backup(missing, found, ALONE).problems)
     assert "/nowhere/valkey-server" in problems
     assert "/nowhere/x cannot be read" in problems
+
+
+def test_more_databases_than_the_configuration_has(rig: Rig) -> None:
+    """The server would end at its start, over and over; the scratch server has 1024."""
+    for number in (0, 9):
+        rig.client(number).set("a", number)
+    backup_redis.fn(NAME)
+    rig.configure(aof=True, extra="databases 8\n")
+    run_id = rig.run_id()
+    with pytest.raises(RunbookFailed, match="the backup has database 9, and the configuration 8 databases"):
+        restore_redis.fn(NAME, confirm=NAME)
+    assert rig.run_id() == run_id
+
+
+def test_more_memory_than_the_configuration_allows(rig: Rig) -> None:
+    """Half of the keys would be evicted at the first command."""
+    rig.client().mset({f"session:{n}": "x" * 200 for n in range(20_000)})
+    backup_redis.fn(NAME)
+    rig.configure(aof=True, extra="maxmemory 4mb\nmaxmemory-policy allkeys-lru\n")
+    run_id = rig.run_id()
+    with pytest.raises(OpsError, match="maxmemory is 4.2 MB: keys would be evicted"):
+        restore_redis.fn(NAME, confirm=NAME)
+    assert (rig.run_id(), rig.client().dbsize()) == (run_id, 20_000)
+    rig.configure(aof=True, extra="maxmemory 40mb\nmaxmemory-policy allkeys-lru\n")
+    assert restore_redis.fn(NAME, confirm=NAME).status is Status.OK
+
+
+def test_a_user_with_a_password_of_its_own(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """requirepass is the default user's."""
+    rig.configure(aof=True, extra="user ops on >another ~* &* +@all\n")
+    rig.client().acl_setuser(
+        "ops", enabled=True, passwords=["+another"], keys=["*"], channels=["*"], commands=["+@all"]
+    )
+    monkeypatch.setenv("OPS_TEST_REDIS_PASSWORD", "another")
+    rig.client().set("a", 1)
+    plain = rig.toml.read_text()
+    write(rig.toml, plain.replace("[redis]\n", '[redis]\nusername = "ops"\n'), 0o644)
+    try:
+        backup_redis.fn(NAME)
+        assert restore_redis.fn(NAME, confirm=NAME).status is Status.OK
+    finally:
+        write(rig.toml, plain, 0o644)
 
 
 def _killed(failpoint: str, flow: str) -> int:

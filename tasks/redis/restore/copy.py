@@ -12,6 +12,7 @@ import pwd
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import action
 from runbook.log import logger
 from runbook.permit import Permit
+from runbook.render import size
 from runbook.wait import until
 from tasks.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
@@ -85,9 +87,9 @@ def build_redis_copy(permit: Permit, block: Redis, backup: Backup) -> RedisCopy:
         actual = read_content(client, sidecar)
         comparison = compare(expected, backup.path / EXPIRING, actual, sidecar)
         fading = {n: keys - ttl - _persistent(actual, n) for n, (keys, ttl) in key_counts(client).items()}
-        dropped, counts = _finish(client, block) if comparison.is_equal else ({}, {})
+        dropped, counts = _finish(client, block, configuration) if comparison.is_equal else ({}, {})
     _check_files(configuration, backup, directory)
-    _own(block, directory)
+    own(block, directory)
     durable.sync_tree(directory)
     return RedisCopy(
         directory,
@@ -122,28 +124,39 @@ def _remove_leftover(block: Redis, directory: Path) -> None:
 def _seed(block: Redis, configuration: Configuration, backup: Backup, live: Path, directory: Path) -> None:
     """The RDB as the AOF's base (https://valkey.io/topics/persistence/), and an ACL file that lies with the data."""
     refuse_empty(backup.path / RDB)
-    folder, stem = configuration.aof
-    aof = directory / folder
     live.parent.mkdir(parents=True, exist_ok=True)
     directory.mkdir(mode=MODE)
-    aof.mkdir(mode=MODE)
-    base = f"{stem}.1.base.rdb"
-    shutil.copyfile(backup.path / RDB, aof / base)
-    named = f'"{base}"' if " " in base else base
-    (aof / f"{stem}.manifest").write_text(f"file {named} seq 1 type b\n", encoding="utf-8")
+    seed_aof(configuration, directory, backup.path / RDB, shutil.copyfile)
     if acl := configuration.get("aclfile"):
         source = live / acl
         if source.is_relative_to(live) and source.is_file():
             target = directory / source.relative_to(live)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target)
-    _own(block, directory)
+    own(block, directory)
 
 
-def _finish(client: redis.Redis, block: Redis) -> tuple[dict[str, int], dict[int, tuple[int, int]]]:
+def seed_aof(configuration: Configuration, directory: Path, rdb: Path, bring: Callable[[Path, Path], object]) -> None:
+    """An AOF whose base is that RDB, which `bring` copies, or links, into its place.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder, stem = configuration.aof
+    aof, base = directory / folder, f"{stem}.1.base.rdb"
+    aof.mkdir(mode=MODE)
+    bring(rdb, aof / base)
+    named = f'"{base}"' if " " in base else base
+    (aof / f"{stem}.manifest").write_text(f"file {named} seq 1 type b\n", encoding="utf-8")
+
+
+def _finish(
+    client: redis.Redis, block: Redis, configuration: Configuration
+) -> tuple[dict[str, int], dict[int, tuple[int, int]]]:
     """Leave out what is made anew anyway, and write the RDB; the AOF logs the drop. Nothing expires meanwhile: the
     counts are those of the file."""
     dropped = drop_prefixes(client, block.drop_prefixes)
+    _refuse_eviction(client, configuration)
     call(client, "DEBUG", "SET-ACTIVE-EXPIRE", "0")
     counts = key_counts(client)
     try:
@@ -151,6 +164,17 @@ def _finish(client: redis.Redis, block: Redis) -> tuple[dict[str, int], dict[int
     except redis.RedisError as error:
         raise VerificationFailed(f"the copy cannot be saved: {error}", "look at the free space") from None
     return dropped, counts
+
+
+def _refuse_eviction(client: redis.Redis, configuration: Configuration) -> None:
+    """A server that starts with more than `maxmemory` evicts keys at the first command."""
+    info = client.info("memory")
+    counted = int(info["used_memory"]) - int(info.get("mem_not_counted_for_evict", 0))
+    if configuration.evicts and counted > configuration.maxmemory:
+        raise VerificationFailed(
+            f"the copy takes {size(counted)}, and maxmemory is {size(configuration.maxmemory)}: keys would be evicted",
+            f"raise maxmemory in {configuration.files[0]}; the live data is untouched",
+        )
 
 
 def _check_files(configuration: Configuration, backup: Backup, directory: Path) -> None:
@@ -161,8 +185,8 @@ def _check_files(configuration: Configuration, backup: Backup, directory: Path) 
         raise VerificationFailed("the copy's AOF is not what was seeded", "launch it again; look at the file system")
 
 
-def _own(block: Redis, directory: Path) -> None:
-    """Give the copy to the server's user, where this is root."""
+def own(block: Redis, directory: Path) -> None:
+    """Give a directory to the server's user, where this is root."""
     if os.geteuid() != 0:
         return
     try:

@@ -79,7 +79,7 @@ def judge_redis_backup(block: Redis, backup: Backup, around: Surroundings) -> Re
         found.append(loads)
     found += _place(block, copy_bytes)
     found += _memory(content)
-    found += _configuration(block, around)
+    found += _configuration(block, content, around)
     live, keys = _live(block, program.value)
     found += live
     found += _around(around)
@@ -150,7 +150,7 @@ def _memory(content: RedisContent) -> Iterator[Precondition]:
     )
 
 
-def _configuration(block: Redis, around: Surroundings) -> Iterator[Precondition]:
+def _configuration(block: Redis, content: RedisContent, around: Surroundings) -> Iterator[Precondition]:
     name = "configuration"
     try:
         found = read_configuration(Path(block.config_file))
@@ -159,7 +159,23 @@ def _configuration(block: Redis, around: Surroundings) -> Iterator[Precondition]
         return
     wrong = _wrong_setting(block, found, around)
     yield Precondition(name, not wrong, wrong[1] if wrong else "", wrong[0] if wrong else str(block.config_file))
-    password = found.get("requirepass")
+    highest, allowed = max(content.databases, default=0), int(found.get("databases", "16"))
+    yield Precondition(
+        "databases",
+        highest < allowed,
+        f"say databases {highest + 1} or more in {block.config_file}: a server ends over data of others",
+        f"the backup has database {highest}, and the configuration {allowed} databases",
+    )
+    limit = found.maxmemory
+    yield Precondition(
+        "maxmemory",
+        not limit or content.memory_bytes <= limit,
+        f"raise maxmemory in {block.config_file}; the copy is measured before anything stops",
+        f"{size(limit)}, the backup needs {size(content.memory_bytes)}" if limit else "no limit",
+        "room for what is restored",
+        blocks=False,
+    )
+    password = found.get("requirepass") if block.username in ("", "default") else ""
     if password and password != block.password.get_secret_value():
         yield Precondition(
             "password",
@@ -219,6 +235,9 @@ def _around(around: Surroundings) -> Iterator[Precondition]:
         f"{', '.join(around.dangerous)} cannot be reached" if around.dangerous else ", ".join(around.others) or "none",
         "all can be reached, or are held for dead by the Sentinels",
     )
+    if around.unlisted:
+        hint = "name all of them in [redis] sentinels; SENTINEL RESET where one is gone for good"
+        yield Precondition("Sentinels that are not listed", False, hint, around.unlisted, "none")
     if around.silent:
         yield Precondition(
             "Sentinels that do not answer",

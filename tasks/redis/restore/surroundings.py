@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -14,8 +16,10 @@ from blocks.redis import Redis
 from runbook import record
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
+from tasks.redis.restore.swap import STAMP, SUPERSEDED, superseded_redis
+from tasks.redis.rights import find_refused
 from tasks.redis.sentinels import Watch, ask_sentinels
-from tasks.redis.server import connected
+from tasks.redis.server import connected, live_directory
 
 RECORD = "redis-detached.json"
 NOWHERE = ("127.0.0.1", 1)
@@ -48,6 +52,7 @@ class Surroundings:
     since: str = ""
     swapped: bool = False
     disagreement: str = ""
+    unlisted: str = ""
 
     @property
     def is_alone(self) -> bool:
@@ -68,24 +73,29 @@ class Surroundings:
 @probe
 def read_surroundings(block: Redis, reports: Path) -> Surroundings:
     """Ask the server, its replicas and its Sentinels; what a killed run took off counts as if it were still there."""
-    watch = ask_sentinels(block)
-    own, master = _own_address(block, watch), watch.master
+    watch, kept = ask_sentinels(block), find_record(reports)
     known = {address for view in watch.answering for address in (view.master, *(f.address for f in view.followers))}
     with contextlib.suppress(OpsError), connected(block) as client:
         known |= {*_replicas(client), _master_of(client)}
-    others = {address for address in {*known, *block.replicas} if address and not is_own(block, address)}
+    known = {address for address in {*known, *block.replicas, *(kept.others if kept else ())} if address}
+    run_ids = {address: _run_id(block.at(address)) for address in known if not is_own(block, address)}
+    live = ""
+    with contextlib.suppress(OpsError):
+        live = _run_id(block)
+    others = {address for address, run_id in run_ids.items() if not run_id or run_id != live}
     found = Surroundings(
-        own,
-        master,
+        own := _own_address(block, watch, others),
+        own if watch.master and watch.master not in others else watch.master,
         tuple(sorted(others)),
         watchers=tuple(Watcher(v.address, v.quorum, v.settings) for v in watch.answering if v.master),
         silent=tuple(view.address for view in watch.views if not view.answers),
         down=tuple(sorted({*_down(watch)})),
         disagreement=watch.told() if len(watch.masters.keys() - {""}) > 1 else "",
+        unlisted=_unlisted(block, watch),
     )
-    if kept := find_record(reports):
-        found = _merged(kept, found)
-    return replace(found, lost=tuple(address for address in found.others if not _answers(block.at(address))))
+    if kept:
+        found = _merged(block, kept, found)
+    return replace(found, lost=tuple(address for address in found.others if not run_ids.get(address)))
 
 
 def find_record(reports: Path) -> Surroundings | None:
@@ -97,25 +107,55 @@ def find_record(reports: Path) -> Surroundings | None:
     return record.read(reports / RECORD, Surroundings, "register the Sentinels by hand, then remove it")
 
 
-def _merged(kept: Surroundings, now: Surroundings) -> Surroundings:
-    """Sentinels that a killed run made forget the master say nothing now: what it wrote down counts."""
+@probe
+def find_unruly(block: Redis, around: Surroundings) -> tuple[str, ...]:
+    """The other servers that would refuse to be taken off, as sentences; nothing is changed.
+
+    Raises:
+        Unreachable: one went away.
+    """
+    found = []
+    for address in around.reachable:
+        with connected(server := block.at(address)) as client:
+            refused = find_refused(client, server, ("REPLICAOF", *map(str, NOWHERE)))
+        found += [f"{address}: {error.message}" for error in refused]
+    return tuple(found)
+
+
+def _merged(block: Redis, kept: Surroundings, now: Surroundings) -> Surroundings:
+    """Sentinels that a killed run made forget the master say nothing now: what it wrote down counts, but for those that
+    the environment does not name any more."""
     watching = {watcher.address: watcher for watcher in (*kept.watchers, *now.watchers)}
     return replace(
         now,
         own=kept.own,
-        master=now.master or kept.master,
-        others=tuple(sorted({*kept.others, *now.others} - {kept.own})),
-        watchers=tuple(watching.values()),
+        master=kept.own if now.master == now.own else now.master or kept.master,
+        others=tuple(sorted({*now.others} - {kept.own})),
+        watchers=tuple(watcher for address, watcher in watching.items() if address in block.sentinels),
         down=tuple({*kept.down, *now.down}),
         since=kept.since,
-        swapped=kept.swapped,
+        swapped=kept.swapped or _was_swapped(block, kept.since),
     )
 
 
-def _own_address(block: Redis, watch: Watch) -> str:
+def _was_swapped(block: Redis, since: str) -> bool:
+    """Whether data was set aside since then, and other data has its place: a run can be killed before it notes that."""
+    taken = f"{live_directory(block).name}{SUPERSEDED}{datetime.fromisoformat(since):{STAMP}}" if since else ""
+    aside = [] if block.remote else superseded_redis(block)
+    return bool(taken) and live_directory(block).exists() and any(path.name >= taken for path in aside)
+
+
+def _unlisted(block: Redis, watch: Watch) -> str:
+    """Sentinels that are known to others only: they fail over, and tell clients, what these have forgotten."""
+    most = max(((view.others + 1, view.address) for view in watch.answering if view.master), default=(0, ""))
+    listed = len(block.sentinels)
+    return f"{most[1]} knows {most[0]} Sentinels with itself, [redis] sentinels {listed}" if most[0] > listed else ""
+
+
+def _own_address(block: Redis, watch: Watch, others: Collection[str]) -> str:
     """As the Sentinels or the replicas know it: an address that they can reach."""
     told = [a for view in watch.answering for a in (view.master, *(f.address for f in view.followers)) if a]
-    own = [address for address in told if is_own(block, address)]
+    own = [address for address in told if address not in others]
     if own:
         return own[0]
     with contextlib.suppress(OSError):
@@ -134,7 +174,7 @@ def is_own(block: Redis, address: str) -> bool:
         resolved = {str(found[4][0]) for found in socket.getaddrinfo(block.host, block.port)}
         if any(name.startswith("127.") or name == "::1" for name in resolved):
             resolved |= {found.address for addresses in psutil.net_if_addrs().values() for found in addresses}
-        return host in resolved
+        return host in resolved or bool(resolved & {str(found[4][0]) for found in socket.getaddrinfo(host, block.port)})
     return False
 
 
@@ -159,9 +199,10 @@ def _master_of(client: redis.Redis) -> str:
     return f"{told[0]}:{told[1]}" if info["role"] == "slave" and told != NOWHERE else ""
 
 
-def _answers(server: Redis) -> bool:
+def _run_id(server: Redis) -> str:
+    """Of the process that listens there, by whatever name it is called; "" where none answers."""
     try:
-        with connected(server):
-            return True
+        with connected(server) as client:
+            return str(client.info("server")["run_id"])
     except Unreachable:
-        return False
+        return ""

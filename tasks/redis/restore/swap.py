@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +35,7 @@ from tasks.redis.server import (
 from tasks.services import Stopped
 
 SUPERSEDED = ".superseded_"
-UNDO = "put Redis data back"
+STAMP = "%Y%m%d_%H%M%S"
 ROLE = "redis"
 STOP_SECONDS = 60.0
 SERVE_SECONDS = 60.0
@@ -126,33 +127,26 @@ def swap_redis(permit: Permit, block: Redis, copy: RedisCopy) -> SwappedRedis:
     permit.require(ACT, block.data_directory)
     if not copy.comparison.is_equal:
         raise VerificationFailed("the copy is not what the backup held", copy.comparison.differences[0])
-    return _exchange(block, copy.directory)
+    live = live_directory(block)
+    return exchange(block, copy.directory, free_name(live) if live.exists() else None)
 
 
-@action
-def swap_back(permit: Permit, block: Redis, aside: Path) -> SwappedRedis:
-    """Give a directory that was set aside the live name again; the one that has it is kept in its place.
+def exchange(block: Redis, incoming: Path, kept: Path | None) -> SwappedRedis:
+    """Give a directory the live name; the one that has it is kept as `kept`, where there is one.
 
     Raises:
-        NotConfirmed: the permit does not cover that directory.
         OpsError: the server has not exited, or a rename failed (then the live directory is back).
     """
-    permit.require(UNDO, str(aside))
-    return _exchange(block, aside)
-
-
-def _exchange(block: Redis, incoming: Path) -> SwappedRedis:
     live = live_directory(block)
     _prove_exit(block, live, 0.0)
-    kept = _free_name(live) if live.exists() else None
     failpoint("redis: before first rename")
-    if kept:
+    if kept and live.exists():
         live.rename(kept)
         failpoint("redis: between renames")
     try:
         incoming.rename(live)
     except OSError as error:
-        if kept:
+        if kept and not live.exists():
             kept.rename(live)
         raise OpsError(f"{incoming} cannot be renamed: {error.strerror}", "the old data is in place") from None
     durable.sync(live.parent)
@@ -175,7 +169,7 @@ def verify_live_redis(block: Redis, copy: RedisCopy) -> tuple[str, ...]:
         info = client.info("persistence")
         if info["loading"]:
             raise Unreachable("Redis is still loading its data")
-        return (*_persistence(info, copy), *_loaded(client, copy), *_counts(client, copy))
+        return (*_persistence(info, copy), *_loaded(client, copy), *missing_keys(client, copy.persistent))
 
 
 def superseded_redis(block: Redis) -> list[Path]:
@@ -192,9 +186,11 @@ def _prove_exit(block: Redis, live: Path, seconds: float) -> None:
         raise OpsError(f"Redis did not stop: {by}", "end it by hand, then launch this again") from None
 
 
-def _free_name(live: Path) -> Path:
+def free_name(live: Path) -> Path:
+    """The name under which a live directory is kept: `<name>.superseded_<time, UTC>`."""
+
     def free() -> Path | None:
-        kept = live.with_name(f"{live.name}{SUPERSEDED}{datetime.now(UTC):%Y%m%d_%H%M%S}")
+        kept = live.with_name(f"{live.name}{SUPERSEDED}{datetime.now(UTC):{STAMP}}")
         return None if kept.exists() else kept
 
     kept = until(free, what="a free name for the old data", seconds=5)
@@ -220,16 +216,19 @@ def _loaded(client: redis.Redis, copy: RedisCopy) -> list[str]:
     return [f"the server loaded {loaded:,} keys at its start, the proven copy holds {expected:,}"]
 
 
-def _counts(client: redis.Redis, copy: RedisCopy) -> list[str]:
+def missing_keys(client: redis.Redis, persistent: Mapping[int, int]) -> list[str]:
+    """Databases with fewer keys without a TTL than there should be, as sentences; none once a client has written."""
     counts = key_counts(client)
     # Read after the counts: a deletion that they miss has been counted as a write by now.
     if _client_writes(client):
         return []
     short = []
-    for number, expected in copy.persistent.items():
+    for number, expected in persistent.items():
         keys, expires = counts.get(number, (0, 0))
         if keys - expires < expected:
             short.append(f"database {number} has {keys - expires:,} keys without a TTL instead of {expected:,}")
+    if evicted := int(client.info("stats")["evicted_keys"]):
+        short.append(f"{evicted:,} keys were evicted: maxmemory is too low for them")
     return short
 
 

@@ -56,6 +56,17 @@ class Configuration:
         return self.get("appenddirname", "appendonlydir"), self.get("appendfilename", "appendonly.aof")
 
     @property
+    def maxmemory(self) -> int:
+        """Bytes, 0 without a limit: `1g` is 1000³, `1gb` 1024³ (https://valkey.io/topics/valkey.conf/)."""
+        found = re.fullmatch(r"(\d+)([kmg]?)(b?)", self.get("maxmemory", "0").lower())
+        return int(found[1]) * (1024 if found[3] else 1000) ** " kmg".index(found[2] or " ") if found else 0
+
+    @property
+    def evicts(self) -> bool:
+        """Whether keys go where `maxmemory` is reached."""
+        return self.maxmemory > 0 and self.get("maxmemory-policy", "noeviction").lower() != "noeviction"
+
+    @property
     def replica_of(self) -> str:
         """The master that it replicates, or ""."""
         return self.get("replicaof") or self.get("slaveof")

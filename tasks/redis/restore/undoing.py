@@ -1,0 +1,93 @@
+"""The way back to the data that a restore set aside. What is to be exchanged is noted down before the first rename: a
+run after one that was killed goes on with that, and never takes what the killed one set aside for what it was to put
+back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from blocks.redis import Redis
+from runbook import record
+from runbook.errors import OpsError
+from runbook.kinds import action
+from runbook.permit import Permit
+from tasks.redis.restore.swap import SwappedRedis, exchange, free_name, superseded_redis
+from tasks.redis.server import live_directory
+
+UNDO = "put Redis data back"
+RECORD = "redis-undo.json"
+
+
+@dataclass(frozen=True)
+class Undoing:
+    """`aside` is to be `live`, whose data is to be kept as `kept` (None where there was none)."""
+
+    live: Path
+    aside: Path
+    kept: Path | None
+
+    @property
+    def is_exchanged(self) -> bool:
+        """Both renames were done."""
+        return not self.aside.exists() and self.live.exists() and (self.kept is None or self.kept.exists())
+
+
+def find_undoing(block: Redis, reports: Path) -> Undoing | None:
+    """What an undo that was killed was about: None where there was none, or where a restore came after it.
+
+    Raises:
+        OpsError: the record cannot be read.
+    """
+    found = record.read(reports / RECORD, Undoing, "remove it, and name what to put back in `kept`")
+    if found is None or found.live != live_directory(block):
+        return None
+    newest = max((path.name for path in superseded_redis(block)), default="")
+    is_of_now = newest <= (found.kept or found.aside).name and (found.aside.exists() or found.is_exchanged)
+    return found if is_of_now else None
+
+
+def end_undoing(reports: Path) -> None:
+    """It is done, or given up with everything where it was."""
+    (reports / RECORD).unlink(missing_ok=True)
+
+
+@action
+def swap_back(permit: Permit, block: Redis, aside: Path, reports: Path) -> SwappedRedis:
+    """Give a directory that was set aside the live name again; the one that has it is kept in its place. What a killed
+    run did of that is not done again.
+
+    Raises:
+        NotConfirmed: the permit does not cover that directory.
+        OpsError: the server has not exited, or a rename failed (then the live directory is back).
+    """
+    permit.require(UNDO, str(aside))
+    undoing = _noted(block, aside, reports)
+    if undoing.is_exchanged:
+        return SwappedRedis(undoing.live, undoing.kept)
+    return exchange(block, aside, undoing.kept)
+
+
+def swap_again(swapped: SwappedRedis, aside: Path) -> None:
+    """Both renames back: what was live is live, and `aside` where it was.
+
+    Raises:
+        OpsError: a rename failed.
+    """
+    try:
+        swapped.live.rename(aside)
+        if swapped.kept:
+            swapped.kept.rename(swapped.live)
+    except OSError as error:
+        hint = f"rename {swapped.kept} to {swapped.live} by hand, and start the service"
+        raise OpsError(f"{error.filename} cannot be renamed: {error.strerror}", hint) from None
+
+
+def _noted(block: Redis, aside: Path, reports: Path) -> Undoing:
+    found, live = find_undoing(block, reports), live_directory(block)
+    if found and found.aside == aside and (found.is_exchanged or not live.exists()):
+        return found
+    undoing = Undoing(live, aside, free_name(live) if live.exists() else None)
+    record.write(reports / RECORD, undoing)
+    return undoing
