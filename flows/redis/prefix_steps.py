@@ -30,7 +30,7 @@ from tasks.redis.restore.equal import COLUMNS, Comparison, compare_keys
 from tasks.redis.restore.prefixes import ACT, Extra, Order, Restored, count_keys, find_refusal, restore_keys
 from tasks.redis.restore.writes import Writes, watched_writes
 from tasks.redis.scratch import scratch_server
-from tasks.redis.sentinels import find_master, read_sentinels
+from tasks.redis.sentinels import find_master, read_sentinels, require_master
 from tasks.redis.server import connected
 
 MOST_ROWS = 50
@@ -64,6 +64,7 @@ class PrefixRestore:
         report, block, order = self.report, self.block, self.order
         report.state_is("the live data was not touched", "launch it again when what is said above is put right")
         kept = keep_live(report, self.env, block)
+        require_same(self.env, block)
         back = undo(kept, [one.prefix for one in order.held])
         report.fact("undo", back)
         report.state_is(
@@ -76,6 +77,7 @@ class PrefixRestore:
             found = compare_keys.after(done)(block, self.scratch, self.live, order, self.writes)
         except OpsError as error:
             raise promoted(self.env, block, error) or error from None
+        require_same(self.env, block, waived=True)
         tell_comparison(report, found, self.writes, back)
 
 
@@ -90,7 +92,7 @@ def prepare(
         RunbookFailed: the backup is not what it should be, or something stands in the way.
     """
     names = widest([read_prefix(prefix) for prefix in prefixes])
-    block = judge_master(report, env.redis, read_sentinels(env.redis), changes=False)
+    block = judge_master(report, env.redis, read_sentinels(env.redis), changes=True)
     report.fact("server", block.address)
     report.fact("prefixes", ", ".join(shown(name) for name in names))
     with (
@@ -103,6 +105,18 @@ def prepare(
         judge(report, env, block, order, find_refusal(block, scratch, live, order))
         plan(report, order)
         yield PrefixRestore(report, env, block, scratch, live, order, writes)
+
+
+def require_same(env: Environment, block: Redis, *, waived: bool = False) -> None:
+    """A master that was replaced takes writes for some seconds more, and loses them: `waived` where they are done.
+
+    Raises:
+        OpsError: the Sentinels name another, or (unless waived) too few of them name this one.
+    """
+    try:
+        require_master(env.redis, block.address, waived=waived)
+    except OpsError as error:
+        raise promoted(env, block, error) or error from None
 
 
 def promoted(env: Environment, block: Redis, error: OpsError) -> OpsError | None:

@@ -387,6 +387,28 @@ def test_a_replica_promoted_under_its_feet(group: Group, monkeypatch: pytest.Mon
     assert group.at(group.agreed_master()).client().get("session:1") == b"1"
 
 
+@pytest.mark.parametrize("where", ["keep_live", "restore_keys"])
+def test_a_master_that_was_replaced_and_still_takes_writes(
+    group: Group, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """For ten seconds after a failover the old master does not know of it: what is restored there is lost."""
+    group.master.client().set("session:1", 1)
+    backup_redis.fn(NAME)
+    group.master.client().set("session:1", "spoilt")
+    call(group.master.client(), "WAIT", 1, 5000)
+    real = getattr(prefix_steps, where)
+
+    def and_then_a_failover(*arguments: Any) -> Any:
+        done = real(*arguments)
+        call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", "mymaster")
+        group.wait_for_master_other_than(group.master)
+        return done
+
+    monkeypatch.setattr(prefix_steps, where, and_then_a_failover)
+    assert f"{group.replicas[0].address} was made the master in the middle" in refused("session:").sentence()
+    assert group.replicas[0].client().get("session:1") == (b"spoilt" if where == "keep_live" else b"1")
+
+
 def test_a_backup_that_is_not_what_its_manifest_says_restores_nothing(
     filled: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
