@@ -21,6 +21,8 @@ from runbook.render import duration, size
 from runbook.report import Report
 from tasks.redis.content.reading import drop_prefixes, held_still
 from tasks.redis.line import Line, live_line
+from tasks.redis.persistence.saving import save_in_background
+from tasks.redis.persistence.state import Persistence, read_persistence
 from tasks.redis.restore import network as network_restore
 from tasks.redis.restore.equal import Comparison, compare_keys
 from tasks.redis.restore.isolation import TAKE_OFF, detach, note_swapped
@@ -108,7 +110,7 @@ def _target(report: Report, env: Environment, scratch: redis.Redis) -> Target:
     left, record = find_leftover(env.reports_directory), find_record(env.reports_directory)
     # Sentinels that a killed run took off know no master: what it wrote down does.
     known = left.server if left else record.own if record else ""
-    block = env.redis.at(known) if known else judge_master(report, env.redis, read_sentinels(env.redis), changes=False)
+    block = env.redis.at(known) if known else judge_master(report, env.redis, read_sentinels(env.redis), changes=True)
     report.fact("server", block.address)
     needed = int(scratch.info("memory")["used_memory"])
     around = read_surroundings(block, env.reports_directory)
@@ -144,6 +146,7 @@ def _restore(
     if left:
         report.fact("kept by the killed run", left.kept)
     kept = left.kept if left and target.follows else keep_live(report, env, block).name
+    _judge_same(env, target)
     back = f"restore-redis with backup={kept}"
     report.fact("undo", back)
     if left:
@@ -154,14 +157,31 @@ def _restore(
         f"launch it again: it begins from the start and ends well; or {back}",
     )
     if target.route.way == "replication":
+        server = read_persistence(block)
         try:
             found = _replicate(report, env, permit, target, scratch, live, order, kept)
         except NotReached as error:
             report.warn("by replication", error.hint, value=f"{error.message}: key by key instead")
         else:
             prefix_steps.tell_comparison(report, found, Writes(), back)
+            _save(report, block, server)
             return
-    _by_keys(report, permit, block, scratch, live, order, back)
+    _by_keys(report, env, permit, block, scratch, live, order, back)
+
+
+def _judge_same(env: Environment, target: Target) -> None:
+    """Keeping the live data takes its time: who is the master, and who stands around it, is as it was planned.
+
+    Raises:
+        OpsError: it is not.
+    """
+    now, planned = read_surroundings(target.block, env.reports_directory), target.around
+    if now.master != planned.master:
+        told = now.disagreement or f"{now.master or 'nobody'} was made the master"
+        raise OpsError(f"{told} while the live data was kept", "launch it again: the master is found anew")
+    changed = [now.others, now.lost, now.watchers] != [planned.others, planned.lost, planned.watchers]
+    if changed and target.route.way == "replication":
+        raise OpsError("replicas or Sentinels came or went while the live data was kept", "launch it again")
 
 
 def _replicate(
@@ -192,13 +212,27 @@ def _replicate(
     return found
 
 
+def _save(report: Report, block: Redis, before: Persistence) -> None:
+    """Clients are served by now. A full transfer leaves the RDB of before on the server's disk, and its AOF is written
+    anew: until that is done, a start brings back what was there before."""
+    try:
+        save_in_background(block, before)
+    except OpsError as error:
+        report.expect(
+            "the restored data is saved", False, f"{error.hint}; until snapshot-redis ends well, do not restart it",
+            value=error.message, expected="on its disk: a start would load what was there before",
+        )  # fmt: skip
+
+
 def _by_keys(
-    report: Report, permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: Order, back: str
-) -> None:
+    report: Report, env: Environment, permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: Order,
+    back: str,
+) -> None:  # fmt: skip
     with watched_writes(block, live, ALL) as writes:
         done = restore_keys(permit, block, scratch, live, order, writes)
         if problem := restore_functions(permit, block, scratch, live, order):
             report.warn("functions", "FUNCTION RESTORE them by hand", value=problem)
         prefix_steps.tell_restored(report, done, writes)
         found = compare_keys.after(done)(block, scratch, live, order, writes)
+    prefix_steps.require_same(env, block, waived=True)
     prefix_steps.tell_comparison(report, found, writes, back)
