@@ -11,6 +11,7 @@ import redis
 from blocks.environment import Environment
 from blocks.redis import Redis
 from flows.redis import prefix_steps
+from flows.redis import restored_findings as findings
 from flows.redis.choosing import Restorable
 from flows.redis.keeping import keep_live
 from flows.redis.master import judge_master
@@ -83,7 +84,8 @@ class NetworkRestore:
             OpsError, Unreachable: the server refuses or does not answer; the report says in what state it is.
             RunbookFailed: what is live afterwards is not what the backup holds.
         """
-        _restore(self.report, self.env, permit, self.target, self.scratch, self.live, self.order)
+        with watched_writes(self.target.block, self.live, ALL) as writes:
+            _restore(self.report, self.env, permit, self.target, self.scratch, self.live, self.order, writes)
 
 
 @contextlib.contextmanager
@@ -139,8 +141,9 @@ def _plan(report: Report, env: Environment, target: Target, order: Order) -> Non
 
 
 def _restore(
-    report: Report, env: Environment, permit: Permit, target: Target, scratch: redis.Redis, live: Line, order: Order
-) -> None:
+    report: Report, env: Environment, permit: Permit, target: Target, scratch: redis.Redis, live: Line, order: Order,
+    writes: Writes,
+) -> None:  # fmt: skip
     block, left = target.block, target.left
     report.state_is("the live data was not touched", "launch it again when what is said above is put right")
     if left:
@@ -158,15 +161,20 @@ def _restore(
     )
     if target.route.way == "replication":
         server = read_persistence(block)
+        writes.settle()
+        unknown = writes.problem  # afterwards it is that everything was flushed
         try:
             found = _replicate(report, env, permit, target, scratch, live, order, kept)
         except NotReached as error:
             report.warn("by replication", error.hint, value=f"{error.message}: key by key instead")
         else:
-            prefix_steps.tell_comparison(report, found, Writes(), back)
+            findings.tell_unknown(report, unknown)
+            if len(writes):
+                findings.tell_lost(report, f"up to {len(writes):,} keys", back)
+            findings.tell_comparison(report, found, None, back)
             _save(report, block, server)
             return
-    _by_keys(report, env, permit, block, scratch, live, order, back)
+    _by_keys(report, env, permit, block, scratch, live, order, writes, back)
 
 
 def _judge_same(env: Environment, target: Target) -> None:
@@ -226,13 +234,12 @@ def _save(report: Report, block: Redis, before: Persistence) -> None:
 
 def _by_keys(
     report: Report, env: Environment, permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: Order,
-    back: str,
+    writes: Writes, back: str,
 ) -> None:  # fmt: skip
-    with watched_writes(block, live, ALL) as writes:
-        done = restore_keys(permit, block, scratch, live, order, writes)
-        if problem := restore_functions(permit, block, scratch, live, order):
-            report.warn("functions", "FUNCTION RESTORE them by hand", value=problem)
-        prefix_steps.tell_restored(report, done, writes)
-        found = compare_keys.after(done)(block, scratch, live, order, writes)
+    done = restore_keys(permit, block, scratch, live, order, writes)
+    if problem := restore_functions(permit, block, scratch, live, order):
+        report.warn("functions", "FUNCTION RESTORE them by hand", value=problem)
+    findings.tell_restored(report, done, writes)
+    found = compare_keys.after(done)(block, scratch, live, order, writes)
     prefix_steps.require_same(env, block, waived=True)
-    prefix_steps.tell_comparison(report, found, writes, back)
+    findings.tell_comparison(report, found, writes, back)

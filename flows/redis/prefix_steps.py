@@ -12,13 +12,14 @@ import redis
 
 from blocks.environment import Environment
 from blocks.redis import Redis
+from flows.redis import restored_findings as findings
 from flows.redis.choosing import Restorable
 from flows.redis.keeping import judge_kept, keep_live
 from flows.redis.master import judge_master
 from runbook.errors import OpsError
 from runbook.permit import Act, Permit
-from runbook.render import duration, size
-from runbook.report import Report, Status
+from runbook.render import size
+from runbook.report import Report
 from tasks.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.content.manifest import COLUMNS as PROOF
@@ -26,14 +27,13 @@ from tasks.redis.content.manifest import EXPIRING, RedisContent, compare
 from tasks.redis.content.reading import held_still, read_content, shown
 from tasks.redis.keys import read_prefix, widest
 from tasks.redis.line import Line, live_line
-from tasks.redis.restore.equal import COLUMNS, Comparison, compare_keys
-from tasks.redis.restore.prefixes import ACT, Extra, Order, Restored, count_keys, find_refusal, restore_keys
+from tasks.redis.restore.equal import compare_keys
+from tasks.redis.restore.prefixes import ACT, Extra, Order, count_keys, find_refusal, restore_keys
 from tasks.redis.restore.writes import Writes, watched_writes
 from tasks.redis.scratch import scratch_server
 from tasks.redis.sentinels import find_master, read_sentinels, require_master
 from tasks.redis.server import connected
 
-MOST_ROWS = 50
 KEYS_PER_SECOND = 15_000
 
 
@@ -73,12 +73,12 @@ class PrefixRestore:
         )
         try:
             done = restore_keys(permit, block, self.scratch, self.live, order, self.writes)
-            tell_restored(report, done, self.writes)
+            findings.tell_restored(report, done, self.writes)
             found = compare_keys.after(done)(block, self.scratch, self.live, order, self.writes)
         except OpsError as error:
             raise promoted(self.env, block, error) or error from None
         require_same(self.env, block, waived=True)
-        tell_comparison(report, found, self.writes, back)
+        findings.tell_comparison(report, found, self.writes, back)
 
 
 @contextlib.contextmanager
@@ -181,7 +181,7 @@ def judge(report: Report, env: Environment, block: Redis, order: Order, refusal:
 def plan(report: Report, order: Order) -> None:
     """What is kept, restored and removed, by database and prefix."""
     report.plan("keep", "a whole backup of the live server: the undo")
-    for one in order.held[:MOST_ROWS]:
+    for one in order.held[: findings.MOST_ROWS]:
         name = shown(one.prefix) or "every key"
         others = "go" if order.extra == "remove" else "stay"
         report.plan(
@@ -191,50 +191,9 @@ def plan(report: Report, order: Order) -> None:
             size=one.bytes,
             seconds=max(0.1, one.backup / KEYS_PER_SECOND),
         )
-    if len(order.held) > MOST_ROWS:
-        report.plan("restore", f"and {len(order.held) - MOST_ROWS} more")
+    if len(order.held) > findings.MOST_ROWS:
+        report.plan("restore", f"and {len(order.held) - findings.MOST_ROWS} more")
     report.plan("prove", "every key of both sides, in small pieces", seconds=max(0.1, order.keys / KEYS_PER_SECOND))
-
-
-def tell_restored(report: Report, done: Restored, writes: Writes) -> None:
-    """What was done, and how long others waited for it at most."""
-    carried = done.carried
-    report.fact("keys restored", f"{carried.keys:,} ({size(carried.bytes)} in memory)")
-    report.fact("keys expired since the backup", f"{carried.expired:,}")
-    report.fact("keys removed", f"{done.removed:,}" + (f"; {done.spared:,} that clients had just written were spared"
-                                                       if done.spared else ""))  # fmt: skip
-    if carried.large:
-        report.fact("values above 1 MiB", f"{carried.large:,}, one at a time; the longest was on its way for "
-                    f"{duration(carried.slowest_seconds)}")  # fmt: skip
-    if not writes.known:
-        report.warn("what clients wrote meanwhile", "ACL SETUSER … +client|tracking +subscribe +publish "
-                    "&__redis__:invalidate &ops:settled:*", value=f"not known: {writes.problem}")  # fmt: skip
-
-
-def tell_comparison(report: Report, found: Comparison, writes: Writes, back: str) -> None:
-    """Whether the live server holds what the backup does.
-
-    Raises:
-        RunbookFailed: it does not, and no client is known to have written that.
-    """
-    rows = [row.cells() for row in found.rows]
-    more = f" (the first {MOST_ROWS} of {len(rows)})" if len(rows) > MOST_ROWS else ""
-    report.table(f"The live server against the backup, key by key{more}", COLUMNS, rows[:MOST_ROWS])
-    known = "" if found.writes_known else "; clients may have written these: what they wrote is not known"
-    report.expect(
-        "live keys equal to the backup",
-        not found.differences,
-        f"look at these keys; {back}" if found.writes_known else "stop the clients that write there, launch it again",
-        value="; ".join(found.differences[:3]) + known if found.differences else f"{found.equal:,} keys",
-        expected="no difference but what clients wrote since",
-        otherwise=Status.CRITICAL if found.writes_known else Status.WARN,
-    )
-    if found.written:
-        report.warn("written by clients meanwhile", "nothing, if they may: what they wrote stands, and is not compared",
-                    value=f"{found.written:,} keys (or they expired, or were evicted)", expected="none")  # fmt: skip
-    report.fact("keys that others wrote during the run", f"{len(writes):,}" if writes.known else "not known")
-    report.fail_if_critical()
-    report.outcome = f"{found.equal:,} keys are as the backup holds them, compared one by one"
 
 
 def undo(kept: Backup, prefixes: Sequence[bytes]) -> str:

@@ -491,6 +491,30 @@ def test_a_master_that_changes_during_the_backup(group: Group, monkeypatch: pyte
     assert told <= {"Sentinels that took the copy for a replica"}, "the one that it followed had become the master"
 
 
+@pytest.mark.parametrize("forbidden", ["", "-replicaof"])
+def test_what_clients_write_after_the_live_data_was_kept_is_said_to_be_lost(
+    remote: RedisServer, monkeypatch: pytest.MonkeyPatch, forbidden: str
+) -> None:
+    """It is neither in the backup nor in what was kept."""
+    backup_redis.fn(NAME)
+    if forbidden:
+        as_user(remote, monkeypatch, forbidden)
+    keep_live = network_steps.keep_live
+
+    def and_a_client_writes(*arguments: Any) -> Any:
+        kept = keep_live(*arguments)
+        remote.client().set("plain:1:0", "a client's own")
+        return kept
+
+    monkeypatch.setattr(network_steps, "keep_live", and_a_client_writes)
+    report = restore()
+    assert report.status is Status.WARN, report.sentence()
+    (told,) = [found for found in report.findings if found.name.endswith("is lost")]
+    assert told.value.startswith("up to 1 keys")
+    assert report.facts["live data kept as"] in told.hint
+    assert remote.client().get("plain:1:0") != b"a client's own"
+
+
 def test_what_was_restored_and_is_not_saved_is_critical(remote: RedisServer) -> None:
     """A full transfer leaves the RDB of before: a start would bring it back."""
     backup_redis.fn(NAME)

@@ -235,6 +235,21 @@ def test_what_clients_make_after_the_counting_is_spared(filled: RedisServer, mon
     assert client.get("session:brand new") == b"1"
 
 
+def test_what_the_backup_replaced_is_said_to_be_lost(filled: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client writes a key after the live data was kept, and the backup's takes its place."""
+
+    def and_a_client_writes(*arguments: Any) -> Any:
+        kept = keep_live(*arguments)
+        filled.client().set("session:1", "a client's own")
+        return kept
+
+    monkeypatch.setattr(prefix_steps, "keep_live", and_a_client_writes)
+    report = restore("session:")
+    assert report.status is Status.WARN, report.sentence()
+    (told,) = [found for found in report.findings if found.name.endswith("is lost")]
+    assert told.value.startswith("up to 2 keys"), "one of that name is in another database, and that is not told"
+
+
 def test_damage_that_no_client_made_is_critical(filled: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The seeded failure: the restore itself writes something wrong (its own connection is not told of)."""
     carried = restore_keys
