@@ -52,11 +52,15 @@ def take(report: Report, env: Environment, store: Store, form: Form) -> Backup:
 
 def _taken(report: Report, env: Environment, store: Store, form: Form, block: Redis, source: Source) -> Backup:
     if form == "aof":
-        return _take_aof(report, env, source, store)
+        return _take_aof(report, env, block, source, store)
     if _is_here(env, block):
-        return taking.take(env, source, store)
+        return taking.take(env, block.address, source, store)
     more: dict[str, object] = {}
-    return taking.seal(env, store, lambda directory: _over_network(report, env, block, directory, more), more)
+
+    def work(directory: Path) -> tuple[Snapshot, RedisContent]:
+        return _over_network(report, env, block, directory, more)
+
+    return taking.seal(env, store, block.address, work, more)
 
 
 def _judge_leftover(report: Report, env: Environment) -> None:
@@ -93,7 +97,7 @@ def keep_live(report: Report, env: Environment, block: Redis) -> Backup:
             return snapshot(block, read_source(block), directory), read_manifest(env.redis, directory)
         return _over_network(report, env, block, directory, more)
 
-    kept = taking.seal(env, store, work, more, of=KEPT.format(env.name))
+    kept = taking.seal(env, store, block.address, work, more, of=KEPT.format(env.name))
     report.fact("live data kept as", kept.name)
     return kept
 
@@ -147,7 +151,7 @@ def _judge_aof(report: Report, env: Environment, block: Redis, source: Source, s
                   value=size(free), expected=f"more than {size(needed)}")  # fmt: skip
 
 
-def _take_aof(report: Report, env: Environment, source: Source, store: Store) -> Backup:
+def _take_aof(report: Report, env: Environment, block: Redis, source: Source, store: Store) -> Backup:
     more: dict[str, object] = {}
 
     def work(directory: Path) -> tuple[AofCopy, RedisContent]:
@@ -156,4 +160,4 @@ def _take_aof(report: Report, env: Environment, source: Source, store: Store) ->
         report.fact("AOF", f"{copy.parts} files, {size(copy.aof_bytes)}, and the RDB of what they hold")
         return copy, copy.content
 
-    return taking.seal(env, store, work, more)
+    return taking.seal(env, store, block.address, work, more)

@@ -112,7 +112,11 @@ def _target(report: Report, env: Environment, scratch: redis.Redis) -> Target:
     left, record = find_leftover(env.reports_directory), find_record(env.reports_directory)
     # Sentinels that a killed run took off know no master: what it wrote down does.
     known = left.server if left else record.own if record else ""
-    block = env.redis.at(known) if known else judge_master(report, env.redis, read_sentinels(env.redis), changes=True)
+    block = (
+        env.redis.at(known)
+        if known
+        else judge_master(report, env.redis, read_sentinels(env.redis), changes=True, waiver=None)
+    )
     report.fact("server", block.address)
     needed = int(scratch.info("memory")["used_memory"])
     around = read_surroundings(block, env.reports_directory)

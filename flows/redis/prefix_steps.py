@@ -92,7 +92,7 @@ def prepare(
         RunbookFailed: the backup is not what it should be, or something stands in the way.
     """
     names = widest([read_prefix(prefix) for prefix in prefixes])
-    block = judge_master(report, env.redis, read_sentinels(env.redis), changes=True)
+    block = judge_master(report, env.redis, read_sentinels(env.redis), changes=True, waiver=None)
     report.fact("server", block.address)
     report.fact("prefixes", ", ".join(shown(name) for name in names))
     with (

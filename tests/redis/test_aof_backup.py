@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import redis
 
+from flows.redis import keeping, taking
+from flows.redis.keeping import Form
 from flows.redis.persistence import backup_redis, restore_redis
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
@@ -24,10 +26,11 @@ from tasks.redis.backup import live_aof as aof_backup
 from tasks.redis.backup.aof import copy_aof, cut_bytes, loaded_aof, read_aof
 from tasks.redis.backup.live_aof import RECORD, REWRITES
 from tasks.redis.backup.snapshot import RDB
+from tasks.redis.server import call
 from tasks.stores.directory import DirectoryStore
 from tests.redis.conftest import NAME, Rig
 from tests.redis.data import account, add_short, fill, survivors
-from tests.redis.servers import RedisServer
+from tests.redis.servers import Group, RedisServer
 
 
 def newest(rig: Rig) -> Backup:
@@ -262,3 +265,25 @@ def test_a_server_that_dies_during_the_copy(rig: Rig, monkeypatch: pytest.Monkey
     monkeypatch.setattr(aof_backup, "copy_aof", copied)
     assert backup().status is Status.OK
     assert not (rig.root / "reports" / RECORD).exists()
+
+
+@pytest.mark.parametrize("kind", ["rdb", "aof"])
+def test_a_backup_of_a_master_that_was_replaced_meanwhile_is_none(
+    group: Group, monkeypatch: pytest.MonkeyPatch, kind: Form
+) -> None:
+    """What clients wrote to the new one is not in it; it is never offered for a restore."""
+    group.master.client().config_set("appendonly", "yes")
+    until(lambda: not aof_backup._rewriting(group.master.block()), what="the first AOF", seconds=10)
+    where, name = (taking, "snapshot") if kind == "rdb" else (keeping, "snapshot_aof")
+    real = getattr(where, name)
+
+    def and_then_a_failover(*arguments: Any) -> Any:
+        done = real(*arguments)
+        call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", "mymaster")
+        group.wait_for_master_other_than(group.master).client().set("new", 1)
+        return done
+
+    monkeypatch.setattr(where, name, and_then_a_failover)
+    with pytest.raises(RunbookFailed, match="is no longer the master"):
+        backup_redis.fn(NAME, kind)
+    assert catalogue.names(DirectoryStore(group.master.root / "backups"), "redis") == []

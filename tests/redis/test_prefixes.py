@@ -424,6 +424,20 @@ def test_a_master_that_was_replaced_and_still_takes_writes(
     assert group.replicas[0].client().get("session:1") == (b"spoilt" if where == "keep_live" else b"1")
 
 
+def test_nothing_is_restored_where_no_sentinel_vouches_for_the_master(group: Group) -> None:
+    """It may have been replaced long ago. A backup is taken all the same, and says so."""
+    group.master.client().set("session:1", 1)
+    assert backup_redis.fn(NAME).status is Status.OK
+    for sentinel in group.sentinels:
+        sentinel.crash()
+    assert backup_redis.fn(NAME).status is Status.WARN
+    group.master.client().set("session:1", "spoilt")
+    report = refused("session:")
+    assert status(report, "the Sentinels vouch for the master") is Status.CRITICAL
+    assert "launch it with master=" not in report.sentence(), "restore-redis has no such parameter"
+    assert group.master.client().get("session:1") == b"spoilt"
+
+
 def test_a_backup_that_is_not_what_its_manifest_says_restores_nothing(
     filled: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
