@@ -11,8 +11,9 @@ from flows import store as stores
 from flows.redis import taking
 from flows.redis.choosing import KEPT
 from flows.redis.master import judge_master
+from runbook.errors import Unreachable
 from runbook.render import size
-from runbook.report import Report
+from runbook.report import Report, Status
 from tasks.catalogue import Backup
 from tasks.host import read_disk
 from tasks.redis.backup.live_aof import AofCopy, put_rewrites_back, read_aof_bytes, snapshot_aof
@@ -34,8 +35,7 @@ def take(report: Report, env: Environment, store: Store, form: Form) -> Backup:
         RunbookFailed: what must hold does not; nothing was taken.
         Unreachable, OpsError: it cannot be taken.
     """
-    if done := put_rewrites_back(env.redis, env.reports_directory):
-        report.fact("put back", done)
+    _put_rewrites_back(report, env, form)
     _judge_leftover(report, env)
     stores.tidy(report, env, store)
     block = judge_master(report, env.redis, read_sentinels(env.redis), changes=False)
@@ -63,9 +63,31 @@ def _taken(report: Report, env: Environment, store: Store, form: Form, block: Re
     return taking.seal(env, store, block.address, work, more)
 
 
+def _put_rewrites_back(report: Report, env: Environment, form: Form) -> None:
+    """A server that died is no reason to take no backup of the one that took its place; but its record stays, and
+    another backup of an AOF would need it."""
+    try:
+        if done := put_rewrites_back(env.redis, env.reports_directory):
+            report.fact("put back", done)
+    except Unreachable as error:
+        report.expect(
+            "the AOF's rewrites, which a killed backup left off", False,
+            "nothing, if it is gone for good (then remove redis-aof-rewrites.json from the reports); else it is put "
+            "right by the next backup that reaches it" + (": take this one with kind=rdb" if form == "aof" else ""),
+            value=error.message, expected="put back", otherwise=Status.CRITICAL if form == "aof" else Status.WARN,
+        )  # fmt: skip
+        report.fail_if_critical()
+
+
 def _judge_leftover(report: Report, env: Environment) -> None:
     left = find_leftover(env.reports_directory)
-    if left and still_follows(env.redis.at(left.server), left):
+    try:
+        follows = bool(left and still_follows(env.redis.at(left.server), left))
+    except Unreachable as error:
+        report.warn("an earlier restore was killed", "launch restore-redis again when that server is back: it puts "
+                    "that right", value=error.message, expected="nothing left")  # fmt: skip
+        return
+    if left and follows:
         report.expect(
             "an earlier restore was killed",
             False,
