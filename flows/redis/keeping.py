@@ -11,8 +11,9 @@ from flows import store as stores
 from flows.redis import taking
 from flows.redis.choosing import KEPT
 from flows.redis.master import judge_master
+from runbook.errors import Unreachable
 from runbook.render import size
-from runbook.report import Report
+from runbook.report import Report, Status
 from tasks.catalogue import Backup
 from tasks.host import read_disk
 from tasks.redis.backup.live_aof import AofCopy, put_rewrites_back, read_aof_bytes, snapshot_aof
@@ -34,8 +35,7 @@ def take(report: Report, env: Environment, store: Store, form: Form) -> Backup:
         RunbookFailed: what must hold does not; nothing was taken.
         Unreachable, OpsError: it cannot be taken.
     """
-    if done := put_rewrites_back(env.redis, env.reports_directory):
-        report.fact("put back", done)
+    _put_rewrites_back(report, env, form)
     _judge_leftover(report, env)
     stores.tidy(report, env, store)
     block = judge_master(report, env.redis, read_sentinels(env.redis), changes=False)
@@ -52,16 +52,42 @@ def take(report: Report, env: Environment, store: Store, form: Form) -> Backup:
 
 def _taken(report: Report, env: Environment, store: Store, form: Form, block: Redis, source: Source) -> Backup:
     if form == "aof":
-        return _take_aof(report, env, source, store)
+        return _take_aof(report, env, block, source, store)
     if _is_here(env, block):
-        return taking.take(env, source, store)
+        return taking.take(env, block.address, source, store)
     more: dict[str, object] = {}
-    return taking.seal(env, store, lambda directory: _over_network(report, env, block, directory, more), more)
+
+    def work(directory: Path) -> tuple[Snapshot, RedisContent]:
+        return _over_network(report, env, block, directory, more)
+
+    return taking.seal(env, store, block.address, work, more)
+
+
+def _put_rewrites_back(report: Report, env: Environment, form: Form) -> None:
+    """A server that died is no reason to take no backup of the one that took its place; but its record stays, and
+    another backup of an AOF would need it."""
+    try:
+        if done := put_rewrites_back(env.redis, env.reports_directory):
+            report.fact("put back", done)
+    except Unreachable as error:
+        report.expect(
+            "the AOF's rewrites, which a killed backup left off", False,
+            "nothing, if it is gone for good (then remove redis-aof-rewrites.json from the reports); else it is put "
+            "right by the next backup that reaches it" + (": take this one with kind=rdb" if form == "aof" else ""),
+            value=error.message, expected="put back", otherwise=Status.CRITICAL if form == "aof" else Status.WARN,
+        )  # fmt: skip
+        report.fail_if_critical()
 
 
 def _judge_leftover(report: Report, env: Environment) -> None:
     left = find_leftover(env.reports_directory)
-    if left and still_follows(env.redis.at(left.server), left):
+    try:
+        follows = bool(left and still_follows(env.redis.at(left.server), left))
+    except Unreachable as error:
+        report.warn("an earlier restore was killed", "launch restore-redis again when that server is back: it puts "
+                    "that right", value=error.message, expected="nothing left")  # fmt: skip
+        return
+    if left and follows:
         report.expect(
             "an earlier restore was killed",
             False,
@@ -93,7 +119,7 @@ def keep_live(report: Report, env: Environment, block: Redis) -> Backup:
             return snapshot(block, read_source(block), directory), read_manifest(env.redis, directory)
         return _over_network(report, env, block, directory, more)
 
-    kept = taking.seal(env, store, work, more, of=KEPT.format(env.name))
+    kept = taking.seal(env, store, block.address, work, more, of=KEPT.format(env.name))
     report.fact("live data kept as", kept.name)
     return kept
 
@@ -147,7 +173,7 @@ def _judge_aof(report: Report, env: Environment, block: Redis, source: Source, s
                   value=size(free), expected=f"more than {size(needed)}")  # fmt: skip
 
 
-def _take_aof(report: Report, env: Environment, source: Source, store: Store) -> Backup:
+def _take_aof(report: Report, env: Environment, block: Redis, source: Source, store: Store) -> Backup:
     more: dict[str, object] = {}
 
     def work(directory: Path) -> tuple[AofCopy, RedisContent]:
@@ -156,4 +182,4 @@ def _take_aof(report: Report, env: Environment, source: Source, store: Store) ->
         report.fact("AOF", f"{copy.parts} files, {size(copy.aof_bytes)}, and the RDB of what they hold")
         return copy, copy.content
 
-    return taking.seal(env, store, work, more)
+    return taking.seal(env, store, block.address, work, more)

@@ -10,11 +10,12 @@ from tasks.redis.sentinels import Watch, master_by
 VOUCHED = "the Sentinels vouch for the master"
 
 
-def judge_master(report: Report, block: Redis, watch: Watch, *, changes: bool, waiver: str = "") -> Redis:
+def judge_master(report: Report, block: Redis, watch: Watch, *, changes: bool, waiver: str | None = "") -> Redis:
     """The server that a run is about: the one that the Sentinels name, the configured one where there are none.
 
     Where too few of them name it, it may be one that was replaced long ago: a run that only reads says so and goes on,
-    one that `changes` something is refused. `waiver` (`host:port`) is an operator's word for that very server.
+    one that `changes` something is refused. `waiver` (`host:port`) is an operator's word for that very server,
+    None where a flow takes no such word.
 
     Raises:
         OpsError: they name different ones, or the waiver names another.
@@ -31,7 +32,7 @@ def judge_master(report: Report, block: Redis, watch: Watch, *, changes: bool, w
     hint = "start the Sentinels, name all of them in [redis] sentinels, correct sentinel_master and sentinel_password"
     if waiver:
         doubt += f"; taken all the same, by the operator's word (master={waiver})"
-    elif changes:
+    elif changes and waiver is not None:
         hint += f"; if you know that {server.address} is the master: launch it with master={server.address}"
     otherwise = Status.CRITICAL if changes and not waiver else Status.WARN
     report.expect(VOUCHED, False, hint, value=doubt, expected="a majority names it", otherwise=otherwise)

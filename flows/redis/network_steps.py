@@ -11,6 +11,7 @@ import redis
 from blocks.environment import Environment
 from blocks.redis import Redis
 from flows.redis import prefix_steps
+from flows.redis import restored_findings as findings
 from flows.redis.choosing import Restorable
 from flows.redis.keeping import keep_live
 from flows.redis.master import judge_master
@@ -21,6 +22,8 @@ from runbook.render import duration, size
 from runbook.report import Report
 from tasks.redis.content.reading import drop_prefixes, held_still
 from tasks.redis.line import Line, live_line
+from tasks.redis.persistence.saving import save_in_background
+from tasks.redis.persistence.state import Persistence, read_persistence
 from tasks.redis.restore import network as network_restore
 from tasks.redis.restore.equal import Comparison, compare_keys
 from tasks.redis.restore.isolation import TAKE_OFF, detach, note_swapped
@@ -81,7 +84,8 @@ class NetworkRestore:
             OpsError, Unreachable: the server refuses or does not answer; the report says in what state it is.
             RunbookFailed: what is live afterwards is not what the backup holds.
         """
-        _restore(self.report, self.env, permit, self.target, self.scratch, self.live, self.order)
+        with watched_writes(self.target.block, self.live, ALL) as writes:
+            _restore(self.report, self.env, permit, self.target, self.scratch, self.live, self.order, writes)
 
 
 @contextlib.contextmanager
@@ -108,7 +112,11 @@ def _target(report: Report, env: Environment, scratch: redis.Redis) -> Target:
     left, record = find_leftover(env.reports_directory), find_record(env.reports_directory)
     # Sentinels that a killed run took off know no master: what it wrote down does.
     known = left.server if left else record.own if record else ""
-    block = env.redis.at(known) if known else judge_master(report, env.redis, read_sentinels(env.redis), changes=False)
+    block = (
+        env.redis.at(known)
+        if known
+        else judge_master(report, env.redis, read_sentinels(env.redis), changes=True, waiver=None)
+    )
     report.fact("server", block.address)
     needed = int(scratch.info("memory")["used_memory"])
     around = read_surroundings(block, env.reports_directory)
@@ -137,13 +145,15 @@ def _plan(report: Report, env: Environment, target: Target, order: Order) -> Non
 
 
 def _restore(
-    report: Report, env: Environment, permit: Permit, target: Target, scratch: redis.Redis, live: Line, order: Order
-) -> None:
+    report: Report, env: Environment, permit: Permit, target: Target, scratch: redis.Redis, live: Line, order: Order,
+    writes: Writes,
+) -> None:  # fmt: skip
     block, left = target.block, target.left
     report.state_is("the live data was not touched", "launch it again when what is said above is put right")
     if left:
         report.fact("kept by the killed run", left.kept)
     kept = left.kept if left and target.follows else keep_live(report, env, block).name
+    _judge_same(env, target)
     back = f"restore-redis with backup={kept}"
     report.fact("undo", back)
     if left:
@@ -154,14 +164,36 @@ def _restore(
         f"launch it again: it begins from the start and ends well; or {back}",
     )
     if target.route.way == "replication":
+        server = read_persistence(block)
+        writes.settle()
+        unknown = writes.problem  # afterwards it is that everything was flushed
         try:
             found = _replicate(report, env, permit, target, scratch, live, order, kept)
         except NotReached as error:
             report.warn("by replication", error.hint, value=f"{error.message}: key by key instead")
         else:
-            prefix_steps.tell_comparison(report, found, Writes(), back)
+            findings.tell_unknown(report, unknown)
+            if len(writes):
+                findings.tell_lost(report, f"up to {len(writes):,} keys", back)
+            findings.tell_comparison(report, found, None, back)
+            _save(report, block, server)
             return
-    _by_keys(report, permit, block, scratch, live, order, back)
+    _by_keys(report, env, permit, block, scratch, live, order, writes, back)
+
+
+def _judge_same(env: Environment, target: Target) -> None:
+    """Keeping the live data takes its time: who is the master, and who stands around it, is as it was planned.
+
+    Raises:
+        OpsError: it is not.
+    """
+    now, planned = read_surroundings(target.block, env.reports_directory), target.around
+    if now.master != planned.master:
+        told = now.disagreement or f"{now.master or 'nobody'} was made the master"
+        raise OpsError(f"{told} while the live data was kept", "launch it again: the master is found anew")
+    changed = [now.others, now.lost, now.watchers] != [planned.others, planned.lost, planned.watchers]
+    if changed and target.route.way == "replication":
+        raise OpsError("replicas or Sentinels came or went while the live data was kept", "launch it again")
 
 
 def _replicate(
@@ -192,13 +224,26 @@ def _replicate(
     return found
 
 
+def _save(report: Report, block: Redis, before: Persistence) -> None:
+    """Clients are served by now. A full transfer leaves the RDB of before on the server's disk, and its AOF is written
+    anew: until that is done, a start brings back what was there before."""
+    try:
+        save_in_background(block, before)
+    except OpsError as error:
+        report.expect(
+            "the restored data is saved", False, f"{error.hint}; until snapshot-redis ends well, do not restart it",
+            value=error.message, expected="on its disk: a start would load what was there before",
+        )  # fmt: skip
+
+
 def _by_keys(
-    report: Report, permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: Order, back: str
-) -> None:
-    with watched_writes(block, live, ALL) as writes:
-        done = restore_keys(permit, block, scratch, live, order, writes)
-        if problem := restore_functions(permit, block, scratch, live, order):
-            report.warn("functions", "FUNCTION RESTORE them by hand", value=problem)
-        prefix_steps.tell_restored(report, done, writes)
-        found = compare_keys.after(done)(block, scratch, live, order, writes)
-    prefix_steps.tell_comparison(report, found, writes, back)
+    report: Report, env: Environment, permit: Permit, block: Redis, scratch: redis.Redis, live: Line, order: Order,
+    writes: Writes, back: str,
+) -> None:  # fmt: skip
+    done = restore_keys(permit, block, scratch, live, order, writes)
+    if problem := restore_functions(permit, block, scratch, live, order):
+        report.warn("functions", "FUNCTION RESTORE them by hand", value=problem)
+    findings.tell_restored(report, done, writes)
+    found = compare_keys.after(done)(block, scratch, live, order, writes)
+    prefix_steps.require_same(env, block, waived=True)
+    findings.tell_comparison(report, found, writes, back)

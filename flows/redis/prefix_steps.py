@@ -12,13 +12,14 @@ import redis
 
 from blocks.environment import Environment
 from blocks.redis import Redis
+from flows.redis import restored_findings as findings
 from flows.redis.choosing import Restorable
 from flows.redis.keeping import judge_kept, keep_live
 from flows.redis.master import judge_master
 from runbook.errors import OpsError
 from runbook.permit import Act, Permit
-from runbook.render import duration, size
-from runbook.report import Report, Status
+from runbook.render import size
+from runbook.report import Report
 from tasks.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.content.manifest import COLUMNS as PROOF
@@ -26,14 +27,13 @@ from tasks.redis.content.manifest import EXPIRING, RedisContent, compare
 from tasks.redis.content.reading import held_still, read_content, shown
 from tasks.redis.keys import read_prefix, widest
 from tasks.redis.line import Line, live_line
-from tasks.redis.restore.equal import COLUMNS, Comparison, compare_keys
-from tasks.redis.restore.prefixes import ACT, Extra, Order, Restored, count_keys, find_refusal, restore_keys
+from tasks.redis.restore.equal import compare_keys
+from tasks.redis.restore.prefixes import ACT, Extra, Order, count_keys, find_refusal, restore_keys
 from tasks.redis.restore.writes import Writes, watched_writes
 from tasks.redis.scratch import scratch_server
-from tasks.redis.sentinels import find_master, read_sentinels
+from tasks.redis.sentinels import find_master, read_sentinels, require_master
 from tasks.redis.server import connected
 
-MOST_ROWS = 50
 KEYS_PER_SECOND = 15_000
 
 
@@ -64,6 +64,7 @@ class PrefixRestore:
         report, block, order = self.report, self.block, self.order
         report.state_is("the live data was not touched", "launch it again when what is said above is put right")
         kept = keep_live(report, self.env, block)
+        require_same(self.env, block)
         back = undo(kept, [one.prefix for one in order.held])
         report.fact("undo", back)
         report.state_is(
@@ -72,11 +73,12 @@ class PrefixRestore:
         )
         try:
             done = restore_keys(permit, block, self.scratch, self.live, order, self.writes)
-            tell_restored(report, done, self.writes)
+            findings.tell_restored(report, done, self.writes)
             found = compare_keys.after(done)(block, self.scratch, self.live, order, self.writes)
         except OpsError as error:
             raise promoted(self.env, block, error) or error from None
-        tell_comparison(report, found, self.writes, back)
+        require_same(self.env, block, waived=True)
+        findings.tell_comparison(report, found, self.writes, back)
 
 
 @contextlib.contextmanager
@@ -90,7 +92,7 @@ def prepare(
         RunbookFailed: the backup is not what it should be, or something stands in the way.
     """
     names = widest([read_prefix(prefix) for prefix in prefixes])
-    block = judge_master(report, env.redis, read_sentinels(env.redis), changes=False)
+    block = judge_master(report, env.redis, read_sentinels(env.redis), changes=True, waiver=None)
     report.fact("server", block.address)
     report.fact("prefixes", ", ".join(shown(name) for name in names))
     with (
@@ -103,6 +105,18 @@ def prepare(
         judge(report, env, block, order, find_refusal(block, scratch, live, order))
         plan(report, order)
         yield PrefixRestore(report, env, block, scratch, live, order, writes)
+
+
+def require_same(env: Environment, block: Redis, *, waived: bool = False) -> None:
+    """A master that was replaced takes writes for some seconds more, and loses them: `waived` where they are done.
+
+    Raises:
+        OpsError: the Sentinels name another, or (unless waived) too few of them name this one.
+    """
+    try:
+        require_master(env.redis, block.address, waived=waived)
+    except OpsError as error:
+        raise promoted(env, block, error) or error from None
 
 
 def promoted(env: Environment, block: Redis, error: OpsError) -> OpsError | None:
@@ -167,7 +181,7 @@ def judge(report: Report, env: Environment, block: Redis, order: Order, refusal:
 def plan(report: Report, order: Order) -> None:
     """What is kept, restored and removed, by database and prefix."""
     report.plan("keep", "a whole backup of the live server: the undo")
-    for one in order.held[:MOST_ROWS]:
+    for one in order.held[: findings.MOST_ROWS]:
         name = shown(one.prefix) or "every key"
         others = "go" if order.extra == "remove" else "stay"
         report.plan(
@@ -177,50 +191,9 @@ def plan(report: Report, order: Order) -> None:
             size=one.bytes,
             seconds=max(0.1, one.backup / KEYS_PER_SECOND),
         )
-    if len(order.held) > MOST_ROWS:
-        report.plan("restore", f"and {len(order.held) - MOST_ROWS} more")
+    if len(order.held) > findings.MOST_ROWS:
+        report.plan("restore", f"and {len(order.held) - findings.MOST_ROWS} more")
     report.plan("prove", "every key of both sides, in small pieces", seconds=max(0.1, order.keys / KEYS_PER_SECOND))
-
-
-def tell_restored(report: Report, done: Restored, writes: Writes) -> None:
-    """What was done, and how long others waited for it at most."""
-    carried = done.carried
-    report.fact("keys restored", f"{carried.keys:,} ({size(carried.bytes)} in memory)")
-    report.fact("keys expired since the backup", f"{carried.expired:,}")
-    report.fact("keys removed", f"{done.removed:,}" + (f"; {done.spared:,} that clients had just written were spared"
-                                                       if done.spared else ""))  # fmt: skip
-    if carried.large:
-        report.fact("values above 1 MiB", f"{carried.large:,}, one at a time; the longest was on its way for "
-                    f"{duration(carried.slowest_seconds)}")  # fmt: skip
-    if not writes.known:
-        report.warn("what clients wrote meanwhile", "ACL SETUSER … +client|tracking +subscribe +publish "
-                    "&__redis__:invalidate &ops:settled:*", value=f"not known: {writes.problem}")  # fmt: skip
-
-
-def tell_comparison(report: Report, found: Comparison, writes: Writes, back: str) -> None:
-    """Whether the live server holds what the backup does.
-
-    Raises:
-        RunbookFailed: it does not, and no client is known to have written that.
-    """
-    rows = [row.cells() for row in found.rows]
-    more = f" (the first {MOST_ROWS} of {len(rows)})" if len(rows) > MOST_ROWS else ""
-    report.table(f"The live server against the backup, key by key{more}", COLUMNS, rows[:MOST_ROWS])
-    known = "" if found.writes_known else "; clients may have written these: what they wrote is not known"
-    report.expect(
-        "live keys equal to the backup",
-        not found.differences,
-        f"look at these keys; {back}" if found.writes_known else "stop the clients that write there, launch it again",
-        value="; ".join(found.differences[:3]) + known if found.differences else f"{found.equal:,} keys",
-        expected="no difference but what clients wrote since",
-        otherwise=Status.CRITICAL if found.writes_known else Status.WARN,
-    )
-    if found.written:
-        report.warn("written by clients meanwhile", "nothing, if they may: what they wrote stands, and is not compared",
-                    value=f"{found.written:,} keys (or they expired, or were evicted)", expected="none")  # fmt: skip
-    report.fact("keys that others wrote during the run", f"{len(writes):,}" if writes.known else "not known")
-    report.fail_if_critical()
-    report.outcome = f"{found.equal:,} keys are as the backup holds them, compared one by one"
 
 
 def undo(kept: Backup, prefixes: Sequence[bytes]) -> str:

@@ -16,6 +16,7 @@ from tasks.host import read_disk
 from tasks.manifest import Manifest, sums_of
 from tasks.redis.backup.snapshot import Snapshot, Source, read_manifest, snapshot
 from tasks.redis.content.manifest import RedisContent
+from tasks.redis.sentinels import require_master
 from tasks.stores.store import Store
 
 # A line of the sidecar of expiring keys, compressed, is half of this.
@@ -48,28 +49,35 @@ def judge_source(report: Report, source: Source, store: Path) -> None:
         )
 
 
-def take(env: Environment, source: Source, store: Store) -> Backup:
+def take(env: Environment, address: str, source: Source, store: Store) -> Backup:
     """Snapshot, proof on a scratch server, manifest, and the backup in its store."""
 
     def work(directory: Path) -> tuple[Snapshot, RedisContent]:
         return snapshot(env.redis, source, directory), read_manifest(env.redis, directory)
 
-    return seal(env, store, work)
+    return seal(env, store, address, work)
 
 
 def seal(
     env: Environment,
     store: Store,
+    address: str,
     work: Callable[[Path], tuple[Snapshot, RedisContent]],
     more: Mapping[str, object] | None = None,
     *,
     of: str = "",
 ) -> Backup:
-    """What `work` puts into a directory, with its manifest, as a backup in the store; `more` goes into the manifest's
-    content. `of` is whose backup it is called, where that is not the environment's own: `latest` never means it."""
+    """What `work` puts into a directory, with its manifest, as a backup in the store: of the server at `address`, if
+    that is still the master then. `more` goes into the manifest's content. `of` is whose backup it is called, where
+    that is not the environment's own: `latest` never means it.
+
+    Raises:
+        OpsError: the Sentinels name another master by now: what was written there meanwhile is not in it.
+    """
     started = time.monotonic()
     name, directory = publishing.begin(store, "redis", env.name, env.zone)
     taken, content = work(directory)
+    require_master(env.redis, address, waived=True)
     sealed = Manifest(
         kind="redis",
         name=name,

@@ -14,20 +14,26 @@ from typing import Any
 import pytest
 import redis
 
+from flows.redis import keeping, taking
+from flows.redis.keeping import Form
 from flows.redis.persistence import backup_redis, restore_redis
 from runbook.errors import RunbookFailed
+from runbook.record import write
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks import catalogue
 from tasks.catalogue import Backup
 from tasks.redis.backup import live_aof as aof_backup
 from tasks.redis.backup.aof import copy_aof, cut_bytes, loaded_aof, read_aof
-from tasks.redis.backup.live_aof import RECORD, REWRITES
+from tasks.redis.backup.live_aof import RECORD, REWRITES, Rewrites
 from tasks.redis.backup.snapshot import RDB
+from tasks.redis.restore.network import RECORD as NETWORK_RECORD
+from tasks.redis.restore.network import Leftover
+from tasks.redis.server import call
 from tasks.stores.directory import DirectoryStore
 from tests.redis.conftest import NAME, Rig
 from tests.redis.data import account, add_short, fill, survivors
-from tests.redis.servers import RedisServer
+from tests.redis.servers import Group, RedisServer
 
 
 def newest(rig: Rig) -> Backup:
@@ -262,3 +268,46 @@ def test_a_server_that_dies_during_the_copy(rig: Rig, monkeypatch: pytest.Monkey
     monkeypatch.setattr(aof_backup, "copy_aof", copied)
     assert backup().status is Status.OK
     assert not (rig.root / "reports" / RECORD).exists()
+
+
+@pytest.mark.parametrize("kind", ["rdb", "aof"])
+def test_a_backup_of_a_master_that_was_replaced_meanwhile_is_none(
+    group: Group, monkeypatch: pytest.MonkeyPatch, kind: Form
+) -> None:
+    """What clients wrote to the new one is not in it; it is never offered for a restore."""
+    group.master.client().config_set("appendonly", "yes")
+    until(lambda: not aof_backup._rewriting(group.master.block()), what="the first AOF", seconds=10)
+    where, name = (taking, "snapshot") if kind == "rdb" else (keeping, "snapshot_aof")
+    real = getattr(where, name)
+
+    def and_then_a_failover(*arguments: Any) -> Any:
+        done = real(*arguments)
+        call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", "mymaster")
+        group.wait_for_master_other_than(group.master).client().set("new", 1)
+        return done
+
+    monkeypatch.setattr(where, name, and_then_a_failover)
+    with pytest.raises(RunbookFailed, match="is no longer the master"):
+        backup_redis.fn(NAME, kind)
+    assert catalogue.names(DirectoryStore(group.master.root / "backups"), "redis") == []
+
+
+@pytest.mark.parametrize("record", [RECORD, NETWORK_RECORD])
+def test_what_a_killed_run_left_on_a_server_that_died_is_no_reason_to_take_no_backup(group: Group, record: str) -> None:
+    group.master.client().set("a", 1)
+    call(group.master.client(), "WAIT", 1, 5000)
+    reports = group.master.root / "reports"
+    reports.mkdir()
+    left = Rewrites(group.master.address, "100") if record == RECORD else Leftover(group.master.address, "x:1", {}, "")
+    write(reports / record, left)
+    group.master.crash()
+    group.wait_for_master_other_than(group.master)
+    report = backup_redis.fn(NAME)
+    assert report.status is Status.WARN
+    assert [found.value for found in report.findings if "killed" in found.name] == [
+        f"Redis at {group.master.address} does not answer"
+    ]
+    assert (reports / record).exists()
+    if record == RECORD:
+        with pytest.raises(RunbookFailed, match="take this one with kind=rdb"):
+            backup_redis.fn(NAME, "aof")

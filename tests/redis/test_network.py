@@ -7,11 +7,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import redis
 
@@ -22,6 +23,7 @@ from runbook.report import Report, Status
 from runbook.wait import until
 from tasks import catalogue
 from tasks.redis.backup import network
+from tasks.redis.persistence.saving import save_in_background
 from tasks.redis.restore.equal import compare_keys
 from tasks.redis.restore.network import RECORD
 from tasks.redis.restore.route import Route
@@ -487,6 +489,127 @@ def test_a_master_that_changes_during_the_backup(group: Group, monkeypatch: pyte
     assert group.agreed_master() in again.facts["taken"]
     told = {found.name for found in again.findings if found.status is not Status.OK}
     assert told <= {"Sentinels that took the copy for a replica"}, "the one that it followed had become the master"
+
+
+@pytest.mark.parametrize("forbidden", ["", "-replicaof"])
+def test_what_clients_write_after_the_live_data_was_kept_is_said_to_be_lost(
+    remote: RedisServer, monkeypatch: pytest.MonkeyPatch, forbidden: str
+) -> None:
+    """It is neither in the backup nor in what was kept."""
+    backup_redis.fn(NAME)
+    if forbidden:
+        as_user(remote, monkeypatch, forbidden)
+    keep_live = network_steps.keep_live
+
+    def and_a_client_writes(*arguments: Any) -> Any:
+        kept = keep_live(*arguments)
+        remote.client().set("plain:1:0", "a client's own")
+        return kept
+
+    monkeypatch.setattr(network_steps, "keep_live", and_a_client_writes)
+    report = restore()
+    assert report.status is Status.WARN, report.sentence()
+    (told,) = [found for found in report.findings if found.name.endswith("is lost")]
+    assert told.value.startswith("up to 1 keys")
+    assert report.facts["live data kept as"] in told.hint
+    assert remote.client().get("plain:1:0") != b"a client's own"
+
+
+def test_what_was_restored_and_is_not_saved_is_critical(remote: RedisServer) -> None:
+    """A full transfer leaves the RDB of before: a start would bring it back."""
+    backup_redis.fn(NAME)
+    spoil(remote)
+    client = remote.client()
+    (remote.data / "dump.rdb").unlink(missing_ok=True)
+    (remote.data / "dump.rdb").mkdir()
+    report = failed()
+    (told,) = [found for found in report.findings if found.name == "the restored data is saved"]
+    assert told.status is Status.CRITICAL
+    assert "dump.rdb is a directory" in told.value
+    assert client.info("replication")["role"] == "master"
+    assert client.get("plain:1:0"), "what was restored stays"
+
+
+def test_an_aof_that_can_not_be_written_anew_is_not_waited_for(
+    remote: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server tries it again and again; meanwhile it is the master and serves."""
+    backup_redis.fn(NAME)
+    spoil(remote)
+    client = remote.client()
+    client.config_set("appendonly", "yes")
+    until(lambda: not rewriting(client), what="the first AOF", seconds=10)
+    roles, replicate = list[str](), network_steps._replicate
+
+    def as_where_memory_runs_out(*arguments: Any) -> Any:
+        client.config_set("rdb-key-save-delay", 10_000)
+        ending.enter_context(killing_children(psutil.Process(int(client.info("server")["process_id"]))))
+        return replicate(*arguments)
+
+    def serving(*arguments: Any) -> Any:
+        roles.append(role(remote))
+        return save_in_background(*arguments)
+
+    monkeypatch.setattr(network_steps, "_replicate", as_where_memory_runs_out)
+    monkeypatch.setattr(network_steps, "save_in_background", serving)
+    with contextlib.ExitStack() as ending:
+        report = failed()
+    assert "BGREWRITEAOF failed" in report.sentence()
+    assert roles == ["master"]
+
+
+@contextlib.contextmanager
+def killing_children(process: psutil.Process) -> Iterator[None]:
+    stop = threading.Event()
+
+    def kill() -> None:
+        while not stop.wait(0.01):
+            for child in process.children():
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        killer.join()
+
+
+def rewriting(client: redis.Redis) -> bool:
+    info = client.info("persistence")
+    return bool(info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"])
+
+
+@pytest.mark.parametrize("forbidden", ["-replicaof", ""])
+def test_a_failover_while_the_live_data_is_kept_ends_a_restore(
+    group: Group, monkeypatch: pytest.MonkeyPatch, forbidden: str
+) -> None:
+    """The old master takes writes for ten seconds more, and what clients write to the new one is not to be lost."""
+    group.master.client().set("a", 1)
+    register(group, monkeypatch)
+    backup_redis.fn(NAME)
+    if forbidden:
+        for server in group.servers:
+            as_user(server, monkeypatch, forbidden)
+        register(group, monkeypatch, 'username = "ops"')
+        monkeypatch.setenv("OPS_TEST_REDIS_PASSWORD", "x")
+    keep_live = network_steps.keep_live
+
+    def and_then_a_failover(*arguments: Any) -> Any:
+        kept = keep_live(*arguments)
+        call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", "mymaster")
+        group.wait_for_master_other_than(group.master).client().set("new", 1)
+        return kept
+
+    monkeypatch.setattr(network_steps, "keep_live", and_then_a_failover)
+    report = failed()
+    assert f"{group.replicas[0].address} was made the master" in report.sentence()
+    assert report.state
+    assert "was not touched" in report.state.value
+    assert group.agreed_master() == group.replicas[0].address
+    assert group.replicas[0].client().get("new") == b"1"
 
 
 def test_through_tls(remote: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,6 +235,21 @@ def test_what_clients_make_after_the_counting_is_spared(filled: RedisServer, mon
     assert client.get("session:brand new") == b"1"
 
 
+def test_what_the_backup_replaced_is_said_to_be_lost(filled: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client writes a key after the live data was kept, and the backup's takes its place."""
+
+    def and_a_client_writes(*arguments: Any) -> Any:
+        kept = keep_live(*arguments)
+        filled.client().set("session:1", "a client's own")
+        return kept
+
+    monkeypatch.setattr(prefix_steps, "keep_live", and_a_client_writes)
+    report = restore("session:")
+    assert report.status is Status.WARN, report.sentence()
+    (told,) = [found for found in report.findings if found.name.endswith("is lost")]
+    assert told.value.startswith("up to 2 keys"), "one of that name is in another database, and that is not told"
+
+
 def test_damage_that_no_client_made_is_critical(filled: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The seeded failure: the restore itself writes something wrong (its own connection is not told of)."""
     carried = restore_keys
@@ -385,6 +400,42 @@ def test_a_replica_promoted_under_its_feet(group: Group, monkeypatch: pytest.Mon
     assert again.status in (Status.OK, Status.WARN), again.sentence()
     assert again.facts["server"] == group.agreed_master() != group.master.address
     assert group.at(group.agreed_master()).client().get("session:1") == b"1"
+
+
+@pytest.mark.parametrize("where", ["keep_live", "restore_keys"])
+def test_a_master_that_was_replaced_and_still_takes_writes(
+    group: Group, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """For ten seconds after a failover the old master does not know of it: what is restored there is lost."""
+    group.master.client().set("session:1", 1)
+    backup_redis.fn(NAME)
+    group.master.client().set("session:1", "spoilt")
+    call(group.master.client(), "WAIT", 1, 5000)
+    real = getattr(prefix_steps, where)
+
+    def and_then_a_failover(*arguments: Any) -> Any:
+        done = real(*arguments)
+        call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", "mymaster")
+        group.wait_for_master_other_than(group.master)
+        return done
+
+    monkeypatch.setattr(prefix_steps, where, and_then_a_failover)
+    assert f"{group.replicas[0].address} was made the master in the middle" in refused("session:").sentence()
+    assert group.replicas[0].client().get("session:1") == (b"spoilt" if where == "keep_live" else b"1")
+
+
+def test_nothing_is_restored_where_no_sentinel_vouches_for_the_master(group: Group) -> None:
+    """It may have been replaced long ago. A backup is taken all the same, and says so."""
+    group.master.client().set("session:1", 1)
+    assert backup_redis.fn(NAME).status is Status.OK
+    for sentinel in group.sentinels:
+        sentinel.crash()
+    assert backup_redis.fn(NAME).status is Status.WARN
+    group.master.client().set("session:1", "spoilt")
+    report = refused("session:")
+    assert status(report, "the Sentinels vouch for the master") is Status.CRITICAL
+    assert "launch it with master=" not in report.sentence(), "restore-redis has no such parameter"
+    assert group.master.client().get("session:1") == b"spoilt"
 
 
 def test_a_backup_that_is_not_what_its_manifest_says_restores_nothing(

@@ -152,6 +152,8 @@ class _Watch:
     def begun(self, begin: Callable[[redis.Redis], object]) -> tuple[State, datetime] | None:
         """Begin, unless another save is under way: then None. Returns the counters and the moment before."""
         now = self.read()
+        if now.rewriting and not now.rewrite_ok and now.rewrites > self._server.state.rewrites + 1:
+            raise failed(self._server, "BGREWRITEAOF", now)  # the server tries again and again: that never ends
         seconds, microseconds = self._client.time()
         if now.saving or now.rewriting or seconds + microseconds / 1e6 - now.last_save < STEP_SECONDS:
             return None

@@ -33,13 +33,15 @@ MOST_AGAIN = 1000
 
 @dataclass
 class Row:
-    """One database under one prefix. `written` differ, and clients wrote them; `different` differ, and nobody is known
+    """One database under one prefix. `written` differ, and clients wrote them; `replaced` are
+    equal ones that clients wrote too, before the backup's took their place; `different` differ, and nobody is known
     to have written them; `others` are live keys that the backup does not have."""
 
     database: int
     prefix: bytes
     equal: int = 0
     written: int = 0
+    replaced: int = 0
     expired: int = 0
     different: list[bytes] = field(default_factory=list)
     others: int = 0
@@ -79,6 +81,11 @@ class Comparison:
     def written(self) -> int:
         """Keys of the backup that clients have written over, and new ones of theirs."""
         return sum(row.written + row.new for row in self.rows)
+
+    @property
+    def replaced(self) -> int:
+        """Keys that clients wrote during the run, and that are as in the backup all the same."""
+        return sum(row.replaced for row in self.rows)
 
     @property
     def equal(self) -> int:
@@ -132,6 +139,7 @@ class _Comparing:
                 row.expired += 1
             elif self._same(key) if our[:1] in (b"+", b"?") else our == their:
                 row.equal += 1
+                row.replaced += key in self.writes
             else:
                 unequal.append(key)
 

@@ -19,7 +19,7 @@ import redis
 
 from blocks.redis import CONNECT_SECONDS, Redis
 from runbook import record
-from runbook.errors import OpsError, Unreachable
+from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.log import logger
@@ -33,7 +33,6 @@ ACT = "replace all data of Redis over the network"
 RECORD = "redis-network-restore.json"
 TRANSFER_SECONDS = 3600.0
 REACH_SECONDS = 15.0
-PERSIST_SECONDS = 3600.0
 PROGRESS_SECONDS = 5.0
 
 
@@ -127,7 +126,6 @@ def replace_by_replication(
     finally:
         _put_back(block, left, reports)
     failpoint("redis: live server is a master again")
-    _persist(block)
     return found
 
 
@@ -190,25 +188,3 @@ def _wait(block: Redis, scratch: redis.Redis) -> None:
 
 def _came(scratch: redis.Redis) -> bool:
     return int(scratch.info("stats")["sync_full"]) > 0
-
-
-def _persist(block: Redis) -> None:
-    """The new data on its disk: a full transfer leaves the RDB of before there, until the next save."""
-
-    def idle() -> bool:
-        with connected(block) as client:
-            info = client.info("persistence")
-        return not any(int(info.get(name, 0)) for name in _BUSY)
-
-    try:
-        until(idle, what="the end of a rewrite or save", seconds=PERSIST_SECONDS)
-        with connected(block) as client:
-            client.bgsave()
-        until(idle, what="the end of the save", seconds=PERSIST_SECONDS)
-    except Unreachable:
-        raise
-    except OpsError as error:
-        logger().warning("the live server was not asked to save: %s", error.message)
-
-
-_BUSY = ("rdb_bgsave_in_progress", "aof_rewrite_in_progress", "aof_rewrite_scheduled", "loading", "async_loading")
