@@ -25,7 +25,7 @@ from tests.recovery.test_redis_failover import (
     refused,
     wait_until_stopped,
 )
-from tests.redis.servers import MASTER, Group, RedisServer, replicated
+from tests.redis.servers import MASTER, PASSWORD, Group, RedisServer, replicated
 from tests.redis.writer import Writer
 
 
@@ -203,3 +203,14 @@ def test_a_burst_that_nobody_saw_is_not_said_to_be_bounded(group: Group) -> None
     replica.thaw()
     report = fail_over("unplanned")
     assert "not bounded" in finding(report, "acknowledged writes that may be lost")
+
+
+@pytest.mark.parametrize("missing", ["smembers", "sadd", "unlink"])
+def test_rights_are_asked_of_the_replica_too(group: Group, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    for server in group.servers:
+        rights = ["+@all"] if server is group.master else ["+@all", f"-{missing}"]
+        server.client().acl_setuser("ops", enabled=True, passwords=[f"+{PASSWORD}"], keys=["*"], commands=rights)
+    group.register(monkeypatch, extra='username = "ops"\n')
+    report = refused()
+    assert f"the command {missing.upper()}" in finding(report, f"rights on {group.replicas[0].address}")
+    assert group.agreed_master() == group.master.address
