@@ -22,6 +22,7 @@ from tasks.redis.failover.ledger import Begun, find_begun, forget
 from tasks.redis.failover.pause import LONGEST_SECONDS
 from tasks.redis.failover.promotion import Choice, HandOver
 from tasks.redis.failover.rights import find_refused_commands
+from tasks.redis.restore.surroundings import find_record
 
 RECENT_SECONDS = 3600.0
 
@@ -57,7 +58,8 @@ def redis_failover(environment: str, mode: Mode = "planned", new_master: str = "
         before = Before.read(block, group)
         group = settled(block, group) if mode == "unplanned" else group
         tell_servers(report, "before", group)
-        judge_sentinels(report, group, mode)
+        kept = None if group.watch.master else find_record(env.reports_directory)
+        judge_sentinels(report, group, mode, kept.since if kept else "")
         if _is_done(report, block, group, mode, new_master, before):
             return report
         choice = _judge(report, block, group, mode, new_master, before)

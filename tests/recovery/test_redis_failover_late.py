@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 import redis
 
+from blocks.environment import Environment
+from runbook import record
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks.redis.restore.surroundings import RECORD, Surroundings
 from tasks.redis.server import call
 from tests.recovery.test_redis_failover import (
     DOWN_AFTER_MS,
@@ -25,7 +28,7 @@ from tests.recovery.test_redis_failover import (
     refused,
     wait_until_stopped,
 )
-from tests.redis.servers import MASTER, PASSWORD, Group, RedisServer, replicated
+from tests.redis.servers import MASTER, NAME, PASSWORD, Group, RedisServer, replicated
 from tests.redis.writer import Writer
 
 
@@ -214,3 +217,14 @@ def test_rights_are_asked_of_the_replica_too(group: Group, monkeypatch: pytest.M
     report = refused()
     assert f"the command {missing.upper()}" in finding(report, f"rights on {group.replicas[0].address}")
     assert group.agreed_master() == group.master.address
+
+
+def test_sentinels_that_a_restore_took_off_are_put_back_by_reattach(group: Group) -> None:
+    master, replica = group.master.address, group.replicas[0].address
+    noted = Surroundings(master, master, (replica,), since="2026-01-01T00:00:00+00:00")
+    record.write(Environment.find(NAME).reports_directory / RECORD, noted)
+    for sentinel in group.sentinels:
+        call(sentinel.client(), "SENTINEL", "REMOVE", MASTER)
+    told = finding(refused(), "one master by all Sentinels")
+    assert "reattach-redis" in told
+    assert noted.since in told
