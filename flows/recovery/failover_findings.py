@@ -13,8 +13,9 @@ FIRST_PING_MILLISECONDS = 1000
 """A Sentinel pings a server that it has just come to know after this time, and counts from the beginning."""
 
 
-def judge_sentinels(report: Report, group: Group, mode: Mode) -> None:
-    """They answer, agree, are enough to decide, and will not take the new master for down.
+def judge_sentinels(report: Report, group: Group, mode: Mode, taken_off: str = "") -> None:
+    """They answer, agree, are enough to decide, and will not take the new master for down. `taken_off`: since when a
+    restore keeps the replicas and Sentinels off, "" where none does.
 
     Raises:
         RunbookFailed: not so.
@@ -35,8 +36,10 @@ def judge_sentinels(report: Report, group: Group, mode: Mode) -> None:
     report.expect(
         "one master by all Sentinels",
         bool(watch.master),
-        "wait until a failover has ended (seconds); SENTINEL RESET on those that stay wrong, SENTINEL MONITOR on those "
-        "that watch none; then launch it again",
+        f"a restore took them off ({taken_off}) and did not put them back: launch reattach-redis"
+        if taken_off
+        else "wait until a failover has ended (seconds); SENTINEL RESET on those that stay wrong, SENTINEL MONITOR on "
+        "those that watch none; then launch it again",
         value=watch.told(),
         expected="the same from all",
     )

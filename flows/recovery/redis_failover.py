@@ -14,7 +14,7 @@ from flows.recovery.failover_findings import Mode, judge_dead, judge_living, jud
 from flows.recovery.failover_loss import Before, tell_interrupted_loss, tell_planned_loss, tell_unplanned_loss
 from runbook.errors import OpsError, RunbookFailed
 from runbook.permit import Act
-from runbook.report import Report
+from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.redis.failover.group import Group, Member, read_group
 from tasks.redis.failover.handover import ACT, hand_over, make_follow, take_over
@@ -22,6 +22,7 @@ from tasks.redis.failover.ledger import Begun, find_begun, forget
 from tasks.redis.failover.pause import LONGEST_SECONDS
 from tasks.redis.failover.promotion import Choice, HandOver
 from tasks.redis.failover.rights import find_refused_commands
+from tasks.redis.restore.surroundings import find_record
 
 RECENT_SECONDS = 3600.0
 
@@ -57,7 +58,8 @@ def redis_failover(environment: str, mode: Mode = "planned", new_master: str = "
         before = Before.read(block, group)
         group = settled(block, group) if mode == "unplanned" else group
         tell_servers(report, "before", group)
-        judge_sentinels(report, group, mode)
+        kept = None if group.watch.master else find_record(env.reports_directory)
+        judge_sentinels(report, group, mode, kept.since if kept else "")
         if _is_done(report, block, group, mode, new_master, before):
             return report
         choice = _judge(report, block, group, mode, new_master, before)
@@ -92,13 +94,21 @@ def _judge(report: Report, block: Redis, group: Group, mode: Mode, wanted: str, 
     (judge_living if mode == "planned" else judge_dead)(report, group)
     choice = choose(report, block, group, mode, wanted, before.seen.version if before.seen else "")
     if mode == "planned":
-        refused = find_refused_commands(block.at(choice.master), demotes=not choice.coordinated)
-        for error in refused:
-            report.expect("rights on the master", False, error.hint, value=error.message)
-        if not refused:
-            report.expect("rights on the master", True, "", value="every command of the failover, tried and discarded")
+        _judge_rights(
+            report, "the master", find_refused_commands(block.at(choice.master), demotes=not choice.coordinated)
+        )
+    for address in choice.needed:
+        _judge_rights(report, address, find_refused_commands(block.at(address), promoted=True), mode)
     report.fail_if_critical()
     return choice
+
+
+def _judge_rights(report: Report, where: str, refused: list[OpsError], mode: Mode = "planned") -> None:
+    otherwise = Status.CRITICAL if mode == "planned" else Status.WARN  # a dead master is taken over all the same
+    for error in refused:
+        report.expect(f"rights on {where}", False, error.hint, value=error.message, otherwise=otherwise)
+    if not refused:
+        report.expect(f"rights on {where}", True, "", value="every command of the failover, tried and discarded")
 
 
 def _judge_again(report: Report, block: Redis, choice: Choice, mode: Mode, wanted: str, before: Before) -> None:

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 import redis
 
+from blocks.environment import Environment
+from runbook import record
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks.redis.restore.surroundings import RECORD, Surroundings
 from tasks.redis.server import call
 from tests.recovery.test_redis_failover import (
     DOWN_AFTER_MS,
@@ -25,7 +28,7 @@ from tests.recovery.test_redis_failover import (
     refused,
     wait_until_stopped,
 )
-from tests.redis.servers import MASTER, Group, RedisServer, replicated
+from tests.redis.servers import MASTER, NAME, PASSWORD, Group, RedisServer, replicated
 from tests.redis.writer import Writer
 
 
@@ -203,3 +206,25 @@ def test_a_burst_that_nobody_saw_is_not_said_to_be_bounded(group: Group) -> None
     replica.thaw()
     report = fail_over("unplanned")
     assert "not bounded" in finding(report, "acknowledged writes that may be lost")
+
+
+@pytest.mark.parametrize("missing", ["smembers", "sadd", "unlink"])
+def test_rights_are_asked_of_the_replica_too(group: Group, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    for server in group.servers:
+        rights = ["+@all"] if server is group.master else ["+@all", f"-{missing}"]
+        server.client().acl_setuser("ops", enabled=True, passwords=[f"+{PASSWORD}"], keys=["*"], commands=rights)
+    group.register(monkeypatch, extra='username = "ops"\n')
+    report = refused()
+    assert f"the command {missing.upper()}" in finding(report, f"rights on {group.replicas[0].address}")
+    assert group.agreed_master() == group.master.address
+
+
+def test_sentinels_that_a_restore_took_off_are_put_back_by_reattach(group: Group) -> None:
+    master, replica = group.master.address, group.replicas[0].address
+    noted = Surroundings(master, master, (replica,), since="2026-01-01T00:00:00+00:00")
+    record.write(Environment.find(NAME).reports_directory / RECORD, noted)
+    for sentinel in group.sentinels:
+        call(sentinel.client(), "SENTINEL", "REMOVE", MASTER)
+    told = finding(refused(), "one master by all Sentinels")
+    assert "reattach-redis" in told
+    assert noted.since in told
