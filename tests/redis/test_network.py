@@ -257,15 +257,17 @@ def test_a_server_that_cannot_reach_this_host_gets_it_key_by_key(
     assert remote.client().config_get("repl-diskless-load") == {"repl-diskless-load": "disabled"}
 
 
-@pytest.mark.parametrize("command", ["info", "config|set", "eval_ro", "restore"])
+@pytest.mark.parametrize("command", ["info", "config|set", "eval_ro", "memory|usage", "restore"])
 def test_a_forbidden_command_is_named(remote: RedisServer, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     backup_redis.fn(NAME)
     as_user(remote, monkeypatch, f"-{command}")
+    remote.client().set("plain:1:0", "spoilt")
     if command == "config|set":
         report = restore()
         assert "CONFIG|SET" in report.facts["key by key, since"].upper()
         return
     assert f"forbids user ops the command {command.upper()}" in failed().sentence()
+    assert remote.client().get("plain:1:0") == b"spoilt", "nothing was replaced"
     assert remote.client().info("replication")["role"] == "master"
 
 
