@@ -190,6 +190,8 @@ def loss_of(server: Persistence, place: Place) -> tuple[float, str]:
     gone = not place.problem and place.rdb.is_missing
     if gone and server.keys and not server.is_fresh:
         return math.inf, f"all {server.keys:,} keys: there is no RDB either ({why})"
+    if place.rdb_problem and server.keys:
+        return math.inf, f"up to all {server.keys:,} keys: {place.rdb_problem} ({why})"
     since = "the server's start" if server.never_saved else "the last save"
     if not state.changes:
         return 0.0, f"nothing: no change since {since} ({why})"

@@ -88,10 +88,11 @@ def judge_files(report: Report, server: Persistence, place: Place, written: dict
         )  # fmt: skip
     else:
         report.expect(
-            "the RDB", not place.rdb.is_missing or not server.keys or bool(server.is_fresh and server.rules),
+            "the RDB", not (place.rdb_problem or place.rdb.is_missing) or not server.keys
+            or bool(server.is_fresh and server.rules and place.rdb.is_missing),
             f"{SAVE_FLOW} with kind=bgsave",
-            value=f"{place.rdb.name} is missing" if place.rdb.is_missing else _row(place.rdb)[2],
-            expected="there: it is all that a start loads",
+            value=f"{place.rdb.name} is missing" if place.rdb.is_missing else place.rdb_problem or _row(place.rdb)[2],
+            expected="there, whole and of the last save: it is all that a start loads",
         )  # fmt: skip
     if written:
         _judge_next_start(report, server, place, written["appendonly"] == "yes")

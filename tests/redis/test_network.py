@@ -203,10 +203,15 @@ def test_masterauth_is_as_it_was(remote: RedisServer, masterauth: bool) -> None:
     assert remote.client().config_get("masterauth") == {"masterauth": PASSWORD if masterauth else ""}
 
 
-def test_without_psync_the_keys_are_read_one_by_one(remote: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """That is not one moment: the report warns, and the backup restores all the same."""
+@pytest.mark.parametrize("forbidden", [("-psync", "-sync"), ("-psync",)])
+def test_without_psync_the_keys_are_read_one_by_one(
+    remote: RedisServer, monkeypatch: pytest.MonkeyPatch, forbidden: tuple[str, ...]
+) -> None:
+    """That is not one moment: the report warns, and the backup restores all the same. (By SYNC alone a replica comes up
+    that never says how far it is.)"""
     before = accounts(remote)
-    as_user(remote, monkeypatch, "-psync", "-sync")
+    as_user(remote, monkeypatch, *forbidden)
+    monkeypatch.setattr(network, "ANSWER_SECONDS", 8.0)
     report = backup_redis.fn(NAME)
     assert report.status is Status.WARN
     assert "one by one" in report.sentence()
@@ -252,15 +257,17 @@ def test_a_server_that_cannot_reach_this_host_gets_it_key_by_key(
     assert remote.client().config_get("repl-diskless-load") == {"repl-diskless-load": "disabled"}
 
 
-@pytest.mark.parametrize("command", ["info", "config|set", "eval_ro", "restore"])
+@pytest.mark.parametrize("command", ["info", "config|set", "eval_ro", "memory|usage", "restore"])
 def test_a_forbidden_command_is_named(remote: RedisServer, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     backup_redis.fn(NAME)
     as_user(remote, monkeypatch, f"-{command}")
+    remote.client().set("plain:1:0", "spoilt")
     if command == "config|set":
         report = restore()
         assert "CONFIG|SET" in report.facts["key by key, since"].upper()
         return
     assert f"forbids user ops the command {command.upper()}" in failed().sentence()
+    assert remote.client().get("plain:1:0") == b"spoilt", "nothing was replaced"
     assert remote.client().info("replication")["role"] == "master"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -441,3 +442,25 @@ def test_the_table_of_settings_is_the_manual_s(kept: RedisServer) -> None:
 def _look(server: RedisServer) -> tuple[Persistence, Place]:
     told = read_persistence(server.block())
     return told, read_place(told)
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [("empty", "is no RDB"), ("garbage", "is no RDB"), ("cut", "cut off"), ("older", "before the last")],
+)
+def test_an_rdb_that_is_not_what_was_saved_is_no_safety(saved: RedisServer, harm: str, told: str) -> None:
+    """A kill now would lose everything, and the server would not even start, or start with what is older."""
+    client, path = saved.client(), saved.data / "dump.rdb"
+    client.save()
+    older = path.read_bytes()
+    last = int(client.lastsave().timestamp())
+    until(lambda: int(client.time()[0]) > last + 3, what="a later second", seconds=10)
+    client.set("newer", 1)
+    client.save()
+    whole = path.read_bytes()
+    assert "the RDB" not in wrong(check())
+    path.write_bytes({"empty": b"", "garbage": b"garbage" * 100, "cut": whole[: len(whole) // 2], "older": older}[harm])
+    os.utime(path, (last, last))  # as it was copied with its time
+    report = check()
+    assert told in found(report, Status.CRITICAL)["the RDB"]
+    assert "up to all 3,001 keys" in report.facts["a kill now would lose"]

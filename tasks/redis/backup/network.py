@@ -41,7 +41,9 @@ USERS = "users-running.acl"
 MASK = "********"
 _SECRETS = ("requirepass", "masterauth", "primaryauth", "tls-key-file-pass", "tls-client-key-file-pass")
 _LOGIN = re.compile(r"Unable to AUTH to \w+: -(.*)")
-_FORBIDDEN = re.compile(r"aborted replication with an error: -?((?:NOPERM|ERR unknown command).*)")
+_FORBIDDEN = re.compile(
+    r"(?:aborted replication with an error|Unexpected reply to PSYNC from \w+): -?((?:NOPERM|ERR unknown command).*)"
+)
 _UNREADABLE = re.compile(r"# .*(Can't handle RDB format version \d+|Wrong signature.*|Wrong RDB checksum.*)")
 
 
@@ -150,9 +152,9 @@ def _follow(client: redis.Redis, source: Redis, host: str, port: int) -> None:
 
     def linked() -> bool:
         info = client.info("replication")
+        _refuse(client, source)
         if info["master_link_status"] == "up":
             return True
-        _refuse(client, source)
         if not info.get("master_sync_in_progress") and time.monotonic() - begun > ANSWER_SECONDS:
             raise OpsError(f"{source.address} does not let a replica follow", _last_line(log_of(client)))
         _tell(info, told)

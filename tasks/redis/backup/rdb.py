@@ -25,7 +25,7 @@ from tasks.redis.server import call, program_version
 
 HEADER_BYTES, CHECKSUM_BYTES = 9, 8
 CHECKSUM_SINCE = 5
-AUX = 0xFA
+AUX, END = 0xFA, 0xFF
 POLYNOMIAL = 0x95AC9329AC4BC9B5
 """CRC-64 as Redis uses it (Jones), reflected."""
 NO_TYPE = 0xFE
@@ -36,7 +36,8 @@ NEWEST_TRIED = 255
 @dataclass(frozen=True)
 class RdbFile:
     """What an RDB says of itself. `tool` wrote it ("" where it does not say), at `written`; `checksum` is False where
-    it was saved with `rdbchecksum no`: a flipped byte inside a value is then seen by nobody."""
+    it was saved with `rdbchecksum no`: a flipped byte inside a value is then seen by nobody. `complete`: it ends
+    as one does."""
 
     header: str
     version: int
@@ -44,6 +45,7 @@ class RdbFile:
     written: datetime
     bytes: int
     checksum: bool
+    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -86,15 +88,16 @@ def read_rdb(path: Path) -> RdbFile:
                 raise VerificationFailed(f"{path.name} is no RDB: it begins with {header!r}", "choose another file")
             notes = dict(_notes(file))
             size = file.seek(0, 2)
-            file.seek(max(size - CHECKSUM_BYTES, 0))
+            file.seek(max(size - CHECKSUM_BYTES - 1, 0))
             ending = file.read()
     except OSError as error:
         raise VerificationFailed(f"{path} cannot be read: {error.strerror}", "correct the path or its rights") from None
     version, at = int(found[1]), notes.get("ctime", "")
     tool = next((f"{name} {notes[f'{name}-ver']}" for name in ("valkey", "redis") if f"{name}-ver" in notes), "")
     written = float(at) if at.isdigit() else path.stat().st_mtime
-    checksum = version >= CHECKSUM_SINCE and ending != bytes(CHECKSUM_BYTES)
-    return RdbFile(header.decode(), version, tool, datetime.fromtimestamp(written, UTC), size, checksum)
+    checksum = version >= CHECKSUM_SINCE and ending[1:] != bytes(CHECKSUM_BYTES)
+    complete = (ending[:1] if version >= CHECKSUM_SINCE else ending[-1:]) == bytes([END])
+    return RdbFile(header.decode(), version, tool, datetime.fromtimestamp(written, UTC), size, checksum, complete)
 
 
 def _notes(file: BinaryIO) -> Iterator[tuple[str, str]]:

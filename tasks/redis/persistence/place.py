@@ -14,19 +14,23 @@ from pathlib import Path
 
 import psutil
 
+from runbook.errors import VerificationFailed
 from runbook.kinds import probe
 from tasks.host import disk_of
-from tasks.redis.persistence.files import NO_RDB, DataFile, aof_files, file_at, remains_in
+from tasks.redis.backup.rdb import read_rdb
+from tasks.redis.persistence.files import ATTEMPTS, NO_RDB, DataFile, aof_files, file_at, remains_in
 from tasks.redis.persistence.state import Persistence
 
 OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
+SLACK_SECONDS = 2.0
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a server saves. With a `problem` nothing of it could be read. `trouble` and `remedy` say why no save can
-    succeed there, "" where none is known; `sizes` are in bytes, and `huge_pages` "" where the host does not say."""
+    succeed there, "" where none is known; `rdb_problem` why its RDB is not what was saved last. `sizes` are in bytes,
+    and `huge_pages` "" where the host does not say."""
 
     directory: Path
     problem: str = ""
@@ -34,6 +38,7 @@ class Place:
     remedy: str = ""
     free_bytes: int = 0
     rdb: DataFile = NO_RDB
+    rdb_problem: str = ""
     aof: tuple[DataFile, ...] = ()
     remains: tuple[DataFile, ...] = ()
     overcommit: str = ""
@@ -63,11 +68,34 @@ def look_at(server: Persistence) -> Place:
     try:
         return Place(
             directory, "", trouble, remedy, disk_of(directory).free_bytes,
-            file_at(directory / server.settings["dbfilename"], "RDB"),
+            *_rdb(server, directory / server.settings["dbfilename"]),
             aof_files(directory, server.settings), tuple(remains_in(directory)), *kernel,
         )  # fmt: skip
     except PermissionError as error:
         return Place(directory, f"{error.filename} cannot be read by this user: run as root or as the server's user")
+
+
+def _rdb(server: Persistence, path: Path) -> tuple[DataFile, str]:
+    """The file, and why it is not what was saved last (seen by its beginning and its end: what lies between is only
+    proven by loading it)."""
+    for _ in range(ATTEMPTS):
+        file = file_at(path, "RDB")
+        if file.is_missing or path.is_dir():
+            return file, ""
+        try:
+            found = read_rdb(path)
+        except VerificationFailed as error:
+            return file, error.message
+        if file == file_at(path, "RDB"):  # else it was replaced in between
+            break
+    if not found.complete:
+        return file, f"{path} has no end: it was cut off"
+    # A file's own time is that of the save's begin, the last one's end (of a SAVE nobody knows how long it took).
+    last, written = server.state.last_save, found.written.timestamp() + max(server.state.save_seconds, 0)
+    replaced = file.modified is None or abs(file.modified.timestamp() - last) > SLACK_SECONDS
+    if not server.never_saved and last > written + SLACK_SECONDS and replaced:
+        return file, f"{path} is of {found.written:%Y-%m-%d %H:%M:%S UTC}, before the last save: somebody put it there"
+    return file, ""
 
 
 def trouble_with(server: Persistence, directory: Path) -> tuple[str, str]:

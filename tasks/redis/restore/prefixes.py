@@ -22,11 +22,16 @@ from tasks.redis.content.reading import shown
 from tasks.redis.keys import PAGE_KEYS, Carried, carry, keys_under
 from tasks.redis.line import Line, scratch_line
 from tasks.redis.restore.writes import Writes
-from tasks.redis.server import key_counts
+from tasks.redis.rights import find_refused
+from tasks.redis.server import connected, key_counts
 
 ACT = "restore Redis keys"
 Extra = Literal["keep", "remove"]
 """What becomes of live keys under a prefix that the backup does not have."""
+
+
+COMPARING = (("EXISTS", "ops:no-such-key"), ("EVAL_RO", "return 1", "0"), ("MEMORY", "USAGE", "ops:no-such-key"))
+"""What is needed only when the data is in place: asked for before."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,10 @@ def find_refusal(block: Redis, scratch: redis.Redis, live: Line, held: Order, *,
         Unreachable, OpsError: it does not answer, or forbids a command that is needed.
     """
     role = live.call(0, "ROLE")[0]
+    removing = () if left_following or held.extra == "keep" else (("UNLINK", "ops:no-such-key"),)
+    with connected(block) as client:
+        for refused in find_refused(client, block, *COMPARING, *removing):
+            raise refused
     if left_following:
         return ""  # the run before asked the rest; and a replica refuses what is offered for the version
     if role != b"master":
