@@ -23,7 +23,7 @@ from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.restore import isolation
 from tasks.redis.restore.surroundings import RECORD, find_record
-from tasks.redis.restore.swap import stop_redis, superseded_redis
+from tasks.redis.restore.swap import start_redis, stop_redis, superseded_redis
 from tests.redis.conftest import Rig
 from tests.redis.data import account, fill, survivors
 from tests.redis.servers import DOWN_AFTER_MS, MASTER, NAME, PASSWORD, RedisServer, SentinelServer
@@ -351,6 +351,29 @@ def test_what_the_master_of_now_held_is_kept(watched: Watched) -> None:
     assert restore_redis.fn(NAME, name, confirm=NAME).status is Status.OK
     followed(watched)
     assert watched.rig.client().mget("old", "newer") == [b"1", b"1"]
+
+
+@pytest.mark.parametrize("what", ["replica", "sentinel"])
+def test_one_that_dies_does_not_keep_the_rest_off(watched: Watched, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """While it is taken off: all others are put back, and reattach-redis does the rest when it is back."""
+    watched.rig.client().set("old", 1)
+    backup_redis.fn(NAME)
+    dies = watched.replica if what == "replica" else watched.sentinels[0]
+    real = start_redis.after
+
+    def after(*waited: object) -> Callable[..., object]:
+        dies.crash()
+        return real(*waited)
+
+    monkeypatch.setattr("flows.redis.steps.start_redis.after", after, raising=False)
+    report = restore_redis.fn(NAME, confirm=NAME)
+    assert report.status is Status.WARN, report.sentence()
+    assert dies.address in report.sentence()
+    assert watched.masters() == {watched.own}
+    dies.start()
+    assert reattach_redis.fn(NAME, confirm=NAME).status is Status.OK
+    followed(watched)
+    until(watched.agreed, what="Sentinels that know all", seconds=30)
 
 
 def test_a_server_that_may_still_be_written_to_stops_the_restore(watched: Watched) -> None:

@@ -11,7 +11,7 @@ https://valkey.io/topics/sentinel/ and https://valkey.io/commands/replicaof/
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -92,23 +92,52 @@ def attach(permit: Permit, block: Redis, around: Surroundings, reports: Path) ->
     servers = {around.own: block, **{address: block.at(address) for address in around.reachable}}
     lead = servers.pop(master)
     _make_master(lead)
-    for follower in servers.values():
-        _follow(follower, master)
-    for address, follower in servers.items():
-        until(partial(_in_sync, follower, lead), what=f"{address} in sync", seconds=SYNC_SECONDS)
+    rest = {address: problem for address in servers if (problem := _tried(_follow, servers[address], master))}
+    for address in servers.keys() - rest.keys():
+        until(partial(_in_sync, servers[address], lead), what=f"{address} in sync", seconds=SYNC_SECONDS)
     failpoint("redis: replicas follow")
     for watcher in around.watchers:
-        _on_sentinel(block, watcher.address, partial(_watch, block=block, master=master, watcher=watcher))
-    if around.watchers:
+        watch = partial(_watch, block=block, master=master, watcher=watcher)
+        if problem := _tried(_on_sentinel, block, watcher.address, watch):
+            rest[watcher.address] = problem
+    watching = [watcher.address for watcher in around.watchers if watcher.address not in rest]
+    if watching:
         until(
-            lambda: _agreed(block, master, around), what="the Sentinels' agreement", seconds=AGREE_SECONDS,
+            lambda: _agreed(block, master, watching), what="the Sentinels' agreement", seconds=AGREE_SECONDS,
             hint=f"ask each: SENTINEL CKQUORUM {block.sentinel_master}",
         )  # fmt: skip
-    (reports / RECORD).unlink(missing_ok=True)
+    _note_rest(reports / RECORD, around, master, rest.keys())
     return (
+        *(f"{problem}; launch reattach-redis when {address} is back" for address, problem in rest.items()),
         *(f"{address} does not answer: point it at {master} when it is back" for address in around.lost),
-        *(f"Sentinel {address} does not answer: SENTINEL RESET it when it is back" for address in around.silent),
+        *(f"Sentinel {address} does not answer: SENTINEL RESET it when it is back"
+          for address in around.silent if address not in rest),
+    )  # fmt: skip
+
+
+def _tried(work: Callable[..., None], *given: object) -> str:
+    """Why it cannot be done, "" where it was: one that is away must not keep the rest off."""
+    try:
+        work(*given)
+    except OpsError as error:
+        return error.message
+    return ""
+
+
+def _note_rest(path: Path, around: Surroundings, master: str, rest: Collection[str]) -> None:
+    """What could not be put back: it joins whoever is the master by then."""
+    left = replace(
+        around,
+        master=master,
+        others=tuple(address for address in around.others if address in rest),
+        watchers=tuple(watcher for watcher in around.watchers if watcher.address in rest),
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+        swapped=False,
     )
+    if left.is_alone and around.own not in rest:
+        path.unlink(missing_ok=True)
+    else:
+        record.write(path, left)
 
 
 def _on_sentinel(block: Redis, address: str, work: Callable[[redis.Redis], None]) -> None:
@@ -174,9 +203,8 @@ def _in_sync(follower: Redis, master: Redis) -> bool:
     )
 
 
-def _agreed(block: Redis, master: str, around: Surroundings) -> bool:
+def _agreed(block: Redis, master: str, watching: Sequence[str]) -> bool:
     views = {view.address: view for view in ask_sentinels(block).answering}
     return all(
-        watcher.address in views and views[watcher.address].master == master and views[watcher.address].can_decide
-        for watcher in around.watchers
+        address in views and views[address].master == master and views[address].can_decide for address in watching
     )
