@@ -24,6 +24,7 @@ from runbook.errors import OpsError
 
 STANDBY, STANDBY_SLOT = "standby", "standby"
 RECEIVER, RECEIVER_SLOT, RECEIVER_PROGRAM = "receiver", "wal_archive", "wal-receiver"
+_OF_A_ROLE = ("synchronous_standby_names", "primary_conninfo", "primary_slot_name")
 
 
 def programs(layout: Layout, state: State, binaries: Binaries, account: Account) -> list[Program]:
@@ -80,9 +81,12 @@ def create_standby(standby: Node, primary: Node, layout: Layout, binaries: Binar
 
 
 def follow_from_start(data: Path, primary: Node, layout: Layout, account: Account) -> None:
-    """Have the cluster in a directory start as a standby of `primary`."""
-    with (data / "postgresql.auto.conf").open("a") as file:
-        file.write(f"primary_conninfo = '{conninfo(primary, layout)}'\nprimary_slot_name = '{STANDBY_SLOT}'\n")
+    """Have the cluster in a directory start as a standby of `primary`. A primary that went on alone overrode for whom
+    commits wait: its copy must not do so too when it is promoted."""
+    path = data / "postgresql.auto.conf"
+    kept = [line for line in path.read_text().splitlines() if line.split("=")[0].strip() not in _OF_A_ROLE]
+    told = (f"primary_conninfo = '{conninfo(primary, layout)}'", f"primary_slot_name = '{STANDBY_SLOT}'")
+    write(path, "\n".join((*kept, *told, "")), 0o600, account)
     write(data / "standby.signal", "", 0o600, account)
 
 

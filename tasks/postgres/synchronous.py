@@ -82,7 +82,8 @@ def commit_alone(permit: Permit, postgres: Postgres) -> Synchrony:
 
 @action(idempotent=True)
 def commit_together(postgres: Postgres) -> Synchrony:
-    """Commits wait again for whom the server's configuration file names: call it when they are connected."""
+    """Commits wait again for whom the server's configuration file names: call it when they are connected, and on the
+    standby too: a copy that was taken meanwhile has the override, and would go on alone after its promotion."""
     with postgres.connect() as connection:
         execute(connection, "ALTER SYSTEM RESET synchronous_standby_names")
         execute(connection, "SELECT pg_reload_conf()")

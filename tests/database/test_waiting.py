@@ -222,7 +222,7 @@ def test_a_second_place_that_is_wrong_or_away_makes_no_backup_worse(
     assert "no connection to" in told["copies of postgres could not be listed"]
     assert f"Backup completed - {report.facts['backup']}" in Path(trial.environment.logs.backup).read_text()
     places = [path for path in asked if path.parent == trial.store.parent]
-    assert sorted(path.name for path in places if path != trial.store) == ["files", "redis"]
+    assert sorted(path.name for path in places if path != trial.store) == ["cluster", "files", "redis"]
     assert asked.count(trial.store) == 1, "four kinds are in it: it is listed once"
 
 
