@@ -22,8 +22,10 @@ WALDUMP_SECONDS = 300
 _NAME = re.compile(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})(\.partial)?")
 # XLogLongPageHeaderData: magic, info, timeline, address of the page, length, system identifier, bytes of a segment.
 _HEADER = struct.Struct("<HHIQI4xQI")
-_END = re.compile(r"error in WAL record at ([0-9A-F]+/[0-9A-F]+)(?:.*? at ([0-9A-F]+/[0-9A-F]+))?")
-_SMALLEST, _TAIL_BYTES = 24, 1 << 20
+_END = re.compile(r"error in WAL record at ([0-9A-F]+/[0-9A-F]+)")
+_RECORD = re.compile(r"len \(rec/tot\): +\d+/ *(\d+), tx: +\d+, lsn: ([0-9A-F]+/[0-9A-F]+), prev \S+, desc: (\w+)")
+_PAGE_BYTES, _PAGE_HEAD, _SEGMENT_HEAD, _ALIGNED = 8192, 24, 40, 8
+_TAIL_BYTES = 1 << 20
 _COMMITS = re.compile(r"^\s*Transaction/COMMIT\w*\s+(\d+)", re.MULTILINE)
 
 
@@ -111,40 +113,54 @@ def read_beyond(postgres: Postgres, directory: Path, timeline: int, place: int) 
             "bring the missing segments there from the archive, and launch it again",
         )
     with _linked(there) as links:
-        argv = _argv(postgres, links, timeline, place)
-        end = _end(argv, place)
+        argv = [postgres.program("pg_waldump"), "-p", links, "-t", str(timeline)]
+        end = _end(argv, place, there[0].bytes)
         if end == place:
             return Beyond(place)
-        counted = shell.run([*argv, "-e", lsn(end), "--stats=record"], timeout_seconds=WALDUMP_SECONDS).stdout
+        span = ["-s", lsn(place), "-e", lsn(end)]
+        counted = shell.run([*argv, *span, "--stats=record"], timeout_seconds=WALDUMP_SECONDS).stdout
     return Beyond(end, end - place, sum(map(int, _COMMITS.findall(counted))))
 
 
-def _argv(postgres: Postgres, directory: Path, timeline: int, place: int) -> list[str | Path]:
-    return [postgres.program("pg_waldump"), "-p", directory, "-t", str(timeline), "-s", lsn(place)]
-
-
-def _end(argv: list[str | Path], place: int) -> int:
-    """It reads until it finds no more, and says where that was."""
+def _end(argv: list[str | Path], place: int, segment_bytes: int) -> int:
+    """It reads until it finds no more, and says which was the last whole record; `place` where there is none."""
     try:
-        shell.run([*argv, "-q"], environment={"LC_ALL": "C"}, timeout_seconds=WALDUMP_SECONDS)
+        shell.run([*argv, "-s", lsn(place), "-q"], environment={"LC_ALL": "C"}, timeout_seconds=WALDUMP_SECONDS)
     except CommandFailed as error:
         if "could not find a valid record" in error.stderr:
             return place
         if found := _END.search(error.stderr):
-            return max(place, position(found[2]) if found[2] else 0, position(found[1]) + _SMALLEST)
+            return max(place, _last_end([*argv, "-s", found[1], "-n", "1"], segment_bytes))
         if "could not find file" in error.stderr:  # the next segment: the last record goes on in it, or it is unused
-            return _last_printed(argv, place)
+            return max(place, _last_end([*argv, "-s", lsn(place)], segment_bytes))
         raise
     raise OpsError("pg_waldump found no end of the WAL", "look at the directory of WAL by hand: pg_waldump")
 
 
-def _last_printed(argv: list[str | Path], place: int) -> int:
+def _last_end(argv: list[str | Path], segment_bytes: int) -> int:
+    """Where the last record that is printed ends; 0 where none is."""
     with tempfile.TemporaryFile() as out:
         with shell.spawn(argv, environment={"LC_ALL": "C"}, stdout=out) as child:
             child.wait(WALDUMP_SECONDS)
         out.seek(max(0, out.tell() - _TAIL_BYTES))
-        found = re.findall(rb"lsn: ([0-9A-F]+/[0-9A-F]+)", out.read())
-    return max(place, position(found[-1].decode()) + _SMALLEST) if found else place
+        found = _RECORD.findall(out.read().decode(errors="replace"))
+    if not found:
+        return 0
+    bytes_, start, what = found[-1]
+    end = record_end(position(start), int(bytes_), segment_bytes)
+    return -(-end // segment_bytes) * segment_bytes if what == "SWITCH" else end
+
+
+def record_end(start: int, bytes_: int, segment_bytes: int) -> int:
+    """Where the record after one of so many bytes begins: every page that it goes on in has a header of its own.
+
+    src/backend/access/transam/xlogreader.c: XLogDecodeNextRecord
+    """
+    place, left = start, bytes_
+    while left > (room := _PAGE_BYTES - place % _PAGE_BYTES):
+        place, left = place + room, left - room
+        place += _PAGE_HEAD if place % segment_bytes else _SEGMENT_HEAD
+    return -(-(place + left) // _ALIGNED) * _ALIGNED
 
 
 @contextlib.contextmanager

@@ -323,7 +323,8 @@ def test_a_lab_whose_roles_were_swapped_comes_up_as_it_is(second: Lab) -> None:
     old.rename(old.with_name("left-behind"))
     Lab.up(second.name, 1)
     assert streaming(second) >= {"standby"}
-    assert second.status()["services"]["postgresql"]["running"]
+    # It streams before supervisord calls it RUNNING, which is after a second.
+    until(lambda: second.status()["services"]["postgresql"]["running"], what="its start", seconds=20)
     assert second.status()["postgres"]["data"] == before["standby"]["data"]
     second.down()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import psutil
 import psycopg
 import pytest
 
@@ -122,5 +123,12 @@ def test_nothing_is_left_of_a_cluster(cluster_template: Template) -> None:
         cluster.crash("receiver")
         root, frozen = cluster.layout.base, cluster._frozen_processes("standby")
         assert frozen
-    assert [process for process in lived if process.is_running() and process.status() != "zombie"] == []
+    assert [process for process in lived if lives(process)] == []
     assert not Path(root).exists()
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
