@@ -9,7 +9,7 @@ _COMMAND = """\
 cp "{0}/%f" "%p" 2>/dev/null && exit 0; part="{0}/%f.partial"; test -f "$part" || exit 1; \
 if test -f "pg_wal/%f"; then \
 at=$(LC_ALL=C cmp "pg_wal/%f" "$part" 2>/dev/null | awk -F"[ ,]+" '{{ print $(NF - 2) }}'); \
-test -n "$at" && tail -c "+$at" "$part" | od -An -tx1 | tr -d " 0*" | grep -q . || exit 1; fi; \
+test -n "$at" && tail -c "+$at" "$part" | od -An -tx1 | tr -d " 0*" 2>/dev/null | grep -q . || exit 1; fi; \
 cp "$part" "%p" 2>/dev/null"""
 
 

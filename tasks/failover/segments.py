@@ -113,7 +113,7 @@ def read_beyond(postgres: Postgres, directory: Path, timeline: int, place: int) 
             "bring the missing segments there from the archive, and launch it again",
         )
     with _linked(there) as links:
-        argv = [postgres.program("pg_waldump"), "-p", links, "-t", str(timeline)]
+        argv: list[str | Path] = [postgres.program("pg_waldump"), "-p", links, "-t", str(timeline)]
         end = _end(argv, place, there[0].bytes)
         if end == place:
             return Beyond(place)
