@@ -19,7 +19,7 @@ from lab.layout import CHECKOUT, PYTHON, ControlLayout, Layout
 from lab.processes import Account, end, exclusive, marked, run, write
 from lab.progress import Tell
 from lab.services import supervisor_of
-from lab.state import ControlState, free_port, is_free, load_control, load_state, save
+from lab.state import ControlState, free_port, is_free, load_control, load_state, save, taken_ports
 from lab.supervision import Program, Supervisor
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.wait import until
@@ -53,8 +53,9 @@ class Control:
             for path in (layout.root, layout.home, layout.logs, layout.workers, layout.deployments):
                 us.directory(path, 0o700)
             # Bases of tests and benchmarks that begin at the same time would all choose the usual port.
-            port = free_port() if "OPS_LAB_BASE" in os.environ else free_port(preferred=_USUAL_PORT)
-            state = ControlState(str(layout.root), port, free_port([port]))
+            taken = taken_ports(base)
+            port = free_port(taken, 0 if "OPS_LAB_BASE" in os.environ else _USUAL_PORT)
+            state = ControlState(str(layout.root), port, free_port([*taken, port]))
             save(layout.state, state)
             return cls(layout, state)
 
@@ -80,9 +81,10 @@ class Control:
                 return now
             now._end_orphans()
             if not (is_free(now.state.port) and is_free(now.state.supervisor_port)):
-                port = free_port(preferred=now.state.port)
+                taken = taken_ports(self.layout.base, self.layout.root.name)
+                port = free_port(taken, now.state.port)
                 now = dataclasses.replace(
-                    now, state=dataclasses.replace(now.state, port=port, supervisor_port=free_port([port]))
+                    now, state=dataclasses.replace(now.state, port=port, supervisor_port=free_port([*taken, port]))
                 )
                 save(now.layout.state, now.state)
             for worker in now.layout.workers.glob("*.conf"):

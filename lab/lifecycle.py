@@ -17,7 +17,7 @@ from lab.processes import Account, exclusive
 from lab.progress import Tell
 from lab.services import Services, supervisor_of
 from lab.start import end_orphans, start_services
-from lab.state import Passwords, Ports, State, is_free, load_state, save
+from lab.state import Passwords, Ports, State, is_free, load_state, save, taken_ports
 from runbook.errors import OpsError
 
 MEGABYTES = 40
@@ -75,7 +75,7 @@ def prepare(name: str, postgres_bin: str = "") -> Services:
     layout = Layout(_base_for(name), name)
     with exclusive(layout.base / ".base.lock"):  # labs beside each other choose different ports
         services = _prepared(layout, postgres_bin)
-        region.prepare(services, _taken(layout.second))
+        region.prepare(services, taken_ports(layout.base, layout.second.name))
         return services
 
 
@@ -84,12 +84,12 @@ def _prepared(layout: Layout, postgres_bin: str) -> Services:
     state = load_state(layout.state)
     if state is None or state.root != str(layout.root):  # a copied directory: the ports are the original's
         passwords = state.passwords if state else Passwords()
-        state = State(str(layout.root), Ports.chosen(_taken(layout)), passwords)
+        state = State(str(layout.root), Ports.chosen(taken_ports(layout.base, layout.name)), passwords)
         # Only for a new lab: `python -m lab env` sets this variable too, for another one perhaps.
         postgres_bin = postgres_bin or os.environ.get("OPS_LAB_POSTGRES_BIN", "")
     if postgres_bin and not is_wheel(Path(postgres_bin)):
         state = dataclasses.replace(state, postgres_bin=str(Path(postgres_bin).resolve()))
-    state = dataclasses.replace(state, ports=state.ports.completed(_taken(layout)))
+    state = dataclasses.replace(state, ports=state.ports.completed(taken_ports(layout.base, layout.name)))
     services = Services(layout, state, find_binaries(layout.base, account, state.postgres_bin), account)
     services.create_directories()
     save(layout.state, state)
@@ -195,12 +195,6 @@ def _control_plane(services: Services, second: Services | None, tell: Tell) -> C
     return control
 
 
-def _taken(layout: Layout) -> list[int]:
-    """Ports of the other labs of this base directory, which may be down."""
-    states = (load_state(Layout(layout.base, name).state) for name in names(layout.base) if name != layout.name)
-    return [port for state in states if state for port in state.ports.all()]
-
-
 def _with_free_ports(services: Services, tell: Tell) -> Services:
     """The same lab, on other ports where a stranger listens on one of its own."""
     layout, state, supervisor = services.layout, services.state, services.supervisor
@@ -215,7 +209,9 @@ def _with_free_ports(services: Services, tell: Tell) -> Services:
     tell("somebody else listens on a port of this lab: it gets new ones")
     supervisor.shutdown()
     with exclusive(layout.base / ".base.lock"):
-        moved = dataclasses.replace(state, ports=Ports.chosen([*_taken(layout), *state.ports.all()]))
+        moved = dataclasses.replace(
+            state, ports=Ports.chosen([*taken_ports(layout.base, layout.name), *state.ports.all()])
+        )
         save(layout.state, moved)
     return dataclasses.replace(services, state=moved)
 

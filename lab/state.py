@@ -129,6 +129,20 @@ def save(path: Path, state: State | ControlState) -> None:
     write(path, json.dumps(dataclasses.asdict(state), indent=2) + "\n", 0o600)
 
 
+def taken_ports(base: Path, but: str = "") -> list[int]:
+    """What the labs of a base directory (but one) and its Prefect server have chosen. They may be down: nobody who
+    looks for a free port sees these."""
+    found: list[int] = []
+    for path in base.glob("*/state.json"):
+        if path.parent.name == but:
+            continue
+        with contextlib.suppress(FileNotFoundError, ValueError):  # removed meanwhile; damaged, as its own start says
+            raw = json.loads(path.read_text())
+            found += [raw[name] for name in ("port", "supervisor_port") if name in raw]
+            found += raw.get("ports", {}).values()
+    return found
+
+
 def is_free(port: int) -> bool:
     """Whether a server could listen there now."""
     with contextlib.closing(socket.socket()) as listener:

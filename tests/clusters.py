@@ -39,7 +39,7 @@ from lab.state import Ports, State
 from lab.supervision import Program, Supervisor
 from runbook.errors import Unreachable
 from runbook.wait import until
-from tests.servers import binaries
+from tests.servers import binaries, taken_ports
 from tests.templates import Template, new_directory
 from tests.writes import TABLE, Writes, writing
 
@@ -117,7 +117,7 @@ class Cluster:
     def __init__(self, template: Template, *, settings: Sequence[str] = (), programs: Sequence[Program] = ()) -> None:
         self.account, self.binaries = Account.of_servers(), binaries()
         self.layout = Layout(new_directory("pair"), "cluster")
-        self.state = State(str(self.layout.root), Ports.chosen(), template.passwords)
+        self.state = State(str(self.layout.root), Ports.chosen(taken_ports()), template.passwords)
         self.supervisor = Supervisor(
             self.layout.supervisor, self.state.ports.supervisor, self.state.passwords.supervisor, self.layout.logs
         )

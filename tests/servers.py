@@ -30,6 +30,7 @@ from pydantic import SecretStr
 from blocks.postgres import Postgres
 from lab import state
 from lab.binaries import Binaries, find_binaries
+from lab.layout import base_directory
 from lab.processes import Account, exclusive, run, write
 from runbook.errors import Unreachable
 from runbook.wait import until
@@ -46,7 +47,12 @@ _running: list[PostgresServer] = []
 
 def free_port() -> int:
     """A TCP port that nobody listens on, and that no outgoing connection takes before a server has it."""
-    return state.free_port()
+    return state.free_port(taken_ports())
+
+
+def taken_ports() -> list[int]:
+    """Of this run's labs: they were chosen when it began, and nobody listens there until a test needs the lab."""
+    return state.taken_ports(base_directory())
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from lab.layout import Layout
 from lab.nodes import nodes
 from lab.processes import Account, run
 from lab.state import Passwords, Ports, State
-from tests.servers import binaries
+from tests.servers import binaries, taken_ports
 
 _PREFIX = "ops-cluster-"
 
@@ -48,7 +48,7 @@ class Template:
         account, programs = Account.of_servers(), binaries()
         base = new_directory("template")
         layout = Layout(base, "template")
-        state = State(str(layout.root), Ports.chosen(), Passwords())
+        state = State(str(layout.root), Ports.chosen(taken_ports()), Passwords())
         node = dataclasses.replace(nodes(layout, state)[0], configuration=layout.postgres_data / "postgresql.conf")
         account.directory(node.data.parent, 0o755)
         postgres.create_cluster(node, state, programs, account)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import psycopg
 import pytest
 
 from runbook.errors import Unreachable
-from tests.servers import PostgresServer, running_postgres
+from tests.servers import PostgresServer, running_postgres, taken_ports
 
 
 def test_a_server_is_reached_through_its_block_as_both_roles(postgres_server: PostgresServer) -> None:
@@ -34,3 +35,11 @@ def test_a_killed_server_comes_back_with_its_data_and_leaves_nothing_behind() ->
             server.sql("SELECT * FROM missing")
         assert "missing" in server.log_tail()
     assert not server.root.exists()
+
+
+def test_no_server_takes_the_ports_that_a_lab_will_listen_on() -> None:
+    """A lab of this run has its ports from the beginning on, and listens there an hour later perhaps."""
+    chosen = {int(value) for name, value in os.environ.items() if name.startswith("OPS_LAB_") and name.endswith("_PORT")}
+    assert len(chosen) > 10
+    assert chosen <= set(taken_ports())
+    assert int(os.environ["PREFECT_API_URL"].split(":")[2].split("/")[0]) in taken_ports()
