@@ -39,7 +39,9 @@ def test_a_killed_server_comes_back_with_its_data_and_leaves_nothing_behind() ->
 
 def test_no_server_takes_the_ports_that_a_lab_will_listen_on() -> None:
     """A lab of this run has its ports from the beginning on, and listens there an hour later perhaps."""
-    chosen = {int(value) for name, value in os.environ.items() if name.startswith("OPS_LAB_") and name.endswith("_PORT")}
+    chosen = {
+        int(value) for name, value in os.environ.items() if name.startswith("OPS_LAB_") and name.endswith("_PORT")
+    }
     assert len(chosen) > 10
     assert chosen <= set(taken_ports())
     assert int(os.environ["PREFECT_API_URL"].split(":")[2].split("/")[0]) in taken_ports()
