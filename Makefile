@@ -36,7 +36,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: lint test test-matrix test-system soak lock
+.PHONY: lint test test-matrix test-matrix-installed test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
+.PHONY: test-system soak lock
 
 # The newest failures first: style, types, layers; then everything else on two workers.
 lint: $(INSTALLED)
@@ -46,19 +47,26 @@ test: lint
 	@$(BIN)/python -m pytest -n 4 --dist loadfile -m "not system and not soak"
 
 # The database chapter on the other majors that are still supported (and 15), from wheels; the Redis chapter on Redis 8.
-# What no major changes (stores, Alembic's states and drivers, deaths) runs once, in make test.
+# What no major changes (stores, deaths, Alembic's states and drivers) runs once, in make test; migrations here on 15 only.
 MATRIX := tests/matrix tests/database tests/tasks/test_definitions.py tests/tasks/test_rowhash.py
-test-matrix: $(INSTALLED)
+ONCE := killed_server write_load stores memory copies waiting migrations_states migrations_elsewhere migrations_create
+ONCE_15 := $(ONCE)
+ONCE_16 := $(ONCE) migrations migrations_rehearsal
+ONCE_17 := $(ONCE_16)
+
+test-matrix: test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
+
+test-matrix-installed: $(INSTALLED)
 	@$(BIN)/python -m tests.matrix.versions
-	@for major in 15 16 17; do OPS_TEST_POSTGRES=$$major $(BIN)/python -m pytest $(MATRIX) -n 4 --dist loadfile \
-	  -m "not system and not soak" -k "not killed_anywhere" \
-	  --ignore=tests/database/test_killed_server.py --ignore=tests/database/test_write_load.py \
-	  --ignore=tests/database/test_stores.py --ignore=tests/database/test_memory.py \
-	  --ignore=tests/database/test_copies.py --ignore=tests/database/test_waiting.py \
-	  --ignore=tests/database/test_migrations_states.py --ignore=tests/database/test_migrations_elsewhere.py \
-	  --ignore=tests/database/test_migrations_create.py || exit 1; done
+
+test-matrix-15 test-matrix-16 test-matrix-17: test-matrix-%: test-matrix-installed
+	@OPS_TEST_POSTGRES=$* $(BIN)/python -m pytest $(MATRIX) -n 4 --dist loadfile -m "not system and not soak" \
+	  -k "not killed" $(patsubst %,--ignore=tests/database/test_%.py,$(ONCE_$*))
+
+test-matrix-redis: $(INSTALLED)
 	@tests/matrix/install-redis
-	@OPS_TEST_REDIS=8 $(BIN)/python -m pytest tests/redis tests/recovery/test_redis_failover.py -n 4 --dist loadfile
+	@OPS_TEST_REDIS=8 $(BIN)/python -m pytest tests/redis tests/recovery/test_redis_failover.py -n 4 --dist loadfile \
+	  -m "not system and not soak" -k "not killed"
 
 test-system: $(INSTALLED)
 	@tests/system/install
