@@ -70,7 +70,8 @@ test-matrix-redis: $(INSTALLED)
 
 test-system: $(INSTALLED)
 	@tests/system/install
-	@$(BIN)/python -m pytest -m system
+	@$(BIN)/python -m pytest -m system --ignore=tests/system/test_pgbackrest.py
+	@OPS_TEST_POSTGRES=/usr/lib/postgresql/17/bin $(BIN)/python -m pytest -m system tests/system/test_pgbackrest.py
 
 soak: $(INSTALLED)
 	@$(BIN)/python -m pytest -m soak -v

@@ -25,5 +25,6 @@ class Wal(Block):
     name: str = Field(default="receiver", description="its application_name, as in synchronous_standby_names")
     service: str = Field(default="receiver", description="its role in [services] names")
     tool: Literal["native", "pgbackrest"] = Field(default="native", description="what takes and restores base backups")
+    program: str = Field(default="pgbackrest", description="pgBackRest's program, where that is the tool")
     stanza: str = Field(default="", description="pgBackRest's")
     config: str = Field(default="", description="pgbackrest.conf")

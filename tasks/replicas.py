@@ -53,7 +53,12 @@ def read_gap(first: Store, second: Store, kind: Kind, environment: str) -> Gap:
     if first.where == second.where:
         raise OpsError(f"both stores are {first.where}", "give [copies] another place, best in another region")
     backups, unreadable = catalogue.open_all(first, kind)
-    own = [backup for backup in backups if backup.manifest.environment == environment]
+    own = [
+        backup
+        for backup in backups
+        # pgBackRest replicates its own to its other repositories: what is here only tells of them.
+        if backup.manifest.environment == environment and not backup.manifest.content.get("label")
+    ]
     readable, bad = catalogue.open_all(second, kind)
     copies = {backup.name: backup for backup in readable}
     return Gap(

@@ -40,10 +40,12 @@ def backup_cluster(environment: str, kind: Form = "full") -> Report:
         steps.judge_source(report, env, source, kind)
         report.fail_if_critical()
         tidy(report, env, store)
-        base = steps.choose_base(report, env, store, source) if kind == "incremental" else None
-        steps.judge_room(report, store, source, base)
+        own = not steps.by_pgbackrest(env)
+        base = steps.choose_base(report, env, store, source) if kind == "incremental" and own else None
+        if own:
+            steps.judge_room(report, store, source, base)
         report.fail_if_critical()
-        backup = steps.take(report, env, store, source, base)
+        backup = steps.take(report, env, store, source, base, kind)
         steps.judge_archive(report, env, backup)
         report.outcome = f"{backup.name} is in the store, verified by pg_verifybackup"
         report.fact("backup", backup.name)

@@ -15,6 +15,7 @@ from tasks.cluster.base_backup import INCREMENTAL_VERSION, TAR_VERSION, Source, 
 from tasks.cluster.content import Form, cluster_in, lineage
 from tasks.host import read_disk
 from tasks.manifest import Manifest, sums_of
+from tasks.pgbackrest.backup import take_label
 from tasks.postgres.server import program_version
 from tasks.stores.store import Store
 from tasks.wal.continuity import read_chain
@@ -82,10 +83,18 @@ def judge_room(report: Report, store: Store, source: Source, base: Backup | None
                   value=size(disk.free_bytes), expected=f"more than {size(needed)}")  # fmt: skip
 
 
-def take(report: Report, env: Environment, store: Store, source: Source, base: Backup | None) -> Backup:
-    """Copy, verify, seal, put into the store."""
+def by_pgbackrest(env: Environment) -> bool:
+    """Whether pgBackRest takes the backups, into its own repository."""
+    return env.has("wal") and env.wal.tool == "pgbackrest"
+
+
+def take(report: Report, env: Environment, store: Store, source: Source, base: Backup | None, kind: Form) -> Backup:
+    """Copy, verify, seal, put into the store; of what pgBackRest has taken only a record."""
     name, directory = publishing.begin(store, "cluster", env.name, env.zone)
-    taken = take_base(env.postgres, source, directory, base)
+    if by_pgbackrest(env):
+        taken = take_label(env.wal, env.postgres, source, kind, directory)
+    else:
+        taken = take_base(env.postgres, source, directory, base)
     content = taken.content
     manifest = Manifest(
         kind="cluster",
@@ -94,7 +103,7 @@ def take(report: Report, env: Environment, store: Store, source: Source, base: B
         taken=content.stopped,
         seconds=taken.seconds,
         host=socket.gethostname(),
-        tool=f"pg_basebackup {source.major}",
+        tool=f"pgBackRest {content.label}" if content.label else f"pg_basebackup {source.major}",
         files=sums_of(directory),
         content=content.model_dump(mode="json"),
     )
@@ -103,9 +112,13 @@ def take(report: Report, env: Environment, store: Store, source: Source, base: B
     report.fact("kind", content.form + (f", on {content.base}" if content.base else ""))
     report.fact("cluster", f"system identifier {content.system}, timeline {content.timeline}")
     report.fact("WAL", f"begins at {content.start_lsn}; can be stopped from {content.stop_lsn} on")
-    report.fact("size", f"{size(manifest.bytes)} of a cluster of {size(source.bytes)}")
+    if content.label:
+        report.fact("pgBackRest", f"{content.label}, in stanza {env.wal.stanza}")
+    else:
+        report.fact("size", f"{size(manifest.bytes)} of a cluster of {size(source.bytes)}")
     report.fact("copied in", duration(taken.seconds))
-    report.fact("verified by pg_verifybackup in", duration(taken.verify_seconds))
+    by = "pgbackrest verify" if content.label else "pg_verifybackup"
+    report.fact(f"verified by {by} in", duration(taken.verify_seconds))
     judge_key(report, backup)
     return backup
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blocks.environment import Environment, Stores
+from blocks.wal import Wal
 from flows import store
 from flows.database.room import judge_room
 from flows.store import mark_failed, mark_verified, store_for
@@ -25,6 +26,12 @@ from tasks.cluster.instance import (
 from tasks.cluster.recovery import wait_recovered
 from tasks.cluster.target import Stop
 from tasks.postgres.server import program_version
+
+
+def wal_of(env: Environment) -> Wal | None:
+    """How its WAL is kept, where the environment says it."""
+    return env.wal if env.has("wal") else None
+
 
 AT_ONCE = Stop(0, inclusive=False, before=None, after=None)
 
@@ -83,7 +90,7 @@ def verify_cluster(report: Report, env: Environment, wanted: str, source: Stores
     sweep_instance(root)
     instance = prepare_instance(env.postgres, root)
     try:
-        built = build_instance(instance, whole, verify=True)
+        built = build_instance(instance, whole, verify=True, wal=wal_of(env))
         with running(instance, AT_ONCE, cluster_in(chosen).timeline):
             wait_recovered(instance, cluster_in(chosen).system)
             read = read_whole(instance.postgres)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blocks.environment import Environment, Stores
+from flows.database.cluster_steps import by_pgbackrest
 from flows.store import store_for
 from runbook.permit import Act, Permit
 from runbook.render import size
@@ -18,7 +19,9 @@ from tasks.wal.prune import DELETE_WAL, OldWal, delete_wal, find_old_wal
 
 def find_prunable_wal(report: Report, env: Environment, doomed: Sequence[Backup], which: Stores) -> list[OldWal]:
     """WAL before the oldest base backup that stays; planned line by line. A backup whose manifest cannot be read may
-    need any: then nothing goes."""
+    need any: then nothing goes. pgBackRest removes its own."""
+    if which == "backups" and by_pgbackrest(env):
+        return []
     stored = read_store(store_for(env, "cluster", which), "cluster", env.name)
     if stored.unreadable:
         return []

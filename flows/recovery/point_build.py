@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blocks.environment import Environment
+from flows.database.cluster_verification import wal_of
 from flows.recovery.point_choice import Origin
 from flows.recovery.point_target import epochs
 from runbook.errors import OpsError
@@ -24,9 +25,9 @@ from tasks.wal.fetch import fetch_histories
 from tasks.wal.names import lsn_text
 
 
-def build(instance: Instance, origin: Origin, links: Sequence[Link], wal: Path) -> Built:
+def build(env: Environment, instance: Instance, origin: Origin, links: Sequence[Link], wal: Path) -> Built:
     """The data directory of the base backup, with all the WAL up to the target in its `pg_wal`."""
-    built = build_instance(instance, origin.whole)
+    built = build_instance(instance, origin.whole, wal=wal_of(env))
     place_wal.after(built)(instance, origin.archive, links, wal)
     return built
 

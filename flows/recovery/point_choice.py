@@ -14,6 +14,7 @@ from runbook.report import Report, Status
 from tasks.catalogue import Backup, open_all
 from tasks.cluster.content import ClusterContent, cluster_in, lineage
 from tasks.cluster.target import Target
+from tasks.pgbackrest.backup import require_kept
 from tasks.wal.archive import Archive, timeline_in
 from tasks.wal.continuity import Chain, chain_from, require_begun
 from tasks.wal.destinations import archive_of, ship_now
@@ -49,7 +50,8 @@ def ship(report: Report, env: Environment, source: Stores) -> None:
     if not env.has("wal"):
         report.warn("archived WAL", "add [wal] to the environment's TOML", value="the environment names no [wal]")
         return
-    if not wait_received(env.postgres, env.wal.name) and nodes.ask(env.postgres):
+    received = env.wal.method == "archive_command" or wait_received(env.postgres, env.wal.name)
+    if not received and nodes.ask(env.postgres):
         report.warn("the receiver of WAL", f"look at the log of {env.wal.service}: what it has not received cannot be "
                     "restored", value="it does not stream, or is behind the primary")  # fmt: skip
     try:
@@ -88,6 +90,8 @@ def choose_origin(
         )
     chosen = _newest_before(target, usable)
     content = cluster_in(chosen)
+    if content.label:
+        require_kept(env.wal, env.postgres, content)
     chain = chain_from(listing, history, content.stop, content.segment_bytes)
     require_begun(chain, chosen.name)
     report.pin("backup", chosen.name)

@@ -98,7 +98,7 @@ def restore_to_point(
         permit = report.permit(*acts)
         report.state_is("nothing live was touched", "launch it again when what is said above is put right")
         point_choice.bring_files(report, origin)
-        point_build.build(instance, origin, found.links, root / "wal")
+        point_build.build(env, instance, origin, found.links, root / "wal")
         if mode == "swap":
             _swap(report, permit, env, origin, instance, stop)
         else:

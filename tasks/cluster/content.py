@@ -18,7 +18,8 @@ Form = Literal["full", "incremental"]
 class ClusterContent(BaseModel):
     """The content of a manifest of the kind `cluster`. `base`: the backup that an incremental one stands on. A copy can
     be stopped anywhere after `stop_lsn`, the WAL up to there is in the backup itself. `next_xid` had not begun then,
-    its epoch counted in. `bytes`: of the data directory that it becomes."""
+    its epoch counted in. `bytes`: of the data directory that it becomes. `label`: its name in pgBackRest's repository,
+    where that has it; the files here only tell of it then."""
 
     model_config = ConfigDict(frozen=True)
     form: Form
@@ -33,6 +34,7 @@ class ClusterContent(BaseModel):
     segment_bytes: int
     bytes: int
     database: str
+    label: str = ""
 
     @property
     def stop(self) -> int:

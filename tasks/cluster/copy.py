@@ -11,12 +11,15 @@ import psycopg
 from psycopg import sql
 
 from blocks.postgres import Postgres, execute, first_line
+from blocks.wal import Wal
 from runbook import shell
-from runbook.errors import CommandFailed, VerificationFailed
+from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from runbook.kinds import action, probe
 from tasks.catalogue import Backup
+from tasks.cluster.content import cluster_in
 from tasks.cluster.instance import Instance
 from tasks.cluster.unpack import MANIFEST, build_data
+from tasks.pgbackrest.backup import build_from_label
 from tasks.stores.directory import told
 
 
@@ -37,14 +40,21 @@ class Read:
 
 
 @action
-def build_instance(instance: Instance, lineage: Sequence[Backup], *, verify: bool = False) -> Built:
-    """The data directory of a backup that is at hand. `verify`: every file of it against PostgreSQL's manifest.
+def build_instance(
+    instance: Instance, lineage: Sequence[Backup], *, verify: bool = False, wal: Wal | None = None
+) -> Built:
+    """The data directory of a backup that is at hand; of one that pgBackRest has (`wal` says where), which proves every
+    file while it restores. `verify`: every file of another against PostgreSQL's manifest.
 
     Raises:
         VerificationFailed: it is not whole.
         OpsError: the disk is full.
     """
     started = time.monotonic()
+    content = cluster_in(lineage[-1])
+    if content.label:
+        data = build_from_label(instance, _require(wal), content)
+        return Built(data, time.monotonic() - started)
     data = build_data(instance.postgres, lineage, instance.root)
     seconds = time.monotonic() - started
     if verify:
@@ -57,6 +67,13 @@ def build_instance(instance: Instance, lineage: Sequence[Backup], *, verify: boo
     with told(data):
         (data / "tablespace_map").unlink(missing_ok=True)  # it would lead to the live ones
     return Built(data, seconds)
+
+
+def _require(wal: Wal | None) -> Wal:
+    if wal is None or wal.tool != "pgbackrest":
+        raise OpsError("this backup is in pgBackRest's repository, and the environment does not use it",
+                       "set tool, stanza and config in [wal] of its TOML")  # fmt: skip
+    return wal
 
 
 def _path(postgres: Postgres) -> str:

@@ -9,6 +9,7 @@ from typing import get_args
 from blocks.environment import Environment, Stores
 from runbook.kinds import action
 from tasks.encryption import Key
+from tasks.pgbackrest.backup import archive_in, archive_rest
 from tasks.wal.archive import Archive
 from tasks.wal.place import place_of
 from tasks.wal.ship import Destination, Shipped, ship
@@ -20,6 +21,8 @@ def archive_of(env: Environment, which: Stores, system: int, of: str = "") -> Ar
     Raises:
         OpsError: it has no such set, or its address or a key is wrong.
     """
+    if which == "backups" and env.has("wal") and env.wal.tool == "pgbackrest":
+        return archive_in(env.wal, env.postgres)
     backups = env.stores(which)
     key = Key.of(backups.recipients, backups.identity.get_secret_value())
     return Archive(place_of(env, which, of or env.name, system), key)
@@ -38,4 +41,7 @@ def ship_now(env: Environment, which: Stores = "backups") -> Shipped:
     Raises:
         OpsError, Unreachable: the receiver's directory or the archive do not answer.
     """
+    if which == "backups" and env.wal.tool == "pgbackrest":
+        archive_rest.work(env.postgres)
+        return Shipped()
     return ship(Path(env.wal.directory), Destination(which, partial(archive_of, env, which)))

@@ -1,0 +1,180 @@
+"""Base backups that pgBackRest takes, keeps and restores."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC
+from pathlib import Path
+
+from blocks.postgres import Postgres, execute
+from blocks.wal import Wal
+from runbook.errors import CommandFailed, VerificationFailed
+from runbook.failpoint import failpoint
+from runbook.kinds import action, probe
+from runbook.wait import until
+from tasks.cluster.base_backup import Source, Taken
+from tasks.cluster.content import ClusterContent, Form
+from tasks.cluster.instance import Instance
+from tasks.cluster.unpack import give
+from tasks.encryption import Key
+from tasks.pgbackrest.command import Label, call, labels_of, read_labels
+from tasks.pgbackrest.repository import Repository, RepositoryArchive
+from tasks.stores.directory import told
+from tasks.wal.archive import timeline_in
+from tasks.wal.continuity import chain_from
+from tasks.wal.fetch import fetch, fetch_histories
+
+RECORD = "pgbackrest.json"
+ARCHIVE_SECONDS = 60.0
+_DAMAGE = (26, 28, 29, 55, 95)
+"""Its exit codes for a wrong checksum, a file or a format that is invalid, a file that is missing, bad encryption."""
+_EXPIRED = (
+    "choose another base backup; pgBackRest's own retention (repo1-retention-full) decides how long it keeps them"
+)
+
+
+def archive_in(wal: Wal, postgres: Postgres) -> RepositoryArchive:
+    """The archive of a stanza."""
+    return RepositoryArchive(Repository(wal, postgres), Key.of([], ""))
+
+
+@action
+def take_label(wal: Wal, postgres: Postgres, source: Source, form: Form, directory: Path) -> Taken:
+    """Let pgBackRest take a backup, and verify what it has stored; a file in `directory` tells of it.
+
+    Raises:
+        CommandFailed: it failed.
+        VerificationFailed: what it has stored is not whole.
+    """
+    known = {one.label for one in _labels(wal, postgres)}
+    started = time.monotonic()
+    call(wal, postgres, "backup", f"--type={'full' if form == 'full' else 'incr'}", "--start-fast")
+    seconds = time.monotonic() - started
+    failpoint("pgbackrest: taken")
+    new = [one for one in _labels(wal, postgres) if one.label not in known]
+    if not new or new[-1].system != source.system:
+        raise VerificationFailed(f"pgBackRest's stanza {wal.stanza} has no new backup of this cluster",
+                                 "look at its pg1-path: it must be this environment's server")  # fmt: skip
+    started = time.monotonic()
+    verify_label(wal, postgres, new[-1].label)
+    content = _content(postgres, source, new[-1])
+    with told(directory):
+        (directory / RECORD).write_text(json.dumps(asdict(new[-1]), default=str, indent=2))
+    return Taken(content, seconds, time.monotonic() - started)
+
+
+def _labels(wal: Wal, postgres: Postgres) -> tuple[Label, ...]:
+    return labels_of(call(wal, postgres, "info", "--output=json"), wal.stanza)
+
+
+def _content(postgres: Postgres, source: Source, label: Label) -> ClusterContent:
+    with postgres.connect() as connection:
+        stopped, next_xid = execute(
+            connection, "SELECT clock_timestamp(), pg_snapshot_xmax(pg_current_snapshot())::text"
+        )[0]
+    return ClusterContent(
+        form="full" if label.kind == "full" else "incremental",
+        system=label.system,
+        timeline=label.timeline,
+        start_lsn=label.start_lsn,
+        stop_lsn=label.stop_lsn,
+        stopped=stopped.astimezone(UTC),
+        next_xid=int(next_xid),
+        server_version=source.version,
+        segment_bytes=source.segment_bytes,
+        bytes=label.bytes,
+        database=postgres.database,
+        label=label.label,
+    )
+
+
+def verify_label(wal: Wal, postgres: Postgres, label: str) -> None:
+    """Every file of a backup, and of the WAL that it needs, against its checksum.
+
+    Raises:
+        VerificationFailed: it is not whole.
+    """
+    # It exits with 0 whatever it finds, and without --verbose says nothing of what is whole.
+    printed = call(wal, postgres, "verify", f"--set={label}", "--output=text", "--verbose")
+    if "status: ok" not in printed:
+        why = " / ".join(line.strip() for line in printed.splitlines() if line.strip())[:300]
+        raise VerificationFailed(f"pgBackRest's {label} is not whole: {why}", "take another backup")
+
+
+@probe
+def require_kept(wal: Wal, postgres: Postgres, content: ClusterContent) -> Label:
+    """That pgBackRest still has a backup.
+
+    Raises:
+        VerificationFailed: it does not, or knows of an error in it.
+    """
+    found = next((one for one in read_labels.work(wal, postgres) if one.label == content.label), None)
+    if found is None:
+        raise VerificationFailed(f"pgBackRest has no backup {content.label} any more", _EXPIRED)
+    if found.damaged:
+        raise VerificationFailed(f"pgBackRest found damaged pages in the cluster when it took {content.label}",
+                                 "choose another base backup")  # fmt: skip
+    return found
+
+
+def build_from_label(instance: Instance, wal: Wal, content: ClusterContent) -> Path:
+    """Its data directory, every file proven by its checksum, with the WAL that the copy needs to be consistent.
+
+    Raises:
+        CommandFailed, VerificationFailed: it is not whole.
+    """
+    with told(instance.root):
+        instance.data.mkdir(mode=0o700)
+    give(instance.data, instance.postgres.os_user)
+    where = [f"--set={content.label}", f"--pg1-path={instance.data}", "--type=none", "--archive-mode=off"]
+    try:
+        call(wal, instance.postgres, "restore", *where)
+    except CommandFailed as error:
+        if error.exit_code not in _DAMAGE:
+            raise
+        told_by = f"pgBackRest's {content.label} cannot be restored: {error.message}"
+        raise VerificationFailed(told_by, "choose another base backup") from None
+    failpoint("pgbackrest: restored")
+    archive = archive_in(wal, instance.postgres)
+    listing = archive.listing()
+    chain = chain_from(listing, timeline_in(archive, listing, content.timeline), content.start, content.segment_bytes)
+    links = [link for link in chain.links if link.segment.start <= content.stop]
+    found = fetch(archive, content.system, links, instance.wal)
+    if found.damage or not links or links[-1].end < content.stop:
+        why = found.damage or chain.trouble or "its WAL is not in the archive"
+        raise VerificationFailed(f"{content.label} cannot be made consistent: {why}", "choose another base backup")
+    fetch_histories(archive, instance.wal)
+    return instance.data
+
+
+@dataclass(frozen=True)
+class Archived:
+    """Up to where the primary's WAL was archived just now: a segment's name."""
+
+    segment: str
+
+
+@action(idempotent=True)
+def archive_rest(postgres: Postgres) -> Archived:
+    """End the segment that is written, and wait until archive_command has taken it.
+
+    Raises:
+        Unreachable: the server is down, or nothing is archived.
+        OpsError: it refuses.
+    """
+    with postgres.connect() as connection:
+        segment = str(execute(connection, _SWITCH)[0][0])
+
+        def archived() -> bool:
+            last = execute(connection, "SELECT coalesce(last_archived_wal, '') FROM pg_stat_archiver")[0][0]
+            return str(last)[:24] >= segment
+
+        until(archived, what=f"the archiving of {segment}", seconds=ARCHIVE_SECONDS,
+              hint="look at pg_stat_archiver and at the server's log: archive_command fails")  # fmt: skip
+    return Archived(segment)
+
+
+# Of a segment of which nothing is written yet, the one before: a switch does nothing then.
+_SWITCH = "SELECT pg_walfile_name(pg_switch_wal() - 1)"
