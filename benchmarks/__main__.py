@@ -30,7 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="both sides of every ratio, in one run")
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the database (default: 1000)")
     parser.add_argument(
-        "--only", choices=["chapter", "redis"], default="", help="the database chapter alone (§1), or Redis's (§2)"
+        "--only", choices=["chapter", "redis", "recovery"], default="", help="one chapter alone: §1, §2 or §8"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     chosen = parser.parse_args()

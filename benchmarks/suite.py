@@ -12,6 +12,7 @@ from benchmarks.chapter import Chapter
 from benchmarks.figures import Figure
 from benchmarks.peers import Peers, Recovered
 from benchmarks.place import NAME, Called, Place
+from benchmarks.recovery_chapter import RecoveryChapter
 from benchmarks.redis_chapter import RedisChapter
 from blocks import toml
 from runbook.render import size
@@ -20,7 +21,7 @@ from tasks.postgres.copy import default_jobs
 from tasks.postgres.dump import best_compression
 from tasks.stores.directory import DirectoryStore
 
-CHAPTER = "chapter"
+CHAPTER, RECOVERY = "chapter", "recovery"
 ROUNDS = 3
 RESTORE_ROUNDS = 2
 IDLE_SECONDS = 12.0
@@ -41,7 +42,7 @@ class Suite:
     profile: list[Called] = field(default_factory=list)
 
     def run(self, only: str = "") -> None:
-        """Measure everything, the restores lead the table; or `only` the database chapter.
+        """Measure everything, the restores lead the table; or `only` the database or recovery chapter.
 
         Raises:
             OpsError: a side failed, or is not healthy afterwards.
@@ -51,6 +52,13 @@ class Suite:
             self.place.call(BACKUP)
             peers.back_up()
             self.figures = Chapter(self.place, peers, self.place.rows()).figures()
+            return
+        if only == RECOVERY:
+            self.place.call(BACKUP_REDIS)
+            self.place.call(BACKUP_FILES)
+            peers.back_up()
+            peers.save_redis()
+            self.figures = RecoveryChapter(self.place, peers, self.place.rows()).figures()
             return
         backups = self.backups(peers)
         self.place.call(BACKUP_REDIS)
@@ -64,6 +72,7 @@ class Suite:
         self.orchestration(backups)
         self.figures += Chapter(self.place, peers, self.place.rows()).figures()
         self.figures += RedisChapter(self.place.tell).figures()
+        self.figures += RecoveryChapter(self.place, peers, self.place.rows()).figures()
 
     def backups(self, peers: Peers) -> list[Called]:
         """Backup against `pg_dump -F c -b -v`, and against its own pg_dump alone."""

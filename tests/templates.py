@@ -53,7 +53,14 @@ class Template:
         account.directory(node.data.parent, 0o755)
         postgres.create_cluster(node, state, programs, account)
         login = {"PGPASSWORD": state.passwords.postgres_admin, "PATH": os.environ["PATH"]}
-        control = [programs.postgres / "pg_ctl", "-D", node.data, "-w", "-l", node.data.parent / "log"]
+        control: list[str | Path] = [
+            programs.postgres / "pg_ctl",
+            "-D",
+            node.data,
+            "-w",
+            "-l",
+            node.data.parent / "log",
+        ]
         options = f"-c port={node.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
         run([*control, "-o", options, "start"], cwd=node.data.parent, account=account, environment=login)
         try:

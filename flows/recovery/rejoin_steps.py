@@ -60,7 +60,9 @@ class Joining:
         """What is tried first."""
         if self.control is None or was_interrupted(self.node):
             return "base_backup"
-        return "start" if "in recovery" in self.control.state or "archive recovery" in self.control.state else "rewind"
+        standby = "in recovery" in self.control.state or "archive recovery" in self.control.state
+        ahead = self.parted_at and self.control.reached > self.parted_at  # after a restore to a point in time
+        return "start" if standby and not ahead else "rewind"
 
 
 def read_joining(primary: Postgres, node: Postgres) -> Joining:
@@ -167,13 +169,22 @@ def join(report: Report, permit: Permit, env: Environment, joining: Joining, met
     done = _first_way(report, permit, joining, way, method)
     if done is None:
         done = copy_anew.after(made)(permit, primary, node)
-    start_services.after(done)(env.services, [node.service])
-    patience = START_SECONDS if method == "auto" and done.way != "base_backup" else STREAM_SECONDS
-    if not wait_for_stream(primary, node.name, patience):
+    if not _starts(env, joining, done, last=method != "auto" or done.way == "base_backup"):
         done = _copy_after_all(report, permit, env, joining, method)
     report.fact("joined by", f"{done.way}, {done.seconds:.1f} s" + (f"; old files: {done.kept}" if done.kept else ""))
     report.expect("standby", True, "", value=f"{address(node)} streams from {address(primary)}")
     wait_for_all(report, permit, env, primary)
+
+
+def _starts(env: Environment, joining: Joining, done: Rejoined, *, last: bool) -> bool:
+    """Whether it starts and streams; where there is no other way, it is said why it does not start."""
+    try:
+        start_services.after(done)(env.services, [joining.node.service])
+    except OpsError:
+        if last:
+            raise
+        return False
+    return wait_for_stream(joining.primary, joining.node.name, STREAM_SECONDS if last else START_SECONDS)
 
 
 def _first_way(report: Report, permit: Permit, joining: Joining, way: str, method: Method) -> Rejoined | None:

@@ -17,6 +17,7 @@ from blocks.postgres import Postgres, execute, first_line
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
+from tasks.failover.segments import position
 from tasks.host import is_here
 from tasks.postgres.synchronous import address
 
@@ -124,12 +125,14 @@ FROM pg_stat_replication WHERE application_name = %s ORDER BY replay_lsn DESC NU
 
 @dataclass(frozen=True)
 class Control:
-    """The control file of a data directory: `state` in PostgreSQL's words, `checkpoint` where the last one is."""
+    """The control file of a data directory: `state` in PostgreSQL's words, `checkpoint` where the last one is,
+    `reached` what a standby must have replayed to be consistent (0 of a primary)."""
 
     system: int
     state: str
     checkpoint: int
     timeline: int
+    reached: int = 0
 
     @property
     def shut_down(self) -> bool:
@@ -161,12 +164,12 @@ def control_of(postgres: Postgres) -> Control | None:
     except (OSError, OpsError):
         return None
     found = dict(re.findall(r"^([^:\n]+):[ \t]+(.+)$", printed, re.MULTILINE))
-    high, low = found["Latest checkpoint location"].split("/")
     return Control(
         int(found["Database system identifier"]),
         found["Database cluster state"],
-        (int(high, 16) << 32) + int(low, 16),
+        position(found["Latest checkpoint location"]),
         max(int(found["Latest checkpoint's TimeLineID"]), *histories, 0),
+        position(found["Minimum recovery ending location"]),
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 from flows.database.backup import prune_backups, verify_backup
 from flows.database.base_backup import backup_cluster
 from flows.recovery.point_in_time import restore_to_point
+from flows.recovery.postgres_failover import rejoin_standby
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from runbook.wait import until
@@ -339,3 +340,14 @@ def test_a_wrong_target_says_what_to_write(cluster: Cluster) -> None:
     with pytest.raises(OpsError, match="no base backup"):
         restore_to_point.fn(NAME, by="latest")
     assert psycopg
+
+
+def test_a_standby_that_is_ahead_of_the_point_is_joined_again(cluster: Cluster) -> None:
+    """It has replayed what is not in the new timeline: told to follow, it would not even start."""
+    accounts(cluster)
+    xid = bug(cluster)
+    until(lambda: cluster.sql("standby", "SELECT sum(balance) FROM accounts") == [(0,)], what="replay", seconds=20)
+    restore_to_point.fn(NAME, by="before_transaction", target=str(xid), confirm=NAME)
+    report = rejoin_standby.fn(NAME, confirm=NAME)
+    assert report.facts["joined by"].startswith(("rewind", "base_backup")), report.facts
+    until(lambda: cluster.sql("standby", "SELECT sum(balance) FROM accounts") == [(5050,)], what="replay", seconds=20)
