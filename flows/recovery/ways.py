@@ -15,7 +15,7 @@ import psycopg
 from blocks import toml
 from blocks.environment import Environment, Stores
 from flows.database.room import WAL_RATIO
-from flows.recovery.points import Reach, resources_of, sets_of
+from flows.recovery.points import RESOURCES, Reach, resources_of, sets_of
 from runbook.errors import OpsError
 from runbook.render import size
 from tasks.host import disk_on
@@ -94,7 +94,7 @@ def _of_points(env: Environment, reach: Reach) -> Iterator[Way]:
                 yield _way(env, reach, point, "restore-tables", "single tables from a backup", named,
                            ("data corrupted",))  # fmt: skip
             case "redis", "replica":
-                mode = "unplanned" if point.detail.startswith("the master") else "planned"
+                mode = "planned" if point.exact else "unplanned"
                 yield _way(env, reach, point, "redis-failover", "Redis: failover to a replica", {"mode": mode})
             case "redis", "backup":
                 yield _way(env, reach, point, "restore-redis", "Redis from a backup", {"backup": point.name, **source})
@@ -177,12 +177,14 @@ def other_regions(env: Environment) -> list[str]:
 
 def _regions(env: Environment, reach: Reach) -> Iterator[Way]:
     best = reach.best("database", "region lost")
+    backups = [best_of(p for p in reach.of(resource, "region lost") if p.means == "backup") for resource in RESOURCES]
+    taken = reach.estimate_everything([point for point in backups if point])
     for name in other_regions(env):
         problem = "" if best else "nothing of the database is in the copies — replicate-backups brings it there"
         yield Way(
             "region-failover", name, f"failover of the region to {name}", {"environment": name, "source": env.name},
             ("region lost",), best.at if best else None, best.exact if best else True, best.proven if best else "",
-            problems=(problem,) if problem else (),
+            taken.seconds if taken else math.nan, problems=(problem,) if problem else (),
         )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,11 +15,11 @@ from tasks.cluster.content import cluster_in, lineage
 from tasks.cluster.origin import is_on, own_backups
 from tasks.failover.member import Member, ask_member
 from tasks.manifest import CHUNK_BYTES
-from tasks.recovery_points.point import Point
-from tasks.recovery_points.wal import Written, ask_written, local_files, moment_of
+from tasks.recovery_points.point import Point, best_of
+from tasks.recovery_points.wal import Moment, Written, ask_written, local_files, moment_of
 from tasks.stores.store import store_of
-from tasks.wal.archive import Archive, Listing, Stored, timeline_in
-from tasks.wal.continuity import chain_from
+from tasks.wal.archive import Listing, Stored, timeline_in
+from tasks.wal.continuity import Chain, chain_from
 from tasks.wal.destinations import archive_of
 from tasks.wal.names import Segment, Timeline
 
@@ -98,31 +98,38 @@ def _points(env: Environment, written: Written, which: Stores, none: Point) -> l
     if not candidates:
         hint = "backup-cluster takes one" if which == "backups" else "replicate-backups brings it there"
         return [replace(none, problem=f"there is no base backup of this cluster in {store.where}", hint=hint)]
-    archive = archive_of(env, which, cluster_in(candidates[-1]).system, patience_seconds=PATIENCE_SECONDS)
+    written = replace(written, system=cluster_in(candidates[-1]).system)  # a dead primary could not say it
+    archive = archive_of(env, which, written.system, patience_seconds=PATIENCE_SECONDS)
     own = archive.listing()
     history = timeline_in(archive, own)
-    listing = _with_tail(env, own, cluster_in(candidates[-1]).system) if which == "backups" else own
+    listing = _with_tail(env, own, written.system) if which == "backups" else own
     usable = [one for one in candidates if is_on(history, cluster_in(one))]
-    proven = [one for one in usable if one.verified]
-    found = [
-        _point(env, written, one, backups, archive, listing, history, none)
-        for one in dict.fromkeys([*usable[-MOST_BASES:], *proven[-1:]])
-    ]
-    best = max((one for one in found if one.at), key=_rank, default=None)
-    sure = max((one for one in found if one.at and one.proven), key=_rank, default=None)
+    wanted = {one.name: one for one in (*usable[-MOST_BASES:], *[one for one in usable if one.verified][-1:])}
+    if not wanted:
+        why = f"no base backup is on timeline {history.number} of the archive"
+        return [replace(none, problem=why, hint="backup-cluster takes one")]
+    moments = dict[int, Moment]()
+
+    def moment(chain: Chain) -> Moment:  # most of them end at the same place
+        if chain.end not in moments:
+            moments[chain.end] = moment_of(env, written, chain.end, chain, archive)
+        return moments[chain.end]
+
+    return _best([_point(one, backups, listing, history, moment, none) for one in wanted.values()])
+
+
+def _best(found: Sequence[Point]) -> list[Point]:
+    """The newest that is proven, and one that is not where that reaches further; else why there is none."""
+    some = [one for one in found if one.at]
+    sure, best = best_of(one for one in some if one.proven), best_of(some)
     if best is None:
-        why = f"no base backup is on timeline {history.number}"
-        return found[-1:] or [replace(none, problem=why, hint="backup-cluster takes one")]
-    return [best] if sure is None or best.proven else [sure, best] if best.at != sure.at else [sure]
-
-
-def _rank(point: Point) -> tuple[object, ...]:
-    return (point.at, bool(point.proven), point.name)
+        return list(found[-1:])
+    return [one for one in (sure, best if sure is None or best.at != sure.at else None) if one]
 
 
 def _point(
-    env: Environment, written: Written, backup: Backup, backups: Sequence[Backup], archive: Archive, listing: Listing,
-    history: Timeline, none: Point,
+    backup: Backup, backups: Sequence[Backup], listing: Listing, history: Timeline,
+    moment_at: Callable[[Chain], Moment], none: Point,
 ) -> Point:  # fmt: skip
     content = cluster_in(backup)
     point = replace(none, name=backup.name, proven=backup.verified)
@@ -134,8 +141,7 @@ def _point(
     if not chain.links:
         why = chain.trouble or "nothing has come since"
         return replace(point, problem=f"the archive has no WAL after it: {why}", hint=RECEIVER)
-    moment = moment_of(env, written, chain.end, chain, archive)
-    wal = len(chain.links) * content.segment_bytes
+    moment, wal = moment_at(chain), len(chain.links) * content.segment_bytes
     return replace(
         point, at=moment.at or content.stopped, exact=moment.exact, bytes=content.bytes + wal,
         restored_bytes=content.bytes * (2 if len(whole) > 1 else 1) + wal,

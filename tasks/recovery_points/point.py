@@ -70,4 +70,4 @@ class Point:
 def best_of(points: Iterable[Point]) -> Point | None:
     """The newest; of equal ones one that is proven."""
     found = [point for point in points if point.at]
-    return max(found, key=lambda point: (point.at, bool(point.proven)), default=None)
+    return max(found, key=lambda point: (point.at, bool(point.proven), point.name), default=None)

@@ -96,8 +96,8 @@ WHERE state = 'streaming' AND flush_lsn IS NOT NULL GROUP BY 1
 
 
 def local_files(directory: Path, system: int) -> list[tuple[Segment, Path]]:
-    """The segments of a cluster in a directory of this host, each once (of the newest timeline that has it), in order;
-    none where it cannot be read."""
+    """The segments of a cluster in a directory of this host, in order, each once: of the newest timeline that has it,
+    without what an older one has behind that (a primary that went on alone). None where it cannot be read."""
     found = dict[int, tuple[Segment, Path]]()
     try:
         there = find_segments(directory)
@@ -107,7 +107,12 @@ def local_files(directory: Path, system: int) -> list[tuple[Segment, Path]]:
         if one.system == system or not system:
             segment = Segment(one.start // one.bytes, one.timeline, one.bytes)
             found[segment.number] = (segment, one.path)
-    return [found[number] for number in sorted(found)]
+    newest, kept = 0, list[tuple[Segment, Path]]()
+    for number in sorted(found):
+        if found[number][0].timeline >= newest:
+            kept.append(found[number])
+            newest = found[number][0].timeline
+    return kept
 
 
 def moment_of(env: Environment, written: Written, end: int, chain: Chain | None = None,
