@@ -83,7 +83,7 @@ def told_loss(point: Point, reach: Reach) -> str:
     loss = point.loss_seconds(reach.now)
     if loss is None:
         return "not known" if point.unknown else "everything"
-    return ("" if point.exact else "at most ") + duration(loss) if loss >= 1 else "nothing"
+    return "nothing" if point.exact and loss < 1 else ("" if point.exact else "at most ") + duration(loss)
 
 
 def _judge_loss(report: Report, env: Environment, reach: Reach, resource: Resource, danger: Danger) -> None:

@@ -79,7 +79,7 @@ def told_loss(way: Way, now: datetime) -> str:
     loss = way.loss_seconds(now)
     if math.isinf(loss):
         return "everything, or not known"
-    return "nothing" if loss < 1 else ("" if way.exact else "at most ") + duration(loss)
+    return "nothing" if way.exact and loss < 1 else ("" if way.exact else "at most ") + duration(loss)
 
 
 def _forms(ways: Sequence[Way], forms: Forms) -> str:

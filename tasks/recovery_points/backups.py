@@ -45,7 +45,7 @@ def backup_points(resource: Resource, which: Stores, stored: Stored | OpsError) 
     whole = [one for one in stored.backups if not one.failed and one.manifest.taken <= now]
     if not whole:
         hint = f"{TAKEN_BY[resource]} takes one" if which == "backups" else "replicate-backups brings them there"
-        why = "all of them failed their proof" if stored.backups else "there is none"
+        why = "none of those that are there can be relied on" if stored.backups else "there is none"
         return [Point(resource, "backup", which, problem=why, hint=hint)]
     proven = [one for one in whole if one.verified]
     wanted = [*proven[-1:], *([] if proven and proven[-1] is whole[-1] else whole[-1:])]

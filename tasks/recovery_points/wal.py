@@ -21,6 +21,7 @@ from blocks.nodes import ASK_SECONDS
 from blocks.postgres import Postgres, execute, first_line
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
+from tasks.failover.segments import Segment as Found
 from tasks.failover.segments import find_segments
 from tasks.host import is_here
 from tasks.wal.archive import Archive
@@ -32,7 +33,7 @@ from tasks.wal.names import Segment
 CATCH_UP_SECONDS = 2.0
 LEAST_COMMIT_BYTES = 32
 """A commit's record is longer than this, and ends in bytes that are not zero."""
-BATCH, MOST_AHEAD, MOST_BACK = 2, 64, 16
+BATCH, MOST_AHEAD, MOST_BACK, LOOKS = 2, 64, 16, 3
 
 Files = Sequence[tuple[Segment, Path]]
 
@@ -99,11 +100,7 @@ def local_files(directory: Path, system: int) -> list[tuple[Segment, Path]]:
     """The segments of a cluster in a directory of this host, in order, each once: of the newest timeline that has it,
     without what an older one has behind that (a primary that went on alone). None where it cannot be read."""
     found = dict[int, tuple[Segment, Path]]()
-    try:
-        there = find_segments(directory)
-    except OpsError:
-        return []
-    for one in there:  # in order of the timelines
+    for one in _find_segments(directory):  # in order of the timelines
         if one.system == system or not system:
             segment = Segment(one.start // one.bytes, one.timeline, one.bytes)
             found[segment.number] = (segment, one.path)
@@ -113,6 +110,14 @@ def local_files(directory: Path, system: int) -> list[tuple[Segment, Path]]:
             kept.append(found[number])
             newest = found[number][0].timeline
     return kept
+
+
+def _find_segments(directory: Path) -> list[Found]:
+    """One may be finished, and renamed, while they are looked at: then once more."""
+    for _ in range(LOOKS):
+        with contextlib.suppress(OpsError):
+            return find_segments(directory)
+    return []
 
 
 def moment_of(env: Environment, written: Written, end: int, chain: Chain | None = None,
@@ -134,12 +139,15 @@ def moment_of(env: Environment, written: Written, end: int, chain: Chain | None 
 
 
 def _sources(env: Environment, written: Written) -> list[tuple[Files, bool]]:
-    """WAL at hand, and whether it is all that was ever written: the primary's own is, dead or alive."""
-    primary, found = env.postgres, list[tuple[Files, bool]]()
-    if is_here(primary.host):
-        found.append((local_files(Path(primary.data_directory, "pg_wal"), written.system), True))
+    """WAL at hand, and whether it is all that was ever written: the primary's own is, dead or alive, unless the
+    receiver has had a newer timeline since: then another server is the primary, and does not answer either."""
+    primary, received = env.postgres, list[tuple[Segment, Path]]()
     if env.has("wal"):
-        found.append((local_files(Path(env.wal.directory), written.system), written.has_streamed(env.wal.name)))
+        received = local_files(Path(env.wal.directory), written.system)
+    found: list[tuple[Files, bool]] = [(received, written.has_streamed(env.wal.name))] if received else []
+    if is_here(primary.host):
+        own = local_files(Path(primary.data_directory, "pg_wal"), written.system)
+        found.insert(0, (own, bool(own) and own[-1][0].timeline >= max(one.timeline for one, _ in received or own)))
     return found
 
 
