@@ -57,8 +57,10 @@ def check_recovery_objectives(environment: str) -> Report:
 
 def serves_elsewhere(env: Environment) -> str:
     """Where users are sent instead of this environment; "" where they are sent here, or nobody can say."""
+    if not (env.has("endpoint") and env.has("application")):
+        return ""
     try:
-        sent = Path(env.endpoint.file).read_text(encoding="utf-8").strip() if env.has("endpoint") else ""
+        sent = Path(env.endpoint.file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""
     return "" if sent.rstrip("/") == env.application.url.rstrip("/") else sent

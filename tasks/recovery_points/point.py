@@ -68,6 +68,6 @@ class Point:
 
 
 def best_of(points: Iterable[Point]) -> Point | None:
-    """The newest; of equal ones one that is proven."""
+    """The newest; of equal ones one that is proven, then what follows already and is there at once."""
     found = [point for point in points if point.at]
-    return max(found, key=lambda point: (point.at, bool(point.proven), point.name), default=None)
+    return max(found, key=lambda one: (one.at, bool(one.proven), one.means in FOLLOWING, one.name), default=None)
