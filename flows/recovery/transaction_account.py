@@ -61,7 +61,7 @@ def tell(report: Report, env: Environment, account: Account) -> None:
     _tell_rewrites(report, account)
     _judge_known(report, account)
     judge_window(report, account.window, found=bool(deeds))
-    _tell_limits(report, account, deeds)
+    _tell_limits(report, account)
     _conclude(report, account, deeds)
 
 
@@ -139,9 +139,9 @@ def _judge_known(report: Report, account: Account) -> None:
     )  # fmt: skip
 
 
-def _tell_limits(report: Report, account: Account, deeds: Sequence[Deed]) -> None:
+def _tell_limits(report: Report, account: Account) -> None:
     """What is less than the whole truth."""
-    touches, running = account.touches, account.definitions.running or frozenset()
+    touches = account.touches
     if touches.left_out:
         report.fact("not shown", f"{touches.left_out} transactions with fewer rows (at_least)")
     still = sorted(touches.open.items(), key=lambda item: -item[1])[:MOST_OPEN]
@@ -149,11 +149,10 @@ def _tell_limits(report: Report, account: Account, deeds: Sequence[Deed]) -> Non
         report.warn("transactions whose end is not in the window", "they are open, or ended behind the window or in a "
                     "gap of it: look at pg_stat_activity and pg_prepared_xacts, or set until later",
                     value=", ".join(f"{xid} ({rows:,} rows)" for xid, rows in still))  # fmt: skip
-    begun = [str(deed.end.xid) for deed in deeds if deed.end.xid in running]
-    if begun:
+    if begun := [str(end.xid) for end in account.definitions.begun if account.window.holds(end)]:
         first = lsn_text(account.window.numbers[0] * account.window.supply.segment_bytes)
         report.warn("transactions that began before the window", "set since earlier to count all of their rows",
-                    value=f"{', '.join(begun)}: rows before LSN {first} are not counted")  # fmt: skip
+                    value=f"{', '.join(begun[:MOST_OPEN])}: rows before LSN {first} are not counted")  # fmt: skip
 
 
 def _conclude(report: Report, account: Account, deeds: Sequence[Deed]) -> None:

@@ -111,6 +111,7 @@ def choose_window(env: Environment, supply: Supply, edges: tuple[Target, Target]
     numbers = supply.numbers
     if since.by == "lsn":
         first = since.lsn // supply.segment_bytes
+        first -= first - 1 in supply.pieces
     else:
         first = numbers[max(first_at(env.postgres, supply, since.at, directory) - 1, 0)]
     if until.by == "latest":

@@ -116,7 +116,8 @@ def trace(definitions: Sequence[Definition], oid: Pair, known: set[Pair]) -> set
 @dataclass
 class Definitions:
     """Of a stretch of WAL: every transaction that took files of some databases away, and all files made in them; how
-    many committed, the first and the last of them; those that were running when it begins."""
+    many committed, the first and the last of them; those that were running when it begins (as far as it tells), and of
+    them those that committed in it (`begun`)."""
 
     databases: frozenset[int]
     made: set[Pair] = field(default_factory=set)
@@ -125,6 +126,7 @@ class Definitions:
     first: End | None = None
     last: End | None = None
     running: frozenset[int] | None = None
+    begun: list[End] = field(default_factory=list)
     _locked: dict[int, set[Pair]] = field(default_factory=lambda: defaultdict(set))
     _made: dict[int, list[tuple[str, Pair]]] = field(default_factory=lambda: defaultdict(list))
     _seen: int = -1
@@ -154,6 +156,8 @@ class Definitions:
         if not end.committed:
             return
         self.commits += 1
+        if self.running and self.running.intersection(everyone):
+            self.begun.append(end)
         self.first, self.last = self.first or end, end
         self.made |= {file for file in made if file[0] in self.databases}
         if any(database in self.databases for database, _ in (*end.files, *end.dropped)):

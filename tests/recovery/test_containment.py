@@ -137,6 +137,8 @@ def writing(cluster: Cluster) -> Iterator[tuple[list[int], list[str]]]:
 @pytest.mark.usefixtures("table")
 def test_writes_are_held_off_from_real_clients_and_an_open_one_is_ended(cluster: Cluster) -> None:
     cluster.sql("postgres", "ALTER ROLE grc_user IN DATABASE grc_db SET work_mem = '8MB'")
+    cluster.sql("postgres", "CREATE ROLE reader LOGIN; GRANT SELECT ON notes TO reader;"
+                "CREATE ROLE loader LOGIN; GRANT INSERT ON notes TO loader")  # fmt: skip
     before = cluster.sql("postgres", SETTINGS)
     with application(cluster) as holder, writing(cluster) as (done, refused):
         holder.execute("BEGIN")
@@ -144,6 +146,8 @@ def test_writes_are_held_off_from_real_clients_and_an_open_one_is_ended(cluster:
         until(lambda: len(done) > 5, what="writes", seconds=20)
         report = contain(block_writes=True)
         acknowledged = len(done)
+        held = dict(cluster.sql("postgres", f"SELECT * FROM ({SETTINGS}) s WHERE unnest LIKE 'default%'"))
+        assert set(held) == {"grc_user", "loader"}, "who only reads is left alone"
         assert report.status in (Status.OK, Status.WARN)
         with pytest.raises(psycopg.OperationalError):
             holder.execute("COMMIT")

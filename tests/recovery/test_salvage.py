@@ -10,7 +10,7 @@ import pytest
 
 from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
-from flows.database.restore import restore_database
+from flows.database.restore import restore_database, undo_restore
 from flows.recovery.point_in_time import restore_to_point
 from flows.recovery.salvage import salvage_writes
 from runbook.errors import OpsError
@@ -111,6 +111,9 @@ def test_what_is_written_after_the_comparison_is_not_overwritten(trial: Trial, l
     assert "11 rows inserted and 1 updated" in done.outcome
     assert trial.sql("SELECT share::int FROM people WHERE id = 7") == [(99,)]
     assert trial.sql("SELECT name FROM people WHERE id = 2001") == [("somebody else",)]
+    undo_restore.fn(NAME, confirm=NAME)
+    back = counts(salvage_writes.fn(NAME, tables=("people",)))["public.people"]
+    assert (back[2], back[3], back[5]) == ("2", "2", "0"), "what an undo put aside may be older than what is live"
     assert left_behind
 
 

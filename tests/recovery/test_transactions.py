@@ -174,6 +174,41 @@ def test_a_missing_segment_is_said_and_nothing_found_is_no_answer_then(cluster: 
         find_transaction.fn(NAME, "accounts", kinds=["TRUNCATE"])
 
 
+def test_one_that_is_not_whole_hides_nothing_behind_it(cluster: Cluster) -> None:
+    """A segment in the middle of which nothing can be read: what follows in the next ones is read all the same."""
+    accounts(cluster)
+    cluster.sql("postgres", "SELECT pg_switch_wal()")
+    before = transaction(cluster, "DELETE FROM accounts WHERE id = 1")
+    with cluster.connect("postgres") as open_, open_.transaction():
+        long_one = open_.execute("SELECT pg_current_xact_id()::xid::text").fetchone()
+        here = "SELECT file_name, file_offset FROM pg_walfile_name_offset(pg_current_wal_insert_lsn())"
+        ((name, cut),) = cluster.sql("postgres", here)
+        open_.execute("DELETE FROM accounts WHERE id > 990")
+        cluster.sql("postgres", "SELECT pg_switch_wal()")
+        transaction(cluster, "UPDATE others SET balance = 0 WHERE id = 1")
+        cluster.sql("postgres", "CHECKPOINT")  # it tells what is running
+        cluster.sql("postgres", "SELECT pg_switch_wal()")
+        transaction(cluster, "UPDATE others SET balance = 0 WHERE id = 1")
+        later = cluster.sql("postgres", "SELECT pg_current_wal_insert_lsn()")[0][0]
+    for number in range(2, 5):
+        last = transaction(cluster, f"DELETE FROM accounts WHERE id = {number}")
+        cluster.sql("postgres", "SELECT pg_switch_wal()")
+    assert len(deeds(find_transaction.fn(NAME, "accounts"))) == 5
+    late = find_transaction.fn(NAME, "accounts", since=str(later), at_least=1)
+    assert len(deeds(late)) == 3, "the rows of the fourth are before the window"
+    assert long_one
+    assert long_one[0] in hints(late)["transactions that began before the window"]
+    with (cluster.node("postgres").data / "pg_wal" / name).open("rb") as file:
+        content = bytearray(file.read())
+    content[cut:] = bytes(len(content) - cut)
+    for place in (cluster.wal, cluster.node("postgres").data / "pg_wal", cluster.node("standby").data / "pg_wal"):
+        (place / name).write_bytes(content)
+    report = find_transaction.fn(NAME, "accounts")
+    assert f"the end of {name}" in hints(report)["WAL of the window without a gap"]
+    assert {before, last} < set(deeds(report))
+    assert report.status is Status.WARN
+
+
 def test_the_window_by_time_and_by_lsn(cluster: Cluster) -> None:
     accounts(cluster)
     first = transaction(cluster, "DELETE FROM accounts WHERE id = 1")
