@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,14 +31,17 @@ class Forms:
 
     deployments: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
-    def link(self, flow: str, environment: str, parameters: Mapping[str, object], otherwise: str = "") -> str:
-        """Markdown: a link to the form, or what to launch in its place (`otherwise`: as a command)."""
+    def link(
+        self, flow: str, environment: str, parameters: Mapping[str, object], otherwise: str = "", title: str = ""
+    ) -> str:
+        """Markdown: a link to the form under a title, or what to launch in its place (`otherwise`: as a command)."""
         deployment = self.deployments.get((flow, environment))
         address = form_address(deployment, parameters) if deployment else ""
         if address:
-            return f"[{flow}/{environment}]({address})"
+            return f"[{title or f'{flow}/{environment}'}]({address})"
         given = "".join(f", {name}={dumps(value)}" for name, value in parameters.items() if name != "environment")
-        return f"`{otherwise}`" if otherwise else f"launch {flow}/{environment}{given}"
+        told = f"`{otherwise}`" if otherwise else f"launch {flow}/{environment}{given}"
+        return f"{title}: {told}" if title else told
 
 
 def read_forms(environments: Sequence[str]) -> Forms:
@@ -51,5 +55,5 @@ def read_forms(environments: Sequence[str]) -> Forms:
     except Exception as error:  # a report without links is a report
         logger().warning("the forms of %s could not be asked for: %s", ", ".join(environments), error)
         return Forms()
-    flows = {(str(one.entrypoint).rpartition(".")[2].replace("_", "-"), one.name): str(one.id) for one in found}
+    flows = {(re.split("[.:]", str(one.entrypoint))[-1].replace("_", "-"), one.name): str(one.id) for one in found}
     return Forms(flows)

@@ -104,6 +104,7 @@ class Report:
     form: str = ""
     pins: dict[str, object] = field(default_factory=dict)
     lock: Held | None = None
+    contained: str = ""
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     state: Finding | None = None
     path: Path | None = None

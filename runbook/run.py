@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from runbook import chain, render
-from runbook.current import use_report
+from runbook import chain, containment, render
+from runbook.current import current_report, use_report
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed
 from runbook.form import form_address
 from runbook.holder import Rank
 from runbook.lock import hold
 from runbook.log import logger
 from runbook.permit import PlanOnly
-from runbook.report import Finding, Report, Status
+from runbook.report import Finding, Held, Report, Status
 from runbook.target import Target
 
 
@@ -28,14 +29,15 @@ def runbook(
 ) -> Iterator[Report]:
     """Everything around a procedure: the environment's lock, the report, its artifact and JSON file, the end state.
 
-    `changes` takes the environment's lock before anything is judged. A run with an empty `confirm` that reaches
-    `report.permit(...)` leaves the block there, PLANNED.
+    `changes` takes the environment's lock before anything is judged; maintenance with a `confirm` is refused while the
+    environment is contained. A run with an empty `confirm` that reaches `report.permit(...)` leaves the block there,
+    PLANNED.
 
     Raises:
         RunbookFailed: the report is CRITICAL.
         NotConfirmed, Locked: as they are.
     """
-    report = Report(title, target.name, confirm, target.limits)
+    report, within = Report(title, target.name, confirm, target.limits), current_report()
     try:
         with use_report(report), report.closing as stack:
             if changes:
@@ -43,6 +45,8 @@ def runbook(
                 lock = stack.enter_context(hold(target.name, target.reports_directory, title, allowed))
                 report.lock = lock
                 report.fact("lock", f"keeps out {lock.keeps_out}")
+                if within is None or within.lock is None:  # a runbook inside another one may do what that one may
+                    _respect_containment(report, target, rank)
             yield report
     except PlanOnly:
         report.form = _form(report)
@@ -72,6 +76,43 @@ def runbook(
         _finish(report, target)
     if report.status is Status.CRITICAL:
         raise RunbookFailed(report) from None
+
+
+def _respect_containment(report: Report, target: Target, rank: Rank) -> None:
+    """Recoveries go on. Maintenance changes nothing: what needs no `confirm` only adds (backups), and is told of it."""
+    try:
+        found = containment.read(target.name, target.reports_directory)
+    except OpsError as error:
+        if rank != "recovery":
+            raise
+        report.warn("containment", error.hint, value=error.message)
+        return
+    if found:
+        report.contained = found.told
+        report.fact("contained", found.told)
+    if rank == "recovery":
+        return
+    if found and report.confirm:
+        raise found.refusal(target.name)
+    if found:
+        report.warn("the environment is contained", "what deletes or changes is refused until release-containment",
+                    value=found.told)  # fmt: skip
+    assert report.lock
+    report.lock = _Uncontained(report.lock, target)
+
+
+@dataclass(frozen=True)
+class _Uncontained:
+    """The lock of maintenance: asked before every irreversible act, it also tells whether somebody contained the
+    environment since."""
+
+    lock: Held
+    target: Target
+
+    def require(self) -> None:
+        self.lock.require()
+        if found := containment.read(self.target.name, self.target.reports_directory):
+            raise found.refusal(self.target.name)
 
 
 def _failed(report: Report, error: OpsError) -> None:

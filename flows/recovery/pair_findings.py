@@ -98,7 +98,9 @@ def _judge_replay(report: Report, pair: Pair) -> None:
     report.expect(
         "replay is not paused",
         pair.will.paused == "not paused",
-        "SELECT pg_wal_replay_resume() on it, unless somebody paused it to save data; then launch it again",
+        f"{report.contained}: release-containment resumes it; then launch it again"
+        if report.contained
+        else "SELECT pg_wal_replay_resume() on it, unless somebody paused it to save data; then launch it again",
         value=pair.will.paused,
         expected="not paused",
     )

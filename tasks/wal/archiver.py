@@ -12,11 +12,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from blocks.environment import Environment, Stores
+from runbook import containment
 from runbook.errors import OpsError
 from tasks.wal.destinations import destinations_of
 from tasks.wal.place import DirectoryPlace
@@ -28,8 +30,12 @@ EVERY_SECONDS, PARTIAL_SECONDS, ASK_AGAIN_SECONDS = 0.5, 5.0, 600.0
 class Archiver:
     """Rounds over the receiver's directory; what it did, and why not, is printed once, for the service's log."""
 
-    def __init__(self, directory: Path, destinations: Sequence[Destination], keep: int = KEEP_SEGMENTS) -> None:
+    def __init__(
+        self, directory: Path, destinations: Sequence[Destination], keep: int = KEEP_SEGMENTS,
+        is_contained: Callable[[], bool] = lambda: False,
+    ) -> None:  # fmt: skip
         self.directory, self.destinations, self.keep = directory, destinations, keep
+        self.is_contained = is_contained
         self.stop = threading.Event()
         self._told: dict[str, tuple[str, ...]] = {}
         self._partial_at = self._asked_at = 0.0
@@ -63,6 +69,8 @@ class Archiver:
             self._tell(destination.name, done)
 
     def _tidy(self) -> None:
+        if self.is_contained():  # an incident is looked into: all WAL stays where it is
+            return
         try:
             for name in tidy(self.directory, self.destinations, self.keep):
                 _say(f"{name} is in every archive: removed here")
@@ -91,7 +99,8 @@ def main(arguments: Sequence[str] = ()) -> int:
     given = parser.parse_args(arguments or None)
     try:
         env = Environment.find(given.environment)
-        archiver = Archiver(Path(env.wal.directory), destinations_of(env), given.keep_segments)
+        archiver = Archiver(Path(env.wal.directory), destinations_of(env), given.keep_segments,
+                            partial(containment.is_here, env.name, env.reports_directory))  # fmt: skip
         for which in get_args(Stores):
             if env.has(which) and not (root := env.stores(which).wal).startswith("s3://"):
                 for directory in Path(root).glob(f"{env.name}/*"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +20,10 @@ _COMMIT = re.compile(
     r"(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?) UTC"
 )
 # How it ends where WAL ends: nothing more is there, or what is there is not written yet.
-_END = re.compile(r"error in WAL record at|could not find file|could not find a valid record|could not read")
+_END = re.compile(
+    r"(?:error in WAL record at|could not find a valid record after) ([0-9A-F]+/[0-9A-F]+)"
+    r"|could not find file|could not read"
+)
 
 
 @dataclass(frozen=True)
@@ -43,31 +47,54 @@ def commits_in(postgres: Postgres, files: Sequence[tuple[Segment, Path]]) -> lis
     Raises:
         CommandFailed: pg_waldump failed otherwise than by reaching the end.
     """
+    return [commit for line in lines_in(postgres, files, ["Transaction"]) if (commit := _commit(line))]
+
+
+def lines_in(
+    postgres: Postgres, files: Sequence[tuple[Segment, Path]], managers: Sequence[str],
+    stopped: Callable[[int], None] = lambda _: None,
+) -> Iterator[str]:  # fmt: skip
+    """What pg_waldump prints of some resource managers' records in consecutive segments of one history. `stopped` is
+    told the LSN behind which it read nothing, where it could not read to the end.
+
+    Raises:
+        CommandFailed: it failed otherwise than by reaching the end.
+    """
     if not files:
-        return []
+        return
     one = files[-1][0].timeline
     with tempfile.TemporaryDirectory(prefix="ops-wal-") as directory:
         for segment, path in files:  # under one timeline's names: pg_waldump reads the files of one only
             (Path(directory) / Segment(segment.number, one, segment.bytes).name).symlink_to(path)
         # At the very beginning of a segment it finds the first record that begins there.
         argv = [
-            *(postgres.program("pg_waldump"), f"--path={directory}", f"--timeline={one}", "--rmgr=Transaction"),
+            *(postgres.program("pg_waldump"), f"--path={directory}", f"--timeline={one}"),
+            *(f"--rmgr={manager}" for manager in managers),
             f"--start={lsn_text(files[0][0].start)}",
             f"--end={lsn_text(files[-1][0].end)}",  # else it waits 5 s for the next one
         ]
-        return list(_commits(argv))
+        yield from _printed(argv, stopped)
 
 
-def _commits(argv: Sequence[str]) -> Iterator[Commit]:
+def _printed(argv: Sequence[str], stopped: Callable[[int], None]) -> Iterator[str]:
     environment = {"TZ": "UTC", "LC_ALL": "C"}
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        with shell.spawn(argv, environment=environment, stdout=out, stderr=err) as child:
-            code = child.wait()
-        err.seek(0)
-        if code and not _END.search(said := err.read().decode(errors="replace")):
-            raise CommandFailed(argv, code, said, "look at the segments that it names")
-        out.seek(0)
-        for line in out:
-            if match := _COMMIT.search(line.decode(errors="replace")):
-                at = datetime.fromisoformat(match["at"]).replace(tzinfo=UTC)
-                yield Commit(int(match["xid"] or match["tx"]), lsn_of(match["lsn"]), at)
+    with (
+        tempfile.TemporaryFile() as err,
+        shell.spawn(argv, environment=environment, stdout=subprocess.PIPE, stderr=err) as child,
+    ):
+        assert child.stdout
+        for line in child.stdout:
+            yield line.decode(errors="replace")
+        if code := child.wait():
+            err.seek(0)
+            if not (end := _END.search(said := err.read().decode(errors="replace"))):
+                raise CommandFailed(argv, code, said, "look at the segments that it names")
+            if end[1]:
+                stopped(lsn_of(end[1]))
+
+
+def _commit(line: str) -> Commit | None:
+    if not (match := _COMMIT.search(line)):
+        return None
+    at = datetime.fromisoformat(match["at"]).replace(tzinfo=UTC)
+    return Commit(int(match["xid"] or match["tx"]), lsn_of(match["lsn"]), at)

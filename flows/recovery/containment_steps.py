@@ -1,0 +1,196 @@
+"""What is held still during an incident, and put back after it, called with the open report."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass, replace
+from datetime import datetime
+from socket import gethostname
+
+from blocks.environment import Environment
+from blocks.postgres import Postgres
+from runbook import containment
+from runbook.containment import Contained, Held
+from runbook.errors import OpsError
+from runbook.failpoint import failpoint
+from runbook.permit import Act, Permit
+from runbook.report import Report
+from tasks.postgres.incident_slot import KEEP_WAL, LET_GO, SLOT, drop_slot, has_slot, keep_wal
+from tasks.postgres.replay import PAUSE, RESUME, RUNNING, Replaying, pause_replay, read_replaying, resume_replay
+from tasks.postgres.replication import parse_sync_names, read_replication
+from tasks.postgres.synchronous import address
+from tasks.postgres.write_block import BLOCK, LET_IN, Writers, block_writes, find_writers, let_in, try_to_write
+
+REPLAY, ROLE, KEPT_WAL = "replay", "role", "WAL"
+FREEZE, THAW = "freeze maintenance of", "let maintenance go on in"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The servers as they are: standbys to be paused, the primary (None: nobody takes writes), who may write (None:
+    writes are not to be blocked), and whether WAL must be kept on the primary, since nothing carries it away."""
+
+    pausing: tuple[Replaying, ...]
+    paused: tuple[Replaying, ...]
+    primary: Postgres | None
+    writers: Writers | None
+    keeps_wal: bool
+
+
+def survey(report: Report, env: Environment, *, block_writes: bool) -> Scene:
+    """What there is to hold still. A server that is down is no reason to leave the others alone."""
+    nodes = read_replaying(env.nodes())
+    for one in nodes:
+        if one.problem:
+            report.warn(f"{one.address} answers", "when it is back, launch this again", value=one.problem)
+    primary = next((one.postgres for one in nodes if not one.state and not one.problem), None)
+    if primary is None:
+        report.warn("a primary", "nobody takes writes; launch this again when one does", value="none answers")
+    standing = [one for one in nodes if one.state]
+    pausing = [one for one in standing if one.state == RUNNING and not _waits_for(report, primary, one)]
+    writers = find_writers(primary) if block_writes and primary else None
+    keeps = primary is not None and not env.has("wal") and not has_slot(primary)
+    if not standing:
+        report.warn("a standby to pause", "nothing to do", value="there is none: all copies follow what goes wrong")
+    return Scene(tuple(pausing), tuple(one for one in standing if one.state != RUNNING), primary, writers, keeps)
+
+
+def _waits_for(report: Report, primary: Postgres | None, standby: Replaying) -> bool:
+    """Whether commits wait until this standby has replayed them: paused, it would hang every one of them."""
+    if primary is None:
+        return False
+    found = read_replication(primary)
+    applies = "remote_apply" in " ".join([found.settings.sync_commit, *found.settings.sync_commit_elsewhere])
+    names = parse_sync_names(found.settings.sync_names).names
+    waits = applies and (standby.postgres.name in names or "*" in names)
+    if waits:
+        report.warn(f"replay on {standby.address} goes on", "take it out of synchronous_standby_names, or choose "
+                    "synchronous_commit=on, then launch this again",
+                    value="commits wait for its replay (remote_apply): paused, it would hang them")  # fmt: skip
+    return waits
+
+
+def plan_containment(report: Report, env: Environment, scene: Scene) -> list[Act]:
+    """Every step; returns what a permit is needed for."""
+    acts = [Act(FREEZE, env.name)]
+    report.plan("freeze maintenance", "whatever deletes or changes is refused; backups and recoveries go on")
+    for one in scene.pausing:
+        acts.append(Act(PAUSE, one.address))
+        report.plan("pause replay", f"{one.address}, at LSN {one.at} now", seconds=1)
+    for one in scene.paused:
+        report.fact(f"replay on {one.address}", f"{one.state} already, at LSN {one.at}")
+    if scene.keeps_wal and scene.primary:
+        acts.append(Act(KEEP_WAL, address(scene.primary)))
+        report.plan("keep WAL", f"slot {SLOT} on {address(scene.primary)}: nothing carries WAL away from it")
+    for writer in scene.writers.roles if scene.writers else ():
+        acts.append(Act(BLOCK, writer.role))
+        report.plan("block writes", f"of role {writer.role}; {writer.sessions} sessions end", seconds=1)
+    if scene.writers:
+        _tell_limits(report, scene.writers)
+    return acts
+
+
+def _tell_limits(report: Report, writers: Writers) -> None:
+    """What goes on writing all the same."""
+    report.fact("not held off", "superusers, and a client that asks for BEGIN READ WRITE or SET by name")
+    if writers.superusers:
+        report.warn("sessions of superusers", "end them by hand where they are not yours",
+                    value=f"{writers.superusers} in this database")  # fmt: skip
+    if writers.prepared:
+        report.warn("prepared transactions", "COMMIT PREPARED would still write them: leave them alone, or ROLLBACK "
+                    "PREPARED when you know what they are", value=", ".join(writers.prepared[:5]))  # fmt: skip
+    if writers.subscriptions:
+        report.warn("subscriptions", "they go on writing: ALTER SUBSCRIPTION … DISABLE",
+                    value=", ".join(writers.subscriptions[:5]))  # fmt: skip
+
+
+def noted(env: Environment, known: Contained | None, scene: Scene, reason: str, by: str) -> Contained:
+    """Written down before anything is held still, with how it was; what an earlier run noted stays as it noted it."""
+    now = datetime.now(env.zone)
+    since = now.strftime("%Y-%m-%d %H:%M:%S %Z")
+    found = known or Contained(uuid.uuid4().hex, now.timestamp(), by, reason, since, gethostname())
+    held = [Held(REPLAY, one.address, one.state) for one in scene.pausing]
+    if scene.keeps_wal and scene.primary:
+        held.append(Held(KEPT_WAL, address(scene.primary)))
+    held += [Held(ROLE, writer.role, writer.setting) for writer in (scene.writers.roles if scene.writers else ())]
+    there = {(one.kind, one.target) for one in found.held}
+    found = replace(found, held=(*found.held, *(one for one in held if (one.kind, one.target) not in there)))
+    containment.write(env.name, env.reports_directory, found)
+    failpoint("contain: recorded")
+    return found
+
+
+def hold_still(report: Report, permit: Permit, env: Environment, scene: Scene) -> None:
+    """Replay first: a bug's work is on its way."""
+    for one in scene.pausing:
+        at = pause_replay(permit, one.postgres)
+        report.fact(f"replay on {one.address}", f"paused at LSN {at}")
+    if scene.keeps_wal and scene.primary:
+        report.fact("WAL kept from", keep_wal(permit, scene.primary))
+    if not scene.writers or not scene.primary:
+        return
+    for writer in scene.writers.roles:
+        left = block_writes(permit, scene.primary, writer.role)
+        report.expect(
+            f"writes of role {writer.role} are blocked",
+            not left,
+            "their commits wait for a standby, and are not cancelled: start the standby, then launch this again",
+            value=f"{left} sessions of before are left" if left else f"{writer.sessions} sessions ended",
+        )
+    refusal = try_to_write(scene.primary)
+    report.expect("the application cannot write", bool(refusal), "somebody has set it back: look at pg_db_role_setting",
+                  value=refusal or f"{scene.primary.user} could write in a new session")  # fmt: skip
+
+
+def conclude(report: Report, contained: Contained, scene: Scene) -> None:
+    """What is held still, and how to go back."""
+    report.table("Held still", ("what", "where", "before"),
+                 [("maintenance", "everything that deletes or changes", "free"),
+                  *((one.kind, one.target, one.before or "nothing") for one in contained.held)])  # fmt: skip
+    blocked = ", writes are blocked" if scene.writers else ""
+    report.outcome = f"{contained.told}; {len(contained.held)} things held still{blocked}; undo: release-containment"
+
+
+def plan_release(report: Report, found: Contained) -> list[Act]:
+    """Every step; returns what a permit is needed for."""
+    report.fact("contained", found.told)
+    kinds = {REPLAY: RESUME, ROLE: LET_IN, KEPT_WAL: LET_GO}
+    for one in reversed(found.held):
+        report.plan(kinds[one.kind], f"{one.target} (before: {one.before or 'nothing'})", seconds=1)
+    report.plan("let maintenance go on", "from then on")
+    return [Act(THAW, report.environment), *(Act(kinds[one.kind], one.target) for one in found.held)]
+
+
+def release(report: Report, permit: Permit, env: Environment, found: Contained) -> None:
+    """One thing after the other; what cannot be put back stays noted."""
+    left, rows = list[Held](), list[tuple[str, str, str]]()
+    for one in reversed(found.held):
+        try:
+            done = _release_one(permit, env, one)
+        except OpsError as error:
+            left.append(one)
+            report.expect(f"{one.kind} of {one.target} is as it was", False,
+                          error.hint or "start the server, then launch this again", value=error.message)  # fmt: skip
+            continue
+        rows.append((one.kind, one.target, done))
+        failpoint("release: one")
+    report.table("Put back", ("what", "where", "how it is"), rows)
+    if left:
+        containment.write(env.name, env.reports_directory, replace(found, held=tuple(reversed(left))))
+        report.state_is("the environment stays contained", "launch release-containment again when that is put right")
+        report.fail_if_critical()
+    containment.end(env.name, env.reports_directory, found)
+    report.outcome = f"released; it was {found.told}"
+
+
+def _release_one(permit: Permit, env: Environment, one: Held) -> str:
+    node = next((node for node in read_replaying(env.nodes()) if node.address == one.target), None)
+    if one.kind in (REPLAY, KEPT_WAL) and node is None:
+        return "the environment does not name it any more"
+    if one.kind == REPLAY and node:
+        if not node.state and not node.problem:
+            return "it is no standby any more"
+        return f"goes on at LSN {resume_replay(permit, node.postgres)}"
+    if one.kind == KEPT_WAL and node:
+        return drop_slot(permit, node.postgres)
+    return let_in(permit, env.postgres, one.target, one.before) or f"{one.before or 'nothing'} is set, as before"

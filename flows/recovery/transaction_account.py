@@ -1,0 +1,174 @@
+"""What find-transaction found, told so that the next runbook can be launched from it, called with the open report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blocks.environment import Environment
+from flows.recovery.transaction_tables import Files, Tables
+from flows.recovery.transaction_window import Window, judge_window
+from runbook.form import read_forms
+from runbook.report import Evidence, Report
+from tasks.wal.names import lsn_text
+from tasks.wal.transactions import Definitions, End, Pair, Touches
+
+MOST_LINKS = 20
+MOST_OPEN = 10
+COLUMNS = (
+    *("committed (UTC)", "transaction", "LSN of the commit", "what"),
+    *("rows deleted", "rows updated", "TOAST rows", "table"),
+)
+
+
+@dataclass(frozen=True)
+class Account:
+    """Everything that was read."""
+
+    table: str
+    kinds: Sequence[str]
+    window: Window
+    tables: Tables
+    definitions: Definitions
+    files: Files
+    touches: Touches
+
+
+@dataclass(frozen=True)
+class Deed:
+    """One committed transaction: what it did to whole tables ("" where nothing), and the rows that it touched."""
+
+    end: End
+    whole: str
+    deleted: int
+    updated: int
+    toast: int
+    tables: str
+
+    @property
+    def told(self) -> str:
+        """`DELETE 120, UPDATE 3`."""
+        rows = ((self.deleted, "DELETE"), (self.updated, "UPDATE"))
+        return ", ".join(filter(None, [self.whole, *(f"{kind} {count:,}" for count, kind in rows if count)]))
+
+
+def tell(report: Report, env: Environment, account: Account) -> None:
+    """The table of transactions, the links, and everything that makes it less than the whole truth."""
+    deeds = deeds_of(account)
+    report.table("Transactions, by time", COLUMNS, [_row(deed) for deed in deeds])
+    if deeds:
+        report.attach(Evidence("Go back", text=_links(env, account, deeds)))
+    _tell_rewrites(report, account)
+    _judge_known(report, account)
+    judge_window(report, account.window, found=bool(deeds))
+    _tell_limits(report, account)
+    _conclude(report, account, deeds)
+
+
+def deeds_of(account: Account) -> list[Deed]:
+    """Those within the window, by the time of their commit."""
+    wanted, found = set(account.kinds), dict[int, Deed]()
+    for touched in account.touches.found:
+        toast = {file for file in (*touched.deleted, *touched.updated) if file in account.files.toast}
+        deleted, updated = (_sum(rows, toast) for rows in (touched.deleted, touched.updated))
+        names = {account.files.names[file] for file in (*touched.deleted, *touched.updated)} - {"TOAST"}
+        in_toast = touched.rows - deleted - updated
+        found[touched.end.lsn] = Deed(touched.end, "", deleted, updated, in_toast, ", ".join(sorted(names)))
+    for definition, what, name in account.files.events:
+        if what in wanted:
+            old = found.get(definition.end.lsn, Deed(definition.end, "", 0, 0, 0, ""))
+            whole, names = {*old.whole.split(" + "), what} - {""}, {*old.tables.split(", "), name} - {""}
+            found[old.end.lsn] = Deed(old.end, " + ".join(sorted(whole)), old.deleted, old.updated, old.toast,
+                                      ", ".join(sorted(names)))  # fmt: skip
+    inside = [deed for deed in found.values() if account.window.holds(deed.end)]
+    return sorted(inside, key=lambda deed: (deed.end.at, deed.end.lsn))
+
+
+def _sum(rows: dict[Pair, int] | object, toast: set[Pair]) -> int:
+    assert isinstance(rows, dict)
+    return sum(count for file, count in rows.items() if file not in toast)
+
+
+def _row(deed: Deed) -> tuple[object, ...]:
+    end = deed.end
+    return (f"{end.at:%Y-%m-%d %H:%M:%S.%f}", end.xid, lsn_text(end.lsn), deed.told, deed.deleted, deed.updated,
+            deed.toast, deed.tables)  # fmt: skip
+
+
+def _links(env: Environment, account: Account, deeds: Sequence[Deed]) -> str:
+    """The largest first picked, told by time."""
+    chosen = sorted(deeds, key=lambda deed: (not deed.whole, -deed.deleted - deed.updated))[:MOST_LINKS]
+    forms, lines = read_forms([env.name]), list[str]()
+    for deed in sorted(chosen, key=lambda deed: deed.end.lsn):
+        target = {"environment": env.name, "by": "before_transaction", "target": str(deed.end.xid),
+                  "timeline": account.window.supply.timeline.number}  # fmt: skip
+        ways = [forms.link("restore-to-point", env.name, target, title="the whole cluster, just before it")]
+        if account.table.strip() and "DROP" not in deed.whole:
+            only = {**target, "mode": "tables", "tables": [account.table]}
+            title = f"{account.table} only, just before it"
+            ways.append(forms.link("restore-to-point", env.name, only, title=title))
+        lines.append(f"- transaction {deed.end.xid} ({deed.end.at:%H:%M:%S} UTC, {deed.told}): {'; '.join(ways)}")
+    if len(deeds) > len(chosen):
+        lines.append(f"- {len(deeds) - len(chosen)} smaller ones: by=before_transaction and their number")
+    return "\n".join(lines)
+
+
+def _tell_rewrites(report: Report, account: Account) -> None:
+    rows = [(f"{one.end.at:%Y-%m-%d %H:%M:%S.%f}", one.end.xid, name)
+            for one, what, name in account.files.events if what == "rewrite"]  # fmt: skip
+    if rows:
+        report.table("Rewritten whole (VACUUM FULL, CLUSTER, ALTER TABLE): rows stay", ("committed (UTC)",
+                     "transaction", "table"), rows)  # fmt: skip
+    places = [(one.name, one.where, one.oid, one.file) for one in account.tables.found]
+    report.table("Where the table was found", ("table", "in", "OID", "file"), places)
+
+
+def _judge_known(report: Report, account: Account) -> None:
+    """A name that nobody knows: what was dropped is told by OID."""
+    known = bool(account.tables.found)
+    gone = [(f"{one.end.at:%Y-%m-%d %H:%M:%S}", one.end.xid, ", ".join(str(oid) for _, oid in sorted(one.end.dropped)))
+            for one in account.definitions.found
+            if one.end.files and one.end.dropped - one.transient and account.window.holds(one.end)]  # fmt: skip
+    if gone and not known:
+        report.table("Dropped in the window (tables, indexes, TOAST)", ("committed (UTC)", "transaction", "OIDs"), gone)
+    report.expect(
+        f"the table {account.table or 'of that OID'} is known",
+        known,
+        "see its spelling; if it was dropped: launch it again with oid, one of those in the table of what was dropped "
+        "(a table's own is the lowest of its transaction)" if gone else "see its spelling",
+        value=account.tables.unknown if not known else ", ".join(sorted({one.where for one in account.tables.found})),
+    )  # fmt: skip
+
+
+def _tell_limits(report: Report, account: Account) -> None:
+    """What is less than the whole truth."""
+    touches = account.touches
+    if touches.left_out:
+        report.fact("not shown", f"{touches.left_out} transactions with fewer rows (at_least)")
+    still = sorted(touches.open.items(), key=lambda item: -item[1])[:MOST_OPEN]
+    if still:
+        report.warn("transactions whose end is not in the window", "they are open, or ended behind the window or in a "
+                    "gap of it: look at pg_stat_activity and pg_prepared_xacts, or set until later",
+                    value=", ".join(f"{xid} ({rows:,} rows)" for xid, rows in still))  # fmt: skip
+    if begun := [str(end.xid) for end in account.definitions.begun if account.window.holds(end)]:
+        first = lsn_text(account.window.numbers[0] * account.window.supply.segment_bytes)
+        report.warn("transactions that began before the window", "set since earlier to count all of their rows",
+                    value=f"{', '.join(begun[:MOST_OPEN])}: rows before LSN {first} are not counted")  # fmt: skip
+
+
+def _conclude(report: Report, account: Account, deeds: Sequence[Deed]) -> None:
+    commits = account.definitions.commits
+    report.fact("commits in the WAL that was read", f"{commits:,}")
+    if first := account.definitions.first:
+        last = account.definitions.last
+        report.fact(
+            "from", f"{first.at:%Y-%m-%d %H:%M:%S UTC} to {last.at if last else first.at:%Y-%m-%d %H:%M:%S UTC}"
+        )
+    if not deeds:
+        report.outcome = f"none of {commits:,} transactions touched {account.table or 'it'} in that way"
+        return
+    whole = [deed for deed in deeds if deed.whole]
+    main = max(whole or deeds, key=lambda deed: deed.deleted + deed.updated)
+    when = f"{main.end.at:%Y-%m-%d %H:%M:%S.%f UTC} at {lsn_text(main.end.lsn)}"
+    many = f"{len(deeds)} of {commits:,} transactions"
+    report.outcome = f"{many}; the heaviest is {main.end.xid} ({main.told}), committed {when}"

@@ -1,0 +1,130 @@
+"""An environment that is contained: an incident is looked into, and maintenance changes nothing until it is released.
+
+Kept in a file beside the reports, so that it holds without a Prefect server, and in a Prefect Variable for other hosts.
+Backups go on (they only add), recoveries too; what would delete or change is refused, at its start and before every
+irreversible act.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.variables import Variable
+from pydantic import TypeAdapter, ValidationError
+
+from runbook import record
+from runbook.errors import Locked, OpsError
+
+_HINT = "look at it; it says that the environment is contained: remove it only when you know that it is not"
+
+
+@dataclass(frozen=True)
+class Held:
+    """One thing that was held still, and how it was before: `before` as its kind needs it ("" where nothing was)."""
+
+    kind: str
+    target: str
+    before: str = ""
+
+
+@dataclass(frozen=True)
+class Contained:
+    """Who contained an environment, why and since when (`began` is the same as seconds since 1970), what is held still,
+    and when it was released ("" while not)."""
+
+    id: str
+    began: float
+    by: str
+    reason: str
+    since: str
+    host: str
+    held: tuple[Held, ...] = ()
+    released: str = ""
+
+    @property
+    def told(self) -> str:
+        """For people."""
+        return f"contained by {self.by} on {self.host} since {self.since}: {self.reason}"
+
+    def refusal(self, environment: str) -> OpsError:
+        """What maintenance says."""
+        hint = "recoveries go on. When the incident is over: release-containment"
+        return Locked(f"{environment} is {self.told}", f"{hint}, with confirm={environment}")
+
+
+def read(environment: str, directory: Path) -> Contained | None:
+    """The containment that is in force, by this host's file and by Prefect, where this is one of its runs.
+
+    A file of one that was released on another host is removed; one that Prefect does not know (it was away) is told to
+    it.
+
+    Raises:
+        OpsError: the file cannot be read: nothing may be changed then.
+    """
+    here, there = record.read(_path(environment, directory), Contained, _HINT), _published(environment)
+    if here and there and (there.released if there.id == here.id else there.began > here.began):
+        _path(environment, directory).unlink(missing_ok=True)
+        here = None
+    if here and there != here:
+        _publish(environment, here)
+    return here or (there if there and not there.released else None)
+
+
+def is_here(environment: str, directory: Path) -> bool:
+    """Whether this host's file says so: for programs that are no runs."""
+    return _path(environment, directory).exists()
+
+
+def write(environment: str, directory: Path, contained: Contained) -> None:
+    """Before anything is held still: whoever is killed then can be followed by one who goes on or releases.
+
+    Raises:
+        OpsError: it cannot be written. Nothing may be changed then.
+    """
+    record.write(_path(environment, directory), contained)
+    _publish(environment, contained)
+
+
+def end(environment: str, directory: Path, contained: Contained) -> None:
+    """When everything is as it was."""
+    _publish(environment, replace(contained, held=(), released=datetime.now(UTC).isoformat(timespec="seconds")))
+    _path(environment, directory).unlink(missing_ok=True)
+
+
+def _path(environment: str, directory: Path) -> Path:
+    return directory / f".contained-{environment}"
+
+
+def _variable(environment: str) -> str:
+    return f"env-{environment}-contained"
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """A recovery must not stand still because Prefect died."""
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), contextlib.suppress(httpx.HTTPError):
+        yield
+
+
+def _publish(environment: str, contained: Contained) -> None:
+    if FlowRunContext.get() is None:
+        return
+    with _impatient():
+        text = TypeAdapter(Contained).dump_json(contained).decode()
+        Variable.set(_variable(environment), text, overwrite=True)
+
+
+def _published(environment: str) -> Contained | None:
+    if FlowRunContext.get() is None:
+        return None
+    with _impatient(), contextlib.suppress(ValidationError):
+        text = str(Variable.get(_variable(environment), default=""))
+        return TypeAdapter(Contained).validate_json(text) if text else None
+    return None

@@ -1,0 +1,75 @@
+"""The catalog of a base backup, read from its files: a table's OID and file where nobody can be asked any more.
+
+No server is started: of pg_class only columns of fixed width are read, which stand first in every row. Rows that were
+updated or deleted, and not yet vacuumed, are there too: they tell the files that a table had before.
+https://www.postgresql.org/docs/current/storage-page-layout.html
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from runbook import shell
+from runbook.errors import CommandFailed, VerificationFailed
+from tasks.cluster.unpack import BASE
+from tasks.postgres.filenodes import Filed
+
+PG_DATABASE, PG_CLASS = "1262", "1259"
+_PAGE, _HEAD = 8192, 24
+_NAME = 64
+# pg_class: oid, relname, relnamespace, reltype, reloftype, relowner, relam, relfilenode
+_CLASS = struct.Struct("<I64sIIIIII")
+_DATABASE = struct.Struct("<I64s")
+_SYSTEM_SCHEMAS = (11, 99)  # pg_catalog, pg_toast
+_PUBLIC = 2200
+
+
+def find_in_backup(backup: Path, database: str, typed: str, directory: Path, where: str) -> tuple[Filed, ...]:
+    """The tables of that name in a full base backup that is at hand. A schema other than public cannot be told from
+    another here, so it is passed over.
+
+    Raises:
+        VerificationFailed: the backup cannot be read.
+    """
+    argv = ["tar", "--extract", "--gzip", f"--file={backup / BASE}", f"--directory={directory}", "--no-same-owner"]
+    try:
+        shell.run([*argv, "--wildcards", f"global/{PG_DATABASE}", f"base/*/{PG_CLASS}"])
+    except CommandFailed as error:
+        what = f"the catalog of {where} cannot be read: {error.message}"
+        raise VerificationFailed(what, "name the table's OID") from None
+    schema, _, name = typed.strip().replace('"', "").rpartition(".")
+    found = dict[tuple[int, int, int], Filed]()
+    for oid in _databases(directory / "global" / PG_DATABASE, database):
+        path = directory / "base" / str(oid) / PG_CLASS
+        for row in rows_in(path.read_bytes()) if path.exists() else ():
+            if len(row) < _CLASS.size:
+                continue
+            table, called, namespace, *_, file = _CLASS.unpack_from(row)
+            fits = not schema or (namespace == _PUBLIC) == (schema == "public")
+            if fits and file and _text(called) == name and namespace not in _SYSTEM_SCHEMAS:
+                found[oid, table, file] = Filed(oid, table, typed, file, 0, where)
+    return tuple(found.values())
+
+
+def _databases(path: Path, wanted: str) -> set[int]:
+    """The OIDs that a database of that name has, or had."""
+    rows = (_DATABASE.unpack_from(row) for row in rows_in(path.read_bytes()) if len(row) >= _DATABASE.size)
+    return {oid for oid, name in rows if _text(name) == wanted}
+
+
+def _text(name: bytes) -> str:
+    return name.split(b"\0", 1)[0].decode(errors="replace")
+
+
+def rows_in(content: bytes) -> Iterator[bytes]:
+    """The rows of a heap file, without their headers, dead ones too."""
+    for page in range(0, len(content) - _PAGE + 1, _PAGE):
+        (lower,) = struct.unpack_from("<H", content, page + 12)
+        for at in range(page + _HEAD, page + min(lower, _PAGE), 4):
+            (item,) = struct.unpack_from("<I", content, at)
+            offset, state, length = item & 0x7FFF, item >> 15 & 3, item >> 17
+            if state == 1 and length > _HEAD and offset + length <= _PAGE:  # 1: it has a row
+                row = content[page + offset : page + offset + length]
+                yield row[row[22] :]
