@@ -68,7 +68,7 @@ def test_nothing_is_lost_every_phase_is_timed_and_a_sabotaged_standby_is_refused
     assert (sabotage, runbook) == ("replay paused on the standby", "postgres-failover")
     assert "replay is not paused" in refused
     boxes = {row[2]: row[1] for row in table(report, "Training checklist (§8.4)")}
-    assert len(boxes) == 32
+    assert len(boxes) == 31
     assert boxes["ログイン機能確認"] == boxes["監視アラートの発火確認"] == "☑"
     assert boxes["オンコール対応の確認"] == boxes["Redisデータのリストア"] == "☐"
     assert system.healthy()
