@@ -121,15 +121,16 @@ def test_a_plan_breaks_nothing_and_a_wrong_confirm_neither(system: System) -> No
 
 
 def test_a_system_that_is_not_well_is_not_broken_further(system: System) -> None:
-    services = environment(system).services
-    services.stop("standby")
+    env = environment(system)
+    services, standby = env.services, env.standby.service
+    services.stop(standby)
     before = system.untouched()
     try:
         report = critical(system, NAME)
         assert "not streaming: standby" in finding(report, "steady state: replication")
         assert system.untouched() == before
     finally:
-        services.start("standby")
+        services.start(standby)
 
 
 def killed_and_launched_again(system: System, place: str) -> None:
