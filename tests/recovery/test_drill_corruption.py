@@ -10,13 +10,13 @@ import pytest
 from flows.recovery import point_target
 from flows.recovery.drill import SCENARIOS
 from flows.recovery.drills import control
-from flows.recovery.drills.data_corruption import DataCorruption
+from flows.recovery.point_in_time import restore_to_point
 from runbook.report import Status
 from tests.recovery.conftest import System
-from tests.recovery.drills import base_backup, critical, environment, finding, hold, process, table
+from tests.recovery.drills import base_backup, begun, environment, finding, forget, hold, process, table
 
 NAME = "data_corruption"
-PLACES = ("fault: transaction noted", "drill: decided", "drill: restored", "rejoin: copied")
+PLACES = ("fault: transaction noted", "drill: struck", "drill: decided", "drill: restored", "rejoin: copied")
 CORRUPT = "SELECT count(*) FROM interview_sessions WHERE position = ''"
 
 
@@ -52,27 +52,21 @@ def test_what_was_before_the_bug_is_back_and_every_sabotaged_archive_is_refused(
 
 
 def test_a_runbook_that_would_take_a_spoiled_archive_makes_the_drill_critical(
-    system: System, monkeypatch: pytest.MonkeyPatch
+    system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control of a runbook that plans whatever it finds; the system is healthy all the same."""
-    real = control.try_sabotaged
-
-    def blind(*args: object, **kwargs: object) -> object:
-        with monkeypatch.context() as patch:
-            patch.setattr(point_target, "judge_target", lambda report, origin, target, found: found.stop)
-            patch.setattr("flows.recovery.point_in_time.point_target", point_target)
-            return real(*args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(control, "try_sabotaged", blind)
-    scenario = SCENARIOS[NAME]
-    assert isinstance(scenario, DataCorruption)
-    report = critical(system, NAME)
-    assert finding(report, "negative controls").startswith("CRITICAL restore-to-point")
-    assert system.healthy()
-
-
-def test_killed_after_the_bug_it_is_healed_by_the_next_launch(system: System) -> None:
-    killed_and_launched_again(system, "drill: struck")
+    """The negative control alone, of a runbook that plans whatever it finds."""
+    (row,) = system.sql(
+        "UPDATE users SET updated_at = now() WHERE id = (SELECT min(id) FROM users) RETURNING xmin::text"
+    )
+    plan = restore_to_point.fn(system.name, by="before_transaction", target=row[0])
+    drill = begun(system, NAME, tmp_path)
+    drill.note(found=row[0], stops=plan.facts["stops"], **{name: str(value) for name, value in plan.pins.items()})
+    monkeypatch.setattr(point_target, "judge_target", lambda report, origin, target, found: found.stop)
+    try:
+        control.tell(drill.report, SCENARIOS[NAME].control(drill))
+    finally:
+        forget(system)
+    assert finding(drill.report, "negative controls").startswith("CRITICAL restore-to-point")
 
 
 @pytest.mark.soak
