@@ -15,7 +15,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import replication, valkey
+from lab import replication, shipping, valkey
 from lab.application.install import environment_text
 from lab.environment import clean_environment
 from lab.processes import write
@@ -40,6 +40,7 @@ class SecondRegion(Services):
         told = {"GRC_ENV_FILE": str(self.layout.host_settings)}
         return [
             *replication.programs(self.layout, self.state, self.binaries, self.account),
+            shipping.program(self.layout, self.state, self.binaries, self.account),
             valkey.programs(self.layout, self.binaries, self.account)[0],
             *(dataclasses.replace(one, environment=told) for one in super().programs() if one.name in APPLICATION),
         ]

@@ -18,6 +18,7 @@ from lab.processes import end, marked, run, server_at
 from lab.progress import Tell
 from lab.replication import RECEIVER_PROGRAM, RECEIVER_SLOT, STANDBY, STANDBY_SLOT
 from lab.services import APPLICATION, REDIS, Services
+from lab.shipping import ARCHIVER_PROGRAM
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 
@@ -83,6 +84,7 @@ def _follow(services: Services, beside: ThreadPoolExecutor, tell: Tell) -> Futur
     left it behind), stays stopped: it would be a second primary, or mix the WAL of two.
     """
     primary = services.nodes[0]
+    services.supervisor.start(ARCHIVER_PROGRAM)
     if system_of_wal(services.layout.wal) in (0, primary.system):
         replication.accept(primary, services.state, RECEIVER_SLOT)
         services.supervisor.start(RECEIVER_PROGRAM)
