@@ -3,7 +3,7 @@ touched, called with the open report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from blocks import nodes
@@ -63,9 +63,18 @@ def ship(report: Report, env: Environment, source: Stores) -> None:
 
 
 def choose_origin(
-    report: Report, env: Environment, target: Target, wanted: str, timeline: int, source: Stores
+    report: Report,
+    env: Environment,
+    target: Target,
+    wanted: str,
+    timeline: int,
+    source: Stores,
+    *,
+    of: str = "",
+    but: Collection[str] = (),
 ) -> Origin:
-    """The newest base backup from which the target can be reached.
+    """The newest base backup from which the target can be reached. `of`: another environment's, whose backups are here;
+    `but`: not these.
 
     Raises:
         OpsError: there is none, or no WAL after it.
@@ -74,7 +83,7 @@ def choose_origin(
     backups, unreadable = open_all(store, "cluster")
     if unreadable:
         report.warn("manifests that cannot be read", f"look at them in {store.where}", value=", ".join(unreadable[:5]))
-    candidates = _own(env, backups, wanted, store.where)
+    candidates = _own(env, [one for one in backups if one.name not in but], wanted, store.where, of or env.name)
     first = cluster_in(candidates[-1])
     archive = archive_of(env, source, first.system, candidates[-1].manifest.environment)
     listing = archive.listing()
@@ -90,15 +99,14 @@ def choose_origin(
     content = cluster_in(chosen)
     chain = chain_from(listing, history, content.stop, content.segment_bytes)
     require_begun(chain, chosen.name)
-    report.pin("backup", chosen.name)
-    report.pin("timeline", history.number)
     whole = lineage(chosen, backups)
     _tell(report, whole, chain, usable[0], archive)
-    judge_origin(report, env, chosen, wanted)
+    if not of:
+        judge_origin(report, env, chosen, wanted)
     return Origin(tuple(whole), archive, chain, usable[0])
 
 
-def _own(env: Environment, backups: Sequence[Backup], wanted: str, where: str) -> list[Backup]:
+def _own(env: Environment, backups: Sequence[Backup], wanted: str, where: str, of: str) -> list[Backup]:
     """Those that may be meant, by the LSN at which they end: of the cluster that is live, or was last."""
     if wanted != AUTO:
         found = [one for one in backups if one.name == wanted]
@@ -106,17 +114,17 @@ def _own(env: Environment, backups: Sequence[Backup], wanted: str, where: str) -
             newest = ", ".join(one.name for one in reversed(backups[-3:])) or "none at all"
             raise OpsError(f"there is no base backup “{wanted[:80]}” in {where}", f"the newest: {newest}")
         return found
-    own = [one for one in backups if one.manifest.environment == env.name and not one.failed]
-    live = nodes.ask(env.postgres)
+    own = [one for one in backups if one.manifest.environment == of and not one.failed]
+    live = nodes.ask(env.postgres) if of == env.name else None
     if live:
         own = [one for one in own if cluster_in(one).system == live.system]
     elif own:
         last = cluster_in(max(own, key=lambda one: one.manifest.taken)).system
         own = [one for one in own if cluster_in(one).system == last]
     if not own:
-        others = [one for one in backups if one.manifest.environment != env.name]
+        others = [one for one in backups if one.manifest.environment != of]
         more = f"; another environment's is taken by its name only, e.g. {others[-1].name}" if others else ""
-        raise OpsError(f"there is no base backup of this cluster in {where}", f"backup-cluster takes one{more}")
+        raise OpsError(f"there is no base backup of {of}'s cluster in {where}", f"backup-cluster takes one{more}")
     return sorted(own, key=lambda one: (cluster_in(one).stop, one.manifest.taken))
 
 
