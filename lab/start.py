@@ -14,7 +14,7 @@ from lab import postgres, replication, seed, valkey
 from lab.environment import clean_environment
 from lab.layout import PYTHON, Layout
 from lab.nodes import system_of_wal
-from lab.processes import end, marked, run, server_at
+from lab.processes import alive, end, marked, pid_in, run, server_at, working_in
 from lab.progress import Tell
 from lab.replication import RECEIVER_PROGRAM, RECEIVER_SLOT, STANDBY, STANDBY_SLOT
 from lab.services import APPLICATION, REDIS, Services
@@ -75,6 +75,16 @@ def end_orphans(layout: Layout) -> None:
     servers = (server_at(pid_file, directory) for pid_file, directory in layout.redis_pids.items())
     end([process for process in servers if process], seconds=30)
     end(marked(layout.supervisor), seconds=10)
+
+
+def lose(layout: Layout) -> None:
+    """Kill every process of a region with -9, its supervisor first: nothing starts again."""
+    if supervisor := alive(pid_in(layout.supervisor.with_suffix(".pid"))):
+        end([supervisor], seconds=5, how=signal.SIGKILL)
+    servers = (server_at(pid_file, directory) for pid_file, directory in layout.redis_pids.items())
+    end([*marked(layout.supervisor), *(one for one in servers if one)], seconds=10, how=signal.SIGKILL)
+    for data in (layout.postgres_data, layout.standby_data):  # PostgreSQL's children write over the mark too
+        end(working_in(data), seconds=10, how=signal.SIGKILL)
 
 
 def _follow(services: Services, beside: ThreadPoolExecutor, tell: Tell) -> Future[None]:

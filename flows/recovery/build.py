@@ -143,9 +143,14 @@ def _migrate(report: Report, permit: Permit, env: Environment, copies: Copies, p
     done = upgrade.after(proven)(
         permit, env.postgres, env.application, copies.database.database, backend_directory=backend
     )
+    return done if tell_revision(report, done) else None
+
+
+def tell_revision(report: Report, done: Migrated) -> bool:
+    """Where the schema stands; whether that was changed."""
     changed = done.before != done.after
     report.fact("Alembic revision", f"{done.before} → {done.after}" if changed else f"{done.after}, nothing pending")
-    return done if changed else None
+    return changed
 
 
 def prove_others(report: Report, env: Environment, chosen: Chosen, copies: Beside) -> None:

@@ -3,8 +3,9 @@ touched, called with the open report."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from blocks import nodes
 from blocks.environment import Environment, Stores
@@ -62,6 +63,12 @@ def ship(report: Report, env: Environment, source: Stores) -> None:
         report.warn("the receiver's tail", "look at these files before anybody removes them", value=done.refused[0])
 
 
+def ship_rest(report: Report, env: Environment) -> None:
+    """What an earlier run has begun here, and a receiver has kept: a new timeline must not take its number."""
+    if env.has("wal") and any(Path(env.wal.directory).glob("*")):
+        ship(report, env, "backups")
+
+
 def choose_origin(
     report: Report,
     env: Environment,
@@ -71,10 +78,8 @@ def choose_origin(
     source: Stores,
     *,
     of: str = "",
-    but: Collection[str] = (),
 ) -> Origin:
-    """The newest base backup from which the target can be reached. `of`: another environment's, whose backups are here;
-    `but`: not these.
+    """The newest base backup from which the target can be reached. `of`: another environment's, whose backups are here.
 
     Raises:
         OpsError: there is none, or no WAL after it.
@@ -83,7 +88,7 @@ def choose_origin(
     backups, unreadable = open_all(store, "cluster")
     if unreadable:
         report.warn("manifests that cannot be read", f"look at them in {store.where}", value=", ".join(unreadable[:5]))
-    candidates = _own(env, [one for one in backups if one.name not in but], wanted, store.where, of or env.name)
+    candidates = _own(env, backups, wanted, store.where, of or env.name)
     first = cluster_in(candidates[-1])
     archive = archive_of(env, source, first.system, candidates[-1].manifest.environment)
     listing = archive.listing()
@@ -98,7 +103,8 @@ def choose_origin(
     chosen = _newest_before(target, usable)
     content = cluster_in(chosen)
     chain = chain_from(listing, history, content.stop, content.segment_bytes)
-    require_begun(chain, chosen.name)
+    if not of:
+        require_begun(chain, chosen.name)
     whole = lineage(chosen, backups)
     _tell(report, whole, chain, usable[0], archive)
     if not of:
@@ -164,7 +170,7 @@ def _tell(report: Report, whole: Sequence[Backup], chain: Chain, oldest: Backup,
     report.fact(
         "oldest reachable point", f"{first.stopped:%Y-%m-%d %H:%M:%S UTC}, LSN {first.stop_lsn} ({oldest.name})"
     )
-    report.fact("newest reachable point", f"LSN {lsn_text(chain.end)} at most")
+    report.fact("newest reachable point", f"LSN {lsn_text(chain.end or content.stop)} at most")
     report.expect(
         "continuity of the WAL",
         not chain.trouble,
