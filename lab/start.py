@@ -78,11 +78,13 @@ def end_orphans(layout: Layout) -> None:
 
 
 def lose(layout: Layout) -> None:
-    """Kill every process of a region with -9, its supervisor first: nothing starts again."""
+    """Kill every process of a region with -9, its supervisor first: nothing starts again. The AI providers are other
+    companies', in other places."""
     if supervisor := alive(pid_in(layout.supervisor.with_suffix(".pid"))):
         end([supervisor], seconds=5, how=signal.SIGKILL)
     servers = (server_at(pid_file, directory) for pid_file, directory in layout.redis_pids.items())
-    end([*marked(layout.supervisor), *(one for one in servers if one)], seconds=10, how=signal.SIGKILL)
+    own = [process for process in marked(layout.supervisor) if "ai_providers" not in process.cmdline()]
+    end([*own, *(one for one in servers if one)], seconds=10, how=signal.SIGKILL)
     for data in (layout.postgres_data, layout.standby_data):  # PostgreSQL's children write over the mark too
         end(working_in(data), seconds=10, how=signal.SIGKILL)
 

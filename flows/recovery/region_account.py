@@ -8,14 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from blocks import nodes
 from blocks.environment import Environment
 from flows.recovery.region_ways import Way
-from flows.store import mark_verified
+from flows.store import mark_verified, store_for
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.render import duration
 from runbook.report import Report, Status
 from tasks.application import wait_healthy
+from tasks.catalogue import open_all
+from tasks.cluster.content import cluster_in
 from tasks.endpoint import Sent, read_endpoint
 from tasks.postgres.synchronous import Synchrony, read_synchrony
 
@@ -106,21 +109,43 @@ def tell_switch(report: Report, env: Environment, sent: Sent) -> None:
     report.fact("users are sent to", f"{sent.after} (before: {sent.before or 'nowhere'}), by {env.endpoint.file}")
 
 
+@dataclass(frozen=True)
+class Protection:
+    """Who follows the new primary and for whom commits wait; whether there is a base backup of the timeline that it
+    writes."""
+
+    synchrony: Synchrony
+    timeline: int
+    has_base: bool
+
+
 @probe
-def read_followers(env: Environment) -> Synchrony:
-    """Who follows the new primary, and for whom commits wait."""
-    return read_synchrony.work(env.postgres)
+def read_protection(env: Environment) -> Protection:
+    """What would be left of what is written from now on.
+
+    Raises:
+        Unreachable: the database or the store does not answer.
+    """
+    standing = nodes.ask(env.postgres)
+    system, timeline = (standing.system, standing.timeline) if standing else (0, 0)
+    known = [cluster_in(one) for one in open_all(store_for(env, "cluster"), "cluster")[0] if not one.failed]
+    has_base = any((one.system, one.timeline) == (system, timeline) for one in known)
+    return Protection(read_synchrony.work(env.postgres), timeline, has_base)
 
 
 def tell_after(report: Report, env: Environment, old: Environment) -> None:
     """What protects this region now, and what is to be done, the most urgent first. Until then it is not OK."""
-    found = read_followers(env)
-    commits = f"wait for {', '.join(found.connected)}" if found.needed and found.connected else "wait for nobody"
-    report.warn("no base backup of this region", f"launch backup-cluster on {env.name} now, then backup-database, "
-                "backup-redis and backup-files: until then what is written from now on has no backup",
-                value=f"what was restored is of {old.name}")  # fmt: skip
-    hint = f"build one with rejoin-standby on {env.name}; until then there is nothing to fail over to"
-    report.warn("no standby", hint, value=f"commits {commits}")  # fmt: skip
+    found = read_protection(env)
+    waiting = found.synchrony.connected if found.synchrony.needed else ()
+    commits = f"commits wait for {', '.join(waiting) or 'nobody'}"
+    report.fact("protection now", commits + (", whose WAL is shipped to the store" if waiting else ""))
+    if not found.has_base:
+        report.warn("no base backup of this region", f"launch backup-cluster on {env.name} now, then backup-database, "
+                    "backup-redis and backup-files: until then what is written from now on has no backup",
+                    value=f"none of timeline {found.timeline}")  # fmt: skip
+    if env.has("standby") and env.standby.name not in waiting:
+        hint = f"build one with rejoin-standby on {env.name}; until then there is nothing to fail over to"
+        report.warn("no standby", hint, value=commits)
     if not env.has("copies"):
         report.warn("no second place", f"add [copies] to {env.name}'s TOML: all that it has is in this region",
                     value="backups and WAL stay here")  # fmt: skip
