@@ -84,7 +84,8 @@ class Lab:
         for data in (layout.postgres_data, layout.standby_data, layout.wal, layout.redis_data, layout.application):
             for path in data.parent.glob(f"{data.name}*"):  # and what recoveries kept aside
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        shutil.rmtree(layout.store("wal") / layout.name, ignore_errors=True)  # of its own time
+        for store in (layout, layout.first):  # of its own time
+            shutil.rmtree(store.store("wal") / layout.name, ignore_errors=True)
         layout.endpoint.unlink(missing_ok=True)
         second.create_directories()
         region.bring_up(second, silent)
