@@ -12,10 +12,16 @@ lab: $(INSTALLED)
 lab-down:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m lab down --all; fi
 
-.PHONY: demo bench
+.PHONY: demo drill bench
 
 demo:
 	@began=$$(date +%s) && $(MAKE) --no-print-directory lab && $(BIN)/python -m lab.demo --since "$$began"
+
+# A drill of §8.4 in the lab: make drill SCENARIO=data_corruption [PARTICIPANTS="name name"]
+SCENARIO ?= database_failure
+drill:
+	@began=$$(date +%s) && $(MAKE) --no-print-directory lab && $(BIN)/python -m lab.drill --scenario "$(SCENARIO)" \
+	  --since "$$began" --participants $(PARTICIPANTS)
 
 # Both sides of every ratio in one run, on a lab of its own: make bench [MEGABYTES=1000] [JSON=bench.json]
 MEGABYTES ?= 1000

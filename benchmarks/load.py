@@ -13,7 +13,7 @@ import httpx
 import psycopg
 
 from benchmarks.place import Place
-from lab.writer import USER
+from tasks.drill.writer import USER
 
 HAMMER_SECONDS = 0.01
 READS_PER_SECOND, WRITES_PER_SECOND = 40.0, 5.0

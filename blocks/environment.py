@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal, cast
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -25,6 +28,8 @@ Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 # Stopping is §8.2's order. Starting is by dependency: data before what reads it.
 STOP_ORDER = ("backend", "frontend", "redis")
 START_ORDER = ("postgres", "redis", "backend", "frontend")
+_NOBODY: Mapping[str, Environment] = MappingProxyType({})
+_stand_ins: ContextVar[Mapping[str, Environment]] = ContextVar("stand_ins", default=_NOBODY)
 
 
 class Environment(Block):
@@ -65,6 +70,8 @@ class Environment(Block):
         from blocks import toml  # it builds environments, so it imports this module
 
         toml.check_name(name)
+        if stand_in := _stand_ins.get().get(name):
+            return stand_in
         if FlowRunContext.get() is None:
             return toml.environment(name)
         try:
@@ -163,6 +170,24 @@ class Environment(Block):
     def parts(self) -> Mapping[str, Block]:
         """The parts at hand."""
         return self._parts
+
+    def derived(self, replaced: Mapping[str, Block], *, without: Sequence[str] = (), reports: Path) -> Environment:
+        """One of the same name, in memory only: with other blocks, without some, with reports elsewhere."""
+        slugs = {part: slug for part, slug in self.slugs.items() if part not in without}
+        parts = {part: self._part(part) for part in slugs} | dict(replaced)
+        copy = self.model_copy(update={"slugs": slugs, "reports": str(reports)})
+        copy._ranked = []
+        return copy.with_parts(parts)
+
+    @contextlib.contextmanager
+    def stands_in(self) -> Iterator[None]:
+        """`find` gives this one in the place of the registered one while the block runs: how a drill has a runbook
+        judge a sabotaged copy."""
+        token = _stand_ins.set({**_stand_ins.get(), self.name: self})
+        try:
+            yield
+        finally:
+            _stand_ins.reset(token)
 
     def has(self, part: str) -> bool:
         """Whether the environment names such a part."""

@@ -24,13 +24,14 @@ from psycopg import sql
 
 from lab import postgres
 from lab.client import Lab
-from lab.ledger import Ledger, Lost, lost
 from lab.progress import Tell, progress
 from lab.proof import Proof, find_report
 from lab.runs import Run, Runs
-from lab.writer import Writer
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
+from tasks.drill.account import Account, account_of
+from tasks.drill.ledger import Ledger
+from tasks.drill.writer import Writer
 
 BACKUPS = ("backup-database", "backup-redis", "backup-files")
 RESTORE = "full-restore"
@@ -146,10 +147,10 @@ class Demo:
             return f"no answer ({type(error).__name__})"
         return f"{answer.status_code} {answer.text}"
 
-    def count_lost(self) -> Lost | None:
+    def count_lost(self) -> Account | None:
         """What the ledger says; None where the database cannot be asked."""
         try:
-            return lost(self.ledger, self.status["postgres"]["dsn"])
+            return account_of(self.ledger, self.status["postgres"]["dsn"])
         except psycopg.Error:
             return None
 

@@ -11,9 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lab.ledger import Ledger, Lost
 from lab.runs import Run
 from runbook.render import duration
+from tasks.drill.account import Account
+from tasks.drill.ledger import Ledger
 
 RUNBOOK = "Full restore"
 PROVEN_GOOD = ("OK", "WARN")
@@ -30,7 +31,7 @@ class Proof:
     report: dict[str, Any]
     health: str
     ledger: Ledger
-    lost: Lost | None
+    lost: Account | None
     backups_began: datetime
 
     def problems(self) -> list[str]:
@@ -115,13 +116,13 @@ class Proof:
         return set()
 
 
-def find_report(directory: Path, since: datetime) -> dict[str, Any] | None:
-    """The newest report of a full restore that began after a moment."""
+def find_report(directory: Path, since: datetime, runbook: str = RUNBOOK) -> dict[str, Any] | None:
+    """The newest report of a runbook that began after a moment, with its `path`."""
     newest = None
     for path in sorted(directory.glob("*.json")):
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if report["runbook"] == RUNBOOK and datetime.fromisoformat(report["started"]) >= since:
-            newest = report
+        if report["runbook"] == runbook and datetime.fromisoformat(report["started"]) >= since:
+            newest = {**report, "path": str(path)}
     return newest
 
 

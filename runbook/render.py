@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from html import escape
 from typing import Any
 
@@ -86,11 +87,15 @@ def image(name: str, svg: str) -> str:
 def timeline(report: Report) -> str:
     """When each step ran: a bar per step (of the longest ones), in order of their start."""
     longest = sorted(report.steps, key=lambda step: -step.seconds)[:MOST_ROWS]
-    steps = sorted(longest, key=lambda step: step.started)
-    whole = max(((s.started - report.started).total_seconds() + s.seconds for s in steps), default=1) or 1
+    return bars(sorted(longest, key=lambda step: step.started), report.started)
+
+
+def bars(steps: Sequence[StepTime], origin: datetime) -> str:
+    """A bar for each, from an origin on, as SVG."""
+    whole = max(((s.started - origin).total_seconds() + s.seconds for s in steps), default=1) or 1
     scale = (WIDTH - LEFT - 70) / whole
     height = ROW * (len(steps) + 1) + 10
-    bars = "".join(_bar(index, step, report, scale) for index, step in enumerate(steps))
+    drawn = "".join(_bar(index, step, origin, scale) for index, step in enumerate(steps))
     ticks = "".join(
         f'<line x1="{LEFT + t * whole / 5 * scale:.0f}" y1="4" x2="{LEFT + t * whole / 5 * scale:.0f}" '
         f'y2="{height - ROW}" stroke="#ced4da"/><text x="{LEFT + t * whole / 5 * scale:.0f}" y="{height - 8}" '
@@ -99,12 +104,12 @@ def timeline(report: Report) -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
-        f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="#ffffff"/>{ticks}{bars}</svg>'
+        f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="#ffffff"/>{ticks}{drawn}</svg>'
     )
 
 
-def _bar(index: int, step: StepTime, report: Report, scale: float) -> str:
-    x = LEFT + (step.started - report.started).total_seconds() * scale
+def _bar(index: int, step: StepTime, origin: datetime, scale: float) -> str:
+    x = LEFT + (step.started - origin).total_seconds() * scale
     y, width = 6 + index * ROW, max(step.seconds * scale, 2)
     return (
         f'<text x="{LEFT - 8}" y="{y + 13}" fill="#343a40" text-anchor="end">{escape(step.name)}</text>'

@@ -15,10 +15,11 @@ import pytest
 import redis
 
 from lab.client import Lab
-from lab.ledger import Ledger, lost, text_of
-from lab.writer import Writer
 from runbook.errors import OpsError
 from runbook.wait import until
+from tasks.drill.account import account_of
+from tasks.drill.ledger import Ledger, text_of
+from tasks.drill.writer import Writer
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_everything_that_was_acknowledged_is_in_the_database(
         wait_for(ledger, 30)
     written = ledger.acknowledged()
     assert {attempt.kind for attempt in written} == {"session", "message"}
-    found = lost(ledger, status["postgres"]["dsn"])
+    found = account_of(ledger, status["postgres"]["dsn"])
     assert (found.acknowledged, found.lost) == (len(written), ())
     assert len({attempt.id for attempt in ledger.attempts()}) == len(ledger.attempts())
 
@@ -73,7 +74,7 @@ def test_a_deleted_session_and_an_altered_message_are_lost(
         # As after a restore: the sequence gave the message's id out again, to somebody else's text.
         connection.execute("UPDATE interview_messages SET content = 'another' WHERE id = %s", [message.key])
         connection.execute("DELETE FROM interview_sessions WHERE id = %s", [session.key])
-    found = lost(ledger, status["postgres"]["dsn"])
+    found = account_of(ledger, status["postgres"]["dsn"])
     assert {message.id, session.id} <= {attempt.id for attempt in found.lost}
     assert found.sentence.startswith(f"{len(found.lost)} of {len(written)} acknowledged")
 
@@ -85,8 +86,8 @@ def test_an_unanswered_write_is_counted_apart_and_looked_up(ledger: Ledger, stat
         connection.execute(
             "INSERT INTO interview_sessions (user_id, position) SELECT min(id), %s FROM users", [text_of(stored)]
         )
-    found = lost(ledger, status["postgres"]["dsn"])
-    assert (found.acknowledged, found.lost, found.indeterminate, found.stored) == (0, (), 2, 1)
+    found = account_of(ledger, status["postgres"]["dsn"])
+    assert (found.acknowledged, found.lost, found.indeterminate, found.recovered) == (0, (), 2, 1)
     assert {attempt.id for attempt in ledger.attempts()} == {stored, gone}
 
 
@@ -99,7 +100,7 @@ def test_it_goes_on_when_the_backend_was_killed(
         killed = datetime.now(UTC)  # not before: asking for the status takes longer than five writes
         until(lambda: ledger.acknowledged(after=killed)[5:], what="writes after the kill", seconds=30)
     assert any(attempt.outcome == "refused" for attempt in ledger.attempts())
-    assert lost(ledger, status["postgres"]["dsn"]).lost == ()
+    assert account_of(ledger, status["postgres"]["dsn"]).lost == ()
 
 
 def test_it_logs_in_again_when_its_session_is_gone(

@@ -14,11 +14,12 @@ from blocks.environment import Environment
 from flows.recovery import command
 from flows.recovery import full_restore as module
 from flows.recovery.full_restore import full_restore
-from lab.ledger import Ledger, lost
 from lab.lifecycle import existing
-from lab.writer import Writer
 from runbook.errors import OpsError
 from runbook.report import Report, Status
+from tasks.drill.account import account_of
+from tasks.drill.ledger import Ledger
+from tasks.drill.writer import Writer
 from tasks.postgres.dump import GLOBALS
 from tasks.postgres.roles import create_roles
 from tasks.postgres.server import presence
@@ -42,7 +43,7 @@ def test_writes_until_the_stop_are_counted_and_a_late_recovery_is_no_failed_one(
     password = existing(system.name)[0].state.passwords.application
     with Writer(system.lab.status()["application"]["url"], password, ledger, per_second=20, message_every=1000):
         report = full_restore.fn(system.name, stop_services="at_swap", confirm=system.name)
-    gone = lost(ledger, system.lab.status()["postgres"]["dsn"]).lost
+    gone = account_of(ledger, system.lab.status()["postgres"]["dsn"]).lost
     named = next(table for table in report.evidence if table.name.startswith("Writes lost, one by one"))
     assert [attempt for attempt in gone if attempt.sent > report.started], "clients wrote after the run began"
     assert {attempt.key for attempt in gone} <= {row[3] for row in named.rows}

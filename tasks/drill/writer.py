@@ -3,7 +3,7 @@
     ledger = Ledger(path)
     with Writer(application_url, password, ledger, per_second=10):
         ...                          # break things
-    lost(ledger, dsn).sentence       # which acknowledged writes are gone
+    account_of(ledger, dsn).sentence # which acknowledged writes are gone
 
 It goes on while the application is down.
 """
@@ -18,9 +18,9 @@ from typing import Self
 
 import httpx
 
-from lab.ledger import Kind, Ledger, text_of
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
+from tasks.drill.ledger import Kind, Ledger, text_of
 
 USER = "monitor"
 TIMEOUT_SECONDS = 5.0
@@ -45,10 +45,12 @@ class Writer:
         password: str,
         ledger: Ledger,
         *,
+        user: str = USER,
         per_second: float = 10,
         message_every: int = MESSAGE_EVERY,
     ) -> None:
         self.ledger = ledger
+        self._user = user
         self._password = password
         self._pause = 1 / per_second
         self._message_every = message_every
@@ -60,7 +62,7 @@ class Writer:
         self._failure: BaseException | None = None
 
     def __enter__(self) -> Self:
-        until(self._log_in, what=f"the log-in of {USER}", seconds=LOGIN_SECONDS, hint="see what its /health says")
+        until(self._log_in, what=f"the log-in of {self._user}", seconds=LOGIN_SECONDS, hint="see what its /health says")
         self._thread.start()
         return self
 
@@ -126,11 +128,13 @@ class Writer:
 
     def _log_in(self) -> bool:
         try:
-            answer = self._post("/api/auth/login", {"username": USER, "password": self._password})
+            answer = self._post("/api/auth/login", {"username": self._user, "password": self._password})
         except httpx.HTTPError as error:
             raise Unreachable(f"the application does not answer ({type(error).__name__})") from None
         if answer.is_client_error:
-            raise OpsError(f"the application refuses {USER}: {answer.status_code}", "set OPS_APPLICATION_PASSWORD")
+            raise OpsError(
+                f"the application refuses {self._user}: {answer.status_code}", "set OPS_APPLICATION_PASSWORD"
+            )
         if not answer.is_success:
             raise Unreachable(f"the application answers {answer.status_code}")
         self._client.headers["Authorization"] = f"Bearer {answer.json()['token']}"

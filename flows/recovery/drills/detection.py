@@ -1,0 +1,141 @@
+"""How a drill learns of its fault: from the monitoring's probes, never from knowledge of the fault.
+
+The one place where alerts plug in: a sensor more in `SENSORS`, and every drill listens to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from blocks import nodes
+from blocks.environment import Environment
+from flows.recovery.drills.scenario import Symptom, now
+from runbook.errors import OpsError, Unreachable
+from runbook.kinds import probe
+from runbook.wait import until
+from tasks.application import wait_healthy
+from tasks.integrity import run_expectations
+from tasks.postgres.replication import read_replication
+
+Sensor = Callable[[Environment, Path], str]
+EVERY_SECONDS = 0.25
+IN_A_ROW = 2
+"""One bad answer is no alarm."""
+
+
+def application(env: Environment, _: Path) -> str:
+    """Health of backend and frontend, as their users' load balancer asks for it."""
+    try:
+        wait_healthy.work(env.application, seconds=0, in_a_row=1)
+    except OpsError as error:
+        return error.message
+    return ""
+
+
+def database(env: Environment, _: Path) -> str:
+    """Some server takes writes, and has the application's database."""
+    standing = [(node, nodes.ask(node)) for node in env.nodes()]
+    primary = next((node for node, found in standing if found and not found.in_recovery), None)
+    if primary is None:
+        return "no database server takes writes"
+    try:
+        with primary.connect(primary.database, seconds=nodes.ASK_SECONDS):
+            return ""
+    except OpsError as error:
+        return error.message
+
+
+def replication(env: Environment, _: Path) -> str:
+    """Everybody who is to follow the primary streams from it."""
+    wanted = {env.nodes()[-1].name} if env.has("standby") else set()
+    if env.has("wal") and env.wal.service in env.services.names:
+        wanted.add(env.wal.name)
+    if not wanted:
+        return ""
+    env.forget_roles()
+    try:
+        found = read_replication.work(env.postgres)
+    except OpsError as error:
+        return error.message
+    streaming = {one.name for one in found.standbys if one.state == "streaming"}
+    return f"not streaming: {', '.join(sorted(wanted - streaming))}" if wanted - streaming else ""
+
+
+def content(env: Environment, evidence: Path) -> str:
+    """The data keeps the application's rules (the expectations). What cannot be asked is told by others."""
+    env.forget_roles()
+    try:
+        found = run_expectations.work(env.postgres, env.postgres.database, evidence)
+    except Unreachable:
+        return ""
+    except OpsError as error:
+        return error.message
+    return "; ".join(found.failed[:3])
+
+
+SENSORS: Mapping[str, Sensor] = {
+    "application": application,
+    "database": database,
+    "replication": replication,
+    "content": content,
+}
+SLOW = ("content",)
+
+
+@probe
+def ask_all(env: Environment, evidence: Path) -> dict[str, str]:
+    """What every sensor says now, "" where all is well."""
+    return {name: sensor(env, evidence) for name, sensor in SENSORS.items()}
+
+
+def quick(env: Environment) -> dict[str, str]:
+    """The sensors that answer at once."""
+    return {name: sensor(env, env.reports_directory) for name, sensor in SENSORS.items() if name not in SLOW}
+
+
+@probe
+def watch(env: Environment, evidence: Path, seconds: float) -> Symptom:
+    """Listen to all of them until one says `IN_A_ROW` times that something is wrong.
+
+    Raises:
+        OpsError: none did within `seconds`.
+    """
+    bad = dict.fromkeys(SENSORS, 0)
+    pending = dict[str, Future[str]]()
+    pool = ThreadPoolExecutor(len(SLOW), thread_name_prefix="sensor")
+
+    def heard() -> Symptom | None:
+        for name in SENSORS:
+            told = _answer(pool, pending, name, env, evidence)
+            if told is None:
+                continue
+            bad[name] = bad[name] + 1 if told else 0
+            if bad[name] >= (1 if name in SLOW else IN_A_ROW):
+                return Symptom(name, told, now())
+        return None
+
+    try:
+        return _found(until(heard, what="an alarm", seconds=seconds, every_seconds=EVERY_SECONDS))
+    except Unreachable:
+        raise OpsError(f"no sensor noticed the fault within {seconds:.0f} s",
+                       "the monitoring is blind for it: add a sensor that sees it") from None  # fmt: skip
+    finally:
+        pool.shutdown(wait=False)
+
+
+def _answer(
+    pool: ThreadPoolExecutor, pending: dict[str, Future[str]], name: str, env: Environment, evidence: Path
+) -> str | None:
+    """A slow sensor answers from beside; None: not yet."""
+    if name not in SLOW:
+        return SENSORS[name](env, evidence)
+    if name not in pending:
+        pending[name] = pool.submit(SENSORS[name], env, evidence)
+    return pending.pop(name).result() if pending[name].done() else None
+
+
+def _found(symptom: Symptom | None) -> Symptom:
+    assert symptom, "`until` returns what is true only"
+    return symptom

@@ -1,0 +1,73 @@
+"""A report as one self-contained HTML file, beside its JSON: to be read, printed and kept without Prefect."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from runbook.log import logger
+from runbook.render import MARK, duration, timeline
+from runbook.report import Evidence, Report, Status
+
+_STYLE = """
+body{font-family:system-ui,"Noto Sans JP",sans-serif;color:#212529;margin:2rem auto;max-width:70rem;padding:0 1rem}
+table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{border:1px solid #ced4da;padding:.25rem .6rem;
+text-align:left;vertical-align:top;overflow-wrap:anywhere}th{background:#f1f3f5}h2{margin-top:2rem}
+.CRITICAL{background:#ffe3ec}.WARN{background:#fff3bf}svg{max-width:100%;height:auto}
+"""
+
+
+@contextlib.contextmanager
+def beside() -> Iterator[list[Report]]:
+    """Gives a list for the block's report; its page is written when the block has been left, however that was."""
+    reports = list[Report]()
+    try:
+        yield reports
+    finally:
+        for report in reports:
+            _write(report)
+
+
+def _write(report: Report) -> None:
+    if report.path is None:  # the report itself could not be written, and says so
+        return
+    try:
+        report.path.with_suffix(".html").write_text(html(report), encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        logger().warning("the page of the report could not be written: %s", error.strerror)
+
+
+def html(report: Report) -> str:
+    """The whole page: facts, findings, tables, plots and steps; nothing is loaded from elsewhere."""
+    title = f"{MARK[report.status]} {report.runbook} · {report.environment} · {report.status}"
+    facts = {"started": f"{report.started:%Y-%m-%d %H:%M:%S UTC}", "took": duration(report.seconds)} | report.facts
+    findings = [(f.status, f.name, f.value, f.expected, f.hint)
+                for f in sorted(report.findings, key=lambda f: -list(Status).index(f.status))]  # fmt: skip
+    parts = [
+        f"<h1>{escape(title)}</h1><p>{escape(report.sentence())}</p>",
+        _table((), list(facts.items())),
+        "<h2>Findings</h2>" + _table(("", "finding", "value", "expected", "what to do"), findings, coloured=True),
+        *(_evidence(item) for item in report.evidence),
+        "<h2>Steps</h2>" + timeline(report) if report.steps else "",
+        f"<p><small>chain: {report.hash} follows {report.previous}</small></p>",
+    ]
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    return f'<!DOCTYPE html><html lang="ja"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def _evidence(item: Evidence) -> str:
+    text = f"<pre>{escape(item.text)}</pre>" if item.text else ""
+    table = (_table(item.columns, item.rows) if item.rows else "<p>none</p>") if item.columns else ""
+    return f"<h2>{escape(item.name)}</h2>{text}{item.svg}{table}"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, coloured: bool = False) -> str:
+    head = "<tr>" + "".join(f"<th>{escape(column)}</th>" for column in columns) + "</tr>" if columns else ""
+    body = "".join(
+        f'<tr class="{escape(str(row[0])) if coloured else ""}">'
+        + "".join(f"<td>{escape(str(cell))}</td>" for cell in row)
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table>{head}{body}</table>"

@@ -1,0 +1,83 @@
+"""The six phases of §8.4: when each began, how long it took, and the manual's minutes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from runbook.render import duration
+from runbook.report import Report, Status, StepTime
+
+NAMES = ("障害検知", "初動対応", "データリストア", "サービス復旧", "動作確認", "振り返り")
+MINUTES = (15, 30, 60, 60, 45, 30)
+
+
+@dataclass
+class Phases:
+    """Number (1 to 6) → when it began and how long it took, in seconds."""
+
+    begun: dict[int, datetime] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)
+    ok: dict[int, bool] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def phase(self, number: int, since: datetime | None = None) -> Iterator[None]:
+        """Time a phase; phase 1 runs `since` the fault."""
+        self.begun[number] = since or datetime.now(UTC)
+        self.ok[number] = False
+        try:
+            yield
+            self.ok[number] = True
+        finally:
+            self.seconds[number] = (datetime.now(UTC) - self.begun[number]).total_seconds()
+
+    def split(self, run: Report) -> None:
+        """Phase 4 begins where a runbook that does both began to start the application."""
+        steps = sorted(run.steps, key=lambda step: step.started)
+        healthy = next((step.started for step in steps if step.name == "wait_healthy"), None)
+        starts = [
+            step.started for step in steps if step.name == "start_services" and healthy and step.started < healthy
+        ]
+        if not starts:
+            return
+        end = self.begun[3].timestamp() + self.seconds[3]
+        self.begun[4], self.ok[4] = starts[-1], self.ok[3]
+        self.seconds[3] = (starts[-1] - self.begun[3]).total_seconds()
+        self.seconds[4] = end - starts[-1].timestamp()
+
+    def add(self, number: int, since: datetime) -> None:
+        """A phase goes on until now that began elsewhere (`split`)."""
+        self.begun.setdefault(number, since)
+        self.seconds[number] = (datetime.now(UTC) - self.begun[number]).total_seconds()
+        self.ok[number] = True
+
+    def bars(self) -> list[StepTime]:
+        """For the plot."""
+        return [
+            StepTime(f"{number} {NAMES[number - 1]}", begun, self.seconds.get(number, 0.0),
+                     Status.OK if self.ok.get(number) and self.within(number) else Status.CRITICAL)
+            for number, begun in sorted(self.begun.items())
+        ]  # fmt: skip
+
+    def within(self, number: int) -> bool:
+        """Whether it took no longer than the manual gives it."""
+        return self.seconds.get(number, 0.0) <= MINUTES[number - 1] * 60
+
+    def tell(self, report: Report) -> None:
+        """Each phase against the manual's minutes."""
+        rows = []
+        for number, name in enumerate(NAMES, 1):
+            took = duration(self.seconds[number]) if number in self.seconds else "not reached"
+            judged = "yes" if number in self.seconds and self.ok.get(number) and self.within(number) else "no"
+            begun = f"{self.begun[number]:%H:%M:%S}" if number in self.begun else ""
+            rows.append((number, name, begun, took, f"{MINUTES[number - 1]} min", judged))
+            if number in self.seconds:
+                self._judge(report, number, took)
+        report.table("Phases (§8.4)", ("#", "phase", "began (UTC)", "took", "manual", "within"), rows)
+
+    def _judge(self, report: Report, number: int, took: str) -> None:
+        name, limit = f"phase {number} {NAMES[number - 1]}", f"at most {MINUTES[number - 1]} min"
+        report.expect(name, self.within(number), "see in the timeline which step took long", value=took, expected=limit,
+                      otherwise=Status.WARN)  # fmt: skip

@@ -1,0 +1,108 @@
+"""What a writing client was told, on disk before a write is sent.
+
+A write whose answer never came is counted apart: nobody knows whether it was stored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Literal
+
+Kind = Literal["session", "message", "put", "delete"]
+Outcome = Literal["acknowledged", "refused", "indeterminate"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One write: `id` is in the row's own text. Of a write through the application (`session`, `message`) `key` is the
+    row's id as it was answered; of a direct one (`put`, `delete`) the row's key, which then has this `version`.
+
+    refused: surely not stored. indeterminate: sent, and nobody knows.
+    """
+
+    id: str
+    kind: Kind
+    sent: datetime
+    outcome: Outcome = "indeterminate"
+    answered: datetime | None = None
+    key: str = ""
+    version: int = 0
+    why: str = ""
+
+
+class Ledger:
+    """A file of JSON lines: the intent of every write, on disk before it is sent, and what was answered.
+
+    The ids of its attempts begin with `prefix`: rows of this ledger are told from those of others.
+    """
+
+    def __init__(self, path: Path, prefix: str = "") -> None:
+        self.path = path
+        self.prefix = prefix
+        self._file: IO[str] | None = None
+
+    def intend(self, kind: Kind, *, key: str = "", version: int = 0) -> str:
+        """Note that a write is about to be sent; returns its unique id."""
+        attempt = self.prefix + uuid.uuid4().hex
+        self._append({"event": "intent", "id": attempt, "kind": kind, "key": key, "version": version})
+        os.fsync(self._open().fileno())
+        return attempt
+
+    def answer(self, attempt: str, outcome: Outcome, *, key: str = "", why: str = "") -> None:
+        """Note what became of it."""
+        self._append({"event": "answer", "id": attempt, "outcome": outcome, "key": key, "why": why})
+
+    def close(self) -> None:
+        """Everything is on disk."""
+        if self._file:
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+
+    def attempts(self) -> list[Attempt]:
+        """Every write in the order of sending. A last line that is torn (the client was killed) tells nothing."""
+        found: dict[str, Attempt] = {}
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []
+        for line in lines:
+            entry = json.loads(line)
+            name, at = str(entry["id"]), datetime.fromisoformat(entry["time"])
+            if entry["event"] == "intent":
+                found[name] = Attempt(name, entry["kind"], at, key=entry["key"], version=entry["version"])
+            else:
+                before = found[name]
+                key = entry["key"] or before.key
+                found[name] = replace(before, outcome=entry["outcome"], answered=at, key=key, why=entry["why"])
+        return list(found.values())
+
+    def acknowledged(self, *, before: datetime | None = None, after: datetime | None = None) -> list[Attempt]:
+        """The writes that were acknowledged, before or after a moment."""
+        return [
+            attempt
+            for attempt in self.attempts()
+            if attempt.outcome == "acknowledged"
+            and attempt.answered
+            and (before is None or attempt.answered < before)
+            and (after is None or attempt.answered > after)
+        ]
+
+    def _append(self, entry: dict[str, str | int]) -> None:
+        file = self._open()
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        file.write(json.dumps({**entry, "time": now}, ensure_ascii=False) + "\n")
+        file.flush()
+
+    def _open(self) -> IO[str]:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8")
+        return self._file
+
+
+def text_of(attempt: str) -> str:
+    """What a write stores, recognisable for people and programs."""
+    return f"書き込み検証 {attempt}"

@@ -1,0 +1,137 @@
+"""Copies of backups and of the archive of WAL, spoiled: by drills, to see that a runbook refuses them.
+
+Only copies: what is copied is linked where that is possible, and a spoiled file is always a new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+from blocks.postgres import Postgres
+from runbook import shell
+from runbook.errors import OpsError
+from tasks import manifest as manifests
+
+_ARCHIVED = re.compile(r"(?P<of>.+)-(?P<sha256>[0-9a-f]{64})\.gz")
+_BEFORE_TEXT = b"\tassistant\t"
+"""In a row of interview_messages the text comes behind its role."""
+
+
+def copy_of(source: Path, target: Path) -> Path:
+    """The files of a directory in another; not what another run is just writing.
+
+    Raises:
+        OpsError: they cannot be copied.
+    """
+    try:
+        shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns(".writing-*", ".at-hand-*"))
+    except (OSError, shutil.Error) as error:
+        raise OpsError(f"{source} cannot be copied to {target}: {str(error)[:200]}", "make room there") from None
+    return target
+
+
+def _link(source: str, target: str) -> None:
+    with contextlib.suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copy2(source, target)
+
+
+def remove_segment(archive: Path, segment: str) -> str:
+    """Every file of a segment, finished or not."""
+    for path in _of_segment(archive, segment):
+        path.unlink()
+    return f"WAL segment {segment} missing"
+
+
+def alter_segment(archive: Path, segment: str, offset: int, *, resum: bool) -> str:
+    """A byte of every file of a segment changed; with `resum` under the name, and so the SHA-256, of what it holds now:
+    only the WAL itself can tell then."""
+    for path in _of_segment(archive, segment):
+        match = _ARCHIVED.fullmatch(path.name)
+        if match is None:
+            raise OpsError(f"{path.name} is encrypted: it cannot be altered so that its sum is right",
+                           "hold the drill where the archive is not encrypted")  # fmt: skip
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        if offset < len(content):
+            content[offset] ^= 1
+        path.unlink()
+        name = f"{match['of']}-{hashlib.sha256(content).hexdigest()}.gz" if resum else path.name
+        path.with_name(name).write_bytes(gzip.compress(bytes(content), 1))
+    return f"a byte of WAL segment {segment} changed" + (", its SHA-256 right again" if resum else "")
+
+
+def _of_segment(archive: Path, segment: str) -> list[Path]:
+    found = [path for path in archive.rglob(f"{segment}*") if path.is_file()]
+    if not found:
+        raise OpsError(f"{segment} is not in {archive}", "the negative control shows nothing without it")
+    return found
+
+
+def cut(backup: Path) -> str:
+    """The end of the largest data file gone, as of a dump whose disk was full."""
+    victim = _largest(backup)
+    _replace(victim, victim.read_bytes()[: victim.stat().st_size // 2])
+    return f"{victim.name} of the dump cut in half"
+
+
+def flip(backup: Path) -> str:
+    """One bit of the largest data file."""
+    victim = _largest(backup)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    _replace(victim, bytes(content))
+    return f"a byte of {victim.name} of the dump changed"
+
+
+def alter_row(postgres: Postgres, backup: Path) -> str:
+    """The text of one message changed in the dump, and every SHA-256 and the manifest's seal right again: only a
+    comparison of the content can tell.
+
+    Raises:
+        OpsError: there is no such row in it.
+    """
+    victim = _data_of(postgres, backup, "interview_messages")
+    rows = gzip.decompress(victim.read_bytes())
+    changed = rows.replace(_BEFORE_TEXT, _BEFORE_TEXT + b"x", 1)
+    if changed == rows:
+        raise OpsError(f"no AI has answered anything in {backup.name}", "take a backup of a system with data in it")
+    _replace(victim, gzip.compress(changed, 1))
+    manifest = manifests.read(backup)
+    name = victim.relative_to(backup).as_posix()
+    _forget_links(backup)
+    manifests.write(backup, manifest.model_copy(update={"files": {**manifest.files, name: manifests.sum_of(victim)}}))
+    return "one row changed in the dump, every checksum right again"
+
+
+def _data_of(postgres: Postgres, backup: Path, table: str) -> Path:
+    dump = next((path.parent for path in backup.rglob("toc.dat")), backup)
+    listed = shell.run([postgres.program("pg_restore"), "--list", dump]).stdout
+    for line in listed.splitlines():
+        if match := re.match(rf"(\d+); \d+ \d+ TABLE DATA public {table} ", line):
+            path = dump / f"{match[1]}.dat.gz"
+            if path.exists():
+                return path
+    raise OpsError(f"{backup.name} holds no data of {table} that can be altered", "hold the drill with a full dump")
+
+
+def _largest(backup: Path) -> Path:
+    return max(manifests.files_in(backup), key=lambda path: path.stat().st_size)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """A new file: the copy's may be the original itself."""
+    path.unlink()
+    path.write_bytes(content)
+
+
+def _forget_links(backup: Path) -> None:
+    """Manifest and seal are written in place: they must be the copy's own files."""
+    for name in (manifests.MANIFEST, manifests.SEAL):
+        _replace(backup / name, (backup / name).read_bytes())

@@ -1,0 +1,44 @@
+"""What every fault asks first: whether this system may be broken at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from blocks.environment import Environment
+from runbook.errors import OpsError
+from runbook.permit import Permit
+
+BREAK = "break"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What was done, and when it began and was complete. `facts` are for the drill's own account of it: whoever has to
+    find the fault must not read them."""
+
+    what: str
+    began: datetime
+    struck: datetime
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+def require_disposable(env: Environment) -> None:
+    """Raises OpsError where the environment is not one to be broken."""
+    if not env.disposable:
+        raise OpsError(
+            f"{env.name} is not disposable: nothing in it is broken on purpose",
+            "hold the drill in an environment whose TOML says disposable = true",
+        )
+
+
+def require_allowed(env: Environment, permit: Permit, target: str) -> None:
+    """That this very thing may be broken now.
+
+    Raises:
+        OpsError: the environment is not disposable.
+        NotConfirmed: the permit does not name it.
+    """
+    require_disposable(env)
+    permit.require_environment(env.name)
+    permit.require(BREAK, target)

@@ -1,0 +1,72 @@
+"""Database, Redis and application lost at once: what a full restore is for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from blocks.environment import Environment
+from blocks.postgres import execute
+from runbook.errors import OpsError, Unreachable
+from runbook.failpoint import failpoint
+from runbook.kinds import action
+from runbook.permit import Permit
+from runbook.wait import until
+from tasks.faults.disposable import Fault, require_allowed
+
+SECONDS = 30.0
+KILLED = ("backend", "frontend", "redis")
+
+
+def everything(env: Environment) -> str:
+    """What a permit for it names."""
+    return f"database {env.postgres.database}, Redis and application files of {env.name}"
+
+
+@action
+def lose_everything(permit: Permit, env: Environment) -> Fault:
+    """The database dropped (on the standby too), Redis's and the application's files removed, their processes killed
+    with -9. The supervisor is not told: it starts what it can.
+
+    Raises:
+        OpsError: the environment is not disposable, or its files are not on this host.
+    """
+    require_allowed(env, permit, everything(env))
+    redis, files = Path(env.redis.data_directory), Path(env.application.directory)
+    for path in (redis, files):
+        if not path.is_dir():
+            raise OpsError(f"{path} is not on this host", "launch the drill on a worker of that host")
+    began = datetime.now(UTC)
+    until(lambda: _dropped(env), what=f"the drop of {env.postgres.database}", seconds=SECONDS)
+    failpoint("fault: database dropped")
+    until(lambda: _removed(env, (redis, files)), what="the loss of the files", seconds=SECONDS)
+    what = f"database {env.postgres.database} dropped; {redis} and {files} removed; {', '.join(KILLED)} killed with -9"
+    return Fault(what, began, datetime.now(UTC))
+
+
+def _dropped(env: Environment) -> bool:
+    name = sql.Identifier(env.postgres.database)
+    try:
+        with env.postgres.connect() as connection:
+            execute(connection, sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+    except psycopg.errors.ObjectInUse as error:  # somebody connected again just now
+        raise Unreachable(str(error).splitlines()[0]) from None
+    return True
+
+
+def _removed(env: Environment, places: tuple[Path, ...]) -> bool:
+    """Killed and removed, until nothing is left: a process writes while its files go, or is started in between."""
+    for role in env.services_in(KILLED):
+        if pid := env.services.state(role).pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    for place in places:
+        shutil.rmtree(place, ignore_errors=True)
+    return not any(place.exists() for place in places)

@@ -1,0 +1,90 @@
+"""Drills of the lab's system, in this process and in one of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blocks import toml
+from blocks.environment import Environment
+from flows.database.backup import verify_backup
+from flows.database.base_backup import backup_cluster
+from flows.recovery.drill import SCENARIOS, run_drill
+from flows.recovery.drills import record
+from flows.recovery.drills.record import HalfDone
+from flows.recovery.drills.scenario import Drill
+from runbook.errors import RunbookFailed
+from runbook.permit import Permit
+from runbook.report import Report
+from tasks.drill.clients import Clients
+from tests.recovery.conftest import System
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = """
+import sys
+from flows.recovery.drill import run_drill
+from runbook.errors import OpsError
+try:
+    print(run_drill.fn(sys.argv[1], sys.argv[2], confirm=sys.argv[1]).sentence())
+except OpsError as error:
+    sys.exit(str(error))
+"""
+
+
+def hold(system: System, scenario: Any, **parameters: Any) -> Report:
+    """For real, outside of Prefect."""
+    return run_drill.fn(system.name, scenario, **{"confirm": system.name, **parameters})
+
+
+def critical(system: System, scenario: Any, **parameters: Any) -> Report:
+    """The report of a drill that must not end well."""
+    with pytest.raises(RunbookFailed) as caught:
+        hold(system, scenario, **parameters)
+    return caught.value.report
+
+
+def process(system: System, scenario: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, without a Prefect server."""
+    environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
+    argv = [sys.executable, "-c", RUN, system.name, scenario]
+    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+
+
+def base_backup(system: System) -> None:
+    """A verified one."""
+    backup_cluster.fn(system.name)
+    verify_backup.fn(system.name, kind="cluster")
+
+
+def table(report: Report, name: str) -> list[tuple[str, ...]]:
+    """The rows of a table of that name."""
+    (found,) = [item for item in report.evidence if item.name == name]
+    return list(found.rows)
+
+
+def finding(report: Report, name: str) -> str:
+    """The values and hints of the findings of that name."""
+    return " | ".join(f"{found.status} {found.value} {found.hint}" for found in report.findings if name in found.name)
+
+
+def environment(system: System) -> Environment:
+    """Its blocks, nothing cached."""
+    return toml.environment(system.name)
+
+
+def begun(system: System, scenario: str, directory: Path) -> Drill:
+    """A drill that has not broken anything: for a scenario's steps one by one."""
+    env = environment(system)
+    report, acts = Report("DR drill", env.name, env.name), tuple(SCENARIOS[scenario].acts(env))
+    half_done = HalfDone.now(scenario, directory).noted(env.reports_directory, breaks="")
+    return Drill(env, report, Permit(env.name, acts), directory, Clients.at(directory, "x-"), half_done)
+
+
+def forget(system: System) -> None:
+    """That one has begun."""
+    record.forget(environment(system).reports_directory)

@@ -1,0 +1,156 @@
+"""The drill of a database failure: a primary with its disk lost, under clients that write."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.sorting import FlowRunSort
+
+from flows.recovery import pair_findings
+from flows.recovery.drill import SCENARIOS, run_drill
+from flows.recovery.drills import control
+from runbook.errors import OpsError
+from runbook.report import Report, Status
+from tests.recovery.conftest import System
+from tests.recovery.drills import (
+    base_backup,
+    begun,
+    critical,
+    environment,
+    finding,
+    forget,
+    hold,
+    process,
+    table,
+)
+
+NAME = "database_failure"
+PLACES = ("drill: struck", "drill: decided", "failover: promoted", "rejoin: copied", "drill: replay paused")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def verified(system: System) -> None:
+    base_backup(system)
+
+
+def subflows() -> set[str]:
+    """The flows that the newest drill has launched, as Prefect knows them."""
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=30)
+        (drill, *_) = [run for run in runs if run.name.startswith("run-drill")]
+        found = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(parent_flow_run_id={"any_": [drill.id]})  # type: ignore[arg-type]
+        )
+    return {run.name.split()[0] for run in found}
+
+
+def test_nothing_is_lost_every_phase_is_timed_and_a_sabotaged_standby_is_refused(system: System) -> None:
+    before = environment(system).postgres.port
+    report: Report = run_drill(system.name, NAME, participants=("山田", "佐藤"), confirm=system.name)
+    assert report.status in (Status.OK, Status.WARN), report.sentence()
+    assert environment(system).postgres.port != before, "the other server is the primary"
+    assert report.facts["participants"] == "山田, 佐藤"
+    assert report.facts["RPO"].startswith("0 acknowledged writes")
+    assert report.facts["detected by"].startswith(("database after", "application after"))
+    assert [row[5] for row in table(report, "Phases (§8.4)")] == ["yes"] * 6
+    assert [row[4] for row in table(report, "Phases (§8.4)")] == [f"{n} min" for n in (15, 30, 60, 60, 45, 30)]
+    for row in table(report, "Ledger"):
+        assert int(row[1]) == int(row[2]) + int(row[3]) + int(row[4]), "every attempt is accounted for"
+        assert int(row[2]) > 20
+        assert row[5] == row[8] == "0", "nothing lost, nothing unexpected"
+    assert {row[1] for row in table(report, "Checks of phase 5")} == {"True"}
+    ((sabotage, runbook, refused),) = table(report, "Negative controls")
+    assert (sabotage, runbook) == ("replay paused on the standby", "postgres-failover")
+    assert "replay is not paused" in refused
+    boxes = {row[2]: row[1] for row in table(report, "Training checklist (§8.4)")}
+    assert len(boxes) == 32
+    assert boxes["ログイン機能確認"] == boxes["監視アラートの発火確認"] == "☑"
+    assert boxes["オンコール対応の確認"] == boxes["Redisデータのリストア"] == "☐"
+    assert system.healthy()
+    assert finding(report, "healthy at the end").startswith("OK")
+    assert subflows() >= {"postgres-failover", "rejoin-standby", "backup-cluster"}
+    assert report.path
+    page = report.path.with_suffix(".html").read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert "山田" in page
+    assert not re.search(r"""(src|href)=["']?http""", page), "nothing is loaded from elsewhere"
+    assert system.sql("SELECT to_regclass('interview_ops_drill')") == [(None,)]
+
+
+def test_a_runbook_that_would_promote_a_paused_standby_makes_the_drill_critical(
+    system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only that one check is taken from the runbook: everything else of it is as it was."""
+    monkeypatch.setattr(pair_findings, "_judge_replay", lambda report, pair: None)
+    drill = begun(system, NAME, tmp_path)
+    try:
+        control.tell(drill.report, SCENARIOS[NAME].control(drill))
+    finally:
+        forget(system)
+    assert drill.report.status is Status.CRITICAL
+    assert finding(drill.report, "negative controls").startswith("CRITICAL postgres-failover: replay paused")
+
+
+def test_no_negative_control_at_all_is_critical() -> None:
+    report = Report("DR drill", "lab")
+    control.tell(report, [])
+    assert report.status is Status.CRITICAL
+
+
+def test_what_is_not_disposable_is_not_broken(system: System) -> None:
+    before = system.untouched()
+    env = environment(system)
+    with env.model_copy(update={"disposable": False}).stands_in():
+        assert "is not disposable" in critical(system, NAME).sentence()
+    assert system.untouched() == before
+
+
+def test_a_plan_breaks_nothing_and_a_wrong_confirm_neither(system: System) -> None:
+    before = system.untouched()
+    report = hold(system, NAME, confirm="")
+    assert report.status is Status.PLANNED
+    assert [step.step for step in report.plan_steps] == ["break", "recover", "sabotage a copy"]
+    with pytest.raises(OpsError, match="is not the environment's name"):
+        hold(system, NAME, confirm="production")
+    assert system.untouched() == before
+
+
+def test_a_system_that_is_not_well_is_not_broken_further(system: System) -> None:
+    services = environment(system).services
+    services.stop("standby")
+    before = system.untouched()
+    try:
+        report = critical(system, NAME)
+        assert "not streaming: standby" in finding(report, "steady state: replication")
+        assert system.untouched() == before
+    finally:
+        services.start("standby")
+
+
+def killed_and_launched_again(system: System, place: str) -> None:
+    done = process(system, NAME, OPS_FAILPOINT=place)
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    report = hold(system, NAME)
+    assert report.status is Status.WARN, report.sentence()
+    assert "half-done drill was ended" in report.outcome
+    assert NAME in finding(report, "a drill that had not ended")
+    assert finding(report, "healthy at the end").startswith("OK")
+    for row in table(report, "Ledger"):
+        assert row[5] == row[8] == "0", "nothing lost, nothing unexpected"
+    assert system.healthy()
+    assert system.log_in()
+
+
+def test_killed_when_the_server_is_lost_it_is_healed_by_the_next_launch(system: System) -> None:
+    killed_and_launched_again(system, "fault: data directory away")
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_anywhere_it_is_healed_by_the_next_launch(system: System, place: str) -> None:
+    killed_and_launched_again(system, place)
