@@ -35,10 +35,11 @@ _DELETE = "DELETE FROM public.interview_ops_drill WHERE key = %s"
 
 class DirectWriter:
     """Writes from a thread of its own while the block runs, one row a transaction, as administrator, on whichever of
-    the servers takes writes. Each key is put `PUTS` times, then deleted, then begun again.
+    the servers takes writes. Each key is put some times, then deleted, then begun again, not all at once.
 
-    A key whose write was not answered is used no more: nobody could say of it later what is right. A commit that waits
-    for a standby is never cancelled while the client lives.
+    Every session has keys of its own: what is written after a fault must not hide what it has lost. A key whose write
+    was not answered is used no more: nobody could say of it later what is right. A commit that waits for a standby is
+    never cancelled while the client lives.
     """
 
     def __init__(self, servers: Servers, database: str, ledger: Ledger, *, per_second: float = 20) -> None:
@@ -49,8 +50,8 @@ class DirectWriter:
         self._doubtful = False
         self._thread = threading.Thread(target=self._work, name="direct-writer", daemon=True)
         self._names = itertools.count(1)
-        self._keys = [self._new_key() for _ in range(KEYS)]
-        self._versions = dict.fromkeys(self._keys, 0)
+        self._keys = list[str]()
+        self._versions = dict[str, int]()
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -81,6 +82,8 @@ class DirectWriter:
             execute(connection, _CREATE)
             self._session = connection
             connection.add_notice_handler(self._notice)
+            self._keys = [self._new_key() for _ in range(KEYS)]
+            self._versions = dict.fromkeys(self._keys, 0)
             while not self._stop.is_set():
                 for index in range(KEYS):
                     self._write(connection, index)
@@ -90,7 +93,7 @@ class DirectWriter:
     def _write(self, connection: Connection, index: int) -> None:
         key = self._keys[index]
         version = self._versions[key] + 1
-        kind: Kind = "delete" if version % (PUTS + 1) == 0 else "put"
+        kind: Kind = "delete" if version > 1 and (version + index) % (PUTS + 1) == 0 else "put"
         attempt = self.ledger.intend(kind, key=key, version=version)
         self._doubtful = False
         try:

@@ -101,7 +101,8 @@ class DataCorruption(Scenario):
     def settle(self, drill: Drill) -> None:
         """A standby of the new timeline, and a base backup of it."""
         drill.env.forget_roles()
-        drill.run(rejoin_standby, confirm=drill.env.name)
+        if drill.env.has("standby"):
+            drill.run(rejoin_standby, confirm=drill.env.name)
         drill.run(backup_cluster)
 
     def control(self, drill: Drill) -> list[Refusal]:
@@ -133,7 +134,7 @@ class DataCorruption(Scenario):
         if "xid" in notes and (detection.database(env, drill.directory) or self._is_live(drill)):
             drill.run(restore_to_point, by="before_transaction", target=notes["xid"], confirm=env.name)
             env.forget_roles()
-        if not streams(env.postgres, env.standby.name):
+        if env.has("standby") and not streams(env.postgres, env.standby.name):
             drill.run(rejoin_standby, confirm=env.name)
 
     def _is_live(self, drill: Drill) -> bool:

@@ -45,6 +45,8 @@ class DatabaseFailure(Scenario):
 
     def judge(self, report: Report, env: Environment) -> None:
         """RPO 0 is a promise of synchronous replication only."""
+        report.expect("steady state: standby", env.has("standby"), "add [standby] to the environment's TOML",
+                      value="named" if env.has("standby") else "none is named")  # fmt: skip
         found = read_synchrony(env.postgres)
         report.expect("steady state: synchronous replication", bool(found.names),
                       "set synchronous_standby_names: without it a failover loses what the standby has not received",
@@ -84,9 +86,10 @@ class DatabaseFailure(Scenario):
         env = drill.env
         env.forget_roles()
         wanted = {"mode": "planned", "new_primary": address(env.standby)}
-        control.require_accepted(env, postgres_failover, **wanted)
+        derived = env.derived({}, reports=drill.directory / "control" / "reports")
+        control.require_accepted(derived, postgres_failover, **wanted)
         with _paused(drill, env.standby):
-            return [control.try_sabotaged(env, postgres_failover, "replay paused on the standby", **wanted)]
+            return [control.try_sabotaged(derived, postgres_failover, "replay paused on the standby", **wanted)]
 
     def heal(self, drill: Drill) -> None:
         """The fault is finished where it was half done; then failover and standby, whatever of them is left to do."""

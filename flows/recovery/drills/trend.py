@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from flows.recovery.drills.telling import MEASURED
-from runbook.report import Report
+from runbook import render
+from runbook.report import Evidence, Report, Status, StepTime
 
 MOST = 20
+_ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
 COLUMNS = ("began", "scenario", "status", "RTO (s)", "lost writes", "RPO (s)", *(f"phase {n} (s)" for n in range(1, 7)))
 _MEASURES = ("rto_seconds", "lost_writes", "rpo_seconds", *(f"phase_{n}_seconds" for n in range(1, 7)))
 
 
 def tell(report: Report, directory: Path, scenario: str) -> None:
     """The newest ones, of every scenario, and whether this one's RTO became worse."""
-    past = [row for path in sorted(directory.glob(f"*-{_key(report)}.json"))[-MOST:] if (row := _row(path))]
+    past = [row for path in sorted(directory.glob(f"*-{render.key(report)}.json"))[-MOST:] if (row := _row(path))]
     report.table("Trend: the drills before this one", COLUMNS, past)
+    if drawn := [row for row in past if row[3]]:
+        picture = render.bars([_bar(row) for row in drawn], _ORIGIN)
+        report.attach(Evidence("RTO of the drills before this one", svg=picture))
     same = [float(row[3]) for row in past if row[1] == scenario and row[3] and row[2] != "CRITICAL"]
     if same:
         report.fact("RTO of earlier drills", f"best {min(same):.1f} s, last {same[-1]:.1f} s, of {len(same)}")
 
 
-def _key(report: Report) -> str:
-    return report.runbook.lower().replace(" ", "-")
+def _bar(row: tuple[str, ...]) -> StepTime:
+    """As long as its RTO."""
+    status = Status.CRITICAL if row[2] == "CRITICAL" else Status.OK
+    return StepTime(f"{row[0]} {row[1]}", _ORIGIN, float(row[3]), status)
 
 
 def _row(path: Path) -> tuple[str, ...] | None:
