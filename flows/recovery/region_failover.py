@@ -27,6 +27,7 @@ from runbook.report import Report
 from runbook.run import runbook
 from tasks.catalogue import LATEST
 from tasks.endpoint import SEND, send_users
+from tasks.gx import process
 
 
 @flow(name="region-failover", flow_run_name="region-failover {source} to {environment}")
@@ -67,6 +68,7 @@ def region_failover(
         confirm: 切り替え先の環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
+    process.start()
     with runbook("Region failover", env, confirm, changes=True, rank="recovery") as report:
         old, phases = region_fence.other_region(env, source), Phases()
         if unknown := set(without) - set(get_args(choose.Part)):
