@@ -56,9 +56,14 @@ class Joining:
     parted_at: int
 
     @property
+    def is_ahead(self) -> bool:
+        """Whether it is a standby that has replayed more than the primary has, e.g. since that went back in time."""
+        return bool(self.control and 0 < self.parted_at < self.control.needs)
+
+    @property
     def way(self) -> str:
         """What is tried first."""
-        if self.control is None or was_interrupted(self.node):
+        if self.control is None or was_interrupted(self.node) or self.is_ahead:
             return "base_backup"
         return "start" if "in recovery" in self.control.state or "archive recovery" in self.control.state else "rewind"
 

@@ -28,7 +28,9 @@ class Clients:
     @classmethod
     def at(cls, directory: Path, prefix: str) -> Clients:
         """Ledgers in a directory; `prefix` tells this drill's rows from those of others."""
-        return cls(Ledger(directory / "application.jsonl", prefix), Ledger(directory / "direct.jsonl", prefix))
+        return cls(
+            Ledger(directory / "application.jsonl", f"{prefix}a-"), Ledger(directory / "direct.jsonl", f"{prefix}d-")
+        )
 
     @property
     def ledgers(self) -> dict[str, Ledger]:

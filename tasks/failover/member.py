@@ -124,12 +124,14 @@ FROM pg_stat_replication WHERE application_name = %s ORDER BY replay_lsn DESC NU
 
 @dataclass(frozen=True)
 class Control:
-    """The control file of a data directory: `state` in PostgreSQL's words, `checkpoint` where the last one is."""
+    """The control file of a data directory: `state` in PostgreSQL's words, `checkpoint` where the last one is, `needs`
+    up to where a standby must replay before it is consistent (0: of a primary)."""
 
     system: int
     state: str
     checkpoint: int
     timeline: int
+    needs: int = 0
 
     @property
     def shut_down(self) -> bool:
@@ -161,13 +163,18 @@ def control_of(postgres: Postgres) -> Control | None:
     except (OSError, OpsError):
         return None
     found = dict(re.findall(r"^([^:\n]+):[ \t]+(.+)$", printed, re.MULTILINE))
-    high, low = found["Latest checkpoint location"].split("/")
     return Control(
         int(found["Database system identifier"]),
         found["Database cluster state"],
-        (int(high, 16) << 32) + int(low, 16),
+        _place(found["Latest checkpoint location"]),
         max(int(found["Latest checkpoint's TimeLineID"]), *histories, 0),
+        _place(found["Minimum recovery ending location"]),
     )
+
+
+def _place(text: str) -> int:
+    high, low = text.split("/")
+    return (int(high, 16) << 32) + int(low, 16)
 
 
 @probe

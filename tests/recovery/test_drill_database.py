@@ -68,7 +68,7 @@ def test_nothing_is_lost_every_phase_is_timed_and_a_sabotaged_standby_is_refused
     assert (sabotage, runbook) == ("replay paused on the standby", "postgres-failover")
     assert "replay is not paused" in refused
     boxes = {row[2]: row[1] for row in table(report, "Training checklist (§8.4)")}
-    assert len(boxes) == 32
+    assert len(boxes) == 31
     assert boxes["ログイン機能確認"] == boxes["監視アラートの発火確認"] == "☑"
     assert boxes["オンコール対応の確認"] == boxes["Redisデータのリストア"] == "☐"
     assert system.healthy()
@@ -121,15 +121,16 @@ def test_a_plan_breaks_nothing_and_a_wrong_confirm_neither(system: System) -> No
 
 
 def test_a_system_that_is_not_well_is_not_broken_further(system: System) -> None:
-    services = environment(system).services
-    services.stop("standby")
+    env = environment(system)
+    services, standby = env.services, env.standby.service
+    services.stop(standby)
     before = system.untouched()
     try:
         report = critical(system, NAME)
         assert "not streaming: standby" in finding(report, "steady state: replication")
         assert system.untouched() == before
     finally:
-        services.start("standby")
+        services.start(standby)
 
 
 def killed_and_launched_again(system: System, place: str) -> None:

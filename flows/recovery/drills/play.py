@@ -60,7 +60,7 @@ def _strike(drill: Drill, scenario: Scenario) -> None:
 
 def _detect(drill: Drill) -> None:
     assert drill.fault
-    with drill.phases.phase(1, drill.fault.struck):
+    with drill.phases.phase(1, drill.fault.began):
         symptom = detection.watch(drill.env, drill.directory / "evidence", DETECT_SECONDS)
     drill.symptoms.append(symptom)
     drill.done["alarm"] = f"{symptom.sensor}: {symptom.told}"

@@ -48,7 +48,7 @@ def _outcome_of(drill: Drill, accounts: Mapping[str, Account]) -> Outcome:
     lost = [one for found in accounts.values() for one in found.lost]
     before = sorted((one for one in lost if one.answered and one.answered <= began), key=lambda one: one.sent)
     rpo = (began - before[0].answered).total_seconds() if before and before[0].answered else 0.0
-    rto = (drill.served - drill.fault.struck).total_seconds() if drill.served else None
+    rto = (drill.served - drill.fault.began).total_seconds() if drill.served else None
     return Outcome(rto, tuple(before), tuple(one for one in lost if one not in before), rpo)
 
 
@@ -108,14 +108,14 @@ def tell_timeline(report: Report, drill: Drill) -> None:
     """Phases, the outage, and the runbooks, on one axis."""
     assert drill.fault
     served = drill.served
-    struck, first = drill.fault.struck, drill.symptoms[0] if drill.symptoms else None
-    steps = [StepTime("fault", drill.fault.began, (struck - drill.fault.began).total_seconds(), Status.CRITICAL)]
+    began, first = drill.fault.began, drill.symptoms[0] if drill.symptoms else None
+    steps = [StepTime("fault", began, (drill.fault.struck - began).total_seconds(), Status.CRITICAL)]
     if served:
-        steps.append(StepTime("users not served", struck, (served - struck).total_seconds(), Status.WARN))
+        steps.append(StepTime("users not served", began, (served - began).total_seconds(), Status.WARN))
     steps += drill.phases.bars()
     steps += [StepTime(run.runbook, run.started, run.seconds, run.status) for run in drill.runs if not run.planned]
-    report.attach(Evidence("Timeline", svg=render.bars(steps, drill.fault.began)))
-    events = [(f"{drill.fault.began:%H:%M:%S.%f}", "fault", drill.fault.what)]
+    report.attach(Evidence("Timeline", svg=render.bars(steps, began)))
+    events = [(f"{began:%H:%M:%S.%f}", "fault", drill.fault.what)]
     events += [(f"{first.at:%H:%M:%S.%f}", f"alarm: {first.sensor}", first.told)] if first else []
     events += [(f"{run.started:%H:%M:%S.%f}", f"{run.runbook} ({run.status})", run.outcome or run.sentence())
                for run in drill.runs]  # fmt: skip
