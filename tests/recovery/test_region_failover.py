@@ -122,7 +122,7 @@ def test_everything_comes_up_in_the_other_region_up_to_the_last_write_that_came_
     plan = lost.plan()
     assert plan.status is Status.PLANNED
     assert lost.running() == set(), "a plan starts nothing"
-    done = launch(lost, PREFECT_API_URL="http://127.0.0.1:9/api")
+    done = launch(lost)
     assert done.returncode == 0, done.stderr[-2000:]
     lost.require_serves("dump", "base", "wal")
     assert {"wal-receiver", "wal-archiver"} <= lost.running(), (
