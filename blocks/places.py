@@ -85,6 +85,7 @@ class Endpoint(Block):
 
     file: str = Field(description="one line: the URL of the application that serves")
     region: str = Field(default="", description="what people call this environment's region")
+    other: str = Field(default="", description="the environment that takes over when this region is lost")
 
 
 class Logs(Block):

@@ -16,8 +16,8 @@ from pydantic import Field, SecretStr
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable
 
-Role = Literal["postgres", "standby", "receiver", "redis", "backend", "frontend"]
-ROLES: tuple[Role, ...] = ("postgres", "standby", "receiver", "redis", "backend", "frontend")
+Role = Literal["postgres", "standby", "receiver", "archiver", "redis", "backend", "frontend"]
+ROLES: tuple[Role, ...] = ("postgres", "standby", "receiver", "archiver", "redis", "backend", "frontend")
 MASK = "********"
 # supervisor/xmlrpc.py: Faults
 ALREADY_STARTED = 60

@@ -24,6 +24,7 @@ class Wal(Block):
     slot: str = Field(default="wal_archive", description="the receiver's physical slot on the primary")
     name: str = Field(default="receiver", description="its application_name, as in synchronous_standby_names")
     service: str = Field(default="receiver", description="its role in [services] names")
+    archiver: str = Field(default="archiver", description="role of the program that ships what is there, as the above")
     tool: Literal["native", "pgbackrest"] = Field(default="native", description="what takes and restores base backups")
     program: str = Field(default="pgbackrest", description="pgBackRest's program, where that is the tool")
     stanza: str = Field(default="", description="pgBackRest's")

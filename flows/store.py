@@ -69,13 +69,14 @@ def _tell_waiting(report: Report, env: Environment, store: Store, name: str, err
         report.warn(f"{name} waits to be sent: it is whole, and {store.where} refuses it", hint, value=error.message)
 
 
-def choose_backup(report: Report, env: Environment, kind: Kind, wanted: str, source: Stores) -> Backup:
-    """The backup that was asked for, its files at hand; whether they are what its manifest says is in the report.
+def choose_backup(report: Report, env: Environment, kind: Kind, wanted: str, source: Stores, *, of: str = "") -> Backup:
+    """The backup that was asked for, its files at hand; whether they are what its manifest says is in the report. `of`:
+    another environment's, which is brought back here.
 
     Raises:
         OpsError: there is none, or it is a backup of something else.
     """
-    backup = catalogue.find_backup(store_for(env, kind, source), kind, wanted, env.name)
+    backup = catalogue.find_backup(store_for(env, kind, source), kind, wanted, of or env.name)
     report.fact("backup", f"{backup.name}, snapshot of {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
     report.pin("backup", backup.name)
     problems = read_files(report, backup)
@@ -89,7 +90,8 @@ def choose_backup(report: Report, env: Environment, kind: Kind, wanted: str, sou
         value="; ".join(problems[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
         expected="as in the manifest (SHA-256)",
     )
-    judge_origin(report, env, backup, wanted)
+    if not of:
+        judge_origin(report, env, backup, wanted)
     return backup
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import psycopg
 
-from lab import lifecycle
+from lab import lifecycle, region
 from lab.control import Control
 from lab.layout import create_base
 from lab.progress import Tell, silent
 from lab.replication import RECEIVER_PROGRAM
+from lab.start import lose
 from lab.status import read_status
 
 
@@ -58,21 +59,37 @@ class Lab:
             connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
             connection.execute("SELECT pg_reload_conf()")
 
+    def lose(self) -> None:
+        """The disaster: every process of it killed with -9, its supervisor first, so that nothing starts again. Its
+        disks stay; `up` brings it back."""
+        services, _ = lifecycle.existing(self.name)
+        lose(services.layout)
+
     def region(self) -> Lab:
         """Its second region: `environ`, `status` and `logs` are that one's."""
         return Lab(f"{self.name}-dr")
 
     def empty_region(self) -> None:
-        """The second region as it was prepared, after a failover to it: everything stopped, its data removed, and users
-        sent to the lab again. The copies of backups stay."""
-        region = lifecycle.second_region(lifecycle.existing(self.name)[0])
-        region.supervisor.shutdown()
-        layout = region.layout
+        """The second region as it was prepared, after a failover to it, and the lab up: users are sent there again."""
+        self.clear_region()
+        lifecycle.up(self.name, silent)
+
+    def clear_region(self) -> None:
+        """Everything of the second region stopped, its data removed, and users sent to the lab again, be it dead. The
+        copies of backups stay."""
+        services, _ = lifecycle.existing(self.name)
+        second = lifecycle.second_region(services)
+        second.supervisor.shutdown()
+        layout = second.layout
         for data in (layout.postgres_data, layout.standby_data, layout.wal, layout.redis_data, layout.application):
             for path in data.parent.glob(f"{data.name}*"):  # and what recoveries kept aside
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for store in (layout, layout.first):  # of its own time
+            shutil.rmtree(store.store("wal") / layout.name, ignore_errors=True)
         layout.endpoint.unlink(missing_ok=True)
-        lifecycle.up(self.name, silent)
+        second.create_directories()
+        region.bring_up(second, silent)
+        region.send_users(services, second)
 
     def endpoint(self) -> str:
         """Where users are sent now."""

@@ -26,12 +26,15 @@ DRILL_SECONDS = 1800.0
 _Backups = tuple[tuple[str, dict[str, str], str], ...]
 CLUSTER: _Backups = (("backup-cluster", {"kind": "full"}, "cluster"),)
 BACKUPS: dict[str, _Backups] = {
+    "region_outage": (*CLUSTER, ("backup-redis", {}, "redis"), ("backup-files", {}, "files")),
     "full_restore": (
         ("backup-database", {}, "postgres"),
         ("backup-redis", {}, "redis"),
         ("backup-files", {}, "files"),
     ),
 }
+REPLICATED = ("region_outage",)
+"""These begin in the other region, with what was replicated there."""
 SHOWN = ("scenario", "goal", "fault", "detected by", "diagnosis", "RTO", "RPO", "given up", "確認項目", "ledgers",
          "the drill's own overhead", "RTO of earlier drills")  # fmt: skip
 
@@ -42,12 +45,16 @@ def prepare(lab: Lab, runs: Runs, scenario: str, tell: Tell) -> None:
     Raises:
         OpsError: one of them failed.
     """
-    for flow, parameters, kind in BACKUPS.get(scenario, CLUSTER):
-        for name, more in ((flow, parameters), ("verify-backup", {"kind": kind})):
-            run = runs.run(f"{name}/{lab.name}", {"environment": lab.name, **more})
-            if not run.completed:
-                raise OpsError(f"{name} ended {run.state}: {run.message}", f"see {runs.link(run.id)}")
-            tell(f"{name} ({kind}): done in {run.seconds:.1f} s")
+    wanted = [
+        one
+        for flow, parameters, kind in BACKUPS.get(scenario, CLUSTER)
+        for one in ((flow, parameters), ("verify-backup", {"kind": kind}))
+    ]
+    for name, parameters in (*wanted, *([("replicate-backups", {})] if scenario in REPLICATED else [])):
+        run = runs.run(f"{name}/{lab.name}", {"environment": lab.name, **parameters})
+        if not run.completed:
+            raise OpsError(f"{name} ended {run.state}: {run.message}", f"see {runs.link(run.id)}")
+        tell(f"{' '.join((name, *parameters.values()))}: done in {run.seconds:.1f} s")
 
 
 def hold(lab: Lab, scenario: str, participants: list[str], tell: Tell) -> tuple[Run, dict[str, Any] | None, list[str]]:
@@ -83,7 +90,9 @@ def text_of(report: dict[str, Any], path: Path, links: list[str]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 only when the drill was passed."""
     parser = argparse.ArgumentParser(prog="python -m lab.drill", description="prepare, break, recover, prove (§8.4)")
-    parser.add_argument("--scenario", required=True, help="database_failure, data_corruption, full_restore …")
+    parser.add_argument(
+        "--scenario", required=True, help="database_failure, region_outage, data_corruption, full_restore …"
+    )
     parser.add_argument("--participants", nargs="*", default=[], metavar="NAME", help="who takes part")
     parser.add_argument("--name", default="lab", help="the environment's name (default: lab)")
     parser.add_argument("--since", type=float, metavar="EPOCH", default=time.time(), help=argparse.SUPPRESS)

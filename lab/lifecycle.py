@@ -11,7 +11,7 @@ from pathlib import Path
 from lab import region, valkey
 from lab.binaries import find_binaries, is_wheel
 from lab.control import Control
-from lab.environment import lab_variables, prefect_variables, region_variables, ui_url
+from lab.environment import prefect_variables, system_variables, ui_url
 from lab.layout import Layout, base_directory, checked_name, create_base
 from lab.processes import Account, exclusive
 from lab.progress import Tell
@@ -101,8 +101,7 @@ def variables(services: Services, control: Control) -> dict[str, str]:
     second = second_region(services)
     first = load_state(second.layout.first.state) or second.state
     return {
-        **lab_variables(second.layout.first, first, services.binaries, services.account),
-        **region_variables(services.layout, second.layout, second.state),
+        **system_variables(services.layout, first, second.state, services.binaries, services.account),
         **prefect_variables(control.layout, control.state),
     }
 

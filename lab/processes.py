@@ -149,6 +149,16 @@ def marked(configuration: Path) -> list[psutil.Process]:
     return [process for process in found if alive(process.pid)]
 
 
+def working_in(directory: Path) -> list[psutil.Process]:
+    """Every process whose working directory is below one."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and Path(process.cwd()).is_relative_to(directory.resolve()):
+                found.append(process)
+    return [process for process in found if alive(process.pid)]
+
+
 def end(processes: Iterable[psutil.Process], seconds: float, how: signal.Signals = signal.SIGTERM) -> None:
     """Ask processes to end, and kill what is still there after `seconds`.
 

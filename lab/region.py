@@ -1,8 +1,8 @@
 """The second region of a lab, `lab-dr`: other hosts, prepared and empty, to which a failover of the region goes.
 
 They have ports, the lab's passwords, configuration files, and a supervisor that runs nothing: one small process is all
-that it costs. There is no cluster, no data of Redis, no application. Two things only are common to both regions: the
-place where the lab's `[copies]` go, which is this region's `[backups]`, and the file that says where users are sent.
+that it costs. There is no cluster, no data of Redis, no application. Common to both regions are their stores (the one's
+`[copies]` are the other's `[backups]`), and the file that says where users are sent.
 
 What differs from the lab: one Redis without Sentinels; the AI providers are other companies', so both regions ask the
 same ones. The application comes out of a backup with the lab's `.env` in it: `host_settings`, which the programs here
@@ -15,7 +15,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import replication, valkey
+from lab import replication, shipping, valkey
 from lab.application.install import environment_text
 from lab.environment import clean_environment
 from lab.processes import write
@@ -40,6 +40,7 @@ class SecondRegion(Services):
         told = {"GRC_ENV_FILE": str(self.layout.host_settings)}
         return [
             *replication.programs(self.layout, self.state, self.binaries, self.account),
+            shipping.program(self.layout, self.state, self.binaries, self.account),
             valkey.programs(self.layout, self.binaries, self.account)[0],
             *(dataclasses.replace(one, environment=told) for one in super().programs() if one.name in APPLICATION),
         ]

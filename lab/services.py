@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import postgres, replication, valkey
+from lab import postgres, replication, shipping, valkey
 from lab.application import install
 from lab.binaries import Binaries
 from lab.layout import PYTHON, STORES, Layout
@@ -18,7 +18,7 @@ from lab.supervision import Program, Supervisor
 
 APPLICATION = ("ai-providers", "grc-backend", "grc-frontend")
 REDIS = ("redis", "redis-replica", *valkey.SENTINELS)
-POSTGRES = ("postgresql", "postgresql-standby", replication.RECEIVER_PROGRAM)
+POSTGRES = ("postgresql", "postgresql-standby", replication.RECEIVER_PROGRAM, shipping.ARCHIVER_PROGRAM)
 NAMES = (*POSTGRES, *REDIS, *APPLICATION)
 
 
@@ -65,6 +65,7 @@ class Services:
         backend, frontend = self.layout.application / "backend", self.layout.application / "frontend"
         return [
             *replication.programs(self.layout, self.state, self.binaries, self.account),
+            shipping.program(self.layout, self.state, self.binaries, self.account),
             *valkey.programs(self.layout, self.binaries, self.account),
             Program("ai-providers", (PYTHON, "-m", "ai_providers"), backend),
             Program("grc-backend", (PYTHON, "-m", "grc_backend"), backend),

@@ -14,10 +14,11 @@ from lab import postgres, replication, seed, valkey
 from lab.environment import clean_environment
 from lab.layout import PYTHON, Layout
 from lab.nodes import system_of_wal
-from lab.processes import end, marked, run, server_at
+from lab.processes import alive, end, marked, pid_in, run, server_at, working_in
 from lab.progress import Tell
 from lab.replication import RECEIVER_PROGRAM, RECEIVER_SLOT, STANDBY, STANDBY_SLOT
 from lab.services import APPLICATION, REDIS, Services
+from lab.shipping import ARCHIVER_PROGRAM
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 
@@ -76,6 +77,18 @@ def end_orphans(layout: Layout) -> None:
     end(marked(layout.supervisor), seconds=10)
 
 
+def lose(layout: Layout) -> None:
+    """Kill every process of a region with -9, its supervisor first: nothing starts again. The AI providers are other
+    companies', in other places."""
+    if supervisor := alive(pid_in(layout.supervisor.with_suffix(".pid"))):
+        end([supervisor], seconds=5, how=signal.SIGKILL)
+    servers = (server_at(pid_file, directory) for pid_file, directory in layout.redis_pids.items())
+    own = [process for process in marked(layout.supervisor) if "ai_providers" not in process.cmdline()]
+    end([*own, *(one for one in servers if one)], seconds=10, how=signal.SIGKILL)
+    for data in (layout.postgres_data, layout.standby_data):  # PostgreSQL's children write over the mark too
+        end(working_in(data), seconds=10, how=signal.SIGKILL)
+
+
 def _follow(services: Services, beside: ThreadPoolExecutor, tell: Tell) -> Future[None]:
     """The receiver of WAL, for which commits wait as long as there is no standby; then the standby, beside the rest.
 
@@ -83,6 +96,7 @@ def _follow(services: Services, beside: ThreadPoolExecutor, tell: Tell) -> Futur
     left it behind), stays stopped: it would be a second primary, or mix the WAL of two.
     """
     primary = services.nodes[0]
+    services.supervisor.start(ARCHIVER_PROGRAM)
     if system_of_wal(services.layout.wal) in (0, primary.system):
         replication.accept(primary, services.state, RECEIVER_SLOT)
         services.supervisor.start(RECEIVER_PROGRAM)

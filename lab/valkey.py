@@ -9,6 +9,8 @@ from typing import Any, cast
 from urllib.parse import quote
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from redis.sentinel import MasterNotFoundError, Sentinel
 
 from lab.binaries import Binaries
@@ -34,7 +36,9 @@ def url(state: State, database: int = 0) -> str:
 
 def master_url(state: State, database: int = 0) -> str:
     """Of the server that is the master now: what the Sentinels say, where they say anything."""
-    sentinels = cast(Any, Sentinel)([("127.0.0.1", port) for port in state.ports.sentinels], socket_timeout=2)
+    once = Retry(NoBackoff(), 0)  # by default a dead one is asked for 20 s
+    places = [("127.0.0.1", port) for port in state.ports.sentinels]
+    sentinels = cast(Any, Sentinel)(places, sentinel_kwargs={"socket_timeout": 2, "retry": once})
     port = state.ports.redis
     with contextlib.suppress(MasterNotFoundError):
         port = sentinels.discover_master(MASTER)[1]

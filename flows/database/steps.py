@@ -45,15 +45,15 @@ def replace_act(env: Environment) -> Act:
 
 
 def choose_backup(
-    report: Report, env: Environment, wanted: str, source: Stores = "backups", kind: Kind = "postgres"
+    report: Report, env: Environment, wanted: str, source: Stores = "backups", kind: Kind = "postgres", *, of: str = ""
 ) -> Backup:
-    """The backup that was asked for, its files read and compared with its manifest.
+    """The backup that was asked for, its files read and compared with its manifest. `of`: another environment's.
 
     Raises:
         OpsError: there is none.
         RunbookFailed: it is damaged; the one before is named, and what it loses.
     """
-    backup = store.choose_backup(report, env, kind, wanted, source)
+    backup = store.choose_backup(report, env, kind, wanted, source, of=of)
     if not backup.verified:
         report.warn(f"{backup.name} was never verified by a restore", "nothing to do: this run proves what it restores")
     hint = "what was written after it is lost; look for a newer one"

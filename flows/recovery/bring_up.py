@@ -8,7 +8,7 @@ from blocks.environment import Environment
 from blocks.postgres import Connection
 from flows.database import expectations as check
 from flows.database import steps as database
-from flows.recovery.build import Copies
+from flows.recovery.build import Beside, Copies
 from flows.recovery.choose import Chosen
 from flows.recovery.held import Held
 from flows.store import mark_verified
@@ -47,7 +47,7 @@ def swap(
 ) -> None:
     """All three, one after the other: each by rename, each checked to be what was judged."""
     held.stop()
-    left = [*(["Redis"] if copies.redis else []), *(["files"] if copies.files else [])]
+    left = others_in(copies)
     name = chosen.database.name
     try:
         done = swap_databases.after(held.last, copies.login)(
@@ -58,6 +58,20 @@ def swap(
         raise
     held.last = done
     held.has_swapped("database", done.kept, left)
+    swap_others(report, permit, env, held, copies)
+    database.advance(report, permit, env, done.kept, wanted=advance)
+    report.fact("database swapped in", f"{done.outage_seconds:.2f} s")
+    report.fact("kept aside", ", ".join(held.kept) or "nothing: there was nothing left")
+
+
+def others_in(copies: Beside) -> list[str]:
+    """For people: what there is besides the database."""
+    return [*(["Redis"] if copies.redis else []), *(["files"] if copies.files else [])]
+
+
+def swap_others(report: Report, permit: Permit, env: Environment, held: Held, copies: Beside) -> None:
+    """Redis and the files, where there are copies of them."""
+    left = others_in(copies)
     if copies.redis:
         held.last = redis = swap_redis.after(held.last)(permit, env.redis, copies.redis)
         held.around = note_swapped(env.reports_directory, held.around) if held.around else None
@@ -66,9 +80,6 @@ def swap(
         held.last = files = swap_files.after(held.last)(permit, env.application, copies.files)
         held.has_swapped("files", files.kept, left[1:])
         _switch(report, permit, env, held)
-    database.advance(report, permit, env, done.kept, wanted=advance)
-    report.fact("database swapped in", f"{done.outage_seconds:.2f} s")
-    report.fact("kept aside", ", ".join(held.kept) or "nothing: there was nothing left")
 
 
 def _switch(report: Report, permit: Permit, env: Environment, held: Held) -> None:
@@ -84,7 +95,7 @@ def _switch(report: Report, permit: Permit, env: Environment, held: Held) -> Non
             report.fact("connection string of the application", f"{done.before} → {done.after}")
 
 
-def start(report: Report, env: Environment, copies: Copies, held: Held) -> None:
+def start(report: Report, env: Environment, copies: Beside, held: Held) -> None:
     """Start in order of dependency, then check what is live: health, Redis, row counts, expectations, the application.
 
     Raises:
@@ -123,7 +134,7 @@ def _put_back(held: Held, after: object) -> Pending[tuple[str, ...]] | None:
     return attach.after(after).submit(held.permit, env.redis, held.around, env.reports_directory)
 
 
-def _tell_counts(report: Report, live: dict[str, int], copies: Copies) -> None:
+def _tell_counts(report: Report, live: dict[str, int], copies: Beside) -> None:
     """Clients write again, so counts may have grown."""
     fewer = [
         f"{name}: {live.get(name, 0):,} of {rows:,}" for name, rows in copies.rows.items() if live.get(name, 0) < rows

@@ -3,7 +3,7 @@ touched."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from blocks.environment import STOP_ORDER, Environment
@@ -25,15 +25,21 @@ START_ESTIMATE_SECONDS = 8.0
 
 
 @dataclass
-class Copies:
-    """What stands beside the live data. `rows` are the copy's, after the migration, per table; `login` is the last
-    step of its proof."""
+class Beside:
+    """What stands beside the live data. `rows` are the database's there, as it will be live, per table; `login` is the
+    last step of its proof."""
 
-    database: Copy
     redis: RedisCopy | None
     files: FilesCopy | None
-    rows: dict[str, int]
+    rows: dict[str, int] = field(default_factory=dict)
     login: object = None
+
+
+@dataclass
+class Copies(Beside):
+    """All three: of the database a copy on the live server."""
+
+    database: Copy = field(kw_only=True)
 
 
 def plan(report: Report, env: Environment, chosen: Chosen, found: Found, when: str) -> None:
@@ -47,13 +53,7 @@ def plan(report: Report, env: Environment, chosen: Chosen, found: Found, when: s
         report.plan("stop services", stop, seconds=2)
     database.plan_database(report, env, chosen.database)
     swap = report.plan_steps.pop()
-    for name, backup, live in (
-        ("Redis", chosen.redis, env.redis.data_directory if chosen.redis else ""),
-        ("application files", chosen.files, env.application.directory if chosen.files else ""),
-    ):
-        if backup:
-            report.plan(f"restore {name} beside", f"{backup.name} into {live}.restoring, and prove it",
-                        size=backup.manifest.bytes, seconds=1)  # fmt: skip
+    plan_others(report, env, chosen)
     report.plan("expectations and migration of the copy", "great-expectations suites, alembic upgrade head, ANALYZE",
                 seconds=4)  # fmt: skip
     if chosen.around_redis:
@@ -61,6 +61,22 @@ def plan(report: Report, env: Environment, chosen: Chosen, found: Found, when: s
     if when == "at_swap":
         report.plan("stop services", stop, seconds=2)
     report.plan_steps.append(swap)
+    plan_start(report, env)
+
+
+def plan_others(report: Report, env: Environment, chosen: Chosen) -> None:
+    """The lines for Redis and the files."""
+    for name, backup, live in (
+        ("Redis", chosen.redis, env.redis.data_directory if chosen.redis else ""),
+        ("application files", chosen.files, env.application.directory if chosen.files else ""),
+    ):
+        if backup:
+            report.plan(f"restore {name} beside", f"{backup.name} into {live}.restoring, and prove it",
+                        size=backup.manifest.bytes, seconds=1)  # fmt: skip
+
+
+def plan_start(report: Report, env: Environment) -> None:
+    """The last lines."""
     report.plan("start services", ", ".join(env.services_in(("redis", "backend", "frontend"))),
                 seconds=START_ESTIMATE_SECONDS)  # fmt: skip
     report.plan("check", "health, expectations again, log in, create a session, get an AI answer, read it back")
@@ -71,13 +87,18 @@ def build(report: Report, permit: Permit, env: Environment, chosen: Chosen, jobs
     source, properties = dump_in(chosen.database), content_in(chosen.database).properties
     empty = create_copy(permit, env.postgres, properties)
     filling = fill_copy.submit(permit, env.postgres, source, properties, empty, jobs)
+    others = build_others(permit, env, chosen)
+    copy = filling.result()
+    report.fact("database restored in", f"{copy.seconds:.1f} s with {jobs} jobs")
+    return Copies(others.redis, others.files, database=copy)
+
+
+def build_others(permit: Permit, env: Environment, chosen: Chosen) -> Beside:
+    """Redis and the files, at the same time."""
     redis = build_redis_copy.submit(permit, env.redis, chosen.redis) if chosen.redis else None
     files = build_files_copy.submit(permit, env.application, chosen.files) if chosen.files else None
     redis_copy = redis.result() if redis else None
-    files_copy = files.result() if files else None
-    copy = filling.result()
-    report.fact("database restored in", f"{copy.seconds:.1f} s with {jobs} jobs")
-    return Copies(copy, redis_copy, files_copy, {})
+    return Beside(redis_copy, files.result() if files else None)
 
 
 def prove(
@@ -94,9 +115,7 @@ def prove(
     Raises:
         RunbookFailed: a copy is not what its manifest says. Nothing live was touched.
     """
-    if chosen.redis and copies.redis:
-        tell_redis_proof(report, env, chosen.redis, copies.redis)
-    _prove_files(report, copies.files)
+    prove_others(report, env, chosen, copies)
     name = copies.database.database
     analyzing = analyze.after(copies.database).submit(env.postgres, name, jobs)
     checking = check.start(report, env, name, after=copies.database)  # beside the comparison: both only read
@@ -124,13 +143,25 @@ def _migrate(report: Report, permit: Permit, env: Environment, copies: Copies, p
     done = upgrade.after(proven)(
         permit, env.postgres, env.application, copies.database.database, backend_directory=backend
     )
+    return done if tell_revision(report, done) else None
+
+
+def tell_revision(report: Report, done: Migrated) -> bool:
+    """Where the schema stands; whether that was changed."""
     changed = done.before != done.after
     report.fact("Alembic revision", f"{done.before} → {done.after}" if changed else f"{done.after}, nothing pending")
-    return done if changed else None
+    return changed
 
 
-def _prove_files(report: Report, copy: FilesCopy | None) -> None:
-    if not copy:
+def prove_others(report: Report, env: Environment, chosen: Chosen, copies: Beside) -> None:
+    """Compare the copies of Redis and of the files with their manifests.
+
+    Raises:
+        RunbookFailed: one is not what its manifest says. Nothing live was touched.
+    """
+    if chosen.redis and copies.redis:
+        tell_redis_proof(report, env, chosen.redis, copies.redis)
+    if not (copy := copies.files):
         return
     report.expect("files equal to the backup", not copy.differences, "choose another backup; nothing live was touched",
                   value="; ".join(copy.differences[:3]) or f"{copy.entries:,} entries, {size(copy.bytes)}",

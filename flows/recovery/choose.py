@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -62,31 +63,51 @@ def choose(report: Report, env: Environment, wanted: str, source: Stores, withou
         RunbookFailed: one of them is damaged; nothing was touched.
     """
     chosen = database.choose_backup(report, env, wanted, source)
+    return with_others(report, env, chosen, chosen.manifest.taken, source, without)
+
+
+def with_others(
+    report: Report, env: Environment, database: Backup, moment: datetime, source: Stores, without: Sequence[Part] = ()
+) -> Chosen:
+    """The Redis and files backups nearest to the moment at which the database will stand, read and judged.
+
+    Raises:
+        OpsError: a store is away.
+        RunbookFailed: one of them is damaged; nothing was touched.
+    """
     redis = files = None
     if env.has("redis"):
         live = live_directory(env.redis)
-        redis = _nearest(report, env, source, "redis", chosen, live, "redis" in without)
+        redis = _nearest(report, env, source, "redis", database, moment, live, "redis" in without)
     if env.has("application") and env.application.directory:
         live = Path(env.application.directory)
-        files = _nearest(report, env, source, "files", chosen, live, "files" in without)
+        files = _nearest(report, env, source, "files", database, moment, live, "files" in without)
     around = read_surroundings(env.redis, env.reports_directory) if env.has("redis") else None
     fitness = judge_redis(report, env, redis, read_files(report, redis), around) if redis and around else None
     if files:
         _judge_files(report, env, files)
     report.fail_if_critical()
-    return Chosen(chosen, redis, files, fitness, around)
+    return Chosen(database, redis, files, fitness, around)
 
 
 def _nearest(
-    report: Report, env: Environment, source: Stores, kind: Part, database: Backup, live: Path, waived: bool
+    report: Report,
+    env: Environment,
+    source: Stores,
+    kind: Part,
+    database: Backup,
+    moment: datetime,
+    live: Path,
+    waived: bool,
 ) -> Backup | None:
-    """The backup nearest to the database's, of the same environment, and the gap between the two. None where there is
-    none, or it is waived: that part is left as it is. Where it is gone, only a waiver lets it begin with nothing."""
+    """The backup nearest to the database's moment, of the same environment, and the gap between the two. None where
+    there is none, or it is waived: that part is left as it is. Where it is gone, only a waiver lets it begin with
+    nothing."""
     if waived:
         report.warn(f"{kind} backup", f"nothing to do: without={kind} leaves {kind} as it is", value="not wanted")
         return None
-    store, taken = store_for(env, kind, source), database.manifest.taken
-    backup = catalogue.find_nearest.after(database)(store, kind, taken, database.manifest.environment)
+    store = store_for(env, kind, source)
+    backup = catalogue.find_nearest.after(database)(store, kind, moment, database.manifest.environment)
     if not backup:
         report.expect(
             f"{kind} backup",
@@ -98,7 +119,7 @@ def _nearest(
             otherwise=Status.WARN if live.exists() else Status.CRITICAL,
         )
         return None
-    gap = abs((backup.manifest.taken - taken).total_seconds())
+    gap = abs((backup.manifest.taken - moment).total_seconds())
     report.fact(f"{kind} backup", f"{backup.name} ({size(backup.manifest.bytes)}), {gap:.0f} s from the database's")
     hint = f"database and {kind} are of different times: expect rows without keys"
     report.judge("backup.gap_seconds", gap, hint, of=kind, worst=Status.WARN)

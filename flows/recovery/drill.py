@@ -17,6 +17,7 @@ from flows.recovery.drills.database_failure import DatabaseFailure
 from flows.recovery.drills.full_restore import FullRestore
 from flows.recovery.drills.play import AGAIN, play
 from flows.recovery.drills.record import HalfDone
+from flows.recovery.drills.region_outage import RegionOutage
 from flows.recovery.drills.scenario import Drill, Refusal, Scenario
 from runbook.errors import OpsError, RunbookFailed
 from runbook.permit import Act, Permit
@@ -27,8 +28,10 @@ from tasks.drill.direct import drop_table
 from tasks.faults.disposable import BREAK, require_disposable
 from tasks.gx import process
 
-ScenarioName = Literal["database_failure", "data_corruption", "full_restore"]
-SCENARIOS: dict[str, Scenario] = {one.name: one for one in (DatabaseFailure(), DataCorruption(), FullRestore())}
+ScenarioName = Literal["database_failure", "region_outage", "data_corruption", "full_restore"]
+SCENARIOS: dict[str, Scenario] = {
+    one.name: one for one in (DatabaseFailure(), RegionOutage(), DataCorruption(), FullRestore())
+}
 
 
 @flow(name="run-drill", flow_run_name="run-drill {environment} {scenario}")
@@ -53,7 +56,7 @@ def run_drill(
 
     Args:
         environment: 対象の環境。disposable な環境のみ
-        scenario: 訓練シナリオ。database_failure データベース障害、data_corruption データ破損、full_restore 全データ喪失
+        scenario: database_failure DB障害、region_outage リージョン障害、data_corruption データ破損、full_restore 全喪失
         participants: 参加者 (レポートに記載)
         confirm: 実行するには環境名を入力。空なら計画のみ表示
     """

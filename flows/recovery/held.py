@@ -72,7 +72,7 @@ class Held:
         self.report.state_is(
             f"whether the {part} was swapped is not known; not swapped: {', '.join(left) or 'nothing else'}; services "
             "are stopped",
-            f"launch full-restore again with confirm={self.env.name}: it begins anew and ends well",
+            f"launch it again with confirm={self.env.name}: it begins anew and ends well",
         )
 
     def has_swapped(self, part: str, kept: object, left: Sequence[str]) -> None:
@@ -83,7 +83,7 @@ class Held:
         if left:
             self.report.state_is(
                 f"swapped: {', '.join(self.swapped)}; not swapped: {', '.join(left)}; services are stopped; {aside}",
-                f"launch full-restore again with confirm={self.env.name}: it begins anew and ends well",
+                f"launch it again with confirm={self.env.name}: it begins anew and ends well",
             )
         else:
             self.report.state_is(

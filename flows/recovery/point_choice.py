@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from blocks import nodes
 from blocks.environment import Environment, Stores
@@ -65,10 +66,23 @@ def ship(report: Report, env: Environment, source: Stores) -> None:
         report.warn("the receiver's tail", "look at these files before anybody removes them", value=done.refused[0])
 
 
+def ship_rest(report: Report, env: Environment) -> None:
+    """What an earlier run has begun here, and a receiver has kept: a new timeline must not take its number."""
+    if env.has("wal") and any(Path(env.wal.directory).glob("*")):
+        ship(report, env, "backups")
+
+
 def choose_origin(
-    report: Report, env: Environment, target: Target, wanted: str, timeline: int, source: Stores
+    report: Report,
+    env: Environment,
+    target: Target,
+    wanted: str,
+    timeline: int,
+    source: Stores,
+    *,
+    of: str = "",
 ) -> Origin:
-    """The newest base backup from which the target can be reached.
+    """The newest base backup from which the target can be reached. `of`: another environment's, whose backups are here.
 
     Raises:
         OpsError: there is none, or no WAL after it.
@@ -77,7 +91,7 @@ def choose_origin(
     backups, unreadable = open_all(store, "cluster")
     if unreadable:
         report.warn("manifests that cannot be read", f"look at them in {store.where}", value=", ".join(unreadable[:5]))
-    candidates = _own(env, backups, wanted, store.where)
+    candidates = _own(env, backups, wanted, store.where, of or env.name)
     first = cluster_in(candidates[-1])
     archive = archive_of(env, source, first.system, candidates[-1].manifest.environment)
     listing = archive.listing()
@@ -94,16 +108,16 @@ def choose_origin(
     if content.label:
         require_kept(env.wal, env.postgres, content)
     chain = chain_from(listing, history, content.stop, content.segment_bytes)
-    require_begun(chain, chosen.name)
-    report.pin("backup", chosen.name)
-    report.pin("timeline", history.number)
+    if not of:
+        require_begun(chain, chosen.name)
     whole = lineage(chosen, backups)
     _tell(report, whole, chain, usable[0], archive)
-    judge_origin(report, env, chosen, wanted)
+    if not of:
+        judge_origin(report, env, chosen, wanted)
     return Origin(tuple(whole), archive, chain, usable[0])
 
 
-def _own(env: Environment, backups: Sequence[Backup], wanted: str, where: str) -> list[Backup]:
+def _own(env: Environment, backups: Sequence[Backup], wanted: str, where: str, of: str) -> list[Backup]:
     """Those that may be meant, by the LSN at which they end: of the cluster that is live, or was last."""
     if wanted != AUTO:
         found = [one for one in backups if one.name == wanted]
@@ -111,12 +125,12 @@ def _own(env: Environment, backups: Sequence[Backup], wanted: str, where: str) -
             newest = ", ".join(one.name for one in reversed(backups[-3:])) or "none at all"
             raise OpsError(f"there is no base backup “{wanted[:80]}” in {where}", f"the newest: {newest}")
         return found
-    live = nodes.ask(env.postgres)
-    own = own_backups(backups, env.name, live.system if live else 0)
+    live = nodes.ask(env.postgres) if of == env.name else None
+    own = own_backups(backups, of, live.system if live else 0)
     if not own:
-        others = [one for one in backups if one.manifest.environment != env.name]
+        others = [one for one in backups if one.manifest.environment != of]
         more = f"; another environment's is taken by its name only, e.g. {others[-1].name}" if others else ""
-        raise OpsError(f"there is no base backup of this cluster in {where}", f"backup-cluster takes one{more}")
+        raise OpsError(f"there is no base backup of {of}'s cluster in {where}", f"backup-cluster takes one{more}")
     return own
 
 
@@ -151,7 +165,7 @@ def _tell(report: Report, whole: Sequence[Backup], chain: Chain, oldest: Backup,
     report.fact(
         "oldest reachable point", f"{first.stopped:%Y-%m-%d %H:%M:%S UTC}, LSN {first.stop_lsn} ({oldest.name})"
     )
-    report.fact("newest reachable point", f"LSN {lsn_text(chain.end)} at most")
+    report.fact("newest reachable point", f"LSN {lsn_text(chain.end or content.stop)} at most")
     report.expect(
         "continuity of the WAL",
         not chain.trouble,

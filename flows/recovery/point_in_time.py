@@ -86,6 +86,8 @@ def restore_to_point(
             report.fact("removed", f"{root}, which an earlier run left")
         point_choice.ship(report, env, source)
         origin = point_choice.choose_origin(report, env, wanted, backup, timeline, source)
+        report.pin("backup", origin.backup.name)
+        report.pin("timeline", origin.chain.timeline.number)
         judge_version(report, env, origin.backup)
         judge_space(report, env, origin.whole, len(origin.chain.links) * origin.content.segment_bytes)
         report.fail_if_critical()

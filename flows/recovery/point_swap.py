@@ -141,17 +141,8 @@ def swap(report: Report, permit: Permit, env: Environment, instance: Instance, h
 
 
 def start(report: Report, permit: Permit, env: Environment, held: Held) -> None:
-    """The server, the receiver, then who writes; commits wait for nobody where nobody is there to confirm them."""
-    primary = env.postgres
-    held.last = start_services.after(held.last)(env.services, [primary.service])
-    until(lambda: _answers(env), what="the server's answer on the live port", seconds=START_SECONDS)
-    if env.has("wal"):
-        ensure_wal_directory(primary, Path(env.wal.directory))
-        if env.wal.service in env.services.names:
-            held.last = start_services.after(held.last)(env.services, [env.wal.service])
-            _judge_receiver(report, env)
-    env.forget_roles()
-    free_commits(report, permit, env, after=held.last)
+    """The server, the receiver, then who writes."""
+    start_server(report, permit, env, held)
     analyze.after(held.last)(env.postgres, env.postgres.database, 2)
     roles = env.services_in(("backend", "frontend"))
     if roles:
@@ -164,6 +155,22 @@ def start(report: Report, permit: Permit, env: Environment, held: Held) -> None:
     if held.stopped_at:
         outage = (datetime.now(UTC) - held.stopped_at).total_seconds()
         report.fact("services out of order for", duration(outage))
+
+
+def start_server(report: Report, permit: Permit, env: Environment, held: Held) -> None:
+    """The server, the receiver, the archiver; commits wait for nobody where nobody is there to confirm them."""
+    primary = env.postgres
+    held.last = start_services.after(held.last)(env.services, [primary.service])
+    until(lambda: _answers(env), what="the server's answer on the live port", seconds=START_SECONDS)
+    if env.has("wal"):
+        ensure_wal_directory(primary, Path(env.wal.directory))
+        if env.wal.service in env.services.names:
+            held.last = start_services.after(held.last)(env.services, [env.wal.service])
+            _judge_receiver(report, env)
+        if env.wal.archiver in env.services.names:
+            held.last = start_services.after(held.last)(env.services, [env.wal.archiver])
+    env.forget_roles()
+    free_commits(report, permit, env, after=held.last)
 
 
 def _answers(env: Environment) -> bool:

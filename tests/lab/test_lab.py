@@ -30,7 +30,7 @@ from runbook.wait import until
 
 SERVICES = [
     *("ai-providers", "grc-backend", "grc-frontend", "postgresql", "postgresql-standby", "redis", "redis-replica"),
-    *("redis-sentinel-1", "redis-sentinel-2", "redis-sentinel-3", "wal-receiver"),
+    *("redis-sentinel-1", "redis-sentinel-2", "redis-sentinel-3", "wal-archiver", "wal-receiver"),
 ]
 SERVERS_DATA = ("postgresql/data", "postgresql-standby/data", "/wal/")
 
@@ -341,7 +341,7 @@ def test_the_second_region_is_prepared_and_runs_nothing(lab: Lab) -> None:
     status = region.status()
     assert {row["running"] for row in status["services"].values()} == {False}
     assert sorted(status["services"]) == [
-        *("grc-backend", "grc-frontend", "postgresql", "postgresql-standby", "redis", "wal-receiver")
+        *("grc-backend", "grc-frontend", "postgresql", "postgresql-standby", "redis", "wal-archiver", "wal-receiver")
     ]
     assert lifecycle.existing(region.name)[0].supervisor.is_running()
     assert not Path(status["postgres"]["data"]).exists()

@@ -87,6 +87,6 @@ def system(lab: Lab) -> System:
 def whole_again(request: pytest.FixtureRequest) -> Any:
     """After a test: the application is healthy, else the next test would fail for this one's reason."""
     yield
-    if "system" in request.fixturenames:
+    if "system" in request.fixturenames and "lost" not in request.fixturenames:
         system = request.getfixturevalue("system")
         until(system.healthy, what="the application's health after the test", seconds=30)

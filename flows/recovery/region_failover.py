@@ -1,0 +1,171 @@
+"""Everything in another region, from what was replicated there (§8.3, scenario 2 of §8.4).
+
+It also runs without a Prefect server, which was in the region that failed:
+
+    python -m flows.recovery.region_failover --environment lab-dr --source lab --confirm lab-dr
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from typing import get_args
+
+from prefect import flow
+
+from blocks.environment import Environment
+from flows.recovery import choose, point_choice, point_swap, region_account, region_build, region_fence
+from flows.recovery.command import launch
+from flows.recovery.held import Held
+from flows.recovery.region_account import Phases
+from flows.recovery.region_build import Region
+from flows.recovery.region_ways import Way, Ways, require_known, weighing
+from runbook.errors import OpsError
+from runbook.permit import Act, Permit
+from runbook.report import Report
+from runbook.run import runbook
+from tasks.catalogue import LATEST
+from tasks.endpoint import SEND, send_users
+from tasks.gx import process
+
+
+@flow(name="region-failover", flow_run_name="region-failover {source} to {environment}")
+def region_failover(
+    environment: str,
+    source: str = "",
+    backup: str = LATEST,
+    fenced_by: str = "",
+    without: tuple[choose.Part, ...] = (),
+    confirm: str = "",
+) -> Report:
+    """リージョン切り替え (§8.3)
+
+    Brings database, Redis and application up in another region whose hosts are empty, from the backups and the WAL that
+    were replicated to it, proves them, and then sends users there. Run it when a whole region is lost, or cannot be
+    reached and will not come back within the RTO.
+
+    The database comes back by the way with the least loss: the newest base backup and all the WAL that came here, else
+    the newest dump. What does not stand its proof is said, and the next best is taken. Redis and files are those
+    nearest to that moment. Everything is proven beside, then put in place and started: health, expectations, a log-in,
+    a session, an AI answer. Users are sent here last, by one file that is written whole or not at all.
+
+    Two regions that serve would both take writes: it is refused while anything of the old one answers, or still sends
+    WAL. What nobody here can see must be attested (fenced_by), and is reported apart from what is proven; it is looked
+    at again after the confirmation, and before users are sent.
+
+    Killed anywhere, launch it again: until users are sent here it begins anew; afterwards it changes nothing. Evidence:
+    the newest point, what may be lost, each phase's seconds. Afterwards: backup-cluster at once.
+
+    Departs from the manual, which names the scenario and no procedure.
+
+    Args:
+        environment: 切り替え先の環境 (リージョン)
+        source: 障害が起きた環境。そのバックアップが切り替え先の保管先にある
+        backup: latest は損失が最小の方法を自動選択。または最初に試すバックアップ名 (base_… または backup_…)
+        fenced_by: 旧リージョンを遮断した人と方法。ここから確認できない場合に必須
+        without: 戻さない部分。バックアップも既存データもない部分は、ここに指定したときだけ空で始める
+        confirm: 切り替え先の環境名を入力すると実行。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    process.start()
+    with runbook("Region failover", env, confirm, changes=True, rank="recovery") as report:
+        old, phases = region_fence.other_region(env, source), Phases()
+        if unknown := set(without) - set(get_args(choose.Part)):
+            raise OpsError(f"without is {', '.join(sorted(unknown))}", "choose redis, files or both")
+        require_known(env, source, backup)
+        if region_account.judge_users(report, env, old):
+            region_account.tell_after(report, env, old)
+            report.outcome = f"users are sent to {env.name} already: nothing was changed"
+            return report
+        fence = region_fence.Fence(old, fenced_by.strip())
+        with phases.of("decision"):
+            fence.judge(report, "before the plan")
+            ways = Ways(report, env, source, backup)
+            way, chosen = _choose(report, env, ways, fence, without)
+        region_build.plan(report, env, way, chosen)
+        report.plan("send users here", f"{env.endpoint.file}: {env.application.url}, when all of it is proven")
+        permit = report.permit(*_acts(env, chosen))
+        report.state_is("nothing serves here, and no user is sent here", "launch it again when that is put right")
+        fence.judge(report, "after the confirmation")
+        held = _bring_back(report, permit, env, ways, way, chosen, without, phases)
+        with phases.of("switch"):
+            fence.judge(report, "before users are sent here", held.last)
+            sent = send_users.after(held.last)(permit, env.endpoint, env.application)
+        report.state_is(f"users are sent to {env.name}", "do not launch this again: look at what is said above")
+        region_account.tell_switch(report, env, sent)
+        region_account.tell_loss(report, env, old, ways.taken or way)
+        phases.tell(report, env)
+        region_account.tell_after(report, env, old)
+        report.outcome = f"{env.name} serves, and users are sent there"
+    return report
+
+
+def _acts(env: Environment, chosen: choose.Chosen) -> tuple[Act, ...]:
+    """Whichever way it will be."""
+    return (*dict.fromkeys([*chosen.acts(env), *point_swap.acts(env)]), Act(SEND, env.endpoint.file))
+
+
+def _choose(
+    report: Report, env: Environment, ways: Ways, fence: region_fence.Fence, without: tuple[choose.Part, ...]
+) -> tuple[Way, choose.Chosen]:
+    way = ways.choose()
+    if way.replay and fence.archive is None:
+        fence.watch(way.replay.origin.archive)
+    return way, choose.with_others(report, env, way.backup, way.newest, "backups", without)
+
+
+def _bring_back(
+    report: Report,
+    permit: Permit,
+    env: Environment,
+    ways: Ways,
+    way: Way,
+    chosen: choose.Chosen,
+    without: tuple[choose.Part, ...],
+    phases: Phases,
+) -> Held:
+    """By the first way that stands its proof.
+
+    Raises:
+        OpsError: none does.
+    """
+    point_choice.ship_rest(report, env)
+    while True:
+        ready = contextlib.ExitStack()
+        with (
+            phases.of("build and proof"),
+            weighing(report, way.backup.name) as weighed,
+            contextlib.ExitStack() as stack,
+        ):
+            finish = region_build.prepare(Region(report, permit, env, way, chosen), stack)
+            ready = stack.pop_all()
+        if not weighed.why:
+            break
+        ways.tried.add(way.backup.name)
+        way = ways.choose()
+        chosen = choose.with_others(report, env, way.backup, way.newest, "backups", without)
+    ways.taken = way
+    with ready, phases.of("bring up"):
+        held = finish()
+    region_account.tell_proof(report, way)
+    report.fail_if_critical()
+    return held
+
+
+def main() -> int:
+    """The command line: through Prefect where it answers, else without it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.recovery.region_failover", description="リージョン切り替え (§8.3): region failover"
+    )
+    parser.add_argument("--environment", required=True, help="the region to go to")
+    parser.add_argument("--source", required=True, help="the environment that failed")
+    parser.add_argument("--backup", default=LATEST, help="latest, or the name of the backup to begin with")
+    parser.add_argument("--fenced-by", default="", help="who has cut the old region off, and how")
+    parser.add_argument("--without", nargs="*", default=[], choices=get_args(choose.Part), help="do not bring back")
+    parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
+    return launch(region_failover, vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Evidence that a whole region serves nobody and takes no writes: else two regions would take them (§8.3)."""
+
+from __future__ import annotations
+
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from blocks.environment import Environment
+from runbook.errors import OpsError
+from runbook.kinds import probe
+from tasks.failover.fencing import ATTEST, CONNECT_SECONDS, Evidence, Fencing, look_for_processes
+from tasks.host import is_here
+
+LIVES = (
+    "it lives: what it takes from now on would be lost. Repair it there, or stop all its services (application first) "
+    "and see that nothing starts them again, then launch this again"
+)
+_PORTS = {"http": 80, "https": 443}
+
+
+@probe
+def find_region(old: Environment) -> Fencing:
+    """Every address that takes users' writes, what would start its services again, and processes that are left where
+    its files are on this host. As they are now; at most some seconds."""
+    addresses = addresses_of(old)
+    with ThreadPoolExecutor(len(addresses)) as pool:
+        rows = list(pool.map(_refuses, addresses, addresses.values()))
+    reachable = any(row.holds is not None for row in rows)
+    return Fencing(old.name, (*rows, _services(old, reachable=reachable), *_processes(old)))
+
+
+def addresses_of(env: Environment) -> dict[str, tuple[str, int]]:
+    """What answers in a region that lives, by what it is: host (or the directory of a socket) and port."""
+    found = {}
+    for node in env.nodes():
+        found[f"PostgreSQL ({node.service})"] = (node.host, node.port)
+    if env.has("application"):
+        for name, url in (("backend", env.application.url), ("frontend", env.application.frontend_url)):
+            parts = urlsplit(url)
+            if parts.hostname:
+                found[name] = (parts.hostname, parts.port or _PORTS.get(parts.scheme, 80))
+    if env.has("redis"):
+        found["Redis"] = (env.redis.host, env.redis.port)
+    return found
+
+
+def _refuses(name: str, place: tuple[str, int]) -> Evidence:
+    what, told = f"{name} takes no connections", f"{place[0]}:{place[1]}"
+    try:
+        _knock(*place)
+    except (ConnectionRefusedError, FileNotFoundError):
+        return Evidence(what, True, f"{told} refuses them")
+    except OSError as error:
+        return Evidence(what, None, f"{told} cannot be reached from here ({error})", ATTEST)
+    return Evidence(what, False, f"{told} accepts them", LIVES)
+
+
+def _knock(host: str, port: int) -> None:
+    if not host.startswith("/"):
+        socket.create_connection((host, port), CONNECT_SECONDS).close()
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knocking:
+        knocking.settimeout(CONNECT_SECONDS)
+        knocking.connect(str(Path(host, f".s.PGSQL.{port}")))
+
+
+def _services(old: Environment, *, reachable: bool) -> Evidence:
+    """A manager on a host that cannot be reached is not waited for."""
+    what = "nothing starts its services again"
+    if not reachable:
+        return Evidence(what, None, "not asked: none of its addresses can be reached from here", ATTEST)
+    for role, name in old.services.names.items():
+        try:
+            state = old.services.state(role)
+        except OpsError as error:
+            return Evidence(what, None, error.message, ATTEST)
+        if state.comes_back:
+            return Evidence(what, False, f"{name}: {state.told}", LIVES)
+    return Evidence(what, True, "its service manager has all of them stopped")
+
+
+def _processes(old: Environment) -> list[Evidence]:
+    rows = []
+    for node in old.nodes():
+        data = Path(node.data_directory)
+        if is_here(node.host) and data.exists():
+            left, _ = look_for_processes(data)
+            told = f"processes {', '.join(map(str, left[:5]))}" if left else "none"
+            rows.append(Evidence(f"no process works in {data}", not left, told, LIVES))
+    return rows

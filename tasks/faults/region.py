@@ -1,0 +1,98 @@
+"""A whole region lost: every process of it killed with -9 at one moment, and nobody starts them again. Its disks stay,
+as those of a region without power do."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from blocks.environment import Environment
+from runbook.errors import OpsError
+from runbook.failpoint import failpoint
+from runbook.kinds import action
+from runbook.permit import Permit
+from runbook.wait import until
+from tasks.faults.disposable import Fault, require_allowed, require_disposable
+from tasks.host import is_here
+from tasks.services import stop_services
+
+SECONDS = 30.0
+RUNS = ("RUNNING", "STARTING", "BACKOFF", "active")
+
+
+def region(env: Environment) -> str:
+    """What a permit for it names."""
+    return f"every process of {env.name}"
+
+
+@action(idempotent=True)
+def lose_region(permit: Permit, env: Environment) -> Fault:
+    """All frozen first, so that none sees another one die; then their supervisor is told to stop them, which they
+    do not hear; then killed.
+
+    Raises:
+        OpsError: the environment is not disposable, or its processes are not on this host.
+    """
+    require_allowed(env, permit, region(env))
+    if not is_here(env.postgres.host):
+        raise OpsError(f"{env.postgres.host} is another host", "launch the drill on a worker of the region's host")
+    began, roles = datetime.now(UTC), list(env.services.names)
+    frozen = [process for role in roles for process in _freeze(env.services.state(role).pid)]
+    failpoint("fault: region frozen")
+    with ThreadPoolExecutor(len(roles)) as pool:
+        stopping = [pool.submit(env.services.stop, role) for role in roles]
+        until(lambda: not _start_again(env, roles), what="that nothing starts them again", seconds=SECONDS)
+        for process in frozen:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        for one in stopping:
+            one.result()
+    until(lambda: not any(map(psutil.Process.is_running, frozen)), what=f"the death of {env.name}", seconds=SECONDS)
+    what = f"{len(frozen)} processes of {len(roles)} services of {env.name} killed with -9, nothing starts them again"
+    return Fault(what, began, datetime.now(UTC), {"region": env.name})
+
+
+@action(idempotent=True)
+def empty_region(permit: Permit, env: Environment, other: Environment) -> list[str]:
+    """The other region as it was before: nothing runs, and of its data nothing is left. What was removed.
+
+    Raises:
+        OpsError: one of the two is not disposable, or users are sent there.
+    """
+    require_allowed(env, permit, region(env))
+    require_disposable(other)
+    sent = Path(env.endpoint.file).read_text(encoding="utf-8").strip()
+    if sent == other.application.url:
+        raise OpsError(f"users are sent to {other.name}", "send them back first")
+    stop_services.work(other.services, list(reversed(other.services.names)))
+    places = [node.data_directory for node in other.nodes()] + [other.redis.data_directory, other.application.directory]
+    removed = []
+    for place in (*places, *([other.wal.directory] if other.has("wal") else [])):
+        for path in Path(place).parent.glob(f"{Path(place).name}*"):  # and what recoveries have kept aside
+            if path.is_dir():
+                shutil.rmtree(path)
+                removed.append(str(path))
+    return removed
+
+
+def _freeze(pid: int) -> list[psutil.Process]:
+    """A process and all below it, the first one first: it starts no more."""
+    found = list[psutil.Process]()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        if pid:
+            first = psutil.Process(pid)
+            first.suspend()
+            found = [first, *first.children(recursive=True)]
+    for process in found[1:]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
+    return found
+
+
+def _start_again(env: Environment, roles: list[str]) -> list[str]:
+    return [role for role in roles if env.services.state(role).told.startswith(RUNS)]

@@ -1,0 +1,195 @@
+"""A whole region lost: everything comes up in the other one from what was replicated there, and users are sent to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.database.backup import backup_database
+from flows.database.base_backup import backup_cluster
+from flows.database.copies import replicate_backups
+from flows.recovery.region_failover import region_failover
+from lab.client import Lab
+from runbook.errors import RunbookFailed
+from runbook.report import Report, Status
+from tests.recovery.conftest import ROOT, System
+from tests.shipped import commit, wait_shipped
+
+ATTESTED = "the test: every process killed with -9, their supervisor first"
+# One of each kind of boundary; the others are reached by the soak test.
+BOUNDARIES = ("after promote_instance", "cluster: between renames", "before send_users")
+
+
+def launch(lost: Lost, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """From the command line, without a Prefect server: it was in the region that is gone."""
+    argv = [sys.executable, "-m", "flows.recovery.region_failover", "--environment", lost.region.name]
+    argv += ["--source", lost.first.name, "--confirm", lost.region.name, "--fenced-by", ATTESTED, *words]
+    environment = {name: text for name, text in os.environ.items() if name != "PREFECT_API_URL"} | variables
+    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Two regions, the first of them dead. Rows of `shipped`: `dump` and `base` were there at the time of the two
+    backups, `wal` is in the WAL alone that came after both."""
+
+    first: Lab
+    region: System
+    backups: dict[str, str]
+
+    def rows(self) -> set[str]:
+        return {what for (what,) in self.region.sql("SELECT what FROM shipped")}
+
+    def store(self, kind: str) -> Path:
+        return self.region.store(kind)
+
+    def running(self) -> set[str]:
+        return {name for name, row in self.region.lab.status()["services"].items() if row["running"]}
+
+    def report(self) -> dict[str, Any]:
+        """The newest in the region."""
+        found = self.region.store("reports").glob("*region-failover.json")
+        content: dict[str, Any] = json.loads(max(found, key=lambda path: path.stat().st_mtime).read_text())
+        return content
+
+    def plan(self, **named: object) -> Report:
+        return region_failover.fn(self.region.name, source=self.first.name, fenced_by=ATTESTED, **named)  # type: ignore[arg-type]
+
+    def require_serves(self, *rows: str) -> None:
+        """Rows, a log-in, health, and users are sent there."""
+        assert self.rows() == set(rows)
+        assert self.region.log_in()
+        url = self.region.lab.status()["application"]["url"]
+        assert httpx.get(f"{url}/health").json() == {"status": "healthy", "database": "ok", "redis": "ok"}
+        assert self.first.endpoint() == url
+
+
+@pytest.fixture(scope="module")
+def lost(system: System) -> Iterator[Lost]:
+    """Backups of every kind and their copies, and a write that is in the WAL alone; then the first region is dead until
+    the module ends."""
+    system.sql("DROP TABLE IF EXISTS shipped")
+    commit(system.lab, "dump")
+    dump = backup_database.fn(system.name).facts["backup"]
+    commit(system.lab, "base")
+    base = backup_cluster.fn(system.name).facts["backup"]
+    assert replicate_backups.fn(system.name).status in (Status.OK, Status.WARN)
+    wait_shipped(system.lab, commit(system.lab, "wal"))
+    system.lab.lose()
+    yield Lost(system.lab, System(system.lab.region()), {"dump": dump, "base": base})
+    system.lab.empty_region()
+
+
+@pytest.fixture(autouse=True)
+def empty_again(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After a test of the lost region the other one is empty, and users are sent to the dead one."""
+    yield
+    if "lost" in request.fixturenames:
+        request.getfixturevalue("lost").first.clear_region()
+
+
+def finding(report: Report, name: str) -> str:
+    return next(found.value for found in report.findings if found.name == name)
+
+
+@contextmanager
+def spoiled(path: Path) -> Iterator[None]:
+    """One bit of a file is another one."""
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    try:
+        yield
+    finally:
+        path.write_bytes(content)
+
+
+def test_everything_comes_up_in_the_other_region_up_to_the_last_write_that_came_there(lost: Lost) -> None:
+    with pytest.raises(RunbookFailed, match="is cut off .*fenced_by"):
+        region_failover.fn(lost.region.name, source=lost.first.name, confirm=lost.region.name)
+    plan = lost.plan()
+    assert plan.status is Status.PLANNED
+    assert lost.running() == set(), "a plan starts nothing"
+    done = launch(lost)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lost.require_serves("dump", "base", "wal")
+    assert {"wal-receiver", "wal-archiver"} <= lost.running(), (
+        "its own WAL is received and shipped from the first moment"
+    )
+    report = lost.report()
+    assert report["status"] == "WARN", "there is no backup of it yet"
+    facts = report["facts"]
+    assert facts["database from"].startswith(f"base backup and WAL: {lost.backups['base']}")
+    assert "at most what was acknowledged in the" in facts["lost"]
+    assert "attested for" in facts[f"fence of {lost.first.name}"]
+    assert {"decision", "build and proof", "bring up", "switch"} <= set(facts)
+    commit(lost.region.lab, "of its own")
+    again = launch(lost)
+    assert again.returncode == 0
+    assert "nothing was changed" in again.stdout
+    lost.require_serves("dump", "base", "wal", "of its own")
+
+
+def test_what_is_spoiled_is_not_taken_and_the_next_best_is(lost: Lost) -> None:
+    """A segment of WAL: everything up to it. Every base backup: the dump. Told, with the point that is reached."""
+    archive = max((lost.store("wal") / lost.first.name).iterdir(), key=lambda path: path.stat().st_mtime)
+    newest = max(path for path in archive.iterdir() if "history" not in path.name)
+    whole = lost.plan()
+    with spoiled(newest):
+        plan = lost.plan()
+    assert plan.status is Status.PLANNED
+    assert "is damaged" in finding(plan, "WAL in the store")
+    assert point(plan) < point(whole)
+    bases = [path for path in lost.store("cluster").iterdir() if path.name.startswith("base_")]
+    with ExitStack() as stack:
+        for base in bases:
+            stack.enter_context(spoiled(base / "base.tar.gz"))
+        done = launch(lost)
+    for base in bases:  # the bits are right again
+        (lost.store("cluster") / ".verified" / f"{base.name}.json").unlink(missing_ok=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = lost.report()
+    assert f"not taken: {lost.backups['base']}" in [row["name"] for row in report["findings"]]
+    assert report["facts"]["database from"].startswith(f"dump: {lost.backups['dump']}")
+    lost.require_serves("dump")
+
+
+def point(report: Report) -> datetime:
+    """The newest one that the chosen way reaches."""
+    return datetime.fromisoformat(next(row.rows for row in report.evidence if row.name.startswith("Ways"))[0][2])
+
+
+def require_ends_well(lost: Lost, points: tuple[str, ...]) -> None:
+    for point in points:
+        killed = launch(lost, OPS_FAILPOINT=point)
+        assert killed.returncode == -signal.SIGKILL, f"{point}: {killed.stderr[-1000:]}"
+        done = launch(lost)
+        assert done.returncode == 0, (point, done.stderr[-2000:])
+        lost.require_serves("dump", "base", "wal")
+        lost.first.clear_region()
+
+
+def test_killed_and_launched_again_it_ends_well(lost: Lost) -> None:
+    require_ends_well(lost, BOUNDARIES[1:2])
+
+
+@pytest.mark.soak
+def test_killed_anywhere_and_launched_again(lost: Lost, tmp_path: Path) -> None:
+    log = tmp_path / "points"
+    assert launch(lost, OPS_FAILPOINT_LOG=str(log)).returncode == 0
+    points = tuple(dict.fromkeys(log.read_text().splitlines()))
+    assert set(BOUNDARIES) <= set(points)
+    lost.first.clear_region()
+    require_ends_well(lost, points)
