@@ -29,6 +29,10 @@ MODULES = {"full-restore": "flows.recovery.full_restore", "restore-to-point": "f
 """Those that can be launched without Prefect."""
 
 
+LIVE = ("restore-database", "restore-tables")
+"""Those that restore into a server that lives."""
+
+
 @dataclass(frozen=True)
 class Way:
     """A runbook of an environment, with the form's parameters. `at` None: it brings nothing back now, `problems` say
@@ -107,6 +111,9 @@ def _way(
     taken = reach.estimate(point)
     needs, free = _room(env, point)
     problems = [f"{point.problem} — {point.hint}"] if point.problem else []
+    if not reach.written.end and (flow in LIVE or parameters.get("mode") == "tables"):
+        problems.append(f"it needs a server that takes writes ({reach.written.problem}) — start it, or launch "
+                        "full-restore or restore-to-point, which do not need one")  # fmt: skip
     if 0 <= free < needs:
         problems.append(f"{size(needs - free)} too little room: discard-superseded removes old data")
     return Way(

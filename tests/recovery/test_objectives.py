@@ -181,6 +181,9 @@ def test_a_backup_that_failed_its_proof_stands_for_nothing(cluster: Cluster, bas
     with pytest.raises(OpsError, match="differs|altered|has another"):
         verify_backup.fn(NAME, kind="cluster")
     assert bad not in str(rows(check()))
+    store = store_of(cluster.environment, "cluster")
+    catalogue.mark_failed.work(store, base, {"by": "test", "reason": "damaged"})
+    assert "no base backup" in finding(check(), "database by point in time").value
     first = backup_database.fn(NAME).facts["backup"]
     note_proven("postgres", first)
     second = backup_database.fn(NAME).facts["backup"]
