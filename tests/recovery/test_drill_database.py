@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from prefect.client.schemas.sorting import FlowRunSort
 from flows.recovery import pair_findings
 from flows.recovery.drill import SCENARIOS, run_drill
 from flows.recovery.drills import control
+from flows.recovery.postgres_failover import postgres_failover
 from runbook.errors import OpsError
 from runbook.report import Report, Status
+from tasks.postgres.synchronous import address
 from tests.recovery.conftest import System
 from tests.recovery.drills import (
     base_backup,
@@ -34,8 +37,13 @@ PLACES = ("drill: struck", "drill: decided", "failover: promoted", "rejoin: copi
 
 
 @pytest.fixture(scope="module", autouse=True)
-def verified(system: System) -> None:
+def verified(system: System) -> Iterator[None]:
+    """A base backup first; at the end the server that was the primary is it again."""
     base_backup(system)
+    before = address(environment(system).postgres)
+    yield
+    if address(environment(system).postgres) != before:
+        postgres_failover.fn(system.name, new_primary=before, confirm=system.name)
 
 
 def subflows() -> set[str]:

@@ -51,6 +51,8 @@ class FullRestore(Scenario):
         """The restore's plan."""
         plan = drill.run(full_restore)
         drill.done["strategy"] = f"full-restore: {plan.facts.get('backup', '')}"
+        name = str(plan.pins["backup"])
+        drill.recovered_to = find_backup(store_for(drill.env, "postgres"), "postgres", name).manifest.taken
 
     def restore(self, drill: Drill) -> Report:
         """Built beside, proven, swapped, started."""

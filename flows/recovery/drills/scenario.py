@@ -67,6 +67,8 @@ class Drill:
     runs: list[Report] = field(default_factory=list)
     recovered: datetime | None = None
     served: datetime | None = None
+    recovered_to: datetime | None = None
+    """The moment of the data that came back, where the runbook goes back to one: the clients may have begun later."""
     done: dict[str, str] = field(default_factory=dict)
     """Boxes of the training checklist that a machine has checked (`checklist.BOXES`), and what it saw."""
 

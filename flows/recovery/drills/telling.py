@@ -20,7 +20,8 @@ MOST_LOST = 500
 @dataclass(frozen=True)
 class Outcome:
     """What was measured. `rto_seconds` is None where users were not served again; `lost` are the writes that were
-    acknowledged before the fault and are gone, `given_up` those from after it."""
+    acknowledged before the fault and are gone, `given_up` those from after it. `rpo_seconds`: from the first lost
+    write, or from the moment of the data that came back, to the fault."""
 
     rto_seconds: float | None
     lost: tuple[Attempt, ...]
@@ -48,6 +49,8 @@ def _outcome_of(drill: Drill, accounts: Mapping[str, Account]) -> Outcome:
     lost = [one for found in accounts.values() for one in found.lost]
     before = sorted((one for one in lost if one.answered and one.answered <= began), key=lambda one: one.sent)
     rpo = (began - before[0].answered).total_seconds() if before and before[0].answered else 0.0
+    if drill.recovered_to:
+        rpo = max(rpo, (began - drill.recovered_to).total_seconds())
     rto = (drill.served - drill.fault.began).total_seconds() if drill.served else None
     return Outcome(rto, tuple(before), tuple(one for one in lost if one not in before), rpo)
 
