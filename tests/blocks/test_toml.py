@@ -219,10 +219,11 @@ def test_the_lab_and_its_second_region_have_the_copies_and_the_endpoint_in_commo
 ) -> None:
     lab, region = shipped("lab", monkeypatch), shipped("lab-dr", monkeypatch)
     places = ("postgres", "redis", "files", "cluster", "wal")
-    assert [getattr(lab.stores("copies"), name) for name in places] == [
-        getattr(region.backups, name) for name in places
-    ]
-    assert not region.has("copies")
+    for here, there in ((lab, region), (region, lab)):  # the way back is the same way
+        assert [getattr(here.stores("copies"), name) for name in places] == [
+            getattr(there.backups, name) for name in places
+        ]
+        assert here.endpoint.other == there.name
     assert lab.endpoint.file == region.endpoint.file
     own = [found.model_dump() for found in (*lab.nodes(), *region.nodes(), lab.redis, region.redis)]
     assert len({found["port"] for found in own}) == len({found["data_directory"] for found in own}) == 6
