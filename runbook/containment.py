@@ -62,8 +62,8 @@ class Contained:
 def read(environment: str, directory: Path) -> Contained | None:
     """The containment that is in force, by this host's file and by Prefect, where this is one of its runs.
 
-    A file of one that was released on another host is removed; one that Prefect does not know (it was away) is told to
-    it.
+    A file of one that was released on another host is removed, one that Prefect does not know (it was away) is told to
+    it, and one that this host does not know is noted here.
 
     Raises:
         OpsError: the file cannot be read: nothing may be changed then.
@@ -74,6 +74,9 @@ def read(environment: str, directory: Path) -> Contained | None:
         here = None
     if here and there != here:
         _publish(environment, here)
+    if there and not here and not there.released:
+        with contextlib.suppress(OpsError):  # for this host's programs that ask no Prefect: `is_here`
+            record.write(_path(environment, directory), there)
     return here or (there if there and not there.released else None)
 
 

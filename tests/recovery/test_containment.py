@@ -26,7 +26,7 @@ from runbook.wait import until
 from tasks.postgres import write_block
 from tasks.wal.archiver import Archiver
 from tasks.wal.destinations import destinations_of
-from tests.clusters import NAME, Cluster
+from tests.clusters import NAME, Cluster, Template, running_cluster
 from tests.database.test_backup import ROOT, run
 
 WHY = {"reason": "rows are gone", "by": "佐藤"}
@@ -54,6 +54,25 @@ def paused(cluster: Cluster) -> str:
 
 def application(cluster: Cluster) -> psycopg.Connection[tuple[object, ...]]:
     return psycopg.connect(postgres.dsn(cluster.state, cluster.node("postgres").port), autocommit=True)
+
+
+@pytest.fixture(scope="module")
+def pair(cluster_template: Template) -> Iterator[Cluster]:
+    with running_cluster(cluster_template) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster(pair: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """One pair for all of these tests: each leaves it as it was, whatever became of it."""
+    for name, value in pair.variables.items():
+        monkeypatch.setenv(name, value)
+    yield pair
+    (pair.environment.reports_directory / f".contained-{NAME}").unlink(missing_ok=True)
+    if pair.sql("standby", STATE) != [("not paused",)]:
+        pair.sql("standby", "SELECT pg_wal_replay_resume()")
+    pair.sql("postgres", "ALTER ROLE grc_user IN DATABASE grc_db RESET ALL; DROP TABLE IF EXISTS notes;"
+             "DROP ROLE IF EXISTS reader, loader")  # fmt: skip
 
 
 @pytest.fixture
@@ -212,6 +231,7 @@ def test_a_commit_that_waits_for_a_standby_is_not_cancelled(cluster: Cluster, mo
     release()
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("table")
 def test_killed_anywhere_and_launched_again_it_ends_well(cluster: Cluster) -> None:
     before = cluster.sql("postgres", SETTINGS)

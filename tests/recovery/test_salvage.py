@@ -149,6 +149,7 @@ def test_killed_anywhere_and_launched_again(trial: Trial, left_behind: str) -> N
     assert trial.sql(PEOPLE) == trial.sql(PEOPLE, database=left_behind)
 
 
+@pytest.mark.soak
 def test_memory_does_not_grow_with_the_table(trial: Trial) -> None:
     trial.sql("CREATE TABLE wide (id int PRIMARY KEY, body text);"
               "INSERT INTO wide SELECT g, repeat('x', 1000) FROM generate_series(1, 8000) g")  # fmt: skip
