@@ -36,7 +36,7 @@ SCENARIOS: dict[str, Scenario] = {
 
 @flow(name="run-drill", flow_run_name="run-drill {environment} {scenario}")
 def run_drill(
-    environment: str, scenario: ScenarioName, participants: tuple[str, ...] = (), confirm: str = ""
+    environment: str, scenario: ScenarioName = "database_failure", participants: tuple[str, ...] = (), confirm: str = ""
 ) -> Report:
     """災害復旧訓練 (§8.4)
 
@@ -71,26 +71,36 @@ def run_drill(
         if scenario not in SCENARIOS:
             raise OpsError(f"there is no scenario “{scenario}”", f"choose one of {', '.join(SCENARIOS)}")
         process.start()
-        _hold(report, env, SCENARIOS[scenario])
+        chosen = SCENARIOS[scenario]
+        checked = _plan(report, env, chosen)
+        permit = report.permit(*chosen.acts(env))
+        _hold(report, env, chosen, permit, checked)
     return report
 
 
-def _hold(report: Report, env: Environment, scenario: Scenario) -> None:
-    """Judged, confirmed, played, told."""
+def _plan(report: Report, env: Environment, scenario: Scenario) -> dict[str, str]:
+    """What will be broken, in a system that is well; returns what of the checklist that is."""
     report.fact("scenario", f"{scenario.title}: {scenario.situation}")
     report.fact("goal", scenario.goal)
-    stamp = f"{report.started:%Y%m%dT%H%M%S}"
-    directory = env.reports_directory / "drills" / stamp
-    checked = steady.judge(report, env, scenario, directory / "evidence")
-    acts = scenario.acts(env)
-    for act in acts:
+    checked = steady.judge(report, env, scenario, _directory(report, env) / "evidence")
+    for act in scenario.acts(env):
         report.plan("break", act.target)
     report.plan("recover", scenario.goal)
     report.plan("sabotage a copy", "the same runbook must refuse it")
-    permit = report.permit(*acts)
-    targets = " | ".join(act.target for act in acts)
+    return checked
+
+
+def _directory(report: Report, env: Environment) -> Path:
+    """Where this drill's ledgers and evidence are kept."""
+    return env.reports_directory / "drills" / f"{report.started:%Y%m%dT%H%M%S}"
+
+
+def _hold(report: Report, env: Environment, scenario: Scenario, permit: Permit, checked: dict[str, str]) -> None:
+    """Played and told."""
+    directory = _directory(report, env)
+    targets = " | ".join(act.target for act in scenario.acts(env))
     half_done = HalfDone.now(scenario.name, directory).noted(env.reports_directory, breaks=targets)
-    drill = Drill(env, report, permit, directory, Clients.at(directory, f"{stamp}-"), half_done, done=checked)
+    drill = Drill(env, report, permit, directory, Clients.at(directory, f"{directory.name}-"), half_done, done=checked)
     report.fact("ledgers", directory)
     seconds, controls = dict[str, float](), list[Refusal]()
     with _healed(drill, scenario):
