@@ -76,9 +76,13 @@ def check_name(name: str) -> None:
 
 def unknown(name: str) -> OpsError:
     """What somebody reads who asked for an environment that is not there."""
+    return OpsError(f"there is no environment “{name[:60]}”", f"choose one of {', '.join(known())}, or register it")
+
+
+def known() -> list[str]:
+    """The names of all environments that have a file."""
     chosen = {os.environ.get(variable, "") for variable in NAMED_BY} - {""}
-    known = ", ".join(sorted({path.stem for path in DIRECTORY.glob("*.toml")} | chosen))
-    return OpsError(f"there is no environment “{name[:60]}”", f"choose one of {known}, or register it")
+    return sorted({path.stem for path in DIRECTORY.glob("*.toml")} | chosen)
 
 
 def read(path: Path) -> Environment:

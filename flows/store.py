@@ -13,6 +13,7 @@ from runbook.shown import show_table
 from tasks import at_hand, catalogue
 from tasks.backup_log import append_line
 from tasks.catalogue import Backup
+from tasks.cluster.content import cluster_in
 from tasks.manifest import Kind
 from tasks.publishing import clean_unfinished, find_unfinished, send_waiting, set_aside, sweep_spool
 from tasks.retention import read_stores
@@ -152,6 +153,16 @@ def mark_failed(report: Report, backup: Backup, reason: str) -> None:
         catalogue.mark_failed(backup.store, backup.name, facts)
     except OpsError as error:
         report.warn("note in the catalogue", error.hint, value=error.message)
+
+
+def measured(backup: Backup) -> tuple[str, int]:
+    """As what a proven restore of it is measured, and the bytes by which its time goes."""
+    match backup.manifest.kind:
+        case "cluster":
+            return "database point in time", cluster_in(backup).bytes
+        case "postgres":
+            return "database backup", backup.manifest.bytes
+    return f"{backup.manifest.kind} backup", backup.manifest.bytes
 
 
 def note(report: Report, env: Environment, text: str) -> None:

@@ -165,6 +165,17 @@ class Control:
                 last = "\n".join(error.stderr.splitlines()[-15:])
                 raise OpsError(f"{what} exited {error.exit_code}:\n{last}") from error
             tell(f"{what} done for {name}")
+        self._pause(name)
+
+    def _pause(self, name: str) -> None:
+        """Schedules are production's: in a lab a person turns on, in the UI, what is to run by itself. A check that is
+        red because nobody has taken a backup yet would fail every five minutes."""
+        body = {"work_pools": {"name": {"any_": [name]}}}
+        answer = httpx.post(f"{api_url(self.state)}/deployments/filter", json=body, timeout=30).raise_for_status()
+        for found in answer.json():
+            if found["schedules"]:
+                address = f"{api_url(self.state)}/deployments/{found['id']}/pause_deployment"
+                httpx.post(address, timeout=30).raise_for_status()
 
     def _deployments(self, name: str) -> int:
         body = {"work_pools": {"name": {"any_": [name]}}}

@@ -1,40 +1,55 @@
-"""Links to other runbooks' forms, filled in: what a diagnosis ends with."""
+"""Addresses of deployments' forms in the Prefect UI, filled in: a report offers what to launch next."""
 
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import httpx
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.context import FlowRunContext
-from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_UI_URL
 
+from runbook.log import logger
 from runbook.render import dumps
 
+MOST = 200
 
-def form_of(flow: str, environment: str, parameters: Mapping[str, object]) -> str:
-    """The address of a deployment's form with these parameters in it; "" outside of Prefect, or where it is not
-    deployed: `in_words` says it then."""
+
+def form_address(deployment: object, parameters: Mapping[str, object]) -> str:
+    """Of a deployment's form; "" where nobody knows the address of the UI."""
     ui = PREFECT_UI_URL.value()
-    if FlowRunContext.get() is None or not ui:
-        return ""
+    query = urllib.parse.urlencode({"parameters": dumps(parameters)})
+    return f"{ui}/deployments/deployment/{deployment}/run?{query}" if ui else ""
+
+
+@dataclass(frozen=True)
+class Forms:
+    """The deployments of some environments: (flow, environment) → id. Empty where Prefect does not answer."""
+
+    deployments: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    def link(self, flow: str, environment: str, parameters: Mapping[str, object], otherwise: str = "") -> str:
+        """Markdown: a link to the form, or what to launch in its place (`otherwise`: as a command)."""
+        deployment = self.deployments.get((flow, environment))
+        address = form_address(deployment, parameters) if deployment else ""
+        if address:
+            return f"[{flow}/{environment}]({address})"
+        given = "".join(f", {name}={dumps(value)}" for name, value in parameters.items() if name != "environment")
+        return f"`{otherwise}`" if otherwise else f"launch {flow}/{environment}{given}"
+
+
+def read_forms(environments: Sequence[str]) -> Forms:
+    """Ask Prefect, once, inside a flow run; outside one it may have died with the rest, and is not waited for."""
+    if FlowRunContext.get() is None or not PREFECT_UI_URL.value():
+        return Forms()
+    named = DeploymentFilter(name=DeploymentFilterName(any_=list(environments)))
     try:
         with get_client(sync_client=True) as client:
-            deployment = client.read_deployment_by_name(f"{flow}/{environment}")
-    except (ObjectNotFound, httpx.HTTPError):
-        return ""
-    query = urllib.parse.urlencode({"parameters": dumps({"environment": environment, **parameters})})
-    return f"{ui}/deployments/deployment/{deployment.id}/run?{query}"
-
-
-def in_words(flow: str, parameters: Mapping[str, object]) -> str:
-    """The same for somebody who fills it in: `restore-to-point with by="lsn", target="0/3000060"`."""
-    return f"{flow} with {', '.join(f'{name}={dumps(value)}' for name, value in parameters.items())}"
-
-
-def linked(flow: str, environment: str, parameters: Mapping[str, object], title: str) -> str:
-    """One of the two, as Markdown."""
-    address = form_of(flow, environment, parameters)
-    return f"[{title}]({address})" if address else f"{title}: `{in_words(flow, parameters)}`"
+            found = client.read_deployments(deployment_filter=named, limit=MOST)
+    except Exception as error:  # a report without links is a report
+        logger().warning("the forms of %s could not be asked for: %s", ", ".join(environments), error)
+        return Forms()
+    flows = {(str(one.entrypoint).rpartition(".")[2].replace("_", "-"), one.name): str(one.id) for one in found}
+    return Forms(flows)

@@ -67,6 +67,15 @@ class Evidence:
     svg: str = ""
 
 
+@dataclass(frozen=True)
+class Measure:
+    """How long a recovery took, and for how many bytes: what an estimate of the next one is made from."""
+
+    what: str
+    bytes: int
+    seconds: float
+
+
 class Held(Protocol):
     """The environment's lock, as a report needs it."""
 
@@ -89,6 +98,7 @@ class Report:
     evidence: list[Evidence] = field(default_factory=list)
     plan_steps: list[PlannedStep] = field(default_factory=list)
     facts: dict[str, str] = field(default_factory=dict)
+    measures: list[Measure] = field(default_factory=list)
     outcome: str = ""
     planned: bool = False
     form: str = ""
@@ -168,6 +178,10 @@ class Report:
     def fact(self, name: str, value: object) -> None:
         """One line of the page's head: what somebody reads first."""
         self.facts[name] = str(value)
+
+    def measure(self, what: str, size: int = 0) -> None:
+        """What this run did, which took all of its time until now: `database backup`, so many bytes."""
+        self.measures.append(Measure(what, size, round(self.seconds, 3)))
 
     def plan(self, step: str, detail: str, *, size: int = 0, seconds: float = 0.0) -> None:
         """One planned step with its bytes and an estimate of its seconds."""
@@ -249,6 +263,7 @@ class Report:
             "pid": os.getpid(),
             "outcome": self.outcome,
             "facts": self.facts,
+            "measures": [asdict(measure) for measure in self.measures],
             "steps": [
                 {"name": s.name, "started": s.started.isoformat(), "seconds": round(s.seconds, 3), "status": s.status}
                 for s in sorted(self.steps, key=lambda step: step.started)

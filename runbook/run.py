@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,11 +10,11 @@ from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
-from prefect.settings import PREFECT_UI_URL
 
 from runbook import chain, containment, render
 from runbook.current import current_report, use_report
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed
+from runbook.form import form_address
 from runbook.holder import Rank
 from runbook.lock import hold
 from runbook.log import logger
@@ -155,10 +154,9 @@ def _form(report: Report) -> str:
     """A link to this run's own form, filled in but for `confirm`, and with what was planned."""
     context = FlowRunContext.get()
     run = context.flow_run if context else None
-    ui = PREFECT_UI_URL.value()
-    if not (run and run.deployment_id and ui):
-        pinned = "".join(f", {name}={render.dumps(value)}" for name, value in report.pins.items())
-        return f"launch it again with confirm=“{report.environment}”{pinned}"
-    parameters = {name: value for name, value in (run.parameters | report.pins).items() if name != "confirm"}
-    query = urllib.parse.urlencode({"parameters": render.dumps(parameters)})
-    return f"{ui}/deployments/deployment/{run.deployment_id}/run?{query}"
+    if run and run.deployment_id:
+        filled = {name: value for name, value in (run.parameters | report.pins).items() if name != "confirm"}
+        if address := form_address(run.deployment_id, filled):
+            return address
+    pinned = "".join(f", {name}={render.dumps(value)}" for name, value in report.pins.items())
+    return f"launch it again with confirm=“{report.environment}”{pinned}"

@@ -30,7 +30,7 @@ import flows
 from runbook.report import Report
 
 ROOT = Path(__file__).parents[1]
-FREQUENCIES = {"daily", "weekly", "monthly", "quarterly", "yearly", "on-demand"}
+FREQUENCIES = {"continuous", "daily", "weekly", "monthly", "quarterly", "yearly", "on-demand"}
 OWNERS = {"SRE", "DBA", "DevOps", "セキュリティ", "QA", "マネージャー", "開発者"}
 SECTION = re.compile(r"§\d+(?:\.\d+)?")
 JAPANESE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")

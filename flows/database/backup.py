@@ -15,7 +15,7 @@ from flows.database.cluster_verification import verify_cluster
 from flows.database.verification import tell_trend, verify_database
 from flows.pruning import find_prunable, prune
 from flows.redis.verification import verify_redis
-from flows.store import note, store_for, tell_backups, tidy
+from flows.store import measured, note, store_for, tell_backups, tidy
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.render import size
@@ -116,6 +116,7 @@ def verify_backup(
             chosen = verify_cluster(report, env, backup, source)
         else:
             chosen = verify_database(report, env, wanted, backup, source, workers)
+        report.measure(*measured(chosen))
         tell_trend(report, env, wanted)
         tell_backups(report, env)
         report.outcome = f"{chosen.name} restores, proven by content"

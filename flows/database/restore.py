@@ -11,7 +11,7 @@ from blocks.environment import Environment, Stores
 from flows.database import choosing, steps
 from flows.database.choosing import NEWEST, Restorable
 from flows.database.commits import alone_act, free_commits, judge_commits
-from flows.store import mark_verified
+from flows.store import mark_verified, measured
 from runbook.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
@@ -91,6 +91,7 @@ def restore_database(
             report.outcome = f"{env.postgres.database} is what it was in {chosen.name}, {how}"
         if chosen.backup:
             mark_verified(report, chosen.backup)
+            report.measure(*measured(chosen.backup))
     return report
 
 

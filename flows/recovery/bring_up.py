@@ -148,9 +148,10 @@ def tell(report: Report, env: Environment, chosen: Chosen, held: Held) -> None:
     report.fact("RTO", f"{duration(report.seconds)} of {duration(env.rto_seconds)}")
     database.tell_window(report, env, chosen.database)
     tell_lost(report, env, chosen, held)
-    for backup in (chosen.database, chosen.redis, chosen.files):
-        if backup:
-            mark_verified(report, backup)
+    backups = [backup for backup in (chosen.database, chosen.redis, chosen.files) if backup]
+    report.measure("everything backup", sum(backup.manifest.bytes for backup in backups))
+    for backup in backups:
+        mark_verified(report, backup)
     report.outcome = "everything is back and proven"
 
 

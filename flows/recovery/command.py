@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
 from prefect import Flow
 from prefect.settings import PREFECT_API_URL
 
-from runbook.errors import OpsError, Unreachable
+from runbook.errors import OpsError, RunbookFailed, Unreachable
+from runbook.report import Report
 from runbook.wait import until
 
 PREFECT_SECONDS = 10.0
 
 
-def launch(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> int:
-    """Run a recovery and print its sentence; the exit code."""
+def launch(
+    flow: Flow[..., Any], parameters: Mapping[str, Any], tell: Callable[[Report], str] = lambda report: ""
+) -> int:
+    """Run a recovery and print its sentence, after what there is to `tell` of its report; the exit code."""
     call = flow if prefect_answers() else flow.fn
     try:
         report = call(**parameters)
+    except RunbookFailed as error:
+        print(tell(error.report), end="")
+        print(error, file=sys.stderr)
+        return 1
     except OpsError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{report.sentence()}\nreport: {report.path}")
+    print(f"{tell(report)}{report.sentence()}\nreport: {report.path}")
     return 0
 
 

@@ -13,11 +13,12 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.report import Report, Status
 from tasks.catalogue import Backup, open_all
 from tasks.cluster.content import ClusterContent, cluster_in, lineage
+from tasks.cluster.origin import is_on, own_backups
 from tasks.cluster.target import Target
 from tasks.wal.archive import Archive, timeline_in
 from tasks.wal.continuity import Chain, chain_from, require_begun
 from tasks.wal.destinations import archive_of, ship_now
-from tasks.wal.names import Timeline, lsn_text
+from tasks.wal.names import lsn_text
 from tasks.wal.receiver import wait_received
 
 AUTO = "auto"
@@ -79,7 +80,7 @@ def choose_origin(
     archive = archive_of(env, source, first.system, candidates[-1].manifest.environment)
     listing = archive.listing()
     history = timeline_in(archive, listing, timeline)
-    usable = [one for one in candidates if _is_on(history, cluster_in(one))]
+    usable = [one for one in candidates if is_on(history, cluster_in(one))]
     if not usable:
         there = ", ".join(sorted({str(cluster_in(one).timeline) for one in candidates}))
         raise OpsError(
@@ -106,23 +107,13 @@ def _own(env: Environment, backups: Sequence[Backup], wanted: str, where: str) -
             newest = ", ".join(one.name for one in reversed(backups[-3:])) or "none at all"
             raise OpsError(f"there is no base backup “{wanted[:80]}” in {where}", f"the newest: {newest}")
         return found
-    own = [one for one in backups if one.manifest.environment == env.name and not one.failed]
     live = nodes.ask(env.postgres)
-    if live:
-        own = [one for one in own if cluster_in(one).system == live.system]
-    elif own:
-        last = cluster_in(max(own, key=lambda one: one.manifest.taken)).system
-        own = [one for one in own if cluster_in(one).system == last]
+    own = own_backups(backups, env.name, live.system if live else 0)
     if not own:
         others = [one for one in backups if one.manifest.environment != env.name]
         more = f"; another environment's is taken by its name only, e.g. {others[-1].name}" if others else ""
         raise OpsError(f"there is no base backup of this cluster in {where}", f"backup-cluster takes one{more}")
-    return sorted(own, key=lambda one: (cluster_in(one).stop, one.manifest.taken))
-
-
-def _is_on(history: Timeline, content: ClusterContent) -> bool:
-    left = history.left_at(content.timeline)
-    return left is not None and content.stop <= left
+    return own
 
 
 def _newest_before(target: Target, usable: Sequence[Backup]) -> Backup:

@@ -136,6 +136,8 @@ def _swap(
         point_swap.swap(report, permit, env, instance, held, timeline)
         point_swap.start(report, permit, env, held)
     point_swap.tell_after(report, env, origin, held, timeline)
+    wal = len(origin.chain.links) * origin.content.segment_bytes
+    report.measure("database point in time", origin.content.bytes + wal)
     report.outcome = "the cluster stands at the target, proven on both sides"
 
 

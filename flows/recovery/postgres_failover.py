@@ -140,6 +140,7 @@ def _fail_over(
     tell_loss(report, pair, done, _left(report, pair, done.promoted.switched_at), account)
     redirect(report, permit, env, pair, phases, restart=True)
     _end(report, permit, env, pair, mode, phases)
+    report.measure("database standby")
 
 
 def _left(report: Report, pair: Pair, place: int) -> Beyond | None:

@@ -199,4 +199,5 @@ def _tell(report: Report, block: Redis, group: Group, choice: Choice, done: Hand
     old = [] if done.stood >= 0 else [choice.master]
     living = [address for address in group.members if address not in (*down, *old, done.new.address)]
     verify_after(report, block, done.new.address, living, [*down, *old])
+    report.measure("redis replica")
     report.outcome = f"{done.new.address} is the master; {done.old} was"

@@ -179,4 +179,6 @@ def restore_redis(
         report.fail_if_critical()
         if chosen.proven:
             stores.mark_verified(report, chosen.backup)
+            if not prefixes:
+                report.measure(*stores.measured(chosen.backup))
     return report

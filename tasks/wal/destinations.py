@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -14,15 +15,18 @@ from tasks.wal.place import place_of
 from tasks.wal.ship import Destination, Shipped, ship
 
 
-def archive_of(env: Environment, which: Stores, system: int, of: str = "") -> Archive:
-    """The archive of a cluster of an environment (its own by default) in its first or second set of stores.
+def archive_of(
+    env: Environment, which: Stores, system: int, of: str = "", *, patience_seconds: float = math.inf
+) -> Archive:
+    """The archive of a cluster of an environment (its own by default) in its first or second set of stores. A bucket is
+    waited for no longer than `patience_seconds`.
 
     Raises:
         OpsError: it has no such set, or its address or a key is wrong.
     """
     backups = env.stores(which)
     key = Key.of(backups.recipients, backups.identity.get_secret_value())
-    return Archive(place_of(env, which, of or env.name, system), key)
+    return Archive(place_of(env, which, of or env.name, system, patience_seconds=patience_seconds), key)
 
 
 def destinations_of(env: Environment) -> list[Destination]:

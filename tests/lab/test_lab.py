@@ -88,7 +88,10 @@ def test_status_says_what_there_is(lab: Lab) -> None:
         assert httpx.get(f"{url}/health").status_code == 200
     assert httpx.get(status["frontend"]["url"], follow_redirects=True).status_code == 200
     body = {"work_pools": {"name": {"any_": [lab.name]}}}
-    assert httpx.post(f"{status['prefect_api']}/deployments/count", json=body).json() > 0
+    deployed = httpx.post(f"{status['prefect_api']}/deployments/filter", json=body).json()
+    scheduled = {found["entrypoint"].split(".")[-1]: found["paused"] for found in deployed if found["schedules"]}
+    assert scheduled["check_recovery_objectives"]
+    assert all(scheduled.values()), "in a lab nothing runs that nobody turned on"
     with psycopg.connect(status["postgres"]["dsn"]) as connection:
         assert connection.execute("SELECT count(*) > 100 FROM interview_sessions").fetchone() == (True,)
         assert connection.execute("SHOW timezone").fetchone() == ("Asia/Tokyo",)

@@ -96,6 +96,7 @@ def test_stop_at_swap_gives_the_shorter_outage(system: System) -> None:
     """With services stopped at the swap only, they run while the copies are built."""
     report = full_restore.fn(system.name, stop_services="at_swap", confirm=system.name)
     assert report.status in GOOD
+    assert [measure.what for measure in report.measures] == ["everything backup"]
     order = [step.name for step in sorted(report.steps, key=lambda step: step.started)]
     assert order.index("stop_services") > order.index("analyze")
 

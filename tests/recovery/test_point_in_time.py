@@ -113,6 +113,7 @@ def test_a_bug_is_undone_to_the_transaction_before_it_and_the_cluster_is_swapped
     assert cluster.sql("postgres", "SELECT sum(balance) FROM accounts") == [(102,)], "a plan changes nothing"
     report = restore_to_point.fn(NAME, by=by, target=str(target), confirm=NAME)
     assert report.status is Status.WARN
+    assert [measure.what for measure in report.measures] == ["database point in time"]
     assert "rejoin-standby" in " ".join(finding.hint for finding in report.findings)
     assert "backup-cluster" in report.sentence()
     (sides,) = [evidence.rows for evidence in report.evidence if evidence.name == "Both sides of the target"]

@@ -54,6 +54,7 @@ def test_a_planned_switchover_loses_nothing_and_the_old_primary_follows_there_an
         writes.wait(50)
         verify_turned(cluster, joined=True)
         assert report.facts["acknowledged writes lost"].startswith("0 (proven")
+        assert [measure.what for measure in report.measures] == ["database standby"]
         again = fail_over(new_primary=address(cluster, "standby"))
         assert "nothing to do" in again.outcome
         assert fail_over().status is Status.WARN

@@ -121,6 +121,7 @@ def test_a_planned_failover_loses_no_acknowledged_write(group: Group, way: str) 
         writer.wait(50)
     new = group.at(group.agreed_master())
     assert report.status is Status.OK, report.sentence()
+    assert [measure.what for measure in report.measures] == ["redis replica"]
     assert new is not group.master
     assert writer.lost(new) == set()
     assert report.facts["acknowledged writes lost"] == "0 (proven)"

@@ -89,7 +89,9 @@ def test_more_memory_than_the_configuration_allows(rig: Rig) -> None:
         restore_redis.fn(NAME, confirm=NAME)
     assert (rig.run_id(), rig.client().dbsize()) == (run_id, 20_000)
     rig.configure(aof=True, extra="maxmemory 40mb\nmaxmemory-policy allkeys-lru\n")
-    assert restore_redis.fn(NAME, confirm=NAME).status is Status.OK
+    report = restore_redis.fn(NAME, confirm=NAME)
+    assert report.status is Status.OK
+    assert [measure.what for measure in report.measures] == ["redis backup"]
 
 
 def test_a_user_with_a_password_of_its_own(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,87 @@
+"""Recovery points of backups: what their manifests say, and how a restore of them was proven (§8.1)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from blocks.environment import Environment, Stores
+from runbook.errors import OpsError
+from tasks.catalogue import Backup
+from tasks.manifest import Kind
+from tasks.recovery_points.point import Point, Resource
+from tasks.retention import Stored
+from tasks.stores.store import Store, store_of
+
+PATIENCE_SECONDS = 5.0
+KINDS: dict[Resource, Kind] = {"database": "postgres", "redis": "redis", "files": "files"}
+TAKEN_BY: dict[Resource, str] = {"database": "backup-database", "redis": "backup-redis", "files": "backup-files"}
+DAILY_SECONDS = 86400.0
+"""How often the manual takes them (§1.2, §2.3, §8.2)."""
+LOOKED_AT = timedelta(days=7)
+
+
+def place_for(env: Environment, resource: Resource, which: Stores) -> tuple[Store | OpsError, Sequence[Kind]]:
+    """What tasks.retention.read_stores wants: the store, or why there is none."""
+    kind = KINDS[resource]
+    try:
+        store = store_of(env, kind, which, patience_seconds=PATIENCE_SECONDS)
+    except OpsError as error:
+        return error, (kind,)
+    if not store.where.startswith("s3://") and not Path(store.where).is_dir():
+        hint = f"mount it, or correct [{which}]; {TAKEN_BY[resource]} makes it with the first backup"
+        return OpsError(f"{store.where} is not there", hint), (kind,)
+    return store, (kind,)
+
+
+def backup_points(resource: Resource, which: Stores, stored: Stored | OpsError) -> list[Point]:
+    """The newest backup that is proven, and one that is newer and not; of an unreadable store the one that nobody
+    knows."""
+    if isinstance(stored, OpsError):
+        return [Point(resource, "backup", which, problem=stored.message, hint=stored.hint, unknown=True)]
+    now = datetime.now(UTC)
+    whole = [one for one in stored.backups if not one.failed and one.manifest.taken <= now]
+    if not whole:
+        hint = f"{TAKEN_BY[resource]} takes one" if which == "backups" else "replicate-backups brings them there"
+        why = "none of those that are there can be relied on" if stored.backups else "there is none"
+        return [Point(resource, "backup", which, problem=why, hint=hint)]
+    proven = [one for one in whole if one.verified]
+    wanted = [*proven[-1:], *([] if proven and proven[-1] is whole[-1] else whole[-1:])]
+    every = longest_gap([one.manifest.taken for one in stored.backups], now)
+    return [_point(resource, which, one, every) for one in wanted]
+
+
+def _point(resource: Resource, which: Stores, backup: Backup, every: float) -> Point:
+    manifest = backup.manifest
+    return Point(
+        resource, "backup", which, backup.name, manifest.taken, proven=backup.verified, bytes=manifest.bytes,
+        restored_bytes=_restored(backup), every_seconds=every, detail=f"in {backup.store.where}",
+    )  # fmt: skip
+
+
+def _restored(backup: Backup) -> int:
+    """What it takes on the disk: of a database its manifest says so, of files their sizes do."""
+    content = backup.manifest.content
+    if isinstance(told := content.get("bytes"), int):
+        return told
+    entries = content.get("entries")
+    if isinstance(entries, list):
+        return sum(int(entry.get("size", 0)) for entry in entries)
+    return backup.manifest.bytes
+
+
+def longest_gap(taken: Sequence[datetime], now: datetime) -> float:
+    """Seconds: the longest time between two backups, of the last week. Of fewer than two the manual's day."""
+    lately = [one for one in sorted(taken) if one >= now - LOOKED_AT]
+    earlier = [one for one in sorted(taken) if one < now - LOOKED_AT][-1:]
+    times = [*earlier, *lately]
+    gaps = [(two - one).total_seconds() for one, two in itertools.pairwise(times)]
+    return max(gaps, default=DAILY_SECONDS)
+
+
+def bad_newest(stored: Stored) -> Backup | None:
+    """The newest of all, where it did not stand its proof: then nobody knows what is wrong with the next."""
+    newest = max(stored.backups, key=lambda one: one.manifest.taken, default=None)
+    return newest if newest and newest.failed else None

@@ -1,0 +1,179 @@
+"""The database's recovery points: by failover to the standby, and by base backup and WAL (§8.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from blocks.environment import Environment, Stores
+from runbook.errors import OpsError, VerificationFailed
+from runbook.kinds import probe
+from runbook.render import size
+from tasks.catalogue import Backup, open_all
+from tasks.cluster.content import cluster_in, lineage
+from tasks.cluster.origin import is_on, own_backups
+from tasks.failover.member import Member, ask_member
+from tasks.manifest import CHUNK_BYTES
+from tasks.recovery_points.point import Point, best_of
+from tasks.recovery_points.wal import Moment, Written, ask_written, local_files, moment_of
+from tasks.stores.store import store_of
+from tasks.wal.archive import Listing, Stored, timeline_in
+from tasks.wal.continuity import Chain, chain_from
+from tasks.wal.destinations import archive_of
+from tasks.wal.names import Segment, Timeline
+
+PATIENCE_SECONDS = 5.0
+MOST_BASES = 5
+RECEIVER = "look whether the receiver of WAL and the archiver run"
+GAP = "look for that segment (the other store, the receiver's directory); else backup-cluster, now"
+REJOIN = "look at its log; rejoin-standby makes it a standby again"
+
+
+@probe
+def read_written(env: Environment) -> Written:
+    """How far the primary has written, and who has that."""
+    names = [env.standby.name] if env.has("standby") else []
+    return ask_written(env.postgres, [*names, *([env.wal.name] if env.has("wal") else [])])
+
+
+@probe
+def read_standby_point(env: Environment, written: Written) -> Point:
+    """By a failover to the standby, which replays what the receiver of WAL has too. The environment names one."""
+    member = ask_member(env.standby)
+    point = Point("database", "standby", "live", member.address)
+    if trouble := _unfit(member, written):
+        return replace(point, problem=trouble, hint=REJOIN)
+    streamed = (written.streams or {}).get(env.standby.name, 0)
+    reached = max(streamed, member.received, member.written)
+    end = _fed(env, written, reached)
+    moment = moment_of(env, written, end)
+    paused = "" if member.paused == "not paused" else f"replay is {member.paused}"
+    behind = size(written.end - reached) + " behind" if written.end > reached else "has everything"
+    return replace(
+        point, at=moment.at, exact=moment.exact, proven=f"answers, {member.receiver or 'is sent nothing'}",
+        problem=paused or ("" if moment.at else "nobody can say of which moment its data is"),
+        hint="SELECT pg_wal_replay_resume() on it: a failover refuses it like this" if paused else REJOIN,
+        unknown=moment.at is None, detail=behind if written.end else "the primary does not answer",
+    )  # fmt: skip
+
+
+def _unfit(member: Member, written: Written) -> str:
+    if member.problem:
+        return f"it does not answer: {member.problem}"
+    if not member.in_recovery:
+        return "it takes writes itself, and follows nobody"
+    other = written.system and member.system != written.system
+    return f"it is of another cluster (system identifier {member.system})" if other else ""
+
+
+def _fed(env: Environment, written: Written, reached: int) -> int:
+    """Further than the standby itself, where the receiver's files go on from there."""
+    files = local_files(Path(env.wal.directory), written.system) if env.has("wal") else []
+    end = reached
+    for segment, path in files:
+        if segment.start <= end < segment.end:
+            whole = path.name == segment.name
+            end = segment.end if whole else max(end, segment.start + _written_bytes(path, segment))
+    return end
+
+
+@probe
+def read_wal_points(env: Environment, written: Written, which: Stores) -> tuple[Point, ...]:
+    """By a base backup of a set of stores and the WAL that was archived since: the newest that is proven, and one that
+    is not where that reaches further. The receiver's files count for the first set: they are archived when a recovery
+    begins; what happens to the region happens to them."""
+    none = Point("database", "point in time", which)
+    try:
+        return tuple(_points(env, written, which, none))
+    except OpsError as error:
+        unknown = not isinstance(error, VerificationFailed)
+        return (replace(none, problem=error.message, hint=error.hint, unknown=unknown),)
+
+
+def _points(env: Environment, written: Written, which: Stores, none: Point) -> list[Point]:
+    store = store_of(env, "cluster", which, patience_seconds=PATIENCE_SECONDS)
+    backups = open_all(store, "cluster")[0]
+    candidates = own_backups(backups, env.name, written.system)
+    if not candidates:
+        hint = "backup-cluster takes one" if which == "backups" else "replicate-backups brings it there"
+        return [replace(none, problem=f"there is no base backup of this cluster in {store.where}", hint=hint)]
+    written = replace(written, system=cluster_in(candidates[-1]).system)  # a dead primary could not say it
+    archive = archive_of(env, which, written.system, patience_seconds=PATIENCE_SECONDS)
+    own = archive.listing()
+    history = timeline_in(archive, own)
+    listing = _with_tail(env, own, written.system) if which == "backups" else own
+    usable = [one for one in candidates if is_on(history, cluster_in(one))]
+    wanted = {one.name: one for one in (*usable[-MOST_BASES:], *[one for one in usable if one.verified][-1:])}
+    if not wanted:
+        why = f"no base backup is on timeline {history.number} of the archive"
+        return [replace(none, problem=why, hint="backup-cluster takes one")]
+    moments = dict[int, Moment]()
+
+    def moment(chain: Chain) -> Moment:  # most of them end at the same place
+        if chain.end not in moments:
+            moments[chain.end] = moment_of(env, written, chain.end, chain, archive)
+        return moments[chain.end]
+
+    return _best([_point(one, backups, listing, history, moment, none) for one in wanted.values()])
+
+
+def _best(found: Sequence[Point]) -> list[Point]:
+    """The newest that is proven, and one that is not where that reaches further; else why there is none."""
+    some = [one for one in found if one.at]
+    sure, best = best_of(one for one in some if one.proven), best_of(some)
+    if best is None:
+        return list(found[-1:])
+    return [one for one in (sure, best if sure is None or best.at != sure.at else None) if one]
+
+
+def _point(
+    backup: Backup, backups: Sequence[Backup], listing: Listing, history: Timeline,
+    moment_at: Callable[[Chain], Moment], none: Point,
+) -> Point:  # fmt: skip
+    content = cluster_in(backup)
+    point = replace(none, name=backup.name, proven=backup.verified)
+    try:
+        whole = lineage(backup, backups)
+    except VerificationFailed as error:
+        return replace(point, problem=error.message, hint=error.hint)
+    chain = chain_from(listing, history, content.stop, content.segment_bytes)
+    if not chain.links:
+        why = chain.trouble or "nothing has come since"
+        return replace(point, problem=f"the archive has no WAL after it: {why}", hint=RECEIVER)
+    moment, wal = moment_at(chain), len(chain.links) * content.segment_bytes
+    return replace(
+        point, at=moment.at or content.stopped, exact=moment.exact, bytes=content.bytes + wal,
+        restored_bytes=content.bytes * (2 if len(whole) > 1 else 1) + wal,
+        problem=chain.trouble, hint=GAP if chain.trouble else "",
+        detail=f"{chain.told}; goes back to {content.stopped:%Y-%m-%d %H:%M UTC}",
+    )  # fmt: skip
+
+
+def _with_tail(env: Environment, listing: Listing, system: int) -> Listing:
+    """With what the receiver has: the path stands for the name."""
+    if not env.has("wal"):
+        return listing
+    segments, partials = dict(listing.segments), dict(listing.partials)
+    for segment, path in local_files(Path(env.wal.directory), system):
+        if segment.name in segments:
+            continue
+        if path.name == segment.name:
+            segments[segment.name] = (Stored(str(path), segment.name, "", segment.bytes),)
+        elif end := _written_bytes(path, segment):
+            tail = Stored(str(path), segment.name, "", end, end)
+            partials[segment.name] = tuple(sorted((*partials.get(segment.name, ()), tail), key=lambda one: one.end))
+    return Listing(segments, partials, listing.histories)
+
+
+def _written_bytes(path: Path, segment: Segment) -> int:
+    """Up to where a file has been written: what follows is zeros."""
+    try:
+        with path.open("rb") as file:
+            for start in range(segment.bytes - CHUNK_BYTES, -1, -CHUNK_BYTES):
+                file.seek(start)
+                if written := file.read(CHUNK_BYTES).rstrip(b"\0"):
+                    return start + len(written)
+    except OSError:
+        pass  # finished and renamed since it was listed
+    return 0

@@ -1,0 +1,61 @@
+"""How long a recovery would take, from how long past ones took: a pure function over samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from statistics import median
+
+ALIKE = 1.2
+"""Sizes that are not further apart say nothing of what one more byte costs."""
+MOST_SAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A recovery that was measured."""
+
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds, and what they are from: so many samples, of sizes from `smallest` to `biggest`."""
+
+    seconds: float
+    samples: int
+    smallest: int
+    biggest: int
+
+
+def estimate(samples: Sequence[Sample], bytes_: int) -> Estimate | None:
+    """The seconds for so many bytes: a fixed part and a part for each byte, both as the median of what the samples say
+    (Theil and Sen: one that was disturbed changes nothing). `samples`: oldest first, the last ones count. None: nothing
+    was ever measured.
+
+    Of one size only, the time goes with the bytes, and is for fewer of them no shorter: the fixed part is not known.
+    """
+    known = [one for one in samples if one.seconds > 0][-MOST_SAMPLES:]
+    if not known:
+        return None
+    sizes = [one.bytes for one in known]
+    return Estimate(max(_line(known, bytes_), 0.0), len(known), min(sizes), max(sizes))
+
+
+def _line(known: Sequence[Sample], bytes_: int) -> float:
+    pairs = [
+        (one, two) if one.bytes < two.bytes else (two, one)
+        for one, two in combinations(known, 2)
+        if max(one.bytes, two.bytes) > ALIKE * min(one.bytes, two.bytes)
+    ]
+    if not pairs:
+        usual = median(one.seconds for one in known)
+        size = median(one.bytes for one in known)
+        return usual * max(bytes_ / size, 1.0) if size and bytes_ else usual
+    per_byte = max(median((two.seconds - one.seconds) / (two.bytes - one.bytes) for one, two in pairs), 0.0)
+    fixed = median(one.seconds - per_byte * one.bytes for one in known)
+    if fixed < 0:
+        return median(one.seconds / one.bytes for one in known if one.bytes) * bytes_
+    return fixed + per_byte * bytes_

@@ -1,0 +1,88 @@
+"""Recovery points that need no backup: a Redis replica, and files that nobody has changed since theirs (§8.1)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from blocks.environment import Environment
+from blocks.places import Application
+from blocks.redis import Redis
+from runbook.errors import OpsError
+from runbook.kinds import probe
+from runbook.render import size
+from tasks.entries import walk
+from tasks.files import directory_of
+from tasks.recovery_points.point import Point, best_of
+from tasks.redis.failover.group import Member, ask_group, read_member
+
+
+@probe
+def read_replica_point(env: Environment) -> Point | None:
+    """By a failover to the replica that has the most; None where the environment knows of none."""
+    master, others = _servers(env.redis)
+    asked = datetime.now(UTC)
+    if not others:
+        return None
+    points = [_replica(master, one, asked) for one in others]
+    return best_of(points) or points[0]
+
+
+def _servers(block: Redis) -> tuple[Member | None, Sequence[Member]]:
+    """The master and those that follow it: by the Sentinels, else as the environment names them."""
+    if block.sentinels:
+        group = ask_group(block)
+        if group.watch.answering:
+            return group.master, group.others
+    addresses = [block.address, *block.replicas]
+    with ThreadPoolExecutor(len(addresses)) as beside:
+        found = list(beside.map(lambda address: read_member(block, address), addresses))
+    return found[0], found[1:]
+
+
+def _replica(master: Member | None, member: Member, asked: datetime) -> Point:
+    point = Point("redis", "replica", "live", member.address, hint="look at its log, and start it")
+    if member.problem or member.is_master or member.loading or member.syncing:
+        busy = "it is loading its data, or in the middle of a full copy"
+        why = member.problem or ("it says that it is a master itself" if member.is_master else busy)
+        return replace(point, problem=why)
+    alive = master is not None and not master.problem
+    if alive and master and not member.link_up:
+        why = f"its link to the master is down for {member.silent_seconds} s"
+        return replace(point, at=_before(asked, member.silent_seconds), proven="answers", problem=why)
+    if not alive or master is None:
+        at = _before(asked, member.silent_seconds)  # since then it has been sent nothing
+        return replace(point, at=at, exact=False, proven="answers", detail="the master does not answer")
+    behind = max(master.offset - member.offset, 0)
+    seconds = max(master.lags.get(member.address, 0), 1) if behind else 0
+    told = f"{size(behind)} behind" if behind else "has everything"
+    return replace(point, at=_before(asked, seconds), proven="answers", hint="", detail=told)
+
+
+def _before(moment: datetime, seconds: float) -> datetime:
+    return moment - timedelta(seconds=seconds)
+
+
+@probe
+def read_unchanged(application: Application) -> tuple[datetime, datetime | None]:
+    """When it was looked, and the last change in the application's directory; None where it cannot be read."""
+    asked = datetime.now(UTC)
+    try:
+        directory = directory_of(application)
+        newest = max(os.lstat(path).st_ctime for path in (directory, *walk(directory)))
+    except (OpsError, OSError, ValueError):
+        return asked, None
+    return asked, datetime.fromtimestamp(newest, UTC)
+
+
+def unchanged_since(points: Sequence[Point], asked: datetime, changed: datetime | None) -> list[Point]:
+    """Backups of files to which nothing was done since lose nothing, however old they are."""
+    return [
+        replace(point, at=asked, every_seconds=0.0, detail=f"of {point.at:%Y-%m-%d %H:%M UTC}, nothing changed since")
+        if changed and point.at and changed < point.at
+        else point
+        for point in points
+    ]

@@ -1,0 +1,210 @@
+"""Which moment a place in WAL stands for: what would be lost of a copy that ends there.
+
+Commit times stand in WAL itself, so they are read from what is at hand: the primary's own `pg_wal` where it is on this
+host, and the receiver's directory. Nothing is fetched but the end of the archive, and that only where neither has it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psycopg
+
+from blocks.environment import Environment
+from blocks.nodes import ASK_SECONDS
+from blocks.postgres import Postgres, execute, first_line
+from runbook.errors import OpsError, Unreachable
+from runbook.wait import until
+from tasks.failover.segments import Segment as Found
+from tasks.failover.segments import find_segments
+from tasks.host import is_here
+from tasks.wal.archive import Archive
+from tasks.wal.continuity import Chain
+from tasks.wal.dump import Commit, commits_in
+from tasks.wal.fetch import fetch
+from tasks.wal.names import Segment
+
+CATCH_UP_SECONDS = 2.0
+LEAST_COMMIT_BYTES = 32
+"""A commit's record is longer than this, and ends in bytes that are not zero."""
+BATCH, MOST_AHEAD, MOST_BACK, LOOKS = 2, 64, 16, 3
+
+Files = Sequence[tuple[Segment, Path]]
+
+
+@dataclass(frozen=True)
+class Written:
+    """How far the primary had written when it was asked, and how far those who stream from it have it on their disks
+    (by their names). `end` 0: nobody takes writes, `problem` says why."""
+
+    asked: datetime
+    system: int = 0
+    end: int = 0
+    streams: Mapping[str, int] | None = None
+    problem: str = ""
+
+    def has_streamed(self, name: str) -> bool:
+        """Whether that one streams, and has everything."""
+        return bool(self.end) and (self.streams or {}).get(name, 0) >= self.end
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The state of the data up to `at` is there; exactly, or at least. None: nobody knows."""
+
+    at: datetime | None
+    exact: bool
+
+
+def ask_written(primary: Postgres, names: Sequence[str]) -> Written:
+    """Ask the primary; those of these names who stream get a moment to catch up with what it had then."""
+    asked = datetime.now(UTC)
+    try:
+        with primary.connect(seconds=ASK_SECONDS) as connection:
+            execute(connection, "SET statement_timeout = '5s'")
+            recovering, system, end = execute(connection, _WRITTEN)[0]
+            if recovering:
+                return Written(asked, int(system), problem="no server takes writes: all that answer are standbys")
+            streams = dict[str, int]()
+
+            def caught_up() -> bool:
+                streams.update({str(name): int(place) for name, place in execute(connection, _STREAMS)})
+                return all(streams.get(name, int(end)) >= int(end) for name in names)
+
+            with contextlib.suppress(Unreachable):
+                until(caught_up, what="the standbys", seconds=CATCH_UP_SECONDS, every_seconds=0.05)
+            return Written(asked, int(system), int(end), streams)
+    except psycopg.Error as error:
+        return Written(asked, problem=first_line(error))
+    except OpsError as error:
+        return Written(asked, problem=error.message)
+
+
+_WRITTEN = """
+SELECT pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system()),
+       CASE WHEN pg_is_in_recovery() THEN 0 ELSE pg_current_wal_flush_lsn() - '0/0' END
+"""
+_STREAMS = """
+SELECT application_name, max(flush_lsn - '0/0'::pg_lsn) FROM pg_stat_replication
+WHERE state = 'streaming' AND flush_lsn IS NOT NULL GROUP BY 1
+"""
+
+
+def local_files(directory: Path, system: int) -> list[tuple[Segment, Path]]:
+    """The segments of a cluster in a directory of this host, in order, each once: of the newest timeline that has it,
+    without what an older one has behind that (a primary that went on alone). None where it cannot be read."""
+    found = dict[int, tuple[Segment, Path]]()
+    for one in _find_segments(directory):  # in order of the timelines
+        if one.system == system or not system:
+            segment = Segment(one.start // one.bytes, one.timeline, one.bytes)
+            found[segment.number] = (segment, one.path)
+    newest, kept = 0, list[tuple[Segment, Path]]()
+    for number in sorted(found):
+        if found[number][0].timeline >= newest:
+            kept.append(found[number])
+            newest = found[number][0].timeline
+    return kept
+
+
+def _find_segments(directory: Path) -> list[Found]:
+    """One may be finished, and renamed, while they are looked at: then once more."""
+    for _ in range(LOOKS):
+        with contextlib.suppress(OpsError):
+            return find_segments(directory)
+    return []
+
+
+def moment_of(env: Environment, written: Written, end: int, chain: Chain | None = None,
+              archive: Archive | None = None) -> Moment:  # fmt: skip
+    """The moment of a copy that ends at `end`: that of the first commit that it lacks; now, where it lacks none."""
+    if written.end and end + LEAST_COMMIT_BYTES > written.end:
+        return Moment(written.asked, True)
+    sources = _sources(env, written)
+    for files, complete in sources:
+        first, whole = _first_after(env.postgres, files, end)
+        if first:
+            return Moment(first.at, True)
+        if whole and complete:
+            return Moment(written.asked, True)
+    for files, _ in sources:
+        if last := _last_before(env.postgres, files, end):
+            return Moment(last.at, False)
+    return Moment(_last_archived(env, written, chain, archive, end), False)
+
+
+def _sources(env: Environment, written: Written) -> list[tuple[Files, bool]]:
+    """WAL at hand, and whether it is all that was ever written: the primary's own is, dead or alive, unless the
+    receiver has had a newer timeline since: then another server is the primary, and does not answer either."""
+    primary, received = env.postgres, list[tuple[Segment, Path]]()
+    if env.has("wal"):
+        received = local_files(Path(env.wal.directory), written.system)
+    found: list[tuple[Files, bool]] = [(received, written.has_streamed(env.wal.name))] if received else []
+    if is_here(primary.host):
+        own = local_files(Path(primary.data_directory, "pg_wal"), written.system)
+        found.insert(0, (own, bool(own) and own[-1][0].timeline >= max(one.timeline for one, _ in received or own)))
+    return found
+
+
+def _first_after(postgres: Postgres, files: Files, end: int) -> tuple[Commit | None, bool]:
+    """The first commit that a copy up to `end` lacks; and whether all was read from there on."""
+    ahead = [(segment, path) for segment, path in files if segment.end > end]
+    if not ahead or ahead[0][0].start > end:
+        return None, False
+    for index in range(0, min(len(ahead), MOST_AHEAD), BATCH - 1):
+        batch = ahead[index : index + BATCH]
+        if any(two.number != one.number + 1 for (one, _), (two, _) in itertools.pairwise(batch)):
+            return None, False
+        commits = _commits(postgres, batch)
+        if commits is None:
+            return None, False
+        for commit in commits:
+            if commit.lsn + LEAST_COMMIT_BYTES > end:
+                return commit, True
+    return None, len(ahead) <= MOST_AHEAD
+
+
+def _last_before(postgres: Postgres, files: Files, end: int) -> Commit | None:
+    """The newest commit in a copy up to `end`."""
+    behind = [(segment, path) for segment, path in files if segment.start < end]
+    if not behind or behind[-1][0].end < end:
+        return None
+    for last in range(len(behind), max(len(behind) - MOST_BACK, 0), -1):
+        batch = behind[max(last - BATCH, 0) : last]
+        found = [one for one in _commits(postgres, batch) or () if one.lsn + LEAST_COMMIT_BYTES <= end]
+        if found:
+            return found[-1]
+    return None
+
+
+def _commits(postgres: Postgres, files: Files) -> list[Commit] | None:
+    """None where they cannot be read: a server that lives takes its old files for new ones."""
+    try:
+        found = commits_in(postgres, files)
+    except OpsError:
+        return None
+    return found if all(path.exists() for _, path in files) else None
+
+
+def _last_archived(
+    env: Environment, written: Written, chain: Chain | None, archive: Archive | None, end: int
+) -> datetime | None:
+    """The newest commit of the archive's last segments, which are fetched for that."""
+    if chain is None or archive is None or not chain.links:
+        return None
+    links = [link for link in chain.links[-BATCH:] if "/" not in link.stored.name]
+    if not links:
+        return None
+    with tempfile.TemporaryDirectory(prefix="ops-wal-") as directory:
+        try:
+            found = fetch(archive, written.system, links, Path(directory))
+        except OpsError:
+            return None
+        files = [(link.segment, Path(directory) / link.segment.name) for link in found.links]
+        commits = [one for one in _commits(env.postgres, files) or () if one.lsn + LEAST_COMMIT_BYTES <= end]
+    return commits[-1].at if commits else None
