@@ -31,17 +31,14 @@ class Forms:
 
     deployments: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
-    def link(
-        self, flow: str, environment: str, parameters: Mapping[str, object], otherwise: str = "", title: str = ""
-    ) -> str:
-        """Markdown: a link to the form under a title, or what to launch in its place (`otherwise`: as a command)."""
+    def link(self, flow: str, environment: str, parameters: Mapping[str, object], otherwise: str = "") -> str:
+        """Markdown: a link to the form, or what to launch in its place (`otherwise`: as a command)."""
         deployment = self.deployments.get((flow, environment))
         address = form_address(deployment, parameters) if deployment else ""
         if address:
-            return f"[{title or f'{flow}/{environment}'}]({address})"
+            return f"[{flow}/{environment}]({address})"
         given = "".join(f", {name}={dumps(value)}" for name, value in parameters.items() if name != "environment")
-        told = f"`{otherwise}`" if otherwise else f"launch {flow}/{environment}{given}"
-        return f"{title}: {told}" if title else told
+        return f"`{otherwise}`" if otherwise else f"launch {flow}/{environment}{given}"
 
 
 def read_forms(environments: Sequence[str]) -> Forms:

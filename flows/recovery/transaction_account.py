@@ -98,15 +98,14 @@ def _row(deed: Deed) -> tuple[object, ...]:
 def _links(env: Environment, account: Account, deeds: Sequence[Deed]) -> str:
     """The largest first picked, told by time."""
     chosen = sorted(deeds, key=lambda deed: (not deed.whole, -deed.deleted - deed.updated))[:MOST_LINKS]
-    forms, lines = read_forms([env.name]), list[str]()
+    lines, forms = [], read_forms([env.name])
     for deed in sorted(chosen, key=lambda deed: deed.end.lsn):
         target = {"environment": env.name, "by": "before_transaction", "target": str(deed.end.xid),
                   "timeline": account.window.supply.timeline.number}  # fmt: skip
-        ways = [forms.link("restore-to-point", env.name, target, title="the whole cluster, just before it")]
+        ways = [f"the whole cluster, just before it: {forms.link('restore-to-point', env.name, target)}"]
         if account.table.strip() and "DROP" not in deed.whole:
             only = {**target, "mode": "tables", "tables": [account.table]}
-            title = f"{account.table} only, just before it"
-            ways.append(forms.link("restore-to-point", env.name, only, title=title))
+            ways.append(f"{account.table} only: {forms.link('restore-to-point', env.name, only)}")
         lines.append(f"- transaction {deed.end.xid} ({deed.end.at:%H:%M:%S} UTC, {deed.told}): {'; '.join(ways)}")
     if len(deeds) > len(chosen):
         lines.append(f"- {len(deeds) - len(chosen)} smaller ones: by=before_transaction and their number")

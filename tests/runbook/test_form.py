@@ -22,7 +22,7 @@ def other(environment: str, target: str = "") -> None:
 def diagnosis(environment: str) -> tuple[str, str]:
     forms = read_forms([environment])
     given = {"environment": environment, "target": "751"}
-    return forms.link("other", environment, given, title="go back"), forms.link("nowhere", environment, given)
+    return forms.link("other", environment, given), forms.link("nowhere", environment, given)
 
 
 @pytest.mark.usefixtures("prefect_server")
@@ -31,7 +31,7 @@ def test_the_form_of_a_deployment_is_filled_in() -> None:
     deployed = other.to_deployment(name).apply(work_pool_name=None)
     with temporary_settings({PREFECT_UI_URL: "http://ui:1/v2"}):
         link, nowhere = diagnosis(name)
-    place, _, query = link.removeprefix("[go back](").removesuffix(")").partition("?")
+    place, _, query = link.removeprefix(f"[other/{name}](").removesuffix(")").partition("?")
     assert place == f"http://ui:1/v2/deployments/deployment/{deployed}/run"
     (given,) = urllib.parse.parse_qs(query)["parameters"]
     assert json.loads(given) == {"environment": name, "target": "751"}
@@ -39,5 +39,5 @@ def test_the_form_of_a_deployment_is_filled_in() -> None:
 
 
 def test_without_prefect_it_is_said_in_words() -> None:
-    link = Forms().link("other", "lab", {"environment": "lab", "target": "751"}, title="go back")
-    assert link == 'go back: launch other/lab, target="751"'
+    link = Forms().link("other", "lab", {"environment": "lab", "target": "751"})
+    assert link == 'launch other/lab, target="751"'
