@@ -33,7 +33,7 @@ SCENARIOS: dict[str, Scenario] = {one.name: one for one in (DatabaseFailure(), D
 
 @flow(name="run-drill", flow_run_name="run-drill {environment} {scenario}")
 def run_drill(
-    environment: str, scenario: ScenarioName, participants: tuple[str, ...] = (), confirm: str = ""
+    environment: str, scenario: ScenarioName = "database_failure", participants: tuple[str, ...] = (), confirm: str = ""
 ) -> Report:
     """災害復旧訓練 (§8.4)
 
@@ -63,31 +63,38 @@ def run_drill(
         require_disposable(env)
         report.fact("participants", ", ".join(participants) or "nobody is named")
         if left := record.find(env.reports_directory):
-            _end_half_done(report, env, left)
+            permit = report.permit(*_plan_healing(report, left))
+            _end_half_done(report, permit, env, left)
             return report
         if scenario not in SCENARIOS:
             raise OpsError(f"there is no scenario “{scenario}”", f"choose one of {', '.join(SCENARIOS)}")
         process.start()
-        _hold(report, env, SCENARIOS[scenario])
+        chosen, directory = SCENARIOS[scenario], env.reports_directory / "drills" / f"{report.started:%Y%m%dT%H%M%S}"
+        checked = _judge(report, env, chosen, directory)
+        permit = report.permit(*chosen.acts(env))
+        _hold(report, permit, env, chosen, directory, checked)
     return report
 
 
-def _hold(report: Report, env: Environment, scenario: Scenario) -> None:
-    """Judged, confirmed, played, told."""
+def _judge(report: Report, env: Environment, scenario: Scenario, directory: Path) -> dict[str, str]:
+    """The steady state, and the plan; returns what of the checklist is done."""
     report.fact("scenario", f"{scenario.title}: {scenario.situation}")
     report.fact("goal", scenario.goal)
-    stamp = f"{report.started:%Y%m%dT%H%M%S}"
-    directory = env.reports_directory / "drills" / stamp
     checked = steady.judge(report, env, scenario, directory / "evidence")
-    acts = scenario.acts(env)
-    for act in acts:
+    for act in scenario.acts(env):
         report.plan("break", act.target)
     report.plan("recover", scenario.goal)
     report.plan("sabotage a copy", "the same runbook must refuse it")
-    permit = report.permit(*acts)
-    targets = " | ".join(act.target for act in acts)
+    return checked
+
+
+def _hold(
+    report: Report, permit: Permit, env: Environment, scenario: Scenario, directory: Path, checked: dict[str, str]
+) -> None:
+    """Played, brought back, told."""
+    targets = " | ".join(act.target for act in permit.acts)
     half_done = HalfDone.now(scenario.name, directory).noted(env.reports_directory, breaks=targets)
-    drill = Drill(env, report, permit, directory, Clients.at(directory, f"{stamp}-"), half_done, done=checked)
+    drill = Drill(env, report, permit, directory, Clients.at(directory, f"{directory.name}-"), half_done, done=checked)
     report.fact("ledgers", directory)
     seconds, controls = dict[str, float](), list[Refusal]()
     with _healed(drill, scenario):
@@ -148,14 +155,18 @@ def _end(drill: Drill, scenario: Scenario, controls: list[Refusal]) -> None:
     record.forget(drill.env.reports_directory)
 
 
-def _end_half_done(report: Report, env: Environment, left: HalfDone) -> None:
+def _plan_healing(report: Report, left: HalfDone) -> list[Act]:
+    """What the drill that was killed was allowed to break."""
+    report.plan("heal", left.told)
+    return [Act(BREAK, target) for target in left.notes["breaks"].split(" | ")]
+
+
+def _end_half_done(report: Report, permit: Permit, env: Environment, left: HalfDone) -> None:
     """A drill that was killed: the system is healed, its clients' account is told, and no other drill is held."""
     scenario = SCENARIOS.get(left.scenario)
     if scenario is None:
         raise OpsError(f"a drill of {left.scenario} has not ended, and this version knows no such scenario",
                        "heal the system by hand, then remove .drill-half-done from the reports")  # fmt: skip
-    report.plan("heal", left.told)
-    permit = report.permit(*(Act(BREAK, target) for target in left.notes["breaks"].split(" | ")))
     report.state_is(f"a half-done drill is being healed: {left.told}", AGAIN)
     process.start()
     _heal(report, env, scenario, permit, left)
