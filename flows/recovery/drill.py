@@ -66,23 +66,24 @@ def run_drill(
         require_disposable(env)
         report.fact("participants", ", ".join(participants) or "nobody is named")
         if left := record.find(env.reports_directory):
-            _end_half_done(report, env, left)
+            permit = report.permit(*_plan_healing(report, left))
+            _end_half_done(report, permit, env, left)
             return report
         if scenario not in SCENARIOS:
             raise OpsError(f"there is no scenario “{scenario}”", f"choose one of {', '.join(SCENARIOS)}")
         process.start()
-        chosen = SCENARIOS[scenario]
-        checked = _plan(report, env, chosen)
+        chosen, directory = SCENARIOS[scenario], env.reports_directory / "drills" / f"{report.started:%Y%m%dT%H%M%S}"
+        checked = _judge(report, env, chosen, directory)
         permit = report.permit(*chosen.acts(env))
-        _hold(report, env, chosen, permit, checked)
+        _hold(report, permit, env, chosen, directory, checked)
     return report
 
 
-def _plan(report: Report, env: Environment, scenario: Scenario) -> dict[str, str]:
-    """What will be broken, in a system that is well; returns what of the checklist that is."""
+def _judge(report: Report, env: Environment, scenario: Scenario, directory: Path) -> dict[str, str]:
+    """The steady state, and the plan; returns what of the checklist is done."""
     report.fact("scenario", f"{scenario.title}: {scenario.situation}")
     report.fact("goal", scenario.goal)
-    checked = steady.judge(report, env, scenario, _directory(report, env) / "evidence")
+    checked = steady.judge(report, env, scenario, directory / "evidence")
     for act in scenario.acts(env):
         report.plan("break", act.target)
     report.plan("recover", scenario.goal)
@@ -90,15 +91,11 @@ def _plan(report: Report, env: Environment, scenario: Scenario) -> dict[str, str
     return checked
 
 
-def _directory(report: Report, env: Environment) -> Path:
-    """Where this drill's ledgers and evidence are kept."""
-    return env.reports_directory / "drills" / f"{report.started:%Y%m%dT%H%M%S}"
-
-
-def _hold(report: Report, env: Environment, scenario: Scenario, permit: Permit, checked: dict[str, str]) -> None:
-    """Played and told."""
-    directory = _directory(report, env)
-    targets = " | ".join(act.target for act in scenario.acts(env))
+def _hold(
+    report: Report, permit: Permit, env: Environment, scenario: Scenario, directory: Path, checked: dict[str, str]
+) -> None:
+    """Played, brought back, told."""
+    targets = " | ".join(act.target for act in permit.acts)
     half_done = HalfDone.now(scenario.name, directory).noted(env.reports_directory, breaks=targets)
     drill = Drill(env, report, permit, directory, Clients.at(directory, f"{directory.name}-"), half_done, done=checked)
     report.fact("ledgers", directory)
@@ -161,14 +158,18 @@ def _end(drill: Drill, scenario: Scenario, controls: list[Refusal]) -> None:
     record.forget(drill.env.reports_directory)
 
 
-def _end_half_done(report: Report, env: Environment, left: HalfDone) -> None:
+def _plan_healing(report: Report, left: HalfDone) -> list[Act]:
+    """What the drill that was killed was allowed to break."""
+    report.plan("heal", left.told)
+    return [Act(BREAK, target) for target in left.notes["breaks"].split(" | ")]
+
+
+def _end_half_done(report: Report, permit: Permit, env: Environment, left: HalfDone) -> None:
     """A drill that was killed: the system is healed, its clients' account is told, and no other drill is held."""
     scenario = SCENARIOS.get(left.scenario)
     if scenario is None:
         raise OpsError(f"a drill of {left.scenario} has not ended, and this version knows no such scenario",
                        "heal the system by hand, then remove .drill-half-done from the reports")  # fmt: skip
-    report.plan("heal", left.told)
-    permit = report.permit(*(Act(BREAK, target) for target in left.notes["breaks"].split(" | ")))
     report.state_is(f"a half-done drill is being healed: {left.told}", AGAIN)
     process.start()
     _heal(report, env, scenario, permit, left)
