@@ -15,12 +15,13 @@ from blocks.environment import Environment
 from flows.database.backup import verify_backup
 from flows.database.base_backup import backup_cluster
 from flows.recovery.drill import SCENARIOS, run_drill
-from flows.recovery.drills import record
+from flows.recovery.drills import detection, record
 from flows.recovery.drills.record import HalfDone
 from flows.recovery.drills.scenario import Drill
-from runbook.errors import RunbookFailed
+from runbook.errors import RunbookFailed, Unreachable
 from runbook.permit import Permit
 from runbook.report import Report
+from runbook.wait import until
 from tasks.drill.clients import Clients
 from tests.recovery.conftest import System
 
@@ -55,8 +56,23 @@ def process(system: System, scenario: str, **variables: str) -> subprocess.Compl
     return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
 
 
+def steady(system: System) -> None:
+    """As a drill wants it, whatever ran in this lab before: a receiver of WAL tries again 5 s after a restart of the
+    server; after some restores there is no standby."""
+
+    def silent() -> bool:
+        return not any(detection.quick(environment(system)).values())
+
+    try:
+        until(silent, what="silent sensors", seconds=15)
+    except Unreachable:
+        system.lab.renew_standby()
+        until(silent, what="silent sensors", seconds=60)
+
+
 def base_backup(system: System) -> None:
-    """A verified one."""
+    """A verified one, in a steady system."""
+    steady(system)
     backup_cluster.fn(system.name)
     verify_backup.fn(system.name, kind="cluster")
 

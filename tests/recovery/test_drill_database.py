@@ -155,6 +155,7 @@ def killed_and_launched_again(system: System, place: str) -> None:
     assert system.log_in()
 
 
+@pytest.mark.soak
 def test_killed_when_the_server_is_lost_it_is_healed_by_the_next_launch(system: System) -> None:
     killed_and_launched_again(system, "fault: data directory away")
 

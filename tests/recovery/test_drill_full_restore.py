@@ -11,7 +11,7 @@ from flows.database.backup import verify_backup
 from flows.recovery import build
 from runbook.report import Status
 from tests.recovery.conftest import System
-from tests.recovery.drills import critical, environment, finding, hold, process, table
+from tests.recovery.drills import critical, environment, finding, hold, process, steady, table
 
 NAME = "full_restore"
 PLACES = ("fault: database dropped", "drill: decided", "drill: restored")
@@ -19,6 +19,7 @@ PLACES = ("fault: database dropped", "drill: decided", "drill: restored")
 
 @pytest.fixture(scope="module", autouse=True)
 def verified(system: System) -> None:
+    steady(system)
     for kind in ("postgres", "redis", "files"):
         verify_backup.fn(system.name, kind=kind)  # type: ignore[arg-type]
 

@@ -145,7 +145,9 @@ def test_everything_comes_up_in_the_other_region_up_to_the_last_write_that_came_
 def test_what_is_spoiled_is_not_taken_and_the_next_best_is(lost: Lost) -> None:
     """A segment of WAL: everything up to it. Every base backup: the dump. Told, with the point that is reached."""
     archive = max((lost.store("wal") / lost.first.name).iterdir(), key=lambda path: path.stat().st_mtime)
-    newest = max(path for path in archive.iterdir() if "history" not in path.name)
+    segments = (path for path in archive.iterdir() if "history" not in path.name)
+    # The finished one counts, where what was written of it before was not taken away yet.
+    newest = max(segments, key=lambda path: (path.name[:24], ".partial" not in path.name, path.name))
     whole = lost.plan()
     with spoiled(newest):
         plan = lost.plan()
