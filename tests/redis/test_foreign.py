@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from runbook.wait import until
 from tasks.redis.backup.aof import read_aof
 from tasks.redis.backup.foreign import is_foreign
 from tasks.redis.backup.rdb import Readable, crc64, read_rdb, read_readable
+from tasks.redis.backup.snapshot import RDB
 from tasks.redis.server import family, program_version
 from tests.redis.conftest import NAME, Rig
 from tests.redis.data import account, fill, survivors
@@ -218,11 +221,18 @@ def lose_part(aof: Path) -> None:
     read_aof(aof).parts[0].path.unlink()
 
 
+def lose_base_line(aof: Path) -> None:
+    (manifest,) = aof.glob("*.manifest")
+    lines = manifest.read_text().splitlines(keepends=True)
+    manifest.write_text("".join(line for line in lines if not line.rstrip().endswith("type b")))
+
+
 @pytest.mark.parametrize(
     ("harm", "wanted", "told"),
     [
         (break_command, "appendonlydir", "Bad file format"),
         (lose_part, "appendonlydir", "is missing"),
+        (lose_base_line, "appendonlydir", "names no base"),
         (lambda aof: next(aof.glob("*.manifest")).unlink(), "appendonlydir", "has 0 manifests"),
         (lambda aof: next(aof.glob("*.manifest")).write_text("nonsense\n"), "appendonlydir", "is no manifest"),
         (lambda aof: next(aof.glob("*.manifest")).write_text(""), "appendonlydir", "names no file"),
@@ -245,6 +255,22 @@ def test_a_path_of_one_of_our_backups_is_sent_to_its_name(rig: Rig) -> None:
     rig.client().set("a", 1)
     name = backup_redis.fn(NAME).facts["backup"]
     assert f"launch it with backup={name}" in refused(rig, rig.store / name)
+    assert f"launch it with backup={name}" in refused(rig, rig.store / name / RDB), "its SHA-256 would not be asked"
+
+
+def test_a_disk_that_refuses_the_copy_is_told_and_nothing_is_left_of_it(rig: Rig) -> None:
+    """No file may be longer than 400 kB: what a full disk says, in the middle of a file."""
+    rig.client().set("big", random.randbytes(1 << 20))
+    name = backup_redis.fn(NAME).facts["backup"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))
+    try:
+        told = refused(rig, name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in told
+    assert "make room" in told
+    assert not list(rig.data.parent.glob("*.restoring"))
 
 
 def test_prefixes_of_a_foreign_file(server: RedisServer, tmp_path: Path) -> None:

@@ -76,7 +76,13 @@ def read_aof(path: Path) -> Aof:
             f"{path} has {len(manifests)} manifests of an AOF instead of one",
             f"name an appendonlydir with its {STEM}{MANIFEST_ENDING}, or a single file",
         )
-    return read_parts(manifests[0])
+    found = read_parts(manifests[0])
+    if found.base is None:
+        raise VerificationFailed(
+            f"{manifests[0].name} names no base: what was written before {found.parts[0].path.name} is missing",
+            "choose another; a base that lies there belongs into the manifest (file NAME seq 1 type b)",
+        )
+    return found
 
 
 def read_parts(manifest: Path) -> Aof:

@@ -69,8 +69,9 @@ def read_foreign(directory: Path, wanted: str) -> Foreign:
         VerificationFailed: it is neither an RDB nor an AOF, or not whole.
     """
     path = directory / wanted
-    if (path / MANIFEST).exists():
-        raise OpsError(f"{path} is one of our backups", f"launch it with backup={path.name}")
+    for backup in (path, path.parent):  # read by its path, nothing of it would be compared with its manifest
+        if (backup / MANIFEST).exists():
+            raise OpsError(f"{path} is of our backup {backup.name}", f"launch it with backup={backup.name}")
     try:
         is_rdb = path.is_file() and (path.suffix == ".rdb" or (path.suffix != ".aof" and _begins_as_rdb(path)))
         if is_rdb:

@@ -33,6 +33,7 @@ from tasks.redis.content.reading import drop_prefixes, read_content
 from tasks.redis.scratch import refuse_empty, scratch_server
 from tasks.redis.server import call, holders, key_counts, live_directory, loaded_keys
 from tasks.redis.settings.file import Configuration, read_configuration
+from tasks.stores.directory import told
 
 ACT = "replace Redis data"
 BESIDE = ".restoring"
@@ -67,13 +68,23 @@ def build_redis_copy(permit: Permit, block: Redis, backup: Backup) -> RedisCopy:
     Raises:
         NotConfirmed: the permit does not cover this directory.
         VerificationFailed: the server cannot load the backup, or it cannot be compared.
+        OpsError: the disk is full, or refuses it. Nothing is left of the copy then.
     """
     permit.require(ACT, block.data_directory)
-    started = time.monotonic()
-    configuration = read_configuration(Path(block.config_file))
     live = live_directory(block)
     directory = live.with_name(live.name + BESIDE)
     _remove_leftover(block, directory)
+    try:
+        with told(directory):
+            return _build(block, backup, live, directory)
+    except OpsError:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+
+
+def _build(block: Redis, backup: Backup, live: Path, directory: Path) -> RedisCopy:
+    started = time.monotonic()
+    configuration = read_configuration(Path(block.config_file))
     _seed(block, configuration, backup, live, directory)
     expected = RedisContent.model_validate(backup.manifest.content)
     with (
