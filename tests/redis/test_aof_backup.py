@@ -83,6 +83,19 @@ def test_the_aof_itself_restores_too(rig: Rig) -> None:
     assert account(rig.client()) == survivors(before)
 
 
+def test_an_aof_of_our_own_that_was_altered_is_refused(rig: Rig) -> None:
+    """It would load: a value is another one."""
+    rig.client().set("k", "value-1234")
+    backup()
+    path = newest(rig).path
+    part = next(one for one in (path / "appendonlydir").iterdir() if b"value-1234" in one.read_bytes())
+    part.write_bytes(part.read_bytes().replace(b"value-1234", b"value-1235"))
+    started = rig.run_id()
+    with pytest.raises(RunbookFailed, match=part.name):
+        restore_redis.fn(NAME, str(path / "appendonlydir"), confirm=NAME)
+    assert rig.run_id() == started
+
+
 def test_transactions_are_whole_and_what_was_acknowledged_is_there(rig: Rig) -> None:
     """Copied while clients write without a pause: both counters of a transaction agree, in the AOF and in its RDB."""
     stop, acknowledged = threading.Event(), [0]

@@ -18,7 +18,8 @@ from blocks.redis import Redis
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import action, probe
 from tasks.catalogue import Backup, hand_of
-from tasks.manifest import MANIFEST, Manifest, sums_of
+from tasks.manifest import MANIFEST, Manifest, damage, sums_of
+from tasks.manifest import read as read_manifest
 from tasks.redis.backup.aof import FOLDER, Aof, copy_aof, cut_bytes, loaded_aof, read_aof
 from tasks.redis.backup.rdb import RdbFile, read_rdb
 from tasks.redis.backup.snapshot import RDB, manifest_of
@@ -69,9 +70,7 @@ def read_foreign(directory: Path, wanted: str) -> Foreign:
         VerificationFailed: it is neither an RDB nor an AOF, or not whole.
     """
     path = directory / wanted
-    for backup in (path, path.parent):  # read by its path, nothing of it would be compared with its manifest
-        if (backup / MANIFEST).exists():
-            raise OpsError(f"{path} is of our backup {backup.name}", f"launch it with backup={backup.name}")
+    _require_not_ours(path)
     try:
         is_rdb = path.is_file() and (path.suffix == ".rdb" or (path.suffix != ".aof" and _begins_as_rdb(path)))
         if is_rdb:
@@ -87,6 +86,25 @@ def read_foreign(directory: Path, wanted: str) -> Foreign:
         return Foreign(path, aof.bytes, aof.written, rdb, aof)
     except OSError as error:
         raise OpsError(f"{path} cannot be read: {error.strerror}", "correct the path, or its rights") from None
+
+
+def _require_not_ours(path: Path) -> None:
+    """Read by its path, nothing of one of our backups would be compared with its manifest. Its AOF may be meant (what
+    was written since the snapshot): as it was stored.
+
+    Raises:
+        OpsError: it is one of our backups, or a part of one that has its own name.
+        VerificationFailed: its AOF was altered.
+    """
+    for backup in (path, path.parent):
+        if not (backup / MANIFEST).exists():
+            continue
+        if path.name != FOLDER:
+            raise OpsError(f"{path} is of our backup {backup.name}", f"launch it with backup={backup.name}")
+        files, within = read_manifest(backup).files, f"{FOLDER}/"
+        stored = {name.removeprefix(within): sums for name, sums in files.items() if name.startswith(within)}
+        if problems := damage(path, stored):
+            raise VerificationFailed(problems[0], "choose another backup")
 
 
 def _begins_as_rdb(path: Path) -> bool:
