@@ -81,7 +81,12 @@ def plan_detaching(report: Report, env: Environment, around: Surroundings) -> No
         )
     if around.watchers:
         names = ", ".join(watcher.address for watcher in around.watchers)
-        report.plan("take off", f"Sentinels {names}: they forget {env.redis.sentinel_master}", seconds=0.1)
+        user = env.redis.username or "the default user"
+        told = f"they forget {env.redis.sentinel_master}, and log in to it as {user} when they are put back"
+        report.plan("take off", f"Sentinels {names}: {told}", seconds=0.1)
+        if scripts := sorted({script for watcher in around.watchers for script in watcher.scripts.values()}):
+            hint = "keep their configuration files: a Sentinel that denies to be told a script gets it from there only"
+            report.warn("scripts of the Sentinels", hint, value=", ".join(scripts))
     for address in around.reachable:
         role = "the master now; it becomes a replica, and its data goes" if address == around.master else "a replica"
         report.plan(

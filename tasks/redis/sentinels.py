@@ -48,6 +48,7 @@ class SentinelView:
     can_decide: bool = False
     followers: tuple[Follower, ...] = ()
     settings: dict[str, int] = field(default_factory=dict)
+    scripts: dict[str, str] = field(default_factory=dict)
     down_seconds: float = 0.0
     master_since_seconds: float = 0.0
 
@@ -201,6 +202,7 @@ def _ask(block: Redis, address: str) -> SentinelView:
                 can_decide=_can_decide(client, block.sentinel_master),
                 followers=tuple(followers),
                 settings={name: int(state[name]) for name in SETTINGS if name in state},
+                scripts={name: str(state[name]) for name in SCRIPTS if state.get(name)},
                 down_seconds=int(state.get("s-down-time", 0)) / 1000,
                 master_since_seconds=int(state.get("role-reported-time", 0)) / 1000,
             )
@@ -210,6 +212,7 @@ def _ask(block: Redis, address: str) -> SentinelView:
 
 SETTINGS = ("down-after-milliseconds", "failover-timeout", "parallel-syncs")
 """Of a watched master, beside address and quorum (https://valkey.io/topics/sentinel/#sentinel-api)."""
+SCRIPTS = ("notification-script", "client-reconfig-script")  # taken at run time only without `deny-scripts-reconfig`
 
 
 def _state(client: redis.Redis, name: str) -> dict[str, Any] | None:

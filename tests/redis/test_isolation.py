@@ -143,6 +143,25 @@ def test_sentinels_and_replica_are_taken_off_and_put_back(watched: Watched) -> N
     until(lambda: watched.masters() == {watched.replica.address}, what="a failover that works again", seconds=30)
 
 
+@pytest.mark.parametrize("denies", [True, False], ids=["denied", "taken"])
+def test_a_script_of_a_sentinel_is_put_back_or_told(watched: Watched, denies: bool) -> None:
+    """It is forgotten with the master; a Sentinel takes it from its configuration file only, unless that says else."""
+    sentinel, script = watched.sentinels[0], "/bin/true"
+    sentinel.stop()
+    more = (
+        f"sentinel notification-script {MASTER} {script}\nsentinel deny-scripts-reconfig {'yes' if denies else 'no'}\n"
+    )
+    sentinel.configuration.write_text(sentinel.configuration.read_text() + more)
+    sentinel.start()
+    until(watched.agreed, what="Sentinels that know all", seconds=30)
+    backup_redis.fn(NAME)
+    report = restore_redis.fn(NAME, confirm=NAME)
+    assert report.status is Status.WARN, "a script is at stake"
+    told = [one.hint for one in report.findings if "runs no notification-script any more" in one.hint]
+    now = sentinel.client().sentinel_master(MASTER).get("notification-script")
+    assert (len(told), now) == ((1, None) if denies else (0, script))
+
+
 @pytest.mark.parametrize("alive", [True, False], ids=["replica", "down"])
 def test_after_a_failover_the_restored_server_is_the_master_again(watched: Watched, alive: bool) -> None:
     """This host's server follows another by then, or is down with a configuration that says so: neither wins."""

@@ -108,6 +108,7 @@ def attach(permit: Permit, block: Redis, around: Surroundings, reports: Path) ->
         )  # fmt: skip
     _note_rest(reports / RECORD, around, master, rest.keys())
     return (
+        *(lost for watcher in around.watchers if watcher.address in watching for lost in _lost_scripts(block, watcher)),
         *(f"{problem}; launch reattach-redis when {address} is back" for address, problem in rest.items()),
         *(f"{address} does not answer: point it at {master} when it is back" for address in around.lost),
         *(f"Sentinel {address} does not answer: SENTINEL RESET it when it is back"
@@ -167,6 +168,23 @@ def _watch(client: redis.Redis, *, block: Redis, master: str, watcher: Watcher) 
     for setting in SETTINGS:
         if setting in watcher.settings:
             call(client, "SENTINEL", "SET", name, setting, watcher.settings[setting])
+
+
+def _lost_scripts(block: Redis, watcher: Watcher) -> list[str]:
+    """Scripts that a Sentinel has forgotten with the master, and takes from its configuration file only."""
+    if not watcher.scripts:
+        return []
+    with contextlib.closing(at_once(block.sentinel(watcher.address))) as client:
+        for name, script in watcher.scripts.items():
+            with contextlib.suppress(redis.RedisError):  # deny-scripts-reconfig
+                call(client, "SENTINEL", "SET", block.sentinel_master, name, script)
+    (now,) = [view for view in ask_sentinels(block).views if view.address == watcher.address]
+    return [
+        f"Sentinel {watcher.address} runs no {name} any more, and denies to be told: add “sentinel {name} "
+        f"{block.sentinel_master} {script}” to its configuration file, and restart it"
+        for name, script in watcher.scripts.items()
+        if now.scripts.get(name) != script
+    ]
 
 
 def _make_master(server: Redis) -> None:

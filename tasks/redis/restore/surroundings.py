@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -29,11 +29,12 @@ DEAD = frozenset({"s_down", "o_down", "disconnected"})
 
 @dataclass(frozen=True)
 class Watcher:
-    """One Sentinel, and how it watched the master."""
+    """One Sentinel, and how it watched the master; `scripts` are those that it runs, by setting."""
 
     address: str
     quorum: int
     settings: dict[str, int]
+    scripts: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def read_surroundings(block: Redis, reports: Path) -> Surroundings:
         own := _own_address(block, watch, others),
         own if watch.master and watch.master not in others else watch.master,
         tuple(sorted(others)),
-        watchers=tuple(Watcher(v.address, v.quorum, v.settings) for v in watch.answering if v.master),
+        watchers=tuple(Watcher(v.address, v.quorum, v.settings, v.scripts) for v in watch.answering if v.master),
         silent=tuple(view.address for view in watch.views if not view.answers),
         down=tuple(sorted({*_down(watch)})),
         disagreement=watch.told() if len(watch.masters.keys() - {""}) > 1 else "",
