@@ -162,6 +162,19 @@ def test_a_script_of_a_sentinel_is_put_back_or_told(watched: Watched, denies: bo
     assert (len(told), now) == ((1, None) if denies else (0, script))
 
 
+def test_a_replica_that_cannot_write_its_configuration_is_told(watched: Watched) -> None:
+    """Started again it would not follow: nobody would know before."""
+    backup_redis.fn(NAME)
+    watched.replica.root.chmod(0o555)  # a rewritten file takes the old one's place
+    try:
+        report = restore_redis.fn(NAME, confirm=NAME)
+    finally:
+        watched.replica.root.chmod(0o755)
+    told = [one.hint for one in report.findings if "cannot write its configuration file" in one.hint]
+    assert [watched.replica.address in one for one in told] == [True]
+    assert report.status is Status.WARN
+
+
 @pytest.mark.parametrize("alive", [True, False], ids=["replica", "down"])
 def test_after_a_failover_the_restored_server_is_the_master_again(watched: Watched, alive: bool) -> None:
     """This host's server follows another by then, or is down with a configuration that says so: neither wins."""

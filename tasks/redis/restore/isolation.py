@@ -109,6 +109,8 @@ def attach(permit: Permit, block: Redis, around: Surroundings, reports: Path) ->
     _note_rest(reports / RECORD, around, master, rest.keys())
     return (
         *(lost for watcher in around.watchers if watcher.address in watching for lost in _lost_scripts(block, watcher)),
+        *filter(None, (_unwritten(servers[address]) for address in servers.keys() - rest.keys())),
+        *filter(None, [_unwritten(lead)]),
         *(f"{problem}; launch reattach-redis when {address} is back" for address, problem in rest.items()),
         *(f"{address} does not answer: point it at {master} when it is back" for address in around.lost),
         *(f"Sentinel {address} does not answer: SENTINEL RESET it when it is back"
@@ -205,6 +207,20 @@ def _rewrite(client: redis.Redis) -> None:
     """As Sentinel does: a restart must not make a second master. A server without a file has nothing to rewrite."""
     with contextlib.suppress(redis.ResponseError):
         client.config_rewrite()
+
+
+def _unwritten(server: Redis) -> str:
+    """Why its configuration file does not say whom it follows now; "" where it does, or where it has no file."""
+    with connected(server) as client:
+        try:
+            client.config_rewrite()
+        except redis.ResponseError as error:
+            if "without a config file" not in str(error):
+                return (
+                    f"{server.address} cannot write its configuration file ({error}): started again, it follows whom "
+                    "it followed before; let its user write there, then CONFIG REWRITE on it"
+                )
+    return ""
 
 
 def _in_sync(follower: Redis, master: Redis) -> bool:
