@@ -60,6 +60,7 @@ MATRIX_15 := $(CORE) tests/database
 MATRIX_16 := $(CORE) $(patsubst %,tests/database/test_%.py,backup base_backup restore tables vacuum verify_and_prune)
 MATRIX_17 := $(MATRIX_15)
 ONCE := killed_server write_load stores memory copies waiting migrations_states migrations_elsewhere migrations_create
+ONCE_REDIS := cache_meanwhile memory_scale undo vouching overrides refusals
 ONCE_15 := $(ONCE)
 ONCE_17 := $(ONCE) migrations migrations_rehearsal
 
@@ -75,7 +76,7 @@ test-matrix-15 test-matrix-16 test-matrix-17: test-matrix-%: test-matrix-install
 test-matrix-redis: $(INSTALLED)
 	@tests/matrix/install-redis
 	@OPS_TEST_REDIS=8 $(BIN)/python -m pytest tests/redis tests/recovery/test_redis_failover.py -n 4 --dist loadfile \
-	  -m "not system and not soak" -k "not killed"
+	  -m "not system and not soak" -k "not killed" $(patsubst %,--ignore=tests/redis/test_%.py,$(ONCE_REDIS))
 
 test-system: $(INSTALLED)
 	@tests/system/install
