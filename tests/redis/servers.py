@@ -240,7 +240,10 @@ class SentinelServer(RedisServer):
         )) + "\n"  # fmt: skip
 
     def start(self, *options: str, wait: bool = True) -> None:
-        """In Sentinel mode."""
+        """In Sentinel mode. Redis 8 saves a password with a blank in it without quotes, and cannot read that again."""
+        saved, bare = self.configuration.read_text(), f"sentinel auth-pass {MASTER} {PASSWORD}\n"
+        if bare in saved:
+            self.configuration.write_text(saved.replace(bare, f'sentinel auth-pass {MASTER} "{PASSWORD}"\n'))
         super().start("--sentinel", *options, wait=wait)
 
     def client(self, database: int = 0, **options: Any) -> redis.Redis:
