@@ -60,7 +60,7 @@ MATRIX_15 := $(CORE) tests/database
 MATRIX_16 := $(CORE) $(patsubst %,tests/database/test_%.py,backup base_backup restore tables vacuum verify_and_prune)
 MATRIX_17 := $(MATRIX_15)
 ONCE := killed_server write_load stores memory copies waiting migrations_states migrations_elsewhere migrations_create
-ONCE_REDIS := cache_meanwhile memory_scale undo vouching overrides refusals
+ONCE_REDIS := cache_meanwhile memory_scale overrides refusals
 ONCE_15 := $(ONCE)
 ONCE_17 := $(ONCE) migrations migrations_rehearsal
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import redis
@@ -106,7 +107,12 @@ def _is_aof(configuration: Configuration, directory: Path) -> bool:
         if not has_rdb:
             raise VerificationFailed(f"{directory.name} holds no data", "name another with `kept`, or restore a backup")
         return False
-    return not has_rdb or read_rdb(rdb).written < read_parts(manifest).written
+    if not has_rdb:
+        return True
+    begun, appended = read_rdb(rdb).written, read_parts(manifest).written
+    if begun <= appended < begun + timedelta(seconds=1):  # an RDB tells whole seconds only of its beginning
+        return configuration.appendonly or rdb.stat().st_mtime < appended.timestamp()
+    return begun < appended
 
 
 def _seed(block: Redis, configuration: Configuration, directory: Path) -> None:
