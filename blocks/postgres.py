@@ -135,8 +135,9 @@ class Postgres(Block):
         return (self.user, self.password) if as_application else (self.admin_user, self.admin_password)
 
     def _refused(self, error: psycopg.OperationalError, user: str, database: str) -> OpsError:
-        # The last address that was tried; what libpq adds to it in lines of their own is indented.
-        text = [line for line in str(error).strip().splitlines() if not line.startswith("\t")][-1].strip()
+        # The last address that was tried: what libpq and the server add to it stands in lines of their own.
+        lines = [line.strip() for line in str(error).strip().splitlines() if not line.startswith("\t")]
+        text = ([line for line in lines if " failed: " in line] or lines)[-1]
         where = f"PostgreSQL at {self.host}:{self.port}"
         if any(part in text for part in PASSWORD):
             return OpsError(
@@ -146,6 +147,8 @@ class Postgres(Block):
         if "FATAL" in text and not any(part in text for part in NOT_YET):
             return OpsError(f"{where} refuses {user} in database {database}: {text.split('FATAL:')[-1].strip()}")
         why = text.rpartition(" failed: ")[2]
+        if any(part in text for part in NOT_YET):
+            return Unreachable(f"{where} does not answer: {why}", "it starts or stops: wait, then launch this again")
         return Unreachable(f"{where} does not answer: {why}", "start it, or look at its log")
 
 

@@ -25,6 +25,7 @@ from runbook.wait import until
 BLOCK, LET_IN = "block writes of role", "let in writes of role"
 SETTING = "default_transaction_read_only"
 END_SECONDS = 20.0
+QUIET_LOOKS = 10  # a tenth of a second apart
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,23 @@ def _turn(postgres: Postgres, role: str, value: str) -> int:
         execute(connection, statement.format(setting=sql.Identifier(SETTING), value=sql.Literal(value), **names))
         failpoint("writes: set")
         began = execute(connection, "SELECT clock_timestamp()")[0][0]
-        with contextlib.suppress(Unreachable):
-            until(lambda: not _end(connection, role, began), what=f"the end of {role}'s sessions", seconds=END_SECONDS)
-        return _end(connection, role, began)
+        return _end_all(connection, role, began)
+
+
+def _end_all(connection: Connection, role: str, began: object) -> int:
+    """End the sessions that began before; returns how many are left. One that was still logging in is not to be seen at
+    first, and may have read the setting as it was: it counts as over when none has been seen for a while."""
+    left = quiet = 0
+
+    def over() -> bool:
+        nonlocal left, quiet
+        left = _end(connection, role, began)
+        quiet = 0 if left else quiet + 1
+        return quiet >= QUIET_LOOKS
+
+    with contextlib.suppress(Unreachable):
+        until(over, what=f"the end of {role}'s sessions", seconds=END_SECONDS)
+    return left
 
 
 _SET = sql.SQL("ALTER ROLE {role} IN DATABASE {database} SET {setting} = {value}")

@@ -29,6 +29,7 @@ from tests.recovery.drills import (
     forget,
     hold,
     process,
+    steady,
     table,
 )
 
@@ -139,6 +140,7 @@ def test_a_system_that_is_not_well_is_not_broken_further(system: System) -> None
         assert system.untouched() == before
     finally:
         services.start(standby)
+        steady(system)
 
 
 def killed_and_launched_again(system: System, place: str) -> None:
