@@ -16,6 +16,7 @@ from runbook.errors import OpsError
 from runbook.report import Status
 from tasks.pgbackrest.command import call
 from tests.clusters import NAME, Cluster, Template, running_cluster
+from tests.damage import garble
 from tests.recovery.test_point_in_time import bug, findings, transaction
 
 pytestmark = pytest.mark.system
@@ -78,12 +79,6 @@ def segments(cluster: Cluster) -> list[Path]:
     return sorted((path for path in found if len(path.name.partition("-")[0]) == 24), key=lambda path: path.name)
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def test_a_bug_is_undone_from_an_incremental_backup_and_the_archive_goes_on(resting: Cluster) -> None:
     filled(resting)
     backup_cluster.fn(NAME)
@@ -112,7 +107,7 @@ def test_a_damaged_segment_is_refused_with_the_point_that_can_be_reached(resting
     damaged = resting.sql("postgres", "SELECT pg_walfile_name(pg_current_wal_lsn())")[0][0]
     resting.sql("postgres", "SELECT pg_switch_wal()")
     pgbackrest(resting, "check")
-    flip(next(path for path in segments(resting) if path.name.startswith(damaged)))
+    garble(next(path for path in segments(resting) if path.name.startswith(damaged)))
     with pytest.raises(OpsError) as caught:
         restore_to_point.fn(NAME, by="before_transaction", target=str(xid), confirm=NAME)
     assert "SHA-1" in str(caught.value)
@@ -123,7 +118,7 @@ def test_a_damaged_backup_is_found_by_verify_and_by_a_restore(resting: Cluster) 
     filled(resting)
     name = backup_cluster.fn(NAME).facts["backup"]
     files = (resting.root / "repository" / "backup").rglob("*.gz")
-    flip(max((path for path in files if "pg_data/base" in str(path)), key=lambda path: path.stat().st_size))
+    garble(max((path for path in files if "pg_data/base" in str(path)), key=lambda path: path.stat().st_size))
     with pytest.raises(OpsError, match="cannot be restored"):
         verify_backup.fn(NAME, kind="cluster")
     xid = bug(resting)
