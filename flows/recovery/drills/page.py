@@ -13,7 +13,7 @@ from runbook.report import Evidence, Report, Status
 _STYLE = """
 body{font-family:system-ui,"Noto Sans JP",sans-serif;color:#212529;margin:2rem auto;max-width:70rem;padding:0 1rem}
 table{border-collapse:collapse;margin:.5rem 0 1.5rem}td,th{border:1px solid #ced4da;padding:.25rem .6rem;
-text-align:left;vertical-align:top;overflow-wrap:anywhere}th{background:#f1f3f5}h2{margin-top:2rem}
+text-align:left;vertical-align:top;overflow-wrap:break-word}th{background:#f1f3f5}h2{margin-top:2rem}
 .CRITICAL{background:#ffe3ec}.WARN{background:#fff3bf}svg{max-width:100%;height:auto}
 """
 
