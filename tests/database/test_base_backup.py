@@ -13,6 +13,7 @@ from runbook.report import Status
 from tasks import catalogue
 from tasks.cluster import base_backup
 from tasks.cluster.content import cluster_in
+from tests.bits import flip
 from tests.database.conftest import NAME, Trial
 
 
@@ -47,9 +48,7 @@ def test_a_copy_that_is_not_what_the_server_sent_is_never_offered(
     def spoil(_: str) -> None:
         """A bit of what is compressed: gzip finds it, or pg_verifybackup does, depending on where it lies."""
         (tar,) = store_of(trial).glob(".partial-*/base.tar.gz")
-        content = bytearray(tar.read_bytes())
-        content[len(content) // 3] ^= 1
-        tar.write_bytes(content)
+        flip(tar)
 
     monkeypatch.setattr(base_backup, "failpoint", spoil)
     with pytest.raises(OpsError, match="not what the server sent|base.tar.gz cannot be unpacked"):

@@ -24,6 +24,7 @@ from flows.recovery.region_failover import region_failover
 from lab.client import Lab
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
+from tests.bits import flip
 from tests.recovery.conftest import ROOT, System
 from tests.shipped import commit, wait_shipped
 
@@ -101,15 +102,16 @@ def empty_again(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def finding(report: Report, name: str) -> str:
-    return next(found.value for found in report.findings if found.name == name)
+    found = [found.value for found in report.findings if found.name == name]
+    assert found, (name, report.findings, report.facts)
+    return found[0]
 
 
 @contextmanager
 def spoiled(path: Path) -> Iterator[None]:
-    """One bit of a file is another one."""
+    """One bit of a packed file is another one."""
     content = path.read_bytes()
-    middle = len(content) // 2
-    path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    flip(path)
     try:
         yield
     finally:

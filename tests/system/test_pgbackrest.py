@@ -15,6 +15,7 @@ from flows.recovery.point_in_time import restore_to_point
 from runbook.errors import OpsError
 from runbook.report import Status
 from tasks.pgbackrest.command import call
+from tests.bits import flip
 from tests.clusters import NAME, Cluster, Template, running_cluster
 from tests.recovery.test_point_in_time import bug, findings, transaction
 
@@ -76,12 +77,6 @@ def segments(cluster: Cluster) -> list[Path]:
     """What pgBackRest has archived, oldest first."""
     found = (cluster.root / "repository" / "archive").rglob("*-*.gz")
     return sorted((path for path in found if len(path.name.partition("-")[0]) == 24), key=lambda path: path.name)
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def test_a_bug_is_undone_from_an_incremental_backup_and_the_archive_goes_on(resting: Cluster) -> None:
