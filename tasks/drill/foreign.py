@@ -8,6 +8,7 @@ from pathlib import Path
 
 from blocks.postgres import Postgres
 from runbook import shell
+from runbook.failpoint import failpoint
 from runbook.wait import until
 from tasks.cluster.instance import prepare_instance, put_away, root_for, running, sweep_instance
 
@@ -23,8 +24,8 @@ def foreign_standby(standby: Postgres) -> Iterator[Postgres]:
     Raises:
         OpsError: it cannot be made, or does not start.
     """
-    sweep_instance(root := root_for(standby, FOREIGN))
-    instance = prepare_instance(standby, root)
+    sweep_foreign(standby)
+    instance = prepare_instance(standby, root_for(standby, FOREIGN))
     try:
         shell.run(
             [standby.program("initdb"), "-D", instance.data, "-U", standby.admin_user, *_LIKE_OTHERS],
@@ -32,9 +33,15 @@ def foreign_standby(standby: Postgres) -> Iterator[Postgres]:
         )  # fmt: skip
         with running(instance, None, as_standby=True):
             until(lambda: _answers(instance.postgres), what="the start of another cluster's standby", seconds=60)
+            failpoint("drill: another cluster's standby")
             yield instance.postgres
     finally:
         put_away(instance)
+
+
+def sweep_foreign(standby: Postgres) -> None:
+    """What a killed run left of it."""
+    sweep_instance(root_for(standby, FOREIGN))
 
 
 def _answers(postgres: Postgres) -> bool:

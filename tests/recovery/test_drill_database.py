@@ -35,7 +35,8 @@ from tests.recovery.drills import (
 )
 
 NAME = "database_failure"
-PLACES = ("drill: struck", "drill: decided", "failover: promoted", "rejoin: copied", "drill: replay paused")
+PLACES = ("drill: struck", "drill: decided", "failover: promoted", "rejoin: copied", "drill: replay paused",
+          "drill: another cluster's standby")  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -158,6 +159,8 @@ def killed_and_launched_again(system: System, place: str) -> None:
         assert row[5] == row[8] == "0", "nothing lost, nothing unexpected"
     assert system.healthy()
     assert system.log_in()
+    beside = [path.name for node in environment(system).nodes() for path in Path(node.data_directory).parent.iterdir()]
+    assert not [name for name in beside if name.endswith(".foreign")]
 
 
 @pytest.mark.soak

@@ -14,7 +14,7 @@ from flows.recovery.postgres_failover import postgres_failover, rejoin_standby
 from runbook.failpoint import failpoint
 from runbook.permit import Act
 from runbook.report import Report
-from tasks.drill.foreign import foreign_standby
+from tasks.drill.foreign import foreign_standby, sweep_foreign
 from tasks.failover.begun import find_begun
 from tasks.failover.promotion import streams
 from tasks.faults.disposable import BREAK, Fault
@@ -102,6 +102,7 @@ class DatabaseFailure(Scenario):
         """The fault is finished where it was half done; then failover and standby, whatever of them is left to do."""
         env = drill.env
         for node in env.nodes():
+            sweep_foreign(node)
             if address(node) in drill.half_done.notes["breaks"].split(" | "):
                 finish_destroying(drill.permit, env, node)
         env.forget_roles()
