@@ -164,15 +164,18 @@ def _control(instance: Instance) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def running(instance: Instance, stop: Stop | None, timeline: int = 1) -> Iterator[Instance]:
-    """The instance, recovering up to `stop`; ended when the block is left. A child: it dies with its run."""
+def running(
+    instance: Instance, stop: Stop | None, timeline: int = 1, *, as_standby: bool = False
+) -> Iterator[Instance]:
+    """The instance, recovering up to `stop`; `as_standby`: a standby that nobody feeds. Ended when the block is left. A
+    child: it dies with its run."""
     (instance.root / "postgresql.conf").write_text("")
     (instance.root / "pg_hba.conf").write_text(_HBA)
     signals = [instance.data / name for name in ("standby.signal", "recovery.signal")]
     for path in signals:
         path.unlink(missing_ok=True)
-    if stop is not None:
-        signals[1].touch(mode=0o600)
+    if as_standby or stop is not None:
+        signals[0 if as_standby else 1].touch(mode=0o600)
     give(instance.root, instance.postgres.os_user)
     options = [
         word for name, value in settings_of(instance, stop, timeline).items() for word in ("-c", f"{name}={value}")

@@ -69,16 +69,17 @@ def chain_from(listing: Listing, timeline: Timeline, lsn: int, bytes_: int = SEG
 
 
 def _link(listing: Listing, timeline: Timeline, number: int, bytes_: int) -> tuple[Link | None, bool]:
-    """A finished segment, else the longest partial one; and whether there are two contents."""
-    candidates = timeline.candidates(number, bytes_)
-    for found in (listing.segments, listing.partials):
-        for segment in candidates:
-            there = found.get(segment.name, ())
-            if len(there) > 1 and not there[-1].end:
-                return None, True
-            if there:
-                return Link(segment, there[-1]), False
-    return None, False
+    """The file that goes furthest along the history, finished or the longest partial one; and whether there are two
+    contents. A finished one of an older timeline goes no further than to where that was left: where the newer one is
+    still written, what was committed since is there alone."""
+    links = list[Link]()
+    for segment in timeline.candidates(number, bytes_):
+        if there := listing.segments.get(segment.name) or listing.partials.get(segment.name):
+            links.append(Link(segment, there[-1]))
+    if not links:
+        return None, False
+    best = max(links, key=lambda link: min(link.end, timeline.left_at(link.segment.timeline) or 0))
+    return (None, True) if len(listing.segments.get(best.segment.name, ())) > 1 else (best, False)
 
 
 def _newest(listing: Listing, timeline: Timeline, bytes_: int) -> int:

@@ -20,6 +20,7 @@ from tasks.s3 import objects
 from tasks.stores.directory import told
 
 WRITING = ".writing-"
+_LISTINGS = 100
 
 
 class Place(Protocol):
@@ -65,9 +66,13 @@ class DirectoryPlace:
         if not self.path.is_dir():
             return {}
         with told(self.path):
-            return {
-                entry.name: entry.stat().st_size for entry in os.scandir(self.path) if not entry.name.startswith(".")
-            }
+            for _ in range(_LISTINGS):
+                with contextlib.suppress(FileNotFoundError):  # a longer partial one has taken its place: list again
+                    return self._sizes()
+            return self._sizes()
+
+    def _sizes(self) -> dict[str, int]:
+        return {entry.name: entry.stat().st_size for entry in os.scandir(self.path) if not entry.name.startswith(".")}
 
     def put(self, name: str, content: bytes, *, lasting: bool = True) -> None:
         target, beside = self.path / name, self.path / f"{WRITING}{os.getpid()}-{name}"

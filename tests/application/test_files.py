@@ -18,6 +18,7 @@ from runbook.report import Status
 from tasks import archive, at_hand, catalogue
 from tasks.files_copy import REPLACE_FILES, build_files_copy
 from tasks.stores.directory import DirectoryStore
+from tests.bits import flip
 
 NAME = "trial"
 ROOT = Path(__file__).parents[2]
@@ -98,9 +99,7 @@ def test_an_archive_that_does_not_read_back_is_not_published(store: Path, monkey
 
     def damaging(directory: Path, target: Path) -> object:
         written = write(directory, target)
-        content = bytearray(target.read_bytes())
-        content[len(content) // 2] ^= 1
-        target.write_bytes(content)
+        flip(target)
         return written
 
     monkeypatch.setattr(archive, "write", damaging)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,14 @@ from flows.database.backup import verify_backup
 from flows.database.base_backup import backup_cluster
 from runbook.errors import OpsError
 from runbook.report import Status
-from tasks import catalogue
+from tasks import catalogue, manifest
 from tasks.cluster import base_backup
 from tasks.cluster.content import cluster_in
-from tests.damage import garble
+from tests.bits import flip
 from tests.database.conftest import NAME, Trial
+from tests.database.test_backup import run
+
+BACKUP = "flows.database.base_backup.backup_cluster"
 
 
 def store_of(trial: Trial) -> Path:
@@ -46,9 +51,9 @@ def test_a_copy_that_is_not_what_the_server_sent_is_never_offered(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoil(_: str) -> None:
-        """What is compressed: gzip finds it, or pg_verifybackup does, depending on where it lies."""
+        """A bit of what is compressed: gzip finds it, or pg_verifybackup does, depending on where it lies."""
         (tar,) = store_of(trial).glob(".partial-*/base.tar.gz")
-        garble(tar, 1 / 3)
+        flip(tar)
 
     monkeypatch.setattr(base_backup, "failpoint", spoil)
     with pytest.raises(OpsError, match="not what the server sent|base.tar.gz cannot be unpacked"):
@@ -60,3 +65,33 @@ def test_an_incremental_one_needs_a_full_one_and_a_server_that_keeps_account(tri
     with pytest.raises(OpsError, match="summarize_wal"):
         backup_cluster.fn(NAME, kind="incremental")
     assert not store_of(trial).exists() or list(store_of(trial).glob("base_*")) == []
+
+
+# A copy is there, not verified; it is offered. The soak takes every point that a run passes.
+BOUNDARIES = ("base backup: copied", "after publish")
+
+
+def require_never_half(trial: Trial, points: Sequence[str]) -> None:
+    """Killed at each of them: what is offered is whole, and the next run leaves nothing behind."""
+    whole = {path.name for path in store_of(trial).glob("base_*")}
+    for point in points:
+        assert run(BACKUP, OPS_FAILPOINT=point).returncode == -signal.SIGKILL, point
+        known, _ = catalogue.open_all(verify_store(trial), "cluster")
+        assert whole <= {one.name for one in known}, point
+        for one in known:
+            assert manifest.damage(one.path, one.manifest.files) == [], point
+        whole = {one.name for one in known} | {backup_cluster.fn(NAME).facts["backup"]}
+        assert {path.name for path in store_of(trial).iterdir() if path.name != ".verified"} == whole, point
+
+
+def test_killed_at_a_boundary_nothing_half_is_offered_and_the_next_run_sweeps(trial: Trial) -> None:
+    require_never_half(trial, BOUNDARIES)
+
+
+@pytest.mark.soak
+def test_killed_anywhere_nothing_half_is_offered_and_the_next_run_sweeps(trial: Trial, tmp_path: Path) -> None:
+    log = tmp_path / "points"
+    assert run(BACKUP, OPS_FAILPOINT_LOG=str(log)).returncode == 0
+    points = list(dict.fromkeys(log.read_text().splitlines()))
+    assert set(BOUNDARIES) <= set(points)
+    require_never_half(trial, points)

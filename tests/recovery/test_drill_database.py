@@ -15,6 +15,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from flows.recovery import pair_findings
 from flows.recovery.drill import SCENARIOS, run_drill
 from flows.recovery.drills import control
+from flows.recovery.drills.database_failure import FOREIGN, PAUSED
 from flows.recovery.postgres_failover import postgres_failover
 from runbook.errors import OpsError
 from runbook.report import Report, Status
@@ -34,7 +35,8 @@ from tests.recovery.drills import (
 )
 
 NAME = "database_failure"
-PLACES = ("drill: struck", "drill: decided", "failover: promoted", "rejoin: copied", "drill: replay paused")
+PLACES = ("drill: struck", "drill: decided", "failover: promoted", "rejoin: copied", "drill: replay paused",
+          "drill: another cluster's standby")  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,9 +75,10 @@ def test_nothing_is_lost_every_phase_is_timed_and_a_sabotaged_standby_is_refused
         assert int(row[2]) > 20
         assert row[5] == row[8] == "0", "nothing lost, nothing unexpected"
     assert {row[1] for row in table(report, "Checks of phase 5")} == {"True"}
-    ((sabotage, runbook, refused),) = table(report, "Negative controls")
-    assert (sabotage, runbook) == ("replay paused on the standby", "postgres-failover")
-    assert "replay is not paused" in refused
+    controls = table(report, "Negative controls")
+    assert [row[:2] for row in controls] == [(PAUSED, "postgres-failover"), (FOREIGN, "postgres-failover")]
+    assert ["replay is not paused" in row[2] for row in controls] == [True, False]
+    assert ["system identifier" in row[2] for row in controls] == [False, True]
     boxes = {row[2]: row[1] for row in table(report, "Training checklist (§8.4)")}
     assert len(boxes) == 31
     assert boxes["ログイン機能確認"] == boxes["監視アラートの発火確認"] == "☑"
@@ -91,18 +94,19 @@ def test_nothing_is_lost_every_phase_is_timed_and_a_sabotaged_standby_is_refused
     assert system.sql("SELECT to_regclass('interview_ops_drill')") == [(None,)]
 
 
-def test_a_runbook_that_would_promote_a_paused_standby_makes_the_drill_critical(
-    system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("check", "accepted"), [("_judge_replay", PAUSED), ("_judge_identity", FOREIGN)])
+def test_a_runbook_that_would_promote_a_sabotaged_standby_makes_the_drill_critical(
+    system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: str, accepted: str
 ) -> None:
     """Only that one check is taken from the runbook: everything else of it is as it was."""
-    monkeypatch.setattr(pair_findings, "_judge_replay", lambda report, pair: None)
+    monkeypatch.setattr(pair_findings, check, lambda report, pair: None)
     drill = begun(system, NAME, tmp_path)
     try:
         control.tell(drill.report, SCENARIOS[NAME].control(drill))
     finally:
         forget(system)
     assert drill.report.status is Status.CRITICAL
-    assert finding(drill.report, "negative controls").startswith("CRITICAL postgres-failover: replay paused")
+    assert finding(drill.report, "negative controls").startswith(f"CRITICAL postgres-failover: {accepted} ")
 
 
 def test_no_negative_control_at_all_is_critical() -> None:
@@ -155,6 +159,8 @@ def killed_and_launched_again(system: System, place: str) -> None:
         assert row[5] == row[8] == "0", "nothing lost, nothing unexpected"
     assert system.healthy()
     assert system.log_in()
+    beside = [path.name for node in environment(system).nodes() for path in Path(node.data_directory).parent.iterdir()]
+    assert not [name for name in beside if name.endswith(".foreign")]
 
 
 @pytest.mark.soak

@@ -144,6 +144,22 @@ def test_the_archive_goes_on_over_the_swap_and_the_old_timeline_can_still_be_rea
     assert cluster.sql("postgres", "SELECT count(*), sum(balance) FROM accounts") == [(101, 5250)]
 
 
+def test_what_is_written_after_a_swap_is_in_the_new_timelines_segment_where_the_old_ones_is_finished(
+    cluster: Cluster,
+) -> None:
+    """Timelines part in one segment: the old one had finished it, the new one still writes it."""
+    accounts(cluster)
+    xid = bug(cluster)
+    switch(cluster)
+    restore_to_point.fn(NAME, by="before_transaction", target=str(xid), confirm=NAME)
+    last = transaction(cluster, "INSERT INTO accounts VALUES (201, 201)")
+    plan = restore_to_point.fn(NAME, by="latest")
+    (sides,) = [evidence.rows for evidence in plan.evidence if evidence.name == "Both sides of the target"]
+    assert sides[0][1] == str(last)
+    restore_to_point.fn(NAME, by="latest", timeline=2, confirm=NAME)
+    assert cluster.sql("postgres", "SELECT count(*), sum(balance) FROM accounts") == [(101, 5251)]
+
+
 def test_chosen_tables_come_back_and_what_others_wrote_since_stays(cluster: Cluster) -> None:
     cluster.sql("postgres", "CREATE TABLE others (id int PRIMARY KEY)")
     accounts(cluster)

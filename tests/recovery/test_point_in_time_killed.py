@@ -19,10 +19,13 @@ ROOT = Path(__file__).resolve().parents[2]
 BOUNDARIES = ("after promote_instance", "cluster: between renames", "cluster: receiver's directory aside")
 
 
-def launch(xid: int, **variables: str) -> subprocess.CompletedProcess[str]:
+TABLES = ("--mode", "tables", "--tables", "accounts")
+
+
+def launch(xid: int, *more: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """As an operator launches a plan's form: with the timeline that was pinned."""
     argv = [sys.executable, "-m", "flows.recovery.point_in_time", "--environment", NAME, "--confirm", NAME]
-    words = ["--by", "before_transaction", "--target", str(xid), "--timeline", "1"]
+    words = ["--by", "before_transaction", "--target", str(xid), "--timeline", "1", *more]
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
     return subprocess.run(
         [*argv, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
@@ -65,3 +68,32 @@ def test_killed_anywhere_and_launched_again(cluster: Cluster, tmp_path: Path) ->
     points = list(dict.fromkeys(log.read_text().splitlines()))
     assert set(BOUNDARIES) <= set(points)
     require_ends_well(cluster, xid, points)
+
+
+def require_rows_come_back(cluster: Cluster, xid: int, points: Sequence[str]) -> None:
+    """Of one table, while the cluster goes on: all of its rows are old or all are new, and others' stay."""
+    cluster.sql("postgres", "CREATE TABLE others (id int)")
+    for number, point in enumerate(points, 1):
+        cluster.sql("postgres", "UPDATE accounts SET balance = 0")
+        cluster.sql("postgres", f"INSERT INTO others VALUES ({number})")
+        killed = launch(xid, *TABLES, OPS_FAILPOINT=point)
+        assert killed.returncode == -signal.SIGKILL, (point, killed.stderr[-2000:])
+        assert cluster.sql("postgres", "SELECT sum(balance) FROM accounts") in ([(0,)], [(5050,)]), point
+        again = launch(xid, *TABLES)
+        assert again.returncode == 0, (point, again.stderr[-2000:])
+        assert cluster.sql("postgres", "SELECT sum(balance) FROM accounts") == [(5050,)], point
+        assert cluster.sql("postgres", "SELECT count(*) FROM others") == [(number,)], point
+        assert not (cluster.node("postgres").data.parent / "data.restoring").exists(), point
+        assert not [name for (name,) in cluster.sql("postgres", SCRATCH)], point
+
+
+SCRATCH = "SELECT datname FROM pg_database WHERE datname NOT IN ('grc_db', 'postgres', 'template0', 'template1')"
+
+
+@pytest.mark.soak
+def test_of_chosen_tables_killed_anywhere_and_launched_again(cluster: Cluster, tmp_path: Path) -> None:
+    xid, log = prepared(cluster), tmp_path / "points"
+    assert launch(xid, *TABLES, OPS_FAILPOINT_LOG=str(log)).returncode == 0
+    points = list(dict.fromkeys(log.read_text().splitlines()))
+    assert {"cluster: WAL placed", "after publish", "tables: before commit", "tables: after commit"} <= set(points)
+    require_rows_come_back(cluster, xid, points)

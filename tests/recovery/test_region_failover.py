@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ from flows.recovery.region_failover import region_failover
 from lab.client import Lab
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
-from tests.damage import garble
+from tasks import manifest
+from tasks.manifest import MANIFEST, SEAL
+from tests.bits import flip
 from tests.recovery.conftest import ROOT, System
 from tests.shipped import commit, wait_shipped
 
@@ -44,11 +48,13 @@ def launch(lost: Lost, *words: str, **variables: str) -> subprocess.CompletedPro
 @dataclass(frozen=True)
 class Lost:
     """Two regions, the first of them dead. Rows of `shipped`: `dump` and `base` were there at the time of the two
-    backups, `wal` is in the WAL alone that came after both."""
+    backups, `wal` is in the WAL alone that came after both. `older` is a base backup too. `users`: the file of that
+    table, of which nothing is in the WAL."""
 
     first: Lab
     region: System
     backups: dict[str, str]
+    users: str
 
     def rows(self) -> set[str]:
         return {what for (what,) in self.region.sql("SELECT what FROM shipped")}
@@ -84,12 +90,14 @@ def lost(system: System) -> Iterator[Lost]:
     system.sql("DROP TABLE IF EXISTS shipped")
     commit(system.lab, "dump")
     dump = backup_database.fn(system.name).facts["backup"]
+    older = backup_cluster.fn(system.name).facts["backup"]
     commit(system.lab, "base")
     base = backup_cluster.fn(system.name).facts["backup"]
+    ((users,),) = system.sql("SELECT pg_relation_filepath('users')")
     assert replicate_backups.fn(system.name).status in (Status.OK, Status.WARN)
     wait_shipped(system.lab, commit(system.lab, "wal"))
     system.lab.lose()
-    yield Lost(system.lab, System(system.lab.region()), {"dump": dump, "base": base})
+    yield Lost(system.lab, System(system.lab.region()), {"dump": dump, "older": older, "base": base}, users)
     system.lab.empty_region()
 
 
@@ -102,16 +110,16 @@ def empty_again(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def finding(report: Report, name: str) -> str:
-    values = [found.value for found in report.findings if found.name == name]
-    assert values, f"{name} is not in {[found.name for found in report.findings]}"
-    return values[0]
+    found = [found.value for found in report.findings if found.name == name]
+    assert found, (name, report.findings, report.facts)
+    return found[0]
 
 
 @contextmanager
 def spoiled(path: Path) -> Iterator[None]:
-    """Some bytes of a file are others."""
+    """One bit of a packed file is another one."""
     content = path.read_bytes()
-    garble(path)
+    flip(path)
     try:
         yield
     finally:
@@ -144,8 +152,27 @@ def test_everything_comes_up_in_the_other_region_up_to_the_last_write_that_came_
     lost.require_serves("dump", "base", "wal", "of its own")
 
 
+@contextmanager
+def lacking(base: Path, file: str) -> Iterator[None]:
+    """A base backup without a file of its cluster, every checksum right: its WAL replays all the same."""
+    tar, kept = base / "base.tar.gz", {name: (base / name).read_bytes() for name in ("base.tar.gz", MANIFEST, SEAL)}
+    with tarfile.open(fileobj=BytesIO(kept[tar.name])) as old, tarfile.open(tar, "w:gz", compresslevel=1) as new:
+        assert file in old.getnames()
+        for one in old:
+            if one.name != file:
+                new.addfile(one, old.extractfile(one))
+    whole = manifest.read(base)
+    manifest.write(base, whole.model_copy(update={"files": {**whole.files, tar.name: manifest.sum_of(tar)}}))
+    try:
+        yield
+    finally:
+        for name, content in kept.items():
+            (base / name).write_bytes(content)
+
+
 def test_what_is_spoiled_is_not_taken_and_the_next_best_is(lost: Lost) -> None:
-    """A segment of WAL: everything up to it. Every base backup: the dump. Told, with the point that is reached."""
+    """A segment of WAL: everything up to it. Every base backup, be it only when it is built, after the confirmation,
+    with every checksum right: the dump. Told, with the point that is reached."""
     archive = max((lost.store("wal") / lost.first.name).iterdir(), key=lambda path: path.stat().st_mtime)
     segments = (path for path in archive.iterdir() if "history" not in path.name)
     # The finished one counts, where what was written of it before was not taken away yet.
@@ -159,13 +186,18 @@ def test_what_is_spoiled_is_not_taken_and_the_next_best_is(lost: Lost) -> None:
     bases = [path for path in lost.store("cluster").iterdir() if path.name.startswith("base_")]
     with ExitStack() as stack:
         for base in bases:
-            stack.enter_context(spoiled(base / "base.tar.gz"))
+            is_newest = base.name == lost.backups["base"]
+            stack.enter_context(lacking(base, lost.users) if is_newest else spoiled(base / "base.tar.gz"))
+        plan = lost.plan()
         done = launch(lost)
-    for base in bases:  # the bytes are right again
+    for base in bases:  # the bits are right again
         (lost.store("cluster") / ".verified" / f"{base.name}.json").unlink(missing_ok=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert plan.facts["database from"].startswith(f"base backup and WAL: {lost.backups['base']}")
     report = lost.report()
-    assert f"not taken: {lost.backups['base']}" in [row["name"] for row in report["findings"]]
+    told = {row["name"]: row["value"] for row in report["findings"]}
+    assert lost.users in told[f"not taken: {lost.backups['base']}"]
+    assert "SHA-256" in told[f"not taken: {lost.backups['older']}"]
     assert report["facts"]["database from"].startswith(f"dump: {lost.backups['dump']}")
     lost.require_serves("dump")
 

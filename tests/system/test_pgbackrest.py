@@ -15,8 +15,8 @@ from flows.recovery.point_in_time import restore_to_point
 from runbook.errors import OpsError
 from runbook.report import Status
 from tasks.pgbackrest.command import call
+from tests.bits import flip
 from tests.clusters import NAME, Cluster, Template, running_cluster
-from tests.damage import garble
 from tests.recovery.test_point_in_time import bug, findings, transaction
 
 pytestmark = pytest.mark.system
@@ -107,7 +107,7 @@ def test_a_damaged_segment_is_refused_with_the_point_that_can_be_reached(resting
     damaged = resting.sql("postgres", "SELECT pg_walfile_name(pg_current_wal_lsn())")[0][0]
     resting.sql("postgres", "SELECT pg_switch_wal()")
     pgbackrest(resting, "check")
-    garble(next(path for path in segments(resting) if path.name.startswith(damaged)))
+    flip(next(path for path in segments(resting) if path.name.startswith(damaged)))
     with pytest.raises(OpsError) as caught:
         restore_to_point.fn(NAME, by="before_transaction", target=str(xid), confirm=NAME)
     assert "SHA-1" in str(caught.value)
@@ -118,7 +118,7 @@ def test_a_damaged_backup_is_found_by_verify_and_by_a_restore(resting: Cluster) 
     filled(resting)
     name = backup_cluster.fn(NAME).facts["backup"]
     files = (resting.root / "repository" / "backup").rglob("*.gz")
-    garble(max((path for path in files if "pg_data/base" in str(path)), key=lambda path: path.stat().st_size))
+    flip(max((path for path in files if "pg_data/base" in str(path)), key=lambda path: path.stat().st_size))
     with pytest.raises(OpsError, match="cannot be restored"):
         verify_backup.fn(NAME, kind="cluster")
     xid = bug(resting)

@@ -14,6 +14,7 @@ from flows.recovery.postgres_failover import postgres_failover, rejoin_standby
 from runbook.failpoint import failpoint
 from runbook.permit import Act
 from runbook.report import Report
+from tasks.drill.foreign import foreign_standby, sweep_foreign
 from tasks.failover.begun import find_begun
 from tasks.failover.promotion import streams
 from tasks.faults.disposable import BREAK, Fault
@@ -22,6 +23,7 @@ from tasks.postgres.synchronous import address, read_synchrony
 from tasks.services import read_services
 
 RTO_SECONDS = 3600.0
+PAUSED, FOREIGN = "replay paused on the standby", "a standby of another cluster in its place"
 
 
 class DatabaseFailure(Scenario):
@@ -82,19 +84,25 @@ class DatabaseFailure(Scenario):
         drill.run(backup_cluster)
 
     def control(self, drill: Drill) -> list[Refusal]:
-        """A standby on which somebody has paused the replay: it would be promoted without what it has received."""
+        """A standby on which somebody has paused the replay: it would be promoted without what it has received. And in
+        its place one of another cluster, which is as good as a backup of the wrong system: all of the data would be
+        gone. A failover reads no backup: a byte of a file is nothing that it could find."""
         env = drill.env
         env.forget_roles()
-        wanted = {"mode": "planned", "new_primary": address(env.standby)}
-        derived = env.derived({}, reports=drill.directory / "control" / "reports")
-        control.require_accepted(derived, postgres_failover, **wanted)
-        with _paused(drill, env.standby):
-            return [control.try_sabotaged(derived, postgres_failover, "replay paused on the standby", **wanted)]
+        standby, reports = env.standby, drill.directory / "control" / "reports"
+        derived = env.derived({}, reports=reports)
+        control.require_accepted(derived, postgres_failover, **_planned(standby))
+        with _paused(drill, standby):
+            paused = control.try_sabotaged(derived, postgres_failover, PAUSED, **_planned(standby))
+        with foreign_standby(standby) as other:
+            derived = env.derived({"postgres": env.postgres, "standby": other}, reports=reports)
+            return [paused, control.try_sabotaged(derived, postgres_failover, FOREIGN, **_planned(other))]
 
     def heal(self, drill: Drill) -> None:
         """The fault is finished where it was half done; then failover and standby, whatever of them is left to do."""
         env = drill.env
         for node in env.nodes():
+            sweep_foreign(node)
             if address(node) in drill.half_done.notes["breaks"].split(" | "):
                 finish_destroying(drill.permit, env, node)
         env.forget_roles()
@@ -105,6 +113,10 @@ class DatabaseFailure(Scenario):
             _resume(next(node for node in env.nodes() if address(node) == paused))
         if not streams(env.postgres, env.standby.name):
             drill.run(rejoin_standby, confirm=env.name)
+
+
+def _planned(standby: Postgres) -> dict[str, str]:
+    return {"mode": "planned", "new_primary": address(standby)}
 
 
 @contextlib.contextmanager

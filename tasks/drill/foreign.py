@@ -1,0 +1,49 @@
+"""A standby that looks right and is another cluster's: for drills, to see that nobody promotes it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from blocks.postgres import Postgres
+from runbook import shell
+from runbook.failpoint import failpoint
+from runbook.wait import until
+from tasks.cluster.instance import prepare_instance, put_away, root_for, running, sweep_instance
+
+FOREIGN = ".foreign"
+_LIKE_OTHERS = ("--encoding=UTF8", "--no-locale", "--auth=trust", "--no-sync")
+
+
+@contextlib.contextmanager
+def foreign_standby(standby: Postgres) -> Iterator[Postgres]:
+    """A cluster that was just made, in recovery and with nothing to replay, under the name of a standby; beside that
+    one's data directory, and gone when the block is left.
+
+    Raises:
+        OpsError: it cannot be made, or does not start.
+    """
+    sweep_foreign(standby)
+    instance = prepare_instance(standby, root_for(standby, FOREIGN))
+    try:
+        shell.run(
+            [standby.program("initdb"), "-D", instance.data, "-U", standby.admin_user, *_LIKE_OTHERS],
+            user=standby.os_user, environment={"LC_ALL": "C"}, directory=Path("/"),
+        )  # fmt: skip
+        with running(instance, None, as_standby=True):
+            until(lambda: _answers(instance.postgres), what="the start of another cluster's standby", seconds=60)
+            failpoint("drill: another cluster's standby")
+            yield instance.postgres
+    finally:
+        put_away(instance)
+
+
+def sweep_foreign(standby: Postgres) -> None:
+    """What a killed run left of it."""
+    sweep_instance(root_for(standby, FOREIGN))
+
+
+def _answers(postgres: Postgres) -> bool:
+    with postgres.connect(seconds=2):
+        return True
