@@ -139,6 +139,7 @@ def undo_postgres_settings(environment: str, record: str = "", confirm: str = ""
         found = read_settings(env.postgres)
         chosen = records.find_record(records.read_all(env.reports_directory), found.identity, record)
         report.fact("record", f"{chosen.name} of {chosen.taken}")
+        report.pin("record", chosen.name)
         changes, left = find_undone(report, found, chosen)
         if left and not changes:
             report.outcome = "there is nothing that could be undone"

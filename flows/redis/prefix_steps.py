@@ -22,6 +22,7 @@ from runbook.render import size
 from runbook.report import Report
 from tasks.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
+from tasks.redis.cache.flushing import slack
 from tasks.redis.content.manifest import COLUMNS as PROOF
 from tasks.redis.content.manifest import EXPIRING, RedisContent, compare
 from tasks.redis.content.reading import held_still, read_content, shown
@@ -83,7 +84,7 @@ class PrefixRestore:
 
 @contextlib.contextmanager
 def prepare(
-    report: Report, env: Environment, chosen: Restorable, prefixes: Sequence[str], extra: Extra
+    report: Report, env: Environment, chosen: Restorable, prefixes: Sequence[str], extra: Extra, expected_removed: int
 ) -> Iterator[PrefixRestore]:
     """Load and prove the backup, count, judge and plan.
 
@@ -102,6 +103,7 @@ def prepare(
         watched_writes(block, live, names) as writes,
     ):
         order = count_keys(block, scratch, live, names, extra)
+        judge_removed(report, order, expected_removed)
         judge(report, env, block, order, find_refusal(block, scratch, live, order))
         plan(report, order)
         yield PrefixRestore(report, env, block, scratch, live, order, writes)
@@ -176,6 +178,22 @@ def judge(report: Report, env: Environment, block: Redis, order: Order, refusal:
                   else "no limit")  # fmt: skip
     judge_kept(report, env, block)
     report.fail_if_critical()
+
+
+def judge_removed(report: Report, order: Order, expected: int) -> None:
+    """The live keys that the backup does not have, against the number that the plan showed: these come back from the
+    undo only. A run after one that was killed finds fewer."""
+    found, most = order.removed, expected + slack(expected)
+    if not report.confirm and order.extra == "remove":
+        report.pin("expected_removed", found)
+    elif found and report.confirm:
+        report.expect(
+            "expected_removed",
+            found <= most,
+            "plan again with an empty confirm, look at what would go, and launch what it says",
+            value=f"{found:,} live keys would go",
+            expected=f"at most {most:,}, as the plan showed" if expected else "the number that the plan showed",
+        )
 
 
 def plan(report: Report, order: Order) -> None:
