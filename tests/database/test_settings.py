@@ -250,6 +250,17 @@ def test_a_setting_that_somebody_changed_since_is_left_alone(server: PostgresSer
     assert "work_mem = '8MB'" in auto(server)
 
 
+def test_an_override_that_was_replaced_never_comes_into_force_again(server: PostgresServer) -> None:
+    """The same value, set by hand later, is somebody's decision: nobody takes it back for an override's end."""
+    apply(override="work_mem = 32MB", reason="incident")
+    server.sql("ALTER SYSTEM SET work_mem = '2MB'")
+    server.sql("SELECT pg_reload_conf()")
+    apply()
+    server.sql("ALTER SYSTEM SET work_mem = '32MB'")
+    server.sql("SELECT pg_reload_conf()")
+    assert not [f for f in check_postgres_settings.fn(NAME).findings if f.name.startswith("override")]
+
+
 @pytest.mark.parametrize(
     ("override", "why"),
     [
