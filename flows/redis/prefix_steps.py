@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import redis
 
@@ -32,6 +30,7 @@ from tasks.redis.restore.equal import compare_keys
 from tasks.redis.restore.prefixes import ACT, Extra, Order, count_keys, find_refusal, restore_keys
 from tasks.redis.restore.writes import Writes, watched_writes
 from tasks.redis.scratch import scratch_server
+from tasks.redis.scratch_place import scratch_place
 from tasks.redis.sentinels import find_master, read_sentinels, require_master
 from tasks.redis.server import connected
 
@@ -141,10 +140,10 @@ def loaded(report: Report, env: Environment, chosen: Restorable) -> Iterator[red
     backup = chosen.backup
     with (
         scratch_server(env.redis, backup.path, rdb=RDB) as client,
-        tempfile.TemporaryDirectory(prefix="ops-redis-") as place,
+        scratch_place() as place,
     ):
         if chosen.proven:
-            sidecar = Path(place) / EXPIRING
+            sidecar = place / EXPIRING
             actual = read_content(client, sidecar)
             expected = RedisContent.model_validate(backup.manifest.content)
             found = compare(expected, backup.path / EXPIRING, actual, sidecar)

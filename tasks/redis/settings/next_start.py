@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 from tasks.redis.persistence.state import Persistence
 from tasks.redis.scratch import reason
+from tasks.redis.scratch_place import SOCKETS, scratch_place
 from tasks.redis.server import at_once, call, version_of
 from tasks.redis.settings.file import read_configuration
 from tasks.redis.settings.recommended import DEFAULTS, LIMITS
@@ -86,9 +86,7 @@ def started(block: Redis, text: str) -> Iterator[redis.Redis]:
     Raises:
         OpsError: it does not start with them.
     """
-    # A socket's path has 107 characters at most: the system's own temporary directory is always short enough.
-    with tempfile.TemporaryDirectory(prefix="ops-redis-", dir="/tmp") as name:
-        place = Path(name)
+    with scratch_place(SOCKETS) as place:
         (place / "conf").write_text(text + _OWN.format(place=place), encoding="utf-8", errors="surrogateescape")
         with (
             (place / "log").open("wb") as out,
