@@ -48,6 +48,7 @@ def test_a_dead_server_is_named_and_the_one_in_its_place_gets_the_data(
     assert not (server.root / "reports" / RECORD).exists()
 
 
+@pytest.mark.soak
 def test_under_sentinel_what_is_said_is_done_and_then_it_ends_well(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
