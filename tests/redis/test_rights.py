@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -91,10 +92,14 @@ def _as_stranger(work: Callable[[], list[str]]) -> list[str]:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        if os.geteuid() == 0:
-            os.setresuid(54321, 54321, 54321)
-        os.write(writing, "\n".join(work()).encode())
-        os._exit(0)
+        try:
+            if os.geteuid() == 0:
+                os.setresuid(54321, 54321, 54321)
+            os.write(writing, "\n".join(work()).encode())
+        except BaseException as error:
+            os.write(writing, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as told:
         said = told.read().splitlines()
@@ -106,15 +111,24 @@ def _wrong(found: Iterator[Precondition]) -> list[str]:
     return [one.value for one in found if not one.ok]
 
 
-def test_what_the_file_system_refuses(tmp_path: Path) -> None:
-    """Owner, sticky bit, and a configuration that says replicaof: the server is down, and would follow that."""
-    place = tmp_path / "lib"
-    (place / "data").mkdir(parents=True)
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Where another user can look: pytest closes its own directories to them."""
+    with tempfile.TemporaryDirectory(prefix="ops-rights-", dir="/var/tmp") as name:
+        path = Path(name) / "lib"
+        (path / "data").mkdir(parents=True)
+        for directory in (path.parent, path, path / "data"):
+            directory.chmod(0o755)
+        yield path
+
+
+def test_what_the_file_system_refuses(place: Path) -> None:
+    """Directory, owner, and a configuration that says replicaof: the server is down, and would follow that."""
     (place / "redis.conf").write_text("replicaof 10.0.0.1 6379\n")
-    for path in (*tmp_path.parents, tmp_path):
-        if path.stat().st_uid == os.geteuid() and path != Path("/tmp"):
-            path.chmod(path.stat().st_mode | 0o055)
+    (place / "redis.conf").chmod(0o644)
     block = Redis(port=1, data_directory=str(place / "data"), config_file=str(place / "redis.conf"), os_user="nobody")
+    found = _wrong(judge_place(block, 0, writes_configuration=True))  # also imports what a stranger could not read
+    assert found == [] or os.geteuid(), "root may"
     place.chmod(0o555)
     told = _as_stranger(lambda: _wrong(judge_place(block, 0, writes_configuration=True)))
     place.chmod(0o755)
