@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import redis
 
+from blocks.redis_wire import mistaken
 from runbook.errors import OpsError, Unreachable
 
 if TYPE_CHECKING:
     from blocks.redis import Redis
 
 FULL = "max number of clients reached"
+TLS_HINT = "correct tls or port in [redis], and register the blocks again"
 TLS_FILES = ("tls_ca_file", "tls_certificate_file", "tls_key_file")
 # What the server's message begins with → what it means, and what to do.
 _STATES = {
@@ -84,6 +86,8 @@ def _unreachable(block: Redis, where: str, error: redis.RedisError) -> OpsError:
             "stop one of the application's workers so that a place is free, then launch close-idle-redis-clients",
         )
     causes = list(_causes(error))
+    if any(_is_silent(cause) for cause in causes) and (wrong := mistaken(block.address, tls=block.tls)):
+        return OpsError(f"{where} {wrong}", TLS_HINT)
     if block.tls and (problem := _tls(block, where, causes)):
         return problem
     if any(_is_closing(cause) for cause in causes):
@@ -124,6 +128,13 @@ def _tls(block: Redis, where: str, causes: list[BaseException]) -> OpsError | No
             return OpsError(f"the TLS files of [redis] are of no use: {reason}", f"correct {', '.join(TLS_FILES)}")
         return OpsError(f"{where}: no TLS can be agreed on: {reason}", "is [redis] tls right for this port?")
     return None
+
+
+def _is_silent(cause: BaseException) -> bool:
+    """Whether the other side ended the connection, waited for more of a greeting, or said what is no answer: it may
+    speak another language."""
+    said = str(cause)
+    return _is_closing(cause) or "handshake operation timed out" in said or said.startswith("Protocol Error")
 
 
 def _is_closing(cause: BaseException) -> bool:

@@ -41,7 +41,8 @@ def find_prunable(
     if doomed:
         _judge_kept(report, verified[-1])
     for backup in doomed:
-        report.plan("delete", f"{backup.name}, {duration(backup.age_seconds)} old", size=backup.manifest.bytes)
+        kept = "" if backup.manifest.environment == env.name else ", kept by a restore"
+        report.plan("delete", f"{backup.name}, {duration(backup.age_seconds)} old{kept}", size=backup.manifest.bytes)
     return doomed
 
 

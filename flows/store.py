@@ -189,14 +189,14 @@ def tell_backups(report: Report, env: Environment) -> None:
         if isinstance(stored, OpsError):
             report.warn(f"{which} of {resource} could not be listed", stored.hint, value=stored.message)
             continue
-        rows += [(backup, which) for backup in stored.backups]
+        rows += [(backup, which) for backup in (*stored.backups, *stored.kept)]
         for name in stored.unreadable:
             report.warn(f"{name} in {which}", "look at it; it is never offered or deleted", value="manifest unreadable")
     rows.sort(key=lambda row: row[0].manifest.taken, reverse=True)
     columns = ("backup", "kind", "where", "taken (UTC)", "age", "size", "encrypted", "verified by a restore")
     told = [
         (
-            backup.name, backup.manifest.kind, which, f"{backup.manifest.taken:%Y-%m-%d %H:%M}",
+            backup.name, _kind_of(backup, env), which, f"{backup.manifest.taken:%Y-%m-%d %H:%M}",
             duration(backup.age_seconds), size(backup.manifest.bytes), "yes" if backup.manifest.clear else "no",
             backup.verified or "never",
         )
@@ -205,6 +205,12 @@ def tell_backups(report: Report, env: Environment) -> None:
     more = f" (the newest {MOST_SHOWN} of {len(told)}; all are in the artifact)" if len(told) > MOST_SHOWN else ""
     report.table(f"All backups{more}", columns, told[:MOST_SHOWN])
     show_table(f"backups-{env.name}", f"すべてのバックアップ ({env.title or env.name})", columns, told)
+
+
+def _kind_of(backup: Backup, env: Environment) -> str:
+    """With a word on those that no backup flow took."""
+    kept = backup.manifest.environment != env.name
+    return f"{backup.manifest.kind}, kept by a restore" if kept else backup.manifest.kind
 
 
 def _listed(env: Environment, kind: Kind, which: Stores) -> Store | OpsError:

@@ -72,11 +72,12 @@ def sweep(store: Store) -> None:
     """Remove what dead processes of this host had at hand: it may be in clear."""
     for path in store.hands.glob(f"{AT_HAND}*") if store.hands.is_dir() else ():
         match = re.fullmatch(rf"{re.escape(AT_HAND)}.+-{re.escape(socket.gethostname())}-(\d+)-(\d+)", path.name)
-        if match and not _lives(int(match[1]), int(match[2])):
+        if match and not lives(int(match[1]), int(match[2])):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _lives(pid: int, started: int) -> bool:
+def lives(pid: int, started: int) -> bool:
+    """Whether a process that began at that time (in seconds) runs still, and not another of its number."""
     try:
         return abs(psutil.Process(pid).create_time() - started) < 2
     except psutil.NoSuchProcess:

@@ -41,6 +41,8 @@ RESTORED_BY = {
 VERIFIED = ".verified"
 AT_HAND = ".at-hand-"
 LATEST = "latest"
+KEPT = "{} (kept)"
+"""Whose backup it is called that a restore took of the live data before: `latest` never means it."""
 
 
 @dataclass(frozen=True)

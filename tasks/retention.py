@@ -11,7 +11,7 @@ from runbook.errors import OpsError
 from runbook.kinds import action, probe
 from runbook.permit import Permit
 from tasks import catalogue
-from tasks.catalogue import Backup, note_of
+from tasks.catalogue import KEPT, Backup, note_of
 from tasks.cluster.content import needed_by
 from tasks.manifest import Kind
 from tasks.stores.store import Store
@@ -21,10 +21,12 @@ DELETE = "delete backup"
 
 @dataclass(frozen=True)
 class Stored:
-    """An environment's backups of some kinds, oldest first, and the names of those whose manifest cannot be read."""
+    """An environment's backups of some kinds, oldest first, and the names of those whose manifest cannot be read.
+    `kept` is what restores kept of the live data before them: it stands in for no backup."""
 
     backups: tuple[Backup, ...]
     unreadable: tuple[str, ...]
+    kept: tuple[Backup, ...] = ()
 
     def doomed(self, age: timedelta, keep_verified: int) -> tuple[Backup, ...]:
         """Older than `age`, and neither among the newest verified ones nor newer than the newest of those.
@@ -34,10 +36,12 @@ class Stored:
         verified = [backup for backup in self.backups if backup.verified]
         if len(verified) < keep_verified:
             return ()
-        kept = {backup.name for backup in verified[-keep_verified:]}
+        staying = {backup.name for backup in verified[-keep_verified:]}
         newest, limit = verified[-1].manifest.taken, datetime.now(UTC) - age
         doomed = [
-            backup for backup in self.backups if backup.manifest.taken < min(limit, newest) and backup.name not in kept
+            backup
+            for backup in (*self.backups, *self.kept)
+            if backup.manifest.taken < min(limit, newest) and backup.name not in staying
         ]
         return tuple(self._without_needed(doomed))
 
@@ -77,17 +81,18 @@ def read_stores(
 
 @probe
 def read_store(store: Store, kind: Kind, environment: str) -> Stored:
-    """Every offered backup of an environment."""
+    """Every offered backup of an environment, and what its restores kept."""
     return _read(store, (kind,), environment)
 
 
 def _read(store: Store, kinds: Sequence[Kind], environment: str) -> Stored:
     backups, unreadable = catalogue.open_all(store, *kinds)
-    own = sorted(
-        (backup for backup in backups if backup.manifest.environment == environment),
-        key=lambda backup: backup.manifest.taken,
+    backups.sort(key=lambda backup: backup.manifest.taken)
+    own, kept = (
+        tuple(backup for backup in backups if backup.manifest.environment == name)
+        for name in (environment, KEPT.format(environment))
     )
-    return Stored(tuple(own), tuple(unreadable))
+    return Stored(own, tuple(unreadable), kept)
 
 
 @probe

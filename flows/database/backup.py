@@ -138,7 +138,8 @@ def prune_backups(
 
     The newest verified backups stay whatever their age, and nothing newer than them goes: while no backup is verified,
     none is deleted. Of base backups (cluster) none goes on which another stands, and of the archived WAL what lies
-    before the oldest that stays. It cannot be undone: the plan lists every name first. Evidence: that list, and what
+    before the oldest that stays. What a restore kept of the live data before (kind=redis) goes by the same rule, and
+    counts as no backup. It cannot be undone: the plan lists every name first. Evidence: that list, and what
     remains.
 
     Departs from the manual: deleting by age alone removes the last good copy when the newer ones are bad.

@@ -31,7 +31,9 @@ def needs(setting: Setting) -> str:
 
 
 def find_overrides(env: Environment, found: ServerSettings) -> Overrides:
-    """The environment's temporary values that are in force on this server, expired or not."""
+    """The environment's temporary values that are in force on this server, expired or not; those that somebody replaced
+    are closed."""
+    records.close_replaced(env.reports_directory, found)
     return records.overrides_in_force(records.read_all(env.reports_directory), found)
 
 

@@ -115,6 +115,7 @@ def apply_postgres_settings(
             if kept.until:
                 report.fact("override until", kept.until)
         tell_done(report, alter_system(permit, env.postgres, changes))
+        records.close_replaced(env.reports_directory, read_settings(env.postgres), at_once=True)
         report.outcome = f"{len(changes)} settings written, configuration reloaded"
     return report
 
@@ -139,6 +140,7 @@ def undo_postgres_settings(environment: str, record: str = "", confirm: str = ""
         found = read_settings(env.postgres)
         chosen = records.find_record(records.read_all(env.reports_directory), found.identity, record)
         report.fact("record", f"{chosen.name} of {chosen.taken}")
+        report.pin("record", chosen.name)
         changes, left = find_undone(report, found, chosen)
         if left and not changes:
             report.outcome = "there is nothing that could be undone"
@@ -148,6 +150,7 @@ def undo_postgres_settings(environment: str, record: str = "", confirm: str = ""
         report.plan("reload", f"the configuration; record {chosen.name} is then undone")
         permit = report.permit(*(Act(CHANGE, str(change)) for change in changes), Act(CHANGE, RELOAD))
         tell_done(report, alter_system(permit, env.postgres, changes))
+        records.close_replaced(env.reports_directory, read_settings(env.postgres), at_once=True)
         if not left:
             records.mark_undone(env.reports_directory, chosen)
         report.outcome = f"{len(changes)} settings are back, configuration reloaded"

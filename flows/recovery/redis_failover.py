@@ -64,6 +64,8 @@ def redis_failover(environment: str, mode: Mode = "planned", new_master: str = "
             return report
         choice = _judge(report, block, group, mode, new_master, before)
         _plan(report, choice, mode)
+        if mode == "planned":  # of a dead master's replicas the Sentinels choose
+            report.pin("new_master", choice.candidate)
         permit = report.permit(Act(ACT, choice.target))
         _judge_again(report, block, choice, mode, new_master, before)
         report.state_is(

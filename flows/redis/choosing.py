@@ -10,14 +10,11 @@ from flows.redis.steps import judge_files
 from runbook.render import size
 from runbook.report import Report, Status
 from tasks import at_hand
-from tasks.catalogue import Backup, find_backup
+from tasks.catalogue import KEPT, Backup, find_backup
 from tasks.redis.backup.foreign import Foreign, adopt, is_foreign, read_foreign
 from tasks.redis.backup.rdb import read_rdb, read_readable
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.scratch import refuse_empty
-
-KEPT = "{} (kept)"
-"""Whose backup it is called that a restore took of the live data before: `latest` never means it."""
 
 
 @dataclass(frozen=True)

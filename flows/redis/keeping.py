@@ -9,12 +9,11 @@ from blocks.environment import Environment
 from blocks.redis import Redis
 from flows import store as stores
 from flows.redis import taking
-from flows.redis.choosing import KEPT
 from flows.redis.master import judge_master
 from runbook.errors import Unreachable
 from runbook.render import size
 from runbook.report import Report, Status
-from tasks.catalogue import Backup
+from tasks.catalogue import KEPT, Backup
 from tasks.host import read_disk
 from tasks.redis.backup.live_aof import AofCopy, put_rewrites_back, read_aof_bytes, snapshot_aof
 from tasks.redis.backup.network import NetworkSnapshot, find_remembering, read_remote_source, snapshot_over_network

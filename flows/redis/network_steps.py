@@ -14,7 +14,7 @@ from flows.redis import prefix_steps
 from flows.redis import restored_findings as findings
 from flows.redis.choosing import Restorable
 from flows.redis.keeping import keep_live
-from flows.redis.master import judge_master
+from flows.redis.network_target import Target, find_target
 from flows.redis.steps import plan_detaching, put_back
 from runbook.errors import OpsError
 from runbook.permit import Act, Permit
@@ -29,32 +29,17 @@ from tasks.redis.restore.equal import Comparison, compare_keys
 from tasks.redis.restore.isolation import TAKE_OFF, detach, note_swapped
 from tasks.redis.restore.network import (
     ACT,
-    Leftover,
     NotReached,
-    find_leftover,
+    forget_dead,
     replace_by_replication,
-    still_follows,
 )
 from tasks.redis.restore.prefixes import ACT as RESTORE_KEYS
 from tasks.redis.restore.prefixes import Order, count_keys, find_refusal, restore_functions, restore_keys
-from tasks.redis.restore.route import Route, find_route
-from tasks.redis.restore.surroundings import Surroundings, find_record, read_surroundings
+from tasks.redis.restore.surroundings import read_surroundings
 from tasks.redis.restore.writes import Writes, watched_writes
-from tasks.redis.sentinels import read_sentinels
 
 ALL = (b"",)
 BYTES_PER_SECOND = 50e6
-
-
-@dataclass(frozen=True)
-class Target:
-    """The live server, what stands around it, how data gets into it, and what a killed restore left there."""
-
-    block: Redis
-    around: Surroundings
-    route: Route
-    left: Leftover | None
-    follows: bool
 
 
 @dataclass(frozen=True)
@@ -99,28 +84,13 @@ def prepare(report: Report, env: Environment, chosen: Restorable) -> Iterator[Ne
     with prefix_steps.loaded(report, env, chosen) as scratch:
         dropped = drop_prefixes(scratch, env.redis.drop_prefixes)
         report.fact("keys left out", ", ".join(f"{name} {count:,}" for name, count in dropped.items()) or "none")
-        target = _target(report, env, scratch)
+        target = find_target(report, env, int(scratch.info("memory")["used_memory"]))
         with held_still(scratch), live_line(target.block) as live:
             order = count_keys(target.block, scratch, live, ALL, "remove")
             refusal = find_refusal(target.block, scratch, live, order, left_following=target.follows)
             prefix_steps.judge(report, env, target.block, order, refusal, whole=True)
             _plan(report, env, target, order)
             yield NetworkRestore(report, env, target, scratch, live, order)
-
-
-def _target(report: Report, env: Environment, scratch: redis.Redis) -> Target:
-    left, record = find_leftover(env.reports_directory), find_record(env.reports_directory)
-    # Sentinels that a killed run took off know no master: what it wrote down does.
-    known = left.server if left else record.own if record else ""
-    block = (
-        env.redis.at(known)
-        if known
-        else judge_master(report, env.redis, read_sentinels(env.redis), changes=True, waiver=None)
-    )
-    report.fact("server", block.address)
-    needed = int(scratch.info("memory")["used_memory"])
-    around = read_surroundings(block, env.reports_directory)
-    return Target(block, around, find_route(block, needed), left, bool(left and still_follows(block, left)))
 
 
 def _plan(report: Report, env: Environment, target: Target, order: Order) -> None:
@@ -158,6 +128,8 @@ def _restore(
     report.fact("undo", back)
     if left:
         network_restore.put_back(permit, block, left, env.reports_directory)
+    if target.dead:
+        forget_dead(permit, block, target.around, env.reports_directory)
     report.state_is(
         f"{block.address} holds data of before or of the backup, and may be a replica that takes no writes; all of "
         f"before is in {kept}",
@@ -187,7 +159,8 @@ def _judge_same(env: Environment, target: Target) -> None:
     Raises:
         OpsError: it is not.
     """
-    now, planned = read_surroundings(target.block, env.reports_directory), target.around
+    now = read_surroundings(target.block, env.reports_directory, of_dead=bool(target.dead))
+    planned = target.around
     if now.master != planned.master:
         told = now.disagreement or f"{now.master or 'nobody'} was made the master"
         raise OpsError(f"{told} while the live data was kept", "launch it again: the master is found anew")
@@ -202,16 +175,16 @@ def _replicate(
 ) -> Comparison:  # fmt: skip
     """Nobody writes meanwhile; replicas and Sentinels are taken off before, and put back however it ends."""
     block, reports, clock = target.block, env.reports_directory, report.seconds
-    taken = detach(permit, block, target.around, reports)
-    nobody = Writes()
+    taken, nobody = target.around, Writes()
 
     def compare() -> Comparison:
         return compare_keys(block, scratch, live, order, nobody)
 
     try:
+        taken = detach(permit, block, taken, reports)
         found = replace_by_replication.after(taken)(permit, block, scratch, target.route, kept, reports, compare)
         taken = note_swapped(reports, taken)
-    except OpsError:
+    except BaseException:
         try:
             put_back(report, env, permit, taken)
         except OpsError as second:  # the first error is the one to read first

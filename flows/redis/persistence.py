@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from prefect import flow
+from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows import store as stores
@@ -138,6 +141,7 @@ def restore_redis(
     source: Stores = "backups",
     prefixes: list[str] = [],  # noqa: B006 (Prefect copies it; the form shows a list)
     extra: Extra = "keep",
+    expected_removed: Annotated[int, Field(ge=0)] = 0,
     confirm: str = "",
 ) -> Report:
     """Redisのリストア (§2.3)
@@ -169,12 +173,13 @@ def restore_redis(
         source: 保管先。copies は複製先
         prefixes: 戻すキーの接頭辞 (例 session:)。空なら全データを入れ替え
         extra: prefixes の下にありバックアップにないキー。keep は残す、remove は削除
+        expected_removed: extra=remove で削除されるキー数 (計画が示す値。10 % を超えて多ければ拒否)
         confirm: 実行するには環境名を入力。空なら計画のみ表示
     """
     env = Environment.find(environment)
     with runbook("Restore Redis", env, confirm, changes=True, rank="recovery") as report:
         chosen = choosing.choose(report, env, backup, source)
-        with restoring.prepare(report, env, chosen, prefixes, extra) as restore:
+        with restoring.prepare(report, env, chosen, prefixes, extra, expected_removed) as restore:
             restore.run(report.permit(*restore.acts))
         report.fail_if_critical()
         if chosen.proven:

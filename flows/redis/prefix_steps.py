@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import redis
 
@@ -22,6 +20,7 @@ from runbook.render import size
 from runbook.report import Report
 from tasks.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
+from tasks.redis.cache.flushing import slack
 from tasks.redis.content.manifest import COLUMNS as PROOF
 from tasks.redis.content.manifest import EXPIRING, RedisContent, compare
 from tasks.redis.content.reading import held_still, read_content, shown
@@ -31,6 +30,7 @@ from tasks.redis.restore.equal import compare_keys
 from tasks.redis.restore.prefixes import ACT, Extra, Order, count_keys, find_refusal, restore_keys
 from tasks.redis.restore.writes import Writes, watched_writes
 from tasks.redis.scratch import scratch_server
+from tasks.redis.scratch_place import scratch_place
 from tasks.redis.sentinels import find_master, read_sentinels, require_master
 from tasks.redis.server import connected
 
@@ -83,7 +83,7 @@ class PrefixRestore:
 
 @contextlib.contextmanager
 def prepare(
-    report: Report, env: Environment, chosen: Restorable, prefixes: Sequence[str], extra: Extra
+    report: Report, env: Environment, chosen: Restorable, prefixes: Sequence[str], extra: Extra, expected_removed: int
 ) -> Iterator[PrefixRestore]:
     """Load and prove the backup, count, judge and plan.
 
@@ -102,6 +102,7 @@ def prepare(
         watched_writes(block, live, names) as writes,
     ):
         order = count_keys(block, scratch, live, names, extra)
+        judge_removed(report, order, expected_removed)
         judge(report, env, block, order, find_refusal(block, scratch, live, order))
         plan(report, order)
         yield PrefixRestore(report, env, block, scratch, live, order, writes)
@@ -139,10 +140,10 @@ def loaded(report: Report, env: Environment, chosen: Restorable) -> Iterator[red
     backup = chosen.backup
     with (
         scratch_server(env.redis, backup.path, rdb=RDB) as client,
-        tempfile.TemporaryDirectory(prefix="ops-redis-") as place,
+        scratch_place() as place,
     ):
         if chosen.proven:
-            sidecar = Path(place) / EXPIRING
+            sidecar = place / EXPIRING
             actual = read_content(client, sidecar)
             expected = RedisContent.model_validate(backup.manifest.content)
             found = compare(expected, backup.path / EXPIRING, actual, sidecar)
@@ -176,6 +177,22 @@ def judge(report: Report, env: Environment, block: Redis, order: Order, refusal:
                   else "no limit")  # fmt: skip
     judge_kept(report, env, block)
     report.fail_if_critical()
+
+
+def judge_removed(report: Report, order: Order, expected: int) -> None:
+    """The live keys that the backup does not have, against the number that the plan showed: these come back from the
+    undo only. A run after one that was killed finds fewer."""
+    found, most = order.removed, expected + slack(expected)
+    if not report.confirm and order.extra == "remove":
+        report.pin("expected_removed", found)
+    elif found and report.confirm:
+        report.expect(
+            "expected_removed",
+            found <= most,
+            "plan again with an empty confirm, look at what would go, and launch what it says",
+            value=f"{found:,} live keys would go",
+            expected=f"at most {most:,}, as the plan showed" if expected else "the number that the plan showed",
+        )
 
 
 def plan(report: Report, order: Order) -> None:

@@ -74,7 +74,7 @@ def living_master(env: Environment, around: Surroundings) -> Redis | None:
 
 @contextlib.contextmanager
 def prepare(
-    report: Report, env: Environment, chosen: Restorable, prefixes: Sequence[str], extra: Extra
+    report: Report, env: Environment, chosen: Restorable, prefixes: Sequence[str], extra: Extra, expected_removed: int
 ) -> Iterator[Restoring]:
     """Judge and plan the restore that is meant: of some prefixes, over the network, or of the data directory.
 
@@ -83,7 +83,7 @@ def prepare(
         RunbookFailed: something stands in the way.
     """
     if prefixes:
-        with prefix_steps.prepare(report, env, chosen, prefixes, extra) as some:
+        with prefix_steps.prepare(report, env, chosen, prefixes, extra, expected_removed) as some:
             yield some
     elif env.redis.remote:
         with network_steps.prepare(report, env, chosen) as whole:

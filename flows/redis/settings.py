@@ -147,6 +147,8 @@ def undo_redis_settings(
         chosen = servers if everywhere or record else servers[:1]
         pairs = steps.find_undoable(env, records.read_all(env.reports_directory), chosen, record)
         report.fact("record", ", ".join(f"{kept.name} of {found.address}" for found, kept in pairs))
+        if len(pairs) == 1:
+            report.pin("record", pairs[0][1].name)
         undone = [choosing.order_undo(report, found, kept) for found, kept in pairs]
         if all(each.left and each.order.is_empty for each in undone):
             report.outcome = "there is nothing that could be undone"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.log import logger
@@ -13,8 +15,10 @@ from tasks.redis.content.manifest import COLUMNS
 from tasks.redis.restore.copy import RedisCopy, build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_backup
 from tasks.redis.restore.isolation import attach, detach, note_swapped
-from tasks.redis.restore.surroundings import Surroundings, find_unruly
+from tasks.redis.restore.place import Precondition
+from tasks.redis.restore.surroundings import Surroundings
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, swap_redis, verify_live_redis
+from tasks.redis.restore.unruly import find_unruly
 
 # Loading, reading and comparing on the scratch server, seen at 100,000 keys in 3 s on two busy cores.
 KEYS_PER_SECOND = 30_000
@@ -42,7 +46,13 @@ def judge_files(report: Report, backup: Backup, damage: list[str]) -> bool:
 def judge_server(report: Report, env: Environment, backup: Backup, around: Surroundings) -> RedisFitness:
     """Whether this server may be replaced by a backup that is at hand."""
     fitness = judge_redis_backup(env.redis, backup, around)
-    for found in fitness.preconditions:
+    judge_preconditions(report, fitness.preconditions)
+    return fitness
+
+
+def judge_preconditions(report: Report, preconditions: Iterable[Precondition]) -> None:
+    """Each as a finding; those that do not block are warnings."""
+    for found in preconditions:
         report.expect(
             f"Redis: {found.name}",
             found.ok,
@@ -51,7 +61,6 @@ def judge_server(report: Report, env: Environment, backup: Backup, around: Surro
             expected=found.expected,
             otherwise=Status.CRITICAL if found.blocks else Status.WARN,
         )
-    return fitness
 
 
 def plan_redis(report: Report, env: Environment, backup: Backup, fitness: RedisFitness) -> None:
@@ -71,14 +80,17 @@ def plan_redis(report: Report, env: Environment, backup: Backup, fitness: RedisF
 
 def plan_detaching(report: Report, env: Environment, around: Surroundings) -> None:
     """What is taken off before the server stops, and put back when its data is proven; and whether that is allowed."""
-    if around.reachable:
+    if not around.is_alone:
         unruly = find_unruly(env.redis, around)
         report.expect(
-            "rights to take off the other servers",
-            not unruly,
-            "give this user the command on them: ACL SETUSER … +replicaof, then ACL SAVE or CONFIG REWRITE",
-            value="; ".join(unruly) or "all of them",
+            "rights to take off the other servers and the Sentinels",
+            not unruly.refusing,
+            "give this user what is named there, and keep it: ACL SAVE or CONFIG REWRITE",
+            value="; ".join(unruly.refusing) or "all of them",
         )
+        if unruly.forgetting:
+            hint = "give this user that: started again, they follow whom their files say"
+            report.warn("rights to keep who follows whom", hint, value="; ".join(unruly.forgetting), expected="all")
     if around.watchers:
         names = ", ".join(watcher.address for watcher in around.watchers)
         user = env.redis.username or "the default user"
@@ -195,7 +207,9 @@ def put_back(report: Report, env: Environment, permit: Permit, taken: Surroundin
         return
     before = report.state
     report.state_is("replicas and Sentinels are not all back", "launch reattach-redis when they can be reached")
-    for problem in attach.after(after)(permit, env.redis, taken, env.reports_directory):
+    # Over the network it may be any server of the data set, else the one whose files are here, by whatever address.
+    own = env.redis.at(taken.own) if env.redis.remote else env.redis
+    for problem in attach.after(after)(permit, own, taken, env.reports_directory):
         report.warn("not put back", problem)
     report.state = before
     names = [*taken.reachable, *(watcher.address for watcher in taken.watchers)]

@@ -7,13 +7,15 @@ from pathlib import Path
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.redis.steps import plan_detaching, put_back, start_again
+from flows.redis.steps import judge_preconditions, plan_detaching, put_back, start_again
 from runbook.errors import OpsError
 from runbook.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.redis.restore.isolation import TAKE_OFF, detach, note_swapped
 from tasks.redis.restore.kept import Kept, prepare_kept, read_kept, verify_kept
+from tasks.redis.restore.login import judge_login
+from tasks.redis.restore.place import judge_place
 from tasks.redis.restore.surroundings import Surroundings, read_surroundings
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, superseded_redis
 from tasks.redis.restore.undoing import UNDO, end_undoing, find_undoing, swap_again, swap_back
@@ -55,6 +57,10 @@ def undo_restore_redis(environment: str, kept: str = "latest", confirm: str = ""
             "name all of them in [redis] sentinels; SENTINEL RESET where one is gone for good",
             value=around.unlisted or "none",
         )
+        judge_preconditions(report, (
+            *judge_place(env.redis, 0, writes_configuration=not around.is_alone),
+            *judge_login(env.redis, is_watched=bool(around.watchers), is_alone=around.is_alone),
+        ))  # fmt: skip
         plan_detaching(report, env, around)
         report.plan("stop", f"the service {env.services.name_of('redis')}", seconds=2)
         report.plan("exchange", f"{aside} and {env.redis.data_directory}; both are kept", seconds=0.1)

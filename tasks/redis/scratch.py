@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from blocks.redis import Redis
 from runbook import shell
 from runbook.errors import Unreachable, VerificationFailed
 from runbook.wait import until
+from tasks.redis.scratch_place import SOCKETS, scratch_place
 from tasks.redis.server import LOAD_SECONDS, at_once, call
 
 # A scratch server dies before anything else where memory runs out: never the live server in its place.
@@ -47,9 +47,7 @@ def scratch_server(
     Raises:
         VerificationFailed: the files cannot be loaded; the message is the server's own reason.
     """
-    # A socket's path has 107 characters at most: the system's own temporary directory is always short enough.
-    place = Path(tempfile.mkdtemp(prefix="ops-redis-", dir="/tmp"))
-    try:
+    with scratch_place(SOCKETS) as place:
         if user and os.geteuid() == 0:
             shutil.chown(place, user)
         log = place / "log"
@@ -76,8 +74,6 @@ def scratch_server(
             yield client
             if child.poll() is None:
                 end(client, child, save=False)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def end(client: redis.Redis, child: subprocess.Popen[bytes] | None = None, *, save: bool) -> None:

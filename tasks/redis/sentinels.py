@@ -14,6 +14,7 @@ from typing import Any, cast
 import redis
 
 from blocks.redis import Redis
+from blocks.redis_wire import mistaken
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.log import logger
@@ -207,7 +208,8 @@ def _ask(block: Redis, address: str) -> SentinelView:
                 master_since_seconds=int(state.get("role-reported-time", 0)) / 1000,
             )
         except redis.RedisError as error:
-            return SentinelView(address, problem=f"{type(error).__name__}: {error}"[:200])
+            wrong = mistaken(address, tls=block.tls)
+            return SentinelView(address, problem=wrong or f"{type(error).__name__}: {error}"[:200])
 
 
 SETTINGS = ("down-after-milliseconds", "failover-timeout", "parallel-syncs")

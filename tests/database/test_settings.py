@@ -124,7 +124,7 @@ def test_a_plan_changes_nothing_then_values_are_set_and_undone(server: PostgresS
     assert apply().outcome == "there is nothing to change", "what waits for a restart is not written again"
     server.restart()
     assert check_postgres_settings.fn(NAME).status is Status.OK
-    assert undo_postgres_settings.fn(NAME).status is Status.PLANNED
+    assert undo_postgres_settings.fn(NAME).pins == {"record": record_path(tmp_path).stem}
     undone = undo_postgres_settings.fn(NAME, confirm=NAME)
     assert found(undone, "waits for a restart").value == "max_connections"
     assert sorted(auto(server).splitlines()) == sorted(before.splitlines())
@@ -248,6 +248,17 @@ def test_a_setting_that_somebody_changed_since_is_left_alone(server: PostgresSer
     assert report.status is Status.WARN
     assert found(report, "work_mem left alone").value == "8MB since"
     assert "work_mem = '8MB'" in auto(server)
+
+
+def test_an_override_that_was_replaced_never_comes_into_force_again(server: PostgresServer) -> None:
+    """The same value, set by hand later, is somebody's decision: nobody takes it back for an override's end."""
+    apply(override="work_mem = 32MB", reason="incident")
+    server.sql("ALTER SYSTEM SET work_mem = '2MB'")
+    server.sql("SELECT pg_reload_conf()")
+    apply()
+    server.sql("ALTER SYSTEM SET work_mem = '32MB'")
+    server.sql("SELECT pg_reload_conf()")
+    assert not [f for f in check_postgres_settings.fn(NAME).findings if f.name.startswith("override")]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import redis
 
-from flows.redis import network_steps
+from flows.redis import network_steps, network_target
 from flows.redis.persistence import backup_redis, restore_redis
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
@@ -169,7 +169,7 @@ def test_without_memory_for_both_the_old_data_goes_first(remote: RedisServer, mo
     backup_redis.fn(NAME)
     spoil(remote)
     route = Route("replication", "its memory does not hold both", swaps=False)
-    monkeypatch.setattr(network_steps, "find_route", lambda _block, _needed: route)
+    monkeypatch.setattr(network_target, "find_route", lambda _block, _needed: route)
     assert restore().status is Status.OK
     assert accounts(remote) == {number: survivors(found) for number, found in before.items()}
 

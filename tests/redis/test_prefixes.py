@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from flows.database.backup import prune_backups
 from flows.redis import prefix_steps
 from flows.redis.keeping import keep_live
 from flows.redis.persistence import backup_redis, restore_redis
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks import manifest
+from tasks.manifest import Manifest
 from tasks.redis.content.manifest import compare
 from tasks.redis.keys import read_prefix, widest
 from tasks.redis.line import Line, live_line
@@ -34,7 +40,9 @@ PREFIX = "s p:"
 
 
 def restore(*prefixes: str, **more: Any) -> Report:
-    return restore_redis.fn(NAME, prefixes=[*prefixes], confirm=NAME, **more)
+    """As a plan confirms it that showed a few keys to remove."""
+    few = {"expected_removed": 10} if "extra" in more else {}
+    return restore_redis.fn(NAME, prefixes=[*prefixes], confirm=NAME, **few | more)
 
 
 def refused(*prefixes: str, **more: Any) -> Report:
@@ -97,6 +105,46 @@ def test_extra_keys_go_where_that_is_ordered_and_the_undo_brings_them_back(fille
     undone = restore("session:", backup=kept, extra="remove")
     assert undone.status is Status.OK, undone.sentence()
     assert account(client) == before
+
+
+def test_more_keys_than_the_plan_showed_are_not_removed(filled: RedisServer) -> None:
+    """What is confirmed is the plan's number: without it, or with many more keys since, nothing goes."""
+    client = filled.client()
+    client.mset({f"session:extra {n}": 1 for n in range(20)})
+    plan = restore_redis.fn(NAME, prefixes=["session:"], extra="remove")
+    assert plan.pins["expected_removed"] == 20
+    assert (
+        "expected_removed: 20 live keys would go" in refused("session:", extra="remove", expected_removed=0).sentence()
+    )
+    client.mset({f"session:since {n}": 1 for n in range(5)})
+    told = refused("session:", extra="remove", expected_removed=20).sentence()
+    assert "plan again with an empty confirm" in told
+    assert client.exists("session:extra 1", "session:since 1") == 2
+    client.delete("session:since 1", "session:since 2", "session:since 3")
+    report = restore("session:", extra="remove", expected_removed=20)
+    assert report.facts["keys removed"] == "22"
+
+
+def test_what_restores_kept_is_listed_and_goes_by_the_safe_rule(filled: RedisServer) -> None:
+    """Old ones only, and only while a newer backup is verified; they count as no backup themselves."""
+    kept = str(restore("session:").facts["live data kept as"])
+    store = filled.root / "backups"
+    taken = datetime.now(UTC) - timedelta(days=40)
+    old = f"dump_{taken:%Y%m%d_%H%M%S}"
+    shutil.copytree(store / kept, store / old)
+    content = json.loads((store / old / "manifest.json").read_text())
+    manifest.write(store / old, Manifest.model_validate({**content, "name": old, "taken": taken.isoformat()}))
+    note = next((store / ".verified").iterdir())
+    away = note.rename(store / "away.json")
+    plan = prune_backups.fn(NAME, kind="redis", keep_verified=1)
+    assert "there is nothing to delete" in plan.outcome, "no backup is verified"
+    away.rename(note)
+    plan = prune_backups.fn(NAME, kind="redis", keep_verified=1)
+    assert [step.detail.split(",")[0] for step in plan.plan_steps] == [old]
+    report = prune_backups.fn(NAME, kind="redis", keep_verified=1, confirm=NAME)
+    (table,) = [each for each in report.evidence if each.name.startswith("All backups")]
+    assert [(row[0], row[1]) for row in table.rows if "kept" in row[1]] == [(kept, "redis, kept by a restore")]
+    assert not (store / old).exists()
 
 
 def test_latest_never_means_what_a_restore_kept(filled: RedisServer) -> None:

@@ -18,6 +18,7 @@ from runbook import kinds
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks.redis.sentinels import ask_sentinels
 from tasks.redis.server import call, connected
 from tests.redis.servers import NAME, RedisServer, running_redis
 from tests.redis.tls import tls_in_front
@@ -220,11 +221,20 @@ def test_a_client_s_certificate_that_is_asked_for(server: RedisServer, tmp_path:
 
 
 def test_a_port_of_the_other_kind(server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No retry mends that: it is said at the first look, of a Sentinel's port too; a server that hangs is told apart."""
     with tls_in_front(server, tmp_path, ["127.0.0.1"]) as (port, certificate):
         plain = told(server.block(port=port))
-        assert "does not answer: it closed the connection" in plain.message
-        assert "it may speak TLS on this port" in plain.hint
+        assert not isinstance(plain, Unreachable)
+        assert plain.message.endswith("speaks TLS on this port, and [redis] tls is false")
         monkeypatch.setattr("tasks.redis.server.GREETING_SECONDS", 0.5)
-        other = told(server.block(tls=True, tls_ca_file=str(certificate)))
-        assert "does not answer in TLS" in other.message
-        assert "is [redis] tls right for this port?" in other.hint
+        monkeypatch.setattr("blocks.redis.CONNECT_SECONDS", 0.5)
+        secured = server.block(tls=True, tls_ca_file=str(certificate), sentinels=[server.address])
+        other = told(secured)
+        assert not isinstance(other, Unreachable)
+        assert other.message.endswith("speaks no TLS on this port, and [redis] tls is true")
+        assert other.hint == "correct tls or port in [redis], and register the blocks again"
+        (view,) = ask_sentinels(secured).views
+        assert view.problem == "speaks no TLS on this port, and [redis] tls is true"
+        server.freeze()
+        monkeypatch.setattr("blocks.redis_wire.PATIENCE_SECONDS", 0.3)
+        assert isinstance(told(secured), Unreachable)

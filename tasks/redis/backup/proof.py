@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from pydantic import ValidationError
 
 from blocks.redis import Redis
@@ -15,6 +12,7 @@ from tasks.redis.backup.snapshot import RDB
 from tasks.redis.content.manifest import EXPIRING, RedisComparison, RedisContent, compare
 from tasks.redis.content.reading import read_content
 from tasks.redis.scratch import refuse_empty, scratch_server
+from tasks.redis.scratch_place import scratch_place
 
 
 @probe
@@ -32,8 +30,8 @@ def prove_backup(block: Redis, backup: Backup) -> RedisComparison:
     refuse_empty(backup.path / RDB)
     with (
         scratch_server(block, backup.path, rdb=RDB) as client,
-        tempfile.TemporaryDirectory(prefix="ops-redis-") as place,
+        scratch_place() as place,
     ):
-        sidecar = Path(place) / EXPIRING
+        sidecar = place / EXPIRING
         actual = read_content(client, sidecar)
         return compare(expected, backup.path / EXPIRING, actual, sidecar)

@@ -8,7 +8,6 @@ before anything is loaded. https://valkey.io/topics/RDB/ and https://rdb.fnordig
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from blocks.redis import Redis
 from runbook.errors import VerificationFailed
 from runbook.kinds import probe
 from tasks.redis.scratch import scratch_server
+from tasks.redis.scratch_place import scratch_place
 from tasks.redis.server import call, program_version
 
 HEADER_BYTES, CHECKSUM_BYTES = 9, 8
@@ -131,7 +131,7 @@ def read_readable(block: Redis, version: int) -> Readable:
     Raises:
         OpsError: it is not installed, or does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="ops-redis-") as place, scratch_server(block, Path(place)) as client:
+    with scratch_place() as place, scratch_server(block, place) as client:
         return Readable(version, program_version(block), tuple(accepted_versions(client)))
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from tasks.redis.backup.snapshot import RDB
 from tasks.redis.content.manifest import EXPIRING, RedisComparison, RedisContent, compare
 from tasks.redis.content.reading import drop_prefixes, read_content
 from tasks.redis.scratch import refuse_empty, scratch_server
+from tasks.redis.scratch_place import scratch_place
 from tasks.redis.server import call, holders, key_counts, live_directory, loaded_keys
 from tasks.redis.settings.file import Configuration, read_configuration
 from tasks.stores.directory import told
@@ -91,10 +91,10 @@ def _build(block: Redis, backup: Backup, live: Path, directory: Path) -> RedisCo
         scratch_server(
             block, directory, appendonly=True, rdb=configuration.rdb, aof=configuration.aof, user=block.os_user
         ) as client,
-        tempfile.TemporaryDirectory(prefix="ops-redis-") as place,
+        scratch_place() as place,
     ):
         base_keys = loaded_keys(client)
-        sidecar = Path(place) / EXPIRING
+        sidecar = place / EXPIRING
         actual = read_content(client, sidecar)
         comparison = compare(expected, backup.path / EXPIRING, actual, sidecar)
         fading = {n: keys - ttl - _persistent(actual, n) for n, (keys, ttl) in key_counts(client).items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.kinds import probe
 from runbook.render import size
 from tasks.catalogue import Backup
-from tasks.host import disk_of
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.content.manifest import RedisContent
+from tasks.redis.restore.login import judge_login
+from tasks.redis.restore.place import Precondition, judge_place
 from tasks.redis.restore.surroundings import Surroundings
 from tasks.redis.scratch import refuse_empty, scratch_server
 from tasks.redis.server import (
@@ -33,18 +33,6 @@ from tasks.redis.settings.file import Configuration, read_configuration
 
 # The RDB as the AOF's base, the RDB that is written after the drop, and the log of the drop.
 COPIES = 2.2
-
-
-@dataclass(frozen=True)
-class Precondition:
-    """One thing that must hold. `blocks` is False where a recovery goes on with a warning."""
-
-    name: str
-    ok: bool
-    hint: str = ""
-    value: str = ""
-    expected: str = ""
-    blocks: bool = True
 
 
 @dataclass(frozen=True)
@@ -77,9 +65,10 @@ def judge_redis_backup(block: Redis, backup: Backup, around: Surroundings) -> Re
     if program.ok:
         loads, seconds = _loads(block, backup, content, program.value)
         found.append(loads)
-    found += _place(block, copy_bytes)
+    found += judge_place(block, copy_bytes, writes_configuration=not around.is_alone)
     found += _memory(content)
     found += _configuration(block, content, around)
+    found += judge_login(block, is_watched=bool(around.watchers), is_alone=around.is_alone) if program.ok else ()
     live, keys = _live(block, program.value)
     found += live
     found += _around(around)
@@ -117,25 +106,6 @@ def _loads(block: Redis, backup: Backup, content: RedisContent, program: str) ->
         return Precondition(name, False, error.hint, error.message, expected), 0.0
     ok = content.rdb_keys - content.may_vanish <= count <= content.rdb_keys
     return Precondition(name, ok, "choose another backup", f"{count:,} keys", expected), time.monotonic() - started
-
-
-def _place(block: Redis, copy_bytes: int) -> Iterator[Precondition]:
-    live = live_directory(block)
-    name = "the data directory can be swapped"
-    if live.is_mount():
-        yield Precondition(name, False, "make dir a directory below it", f"{live} is a mount point: it has no rename")
-        return
-    parent = next(path for path in live.parents if path.exists())
-    ok = os.access(parent, os.W_OK | os.X_OK)
-    yield Precondition(name, ok, f"run as root or give this user {parent}", f"{parent} {'' if ok else 'not '}writable")
-    disk = disk_of(live.parent)
-    yield Precondition(
-        "free space for the copy",
-        disk.free_bytes > copy_bytes,
-        f"free {size(copy_bytes - disk.free_bytes)} at {live.parent}: the old data is kept beside",
-        size(disk.free_bytes),
-        f"more than {size(copy_bytes)}",
-    )
 
 
 def _memory(content: RedisContent) -> Iterator[Precondition]:

@@ -27,6 +27,8 @@ from runbook.permit import Permit
 from runbook.wait import until
 from tasks.redis.restore.equal import Comparison
 from tasks.redis.restore.route import LOADING, Route
+from tasks.redis.restore.surroundings import RECORD as DETACHED
+from tasks.redis.restore.surroundings import Surroundings
 from tasks.redis.server import call, connected
 
 ACT = "replace all data of Redis over the network"
@@ -82,6 +84,20 @@ def put_back(permit: Permit, block: Redis, left: Leftover, reports: Path) -> Non
     """
     permit.require(ACT, block.address)
     _put_back(block, left, reports)
+
+
+@action(idempotent=True)
+def forget_dead(permit: Permit, block: Redis, around: Surroundings, reports: Path) -> None:
+    """What killed runs wrote down of a server that is dead, and in whose place `block` is, counts no more. Whom they
+    took off stays written down until `detach` writes that anew.
+
+    Raises:
+        NotConfirmed: the permit is for another.
+    """
+    permit.require(ACT, block.address)
+    (reports / RECORD).unlink(missing_ok=True)
+    if around.is_alone:
+        (reports / DETACHED).unlink(missing_ok=True)
 
 
 def _put_back(block: Redis, left: Leftover, reports: Path) -> None:

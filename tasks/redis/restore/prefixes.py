@@ -69,6 +69,11 @@ class Order:
         return sum(one.backup for one in self.held)
 
     @property
+    def removed(self) -> int:
+        """How many live keys would go, as they were counted."""
+        return sum(one.extra for one in self.held) if self.extra == "remove" else 0
+
+    @property
     def bytes(self) -> int:
         """What they take in memory."""
         return sum(one.bytes for one in self.held)

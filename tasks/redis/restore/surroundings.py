@@ -17,7 +17,6 @@ from runbook import record
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from tasks.redis.restore.swap import STAMP, SUPERSEDED, superseded_redis
-from tasks.redis.rights import find_refused
 from tasks.redis.sentinels import Watch, ask_sentinels
 from tasks.redis.server import connected, live_directory
 
@@ -72,8 +71,9 @@ class Surroundings:
 
 
 @probe
-def read_surroundings(block: Redis, reports: Path) -> Surroundings:
-    """Ask the server, its replicas and its Sentinels; what a killed run took off counts as if it were still there."""
+def read_surroundings(block: Redis, reports: Path, *, of_dead: bool = False) -> Surroundings:
+    """Ask the server, its replicas and its Sentinels; what a killed run took off counts as if it were still there.
+    `of_dead`: that run was for a server that is dead, and this is another: only whom it took off is of use."""
     watch, kept = ask_sentinels(block), find_record(reports)
     known = {address for view in watch.answering for address in (view.master, *(f.address for f in view.followers))}
     with contextlib.suppress(OpsError), connected(block) as client:
@@ -94,7 +94,7 @@ def read_surroundings(block: Redis, reports: Path) -> Surroundings:
         disagreement=watch.told() if len(watch.masters.keys() - {""}) > 1 else "",
         unlisted=_unlisted(block, watch),
     )
-    if kept:
+    if kept and not of_dead:
         found = _merged(block, kept, found)
     return replace(found, lost=tuple(address for address in found.others if not run_ids.get(address)))
 
@@ -106,21 +106,6 @@ def find_record(reports: Path) -> Surroundings | None:
         OpsError: the record cannot be read.
     """
     return record.read(reports / RECORD, Surroundings, "register the Sentinels by hand, then remove it")
-
-
-@probe
-def find_unruly(block: Redis, around: Surroundings) -> tuple[str, ...]:
-    """The other servers that would refuse to be taken off, as sentences; nothing is changed.
-
-    Raises:
-        Unreachable: one went away.
-    """
-    found = []
-    for address in around.reachable:
-        with connected(server := block.at(address)) as client:
-            refused = find_refused(client, server, ("REPLICAOF", *map(str, NOWHERE)))
-        found += [f"{address}: {error.message}" for error in refused]
-    return tuple(found)
 
 
 def _merged(block: Redis, kept: Surroundings, now: Surroundings) -> Surroundings:

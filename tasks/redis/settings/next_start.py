@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 from tasks.redis.persistence.state import Persistence
 from tasks.redis.scratch import reason
+from tasks.redis.scratch_place import SOCKETS, scratch_place
 from tasks.redis.server import at_once, call, version_of
 from tasks.redis.settings.file import read_configuration
 from tasks.redis.settings.recommended import DEFAULTS, LIMITS
@@ -71,7 +71,7 @@ def find_next(block: Redis, server: Persistence) -> tuple[dict[str, str], str]:
     try:
         lines = read_configuration(Path(server.config_file)).lines
         told = [line for line in lines if _is_compared(line.split()[0].lower())]
-        with _started(block, "\n".join(told)) as client:
+        with started(block, "\n".join(told)) as client:
             if (version := version_of(client)) != server.version:
                 return {}, f"{block.server_program} is {version}, and {server.version} runs"
             return settings_of(client), ""
@@ -80,11 +80,13 @@ def find_next(block: Redis, server: Persistence) -> tuple[dict[str, str], str]:
 
 
 @contextlib.contextmanager
-def _started(block: Redis, text: str) -> Iterator[redis.Redis]:
-    """A server with those lines, without data, that nobody else can reach."""
-    # A socket's path has 107 characters at most: the system's own temporary directory is always short enough.
-    with tempfile.TemporaryDirectory(prefix="ops-redis-", dir="/tmp") as name:
-        place = Path(name)
+def started(block: Redis, text: str) -> Iterator[redis.Redis]:
+    """A server with those lines, without data, that nobody else can reach.
+
+    Raises:
+        OpsError: it does not start with them.
+    """
+    with scratch_place(SOCKETS) as place:
         (place / "conf").write_text(text + _OWN.format(place=place), encoding="utf-8", errors="surrogateescape")
         with (
             (place / "log").open("wb") as out,
@@ -103,6 +105,8 @@ def _answers(client: redis.Redis, child: subprocess.Popen[bytes], log: Path) -> 
         raise OpsError(reason(log.read_text(errors="replace"), child.returncode))
     try:
         return bool(client.ping())
+    except (redis.AuthenticationError, redis.ResponseError):  # it is there, and wants a password, or refuses PING
+        return True
     except redis.RedisError as error:
         raise Unreachable(str(error)) from None
 

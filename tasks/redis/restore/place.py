@@ -1,0 +1,92 @@
+"""What the file system of this host must allow before a data directory is replaced: asked, not tried (§2.3)."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from blocks.redis import Redis
+from runbook.errors import OpsError
+from runbook.render import size
+from tasks.host import disk_of
+from tasks.redis.server import answers, live_directory
+from tasks.redis.settings.file import read_configuration
+
+
+@dataclass(frozen=True)
+class Precondition:
+    """One thing that must hold. `blocks` is False where a recovery goes on with a warning."""
+
+    name: str
+    ok: bool
+    hint: str = ""
+    value: str = ""
+    expected: str = ""
+    blocks: bool = True
+
+
+def judge_place(block: Redis, copy_bytes: int, *, writes_configuration: bool) -> Iterator[Precondition]:
+    """Whether a copy can be built beside the live directory, belong to the server's user, and take its name.
+    `writes_configuration`: where the server is down and its file says replicaof, that line has to go."""
+    live = live_directory(block)
+    name = "the data directory can be swapped"
+    if live.is_mount():
+        yield Precondition(name, False, "make dir a directory below it", f"{live} is a mount point: it has no rename")
+        return
+    parent = next(path for path in live.parents if path.exists())
+    wrong = _unwritable(parent) or _unmovable(parent, live)
+    yield Precondition(name, not wrong, f"run as root or give this user {parent}", wrong or f"{parent} writable")
+    wrong = _owner(block.os_user)
+    yield Precondition("owner of the copy", not wrong, "correct [redis] os_user, or run as it or as root",
+                       wrong or block.os_user)  # fmt: skip
+    if writes_configuration and (wrong := _configuration(block)):
+        hint = f"run as root, give this user the file and its directory, or take replicaof out of {block.config_file}"
+        yield Precondition("the configuration can be written", False, hint, wrong)
+    disk = disk_of(live.parent)
+    yield Precondition(
+        "free space for the copy",
+        disk.free_bytes > copy_bytes,
+        f"free {size(copy_bytes - disk.free_bytes)} at {live.parent}: the old data is kept beside",
+        size(disk.free_bytes),
+        f"more than {size(copy_bytes)}",
+    )
+
+
+def _unwritable(directory: Path) -> str:
+    return "" if os.access(directory, os.W_OK | os.X_OK) else f"{directory} not writable"
+
+
+def _unmovable(parent: Path, live: Path) -> str:
+    """In a directory with the sticky bit only owners rename (rename(2), EPERM)."""
+    me = os.geteuid()
+    owners = {0, parent.stat().st_uid, live.stat().st_uid if live.exists() else me}
+    sticky = parent.stat().st_mode & stat.S_ISVTX and me not in owners
+    return f"{parent} has the sticky bit, and {live} is another user's: it cannot be renamed" if sticky else ""
+
+
+def _owner(user: str) -> str:
+    """Why the server would not be at home in what this process writes; "" where it would."""
+    me = os.geteuid()
+    try:
+        account = pwd.getpwnam(user).pw_uid
+    except KeyError:
+        account = int(user) if user.isdecimal() and me else -1  # a container's user without a name
+    if account < 0:
+        return f"there is no user {user} on this host"
+    return f"it would be user {me}'s, and the server runs as {user}" if me not in (0, account) else ""
+
+
+def _configuration(block: Redis) -> str:
+    path = Path(block.config_file)
+    try:
+        follows = read_configuration(path).replica_of
+    except OpsError:
+        return ""  # said elsewhere
+    if not follows or answers(block):
+        return ""
+    unwritable = _unwritable(path.parent) or ("" if os.access(path, os.W_OK) else f"{path} not writable")
+    return f"{unwritable}, and it says replicaof {follows}: started, it would follow that" if unwritable else ""

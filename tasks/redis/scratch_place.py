@@ -1,0 +1,43 @@
+"""Private directories of a run beside its data: sockets, logs, what is read of a backup. What a killed run left of them
+is removed when the next one makes its own."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from tasks.at_hand import lives
+
+PREFIX = "ops-redis-"
+OWNER = ".of-run"
+SOCKETS = "/tmp"  # noqa: S108 (mkdtemp makes what is private below it)
+"""A socket's path has 107 characters at most: the system's own temporary directory is always short enough."""
+
+
+@contextlib.contextmanager
+def scratch_place(parent: str = "") -> Iterator[Path]:
+    """A directory in `parent` (the system's own for temporary files) that is gone when the block is left."""
+    where = Path(parent or tempfile.gettempdir())
+    _sweep(where)
+    place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=where))
+    me = psutil.Process()
+    try:
+        (place / OWNER).write_text(f"{socket.gethostname()} {me.pid} {me.create_time():.0f}")
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _sweep(where: Path) -> None:
+    """Remove those of dead processes of this host; one without an owner's name, or that is not ours to read, stays."""
+    for note in where.glob(f"{PREFIX}*/{OWNER}"):
+        with contextlib.suppress(OSError, ValueError):
+            host, pid, started = note.read_text().split()
+            if host == socket.gethostname() and not lives(int(pid), int(started)):
+                shutil.rmtree(note.parent, ignore_errors=True)
