@@ -352,3 +352,14 @@ def test_a_standby_that_is_ahead_of_the_point_is_joined_again(cluster: Cluster) 
     report = rejoin_standby.fn(NAME, confirm=NAME)
     assert report.facts["joined by"].startswith(("rewind", "base_backup")), report.facts
     until(lambda: cluster.sql("standby", "SELECT sum(balance) FROM accounts") == [(5050,)], what="replay", seconds=20)
+
+
+def test_the_end_of_a_segment_is_reported_by_the_receiver_without_the_next_write(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reports what it writes, but not the end of a segment: that comes with its status, every second."""
+    monkeypatch.setattr("tasks.wal.receiver.PATIENCE_SECONDS", 6.0)
+    for number in range(3):
+        cluster.sql("postgres", f"CREATE TABLE t{number} (id int)")
+        switch(cluster)
+        assert wait_received(cluster.environment.postgres, "receiver")
