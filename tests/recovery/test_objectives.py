@@ -197,8 +197,15 @@ def test_the_manuals_daily_backup_is_told_before_it_is_too_old_and_red_when_it_i
     configure(cluster, r"\[standby\].*\[services\]", "[services]")
     name = backup_database.fn(NAME).facts["backup"]
     note_proven("postgres", name)
+    cluster.sql("postgres", "SELECT pg_create_physical_replication_slot(name, true)"
+                "FROM unnest(ARRAY['ops_containment', 'forgotten']) name")  # fmt: skip
     report = check()
     assert finding(report, "database, data corrupted").status is Status.OK
+    assert finding(report, "database, data corrupted").value.endswith(f"by backup ({name})"), "kept WAL is no means"
+    for slot, said in (("ops_containment", "release-containment"), ("forgotten", "pg_drop_replication_slot")):
+        told = finding(report, f"slot {slot}")
+        assert (told.status, "nobody reads it" in told.value, said in told.hint) == (Status.WARN, True, True)
+    assert not [one for one in report.findings if one.name in ("slot standby", "slot wal_archive")]
     told = finding(report, "database, data corrupted: between two backups")
     assert (told.status, "24 h" in told.value) == (Status.WARN, True)
     assert "a daily backup cannot hold 1 h" in told.hint
