@@ -294,10 +294,16 @@ def test_wal_goes_with_the_backups_that_needed_it(cluster: Cluster) -> None:
         age(cluster.root / "backups" / "cluster" / name)
     verify_backup.fn(NAME, kind="cluster", backup=second)
     before = segments(cluster)
+    oldest = before[0].read_bytes()
     report = prune_backups.fn(NAME, kind="cluster", days=1, keep_verified=1, confirm=NAME)
     assert not (cluster.root / "backups" / "cluster" / first).exists()
     left = segments(cluster)
     assert 0 < len(left) < len(before), report.facts
+    assert report.outcome.startswith("1 deleted, ")
+    assert "of WAL deleted" in report.outcome
+    before[0].write_bytes(oldest)  # as if the run had been killed before this one
+    alone = prune_backups.fn(NAME, kind="cluster", days=1, keep_verified=1, confirm=NAME)
+    assert alone.outcome.startswith("no backup, 1 files of WAL deleted, "), "it says what went"
     xid = bug(cluster)
     restore_to_point.fn(NAME, by="before_transaction", target=str(xid), confirm=NAME)
     assert cluster.sql("postgres", "SELECT sum(balance) FROM accounts") == [(5151,)]
