@@ -17,6 +17,7 @@ from tasks.recovery_points.point import Danger, Point, Resource, best_of
 
 DAILY = 43200.0
 """Seconds: what is further apart is called daily."""
+ELSEWHERE = "name a bucket or another machine in [backups] or [copies]; say survives = “server” of a mounted one"
 DANGERS: tuple[Danger, ...] = get_args(Danger)
 
 
@@ -103,6 +104,10 @@ def _judge_loss(report: Report, env: Environment, reach: Reach, resource: Resour
     chosen = next((one for one in (sure, best) if one and _is_near(env, reach, one)), best)
     if chosen is None:
         first = next((one for one in points if one.unknown), points[0] if points else None)
+        if not first and any(one.at and one.beside for one in reach.points if one.resource == resource):
+            report.expect(name, False, f"{ELSEWHERE}; {OPTIONS}", expected=expected,
+                          value="everything is lost: what there is lies on the same host")  # fmt: skip
+            return
         why = f"not known: {first.problem}" if first and first.unknown else "everything is lost: nothing is left of it"
         hint = first.hint if first else f"{TAKEN_BY[resource]} takes backups"
         report.expect(name, False, hint, value=why, expected=expected)

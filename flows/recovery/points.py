@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
@@ -14,7 +14,7 @@ from runbook.render import size
 from runbook.report import Report
 from tasks.postgres.incident_slot import SLOT
 from tasks.postgres.replication import read_replication
-from tasks.recovery_points.backups import backup_points, bad_newest, place_for
+from tasks.recovery_points.backups import KINDS, backup_points, bad_newest, is_beside, place_for
 from tasks.recovery_points.database import read_standby_point, read_wal_points, read_written
 from tasks.recovery_points.estimate import Estimate, Sample, estimate
 from tasks.recovery_points.following import read_replica_point, read_unchanged, unchanged_since
@@ -81,7 +81,8 @@ def read_reach(env: Environment) -> Reach:
     points = [standby.result()] if standby else []
     points += [point for found in wal for point in found.result()]
     for (which, resource), found in stored.items():
-        of_backups = backup_points(resource, which, found)
+        beside = is_beside(env, resource, which, [KINDS[resource]])
+        of_backups = [replace(point, beside=beside) for point in backup_points(resource, which, found)]
         points += unchanged_since(of_backups, *unchanged.result()) if unchanged and resource == "files" else of_backups
     if replica and (point := replica.result()):
         points.append(point)

@@ -15,6 +15,7 @@ from pyrage import x25519
 
 from flows.database.base_backup import backup_cluster
 from flows.recovery.point_in_time import restore_to_point
+from flows.recovery.points import read_reach
 from flows.recovery.transactions import find_transaction
 from runbook.errors import OpsError
 from runbook.wait import until
@@ -146,6 +147,10 @@ def test_a_transaction_is_found_in_a_bucket_encrypted_when_the_table_is_gone(
     backup_cluster.fn(NAME)
     deleted = transaction(cluster, "DELETE FROM accounts WHERE id > 90")
     dropped = transaction(cluster, "DROP TABLE accounts")
+    path = cluster.root / "pair.toml"
+    path.write_text(path.read_text().replace('survives = "server"\n', ""))
+    points = [one for one in read_reach(cluster.environment).points if one.means == "point in time"]
+    assert {one.serves("server lost") for one in points} == {True, False}, "the receiver is on the primary's host"
     ((name,),) = cluster.sql("postgres", "SELECT pg_walfile_name(pg_switch_wal())")
     until(lambda: name in ship_now(cluster.environment).newest, what=f"{name} in the archive", seconds=30)
     cluster.crash("standby")
