@@ -23,6 +23,9 @@ class Backups(Block):
     cluster: str = Field(default="/var/backups/cluster", description="base backups of the whole PostgreSQL cluster")
     wal: str = Field(default="/var/backups/wal", description="archived WAL segments")
     spool: str = Field(default="/var/lib/interview-ops/spool", description="where those of a bucket are made and read")
+    survives: Literal["", "server"] = Field(
+        default="", description="server: its directories are another machine's (mounts), and outlive this host"
+    )
     recipients: list[str] = Field(default=[], description="age1…: backups are encrypted to them; one is escrowed")
     identity: SecretStr = Field(default=SecretStr(""), description="AGE-SECRET-KEY-1…: reads encrypted backups")
     endpoint: str = Field(default="", description="of the S3 service; empty: AWS")

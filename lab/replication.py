@@ -30,6 +30,7 @@ _OF_A_ROLE = ("synchronous_standby_names", "primary_conninfo", "primary_slot_nam
 def programs(layout: Layout, state: State, binaries: Binaries, account: Account) -> list[Program]:
     """Both nodes, and pg_receivewal, which tries again every 5 s where no primary answers.
 
+    It reports what it has written at once, but the end of a segment only with its next status: every second, not 10.
     https://www.postgresql.org/docs/current/app-pgreceivewal.html
     """
     both = nodes(layout, state)
@@ -37,7 +38,7 @@ def programs(layout: Layout, state: State, binaries: Binaries, account: Account)
     address = f"host={hosts} port={ports} target_session_attrs=primary {_login(layout, RECEIVER)}"
     argv = (
         binaries.postgres / "pg_receivewal", "-D", layout.wal, f"--slot={RECEIVER_SLOT}", "--synchronous",
-        "--no-password", f"--dbname={address}",
+        "--status-interval=1", "--no-password", f"--dbname={address}",
     )  # fmt: skip
     user = account.name if account.is_other else ""
     receiver = Program(RECEIVER_PROGRAM, argv, layout.wal, user=user, stop_signal="INT")  # all that it has is on disk

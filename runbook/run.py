@@ -6,12 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from runbook import chain, containment, render
+from runbook import chain, containment, render, repeats
 from runbook.current import current_report, use_report
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed
 from runbook.form import form_address
@@ -25,13 +26,14 @@ from runbook.target import Target
 
 @contextlib.contextmanager
 def runbook(
-    title: str, target: Target, confirm: str = "", *, changes: bool = False, rank: Rank = "maintenance"
-) -> Iterator[Report]:
+    title: str, target: Target, confirm: str = "", *, changes: bool = False, rank: Rank = "maintenance",
+    often: bool = False,
+) -> Iterator[Report]:  # fmt: skip
     """Everything around a procedure: the environment's lock, the report, its artifact and JSON file, the end state.
 
     `changes` takes the environment's lock before anything is judged; maintenance with a `confirm` is refused while the
     environment is contained. A run with an empty `confirm` that reaches `report.permit(...)` leaves the block there,
-    PLANNED.
+    PLANNED. `often`, of a check that runs every few minutes: what it found before already is counted, not filed.
 
     Raises:
         RunbookFailed: the report is CRITICAL.
@@ -73,7 +75,7 @@ def runbook(
         _tell_state(report)
         raise
     finally:
-        _finish(report, target)
+        _finish(report, target, often)
     if report.status is Status.CRITICAL:
         raise RunbookFailed(report) from None
 
@@ -125,9 +127,9 @@ def _tell_state(report: Report) -> None:
         report.findings.append(report.state)
 
 
-def _finish(report: Report, target: Target) -> None:
+def _finish(report: Report, target: Target, often: bool) -> None:
     report.finished = datetime.now(UTC)
-    page = _write(report, target.reports_directory)
+    page = _write(report, target.reports_directory, often)
     logger().info("%s (report: %s)", report.sentence(), report.path)
     if FlowRunContext.get():
         try:
@@ -136,18 +138,25 @@ def _finish(report: Report, target: Target) -> None:
             logger().warning("the report could not be shown in Prefect: %s", error)
 
 
-def _write(report: Report, directory: Path) -> str:
+def _write(report: Report, directory: Path, often: bool) -> str:
     """Both files; returns the page. A full disk must not hide what the run did: that becomes a finding."""
+    file = partial(_file, report, directory)
     try:
-        report.path, content = chain.append(directory, render.key(report), report.as_json())
-        report.previous, report.hash = content["previous"], content["hash"]
-        page = render.markdown(report)
-        report.path.with_suffix(".md").write_text(page, encoding="utf-8", errors="backslashreplace")
+        if often:
+            repeats.file_or_count(directory, render.key(report), report, file)
+        else:
+            file()
     except OSError as error:
         what = f"the report could not be written to {directory}: {error.strerror}"
         _failed(report, OpsError(what, "make room there or correct its owner; what was done is in the log and the UI"))
-        page = render.markdown(report)
-    return page
+    return render.markdown(report)
+
+
+def _file(report: Report, directory: Path) -> None:
+    report.path, content = chain.append(directory, render.key(report), report.as_json())
+    report.previous, report.hash = content["previous"], content["hash"]
+    page = render.markdown(report)
+    report.path.with_suffix(".md").write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _form(report: Report) -> str:

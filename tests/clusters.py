@@ -90,6 +90,7 @@ password_env = "PAIR_SUPERVISOR_PASSWORD"
 [services.names]
 {names}
 [backups]
+survives = "server"
 postgres = "{root}/backups/postgresql"
 redis = "{root}/backups/redis"
 files = "{root}/backups/files"

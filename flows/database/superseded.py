@@ -118,8 +118,8 @@ def _tables_aside(env: Environment, keep: int) -> list[Aside]:
 
 def _directories_aside(env: Environment) -> Iterator[list[Path]]:
     """What lies beside each live directory, oldest first: beside the directory itself, where a link leads to it."""
-    data = Path(env.postgres.data_directory)
-    yield sorted(path for live in {data, data.resolve()} for path in live.parent.glob(f"{live.name}.superseded_*"))
+    for data in (Path(node.data_directory) for node in env.nodes()):
+        yield sorted(path for live in {data, data.resolve()} for path in live.parent.glob(f"{live.name}.superseded_*"))
     if env.has("redis"):
         yield superseded_redis(env.redis)
     if env.has("application") and env.application.directory:

@@ -43,6 +43,11 @@ def acts(found: Sequence[OldWal]) -> list[Act]:
 
 def prune_wal(report: Report, permit: Permit, found: Sequence[OldWal]) -> None:
     """Delete it."""
+    files = freed = 0
     for old in found:
-        freed = delete_wal(permit, old)
-        report.fact("WAL deleted", f"{len(old.doomed)} files, {size(freed)}: {old.where}")
+        of_this = delete_wal(permit, old)
+        report.fact("WAL deleted", f"{len(old.doomed)} files, {size(of_this)}: {old.where}")
+        files, freed = files + len(old.doomed), freed + of_this
+    if found:
+        told = f"{files} files of WAL deleted, {size(freed)}"
+        report.outcome = f"{report.outcome}; {told}" if report.outcome else f"no backup, {told}"

@@ -15,7 +15,7 @@ from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.permit import Act, Permit
 from runbook.report import Report
-from tasks.postgres.incident_slot import KEEP_WAL, LET_GO, SLOT, drop_slot, has_slot, keep_wal
+from tasks.postgres.incident_slot import KEEP_WAL, LET_GO, SLOT, drop_slot, keep_wal
 from tasks.postgres.replay import PAUSE, RESUME, RUNNING, Replaying, pause_replay, read_replaying, resume_replay
 from tasks.postgres.replication import parse_sync_names, read_replication
 from tasks.postgres.synchronous import address
@@ -49,10 +49,20 @@ def survey(report: Report, env: Environment, *, block_writes: bool) -> Scene:
     standing = [one for one in nodes if one.state]
     pausing = [one for one in standing if one.state == RUNNING and not _waits_for(report, primary, one)]
     writers = find_writers(primary) if block_writes and primary else None
-    keeps = primary is not None and not env.has("wal") and not has_slot(primary)
+    keeps = primary is not None and not env.has("wal") and not _has_slot(report, primary)
     if not standing:
         report.warn("a standby to pause", "nothing to do", value="there is none: all copies follow what goes wrong")
     return Scene(tuple(pausing), tuple(one for one in standing if one.state != RUNNING), primary, writers, keeps)
+
+
+def _has_slot(report: Report, primary: Postgres) -> bool:
+    """Whether the slot is there that keeps WAL; that it has lost it is told."""
+    slots = [slot for slot in read_replication(primary).slots if slot.name == SLOT]
+    if slots and slots[0].wal_status == "lost":
+        report.warn("WAL that was kept", "look at pg_wal with find-transaction for what is left; raise "
+                    "max_slot_wal_keep_size, drop the slot, and launch this again to keep what comes",
+                    value=f"slot {SLOT} has lost it: max_slot_wal_keep_size was reached")  # fmt: skip
+    return bool(slots)
 
 
 def _waits_for(report: Report, primary: Postgres | None, standby: Replaying) -> bool:

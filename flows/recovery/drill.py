@@ -11,7 +11,7 @@ from typing import Literal
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.recovery.drills import checklist, control, page, record, steady, telling, trend
+from flows.recovery.drills import checklist, control, leftovers, page, record, steady, telling, trend
 from flows.recovery.drills.data_corruption import DataCorruption
 from flows.recovery.drills.database_failure import DatabaseFailure
 from flows.recovery.drills.full_restore import FullRestore
@@ -48,8 +48,9 @@ def run_drill(
     is needed: any that is not `disposable` is refused.
 
     What it changes: everything that the scenario breaks; at the end the system is healthy again, also where the drill
-    fails. Killed anywhere, launch it again: it heals what was left, says so, and holds no other drill in that run. With
-    an empty confirm it shows what it would break.
+    fails. What its recoveries kept aside goes when it ends well and a new base backup was taken, else it is told.
+    Killed anywhere, launch it again: it heals what was left, says so, and holds no other drill in that run. With an
+    empty confirm it shows what it would break.
 
     Undo: none; the data is as after a recovery. Evidence: the ledger, the timeline, the checklist of §8.4 with what was
     checked and what was not, and the drills before; as an HTML page too.
@@ -98,6 +99,7 @@ def _hold(
     targets = " | ".join(act.target for act in permit.acts)
     half_done = HalfDone.now(scenario.name, directory).noted(env.reports_directory, breaks=targets)
     drill = Drill(env, report, permit, directory, Clients.at(directory, f"{directory.name}-"), half_done, done=checked)
+    leftovers.note(drill)
     report.fact("ledgers", directory)
     seconds, controls = dict[str, float](), list[Refusal]()
     with _healed(drill, scenario):
@@ -155,6 +157,7 @@ def _end(drill: Drill, scenario: Scenario, controls: list[Refusal]) -> None:
     drill.phases.tell(report)
     telling.tell_measured(report, drill, outcome)
     drop_table(live.postgres, live.postgres.database)
+    leftovers.clear(drill)
     record.forget(drill.env.reports_directory)
 
 
@@ -187,4 +190,5 @@ def _heal(report: Report, env: Environment, scenario: Scenario, permit: Permit, 
     telling.account(drill, live)
     telling.tell_problems(report, drill)
     drop_table(live.postgres, live.postgres.database)
+    leftovers.tell(drill)
     record.forget(env.reports_directory)

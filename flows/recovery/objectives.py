@@ -17,6 +17,7 @@ from tasks.recovery_points.point import Danger, Point, Resource, best_of
 
 DAILY = 43200.0
 """Seconds: what is further apart is called daily."""
+ELSEWHERE = "name a bucket or another machine in [backups] or [copies]; say survives = “server” of a mounted one"
 DANGERS: tuple[Danger, ...] = get_args(Danger)
 
 
@@ -31,7 +32,8 @@ def check_recovery_objectives(environment: str) -> Report:
 
     It only reads manifests, listings and positions; nothing is restored, no lock is taken. What cannot be read counts
     as not known, never as well. CRITICAL: nothing that is left would meet an objective. Evidence: the table of all
-    recovery points.
+    recovery points. A run that finds the same as the one before is counted; a report is filed where something changed,
+    where it is CRITICAL, and once an hour.
 
     Departs from the manual: its daily backup loses up to 24 hours, and is red here as soon as it is older than the RPO.
 
@@ -39,7 +41,7 @@ def check_recovery_objectives(environment: str) -> Report:
         environment: 対象の環境
     """
     env = Environment.find(environment)
-    with runbook("Check recovery objectives", env) as report:
+    with runbook("Check recovery objectives", env, often=True) as report:
         report.fact("objectives", f"RPO {duration(env.rpo_seconds)}, RTO {duration(env.rto_seconds)}")
         if elsewhere := serves_elsewhere(env):
             report.outcome = f"this region does not serve (users are sent to {elsewhere}): nothing to judge"
@@ -102,6 +104,10 @@ def _judge_loss(report: Report, env: Environment, reach: Reach, resource: Resour
     chosen = next((one for one in (sure, best) if one and _is_near(env, reach, one)), best)
     if chosen is None:
         first = next((one for one in points if one.unknown), points[0] if points else None)
+        if not first and any(one.at and one.beside for one in reach.points if one.resource == resource):
+            report.expect(name, False, f"{ELSEWHERE}; {OPTIONS}", expected=expected,
+                          value="everything is lost: what there is lies on the same host")  # fmt: skip
+            return
         why = f"not known: {first.problem}" if first and first.unknown else "everything is lost: nothing is left of it"
         hint = first.hint if first else f"{TAKEN_BY[resource]} takes backups"
         report.expect(name, False, hint, value=why, expected=expected)

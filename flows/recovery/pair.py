@@ -13,8 +13,8 @@ from runbook.report import Report
 from tasks.failover.begun import Begun, find_begun
 from tasks.failover.fencing import Fencing, find_fencing
 from tasks.failover.member import Control, Lag, Member, read_configured, read_control, read_lag, read_member
-from tasks.failover.segments import lsn
 from tasks.postgres.synchronous import address
+from tasks.wal.names import lsn_text
 
 Mode = Literal["planned", "unplanned"]
 Course = Literal["hand over", "take over", "finish"]
@@ -118,8 +118,8 @@ def tell_pair(report: Report, title: str, pair: Pair) -> None:
     rows = []
     for member in (pair.was, pair.will):
         role = member.problem or ("standby" if member.in_recovery else "primary")
-        place = "" if member.problem else lsn(member.written)
-        received = lsn(member.received) if member.follows else ""
+        place = "" if member.problem else lsn_text(member.written)
+        received = lsn_text(member.received) if member.follows else ""
         rows.append((member.address, role, member.timeline or "", place, received, member.receiver, member.paused))
     columns = ("server", "role", "timeline", "written or replayed", "received", "WAL receiver", "replay")
     report.table(f"Servers {title}", columns, rows)

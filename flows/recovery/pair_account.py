@@ -10,8 +10,9 @@ from runbook.render import size
 from runbook.report import Report
 from tasks.failover.ledger import Account
 from tasks.failover.member import read_member
-from tasks.failover.segments import Beyond, lsn
+from tasks.failover.segments import Beyond
 from tasks.postgres.synchronous import address, read_synchrony
+from tasks.wal.names import lsn_text
 
 _WHAT = {
     "decision": "the run's start, until the confirmed plan was judged again",
@@ -46,7 +47,7 @@ def tell_done(report: Report, pair: Pair, done: Done) -> None:
         ("where", "directory", "beyond what was replayed"),
         [(source.name, source.directory, source.problem or size(source.beyond.bytes)) for source in done.fed.sources],
     )
-    report.fact("promoted", f"{address(pair.new)} at {lsn(done.promoted.switched_at)}, now on timeline "
+    report.fact("promoted", f"{address(pair.new)} at {lsn_text(done.promoted.switched_at)}, now on timeline "
                 f"{done.promoted.timeline}")  # fmt: skip
 
 

@@ -9,9 +9,9 @@ from runbook.render import size
 from runbook.report import Report, Status
 from tasks.failover.feeding import RECEIVER, source_of, sources_of
 from tasks.failover.fencing import Fencing
-from tasks.failover.segments import lsn
 from tasks.host import is_here
 from tasks.postgres.replication import parse_sync_names
+from tasks.wal.names import lsn_text
 
 MIB = 1 << 20
 WAITING = ("on", "remote_apply", "remote_write")
@@ -179,7 +179,7 @@ def tell_mode(report: Report, pair: Pair) -> None:
     why = "" if pair.sync_commit in WAITING or not pair.sync_names else f", synchronous_commit = {pair.sync_commit}"
     report.fact("replication mode", f"{told}{why}, by {pair.sync_from}")
     if pair.course == "take over":
-        report.fact("position of the standby", f"{lsn(pair.will.written)} on timeline {pair.will.timeline}")
+        report.fact("position of the standby", f"{lsn_text(pair.will.written)} on timeline {pair.will.timeline}")
 
 
 def is_synchronous(pair: Pair) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import get_args
 
 from blocks.environment import Environment, Stores
 from runbook.errors import OpsError
+from runbook.render import size
 from runbook.report import Report
-from tasks.recovery_points.backups import backup_points, bad_newest, place_for
+from tasks.postgres.incident_slot import SLOT
+from tasks.postgres.replication import read_replication
+from tasks.recovery_points.backups import KINDS, backup_points, bad_newest, is_beside, place_for
 from tasks.recovery_points.database import read_standby_point, read_wal_points, read_written
 from tasks.recovery_points.estimate import Estimate, Sample, estimate
 from tasks.recovery_points.following import read_replica_point, read_unchanged, unchanged_since
@@ -78,11 +81,29 @@ def read_reach(env: Environment) -> Reach:
     points = [standby.result()] if standby else []
     points += [point for found in wal for point in found.result()]
     for (which, resource), found in stored.items():
-        of_backups = backup_points(resource, which, found)
+        beside = is_beside(env, resource, which, [KINDS[resource]])
+        of_backups = [replace(point, beside=beside) for point in backup_points(resource, which, found)]
         points += unchanged_since(of_backups, *unchanged.result()) if unchanged and resource == "files" else of_backups
     if replica and (point := replica.result()):
         points.append(point)
     return Reach(written.asked, tuple(points), stored, written, samples.result())
+
+
+def _judge_slots(report: Report, env: Environment) -> None:
+    """Slots that nobody reads keep WAL on the primary only: that is no recovery point, and fills its disk."""
+    try:
+        slots = read_replication(env.postgres).slots
+    except OpsError as error:
+        report.warn("slots of the primary", error.hint, value=error.message)
+        return
+    for slot in slots:
+        if slot.active or slot.synced or slot.wal_status == "reserves nothing":
+            continue
+        drop = f"start its consumer, or drop it: SELECT pg_drop_replication_slot('{slot.name}')"
+        hint = "find-transaction reads it there; release-containment drops it" if slot.name == SLOT else drop
+        kept = "it has lost its WAL" if slot.wal_status == "lost" else f"it keeps {size(slot.held_bytes)} of WAL"
+        report.warn(f"slot {slot.name}", f"{hint}; check-replication tells how long the disk lasts",
+                    value=f"nobody reads it; {kept}, which is no recovery point: it goes with the primary")  # fmt: skip
 
 
 def judge_sources(report: Report, env: Environment, reach: Reach) -> None:
@@ -93,6 +114,8 @@ def judge_sources(report: Report, env: Environment, reach: Reach) -> None:
     elif env.has("wal") and env.wal.name not in (written.streams or {}):
         report.warn("the receiver of WAL", f"look at the log of {env.wal.service}, and start it: until then the loss "
                     "grows", value="it does not stream")  # fmt: skip
+    if written.end:
+        _judge_slots(report, env)
     for point in reach.points:
         expected_wal = point.means != "point in time" or env.has("wal")
         if point.problem and expected_wal:

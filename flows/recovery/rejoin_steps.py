@@ -33,10 +33,10 @@ from tasks.failover.rejoin import (
     save_diverged,
     was_interrupted,
 )
-from tasks.failover.segments import lsn
 from tasks.host import disk_of, is_here
 from tasks.postgres.synchronous import ALONE, address, commit_alone, commit_together
 from tasks.services import start_services, stop_services
+from tasks.wal.names import lsn_text
 
 Method = Literal["auto", "rewind", "base_backup"]
 STREAM_SECONDS = 60.0
@@ -131,7 +131,7 @@ def _tell_diverged(report: Report, joining: Joining) -> None:
     except OpsError as error:
         report.warn("its WAL beyond the new timeline's beginning", error.hint, value=error.message)
         return
-    told = f"{beyond.commits:,} transactions, {beyond.bytes:,} bytes after {lsn(joining.parted_at)}"
+    told = f"{beyond.commits:,} transactions, {beyond.bytes:,} bytes after {lsn_text(joining.parted_at)}"
     report.fact("only in its own WAL", told if beyond.bytes else "nothing")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blocks.environment import Environment
 from flows.recovery.transaction_tables import Files, Tables
@@ -36,7 +36,8 @@ class Account:
 
 @dataclass(frozen=True)
 class Deed:
-    """One committed transaction: what it did to whole tables ("" where nothing), and the rows that it touched."""
+    """One committed transaction: what it did to whole tables ("" where nothing), the rows that it touched, and the
+    OID of its database. `early`: it was done in the live database before the last swap, by the restore most likely."""
 
     end: End
     whole: str
@@ -44,6 +45,8 @@ class Deed:
     updated: int
     toast: int
     tables: str
+    database: int
+    early: bool = False
 
     @property
     def told(self) -> str:
@@ -60,6 +63,7 @@ def tell(report: Report, env: Environment, account: Account) -> None:
         report.attach(Evidence("Go back", text=_links(env, account, deeds)))
     _tell_rewrites(report, account)
     _judge_known(report, account)
+    _tell_databases(report, account, deeds)
     judge_window(report, account.window, found=bool(deeds))
     _tell_limits(report, account)
     _conclude(report, account, deeds)
@@ -73,15 +77,23 @@ def deeds_of(account: Account) -> list[Deed]:
         deleted, updated = (_sum(rows, toast) for rows in (touched.deleted, touched.updated))
         names = {account.files.names[file] for file in (*touched.deleted, *touched.updated)} - {"TOAST"}
         in_toast = touched.rows - deleted - updated
-        found[touched.end.lsn] = Deed(touched.end, "", deleted, updated, in_toast, ", ".join(sorted(names)))
-    for definition, what, name in account.files.events:
+        database = next(iter((*touched.deleted, *touched.updated)))[0]  # a transaction is in one only
+        found[touched.end.lsn] = Deed(touched.end, "", deleted, updated, in_toast, ", ".join(sorted(names)), database)
+    for definition, what, name, database in account.files.events:
         if what in wanted:
-            old = found.get(definition.end.lsn, Deed(definition.end, "", 0, 0, 0, ""))
+            old = found.get(definition.end.lsn, Deed(definition.end, "", 0, 0, 0, "", database))
             whole, names = {*old.whole.split(" + "), what} - {""}, {*old.tables.split(", "), name} - {""}
-            found[old.end.lsn] = Deed(old.end, " + ".join(sorted(whole)), old.deleted, old.updated, old.toast,
-                                      ", ".join(sorted(names)))  # fmt: skip
-    inside = [deed for deed in found.values() if account.window.holds(deed.end)]
+            found[old.end.lsn] = replace(old, whole=" + ".join(sorted(whole)), tables=", ".join(sorted(names)))
+    inside = [_dated(account, deed) for deed in found.values() if account.window.holds(deed.end)]
     return sorted(inside, key=lambda deed: (deed.end.at, deed.end.lsn))
+
+
+def _dated(account: Account, deed: Deed) -> Deed:
+    """What a restore did to its copy (it truncates what it fills) was not done to the live database."""
+    live, definitions = account.tables.database, account.definitions
+    if deed.database != live or live not in definitions.databases_made or deed.end.lsn > definitions.swapped:
+        return deed
+    return replace(deed, tables=f"{deed.tables} before the last swap", early=True)
 
 
 def _sum(rows: dict[Pair, int] | object, toast: set[Pair]) -> int:
@@ -97,7 +109,7 @@ def _row(deed: Deed) -> tuple[object, ...]:
 
 def _links(env: Environment, account: Account, deeds: Sequence[Deed]) -> str:
     """The largest first picked, told by time."""
-    chosen = sorted(deeds, key=lambda deed: (not deed.whole, -deed.deleted - deed.updated))[:MOST_LINKS]
+    chosen = sorted(deeds, key=lambda deed: (deed.early, not deed.whole, -deed.deleted - deed.updated))[:MOST_LINKS]
     lines, forms = [], read_forms([env.name])
     for deed in sorted(chosen, key=lambda deed: deed.end.lsn):
         target = {"environment": env.name, "by": "before_transaction", "target": str(deed.end.xid),
@@ -114,7 +126,7 @@ def _links(env: Environment, account: Account, deeds: Sequence[Deed]) -> str:
 
 def _tell_rewrites(report: Report, account: Account) -> None:
     rows = [(f"{one.end.at:%Y-%m-%d %H:%M:%S.%f}", one.end.xid, name)
-            for one, what, name in account.files.events if what == "rewrite"]  # fmt: skip
+            for one, what, name, _ in account.files.events if what == "rewrite"]  # fmt: skip
     if rows:
         report.table("Rewritten whole (VACUUM FULL, CLUSTER, ALTER TABLE): rows stay", ("committed (UTC)",
                      "transaction", "table"), rows)  # fmt: skip
@@ -137,6 +149,21 @@ def _judge_known(report: Report, account: Account) -> None:
         "(a table's own is the lowest of its transaction)" if gone else "see its spelling",
         value=account.tables.unknown if not known else ", ".join(sorted({one.where for one in account.tables.found})),
     )  # fmt: skip
+
+
+def _tell_databases(report: Report, account: Account, deeds: Sequence[Deed]) -> None:
+    """A restore gives the live database's name to another one: what was done in which of them."""
+    tables, live = account.tables, account.tables.database
+    others = [deed for deed in deeds if live and deed.database != live]
+    if others:
+        places = sorted({tables.place(deed.database) for deed in others})
+        report.warn("rows of a database that is not the live one", "it was the live one until it was replaced, or was "
+                    "written to since: undo-restore brings it back, salvage-writes what only it has",
+                    value=f"{len(others)} of {len(deeds)} transactions: {', '.join(places)}")  # fmt: skip
+    elif (made := account.definitions.databases_made.get(live)) and tables.databases <= {live}:
+        report.warn("the live database was made in the window", "what was done before that was done in another one, "
+                    "which no catalog here knows any more: look in the second store (source=copies) for an older base "
+                    "backup, or name since after it", value=f"at LSN {lsn_text(made)}")  # fmt: skip
 
 
 def _tell_limits(report: Report, account: Account) -> None:
@@ -166,8 +193,9 @@ def _conclude(report: Report, account: Account, deeds: Sequence[Deed]) -> None:
     if not deeds:
         report.outcome = f"none of {commits:,} transactions touched {account.table or 'it'} in that way"
         return
-    whole = [deed for deed in deeds if deed.whole]
-    main = max(whole or deeds, key=lambda deed: deed.deleted + deed.updated)
+    live = [deed for deed in deeds if not deed.early]
+    whole = [deed for deed in live if deed.whole]
+    main = max(whole or live or deeds, key=lambda deed: deed.deleted + deed.updated)
     when = f"{main.end.at:%Y-%m-%d %H:%M:%S.%f UTC} at {lsn_text(main.end.lsn)}"
     many = f"{len(deeds)} of {commits:,} transactions"
     report.outcome = f"{many}; the heaviest is {main.end.xid} ({main.told}), committed {when}"

@@ -15,17 +15,20 @@ from tasks.catalogue import open_all
 from tasks.cluster.catalog import find_in_backup
 from tasks.cluster.content import cluster_in
 from tasks.postgres.filenodes import Filed, find_filed, read_database_oid
-from tasks.postgres.superseded import find_superseded
+from tasks.postgres.superseded import find_superseded, read_swap
 from tasks.wal.transactions import Definition, Definitions, Pair, trace
 
 
 @dataclass
 class Tables:
     """What a name may mean, from every catalog that could be asked; `database` is the live one's OID, 0 where the
-    server does not answer; `unknown` says why the live database has no such table."""
+    server does not answer; `kept` are the databases that restores replaced, `swap` the transaction of the last
+    such swap; `unknown` says why the live database has no such table."""
 
     typed: str
     database: int = 0
+    kept: tuple[str, ...] = ()
+    swap: int = 0
     found: list[Filed] = field(default_factory=list)
     unknown: str = ""
 
@@ -34,15 +37,26 @@ class Tables:
         """Their OIDs; none where nothing could be asked."""
         return frozenset({self.database, *(one.database for one in self.found)} - {0})
 
+    def told(self, one: Filed) -> str:
+        """A table's name, with its database's where that is not the live one."""
+        if one.database == self.database or not self.database:
+            return one.name
+        return f"{one.name} in {self.place(one.database)}"
+
+    def place(self, database: int) -> str:
+        """A database that is not the live one."""
+        kept = [one.where for one in self.found if one.database == database and one.where in self.kept]
+        return kept[0] if kept else f"a database that had this name before (OID {database})"
+
 
 @dataclass(frozen=True)
 class Files:
     """The files in which the rows of a table are or were, each with its name; those of TOAST tables; and what happened
-    to whole tables: the transaction, what, the table."""
+    to whole tables: the transaction, what, the table, and its database's OID."""
 
     names: dict[Pair, str]
     toast: frozenset[Pair]
-    events: list[tuple[Definition, str, str]]
+    events: list[tuple[Definition, str, str, int]]
 
 
 def find_tables(report: Report, env: Environment, typed: str, oid: int, source: Stores) -> Tables:
@@ -56,7 +70,8 @@ def find_tables(report: Report, env: Environment, typed: str, oid: int, source: 
     tables, names = Tables(typed), list[str]()
     if nodes.ask(live):
         tables.database = read_database_oid(live, live.database)
-        names = [live.database, *(old.name for old in find_superseded(live))]
+        tables.kept = tuple(old.name for old in find_superseded(live))
+        names, tables.swap = [live.database, *tables.kept], read_swap(live)
     else:
         tables.unknown = "the server does not answer"
     asked = [(live, name) for name in names]
@@ -117,12 +132,12 @@ def _in_backup(report: Report, env: Environment, typed: str, source: Stores) -> 
 
 def trace_files(tables: Tables, definitions: Definitions) -> Files:
     """The files that each of the tables had, and what happened to it in the window."""
-    names, events = dict[Pair, str](), list[tuple[Definition, str, str]]()
+    names, events = dict[Pair, str](), list[tuple[Definition, str, str, int]]()
     toast = {(one.database, one.toast) for one in tables.found if one.toast}
     for key in dict.fromkeys(one.key for one in tables.found):
         own = [one for one in tables.found if one.key == key]
-        known = {(one.database, one.file) for one in own} | {key}  # its first file had its OID
+        known, name = {(one.database, one.file) for one in own} | {key}, tables.told(own[0])  # its first file: its OID
         for file in trace(definitions.found, key, known):
-            names.setdefault(file, own[0].name)
-        events += [(one, what, own[0].name) for one in definitions.found if (what := one.does_to(key))]
+            names.setdefault(file, name)
+        events += [(one, what, name, key[0]) for one in definitions.found if (what := one.does_to(key))]
     return Files({**names, **dict.fromkeys(toast, "TOAST")}, frozenset(toast), events)

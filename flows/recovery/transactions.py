@@ -41,7 +41,8 @@ def find_transaction(
     It reads only: WAL of the archive, of the receiver's directory (what is not a whole segment too) and of pg_wal. A
     table that was truncated, rewritten (VACUUM FULL) or dropped since is found by what WAL says of its files; one that
     the live database does not have any more by its name in databases that restores kept, on the standby, or in the
-    newest base backup. Where none of them knows it, the dropped relations are listed with their OIDs.
+    newest base backup. What was done in a database that a restore has replaced is told apart. Where none of them knows
+    the table, the dropped relations are listed with their OIDs.
 
     Evidence: the transactions; which WAL was read, and which was not there.
 
@@ -70,10 +71,13 @@ def find_transaction(
         window = transaction_window.choose_window(env, supply, edges, most_segments, directory)
         transaction_window.tell_window(report, window)
         tables = transaction_tables.find_tables(report, env, table, oid, source)
-        definitions = Definitions(tables.databases)
+        definitions = Definitions(tables.databases, tables.swap)
         transaction_window.read_window(env, window, DEFINING, definitions.read, "what was dropped")
         transaction_window.judge_begin(report, window, definitions.first, asked=bool(since.strip()))
         transaction_tables.find_older(report, env, tables, definitions, source)
+        if tables.databases - definitions.databases:  # that of before a restore: what was done to it is read too
+            definitions = Definitions(tables.databases, tables.swap)
+            transaction_window.read_window(env, window, DEFINING, definitions.read, "what was dropped before")
         files = transaction_tables.trace_files(tables, definitions)
         touches = Touches(frozenset(files.names), at_least)
         rows = [kind for kind in kinds if kind in ("DELETE", "UPDATE")]

@@ -158,6 +158,8 @@ def _full(env: Environment, reach: Reach, which: Stores) -> Way:
     taken = reach.estimate_everything(chosen)
     database = best.get("database")
     helps: tuple[str, ...] = ("everything lost", *(("region lost",) if which == "copies" else ()))
+    if any(point.beside for point in chosen):
+        helps = ("everything lost, and this host not",)
     return Way(
         "full-restore", env.name, "everything: database, Redis and files from backups",
         {"environment": env.name, "source": which, **({"backup": database.name} if database else {})}, helps,

@@ -22,9 +22,11 @@ from runbook.kinds import action, probe
 from runbook.permit import Permit
 from runbook.wait import until
 from tasks.failover.member import Control, Member, ask_member
-from tasks.failover.segments import Beyond, find_segments, lsn, read_beyond
+from tasks.failover.segments import Beyond, read_beyond
 from tasks.host import is_here
 from tasks.postgres.synchronous import address
+from tasks.wal.local import find_segments
+from tasks.wal.names import lsn_text
 
 FEED = "replay everything received on"
 PATIENCE_SECONDS = 3.0
@@ -109,12 +111,12 @@ def _fed(postgres: Postgres, wal: Wal | None, control: Control | None) -> Fed:
         if source.problem and source.name != RECEIVER:  # of the receiver's the plan has warned
             raise Unreachable(f"{source.name} cannot be compared: {source.problem}")
         if source.beyond.bytes:
-            raise Unreachable(f"{source.name} has {source.beyond.bytes:,} bytes more than {lsn(now.written)}")
+            raise Unreachable(f"{source.name} has {source.beyond.bytes:,} bytes more than {lsn_text(now.written)}")
     _require_own(postgres, now)
     if not is_here(postgres.host) and now.written < now.received:
-        raise Unreachable(f"it was streamed {lsn(now.received)} and has replayed {lsn(now.written)}")
+        raise Unreachable(f"it was streamed {lsn_text(now.received)} and has replayed {lsn_text(now.written)}")
     if control and now.written <= control.checkpoint:
-        raise Unreachable(f"the shutdown checkpoint at {lsn(control.checkpoint)} is not replayed")
+        raise Unreachable(f"the shutdown checkpoint at {lsn_text(control.checkpoint)} is not replayed")
     return Fed(now.written, now.received, now.timeline, sources)
 
 
@@ -132,8 +134,8 @@ def _require_own(postgres: Postgres, now: Member) -> None:
         end = read_beyond(postgres, pg_wal, newest.timeline, newest.start).end
         if end < now.written:
             raise OpsError(
-                f"{now.address} has replayed {lsn(now.written)}, and its own WAL ends at {lsn(end)}: its archive "
-                "has put a shorter segment in the place of its own",
+                f"{now.address} has replayed {lsn_text(now.written)}, and its own WAL ends at {lsn_text(end)}: its "
+                "archive has put a shorter segment in the place of its own",
                 f"do not restart it; put a copy of {newest.name} that goes on further (the old primary's) into its "
                 "pg_wal, correct its restore_command, and launch it again",
             )

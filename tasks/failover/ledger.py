@@ -15,6 +15,8 @@ from blocks.nodes import ASK_SECONDS
 from blocks.postgres import Postgres, execute
 from runbook.errors import OpsError
 from runbook.wait import until
+from tasks import acknowledged
+from tasks.acknowledged import Entry
 from tasks.postgres.synchronous import address
 
 _TABLE = """
@@ -27,25 +29,10 @@ RETRY_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One acknowledged write: its number, when (monotonic seconds), and the server that acknowledged it."""
+class Account(acknowledged.Account):
+    """With how many attempts nobody answered."""
 
-    number: int
-    at: float
-    server: str
-
-
-@dataclass(frozen=True)
-class Account:
-    """All acknowledged writes of a ledger, those of them that are not there, and how many attempts nobody answered."""
-
-    entries: tuple[Entry, ...]
-    missing: frozenset[int]
     indeterminate: int
-
-    def on(self, server: str) -> list[Entry]:
-        """Those that one server acknowledged."""
-        return [entry for entry in self.entries if entry.server == server]
 
 
 class Ledger:

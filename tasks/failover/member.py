@@ -17,9 +17,9 @@ from blocks.postgres import Postgres, execute, first_line
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
-from tasks.failover.segments import position
 from tasks.host import is_here
 from tasks.postgres.synchronous import address
+from tasks.wal.names import lsn_of
 
 
 @dataclass(frozen=True)
@@ -167,9 +167,9 @@ def control_of(postgres: Postgres) -> Control | None:
     return Control(
         int(found["Database system identifier"]),
         found["Database cluster state"],
-        position(found["Latest checkpoint location"]),
+        lsn_of(found["Latest checkpoint location"]),
         max(int(found["Latest checkpoint's TimeLineID"]), *histories, 0),
-        position(found["Minimum recovery ending location"]),
+        lsn_of(found["Minimum recovery ending location"]),
     )
 
 

@@ -18,8 +18,8 @@ from runbook.permit import Permit
 from runbook.wait import until
 from tasks.failover.fencing import Fencing, fencing_of
 from tasks.failover.member import ask_member
-from tasks.failover.segments import position
 from tasks.postgres.synchronous import address, synchrony
+from tasks.wal.names import lsn_of
 
 PROMOTE = "promote"
 PROMOTE_SECONDS = 60
@@ -83,7 +83,7 @@ def switched_at(primary: Postgres, timeline: int = 0) -> int:
     """
     with primary.connect() as connection:
         rows = execute(connection, _HISTORY)
-    ended = {int(one): position(place) for one, place in (line.split()[:2] for line in _lines(rows))}
+    ended = {int(one): lsn_of(place) for one, place in (line.split()[:2] for line in _lines(rows))}
     return ended.get(timeline or max(ended, default=0), 0)
 
 

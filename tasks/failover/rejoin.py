@@ -22,8 +22,9 @@ from runbook.kinds import action, probe
 from runbook.permit import Permit
 from tasks.failover.fencing import SIGNAL, give_like, look_for_processes
 from tasks.failover.following import follow, put_back, read_kept, upstream_of
-from tasks.failover.segments import Beyond, find_segments, read_beyond
+from tasks.failover.segments import Beyond, read_beyond
 from tasks.postgres.synchronous import address
+from tasks.wal.local import find_segments
 
 REJOIN = "make a standby of"
 KEPT = "interview-ops.rejoin.json"

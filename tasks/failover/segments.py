@@ -1,4 +1,4 @@
-"""Directories of WAL segments: what they hold beyond a position, down to the last whole record.
+"""What directories of WAL segments hold beyond a position, down to the last whole record.
 
 https://www.postgresql.org/docs/current/pgwaldump.html
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import struct
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,32 +16,15 @@ from pathlib import Path
 from blocks.postgres import Postgres
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError
+from tasks.wal.local import Local, find_segments
+from tasks.wal.names import lsn_of, lsn_text
 
 WALDUMP_SECONDS = 300
-_NAME = re.compile(r"([0-9A-F]{8})([0-9A-F]{8})([0-9A-F]{8})(\.partial)?")
-# XLogLongPageHeaderData: magic, info, timeline, address of the page, length, system identifier, bytes of a segment.
-_HEADER = struct.Struct("<HHIQI4xQI")
 _END = re.compile(r"error in WAL record at ([0-9A-F]+/[0-9A-F]+)")
 _RECORD = re.compile(r"len \(rec/tot\): +\d+/ *(\d+), tx: +\d+, lsn: ([0-9A-F]+/[0-9A-F]+), prev \S+, desc: (\w+)")
 _PAGE_BYTES, _PAGE_HEAD, _SEGMENT_HEAD, _ALIGNED = 8192, 24, 40, 8
 _TAIL_BYTES = 1 << 20
 _COMMITS = re.compile(r"^\s*Transaction/COMMIT\w*\s+(\d+)", re.MULTILINE)
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One file, by its name and by the header in it. `start` is the position of its first byte."""
-
-    path: Path
-    timeline: int
-    start: int
-    bytes: int
-    system: int
-
-    @property
-    def name(self) -> str:
-        """As a finished one is called."""
-        return self.path.name.removesuffix(".partial")
 
 
 @dataclass(frozen=True)
@@ -53,49 +35,6 @@ class Beyond:
     end: int
     bytes: int = 0
     commits: int = 0
-
-
-def position(text: str) -> int:
-    """An LSN `16/B374D848` as a number of bytes."""
-    high, low = text.split("/")
-    return (int(high, 16) << 32) + int(low, 16)
-
-
-def lsn(place: int) -> str:
-    """A number of bytes as an LSN."""
-    return f"{place >> 32:X}/{place & 0xFFFFFFFF:X}"
-
-
-def find_segments(directory: Path) -> list[Segment]:
-    """The segments of a directory in order, a `.partial` one too where it is not there whole.
-
-    Those that were kept for later use, whose names are ahead of what is in them, are not among them.
-
-    Raises:
-        OpsError: the directory cannot be read.
-    """
-    try:
-        paths = {path.name: path for path in directory.iterdir()}
-        found = [_segment(path) for name, path in paths.items() if name.removesuffix(".partial") not in paths
-                 or not name.endswith(".partial")]  # fmt: skip
-    except OSError as error:
-        raise OpsError(f"{directory} cannot be read: {error.strerror}", "let this user read it") from None
-    return sorted((one for one in found if one), key=lambda one: (one.timeline, one.start))
-
-
-def _segment(path: Path) -> Segment | None:
-    match = _NAME.fullmatch(path.name)
-    if not match:
-        return None
-    with path.open("rb") as file:
-        head = file.read(_HEADER.size)
-    if len(head) < _HEADER.size:
-        return None
-    _, _, _, address, _, system, size = _HEADER.unpack(head)
-    if not system or not size:
-        return None
-    start = (int(match[2], 16) << 32) + int(match[3], 16) * size
-    return Segment(path, int(match[1], 16), start, size, system) if address == start else None
 
 
 def read_beyond(postgres: Postgres, directory: Path, timeline: int, place: int) -> Beyond:
@@ -109,7 +48,7 @@ def read_beyond(postgres: Postgres, directory: Path, timeline: int, place: int) 
         return Beyond(place)
     if there[0].start > place:
         raise OpsError(
-            f"{directory} begins at {lsn(there[0].start)}: what is between {lsn(place)} and that is missing",
+            f"{directory} begins at {lsn_text(there[0].start)}: what is between {lsn_text(place)} and that is missing",
             "bring the missing segments there from the archive, and launch it again",
         )
     with _linked(there) as links:
@@ -117,7 +56,7 @@ def read_beyond(postgres: Postgres, directory: Path, timeline: int, place: int) 
         end = _end(argv, place, there[0].bytes)
         if end == place:
             return Beyond(place)
-        span = ["-s", lsn(place), "-e", lsn(end)]
+        span = ["-s", lsn_text(place), "-e", lsn_text(end)]
         counted = shell.run([*argv, *span, "--stats=record"], timeout_seconds=WALDUMP_SECONDS).stdout
     return Beyond(end, end - place, sum(map(int, _COMMITS.findall(counted))))
 
@@ -125,14 +64,14 @@ def read_beyond(postgres: Postgres, directory: Path, timeline: int, place: int) 
 def _end(argv: list[str | Path], place: int, segment_bytes: int) -> int:
     """It reads until it finds no more, and says which was the last whole record; `place` where there is none."""
     try:
-        shell.run([*argv, "-s", lsn(place), "-q"], environment={"LC_ALL": "C"}, timeout_seconds=WALDUMP_SECONDS)
+        shell.run([*argv, "-s", lsn_text(place), "-q"], environment={"LC_ALL": "C"}, timeout_seconds=WALDUMP_SECONDS)
     except CommandFailed as error:
         if "could not find a valid record" in error.stderr:
             return place
         if found := _END.search(error.stderr):
             return max(place, _last_end([*argv, "-s", found[1], "-n", "1"], segment_bytes))
         if "could not find file" in error.stderr:  # the next segment: the last record goes on in it, or it is unused
-            return max(place, _last_end([*argv, "-s", lsn(place)], segment_bytes))
+            return max(place, _last_end([*argv, "-s", lsn_text(place)], segment_bytes))
         raise
     raise OpsError("pg_waldump found no end of the WAL", "look at the directory of WAL by hand: pg_waldump")
 
@@ -147,7 +86,7 @@ def _last_end(argv: list[str | Path], segment_bytes: int) -> int:
     if not found:
         return 0
     bytes_, start, what = found[-1]
-    end = record_end(position(start), int(bytes_), segment_bytes)
+    end = record_end(lsn_of(start), int(bytes_), segment_bytes)
     return -(-end // segment_bytes) * segment_bytes if what == "SWITCH" else end
 
 
@@ -164,7 +103,7 @@ def record_end(start: int, bytes_: int, segment_bytes: int) -> int:
 
 
 @contextlib.contextmanager
-def _linked(segments: list[Segment]) -> Iterator[Path]:
+def _linked(segments: list[Local]) -> Iterator[Path]:
     """A directory that names a `.partial` one like the others, as pg_waldump goes by names.
 
     The files are held open, and reached through that: a server that recovers puts others in their places meanwhile.

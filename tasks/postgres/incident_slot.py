@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 from blocks.postgres import Postgres, execute
-from runbook.kinds import action, probe
+from runbook.kinds import action
 from runbook.permit import Permit
 from tasks.postgres.synchronous import address
 
 SLOT = "ops_containment"
 KEEP_WAL, LET_GO = "keep WAL on", "let go WAL on"
-
-
-@probe
-def has_slot(postgres: Postgres) -> bool:
-    """Whether it is there."""
-    with postgres.connect() as connection:
-        return bool(execute(connection, "SELECT FROM pg_replication_slots WHERE slot_name = %s", SLOT))
 
 
 @action(idempotent=True)

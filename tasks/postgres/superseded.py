@@ -56,6 +56,21 @@ def find_superseded(postgres: Postgres) -> tuple[Superseded, ...]:
     return tuple(_superseded(*row) for row in rows if KEPT.search(str(row[0])))
 
 
+@probe
+def read_swap(postgres: Postgres) -> int:
+    """The transaction that gave the live database its name and took it from a kept one; 0 where nobody can say: what a
+    restore replaced is gone, or one of the two was altered since."""
+    kept = [old.name for old in find_superseded.work(postgres)]
+    with postgres.connect() as connection:
+        rows = execute(
+            connection,
+            "SELECT live.xmin::text::bigint FROM pg_database live JOIN pg_database kept "
+            "ON kept.xmin::text = live.xmin::text WHERE live.datname = %s AND kept.datname = ANY (%s)",
+            postgres.database, kept,
+        )  # fmt: skip
+    return int(rows[0][0]) if rows else 0
+
+
 def _superseded(name: str, size: int, label: str) -> Superseded:
     try:
         told = json.loads(label)

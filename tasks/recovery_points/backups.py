@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Literal
 
 from blocks.environment import Environment, Stores
 from runbook.errors import OpsError
 from tasks.catalogue import Backup
+from tasks.host import is_here
 from tasks.manifest import Kind
 from tasks.recovery_points.point import Point, Resource
 from tasks.retention import Stored
@@ -34,6 +36,25 @@ def place_for(env: Environment, resource: Resource, which: Stores) -> tuple[Stor
         hint = f"mount it, or correct [{which}]; {TAKEN_BY[resource]} makes it with the first backup"
         return OpsError(f"{store.where} is not there", hint), (kind,)
     return store, (kind,)
+
+
+def is_beside(env: Environment, resource: Resource, which: Stores, kinds: Sequence[Kind | Literal["wal"]]) -> bool:
+    """Whether one of these places is a directory of the very host on which the resource is: lost with it, unless the
+    environment says that it survives."""
+    stores = env.stores(which)
+    if stores.survives == "server" or not lives_here(env, resource):
+        return False
+    return any(not str(getattr(stores, kind)).startswith("s3://") for kind in kinds)
+
+
+def lives_here(env: Environment, resource: Resource) -> bool:
+    """Whether a resource is on this host; the application's files always are."""
+    match resource:
+        case "database":
+            return is_here(env.postgres.host)
+        case "redis":
+            return is_here(env.redis.host)
+    return True
 
 
 def backup_points(resource: Resource, which: Stores, stored: Stored | OpsError) -> list[Point]:

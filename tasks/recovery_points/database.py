@@ -15,6 +15,7 @@ from tasks.cluster.content import cluster_in, lineage
 from tasks.cluster.origin import is_on, own_backups
 from tasks.failover.member import Member, ask_member
 from tasks.manifest import CHUNK_BYTES
+from tasks.recovery_points.backups import is_beside, lives_here
 from tasks.recovery_points.point import Point, best_of
 from tasks.recovery_points.wal import Moment, Written, ask_written, local_files, moment_of
 from tasks.stores.store import store_of
@@ -82,8 +83,9 @@ def _fed(env: Environment, written: Written, reached: int) -> int:
 def read_wal_points(env: Environment, written: Written, which: Stores) -> tuple[Point, ...]:
     """By a base backup of a set of stores and the WAL that was archived since: the newest that is proven, and one that
     is not where that reaches further. The receiver's files count for the first set: they are archived when a recovery
-    begins; what happens to the region happens to them."""
-    none = Point("database", "point in time", which)
+    begins; what happens to the region happens to them. Where they are on the primary's own host and the store is not,
+    what the store alone reaches is told too."""
+    none = Point("database", "point in time", which, beside=is_beside(env, "database", which, ["cluster", "wal"]))
     try:
         return tuple(_points(env, written, which, none))
     except OpsError as error:
@@ -102,7 +104,10 @@ def _points(env: Environment, written: Written, which: Stores, none: Point) -> l
     archive = archive_of(env, which, written.system, patience_seconds=PATIENCE_SECONDS)
     own = archive.listing()
     history = timeline_in(archive, own)
-    listing = _with_tail(env, own, written.system) if which == "backups" else own
+    tail = which == "backups" and env.has("wal")
+    listings = [(_with_tail(env, own, written.system) if tail else own, none)]
+    if tail and not none.beside and env.stores(which).survives != "server" and lives_here(env, "database"):
+        listings = [(listings[0][0], replace(none, beside=True)), (own, none)]
     usable = [one for one in candidates if is_on(history, cluster_in(one))]
     wanted = {one.name: one for one in (*usable[-MOST_BASES:], *[one for one in usable if one.verified][-1:])}
     if not wanted:
@@ -115,7 +120,11 @@ def _points(env: Environment, written: Written, which: Stores, none: Point) -> l
             moments[chain.end] = moment_of(env, written, chain.end, chain, archive)
         return moments[chain.end]
 
-    return _best([_point(one, backups, listing, history, moment, none) for one in wanted.values()])
+    return [
+        point
+        for listing, kind in listings
+        for point in _best([_point(one, backups, listing, history, moment, kind) for one in wanted.values()])
+    ]
 
 
 def _best(found: Sequence[Point]) -> list[Point]:

@@ -23,7 +23,7 @@ class Point:
     false: at least up to `at`, perhaps further. `proven`: since when it is known that this way works ("" never): a
     restore of this very backup was proven, or a server answered just now. `every_seconds`: the longest time between two
     of the last backups, 0 where it goes on continuously. `bytes` are what an estimate goes by; `restored_bytes` what it
-    takes on the disk.
+    takes on the disk. `beside`: it is on the very host of what it is to bring back, and goes with it.
     """
 
     resource: Resource
@@ -39,6 +39,7 @@ class Point:
     problem: str = ""
     hint: str = ""
     unknown: bool = False
+    beside: bool = False
     detail: str = ""
 
     @property
@@ -57,10 +58,10 @@ class Point:
         with the first stores and the receiver of WAL."""
         match danger:
             case "region lost":
-                return self.place == "copies"
+                return self.place == "copies" and not self.beside
             case "data corrupted":
                 return self.means not in FOLLOWING
-        return True
+        return not self.beside
 
     def loss_seconds(self, now: datetime) -> float | None:
         """What would be lost, at most; None where nothing can be brought back."""

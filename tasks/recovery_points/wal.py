@@ -21,13 +21,12 @@ from blocks.nodes import ASK_SECONDS
 from blocks.postgres import Postgres, execute, first_line
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
-from tasks.failover.segments import Segment as Found
-from tasks.failover.segments import find_segments
 from tasks.host import is_here
 from tasks.wal.archive import Archive
 from tasks.wal.continuity import Chain
 from tasks.wal.dump import Commit, commits_in
 from tasks.wal.fetch import fetch
+from tasks.wal.local import Local, find_segments
 from tasks.wal.names import Segment
 
 CATCH_UP_SECONDS = 2.0
@@ -102,8 +101,7 @@ def local_files(directory: Path, system: int) -> list[tuple[Segment, Path]]:
     found = dict[int, tuple[Segment, Path]]()
     for one in _find_segments(directory):  # in order of the timelines
         if one.system == system or not system:
-            segment = Segment(one.start // one.bytes, one.timeline, one.bytes)
-            found[segment.number] = (segment, one.path)
+            found[one.segment.number] = (one.segment, one.path)
     newest, kept = 0, list[tuple[Segment, Path]]()
     for number in sorted(found):
         if found[number][0].timeline >= newest:
@@ -112,7 +110,7 @@ def local_files(directory: Path, system: int) -> list[tuple[Segment, Path]]:
     return kept
 
 
-def _find_segments(directory: Path) -> list[Found]:
+def _find_segments(directory: Path) -> list[Local]:
     """One may be finished, and renamed, while they are looked at: then once more."""
     for _ in range(LOOKS):
         with contextlib.suppress(OpsError):

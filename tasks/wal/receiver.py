@@ -8,7 +8,8 @@ from runbook.kinds import probe
 from runbook.wait import until
 from tasks.wal.names import lsn_of
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 15.0
+"""pg_receivewal reports the end of a segment with its next status only, by default every 10 s (`--status-interval`)."""
 
 
 @probe

@@ -15,13 +15,13 @@ from blocks.environment import Environment, Stores
 from blocks.postgres import Postgres
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import probe
-from tasks.failover.segments import find_segments
 from tasks.host import is_here
 from tasks.stores.directory import told
 from tasks.wal.archive import Archive, Stored, timeline_in
 from tasks.wal.destinations import archive_of
 from tasks.wal.dump import commits_in
 from tasks.wal.header import require_own
+from tasks.wal.local import find_segments
 from tasks.wal.names import SEGMENT_BYTES, Segment, Timeline
 
 BATCH = 32
@@ -117,7 +117,7 @@ def read_supply(env: Environment, source: Stores, system: int, timeline: int = 0
         for one in there:
             if one.system == system:
                 whole = not one.path.name.endswith(".partial")
-                found.append(Piece(Segment.named(one.name, one.bytes), where, whole, one.path))
+                found.append(Piece(one.segment, where, whole, one.path))
     bytes_ = found[0].segment.bytes if found else SEGMENT_BYTES
     if listing:
         for whole, names in ((True, listing.segments), (False, listing.partials)):

@@ -24,13 +24,14 @@ Pair = tuple[int, int]
 """(database's OID, filenode) or (database's OID, relation's OID)."""
 
 Kind = Literal["DELETE", "UPDATE", "TRUNCATE", "DROP"]
-DEFINING = ("Transaction", "Standby", "Storage")
+DEFINING = ("Transaction", "Standby", "Storage", "Database")
 TOUCHING = ("Heap", "Transaction")
 
 _LINE = re.compile(r"tx: +(\d+), lsn: ([0-9A-F/]+), prev \S+ desc: (.*)")
 _END = re.compile(r"(COMMIT|ABORT)(?:_PREPARED (\d+):)? (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?) UTC(.*)")
 _LOCK = re.compile(r"xid (\d+) db (\d+) rel (\d+)")
 _CREATE = re.compile(r"CREATE (base|pg_tblspc/\d+)/(?:[^/]+/)?(\d+)/(\d+)$")
+_DATABASE = re.compile(r"CREATE\w* (?:create|copy) dir .*/(\d+)$")
 _SPACE = re.compile(r"(base|pg_tblspc/\d+)/")
 _FILE = re.compile(r"(?:base|pg_tblspc/\d+/[^/ ]+)/(\d+)/(\d+)(?![\w])")
 _DROPPED = re.compile(r"(?<= )2/(\d+)/(\d+)(?![\w/])")
@@ -117,9 +118,12 @@ def trace(definitions: Sequence[Definition], oid: Pair, known: set[Pair]) -> set
 class Definitions:
     """Of a stretch of WAL: every transaction that took files of some databases away, and all files made in them; how
     many committed, the first and the last of them; those that were running when it begins (as far as it tells), and of
-    them those that committed in it (`begun`)."""
+    them those that committed in it (`begun`); the databases that were made, each with the LSN of that; where the
+    transaction `swap` committed (0: not in it)."""
 
     databases: frozenset[int]
+    swap: int = 0
+    swapped: int = 0
     made: set[Pair] = field(default_factory=set)
     found: list[Definition] = field(default_factory=list)
     commits: int = 0
@@ -127,6 +131,7 @@ class Definitions:
     last: End | None = None
     running: frozenset[int] | None = None
     begun: list[End] = field(default_factory=list)
+    databases_made: dict[int, int] = field(default_factory=dict)
     _locked: dict[int, set[Pair]] = field(default_factory=lambda: defaultdict(set))
     _made: dict[int, list[tuple[str, Pair]]] = field(default_factory=lambda: defaultdict(list))
     _seen: int = -1
@@ -141,6 +146,8 @@ class Definitions:
                 self._end(end)
             elif made := _CREATE.match(match[3]):
                 self._made[int(match[1])].append((made[1], (int(made[2]), int(made[3]))))
+            elif database_made := _DATABASE.match(match[3]):
+                self.databases_made[int(database_made[1])] = lsn
             elif match[3].startswith("LOCK"):
                 for xid, database, oid in _LOCK.findall(match[3]):
                     self._locked[int(xid)].add((int(database), int(oid)))
@@ -156,6 +163,8 @@ class Definitions:
         if not end.committed:
             return
         self.commits += 1
+        if self.swap in everyone:
+            self.swapped = end.lsn
         if self.running and self.running.intersection(everyone):
             self.begun.append(end)
         self.first, self.last = self.first or end, end

@@ -15,10 +15,14 @@ from pyrage import x25519
 
 from flows.database.base_backup import backup_cluster
 from flows.recovery.point_in_time import restore_to_point
+from flows.recovery.points import read_reach
+from flows.recovery.transactions import find_transaction
+from runbook.errors import OpsError
 from runbook.wait import until
-from tasks.wal.destinations import archive_of
+from tasks.wal.destinations import archive_of, ship_now
 from tasks.wal.put import put
 from tests.clusters import NAME, Cluster
+from tests.recovery.test_transactions import deeds, transaction
 from tests.s3.servers import ACCESS_KEY, SECRET_KEY, S3Server, running_gateway
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,3 +136,33 @@ def test_an_archive_command_that_writes_over_nothing(tmp_path: Path) -> None:
     assert "another content" in put(source, "000000010000000000000001", directory)
     assert (directory / "000000010000000000000001").read_bytes() == b"one"
     assert [path.name for path in directory.iterdir()] == ["000000010000000000000001"]
+
+
+def test_a_transaction_is_found_in_a_bucket_encrypted_when_the_table_is_gone(
+    cluster: Cluster, gateway: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its WAL is in the archive only, its name in the base backup only."""
+    in_bucket(cluster, gateway, monkeypatch)
+    cluster.sql("postgres", "CREATE TABLE accounts AS SELECT g AS id, g AS balance FROM generate_series(1, 100) g")
+    backup_cluster.fn(NAME)
+    deleted = transaction(cluster, "DELETE FROM accounts WHERE id > 90")
+    dropped = transaction(cluster, "DROP TABLE accounts")
+    path = cluster.root / "pair.toml"
+    path.write_text(path.read_text().replace('survives = "server"\n', ""))
+    points = [one for one in read_reach(cluster.environment).points if one.means == "point in time"]
+    assert {one.serves("server lost") for one in points} == {True, False}, "the receiver is on the primary's host"
+    ((name,),) = cluster.sql("postgres", "SELECT pg_walfile_name(pg_switch_wal())")
+    until(lambda: name in ship_now(cluster.environment).newest, what=f"{name} in the archive", seconds=30)
+    cluster.crash("standby")
+    cluster.crash("postgres")
+    for place in (cluster.wal, *(cluster.node(role).data / "pg_wal" for role in ("postgres", "standby"))):
+        for path in place.iterdir():
+            if path.is_file() and ".history" not in path.name:
+                path.unlink()
+    report = find_transaction.fn(NAME, "accounts")
+    assert deeds(report) == {deleted: ("DELETE 10", 10, 0), dropped: ("DROP", 0, 0)}
+    assert "from the archive" in report.facts["WAL"]
+    assert report.facts["name found in"].startswith("base_")
+    monkeypatch.setenv("PAIR_IDENTITY", str(x25519.Identity.generate()))
+    with pytest.raises(OpsError, match="encrypted to other keys"):
+        find_transaction.fn(NAME, "accounts")

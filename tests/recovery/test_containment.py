@@ -88,6 +88,24 @@ def replayed(cluster: Cluster, rows: int) -> None:
 
 
 @pytest.mark.usefixtures("table")
+def test_a_standby_whose_replay_commits_wait_for_is_not_paused(cluster: Cluster) -> None:
+    cluster.sql("postgres", "ALTER DATABASE grc_db SET synchronous_commit = 'remote_apply'")
+    try:
+        planned = contain_incident.fn(NAME, **WHY)
+        report = contain()
+        assert paused(cluster) == "not paused"
+        with application(cluster) as client:  # else it would wait for ever
+            client.execute("INSERT INTO notes VALUES (2)")
+    finally:
+        cluster.sql("standby", "SELECT pg_wal_replay_resume()")  # else what follows waits, where this failed
+        cluster.sql("postgres", "ALTER DATABASE grc_db RESET synchronous_commit")
+    assert not [step for step in planned.plan_steps if step.step == "pause replay"]
+    (told,) = [one for one in report.findings if one.name.startswith("replay on ")]
+    assert (told.status, "remote_apply" in told.value) == (Status.WARN, True)
+    release()
+
+
+@pytest.mark.usefixtures("table")
 def test_replay_stands_still_maintenance_is_refused_and_all_goes_on_again(cluster: Cluster) -> None:
     replayed(cluster, 1)
     assert contain_incident.fn(NAME, **WHY).status is Status.PLANNED

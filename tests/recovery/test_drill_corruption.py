@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from flows.recovery.drill import SCENARIOS
 from flows.recovery.drills import control
 from flows.recovery.point_in_time import restore_to_point
 from runbook.report import Status
+from tasks.recovery_points.estimate import Sample
+from tasks.recovery_points.samples import read_samples
 from tests.recovery.conftest import System
 from tests.recovery.drills import base_backup, begun, environment, finding, forget, hold, process, table
 
@@ -31,8 +34,24 @@ def archived(system: System) -> dict[str, int]:
     return {str(path): path.stat().st_size for path in Path(environment(system).backups.wal).rglob("*.gz")}
 
 
-def test_what_was_before_the_bug_is_back_and_every_sabotaged_archive_is_refused(system: System) -> None:
+def samples(system: System) -> tuple[Sample, ...]:
+    """Recoveries to a point in time that were measured."""
+    return read_samples.work(environment(system).reports_directory, system.name).get("database point in time", ())
+
+
+@pytest.fixture
+def foreign(system: System) -> Iterator[Path]:
+    """What an earlier recovery kept aside."""
+    data = Path(environment(system).postgres.data_directory)
+    path = data.with_name(f"{data.name}.superseded_20200101_000000")
+    path.mkdir()
+    yield path
+    path.rmdir()
+
+
+def test_what_was_before_the_bug_is_back_and_every_sabotaged_archive_is_refused(system: System, foreign: Path) -> None:
     before = archived(system)
+    measured = len(samples(system))
     report = hold(system, NAME)
     assert report.status in (Status.OK, Status.WARN), report.sentence()
     assert report.facts["detected by"].startswith("content after")
@@ -47,6 +66,12 @@ def test_what_was_before_the_bug_is_back_and_every_sabotaged_archive_is_refused(
     assert not [row for row in controls if row[2].startswith("NO")]
     assert system.sql(CORRUPT) == [(0,)]
     assert system.healthy()
+    assert foreign.exists(), "it is not the drill's"
+    kept = table(report, "Kept aside by this drill's recoveries")
+    assert kept
+    assert {row[3] for row in kept} == {"removed"}
+    assert not [row[1] for row in kept if Path(row[1]).exists()]
+    assert len(samples(system)) > measured, "its recovery counts for estimates"
     after = archived(system)
     assert {path: after.get(path) for path in before} == before, "only copies were spoiled"
     assert [row[5] for row in table(report, "Phases (§8.4)")] == ["yes"] * 6

@@ -15,6 +15,8 @@ from flows.database.backup import backup_database, verify_backup
 from flows.database.base_backup import backup_cluster
 from flows.database.copies import replicate_backups
 from flows.recovery.objectives import check_recovery_objectives
+from flows.recovery.points import read_reach
+from flows.recovery.ways import Way, find_ways
 from runbook import chain
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Finding, Measure, Report, Status
@@ -67,7 +69,11 @@ def copies(cluster: Cluster) -> None:
     """A second set of stores."""
     kinds = ("postgres", "redis", "files", "cluster", "wal")
     places = "".join(f'{kind} = "{cluster.root}/copies/{kind}"\n' for kind in kinds)
-    configure(cluster, r"\[application\]", f"[copies]\n{places}spool = '{cluster.root}/spool'\n[application]")
+    configure(
+        cluster,
+        r"\[application\]",
+        f"[copies]\nsurvives = 'server'\n{places}spool = '{cluster.root}/spool'\n[application]",
+    )
 
 
 def note_proven(kind: manifest.Kind, name: str) -> None:
@@ -197,8 +203,15 @@ def test_the_manuals_daily_backup_is_told_before_it_is_too_old_and_red_when_it_i
     configure(cluster, r"\[standby\].*\[services\]", "[services]")
     name = backup_database.fn(NAME).facts["backup"]
     note_proven("postgres", name)
+    cluster.sql("postgres", "SELECT pg_create_physical_replication_slot(name, true)"
+                "FROM unnest(ARRAY['ops_containment', 'forgotten']) name")  # fmt: skip
     report = check()
     assert finding(report, "database, data corrupted").status is Status.OK
+    assert finding(report, "database, data corrupted").value.endswith(f"by backup ({name})"), "kept WAL is no means"
+    for slot, said in (("ops_containment", "release-containment"), ("forgotten", "pg_drop_replication_slot")):
+        told = finding(report, f"slot {slot}")
+        assert (told.status, "nobody reads it" in told.value, said in told.hint) == (Status.WARN, True, True)
+    assert not [one for one in report.findings if one.name in ("slot standby", "slot wal_archive")]
     told = finding(report, "database, data corrupted: between two backups")
     assert (told.status, "24 h" in told.value) == (Status.WARN, True)
     assert "a daily backup cannot hold 1 h" in told.hint
@@ -240,6 +253,31 @@ def test_a_dead_primary_of_which_only_the_files_are_left(cluster: Cluster, base:
     cluster.node("postgres").data.rename(cluster.root / "gone")
     report = check()
     assert finding(report, "database, server lost").value.startswith("at most ")
+
+
+def test_a_backup_on_the_very_host_of_the_database_goes_with_it(cluster: Cluster, base: str) -> None:
+    configure(cluster, 'survives = "server"\n', "")
+    configure(cluster, r"\[standby\].*?\[wal\]", "[wal]")
+    report = check()
+    lost = finding(report, "database, server lost")
+    assert lost.status is Status.CRITICAL
+    assert "on the same host" in lost.value
+    assert "survives" in lost.hint
+    assert finding(report, "database, data corrupted").status is Status.OK
+    assert {way.helps for way in found_ways(cluster) if way.flow == "restore-to-point"} == {("data corrupted",)}
+    copies(cluster)
+    replicate_backups.fn(NAME, kind="cluster")
+    ship_now(cluster.environment, "copies")
+    told = finding(check(), "database, server lost")
+    assert (told.status, "from the copies" in told.value) == (Status.OK, True)
+    configure(cluster, "survives = 'server'\n", "")
+    for danger in ("server lost", "region lost"):
+        assert finding(check(), f"database, {danger}").status is Status.CRITICAL
+
+
+def found_ways(cluster: Cluster) -> list[Way]:
+    """As show-recovery-options finds them."""
+    return find_ways(cluster.environment, read_reach(cluster.environment))
 
 
 def test_backups_of_the_future_do_not_count(cluster: Cluster) -> None:

@@ -310,10 +310,16 @@ def test_wal_goes_with_the_backups_that_needed_it(cluster: Cluster) -> None:
         age(cluster.root / "backups" / "cluster" / name)
     verify_backup.fn(NAME, kind="cluster", backup=second)
     before = segments(cluster)
+    oldest = before[0].read_bytes()
     report = prune_backups.fn(NAME, kind="cluster", days=1, keep_verified=1, confirm=NAME)
     assert not (cluster.root / "backups" / "cluster" / first).exists()
     left = segments(cluster)
     assert 0 < len(left) < len(before), report.facts
+    assert report.outcome.startswith("1 deleted, ")
+    assert "of WAL deleted" in report.outcome
+    before[0].write_bytes(oldest)  # as if the run had been killed before this one
+    alone = prune_backups.fn(NAME, kind="cluster", days=1, keep_verified=1, confirm=NAME)
+    assert alone.outcome.startswith("no backup, 1 files of WAL deleted, "), "it says what went"
     xid = bug(cluster)
     restore_to_point.fn(NAME, by="before_transaction", target=str(xid), confirm=NAME)
     assert cluster.sql("postgres", "SELECT sum(balance) FROM accounts") == [(5151,)]
@@ -368,3 +374,14 @@ def test_a_standby_that_is_ahead_of_the_point_is_joined_again(cluster: Cluster) 
     report = rejoin_standby.fn(NAME, confirm=NAME)
     assert report.facts["joined by"].startswith(("rewind", "base_backup")), report.facts
     until(lambda: cluster.sql("standby", "SELECT sum(balance) FROM accounts") == [(5050,)], what="replay", seconds=20)
+
+
+def test_the_end_of_a_segment_is_reported_by_the_receiver_without_the_next_write(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reports what it writes, but not the end of a segment: that comes with its status, every second."""
+    monkeypatch.setattr("tasks.wal.receiver.PATIENCE_SECONDS", 6.0)
+    for number in range(3):
+        cluster.sql("postgres", f"CREATE TABLE t{number} (id int)")
+        switch(cluster)
+        assert wait_received(cluster.environment.postgres, "receiver")

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
+from flows.database.restore import restore_database
+from flows.database.superseded import discard_superseded
 from flows.recovery.point_in_time import restore_to_point
 from flows.recovery.transactions import find_transaction
 from runbook.errors import OpsError, RunbookFailed
@@ -37,6 +40,12 @@ def deeds(report: Report) -> dict[int, tuple[str, int, int]]:
     """By transaction: what, rows deleted, rows updated."""
     (found,) = [one.rows for one in report.evidence if one.name == "Transactions, by time"]
     return {int(row[1]): (row[3], int(row[4]), int(row[5])) for row in found}
+
+
+def in_tables(report: Report) -> dict[int, set[str]]:
+    """By transaction: the tables that it touched."""
+    (found,) = [one.rows for one in report.evidence if one.name == "Transactions, by time"]
+    return {int(row[1]): set(row[7].split(", ")) for row in found}
 
 
 def hints(report: Report) -> dict[str, str]:
@@ -259,3 +268,30 @@ def test_a_commit_record_is_read_whole() -> None:
     assert truncated.does_to((5, 19)) == "TRUNCATE"
     assert replace(truncated, spaces=frozenset({"pg_tblspc/9"})).does_to((5, 19)) == "rewrite", "moved"
     assert trace([truncated], (5, 19), {(5, 42)}) == {(5, 42), (5, 32)}
+
+
+def test_a_database_that_a_restore_replaced_in_the_window_is_told_apart_from_the_live_one(cluster: Cluster) -> None:
+    accounts(cluster)
+    backup_cluster.fn(NAME)
+    emptied = transaction(
+        cluster, "TRUNCATE accounts", "INSERT INTO accounts SELECT g, g FROM generate_series(1, 100) g"
+    )
+    bug = transaction(cluster, "DELETE FROM accounts WHERE id > 90")
+    backup_database.fn(NAME)
+    aside = restore_database.fn(NAME, confirm=NAME).facts["old database"].removeprefix("kept as ")
+    live = transaction(cluster, "DELETE FROM accounts WHERE id > 80")
+    cluster.sql("postgres", "DELETE FROM accounts WHERE id <= 5", database=aside)
+    report = find_transaction.fn(NAME, "accounts")
+    tables = in_tables(report)
+    then, copy = f"public.accounts in {aside}", "public.accounts before the last swap"
+    assert [tables[xid] for xid in (emptied, bug, live)] == [{then}, {then}, {"public.accounts"}]
+    assert sorted(str(tables[xid]) for xid in tables.keys() - {emptied, bug, live}) == [str({copy}), str({then})]
+    assert f"the heaviest is {emptied} (TRUNCATE)" in report.outcome, "not what the restore did to its copy"
+    assert f"3 of 5 transactions: {aside}" in hints(report)["rows of a database that is not the live one"]
+
+    discard_superseded.fn(NAME, keep=0, confirm=NAME)
+    report = find_transaction.fn(NAME, "accounts")
+    assert in_tables(report).keys() >= {emptied, bug, live}, "the base backup knows the table of then"
+    assert in_tables(report)[live] == {"public.accounts"}
+    for xid in (emptied, bug):
+        assert "had this name before" in str(in_tables(report)[xid])

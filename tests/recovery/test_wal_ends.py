@@ -8,7 +8,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tasks.failover.segments import find_segments, lsn, position, read_beyond, record_end
+from tasks.failover.segments import read_beyond, record_end
+from tasks.wal.local import find_segments
+from tasks.wal.names import lsn_of, lsn_text
 from tests.clusters import Cluster
 
 PAGE = 8192
@@ -18,9 +20,9 @@ LINE = re.compile(r"len \(rec/tot\): +\d+/ *(\d+), tx: +\d+, lsn: ([0-9A-F]+/[0-
 def records(cluster: Cluster, directory: Path, start: int, end: int) -> list[tuple[int, int, str]]:
     """Every record between two positions: where it begins, its bytes, what it is."""
     program = cluster.environment.postgres.program("pg_waldump")
-    argv = [program, "-p", directory, "-t", "1", "-s", lsn(start), "-e", lsn(end)]
+    argv = [program, "-p", directory, "-t", "1", "-s", lsn_text(start), "-e", lsn_text(end)]
     printed = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
-    return [(position(at), int(bytes_), what) for bytes_, at, what in LINE.findall(printed)]
+    return [(lsn_of(at), int(bytes_), what) for bytes_, at, what in LINE.findall(printed)]
 
 
 def written(cluster: Cluster) -> tuple[int, int]:
@@ -44,7 +46,7 @@ def test_every_record_ends_where_the_next_one_begins(cluster: Cluster) -> None:
         ends = record_end(at, bytes_, size)
         if ends % PAGE == 0:  # the next one begins behind the page's header
             ends += 24 if ends % size else 40
-        assert ends == following, f"{what} of {bytes_} bytes at {lsn(at)}"
+        assert ends == following, f"{what} of {bytes_} bytes at {lsn_text(at)}"
 
 
 def test_a_record_of_which_only_the_first_page_was_written_is_not_there(cluster: Cluster, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ os_user = "{account.name}"
 [services]
 {services}
 [backups]
+survives = "server"
 redis = "{root}/backups"
 """
 LOGS = '[logs]\nbackup = "{root}/backup.log"\n'

@@ -20,6 +20,7 @@ from redis.connection import SSLConnection
 from blocks.redis import Redis
 from runbook.errors import OpsError
 from runbook.wait import until
+from tasks.acknowledged import Account, Entry
 from tasks.redis.failover.group import ANSWER_SECONDS, quick, quick_client
 from tasks.redis.server import at_once
 
@@ -76,27 +77,6 @@ def forget(master: Redis) -> None:
     """Remove it."""
     with quick(master) as client:
         client.unlink(BEGUN)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One acknowledged write: its number, when (monotonic seconds), and the server that acknowledged it."""
-
-    number: int
-    at: float
-    server: str
-
-
-@dataclass(frozen=True)
-class Account:
-    """All of a ledger's acknowledged writes, and those of them that are not on the new master."""
-
-    entries: tuple[Entry, ...]
-    missing: frozenset[int]
-
-    def on(self, address: str) -> list[Entry]:
-        """Those that one server acknowledged."""
-        return [entry for entry in self.entries if entry.server == address]
 
 
 class Ledger:

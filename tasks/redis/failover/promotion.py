@@ -13,8 +13,8 @@ from blocks.redis import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.wait import until
+from tasks.acknowledged import Account
 from tasks.redis.failover.group import Member, quick_client, read_member
-from tasks.redis.failover.ledger import Account
 from tasks.redis.sentinels import SentinelView, ask_sentinels
 
 AGREE_SECONDS = 20.0
