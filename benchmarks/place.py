@@ -45,11 +45,13 @@ _BASE = "OPS_LAB_BASE"
 
 @dataclass(frozen=True)
 class Called:
-    """One call of a flow: `seconds` of the call, and its steps (name, begun after seconds, took seconds)."""
+    """One call of a flow: `seconds` of the call, its steps (name, begun after seconds, took seconds), its facts, and
+    where its report is."""
 
     seconds: float
     steps: tuple[tuple[str, float, float], ...]
     facts: dict[str, str]
+    report: str = ""
 
     @property
     def beside_steps_seconds(self) -> float:
@@ -69,6 +71,35 @@ class Called:
         """Seconds of all steps of that name."""
         return sum(took for step, _, took in self.steps if step == name)
 
+    def told(self) -> dict[str, Any]:
+        """Its report."""
+        return dict(json.loads(Path(self.report).read_text(encoding="utf-8")))
+
+
+def call(flow: str, environment: str, *, direct: bool = False, **parameters: object) -> Called:
+    """A flow, in a process of its own, through Prefect or (`direct`) without it.
+
+    Raises:
+        OpsError: it failed.
+    """
+    given = json.dumps({"environment": environment, **parameters})
+    argv = [sys.executable, "-m", "benchmarks.call", flow, given, *(["--direct"] if direct else [])]
+    answer = json.loads(shell.run(argv, directory=CHECKOUT).stdout.splitlines()[-1])
+    steps = tuple((name, began, took) for name, began, took in answer["steps"])
+    return Called(answer["seconds"], steps, answer["facts"], answer["report"])
+
+
+@contextmanager
+def variables(**values: str) -> Iterator[None]:
+    """In the environment of this process and of those that it starts while the block runs."""
+    kept = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -86,16 +117,12 @@ class Place:
             return cursor.fetchall() if cursor.description else []
 
     def call(self, flow: str, *, direct: bool = False, **parameters: object) -> Called:
-        """A flow, in a process of its own, through Prefect or (`direct`) without it.
+        """A flow on the lab, as `call`.
 
         Raises:
             OpsError: it failed.
         """
-        given = json.dumps({"environment": NAME, **parameters})
-        argv = [sys.executable, "-m", "benchmarks.call", flow, given, *(["--direct"] if direct else [])]
-        answer = json.loads(shell.run(argv, directory=CHECKOUT).stdout.splitlines()[-1])
-        steps = tuple((name, began, took) for name, began, took in answer["steps"])
-        return Called(answer["seconds"], steps, answer["facts"])
+        return call(flow, NAME, direct=direct, **parameters)
 
     def rows(self) -> dict[str, int]:
         """Rows per table."""
