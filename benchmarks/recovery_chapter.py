@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import recovery_failover
+from benchmarks import recovery_drill, recovery_failover, recovery_pgbackrest, recovery_s3
 from benchmarks.figures import Figure
 from benchmarks.peers import Peers
 from benchmarks.place import DATABASE, NAME, Called, Place
+from benchmarks.recovery_estimate import EstimateChapter
 from runbook import shell
 from runbook.render import size
 
@@ -41,9 +42,24 @@ class RecoveryChapter:
     rows: Mapping[str, int]
 
     def figures(self) -> list[Figure]:
-        """All of them. The backups are what the points in time start from."""
-        failovers = recovery_failover.figures(self.place.tell)
-        return [*self.base_backups(), *self.points(), *self.replay(), *failovers]
+        """All of them. The backups are what the points in time start from; the drill leaves the other server as the
+        primary, so it comes last."""
+        place, rows = self.place, self.rows
+        whole = int(place.sql(f"SELECT pg_database_size('{DATABASE}')")[0][0]) >> 20
+        return [
+            *self.base_backups(),
+            *self.points(),
+            *self.replay(),
+            *recovery_s3.figures(place, self.peers, rows),
+            *self.estimates(),
+            *recovery_pgbackrest.figures(place.tell, whole),
+            *recovery_failover.figures(place.tell),
+            *recovery_drill.figures(place),
+        ]
+
+    def estimates(self) -> list[Figure]:
+        """How long a recovery would take, against how long it takes."""
+        return EstimateChapter(self.place, self.peers, self.rows).figures()
 
     def base_backups(self) -> list[Figure]:
         """Full, and incremental after an update of one row in a hundred."""
