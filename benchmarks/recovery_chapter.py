@@ -76,8 +76,8 @@ class RecoveryChapter:
         return [
             Figure.ratio("incremental base backup after 1 % updates ÷ full", [one.seconds for one in incremental],
                          [one.seconds for one in full], 0.15),
-            Figure.ratio("… their copying alone (take_base)", [one.step("take_base") for one in incremental],
-                         [one.step("take_base") for one in full]),
+            Figure.ratio("… their copying and pg_verifybackup alone (take_base)",
+                         [one.step("take_base") for one in incremental], [one.step("take_base") for one in full]),
         ]  # fmt: skip
 
     def points(self) -> list[Figure]:
