@@ -29,7 +29,8 @@ def main(target: str, parameters: str, *options: str) -> int:
         return 1
     seconds = time.monotonic() - started
     steps = [(s.name, (s.started - report.started).total_seconds(), s.seconds) for s in report.steps]
-    print(json.dumps({"seconds": seconds, "steps": steps, "facts": report.facts}))
+    told = {"seconds": seconds, "steps": steps, "facts": report.facts, "report": str(report.path or "")}
+    print(json.dumps(told))
     return 0
 
 

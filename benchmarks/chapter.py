@@ -3,8 +3,6 @@ against the tool that the manual, or anybody, would use for it."""
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +14,7 @@ from typing import Any
 from benchmarks.figures import Figure
 from benchmarks.peers import Peers
 from benchmarks.place import DATABASE, NAME, Called, Place
+from benchmarks.s3 import copies_on, keep_newest
 from lab.layout import CHECKOUT
 from runbook import shell
 from runbook.errors import OpsError
@@ -101,7 +100,7 @@ class Chapter:
     def s3(self) -> list[Figure]:
         """A backup sent to a gateway of its own each time: by `replicate_backups`, and by `aws s3 cp`."""
         _install_aws()
-        stored = self._keep_newest()
+        stored = keep_newest(self.place)
         megabytes = sum(path.stat().st_size for path in stored.rglob("*") if path.is_file()) / 1e6
         ours: list[Called] = []
         peer, starting = [], []
@@ -115,28 +114,9 @@ class Chapter:
                             f"aws s3 cp {peer[-1]:.1f} s")  # fmt: skip
         return s3_figures(ours, peer, starting, megabytes)
 
-    def _keep_newest(self) -> Path:
-        """The newest backup, which stays alone in the store: it is what both sides send."""
-        *older, newest = sorted(Path(self.place.status["stores"]["postgres"]).glob("backup_*"))
-        for path in older:
-            shutil.rmtree(path)
-        return newest
-
     def _replicate(self, server: S3Server) -> Called:
-        bucket = server.bucket()
-        text = Path(os.environ["OPS_ENVIRONMENT_FILE"]).read_text(encoding="utf-8")
-        place = f"s3://{bucket.bucket}/{bucket.prefix}"
-        lines = [f'{kind} = "{place}/{kind}"' for kind in ("postgres", "redis", "files")]
-        lines += [f'endpoint = "{server.endpoint}"', 'region = "us-east-1"', f'access_key = "{ACCESS_KEY}"']
-        section = "\n".join(["[copies]", *lines, 'secret_key_env = "OPS_BENCH_S3_SECRET"', ""])
-        changed = self.peers.directory / "bench-s3.toml"
-        changed.write_text(re.sub(r"\[copies\]\n(?:.+\n)+", section, text), encoding="utf-8")
-        kept = {"OPS_ENVIRONMENT_FILE": os.environ["OPS_ENVIRONMENT_FILE"]}
-        os.environ.update(OPS_ENVIRONMENT_FILE=str(changed), OPS_BENCH_S3_SECRET=SECRET_KEY)
-        try:
+        with copies_on(server, self.peers.directory):
             return self.place.call(REPLICATE, direct=True, kind="postgres")
-        finally:
-            os.environ.update(kept)
 
     def _copy(self, server: S3Server, stored: Path) -> float:
         bucket = server.bucket()

@@ -28,8 +28,9 @@ from runbook.wait import until
 
 NAME = "bench"
 DATABASE = "grc_db"
-# A database, the one it replaces, a copy, WAL, three dumps.
-SPACE_RATIO = 9
+# Of the data: a database, the one it replaces, a copy, each on two nodes; dumps and base backups; WAL in two archives;
+# the cluster for pgBackRest. Beside it: WAL that two nodes and the receiver keep, whatever the size of the data.
+SPACE_RATIO, SPACE_MEGABYTES = 18, 8192
 TABLES = ("users", "interview_sessions", "interview_messages", "evaluations", "audit_events")
 SMOKE_ROWS = 10
 # Every 25th row: less than what calls autovacuum or autoanalyze (5 % in the lab), which would take a side's work away.
@@ -45,11 +46,13 @@ _BASE = "OPS_LAB_BASE"
 
 @dataclass(frozen=True)
 class Called:
-    """One call of a flow: `seconds` of the call, and its steps (name, begun after seconds, took seconds)."""
+    """One call of a flow: `seconds` of the call, its steps (name, begun after seconds, took seconds), its facts, and
+    where its report is."""
 
     seconds: float
     steps: tuple[tuple[str, float, float], ...]
     facts: dict[str, str]
+    report: str = ""
 
     @property
     def beside_steps_seconds(self) -> float:
@@ -69,6 +72,35 @@ class Called:
         """Seconds of all steps of that name."""
         return sum(took for step, _, took in self.steps if step == name)
 
+    def told(self) -> dict[str, Any]:
+        """Its report."""
+        return dict(json.loads(Path(self.report).read_text(encoding="utf-8")))
+
+
+def call(flow: str, environment: str, *, direct: bool = False, **parameters: object) -> Called:
+    """A flow, in a process of its own, through Prefect or (`direct`) without it.
+
+    Raises:
+        OpsError: it failed.
+    """
+    given = json.dumps({"environment": environment, **parameters})
+    argv = [sys.executable, "-m", "benchmarks.call", flow, given, *(["--direct"] if direct else [])]
+    answer = json.loads(shell.run(argv, directory=CHECKOUT).stdout.splitlines()[-1])
+    steps = tuple((name, began, took) for name, began, took in answer["steps"])
+    return Called(answer["seconds"], steps, answer["facts"], answer["report"])
+
+
+@contextmanager
+def variables(**values: str) -> Iterator[None]:
+    """In the environment of this process and of those that it starts while the block runs."""
+    kept = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -86,16 +118,12 @@ class Place:
             return cursor.fetchall() if cursor.description else []
 
     def call(self, flow: str, *, direct: bool = False, **parameters: object) -> Called:
-        """A flow, in a process of its own, through Prefect or (`direct`) without it.
+        """A flow on the lab, as `call`.
 
         Raises:
             OpsError: it failed.
         """
-        given = json.dumps({"environment": NAME, **parameters})
-        argv = [sys.executable, "-m", "benchmarks.call", flow, given, *(["--direct"] if direct else [])]
-        answer = json.loads(shell.run(argv, directory=CHECKOUT).stdout.splitlines()[-1])
-        steps = tuple((name, began, took) for name, began, took in answer["steps"])
-        return Called(answer["seconds"], steps, answer["facts"])
+        return call(flow, NAME, direct=direct, **parameters)
 
     def rows(self) -> dict[str, int]:
         """Rows per table."""
@@ -192,7 +220,7 @@ def _up(megabytes: int, tell: Tell) -> Place:
 
 def _require_room(directory: Path, megabytes: int) -> None:
     there = next(path for path in (directory, *directory.parents) if path.exists())
-    needed, free = megabytes * SPACE_RATIO << 20, shutil.disk_usage(there).free
+    needed, free = megabytes * SPACE_RATIO + SPACE_MEGABYTES << 20, shutil.disk_usage(there).free
     if free < needed:
         raise OpsError(f"{free >> 20} MB are free, {needed >> 20} are needed", "choose fewer: make bench MEGABYTES=100")
 

@@ -6,34 +6,23 @@ clusters of their own under writing clients, new in each round.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import recovery_drill, recovery_failover, recovery_pgbackrest, recovery_s3
 from benchmarks.figures import Figure
 from benchmarks.peers import Peers
 from benchmarks.place import DATABASE, NAME, Called, Place
-from lab.layout import CHECKOUT
-from lab.progress import Tell
+from benchmarks.recovery_estimate import EstimateChapter
 from runbook import shell
 from runbook.render import size
-from tests import clusters
-from tests.clusters import Cluster, running_cluster
-from tests.templates import Template
 
 ROUNDS = 2
-FAILOVER_ROUNDS = 3
 BACKUP = "flows.database.base_backup:backup_cluster"
 POINT = "flows.recovery.point_in_time:restore_to_point"
 REJOIN = "flows.recovery.postgres_failover:rejoin_standby"
-FAILOVER = "flows.recovery.postgres_failover:postgres_failover"
-PHASES = ("decision", "fencing", "promote", "first acknowledged write")
-BAR_SECONDS = 3.0
 WAL_BYTES = 1 << 30
 # One row of a hundred, all over the pages.
 ONE_PERCENT = (
@@ -53,8 +42,24 @@ class RecoveryChapter:
     rows: Mapping[str, int]
 
     def figures(self) -> list[Figure]:
-        """All of them. The backups are what the points in time start from."""
-        return [*self.base_backups(), *self.points(), *self.replay(), *failovers(self.place.tell)]
+        """All of them. The backups are what the points in time start from; the drill leaves the other server as the
+        primary, so it comes last."""
+        place, rows = self.place, self.rows
+        whole = int(place.sql(f"SELECT pg_database_size('{DATABASE}')")[0][0]) >> 20
+        return [
+            *self.base_backups(),
+            *self.points(),
+            *self.replay(),
+            *recovery_s3.figures(place, self.peers, rows),
+            *self.estimates(),
+            *recovery_pgbackrest.figures(place.tell, whole),
+            *recovery_failover.figures(place.tell),
+            *recovery_drill.figures(place),
+        ]
+
+    def estimates(self) -> list[Figure]:
+        """How long a recovery would take, against how long it takes."""
+        return EstimateChapter(self.place, self.peers, self.rows).figures()
 
     def base_backups(self) -> list[Figure]:
         """Full, and incremental after an update of one row in a hundred."""
@@ -71,8 +76,8 @@ class RecoveryChapter:
         return [
             Figure.ratio("incremental base backup after 1 % updates ÷ full", [one.seconds for one in incremental],
                          [one.seconds for one in full], 0.15),
-            Figure.ratio("… their copying alone (take_base)", [one.step("take_base") for one in incremental],
-                         [one.step("take_base") for one in full]),
+            Figure.ratio("… their copying and pg_verifybackup alone (take_base)",
+                         [one.step("take_base") for one in incremental], [one.step("take_base") for one in full]),
         ]  # fmt: skip
 
     def points(self) -> list[Figure]:
@@ -133,64 +138,3 @@ class RecoveryChapter:
                    shown=f"{size(written / max(seconds, 1e-9))} a second"),
             Figure.seconds("… the whole restore with that WAL", [called.seconds]),
         ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Round:
-    """One failover: seconds of each phase, and what a client saw."""
-
-    phases: dict[str, float]
-    acknowledged: int
-    lost: int
-
-
-def failovers(tell: Tell) -> list[Figure]:
-    """Planned, and of a primary that was killed, with commits that wait for the standby or the receiver.
-
-    Raises:
-        OpsError: one failed.
-    """
-    found: list[Figure] = []
-    template = Template.made()
-    try:
-        for mode in ("planned", "unplanned"):
-            done = [failover(template, mode) for _ in range(FAILOVER_ROUNDS)]
-            lost, writes = sum(one.lost for one in done), sum(one.acknowledged for one in done)
-            tell(f"postgres failover, {mode}: {lost} of {writes:,} acknowledged writes lost")
-            for phase in PHASES:
-                found.append(Figure.seconds(f"PostgreSQL failover, {mode}: {phase}",
-                                            [one.phases[phase] for one in done]))  # fmt: skip
-            together = [one.phases["promote"] + one.phases["first acknowledged write"] for one in done]
-            found.append(Figure.seconds("… promote → first acknowledged write", together, BAR_SECONDS))
-            found.append(Figure("… acknowledged writes lost", lost, 0, shown=f"{lost} of {writes:,}"))
-    finally:
-        template.remove()
-    return found
-
-
-def failover(template: Template, mode: str) -> Round:
-    """One, under two clients that write all the time."""
-    with _cluster(template) as cluster, cluster.writing() as writes:
-        writes.wait(200)
-        if mode == "unplanned":
-            cluster.crash("postgres")
-        argv = [sys.executable, "-m", "benchmarks.call", FAILOVER]
-        argv += [json.dumps({"environment": clusters.NAME, "mode": mode, "confirm": clusters.NAME}), "--direct"]
-        facts = json.loads(shell.run(argv, directory=CHECKOUT).stdout.splitlines()[-1])["facts"]
-        writes.wait(50)
-        lost = writes.lost(cluster.sql("standby", "SELECT id FROM writes"))
-        phases = {phase: float(facts[phase].removesuffix(" s")) for phase in PHASES}
-        return Round(phases, len(writes.acknowledged), len(lost))
-
-
-@contextmanager
-def _cluster(template: Template) -> Iterator[Cluster]:
-    """Registered as an environment, for processes that this one starts."""
-    kept = dict(os.environ)
-    try:
-        with running_cluster(template) as cluster:
-            os.environ.update(cluster.variables)
-            yield cluster
-    finally:
-        os.environ.clear()
-        os.environ.update(kept)

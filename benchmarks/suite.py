@@ -21,7 +21,7 @@ from tasks.postgres.copy import default_jobs
 from tasks.postgres.dump import best_compression
 from tasks.stores.directory import DirectoryStore
 
-CHAPTER, RECOVERY = "chapter", "recovery"
+CHAPTER, RECOVERY, ESTIMATE = "chapter", "recovery", "estimate"
 ROUNDS = 3
 RESTORE_ROUNDS = 2
 IDLE_SECONDS = 12.0
@@ -42,7 +42,7 @@ class Suite:
     profile: list[Called] = field(default_factory=list)
 
     def run(self, only: str = "") -> None:
-        """Measure everything, the restores lead the table; or `only` the database or recovery chapter.
+        """Measure everything, the restores lead the table; or `only` one chapter, or the estimate of the RTO.
 
         Raises:
             OpsError: a side failed, or is not healthy afterwards.
@@ -53,7 +53,12 @@ class Suite:
             peers.back_up()
             self.figures = Chapter(self.place, peers, self.place.rows()).figures()
             return
+        if only == ESTIMATE:
+            peers.directory.mkdir(exist_ok=True)
+            self.figures = RecoveryChapter(self.place, peers, self.place.rows()).estimates()
+            return
         if only == RECOVERY:
+            self.place.call(BACKUP)
             self.place.call(BACKUP_REDIS)
             self.place.call(BACKUP_FILES)
             peers.back_up()

@@ -113,11 +113,19 @@ os_user = "{user}\""""
 
 
 class Cluster:
-    """One cluster. `settings` are lines of postgresql.conf for both nodes; `programs` run under its supervisor too."""
+    """One cluster. `settings` are lines of postgresql.conf for both nodes; `programs` run under its supervisor too;
+    `on_disk`: also where there is plenty of memory."""
 
-    def __init__(self, template: Template, *, settings: Sequence[str] = (), programs: Sequence[Program] = ()) -> None:
+    def __init__(
+        self,
+        template: Template,
+        *,
+        settings: Sequence[str] = (),
+        programs: Sequence[Program] = (),
+        on_disk: bool = False,
+    ) -> None:
         self.account, self.binaries = Account.of_servers(), binaries()
-        self.layout = Layout(new_directory("pair"), "cluster")
+        self.layout = Layout(new_directory("pair", on_disk=on_disk), "cluster")
         self.state = State(str(self.layout.root), Ports.chosen(taken_ports()), template.passwords)
         self.supervisor = Supervisor(
             self.layout.supervisor, self.state.ports.supervisor, self.state.passwords.supervisor, self.layout.logs
@@ -400,11 +408,16 @@ class Cluster:
 
 @contextlib.contextmanager
 def running_cluster(
-    template: Template, *, settings: Sequence[str] = (), programs: Sequence[Program] = (), fresh: bool = False
+    template: Template,
+    *,
+    settings: Sequence[str] = (),
+    programs: Sequence[Program] = (),
+    fresh: bool = False,
+    on_disk: bool = False,
 ) -> Iterator[Cluster]:
     """A cluster of which everything runs and streams; ended and removed when the block is left."""
     own = Template.made() if fresh else template
-    cluster = Cluster(own, settings=settings, programs=programs)
+    cluster = Cluster(own, settings=settings, programs=programs, on_disk=on_disk)
     try:
         cluster.launch()
         cluster.start("postgres")

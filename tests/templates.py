@@ -21,14 +21,14 @@ from tests.servers import binaries, taken_ports
 _PREFIX = "ops-cluster-"
 
 
-def new_directory(kind: str) -> Path:
+def new_directory(kind: str, *, on_disk: bool = False) -> Path:
     """A new one, which the servers' user can traverse to: in memory where there is plenty, since a disk takes ten times
     as long for the copies, and what these tests kill are processes. What killed test runs left is removed."""
     memory, disk = Path("/dev/shm"), Path("/var/tmp")
     for left in (*memory.glob(f"{_PREFIX}*"), *disk.glob(f"{_PREFIX}*")):
         if not psutil.pid_exists(int(left.name.removeprefix(_PREFIX).split("-")[0])):
             shutil.rmtree(left, ignore_errors=True)
-    roomy = memory.is_dir() and shutil.disk_usage(memory).free > 4 << 30
+    roomy = not on_disk and memory.is_dir() and shutil.disk_usage(memory).free > 4 << 30
     made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-{kind}-", dir=memory if roomy else disk))
     made.chmod(0o755)
     return made

@@ -79,6 +79,9 @@ def test_nothing_is_lost_every_phase_is_timed_and_a_sabotaged_standby_is_refused
     assert [row[:2] for row in controls] == [(PAUSED, "postgres-failover"), (FOREIGN, "postgres-failover")]
     assert ["replay is not paused" in row[2] for row in controls] == [True, False]
     assert ["system identifier" in row[2] for row in controls] == [False, True]
+    seconds = {row[0]: float(row[1]) for row in table(report, "The drill's seconds")}
+    assert min(seconds.values()) > 0
+    assert sum(seconds.values()) < report.seconds + 0.1, "no second is counted twice"
     boxes = {row[2]: row[1] for row in table(report, "Training checklist (§8.4)")}
     assert len(boxes) == 31
     assert boxes["ログイン機能確認"] == boxes["監視アラートの発火確認"] == "☑"
