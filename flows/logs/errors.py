@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
+from zoneinfo import ZoneInfo
 
 from prefect import flow
 from pydantic import Field
@@ -56,12 +57,12 @@ def summarise_errors(
         levels = (*LEVELS, "WARNING", "WARN") if warnings else LEVELS
         wanted = Conditions().within(before, end).equals("level", levels)
         files = find_logs(Path(env.logs.app))
-        with reading(files, since=before) as source:
+        with reading(files, env.zone, since=before) as source:
             bad = source.pick(COLUMNS, wanted.sql, wanted.parameters)
             found = kinds(source, since)
             reaches = len(source.files) < len(files) or (begins_at(files[0]) or end) <= before
             _tell_kinds(report, found, known=reaches)
-            _tell_hours(report, source, since, end)
+            _tell_hours(report, source, since, end, env.zone)
             tell_read(report, source, bad)
         total = sum(one.count for one in found)
         report.outcome = f"{total:,} errors of {len(found)} kinds in {hours} h"
@@ -74,7 +75,7 @@ def _tell_kinds(report: Report, found: list[Kind], *, known: bool) -> None:
     report.fact("errors", f"{total:,}; as many hours before {f'{before:,} of these kinds' if known else 'not known'}")
     report.table(
         f"What they say (the first {min(len(found), SHOWN)} of {len(found)} kinds)",
-        ("", "lines", "before", "level", "kind", "modules", "first (UTC)", "last (UTC)", "the newest, masked"),
+        ("", "lines", "before", "level", "kind", "modules", "first", "last", "the newest, masked"),
         [("new" if known and not one.before else "", one.count, one.before if known else "?", one.level,
           masked(one.text)[:200], one.modules, f"{one.first:%m-%d %H:%M:%S}", f"{one.last:%m-%d %H:%M:%S}",
           masked(one.example)[:300]) for one in found[:SHOWN]],
@@ -93,15 +94,16 @@ def _tell_kinds(report: Report, found: list[Kind], *, known: bool) -> None:
                   otherwise=Status.WARN)  # fmt: skip
 
 
-def _tell_hours(report: Report, source: Source, since: datetime, end: datetime) -> None:
+def _tell_hours(report: Report, source: Source, since: datetime, end: datetime, zone: ZoneInfo) -> None:
     """When, and where from."""
     of = {"since": utc(since)}
-    query = "SELECT date_trunc('hour', time), count(*) FROM picked WHERE time >= $since GROUP BY 1"
+    query = "SELECT date_trunc('hour', here), count(*) FROM picked WHERE time >= $since GROUP BY 1"
     counts = dict(source.rows(query, of))
-    hour, lines = utc(since).replace(minute=0, second=0, microsecond=0), list[Bar]()
-    while hour < utc(end) and len(lines) < 24 * 7:
-        lines.append(Bar(f"{hour:%m-%d %H:00} UTC", (counts.get(hour, 0),), f"{counts.get(hour, 0):,}"))
+    hour, last = (moment.astimezone(zone).replace(tzinfo=None) for moment in (since, end))
+    hour, lines = hour.replace(minute=0, second=0, microsecond=0), list[Bar]()
+    while hour < last and len(lines) < 24 * 7:
+        lines.append(Bar(f"{hour:%m-%d %H:00}", (counts.get(hour, 0),), f"{counts.get(hour, 0):,}"))
         hour += timedelta(hours=1)
-    report.attach(Evidence("Errors by hour", svg=bars(lines)))
+    report.attach(Evidence(f"Errors by hour ({zone.key})", svg=bars(lines)))
     query = "SELECT module, level, count(*) FROM picked WHERE time >= $since GROUP BY ALL ORDER BY 3 DESC LIMIT 20"
     report.table("By module", ("module", "level", "lines"), source.rows(query, of))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,18 +9,25 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
+from flows.logs.evidence import keep_lines
 from flows.logs.steps import Log, path_of, tell_read
-from runbook.render import key
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.logs.conditions import Conditions, parse_moment
 from tasks.logs.files import find_logs
-from tasks.logs.masking import masked, masked_value
+from tasks.logs.masking import masked
 from tasks.logs.source import Source, reading
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 SHOWN = 50
-COLUMNS = {"time": "time", "level": "level", "module": "coalesce(module, logger)", "message": "message", "line": "line"}
+COLUMNS = {
+    "time": "time",
+    "here": "here",
+    "level": "level",
+    "module": "coalesce(module, logger)",
+    "message": "message",
+    "line": "line",
+}
 
 
 @flow(name="search-logs", flow_run_name="search-logs {environment}")
@@ -70,45 +76,39 @@ def search_logs(
         if module:
             wanted.equals("coalesce(module, logger)", module)
         wanted.contains(text).matches(regex).fields(fields)
-        with reading(find_logs(Path(path_of(env, log))), since=begin) as source:
+        with reading(find_logs(Path(path_of(env, log))), env.zone, since=begin) as source:
             bad = source.pick(COLUMNS, wanted.sql, wanted.parameters)
-            count = _tell_counts(report, source)
+            count = _tell_counts(report, env, source)
             _keep(report, env, source, first)
             tell_read(report, source, bad)
         report.outcome = f"{count:,} lines found"
     return report
 
 
-def _tell_counts(report: Report, source: Source) -> int:
+def _tell_counts(report: Report, env: Environment, source: Source) -> int:
     """How many, by level, module and hour."""
     count, undated, begin, end = source.rows(
-        "SELECT count(*), count(*) - count(time), min(time), max(time) FROM picked"
+        "SELECT count(*), count(*) - count(time), min(here), max(here) FROM picked"
     )[0]
     report.fact(
-        "found", f"{count:,} lines" + (f", from {begin:%Y-%m-%d %H:%M:%S} to {end:%H:%M:%S} UTC" if begin else "")
+        "found",
+        f"{count:,} lines"
+        + (f", from {begin:%Y-%m-%d %H:%M:%S} to {end:%Y-%m-%d %H:%M:%S} {env.zone.key}" if begin else ""),
     )
     if undated:
         report.warn("lines without a time", "a search by time does not find them", value=f"{undated:,}")
     groups = source.rows("SELECT level, module, count(*) FROM picked GROUP BY ALL ORDER BY 3 DESC, 1, 2 LIMIT 30")
     report.table("By level and module", ("level", "module", "lines"), groups)
-    hours = source.rows("SELECT strftime(time, '%Y-%m-%d %H:00'), count(*) FROM picked WHERE time IS NOT NULL "
+    hours = source.rows("SELECT strftime(here, '%Y-%m-%d %H:00'), count(*) FROM picked WHERE time IS NOT NULL "
                         "GROUP BY 1 ORDER BY 1 DESC LIMIT 48")  # fmt: skip
-    report.table("By hour (UTC, the newest 48)", ("hour", "lines"), hours)
+    report.table(f"By hour ({env.zone.key}, the newest 48)", ("hour", "lines"), hours)
     return int(count)
 
 
 def _keep(report: Report, env: Environment, source: Source, first: int) -> None:
     """The first ones: some in the report, all of them in a file of their own."""
-    query = "SELECT strftime(time, '%Y-%m-%d %H:%M:%S'), level, module, message, line FROM picked ORDER BY time, line"
+    query = "SELECT strftime(here, '%Y-%m-%d %H:%M:%S'), level, module, message, line FROM picked ORDER BY time, line"
     rows = source.rows(f"{query} LIMIT $first", {"first": first})
     shown = [(time, level, module, masked(message or "")[:300]) for time, level, module, message, _ in rows[:SHOWN]]
-    report.table(f"The first {len(shown)}", ("time (UTC)", "level", "module", "message"), shown)
-    if not rows:
-        return
-    folder = env.reports_directory / "evidence"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / f"{report.started:%Y%m%dT%H%M%SZ}-{key(report)}.jsonl"
-    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        path.chmod(0o600)
-        file.writelines(json.dumps(masked_value(json.loads(row[4])), ensure_ascii=False) + "\n" for row in rows)
-    report.fact("evidence", f"{path}: {len(rows):,} lines, masked")
+    report.table(f"The first {len(shown)}", (f"time ({env.zone.key})", "level", "module", "message"), shown)
+    keep_lines(report, env, [row[4] for row in rows])

@@ -27,6 +27,7 @@ def template(expression: str) -> str:
 
 COLUMNS = {
     "time": "time",
+    "here": "here",
     "level": "level",
     "module": "coalesce(module, logger, '')",
     "kind": template("coalesce(message, '')"),
@@ -49,12 +50,13 @@ class Kind:
 
 
 def kinds(source: Source, since: datetime) -> list[Kind]:
-    """What was picked with COLUMNS, the most frequent first: later than `since`, and how many before it."""
+    """What was picked with COLUMNS, the most frequent first: later than `since`, and how many before it; `first` and
+    `last` in the operators' zone."""
     rows = source.rows(
         """
         SELECT level, kind, count(*) FILTER (time >= $since), count(*) FILTER (time < $since),
                string_agg(DISTINCT module, ', ' ORDER BY module) FILTER (time >= $since),
-               min(time) FILTER (time >= $since), max(time) FILTER (time >= $since),
+               min(here) FILTER (time >= $since), max(here) FILTER (time >= $since),
                arg_max(message, time)
         FROM picked GROUP BY level, kind HAVING count(*) FILTER (time >= $since) > 0
         ORDER BY 3 DESC, kind LIMIT $most

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
 from typing import IO
+from zoneinfo import ZoneInfo
 
 import duckdb
 
@@ -49,7 +50,8 @@ class Source:
     def pick(self, columns: Mapping[str, str], where: str, parameters: Mapping[str, object]) -> int:
         """Read all files once, into the table `picked`: expressions of the lines for which `where` holds.
 
-        Expressions may use `line` (the JSON), `time` (UTC), and the names of `FIELDS`, NULL where a line has none.
+        Expressions may use `line` (the JSON), `time` (UTC), `here` (the same in the operators' zone), and the names of
+        `FIELDS`, NULL where a line has none.
         Returns how many lines are no JSON objects.
 
         Raises:
@@ -72,7 +74,7 @@ class Source:
 
 
 @contextmanager
-def reading(files: Sequence[LogFile], *, since: datetime | None = None) -> Iterator[Source]:
+def reading(files: Sequence[LogFile], zone: ZoneInfo, *, since: datetime | None = None) -> Iterator[Source]:
     """Open logs, but for files that were written last before `since`: a rename while they are read changes nothing.
 
     Raises:
@@ -94,7 +96,7 @@ def reading(files: Sequence[LogFile], *, since: datetime | None = None) -> Itera
         if wanted and not places:
             name, why = next(iter(source.unreadable.items()))
             raise OpsError(f"{name} cannot be read: {why}", "run the worker as a user that may read the logs")
-        connection.execute(_view(places))
+        connection.execute(_view(places, zone.key))
         yield source
 
 
@@ -128,21 +130,23 @@ def _unpack(source: Source, file: LogFile, content: IO[bytes], into: int) -> Non
         source.unreadable[file.path.name] = f"damaged, read up to there: {error}"
 
 
-def _view(places: Sequence[str]) -> str:
-    """`lines`: bad (no JSON object), line, time, and FIELDS."""
+def _view(places: Sequence[str], zone: str) -> str:
+    """`lines`: bad (no JSON object), line, time, here, and FIELDS."""
     if not places:
         empty = ", ".join(f"NULL::VARCHAR AS {name}" for name in (*FIELDS, "line"))
-        return f"CREATE TEMP VIEW lines AS SELECT false AS bad, NULL::TIMESTAMP AS time, {empty} WHERE false"
+        times = "NULL::TIMESTAMP AS time, NULL::TIMESTAMP AS here"
+        return f"CREATE TEMP VIEW lines AS SELECT false AS bad, {times}, {empty} WHERE false"
     paths = ", ".join(f"'{place}'" for place in places)
     names = ", ".join(f"'$.{name}'" for name in FIELDS)
     fields = ", ".join(f"part[{number}] AS {name}" for number, name in enumerate(FIELDS, 1))
     return f"""
         CREATE TEMP VIEW lines AS
         SELECT json IS NULL OR NOT starts_with(ltrim(json), '{{') AS bad, json AS line,
-               timezone('UTC', try_cast(replace(part[1], ',', '.') AS TIMESTAMPTZ)) AS time, {fields}
-        FROM (SELECT json, json_extract_string(json, [{names}]) AS part
+               timezone('UTC', moment) AS time, timezone('{zone}', moment) AS here, {fields}
+        FROM (SELECT *, try_cast(replace(part[1], ',', '.') AS TIMESTAMPTZ) AS moment FROM (
+              SELECT json, json_extract_string(json, [{names}]) AS part
               FROM read_ndjson_objects([{paths}], ignore_errors = true, compression = 'none',
-                                       maximum_object_size = {LONGEST_LINE_BYTES}))
+                                       maximum_object_size = {LONGEST_LINE_BYTES})))
     """  # noqa: S608 - paths of open files and this module's own names
 
 
