@@ -97,6 +97,7 @@ class Logs(Block):
     app: str = Field(default="/var/log/grc/app.log")
     audit: str = Field(default="/var/log/grc/audit.log")
     backup: str = Field(default="/var/log/db_backup.log")
+    rotation: str = Field(default="/etc/logrotate.d/grc", description="logrotate's configuration for them")
 
 
 class Certificates(Block):

@@ -14,23 +14,23 @@ from tasks.logs.source import Source
 Log = Literal["app", "audit"]
 
 
-def tell_read(report: Report, source: Source, bad: int) -> None:
+def tell_read(report: Report, source: Source, bad: int, of: str = "") -> None:
     """Files, lines that are no JSON, and files that cannot be read: nothing is left out silently."""
     names = ", ".join(file.path.name for file in source.files) or "none of the files was written to in that time"
-    report.fact("read", f"{size(source.bytes)} in {len(source.files)} files: {names}")
+    report.fact(f"{of}read", f"{size(source.bytes)} in {len(source.files)} files: {names}")
     for name, why in sorted(source.unreadable.items()):
-        report.warn(f"{name} is whole", "what it holds is not counted: look at the file, and at this user's rights",
+        report.warn(f"{of}{name} is whole", "what it holds is not counted: look at the file, and at this user's rights",
                     value=why)  # fmt: skip
     if bad and is_half_written(source.files):
         bad -= 1
-        report.fact("half-written", "the newest line is not at its end yet: it is not counted")
+        report.fact(f"{of}half-written", "the newest line is not at its end yet: it is not counted")
     if not bad:
-        report.expect("lines that are no JSON objects", True, "", value="none")
+        report.expect(f"{of}lines that are no JSON objects", True, "", value="none")
         return
-    report.warn("lines that are no JSON objects", "they are in none of the counts: find out who writes them",
+    report.warn(f"{of}lines that are no JSON objects", "they are in none of the counts: find out who writes them",
                 value=f"{bad:,}", expected="none")  # fmt: skip
     samples = [(one.file, one.line, masked(one.text)) for one in find_bad_lines(source.files)]
-    report.table("Lines that are no JSON objects (the first ones)", ("file", "line", "text"), samples)
+    report.table(f"{of}Lines that are no JSON objects (the first ones)", ("file", "line", "text"), samples)
 
 
 def path_of(env: Environment, log: Log) -> str:

@@ -17,9 +17,11 @@ REMOVE = "remove rotated log"
 
 @dataclass(frozen=True)
 class Holders:
-    """Which files processes of this host have open: inode → what holds it. `whole`: all processes could be asked."""
+    """Which files processes of this host have open: inode → what holds it; `writing`: those that are written to.
+    `whole`: all processes could be asked."""
 
     by_inode: dict[int, str]
+    writing: frozenset[int]
     whole: bool
 
 
@@ -27,7 +29,7 @@ class Holders:
 def read_holders(files: Sequence[LogFile]) -> Holders:
     """Who has files open, by /proc: a log that was renamed may still be written to."""
     wanted = {file.inode: (file.path.stat().st_dev if file.path.exists() else -1) for file in files}
-    found, whole = dict[int, str](), True
+    found, writing, whole = dict[int, str](), set[int](), True
     for process in (path for path in Path("/proc").iterdir() if path.name.isdecimal()):
         if process.name == str(os.getpid()):
             continue
@@ -45,7 +47,18 @@ def read_holders(files: Sequence[LogFile]) -> Holders:
                 continue
             if wanted.get(stat.st_ino) == stat.st_dev:
                 found[stat.st_ino] = f"{_name(process)} (pid {process.name})"
-    return Holders(found, whole)
+                if _writes(process / "fdinfo" / handle.name):
+                    writing.add(stat.st_ino)
+    return Holders(found, frozenset(writing), whole)
+
+
+def _writes(info: Path) -> bool:
+    """https://man7.org/linux/man-pages/man5/proc_pid_fdinfo.5.html"""
+    try:
+        (flags,) = (line.split()[1] for line in info.read_text().splitlines() if line.startswith("flags:"))
+    except (OSError, ValueError):
+        return False
+    return int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
 
 
 def _name(process: Path) -> str:

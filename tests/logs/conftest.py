@@ -22,6 +22,7 @@ names = {{}}
 [logs]
 app = "{base}/log/app.log"
 audit = "{base}/log/audit.log"
+rotation = "{base}/logrotate.conf"
 """
 NOON = datetime(2026, 2, 15, 12, tzinfo=UTC)
 
