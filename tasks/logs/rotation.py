@@ -27,6 +27,7 @@ _OFTEN = ("hourly", "daily", "weekly", "monthly", "yearly", "size", "maxsize")
 _BLOCK = re.compile(r"([^{}]*)\{([^{}]*)\}", re.DOTALL)
 _SCRIPT = re.compile(r"^\s*(?:pre|post|first|last)(?:rotate|action)\b.*?^\s*endscript\b", re.DOTALL | re.MULTILINE)
 TIMEOUT_SECONDS = 20
+PLACES = "/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin"  # a worker's PATH may lack the first
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,25 @@ def read_rotation(configuration: Path, log: Path) -> Rotation:
     blocks = tuple(
         block for patterns, block in _blocks(text) if any(fnmatch.fnmatch(str(log), one) for one in patterns)
     )
-    if not shutil.which("logrotate", path="/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"):
+    if not is_installed():
         return Rotation(blocks, asked=False)
     return Rotation(blocks, _complaints(configuration))
+
+
+def is_installed() -> bool:
+    """Whether there is a logrotate on this host."""
+    return bool(shutil.which("logrotate", path=PLACES))
+
+
+def program() -> str:
+    """Its path.
+
+    Raises:
+        OpsError: it is not installed.
+    """
+    if found := shutil.which("logrotate", path=PLACES):
+        return found
+    raise OpsError("logrotate is not installed on this host", "apt install logrotate, then launch this again")
 
 
 def _blocks(text: str) -> list[tuple[list[str], dict[str, str]]]:
@@ -91,9 +108,8 @@ def _directives(text: str) -> dict[str, str]:
 
 
 def _complaints(configuration: Path) -> str:
-    program = shutil.which("logrotate", path="/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin") or "logrotate"
     with tempfile.TemporaryDirectory(prefix="ops-logrotate-") as state:
-        argv = [program, "-d", "-s", f"{state}/state", str(configuration)]
+        argv = [program(), "-d", "-s", f"{state}/state", str(configuration)]
         try:
             text = run(argv, timeout_seconds=TIMEOUT_SECONDS).stderr
         except CommandFailed as error:
