@@ -10,7 +10,7 @@ import pytest
 from flows.logs.audit import search_audit_log
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
-from tests.logs.conftest import NAME, NOON, every, line
+from tests.logfiles import NAME, NOON, every, line
 
 DAY = timedelta(days=1)
 

@@ -14,7 +14,7 @@ from flows.logs.check import check_logging
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks.logs import rotation
-from tests.logs.conftest import NAME
+from tests.logfiles import NAME
 
 MISSING = {f"{log}: logrotate takes its configuration": "logrotate is not installed" for log in ("app", "audit")}
 BLOCK = """

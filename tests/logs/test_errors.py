@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flows.logs.errors import summarise_errors
 from runbook.report import Report, Status
-from tests.logs.conftest import NAME, NOON, every, line
+from tests.logfiles import NAME, NOON, every, line
 
 UNTIL = (NOON + timedelta(hours=12)).isoformat()
 

@@ -14,14 +14,14 @@ from flows.logs.rotation import rotate_logs
 from lab.client import Lab
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Status
-from tests.logs.conftest import NAME, logs  # noqa: F401 - a fixture
+from tests.logfiles import NAME
 from tests.logs.test_check import bad, rightly
 
 pytestmark = pytest.mark.system
 
 
 @pytest.fixture
-def right(logs: Path) -> Path:  # noqa: F811
+def right(logs: Path) -> Path:
     """As root's files: logrotate takes no other's."""
     return rightly(logs)
 
