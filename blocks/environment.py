@@ -15,7 +15,7 @@ from prefect.context import FlowRunContext
 from pydantic import Field, PrivateAttr, field_validator
 
 from blocks.nodes import primary_first
-from blocks.places import Application, Backups, Certificates, Endpoint, Logs
+from blocks.places import AIProviders, Application, Backups, Certificates, Endpoint, Logs
 from blocks.postgres import Postgres
 from blocks.redis import Redis
 from blocks.services import Services
@@ -156,6 +156,11 @@ class Environment(Block):
     def logs(self) -> Logs:
         """The application's logs."""
         return cast(Logs, self._part("logs"))
+
+    @property
+    def ai_providers(self) -> AIProviders:
+        """The AI providers (`has("ai_providers")`)."""
+        return cast(AIProviders, self._part("ai_providers"))
 
     @property
     def certificates(self) -> Certificates:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
@@ -100,6 +100,21 @@ class Logs(Block):
     app: str = Field(default="/var/log/grc/app.log")
     audit: str = Field(default="/var/log/grc/audit.log")
     backup: str = Field(default="/var/log/db_backup.log")
+    rotation: str = Field(default="/etc/logrotate.d/grc", description="logrotate's configuration for them")
+
+
+class AIProviders(Block):
+    """The AI providers that the application asks, and what their answers cost."""
+
+    _block_type_name = "Ops AI providers"
+    _block_type_slug = "ops-ai-providers"
+
+    prices: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(
+        default={}, description="model → price of a million prompt tokens and of a million completion tokens"
+    )
+    prices_from: str = Field(default="", description="where the prices are from, and of which day")
+    currency: str = Field(default="USD")
+    budget: float = Field(default=0, ge=0, description="of a month; 0: none")
 
 
 class Certificates(Block):

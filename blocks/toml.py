@@ -15,7 +15,7 @@ from prefect.blocks.core import Block
 from pydantic import ValidationError
 
 from blocks.environment import Environment
-from blocks.places import Application, Backups, Certificates, Endpoint, Logs
+from blocks.places import AIProviders, Application, Backups, Certificates, Endpoint, Logs
 from blocks.postgres import Postgres
 from blocks.redis import Redis
 from blocks.services import SupervisorServices, SystemdServices
@@ -33,6 +33,7 @@ PARTS: dict[str, type[Block]] = {
     "application": Application,
     "endpoint": Endpoint,
     "logs": Logs,
+    "ai_providers": AIProviders,
     "certificates": Certificates,
 }
 SERVICES: dict[str, type[Block]] = {"supervisor": SupervisorServices, "systemd": SystemdServices}

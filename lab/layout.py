@@ -127,6 +127,11 @@ class Layout:
         return self.root / "etc"
 
     @property
+    def rotation(self) -> Path:
+        """logrotate's configuration for the application's logs."""
+        return self.root / "etc" / "logrotate.conf"
+
+    @property
     def postgresql_conf(self) -> Path:
         return self.etc / "postgresql" / "postgresql.conf"
 

@@ -13,6 +13,7 @@ from lab.binaries import Binaries
 from lab.layout import PYTHON, STORES, Layout
 from lab.nodes import Node, nodes, primary_first
 from lab.processes import Account, write
+from lab.rotation import rotation
 from lab.state import State
 from lab.supervision import Program, Supervisor
 
@@ -133,6 +134,7 @@ class Services:
                 write(path, text, 0o600, self.account)
                 known[str(path)], changed = digest, True
         write(ledger, json.dumps(known, indent=2) + "\n", 0o600)
+        write(self.layout.rotation, rotation(self.layout), 0o644)
         return self._configure_supervisor() or changed
 
     def _configure_supervisor(self) -> bool:

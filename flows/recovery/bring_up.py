@@ -20,7 +20,7 @@ from runbook.report import Report, Status
 from tasks.application import Health, SmokeResult, smoke_check, wait_healthy
 from tasks.connection_string import switch_target
 from tasks.files_copy import swap_files
-from tasks.logs import read_writes_since
+from tasks.logs.writes import read_writes_since
 from tasks.postgres.content import read_counts
 from tasks.postgres.server import Identity
 from tasks.postgres.swap import swap_databases

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flows.redis.memory_findings import about
-from flows.redis.memory_plots import Bar, bars, shares
+from runbook.plots import Bar, bars, shares
 from runbook.render import duration, size
 from runbook.report import Evidence, Report
 from tasks.redis.content.reading import shown

@@ -12,8 +12,8 @@ import redis
 
 from flows.redis.memory import check_redis_memory
 from flows.redis.memory_findings import judge_memory, judge_policy
-from flows.redis.memory_plots import Bar, bars, shares
 from runbook.errors import OpsError, RunbookFailed, Unreachable
+from runbook.plots import Bar, bars, shares
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.memory.info import Memory, read_memory

@@ -15,7 +15,7 @@ from runbook.errors import OpsError
 from runbook.report import Status
 from tasks.application import smoke_check, wait_healthy
 from tasks.integrity import run_expectations
-from tasks.logs import read_writes_since
+from tasks.logs.writes import read_writes_since
 from tasks.migrations.alembic import read_revision
 from tasks.migrations.scripts import read_heads
 from tasks.services import read_services, start_services, stop_services

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from blocks.places import Logs
-from tasks.logs import MOST_ITEMS, Writes, read_writes_since
+from tasks.logs.writes import MOST_ITEMS, Writes, read_writes_since
 
 MOMENT = datetime(2026, 11, 25, 3, 0, tzinfo=UTC)
 SESSION = "/api/interview/sessions/7f3c1f0e-0000-4000-8000-00000000000a"

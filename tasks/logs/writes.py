@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import contextlib
-import glob
 import gzip
 import json
 import lzma
@@ -17,6 +16,7 @@ from typing import IO, NamedTuple
 
 from blocks.places import Logs
 from runbook.kinds import probe
+from tasks.logs.files import siblings
 
 MOST_ITEMS = 1000
 ROTATIONS = 3
@@ -25,7 +25,6 @@ NOT_DATA = ("/api/auth/",)
 _TIMESTAMP = re.compile(rb'"timestamp": ?"([^"]+)"')
 _METHOD = re.compile(rb'"method": ?"(?:POST|PUT|PATCH|DELETE)"')
 _ID = re.compile(r"/(?:\d+|[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12})(?=/|$)")
-_ROTATED = re.compile(r"[.-][0-9][0-9.-]*(?:\.(?:gz|bz2|xz))?")
 _OPEN = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 
@@ -80,12 +79,11 @@ def read_writes_since(logs: Logs, moment: datetime, before: datetime | None = No
 
 
 def _files(log: Path) -> dict[int, Path]:
-    """The log and its rotated siblings (`app.log.1`, `app.log.2.gz`, `app.log-20261125`), by inode."""
+    """The log and its rotated siblings, by inode."""
     files = {}
-    for path in sorted(log.parent.glob(f"{glob.escape(log.name)}*")):
-        if path == log or _ROTATED.fullmatch(path.name.removeprefix(log.name)):
-            with contextlib.suppress(FileNotFoundError):
-                files[path.stat().st_ino] = path
+    for path in siblings(log):
+        with contextlib.suppress(FileNotFoundError):
+            files[path.stat().st_ino] = path
     return files
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a memory report: bytes by prefix, and when the keys of each prefix expire."""
+"""Pictures of a report: bars as long as numbers, and shares of a whole."""
 
 from __future__ import annotations
 

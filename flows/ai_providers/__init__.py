@@ -1,0 +1,1 @@
+"""§5 of the manual: AI providers."""

@@ -1,0 +1,138 @@
+"""Tokens that the application's AI calls take (§5.2)."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from datetime import date, datetime, time, timedelta
+from pathlib import Path
+
+from prefect import flow
+
+from blocks.environment import Environment
+from flows.logs.steps import tell_read
+from runbook.errors import OpsError
+from runbook.plots import Bar, bars
+from runbook.report import Evidence, Report, Status
+from runbook.run import runbook
+from tasks.logs import tokens
+from tasks.logs.conditions import Conditions
+from tasks.logs.files import find_logs
+from tasks.logs.source import reading
+from tasks.logs.tokens import Use
+
+WARN_RATIO = 0.8
+
+
+@flow(name="report-token-usage", flow_run_name="report-token-usage {environment}")
+def report_token_usage(environment: str, month: str = "") -> Report:
+    """トークン使用量監視: 日次トークン使用量集計・モデル別の使用量 (§5.2)
+
+    Adds up the tokens of a month by day, provider and model, with their cost by the environment's table of prices,
+    against the budget: what was used, what the month will come to, and days that took far more than those before. Run
+    it daily.
+
+    It changes nothing. 80 % of the budget, or a forecast over it, warns; the whole budget is critical. A model without
+    a price is told, and its cost is in no sum.
+
+    Departs from the manual: its formatter keeps token counts out of the log (§6.1): such calls are counted apart, and
+    never as 0 tokens; its queries read one file, and no rotated one.
+
+    Args:
+        environment: 対象の環境
+        month: 対象の月 (例 2026-02)。空なら今月
+    """
+    env = Environment.find(environment)
+    with runbook("Report token usage", env) as report:
+        today = datetime.now(env.zone).date()
+        first, last = _month(month, today)
+        begin = first - timedelta(days=tokens.WINDOW_DAYS)
+        since = datetime.combine(begin, time(), env.zone)
+        wanted = Conditions().within(since, datetime.combine(last + timedelta(days=1), time(), env.zone))
+        with reading(find_logs(Path(env.logs.app)), env.zone, since=since) as source:
+            bad = source.pick(tokens.COLUMNS, f"{tokens.CALL} AND {wanted.sql}", wanted.parameters)
+            uses = tokens.read_use(source)
+            tell_read(report, source, bad)
+        own = [use for use in uses if use.day >= first]
+        _tell_use(report, env, own, first, last)
+        _judge_budget(report, env, uses, own, today if not month or last == today else None)
+        unusual = tokens.unusual_days(tokens.by_day(uses, begin, last), first)
+        report.expect("days unlike others", not unusual, "look at who asked on those days: search-logs, by user",
+                      value="; ".join(f"{day}: {_tokens(own, day):,} tokens after a median of {median:,.0f}"
+                                      for day, median in unusual.items()) or "none", otherwise=Status.WARN)  # fmt: skip
+        report.outcome = f"{sum(use.total for use in own):,} tokens in {sum(use.calls for use in own):,} calls"
+    return report
+
+
+def _month(text: str, today: date) -> tuple[date, date]:
+    """Its first day, and its last one or today."""
+    if not text.strip():
+        return today.replace(day=1), today
+    if not re.fullmatch(r"20\d\d-(0[1-9]|1[0-2])", text.strip()):
+        raise OpsError(f"“{text[:20]}” is no month", "write it like 2026-02, or leave it empty for this month")
+    first = date.fromisoformat(f"{text.strip()}-01")
+    if first > today:
+        raise OpsError(f"{text} has not begun", "leave it empty for this month")
+    return first, min(today, (first + timedelta(days=31)).replace(day=1) - timedelta(days=1))
+
+
+def _tokens(uses: Sequence[Use], day: date) -> int:
+    return sum(use.total for use in uses if use.day == day)
+
+
+def _tell_use(report: Report, env: Environment, own: Sequence[Use], first: date, last: date) -> None:
+    """By model, and by day."""
+    prices = env.ai_providers.prices if env.has("ai_providers") else {}
+    models = defaultdict[tuple[str, str], list[Use]](list)
+    for use in own:
+        models[use.provider, use.model].append(use)
+    rows = []
+    for (provider, model), found in sorted(models.items(), key=lambda item: -sum(use.total for use in item[1])):
+        numbers = (sum(use.calls for use in found), sum(use.prompt for use in found),
+                   sum(use.completion for use in found), sum(use.total for use in found))  # fmt: skip
+        cost = f"{sum(use.cost(prices) or 0.0 for use in found):,.2f}" if model in prices else "no price"
+        rows.append((provider, model, *(f"{number:,}" for number in numbers), cost))
+    currency = env.ai_providers.currency if env.has("ai_providers") else ""
+    columns = ("provider", "model", "calls", "prompt tokens", "completion tokens", "tokens", f"cost {currency}".strip())
+    report.table("By model", columns, rows)
+    days = tokens.by_day(own, first, last)
+    report.attach(Evidence("Tokens by day", svg=bars([Bar(str(day), (n,), f"{n:,}") for day, n in days.items()])))
+    tokenless = sum(use.tokenless for use in own)
+    report.expect("token counts are in the log", not tokenless,
+                  "the sums are too small: correct the application's formatter (docs/logs.md), which drops extra=",
+                  value=f"{tokenless:,} of {sum(use.calls for use in own):,} calls tell none" if tokenless else "all",
+                  otherwise=Status.WARN)  # fmt: skip
+
+
+def _judge_budget(
+    report: Report, env: Environment, uses: Sequence[Use], own: Sequence[Use], today: date | None
+) -> None:
+    """Cost against the budget; `today` where the month goes on."""
+    if not env.has("ai_providers") or not env.ai_providers.prices:
+        report.warn("what it costs", "add [ai_providers] with prices and a budget to the environment's TOML",
+                    value="not known: there is no table of prices")  # fmt: skip
+        return
+    ai = env.ai_providers
+    unpriced = sorted({use.model for use in own if use.model not in ai.prices})
+    report.expect("every model has a price", not unpriced, "add it to [ai_providers] prices: its cost is in no sum",
+                  value=", ".join(unpriced) or "yes", otherwise=Status.WARN)  # fmt: skip
+    costs = defaultdict[date, float](float)
+    for use in uses:
+        costs[use.day] += use.cost(ai.prices) or 0.0
+    spent = sum(costs[day] for day in {use.day for use in own})
+    report.fact("cost", f"{spent:,.2f} {ai.currency}, by prices of {ai.prices_from or 'no named source'}")
+    expected = tokens.forecast(costs, today) if today else spent
+    if today:
+        report.fact("forecast", f"{expected:,.2f} {ai.currency} for the whole month")
+    if not ai.budget:
+        report.warn("the budget", "set [ai_providers] budget", value="there is none")
+        return
+    used = spent / ai.budget
+    report.expect("the budget", used < WARN_RATIO, "look at the days and models above; lower the limit per user",
+                  value=f"{used:.0%} of {ai.budget:,.2f} {ai.currency} used", expected=f"under {WARN_RATIO:.0%}",
+                  otherwise=Status.CRITICAL if used >= 1 else Status.WARN)  # fmt: skip
+    if today and used < 1:
+        report.expect("the budget at the month's end", expected <= ai.budget, "it will not last: look at it now",
+                      value=f"{expected:,.2f} {ai.currency} by the last days", expected=f"at most {ai.budget:,.2f}",
+                      otherwise=Status.WARN)  # fmt: skip

@@ -1,0 +1,1 @@
+"""§6 of the manual: logs."""

@@ -1,0 +1,86 @@
+"""Old rotated logs removed (§6.2, §7.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from flows.logs.steps import Log, path_of
+from runbook.errors import OpsError
+from runbook.permit import Act
+from runbook.render import size
+from runbook.report import Report
+from runbook.run import runbook
+from tasks.logs.cleaning import REMOVE, Holders, read_holders, remove_logs
+from tasks.logs.files import LogFile, find_logs
+
+MANUAL_DAYS = 30
+
+
+@flow(name="clean-logs", flow_run_name="clean-logs {environment}")
+def clean_logs(
+    environment: str,
+    days: Annotated[int, Field(ge=1)] = MANUAL_DAYS,
+    logs: tuple[Log, ...] = ("app",),
+    confirm: str = "",
+) -> Report:
+    """ログローテーション: 古いログの削除 (§6.2)
+
+    Removes rotated files of the application's log that were last written more than `days` ago; of the audit log only
+    where `logs` names it. Run it when the disk of the logs fills up, or weekly. logrotate does the same by number
+    (rotate 30): this is for what it left behind.
+
+    The log itself and files that some process has open stay: a process that still writes to a renamed file would lose
+    what it writes. While the environment is contained nothing is removed. It cannot be undone; the plan shows each
+    file with its age and bytes.
+
+    Args:
+        environment: 対象の環境
+        days: 最後の書き込みからこの日数を過ぎたファイルを削除する
+        logs: 対象のログ。監査ログ (audit) は指定したときだけ
+        confirm: 環境名を入力すると実行。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Clean logs", env, confirm, changes=True) as report:
+        if not logs:
+            raise OpsError("no log is named", "choose app, audit or both in logs")
+        before = datetime.now(UTC) - timedelta(days=days)
+        chosen = list[LogFile]()
+        for log in dict.fromkeys(logs):
+            path = Path(path_of(env, log))
+            files = find_logs(path)
+            old = [file for file in files if file.path != path and file.modified < before]
+            chosen += _not_held(report, old, read_holders(old))
+            report.fact(log, f"{size(sum(file.bytes for file in files))} in {len(files)} files, {len(old)} of them old")
+        if not chosen:
+            report.outcome = f"nothing that was rotated is older than {days} days"
+            return report
+        for file in chosen:
+            age = (report.started - file.modified).days
+            report.plan(REMOVE, f"{file.path}, last written {age} days ago", size=file.bytes)
+        permit = report.permit(*(Act(REMOVE, str(file.path)) for file in chosen))
+        gone = remove_logs(permit, chosen, before)
+        left = [file.path.name for file in chosen if file not in gone]
+        if left:
+            report.warn("files that stayed", "launch it again: they were rotated or opened meanwhile",
+                        value=", ".join(left[:5]))  # fmt: skip
+        report.outcome = f"{len(gone)} files removed, {size(sum(file.bytes for file in gone))}"
+    return report
+
+
+def _not_held(report: Report, old: Sequence[LogFile], holders: Holders) -> list[LogFile]:
+    """Those that nobody has open."""
+    held = [(file.path.name, holders.by_inode[file.inode]) for file in old if file.inode in holders.by_inode]
+    if held:
+        report.warn("rotated files that are still open", "make that process open its log again, or restart it",
+                    value="; ".join(f"{name}: {who}" for name, who in held[:5]))  # fmt: skip
+    if old and not holders.whole:
+        report.warn("processes that were asked", "run the worker as root, or as the application's user",
+                    value="not all: this user may not look at others'")  # fmt: skip
+    return [file for file in old if file.inode not in holders.by_inode]

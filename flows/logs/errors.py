@@ -1,0 +1,109 @@
+"""Errors in the logs (§6.3, §7.2)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from flows.logs.steps import tell_read
+from runbook.plots import Bar, bars
+from runbook.report import Evidence, Report, Status
+from runbook.run import runbook
+from tasks.logs.conditions import Conditions, parse_moment
+from tasks.logs.errors import COLUMNS, Kind, kinds
+from tasks.logs.files import find_logs
+from tasks.logs.masking import masked
+from tasks.logs.samples import begins_at
+from tasks.logs.source import Source, reading, utc
+
+LEVELS = ("ERROR", "CRITICAL")
+SHOWN = 30
+MORE_RATIO, MORE_LINES = 2.0, 20
+
+
+@flow(name="summarise-errors", flow_run_name="summarise-errors {environment}")
+def summarise_errors(
+    environment: str,
+    hours: Annotated[int, Field(ge=1, le=24 * 31)] = 24,
+    until: str = "",
+    warnings: bool = False,
+) -> Report:
+    """エラーログ確認: トップエラーメッセージ集計・時間帯別のエラー数 (§6.3, §7.2)
+
+    Groups the errors of the last hours by what they say (numbers, ids and quoted texts apart), by module and by hour,
+    against as many hours before: which kinds are new, and whether there are many more. Run it daily.
+
+    It changes nothing. What is new, or twice as much as before, warns; examples are masked.
+
+    Departs from the manual: `jq … | wc -l` counts lines of a pretty-printed object, of the whole file; here errors of
+    exactly these hours are counted, over rotated files too.
+
+    Args:
+        environment: 対象の環境
+        hours: 対象の時間数。直前の同じ長さの期間と比較する
+        until: 対象期間の終わり。空なら現在
+        warnings: WARNING も数える
+    """
+    env = Environment.find(environment)
+    with runbook("Summarise errors", env) as report:
+        end = parse_moment(until, env.zone, "until") or datetime.now(UTC)
+        since, before = end - timedelta(hours=hours), end - timedelta(hours=2 * hours)
+        levels = (*LEVELS, "WARNING", "WARN") if warnings else LEVELS
+        wanted = Conditions().within(before, end).equals("level", levels)
+        files = find_logs(Path(env.logs.app))
+        with reading(files, env.zone, since=before) as source:
+            bad = source.pick(COLUMNS, wanted.sql, wanted.parameters)
+            found = kinds(source, since)
+            reaches = len(source.files) < len(files) or (begins_at(files[0]) or end) <= before
+            _tell_kinds(report, found, known=reaches)
+            _tell_hours(report, source, since, end, env.zone)
+            tell_read(report, source, bad)
+        total = sum(one.count for one in found)
+        report.outcome = f"{total:,} errors of {len(found)} kinds in {hours} h"
+    return report
+
+
+def _tell_kinds(report: Report, found: list[Kind], *, known: bool) -> None:
+    """What they say, the most frequent first, and what is new."""
+    total, before = sum(one.count for one in found), sum(one.before for one in found)
+    report.fact("errors", f"{total:,}; as many hours before {f'{before:,} of these kinds' if known else 'not known'}")
+    report.table(
+        f"What they say (the first {min(len(found), SHOWN)} of {len(found)} kinds)",
+        ("", "lines", "before", "level", "kind", "modules", "first", "last", "the newest, masked"),
+        [("new" if known and not one.before else "", one.count, one.before if known else "?", one.level,
+          masked(one.text)[:200], one.modules, f"{one.first:%m-%d %H:%M:%S}", f"{one.last:%m-%d %H:%M:%S}",
+          masked(one.example)[:300]) for one in found[:SHOWN]],
+    )  # fmt: skip
+    if not known:
+        report.warn("what is new", "nothing to do: it will be known when the log is old enough",
+                    value="the log does not reach back as many hours before")  # fmt: skip
+        return
+    new = [one for one in found if not one.before]
+    report.expect("new kinds of errors", not new, "look at them in the table: what was deployed or changed since?",
+                  value="; ".join(masked(one.text)[:80] for one in new[:3]) or "none",
+                  otherwise=Status.WARN)  # fmt: skip
+    more = total > MORE_RATIO * before and total - before >= MORE_LINES
+    report.expect("errors against the hours before", not more, "look at when they began, in the picture",
+                  value=f"{total:,} after {before:,}", expected=f"at most {MORE_RATIO:g} times as many",
+                  otherwise=Status.WARN)  # fmt: skip
+
+
+def _tell_hours(report: Report, source: Source, since: datetime, end: datetime, zone: ZoneInfo) -> None:
+    """When, and where from."""
+    of = {"since": utc(since)}
+    query = "SELECT date_trunc('hour', here), count(*) FROM picked WHERE time >= $since GROUP BY 1"
+    counts = dict(source.rows(query, of))
+    hour, last = (moment.astimezone(zone).replace(tzinfo=None) for moment in (since, end))
+    hour, lines = hour.replace(minute=0, second=0, microsecond=0), list[Bar]()
+    while hour < last and len(lines) < 24 * 7:
+        lines.append(Bar(f"{hour:%m-%d %H:00}", (counts.get(hour, 0),), f"{counts.get(hour, 0):,}"))
+        hour += timedelta(hours=1)
+    report.attach(Evidence(f"Errors by hour ({zone.key})", svg=bars(lines)))
+    query = "SELECT module, level, count(*) FROM picked WHERE time >= $since GROUP BY ALL ORDER BY 3 DESC LIMIT 20"
+    report.table("By module", ("module", "level", "lines"), source.rows(query, of))

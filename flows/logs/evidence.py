@@ -1,0 +1,24 @@
+"""Lines that were found, in a file of their own: masked, and readable by nobody else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from blocks.environment import Environment
+from runbook.render import key
+from runbook.report import Report
+from tasks.logs.masking import masked_value
+
+
+def keep_lines(report: Report, env: Environment, lines: Sequence[str]) -> None:
+    """Write them beside the reports, and say where."""
+    if not lines:
+        return
+    folder = env.reports_directory / "evidence"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / f"{report.started:%Y%m%dT%H%M%S%fZ}-{key(report)}.jsonl"
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        path.chmod(0o600)
+        file.writelines(json.dumps(masked_value(json.loads(line)), ensure_ascii=False) + "\n" for line in lines)
+    report.fact("evidence", f"{path}: {len(lines):,} lines, masked")

@@ -1,0 +1,71 @@
+"""A rotation of the logs, for real (§6.2)."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from prefect import flow
+
+from blocks.environment import Environment
+from flows.logs.steps import path_of
+from runbook.errors import OpsError
+from runbook.permit import Act
+from runbook.render import size
+from runbook.report import Evidence, Report
+from runbook.run import runbook
+from tasks.application import wait_healthy
+from tasks.logs.files import find_logs
+from tasks.logs.rotating import ROTATE, rotate, verify_rotated
+from tasks.logs.rotation import program, read_rotation
+
+
+@flow(name="rotate-logs", flow_run_name="rotate-logs {environment}")
+def rotate_logs(environment: str, confirm: str = "") -> Report:
+    """ログローテーションの実施と確認 (§6.2)
+
+    Has logrotate rotate the logs now, by its own configuration, and proves that the application went along: the lines
+    of before are kept under another name, the application (asked for its health, which it logs) writes to a new file,
+    and no process writes to the old one any more. Run it once after the rotation was set up or changed.
+
+    It renames files; logrotate removes the oldest, as its configuration says. The daily rotation stays as it is.
+
+    Departs from the manual: `systemctl reload grc-backend` does nothing where the unit has no reload, and the
+    application goes on in the renamed file: that is what is looked at here.
+
+    Args:
+        environment: 対象の環境
+        confirm: 環境名を入力すると実行。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Rotate logs", env, confirm, changes=True) as report:
+        log, configuration = Path(path_of(env, "app")), Path(env.logs.rotation)
+        program()
+        before = next((file for file in find_logs(log) if file.path == log), None)
+        if before is None:
+            raise OpsError(f"there is no {log}, only rotated files", "find out why the application writes none")
+        found = read_rotation(configuration, log)
+        report.expect("its rotation", len(found.blocks) == 1 and not found.said,
+                      f"write the block of §6.2 into {configuration}; check-logging says what differs",
+                      value=found.said or f"{len(found.blocks)} blocks of {configuration} cover it",
+                      expected="1 block")  # fmt: skip
+        report.fail_if_critical()
+        report.plan(ROTATE, f"{configuration}: {log} gets another name", size=before.bytes, seconds=1)
+        permit = report.permit(Act(ROTATE, str(configuration)))
+        said = rotate(permit, configuration)
+        report.attach(Evidence("What logrotate said", text=f"```\n{said[-6000:]}\n```"))
+        became = verify_rotated(log, before, lambda: _ask(env))
+        report.expect("lines of before", bool(became.kept), "look for them: nothing has the old file's number",
+                      value=became.kept or "gone")  # fmt: skip
+        report.expect("the new file is written to", became.new_bytes > 0, "restart the application: it logs nowhere",
+                      value=size(became.new_bytes))  # fmt: skip
+        report.expect("the old file is let go", not became.stuck, "restart it, then use WatchedFileHandler in it",
+                      value=became.stuck or "nobody writes to it")  # fmt: skip
+        report.outcome = f"{log.name} is {became.kept} now, and a new one is written to"
+    return report
+
+
+def _ask(env: Environment) -> None:
+    """A request, which is logged, be it answered well or not."""
+    with contextlib.suppress(OpsError):
+        wait_healthy.work(env.application, seconds=1, in_a_row=1)

@@ -1,0 +1,38 @@
+"""What every search of the logs tells: what was read, and what could not be."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from blocks.environment import Environment
+from runbook.render import size
+from runbook.report import Report
+from tasks.logs.masking import masked
+from tasks.logs.samples import find_bad_lines, is_half_written
+from tasks.logs.source import Source
+
+Log = Literal["app", "audit"]
+
+
+def tell_read(report: Report, source: Source, bad: int, of: str = "") -> None:
+    """Files, lines that are no JSON, and files that cannot be read: nothing is left out silently."""
+    names = ", ".join(file.path.name for file in source.files) or "none of the files was written to in that time"
+    report.fact(f"{of}read", f"{size(source.bytes)} in {len(source.files)} files: {names}")
+    for name, why in sorted(source.unreadable.items()):
+        report.warn(f"{of}{name} is whole", "what it holds is not counted: look at the file, and at this user's rights",
+                    value=why)  # fmt: skip
+    if bad and is_half_written(source.files):
+        bad -= 1
+        report.fact(f"{of}half-written", "the newest line is not at its end yet: it is not counted")
+    if not bad:
+        report.expect(f"{of}lines that are no JSON objects", True, "", value="none")
+        return
+    report.warn(f"{of}lines that are no JSON objects", "they are in none of the counts: find out who writes them",
+                value=f"{bad:,}", expected="none")  # fmt: skip
+    samples = [(one.file, one.line, masked(one.text)) for one in find_bad_lines(source.files)]
+    report.table(f"{of}Lines that are no JSON objects (the first ones)", ("file", "line", "text"), samples)
+
+
+def path_of(env: Environment, log: Log) -> str:
+    """Where a log is."""
+    return env.logs.app if log == "app" else env.logs.audit

@@ -1,0 +1,1 @@
+"""The application's logs: found, read, searched, removed."""

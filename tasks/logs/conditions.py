@@ -1,0 +1,103 @@
+"""What a search wants of a line, as SQL with parameters: nothing of a form becomes a part of the statement itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from runbook.errors import OpsError
+from tasks.logs.source import utc
+
+_FIELD = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(>=|<=|!=|=|>|<|~)\s*(.*)", re.DOTALL)
+_EXAMPLE = "write it like status>=500, model=gpt-4o, path~^/api/ or http.code!=200"
+
+
+@dataclass
+class Conditions:
+    """Joined by AND; `sql` is true where there is none."""
+
+    parts: list[str] = field(default_factory=list)
+    parameters: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def sql(self) -> str:
+        """The whole condition."""
+        return " AND ".join(self.parts) or "true"
+
+    def within(self, since: datetime | None, until: datetime | None) -> Conditions:
+        """From a moment on, and before another one."""
+        if since:
+            self._add("time >= {}", utc(since))
+        if until:
+            self._add("time < {}", utc(until))
+        return self
+
+    def equals(self, name: str, values: Sequence[str]) -> Conditions:
+        """A field of `source.FIELDS` is one of these; with none, it does not matter."""
+        if values:
+            self._add(f"list_contains({{}}, {name})", list(values))
+        return self
+
+    def contains(self, text: str) -> Conditions:
+        """A text anywhere in the message, upper and lower case alike."""
+        if text:
+            self._add("contains(lower(message), lower({}))", text)
+        return self
+
+    def matches(self, pattern: str) -> Conditions:
+        """A regular expression (RE2) anywhere in the whole line."""
+        if pattern:
+            self._add("regexp_matches(line, {})", pattern)
+        return self
+
+    def fields(self, texts: Sequence[str]) -> Conditions:
+        """`status>=500`: any field, also a nested one; numbers where both sides are.
+
+        Raises:
+            OpsError: it is no condition.
+        """
+        for text in texts:
+            if not (match := _FIELD.fullmatch(text)):
+                raise OpsError(f"“{text[:60]}” is no condition on a field", _EXAMPLE)
+            self._field(*match.groups())
+        return self
+
+    def _field(self, name: str, operator: str, wanted: str) -> None:
+        path = "$." + ".".join(f'"{part}"' for part in name.split("."))
+        found = f"json_extract_string(line, {self._bind(path)})"
+        value = self._bind(wanted.strip())
+        if operator == "~":
+            self.parts.append(f"regexp_matches({found}, {value})")
+            return
+        number = f"try_cast({value} AS DOUBLE)"
+        self.parts.append(
+            f"CASE WHEN {number} IS NOT NULL AND try_cast({found} AS DOUBLE) IS NOT NULL "
+            f"THEN try_cast({found} AS DOUBLE) {operator} {number} ELSE {found} {operator} {value} END"
+        )
+
+    def _add(self, template: str, value: object) -> None:
+        self.parts.append(template.format(self._bind(value)))
+
+    def _bind(self, value: object) -> str:
+        name = f"p{len(self.parameters)}"
+        self.parameters[name] = value
+        return f"${name}"
+
+
+def parse_moment(text: str, zone: ZoneInfo, what: str) -> datetime | None:
+    """A form's field: a day or a time; without a zone it is the operators' own. None where it is empty.
+
+    Raises:
+        OpsError: it is no time.
+    """
+    if not text.strip():
+        return None
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise OpsError(f"{what} “{text[:40]}” is no time",
+                       "write it like 2026-02-15, 2026-02-15 03:00 or 2026-02-15T03:00:00+09:00") from None  # fmt: skip
+    return moment if moment.tzinfo else moment.replace(tzinfo=zone)

@@ -1,0 +1,73 @@
+"""What may stand in a report of what applications log: no secret, and of people no address that reaches them."""
+
+from __future__ import annotations
+
+import re
+
+MASK = "‹masked›"
+_NAMES = r"(?:password|passwd|secret|token|api[_-]?key|authorization|cookie|credential)"
+_SECRET_NAME = re.compile(rf"(?i)(?:^|[_-]){_NAMES}$|^{_NAMES}|apikey$")
+# A secret's name and its value: in JSON, in a URL's query, in a header, in Python's repr. Numbers are counts of tokens.
+_NAMED = re.compile(
+    rf"""(?ix) (["']? \b [\w-]*{_NAMES} ["']? \s*[:=]\s*)
+        ( "(?:[^"\\]|\\.)*" | '(?:[^'\\]|\\.)*' | (?!\d+\b)[^\s,;&}}"']+ )"""
+)
+_KNOWN = re.compile(
+    r"""(?x) (?i:bearer|basic)\s+[A-Za-z0-9+/._~=-]{8,}
+      | \b eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*
+      | \b (?:sk|pk|rk)-[A-Za-z0-9_-]{16,} | \b (?:AKIA|ASIA)[A-Z0-9]{16} \b | \b gh[pousr]_[A-Za-z0-9]{20,}
+      | -----BEGIN[ ][A-Z ]*PRIVATE[ ]KEY-----.*?(?:-----END[ ][A-Z ]*PRIVATE[ ]KEY-----|\Z)""",
+    re.DOTALL,
+)
+_IN_URL = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^/\s:@\"']*:)[^@\s/\"']+(@)", re.IGNORECASE)
+_MAIL = re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b")
+_CARD = re.compile(r"\b(?:\d{4}[ -]?){3}\d{1,4}\b|\b3\d{3}[ -]?\d{6}[ -]?\d{5}\b")
+_PHONE = re.compile(r"(?<![\d.-])0\d{1,4}-\d{1,4}-\d{3,4}(?![\d-])")
+
+
+def masked(text: str) -> str:
+    """The text without secrets, and without mail addresses, telephone and card numbers."""
+    text = _KNOWN.sub(MASK, _IN_URL.sub(rf"\1{MASK}\2", text))
+    text = _NAMED.sub(_unnamed, text)
+    return _CARD.sub(_uncarded, _PHONE.sub(MASK, _MAIL.sub(MASK, text)))
+
+
+def masked_value(value: object, name: str = "") -> object:
+    """The same of anything that JSON holds; `name`: the field whose value it is."""
+    match value:
+        case dict():
+            return {inner: masked_value(content, str(inner)) for inner, content in value.items()}
+        case list():
+            return [masked_value(content, name) for content in value]
+        case str():
+            return MASK if value and _SECRET_NAME.search(name) else masked(value)
+    return value
+
+
+def kinds_in(text: str) -> tuple[str, ...]:
+    """What of it a text holds."""
+    found = {
+        "secret": bool(_KNOWN.search(text) or _IN_URL.search(text) or _NAMED.sub(_unnamed, text) != text),
+        "mail address": bool(_MAIL.search(text)),
+        "card number": any(_is_card(match[0]) for match in _CARD.finditer(text)),
+        "telephone number": bool(_PHONE.search(text)),
+    }
+    return tuple(kind for kind, there in found.items() if there)
+
+
+def _unnamed(match: re.Match[str]) -> str:
+    value = match[2]
+    if value.strip("\"'") in ("", "null", "None", "true", "false", MASK):
+        return match[0]
+    quote = value[0] if value[0] in "\"'" else ""
+    return f"{match[1]}{quote}{MASK}{quote}"
+
+
+def _uncarded(match: re.Match[str]) -> str:
+    return MASK if _is_card(match[0]) else match[0]
+
+
+def _is_card(text: str) -> bool:
+    """By its check digit (Luhn): other long numbers are ids."""
+    digits = [int(character) for character in text if character.isdigit()][::-1]
+    return sum(digits[::2]) % 10 == -sum(sum(divmod(2 * digit, 10)) for digit in digits[1::2]) % 10

@@ -1,0 +1,66 @@
+"""summarise_errors: kinds, hours, what is new since as many hours before."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from datetime import timedelta
+from pathlib import Path
+
+from flows.logs.errors import summarise_errors
+from runbook.report import Report, Status
+from tests.logfiles import NAME, NOON, every, line
+
+UNTIL = (NOON + timedelta(hours=12)).isoformat()
+
+
+def rows(report: Report) -> list[tuple[str, ...]]:
+    (table,) = [item for item in report.evidence if item.name.startswith("What they say")]
+    return list(table.rows)
+
+
+def values(report: Report) -> dict[str, str]:
+    return {finding.name: finding.value for finding in report.findings}
+
+
+def test_messages_that_differ_in_numbers_and_ids_are_one_kind_and_new_ones_are_told(logs: Path) -> None:
+    day = timedelta(days=1)
+    before = "".join(line(f"Timeout after {n} s", at, "ERROR") for n, at in enumerate(every(60, 10, NOON - day)))
+    packed = logs / "app.log.1.gz"
+    packed.write_bytes(gzip.compress((line("began", NOON - 3 * day) + before).encode()))
+    os.utime(packed, ((NOON - day).timestamp(),) * 2)
+    (logs / "app.log").write_text(
+        "".join(line(f"Timeout after {n}.{n} s", at, "ERROR") for n, at in enumerate(every(60, 8)))
+        + line("Session 6a1f0c1e-8f6b-4a51-9d3e-0123456789ab of 'taro@example.com' is broken\ntrace", NOON, "CRITICAL")
+        + line("in an hour that is not asked for", NOON - 2 * day, "ERROR")
+        + line("well", NOON)
+    )
+    report = summarise_errors.fn(NAME, until=UNTIL)
+    assert [row[:5] for row in rows(report)] == [
+        ("", "8", "10", "ERROR", "Timeout after <n> s"),
+        ("new", "1", "0", "CRITICAL", "Session <uuid> of <text> is broken"),
+    ]
+    assert values(report)["new kinds of errors"] == "Session <uuid> of <text> is broken"
+    assert report.status is Status.WARN
+    assert "taro@" not in str(report.as_json())
+    assert any(item.svg.count("<rect") > 1 for item in report.evidence if item.name == "Errors by hour (Asia/Tokyo)")
+
+
+def test_many_more_than_before_warns_and_as_many_does_not(logs: Path) -> None:
+    times = [*every(60, 30, NOON - timedelta(days=1)), *every(60, 30)]
+    (logs / "app.log").write_text(
+        line("began", NOON - timedelta(days=3)) + "".join(line("x", at, "ERROR") for at in times)
+    )
+    assert summarise_errors.fn(NAME, until=UNTIL).status is Status.OK
+    with (logs / "app.log").open("a") as log:
+        log.writelines(line("x", at, "ERROR") for at in every(60, 90))
+    report = summarise_errors.fn(NAME, until=UNTIL)
+    assert values(report)["errors against the hours before"] == "120 after 30"
+    assert report.status is Status.WARN
+
+
+def test_a_log_that_does_not_reach_back_says_that_it_does_not_know_what_is_new(logs: Path) -> None:
+    (logs / "app.log").write_text(line("x", NOON, "ERROR"))
+    report = summarise_errors.fn(NAME, until=UNTIL)
+    assert "new kinds of errors" not in values(report)
+    assert "does not reach back" in values(report)["what is new"]
