@@ -50,6 +50,14 @@ def test_the_administrator_and_the_application(postgres: Postgres) -> None:
         assert not connection.autocommit
 
 
+def test_names_are_texts_where_the_maintenance_database_knows_no_encoding(postgres: Postgres) -> None:
+    """As `initdb` makes it under LC_ALL=C: bytes are equal to no text, and a standby's state was never understood."""
+    with postgres.connect() as connection:
+        execute(connection, "CREATE DATABASE ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    with postgres.model_copy(update={"maintenance_database": "ascii"}).connect() as connection:
+        assert execute(connection, "SELECT current_database(), text '日本'") == [("ascii", "日本")]
+
+
 def test_execute_returns_rows_of_a_query_and_none_of_a_command(postgres: Postgres) -> None:
     with postgres.connect(DATABASE) as connection:
         assert execute(connection, "CREATE TEMPORARY TABLE t (id int)") == []
