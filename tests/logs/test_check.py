@@ -77,7 +77,7 @@ def test_what_is_right_is_not_complained_about_but_for_the_missing_logrotate(rig
     (app(message="AI API Call"), "token counts reach the log", "1 AI API Call without total_tokens"),
     (app(headers={"Authorization": "Bearer abcdefghijkl"}), "app: secrets and personal data", "secret in 1 of 3 lines"),
     (app(message="\\u30e1 taro@example.com"), "app: secrets and personal data", "mail address in 1 of 3 lines"),
-])  # fmt: skip
+], ids=["no JSON", "no zone", "a field", "no tokens", "a secret", "an address"])  # fmt: skip
 def test_a_line_that_is_not_as_it_should_be_warns(right: Path, line: str, name: str, value: str) -> None:
     with (right / "app.log").open("a") as log:
         log.write(line)
