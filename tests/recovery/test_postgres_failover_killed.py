@@ -79,12 +79,15 @@ def test_killed_at_every_single_place(
     """Every failpoint that a whole run passes, one cluster for each."""
     log = tmp_path / "places"
     with running_cluster(cluster_template) as cluster:
-        _ready(cluster, monkeypatch, what)
+        _name(cluster, monkeypatch)
+        _break(cluster, what)
         assert process(what, OPS_FAILPOINT_LOG=str(log)).returncode == 0
     for place in dict.fromkeys(log.read_text().splitlines()):
         with running_cluster(cluster_template) as cluster:
-            _ready(cluster, monkeypatch, what)
+            _name(cluster, monkeypatch)
             with cluster.writing() as writes:
+                writes.wait(20)
+                _break(cluster, what)
                 killed(what, place)
                 if what == "rejoin":
                     rejoin()
@@ -95,9 +98,13 @@ def test_killed_at_every_single_place(
             assert lost(cluster, "standby", writes) == set(), place
 
 
-def _ready(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+def _name(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in cluster.variables.items():
         monkeypatch.setenv(name, value)
+
+
+def _break(cluster: Cluster, what: str) -> None:
+    """Before it: for each but a planned one the primary is dead; for a rejoin its standby is the primary."""
     if what != "planned":
         cluster.crash("postgres")
     if what == "rejoin":
