@@ -88,8 +88,6 @@ class Postgres(Block):
         """
         user, password = self._login(as_application)
         name = database or self.maintenance_database
-        # After `initdb` under LC_ALL=C it is SQL_ASCII, and psycopg answers in bytes: its names are UTF-8 all the same.
-        encoding = {} if database else {"client_encoding": "UTF8"}
         try:
             return Session.connect(
                 host=self.host,
@@ -100,7 +98,8 @@ class Postgres(Block):
                 autocommit=autocommit,
                 connect_timeout=seconds,
                 application_name="interview-ops",
-                **encoding,  # type: ignore[arg-type]
+                # Of a database in SQL_ASCII (`initdb` under LC_ALL=C) psycopg would answer in bytes, names included.
+                client_encoding="UTF8",
             )
         except psycopg.OperationalError as error:
             raise self._refused(error, user, name) from None

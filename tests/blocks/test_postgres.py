@@ -22,10 +22,10 @@ WRONG = "wr0ng password"
 
 
 @pytest.fixture(scope="module")
-def postgres(postgres_server: PostgresServer) -> Postgres:
-    postgres_server.drop_database(DATABASE)
+def postgres(postgres_server: PostgresServer) -> Iterator[Postgres]:
     postgres_server.create_database(DATABASE)
-    return postgres_server.block(DATABASE)
+    yield postgres_server.block(DATABASE)
+    postgres_server.drop_database(DATABASE)
 
 
 def refused(postgres: Postgres, **how: object) -> OpsError:
@@ -50,12 +50,20 @@ def test_the_administrator_and_the_application(postgres: Postgres) -> None:
         assert not connection.autocommit
 
 
-def test_names_are_texts_where_the_maintenance_database_knows_no_encoding(postgres: Postgres) -> None:
-    """As `initdb` makes it under LC_ALL=C: bytes are equal to no text, and a standby's state was never understood."""
-    with postgres.connect() as connection:
-        execute(connection, "CREATE DATABASE ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
-    with postgres.model_copy(update={"maintenance_database": "ascii"}).connect() as connection:
-        assert execute(connection, "SELECT current_database(), text '日本'") == [("ascii", "日本")]
+@pytest.fixture
+def ascii_database(postgres_server: PostgresServer) -> Iterator[str]:
+    """As `initdb` makes them under LC_ALL=C."""
+    postgres_server.sql("CREATE DATABASE ascii ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    yield "ascii"
+    postgres_server.drop_database("ascii")
+
+
+def test_names_are_texts_where_a_database_knows_no_encoding(postgres: Postgres, ascii_database: str) -> None:
+    """Bytes are equal to no text: a standby's state was never understood, and no table could be named."""
+    maintenance = changed(postgres, maintenance_database=ascii_database)
+    for connection in (maintenance.connect(), postgres.connect(ascii_database)):
+        with connection:
+            assert execute(connection, "SELECT current_database(), text '日本'") == [("ascii", "日本")]
 
 
 def test_execute_returns_rows_of_a_query_and_none_of_a_command(postgres: Postgres) -> None:

@@ -27,6 +27,9 @@ def store_of(trial: Trial) -> Path:
 
 
 def test_a_base_backup_is_offered_and_restores_on_a_private_instance(trial: Trial) -> None:
+    ascii = f"{trial.database}_ascii"  # a database that knows no encoding, with bytes that are no UTF-8
+    trial.sql(f"CREATE DATABASE {ascii} ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    trial.server.sql(r"CREATE TABLE t AS SELECT convert_from('\x83'::bytea, 'SQL_ASCII') AS w", database=ascii)
     report = backup_cluster.fn(NAME)
     assert report.status is Status.WARN, "fsync is off on the tests' server, and no WAL is archived"
     assert "archived WAL" in {finding.name for finding in report.findings if finding.status is Status.WARN}
@@ -37,7 +40,7 @@ def test_a_base_backup_is_offered_and_restores_on_a_private_instance(trial: Tria
     assert content.start < content.stop
     proven = verify_backup.fn(NAME, kind="cluster")
     (read,) = [evidence.rows for evidence in proven.evidence if evidence.name == "Read on the private instance"]
-    assert trial.database in {row[0] for row in read}
+    assert {trial.database, ascii} <= {row[0] for row in read}
     assert catalogue.open_backup(verify_store(trial), name).verified
 
 
