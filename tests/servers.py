@@ -241,13 +241,6 @@ def running_postgres(*, settings: Sequence[str] = (), programs: Path | None = No
         server.remove()
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """One server for all tests of a session: each test creates a database of its own name and drops it."""
-    with running_postgres() as server:
-        yield server
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """The marker of what a PostgreSQL without contrib cannot run."""
     config.addinivalue_line("markers", "contrib: needs PostgreSQL's contrib modules; deselected where they are missing")

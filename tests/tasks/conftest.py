@@ -13,9 +13,9 @@ from blocks.postgres import Postgres
 from runbook.permit import Act, Permit
 from tasks.migrations.alembic import upgrade
 from tests.servers import PostgresServer
+from tests.shared import TEMPLATE
 
 BACKEND = Path(__file__).parents[2] / "lab" / "application"
-TEMPLATE = "interview_template"
 
 ROWS = """
 INSERT INTO users (username, display_name, password_hash) SELECT 'u' || g, '受験者 ' || g, '!' FROM generate_series(1, 20) g;
