@@ -1,12 +1,13 @@
 """What every user of a host can read: the command lines of all processes; and what files and logs must not hold.
 
-Looked at by a process of its own, as often as it can: a thread would wait for this process's interpreter just while it
-works, and miss the programs that live for milliseconds.
+What this process starts is noted as it starts (a program may live for milliseconds); what others start is looked at by
+a process of its own, as often as it can: a thread would wait for this process's interpreter just while it works.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import select
@@ -20,15 +21,14 @@ from urllib.parse import quote, quote_plus
 
 @dataclass
 class Watch:
-    """The different command lines that were seen, filled when the watching ends, and how often they were read."""
+    """The different command lines that were seen, complete when the watching ends."""
 
     lines: list[list[str]] = field(default_factory=list)
-    looks: int = 0
 
-    def seen(self, program: str, word: str = "") -> bool:
-        """Whether the program itself (not who was about to become it) ran, with a word that begins so."""
-        found = (line[1:] for line in self.lines if Path(line[0]).name == program)
-        return any(not word or any(each.startswith(word) for each in words) for words in found)
+    def seen(self, program: str, word: str) -> bool:
+        """Whether the program was started, perhaps through another (setpriv), with a word that begins so."""
+        found = (line for line in self.lines if program in {Path(each).name for each in line})
+        return any(each.startswith(word) for line in found for each in line)
 
     def holding(self, secrets: Iterable[str]) -> list[str]:
         """The command lines with a secret in them, in whatever spelling."""
@@ -39,16 +39,34 @@ class Watch:
 def watching() -> Iterator[Watch]:
     """Watch while the block works."""
     watch = Watch()
+    _hear()
     with subprocess.Popen([sys.executable, "-I", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdin
         assert child.stdout
         assert child.stdout.readline() == b"watching\n"
+        _listening.append(watch)
         try:
             yield watch
         finally:
+            _listening.remove(watch)
             answer, _ = child.communicate(b"enough\n")
-        watch.looks, watch.lines = json.loads(answer)
+        watch.lines += json.loads(answer)
     assert child.returncode == 0
+
+
+_listening: list[Watch] = []
+
+
+@functools.cache
+def _hear() -> None:
+    """Once in a process: Python takes no such hook back. https://docs.python.org/3/library/audit_events.html"""
+
+    def heard(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "subprocess.Popen":
+            for watch in _listening:
+                watch.lines.append([os.fsdecode(word) for word in arguments[1]])  # type: ignore[attr-defined]
+
+    sys.addaudithook(heard)
 
 
 def spellings(secret: str) -> set[bytes]:
@@ -82,14 +100,13 @@ def _look() -> Iterator[bytes]:
 
 
 def _watch() -> None:
-    """Until there is something on stdin, or nobody any more; then how often, and what was seen, as JSON."""
-    lines, looks = set(_look()), 1
+    """Until there is something on stdin, or nobody any more; then what was seen, as JSON."""
+    lines = set(_look())
     print("watching", flush=True)
     while not select.select([sys.stdin], [], [], 0)[0]:
         lines.update(_look())
-        looks += 1
     words = [line.decode(errors="surrogateescape").split("\0") for line in lines if line]
-    print(json.dumps([looks, words]))
+    print(json.dumps(words))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def test_no_password_gets_out(
         ("python", "tasks.gx.program"),
         ("python", "grc_backend"),
     ):
-        assert watch.seen(program, word), f"{program} {word} came and went between two of {watch.looks} looks"
+        assert watch.seen(program, word), f"{program} {word} was not started"
     assert watch.holding(secrets) == []
 
     assert report.path
