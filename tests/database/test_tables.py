@@ -423,7 +423,7 @@ def test_whoever_waits_for_the_exchange_sees_the_restored_rows(trial: Trial, mon
         if name == "tables: before commit":
             for thread in threads:
                 thread.start()
-            until(lambda: len(waiting(trial)) == 2 or said, what="both waiting", seconds=5)
+            until(lambda: len(waiting(trial)) == 2 or said, what="both waiting", seconds=30)
 
     monkeypatch.setattr(table_swap, "failpoint", beside)
     restore("answers")

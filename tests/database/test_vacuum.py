@@ -288,7 +288,7 @@ def ended_when_it_waits(trial: Trial, statement: str, how: str) -> Iterator[None
 
     def end() -> None:
         question = "SELECT pid FROM pg_stat_activity WHERE query LIKE %s AND wait_event_type = 'Lock'"
-        pid = until(lambda: trial.sql(question, statement), what="a statement that waits", seconds=8)[0][0]
+        pid = until(lambda: trial.sql(question, statement), what="a statement that waits", seconds=30)[0][0]
         if how == "killed":
             os.kill(int(str(pid)), signal.SIGKILL)  # the server recovers from that as from a crash
         else:
@@ -320,7 +320,7 @@ def test_its_progress_is_told(dead: Trial) -> None:
 
     worker = threading.Thread(target=slowly)
     worker.start()
-    told = until(lambda: _told(dead), what="progress", seconds=8, every_seconds=0.02)
+    told = until(lambda: _told(dead), what="progress", seconds=30, every_seconds=0.02)
     assert told
     dead.sql("SELECT pg_cancel_backend(pid) FROM pg_stat_progress_vacuum")
     worker.join()
@@ -349,7 +349,7 @@ def test_more_eager_than_the_manual_is_well_and_off_is_critical(trial: Trial) ->
         for name, value in changed.items():
             trial.sql(f"ALTER SYSTEM SET {name} = '{value}'")
         trial.sql("SELECT pg_reload_conf()")
-        until(lambda: trial.sql("SHOW autovacuum") == [("off",)], what="the reload", seconds=5)
+        until(lambda: trial.sql("SHOW autovacuum") == [("off",)], what="the reload", seconds=30)
         with pytest.raises(RunbookFailed) as failed:
             check_autovacuum.fn(NAME)
         report: Any = failed.value.report
@@ -360,7 +360,7 @@ def test_more_eager_than_the_manual_is_well_and_off_is_critical(trial: Trial) ->
         for name in changed:
             trial.sql(f"ALTER SYSTEM RESET {name}")
         trial.sql("SELECT pg_reload_conf()")
-        until(lambda: trial.sql("SHOW autovacuum") == [("on",)], what="the reload", seconds=5)
+        until(lambda: trial.sql("SHOW autovacuum") == [("on",)], what="the reload", seconds=30)
 
 
 def test_a_table_that_autovacuum_does_not_keep_up_with_is_named_with_its_remedy(dead: Trial) -> None:

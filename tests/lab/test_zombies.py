@@ -105,7 +105,7 @@ def test_a_run_that_died_with_its_worker_is_marked_crashed_and_the_next_one_comp
         assert len(victims) > 1
         kill(victims)  # the worker first: it would report its run's death
         died = time.monotonic()
-    until(lambda: not any(map(alive, victims)), what="their end", seconds=5)
+    until(lambda: not any(map(alive, victims)), what="their end", seconds=30)
     assert state_of(runs, run)["type"] == "RUNNING", "nobody was left to say that it died"
 
     def ended() -> dict[str, Any]:
@@ -164,7 +164,7 @@ def restart_prefect(control: Control) -> None:
     before = control.supervisor.services()["server"].pid
     parts = [before, *(child.pid for child in psutil.Process(before).children(recursive=True))]
     kill(parts)
-    until(lambda: not any(map(alive, parts)), what="the server's end", seconds=5)
+    until(lambda: not any(map(alive, parts)), what="the server's end", seconds=30)
     until(restarted(control, "server", before), what="the server's restart", seconds=30)
     control.wait(60)
 

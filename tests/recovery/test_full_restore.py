@@ -183,7 +183,7 @@ def test_without_prefect_on_a_server_whose_data_is_gone(system: System) -> None:
         until(
             lambda place=status[name]["data"]: not Path(place).exists() or shutil.rmtree(place),
             what="it is gone",
-            seconds=5,
+            seconds=30,
         )  # type: ignore[misc]
     try:
         done = restore(system)

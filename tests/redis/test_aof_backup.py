@@ -64,7 +64,7 @@ def test_round_trip(rig: Rig) -> None:
         client.flushdb()
     restored = restore_redis.fn(NAME, confirm=NAME)
     assert restored.status is Status.OK, restored.sentence()
-    until(lambda: time.time() > ends, what="the end of the short keys", seconds=5)
+    until(lambda: time.time() > ends, what="the end of the short keys", seconds=30)
     assert {number: account(rig.client(number)) for number in clients} == {
         number: survivors(keys) for number, keys in before.items()
     }

@@ -405,7 +405,7 @@ def test_keys_that_expire_during_the_sweep_are_left_out(server: RedisServer) -> 
             pipe.set(f"gone:{n}", "x", px=1)
             pipe.set(f"there:{n}", "x")
         pipe.execute()
-    until(lambda: client.get("gone:1999") is None, what="their expiry", seconds=5)
+    until(lambda: client.get("gone:1999") is None, what="their expiry", seconds=30)
     for survey in (survey_keys(server.block(), 60), _by_pipeline(server)):
         assert told(survey, 0) == {b"there:": (2000, truth(client)[b"there:"][1])}
 

@@ -67,7 +67,7 @@ class Actor:
         """Its exit code; killed where it still runs."""
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
-        return self.process.wait(10)
+        return self.process.wait(60)
 
 
 def is_alive(pid: int) -> bool:

@@ -36,5 +36,5 @@ def test_it_stops_until_somebody_continues_it(tmp_path: Path, actors: list[Actor
     until(lambda: process.status() == psutil.STATUS_STOPPED, what="the pause", seconds=30)
     assert passed(actors[0]) == ["before"]
     process.resume()
-    assert actors[0].process.wait(10) == 0
+    assert actors[0].process.wait(60) == 0
     assert passed(actors[0]) == ["before", "swap", "after"]

@@ -54,10 +54,10 @@ def test_a_second_process_is_refused_until_the_first_is_killed(
     refused(system, "recovery")  # a recovery does not end another
     assert is_alive(actor.pid)
     actor.kill()
-    until(lambda: not is_alive(actor.pid), what="the kill", seconds=2)
+    until(lambda: not is_alive(actor.pid), what="the kill", seconds=30)
     started = time.monotonic()
     take(system)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 30
 
 
 def test_a_recovery_ends_maintenance_and_what_it_runs(system: System, actors: list[Actor], tmp_path: Path) -> None:
@@ -69,9 +69,9 @@ def test_a_recovery_ends_maintenance_and_what_it_runs(system: System, actors: li
     started = time.monotonic()
     with hold(system.name, system.reports_directory, "Full restore", "recovery"):
         assert json.loads(lock_file(system).read_text())["runbook"] == "Full restore"
-    assert time.monotonic() - started < 5
-    assert actor.process.wait(5) == -signal.SIGTERM
-    until(lambda: not is_alive(child), what="the end of its child", seconds=1)
+    assert time.monotonic() - started < 30
+    assert actor.process.wait(30) == -signal.SIGTERM
+    until(lambda: not is_alive(child), what="the end of its child", seconds=30)
 
 
 @pytest.mark.parametrize("confirm", ["", "another-name"])
@@ -91,8 +91,8 @@ def test_a_recovery_kills_maintenance_that_does_not_listen(
     actors.append(Actor(tmp_path / "out", "holder", "deaf", system.name, system.reports_directory, "maintenance"))
     child = int(actors[0].says("held"))
     take(system, "recovery")
-    assert actors[0].process.wait(5) == -signal.SIGKILL
-    until(lambda: not is_alive(child), what="the end of its child", seconds=1)
+    assert actors[0].process.wait(30) == -signal.SIGKILL
+    until(lambda: not is_alive(child), what="the end of its child", seconds=30)
 
 
 def test_a_holder_on_another_host_is_not_looked_for_among_our_processes(
@@ -111,12 +111,12 @@ def test_a_recovery_does_not_end_its_own_process(system: System) -> None:
     def maintenance() -> None:
         with hold(system.name, system.reports_directory, "Rebuild indexes", "maintenance"):
             held.set()
-            done.wait(10)
+            done.wait(60)
 
     thread = threading.Thread(target=maintenance)
     thread.start()
     try:
-        assert held.wait(5)
+        assert held.wait(30)
         assert "Rebuild indexes" in refused(system, "recovery").message
     finally:
         done.set()

@@ -55,7 +55,7 @@ def test_a_bar_of_the_step_is_drawn_and_filled() -> None:
 def test_outside_of_a_run_there_is_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="ops")
     with progress(lambda: Done("half of it", 0.5)):
-        until(lambda: "half of it" in caplog.text, what="the line", seconds=5)
+        until(lambda: "half of it" in caplog.text, what="the line", seconds=30)
 
 
 def test_what_cannot_be_told_disturbs_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -66,5 +66,5 @@ def test_what_cannot_be_told_disturbs_nothing(caplog: pytest.LogCaptureFixture) 
         raise Unreachable("the server is away")
 
     with progress(tell):
-        until(lambda: len(asked) > 2, what="being asked again", seconds=5)
+        until(lambda: len(asked) > 2, what="being asked again", seconds=30)
     assert "away" not in caplog.text
