@@ -1,0 +1,1 @@
+"""§4 of the manual: infrastructure."""

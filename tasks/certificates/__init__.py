@@ -1,0 +1,1 @@
+"""Certificates: their files, the servers that show them, and certbot."""
