@@ -48,6 +48,7 @@ def lab_variables(layout: Layout, state: State, binaries: Binaries, account: Acc
         **_place("OPS_LAB", layout, state),
         **{f"OPS_LAB_SENTINEL_{number}_PORT": str(port) for number, port in enumerate(ports.sentinels, 1)},
         "OPS_LAB_ENDPOINT": str(layout.endpoint),
+        "OPS_LAB_AI_PROVIDERS_PORT": str(ports.ai_providers),
         "OPS_LAB_USER": account.name,
         "OPS_LAB_POSTGRES_BIN": str(binaries.postgres),
         "OPS_LAB_REDIS_PROGRAM": str(binaries.redis),

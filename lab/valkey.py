@@ -162,7 +162,7 @@ def _expiring(client: redis.Redis) -> None:
         for n in range(1500):
             pipe.set(f"cache:question:{n}", f"志望動機を教えてください ({n})" * 4, ex=24 * _HOUR + n)
         for n in range(200):
-            pipe.set(f"rate_limit:ai:user-{n}", n % 60, ex=_HOUR + n)
+            pipe.set(f"rate_limit:ai:user-{n}", n % 60, ex=_HOUR - n)
         pipe.execute()
 
 

@@ -99,7 +99,7 @@ def _problem(client: httpx.Client, name: str, url: str) -> str:
         return f"{name} at {url} does not answer ({type(error).__name__})"
     if answer.status_code == httpx.codes.OK:
         return ""
-    body = _json(answer)
+    body = json_object(answer)
     parts = [f"{part} {state}" for part, state in body.items() if part != "status" and state != "ok"]
     return f"{name} answers {answer.status_code}: {', '.join(parts)[:200] or answer.reason_phrase}"
 
@@ -189,9 +189,9 @@ class _Smoke:
         except httpx.HTTPError as error:
             raise _Failed(f"{method} {path}: no answer ({type(error).__name__})") from None
         if answer.status_code != expected:
-            detail = str(_json(answer).get("detail", answer.reason_phrase))[:200]
+            detail = str(json_object(answer).get("detail", answer.reason_phrase))[:200]
             raise _Failed(f"{method} {path} answers {answer.status_code} instead of {expected}: {detail}")
-        return _json(answer)
+        return json_object(answer)
 
 
 def _field(body: Any, name: str) -> Any:
@@ -200,7 +200,8 @@ def _field(body: Any, name: str) -> Any:
     return body[name]
 
 
-def _json(answer: httpx.Response) -> dict[str, Any]:
+def json_object(answer: httpx.Response) -> dict[str, Any]:
+    """What an answer holds; nothing where it is something else."""
     try:
         body = answer.json()
     except ValueError:

@@ -67,9 +67,14 @@ def widest(prefixes: Sequence[bytes]) -> tuple[bytes, ...]:
     )
 
 
+def under(prefix: bytes) -> bytes:
+    """The glob pattern of the keys that begin with `prefix`."""
+    return re.sub(rb"([*?\[\]\\^])", rb"\\\1", prefix) + b"*"
+
+
 def keys_under(line: Line, database: int, prefix: bytes) -> Iterator[list[bytes]]:
     """The keys of a database that begin with `prefix`, page by page. One may come twice, as SCAN gives it."""
-    pattern = re.sub(rb"([*?\[\]\\^])", rb"\\\1", prefix) + b"*"
+    pattern = under(prefix)
     cursor = b"0"
     while True:
         cursor, page = line.call(database, "SCAN", cursor, "MATCH", pattern, "COUNT", PAGE_KEYS)

@@ -19,7 +19,7 @@ PLANNED = (
     "failover: before pg_promote",
     "failover: promoted",
     "before start_receiver",
-    "connection string: before rename",
+    "env file: before rename",
     "rejoin: before pg_rewind",
     "rejoin: rewound",
 )

@@ -126,7 +126,7 @@ switch(Path(sys.argv[1]))
 def test_killed_before_the_rename_the_old_one_is_whole_and_the_next_run_ends_well(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     path.write_text("DATABASE_URL=postgresql://db/x\n")
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OPS_FAILPOINT": "connection string: before rename"}
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "OPS_FAILPOINT": "env file: before rename"}
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)], env=variables, check=False, cwd=ROOT)
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "DATABASE_URL=postgresql://db/x\n"

@@ -42,7 +42,7 @@ def find_first_keys(block: Redis, pattern: str, most: int, budget_seconds: float
     denied, is_complete = 0, True
     with connected(block) as client:
         reader_for(client)[0].close()  # says which command is forbidden
-        for number, keys in _matching(client, glob):
+        for number, keys in matching(client, glob):
             if len(found) >= most:
                 break
             if time.monotonic() > started + budget_seconds:
@@ -54,8 +54,8 @@ def find_first_keys(block: Redis, pattern: str, most: int, budget_seconds: float
     return Listing(tuple(found), denied, is_complete, time.monotonic() - started)
 
 
-def _matching(client: redis.Redis, glob: bytes) -> Iterator[tuple[int, list[bytes]]]:
-    """Page after page: (database, keys that match and were not in one before)."""
+def matching(client: redis.Redis, glob: bytes) -> Iterator[tuple[int, list[bytes]]]:
+    """All databases, page after page: (database, keys that match and were not in one before)."""
     for number in sorted(key_counts(client)):
         cursor, seen = 0, set[bytes]()
         while True:

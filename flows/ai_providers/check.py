@@ -1,0 +1,182 @@
+"""AI providers: whether they answer, how, and until when (§5.1, §5.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, datetime
+from typing import get_args
+
+from prefect import flow
+from pydantic import SecretStr
+
+from blocks.ai_providers import AIProviders, Provider
+from blocks.environment import Environment
+from flows.ai_providers.provider_findings import judge_answer, judge_dates, judge_retirement, tell_answers
+from flows.ai_providers.steps import told
+from runbook.errors import OpsError
+from runbook.kinds import Pending
+from runbook.report import Report, Status
+from runbook.run import runbook
+from tasks.ai.answer import Answer
+from tasks.ai.azure import ask_azure, read_azure_models
+from tasks.ai.bedrock import ask_bedrock, model_of, read_bedrock_models
+from tasks.ai.lifecycle import Dates, Lifecycle, read_dates
+from tasks.ai.vertex import ask_vertex, find_vertex_token, read_vertex_endpoints
+from tasks.env_file import read_variable
+
+
+@flow(name="check-ai-providers", flow_run_name="check-ai-providers {environment}")
+def check_ai_providers(environment: str) -> Report:
+    """AIプロバイダー確認: Azure OpenAI・AWS Bedrock・GCP Vertex AI (§5.1, §5.3)
+
+    Asks every deployment and model of the environment one short question (a canary, with a budget of tokens), all at
+    the same time, and looks at latency, tokens, and whether the answer has the fields that the application reads; and
+    until when each answers: Bedrock's lifecycle (LEGACY), Azure's own deprecation dates, and the table of retirement
+    dates for API versions and models, which says where each date is from and when somebody last looked. Run it daily.
+
+    It changes nothing; a canary costs a few tokens. What does not answer is critical, but for a used up quota, which
+    warns; so do what retires within 90 days, and whatever is not known.
+
+    Departs from the manual: it lists Bedrock's models and reads no lifecycle; that a model is listed says nothing of
+    access to it: here it is asked.
+
+    Args:
+        environment: 対象の環境
+    """
+    env = Environment.find(environment)
+    with runbook("Check AI providers", env) as report:
+        ai, today = env.ai_providers, datetime.now(env.zone).date()
+        dates = dict[str, Dates]()
+        with told(report, "the table of retirement dates"):
+            dates = read_dates(ai)
+        wanted = _configured(report, ai)
+        version = _azure_version(report, env) if "azure" in wanted else ""
+        token = _token(report, ai) if "vertex" in wanted else SecretStr("")
+        answers = [one.result() for one in _asked(ai, wanted, version, token)]
+        for answer in answers:
+            judge_answer(report, ai, answer)
+        if version:
+            _judge_azure(report, ai, version, dates, answers, today)
+        if "bedrock" in wanted:
+            _judge_bedrock(report, ai, dates, today)
+        if token.get_secret_value():
+            _judge_vertex(report, ai, token, dates, answers, today)
+        judge_dates(report, dates, _used(wanted, dates), today)
+        if answers:
+            tell_answers(report, answers)
+        report.outcome = f"{sum(one.ok for one in answers)} of {_number_of(ai, wanted)} deployments and models answer"
+    return report
+
+
+def _models(ai: AIProviders, provider: Provider) -> list[str]:
+    return {"azure": ai.azure_deployments, "bedrock": ai.bedrock_models, "vertex": ai.vertex_models}[provider]
+
+
+def _number_of(ai: AIProviders, wanted: list[Provider]) -> int:
+    return sum(len(_models(ai, provider)) for provider in wanted)
+
+
+def _configured(report: Report, ai: AIProviders) -> list[Provider]:
+    """Those that can be asked; one of the application's chain that cannot be is told."""
+    known: tuple[Provider, ...] = get_args(Provider)
+    found = list[Provider]()
+    for provider in known:
+        lacks = _lacks(ai, provider)
+        if not lacks:
+            found.append(provider)
+        elif provider in ai.chain:
+            report.warn(f"{provider} is looked at", f"add {', '.join(lacks)} to [ai_providers], or take it off chain",
+                        value=f"no: {', '.join(lacks)} is empty")  # fmt: skip
+    report.expect("a provider is named", bool(found), "describe the providers in [ai_providers]",
+                  value=", ".join(found) or "none")  # fmt: skip
+    return found
+
+
+def _lacks(ai: AIProviders, provider: Provider) -> list[str]:
+    needed: dict[Provider, tuple[str, ...]] = {
+        "azure": ("azure_deployments", "azure_endpoint", "azure_key"),
+        "bedrock": ("bedrock_models",),
+        "vertex": ("vertex_models", "vertex_project"),
+    }
+    given = {**vars(ai), "azure_key": ai.azure_key.get_secret_value()}
+    return [name for name in needed[provider] if not given[name]]
+
+
+def _azure_version(report: Report, env: Environment) -> str:
+    """What the application uses; "" where that is not known."""
+    ai, version = env.ai_providers, env.ai_providers.azure_api_version
+    if not version:
+        with told(report, "azure: the API version in use"):
+            version = read_variable(env.application, ai.azure_version_variable, "[ai_providers] azure_version_variable")
+    report.fact("Azure API version", version or "not known")
+    return version
+
+
+def _token(report: Report, ai: AIProviders) -> SecretStr:
+    with told(report, "vertex: an access token"):
+        return find_vertex_token(ai)
+    return SecretStr("")
+
+
+def _asked(ai: AIProviders, wanted: list[Provider], version: str, token: SecretStr) -> list[Pending[Answer]]:
+    asked = list[Pending[Answer]]()
+    if version:
+        asked += [ask_azure.submit(ai, deployment, version) for deployment in ai.azure_deployments]
+    if "bedrock" in wanted:
+        asked += [ask_bedrock.submit(ai, model) for model in ai.bedrock_models]
+    if token.get_secret_value():
+        asked += [ask_vertex.submit(ai, model, token) for model in ai.vertex_models]
+    return asked
+
+
+def _judge_azure(
+    report: Report, ai: AIProviders, version: str, dates: Mapping[str, Dates], answers: list[Answer], today: date
+) -> None:
+    judge_retirement(report, f"azure API version {version}", [version], dates.get("azure-api"), None, today)
+    models = dict[str, Lifecycle]()
+    with told(report, "azure: its models' deprecation", Status.WARN):
+        models = read_azure_models(ai, version)
+    for answer in (one for one in answers if one.provider == "azure" and one.ok):
+        what = f"azure {answer.model} ({answer.version})"
+        judge_retirement(report, what, [answer.version], dates.get("azure"), models.get(answer.version), today)
+
+
+def _judge_bedrock(report: Report, ai: AIProviders, dates: Mapping[str, Dates], today: date) -> None:
+    try:
+        models = read_bedrock_models(ai)
+    except OpsError as error:
+        report.expect("bedrock: its models' lifecycle", False, error.hint, value=f"not known: {error.message}")
+        return
+    for name in ai.bedrock_models:
+        model = model_of(name)
+        report.expect(f"bedrock {name} is listed", model in models,
+                      "correct [ai_providers]: it has ended, or is of another region",
+                      value="yes" if model in models else f"no: {len(models)} others are",
+                      otherwise=Status.WARN)  # fmt: skip
+        found = models.get(model)
+        if found and found.status == "ACTIVE" and not found.retires:
+            report.expect(f"bedrock {name} is current", True, "", value=found.status)
+            continue  # it gets 6 months from LEGACY on
+        judge_retirement(report, f"bedrock {name}", [model], dates.get("bedrock"), found, today)
+
+
+def _judge_vertex(
+    report: Report, ai: AIProviders, token: SecretStr, dates: Mapping[str, Dates], answers: list[Answer], today: date
+) -> None:
+    with told(report, f"vertex: {ai.vertex_project} in {ai.vertex_location}"):
+        endpoints = read_vertex_endpoints(ai, token)
+        report.expect(f"vertex: {ai.vertex_project} in {ai.vertex_location}", True, "",
+                      value=f"reached; {len(endpoints)} endpoints of its own")  # fmt: skip
+        if endpoints:
+            report.table(
+                "Vertex AI: the project's own endpoints", ("endpoint and models",), [(one,) for one in endpoints]
+            )
+    for model in ai.vertex_models:
+        said = [one.version for one in answers if one.provider == "vertex" and one.model == model and one.version]
+        judge_retirement(report, f"vertex {model}", [*said, model], dates.get("vertex"), None, today)
+
+
+def _used(wanted: list[Provider], dates: Mapping[str, Dates]) -> list[str]:
+    """Azure's and Bedrock's models have their dates from the service; the table may know more."""
+    needed = {"azure": "azure-api", "vertex": "vertex"}
+    return [*(needed[one] for one in wanted if one in needed), *(one for one in ("azure", "bedrock") if one in dates)]

@@ -1,0 +1,152 @@
+"""The fallback from one AI provider to the next, rehearsed (§5.4)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect import flow
+
+from blocks.environment import Environment
+from runbook import record
+from runbook.errors import OpsError
+from runbook.permit import Act, Permit
+from runbook.plots import Bar, bars
+from runbook.report import Evidence, Report
+from runbook.run import runbook
+from tasks.ai.interview import Interview, Reply, ask_application, begin_interview, read_questions
+from tasks.application import wait_healthy
+from tasks.faults.disposable import BREAK, require_disposable
+from tasks.faults.providers import FAILING, fail_provider, heal_providers, provider, read_provider_states
+
+FILE = ".fallback-half-done"
+AGAIN = "launch rehearse-fallback again: it gives the providers back first"
+UNAVAILABLE = 503
+
+
+@dataclass(frozen=True)
+class HalfDone:
+    """A rehearsal that has not ended: which providers it may have taken, since when, and which process it was."""
+
+    providers: tuple[str, ...]
+    since: str
+    process: int
+
+
+@flow(name="rehearse-fallback", flow_run_name="rehearse-fallback {environment}")
+def rehearse_fallback(environment: str, confirm: str = "") -> Report:
+    """フォールバック設定: マルチプロバイダーフォールバックの訓練 (§5.4)
+
+    Takes the AI providers away, one by one in the order in which the application asks them, and asks it as a user does
+    after each: the next provider must answer. When all are gone it looks at what the user gets: a clear refusal (503),
+    in time, with nothing half stored, while all else goes on. Then they are given back, and the first answers again.
+    Run it every quarter and after every change of the chain, in an environment that is `disposable`.
+
+    What it changes: providers that fail for some seconds, and one interview of the operators' user. They are given back
+    however the run ends; after a kill, by the next launch. Evidence: who answered each question, and how long it took.
+
+    Departs from the manual: its chain raises a bare Exception when all fail, which users see as 500.
+
+    Args:
+        environment: 対象の環境。disposable な環境のみ
+        confirm: 実行するには環境名を入力。空なら計画のみ表示
+    """
+    env = Environment.find(environment)
+    with runbook("Rehearse fallback", env, confirm, changes=True) as report:
+        require_disposable(env)
+        chain, path = list(env.ai_providers.chain), env.reports_directory / FILE
+        left = record.read(path, HalfDone, "give the providers back by hand, then remove the file")
+        _judge_states(report, env, chain, left)
+        for name in chain:
+            report.plan(BREAK, provider(env, name), seconds=1)
+        report.plan("give back", ", ".join(chain), seconds=1)
+        permit = report.permit(*(Act(BREAK, provider(env, name)) for name in chain))
+        if left:
+            heal_providers(permit, env, chain)
+            path.unlink()
+        wait_healthy(env.application, seconds=30, in_a_row=1)
+        interview = begin_interview(env.application)
+        replies = _rehearse(report, permit, env, chain, interview, path)
+        _tell(report, replies)
+        report.outcome = f"{len(chain)} providers taken away and given back"
+    return report
+
+
+def _judge_states(report: Report, env: Environment, chain: Sequence[str], left: HalfDone | None) -> None:
+    """All there, or taken away by a rehearsal that was killed."""
+    states = read_provider_states(env)
+    if unknown := [name for name in chain if name not in states]:
+        raise OpsError(f"[ai_providers] chain names {', '.join(unknown)}, and the providers are {', '.join(states)}",
+                       "correct chain")  # fmt: skip
+    gone = [name for name in chain if states[name] == FAILING]
+    if left:
+        report.warn("a rehearsal that had not ended", "nothing to do: they are given back when this is carried out",
+                    value=f"process {left.process}, {left.since}; {', '.join(gone) or 'none'} away")  # fmt: skip
+        return
+    report.expect("every provider answers before it", not gone, "give them back first, or wait until they answer",
+                  value=f"{', '.join(gone)}: {FAILING}" if gone else ", ".join(chain))  # fmt: skip
+
+
+def _rehearse(
+    report: Report, permit: Permit, env: Environment, chain: Sequence[str], interview: Interview, path: Path
+) -> list[tuple[str, Reply]]:
+    """Who was away, and what the user got."""
+    replies = [("nobody", ask_application(interview))]
+    _judge_reply(report, "with all providers", replies[0][1], chain[0])
+    report.fail_if_critical()
+    record.write(path, HalfDone(tuple(chain), datetime.now(UTC).isoformat(timespec="seconds"), os.getpid()))
+    report.state_is("AI providers are away", AGAIN)
+    try:
+        for number, name in enumerate(chain, 1):
+            fail_provider(permit, env, name)
+            away = ", ".join(chain[:number])
+            replies.append((away, ask_application(interview)))
+            if number < len(chain):
+                _judge_reply(report, f"without {away}", replies[-1][1], chain[number])
+        _judge_all_gone(report, env, interview, replies[-1][1])
+    finally:
+        heal_providers(permit, env, chain)
+        path.unlink(missing_ok=True)
+        report.state = None
+    replies.append(("nobody again", ask_application(interview)))
+    _judge_reply(report, "when they are back", replies[-1][1], chain[0])
+    return replies
+
+
+def _judge_reply(report: Report, when: str, reply: Reply, expected: str) -> None:
+    report.expect(f"{when} the user gets an answer", reply.answered and reply.provider == expected,
+                  "look at the application's log for “Provider … failed”, and at the order of its chain",
+                  value=reply.told, expected=expected)  # fmt: skip
+
+
+def _judge_all_gone(report: Report, env: Environment, interview: Interview, reply: Reply) -> None:
+    """The last question: refused, and neither it nor half of it stored."""
+    report.fact("without any provider", reply.told)
+    clear = reply.status == UNAVAILABLE and bool(reply.said)
+    report.expect("without any provider the user gets a clear refusal", clear,
+                  "answer 503 with a sentence: 500 looks like a bug, and a client that waits looks like nothing",
+                  value=reply.told, expected=UNAVAILABLE)  # fmt: skip
+    stored = read_questions(interview)
+    halves = [text for text, replies in stored.items() if replies == 0]
+    report.expect("nothing is half stored", reply.question not in stored and not halves,
+                  "store question and reply in one transaction, after the reply is there",
+                  value=f"{len(stored)} questions are stored, {len(halves)} of them without a reply",
+                  expected="every question that is stored has its reply")  # fmt: skip
+    try:
+        health = wait_healthy(env.application, seconds=30, in_a_row=1)
+    except OpsError as error:
+        report.expect("all else goes on", False, error.hint, value=error.message)
+    else:
+        report.expect("all else goes on", True, "", value=health.answer)
+
+
+def _tell(report: Report, replies: Sequence[tuple[str, Reply]]) -> None:
+    report.table("What the user got", ("away", "answer by", "status", "seconds"),
+                 [(away, f"{one.provider} {one.model}".strip() or f"nobody: {one.said}", one.status,
+                   f"{one.seconds:.2f}") for away, one in replies])  # fmt: skip
+    drawn = [Bar(f"without {away}", (one.seconds,), f"{one.seconds:.2f} s, {one.provider or one.status}")
+             for away, one in replies]  # fmt: skip
+    report.attach(Evidence("How long an answer took", svg=bars(drawn)))

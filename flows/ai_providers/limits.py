@@ -1,0 +1,180 @@
+"""Rate limits of the AI calls: the limiter's counters in Redis, and refusals in the logs (§5.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from flows.ai_providers.steps import told
+from flows.logs.steps import tell_read
+from flows.redis.master import judge_master
+from runbook.plots import Bar, bars
+from runbook.report import Evidence, Report, Status
+from runbook.run import runbook
+from tasks.logs import refusals
+from tasks.logs.conditions import Conditions, parse_moment
+from tasks.logs.files import find_logs
+from tasks.logs.masking import masked
+from tasks.logs.refusals import Refusals
+from tasks.logs.source import reading
+from tasks.redis.counters import Counted, Counter, read_counters
+from tasks.redis.sentinels import read_sentinels
+
+NEAR_RATIO = 0.8
+COUNTERS_SECONDS = 60.0
+SHOWN = 30
+# A storm whose last minute is no older than this goes on.
+NOW = timedelta(minutes=15)
+OUTCOME = ("counters", "refusals")
+
+
+@flow(name="check-rate-limits", flow_run_name="check-rate-limits {environment}")
+def check_rate_limits(
+    environment: str,
+    hours: Annotated[int, Field(ge=1, le=24 * 31)] = 24,
+    until: str = "",
+    storm: Annotated[int, Field(ge=2)] = 20,
+) -> Report:
+    """レート制限管理: レート制限の使用状況・プロバイダー側のレート制限 (§5.3)
+
+    Looks at the limiter's counters in Redis (who is over or near the limit, which counters never expire, live longer
+    than their window or hold no number) and at refusals (429) in the application's log: of users, and by providers;
+    and whether somebody tries again without waiting (a retry storm). Run it daily, and first when users are refused.
+
+    It changes nothing. A counter that never expires locks its user out for ever once it is over the limit: that is
+    critical, as is a storm that goes on. Evidence: counters, refusals by user and provider, and by hour.
+
+    Departs from the manual: its GET before INCR lets requests beside each other pass the limit, and its EXPIRE at every
+    request moves the window on: a user who goes on asking is never let in again. Such counters cannot be told from
+    others by one look; INCR, then EXPIRE … NX (docs/ai-providers.md).
+
+    Args:
+        environment: 対象の環境
+        hours: ログの対象時間数
+        until: 対象期間の終わり。空なら現在
+        storm: 1分間にこの回数以上の429を、同じユーザーまたはプロバイダーの再試行の嵐とみなす
+    """
+    env = Environment.find(environment)
+    with runbook("Check rate limits", env) as report:
+        end = parse_moment(until, env.zone, "until") or datetime.now(UTC)
+        with told(report, "the limiter's counters"):
+            _judge_counters(report, env)
+        with told(report, "refusals in the log"):
+            _judge_refusals(report, env, end - timedelta(hours=hours), end, storm)
+        report.outcome = "; ".join(f"{name}: {value}" for name, value in report.facts.items() if name in OUTCOME)
+    return report
+
+
+def _judge_counters(report: Report, env: Environment) -> None:
+    limits = env.ai_providers.rate_limits if env.has("ai_providers") else {}
+    if not limits:
+        report.warn("the limiter's counters", 'add [ai_providers] rate_limits = { "rate_limit:ai:" = [100, 3600] }:'
+                    " what its keys begin with → requests, and seconds",
+                    value="not known: no limit is named")  # fmt: skip
+        return
+    block = judge_master(report, env.redis, read_sentinels(env.redis), changes=False)
+    found = read_counters(block, limits, NEAR_RATIO, COUNTERS_SECONDS)
+    total = sum(counted.keys for counted in found.prefixes)
+    report.fact("counters", f"{total:,} on {block.address}")
+    report.expect("all counters were read", found.is_complete, "launch it again when Redis is less busy",
+                  value=f"{total:,} in {found.seconds:.1f} s", otherwise=Status.WARN)  # fmt: skip
+    for counted in found.prefixes:
+        _judge_prefix(report, counted)
+    _tell_counters(report, found.prefixes)
+
+
+def _judge_prefix(report: Report, found: Counted) -> None:
+    limit = f"{found.most:,} in {found.window_seconds:,} s"
+    report.expect(f"{found.prefix} over the limit", not found.over.count,
+                  "they are refused now: see who they are, and whether the limit fits how people work",
+                  value=_who(found.over.first, found.over.count), expected=limit, otherwise=Status.WARN)  # fmt: skip
+    report.expect(f"{found.prefix} near the limit", not found.near.count,
+                  "nothing yet: they are refused soon if they go on", expected=f"under {NEAR_RATIO:.0%} of {limit}",
+                  value=_who(found.near.first, found.near.count), otherwise=Status.WARN)  # fmt: skip
+    locked = found.locked
+    report.expect(f"{found.prefix} every counter expires", not found.lasting.count,
+                  f"EXPIRE each of them {found.window_seconds}: INCR went through and EXPIRE did not; set both in one "
+                  "MULTI", value=_who(locked.first or found.lasting.first, found.lasting.count)
+                  + (f"; {locked.count:,} of them locked out for ever" if locked.count else ""),
+                  otherwise=Status.CRITICAL if locked.count else Status.WARN)  # fmt: skip
+    report.expect(f"{found.prefix} no counter outlives its window", not found.long.count,
+                  "correct the limiter's EXPIRE, or the window in [ai_providers] rate_limits",
+                  value=_who(found.long.first, found.long.count), expected=f"at most {found.window_seconds:,} s",
+                  otherwise=Status.WARN)  # fmt: skip
+    report.expect(f"{found.prefix} every counter is a number", not found.unreadable.count,
+                  "something else writes under this prefix: the limiter fails there; find it, or correct the prefix",
+                  value=_who(found.unreadable.first, found.unreadable.count), otherwise=Status.WARN)  # fmt: skip
+
+
+def _who(first: Sequence[Counter], count: int) -> str:
+    """The ones with most requests."""
+    if not count:
+        return "none"
+    worst = sorted(first, key=lambda one: -(one.count or 0))[:3]
+    return f"{count:,}: {', '.join(masked(one.key) for one in worst)}{' …' if count > len(worst) else ''}"
+
+
+def _tell_counters(report: Report, prefixes: Sequence[Counted]) -> None:
+    rows = []
+    for found in prefixes:
+        noted = {(one.database, one.key): one for some in (found.over, found.near, found.lasting, found.long)
+                 for one in some.first}  # fmt: skip
+        for one in sorted(noted.values(), key=lambda one: -(one.count or 0))[:SHOWN]:
+            ttl = "never expires" if one.ttl_seconds < 0 else f"{one.ttl_seconds:,.0f} s"
+            rows.append((found.prefix, one.database, masked(one.key), one.count, f"{found.most:,}", ttl))
+    if rows:
+        report.table("Counters to look at", ("prefix", "database", "key", "requests", "limit", "left"), rows)
+
+
+def _judge_refusals(report: Report, env: Environment, since: datetime, end: datetime, storm: int) -> None:
+    wanted = Conditions().within(since, end)
+    with reading(find_logs(Path(env.logs.app)), env.zone, since=since) as source:
+        bad = source.pick(refusals.COLUMNS, f"{refusals.REFUSED} AND {wanted.sql}", wanted.parameters)
+        found, calls = refusals.read_refusals(source)
+        hours = refusals.by_hour(source)
+        tell_read(report, source, bad)
+    users, providers = ([one for one in found if one.kind == kind] for kind in ("user", "provider"))
+    counts = sum(one.count for one in users), sum(one.count for one in providers)
+    report.fact("refusals", f"{counts[0]:,} of users, {counts[1]:,} by providers, beside {calls:,} AI calls")
+    report.expect("users were refused (429)", not users, "see who they are: one user's program, or a limit too low",
+                  value=_most(users), expected="none", otherwise=Status.WARN)  # fmt: skip
+    report.expect("providers refused (429)", not providers,
+                  "ask the provider for a higher quota, or spread the calls; the application falls back meanwhile",
+                  value=_most(providers), expected="none", otherwise=Status.WARN)  # fmt: skip
+    _judge_storms(report, [one for one in found if one.most >= storm], end, env, storm)
+    if found:
+        report.table("Refusals (429)", ("of", "who", "how many", "first", "last", "most within a minute", "at"),
+                     [(one.kind, masked(one.who), f"{one.count:,}", f"{one.first:%m-%d %H:%M:%S}",
+                       f"{one.last:%m-%d %H:%M:%S}", one.most, f"{one.most_at:%m-%d %H:%M:%S}")
+                      for one in found[:SHOWN]])  # fmt: skip
+        drawn = [Bar(f"{hour:%m-%d %H:00}", (sum(both),), f"{both[0]:,} users, {both[1]:,} providers")
+                 for hour, both in list(hours.items())[-24 * 7 :]]  # fmt: skip
+        report.attach(Evidence(f"Refusals by hour ({env.zone.key}), hours without any left out", svg=bars(drawn)))
+
+
+def _judge_storms(report: Report, storms: Sequence[Refusals], end: datetime, env: Environment, storm: int) -> None:
+    """Who tries again at once makes it worse for everybody: the manual waits 4 to 60 s between 5 attempts."""
+    latest = end.astimezone(env.zone).replace(tzinfo=None) - NOW
+    goes_on = [one for one in storms if one.last >= latest]
+    worst = storms[0] if storms else None
+    value = (
+        f"{len(storms)}; the worst: {worst.most:,} within a minute, {worst.kind} {masked(worst.who)}, at "
+        f"{worst.most_at:%m-%d %H:%M:%S}" if worst else "none")  # fmt: skip
+    report.expect("retry storms", not storms,
+                  "block that user, or stop that caller; then have it wait (4 to 60 s, growing) and give up after 5",
+                  value=value + ("; it goes on" if goes_on else ""), expected=f"fewer than {storm} within a minute",
+                  otherwise=Status.CRITICAL if goes_on else Status.WARN)  # fmt: skip
+
+
+def _most(found: Sequence[Refusals]) -> str:
+    if not found:
+        return "none"
+    ranked = sorted(found, key=lambda one: -one.count)[:3]
+    of = ", ".join(f"{masked(one.who)} {one.count:,}" for one in ranked)
+    return f"{sum(one.count for one in found):,} times: {of}{' …' if len(found) > 3 else ''}"

@@ -1,0 +1,67 @@
+"""Refusals for too many requests (429) in the application's log: of users, and by providers (§5.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from tasks.logs.source import Source
+from tasks.logs.tokens import CALL
+
+STATUS = "try_cast(json_extract_string(line, '$.status') AS INTEGER)"
+SAID = "concat_ws(' ', message, json_extract_string(line, '$.error'), json_extract_string(line, '$.exception'))"
+_WORDS = r"\b429\b|rate.?limit|too many requests|throttl|RESOURCE_EXHAUSTED|quota"
+USER = f"({STATUS} = 429)"
+PROVIDER = (
+    f"({STATUS} IS NULL AND upper(level) IN ('WARN', 'WARNING', 'ERROR', 'CRITICAL')"
+    f" AND regexp_matches({SAID}, '(?i){_WORDS}'))"
+)
+REFUSED = f"({USER} OR {PROVIDER} OR {CALL})"
+COLUMNS = {
+    "time": "time",
+    "here": "here",
+    "kind": f"CASE WHEN {CALL} THEN 'call' WHEN {USER} THEN 'user' ELSE 'provider' END",
+    "who": f"""CASE WHEN {USER} THEN coalesce(user_id, '?')
+        ELSE coalesce(json_extract_string(line, '$.provider'),
+                      nullif(regexp_extract(message, '(?i)provider (\\w+)', 1), ''), '?') END""",
+}
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """Of one user or provider; `most` is the greatest number within a minute, which ended at `most_at`. Times: of the
+    operators' zone."""
+
+    kind: str
+    who: str
+    count: int
+    first: datetime
+    last: datetime
+    most: int
+    most_at: datetime
+
+
+def read_refusals(source: Source) -> tuple[list[Refusals], int]:
+    """Of what was picked with COLUMNS where REFUSED: the stormiest first; and how many AI calls went well beside."""
+    rows = source.rows(
+        """
+        SELECT kind, who, count(*), min(here), max(here), max(n), arg_max(here, n) FROM (
+            SELECT *, count(*) OVER (PARTITION BY kind, who ORDER BY time
+                                     RANGE BETWEEN INTERVAL 1 MINUTE PRECEDING AND CURRENT ROW) AS n
+            FROM picked WHERE kind <> 'call')
+        GROUP BY kind, who ORDER BY max(n) DESC, count(*) DESC, kind, who
+        """
+    )
+    calls = source.rows("SELECT count(*) FROM picked WHERE kind = 'call'")
+    return [Refusals(*row) for row in rows], int(calls[0][0])
+
+
+def by_hour(source: Source) -> dict[datetime, tuple[int, int]]:
+    """Hour, in the operators' zone → refusals of users, and by providers."""
+    rows = source.rows(
+        """
+        SELECT date_trunc('hour', here), count(*) FILTER (kind = 'user'), count(*) FILTER (kind = 'provider')
+        FROM picked WHERE kind <> 'call' GROUP BY 1 ORDER BY 1
+        """
+    )
+    return {hour: (int(users), int(providers)) for hour, users, providers in rows}

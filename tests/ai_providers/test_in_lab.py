@@ -1,0 +1,206 @@
+"""rehearse_fallback and update_ai_api_version on the lab's own application: providers really go and come back, the
+backend is really restarted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from blocks import toml
+from blocks.environment import Environment
+from flows.ai_providers import fallback
+from flows.ai_providers.fallback import rehearse_fallback
+from flows.ai_providers.version import update_ai_api_version
+from flows.ai_providers.version_steps import FILE
+from lab.client import Lab
+from runbook.errors import OpsError, RunbookFailed
+from runbook.report import Report, Status
+from tasks.ai.interview import ask_application, begin_interview
+from tasks.application import wait_healthy
+from tasks.env_file import read_variable
+from tasks.faults.providers import read_provider_states
+from tasks.services import start_services, stop_services
+from tests.providers import KEY, ProviderServer, providers
+
+ROOT = Path(__file__).parents[2]
+OLD, NEW = "2024-02-15-preview", "2024-10-21"
+WELL = {"azure": "ok", "bedrock": "ok", "vertex": "ok"}
+VARIABLE = "AZURE_OPENAI_API_VERSION"
+DATES = '[azure-api]\nsource = "https://example.com"\nlooked_at = {today}\n[azure-api.retires]\n"{new}" = {later}\n'
+
+
+def finding(report: Report, name: str) -> tuple[Status, str]:
+    (found,) = [found for found in report.findings if found.name == name]
+    return found.status, found.value
+
+
+def rows(report: Report, name: str) -> list[tuple[str, ...]]:
+    return next(list(item.rows) for item in report.evidence if item.name.startswith(name))
+
+
+def answers_by(env: Environment) -> str:
+    return ask_application(begin_interview(env.application)).provider
+
+
+def restart(env: Environment) -> None:
+    stop_services(env.services, ["backend"])
+    start_services(env.services, ["backend"])
+    wait_healthy(env.application, seconds=120)
+
+
+KILLED = """
+import sys
+from flows.ai_providers.fallback import rehearse_fallback
+rehearse_fallback.fn(sys.argv[1], confirm=sys.argv[1])
+"""
+
+
+def test_answers_go_on_and_when_all_are_gone_the_user_is_told_and_a_killed_run_is_put_right(lab: Lab) -> None:
+    env = toml.environment(lab.name)
+    half_done = env.reports_directory / fallback.FILE
+    plan = rehearse_fallback.fn(lab.name)
+    assert (plan.status, read_provider_states(env)) == (Status.PLANNED, WELL)
+
+    report = rehearse_fallback(lab.name, confirm=lab.name)  # as a flow run
+    assert report.status is Status.OK, report.sentence()
+    assert [row[:3] for row in rows(report, "What the user got")] == [
+        ("nobody", "azure gpt-4o", "201"),
+        ("azure", "bedrock anthropic.claude-3-5-sonnet", "201"),
+        ("azure, bedrock", "vertex gemini-1.5-pro", "201"),
+        ("azure, bedrock, vertex", "nobody: AI providers unavailable", "503"),
+        ("nobody again", "azure gpt-4o", "201"),
+    ]
+    assert read_provider_states(env) == WELL
+    assert not half_done.exists()
+
+    variables = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "OPS_FAILPOINT": "after read_questions"}
+    argv = [sys.executable, "-c", KILLED, lab.name]
+    done = subprocess.run(argv, cwd=ROOT, env=variables, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert set(read_provider_states(env).values()) == {"failing"}
+    assert "azure, bedrock, vertex away" in finding(rehearse_fallback.fn(lab.name), "a rehearsal that had not ended")[1]
+    assert set(read_provider_states(env).values()) == {"failing"}, "a plan changes nothing"
+    report = rehearse_fallback.fn(lab.name, confirm=lab.name)
+    assert report.status is Status.WARN, report.sentence()
+    assert (read_provider_states(env), half_done.exists(), answers_by(env)) == (WELL, False, "azure")
+
+    # A bug: what the first provider fails with is what the user gets.
+    source = Path(env.application.backend_directory) / "grc_backend" / "ai.py"
+    sound = source.read_text()
+    broken = sound.replace("                continue\n", "                raise\n")
+    assert broken != sound
+    try:
+        source.write_text(broken)
+        restart(env)
+        with pytest.raises(RunbookFailed) as caught:
+            rehearse_fallback.fn(lab.name, confirm=lab.name)
+    finally:
+        source.write_text(sound)
+        restart(env)
+    status, value = finding(caught.value.report, "without azure the user gets an answer")
+    assert (status, value.startswith("500 ")) == (Status.CRITICAL, True)
+    status, _ = finding(caught.value.report, "without any provider the user gets a clear refusal")
+    assert status is Status.CRITICAL
+    assert (read_provider_states(env), half_done.exists()) == (WELL, False)
+
+
+@pytest.fixture
+def azure(lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ProviderServer]:
+    """The lab's environment with Azure's protocol for its deployment, and the version in its .env."""
+    before, env_file = toml.file_of(lab.name).read_text(), Path(toml.environment(lab.name).application.env_file)
+    was = env_file.read_text()
+    today = datetime.now(UTC).date()
+    dates = DATES.format(today=today, new=NEW, later=today + timedelta(days=400))
+    (tmp_path / "dates.toml").write_text(dates)
+    monkeypatch.setenv("OPS_TEST_AZURE_KEY", KEY)
+    monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(tmp_path / "lab.toml"))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with providers() as server:
+        described = f'azure_endpoint = "{server.url}"\nazure_key_env = "OPS_TEST_AZURE_KEY"\n'
+        described += f'azure_deployments = ["gpt-4o"]\nretirements = "{tmp_path}/dates.toml"\n'
+        described += 'sdks = { "boto3" = "1.0", "openai" = "1.0" }\n'
+        (tmp_path / "lab.toml").write_text(before.replace("[ai_providers]\n", f"[ai_providers]\n{described}"))
+        env_file.write_text(f"{was}{VARIABLE}='{OLD}'\n")
+        yield server
+    env_file.write_text(was)
+
+
+def test_a_version_is_tried_switched_returned_from_and_undone(
+    lab: Lab, azure: ProviderServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = toml.environment(lab.name)
+    env_file = Path(env.application.env_file)
+    others = env_file.read_text().rpartition(VARIABLE)[0]
+
+    def pid() -> int:
+        return env.services.state("backend").pid
+
+    def update(version: str, **parameters: Any) -> Report:
+        return update_ai_api_version.fn(lab.name, version, **{"confirm": lab.name, **parameters})
+
+    running = pid()
+    azure.shapes[NEW] = {
+        "usage": {"prompt_tokens": 20, "completion_tokens": 4, "total_tokens": 24, "details": {"n": 1}}
+    }
+    plan = update(NEW, confirm="")
+    assert plan.status is Status.PLANNED, plan.sentence()
+    assert rows(plan, "Fields of the answers") == [("gpt-4o", "usage.details.n", "not there", "int")]
+    assert "openai is not installed (needed: 1.0)" in finding(plan, "SDKs of the application")[1]
+    assert ("openai", "not installed", "1.0") in rows(plan, "SDKs")
+
+    azure.shapes[NEW] = {"choices": [{"message": {"text": "OK"}, "finish_reason": "stop"}]}
+    with pytest.raises(RunbookFailed, match=r"choices\.0\.message\.content is missing"):
+        update(NEW)
+    azure.shapes.clear()
+    azure.refused_versions = {NEW}
+    with pytest.raises(RunbookFailed, match=f"gpt-4o answers on {NEW}: 404"):
+        update(NEW)
+    with pytest.raises(OpsError, match="“latest” is no API version"):
+        update("latest")
+    azure.refused_versions = {OLD}
+    assert pid() == running, "nothing was restarted"
+
+    report = update(NEW)
+    assert report.status is Status.WARN, report.sentence()  # the SDK, and the old one that does not answer
+    assert finding(report, f"the application is well with {NEW}")[0] is Status.OK
+    assert env_file.read_text() == f"{others}{VARIABLE}='{NEW}'\n"
+    assert report.facts["undo"] == f"launch it with version={OLD}"
+    assert pid() not in (0, running)
+    azure.refused_versions = set()
+    running = pid()
+    assert update(NEW).outcome.endswith("nothing is switched")
+    assert pid() == running
+
+    # Healthy, but answered by the next provider: returned from, and the next launch ends what that left open.
+    httpx.post(f"{env.ai_providers.control}/control/azure", json={"failing": True}).raise_for_status()
+    with pytest.raises(
+        RunbookFailed, match=f"with {NEW} back the application is not well either: .*fell back from azure"
+    ):
+        update(OLD)
+    assert read_variable(env.application, VARIABLE, "") == NEW
+    httpx.post(f"{env.ai_providers.control}/control/azure", json={"failing": False}).raise_for_status()
+    report = update(OLD)
+    assert finding(report, "a switch that had not ended")[0] is Status.WARN
+    assert read_variable(env.application, VARIABLE, "") == OLD
+    assert not (env.reports_directory / FILE).exists()
+
+    # A value that the backend does not start with: the one before is put back.
+    text = toml.file_of(lab.name).read_text()
+    toml.file_of(lab.name).write_text(
+        text.replace("[ai_providers]\n", '[ai_providers]\nazure_version_variable = "AI_RATE_LIMIT"\n')
+    )
+    with pytest.raises(RunbookFailed, match="returned to 100000, with which it is well"):
+        update(NEW, health_seconds=5)
+    assert read_variable(env.application, "AI_RATE_LIMIT", "") == "100000"
+    assert not (env.reports_directory / FILE).exists()
+    assert answers_by(env) == "azure"
