@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import http.client
 import shlex
 import xmlrpc.client
 from base64 import b64encode
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+import docker.errors
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
+from blocks.docker import engine
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable
 
@@ -60,6 +64,11 @@ class Services(Block, abc.ABC):
     @abc.abstractmethod
     def stop(self, role: str) -> None:
         """Stop it; returns when its process has exited. Nothing happens where it is stopped."""
+
+    def restart(self, role: str) -> None:
+        """Stop it, then start it."""
+        self.stop(role)
+        self.start(role)
 
     @abc.abstractmethod
     def is_running(self, role: str) -> bool:
@@ -129,6 +138,58 @@ class SystemdServices(Services):
     def _systemctl(self, *words: str) -> str:
         host = ["--host", self.host] if self.host else []
         return shell.run(["systemctl", *host, *words], timeout_seconds=CALL_SECONDS).stdout
+
+
+class DockerServices(Services):
+    """Containers of a Docker Engine, by name."""
+
+    _block_type_name = "Ops Docker services"
+    _block_type_slug = "ops-docker-services"
+
+    host: str = Field(default="", description="unix:///… or tcp://…; empty: this host's own")
+    stop_seconds: int = Field(default=60, ge=1, description="between SIGTERM and SIGKILL")
+
+    def start(self, role: str) -> None:
+        """`docker start`."""
+        with self._container(role) as container:
+            container.start()
+
+    def stop(self, role: str) -> None:
+        """`docker stop`: returns when its process has exited."""
+        with self._container(role) as container:
+            container.stop(timeout=self.stop_seconds)
+
+    def is_running(self, role: str) -> bool:
+        """Whether its process runs; one that waits for its restart does not."""
+        with self._container(role) as container:
+            state = container.attrs["State"]
+            return bool(state["Running"]) and not state["Restarting"]
+
+    def state(self, role: str) -> ServiceState:
+        """`docker inspect`: its status and restart policy. One that was stopped stays so until the engine starts."""
+        with self._container(role) as container:
+            state, host = container.attrs["State"], container.attrs["HostConfig"]
+            told = f"{state['Status']}, restart: {(host.get('RestartPolicy') or {}).get('Name') or 'no'}"
+            return ServiceState(told, int(state["Pid"]), state["Status"] in ("running", "restarting", "paused"))
+
+    def logs(self, role: str, lines: int = 50) -> str:
+        """`docker logs --tail`, both streams."""
+        with self._container(role) as container:
+            return str(container.logs(tail=lines).decode(errors="replace"))
+
+    def environment(self, role: str) -> dict[str, str]:
+        """The names of its variables, the image's own among them."""
+        with self._container(role) as container:
+            return {word.split("=", 1)[0]: MASK for word in container.attrs["Config"].get("Env") or []}
+
+    @contextlib.contextmanager
+    def _container(self, role: str) -> Iterator[Any]:
+        name = self.name_of(role)
+        with engine(self.host, seconds=self.stop_seconds + CALL_SECONDS) as client:
+            try:
+                yield client.containers.get(name)
+            except docker.errors.NotFound:
+                raise OpsError(f"Docker knows no container {name}", "correct it under [services.names]") from None
 
 
 class _Transport(xmlrpc.client.Transport):

@@ -1,0 +1,134 @@
+"""A Docker Engine, its registry, and the containers that the application is made of."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import docker.errors
+from docker.utils import parse_bytes
+from prefect.blocks.core import Block
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from requests.exceptions import RequestException
+from urllib3.exceptions import HTTPError
+
+from runbook.errors import OpsError, Unreachable
+
+CALL_SECONDS = 30
+SOCKET = "unix:///var/run/docker.sock"
+
+
+def _size(text: object) -> object:
+    """What Docker Compose takes for a size: "512m"; a number is one of bytes."""
+    try:
+        return parse_bytes(text)
+    except docker.errors.DockerException:
+        raise ValueError(f"{text} is no size; one is 512m") from None
+
+
+Size = Annotated[int, BeforeValidator(_size)]
+
+
+class Container(BaseModel):
+    """One container of the application, as `docker compose` would describe it. Its limits are the manual's (§4.2)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: str = Field(description="the repository, without registry and tag: grc-backend")
+    name: str = Field(default="", description="of the container; empty: its key")
+    dockerfile: str = Field(default="", description="in [docker] checkout; empty: not built here")
+    context: str = Field(default=".", description="of its build, in [docker] checkout")
+    command: list[str] = []
+    network: str = "bridge"
+    ports: dict[str, int] = Field(default={}, description='"8000/tcp" = 8000')
+    volumes: list[str] = Field(default=[], description="name-or-path:/path[:ro]")
+    env_file: str = Field(default="", description="NAME=value lines, on the worker's host")
+    test: list[str] = Field(default=[], description="a command in a new image that proves it: update-base-images")
+    health: list[str] = Field(default=[], description="a command in the container; empty: the image's own")
+    memory: Size = Field(default=512 << 20, description="mem_limit")
+    reservation: Size = Field(default=256 << 20, description="mem_reservation")
+    cpus: float = Field(default=0.5, gt=0)
+    restart: Literal["no", "always", "unless-stopped", "on-failure"] = "unless-stopped"
+
+
+class Docker(Block):
+    """The engine that runs the application's containers."""
+
+    _block_type_name = "Ops Docker"
+    _block_type_slug = "ops-docker"
+
+    host: str = Field(default="", description="unix:///… or tcp://…; empty: this host's own")
+    registry: str = Field(default="", description="host[:port][/path]; empty: images stay on the engine")
+    username: str = Field(default="", description="of the registry")
+    password: SecretStr = SecretStr("")
+    checkout: str = Field(default="", description="the git checkout that images are built from")
+    containers: dict[str, Container] = Field(default={}, description="role → its container")
+
+    def repository(self, role: str) -> str:
+        """The image of a role, with its registry, without a tag."""
+        image = self.container(role).image
+        return f"{self.registry}/{image}" if self.registry else image
+
+    def container(self, role: str) -> Container:
+        """The container of a role.
+
+        Raises:
+            OpsError: the environment names none.
+        """
+        if role not in self.containers:
+            known = ", ".join(self.containers) or "none"
+            raise OpsError(f"the environment names no container {role}", f"add [docker.containers.{role}] ({known})")
+        return self.containers[role]
+
+    def name_of(self, role: str) -> str:
+        """The name of a role's container."""
+        return self.container(role).name or role
+
+    def login(self, reference: str) -> dict[str, str] | None:
+        """For an image of the registry; None where nobody has to log in. Other registries never see it."""
+        if not self.username or not reference.startswith(f"{self.registry.partition('/')[0]}/"):
+            return None
+        return {"username": self.username, "password": self.password.get_secret_value()}
+
+
+@contextlib.contextmanager
+def engine(host: str, *, seconds: int = 0) -> Iterator[Any]:
+    """A Docker SDK client. `seconds`: how long the engine may be silent, once it answered at all.
+
+    Raises:
+        Unreachable: it does not answer, or stops answering inside the block.
+        OpsError: it refuses something, in its own words.
+    """
+    from prefect_docker.host import DockerHost  # slow to import, and few flows need it
+
+    where, silent = host or os.environ.get("DOCKER_HOST") or SOCKET, CALL_SECONDS
+    try:
+        with DockerHost(base_url=host or None, timeout=CALL_SECONDS).get_client() as client:
+            silent = client.api.timeout = seconds or CALL_SECONDS
+            yield client
+    except docker.errors.APIError as error:
+        raise OpsError(f"Docker at {where} refuses: {words(error)}") from None
+    except (docker.errors.DockerException, RequestException, HTTPError) as error:
+        raise _unreachable(where, error, silent) from None
+
+
+def words(error: docker.errors.APIError) -> str:
+    """What the engine says, in one line."""
+    said = error.explanation or error
+    return " ".join(str(said.decode(errors="replace") if isinstance(said, bytes) else said).split())[:500]
+
+
+def _unreachable(where: str, error: Exception, seconds: int) -> OpsError:
+    text = repr(error)
+    if "PermissionError" in text or "Permission denied" in text:
+        return OpsError(f"this user may not talk to Docker at {where}", "add the worker's user to the group docker")
+    if "timed out" in text.lower():
+        return Unreachable(f"Docker at {where} does not answer within {seconds} s", "look at it: journalctl -u docker")
+    if any(sign in text for sign in ("FileNotFoundError", "refused", "aborted", "Failed to establish", "Errno")):
+        return Unreachable(
+            f"Docker at {where} does not answer", "start it (systemctl start docker), or correct host under [docker]"
+        )
+    return OpsError(f"what answers at {where} is no Docker: {' '.join(str(error).split())[:200]}",
+                    "correct host under [docker]")  # fmt: skip

@@ -1,0 +1,150 @@
+"""The images that the application's images are built from: how old, how long supported, and newer ones (§4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.docker import Docker
+from blocks.environment import Environment
+from flows.infrastructure.base_findings import judge_age, judge_drift, judge_support
+from runbook.errors import OpsError
+from runbook.form import read_forms
+from runbook.report import Evidence, Report
+from runbook.run import runbook
+from tasks.docker.base_images import BaseImage, forget_image, read_base_images, try_image
+from tasks.docker.bases import replaced
+from tasks.docker.building import build_image
+from tasks.docker.source import read_source
+from tasks.worktree import Worktree, worktree
+
+
+@flow(name="check-base-images", flow_run_name="check-base-images {environment}")
+def check_base_images(environment: str, max_age_days: Annotated[int, Field(ge=1)] = 30) -> Report:
+    """ベースイメージ更新: ベースイメージの確認 (§4.1)
+
+    Reads the FROM lines of the application's Dockerfiles and looks at each image: how old the one on the engine is,
+    whether its name means another image in the registry by now (fixes that a build here does not take), and until when
+    its parts are supported, by the tables of tasks/docker/releases.toml, which name their source and day. Run it
+    weekly.
+
+    It changes nothing. What is no longer supported is critical; half a year before, it warns. What is in no table, or
+    whose registry does not answer, is told: it counts as not known. update-base-images is the next step.
+
+    Args:
+        environment: 対象の環境
+        max_age_days: ローカルのベースイメージがこの日数より古ければ警告
+    """
+    env = Environment.find(environment)
+    with runbook("Check base images", env) as report:
+        source = read_source(env.docker.checkout)
+        report.fact("checkout", f"{source.directory} at {source.short}")
+        images = read_base_images(env.docker, source.directory)
+        today = date.today()
+        for image in images:
+            judge_support(report, image.base, today)
+            judge_drift(report, image)
+            judge_age(report, image, max_age_days)
+        _tell(report, images)
+        report.fact("next", read_forms([env.name]).link("update-base-images", env.name, {"environment": env.name}))
+        report.outcome = f"{len(images)} base images in {len({one.dockerfile for one in images})} Dockerfiles"
+    return report
+
+
+@flow(name="update-base-images", flow_run_name="update-base-images {environment}")
+def update_base_images(environment: str, to: tuple[str, ...] = (), branch: str = "") -> Report:
+    """ベースイメージ更新: FROM行の更新 (§4.1)
+
+    Writes other base images into the FROM lines, on a branch of its own in a git worktree, builds each image from it
+    with freshly pulled bases, and runs the container's `test` in it, without a network. Without `to`, digests that are
+    pinned become the registry's of today, and what is not pinned is built and tested with today's image. Run it when
+    check-base-images says so; somebody merges the branch, and build-images makes the release.
+
+    The live checkout and what runs are not touched: what is left is the branch, where something changed, and the base
+    images that were pulled. Where a build or a test fails the run fails, and the branch is kept to look at; delete it
+    to undo. Evidence: the diff, the ends of builds and tests.
+
+    Args:
+        environment: 対象の環境
+        to: 新しいイメージ (例 python:3.12-slim-trixie)。同じリポジトリのFROM行を置き換える。空ならタグはそのまま
+        branch: ブランチ名。空なら base-images-日時
+    """
+    env = Environment.find(environment)
+    with runbook("Update base images", env, changes=True) as report:
+        block, source = env.docker, read_source(env.docker.checkout)
+        name = branch or f"base-images-{report.started:%Y%m%d-%H%M%S}"
+        report.expect("the checkout is what was committed", not source.dirty, "the branch begins without it",
+                      value=", ".join(source.dirty[:5]) or "yes")  # fmt: skip
+        report.fail_if_critical()
+        images = read_base_images(block, source.directory)
+        changes = _changes(images, to)
+        with worktree(source.directory, name) as tree:
+            for dockerfile in {image.dockerfile for image, _ in changes}:
+                _write(tree, dockerfile, [(image, by) for image, by in changes if image.dockerfile == dockerfile])
+            if tree.commit(f"Base images: {', '.join(sorted({by for _, by in changes})) or 'as they were'}"):
+                report.attach(Evidence("Diff", text=f"```diff\n{tree.diff()[-8000:]}\n```"))
+                report.fact("branch", name)
+            roles = list(dict.fromkeys(role for image in images for role in image.roles))
+            for role in roles:
+                _prove(report, block, tree, role)
+        kept = f"; they are on the branch {name}" if changes else "; no FROM line had to change"
+        report.outcome = f"{len(roles)} images built on {len(changes)} changed bases{kept}"
+    return report
+
+
+def _tell(report: Report, images: Sequence[BaseImage]) -> None:
+    rows = [(one.base.reference, f"{one.dockerfile}:{one.base.line}", ", ".join(one.roles),
+             one.built.date() if one.built else "not here", one.theirs or one.away) for one in images]  # fmt: skip
+    report.table("Base images", ("image", "where", "for", "built", "in the registry"), rows)
+
+
+def _changes(images: Sequence[BaseImage], to: Sequence[str]) -> list[tuple[BaseImage, str]]:
+    """What each FROM line shall say instead.
+
+    Raises:
+        OpsError: something in `to` is no image, or in no FROM line.
+    """
+    if not to:
+        return [(one, f"{one.base.named}@{one.theirs}") for one in images if one.base.digest and one.drifted]
+    changes = []
+    for reference in to:
+        repository, _, tag = reference.rpartition(":")
+        ours = [one for one in images if one.base.repository == repository]
+        if not ours or not tag or "/" in tag:
+            known = ", ".join(sorted({one.base.named for one in images}))
+            raise OpsError(f"no FROM line can become “{reference[:80]}”", f"write repository:tag, of one of {known}")
+        changes += [(one, reference) for one in ours if one.base.named != reference]
+    return changes
+
+
+def _write(tree: Worktree, dockerfile: str, changes: Sequence[tuple[BaseImage, str]]) -> None:
+    path = tree.directory / dockerfile
+    text = path.read_text(encoding="utf-8")
+    for image, by in changes:
+        text = replaced(text, image.base, by)
+    path.write_text(text, encoding="utf-8")
+
+
+def _prove(report: Report, block: Docker, tree: Worktree, role: str) -> None:
+    """Build it, run its test, and take its name away again.
+
+    Raises:
+        OpsError: it does not build, or the test fails.
+    """
+    built = build_image(block, role, read_source(str(tree.directory)), f"try-{tree.head()[:12]}", fresh=True)
+    try:
+        report.attach(Evidence(f"Build of {role}", text=f"```\n{built.log[-2000:]}\n```"))
+        test = block.container(role).test
+        if not test:
+            report.warn(f"test of {role}", f"add test under [docker.containers.{role}]: a command that proves it",
+                        value="there is none: it builds, nobody knows whether it works")  # fmt: skip
+            return
+        said = try_image(block, built.id, test)
+        report.attach(Evidence(f"Test of {role}", text=f"```\n{said[-2000:]}\n```"))
+        report.expect(f"test of {role}", True, "", value="passed")
+    finally:
+        forget_image(block.host, built.references)

@@ -1,0 +1,1 @@
+"""What a Docker Engine holds, and what is done to it."""

@@ -1,0 +1,166 @@
+"""Images: built from a checkout with their provenance, tagged, pushed to a registry and found there."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import docker.errors
+
+from blocks.docker import Docker, engine, words
+from runbook.errors import OpsError, Unreachable
+from runbook.kinds import action, probe
+from runbook.log import logger
+from runbook.permit import Act, Permit
+from tasks.docker.source import Source
+from tasks.logs.masking import masked
+
+# Between two lines of output: a step of a build may say nothing for long.
+SILENT_SECONDS = 1800
+KEPT_LINES, TOLD_LINES = 400, 5
+# https://specs.opencontainers.org/image-spec/annotations/
+REVISION = "org.opencontainers.image.revision"
+VERSION = "org.opencontainers.image.version"
+CREATED = "org.opencontainers.image.created"
+SOURCE = "org.opencontainers.image.source"
+PUSH = "push"
+
+
+@dataclass(frozen=True)
+class Built:
+    """An image: `references` are its tags, the version's first."""
+
+    role: str
+    id: str
+    references: tuple[str, ...]
+    bytes: int
+    log: str
+
+
+class BuildFailed(OpsError):
+    """A build that stopped; the end of what it said is `log`."""
+
+    def __init__(self, message: str, log: str) -> None:
+        self.log = log
+        told = " / ".join(line for line in log.splitlines() if line.strip())
+        super().__init__(message, f"its last lines: {told[-600:]}")
+
+
+def check_version(version: str) -> None:
+    """Raises OpsError where no tag can be called that."""
+    if not version:
+        raise OpsError("no version is named", "name one, such as v1.2.3")
+    if not re.fullmatch(r"\w[\w.-]{0,127}", version, re.ASCII):
+        raise OpsError(f"“{version[:40]}” is no version", "letters, digits, “_”, “.” and “-”, such as v1.2.3")
+
+
+def labels(version: str, source: Source) -> dict[str, str]:
+    """Where an image is from."""
+    revision = source.revision + ("-dirty" if source.dirty else "")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {REVISION: revision, VERSION: version, CREATED: created, SOURCE: source.origin}
+
+
+@probe
+def read_labels(host: str, reference: str) -> Mapping[str, str] | None:
+    """The labels of a local image; None where there is none of that name.
+
+    Raises:
+        Unreachable: the engine does not answer.
+    """
+    with engine(host) as client:
+        try:
+            return dict((client.api.inspect_image(reference).get("Config") or {}).get("Labels") or {})
+        except docker.errors.ImageNotFound:
+            return None
+
+
+@probe
+def read_digest(block: Docker, reference: str) -> str:
+    """What the registry has under a name: its digest, "" where it has none.
+
+    Raises:
+        Unreachable: the registry does not answer.
+        OpsError: it refuses this login.
+    """
+    with engine(block.host) as client:
+        try:
+            found = client.api.inspect_distribution(reference, auth_config=block.login(reference))
+        except docker.errors.APIError as error:
+            said = words(error)
+            if "manifest unknown" in said or "not found" in said.lower():
+                return ""
+            if "unauthorized" in said or "denied" in said:
+                hint = "look at username and password under [docker]"
+                raise OpsError(f"the registry refuses {reference}: {said}", hint) from None
+            hint = "start it, or correct registry under [docker]"
+            raise Unreachable(f"the registry does not answer for {reference}: {said}", hint) from None
+        return str(found["Descriptor"]["digest"])
+
+
+@action(idempotent=True)
+def build_image(block: Docker, role: str, source: Source, version: str, fresh: bool = False) -> Built:
+    """Build a role's image by its Dockerfile; tag it with the version and the commit. `fresh`: what it is built from is
+    pulled first.
+
+    Raises:
+        BuildFailed: a step failed.
+        OpsError: there is no Dockerfile.
+    """
+    one, repository = block.container(role), block.repository(role)
+    context = source.directory / one.context
+    dockerfile = source.directory / one.dockerfile
+    if not one.dockerfile or not dockerfile.is_file():
+        raise OpsError(f"{role} has no Dockerfile {one.dockerfile}", f"correct it under [docker.containers.{role}]")
+    lines = deque[str](maxlen=KEPT_LINES)
+    with engine(block.host, seconds=SILENT_SECONDS) as client:
+        stream = client.api.build(
+            path=str(context), dockerfile=str(dockerfile), tag=f"{repository}:{version}", rm=True, forcerm=True,
+            labels=labels(version, source), decode=True, pull=fresh,
+        )  # fmt: skip
+        _follow(role, stream, lines)
+        client.api.tag(f"{repository}:{version}", repository, source.short)
+        found = client.api.inspect_image(f"{repository}:{version}")
+    logger().info("%s is built: %s", role, found["Id"])
+    references = (f"{repository}:{version}", f"{repository}:{source.short}")
+    return Built(role, found["Id"], references, int(found["Size"]), "\n".join(lines))
+
+
+def _follow(role: str, stream: Iterable[Mapping[str, Any]], lines: deque[str]) -> None:
+    for part in stream:
+        lines += masked(str(part.get("stream") or part.get("status") or "")).splitlines()
+        if "error" in part:
+            raise BuildFailed(
+                f"{role} does not build: {masked(str(part['error']))}", "\n".join(list(lines)[-TOLD_LINES:])
+            )
+
+
+def push_act(reference: str) -> Act:
+    """What has to be permitted."""
+    return Act(PUSH, reference)
+
+
+@action(idempotent=True)
+def push_image(permit: Permit, block: Docker, reference: str) -> str:
+    """Push one tag; returns the digest under which the registry has it now, asked there.
+
+    Raises:
+        OpsError: the registry refuses it, or does not answer.
+    """
+    permit.require(PUSH, reference)
+    repository, _, tag = reference.rpartition(":")
+    pushed = ""
+    with engine(block.host, seconds=SILENT_SECONDS) as client:
+        for part in client.api.push(repository, tag=tag, stream=True, decode=True, auth_config=block.login(reference)):
+            if "error" in part:
+                raise OpsError(f"{reference} was not pushed: {part['error']}", "look at the registry and its login")
+            pushed = (part.get("aux") or {}).get("Digest") or pushed
+    there = read_digest.work(block, reference)
+    if not pushed or there != pushed:
+        raise OpsError(f"{reference} was pushed as {pushed or 'nothing'}, and the registry has {there or 'none'}",
+                       "push it again; look who else writes to that tag")  # fmt: skip
+    return there

@@ -1,0 +1,107 @@
+"""What was chosen, removed: each looked at again just before, and never by force."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import docker.errors
+
+from blocks.docker import engine, words
+from runbook.kinds import action
+from runbook.permit import Act, Permit
+from tasks.docker.choosing import Doomed, Kind
+from tasks.docker.inventory import COUNT_SECONDS, STOPPED, moment
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What became of one: `kept` says why it is still there, "" where it is gone."""
+
+    doomed: Doomed
+    kept: str
+
+
+def act_of(one: Doomed) -> Act:
+    """What has to be permitted: the very thing, not another of its name."""
+    return Act(f"remove {one.kind}", f"{one.name} {one.id}".strip())
+
+
+@action(idempotent=True)
+def remove(permit: Permit, host: str, doomed: Sequence[Doomed]) -> list[Removed]:
+    """Remove what was permitted. What runs, is used or is another one by now stays, and is told.
+
+    Raises:
+        Unreachable: the engine does not answer; what was removed until then is gone.
+    """
+    done = list[Removed]()
+    with engine(host, seconds=COUNT_SECONDS) as client:
+        for one in doomed:
+            act = act_of(one)
+            permit.require(act.kind, act.target)
+            try:
+                kept = _REMOVE[one.kind](client, one)
+            except docker.errors.NotFound:  # it is gone
+                kept = ""
+            except docker.errors.APIError as error:
+                kept = words(error)
+            done.append(Removed(one, kept))
+    return done
+
+
+def _container(client: Any, one: Doomed) -> str:
+    """Its anonymous volumes stay: volumes go by name only."""
+    state = client.api.inspect_container(one.id)["State"]
+    if state["Status"] not in STOPPED:
+        return f"it is {state['Status']} now"
+    if moment(state["FinishedAt"]) > one.since:
+        return "it ran meanwhile"
+    client.api.remove_container(one.id)
+    return ""
+
+
+def _image(client: Any, one: Doomed) -> str:
+    named = one.name if one.name not in one.id else one.id
+    if client.api.inspect_image(named)["Id"] != one.id:
+        return "that name is another image's now"
+    users = [item["Names"][0].lstrip("/") for item in client.api.containers(all=True) if item["ImageID"] == one.id]
+    if users:
+        return f"{', '.join(users)} uses it now"
+    client.api.remove_image(named)
+    return ""
+
+
+def _network(client: Any, one: Doomed) -> str:
+    for item in client.api.containers(all=True):
+        if one.id in {used.get("NetworkID") for used in item["NetworkSettings"]["Networks"].values()}:
+            return f"{item['Names'][0].lstrip('/')} is on it now"
+    client.api.remove_network(one.id)
+    return ""
+
+
+def _volume(client: Any, one: Doomed) -> str:
+    if moment(client.api.inspect_volume(one.name).get("CreatedAt") or "") != one.since:
+        return "it is another one of that name now"
+    users = client.api.containers(all=True, filters={"volume": one.name})
+    if users:
+        return f"{users[0]['Names'][0].lstrip('/')} mounts it now"
+    client.api.remove_volume(one.name)
+    return ""
+
+
+def _cache(client: Any, one: Doomed) -> str:
+    """The engine judges it again itself: what was used since is younger."""
+    hours = max(int((datetime.now(UTC) - one.since).total_seconds() // 3600), 0)
+    gone = client.api.prune_builds(filters={"until": f"{hours}h"}, all=True).get("CachesDeleted")
+    return "" if gone else "builds use it now, or used it since"
+
+
+_REMOVE: dict[Kind, Callable[[Any, Doomed], str]] = {
+    "container": _container,
+    "image": _image,
+    "network": _network,
+    "volume": _volume,
+    "build cache": _cache,
+}

@@ -1,0 +1,143 @@
+"""review_resources on a real HTTP server that speaks AWS's protocols; with a real engine: tests/system."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import boto3
+import httpx
+import pytest
+from botocore.config import Config
+
+from flows.infrastructure.cloud_findings import judge_instances
+from flows.infrastructure.resource_findings import judge_size
+from flows.infrastructure.resources import review_resources
+from runbook import kinds
+from runbook.errors import RunbookFailed
+from runbook.report import Report, Status
+from tasks.cloud.aws import Instance
+from tasks.docker.inventory import Inventory, Limits
+from tasks.docker.usage import Use
+from tests.infrastructure.test_choosing import container, inventory
+from tests.s3.servers import S3Server
+
+REGION = "eu-west-3"
+TOML = """
+name = "trial"
+reports = "{base}/reports"
+[objectives]
+rpo = "1h"
+rto = "4h"
+[services]
+names = {{}}
+"""
+CLOUD = """
+[cloud]
+endpoint = "{endpoint}"
+region = "eu-west-3"
+access_key = "testing"
+secret_key_env = "TRIAL_SECRET"
+disk_price = 0.1
+address_price = 3.6
+prices_from = "a test"
+"""
+
+
+@pytest.fixture
+def described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OPS_ENVIRONMENT", "trial")
+    monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(tmp_path / "trial.toml"))
+    monkeypatch.setenv("TRIAL_SECRET", "testing")
+    monkeypatch.setattr(kinds, "RETRY_DELAYS_SECONDS", [])
+    (tmp_path / "trial.toml").write_text(TOML.format(base=tmp_path))
+    return tmp_path / "trial.toml"
+
+
+def add(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def values(report: Report) -> dict[str, str]:
+    return {one.name: f"{one.status}: {one.value}" for one in report.findings}
+
+
+def test_what_an_account_pays_for_and_nobody_uses(described: Path, moto: S3Server) -> None:
+    endpoint = f"http://127.0.0.1:{moto.port}"
+    add(described, CLOUD.format(endpoint=endpoint))
+
+    def client(service: str) -> Any:
+        return boto3.client(service, endpoint_url=endpoint, region_name=REGION, aws_access_key_id="testing",
+                            aws_secret_access_key="testing",
+                            config=Config(request_checksum_calculation="when_required"))  # fmt: skip
+
+    ec2, s3 = client("ec2"), client("s3")
+    ids = [one["InstanceId"] for one in ec2.run_instances(ImageId="ami-12c6146b", MinCount=2, MaxCount=2)["Instances"]]
+    ec2.stop_instances(InstanceIds=ids[:1])
+    disk = ec2.create_volume(Size=50, AvailabilityZone=f"{REGION}a")["VolumeId"]
+    address = ec2.allocate_address()["PublicIp"]
+    s3.create_bucket(Bucket="reviewed", CreateBucketConfiguration={"LocationConstraint": REGION})
+    s3.put_object(Bucket="reviewed", Key="a", Body=b"12345")
+    month = date.today().replace(day=1)
+    group = {"Keys": ["Amazon EC2"], "Metrics": {"UnblendedCost": {"Amount": "12.5", "Unit": "USD"}}}
+    period = {"TimePeriod": {"Start": month.isoformat(), "End": month.isoformat()}, "Groups": [group]}
+    bill = {"results": [{"ResultsByTime": [period], "DimensionValueAttributes": []}]}
+    httpx.post(f"{endpoint}/moto-api/static/ce/cost-and-usage-results", json=bill).raise_for_status()
+    report = review_resources.fn("trial")
+    assert report.status is Status.WARN
+    found = values(report)
+    assert found["unattached disks"] == f"WARN: 50 GB in {disk}: 5.00 USD a month"
+    assert found["unattached addresses"] == f"WARN: {address}: 3.60 USD a month"
+    assert ids[0] in found["stopped instances"]
+    assert ids[1] not in found["stopped instances"]
+    assert ids[1] in found["what instances do"], "no numbers are not idle, and not well"
+    assert found["the bill"] == "OK: read"
+    assert report.facts[f"bill of {month:%Y-%m}"] == "12.50 USD"
+    (table,) = [one for one in report.evidence if one.name == "Buckets"]
+    assert dict(table.rows)["reviewed"].endswith(" B"), "moto counts in its own way"
+
+
+def test_an_account_that_does_not_answer_is_told_part_by_part(described: Path) -> None:
+    add(described, CLOUD.format(endpoint="http://127.0.0.1:1"))
+    report = review_resources.fn("trial")
+    assert report.status is Status.WARN
+    told = [one for one in values(report).values() if one.startswith("WARN") and "does not answer" in one]
+    assert len(told) == 5
+
+
+def test_an_environment_that_pays_for_nothing(described: Path) -> None:
+    with pytest.raises(RunbookFailed, match="neither .docker. nor .cloud."):
+        review_resources.fn("trial")
+    add(described, f'[docker]\nhost = "unix://{described.parent}/nothing"\n')
+    report = review_resources.fn("trial")
+    assert values(report)["Docker could be read"].startswith("WARN: Docker at unix:")
+
+
+def test_idle_and_oversized_containers_by_the_most_that_they_took() -> None:
+    held: Inventory = inventory(
+        containers=(
+            container("idle", state="running"),
+            container("busy", state="running"),
+            container("roomy", state="running"),
+        )
+    )
+    roomy = held.containers[2]
+    object.__setattr__(roomy, "limits", Limits(512 << 20, 0, 1.0))
+    quiet, little = Use(0.0, 1 << 20), Use(0.1, 20 << 20)
+    taken = [{"idle": quiet, "busy": Use(0.9, 1), "roomy": little}, {"idle": quiet, "busy": quiet, "roomy": quiet}]
+    report = Report("Review resources", "trial")
+    judge_size(report, held, taken)
+    assert values(report) == {
+        "idle containers": "WARN: idle",
+        "containers with far more memory than they take": "WARN: roomy (21.0 MB of 536.9 MB; 67.1 MB would do)",
+    }
+
+
+def test_an_instance_at_0_percent_is_idle() -> None:
+    since = datetime.now(UTC) - timedelta(days=30)
+    report = Report("Review resources", "trial")
+    judge_instances(report, [Instance("i-1", "web", "t3.large", "running", since, 0.0),
+                             Instance("i-2", "api", "t3.large", "running", since, 40.0)])  # fmt: skip
+    assert values(report)["idle instances"] == "WARN: web (t3.large) 0.0 %"
+    assert values(report)["what instances do"] == "OK: known"
