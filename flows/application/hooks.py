@@ -1,0 +1,168 @@
+"""Hooks that check every commit (§3.4)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from blocks.places import Application
+from flows.application.branch import keep_branch
+from flows.application.code_findings import the_repository, the_workspace
+from runbook.errors import OpsError
+from runbook.permit import Act
+from runbook.report import Evidence, Report, Status
+from runbook.run import runbook
+from tasks.code import hooks
+from tasks.code.hooks import FILE, IDS, INSTALL, Place
+from tasks.programs import answer, find_program, python_program, web_program
+from tasks.worktree import Worktree, bring_packages, git, inside, worktree
+
+BRANCH = "ops/pre-commit"
+Origin = Literal["auto", "repositories", "local"]
+
+
+@flow(name="install-pre-commit", flow_run_name="install-pre-commit {environment}")
+def install_pre_commit(
+    environment: str,
+    origin: Origin = "auto",
+    seconds: Annotated[int, Field(ge=10, le=7200)] = 900,
+    confirm: str = "",
+) -> Report:
+    """Pre-commit Hooks設定 (§3.4)
+
+    Adds the hooks ruff, ruff-format and eslint to .pre-commit-config.yaml on the branch ops/pre-commit, in a git
+    worktree, runs all hooks on all files there, and commits the file and what the hooks repaired. What the file says
+    already stays, with its comments. With `confirm` it also installs pre-commit into the live checkout's git hooks; one
+    that is there is kept and still run. To undo: pre-commit uninstall, git branch -D ops/pre-commit.
+
+    The hooks come from the tools' own repositories, pinned to the versions that the application uses; where these
+    cannot be reached (`auto`), or on demand, from a repository `local` that runs the application's own programs.
+
+    Departs from the manual: the file is merged, not overwritten; its revisions (ruff v0.1.11, eslint v9.0.0) would
+    check otherwise than the application's own tools.
+
+    Args:
+        environment: 対象の環境
+        origin: フックの取得元 (auto は到達できなければ local)
+        seconds: 各手順の制限時間 (秒)
+        confirm: 環境名を入力するとライブのチェックアウトにも pre-commit install を実行。空なら計画のみ
+    """
+    env = Environment.find(environment)
+    with runbook("Install pre-commit", env, confirm) as report:
+        repository, application = the_repository(report, env), env.application
+        program = python_program(application, "pre-commit")
+        place = _place(application, repository, the_workspace(env), seconds)
+        text = _config(repository, "HEAD")
+        named = hooks.read_hooks(text)
+        missing = [hook for hook in IDS if hook not in named]
+        report.fact("hooks that are there", ", ".join(named) or "none")
+        if loose := hooks.unpinned(named):
+            report.warn("revisions of hooks", "pin them: pre-commit autoupdate --freeze", value=", ".join(loose))
+        added = _added(report, env, place, missing, origin)
+        _on_branch(report, env, program, hooks.merged(text, added) if added else text, seconds)
+        report.plan(INSTALL, f"{repository}: git runs pre-commit before every commit there")
+        permit = report.permit(Act(INSTALL, str(repository)))
+        report.fact("hook", hooks.install_hook(permit, program, repository, seconds))
+        report.outcome = f"{', '.join(missing) or 'no hook'} added, pre-commit is installed in {repository}"
+    return report
+
+
+def _place(application: Application, repository: Path, web: Path, seconds: float) -> Place:
+    ruff, eslint = python_program(application, "ruff"), web_program(web, "eslint")
+    versions = [answer([tool, "--version"], web, seconds=seconds).stdout for tool in (ruff, eslint)]
+    numbers = [re.search(r"\d+\.\d+\.\d+", version) for version in versions]
+    config = next((path for path in sorted(web.glob("eslint.config.*"))), None)
+    if not config or not all(numbers):
+        raise OpsError("ESLint's configuration or a tool's version cannot be found",
+                       f"there must be {web}/eslint.config.js, and both must answer --version")  # fmt: skip
+    within = ruff.is_relative_to(repository)
+    folders = ["" if (path := str(inside(repository, folder))) == "." else path
+               for folder in (Path(application.backend_directory), web)]  # fmt: skip
+    return Place(
+        ruff=str(ruff.relative_to(repository)) if within else "ruff",
+        ruff_version=numbers[0][0] if numbers[0] else "",
+        eslint=str(Path(folders[1], "node_modules", ".bin", "eslint")),
+        eslint_version=numbers[1][0] if numbers[1] else "",
+        backend=folders[0],
+        web=folders[1],
+        config=str(Path(folders[1], config.name)),
+    )
+
+
+def _config(repository: Path, commit: str) -> str:
+    """The file of a commit, "" where it has none."""
+    listed = git(repository, "ls-tree", "--name-only", commit, "--", FILE)
+    return git(repository, "show", f"{commit}:{FILE}") if listed.strip() else ""
+
+
+def _added(report: Report, env: Environment, place: Place, missing: list[str], origin: Origin) -> list[dict[str, Any]]:
+    """From where they can be had.
+
+    Raises:
+        OpsError: the repositories are demanded and cannot be reached.
+    """
+    if not missing or origin == "local":
+        return hooks.local_hooks(place, missing)
+    packages = hooks.eslint_packages(Path(env.application.web_directory))
+    remote = hooks.remote_hooks(place, missing, packages)
+    reached = hooks.read_reachable(Path(env.application.repository), {one["repo"]: one["rev"] for one in remote})
+    lost = {url: why for url, why in reached.items() if why}
+    if not lost:
+        return remote
+    told = "; ".join(f"{url}: {why}" for url, why in lost.items())[:300]
+    if origin == "repositories":
+        raise OpsError(f"hook repositories cannot be had: {told}", "choose origin=local, or let this host reach them")
+    report.warn("hook repositories", "local hooks run the application's own ruff and eslint in their place", value=told)
+    return hooks.local_hooks(place, missing)
+
+
+def _on_branch(report: Report, env: Environment, program: Path, text: str, seconds: float) -> None:
+    """Commit the file, run the hooks twice (the first time they may repair), commit what they repaired."""
+    repository = Path(git(Path(env.application.repository), "rev-parse", "--show-toplevel").strip())
+    if git(repository, "for-each-ref", f"refs/heads/{BRANCH}"):
+        if _config(repository, BRANCH) != text:
+            raise OpsError(
+                f"there is a branch {BRANCH} that says something else", f"merge it, or git branch -D {BRANCH}"
+            )
+        report.fact("branch", f"{BRANCH} is there already, with these hooks: merge it")
+        return
+    with worktree(repository, BRANCH) as tree:
+        bring_packages(tree, Path(env.application.web_directory))
+        _bring_ruff(env.application, tree)
+        (tree.directory / FILE).write_text(text, encoding="utf-8")
+        tree.commit("Hooks that check every commit: ruff, ruff-format, eslint", [Path(FILE)])
+        cache = env.reports_directory / "cache" / "pre-commit"
+        first = hooks.run_hooks(program, tree, cache, seconds)
+        repaired = tree.changed()
+        tree.commit("What the hooks repaired")
+        ran = hooks.run_hooks(program, tree, cache, seconds) if repaired else first
+        _judge(report, ran.hooks)
+        report.attach(Evidence("pre-commit run --all-files", text=f"````\n{ran.text[-8000:]}\n````"))
+        report.fact("repaired by the hooks", f"{len(repaired)} files")
+        if tree.head() != tree.base:
+            keep_branch(report, env, tree)
+
+
+def _judge(report: Report, ended: Mapping[str, str]) -> None:
+    failed = [name for name, how in ended.items() if how == "Failed"]
+    report.expect("hooks on all files", not failed, "correct what they name: until then every commit of it is refused",
+                  value=f"failed: {', '.join(failed)}" if failed else f"{len(ended)} ran",
+                  otherwise=Status.WARN)  # fmt: skip
+
+
+def _bring_ruff(application: Application, tree: Worktree) -> None:
+    """A hook names ruff by its place in the checkout: there the worktree leads to the live environment. Else by its
+    name: it must be on PATH, of whoever commits too."""
+    environment = python_program(application, "ruff").parent.parent
+    if not environment.is_relative_to(tree.repository):
+        find_program("ruff")
+        return
+    there = tree.directory / environment.relative_to(tree.repository)
+    if not there.exists():
+        there.symlink_to(environment)

@@ -1,0 +1,149 @@
+"""All of the application's packages installed anew, from the lock files (§3.1)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from flows.application.code_findings import the_workspace
+from runbook.errors import OpsError
+from runbook.permit import Act, Permit
+from runbook.report import Report, Status
+from runbook.run import runbook
+from tasks.packages import modules, venv
+from tasks.packages.modules import REINSTALL
+from tasks.packages.users import users_of
+from tasks.programs import find_program
+
+Part = Literal["web", "backend"]
+
+
+@flow(name="reinstall-dependencies", flow_run_name="reinstall-dependencies {environment}")
+def reinstall_dependencies(
+    environment: str,
+    parts: tuple[Part, ...] = ("web", "backend"),
+    seconds: Annotated[int, Field(ge=10, le=7200)] = 1800,
+    confirm: str = "",
+) -> Report:
+    """全パッケージの再インストール (§3.1)
+
+    Installs node_modules of the pnpm workspace and the backend's virtual environment anew, exactly as the lock files
+    say, and clears Turbo's caches. Run it when packages are damaged or not what the lock says.
+
+    Both are made beside the old ones, proven (pnpm lists every dependency in its version; pip check; what the backend's
+    sources import can be imported), and swapped by renames. The old ones go when the new ones are proven in place,
+    and stay while a process runs that may still load from them. If the proof fails the old ones are live. Killed
+    anywhere, it is launched again: it begins by bringing to an end what the killed run left.
+
+    A virtual environment cannot be moved, so each is made under a name that it keeps, and `venv` becomes a link to it.
+
+    Departs from the manual: nothing is deleted first (`rm -rf node_modules`), and `pnpm turbo clean` does not exist.
+
+    Args:
+        environment: 対象の環境
+        parts: 対象 (web は node_modules、backend は Python の仮想環境)
+        seconds: 各手順の制限時間 (秒)
+        confirm: 環境名を入力すると実行。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Reinstall dependencies", env, confirm, changes=True) as report:
+        if not parts:
+            raise OpsError("no part is named", "choose web, backend or both in parts")
+        acts = [_plan_web(report, env)] if "web" in parts else []
+        acts += [_plan_backend(report, env)] if "backend" in parts else []
+        permit = report.permit(*acts)
+        done = [_web(report, env, permit, seconds)] if "web" in parts else []
+        done += [_backend(report, env, permit, seconds)] if "backend" in parts else []
+        report.outcome = "; ".join(done)
+    return report
+
+
+def _plan_web(report: Report, env: Environment) -> Act:
+    web = the_workspace(env)
+    find_program("node")
+    find_program("pnpm")
+    if not (web / modules.LOCK).is_file():
+        raise OpsError(f"there is no {modules.LOCK} in {web}", "make one: pnpm install --lockfile-only, and commit it")
+    report.plan(REINSTALL, f"{web}: node_modules of the workspace, by {modules.LOCK}", size=modules.read_bytes(web))
+    return Act(REINSTALL, str(web))
+
+
+def _plan_backend(report: Report, env: Environment) -> Act:
+    live, lock = venv.venv_of(env.application), venv.read_lock(env.application)
+    if lock.loose:
+        report.warn("lock of the backend", "pin them (pip freeze): else two installations are not the same",
+                    value=f"{len(lock.loose)} without a version: {', '.join(lock.loose[:3])}")  # fmt: skip
+    report.plan(REINSTALL, f"{live}: the backend's environment, by {lock.path.name}")
+    return Act(REINSTALL, str(live))
+
+
+def _web(report: Report, env: Environment, permit: Permit, seconds: float) -> str:
+    """Beside, proven, swapped, proven again; only then the old ones go."""
+    web = the_workspace(env)
+    if told := modules.settle_modules(permit, web):
+        report.fact("a run before this one", told)
+    built = modules.build_modules(permit, web, seconds)
+    modules.swap_modules(permit, web)
+    try:
+        modules.prove_modules(web, seconds)
+    except OpsError:
+        modules.put_back(web)
+        modules.settle_modules(permit, web)
+        raise
+    modules.keep_modules(permit, web)
+    cleared = modules.clear_turbo(permit, web)
+    report.fact("Turbo's caches", ", ".join(cleared) or "there were none")
+    if not _used(report, "node_modules", users_of(web, modules.NODE)):
+        modules.drop_old_modules(permit, web)
+    return f"{built.dependencies} direct dependencies of the workspace are as locked"
+
+
+def _backend(report: Report, env: Environment, permit: Permit, seconds: float) -> str:
+    """Made under its final name and proven there; the swap is one rename."""
+    application = env.application
+    if told := venv.settle_venv(permit, application):
+        report.fact("a run before this one", told)
+    lock, live = venv.read_lock(application), Path(application.python)
+    before = venv.read_failing_imports(application, live, seconds) if live.exists() else set()
+    built = venv.build_venv(permit, application, lock, report.started, seconds)
+    try:
+        _judge_imports(report, before, venv.read_failing_imports(application, built / "bin" / "python", seconds))
+    except OpsError:
+        venv.settle_venv(permit, application)  # it is marked as not proven
+        raise
+    used = users_of(live.parent.parent)
+    old = venv.swap_venv(permit, application, built)
+    try:
+        _judge_imports(report, before, venv.read_failing_imports(application, live, seconds))
+    except OpsError:
+        venv.return_venv(permit, application, old)
+        raise
+    if not _used(report, "virtual environment", used):
+        venv.drop_old_venvs(permit, application)
+    return f"{live.parent.parent} is {built.name}, by {lock.path.name}"
+
+
+def _judge_imports(report: Report, before: set[str], after: set[str]) -> None:
+    """What could be imported must be importable still; what could not be before is told.
+
+    Raises:
+        OpsError: something no longer is.
+    """
+    if lost := sorted(after - before):
+        raise OpsError(f"the new environment cannot import {'; '.join(lost[:3])}",
+                       "add what is missing to the lock; the old environment is live")  # fmt: skip
+    if after and not any(found.name == "imports" for found in report.findings):
+        report.expect("imports", False, "add them to the lock, if the application needs them",
+                      value="; ".join(sorted(after)[:3]), otherwise=Status.WARN)  # fmt: skip
+
+
+def _used(report: Report, what: str, users: list[str]) -> bool:
+    """Whether somebody may still load from the old one: then it stays until the next launch."""
+    if users:
+        report.warn(f"old {what} kept", "restart them now; the next launch of this runbook removes the old one",
+                    value=f"still run from it: {', '.join(users[:5])}")  # fmt: skip
+    return bool(users)

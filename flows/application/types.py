@@ -1,0 +1,72 @@
+"""Types of the application's code (§3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from flows.application.code_findings import ask, evidence_path, judge, show, the_repository, the_workspace
+from runbook.errors import OpsError
+from runbook.report import Report
+from runbook.run import runbook
+from tasks.code.problem import PYTHON, WEB, Checked, chosen_files
+from tasks.code.types import read_mypy, read_tsc
+
+Tool = Literal["mypy", "tsc"]
+
+
+@flow(name="check-types", flow_run_name="check-types {environment}")
+def check_types(
+    environment: str,
+    tools: tuple[Tool, ...] = ("mypy", "tsc"),
+    strict: bool = False,
+    files: list[str] = [],  # noqa: B006 — only read
+    seconds: Annotated[int, Field(ge=1, le=7200)] = 600,
+) -> Report:
+    """TypeScript/Python型チェック (§3.3)
+
+    Asks mypy and TypeScript's compiler of the application's checkout, as they are configured there or strict, about
+    everything or about chosen files. Run it before a release and after an update of packages.
+
+    It changes nothing: caches and compiler state are kept outside of the checkout. A tool that is missing, hangs or
+    prints something else than its answer is a critical finding, and so is one that looked at no file. Evidence: errors
+    by file and by code, and mypy's HTML report where lxml is installed beside it.
+
+    Departs from the manual: `tsc FILE` ignores tsconfig.json, so the whole project is checked and the chosen files'
+    errors are shown; `--watch` waits for ever and is left out.
+
+    Args:
+        environment: 対象の環境
+        tools: 使うツール
+        strict: 設定に加えて --strict で検査する
+        files: 対象のファイル (リポジトリの最上位から)。空ならすべて
+        seconds: 各ツールの制限時間 (秒)
+    """
+    env = Environment.find(environment)
+    with runbook("Check types", env) as report:
+        if not tools:
+            raise OpsError("no tool is named", "choose mypy, tsc or both in tools")
+        repository, application = the_repository(report, env), env.application
+        python, web = (chosen_files(repository, files, suffixes) for suffixes in (PYTHON, WEB))
+        html = evidence_path(report, env, "mypy")
+        questions: dict[Tool, Callable[[], Checked]] = {
+            "mypy": lambda: read_mypy(application, repository, python, strict=strict, seconds=seconds,
+                                      cache=env.reports_directory / "cache" / "mypy", html=html),
+            "tsc": lambda: read_tsc(the_workspace(env), repository, web, strict=strict, seconds=seconds),
+        }  # fmt: skip
+        wanted = [tool for tool in dict.fromkeys(tools) if not files or (python if tool == "mypy" else web)]
+        if not wanted:
+            raise OpsError("none of the chosen files is for the chosen tools", "name .py or .ts/.tsx files")
+        answers = [found for tool in wanted if (found := ask(report, tool, questions[tool]))]
+        for checked in answers:
+            judge(report, checked, "correct them, in the order of the table; lint-code may fix some")
+        show(report, answers)
+        if (html / "index.html").exists():
+            report.fact("HTML report", html / "index.html")
+        errors = sum(checked.errors for checked in answers)
+        report.outcome = f"{errors} type errors in {sum(checked.files for checked in answers)} files"
+    return report

@@ -1,0 +1,1 @@
+"""The application's source code, as its own tools judge it."""

@@ -1,0 +1,205 @@
+"""What ruff and ESLint say of the code, and what they can repair (§3.4). Nothing is written but by `repair`.
+
+Source: https://docs.astral.sh/ruff/configuration/#command-line-interface, https://eslint.org/docs/latest/use/command-line-interface
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from blocks.places import Application
+from runbook.errors import OpsError
+from runbook.kinds import action, probe
+from runbook.shell import Completed
+from tasks.code.problem import WEB, Checked, Problem, Severity, shown
+from tasks.programs import answer, parsed, python_program, web_program
+
+Linter = Literal["ruff", "ruff format", "eslint"]
+_COUNTED = re.compile(r"(\d+) files? (?:would be reformatted|already formatted|left unchanged|reformatted)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is looked at: a checkout (live, or a worktree of it) with its backend and web directories, chosen files of
+    it (none: all), chosen rules (none: what is configured), and how long a tool may take."""
+
+    application: Application
+    repository: Path
+    backend: Path
+    web: Path
+    files: tuple[Path, ...] = ()
+    python_rules: tuple[str, ...] = ()
+    web_rules: tuple[str, ...] = ()
+    seconds: float = 600
+
+    def python_targets(self) -> list[Path]:
+        return [path for path in self.files if path.suffix not in WEB] or [Path()]
+
+    def web_targets(self) -> list[Path]:
+        return [path for path in self.files if path.suffix in WEB] or [Path()]
+
+    def ruff(self, *arguments: str | Path, accepted: Sequence[int] = (0, 1)) -> Completed:
+        """Ask ruff in the backend's directory."""
+        program = python_program(self.application, "ruff")
+        return answer([program, *arguments], self.backend, seconds=self.seconds, accepted=accepted)
+
+    def eslint(self, *arguments: str | Path, accepted: Sequence[int] = (0, 1)) -> Completed:
+        """Ask ESLint in the workspace's directory."""
+        return answer([web_program(self.web, "eslint"), *arguments], self.web, seconds=self.seconds, accepted=accepted)
+
+    def rules_of_ruff(self) -> list[str]:
+        return ["--select", ",".join(self.python_rules)] if self.python_rules else []
+
+    def rules_of_eslint(self) -> list[str]:
+        return [part for rule in self.web_rules for part in ("--rule", f"{rule}: error")]
+
+
+@probe
+def read_ruff(source: Source) -> Checked:
+    """`ruff check`.
+
+    Raises:
+        OpsError: ruff is missing, hangs, refuses (an unknown rule), or its answer cannot be used.
+    """
+    version, files = _ruff_version(source), _python_files(source)
+    said = source.ruff("check", "--no-cache", "--no-fix", "--output-format", "json", *source.rules_of_ruff(), "--",
+                       *source.python_targets())  # fmt: skip
+    problems = _understood("ruff", said, lambda answer: [_of_ruff(source, one) for one in answer])
+    _require_reason("ruff", said, problems)
+    return Checked("ruff", version, len(files), problems, said.seconds)
+
+
+@probe
+def read_ruff_format(source: Source) -> Checked:
+    """`ruff format`, asked for what it would change.
+
+    Raises:
+        OpsError: as `read_ruff`.
+    """
+    version = _ruff_version(source)
+    said = source.ruff("format", "--no-cache", "--diff", "--", *source.python_targets())
+    counted = sum(int(number) for number in _COUNTED.findall(said.stderr + said.stdout))
+    if not counted:
+        raise _unusable("ruff format", said)
+    lines = said.stdout.splitlines()
+    names = [line[4:] for line, after in itertools.pairwise(lines)
+             if line.startswith("--- ") and after.startswith("+++ ")]  # fmt: skip
+    problems = tuple(
+        Problem(
+            "ruff format", shown(source.repository, source.backend / name), 0, "format", "not formatted", fixable=True
+        )
+        for name in names
+    )
+    _require_reason("ruff format", said, problems)
+    return Checked("ruff format", version, counted, problems, said.seconds)
+
+
+@probe
+def read_eslint(source: Source) -> Checked:
+    """ESLint without its cache, which it then removes. Of chosen rules only what they say is kept, and what could not
+    be parsed.
+
+    Raises:
+        OpsError: it is missing, hangs, refuses (an unknown rule, no configuration), or its answer cannot be used.
+    """
+    version = source.eslint("--version").stdout.strip()
+    said = source.eslint("--format", "json", *source.rules_of_eslint(), "--", *source.web_targets())
+    results = parsed("eslint", said.stdout, list)
+    if not results:
+        raise OpsError("eslint looked at no file", "look at files and ignores in eslint.config.js")
+    problems = _understood(
+        "eslint", said, lambda answer: [_of_eslint(source, file, one) for file in answer for one in file["messages"]]
+    )
+    _require_reason("eslint", said, problems)
+    kept = {*source.web_rules, "syntax"}
+    chosen = tuple(found for found in problems if not source.web_rules or found.code in kept)
+    return Checked("eslint", version, len(results), chosen, said.seconds)
+
+
+@probe
+def read_ruff_settings(source: Source) -> str:
+    """What is in force for the first file, as ruff tells it."""
+    return source.ruff("check", "--show-settings", *source.rules_of_ruff(), "--", _python_files(source)[0]).stdout
+
+
+@probe
+def read_eslint_settings(source: Source, file: Path) -> str:
+    """What is in force for a file, as ESLint's JSON."""
+    said = source.eslint("--print-config", file)
+    parsed("eslint", said.stdout, dict)
+    return said.stdout
+
+
+@action(idempotent=True)
+def repair(source: Source, linters: Sequence[Linter]) -> None:
+    """Let them write what they can repair safely. For a worktree: the live checkout is only read.
+
+    Raises:
+        OpsError: one of them failed.
+    """
+    if "ruff" in linters:
+        source.ruff("check", "--no-cache", "--fix", "--quiet", *source.rules_of_ruff(), "--", *source.python_targets())
+    if "ruff format" in linters:
+        source.ruff("format", "--no-cache", "--quiet", "--", *source.python_targets())
+    if "eslint" in linters:
+        source.eslint("--fix", *source.rules_of_eslint(), "--", *source.web_targets())
+
+
+def _ruff_version(source: Source) -> str:
+    version = source.ruff("--version").stdout.strip()
+    if not version.startswith("ruff "):
+        raise OpsError(f"ruff says that its version is “{version[:60]}”", "look at what is installed as ruff")
+    return version
+
+
+def _python_files(source: Source) -> list[Path]:
+    """
+    Raises:
+        OpsError: there is none.
+    """
+    said = source.ruff("check", "--show-files", "--", *source.python_targets())
+    files = [Path(line) for line in said.stdout.splitlines() if line.startswith("/")]
+    if not files:
+        raise OpsError("ruff looked at no file", "look at include and exclude in its settings")
+    return files
+
+
+def _of_ruff(source: Source, one: dict[str, Any]) -> Problem:
+    file, line = shown(source.repository, one["filename"]), int(one["location"]["row"])
+    safe = bool(one["fix"]) and one["fix"]["applicability"] == "safe"
+    return Problem("ruff", file, line, str(one["code"] or "syntax"), str(one["message"]), fixable=safe)
+
+
+def _of_eslint(source: Source, file: dict[str, Any], one: dict[str, Any]) -> Problem:
+    severity: Severity = "error" if one["severity"] == 2 else "warning"
+    line, rule = int(one.get("line") or 0), str(one["ruleId"] or "syntax")
+    name = shown(source.repository, file["filePath"])
+    return Problem("eslint", name, line, rule, str(one["message"]), severity, bool(one.get("fix")))
+
+
+def _understood(name: str, said: Completed, read: Callable[[list[Any]], list[Problem]]) -> tuple[Problem, ...]:
+    """
+    Raises:
+        OpsError: its JSON is not of the shape that it documents.
+    """
+    try:
+        return tuple(read(parsed(name, said.stdout, list)))
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise _unusable(name, said) from None
+
+
+def _require_reason(name: str, said: Completed, problems: Sequence[Problem]) -> None:
+    """An exit code that says “problems” without one is no answer."""
+    if said.code and not problems:
+        raise _unusable(name, said)
+
+
+def _unusable(name: str, said: Completed) -> OpsError:
+    printed = (said.stdout + said.stderr).strip()[:80] or "nothing"
+    return OpsError(f"{name} exited {said.code} and printed {printed}",
+                    f"run {name} by hand: its answer cannot be used, which is no pass")  # fmt: skip

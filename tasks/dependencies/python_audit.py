@@ -1,0 +1,89 @@
+"""pip-audit of the application's Python environment (pypi.org/project/pip-audit). It tells no severity: OSV's record
+does, by id."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blocks.places import Application
+from runbook.errors import OpsError
+from runbook.kinds import probe
+from tasks.dependencies.advisory import Advisory, Scan
+from tasks.dependencies.form import known_form
+from tasks.dependencies.osv import Osv
+from tasks.programs import answer, parsed, python_program
+
+# Directories whose packages a Python can import; -I: none of the caller's.
+_SITES = "import json, os, site; print(json.dumps([d for d in site.getsitepackages() if os.path.isdir(d)]))"
+SOCKET_SECONDS = 15
+
+
+@probe
+def audit_python(application: Application, seconds: float) -> Scan:
+    """Every package of the environment of `application.python`, against OSV at `application.advisories`.
+
+    Raises:
+        OpsError: pip-audit is not installed, failed, hung or printed no JSON; OSV gave no answer. Then nothing is
+            known, which is no pass.
+    """
+    program = python_program(application, "pip-audit")
+    python = Path(application.python)
+    sites = parsed("python", answer([python, "-I", "-c", _SITES], Path("/"), seconds=60).stdout, list)
+    with tempfile.TemporaryDirectory(prefix="ops-audit-") as folder:
+        out = Path(folder, "audit.json")
+        service = ["--vulnerability-service", "osv", "--osv-url", f"{application.advisories.rstrip('/')}/v1/query"]
+        form: list[str | Path] = [
+            "--format",
+            "json",
+            "--output",
+            out,
+            "--progress-spinner",
+            "off",
+            "--cache-dir",
+            Path(folder, "cache"),
+        ]
+        paths = [part for site in sites for part in ("--path", site)]
+        argv = [program, *service, "--timeout", str(SOCKET_SECONDS), *form, *paths]
+        done = answer(argv, Path(folder), seconds=seconds, accepted=(0, 1))  # 1: it found some, or it failed
+        raw = out.read_text(encoding="utf-8", errors="replace") if out.exists() else ""
+    if not raw:
+        raise OpsError(f"pip-audit gave no answer: {_last(done.stderr)}",
+                       f"see that {application.advisories} can be reached from here")  # fmt: skip
+    content = parsed("pip-audit", raw, dict)
+    return _scan(application, content, raw, done.stderr)
+
+
+def _scan(application: Application, content: Mapping[str, Any], raw: str, complaints: str) -> Scan:
+    place = f"packages of {application.python}"
+    with known_form("pip-audit"):
+        entries = list(content["dependencies"])
+        skipped = [f"{entry['name']}: {entry['skip_reason']}" for entry in entries if "skip_reason" in entry]
+        with Osv(application.advisories) as osv:
+            found = tuple(_advisory(entry, item, osv, place) for entry in entries for item in entry.get("vulns", []))
+    # Records that it does not understand it leaves out, with a line on stderr.
+    left_out = [line.strip() for line in complaints.splitlines() if line.startswith("WARNING") and "OSV" in line]
+    gaps = [*skipped, *left_out]
+    if osv.lost:
+        gaps.append(f"severities: {osv.lost}")
+    return Scan("pip-audit", place, len(entries) - len(skipped), found, tuple(gaps), raw)
+
+
+def _advisory(entry: Mapping[str, Any], item: Mapping[str, Any], osv: Osv, place: str) -> Advisory:
+    ids = tuple(dict.fromkeys((item["id"], *item.get("aliases", []))))
+    return Advisory(
+        ids=ids,
+        package=entry["name"],
+        versions=(entry["version"],),
+        severity=osv.severity(ids),
+        fixed=tuple(item.get("fix_versions", [])),
+        summary=str(item.get("description", "")),
+        places=(place,),
+    )
+
+
+def _last(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "no message"

@@ -1,0 +1,111 @@
+"""Packages of the backend's Python environment, as pip tells them. Nothing is installed there."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runbook import shell
+from runbook.errors import CommandFailed, OpsError
+from runbook.kinds import probe
+from tasks.dependencies.form import known_form
+from tasks.dependencies.versions import Outdated, Package
+from tasks.programs import answer, find_program, parsed
+
+# One try each: an index that is away would be waited for by minutes.
+PATIENCE = {"PIP_RETRIES": "0", "PIP_TIMEOUT": "30", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+_NO_ANSWER = re.compile(r"Could not fetch URL \S*/([^/\s]+)/?: (.*?)(?: for url: .*)?(?: - skipping)?$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Newer:
+    """Packages with a newer version, and those of which the index told nothing: those may be outdated too."""
+
+    found: tuple[Outdated, ...]
+    not_known: tuple[str, ...]
+
+
+def pip(python: Path, *arguments: str | Path, seconds: float, accepted: Sequence[int] = (0,)) -> shell.Completed:
+    """This worker's pip, working on another Python's environment (which may have none of its own).
+
+    Raises:
+        OpsError: it failed, hung or is not there.
+    """
+    program = find_program("pip", Path(sys.executable).parent)
+    return answer([program, "--python", python, *arguments], Path("/"), seconds=seconds, accepted=accepted,
+                  environment=PATIENCE)  # fmt: skip
+
+
+@probe
+def list_python(python: Path, seconds: float) -> tuple[Package, ...]:
+    """Everything that is installed.
+
+    Raises:
+        OpsError: pip gave no answer.
+    """
+    rows = parsed("pip list", pip(python, "list", "--format", "json", seconds=seconds).stdout, list)
+    with known_form("pip list"):
+        return tuple(Package(str(row["name"]), str(row["version"])) for row in rows)
+
+
+@probe
+def find_outdated_python(python: Path, seconds: float) -> Newer:
+    """Newer versions. pip prints an empty list and exits 0 where its index is away; only its log tells.
+
+    Raises:
+        OpsError: pip gave no answer.
+    """
+    with tempfile.TemporaryDirectory(prefix="ops-pip-") as folder:
+        log = Path(folder, "log")
+        done = pip(python, "--log", log, "list", "--outdated", "--format", "json", seconds=seconds)
+        told = log.read_text(encoding="utf-8", errors="replace")
+    rows = parsed("pip list --outdated", done.stdout, list)
+    with known_form("pip list --outdated"):
+        found = tuple(Outdated(row["name"], row["version"], row["latest_version"]) for row in rows)
+    missed = {name: "not in the index" if "404" in why else "no answer" for name, why in _NO_ANSWER.findall(told)}
+    return Newer(found, tuple(f"{name} ({why})" for name, why in sorted(missed.items())))
+
+
+@probe
+def find_python_conflicts(python: Path, seconds: float) -> tuple[str, ...]:
+    """What `pip check` complains of.
+
+    Raises:
+        OpsError: pip gave no answer.
+    """
+    done = pip(python, "check", seconds=seconds, accepted=(0, 1))
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    if done.code and not lines:
+        raise OpsError(f"pip check gave no answer: {done.stderr.strip()[-200:]}", "run it by hand")
+    return tuple(lines) if done.code else ()
+
+
+def versions_of(python: Path, name: str, seconds: float) -> list[str]:
+    """Every version of a package that the index has for this Python.
+
+    Raises:
+        OpsError: the index gave no answer, or has none.
+    """
+    if name.startswith("-"):
+        raise OpsError(f"“{name[:40]}” is no package", "correct its name")
+    try:
+        done = pip(python, "index", "versions", name, seconds=seconds)
+    except CommandFailed:
+        raise OpsError(f"the index tells no versions of {name}", "see pip's index: pip index versions") from None
+    line = next((line for line in done.stdout.splitlines() if line.startswith("Available versions:")), "")
+    return [one.strip() for one in line.partition(":")[2].split(",") if one.strip()]
+
+
+def dependents_of(python: Path, name: str, seconds: float) -> tuple[str, ...]:
+    """Installed packages that require this one: `pip show`.
+
+    Raises:
+        OpsError: it is not installed.
+    """
+    done = pip(python, "show", name, seconds=seconds)
+    line = next((line for line in done.stdout.splitlines() if line.startswith("Required-by:")), "")
+    return tuple(one.strip() for one in line.partition(":")[2].split(",") if one.strip())

@@ -1,0 +1,73 @@
+"""The backend's requirement files and lock file moved to other versions, and an environment made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from blocks.places import Application
+from runbook.errors import OpsError
+from runbook.kinds import action
+from tasks.dependencies.advisory import canonical
+from tasks.dependencies.python_packages import PATIENCE, pip
+from tasks.dependencies.requirements import out_of_step, pin, read_requirements
+from tasks.programs import answer
+
+
+def pinned(application: Application, backend: Path) -> tuple[dict[str, str], list[str]]:
+    """What the requirement files name, with the version that they, or else the lock file, pin; and what none pins.
+
+    Raises:
+        OpsError: a file is not there, or is no requirement file.
+    """
+    wanted = read_requirements([backend / name for name in application.requirements])
+    locked = {}
+    if application.requirements_lock:
+        locked = {one.name: one.exact for one in read_requirements([backend / application.requirements_lock])}
+    found = {one.name: one.exact or locked.get(one.name, "") for one in wanted}
+    return {name: version for name, version in found.items() if version}, [name for name in found if not found[name]]
+
+
+@action
+def pin_python(
+    application: Application, backend: Path, versions: Mapping[str, str], seconds: float, add: bool = False
+) -> None:
+    """Write these versions into the files of a worktree, and make the lock file anew (`lock_command`). With `add` a
+    package that no file names is added to the first, as a lower bound.
+
+    Raises:
+        OpsError: the lock file could not be made, or does not give what the requirement files want.
+    """
+    if not versions:
+        return
+    files = [backend / name for name in application.requirements]
+    lock = backend / application.requirements_lock if application.requirements_lock else None
+    for name, version in versions.items():
+        found = [pin(file, name, version) for file in [*files, *([lock] if lock else [])]]
+        if add and not any(found) and canonical(name) not in {one.name for one in read_requirements(files)}:
+            files[0].write_text(
+                f"{files[0].read_text(encoding='utf-8').rstrip()}\n{name}>={version}\n", encoding="utf-8"
+            )
+    if lock and application.lock_command:
+        answer(application.lock_command, backend, seconds=seconds, environment=PATIENCE)
+    if lock and (problems := out_of_step(read_requirements(files), read_requirements([lock]))):
+        raise OpsError(f"{lock.name} would be out of step: {'; '.join(problems[:3])}",
+                       "a requirement file holds it back; or name [application] lock_command")  # fmt: skip
+
+
+@action
+def virtual_environment(application: Application, backend: Path, directory: Path, seconds: float) -> Path:
+    """An environment of the application's own Python, with what the lock file (else the requirement files) says.
+
+    Raises:
+        OpsError: pip could not install it, or the packages do not go together.
+    """
+    answer([Path(application.python), "-m", "venv", "--without-pip", directory], backend, seconds=seconds)
+    names = [application.requirements_lock] if application.requirements_lock else application.requirements
+    files = [part for name in names for part in ("--requirement", backend / name)]
+    python = directory / "bin" / "python"
+    pip(python, "install", "--quiet", *files, seconds=seconds)
+    done = pip(python, "check", seconds=seconds, accepted=(0, 1))
+    if done.code:
+        raise OpsError(f"the new versions do not go together: {done.stdout.strip()[:200]}", "choose fewer packages")
+    return directory

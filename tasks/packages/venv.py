@@ -1,0 +1,232 @@
+"""The backend's virtual environment, made anew from its lock file (§3.1).
+
+A virtual environment cannot be moved: its scripts name its own path. So each is made under a name of its own, which it
+keeps (`venv-20260215093000`), is proven there, and `venv` is a link to it: replacing the link is one rename. A `venv`
+that is still a directory is renamed once (`venv-old`). `.ops-building` marks one that is not proven.
+
+Source: https://docs.python.org/3/library/venv.html, https://pip.pypa.io/en/stable/cli/pip_check/
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from blocks.places import Application
+from runbook.errors import OpsError, VerificationFailed
+from runbook.failpoint import failpoint
+from runbook.kinds import action, probe
+from runbook.permit import Permit
+from tasks.packages.modules import REINSTALL
+from tasks.packages.users import users_of
+from tasks.programs import answer
+from tasks.worktree import git
+
+BUILDING = ".ops-building"
+LOCKS = ("requirements.lock", "requirements.txt")
+_IMPORT = """
+import importlib, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except BaseException as error:
+        print(f"{name}: {type(error).__name__}: {error}".splitlines()[0])
+print("looked at", len(sys.argv) - 1)
+"""
+_PINNED = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?\s*(==)?")
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The file that says what is installed; `loose` are the lines of it that name no version."""
+
+    path: Path
+    loose: tuple[str, ...]
+
+
+def venv_of(application: Application) -> Path:
+    """
+    Raises:
+        OpsError: the backend's python is of no virtual environment.
+    """
+    python = Path(application.python)
+    if python.parent.name != "bin":
+        raise OpsError(f"{python} is of no virtual environment", "correct [application] python: …/venv/bin/python")
+    return python.parent.parent
+
+
+def read_lock(application: Application) -> Lock:
+    """
+    Raises:
+        OpsError: there is none.
+    """
+    backend = Path(application.backend_directory)
+    for name in LOCKS:
+        if (path := backend / name).is_file():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            named = [
+                (line, found) for line in lines if (found := _PINNED.match(line)) and not line.startswith((" ", "#"))
+            ]
+            return Lock(path, tuple(line.strip() for line, found in named if not found[2] and " @ " not in line))
+    raise OpsError(f"there is no {' or '.join(LOCKS)} in {backend}", "write one: pip freeze, or pip-compile")
+
+
+@action(idempotent=True)
+def settle_venv(permit: Permit, application: Application) -> str:
+    """Bring what an earlier run left to an end, and remove old environments that nobody runs from; returns what was
+    done."""
+    venv = venv_of(application)
+    permit.require(REINSTALL, str(venv))
+    old = venv.with_name(f"{venv.name}-old")
+    if not venv.exists() and old.is_dir():  # killed between the two renames
+        venv.unlink(missing_ok=True)
+        old.rename(venv)
+        return "the old environment is back in its place"
+    kept = not venv.is_symlink() or bool(users_of(venv, before=venv.lstat().st_mtime))
+    gone = [path for path in _others(venv) if (path / BUILDING).exists() or not kept]
+    for path in gone:
+        shutil.rmtree(path)
+    return f"removed {', '.join(path.name for path in gone)}" if gone else ""
+
+
+@action
+def build_venv(permit: Permit, application: Application, lock: Lock, now: datetime, seconds: float) -> Path:
+    """Make it under its final name, install what the lock says, and let pip check it.
+
+    Raises:
+        OpsError: Python or pip refuse, hang, or a registry does not answer.
+        VerificationFailed: pip finds conflicts.
+    """
+    venv = venv_of(application)
+    permit.require(REINSTALL, str(venv))
+    built = venv.with_name(f"{venv.name}-{now:%Y%m%d%H%M%S}")
+    try:
+        built.mkdir()
+        (built / BUILDING).touch()
+    except OSError as error:
+        raise OpsError(f"{built} cannot be made: {error.strerror}", "give this user the right to write there") from None
+    try:
+        answer([_base(venv), "-m", "venv", built], built.parent, seconds=seconds)
+        failpoint("reinstall: venv made")
+        backend = Path(application.backend_directory)
+        pip: list[str | Path] = [built / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--no-input"]
+        answer([*pip, "install", "--quiet", "--requirement", lock.path], backend, seconds=seconds)
+        said = answer([*pip, "check"], backend, seconds=seconds, accepted=(0, 1))
+    except BaseException:
+        shutil.rmtree(built, ignore_errors=True)
+        raise
+    if said.code:
+        shutil.rmtree(built)
+        lines = " / ".join(said.stdout.splitlines()[:3])
+        raise VerificationFailed(f"the lock's packages conflict: {lines}", f"correct {lock.path.name}")
+    return built
+
+
+@probe
+def read_failing_imports(application: Application, python: Path, seconds: float) -> set[str]:
+    """Of what the backend's sources import from outside: what cannot be imported, with the reason.
+
+    Raises:
+        OpsError: Python gave no answer.
+    """
+    backend = Path(application.backend_directory)
+    names = _imported(backend)
+    said = answer(
+        [python, "-c", _IMPORT, *names], backend, seconds=seconds, environment={"PYTHONDONTWRITEBYTECODE": "1"}
+    )
+    lines = said.stdout.splitlines()
+    if f"looked at {len(names)}" not in lines:
+        raise OpsError(f"{python} did not say what it can import", f"run {python} by hand")
+    return {line for line in lines if line.partition(":")[0] in names}
+
+
+@action
+def swap_venv(permit: Permit, application: Application, built: Path) -> Path:
+    """Let `venv` lead to the new one. Returns where the old one is."""
+    venv = venv_of(application)
+    permit.require(REINSTALL, str(venv))
+    (built / BUILDING).unlink(missing_ok=True)
+    if venv.is_symlink() or not venv.exists():
+        old = venv.resolve() if venv.exists() else built
+    else:
+        old = venv.with_name(f"{venv.name}-old")
+        shutil.rmtree(old, ignore_errors=True)  # of an earlier run: this environment is its successor
+        venv.rename(old)
+    failpoint("reinstall: between renames")
+    _lead(venv, built)
+    return old
+
+
+@action(idempotent=True)
+def return_venv(permit: Permit, application: Application, old: Path) -> None:
+    """Let `venv` be the old one again."""
+    venv = venv_of(application)
+    permit.require(REINSTALL, str(venv))
+    if old.name.endswith("-old"):
+        venv.unlink()
+        old.rename(venv)
+    else:
+        _lead(venv, old)
+
+
+@action(idempotent=True)
+def drop_old_venvs(permit: Permit, application: Application) -> list[str]:
+    """Remove those that `venv` does not lead to."""
+    venv = venv_of(application)
+    permit.require(REINSTALL, str(venv))
+    gone = _others(venv) if venv.is_symlink() and venv.exists() else []
+    for path in gone:
+        shutil.rmtree(path)
+    return [path.name for path in gone]
+
+
+def _lead(venv: Path, to: Path) -> None:
+    link = venv.with_name(f"{venv.name}.ops-link")
+    link.unlink(missing_ok=True)
+    link.symlink_to(to.name)
+    link.replace(venv)
+
+
+def _others(venv: Path) -> list[Path]:
+    """Environments that this runbook made or put aside, without the one that is live."""
+    live = venv.resolve()
+    named = re.compile(rf"{re.escape(venv.name)}-(\d{{14}}|old)")
+    return sorted(path for path in venv.parent.glob(f"{venv.name}-*") if named.fullmatch(path.name) and path != live)
+
+
+def _base(venv: Path) -> Path:
+    """The Python that the old one was made with, else this worker's."""
+    settings = dict[str, str]()
+    if (venv / "pyvenv.cfg").is_file():
+        lines = (venv / "pyvenv.cfg").read_text(encoding="utf-8").splitlines()
+        settings = {key.strip(): value.strip() for key, _, value in (line.partition("=") for line in lines)}
+    named = [settings.get("executable", ""), f"{settings.get('home', '')}/python3"]
+    return next(
+        (Path(name) for name in named if name and Path(name).is_file()), Path(sys.base_prefix, "bin", "python3")
+    )
+
+
+def _imported(backend: Path) -> Sequence[str]:
+    """Top-level packages that its sources import, without the standard library's and its own."""
+    own = {path.stem for folder in (backend, backend / "src") if folder.is_dir() for path in folder.iterdir()}
+    found = set[str]()
+    for name in git(backend, "ls-files", "-z", "*.py").split("\0"):
+        if name and (backend / name).is_file():
+            found |= _imports((backend / name).read_bytes())
+    return sorted(found - own - sys.stdlib_module_names)
+
+
+def _imports(source: bytes) -> set[str]:
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError):
+        return set()
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.partition(".")[0] for name in names}

@@ -1,0 +1,98 @@
+"""The application's own tools: where they are, and their answers. What gives no answer raises OpsError, which a flow
+turns into a finding."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from blocks.places import Application
+from runbook import shell
+from runbook.errors import CommandFailed, OpsError
+
+INSTALL = {
+    "mypy": "install it into the backend's environment: pip install mypy",
+    "pip-audit": "install it beside this worker: pip install pip-audit",
+    "ruff": "install it into the backend's environment: pip install ruff",
+    "pre-commit": "pip install pre-commit",
+    "tsc": "add typescript to the workspace's devDependencies, then pnpm install",
+    "eslint": "add eslint to the workspace's devDependencies, then pnpm install",
+    "pnpm": "npm install --global pnpm, of the version that packageManager in package.json names",
+    "node": "install Node.js 20 or newer (Debian: apt install nodejs)",
+    "npm": "install npm, which comes with Node.js (Debian: apt install npm)",
+    "git": "apt install git",
+}
+
+
+def find_program(name: str, *beside: Path, last: Sequence[Path] = ()) -> Path:
+    """The program in one of the directories `beside`, else on PATH, else in one of `last`.
+
+    Raises:
+        OpsError: it is in none of them.
+    """
+    path = os.pathsep.join([*map(str, beside), os.environ.get("PATH", ""), *map(str, last)])
+    if found := shutil.which(name, path=path):
+        return Path(found).absolute()
+    raise OpsError(f"{name} is not installed", INSTALL.get(name, "install it"))
+
+
+def python_program(application: Application, name: str) -> Path:
+    """One of the backend's environment, else on PATH, else of this worker's own environment."""
+    return find_program(name, Path(application.python).parent, last=[Path(sys.executable).parent])
+
+
+def web_program(web: Path, name: str) -> Path:
+    """One of the workspace's packages. It runs on node, which must be on PATH."""
+    find_program("node")
+    return find_program(name, web / "node_modules" / ".bin")
+
+
+def answer(
+    argv: Sequence[str | Path],
+    directory: Path,
+    *,
+    seconds: float,
+    accepted: Collection[int] = (0,),
+    environment: Mapping[str, str] | None = None,
+) -> shell.Completed:
+    """What a tool answered within `seconds`.
+
+    Raises:
+        OpsError: it failed, hung (its processes are ended), or is not there; the message begins with its name.
+    """
+    name = Path(argv[0]).name
+    plain = {"NO_COLOR": "1", "FORCE_COLOR": "0", "LC_ALL": "C.UTF-8"}
+    try:
+        return shell.run(
+            argv,
+            directory=directory,
+            environment={**plain, **(environment or {})},
+            timeout_seconds=seconds,
+            accepted=accepted,
+            hint=f"run {name} in {directory} by hand, or give it more seconds",
+        )
+    except CommandFailed as error:
+        if error.exit_code == 127:
+            raise OpsError(f"{name} could not be started: {error.message}", INSTALL["node"]) from None
+        raise
+
+
+def parsed(name: str, text: str, kind: type) -> Any:
+    """A tool's JSON.
+
+    Raises:
+        OpsError: it is none, or not a `kind`.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, kind):
+        raise OpsError(f"{name} printed something else than its JSON: {text.strip()[:80] or 'nothing'}",
+                       f"run {name} by hand: its answer cannot be used, which is no pass")  # fmt: skip
+    return found

@@ -1,0 +1,117 @@
+"""patch_vulnerability: from the advisory to the pushed hotfix branch, with real pip-audit, pip, pnpm and git."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import Any
+
+import pytest
+
+from flows.application.patch_steps import safe_version
+from flows.application.patching import patch_vulnerability
+from runbook.errors import RunbookFailed
+from runbook.report import Report, Status
+from tasks.dependencies.advisory import Advisory
+from tasks.dependencies.severity import Severity
+from tests.advisories import CVE, GHSA, NODE_CVE, Registry, node_advisory, vulnerable
+from tests.packaged import IN_GIT, NAME, Packaged, bad, rows
+
+NOWHERE = "/nowhere/python"
+BRANCH = f"hotfix/security-patch-{CVE}"
+SERIOUS = {GHSA: {"database_specific": {"severity": "CRITICAL"}}}
+
+
+def patched(advisory: str, **parameters: Any) -> Report:
+    """The report, also of a run that failed."""
+    try:
+        return patch_vulnerability.fn(NAME, advisory, **parameters)
+    except RunbookFailed as error:
+        return error.report
+
+
+@pytest.fixture
+def remote(packaged: Packaged, registry: Registry) -> Packaged:
+    """With a remote, and the vulnerability in what is installed: only versions before 1.0.3 have it."""
+    packaged.in_git()
+    subprocess.run(["git", "init", "--quiet", "--bare", packaged.base / "remote.git"], check=True)
+    packaged.git("remote", "add", "origin", str(packaged.base / "remote.git"))
+    registry.knows("interviewkit", vulnerable("interviewkit", "1.0.3"), severities=SERIOUS)
+    return packaged
+
+
+def pushed(packaged: Packaged) -> list[str]:
+    return packaged.git("ls-remote", "--heads", "origin").split()[1::2]
+
+
+@pytest.mark.system
+def test_it_is_patched_proven_and_pushed_with_a_permit(remote: Packaged) -> None:
+    report = patched(GHSA)
+    assert report.status is Status.PLANNED, report.sentence()
+    assert rows(report, "Vulnerable")[0][:5] == ("backend", "interviewkit", "1.0.0", "1.0.3", "CRITICAL")
+    assert [found.value for found in report.findings if found.name == "backend: the vulnerability"] == ["gone"]
+    assert remote.branches() == [BRANCH, "main"]
+    assert remote.git("show", f"{BRANCH}:backend/requirements.lock") == "interviewkit==1.0.3\n"
+    assert CVE in remote.git("log", "-1", "--format=%s", BRANCH)
+    assert (pushed(remote), remote.untouched()) == ([], True)
+    head = remote.git("rev-parse", BRANCH)
+    report = patched(CVE, confirm=NAME)
+    assert "deploy-application" in report.outcome
+    assert (pushed(remote), remote.git("rev-parse", BRANCH)) == ([f"refs/heads/{BRANCH}"], head)
+    assert (remote.branches(), remote.untouched()) == ([BRANCH, "main"], True)
+
+
+@pytest.mark.system
+def test_what_is_not_proven_gone_is_not_pushed(remote: Packaged, registry: Registry) -> None:
+    registry.knows("interviewkit", vulnerable("interviewkit", "1.0.3", everywhere=True), severities=SERIOUS)
+    report = patched(CVE, confirm=NAME)
+    assert bad(report)["backend: the vulnerability"].startswith("still there: interviewkit")
+    assert (pushed(remote), report.status) == ([], Status.CRITICAL)
+
+
+@pytest.mark.system
+def test_the_web_application_is_patched_built_and_audited(remote: Packaged, registry: Registry) -> None:
+    registry.node.append(node_advisory("chatkit", "1.0.4"))
+    remote.describe(IN_GIT, NOWHERE)
+    report = patched(NODE_CVE)
+    assert report.status is Status.PLANNED, report.sentence()
+    assert {"web tests", "web build", "web: the vulnerability"} <= {found.name for found in report.findings}
+    assert '"chatkit":"1.0.4"' in remote.git("show", f"hotfix/security-patch-{NODE_CVE}:web/apps/page/package.json")
+
+
+@pytest.mark.system
+def test_no_fix_an_unknown_id_and_no_answer_are_said(remote: Packaged, registry: Registry) -> None:
+    registry.knows("interviewkit", vulnerable("interviewkit", ""), severities=SERIOUS)
+    assert "interviewkit none" in bad(patched(CVE))["a version that fixes it"]
+    remote.describe(IN_GIT, NOWHERE)
+    report = patched("CVE-1999-1")
+    assert "no package is known to have CVE-1999-1" in report.sentence()
+    assert "there is no program" in bad(report)["backend: audit"]
+    registry.mode = "500"
+    report = patched(NODE_CVE)
+    assert "nothing was looked at" in report.sentence()
+    assert bad(report)["web: audit"].startswith("not known: pnpm audit gave no answer")
+    assert remote.branches() == ["main"]
+
+
+def test_bad_input_is_said_before_anything_is_asked(remote: Packaged, registry: Registry) -> None:
+    asked = len(registry.asked)
+    assert "is no id of an advisory" in patched("; rm -rf /").sentence()
+    assert "no remote “elsewhere”" in patched(CVE, remote="elsewhere").sentence()
+    assert (remote.branches(), len(registry.asked)) == (["main"], asked)
+
+
+@pytest.mark.parametrize(
+    ("there", "fixed", "safe"),
+    [
+        (("1.0.0",), ("1.0.3", "2.1"), "1.0.3"),
+        (("1.0.0", "1.9"), ("1.0.3", "2.1"), "2.1"),
+        (("1.0.0",), (">=1.0.4 <2 || >=2.0.1",), "1.0.4"),
+        (("1.0.0",), (), ""),
+        (("<1.0",), ("1.0.3",), ""),
+    ],
+    ids=["lowest", "newer than all", "a range", "none", "not known"],
+)
+def test_the_safe_version_is_the_lowest_that_is_newer(
+    there: tuple[str, ...], fixed: tuple[str, ...], safe: str
+) -> None:
+    assert safe_version(Advisory(("X",), "kit", there, Severity.HIGH, fixed, "", ())) == safe
