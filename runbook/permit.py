@@ -4,11 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from prefect.context import FlowRunContext
+
 from runbook.errors import NotConfirmed
+from runbook.target import Target
 
 
 class PlanOnly(Exception):
     """`confirm` is empty: the run ends here with its plan. Never seen outside `runbook(...)`."""
+
+
+def is_unattended(target: Target) -> bool:
+    """Whether a schedule launched this very run, and the environment's TOML (`unattended`, reviewed in git) lets it do
+    without a person what it does. Somebody who launches it with an empty `confirm` gets the plan all the same."""
+    context = FlowRunContext.get()
+    run, flow = (context.flow_run, context.flow) if context else (None, None)
+    return bool(run and run.auto_scheduled and flow and flow.name in target.unattended)
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ class Report:
     pins: dict[str, object] = field(default_factory=dict)
     lock: Held | None = None
     contained: str = ""
+    unattended: bool = False
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     state: Finding | None = None
     path: Path | None = None
@@ -217,14 +218,14 @@ class Report:
 
         Raises:
             RunbookFailed: a critical finding stands.
-            PlanOnly: `confirm` is empty (caught by `runbook(...)`: the run ends PLANNED).
+            PlanOnly: `confirm` is empty and the run not unattended (caught by `runbook(...)`, which ends PLANNED).
             NotConfirmed: `confirm` is something else than the environment's name.
         """
         self.fail_if_critical()
-        if not self.confirm:
+        if not self.confirm and not self.unattended:
             self.planned = True
             raise PlanOnly
-        if self.confirm != self.environment:
+        if self.confirm and self.confirm != self.environment:
             raise NotConfirmed(
                 f"confirm is “{self.confirm[:40]}”, which is not the environment's name",
                 f"type {self.environment} in the field confirm, or leave it empty to see the plan",

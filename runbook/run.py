@@ -19,7 +19,7 @@ from runbook.form import form_address
 from runbook.holder import Rank
 from runbook.lock import hold
 from runbook.log import logger
-from runbook.permit import PlanOnly
+from runbook.permit import PlanOnly, is_unattended
 from runbook.report import Finding, Held, Report, Status
 from runbook.target import Target
 
@@ -40,6 +40,9 @@ def runbook(
         NotConfirmed, Locked: as they are.
     """
     report, within = Report(title, target.name, confirm, target.limits), current_report()
+    if within is None and not confirm and is_unattended(target):
+        report.unattended = True
+        report.fact("unattended", "its schedule may: the environment's TOML says so")
     try:
         with use_report(report), report.closing as stack:
             if changes:
