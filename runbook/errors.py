@@ -25,10 +25,11 @@ class Unreachable(OpsError):
 class CommandFailed(OpsError):
     """A program exited with something else than 0."""
 
-    def __init__(self, argv: Sequence[str], exit_code: int, stderr: str, hint: str = "") -> None:
+    def __init__(self, argv: Sequence[str], exit_code: int, stderr: str, hint: str = "", stdout: str = "") -> None:
         self.argv = tuple(argv)
         self.exit_code = exit_code
         self.stderr = stderr
+        self.stdout = stdout
         lines = [line.strip() for line in stderr.splitlines() if line.strip()]
         telling = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()][:1] or lines[-3:]
         super().__init__(

@@ -11,10 +11,12 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 from runbook.errors import CommandFailed, OpsError
 
@@ -24,11 +26,12 @@ FEED_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Completed:
-    """What a program printed, and how long it took."""
+    """What a program printed, how long it took, and its exit code (one of those that were accepted)."""
 
     stdout: str
     stderr: str
     seconds: float
+    code: int = 0
 
 
 def run(
@@ -40,13 +43,15 @@ def run(
     nice: int = 0,
     timeout_seconds: float | None = None,
     hint: str = "",
+    accepted: Collection[int] = (0,),
 ) -> Completed:
     """Run a program to its end. `environment` is added to this process's own; secrets go there, never into `argv`.
 
-    `nice` above 0 leaves the processors to whoever else wants them.
+    `nice` above 0 leaves the processors to whoever else wants them. `accepted` exit codes are answers: a linter that
+    found something exits 1.
 
     Raises:
-        CommandFailed: it exited with something else than 0 (the last lines of its stderr are in the message).
+        CommandFailed: it exited with something else than `accepted` (the last lines of its stderr are in the message).
         OpsError: it is not installed, or did not end within `timeout_seconds`.
     """
 
@@ -62,7 +67,7 @@ def run(
             argv, environment=environment, directory=directory, user=user, nice=nice, stdout=out, stderr=err
         ) as child:
             code = wait(child)
-        return _completed(argv, code, out, err, environment or {}, hint, started)
+        return _completed(argv, code, out, err, environment or {}, hint, started, accepted)
 
 
 def feed(
@@ -96,14 +101,16 @@ def _completed(
     environment: Mapping[str, str],
     hint: str,
     started: float,
+    accepted: Collection[int] = (0,),
 ) -> Completed:
     texts = []
     for stream in (out, err):
         stream.seek(0)
         texts.append(stream.read().decode(errors="replace"))
-    if code:
-        raise CommandFailed([str(part) for part in argv], code, _masked(texts[1], environment), hint)
-    return Completed(texts[0], texts[1], time.monotonic() - started)
+    if code not in accepted:
+        printed, said = (_masked(text, environment) for text in texts)
+        raise CommandFailed([str(part) for part in argv], code, said, hint, printed)
+    return Completed(texts[0], texts[1], time.monotonic() - started, code)
 
 
 @contextlib.contextmanager
@@ -175,9 +182,19 @@ def _group(user: str) -> str:
 def _end(child: subprocess.Popen[bytes]) -> None:
     if child.poll() is not None:
         return
+    heirs = _descendants(child.pid)  # the signal is the child's alone, and a launcher may leave what it started behind
     child.send_signal(signal.SIGTERM)
     try:
         child.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
+    for heir in heirs:
+        with contextlib.suppress(psutil.Error):
+            heir.kill()
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).children(recursive=True)
+    return []

@@ -154,6 +154,22 @@ def test_leaving_the_block_ends_the_child(error: type[BaseException]) -> None:
     assert not is_alive(pids[0])
 
 
+def test_what_a_child_started_itself_is_ended_with_it(tmp_path: Path) -> None:
+    """A launcher takes the signal alone; what it left behind would go on for nobody."""
+    written = tmp_path / "pid"
+    with shell.spawn(["sh", "-c", f"sleep 300 & echo $! >{written}; wait"]):
+        grandchild = int(until(lambda: written.exists() and written.read_text().strip(), what="its pid", seconds=30))
+    until(lambda: not is_alive(grandchild), what="the end of the grandchild", seconds=30)
+
+
+def test_an_exit_code_may_be_an_answer() -> None:
+    argv = [PYTHON, "-c", "print('found'); raise SystemExit(1)"]
+    done = shell.run(argv, accepted=(0, 1))
+    assert (done.code, done.stdout) == (1, "found\n")
+    with pytest.raises(CommandFailed):
+        shell.run(argv)
+
+
 def test_the_child_of_a_killed_run_dies_within_a_second(tmp_path: Path, actors: list[Actor]) -> None:
     written = tmp_path / "pid"
     actors.append(Actor(tmp_path / "out", "actor", "child", written))
