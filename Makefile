@@ -50,6 +50,7 @@ lint: $(INSTALLED)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo 2>&1 | tail -3
 
 test: lint
+	@tests/node/install
 	@$(BIN)/python -m pytest -n 4 --dist loadfile -m "not system and not soak"
 
 # The database chapter on the other majors that are still supported (and 15), from wheels; the Redis chapter on Redis 8.
@@ -79,10 +80,12 @@ test-matrix-redis: $(INSTALLED)
 
 test-system: $(INSTALLED)
 	@tests/system/install
+	@tests/node/install
 	@$(BIN)/python -m pytest -m system --ignore=tests/system/test_pgbackrest.py
 	@OPS_TEST_POSTGRES=/usr/lib/postgresql/17/bin $(BIN)/python -m pytest -m system tests/system/test_pgbackrest.py
 
 soak: $(INSTALLED)
+	@tests/node/install
 	@$(BIN)/python -m pytest -m soak -v
 
 # Hashes, no addresses: the lock names packages, not where they come from.

@@ -14,8 +14,11 @@ from prefect.blocks.core import Block
 from prefect.context import FlowRunContext
 from pydantic import Field, PrivateAttr, field_validator
 
+from blocks.ai_providers import AIProviders
+from blocks.cloud import Cloud
+from blocks.docker import Docker
 from blocks.nodes import primary_first
-from blocks.places import AIProviders, Application, Backups, Certificates, Endpoint, Logs
+from blocks.places import Application, Backups, Certificates, Endpoint, Logs
 from blocks.postgres import Postgres
 from blocks.redis import Redis
 from blocks.services import Services
@@ -166,6 +169,16 @@ class Environment(Block):
     def certificates(self) -> Certificates:
         """The certificates."""
         return cast(Certificates, self._part("certificates"))
+
+    @property
+    def docker(self) -> Docker:
+        """The Docker Engine, and the application's containers (`has("docker")`)."""
+        return cast(Docker, self._part("docker"))
+
+    @property
+    def cloud(self) -> Cloud:
+        """The account at a cloud provider (`has("cloud")`)."""
+        return cast(Cloud, self._part("cloud"))
 
     def with_parts(self, parts: Mapping[str, Block]) -> Environment:
         """This environment with its parts at hand, so that none is loaded from Prefect."""

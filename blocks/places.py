@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from blocks.s3 import Bucket, bucket_and_prefix
+from blocks.tls import TlsServer, certificate_names
 
 
 class Backups(Block):
@@ -73,6 +74,16 @@ class Application(Block):
     directory: str = Field(default="", description="its files; empty: a full restore leaves them alone")
     backend_directory: str = Field(default="/opt/grc/backend", description="where alembic.ini is")
     python: str = Field(default="/opt/grc/backend/venv/bin/python")
+    repository: str = Field(default="", description="the git checkout that backend and web application are in")
+    web_directory: str = Field(default="", description="where pnpm-workspace.yaml is; empty: there is none")
+    requirements: list[str] = Field(default=["requirements.txt"], description="pip's files, in backend_directory")
+    requirements_lock: str = Field(default="", description="the lock file made from them; empty: there is none")
+    lock_command: list[str] = Field(default=[], description="what makes that, run in backend_directory")
+    test_command: list[str] = Field(default=[], description="the backend's tests, run in backend_directory")
+    web_test_command: list[str] = Field(default=["pnpm", "test"], description="run in web_directory")
+    web_build_command: list[str] = Field(default=["pnpm", "build"], description="run in web_directory")
+    images: list[str] = Field(default=[], description="the images that run, as the scanner of images is asked for them")
+    advisories: str = Field(default="https://api.osv.dev", description="the OSV server that pip-audit asks")
     env_file: str = Field(default="", description="backend/.env, in which a failover changes the connection string")
     dsn_variable: str = Field(default="DATABASE_URL", description="the connection string's name in it")
     user: str = Field(default="monitor", description="the login of the smoke checks")
@@ -103,26 +114,51 @@ class Logs(Block):
     rotation: str = Field(default="/etc/logrotate.d/grc", description="logrotate's configuration for them")
 
 
-class AIProviders(Block):
-    """The AI providers that the application asks, and what their answers cost."""
-
-    _block_type_name = "Ops AI providers"
-    _block_type_slug = "ops-ai-providers"
-
-    prices: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]] = Field(
-        default={}, description="model → price of a million prompt tokens and of a million completion tokens"
-    )
-    prices_from: str = Field(default="", description="where the prices are from, and of which day")
-    currency: str = Field(default="USD")
-    budget: float = Field(default=0, ge=0, description="of a month; 0: none")
-
-
 class Certificates(Block):
-    """The certificates that the web server serves."""
+    """The certificates that the web server and others serve, and how certbot renews them."""
 
     _block_type_name = "Ops certificates"
     _block_type_slug = "ops-certificates"
 
-    domains: list[str] = Field(default=[])
-    directory: str = Field(default="/etc/letsencrypt/live")
+    domains: list[str] = Field(
+        default=[], description="one certificate each: its names, separated by spaces; the first is its directory's"
+    )
+    directory: str = Field(default="/etc/letsencrypt/live", description="<directory>/<domain>/fullchain.pem")
+    served: list[str] = Field(
+        default=[],
+        description="where they are served: host:443, name@address:443, smtp://host:25, postgres://host:5432",
+    )
+    authorities: str = Field(default="", description="a file of authorities that are trusted beside the system's")
     web_server: str = Field(default="nginx", description="the unit to reload after a renewal")
+    reload: list[str] = Field(default=[], description="what reloads it; empty: systemctl reload <web_server>")
+    webroot: str = Field(default="/var/www/html", description="what it serves by HTTP: challenges are answered there")
+    email: str = Field(default="", description="of the account at the authority; empty: none")
+    acme_server: str = Field(default="", description="another authority than Let's Encrypt")
+    acme_authorities: str = Field(default="", description="a file of authorities that vouch for that server's own TLS")
+    certbot_directory: str = Field(default="", description="for certbot's work and logs; empty: its own in /var")
+
+    @field_validator("domains")
+    @classmethod
+    def _known_names(cls, domains: list[str]) -> list[str]:
+        for text in domains:
+            certificate_names(text)
+        return domains
+
+    @field_validator("served")
+    @classmethod
+    def _known_servers(cls, served: list[str]) -> list[str]:
+        for text in served:
+            TlsServer.parse(text)
+        return served
+
+    def lineages(self) -> list[tuple[str, ...]]:
+        """The names of each certificate."""
+        return [certificate_names(text) for text in self.domains]
+
+    def servers(self) -> list[TlsServer]:
+        """Where they are served."""
+        return [TlsServer.parse(text) for text in self.served]
+
+    def reloading(self) -> list[str]:
+        """The argv that has the web server read its certificates again."""
+        return self.reload or ["systemctl", "reload", self.web_server]

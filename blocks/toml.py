@@ -14,11 +14,14 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import ValidationError
 
+from blocks.ai_providers import AIProviders
+from blocks.cloud import Cloud
+from blocks.docker import Docker
 from blocks.environment import Environment
-from blocks.places import AIProviders, Application, Backups, Certificates, Endpoint, Logs
+from blocks.places import Application, Backups, Certificates, Endpoint, Logs
 from blocks.postgres import Postgres
 from blocks.redis import Redis
-from blocks.services import SupervisorServices, SystemdServices
+from blocks.services import DockerServices, SupervisorServices, SystemdServices
 from blocks.wal import Wal
 from runbook.errors import OpsError
 
@@ -35,8 +38,14 @@ PARTS: dict[str, type[Block]] = {
     "logs": Logs,
     "ai_providers": AIProviders,
     "certificates": Certificates,
+    "docker": Docker,
+    "cloud": Cloud,
 }
-SERVICES: dict[str, type[Block]] = {"supervisor": SupervisorServices, "systemd": SystemdServices}
+SERVICES: dict[str, type[Block]] = {
+    "supervisor": SupervisorServices,
+    "systemd": SystemdServices,
+    "docker": DockerServices,
+}
 NAMED_BY = ("OPS_ENVIRONMENT", "OPS_OTHER_REGION")
 DEFAULTS = {"standby": {"service": "standby"}}
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}

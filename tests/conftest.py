@@ -25,7 +25,16 @@ from lab.client import Lab  # noqa: E402
 from lab.layout import base_directory  # noqa: E402
 from lab.progress import silent  # noqa: E402
 
-pytest_plugins = ("tests.servers", "tests.shared", "tests.s3.servers", "tests.clusters", "tests.logfiles")
+pytest_plugins = (
+    "tests.servers",
+    "tests.shared",
+    "tests.s3.servers",
+    "tests.clusters",
+    "tests.logfiles",
+    "tests.checkouts",
+    "tests.advisories",
+    "tests.packaged",
+)
 
 _BASE = "OPS_LAB_BASE"
 _LOG_LINES = 30
