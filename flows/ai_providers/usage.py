@@ -49,9 +49,13 @@ def report_token_usage(environment: str, month: str = "") -> Report:
         first, last = _month(month, today)
         begin = first - timedelta(days=tokens.WINDOW_DAYS)
         since = datetime.combine(begin, time(), env.zone)
-        wanted = Conditions().within(since, datetime.combine(last + timedelta(days=1), time(), env.zone))
+        wanted = (
+            Conditions()
+            .holds(tokens.CALL, tokens.MESSAGE)
+            .within(since, datetime.combine(last + timedelta(days=1), time(), env.zone))
+        )
         with reading(find_logs(Path(env.logs.app)), env.zone, since=since) as source:
-            bad = source.pick(tokens.COLUMNS, f"{tokens.CALL} AND {wanted.sql}", wanted.parameters)
+            bad = source.pick(tokens.COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
             uses = tokens.read_use(source)
             tell_read(report, source, bad)
         own = [use for use in uses if use.day >= first]

@@ -75,15 +75,12 @@ def search_audit_log(
         wanted = Conditions().within(begin, end).fields([f"{name}={text}" for name, text in asked.items() if text])
         files = find_logs(Path(env.logs.audit))
         with reading(files, env.zone, since=begin) as source:
-            bad = source.pick(COLUMNS, wanted.sql, wanted.parameters)
+            bad = source.pick(COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
             count = _tell_history(report, env, source, first)
             tell_read(report, source, bad)
         with reading(files, env.zone) as source:  # what is usual is known from before
-            source.pick(
-                logins.COLUMNS,
-                f"{logins.LOGIN} AND {(until_ := Conditions().within(None, end)).sql}",
-                until_.parameters,
-            )
+            usual = Conditions().holds(logins.LOGIN, "login").within(None, end)
+            source.pick(logins.COLUMNS, usual.sql, usual.parameters, usual.needles)
             _judge_logins(report, env, source, begin or datetime.min.replace(tzinfo=UTC), failures, minutes)
         report.outcome = f"{count:,} events found"
     return report

@@ -58,7 +58,7 @@ def summarise_errors(
         wanted = Conditions().within(before, end).equals("level", levels)
         files = find_logs(Path(env.logs.app))
         with reading(files, env.zone, since=before) as source:
-            bad = source.pick(COLUMNS, wanted.sql, wanted.parameters)
+            bad = source.pick(COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
             found = kinds(source, since)
             reaches = len(source.files) < len(files) or (begins_at(files[0]) or end) <= before
             _tell_kinds(report, found, known=reaches)

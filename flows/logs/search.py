@@ -77,7 +77,7 @@ def search_logs(
             wanted.equals("coalesce(module, logger)", module)
         wanted.contains(text).matches(regex).fields(fields)
         with reading(find_logs(Path(path_of(env, log))), env.zone, since=begin) as source:
-            bad = source.pick(COLUMNS, wanted.sql, wanted.parameters)
+            bad = source.pick(COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
             count = _tell_counts(report, env, source)
             _keep(report, env, source, first)
             tell_read(report, source, bad)

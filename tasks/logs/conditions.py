@@ -12,20 +12,29 @@ from runbook.errors import OpsError
 from tasks.logs.source import utc
 
 _FIELD = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(>=|<=|!=|=|>|<|~)\s*(.*)", re.DOTALL)
+# What may be written in many ways: numbers, and the JSON of objects and lists.
+_MANY_WAYS = re.compile(r"\s*([-+.\d{\[]|inf|nan)", re.IGNORECASE)
 _EXAMPLE = "write it like status>=500, model=gpt-4o, path~^/api/ or http.code!=200"
 
 
 @dataclass
 class Conditions:
-    """Joined by AND; `sql` is true where there is none."""
+    """Joined by AND; `sql` is true where there is none. `needles`: what `Source.pick` takes."""
 
     parts: list[str] = field(default_factory=list)
     parameters: dict[str, object] = field(default_factory=dict)
+    needles: list[Sequence[str]] = field(default_factory=list)
 
     @property
     def sql(self) -> str:
         """The whole condition."""
         return " AND ".join(self.parts) or "true"
+
+    def holds(self, expression: str, *needles: str) -> Conditions:
+        """An expression of this project's own; no line holds it without one of the texts."""
+        self.parts.append(expression)
+        self._need(needles)
+        return self
 
     def within(self, since: datetime | None, until: datetime | None) -> Conditions:
         """From a moment on, and before another one."""
@@ -39,6 +48,7 @@ class Conditions:
         """A field of `source.FIELDS` is one of these; with none, it does not matter."""
         if values:
             self._add(f"list_contains({{}}, {name})", list(values))
+            self._need(values)
         return self
 
     def contains(self, text: str) -> Conditions:
@@ -72,11 +82,18 @@ class Conditions:
         if operator == "~":
             self.parts.append(f"regexp_matches({found}, {value})")
             return
+        if operator == "=":
+            self._need([wanted.strip()])
         number = f"try_cast({value} AS DOUBLE)"
         self.parts.append(
             f"CASE WHEN {number} IS NOT NULL AND try_cast({found} AS DOUBLE) IS NOT NULL "
             f"THEN try_cast({found} AS DOUBLE) {operator} {number} ELSE {found} {operator} {value} END"
         )
+
+    def _need(self, texts: Sequence[str]) -> None:
+        """Where one of them may be written in another way, nothing is needed."""
+        if texts and not any(_MANY_WAYS.match(text) for text in texts):
+            self.needles.append(texts)
 
     def _add(self, template: str, value: object) -> None:
         self.parts.append(template.format(self._bind(value)))

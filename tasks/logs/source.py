@@ -40,28 +40,39 @@ class Source:
 
     connection: duckdb.DuckDBPyConnection
     files: tuple[LogFile, ...]
+    zone: ZoneInfo
     unreadable: dict[str, str] = field(default_factory=dict)
+    places: list[str] = field(default_factory=list)
 
     @property
     def bytes(self) -> int:
         """Of all files, as they are stored."""
         return sum(file.bytes for file in self.files)
 
-    def pick(self, columns: Mapping[str, str], where: str, parameters: Mapping[str, object]) -> int:
+    def pick(
+        self,
+        columns: Mapping[str, str],
+        where: str,
+        parameters: Mapping[str, object],
+        needles: Sequence[Sequence[str]] = (),
+    ) -> int:
         """Read all files once, into the table `picked`: expressions of the lines for which `where` holds.
 
         Expressions may use `line` (the JSON), `time` (UTC), `here` (the same in the operators' zone), and the names of
-        `FIELDS`, NULL where a line has none.
+        `FIELDS`, NULL where a line has none. `needles`: of each group one text at least is in every line that holds
+        `where`.
         Returns how many lines are no JSON objects.
 
         Raises:
             OpsError: a line is longer than LONGEST_LINE_BYTES, the disk is full, or the condition is wrong.
         """
         chosen = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
+        near, texts = _near(needles)
+        lines = _lines(self.places, self.zone.key, near)
+        query = f"SELECT bad, {chosen} FROM lines WHERE bad OR ({where})"  # noqa: S608 - names and expressions of this project's own
         try:
             self.connection.execute(
-                f"CREATE OR REPLACE TEMP TABLE read AS SELECT bad, {chosen} FROM lines WHERE bad OR ({where})",  # noqa: S608 - names and expressions of this project's own
-                dict(parameters),
+                f"CREATE OR REPLACE TEMP TABLE read AS WITH lines AS ({lines}) {query}", {**parameters, **texts}
             )
         except duckdb.Error as error:
             raise _refused(error) from None
@@ -91,12 +102,11 @@ def reading(files: Sequence[LogFile], zone: ZoneInfo, *, since: datetime | None 
         }
         connection = stack.enter_context(duckdb.connect(config=settings))  # type: ignore[arg-type]
         connection.execute("SET TimeZone = 'UTC'")
-        source = Source(connection, tuple(wanted))
-        places = [place for file in wanted if (place := _opened(stack, source, file))]
-        if wanted and not places:
+        source = Source(connection, tuple(wanted), zone)
+        source.places += [place for file in wanted if (place := _opened(stack, source, file))]
+        if wanted and not source.places:
             name, why = next(iter(source.unreadable.items()))
             raise OpsError(f"{name} cannot be read: {why}", "run the worker as a user that may read the logs")
-        connection.execute(_view(places, zone.key))
         yield source
 
 
@@ -130,23 +140,33 @@ def _unpack(source: Source, file: LogFile, content: IO[bytes], into: int) -> Non
         source.unreadable[file.path.name] = f"damaged, read up to there: {error}"
 
 
-def _view(places: Sequence[str], zone: str) -> str:
-    """`lines`: bad (no JSON object), line, time, here, and FIELDS."""
+def _near(needles: Sequence[Sequence[str]]) -> tuple[str, dict[str, object]]:
+    """A condition on the text of a line, quick to look at, that every line holds which could hold the real one. A text
+    that is written otherwise than it reads has a backslash in it: JSON has no other way.
+    """
+    names = [[f"needle{group}_{number}" for number, _ in enumerate(texts)] for group, texts in enumerate(needles)]
+    found = [" OR ".join(f"contains(json, ${name})" for name in group) for group in names]
+    texts = zip((name for group in names for name in group), (text for group in needles for text in group), strict=True)
+    return " AND ".join(f"({one} OR contains(json, chr(92)))" for one in found) or "true", dict(texts)
+
+
+def _lines(places: Sequence[str], zone: str, near: str) -> str:
+    """Of the lines that are bad (no JSON object) or `near`: bad, line, time, here, and FIELDS."""
     if not places:
         empty = ", ".join(f"NULL::VARCHAR AS {name}" for name in (*FIELDS, "line"))
         times = "NULL::TIMESTAMP AS time, NULL::TIMESTAMP AS here"
-        return f"CREATE TEMP VIEW lines AS SELECT false AS bad, {times}, {empty} WHERE false"
+        return f"SELECT false AS bad, {times}, {empty} WHERE false AND ({near.replace('json', 'NULL::VARCHAR')})"
     paths = ", ".join(f"'{place}'" for place in places)
     names = ", ".join(f"'$.{name}'" for name in FIELDS)
     fields = ", ".join(f"part[{number}] AS {name}" for number, name in enumerate(FIELDS, 1))
     return f"""
-        CREATE TEMP VIEW lines AS
-        SELECT json IS NULL OR NOT starts_with(ltrim(json), '{{') AS bad, json AS line,
-               timezone('UTC', moment) AS time, timezone('{zone}', moment) AS here, {fields}
+        SELECT bad, json AS line, timezone('UTC', moment) AS time, timezone('{zone}', moment) AS here, {fields}
         FROM (SELECT *, try_cast(replace(part[1], ',', '.') AS TIMESTAMPTZ) AS moment FROM (
-              SELECT json, json_extract_string(json, [{names}]) AS part
+              SELECT bad, json, json_extract_string(json, [{names}]) AS part FROM (
+              SELECT json, json IS NULL OR NOT (starts_with(json, '{{') OR starts_with(ltrim(json), '{{')) AS bad
               FROM read_ndjson_objects([{paths}], ignore_errors = true, compression = 'none',
-                                       maximum_object_size = {LONGEST_LINE_BYTES})))
+                                       maximum_object_size = {LONGEST_LINE_BYTES}))
+              WHERE bad OR ({near})))
     """  # noqa: S608 - paths of open files and this module's own names
 
 

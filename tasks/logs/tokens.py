@@ -11,7 +11,8 @@ from datetime import date, timedelta
 
 from tasks.logs.source import Source
 
-CALL = "message = 'AI API Call'"
+MESSAGE = "AI API Call"
+CALL = f"message = '{MESSAGE}'"
 
 
 def _number(name: str) -> str:
