@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,20 @@ if TYPE_CHECKING:
     from runbook.report import Report
 
 
+_REASON = "Error message from server: "  # pg_dump's, behind an error that says no more than that a call failed
+_LOGIN = re.compile(r"(https?://)[^/\s@]+@")
+
+
+def without_logins(text: str) -> str:
+    """Tools repeat the addresses that they were given: tokens and passwords in them are nobody's to read."""
+    return _LOGIN.sub(r"\1********@", text)
+
+
 class OpsError(Exception):
     """Something an operator can act on: `message` says what is wrong, `hint` what to do next."""
 
     def __init__(self, message: str, hint: str = "") -> None:
-        self.message = message
+        self.message = message = without_logins(message)
         self.hint = hint
         super().__init__(f"{message} — {hint}" if hint else message)
 
@@ -32,6 +42,7 @@ class CommandFailed(OpsError):
         self.stdout = stdout
         lines = [line.strip() for line in stderr.splitlines() if line.strip()]
         telling = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()][:1] or lines[-3:]
+        telling += [line for line in lines if _REASON in line and line not in telling][:1]
         super().__init__(
             f"{argv[0].rsplit('/', 1)[-1]} exited {exit_code}: {' / '.join(telling) or 'no message'}", hint
         )

@@ -6,13 +6,13 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from runbook.errors import NotConfirmed, OpsError, RunbookFailed
+from runbook.errors import NotConfirmed, OpsError, RunbookFailed, without_logins
 from runbook.permit import Act, Permit, PlanOnly
 
 
@@ -144,7 +144,7 @@ class Report:
     ) -> bool:
         """Record whether something holds; `hint` says what to do where it does not. Returns `ok`."""
         status = Status.OK if ok else otherwise
-        self.findings.append(Finding(name, status, str(value), str(expected), "" if ok else hint))
+        self.findings.append(Finding(name, status, without_logins(str(value)), str(expected), "" if ok else hint))
         return ok
 
     def judge(
@@ -170,7 +170,7 @@ class Report:
 
     def attach(self, evidence: Evidence) -> None:
         """Keep something to look at."""
-        self.evidence.append(evidence)
+        self.evidence.append(replace(evidence, text=without_logins(evidence.text)))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Keep a table; every cell is shown as text."""

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from runbook.current import current_report, use_report
-from runbook.errors import LockLost, NotConfirmed, OpsError, RunbookFailed
+from runbook.errors import CommandFailed, LockLost, NotConfirmed, OpsError, RunbookFailed
 from runbook.permit import Act, PlanOnly
 from runbook.report import Evidence, Report, Status, StepTime
 
@@ -198,3 +198,24 @@ def test_the_current_report_is_the_innermost() -> None:
             assert current_report() is inner
         assert current_report() is outer
     assert current_report() is None
+
+
+def test_a_login_in_an_address_that_a_tool_repeats_is_masked() -> None:
+    said = "no answer from http://bob:s3cret@registry.test/x"
+    report = new()
+    report.expect("packages", False, "look", value=said)
+    report.attach(Evidence("Diff", text=said))
+    error = OpsError(said)
+    for text in (report.findings[0].value, report.evidence[0].text, error.message, str(error)):
+        assert "s3cret" not in text
+        assert "http://********@registry.test/x" in text
+
+
+def test_a_failed_program_s_own_reason_is_told_with_its_error() -> None:
+    said = (
+        'pg_dump: error: Dumping the contents of table "people" failed: PQgetCopyData() failed.\n'
+        "pg_dump: detail: Error message from server: server closed the connection unexpectedly\n"
+        "\tThis probably means the server terminated abnormally\n"
+        "pg_dump: detail: Command was: COPY public.people (id) TO stdout;\n"
+    )
+    assert "closed the connection" in CommandFailed(["/bin/pg_dump"], 1, said).message
