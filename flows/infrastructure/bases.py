@@ -135,7 +135,7 @@ def _prove(report: Report, block: Docker, tree: Worktree, role: str) -> None:
     Raises:
         OpsError: it does not build, or the test fails.
     """
-    built = build_image(block, role, read_source(str(tree.directory)), f"try-{tree.head()[:12]}", fresh=True)
+    built = build_image(block, role, read_source(str(tree.directory)), f"try-{tree.head()[:12]}", trial=True)
     try:
         report.attach(Evidence(f"Build of {role}", text=f"```\n{built.log[-2000:]}\n```"))
         test = block.container(role).test

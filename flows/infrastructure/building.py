@@ -20,6 +20,7 @@ from tasks.docker.building import (
     push_image,
     read_digest,
     read_labels,
+    read_pushed,
 )
 from tasks.docker.source import Source, read_source
 
@@ -57,8 +58,7 @@ def build_images(
             raise OpsError("no container has a dockerfile", "add it under [docker.containers.<role>]")
         source = read_source(block.checkout)
         _judge_source(report, source, push)
-        for role in chosen:
-            _judge_version(report, block, role, version, source, push)
+        pushed = {role for role in chosen if _judge_version(report, block, role, version, source, push)}
         report.fail_if_critical()
         references = [f"{block.repository(role)}:{tag}" for role in chosen for tag in (version, source.short)]
         for role in chosen:
@@ -67,14 +67,14 @@ def build_images(
             for reference in references:
                 report.plan("push", reference)
             permit = report.permit(*map(push_act, references))
-        built = [_build(report, block, role, source, version) for role in chosen]
+        built = [_build(report, block, role, source, version) for role in chosen if role not in pushed]
         report.table("Images", ("role", "image", "id", "bytes"),
                      [(one.role, one.references[0], one.id, size(one.bytes)) for one in built])  # fmt: skip
         if push:
             digests = [(reference, push_image(permit, block, reference)) for reference in references]
             report.table("In the registry", ("image", "digest"), digests)
         done = "built and pushed" if push else "built"
-        report.outcome = f"{', '.join(one.references[0] for one in built)} {done} from {source.short}"
+        report.outcome = f"{', '.join(references[::2])} {done} from {source.short}"
     return report
 
 
@@ -86,21 +86,26 @@ def _judge_source(report: Report, source: Source, push: bool) -> None:
                   value=changed or "yes", otherwise=Status.CRITICAL if push else Status.WARN)  # fmt: skip
 
 
-def _judge_version(report: Report, block: Docker, role: str, version: str, source: Source, push: bool) -> None:
-    """One name, one content: here, and where others pull it from."""
+def _judge_version(report: Report, block: Docker, role: str, version: str, source: Source, push: bool) -> bool:
+    """One name, one content: here, and where others pull it from. Whether it is there already, pushed from here by a
+    run that was broken off: then it is not built again, which would be another content."""
     reference = f"{block.repository(role)}:{version}"
     there = read_labels(block.host, reference)
     revision = (there or {}).get(REVISION, "unknown")
-    ours = there is None or revision.removesuffix("-dirty") == source.revision
+    clean = revision == source.revision and not source.dirty
+    ours = there is None or clean or revision == f"{source.revision}-dirty"
     report.expect(f"{reference} here", ours, "choose another version: that one is of another commit",
                   value=f"of {revision}" if there is not None else "not there yet")  # fmt: skip
     if not push:
-        return
+        return False
     if not block.registry:
         raise OpsError("the environment names no registry", "add registry under [docker], or build without push")
     digest = read_digest(block, reference)
-    report.expect(f"{reference} in the registry", not digest, "choose another version: others may run that one",
-                  value=digest or "not there yet")  # fmt: skip
+    begun = bool(digest) and clean and digest in read_pushed(block.host, reference)
+    report.expect(f"{reference} in the registry", not digest or begun,
+                  "choose another version: others may run that one",
+                  value=f"{digest}, pushed from here" if begun else digest or "not there yet")  # fmt: skip
+    return begun
 
 
 def _build(report: Report, block: Docker, role: str, source: Source, version: str) -> Built:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from prefect import flow
@@ -31,8 +31,9 @@ from tasks.docker.deploying import (
     take_back,
 )
 
-# Looks in a row, half a second apart, at which nothing had changed.
-STEADY = 4
+# Looks in a row, half a second apart, at which nothing had changed: a program that does not find its database takes
+# some seconds to say so.
+STEADY = 20
 # What was well before gets this long at least to be so again.
 BACK_SECONDS = 60
 
@@ -82,7 +83,8 @@ def deploy_application(
         _judge_labels(report, block, pulled, version)
         same = {one.role: one.image_id for one in now if one.running}
         new = [one for one in pulled if recreate or same.get(one.role) != one.image_id]
-        make_containers(permit, block, new)
+        _accept(report, env, permit, now, pulled, health_seconds)
+        made = make_containers(permit, block, new)
         report.state_is("a deployment that was broken off", f"launch deploy-application again, version={version}: "
                         "it goes on, and what ran before is still kept")  # fmt: skip
         try:
@@ -91,7 +93,7 @@ def deploy_application(
         except OpsError as error:
             set_aside = {one.role for one in now if one.before}
             touched = [one for one in pulled if one in new or one.role in set_aside]
-            _go_back(report, env, permit, touched, error, health_seconds)
+            _go_back(report, env, permit, touched, made, error, health_seconds)
         remove_aside(permit, block, pulled)
         report.state = None
         report.outcome = f"{version} runs: {', '.join(one.name for one in pulled)}" + ("" if new else ", as before")
@@ -127,6 +129,21 @@ def _tell(report: Report, env: Environment, now: Sequence[Deployed], found: Sequ
         report.fact("the way back", read_forms([env.name]).link("deploy-application", env.name, back))
 
 
+def _accept(
+    report: Report, env: Environment, permit: Permit, now: Sequence[Deployed], found: Sequence[Wanted], seconds: int
+) -> None:
+    """A run that was killed set something aside, and its successor may have proven itself since: then that one is what
+    runs before this deployment, and not removed for one that nobody has seen."""
+    left = [want for one, want in zip(now, found, strict=True) if one.before and one.running]
+    if not left:
+        return
+    try:
+        _prove(report, env, [one.role for one in left], max(seconds, BACK_SECONDS))
+    except OpsError:
+        return
+    remove_aside(permit, env.docker, left)
+
+
 def _judge_labels(report: Report, block: Docker, pulled: Sequence[Wanted], version: str) -> None:
     """What the image says of itself."""
     for one in pulled:
@@ -159,22 +176,28 @@ def _prove(report: Report, env: Environment, roles: Sequence[str], seconds: int)
         report.fact("health", wait_healthy(env.application, seconds=max(left, 1)).answer)
     else:
         report.warn("the application's health", "add [application] url: nobody asked it", value="not known")
+    if (now := dict(read_states(env.docker, roles))) != last:
+        raise OpsError(f"meanwhile {', '.join(f'{role} is {state}' for role, state in now.items())}")
 
 
 def _go_back(
-    report: Report, env: Environment, permit: Permit, touched: Sequence[Wanted], error: OpsError, seconds: int
-) -> None:
+    report: Report, env: Environment, permit: Permit, touched: Sequence[Wanted], made: Mapping[str, str],
+    error: OpsError, seconds: int,
+) -> None:  # fmt: skip
     """The containers of before again.
 
     Raises:
         RunbookFailed: always: the version is not there.
     """
     for one in touched:
-        log = read_log(env.docker, one.role)
+        try:
+            log = read_log(env.docker, one.role)
+        except OpsError as unread:  # a logging driver that cannot be read, say: what matters is the way back
+            log = f"not known: {unread.message}"
         report.attach(Evidence(f"End of the log of {one.name}", text=f"```\n{log[-3000:]}\n```"))
     report.expect("the new version is healthy", False, "look at its logs below; what was before runs again",
                   value=error.message)  # fmt: skip
-    without = take_back(permit, env.docker, touched)
+    without = take_back(permit, env.docker, touched, made)
     report.state = None
     hint = "launch deploy-application with a version that is known to be well"
     try:

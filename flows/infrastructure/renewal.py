@@ -17,6 +17,7 @@ from runbook.report import Report
 from runbook.run import runbook
 from tasks.certificates import certbot
 from tasks.certificates.files import Files
+from tasks.certificates.served import Served
 
 
 @flow(name="renew-certificates", flow_run_name="renew-certificates {environment}")
@@ -53,6 +54,7 @@ def renew_certificates(environment: str, domain: str = "", force: bool = False, 
         judge_schedules(report)
         tell_certificates(report, every, served, now)
         if not due:
+            _tell_unasked(report, chosen, [shown_for(files, every, served) for files in chosen])
             report.outcome = f"nothing is due of {len(chosen)} certificates"
             return report
         known = read_known(report, block)
@@ -79,6 +81,15 @@ def _tell_unreadable(report: Report, chosen: Sequence[Files]) -> None:
     for files in chosen:
         if not files.chain and not files.missing:
             report.warn(f"{files.name}: left alone", files.trouble[1], value=files.trouble[0])
+
+
+def _tell_unasked(report: Report, chosen: Sequence[Files], shown: Sequence[Sequence[Served]]) -> None:
+    """A certificate that a killed run renewed, or whose hook failed, may never have been loaded."""
+    for files, servers in zip(chosen, shown, strict=True):
+        if files.chain and not any(one.server.protocol == "https" for one in servers):
+            report.warn(f"{files.name}: served", f"add “{files.name}:443” to [certificates] served",
+                        value="no web server is asked for it: whether the one in the file is loaded is not known"
+                        )  # fmt: skip
 
 
 def _plan(report: Report, block: Certificates, due: Sequence[Work]) -> None:

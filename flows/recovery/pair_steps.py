@@ -10,6 +10,7 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from blocks.postgres import Postgres
+from blocks.services import DockerServices
 from blocks.wal import Wal
 from flows.database.commits import alone_act
 from flows.recovery.pair import Mode, Pair
@@ -207,9 +208,20 @@ def redirect(report: Report, permit: Permit, env: Environment, pair: Pair, phase
         if not roles:
             report.fact("application", "not restarted: the environment names no service for it")
             return
+        _tell_kept_variable(report, env, roles[0])
         if changed or restart:
             stopped = stop_services.after(last)(env.services, roles)
             failpoint("failover: application stopped")
             last = start_services.after(stopped)(env.services, roles)
         health = wait_healthy.after(last)(env.application, seconds=HEALTH_SECONDS)
     report.expect("application", True, "", value=health.answer)
+
+
+def _tell_kept_variable(report: Report, env: Environment, role: str) -> None:
+    """A container keeps the variables that it was made with: a restart does not read the file again."""
+    if not isinstance(env.services, DockerServices):
+        return
+    with contextlib.suppress(OpsError):  # what comes next says whether it is there
+        if env.application.dsn_variable in env.services.environment(role):
+            report.warn("connection string of the container", "launch deploy-application with recreate",
+                        value="it was made with one of its own: a restart does not read the file again")  # fmt: skip

@@ -86,12 +86,22 @@ def command(block: Certificates, kind: Kind, names: Sequence[str]) -> list[str]:
         places += ["--work-dir", block.certbot_directory, "--logs-dir", f"{block.certbot_directory}/logs"]
     common = ["--non-interactive", "--cert-name", names[0], *places, "--deploy-hook", shlex.join(block.reloading())]
     if kind == RENEW:
-        return ["certbot", "renew", "--no-random-sleep-on-renew", "--force-renewal", *common]
+        how = ["--webroot", "--webroot-path", block.webroot] if _is_standalone(live.parent, names[0]) else []
+        return ["certbot", "renew", "--no-random-sleep-on-renew", "--force-renewal", *how, *common]
     account = ["--email", block.email] if block.email else ["--register-unsafely-without-email"]
     server = ["--server", block.acme_server] if block.acme_server else []
     domains = [word for name in names for word in ("--domain", name)]
     how = ["--agree-tos", *account, *server, "--renew-with-new-domains", "--webroot", "--webroot-path", block.webroot]
     return ["certbot", "certonly", *how, *common, *domains]
+
+
+def _is_standalone(configuration: Path, name: str) -> bool:
+    """Issued with --standalone, as the manual does: renewed in the same way it would want the web server's port."""
+    try:
+        text = (configuration / "renewal" / f"{name}.conf").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return bool(re.search(r"^authenticator\s*=\s*standalone\s*$", text, re.MULTILINE))
 
 
 @action

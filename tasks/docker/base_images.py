@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 import docker.errors
+from requests.exceptions import ConnectionError as NotConnected
+from requests.exceptions import ReadTimeout
 
 from blocks.docker import Docker, engine
 from runbook.errors import OpsError
@@ -100,11 +102,17 @@ def try_image(block: Docker, reference: str, command: Sequence[str]) -> str:
     Raises:
         OpsError: it exits with something else than 0, or does not end.
     """
-    with engine(block.host, seconds=TEST_SECONDS) as client:
+    with engine(block.host) as client:
         container = client.containers.create(reference, list(command), network_mode="none", detach=True)
         try:
             container.start()
-            code = container.wait(timeout=TEST_SECONDS)["StatusCode"]
+            try:
+                code = container.wait(timeout=TEST_SECONDS)["StatusCode"]
+            except (ReadTimeout, NotConnected):  # the SDK says so with either; not Unreachable: it is not tried again
+                raise OpsError(
+                    f"the test of {reference} did not end within {TEST_SECONDS} s",
+                    "look at what it waits for: it has no network; the branch is kept",
+                ) from None
             said = masked(container.logs(tail=50).decode(errors="replace"))
         finally:
             container.remove(force=True)

@@ -80,6 +80,17 @@ def read_labels(host: str, reference: str) -> Mapping[str, str] | None:
 
 
 @probe
+def read_pushed(host: str, reference: str) -> list[str]:
+    """The digests under which registries have a local image: pushed from here, or pulled.
+
+    Raises:
+        Unreachable: the engine does not answer.
+    """
+    with engine(host) as client:
+        return [one.rpartition("@")[2] for one in client.api.inspect_image(reference).get("RepoDigests") or []]
+
+
+@probe
 def read_digest(block: Docker, reference: str) -> str:
     """What the registry has under a name: its digest, "" where it has none.
 
@@ -103,9 +114,9 @@ def read_digest(block: Docker, reference: str) -> str:
 
 
 @action(idempotent=True)
-def build_image(block: Docker, role: str, source: Source, version: str, fresh: bool = False) -> Built:
-    """Build a role's image by its Dockerfile; tag it with the version and the commit. `fresh`: what it is built from is
-    pulled first.
+def build_image(block: Docker, role: str, source: Source, version: str, *, trial: bool = False) -> Built:
+    """Build a role's image by its Dockerfile; tag it with the version and the commit. `trial`: what it is built from is
+    pulled first, and the commit's tag, which may be a release's, is left alone.
 
     Raises:
         BuildFailed: a step failed.
@@ -120,13 +131,15 @@ def build_image(block: Docker, role: str, source: Source, version: str, fresh: b
     with engine(block.host, seconds=SILENT_SECONDS) as client:
         stream = client.api.build(
             path=str(context), dockerfile=str(dockerfile), tag=f"{repository}:{version}", rm=True, forcerm=True,
-            labels=labels(version, source), decode=True, pull=fresh,
+            labels=labels(version, source), decode=True, pull=trial,
         )  # fmt: skip
         _follow(role, stream, lines)
-        client.api.tag(f"{repository}:{version}", repository, source.short)
+        tags = (version,) if trial else (version, source.short)
+        for tag in tags[1:]:
+            client.api.tag(f"{repository}:{version}", repository, tag)
         found = client.api.inspect_image(f"{repository}:{version}")
     logger().info("%s is built: %s", role, found["Id"])
-    references = (f"{repository}:{version}", f"{repository}:{source.short}")
+    references = tuple(f"{repository}:{tag}" for tag in tags)
     return Built(role, found["Id"], references, int(found["Size"]), "\n".join(lines))
 
 

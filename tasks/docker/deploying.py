@@ -6,7 +6,7 @@ one has proven itself. Each step may be done again after a death: what is there 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import docker.errors
@@ -101,19 +101,24 @@ def pull_images(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> list
 
 
 @action(idempotent=True)
-def make_containers(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> None:
-    """Make each container beside the one that runs, not started: whatever is wrong with it is found now.
+def make_containers(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> dict[str, str]:
+    """Make each container beside the one that runs, not started: whatever is wrong with it is found now. Returns role →
+    the new one's id.
 
     Raises:
         OpsError: the engine refuses one, or its env_file cannot be read.
     """
+    made = {}
     with engine(block.host) as client:
         for one in wanted:
             permit.require(DEPLOY, act_of(one).target)
             if left := find(client, upcoming(one.name)):  # of a run that was killed
                 left.remove(force=True)
-            described = block.container(one.role)
-            client.containers.create(one.image_id, name=upcoming(one.name), detach=True, **options(described))
+            described = options(block.container(one.role))
+            made[one.role] = client.containers.create(
+                one.image_id, name=upcoming(one.name), detach=True, **described
+            ).id
+    return made
 
 
 @action(idempotent=True)
@@ -139,8 +144,9 @@ def swap_containers(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> 
 
 
 @action(idempotent=True)
-def take_back(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> list[str]:
-    """Put what was set aside into its place again; returns the roles that there was nothing to go back to for.
+def take_back(permit: Permit, block: Docker, wanted: Sequence[Wanted], made: Mapping[str, str]) -> list[str]:
+    """Put what was set aside into its place again; returns the roles that there was nothing to go back to for: those
+    where nothing but the new one (`made`) is there.
 
     Raises:
         OpsError: the engine refuses something.
@@ -156,7 +162,7 @@ def take_back(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> list[s
                 if current:
                     current.remove(force=True)
                 before.rename(one.name)
-            elif not current or current.attrs["Image"] == one.image_id:
+            elif not current or current.id == made.get(one.role):
                 without.append(one.role)
                 continue
             client.containers.get(one.name).start()

@@ -143,6 +143,11 @@ def test_the_build_cache_goes(engine: Engine) -> None:
     plan = clean_docker.fn(NAME, parts=("build cache",), older_than_hours=0)
     assert [step.step for step in plan.plan_steps] == ["remove build cache"]
     assert plan.plan_steps[0].bytes > 70_000
-    report = clean_docker.fn(NAME, parts=("build cache",), older_than_hours=0, confirm=NAME)
-    assert report.status is Status.OK, report.sentence()
-    until(lambda: not any(one["Size"] for one in cache()), what="that it is gone", seconds=60)
+
+    def cleaned() -> bool:
+        """The engine may hold records a moment longer than it says: the report is a WARN then, and says so."""
+        report = clean_docker.fn(NAME, parts=("build cache",), older_than_hours=0, confirm=NAME)
+        assert report.status is Status.OK or "builds use it now" in report.sentence()
+        return not any(one["Size"] for one in cache())
+
+    until(cleaned, what="that it is gone", seconds=60, every_seconds=1)

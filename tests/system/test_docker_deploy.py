@@ -9,11 +9,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows.infrastructure import deployment
+from flows.infrastructure import building, deployment
 from flows.infrastructure.building import build_images
 from flows.infrastructure.deployment import deploy_application
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
+from tasks.docker.building import push_image
 from tasks.docker.deploying import swap_containers
 from tests.engine import BASE, NAME, Engine
 from tests.servers import free_port
@@ -117,6 +118,9 @@ def test_images_are_built_labelled_and_pushed(trial: Trial) -> None:
     (table,) = [one for one in report.evidence if one.name == "In the registry"]
     assert {row[0] for row in table.rows} == set(image.tags)
     assert all(row[1].startswith("sha256:") for row in table.rows)
+    (trial.backend / "www" / "version").write_text("v1, and more")
+    with pytest.raises(RunbookFailed, match="choose another version"):
+        build_images.fn(NAME, "v1")
     trial.commit(version="v1 again")
     with pytest.raises(RunbookFailed, match="choose another version"):
         build_images.fn(NAME, "v1")
@@ -135,6 +139,25 @@ def test_images_are_built_labelled_and_pushed(trial: Trial) -> None:
     (trial.backend / "Dockerfile").write_text(f"FROM {BASE}\nCOPY nothing /nowhere\n")
     with pytest.raises(RunbookFailed, match="backend does not build: .*nothing.* its last lines: .*Step 2/"):
         build_images.fn(NAME, "v3")
+
+
+def test_a_push_that_broke_off_is_launched_again(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments: object) -> str:
+        push_image(*arguments)  # type: ignore[arg-type]
+        raise Killed
+
+    trial.commit(version="v1")
+    monkeypatch.setattr(building, "push_image", killed)
+    with pytest.raises(Killed):
+        build_images.fn(NAME, "v1", push=True, confirm=NAME)
+    monkeypatch.setattr(building, "push_image", push_image)
+    before = trial.engine.client.images.get(f"{trial.repository}:v1").id
+    report = build_images.fn(NAME, "v1", push=True, confirm=NAME)
+    assert report.status is Status.OK, report.sentence()
+    assert trial.engine.client.images.get(f"{trial.repository}:v1").id == before, "others may have pulled it"
 
 
 def test_a_version_is_deployed_and_one_that_is_not_healthy_is_taken_back(
@@ -198,7 +221,7 @@ def test_a_deployment_that_was_broken_off_goes_on(trial: Trial, monkeypatch: pyt
         deploy_application.fn(NAME, "v3", health_seconds=1, confirm=NAME)
     (back,) = [one for one in failed.value.report.findings if one.name == "what was before runs again"]
     assert back.status is Status.OK
-    assert trial.serves() == "v2", "the last one that had proven itself"
+    assert trial.serves() == "v1", "what ran, and had been looked at before anything took its place"
     assert trial.containers() == [trial.name]
 
 
