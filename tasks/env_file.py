@@ -26,7 +26,7 @@ def find_line(application: Application, variable: str, key: str) -> tuple[str, r
     if not application.env_file:
         raise OpsError("[application] names no env_file", f"add the file in which the application reads {variable}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes().decode()  # its line ends stay as they are
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise OpsError(f"{path} cannot be read: {why}", "correct [application] env_file") from None
@@ -42,14 +42,15 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OpsError: it cannot be written. What was there still is.
     """
+    path = path.resolve()  # a link leads on to the one file that others read too
     beside = path.with_name(f".{path.name}.switched")
     try:
         was = path.stat()
         beside.unlink(missing_ok=True)
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             os.fchown(file.fileno(), was.st_uid, was.st_gid)
             os.fchmod(file.fileno(), was.st_mode & 0o7777)
-            file.write(text)
+            file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
         failpoint("env file: before rename")

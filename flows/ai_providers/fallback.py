@@ -65,7 +65,7 @@ def rehearse_fallback(environment: str, confirm: str = "") -> Report:
         report.plan("give back", ", ".join(chain), seconds=1)
         permit = report.permit(*(Act(BREAK, provider(env, name)) for name in chain))
         if left:
-            heal_providers(permit, env, chain)
+            heal_providers(env, list(dict.fromkeys([*left.providers, *chain])))
             path.unlink()
         wait_healthy(env.application, seconds=30, in_a_row=1)
         interview = begin_interview(env.application)
@@ -108,7 +108,7 @@ def _rehearse(
                 _judge_reply(report, f"without {away}", replies[-1][1], chain[number])
         _judge_all_gone(report, env, interview, replies[-1][1])
     finally:
-        heal_providers(permit, env, chain)
+        heal_providers(env, chain)
         path.unlink(missing_ok=True)
         report.state = None
     replies.append(("nobody again", ask_application(interview)))

@@ -69,6 +69,7 @@ def update_ai_api_version(
         steps.compare(report, tried.ai_providers, before, version)
         _judge_dates(report, tried, version)
         steps.judge_sdks(report, env)
+        steps.judge_variable(report, env, variable)
         if before == version and not left:
             report.outcome = f"{version} is in use already: nothing is switched"
             return report

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from blocks.ai_providers import AIProviders
 from blocks.environment import Environment
+from flows.ai_providers.steps import told
 from runbook import record
 from runbook.errors import OpsError
 from runbook.permit import Permit
@@ -127,6 +128,18 @@ def judge_sdks(report: Report, env: Environment) -> None:
     report.expect("SDKs of the application", not behind, "update them first, with update-dependencies or by hand",
                   value=", ".join(behind) or ", ".join(f"{name} {installed[name]}" for name in needed) or
                   "none is named in [ai_providers] sdks", otherwise=Status.WARN)  # fmt: skip
+
+
+def judge_variable(report: Report, env: Environment, variable: str) -> None:
+    """What the service manager itself gives the backend counts before the file, and is not read again by a restart: a
+    container keeps the variables that it was made with."""
+    what = f"a restart has the backend read {variable} again"
+    with told(report, what, Status.WARN):
+        given = variable in env.services.environment(BACKEND)
+        report.expect(what, not given,
+                      "a container: change its env_file, then deploy-application with recreate; a unit: take the "
+                      "variable out of its Environment",
+                      value="no: its container or unit has a value of its own" if given else "yes")  # fmt: skip
 
 
 def switch(

@@ -37,3 +37,13 @@ def test_only_the_value_is_changed(tmp_path: Path, line: str, value: str, after:
     assert path.read_text() == AROUND.format(after)
     with pytest.raises(NotConfirmed):
         set_variable.work(permit, application, "PORT", "1", "key")
+
+
+def test_a_link_stays_one_and_line_ends_stay_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "shared").write_bytes(b"V=one\r\nPORT=8000\r\n")
+    (tmp_path / ".env").symlink_to("shared")
+    application = Application(env_file=str(tmp_path / ".env"))
+    permit = Permit("test", (Act(SET, f"V in {tmp_path / '.env'}"),))
+    assert set_variable.work(permit, application, "V", "two", "key") == "one"
+    assert (tmp_path / ".env").is_symlink()
+    assert (tmp_path / "shared").read_bytes() == b"V=two\r\nPORT=8000\r\n"
