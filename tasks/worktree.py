@@ -127,32 +127,37 @@ def worktree(repository: Path, branch: str, base: str = "HEAD") -> Iterator[Work
     Raises:
         CommandFailed: git refuses, e.g. because there is such a branch already.
     """
-    _sweep(repository)
+    sweep(repository)
     commit = git(repository, "rev-parse", "--verify", f"{base}^{{commit}}").strip()
+    known = git(repository, "for-each-ref", f"refs/heads/{branch}").strip()
     directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{os.getpid()}-")).resolve()
     try:
         git(repository, "worktree", "add", "--quiet", "-b", branch, str(directory / "tree"), commit)
         tree = Worktree(repository, directory / "tree", branch, commit)
         yield tree
     finally:
-        _remove(repository, directory, branch, commit)
+        _remove(repository, directory, "" if known else branch, commit)
 
 
 def _remove(repository: Path, directory: Path, branch: str, base: str) -> None:
-    made = (directory / "tree").exists()
-    shutil.rmtree(directory, ignore_errors=True)
-    git(repository, "worktree", "prune")
-    if made and git(repository, "rev-parse", f"refs/heads/{branch}").strip() == base:
+    _forget(repository, directory / "tree")
+    if branch and git(repository, "for-each-ref", "--format=%(objectname)", f"refs/heads/{branch}").strip() == base:
         git(repository, "branch", "--quiet", "-D", branch)
 
 
-def _sweep(repository: Path) -> None:
+def _forget(repository: Path, tree: Path) -> None:
+    """One worktree and what git knows of it; others' are theirs (`git worktree prune` takes those out of sight too)."""
+    shutil.rmtree(tree.parent, ignore_errors=True)
+    if f"worktree {tree}" in git(repository, "worktree", "list", "--porcelain").splitlines():
+        git(repository, "worktree", "remove", "--force", "--force", str(tree))
+
+
+def sweep(repository: Path) -> None:
     """Worktrees of runs that live no longer. Their branches stay: what was committed is somebody's to look at."""
     for line in git(repository, "worktree", "list", "--porcelain").splitlines():
-        found = re.fullmatch(rf"worktree (.*/{PREFIX}-(\d+)-[^/]+)/tree", line)
+        found = re.fullmatch(rf"worktree (.*/{PREFIX}-(\d+)-[^/]+/tree)", line)
         if found and not psutil.pid_exists(int(found[2])):
-            shutil.rmtree(found[1], ignore_errors=True)
-    git(repository, "worktree", "prune")
+            _forget(repository, Path(found[1]))
 
 
 def bring_packages(tree: Worktree, web: Path) -> None:

@@ -149,6 +149,7 @@ def packaged(tmp_path: Path, registry: Registry, small_python: Path, monkeypatch
         "OPS_ENVIRONMENT": NAME,
         "OPS_ENVIRONMENT_FILE": str(tmp_path / "trial.toml"),
         "PATH": f"{NODE}{os.pathsep}{os.environ['PATH']}",
+        "PIP_CONFIG_FILE": os.devnull,  # this machine's may name other indexes, folders of wheels, constraints
         "PIP_INDEX_URL": f"{registry.url}/simple",
         "npm_config_registry": registry.url,
         "npm_config_cache": str(tmp_path / "npm-cache"),
@@ -156,6 +157,8 @@ def packaged(tmp_path: Path, registry: Registry, small_python: Path, monkeypatch
         "npm_config_cache_dir": str(tmp_path / "pnpm-cache"),
     }.items():
         monkeypatch.setenv(name, value)
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_CONSTRAINT"):
+        monkeypatch.delenv(name, raising=False)
     return made
 
 

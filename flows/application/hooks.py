@@ -21,7 +21,7 @@ from runbook.run import runbook
 from tasks.code import hooks
 from tasks.code.hooks import FILE, IDS, INSTALL, Place
 from tasks.programs import answer, find_program, python_program, web_program
-from tasks.worktree import Worktree, bring_packages, git, inside, worktree
+from tasks.worktree import Worktree, bring_packages, git, inside, sweep, worktree
 
 BRANCH = "ops/pre-commit"
 Origin = Literal["auto", "repositories", "local"]
@@ -125,27 +125,34 @@ def _added(report: Report, env: Environment, place: Place, missing: list[str], o
 def _on_branch(report: Report, env: Environment, program: Path, text: str, seconds: float) -> None:
     """Commit the file, run the hooks twice (the first time they may repair), commit what they repaired."""
     repository = Path(git(Path(env.application.repository), "rev-parse", "--show-toplevel").strip())
-    if git(repository, "for-each-ref", f"refs/heads/{BRANCH}"):
-        if _config(repository, BRANCH) != text:
+    sweep(repository)
+    there = bool(git(repository, "for-each-ref", f"refs/heads/{BRANCH}"))
+    if there and _config(repository, BRANCH) != text:
+        if git(repository, "rev-list", "--count", f"HEAD..refs/heads/{BRANCH}").strip() != "0":
             raise OpsError(
                 f"there is a branch {BRANCH} that says something else", f"merge it, or git branch -D {BRANCH}"
             )
-        report.fact("branch", f"{BRANCH} is there already, with these hooks: merge it")
-        return
-    with worktree(repository, BRANCH) as tree:
+        git(repository, "branch", "--quiet", "-D", BRANCH)  # a killed run had committed nothing to it
+        there = False
+    working = f"ops/proof-{report.started:%Y%m%d-%H%M%S}" if there else BRANCH
+    with worktree(repository, working, f"refs/heads/{BRANCH}" if there else "HEAD") as tree:
         bring_packages(tree, Path(env.application.web_directory))
         _bring_ruff(env.application, tree)
-        (tree.directory / FILE).write_text(text, encoding="utf-8")
-        tree.commit("Hooks that check every commit: ruff, ruff-format, eslint", [Path(FILE)])
+        if not there:
+            (tree.directory / FILE).write_text(text, encoding="utf-8")
+            tree.commit("Hooks that check every commit: ruff, ruff-format, eslint", [Path(FILE)])
         cache = env.reports_directory / "cache" / "pre-commit"
         first = hooks.run_hooks(program, tree, cache, seconds)
         repaired = tree.changed()
-        tree.commit("What the hooks repaired")
+        if not there:
+            tree.commit("What the hooks repaired")
         ran = hooks.run_hooks(program, tree, cache, seconds) if repaired else first
         _judge(report, ran.hooks)
         report.attach(Evidence("pre-commit run --all-files", text=f"````\n{ran.text[-8000:]}\n````"))
         report.fact("repaired by the hooks", f"{len(repaired)} files")
-        if tree.head() != tree.base:
+        if there:
+            report.fact("branch", f"{BRANCH} is there already, with these hooks, and was tried again: merge it")
+        elif tree.head() != tree.base:
             keep_branch(report, env, tree)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +20,7 @@ from tasks.packages import modules, venv
 from tasks.packages.modules import REINSTALL
 from tasks.packages.users import users_of
 from tasks.programs import find_program
+from tasks.worktree import inside, require_repository, uncommitted
 
 Part = Literal["web", "backend"]
 
@@ -87,12 +90,12 @@ def _web(report: Report, env: Environment, permit: Permit, seconds: float) -> st
     if told := modules.settle_modules(permit, web):
         report.fact("a run before this one", told)
     built = modules.build_modules(permit, web, seconds)
-    modules.swap_modules(permit, web)
     try:
+        modules.swap_modules(permit, web)
         modules.prove_modules(web, seconds)
-    except OpsError:
+    except BaseException:
         modules.put_back(web)
-        modules.settle_modules(permit, web)
+        shutil.rmtree(modules.staging_of(web), ignore_errors=True)
         raise
     modules.keep_modules(permit, web)
     cleared = modules.clear_turbo(permit, web)
@@ -122,9 +125,19 @@ def _backend(report: Report, env: Environment, permit: Permit, seconds: float) -
     except OpsError:
         venv.return_venv(permit, application, old)
         raise
+    _tell_unignored(report, env, live.parent.parent)
     if not _used(report, "virtual environment", used):
         venv.drop_old_venvs(permit, application)
     return f"{live.parent.parent} is {built.name}, by {lock.path.name}"
+
+
+def _tell_unignored(report: Report, env: Environment, link: Path) -> None:
+    """A pattern `venv/` of .gitignore is for directories alone: git clean would take the link."""
+    with contextlib.suppress(OpsError):
+        repository = require_repository(env.application.repository)
+        if str(inside(repository, link.parent) / link.name) in uncommitted(repository):
+            report.warn("link of the environment", f"write {link.name} without a slash in .gitignore",
+                        value=f"git does not ignore {link}, which is a link now")  # fmt: skip
 
 
 def _judge_imports(report: Report, before: set[str], after: set[str]) -> None:

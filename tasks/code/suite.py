@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +31,9 @@ def run_tests(application: Application, backend: Path, web: Path, seconds: float
     found = []
     if (backend / "tests").is_dir():
         argv = [application.python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        found.append(_tested("pytest", argv, backend, seconds))
+        # Before what is installed, which may lead back to the live sources (pip install -e).
+        here = {"PYTHONPATH": os.pathsep.join(map(str, (backend / "src", backend)))}
+        found.append(_tested("pytest", argv, backend, seconds, here))
     if "test" in _scripts(web):
         try:
             found.append(_tested("pnpm test", [str(find_program("pnpm")), "test"], web, seconds))
@@ -38,9 +42,11 @@ def run_tests(application: Application, backend: Path, web: Path, seconds: float
     return found
 
 
-def _tested(suite: str, argv: list[str], directory: Path, seconds: float) -> Tested:
+def _tested(
+    suite: str, argv: list[str], directory: Path, seconds: float, environment: Mapping[str, str] | None = None
+) -> Tested:
     try:
-        said = answer(argv, directory, seconds=seconds, accepted=range(256))
+        said = answer(argv, directory, seconds=seconds, accepted=range(256), environment=environment)
     except (CommandFailed, OpsError) as error:
         return Tested(suite, False, str(error))
     lines = [line.strip() for line in (said.stdout + said.stderr).splitlines() if line.strip()]

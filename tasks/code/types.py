@@ -19,13 +19,15 @@ from tasks.code.problem import Checked, Problem, Severity, shown
 from tasks.programs import answer, python_program, web_program
 
 _MYPY = re.compile(
-    r"(?P<file>[^:\n]+):(?P<line>\d+): (?P<severity>error|warning): (?P<message>.*?)(?:  \[(?P<code>[a-z0-9-]+)\])?"
+    r"(?P<file>[^:\n]+):(?:(?P<line>\d+):)? (?P<severity>error|warning): (?P<message>.*?)"
+    r"(?:  \[(?P<code>[a-z0-9-]+)\])?"
 )
 _MYPY_END = re.compile(
     r"^(?:Success: no issues found in|Found \d+ errors? in \d+ files? \(checked) (\d+) source files?", re.M
 )
 _MYPY_STOPPED = re.compile(r"^Found \d+ errors? in \d+ files? \(errors prevented further checking\)", re.M)
 _TSC = re.compile(r"(?P<file>.+?)\((?P<line>\d+),\d+\): (?P<severity>error|warning) (?P<code>TS\d+): (?P<message>.*)")
+_TSC_STOPS = re.compile(r"TS[15]\d{3}")  # syntax, settings
 _TSC_WHOLE = re.compile(r"error (?P<code>TS\d+): (?P<message>.*)")
 
 
@@ -58,10 +60,13 @@ def read_mypy(
     if not end:
         notes = (*notes, "mypy stopped at an error that prevents further checking: correct it first")
     problems = tuple(
-        Problem("mypy", shown(repository, backend / found["file"]), int(found["line"]), found["code"] or "",
+        Problem("mypy", shown(repository, backend / found["file"]), int(found["line"] or 0), found["code"] or "",
                 found["message"], _severity(found["severity"]))
         for line in said.stdout.splitlines() if (found := _MYPY.fullmatch(line))
     )  # fmt: skip
+    if said.code and not problems:
+        raise OpsError(f"mypy exited {said.code} and named no error: {said.stdout.strip()[:80]}",
+                       "run mypy by hand: its answer cannot be used, which is no pass")  # fmt: skip
     return Checked("mypy", version, int(end[1]) if end else 0, problems, said.seconds, notes)
 
 
@@ -110,19 +115,24 @@ def read_tsc(web: Path, repository: Path, files: Sequence[Path], *, strict: bool
     if not re.fullmatch(r"Version \d+\.\d+\.\S+", version):
         raise OpsError(f"tsc says that its version is “{version[:60]}”", f"look at {tsc}: this is not TypeScript's")
     looked_at, problems, took = set[Path](), dict[Problem, None](), 0.0
-    for project in _projects(web):
+    projects = _projects(web)
+    for project in projects:
         said = _compile(tsc, web, project, strict, seconds)
         took += said.seconds
         looked_at |= _sources(said.stdout, web)
         problems |= dict.fromkeys(_tsc_problems(said, web, repository))
-        if looked_at and project.parent == web:
+        others = (one.parent.resolve() for one in projects if one.parent != web)
+        if project.parent == web and all(any(path.is_relative_to(one) for path in looked_at) for one in others):
             break  # the workspace's own project covers its packages
     if not looked_at:
         raise OpsError("tsc checked no file of the workspace", "look at include and files in its tsconfig.json")
     if missed := [shown(repository, path) for path in files if path.resolve() not in looked_at]:
         raise OpsError(f"tsc did not look at {', '.join(missed[:3])}", "add them to include in a tsconfig.json")
     chosen = {shown(repository, path) for path in files}
-    kept = tuple(found for found in problems if not chosen or found.file in chosen)
+    # A project or a file that cannot be read keeps tsc from looking at the types of all others: that is told too.
+    kept = tuple(
+        one for one in problems if not chosen or one.file in chosen or not one.line or _TSC_STOPS.fullmatch(one.code)
+    )
     return Checked("tsc", version, len(files) or len(looked_at), kept, took)
 
 

@@ -48,7 +48,16 @@ def scan_image(image: str, seconds: float) -> Scan:
     content = parsed(scanner.name, done.stdout, dict)
     with known_form(scanner.name):
         found, looked_at = (_of_trivy if scanner.name == "trivy" else _of_grype)(content, f"image {image}")
-    return Scan(scanner.name, f"image {image}", looked_at, found, (), done.stdout)
+        gaps = _gaps(content)
+    return Scan(scanner.name, f"image {image}", looked_at, found, gaps, done.stdout)
+
+
+def _gaps(content: Mapping[str, Any]) -> tuple[str, ...]:
+    """trivy looks at a system past its support too, of whose newer holes nobody tells; --quiet hides its warning."""
+    system = (content.get("Metadata") or {}).get("OS") or {}
+    if system.get("EOSL"):
+        return (f"{system.get('Family')} {system.get('Name')} is past its support: its packages' newer holes",)
+    return ()
 
 
 def _of_trivy(content: Mapping[str, Any], place: str) -> tuple[tuple[Advisory, ...], int]:

@@ -115,17 +115,17 @@ def build_modules(permit: Permit, web: Path, seconds: float) -> Installed:
 
 @action
 def swap_modules(permit: Permit, web: Path) -> None:
-    """Put each new node_modules in the place of the old one, which is kept beside it."""
+    """Put each new node_modules in the place of the old one, which is kept beside it. A node_modules of which there is
+    no new one is none of the workspace's packages (another project's, one inside a virtual environment): it stays."""
     permit.require(REINSTALL, str(web))
     staging = staging_of(web)
     fresh = {path.parent.relative_to(staging): path for path in packages_of(staging)}
-    live = {path.parent.relative_to(web): path for path in packages_of(web)}
-    for place in sorted(fresh.keys() | live.keys()):
-        if place in live:
-            live[place].rename(web / place / SUPERSEDED)
+    for place in sorted(fresh):
+        live = web / place / "node_modules"
+        if live.exists() or live.is_symlink():
+            live.rename(web / place / SUPERSEDED)
         failpoint("reinstall: between renames")
-        if place in fresh:
-            fresh[place].rename(web / place / "node_modules")
+        fresh[place].rename(live)
     failpoint("reinstall: swapped")
 
 

@@ -15,6 +15,7 @@ SHELLS = ("bash", "sh", "dash", "zsh", "fish", "su", "sudo")
 def users_of(directory: Path, programs: Sequence[str] = (), *, before: float = math.inf) -> list[str]:
     """Processes (name and pid) that began before a moment and whose working directory or first arguments lie in
     `directory`: of programs whose names begin with one of `programs`, else of all but shells and this run."""
+    places = (directory, directory.resolve())
     found = []
     for process in psutil.process_iter(["pid", "name", "cmdline", "cwd", "create_time"]):
         seen = process.info
@@ -23,7 +24,7 @@ def users_of(directory: Path, programs: Sequence[str] = (), *, before: float = m
         wanted = name.startswith(tuple(programs)) if programs else seen["name"] not in SHELLS
         if seen["pid"] == os.getpid() or not wanted or (seen["create_time"] or 0) >= before:
             continue
-        if any(_within(place, directory) for place in (seen["cwd"] or "", *arguments[:3])):
+        if any(_within(one, place) for place in places for one in (seen["cwd"] or "", *arguments[:3])):
             found.append(f"{seen['name']} (pid {seen['pid']})")
     return found
 

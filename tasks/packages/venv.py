@@ -56,9 +56,10 @@ def venv_of(application: Application) -> Path:
         OpsError: the backend's python is of no virtual environment.
     """
     python = Path(application.python)
-    if python.parent.name != "bin":
+    venv = python.parent.parent
+    if python.parent.name != "bin" or ((venv / "bin").is_dir() and not (venv / "pyvenv.cfg").is_file()):
         raise OpsError(f"{python} is of no virtual environment", "correct [application] python: …/venv/bin/python")
-    return python.parent.parent
+    return venv
 
 
 def read_lock(application: Application) -> Lock:
@@ -109,6 +110,7 @@ def build_venv(permit: Permit, application: Application, lock: Lock, now: dateti
     try:
         built.mkdir()
         (built / BUILDING).touch()
+        (built / ".gitignore").write_text("*\n", encoding="utf-8")  # as Python's own since 3.13
     except OSError as error:
         raise OpsError(f"{built} cannot be made: {error.strerror}", "give this user the right to write there") from None
     try:
@@ -189,7 +191,7 @@ def drop_old_venvs(permit: Permit, application: Application) -> list[str]:
 def _lead(venv: Path, to: Path) -> None:
     link = venv.with_name(f"{venv.name}.ops-link")
     link.unlink(missing_ok=True)
-    link.symlink_to(to.name)
+    link.symlink_to(to.name if to.parent == venv.parent else to)
     link.replace(venv)
 
 

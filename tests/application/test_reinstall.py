@@ -22,7 +22,7 @@ from runbook.report import Status
 from runbook.wait import until
 from tasks.packages.modules import NODE, REINSTALL, SUPERSEDED, keep_modules, settle_modules, staging_of, swap_modules
 from tasks.packages.users import users_of
-from tasks.packages.venv import BUILDING, _imported, read_failing_imports, settle_venv, swap_venv
+from tasks.packages.venv import BUILDING, _imported, read_failing_imports, settle_venv, swap_venv, venv_of
 from tests.checkouts import NAME, ROOT, Checkout, program, replace
 
 
@@ -94,10 +94,18 @@ def killed(point: str, part: str) -> None:
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
 
 
+def test_a_python_of_no_virtual_environment_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "conda" / "bin").mkdir(parents=True)
+    with pytest.raises(OpsError, match="of no virtual environment"):
+        venv_of(Application(python=str(tmp_path / "conda" / "bin" / "python")))
+
+
 def test_node_modules_are_swapped_after_their_proof_and_turbo_s_cache_goes(checkout: Checkout) -> None:
     (checkout.web / ".turbo").mkdir()
     marker = checkout.web / "node_modules" / "marker"
     marker.touch()
+    others = checkout.web / "docs-site" / "node_modules" / "another-project-s"
+    others.mkdir(parents=True)
     plan = reinstall_dependencies.fn(NAME, parts=("web",))
     assert plan.status is Status.PLANNED
     assert plan.plan_steps[0].bytes > 10_000_000
@@ -107,12 +115,13 @@ def test_node_modules_are_swapped_after_their_proof_and_turbo_s_cache_goes(check
     assert report.outcome == "9 direct dependencies of the workspace are as locked"
     assert report.facts["Turbo's caches"] == ".turbo"
     assert not marker.exists()
+    assert others.exists(), "none of the workspace's packages has them"
     assert not (checkout.web / ".turbo").exists()
     assert left(checkout) == []
     assert works(checkout)
     named = subprocess.run(["grep", "-rl", "ops-reinstall", checkout.web], capture_output=True, text=True).stdout
     assert named == "", "launchers name the place where they were made"
-    assert "status" not in checkout.git("status", "--porcelain")
+    assert checkout.git("status", "--porcelain") == ""
 
 
 @pytest.mark.soak

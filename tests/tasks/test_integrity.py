@@ -9,6 +9,7 @@ import pytest
 
 from blocks.postgres import Postgres
 from runbook.errors import OpsError
+from runbook.wait import until
 from tasks.gx.suites import SUITES, read_suites
 from tasks.integrity import run_expectations
 from tasks.migrations.alembic import upgrade
@@ -71,7 +72,9 @@ def test_sound_data_passes_and_leaves_docs_but_neither_session_nor_secret(
             assert ADMIN_PASSWORD not in text
             assert ROLE_PASSWORD not in text
     statement = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
-    assert postgres_server.sql(statement, interview.database) == [(0,)], "a session would block the swap's rename"
+    # Its sessions are closed; the server takes a moment to see the last one off.
+    until(lambda: postgres_server.sql(statement, interview.database) == [(0,)], seconds=30,
+          what="the end of its sessions, which would block the swap's rename")  # fmt: skip
     output = capfd.readouterr()
     assert "Calculating" not in output.err, "no progress bars"
 

@@ -86,3 +86,11 @@ def test_the_outermost_node_modules_are_found(tmp_path: Path) -> None:
     ):
         (tmp_path / name).mkdir(parents=True)
     assert packages_of(tmp_path) == [tmp_path / "apps/f/node_modules", tmp_path / "node_modules"]
+
+
+def test_a_worktree_of_somebody_else_that_is_out_of_sight_stays_known(repository: Checkout, tmp_path: Path) -> None:
+    repository.git("worktree", "add", "--quiet", "-b", "theirs", str(tmp_path / "theirs"))
+    (tmp_path / "theirs").rename(tmp_path / "a mount that is away")
+    with worktree(repository.root, "ops/mine"):
+        pass
+    assert str(tmp_path / "theirs") in repository.git("worktree", "list")
