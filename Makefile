@@ -27,6 +27,7 @@ drill:
 MEGABYTES ?= 1000
 bench: $(INSTALLED)
 	@tests/matrix/install-redis
+	@command -v jq >/dev/null || apt-get install -y -qq --no-install-recommends jq >/dev/null
 	@$(BIN)/python -m benchmarks --megabytes $(MEGABYTES) $(if $(JSON),--json "$(JSON)")
 
 # Everything that runs something depends on this: exactly the packages of requirements.lock, and this project, editable.

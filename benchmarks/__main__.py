@@ -30,8 +30,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="both sides of every ratio, in one run")
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the database (default: 1000)")
     parser.add_argument(
-        "--only", choices=["chapter", "redis", "recovery", "estimate"], default="",
-        help="one chapter alone: §1, §2, §8; or of §8 the estimate of the RTO (with --megabytes 10000, say)",
+        "--only", choices=["chapter", "redis", "recovery", "estimate", "logs"], default="",
+        help="one chapter alone: §1, §2, §8, §6; or of §8 the estimate of the RTO (with --megabytes 10000, say)",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     chosen = parser.parse_args()
@@ -41,6 +41,11 @@ def main() -> int:
             from benchmarks.redis_chapter import RedisChapter  # it imports Prefect, too
 
             print(as_table(RedisChapter(tell).figures()))
+            return 0
+        if chosen.only == "logs":
+            from benchmarks.logs_chapter import LogsChapter  # its flows import Prefect in processes of their own
+
+            print(as_table(LogsChapter(tell).figures()))
             return 0
         with place(chosen.megabytes, tell) as up:
             from benchmarks.suite import Suite  # imports Prefect, which reads its settings when it is imported

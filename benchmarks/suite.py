@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks import load
 from benchmarks.chapter import Chapter
 from benchmarks.figures import Figure
+from benchmarks.logs_chapter import LogsChapter
 from benchmarks.peers import Peers, Recovered
 from benchmarks.place import NAME, Called, Place
 from benchmarks.recovery_chapter import RecoveryChapter
@@ -77,6 +78,7 @@ class Suite:
         self.orchestration(backups)
         self.figures += Chapter(self.place, peers, self.place.rows()).figures()
         self.figures += RedisChapter(self.place.tell).figures()
+        self.figures += LogsChapter(self.place.tell).figures()
         self.figures += RecoveryChapter(self.place, peers, self.place.rows()).figures()
 
     def backups(self, peers: Peers) -> list[Called]:
