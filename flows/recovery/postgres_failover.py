@@ -48,7 +48,7 @@ def postgres_failover(
     max_lag_megabytes: Annotated[int, Field(ge=0, le=1_000_000)] = 16,
     confirm: str = "",
 ) -> Report:
-    """データベースフェイルオーバー（PostgreSQL） (§8.3)
+    """フェイルオーバー手順: データベースフェイルオーバー（PostgreSQL） (§8.3)
 
     Makes the standby the primary. `planned`, while the primary lives (before work on its host): it is stopped in good
     order, and no acknowledged write is lost. `unplanned`, when it is dead: its death is proven, the standby replays all
