@@ -34,8 +34,11 @@ def test_the_restore_is_proven(played: tuple[Demo, Proof]) -> None:
     assert 10 < len(proof.lost.lost) < proof.lost.acknowledged
     assert proof.ledger.acknowledged(before=proof.backups_began)
     text = proof.text(demo.links(proof.run))
-    for shown in ("Full restore on", "swap databases", "RTO:", "public.users", "they agree", "/artifacts/artifact/"):
+    for shown in ("Full restore on", "swap databases", "RTO:", "public.users", "/artifacts/artifact/"):
         assert shown in text
+    # A write that is logged while the snapshot is taken may be in the backup and named as lost all the same.
+    assert "they agree, write by write" in text or "logged just after the snapshot that holds them" in text
+    assert "missing in the report" not in text
 
 
 def test_what_keeps_it_from_being_proven(played: tuple[Demo, Proof]) -> None:

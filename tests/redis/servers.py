@@ -18,7 +18,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -339,3 +339,15 @@ def replicated(*, replicas: int = 1, sentinels: int = 3, settings: Sequence[str]
         yield group
     finally:
         group.remove()
+
+
+def settles(look: Callable[[], object], what: str) -> None:
+    """Wait until it holds. A server that loads, or ends its connections while it becomes a replica, is not there yet."""
+
+    def holds() -> object:
+        try:
+            return look()
+        except redis.ConnectionError:
+            return False
+
+    until(holds, what=what, seconds=60)

@@ -29,7 +29,7 @@ from tasks.redis.cache.selection import escaped, literal_head, of_prefixes
 from tasks.redis.cache.server import read_cache_server
 from tasks.redis.keys import bytes_of
 from tasks.redis.server import call
-from tests.redis.servers import MASTER, NAME, PASSWORD, Group, RedisServer, running_redis
+from tests.redis.servers import MASTER, NAME, PASSWORD, Group, RedisServer, running_redis, settles
 
 ROOT = Path(__file__).parents[2]
 STRANGE = (
@@ -512,7 +512,7 @@ def test_a_replica_is_promoted_meanwhile(
             call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", MASTER)
             group.wait_for_master_other_than(old)
             if seen_by == "server":
-                until(lambda: old.client().info("replication")["role"] == "slave", what="its demotion", seconds=20)
+                settles(lambda: old.client().info("replication")["role"] == "slave", "its demotion")
 
     after_page(fail_over)
     report = failed(prefixes=("cache:",))

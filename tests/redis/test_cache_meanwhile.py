@@ -14,11 +14,10 @@ from flows.redis.cache import clear_cache
 from runbook import kinds
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
-from runbook.wait import until
 from tasks.redis.cache import recheck
 from tasks.redis.cache import sweep as cache_sweep
 from tasks.redis.keys import read_prefix
-from tests.redis.servers import NAME, PASSWORD, RedisServer, running_redis
+from tests.redis.servers import NAME, PASSWORD, RedisServer, running_redis, settles
 
 Act = Callable[[], object]
 RESTARTED = "was restarted since its keys were looked at"
@@ -178,7 +177,7 @@ def test_it_becomes_a_replica_and_pages_have_nothing_to_unlink(
 def follow(server: RedisServer, other: RedisServer) -> Act:
     def act() -> None:
         server.client().replicaof("127.0.0.1", str(other.port))
-        until(lambda: server.client().exists("other:1"), what="the other's data", seconds=20)
+        settles(lambda: server.client().exists("other:1"), "the other's data")
 
     return act
 
@@ -272,7 +271,7 @@ def test_an_answer_that_is_lost(
         int(number.replace(",", ""))
         for number in re.findall(r"at least ([\d,]+) and at most about ([\d,]+) keys were unlinked by then", told)[0]
     )
-    until(lambda: either.client().ping(), what="its going on", seconds=10)
+    settles(lambda: either.client().ping(), "its going on")
     assert 0 < least <= gone(either, 3000) <= most < 3000
 
 

@@ -22,7 +22,7 @@ from tasks.redis.memory.script import TTL_NAMES
 from tasks.redis.memory.sweep import Survey, survey_keys
 from tests.redis import servers
 from tests.redis.data import BINARY, fill
-from tests.redis.servers import NAME, Group, RedisServer
+from tests.redis.servers import NAME, Group, RedisServer, settles
 
 USER, PASSWORD = "ops", "x"
 NO_SCRIPTS = "-eval -eval_ro -evalsha -evalsha_ro"
@@ -456,7 +456,7 @@ def test_a_failover_during_the_report_is_said(group: Group, monkeypatch: pytest.
     """The old master lives on, alone: what was read of it is no longer what clients write to."""
     group.register(monkeypatch)
     populate(group.master.client(), 150_000)
-    until(lambda: group.replicas[0].client().dbsize() == 150_000, what="the replica", seconds=30)
+    settles(lambda: group.replicas[0].client().dbsize() == 150_000, "the replica")
     sentinel = group.sentinels[0].client()
 
     def fail_over() -> None:

@@ -16,7 +16,7 @@ from runbook.report import Finding, Report, Status
 from runbook.wait import until
 from tasks.redis.memory import sweep
 from tasks.redis.memory.info import read_memory
-from tests.redis.servers import NAME, PASSWORD, RedisServer, running_redis
+from tests.redis.servers import NAME, PASSWORD, RedisServer, running_redis, settles
 
 USER = "ops"
 CHANGES = {
@@ -98,7 +98,7 @@ def test_other_data_in_the_middle(server: RedisServer, meanwhile: Callable[[Call
 
         def follow() -> None:
             server.client().replicaof("127.0.0.1", str(other.port))
-            until(lambda: server.client().dbsize() == 100, what="the other's data", seconds=20)
+            settles(lambda: server.client().dbsize() == 100, "the other's data")
 
         meanwhile(follow)
         name, value = only_change(run())

@@ -31,7 +31,7 @@ from tasks.redis.restore.surroundings import RECORD as DETACHED
 from tasks.redis.server import call
 from tasks.stores.directory import DirectoryStore
 from tests.redis.data import account, fill, survivors
-from tests.redis.servers import NAME, PASSWORD, Group, RedisServer
+from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, settles
 from tests.redis.tls import tls_in_front
 
 DROP = 'drop_prefixes = ["cache:", "ca*he:"]'
@@ -184,13 +184,13 @@ def test_it_survives_a_restart(server: RedisServer, monkeypatch: pytest.MonkeyPa
     assert restore().status is Status.OK
     server.crash()
     server.start("--appendonly", "yes")
-    until(lambda: server.client().dbsize() == 100, what="its data", seconds=20)
+    settles(lambda: server.client().dbsize() == 100, "its data")
     server.client().config_set("appendonly", "no")
     server.client().flushall()
     assert restore().status is Status.OK
     server.crash()
     server.start("--appendonly", "no")
-    until(lambda: server.client().dbsize() == 100, what="its data", seconds=20)
+    settles(lambda: server.client().dbsize() == 100, "its data")
 
 
 @pytest.mark.parametrize("masterauth", [True, False], ids=["masterauth", "none"])
@@ -444,7 +444,7 @@ def test_under_sentinel_a_replica_is_followed_and_nobody_remembers_the_copy(
     assert restored.status is Status.OK, restored.sentence()
     assert group.agreed_master() == group.master.address
     assert group.master.client().dbsize() == 300
-    until(lambda: group.replicas[0].client().dbsize() == 300, what="the replica", seconds=20)
+    settles(lambda: group.replicas[0].client().dbsize() == 300, "the replica")
     assert group.replicas[0].client().info("replication")["master_link_status"] == "up"
     assert not (group.master.root / "reports" / DETACHED).exists()
 
@@ -464,7 +464,7 @@ def test_under_sentinel_a_restore_that_was_killed_ends_well(
     assert report.status in (Status.OK, Status.WARN), report.sentence()
     assert group.agreed_master() == group.master.address
     assert group.master.client().dbsize() == 300
-    until(lambda: group.replicas[0].client().dbsize() == 300, what="the replica", seconds=20)
+    settles(lambda: group.replicas[0].client().dbsize() == 300, "the replica")
     assert not (group.master.root / "reports" / DETACHED).exists()
     assert not (group.master.root / "reports" / RECORD).exists()
 

@@ -33,7 +33,7 @@ from tasks.redis.restore.prefixes import restore_keys
 from tasks.redis.restore.values import same_value
 from tasks.redis.server import call
 from tests.redis.data import BINARY, LONG_MS, account, fill
-from tests.redis.servers import NAME, Group, RedisServer
+from tests.redis.servers import NAME, Group, RedisServer, settles
 
 HARD = (b"s p:a b", b"s p:\n\r\0", b"s p:" + BINARY, b"s p:[glob]*?\\", b"s p:")
 PREFIX = "s p:"
@@ -435,7 +435,7 @@ def test_a_replica_promoted_under_its_feet(group: Group, monkeypatch: pytest.Mon
         kept = keep_live(*arguments)
         call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", "mymaster")
         group.wait_for_master_other_than(group.master)
-        until(lambda: client.info("replication")["role"] == "slave", what="the old one to follow", seconds=30)
+        settles(lambda: client.info("replication")["role"] == "slave", "the old one to follow")
         return kept
 
     monkeypatch.setattr(prefix_steps, "keep_live", and_then_a_failover)
