@@ -12,6 +12,7 @@ import inspect
 import pkgutil
 import re
 import textwrap
+import tomllib
 import types
 import typing
 from collections import Counter
@@ -85,6 +86,13 @@ def entry(found: Found) -> dict[str, Any]:
 FLOWS = list(find_flows())
 EACH_FLOW = pytest.mark.parametrize("found", FLOWS, ids=lambda found: found.entrypoint)
 EACH_ENTRY = pytest.mark.parametrize("entry", deployments(), ids=lambda entry: entry["entrypoint"])
+
+
+def test_what_may_run_unattended_is_there() -> None:
+    """A misspelt name would plan every night, and never do anything."""
+    for path in sorted((ROOT / "deployments" / "environments").glob("*.toml")):
+        named = set(tomllib.loads(path.read_text(encoding="utf-8")).get("unattended", []))
+        assert named <= {found.flow.name for found in FLOWS}, path.name
 
 
 def test_there_are_flows() -> None:

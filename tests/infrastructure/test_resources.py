@@ -50,6 +50,8 @@ def described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("OPS_ENVIRONMENT", "trial")
     monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(tmp_path / "trial.toml"))
     monkeypatch.setenv("TRIAL_SECRET", "testing")
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(kinds, "RETRY_DELAYS_SECONDS", [])
     (tmp_path / "trial.toml").write_text(TOML.format(base=tmp_path))
     return tmp_path / "trial.toml"
