@@ -44,7 +44,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@touch $@
 
 .PHONY: lint test test-matrix test-matrix-installed test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
-.PHONY: test-system test-system-debian test-system-pgbackrest soak lock
+.PHONY: test-system soak lock
 
 # The newest failures first: style, types, layers; then everything else on two workers.
 lint: $(INSTALLED)
@@ -79,15 +79,10 @@ test-matrix-redis: $(INSTALLED)
 	@OPS_TEST_REDIS=8 $(BIN)/python -m pytest tests/redis tests/recovery/test_redis_failover.py -n 4 --dist loadfile \
 	  -m "not system and not soak" -k "not killed" $(patsubst %,--ignore=tests/redis/test_%.py,$(ONCE_REDIS))
 
-test-system: test-system-debian test-system-pgbackrest
-
-test-system-debian: $(INSTALLED)
+test-system: $(INSTALLED)
 	@tests/system/install
 	@tests/node/install
 	@$(BIN)/python -m pytest -m system --ignore=tests/system/test_pgbackrest.py
-
-test-system-pgbackrest: $(INSTALLED)
-	@tests/system/install
 	@OPS_TEST_POSTGRES=/usr/lib/postgresql/17/bin $(BIN)/python -m pytest -m system tests/system/test_pgbackrest.py
 
 soak: $(INSTALLED)
