@@ -204,7 +204,7 @@ class Cluster:
                 stdin=subprocess.DEVNULL, stdout=out, stderr=out,
             )  # fmt: skip
         _running.append(self)
-        until(self.supervisor.is_running, what="supervisord's start", seconds=20, every_seconds=0.02)
+        until(self.supervisor.is_running, what="supervisord's start", seconds=120, every_seconds=0.02)
 
     def start(self, *roles: str) -> None:
         """Start services; returns when the nodes among them answer."""
@@ -212,7 +212,7 @@ class Cluster:
             self.supervisor.start(PROGRAMS[role])
         for role in roles:
             if role != "receiver":
-                until(lambda role=role: self._answers(role), what=f"the start of {role}", seconds=60)  # type: ignore[misc]
+                until(lambda role=role: self._answers(role), what=f"the start of {role}", seconds=120)  # type: ignore[misc]
 
     def stop(self, *roles: str) -> None:
         """Stop services as their supervisor does (a fast shutdown)."""
@@ -233,7 +233,7 @@ class Cluster:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        until(lambda: not any(map(psutil.pid_exists, self._pids(role))), what=f"the death of {role}", seconds=30)
+        until(lambda: not any(map(psutil.pid_exists, self._pids(role))), what=f"the death of {role}", seconds=120)
 
     def promote(self, role: str) -> None:
         """By hand: returns when it takes writes."""
@@ -326,11 +326,11 @@ class Cluster:
                 process.send_signal(signal.SIGQUIT)
                 process.resume()
         with contextlib.suppress(Unreachable):
-            until(lambda: not self.processes(), what="their end", seconds=10)
+            until(lambda: not self.processes(), what="their end", seconds=120)
         for process in self.processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        until(lambda: not self.processes(), what="the end of every process", seconds=10)
+        until(lambda: not self.processes(), what="the end of every process", seconds=120)
         shutil.rmtree(self.layout.base)
         if self in _running:
             _running.remove(self)
@@ -424,7 +424,7 @@ def running_cluster(
         replication.accept(cluster.node("postgres"), cluster.state, replication.STANDBY_SLOT, replication.RECEIVER_SLOT)
         cluster.start("receiver", "standby")
         wanted = {replication.STANDBY, replication.RECEIVER}
-        until(lambda: cluster.streaming() >= wanted, what="the streaming to both", seconds=30)
+        until(lambda: cluster.streaming() >= wanted, what="the streaming to both", seconds=120)
         yield cluster
     except BaseException:
         _failed.extend(cluster.log_tails())

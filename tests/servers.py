@@ -126,7 +126,7 @@ class PostgresServer:
             )
         _running.append(self)
         if wait:
-            until(self._answers, what=f"PostgreSQL on port {self.port}", seconds=30, every_seconds=0.05)
+            until(self._answers, what=f"PostgreSQL on port {self.port}", seconds=120, every_seconds=0.05)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """SIGINT: fast shutdown; SIGQUIT: immediate; SIGKILL: as a crash. Returns when it has exited."""
@@ -145,7 +145,7 @@ class PostgresServer:
             for process in every:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            until(lambda: all(map(_is_gone, every)), what="the server's death", seconds=30, every_seconds=0.01)
+            until(lambda: all(map(_is_gone, every)), what="the server's death", seconds=120, every_seconds=0.01)
             self.stop(signal.SIGKILL)
 
     def restart(self) -> None:

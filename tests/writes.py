@@ -28,7 +28,7 @@ class Writes:
     def wait(self, more: int) -> None:
         """Until so many more are acknowledged."""
         wanted = len(self.acknowledged) + more
-        until(lambda: len(self.acknowledged) >= wanted, what=f"{more} acknowledged writes", seconds=60)
+        until(lambda: len(self.acknowledged) >= wanted, what=f"{more} acknowledged writes", seconds=120)
 
     def lost(self, found: Sequence[tuple[Any, ...]]) -> set[int]:
         """Acknowledged, and not in what `SELECT id FROM writes` found."""

@@ -126,7 +126,7 @@ def _strangers(connection: Connection, prefix: str, known: set[str]) -> list[str
 def _versions(connection: Connection, attempts: Sequence[Attempt]) -> tuple[list[Attempt], int, list[str]]:
     """Direct writes, key by key: what is lost, how many unanswered ones are there, what is unexpected."""
     rows = dict[str, tuple[int, str]]()
-    if connection.execute("SELECT to_regclass('public.interview_ops_drill')").fetchone() != (None,):
+    if attempts and connection.execute("SELECT to_regclass('public.interview_ops_drill')").fetchone() != (None,):
         cursor = connection.execute("SELECT key, version, attempt FROM public.interview_ops_drill")
         rows = {str(key): (int(str(version)), str(name)) for key, version, name in cursor}
     by_key = defaultdict[str, list[Attempt]](list)

@@ -259,7 +259,7 @@ def test_old_packages_stay_while_a_process_runs_from_them(modules: Path, tmp_pat
     with subprocess.Popen([tmp_path / "node", "-c", "input()"], stdin=subprocess.PIPE, cwd=web) as running:
         stage(web)
         swap_modules(permit, web)
-        until(lambda: users_of(web, NODE), what="the process", seconds=30)
+        until(lambda: users_of(web, NODE), what="the process", seconds=120)
         keep_modules(permit, web)
         with pytest.raises(OpsError, match=rf"in use: .*\(pid {running.pid}\)"):
             settle_modules(permit, web)

@@ -86,7 +86,7 @@ def test_of_two_clusters_the_one_that_was_made_later(cluster: Cluster, cluster_t
 def test_where_all_that_answer_follow_it_is_the_one_that_does_not_answer(cluster: Cluster) -> None:
     with cluster.crashed("postgres"):
         assert roles(cluster.environment) == ("postgres", "standby")
-    until(lambda: "standby" in cluster.streaming(), what="the standby's return", seconds=30)
+    until(lambda: "standby" in cluster.streaming(), what="the standby's return", seconds=120)
     cluster.stop("postgres")  # returns when the standby has its shutdown checkpoint
     cluster.promote("standby")
     cluster.follow("postgres")

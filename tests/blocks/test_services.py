@@ -64,7 +64,7 @@ def supervisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SupervisorS
         return True
 
     with shell.spawn(argv, directory=root):
-        until(answers, what="supervisord", seconds=20, every_seconds=0.05)
+        until(answers, what="supervisord", seconds=120, every_seconds=0.05)
         yield services
 
 
@@ -74,7 +74,7 @@ def test_its_life(supervisor: SupervisorServices) -> None:
     supervisor.start("backend")
     assert supervisor.is_running("backend") is True
     supervisor.start("backend")  # nothing happens
-    until(lambda: "候補者の行 499" in supervisor.logs("backend", 5), what="its output", seconds=10)
+    until(lambda: "候補者の行 499" in supervisor.logs("backend", 5), what="its output", seconds=120)
     assert supervisor.logs("backend", 3) == "候補者の行 497\n候補者の行 498\n候補者の行 499"
     for lines in range(1, 40):  # where a window of bytes begins inside a character
         assert len(supervisor.logs("backend", lines).splitlines()) == lines
@@ -86,14 +86,14 @@ def test_whether_it_comes_back(supervisor: SupervisorServices) -> None:
     """A program that fails is started again, until supervisord gives it up."""
     assert supervisor.state("backend").comes_back is False
     supervisor.start("backend")
-    until(lambda: supervisor.state("backend").told == "RUNNING", what="its start", seconds=10)
+    until(lambda: supervisor.state("backend").told == "RUNNING", what="its start", seconds=120)
     running = supervisor.state("backend")
     assert running.comes_back
     os.kill(running.pid, 0)
     supervisor.stop("backend")
     assert (supervisor.state("backend").told, supervisor.state("backend").comes_back) == ("STOPPED", False)
     supervisor.start("frontend")
-    until(lambda: supervisor.state("frontend").told == "FATAL", what="that it is given up", seconds=20)
+    until(lambda: supervisor.state("frontend").told == "FATAL", what="that it is given up", seconds=120)
     assert supervisor.state("frontend").comes_back is False
 
 

@@ -87,13 +87,13 @@ def test_truncate_between_snapshot_and_dump_waits(trial: Trial, tmp_path: Path) 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    until(lambda: ready.exists() and "dump: snapshot exported" in ready.read_text(), what="the snapshot", seconds=30)
+    until(lambda: ready.exists() and "dump: snapshot exported" in ready.read_text(), what="the snapshot", seconds=120)
     truncating = threading.Thread(target=lambda: trial.sql("TRUNCATE answers"))
     truncating.start()
     until(
         lambda: trial.sql("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'TRUNCATE'"),
         what="TRUNCATE waiting for the dump's lock",
-        seconds=10,
+        seconds=120,
     )
     child.kill()  # the exporter goes, TRUNCATE comes through: had it not waited, it would have come before the dump
     child.wait()
@@ -113,7 +113,7 @@ def test_a_truncate_that_waits_is_let_through(trial: Trial, monkeypatch: pytest.
                     "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'TRUNCATE'"
                 ),
                 what="TRUNCATE waiting for the dump's lock",
-                seconds=20,
+                seconds=120,
             )
 
     monkeypatch.setattr("tasks.postgres.dump.failpoint", come_between)

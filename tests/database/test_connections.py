@@ -94,7 +94,7 @@ def block(trial: Trial, connection: psycopg.Connection[Any]) -> threading.Thread
     thread.start()
     until(
         lambda: (s := session(trial, pid(connection))) and s.blocked_by and s.waited_seconds > 0.1,
-        what="the wait", seconds=30,
+        what="the wait", seconds=120,
     )  # fmt: skip
     return thread
 
@@ -233,7 +233,7 @@ def test_sessions_of_other_databases_are_counted_and_never_ended(
     assert close_idle_connections.fn(NAME, 0, True, confirm=NAME).outcome == "1 of 1 sessions closed"
     forgotten.execute("SELECT 'still there'")
     idle.execute("SELECT 'still there'")
-    until(lambda: (s := session(trial, pid(forgotten))) and s.state_seconds > 0.1, what="its idle time", seconds=30)
+    until(lambda: (s := session(trial, pid(forgotten))) and s.state_seconds > 0.1, what="its idle time", seconds=120)
     checked = check_connections.fn(NAME)
     others = found(checked, "idle in transaction in other databases")
     assert (others.status, neighbour in others.value) == (Status.WARN, True)
@@ -258,7 +258,7 @@ def test_the_action_itself_ends_no_session_of_another_database(
 def test_a_session_that_works_again_is_left_alone(trial: Trial, client: Open, quick: None) -> None:
     awake = client("awake")
     leak(awake)
-    until(lambda: (s := session(trial, pid(awake))) and s.state_seconds > 0.2, what="a forgotten one", seconds=30)
+    until(lambda: (s := session(trial, pid(awake))) and s.state_seconds > 0.2, what="a forgotten one", seconds=120)
     seen = session(trial, pid(awake))
     assert seen
     permit = Permit(NAME, (Act(CLOSE, seen.target),))

@@ -42,7 +42,7 @@ class Pair:
             lsn = self.primary.sql("SELECT pg_current_wal_lsn()")[0][0]
             return bool(self.standby.sql("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", lsn)[0][0])
 
-        until(replayed, what="the standby's replay", seconds=20)
+        until(replayed, what="the standby's replay", seconds=120)
 
     def damage(self, relation: str, block: int, change: Callable[[bytearray], None], *, sums: bool) -> None:
         """Change a page in the stopped standby's file (both servers name it alike); `sums`: they stay on, and tell."""
@@ -210,7 +210,7 @@ def test_a_row_that_the_primary_removes_meanwhile_is_no_damage(pair: Pair) -> No
             named = [found for found in report.findings if found.name == "relations that could not be checked"]
             return named[0].value if named else ""
 
-        value = until(cancelled, what="a cancelled check", seconds=60, every_seconds=0)
+        value = until(cancelled, what="a cancelled check", seconds=120, every_seconds=0)
         assert "conflict with recovery" in value
         assert "hot_standby_feedback = on" in value
     finally:

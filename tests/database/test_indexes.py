@@ -48,7 +48,7 @@ def writer(trial: Trial) -> Iterator[None]:
 
 def backend_that_waits(trial: Trial, statement: str) -> int:
     question = "SELECT pid FROM pg_stat_activity WHERE query LIKE %s AND wait_event_type = 'Lock'"
-    return int(str(until(lambda: trial.sql(question, statement), what="a build that waits", seconds=30)[0][0]))
+    return int(str(until(lambda: trial.sql(question, statement), what="a build that waits", seconds=120)[0][0]))
 
 
 @contextlib.contextmanager
@@ -70,7 +70,7 @@ def leave_invalid(trial: Trial, statement: str) -> None:
     """A build that was cancelled."""
     with build(trial, statement) as pid:
         trial.sql("SELECT pg_cancel_backend(%s)", pid)
-        until(lambda: not trial.sql("SELECT 1 FROM pg_stat_progress_create_index"), what="its end", seconds=30)
+        until(lambda: not trial.sql("SELECT 1 FROM pg_stat_progress_create_index"), what="its end", seconds=120)
 
 
 def test_a_duplicate_is_named_and_what_a_constraint_rests_on_is_kept(trial: Trial) -> None:
@@ -111,7 +111,7 @@ def test_an_index_that_keeps_out_more_is_no_duplicate_nor_is_one_with_other_para
 def test_unused_is_not_only_never_scanned(trial: Trial) -> None:
     trial.sql("SET enable_seqscan = off; SELECT * FROM people WHERE name = 'x'")
     until(lambda: trial.sql("SELECT 1 FROM pg_stat_user_indexes WHERE idx_scan > 0 AND indexrelname = 'people_name'"),
-          what="the scan's count", seconds=30)  # fmt: skip
+          what="the scan's count", seconds=120)  # fmt: skip
     trial.sql("CREATE UNIQUE INDEX people_once ON people (id, name)")
     report = check_indexes.fn(NAME, days=0)
     names = {row[0] for row in table(report, "Never scanned").rows}
@@ -190,7 +190,7 @@ def test_a_live_build_is_left_alone(trial: Trial, statement: str) -> None:
         report = rebuild_indexes.fn(NAME, ["people_mood"], confirm=NAME)
         assert found(report, "indexes of public.people").value == "left alone: one is built"
         assert invalid(trial) == building
-    until(lambda: invalid(trial) == [], what="the end of the build, which nobody disturbed", seconds=30)
+    until(lambda: invalid(trial) == [], what="the end of the build, which nobody disturbed", seconds=120)
     assert trial.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'people_name'::regclass") == [(True,)]
 
 
@@ -293,7 +293,7 @@ def test_a_rebuild_whose_backend_dies_ends_well_when_launched_again(trial: Trial
             rebuild_indexes.fn(NAME, ["people_name"], lock_seconds=2, confirm=NAME)
     killer.join()
     assert "launch it again" in found(failed.value.report, "state of the system").hint
-    until(lambda: answers(trial), what="the server's recovery", seconds=10)
+    until(lambda: answers(trial), what="the server's recovery", seconds=120)
     assert trial.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'people_name'::regclass") == [(True,)]
     report = rebuild_indexes.fn(NAME, ["people_name"], confirm=NAME)
     assert report.status in GOOD, report.sentence()

@@ -185,7 +185,7 @@ def test_an_index_that_was_being_built_is_dropped_by_the_next_run(proxy: Proxy, 
         return rebuild_indexes.fn(NAME, ["people_name"], lock_seconds=30, confirm=NAME)
 
     def being_built() -> None:
-        until(lambda: "people_name_ccnew" in invalid(server), what="an index that is being built", seconds=20)
+        until(lambda: "people_name_ccnew" in invalid(server), what="an index that is being built", seconds=120)
 
     with contextlib.suppress(psycopg.OperationalError), server.connect(DATABASE) as writer, writer.transaction():
         writer.execute("LOCK TABLE people IN ROW EXCLUSIVE MODE")  # REINDEX CONCURRENTLY waits for its end

@@ -168,8 +168,8 @@ def test_a_migration_whose_program_is_ended_does_not_go_on(
 
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(migrate)
-        until(lambda: running.done() or sleeps(postgres_server), what="a migration that waits", seconds=20)
+        until(lambda: running.done() or sleeps(postgres_server), what="a migration that waits", seconds=120)
         with pytest.raises(OpsError, match="did not end within 5 s"):
             running.result()
-    until(lambda: not sleeps(postgres_server), what="the end of its session", seconds=15)
+    until(lambda: not sleeps(postgres_server), what="the end of its session", seconds=120)
     assert revision(postgres_server) == "0005"

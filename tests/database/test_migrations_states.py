@@ -104,7 +104,7 @@ def cut(server: PostgresServer, call: Callable[[], Report], how: signal.Signals,
     """
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(call)
-        until(lambda: running.done() or sleeps(server), what="a migration that waits", seconds=60)
+        until(lambda: running.done() or sleeps(server), what="a migration that waits", seconds=120)
         server.stop(how)
         if again:
             server.start()

@@ -81,7 +81,7 @@ def test_slots_and_a_failing_archiver(tmp_path: Path, monkeypatch: pytest.Monkey
         assert finding(report, "archiver").status is Status.OK
 
         write_wal(server, 96)
-        until(lambda: server.sql("SELECT failed_count > 0 FROM pg_stat_archiver")[0][0], what="a failure", seconds=30)
+        until(lambda: server.sql("SELECT failed_count > 0 FROM pg_stat_archiver")[0][0], what="a failure", seconds=120)
         report = check()
         archiver = finding(report, "archiver")
         assert archiver.status is Status.CRITICAL
@@ -103,7 +103,7 @@ def test_slots_and_a_failing_archiver(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_an_archive_that_works_is_a_copy_of_the_wal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with server_with(tmp_path, monkeypatch, "archive_mode=on", "archive_command=true # %p") as server:
         write_wal(server, 16)
-        until(lambda: server.sql("SELECT archived_count > 0 FROM pg_stat_archiver")[0][0], what="a file", seconds=30)
+        until(lambda: server.sql("SELECT archived_count > 0 FROM pg_stat_archiver")[0][0], what="a file", seconds=120)
         report = check()
         assert report.status is Status.OK, report.sentence()
 
@@ -128,7 +128,7 @@ def test_a_logical_subscriber_is_no_copy_of_the_wal(tmp_path: Path, monkeypatch:
         server.sql(f"CREATE SUBSCRIPTION s CONNECTION {Literal(login).as_string()} PUBLICATION p WITH (create_slot = false)",
                    database="subscriber")  # fmt: skip
         until(
-            lambda: server.sql("SELECT true FROM pg_stat_replication WHERE state = 'streaming'"), what="it", seconds=20
+            lambda: server.sql("SELECT true FROM pg_stat_replication WHERE state = 'streaming'"), what="it", seconds=120
         )
         report = check()
         assert report.outcome == "no standby is connected: nothing is replicated"
@@ -246,7 +246,7 @@ def test_standbys_and_the_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert finding(report, "standby receiver_1").status is Status.OK
         assert finding(report, "slot receiver_1").value.startswith("active, reserved")
         set_sync(server, "FIRST 1 (receiver_1, elsewhere)")
-        until(lambda: server.sql("SELECT sync_state = 'sync' FROM pg_stat_replication")[0][0], what="sync", seconds=10)
+        until(lambda: server.sql("SELECT sync_state = 'sync' FROM pg_stat_replication")[0][0], what="sync", seconds=120)
         report = check()
         assert report.outcome.startswith("synchronous (FIRST 1 (receiver_1, elsewhere)): a commit returns when it is")
         assert "receiver_1 at 127.0.0.1" in report.outcome
@@ -268,7 +268,7 @@ def set_sync(server: PostgresServer, names: str) -> None:
         connection.execute("SET synchronous_commit = local")
         connection.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'".encode())
         connection.execute("SELECT pg_reload_conf()")
-    until(lambda: server.sql("SHOW synchronous_standby_names")[0][0] == names, what="the new names", seconds=10)
+    until(lambda: server.sql("SHOW synchronous_standby_names")[0][0] == names, what="the new names", seconds=120)
 
 
 @contextlib.contextmanager
@@ -284,7 +284,7 @@ def receiver(server: PostgresServer, name: str, directory: Path) -> Iterator[Non
         try:
             until(
                 lambda: server.sql("SELECT true FROM pg_stat_replication WHERE state = 'streaming' AND flush_lsn > '0/0'"),
-                what="pg_receivewal", seconds=20,
+                what="pg_receivewal", seconds=120,
             )  # fmt: skip
             yield
         finally:
@@ -312,7 +312,7 @@ def test_a_standby_says_that_it_is_one(tmp_path: Path, monkeypatch: pytest.Monke
             login = f"host=127.0.0.1 port={primary.port} user=postgres password='{ADMIN_PASSWORD}' application_name=s_1"
             run([standby.programs / "pg_basebackup", *copy, "-d", login], cwd=standby.root, account=standby.account)
             standby.start()
-            until(lambda: primary.sql("SELECT true FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_lsn()"), what="the standby", seconds=20)  # fmt: skip
+            until(lambda: primary.sql("SELECT true FROM pg_stat_replication WHERE replay_lsn = pg_current_wal_lsn()"), what="the standby", seconds=120)  # fmt: skip
             report = check()
             assert finding(report, "standby s_1").status is Status.OK
             assert finding(report, "slot standby_1").value.startswith("active, reserved")

@@ -247,7 +247,7 @@ def test_swap_under_clients_that_keep_reconnecting(trial: Trial) -> None:
     for thread in clients:
         thread.start()
     try:
-        until(lambda: len(seen) > 100, what="clients at work", seconds=20)
+        until(lambda: len(seen) > 100, what="clients at work", seconds=120)
         for _ in range(3):
             report = restore_database.fn(NAME, confirm=NAME)
             assert report.status in GOOD
@@ -406,7 +406,7 @@ def test_a_plan_says_which_backup_and_which_kept_database_and_a_confirmation_kee
     first = planned.pins["backup"]
     assert f'backup="{first}"' in planned.form
     trial.sql("DELETE FROM answers")
-    until(lambda: backup_database.fn(NAME).facts["backup"] != first, what="a backup of another second", seconds=10)
+    until(lambda: backup_database.fn(NAME).facts["backup"] != first, what="a backup of another second", seconds=120)
     done = restore_database.fn(NAME, **planned.pins, confirm=NAME)
     assert done.facts["backup"].startswith(str(first))
     assert trial.sql("SELECT count(*) FROM answers") == [(500,)]

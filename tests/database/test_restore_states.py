@@ -82,7 +82,7 @@ def test_the_session_that_guards_a_long_restore_does_not_end_for_idleness(trial:
             advisory_lock(trial.environment.postgres) as guard,
             psycopg.connect(**guard.info.get_parameters(), password=ADMIN_PASSWORD, autocommit=True) as other,
         ):
-            until(lambda: not _answers(other), what="the end of another session", seconds=30)
+            until(lambda: not _answers(other), what="the end of another session", seconds=120)
             assert _answers(guard)
     finally:
         with trial.environment.postgres.connect() as connection:

@@ -423,7 +423,7 @@ def test_whoever_waits_for_the_exchange_sees_the_restored_rows(trial: Trial, mon
         if name == "tables: before commit":
             for thread in threads:
                 thread.start()
-            until(lambda: len(waiting(trial)) == 2 or said, what="both waiting", seconds=30)
+            until(lambda: len(waiting(trial)) == 2 or said, what="both waiting", seconds=120)
 
     monkeypatch.setattr(table_swap, "failpoint", beside)
     restore("answers")
@@ -461,10 +461,10 @@ def test_no_acknowledged_write_is_lost_unseen_under_clients(trial: Trial) -> Non
     for thread in threads:
         thread.start()
     try:
-        until(lambda: len(written) > 50, what="writes", seconds=10)
+        until(lambda: len(written) > 50, what="writes", seconds=120)
         restore("by_mood")
         count = len(written)
-        until(lambda: len(written) > count + 50, what="writes after it", seconds=10)
+        until(lambda: len(written) > count + 50, what="writes after it", seconds=120)
     finally:
         stop.set()
         for thread in threads:
@@ -530,7 +530,7 @@ def test_killed_anywhere_all_tables_are_old_or_all_are_new_and_the_next_run_ends
         trial.sql("DELETE FROM answers WHERE body = 'b7'; UPDATE people SET name = 'X' WHERE id < 10")
         broken = sums(trial)
         assert run(call, OPS_FAILPOINT=point, OPS_FAILPOINT_LOG=str(log)).returncode == -9, point
-        until(lambda: not others(trial), what="the end of the dead run's session", seconds=15)
+        until(lambda: not others(trial), what="the end of the dead run's session", seconds=120)
         assert sums(trial) == (backed_up if point == "tables: after commit" else broken), point
         assert restore("people", "answers").status in GOOD, point
         assert sums(trial) == backed_up, point
@@ -557,7 +557,7 @@ def test_a_server_that_dies_in_the_middle(trial: Trial, tmp_path: Path, point: s
         stdout=subprocess.DEVNULL,
         stderr=(tmp_path / "said").open("w"),
     )  # fmt: skip
-    until(lambda: log.exists() and point in log.read_text(), what=point, seconds=40)
+    until(lambda: log.exists() and point in log.read_text(), what=point, seconds=120)
     trial.server.stop(signal.SIGQUIT)
     child.send_signal(signal.SIGCONT)
     code = child.wait(60)

@@ -41,14 +41,14 @@ def dead(trial: Trial) -> Trial:
     trial.sql("INSERT INTO sessions SELECT g, repeat('x', 100) FROM generate_series(1, %s) g", ROWS)
     # The inserting session tells its counts when it ends: after ANALYZE they would be added to those once more.
     counted = "SELECT n_live_tup FROM pg_stat_user_tables WHERE relname = 'sessions'"
-    until(lambda: trial.sql(counted) == [(ROWS,)], what="the statistics of the insertion", seconds=10)
+    until(lambda: trial.sql(counted) == [(ROWS,)], what="the statistics of the insertion", seconds=120)
     trial.sql("ANALYZE sessions")
     return trial
 
 
 def kill_rows(trial: Trial) -> None:
     trial.sql("DELETE FROM sessions WHERE id % 10 <> 0")
-    until(lambda: dead_rows(trial) >= ROWS * 0.9, what="the statistics of the deletion", seconds=10)
+    until(lambda: dead_rows(trial) >= ROWS * 0.9, what="the statistics of the deletion", seconds=120)
 
 
 def dead_rows(trial: Trial) -> int:
@@ -212,7 +212,7 @@ def test_the_slot_of_a_standby_that_went_away_is_named(dead: Trial) -> None:
         copy_to(dead.server, standby)
         standby.start()
         feedback = "SELECT 1 FROM pg_replication_slots WHERE slot_name = 'away' AND xmin IS NOT NULL"
-        until(lambda: dead.sql(feedback), what="its feedback", seconds=15)
+        until(lambda: dead.sql(feedback), what="its feedback", seconds=120)
         holders = find_holders(dead.environment.postgres)
         assert [(h.kind, h.idle) for h in holders if h.name == "away"] == [("replication slot", False)]
         assert [h for h in of_database(holders, dead.database, 0) if h.kind != "transaction"] == [], "it is in use"
@@ -276,7 +276,7 @@ def test_a_vacuum_whose_backend_dies_leaves_nothing_half_done(
     kill_rows(dead)
     with ended_when_it_waits(dead, "VACUUM%sessions%", end), pytest.raises(RunbookFailed, match=told):
         vacuum_database.fn(NAME, mode, tables=["sessions"], confirm=NAME)
-    until(lambda: answers(dead), what="the server's recovery", seconds=10)
+    until(lambda: answers(dead), what="the server's recovery", seconds=120)
     assert vacuum_database.fn(NAME, mode, tables=["sessions"], confirm=NAME).status in GOOD
     assert dead.sql("SELECT count(*) FROM sessions") == [(1000,)]
     assert dead_rows(dead) == 0
@@ -288,7 +288,7 @@ def ended_when_it_waits(trial: Trial, statement: str, how: str) -> Iterator[None
 
     def end() -> None:
         question = "SELECT pid FROM pg_stat_activity WHERE query LIKE %s AND wait_event_type = 'Lock'"
-        pid = until(lambda: trial.sql(question, statement), what="a statement that waits", seconds=30)[0][0]
+        pid = until(lambda: trial.sql(question, statement), what="a statement that waits", seconds=120)[0][0]
         if how == "killed":
             os.kill(int(str(pid)), signal.SIGKILL)  # the server recovers from that as from a crash
         else:
@@ -320,7 +320,7 @@ def test_its_progress_is_told(dead: Trial) -> None:
 
     worker = threading.Thread(target=slowly)
     worker.start()
-    told = until(lambda: _told(dead), what="progress", seconds=30, every_seconds=0.02)
+    told = until(lambda: _told(dead), what="progress", seconds=120, every_seconds=0.02)
     assert told
     dead.sql("SELECT pg_cancel_backend(pid) FROM pg_stat_progress_vacuum")
     worker.join()
@@ -349,7 +349,7 @@ def test_more_eager_than_the_manual_is_well_and_off_is_critical(trial: Trial) ->
         for name, value in changed.items():
             trial.sql(f"ALTER SYSTEM SET {name} = '{value}'")
         trial.sql("SELECT pg_reload_conf()")
-        until(lambda: trial.sql("SHOW autovacuum") == [("off",)], what="the reload", seconds=30)
+        until(lambda: trial.sql("SHOW autovacuum") == [("off",)], what="the reload", seconds=120)
         with pytest.raises(RunbookFailed) as failed:
             check_autovacuum.fn(NAME)
         report: Any = failed.value.report
@@ -360,7 +360,7 @@ def test_more_eager_than_the_manual_is_well_and_off_is_critical(trial: Trial) ->
         for name in changed:
             trial.sql(f"ALTER SYSTEM RESET {name}")
         trial.sql("SELECT pg_reload_conf()")
-        until(lambda: trial.sql("SHOW autovacuum") == [("on",)], what="the reload", seconds=30)
+        until(lambda: trial.sql("SHOW autovacuum") == [("on",)], what="the reload", seconds=120)
 
 
 def test_a_table_that_autovacuum_does_not_keep_up_with_is_named_with_its_remedy(dead: Trial) -> None:

@@ -57,7 +57,7 @@ def load(trial: Trial) -> Iterator[list[int]]:
     ]
     for thread in threads:
         thread.start()
-    until(lambda: done[0] > 50, what="clients at work", seconds=20)
+    until(lambda: done[0] > 50, what="clients at work", seconds=120)
     yield done
     stop.set()
     for thread in threads:

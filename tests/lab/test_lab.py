@@ -263,7 +263,7 @@ def test_commits_wait_for_the_standby_or_the_receiver_and_go_on_without_one_of_t
             commit(lab)
         finally:
             Lab.up(lab.name, 3)
-        until(lambda: streaming(lab) == {"standby", "receiver"}, what=f"the return of {name}", seconds=20)
+        until(lambda: streaming(lab) == {"standby", "receiver"}, what=f"the return of {name}", seconds=120)
 
 
 def test_a_lab_of_an_earlier_version_gets_a_standby_and_a_receiver(second: Lab) -> None:
@@ -327,7 +327,7 @@ def test_a_lab_whose_roles_were_swapped_comes_up_as_it_is(second: Lab) -> None:
     Lab.up(second.name, 1)
     assert streaming(second) >= {"standby"}
     # It streams before supervisord calls it RUNNING, which is after a second.
-    until(lambda: second.status()["services"]["postgresql"]["running"], what="its start", seconds=20)
+    until(lambda: second.status()["services"]["postgresql"]["running"], what="its start", seconds=120)
     assert second.status()["postgres"]["data"] == before["standby"]["data"]
     second.down()
 

@@ -22,7 +22,7 @@ def test_wal_is_in_both_archives_and_goes_on_when_the_archiver_was_killed(lab: L
     until(
         lambda: lab.status()["services"][ARCHIVER_PROGRAM]["pid"] not in (None, before["pid"]),
         what="its restart",
-        seconds=30,
+        seconds=120,
     )
     wait_shipped(lab, lsn)
     (log,) = [path for path in lab.logs() if path.stem == ARCHIVER_PROGRAM]

@@ -98,14 +98,14 @@ def test_a_run_that_died_with_its_worker_is_marked_crashed_and_the_next_one_comp
     runs = Runs(status["prefect_api"], status["prefect_ui"])
     with backups_waiting(status["postgres"]["admin_dsn"]) as waiting:
         run = launch(runs, deployment)
-        until(waiting, what="the backup at work", seconds=60)
-        until(lambda: heartbeats(runs, run), what="the run's first heartbeat", seconds=30, every_seconds=0.5)
+        until(waiting, what="the backup at work", seconds=120)
+        until(lambda: heartbeats(runs, run), what="the run's first heartbeat", seconds=120, every_seconds=0.5)
         before = control.supervisor.services()[worker].pid
         victims = [before, *(process.pid for process in processes_of(control, run))]
         assert len(victims) > 1
         kill(victims)  # the worker first: it would report its run's death
         died = time.monotonic()
-    until(lambda: not any(map(alive, victims)), what="their end", seconds=30)
+    until(lambda: not any(map(alive, victims)), what="their end", seconds=120)
     assert state_of(runs, run)["type"] == "RUNNING", "nobody was left to say that it died"
 
     def ended() -> dict[str, Any]:
@@ -117,7 +117,7 @@ def test_a_run_that_died_with_its_worker_is_marked_crashed_and_the_next_one_comp
     assert (state["type"], state["name"]) == ("CRASHED", "Crashed")
     assert "zombie-runs" in state["message"]
 
-    after = until(restarted(control, worker, before), what="the worker's restart", seconds=30)
+    after = until(restarted(control, worker, before), what="the worker's restart", seconds=120)
     again = runs.run(deployment, {}, seconds=120)
     assert again.completed, f"{again.state}: {again.message}"
     assert control.supervisor.services()[worker].pid == after, "by the worker of the restart"
@@ -164,8 +164,8 @@ def restart_prefect(control: Control) -> None:
     before = control.supervisor.services()["server"].pid
     parts = [before, *(child.pid for child in psutil.Process(before).children(recursive=True))]
     kill(parts)
-    until(lambda: not any(map(alive, parts)), what="the server's end", seconds=30)
-    until(restarted(control, "server", before), what="the server's restart", seconds=30)
+    until(lambda: not any(map(alive, parts)), what="the server's end", seconds=120)
+    until(restarted(control, "server", before), what="the server's restart", seconds=120)
     control.wait(60)
 
 

@@ -56,8 +56,8 @@ class System:
 
     def untouched(self) -> tuple[object, ...]:
         """What must not change when a run is refused: the database's identity, every service's process."""
-        services = self.lab.status()["services"]
-        return (self.sql("SELECT oid FROM pg_database WHERE datname = 'grc_db'", "postgres"), str(services))
+        processes = {name: service["pid"] for name, service in self.lab.status()["services"].items()}
+        return (self.sql("SELECT oid FROM pg_database WHERE datname = 'grc_db'", "postgres"), processes)
 
     def log_in(self) -> bool:
         """A real log-in of the application's role."""
@@ -89,4 +89,4 @@ def whole_again(request: pytest.FixtureRequest) -> Any:
     yield
     if "system" in request.fixturenames and "lost" not in request.fixturenames:
         system = request.getfixturevalue("system")
-        until(system.healthy, what="the application's health after the test", seconds=30)
+        until(system.healthy, what="the application's health after the test", seconds=120)

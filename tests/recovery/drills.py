@@ -64,10 +64,10 @@ def steady(system: System) -> None:
         return not any(detection.quick(environment(system)).values())
 
     try:
-        until(silent, what="silent sensors", seconds=15)
+        until(silent, what="silent sensors", seconds=120)
     except Unreachable:
         system.lab.renew_standby()
-        until(silent, what="silent sensors", seconds=60)
+        until(silent, what="silent sensors", seconds=120)
 
 
 def base_backup(system: System) -> None:

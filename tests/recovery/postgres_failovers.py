@@ -91,8 +91,8 @@ def verify_turned(cluster: Cluster, *, joined: bool) -> None:
     assert (cluster.node("postgres").data / "standby.signal").exists()
     if joined:
         wanted = {"standby", "receiver"}
-        until(lambda: cluster.streaming("standby") >= wanted, what="both stream", seconds=20)
+        until(lambda: cluster.streaming("standby") >= wanted, what="both stream", seconds=120)
         assert cluster.is_standby("postgres")
         count = "SELECT count(*) FROM writes"
         now = cluster.sql("standby", count)[0][0]  # clients go on writing: it has these, and then more
-        until(lambda: cluster.sql("postgres", count)[0][0] >= now, what="the same rows", seconds=20)
+        until(lambda: cluster.sql("postgres", count)[0][0] >= now, what="the same rows", seconds=120)

@@ -87,7 +87,7 @@ def test_wal_is_shipped_to_a_bucket_encrypted_as_it_comes_and_restores(
         cluster.sql("postgres", "SELECT pg_switch_wal()")
         name = cluster.sql("postgres", "SELECT pg_walfile_name(pg_current_wal_lsn())")[0][0]
         writes.wait(50)
-        until(lambda: archive.listing().partials.get(name), what="the unfinished segment in the archive", seconds=30)
+        until(lambda: archive.listing().partials.get(name), what="the unfinished segment in the archive", seconds=120)
         with cluster.connect("postgres") as connection, connection.transaction():
             connection.execute("UPDATE accounts SET balance = 0")
             row = connection.execute("SELECT pg_current_xact_id()::xid::text::bigint").fetchone()
@@ -111,13 +111,13 @@ def test_the_archiver_goes_on_after_its_place_was_away_and_empties_the_receivers
     place.write_text("a file where the directory should be")
     log = cluster.layout.logs / "archiver.log"
     with archiving(cluster, keep=1):
-        until(lambda: "backups: " in log.read_text(), what="its complaint", seconds=30)
+        until(lambda: "backups: " in log.read_text(), what="its complaint", seconds=120)
         for number in range(4):
             cluster.sql("postgres", f"INSERT INTO t VALUES ({number}); SELECT pg_switch_wal()")
         finished = lambda: [path for path in cluster.wal.iterdir() if path.suffix != ".partial"]  # noqa: E731
-        until(lambda: len(finished()) >= 4, what="the segments", seconds=30)
+        until(lambda: len(finished()) >= 4, what="the segments", seconds=120)
         place.unlink()
-        until(lambda: len(finished()) == 1, what="the receiver's directory emptied", seconds=60)
+        until(lambda: len(finished()) == 1, what="the receiver's directory emptied", seconds=120)
     archive = archive_of(cluster.environment, "backups", cluster.node("postgres").system)
     listing = archive.listing()
     assert len(listing.segments) >= 4
@@ -152,7 +152,7 @@ def test_a_transaction_is_found_in_a_bucket_encrypted_when_the_table_is_gone(
     points = [one for one in read_reach(cluster.environment).points if one.means == "point in time"]
     assert {one.serves("server lost") for one in points} == {True, False}, "the receiver is on the primary's host"
     ((name,),) = cluster.sql("postgres", "SELECT pg_walfile_name(pg_switch_wal())")
-    until(lambda: name in ship_now(cluster.environment).newest, what=f"{name} in the archive", seconds=30)
+    until(lambda: name in ship_now(cluster.environment).newest, what=f"{name} in the archive", seconds=120)
     cluster.crash("standby")
     cluster.crash("postgres")
     for place in (cluster.wal, *(cluster.node(role).data / "pg_wal" for role in ("postgres", "standby"))):

@@ -20,7 +20,7 @@ def test_both_stream_and_a_commit_waits_for_one_of_them(cluster: Cluster) -> Non
     assert not cluster.is_standby("postgres")
     assert cluster.is_standby("standby")
     cluster.sql("postgres", "CREATE TABLE seen AS SELECT 7 AS value")
-    until(lambda: there(cluster, "seen"), what="the table on the standby", seconds=10)
+    until(lambda: there(cluster, "seen"), what="the table on the standby", seconds=120)
     assert cluster.sql("standby", "SELECT value FROM seen") == [(7,)]
     (system,) = cluster.sql("postgres", "SELECT system_identifier FROM pg_control_system()")[0]
     assert system_of_wal(cluster.wal) == system == cluster.node("standby").system
@@ -61,9 +61,9 @@ def test_commits_go_on_while_one_of_the_two_is_dead(cluster: Cluster, dead: str)
     with cluster.writing() as writes:
         writes.wait(20)
         with cluster.crashed(dead):
-            until(lambda: dead not in cluster.streaming(), what="the break of its stream", seconds=20)
+            until(lambda: dead not in cluster.streaming(), what="the break of its stream", seconds=120)
             writes.wait(100)
-        until(lambda: dead in cluster.streaming(), what="its return", seconds=30)
+        until(lambda: dead in cluster.streaming(), what="its return", seconds=120)
         writes.wait(20)
     assert writes.lost(cluster.sql("postgres", "SELECT id FROM writes")) == set()
 
@@ -73,7 +73,7 @@ def test_with_both_dead_a_commit_waits_and_returns_with_the_first_that_is_back(c
     with cluster.writing(sessions=1) as writes:
         writes.wait(5)
         with cluster.crashed("receiver"), cluster.crashed("standby"):
-            until(lambda: cluster.sql("postgres", waiting) == [(1,)], what="a commit that waits", seconds=20)
+            until(lambda: cluster.sql("postgres", waiting) == [(1,)], what="a commit that waits", seconds=120)
             told = len(writes.acknowledged)
             assert len(writes.attempted) == told + 1
         writes.wait(5)
@@ -90,7 +90,7 @@ def test_who_is_crashed_stays_dead_and_who_is_shot_comes_back(cluster: Cluster) 
     def restarted() -> bool:
         return cluster.supervisor.services()[PROGRAMS["postgres"]].pid not in (0, before)
 
-    until(restarted, what="the restart by the supervisor", seconds=20)
+    until(restarted, what="the restart by the supervisor", seconds=120)
     cluster.start("postgres")
     cluster.crash("postgres")
     assert state("postgres") == "STOPPED"

@@ -84,7 +84,7 @@ def table(cluster: Cluster) -> None:
 
 
 def replayed(cluster: Cluster, rows: int) -> None:
-    until(lambda: cluster.sql("standby", "SELECT count(*) FROM notes") == [(rows,)], what=f"{rows} rows", seconds=20)
+    until(lambda: cluster.sql("standby", "SELECT count(*) FROM notes") == [(rows,)], what=f"{rows} rows", seconds=120)
 
 
 @pytest.mark.usefixtures("table")
@@ -138,7 +138,7 @@ def test_replay_stands_still_maintenance_is_refused_and_all_goes_on_again(cluste
 
 def test_what_somebody_else_paused_stays_paused(cluster: Cluster) -> None:
     cluster.sql("standby", "SELECT pg_wal_replay_pause()")
-    until(lambda: paused(cluster) == "paused", what="the pause", seconds=10)
+    until(lambda: paused(cluster) == "paused", what="the pause", seconds=120)
     report = contain()
     assert "paused already" in " ".join(report.facts.values())
     release()
@@ -180,7 +180,7 @@ def test_writes_are_held_off_from_real_clients_and_an_open_one_is_ended(cluster:
     with application(cluster) as holder, writing(cluster) as (done, refused):
         holder.execute("BEGIN")
         holder.execute("INSERT INTO notes VALUES (2)")
-        until(lambda: len(done) > 5, what="writes", seconds=20)
+        until(lambda: len(done) > 5, what="writes", seconds=120)
         report = contain(block_writes=True)
         acknowledged = len(done)
         held = dict(cluster.sql("postgres", f"SELECT * FROM ({SETTINGS}) s WHERE unnest LIKE 'default%'"))
@@ -188,7 +188,7 @@ def test_writes_are_held_off_from_real_clients_and_an_open_one_is_ended(cluster:
         assert report.status in (Status.OK, Status.WARN)
         with pytest.raises(psycopg.OperationalError):
             holder.execute("COMMIT")
-        until(lambda: refused.count("ReadOnlySqlTransaction") > 3, what="refusals", seconds=20)
+        until(lambda: refused.count("ReadOnlySqlTransaction") > 3, what="refusals", seconds=120)
         assert len(done) == acknowledged, "nothing was written after it said so"
         with application(cluster) as reader:
             assert reader.execute("SELECT count(*) FROM notes WHERE id = 2").fetchone() == (0,)
@@ -201,7 +201,7 @@ def test_writes_are_held_off_from_real_clients_and_an_open_one_is_ended(cluster:
         assert contain(block_writes=True).status in (Status.OK, Status.WARN)
         assert release().status is Status.OK
         assert cluster.sql("postgres", SETTINGS) == before
-        until(lambda: len(done) > acknowledged + 5, what="writes again", seconds=20)
+        until(lambda: len(done) > acknowledged + 5, what="writes again", seconds=120)
 
 
 @pytest.mark.usefixtures("table")
@@ -238,7 +238,7 @@ def test_a_commit_that_waits_for_a_standby_is_not_cancelled(cluster: Cluster, mo
     cluster.stop("standby", "receiver")
     thread = threading.Thread(target=commit)
     thread.start()
-    until(lambda: cluster.sql("postgres", waiting) == [(1,)], what="the wait", seconds=20)
+    until(lambda: cluster.sql("postgres", waiting) == [(1,)], what="the wait", seconds=120)
     with pytest.raises(OpsError, match="their commits wait for a standby"):
         contain(block_writes=True)
     assert cluster.sql("postgres", waiting) == [(1,)]
@@ -295,7 +295,7 @@ def test_wal_stays_in_the_receiver_s_directory_meanwhile(cluster: Cluster) -> No
     def finished() -> list[Path]:
         return [path for path in cluster.wal.iterdir() if len(path.name) == 24]
 
-    until(finished, what="a finished segment", seconds=20)
+    until(finished, what="a finished segment", seconds=120)
     archiver.round(last=True)
     archiver.round(last=True)
     assert finished()

@@ -44,7 +44,7 @@ def test_everything_comes_back_from_ruins_through_prefect(system: System) -> Non
     shutil.rmtree(data)
     for name in ("grc-backend", "grc-frontend", "redis"):
         os.kill(pids[name], signal.SIGKILL)
-    until(lambda: not system.healthy(), what="the disaster", seconds=10)
+    until(lambda: not system.healthy(), what="the disaster", seconds=120)
     report: Report = full_restore(system.name, confirm=system.name)
     assert report.status in GOOD
     assert system.sql("SELECT count(*) FROM users") == users
@@ -183,7 +183,7 @@ def test_without_prefect_on_a_server_whose_data_is_gone(system: System) -> None:
         until(
             lambda place=status[name]["data"]: not Path(place).exists() or shutil.rmtree(place),
             what="it is gone",
-            seconds=30,
+            seconds=120,
         )  # type: ignore[misc]
     try:
         done = restore(system)

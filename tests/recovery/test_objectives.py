@@ -133,14 +133,14 @@ def test_a_dead_standby_is_no_means_and_a_stopped_receiver_makes_the_loss_grow(c
         "nothing was written since: nothing is lost"
     )
     cluster.sql("postgres", "INSERT INTO accounts VALUES (2)")
-    until(lambda: finding(check(), "database, data corrupted").status is Status.CRITICAL, what="the loss", seconds=20)
+    until(lambda: finding(check(), "database, data corrupted").status is Status.CRITICAL, what="the loss", seconds=120)
     report = check()
     assert finding(report, "database, server lost").value.startswith("nothing lost, by standby")
     assert finding(report, "the receiver of WAL").value == "it does not stream"
     before = seconds_lost(finding(report, "database, data corrupted").value)
     assert before >= 1
     grown = until(
-        lambda: seconds_lost(finding(check(), "database, data corrupted").value) > before, what="more loss", seconds=20
+        lambda: seconds_lost(finding(check(), "database, data corrupted").value) > before, what="more loss", seconds=120
     )
     assert grown
     cluster.crash("standby")
@@ -158,7 +158,7 @@ def test_a_missing_segment_of_the_archive_is_where_it_ends(cluster: Cluster, bas
         transaction(cluster, f"INSERT INTO accounts VALUES ({number})")
         names += cluster.sql("postgres", "SELECT pg_walfile_name(pg_current_wal_lsn())")[0]
         switch(cluster)
-    until(lambda: names[-1] in ship_now(cluster.environment).newest, what="the segments", seconds=20)
+    until(lambda: names[-1] in ship_now(cluster.environment).newest, what="the segments", seconds=120)
     assert finding(check(), "database, data corrupted").status is Status.OK
     (second,) = [path for path in segments(cluster) if path.name.startswith(names[1])]
     second.unlink()
@@ -166,7 +166,7 @@ def test_a_missing_segment_of_the_archive_is_where_it_ends(cluster: Cluster, bas
     for path in cluster.wal.iterdir():
         if not path.name.endswith(".partial"):
             path.unlink()
-    until(lambda: finding(check(), "database, data corrupted").status is Status.CRITICAL, what="the loss", seconds=20)
+    until(lambda: finding(check(), "database, data corrupted").status is Status.CRITICAL, what="the loss", seconds=120)
     report = check()
     assert finding(report, "database, server lost").status is Status.OK, "the standby has everything"
     trouble = finding(report, f"database by point in time ({base})")
@@ -306,7 +306,7 @@ def test_files_that_nobody_has_changed_since_their_backup_lose_nothing(cluster: 
     assert (told.status, told.value.startswith("nothing lost")) == (Status.WARN, True), "it was never proven"
     (cluster.root / "opt" / "grc" / "extra.txt").write_text("new")
     until(
-        lambda: not finding(check(), "files, data corrupted").value.startswith("nothing lost"), what="loss", seconds=20
+        lambda: not finding(check(), "files, data corrupted").value.startswith("nothing lost"), what="loss", seconds=120
     )
 
 
@@ -315,7 +315,7 @@ def test_a_replica_that_does_not_answer_is_no_means(monkeypatch: pytest.MonkeyPa
         (replica,) = group.replicas
         group.master.register(monkeypatch, extra=f'replicas = ["{replica.address}"]\n')
         env = Environment.find(servers.NAME)
-        until(lambda: read_replica_point.work(env).detail == "has everything", what="the replica", seconds=10)
+        until(lambda: read_replica_point.work(env).detail == "has everything", what="the replica", seconds=120)
         replica.crash()
         point = read_replica_point.work(env)
         assert (point.at, bool(point.problem), bool(point.hint)) == (None, True, True)

@@ -128,7 +128,7 @@ def many(cluster: Cluster, times: int, mode: str) -> None:
             assert report.facts["acknowledged writes lost"].startswith("0"), report.facts
             if mode == "unplanned":
                 rejoin()
-            until(lambda new=new: cluster.streaming(new) >= {"standby", "receiver"}, what="both", seconds=30)  # type: ignore[misc]
+            until(lambda new=new: cluster.streaming(new) >= {"standby", "receiver"}, what="both", seconds=120)  # type: ignore[misc]
             phases = ("decision", "fencing", "replay of the tail", "promote", "first acknowledged write")
             print(run + 1, mode, len(writes.acknowledged), *(report.facts[name] for name in phases))
 

@@ -39,7 +39,7 @@ def test_its_supervisor_would_restart_it(cluster: Cluster) -> None:
     data = cluster.node("postgres").data
     with cluster.gone(data):
         cluster.shoot("postgres")
-        until(lambda: state(cluster) == "BACKOFF", what="a start that failed", seconds=30)
+        until(lambda: state(cluster) == "BACKOFF", what="a start that failed", seconds=120)
         report = refused("unplanned")
         told = finding(report, "its supervisor does not run it")
         assert told.startswith("CRITICAL")
@@ -72,7 +72,7 @@ def test_the_standby_is_of_another_cluster(cluster: Cluster, cluster_template: T
             text = file.read_text().replace(f"port = {old.port}", f"port = {new.port}")
             file.write_text(text.replace(str(old.data), str(new.data)))
         other.sql("postgres", f"ALTER ROLE postgres PASSWORD '{login}'")
-        until(lambda: knows(other, login), what="its password", seconds=10)
+        until(lambda: knows(other, login), what="its password", seconds=120)
         if mode == "unplanned":
             cluster.crash("postgres")
         report = refused(mode)

@@ -89,7 +89,7 @@ def process(mode: str = "planned", *words: str, **variables: str) -> subprocess.
 def wait_until_stopped(child: subprocess.Popen[str]) -> None:
     """It stands at its failpoint."""
     found = psutil.Process(child.pid)
-    until(lambda: found.status() == psutil.STATUS_STOPPED, what="the failpoint", seconds=60)
+    until(lambda: found.status() == psutil.STATUS_STOPPED, what="the failpoint", seconds=120)
 
 
 def end(child: subprocess.Popen[str]) -> str:
@@ -104,7 +104,11 @@ def finding(report: Report, name: str) -> str:
 
 
 def follows(server: RedisServer, master: RedisServer) -> bool:
-    info = server.client(socket_timeout=2).info("replication")
+    """False, too, while it ends its connections because it becomes a replica."""
+    try:
+        info = server.client(socket_timeout=2).info("replication")
+    except (redis.ConnectionError, redis.TimeoutError):
+        return False
     return bool(
         info["role"] == "slave" and info["master_port"] == master.port and info["master_link_status"] == "up"
     )  # fmt: skip
@@ -158,7 +162,7 @@ def test_the_new_master_that_was_asked_for_and_nothing_to_do_afterwards(group: G
         told = [found for sentinel in group.sentinels for found in sentinel.client().sentinel_slaves(MASTER)]
         return all(found["slave-priority"] == 10 for found in told if found["port"] == wanted.port)
 
-    until(seen, what="the Sentinels' next INFO", seconds=20)
+    until(seen, what="the Sentinels' next INFO", seconds=120)
     assert fail_over(new_master=wanted.address).status is Status.OK
     assert group.agreed_master() == wanted.address
     again = fail_over(new_master=wanted.address)
@@ -212,7 +216,7 @@ def _link(group: Group) -> None:
     group.replicas[0].client().config_set("masterauth", "wrong")
     call(group.master.client(), "CLIENT", "KILL", "TYPE", "replica")
     link = group.replicas[0].client()
-    until(lambda: link.info("replication")["master_link_status"] == "down", what="the link's end", seconds=10)
+    until(lambda: link.info("replication")["master_link_status"] == "down", what="the link's end", seconds=120)
 
 
 def _frozen(group: Group) -> None:
@@ -252,7 +256,7 @@ def test_one_fit_replica_is_enough(group: Group) -> None:
         told = [found for sentinel in group.sentinels for found in sentinel.client().sentinel_slaves(MASTER)]
         return all(found["is_sdown"] for found in told if found["port"] == frozen.port)
 
-    until(seen, what="the Sentinels' verdict", seconds=20)
+    until(seen, what="the Sentinels' verdict", seconds=120)
     report = fail_over()
     assert report.status is Status.WARN
     assert frozen.address in finding(report, "servers that are down")
@@ -348,7 +352,7 @@ def test_a_killed_master_is_taken_over_and_the_loss_is_bounded(group: Group) -> 
         seen = group.sentinels[0].client()
         writer.wait(500)
         # One of the Sentinels' readings while the client writes, so that there is a rate to go by.
-        until(lambda: seen.sentinel_master(MASTER)["info-refresh"] < 1000, what="a fresh INFO", seconds=15)
+        until(lambda: seen.sentinel_master(MASTER)["info-refresh"] < 1000, what="a fresh INFO", seconds=120)
         writer.wait(200)
         group.master.crash()
         report = fail_over("unplanned")
@@ -363,7 +367,7 @@ def test_a_killed_master_is_taken_over_and_the_loss_is_bounded(group: Group) -> 
     assert len(lost) <= int(report.facts["acknowledged writes lost, at most, at the load last seen"].replace(",", ""))
     assert leftovers(group) == []
     group.master.start()
-    until(lambda: follows(group.master, new), what="the old master as a replica", seconds=40)
+    until(lambda: follows(group.master, new), what="the old master as a replica", seconds=120)
 
 
 def test_a_frozen_master_is_taken_over_and_follows_when_it_wakes(group: Group) -> None:
@@ -375,7 +379,7 @@ def test_a_frozen_master_is_taken_over_and_follows_when_it_wakes(group: Group) -
     again = fail_over("unplanned")
     assert "nothing to do" in again.outcome
     group.master.thaw()
-    until(lambda: follows(group.master, new), what="the old master as a replica", seconds=40)
+    until(lambda: follows(group.master, new), what="the old master as a replica", seconds=120)
 
 
 def test_where_the_sentinels_do_not_begin_it_is_begun(group: Group) -> None:
@@ -388,11 +392,11 @@ def test_where_the_sentinels_do_not_begin_it_is_begun(group: Group) -> None:
         told = [found for sentinel in group.sentinels for found in sentinel.client().sentinel_slaves(MASTER)]
         return {int(found["slave-priority"]) for found in told}
 
-    until(lambda: priorities() == {0}, what="the Sentinels' next INFO", seconds=20)
+    until(lambda: priorities() == {0}, what="the Sentinels' next INFO", seconds=120)
     group.master.crash()
     assert "priority 0" in finding(refused("unplanned"), "a replica that is fit")
     replica.config_set("replica-priority", 100)
-    until(lambda: priorities() == {100}, what="the Sentinels' next INFO", seconds=20)
+    until(lambda: priorities() == {100}, what="the Sentinels' next INFO", seconds=120)
     report = fail_over("unplanned")
     assert report.facts["master"].endswith("forced by this run")
     assert group.agreed_master() == group.replicas[0].address
@@ -483,7 +487,7 @@ def test_sentinels_that_may_not_hand_over_are_told_and_writes_go_on(group: Group
     def seen() -> bool:
         return all("disconnected" not in found.client().sentinel_master(MASTER)["flags"] for found in group.sentinels)
 
-    until(seen, what="the Sentinels' new connections", seconds=10)
+    until(seen, what="the Sentinels' new connections", seconds=120)
     if group.master.client().info("server").get("server_name") != "valkey":
         assert fail_over().status is Status.OK, "only Valkey's Sentinels hand over by FAILOVER"
         return
@@ -517,5 +521,5 @@ def test_the_probe_is_a_client_as_an_application_has_it(group: Group) -> None:
         except redis.RedisError:
             return False
 
-    until(written, what="a write on the new master", seconds=20)
+    until(written, what="a write on the new master", seconds=120)
     assert cast(Any, client.connection_pool).master_address == ("127.0.0.1", group.replicas[0].port)

@@ -51,7 +51,7 @@ def wait_until_it_follows(server: RedisServer, master: RedisServer) -> None:
         except redis.ConnectionError:
             return False
 
-    until(ready, what="the other server as a replica", seconds=60)
+    until(ready, what="the other server as a replica", seconds=120)
 
 
 @pytest.mark.parametrize("wakes", [True, False])
@@ -69,7 +69,7 @@ def test_a_replica_that_stands_still_when_it_is_promoted(group: Group, tmp_path:
         until(
             lambda: "failover: late" in reached.read_text() or child.poll() is not None,
             what="the end of the usual time",
-            seconds=60,
+            seconds=120,
         )
         if wakes:
             replica.thaw()
@@ -131,7 +131,7 @@ def test_another_new_master_is_not_taken_for_what_a_killed_run_has_done(group: G
         mine = [found for found in told if found["port"] == group.master.port]
         return len(mine) == 3 and all(found["master-link-status"] == "ok" for found in mine)
 
-    until(known, what="the old master as a replica that the Sentinels know", seconds=60)
+    until(known, what="the old master as a replica that the Sentinels know", seconds=120)
     report = fail_over(new_master=group.master.address)
     assert report.status is Status.OK, report.sentence()
     assert group.agreed_master() == group.master.address
@@ -148,11 +148,11 @@ def test_the_sentinels_promote_between_judgement_and_take_over(group: Group, mon
     for sentinel in group.sentinels:  # after one failover that comes to nothing they wait for long, so that it is known
         call(sentinel.client(), "SENTINEL", "SET", MASTER, "failover-timeout", 60_000)
     replica.client().config_set("replica-priority", 0)
-    until(lambda: priorities() == {0}, what="the Sentinels' next INFO", seconds=20)
+    until(lambda: priorities() == {0}, what="the Sentinels' next INFO", seconds=120)
     group.master.crash()
     refused("unplanned")
     replica.client().config_set("replica-priority", 100)
-    until(lambda: priorities() == {100}, what="the Sentinels' next INFO", seconds=20)
+    until(lambda: priorities() == {100}, what="the Sentinels' next INFO", seconds=120)
 
     def meanwhile(self: Report, *acts: Any) -> Any:
         permit = mint(self, *acts)
@@ -173,7 +173,7 @@ def test_the_loss_of_a_replica_whose_link_was_down_is_bounded(group: Group) -> N
         writer.wait(200)
         replica.config_set("masterauth", "wrong")
         call(group.master.client(), "CLIENT", "KILL", "TYPE", "replica")
-        until(lambda: replica.info("replication")["master_link_status"] == "down", what="the link's end", seconds=10)
+        until(lambda: replica.info("replication")["master_link_status"] == "down", what="the link's end", seconds=120)
         cut = time.monotonic()
         writer.wait(200)
 
@@ -181,7 +181,7 @@ def test_the_loss_of_a_replica_whose_link_was_down_is_bounded(group: Group) -> N
             ages = [found.client().sentinel_master(MASTER)["info-refresh"] / 1000 for found in group.sentinels]
             return max(ages) + 0.5 < time.monotonic() - cut
 
-        until(read_since, what="the Sentinels' next INFO", seconds=30)
+        until(read_since, what="the Sentinels' next INFO", seconds=120)
         group.master.crash()
         report = fail_over("unplanned")
     lost = writer.lost(group.at(group.agreed_master()))
@@ -195,7 +195,7 @@ def test_a_burst_that_nobody_saw_is_not_said_to_be_bounded(group: Group) -> None
         told = [found.client().sentinel_master(MASTER)["info-refresh"] for found in group.sentinels]
         return max(told) < 4000
 
-    until(fresh, what="the Sentinels' INFO of an idle master", seconds=60)
+    until(fresh, what="the Sentinels' INFO of an idle master", seconds=120)
     replica = group.replicas[0]
     replica.freeze()
     with group.master.client().pipeline(transaction=False) as pipe:

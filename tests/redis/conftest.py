@@ -100,7 +100,7 @@ class Rig:
 
     def wait(self) -> None:
         """Until it serves."""
-        until(self.answers, what="the rig's Redis", seconds=20, every_seconds=0.03)
+        until(self.answers, what="the rig's Redis", seconds=120, every_seconds=0.03)
 
     def reset(self, *, aof: bool) -> None:
         """As new: no data, no backups, no reports."""

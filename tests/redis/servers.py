@@ -146,7 +146,7 @@ class RedisServer:
             )
         running.append(self)
         if wait:
-            until(self._answers, what=f"{self.kind} on port {self.port}", seconds=20, every_seconds=0.02)
+            until(self._answers, what=f"{self.kind} on port {self.port}", seconds=120, every_seconds=0.02)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         """SIGTERM: it saves where it is told to save. Returns when it has exited."""
@@ -275,8 +275,8 @@ class Group:
         """Returns when the replicas are in sync and the Sentinels know all of them and each other."""
         for server in [*self.servers, *self.sentinels]:
             server.start()
-        until(self._in_sync, what="replicas in sync", seconds=30, every_seconds=0.05)
-        until(self._known, what="Sentinels that know each other", seconds=30, every_seconds=0.05)
+        until(self._in_sync, what="replicas in sync", seconds=120, every_seconds=0.05)
+        until(self._known, what="Sentinels that know each other", seconds=120, every_seconds=0.05)
 
     def at(self, address: str) -> RedisServer:
         """The server that listens there."""
@@ -347,7 +347,7 @@ def settles(look: Callable[[], object], what: str) -> None:
     def holds() -> object:
         try:
             return look()
-        except redis.ConnectionError:
+        except (redis.ConnectionError, redis.TimeoutError):
             return False
 
-    until(holds, what=what, seconds=60)
+    until(holds, what=what, seconds=120)

@@ -64,7 +64,7 @@ def test_round_trip(rig: Rig) -> None:
         client.flushdb()
     restored = restore_redis.fn(NAME, confirm=NAME)
     assert restored.status is Status.OK, restored.sentence()
-    until(lambda: time.time() > ends, what="the end of the short keys", seconds=30)
+    until(lambda: time.time() > ends, what="the end of the short keys", seconds=120)
     assert {number: account(rig.client(number)) for number in clients} == {
         number: survivors(keys) for number, keys in before.items()
     }
@@ -114,7 +114,7 @@ def test_transactions_are_whole_and_what_was_acknowledged_is_there(rig: Rig) -> 
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        until(lambda: acknowledged[0] > 100, what="some writes", seconds=30)
+        until(lambda: acknowledged[0] > 100, what="some writes", seconds=120)
         for _ in range(3):
             before = acknowledged[0]
             backup()
@@ -186,7 +186,7 @@ def test_somebody_rewrites_the_aof_during_the_copy(rig: Rig, monkeypatch: pytest
         count[0] += 1
         if count[0] == 1:
             rig.client().bgrewriteaof()
-            until(lambda: not rig.client().info("persistence")["aof_rewrite_in_progress"], what="it", seconds=20)
+            until(lambda: not rig.client().info("persistence")["aof_rewrite_in_progress"], what="it", seconds=120)
 
     monkeypatch.setattr(aof_backup, "copy_aof", and_a_rewrite)
     backup()
@@ -211,7 +211,7 @@ def test_files_that_are_elsewhere_are_refused(server: RedisServer, monkeypatch: 
     server.register(monkeypatch)
     server.client().config_set("appendonly", "yes")
     folder = server.data / "appendonlydir"
-    manifest = until(lambda: next(folder.glob("*.manifest"), None), what="the first AOF", seconds=20)
+    manifest = until(lambda: next(folder.glob("*.manifest"), None), what="the first AOF", seconds=120)
     assert manifest
     manifest.unlink()
     with pytest.raises(RunbookFailed, match="not on this host"):
@@ -289,7 +289,7 @@ def test_a_backup_of_a_master_that_was_replaced_meanwhile_is_none(
 ) -> None:
     """What clients wrote to the new one is not in it; it is never offered for a restore."""
     group.master.client().config_set("appendonly", "yes")
-    until(lambda: not aof_backup._rewriting(group.master.block()), what="the first AOF", seconds=10)
+    until(lambda: not aof_backup._rewriting(group.master.block()), what="the first AOF", seconds=120)
     where, name = (taking, "snapshot") if kind == "rdb" else (keeping, "snapshot_aof")
     real = getattr(where, name)
 

@@ -38,7 +38,7 @@ def test_it_gives_way_and_nobody_else_does() -> None:
     assert in_background(pages()) == "done"
     assert seen == [max(before, NICENESS)] * 3
     assert niceness() == before
-    until(lambda: others() == {before}, what="the end of the pass's thread", seconds=10)
+    until(lambda: others() == {before}, what="the end of the pass's thread", seconds=120)
 
 
 def others() -> set[int]:

@@ -350,7 +350,7 @@ def test_a_writer_adds_keys_and_others_expire_meanwhile(
 
     def write(page: int) -> None:
         if page == 1:
-            until(lambda: not client.exists("cache:brief:0"), what="its expiry", seconds=30)
+            until(lambda: not client.exists("cache:brief:0"), what="its expiry", seconds=120)
         if page <= 20:
             added.add(f"cache:new:{page}".encode())
             put(client, f"cache:new:{page}", f"other:{page}")

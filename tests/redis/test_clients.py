@@ -83,7 +83,7 @@ def wait_idle(server: RedisServer, *told: str, seconds: int = 1) -> None:
         idle = {one["name"]: int(one["idle"]) for one in server.client().client_list()}
         return all(idle[name] >= seconds for name in told)
 
-    until(are_idle, what=f"idle {told}", seconds=20)
+    until(are_idle, what=f"idle {told}", seconds=120)
 
 
 def check() -> Report:
@@ -154,7 +154,7 @@ def test_a_server_that_is_full_says_so(limited: RedisServer, quick: None) -> Non
     assert "stop one of the application's workers" in report.sentence()
     for client in held[:3]:
         client.close()
-    rejected = until(lambda: found(check(), "rejected connections"), what="a place", seconds=10)
+    rejected = until(lambda: found(check(), "rejected connections"), what="a place", seconds=120)
     assert rejected.status is Status.WARN
     assert "CONFIG RESETSTAT" in rejected.hint
 
@@ -295,7 +295,7 @@ class Guest:
         self.socket.connect(("127.0.0.1", server.port))
         self.send(f'AUTH "{PASSWORD}"', f"CLIENT SETNAME {name}")
         self.port = self.socket.getsockname()[1]
-        until(lambda: name in names(server), what=f"the guest {name}", seconds=30)
+        until(lambda: name in names(server), what=f"the guest {name}", seconds=120)
 
     @property
     def address(self) -> str:
@@ -316,7 +316,7 @@ def test_an_address_that_is_another_s_since_the_plan(limited: RedisServer) -> No
     assert planned.pins == {"client_id": int(one["id"])}
     assert f"client_id={one['id']}" in planned.form
     hangs.close()
-    until(lambda: "batch-that-hangs" not in names(limited), what="its end", seconds=30)
+    until(lambda: "batch-that-hangs" not in names(limited), what="its end", seconds=120)
     with pytest.raises(RunbookFailed, match=f"no client of .* has the address {hangs.address}"):
         close(address=hangs.address, **planned.pins)
     worker = Guest(limited, "payment-worker", hangs.port)
@@ -353,7 +353,7 @@ def test_an_address_that_several_have(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_a_transaction_would_lose_is_shown(limited: RedisServer) -> None:
     guest = Guest(limited, "buyer")
     guest.send("MULTI", "SET basket 1")
-    until(lambda: any(one["multi"] == "1" for one in limited.client().client_list()), what="a MULTI", seconds=30)
+    until(lambda: any(one["multi"] == "1" for one in limited.client().client_list()), what="a MULTI", seconds=120)
     (step,) = close(address=guest.address, confirm="").plan_steps
     assert "in a MULTI that it loses" in step.detail
     assert {row[2]: row[4] for row in table(check(), "Biggest in memory")}["buyer"] == "normal, in a MULTI"
@@ -363,7 +363,7 @@ def test_what_a_transaction_would_lose_is_shown(limited: RedisServer) -> None:
 def test_an_address_that_is_not_to_be_closed_says_how(limited: RedisServer) -> None:
     subscriber = opened(limited, "listener").pubsub()
     subscriber.subscribe("news")
-    until(lambda: any(one["sub"] == "1" for one in limited.client().client_list()), what="it", seconds=30)
+    until(lambda: any(one["sub"] == "1" for one in limited.client().client_list()), what="it", seconds=120)
     one = next(one for one in limited.client().client_list() if one["sub"] == "1")
     report = close(address=one["addr"])
     assert report.outcome == "there is nothing to close"
@@ -426,7 +426,7 @@ def test_each_is_looked_at_again(limited: RedisServer, monkeypatch: pytest.Monke
     def meanwhile() -> None:
         again.ping()
         gone.close()
-        until(lambda: "gone" not in names(limited), what="its end", seconds=30)
+        until(lambda: "gone" not in names(limited), what="its end", seconds=120)
         others.append(Guest(limited, "other", gone.port))
 
     after_the_first(monkeypatch, meanwhile)

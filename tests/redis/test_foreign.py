@@ -171,7 +171,7 @@ def aof(rig: Rig) -> Path:
     """A copy of the rig's AOF: a base, and what was appended."""
     fill({0: rig.client()})
     rig.client().bgrewriteaof()
-    until(lambda: not rig.client().info("persistence")["aof_rewrite_in_progress"], what="the rewrite", seconds=20)
+    until(lambda: not rig.client().info("persistence")["aof_rewrite_in_progress"], what="the rewrite", seconds=120)
     rig.client().mset({f"later:{n}": n for n in range(100)})
     rig.store.mkdir(exist_ok=True)
     return Path(shutil.copytree(rig.data / "aof files", rig.store / "appendonlydir"))

@@ -68,9 +68,9 @@ class Watched:
     def fail_over(self) -> None:
         """The replica becomes the master, as after an incident; the rig's server follows it."""
         self.sentinels[0].client().sentinel_failover(MASTER)
-        until(lambda: self.masters() == {self.replica.address}, what="the failover", seconds=30)
-        until(self.follows, what="the old master", seconds=30)
-        until(lambda: "replicaof" in self.rig.configuration.read_text(), what="its configuration", seconds=30)
+        until(lambda: self.masters() == {self.replica.address}, what="the failover", seconds=120)
+        until(self.follows, what="the old master", seconds=120)
+        until(lambda: "replicaof" in self.rig.configuration.read_text(), what="its configuration", seconds=120)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def watched(rig: Rig) -> Iterator[Watched]:
         for server in (replica, *sentinels):
             server.start()
         found = Watched(rig, replica, sentinels)
-        until(found.agreed, what="Sentinels that know all", seconds=30)
+        until(found.agreed, what="Sentinels that know all", seconds=120)
         yield found
     finally:
         for server in (*sentinels, replica):
@@ -131,7 +131,7 @@ def test_sentinels_and_replica_are_taken_off_and_put_back(watched: Watched) -> N
     restored(watched)
     followed(watched)
     assert account(watched.rig.client()) == survivors(before)
-    until(watched.agreed, what="Sentinels that know all", seconds=30)
+    until(watched.agreed, what="Sentinels that know all", seconds=120)
     for sentinel in watched.sentinels:
         state = sentinel.client().sentinel_master(MASTER)
         assert (state["config-epoch"], state["down-after-milliseconds"], state["failover-timeout"]) == (
@@ -140,7 +140,7 @@ def test_sentinels_and_replica_are_taken_off_and_put_back(watched: Watched) -> N
             5000,
         )
     watched.rig.services.stop("redis")
-    until(lambda: watched.masters() == {watched.replica.address}, what="a failover that works again", seconds=30)
+    until(lambda: watched.masters() == {watched.replica.address}, what="a failover that works again", seconds=120)
 
 
 @pytest.mark.parametrize("denies", [True, False], ids=["denied", "taken"])
@@ -153,7 +153,7 @@ def test_a_script_of_a_sentinel_is_put_back_or_told(watched: Watched, denies: bo
     )
     sentinel.configuration.write_text(sentinel.configuration.read_text() + more)
     sentinel.start()
-    until(watched.agreed, what="Sentinels that know all", seconds=30)
+    until(watched.agreed, what="Sentinels that know all", seconds=120)
     backup_redis.fn(NAME)
     report = restore_redis.fn(NAME, confirm=NAME)
     assert report.status is Status.WARN, "a script is at stake"
@@ -343,7 +343,7 @@ def test_sentinels_that_announce_host_names(watched: Watched) -> None:
         named = "sentinel resolve-hostnames yes\nsentinel announce-hostnames yes\n"
         write(sentinel.configuration, named + text, 0o644, sentinel.account)
         sentinel.start()
-    until(watched.agreed, what="Sentinels that know all", seconds=40)
+    until(watched.agreed, what="Sentinels that know all", seconds=120)
     assert watched.masters() == {f"localhost:{watched.rig.port}"}
     backup_redis.fn(NAME)
     watched.rig.client().set("garbage", 1)
@@ -405,7 +405,7 @@ def test_one_that_dies_does_not_keep_the_rest_off(watched: Watched, monkeypatch:
     dies.start()
     assert reattach_redis.fn(NAME, confirm=NAME).status is Status.OK
     followed(watched)
-    until(watched.agreed, what="Sentinels that know all", seconds=30)
+    until(watched.agreed, what="Sentinels that know all", seconds=120)
 
 
 def test_a_server_that_may_still_be_written_to_stops_the_restore(watched: Watched) -> None:

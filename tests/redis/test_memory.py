@@ -137,7 +137,7 @@ def test_what_it_reads_touches_no_key(server: RedisServer) -> None:
     client.config_set("maxmemory-policy", "allkeys-lru")
     client.rpush("list", 1, 2, 3)
     client.set("string", "x")
-    until(lambda: client.object("IDLETIME", "list") >= 1, what="an idle second", seconds=10)
+    until(lambda: client.object("IDLETIME", "list") >= 1, what="an idle second", seconds=120)
     run(pattern="*")
     assert client.object("IDLETIME", "list") >= 1
     assert client.object("IDLETIME", "string") >= 1
@@ -405,7 +405,7 @@ def test_keys_that_expire_during_the_sweep_are_left_out(server: RedisServer) -> 
             pipe.set(f"gone:{n}", "x", px=1)
             pipe.set(f"there:{n}", "x")
         pipe.execute()
-    until(lambda: client.get("gone:1999") is None, what="their expiry", seconds=30)
+    until(lambda: client.get("gone:1999") is None, what="their expiry", seconds=120)
     for survey in (survey_keys(server.block(), 60), _by_pipeline(server)):
         assert told(survey, 0) == {b"there:": (2000, truth(client)[b"there:"][1])}
 
@@ -413,7 +413,7 @@ def test_keys_that_expire_during_the_sweep_are_left_out(server: RedisServer) -> 
 @contextlib.contextmanager
 def when(ready: Callable[[], object], act: Callable[[], None]) -> Iterator[None]:
     """Act in the moment that something is so, beside the block."""
-    thread = threading.Thread(target=lambda: (until(ready, what="the moment", seconds=60, every_seconds=0.002), act()))
+    thread = threading.Thread(target=lambda: (until(ready, what="the moment", seconds=120, every_seconds=0.002), act()))
     thread.start()
     try:
         yield

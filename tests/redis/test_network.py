@@ -401,7 +401,7 @@ def until_sentinels_have_looked(group: Group) -> Callable[..., None]:
             ages = [int(s.client().sentinel_master("mymaster")["info-refresh"]) for s in group.sentinels]
             return max(ages) < (time.monotonic() - begun) * 1000
 
-        until(looked, what="a look of every Sentinel at the master", seconds=30)
+        until(looked, what="a look of every Sentinel at the master", seconds=120)
 
     return follow_for_long
 
@@ -415,7 +415,7 @@ def test_without_a_fit_replica_the_sentinels_remember_the_copy_and_that_is_told(
     until(
         lambda: all("s_down" in s.client().sentinel_slaves("mymaster")[0]["flags"] for s in group.sentinels),
         what="the replica to be held for dead",
-        seconds=30,
+        seconds=120,
     )
     monkeypatch.setattr(network, "_follow", until_sentinels_have_looked(group))
     report = backup_redis.fn(NAME)
@@ -485,7 +485,7 @@ def test_a_master_that_changes_during_the_backup(group: Group, monkeypatch: pyte
         follow(client, source, host, port)
         call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", "mymaster")
         group.wait_for_master_other_than(group.master)
-        until(lambda: role(group.master) == "slave", what="the old one to follow", seconds=30)
+        until(lambda: role(group.master) == "slave", what="the old one to follow", seconds=120)
 
     monkeypatch.setattr(network, "_follow", and_then_a_failover)
     with pytest.raises(RunbookFailed, match="no longer the master") as failure:
@@ -545,7 +545,7 @@ def test_an_aof_that_can_not_be_written_anew_is_not_waited_for(
     spoil(remote)
     client = remote.client()
     client.config_set("appendonly", "yes")
-    until(lambda: not rewriting(client), what="the first AOF", seconds=10)
+    until(lambda: not rewriting(client), what="the first AOF", seconds=120)
     roles, replicate = list[str](), network_steps._replicate
 
     def as_where_memory_runs_out(*arguments: Any) -> Any:

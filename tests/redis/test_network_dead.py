@@ -67,7 +67,7 @@ def test_under_sentinel_what_is_said_is_done_and_then_it_ends_well(
     for sentinel in group.sentinels:
         call(sentinel.client(), "SENTINEL", "MONITOR", MASTER, host, port, "2")
         call(sentinel.client(), "SENTINEL", "SET", MASTER, "auth-pass", PASSWORD)
-    until(lambda: _know_each_other(group), what="Sentinels that know each other", seconds=30)
+    until(lambda: _know_each_other(group), what="Sentinels that know each other", seconds=120)
     replica.client().set("garbage", 1)
     report = restore()
     assert report.status is Status.WARN, report.sentence()

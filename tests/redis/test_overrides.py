@@ -302,7 +302,7 @@ def test_after_a_failover_the_new_master_counts(group: Group, quick: None) -> No
     with pytest.raises(RunbookFailed, match=f"start {group.master.address}"):
         undo(record=path.stem)
     group.master.start()
-    until(lambda: is_in_sync(group.master), what="it follows", seconds=30)
+    until(lambda: is_in_sync(group.master), what="it follows", seconds=120)
     undo(record=path.stem)
     assert runs(group.master, "maxmemory") == "0"
 

@@ -135,7 +135,7 @@ def test_damage_with_valid_checksums_is_refused(rig: Rig) -> None:
 
 
 def _saved(rig: Rig) -> Path:
-    until(lambda: not rig.client().info("persistence")["rdb_bgsave_in_progress"], what="a save's end", seconds=20)
+    until(lambda: not rig.client().info("persistence")["rdb_bgsave_in_progress"], what="a save's end", seconds=120)
     return Path(shutil.copy(rig.data / "my dump.rdb", rig.root / "changed.rdb"))
 
 

@@ -89,7 +89,7 @@ def wrong(report: Report) -> dict[str, str]:
 def child_of(server: RedisServer) -> psutil.Process:
     """The process that saves."""
     process = psutil.Process(int(server.client().info("server")["process_id"]))
-    return until(lambda: next(iter(process.children()), None), what="a save", seconds=10, every_seconds=0.01)  # type: ignore[return-value]
+    return until(lambda: next(iter(process.children()), None), what="a save", seconds=120, every_seconds=0.01)  # type: ignore[return-value]
 
 
 def break_a_save(server: RedisServer) -> None:
@@ -98,7 +98,7 @@ def break_a_save(server: RedisServer) -> None:
     client.config_set("rdb-key-save-delay", 1000)
     client.bgsave()
     child_of(server).kill()
-    until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", what="the failure", seconds=10)
+    until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", what="the failure", seconds=120)
     client.config_set("rdb-key-save-delay", 0)
 
 
@@ -195,7 +195,7 @@ def test_a_directory_that_its_user_cannot_write(kept: RedisServer) -> None:
         assert set(told) == {"the data directory"}
         assert f"{kept.account.name}, who runs the server, cannot write to {kept.data}" in told["the data directory"]
         kept.client().bgsave()
-        until(lambda: "takes writes" in found(check(), Status.CRITICAL), what="the failed save", seconds=10)
+        until(lambda: "takes writes" in found(check(), Status.CRITICAL), what="the failed save", seconds=120)
         assert "chown" in found(check(), Status.CRITICAL)["takes writes"]
     finally:
         kept.data.chmod(0o755)
@@ -224,7 +224,7 @@ def test_a_file_of_the_aof_is_missing(kept: RedisServer) -> None:
     assert wrong(check()) == {}
     kept.crash()
     kept.start()
-    until(lambda: kept.client().dbsize() == 3000, what="all keys", seconds=10)
+    until(lambda: kept.client().dbsize() == 3000, what="all keys", seconds=120)
 
 
 def test_all_files_of_the_aof_are_gone(kept: RedisServer) -> None:
@@ -255,7 +255,7 @@ def test_an_aof_at_run_time_only(saved: RedisServer) -> None:
     """It is lost at the next start, unless the file is rewritten."""
     client = saved.client()
     client.config_set("appendonly", "yes")
-    until(lambda: not client.info("persistence")["aof_rewrite_in_progress"], what="the AOF", seconds=10)
+    until(lambda: not client.info("persistence")["aof_rewrite_in_progress"], what="the AOF", seconds=120)
     told = found(check(), Status.CRITICAL)
     assert set(told) == {"the next start"}
     assert f"appendonly is yes now and no in {saved.configuration}" in told["the next start"]
@@ -454,7 +454,7 @@ def test_an_rdb_that_is_not_what_was_saved_is_no_safety(saved: RedisServer, harm
     client.save()
     older = path.read_bytes()
     last = int(client.lastsave().timestamp())
-    until(lambda: int(client.time()[0]) > last + 3, what="a later second", seconds=10)
+    until(lambda: int(client.time()[0]) > last + 3, what="a later second", seconds=120)
     client.set("newer", 1)
     client.save()
     whole = path.read_bytes()

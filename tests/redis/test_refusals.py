@@ -48,7 +48,7 @@ def break_a_save(client: redis.Redis) -> None:
     client.bgsave()
     for child in psutil.Process(int(client.info("server")["process_id"])).children():
         child.kill()
-    until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", what="the failure", seconds=10)
+    until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", what="the failure", seconds=120)
 
 
 def lack_replicas(client: redis.Redis) -> None:
@@ -102,7 +102,7 @@ def busy(server: RedisServer) -> Iterator[None]:
             return str(error).startswith("BUSY")
         return False
 
-    until(is_busy, what="the script", seconds=10)
+    until(is_busy, what="the script", seconds=120)
     try:
         yield
     finally:

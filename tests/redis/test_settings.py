@@ -123,7 +123,7 @@ def test_a_worse_value_is_found_set_kept_and_undone(kept: RedisServer, name: str
     assert check().status is Status.OK
     kept.crash()
     kept.start()
-    until(lambda: runs(kept, name) == wanted, what="the value after a restart", seconds=10)
+    until(lambda: runs(kept, name) == wanted, what="the value after a restart", seconds=120)
     undone = undo()
     assert undone.status is Status.OK, undone.sentence()
     assert runs(kept, name) == old
@@ -163,7 +163,7 @@ def test_nothing_is_kept_at_all(bare: RedisServer) -> None:
     bare.client().set("one", "more")
     bare.crash()
     bare.start()
-    until(lambda: bare.client().dbsize() == KEYS + 1, what="all keys", seconds=10)
+    until(lambda: bare.client().dbsize() == KEYS + 1, what="all keys", seconds=120)
     undone = undo()
     assert "loses all data" in found(undone, f"nothing is kept on disk by {bare.address}").hint
     assert (runs(bare, "appendonly"), runs(bare, "save"), written(bare, "save")) == ("no", "", "")
@@ -171,7 +171,7 @@ def test_nothing_is_kept_at_all(bare: RedisServer) -> None:
 
 def child_of(server: RedisServer) -> psutil.Process:
     process = psutil.Process(int(server.client().info("server")["process_id"]))
-    return until(lambda: next(iter(process.children()), None), what="the rewrite", seconds=10, every_seconds=0.01)  # type: ignore[return-value]
+    return until(lambda: next(iter(process.children()), None), what="the rewrite", seconds=120, every_seconds=0.01)  # type: ignore[return-value]
 
 
 def at_failpoint(
@@ -194,7 +194,7 @@ def test_a_rewrite_that_fails_leaves_the_aof_off(bare: RedisServer, monkeypatch:
         apply(names=("appendonly",))
     assert (runs(bare, "appendonly"), written(bare, "appendonly")) == ("no", "nothing")
     bare.client().config_set("rdb-key-save-delay", 0)
-    until(lambda: not bare.client().info("persistence")["aof_rewrite_in_progress"], what="its end", seconds=10)
+    until(lambda: not bare.client().info("persistence")["aof_rewrite_in_progress"], what="its end", seconds=120)
     monkeypatch.undo()
     bare.register(monkeypatch)
     assert apply(names=("appendonly",)).status is Status.OK, "launched again, an old failure counts for nothing"
@@ -522,11 +522,11 @@ def test_a_server_killed_while_its_aof_is_switched_on(
             apply(names=("appendonly",))
     assert written(bare, "appendonly") == "nothing"
     bare.start()
-    until(lambda: bare.client().dbsize() == KEYS, what="all keys", seconds=10)
+    until(lambda: bare.client().dbsize() == KEYS, what="all keys", seconds=120)
     assert apply(names=("appendonly",)).status is Status.OK
     bare.crash()
     bare.start()
-    until(lambda: bare.client().dbsize() == KEYS, what="all keys, from the AOF", seconds=10)
+    until(lambda: bare.client().dbsize() == KEYS, what="all keys, from the AOF", seconds=120)
 
 
 def test_a_master_that_becomes_a_replica_in_the_middle(group: Group, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def launched_again(server: RedisServer, kind: Kind) -> None:
     assert report.status in (Status.OK, Status.WARN), report.sentence()
     server.crash()
     server.start()
-    until(lambda: server.client().dbsize() >= KEYS, what="all keys", seconds=10)
+    until(lambda: server.client().dbsize() >= KEYS, what="all keys", seconds=120)
 
 
 def state(server: RedisServer) -> State:
@@ -98,7 +98,7 @@ def disturbed(
     server.client().config_set("rdb-key-save-delay", delay)
     with ThreadPoolExecutor(max_workers=1) as beside:
         running = beside.submit(run) if callable(run) else beside.submit(launch, run)
-        until(lambda: is_saving(server), what="a save", seconds=20, every_seconds=0.01)
+        until(lambda: is_saving(server), what="a save", seconds=120, every_seconds=0.01)
         work()
         return running.result()
 
@@ -122,7 +122,7 @@ def test_it_has_ended_well(kept: RedisServer, kind: Kind) -> None:
         assert (kept.data / "dump.rdb").stat().st_mtime >= second.last_save - 1
     kept.crash()
     kept.start()
-    until(lambda: kept.client().dbsize() == KEYS, what="all keys", seconds=10)
+    until(lambda: kept.client().dbsize() == KEYS, what="all keys", seconds=120)
 
 
 def test_save_asks_first(kept: RedisServer) -> None:
@@ -242,7 +242,7 @@ def test_the_server_is_killed_in_the_middle(kept: RedisServer, kind: Kind) -> No
     assert "ended or cannot be reached in the middle of" in report.sentence()
     assert "what it had saved before is untouched" in report.sentence()
     kept.start()
-    until(lambda: kept.client().dbsize() >= KEYS, what="all keys", seconds=10)
+    until(lambda: kept.client().dbsize() >= KEYS, what="all keys", seconds=120)
     launched_again(kept, kind)
 
 
@@ -302,7 +302,7 @@ def test_a_backup_waits_for_another_save(kept: RedisServer) -> None:
             now = state(kept).last_save
             return now if now > before.last_save else 0
 
-        other = until(ended, what="the other save's end", seconds=20, every_seconds=0.05)
+        other = until(ended, what="the other save's end", seconds=120, every_seconds=0.05)
         assert running.result().status is Status.OK
     taken = catalogue.find_backup(DirectoryStore(kept.root / "backups"), "redis").manifest
     assert taken.taken.timestamp() >= other

@@ -189,5 +189,5 @@ def test_the_sentinels_are_asked_again_when_they_are_back(group: Group) -> None:
     assert finding(refused()).status is Status.CRITICAL
     for sentinel in group.sentinels:
         sentinel.start()
-    until(lambda: group.agreed_master() == group.master.address, what="the Sentinels", seconds=20)
+    until(lambda: group.agreed_master() == group.master.address, what="the Sentinels", seconds=120)
     assert clear().outcome.startswith("100 keys unlinked")

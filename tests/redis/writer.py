@@ -48,7 +48,7 @@ class Writer:
     def wait(self, more: int) -> None:
         """Until so many more were acknowledged."""
         target = len(self.acknowledged) + more
-        until(lambda: len(self.acknowledged) >= target, what="acknowledged writes", seconds=40)
+        until(lambda: len(self.acknowledged) >= target, what="acknowledged writes", seconds=120)
 
     def lost(self, master: RedisServer) -> set[int]:
         """What was acknowledged and is not there."""

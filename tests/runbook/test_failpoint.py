@@ -33,7 +33,7 @@ def test_it_kills_where_it_is_told_logs_where_it_was_and_else_does_nothing(tmp_p
 def test_it_stops_until_somebody_continues_it(tmp_path: Path, actors: list[Actor]) -> None:
     actors.append(Actor(tmp_path / "out", "actor", "fail", "swap", OPS_FAILPOINT="swap:pause"))
     process = psutil.Process(actors[0].pid)
-    until(lambda: process.status() == psutil.STATUS_STOPPED, what="the pause", seconds=30)
+    until(lambda: process.status() == psutil.STATUS_STOPPED, what="the pause", seconds=120)
     assert passed(actors[0]) == ["before"]
     process.resume()
     assert actors[0].process.wait(60) == 0

@@ -326,6 +326,6 @@ def task_runs(flow_run_id: str, count: int) -> list[TaskRun]:
             found = client.read_task_runs(flow_run_filter=chosen)
             return found if len(found) == count and all(run.start_time for run in found) else None
 
-        found = until(written, what=f"{count} task runs", seconds=20)
+        found = until(written, what=f"{count} task runs", seconds=120)
     assert found
     return found

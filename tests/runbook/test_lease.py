@@ -137,7 +137,7 @@ def ending_when_asked(actor: Actor, run_id: str) -> Iterator[None]:
             state = flow_run(run_id).state
             return bool(state and state.is_cancelling())
 
-        until(cancelling, what="the request to end", seconds=20)
+        until(cancelling, what="the request to end", seconds=120)
         seen.append(True)
         actor.process.terminate()
 
@@ -277,9 +277,9 @@ def test_the_lease_is_renewed_while_the_run_works(system: System, monkeypatch: p
     monkeypatch.setattr(leases.Lease, "_renew", counted)
 
     def inside(_report: Report) -> None:
-        until(lambda: len(renewed) > 2, what="three renewals", seconds=10)
+        until(lambda: len(renewed) > 2, what="three renewals", seconds=120)
         lose(system)
-        until(lambda: renewed[-1], what="the loss to be noticed", seconds=10)
+        until(lambda: renewed[-1], what="the loss to be noticed", seconds=120)
 
     run(system, inside=inside)
     assert renewed[:2] == [False, False]

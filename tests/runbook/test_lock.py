@@ -54,7 +54,7 @@ def test_a_second_process_is_refused_until_the_first_is_killed(
     refused(system, "recovery")  # a recovery does not end another
     assert is_alive(actor.pid)
     actor.kill()
-    until(lambda: not is_alive(actor.pid), what="the kill", seconds=30)
+    until(lambda: not is_alive(actor.pid), what="the kill", seconds=120)
     started = time.monotonic()
     take(system)
     assert time.monotonic() - started < 30
@@ -71,7 +71,7 @@ def test_a_recovery_ends_maintenance_and_what_it_runs(system: System, actors: li
         assert json.loads(lock_file(system).read_text())["runbook"] == "Full restore"
     assert time.monotonic() - started < 30
     assert actor.process.wait(30) == -signal.SIGTERM
-    until(lambda: not is_alive(child), what="the end of its child", seconds=30)
+    until(lambda: not is_alive(child), what="the end of its child", seconds=120)
 
 
 @pytest.mark.parametrize("confirm", ["", "another-name"])
@@ -92,7 +92,7 @@ def test_a_recovery_kills_maintenance_that_does_not_listen(
     child = int(actors[0].says("held"))
     take(system, "recovery")
     assert actors[0].process.wait(30) == -signal.SIGKILL
-    until(lambda: not is_alive(child), what="the end of its child", seconds=30)
+    until(lambda: not is_alive(child), what="the end of its child", seconds=120)
 
 
 def test_a_holder_on_another_host_is_not_looked_for_among_our_processes(

@@ -37,7 +37,7 @@ def test_a_bar_of_the_step_is_drawn_and_filled() -> None:
     @action
     def copy() -> str:
         with progress(lambda: Done("3 of 4 copied", 0.75)):
-            assert until(lambda: bars(ids[0]), what="the bar", seconds=20) == [(75.0, "3 of 4 copied")]
+            assert until(lambda: bars(ids[0]), what="the bar", seconds=120) == [(75.0, "3 of 4 copied")]
         return "done"
 
     @flow(name="bar")
@@ -55,7 +55,7 @@ def test_a_bar_of_the_step_is_drawn_and_filled() -> None:
 def test_outside_of_a_run_there_is_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="ops")
     with progress(lambda: Done("half of it", 0.5)):
-        until(lambda: "half of it" in caplog.text, what="the line", seconds=30)
+        until(lambda: "half of it" in caplog.text, what="the line", seconds=120)
 
 
 def test_what_cannot_be_told_disturbs_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -66,5 +66,5 @@ def test_what_cannot_be_told_disturbs_nothing(caplog: pytest.LogCaptureFixture) 
         raise Unreachable("the server is away")
 
     with progress(tell):
-        until(lambda: len(asked) > 2, what="being asked again", seconds=30)
+        until(lambda: len(asked) > 2, what="being asked again", seconds=120)
     assert "away" not in caplog.text

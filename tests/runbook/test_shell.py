@@ -158,8 +158,8 @@ def test_what_a_child_started_itself_is_ended_with_it(tmp_path: Path) -> None:
     """A launcher takes the signal alone; what it left behind would go on for nobody."""
     written = tmp_path / "pid"
     with shell.spawn(["sh", "-c", f"sleep 300 & echo $! >{written}; wait"]):
-        grandchild = int(until(lambda: written.exists() and written.read_text().strip(), what="its pid", seconds=30))
-    until(lambda: not is_alive(grandchild), what="the end of the grandchild", seconds=30)
+        grandchild = int(until(lambda: written.exists() and written.read_text().strip(), what="its pid", seconds=120))
+    until(lambda: not is_alive(grandchild), what="the end of the grandchild", seconds=120)
 
 
 def test_an_exit_code_may_be_an_answer() -> None:
@@ -174,10 +174,10 @@ def test_the_child_of_a_killed_run_dies_within_a_second(tmp_path: Path, actors: 
     written = tmp_path / "pid"
     actors.append(Actor(tmp_path / "out", "actor", "child", written))
     actors[0].says("running")
-    child = int(until(lambda: written.exists() and written.read_text(), what="the child", seconds=10))
+    child = int(until(lambda: written.exists() and written.read_text(), what="the child", seconds=120))
     assert is_alive(child)
     actors[0].kill()
-    until(lambda: not is_alive(child), what="the child's end", seconds=30, every_seconds=0.02)
+    until(lambda: not is_alive(child), what="the child's end", seconds=120, every_seconds=0.02)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from runbook.wait import until
 
 def test_it_returns_the_first_true_answer() -> None:
     answers = iter([None, 0, "", "ready", "later"])
-    assert until(lambda: next(answers), what="it", seconds=30, every_seconds=0) == "ready"
+    assert until(lambda: next(answers), what="it", seconds=120, every_seconds=0) == "ready"
 
 
 def test_unreachable_means_not_yet() -> None:
@@ -23,7 +23,7 @@ def test_unreachable_means_not_yet() -> None:
             raise Unreachable("nobody answers")
         return True
 
-    assert until(ready, what="it", seconds=30, every_seconds=0)
+    assert until(ready, what="it", seconds=120, every_seconds=0)
 
 
 def test_other_errors_are_raised_at_once() -> None:

@@ -116,7 +116,7 @@ def _running(argv: list[str], variables: Mapping[str, str], port: int, root: Pat
             raise Unreachable(str(error)) from None
 
     try:
-        until(answers, what=argv[0], seconds=60)
+        until(answers, what=argv[0], seconds=120)
         yield
     finally:
         process.terminate()

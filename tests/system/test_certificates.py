@@ -125,7 +125,7 @@ def place(tmp_path: Path, authority: Authority) -> Iterator[Place]:
         shell.spawn(pebble, environment=exactly, stdout=log, stderr=log),
         shell.spawn(["nginx", "-c", tmp_path / "nginx.conf", "-g", "daemon off;"], stdout=log, stderr=log),
     ):
-        until(found.answers, what="the start of pebble and nginx", seconds=60)
+        until(found.answers, what="the start of pebble and nginx", seconds=120)
         # Whom pebble's certificates come from: new with every start.
         found.root = found.ask(f"https://localhost:{found.management}/roots/0")
         (tmp_path / "acme.pem").write_bytes(authority.root.chain)
@@ -176,7 +176,7 @@ reload = {json.dumps(place.reload)}
         f"{name}@127.0.0.1:{place.https}: shows the new one": Status.WARN for name in (APP, WWW)
     }, "no server has it yet"
     place.serve()
-    until(lambda: bad(check()) == {}, what="nginx' reload", seconds=60)
+    until(lambda: bad(check()) == {}, what="nginx' reload", seconds=120)
     before = serials()
     assert len(set(before)) == 1
     assert renew(confirm=NAME).outcome == "nothing is due of 1 certificates"

@@ -139,7 +139,7 @@ def test_the_build_cache_goes(engine: Engine) -> None:
         return engine.client.df()["BuildCache"] or []
 
     assert sum(one["Size"] for one in cache()) > 70_000, said[-500:]
-    until(lambda: not any(one["InUse"] for one in cache()), what="that the build lets go of it", seconds=60)
+    until(lambda: not any(one["InUse"] for one in cache()), what="that the build lets go of it", seconds=120)
     plan = clean_docker.fn(NAME, parts=("build cache",), older_than_hours=0)
     assert [step.step for step in plan.plan_steps] == ["remove build cache"]
     assert plan.plan_steps[0].bytes > 70_000
@@ -150,4 +150,4 @@ def test_the_build_cache_goes(engine: Engine) -> None:
         assert report.status is Status.OK or "builds use it now" in report.sentence()
         return not any(one["Size"] for one in cache())
 
-    until(cleaned, what="that it is gone", seconds=60, every_seconds=1)
+    until(cleaned, what="that it is gone", seconds=120, every_seconds=1)

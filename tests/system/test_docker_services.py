@@ -19,7 +19,7 @@ def test_a_container_is_started_stopped_and_looked_at(engine: Engine) -> None:
     assert services.is_running("backend")
     assert services.state("backend").comes_back
     assert services.state("backend").pid > 0
-    until(lambda: "began" in services.logs("backend"), what="its first line", seconds=60)
+    until(lambda: "began" in services.logs("backend"), what="its first line", seconds=120)
     services.stop("backend")
     services.stop("backend")
     assert not services.is_running("backend")
@@ -35,7 +35,7 @@ def test_a_container_is_started_stopped_and_looked_at(engine: Engine) -> None:
 def test_a_container_that_waits_for_its_restart_comes_back(engine: Engine) -> None:
     engine.run("backend", "false", restart_policy={"Name": "always"})
     services = DockerServices(host=engine.host, names={"backend": f"{engine.prefix}-backend"})
-    until(lambda: "restarting" in services.state("backend").told, what="a wait", seconds=60)
+    until(lambda: "restarting" in services.state("backend").told, what="a wait", seconds=120)
     assert services.state("backend").comes_back
 
 

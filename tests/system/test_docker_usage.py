@@ -86,7 +86,7 @@ def test_a_container_near_its_limit_and_one_that_is_missing_are_critical(
     until(
         lambda: greedy.stats(stream=False)["memory_stats"].get("usage", 0) >= 46 << 20,
         what="that it takes its memory",
-        seconds=90,
+        seconds=120,
     )
     with pytest.raises(RunbookFailed, match="memory of .*-backend: 9[5-9]% of 50.3 MB|memory of .*: 100%"):
         check_docker_usage.fn(NAME)

@@ -25,7 +25,7 @@ def written(lab: Lab, tmp_path: Path) -> Ledger:
     env, ledger = toml.environment(lab.name), Ledger(tmp_path / "direct.jsonl", "t-")
     drop_table(env.postgres, env.postgres.database)
     with DirectWriter(env.nodes, env.postgres.database, ledger, per_second=500):
-        until(lambda: len(ledger.acknowledged()) > 60, what="writes", seconds=30)
+        until(lambda: len(ledger.acknowledged()) > 60, what="writes", seconds=120)
     assert {attempt.kind for attempt in ledger.attempts()} == {"put", "delete"}
     return ledger
 
@@ -73,6 +73,17 @@ def test_a_row_that_is_gone_an_older_version_and_a_deleted_row_that_is_back_are_
 def test_a_table_that_is_gone_loses_everything_that_was_not_deleted(lab: Lab, written: Ledger) -> None:
     found = account(lab, written, "DROP TABLE interview_ops_drill")
     assert {one.key for one in found.lost} >= {k for k, one in last_of_each(written).items() if one.kind == "put"}
+
+
+def test_who_wrote_through_the_application_only_needs_no_right_on_the_drills_table(
+    lab: Lab, written: Ledger, tmp_path: Path
+) -> None:
+    """It may have come back with a backup; the application's own role cannot read it."""
+    assert written.acknowledged()
+    with psycopg.connect(lab.status()["postgres"]["dsn"]) as connection:
+        assert account_in(Ledger(tmp_path / "none.jsonl"), connection).lost == ()
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            account_in(written, connection)
 
 
 def test_a_row_of_nobody_is_unexpected(lab: Lab, written: Ledger) -> None:

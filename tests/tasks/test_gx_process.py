@@ -28,7 +28,7 @@ def children() -> list[psutil.Process]:
 def test_a_process_that_was_killed_is_begun_again(interview: Postgres, tmp_path: Path) -> None:
     process.start()
     process.start()
-    (child,) = until(children, what="the process", seconds=10)
+    (child,) = until(children, what="the process", seconds=120)
     child.kill()
 
     assert run_expectations(interview, interview.database, tmp_path).failed == ()

@@ -58,7 +58,7 @@ def services(tmp_path: Path) -> Iterator[SupervisorServices]:
         url=f"http://127.0.0.1:{port}", username="ops", password=SecretStr(PASSWORD), names=names
     )
     try:
-        until(lambda: len(journal(tmp_path)) == 3, what="the programs' start", seconds=20)
+        until(lambda: len(journal(tmp_path)) == 3, what="the programs' start", seconds=120)
         yield block
     finally:
         process.terminate()
@@ -89,7 +89,7 @@ def test_stopping_and_starting_twice_is_harmless(services: SupervisorServices, t
     assert start_services(services, ["redis", "backend"]).roles == ("redis", "backend")
     start_services(services, ["backend"])
     assert read_services(services, ["backend", "redis"]).stopped == ()
-    until(lambda: len(journal(tmp_path)) > 4, what="the backend's second start", seconds=20)
+    until(lambda: len(journal(tmp_path)) > 4, what="the backend's second start", seconds=120)
     assert [line[:2] for line in journal(tmp_path)[3:]] == [["end", "backend"], ["begin", "backend"]]
 
 
