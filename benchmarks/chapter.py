@@ -15,7 +15,7 @@ from benchmarks.figures import Figure
 from benchmarks.peers import Peers
 from benchmarks.place import DATABASE, NAME, Called, Place
 from benchmarks.s3 import copies_on, keep_newest
-from lab.layout import CHECKOUT
+from lab.base import CHECKOUT
 from runbook import shell
 from runbook.errors import OpsError
 from tests.s3.servers import ACCESS_KEY, SECRET_KEY, S3Server, running_gateway

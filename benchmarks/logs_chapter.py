@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figure
-from lab.layout import CHECKOUT
+from lab.base import CHECKOUT
 from lab.progress import Tell
 from runbook import shell
 from runbook.errors import OpsError

@@ -12,7 +12,7 @@ from pathlib import Path
 import redis
 
 from benchmarks.place import DATABASE, Place
-from lab.layout import PYTHON
+from lab.base import PYTHON
 from lab.lifecycle import existing
 from runbook import shell
 from runbook.wait import until

@@ -19,8 +19,8 @@ import psycopg
 from psycopg import sql
 
 from lab import lifecycle
+from lab.base import CHECKOUT, base_directory
 from lab.client import Lab
-from lab.layout import CHECKOUT, base_directory
 from lab.progress import Tell, silent
 from runbook import shell
 from runbook.errors import OpsError

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from benchmarks.figures import Figure
-from lab.layout import CHECKOUT
+from lab.base import CHECKOUT
 from lab.progress import Tell
 from runbook import shell
 from tasks.redis.server import call

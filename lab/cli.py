@@ -7,9 +7,9 @@ import json
 import sys
 
 from lab import lifecycle
+from lab.base import CHECKOUT, base_directory, checked_name
 from lab.control import Control
 from lab.environment import as_exports, ui_url
-from lab.layout import CHECKOUT, base_directory, checked_name
 from lab.progress import progress
 from lab.start import fill
 from lab.status import as_table, read_status

@@ -10,8 +10,8 @@ from typing import Any
 import psycopg
 
 from lab import lifecycle, region
+from lab.base import create_base
 from lab.control import Control
-from lab.layout import create_base
 from lab.progress import Tell, silent
 from lab.replication import RECEIVER_PROGRAM
 from lab.start import lose

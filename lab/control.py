@@ -14,8 +14,9 @@ from pathlib import Path
 import httpx
 import psutil
 
+from lab.base import CHECKOUT, PYTHON
 from lab.environment import api_url, operator_environment, prefect_variables
-from lab.layout import CHECKOUT, PYTHON, ControlLayout, Layout
+from lab.layout import ControlLayout, Layout
 from lab.processes import Account, end, exclusive, marked, run, write
 from lab.progress import Tell
 from lab.services import supervisor_of

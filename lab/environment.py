@@ -6,8 +6,9 @@ import os
 import shlex
 from collections.abc import Mapping
 
+from lab.base import CHECKOUT, PYTHON
 from lab.binaries import Binaries
-from lab.layout import CHECKOUT, PYTHON, ControlLayout, Layout
+from lab.layout import ControlLayout, Layout
 from lab.processes import Account
 from lab.state import ControlState, State
 

@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from lab import region, valkey
+from lab.base import base_directory, checked_name, create_base
 from lab.binaries import find_binaries, is_wheel
 from lab.control import Control
 from lab.environment import prefect_variables, system_variables, ui_url
-from lab.layout import Layout, base_directory, checked_name, create_base
+from lab.layout import Layout
 from lab.processes import Account, exclusive
 from lab.progress import Tell
 from lab.services import Services, supervisor_of

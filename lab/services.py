@@ -9,8 +9,9 @@ from pathlib import Path
 
 from lab import postgres, replication, shipping, valkey
 from lab.application import install
+from lab.base import PYTHON
 from lab.binaries import Binaries
-from lab.layout import PYTHON, STORES, Layout
+from lab.layout import STORES, Layout
 from lab.nodes import Node, nodes, primary_first
 from lab.processes import Account, write
 from lab.rotation import rotation

@@ -5,9 +5,10 @@ It is a service as the others are: it dies with its region, and needs no Prefect
 
 from __future__ import annotations
 
+from lab.base import CHECKOUT, PYTHON
 from lab.binaries import Binaries
 from lab.environment import system_variables
-from lab.layout import CHECKOUT, PYTHON, ControlLayout, Layout
+from lab.layout import ControlLayout, Layout
 from lab.processes import Account
 from lab.state import State, load_state
 from lab.supervision import Program

@@ -11,8 +11,9 @@ import psycopg
 import redis
 
 from lab import postgres, replication, seed, valkey
+from lab.base import PYTHON
 from lab.environment import clean_environment
-from lab.layout import PYTHON, Layout
+from lab.layout import Layout
 from lab.nodes import system_of_wal
 from lab.processes import alive, end, marked, pid_in, run, server_at, working_in
 from lab.progress import Tell

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lab import lifecycle  # noqa: E402
+from lab.base import base_directory  # noqa: E402
 from lab.client import Lab  # noqa: E402
-from lab.layout import base_directory  # noqa: E402
 from lab.progress import silent  # noqa: E402
 
 pytest_plugins = (

@@ -29,8 +29,8 @@ from pydantic import SecretStr
 
 from blocks.postgres import Postgres
 from lab import state
+from lab.base import base_directory
 from lab.binaries import Binaries, find_binaries
-from lab.layout import base_directory
 from lab.processes import Account, exclusive, run, write
 from runbook.errors import Unreachable
 from runbook.wait import until

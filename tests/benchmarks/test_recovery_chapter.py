@@ -12,7 +12,7 @@ import pytest
 from benchmarks.recovery_estimate import smaller
 from benchmarks.s3 import with_copies
 from flows.recovery.drills.telling import _covered
-from lab.layout import CHECKOUT
+from lab.base import CHECKOUT
 
 LAB = (CHECKOUT / "deployments" / "environments" / "lab.toml").read_text(encoding="utf-8")
 

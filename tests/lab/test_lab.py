@@ -20,9 +20,9 @@ import redis
 
 from blocks.environment import Environment
 from lab import lifecycle
+from lab.base import CHECKOUT
 from lab.client import Lab
 from lab.control import Control
-from lab.layout import CHECKOUT
 from lab.nodes import nodes
 from lab.processes import alive, pid_in
 from runbook.errors import OpsError
