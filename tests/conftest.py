@@ -24,10 +24,12 @@ from lab import lifecycle  # noqa: E402
 from lab.base import base_directory  # noqa: E402
 from lab.client import Lab  # noqa: E402
 from lab.progress import silent  # noqa: E402
+from runbook.errors import OpsError  # noqa: E402
 
 pytest_plugins = (
     "tests.servers",
     "tests.shared",
+    "tests.tidy",
     "tests.s3.servers",
     "tests.clusters",
     "tests.logfiles",
@@ -71,11 +73,17 @@ os.environ.update(PREPARED.environ())
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """A lab with 3 MB of data, its variables in `os.environ`: flows can be called in this process."""
+    """A lab with 3 MB of data, its variables in `os.environ`: flows can be called in this process. A file of tests leaves
+    it as it found it, which is checked."""
+    from tests.tidy import tidy  # which imports Prefect
+
     running = Lab.up(PREPARED.name, megabytes=3)
     assert running.environ().items() <= os.environ.items(), "a stranger took a port since this run began: run it again"
-    yield running
-    running.down()
+    try:
+        with tidy(running):
+            yield running
+    finally:
+        running.down()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -83,9 +91,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """With a failing test that uses the lab: the ends of the servers' logs."""
     report = yield
     if report.failed and "lab" in getattr(item, "fixturenames", ()):
-        for path in PREPARED.logs():
-            lines = path.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-            report.sections.append((f"end of {path.name}", "\n".join(lines)))
+        with contextlib.suppress(OpsError, OSError):  # it is down already
+            for path in PREPARED.logs():
+                lines = path.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+                report.sections.append((f"end of {path.name}", "\n".join(lines)))
     return report
 
 
