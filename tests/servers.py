@@ -60,11 +60,11 @@ def free_port() -> int:
 def taken_ports() -> set[int]:
     """Of this run's labs: they were chosen when it began, and nobody listens there until a test needs the lab. Those
     from which this run's other workers choose, and those that were given out here."""
-    return {*state.taken_ports(base_directory()), *_others_ports(), *_given}
+    return {*state.taken_ports(base_directory()), *others_ports(), *_given}
 
 
 @functools.cache
-def _others_ports() -> frozenset[int]:
+def others_ports() -> frozenset[int]:
     """Each worker of a run has its share: between the choice of a port and its server's start seconds may lie."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     own = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % workers
