@@ -226,7 +226,7 @@ def test_a_server_that_dies_meanwhile_is_no_pass(damaged: PostgresServer, monkey
     monkeypatch.setattr(amcheck, "LOCK_WAIT_MS", 600_000)
 
     def kill() -> None:
-        waits = "SELECT 1 FROM pg_stat_activity WHERE query ~ 'verify_heapam|bt_index_check' AND wait_event_type = 'Lock'"
+        waits = "SELECT 1 FROM pg_stat_activity WHERE query ~ 'heapam|index_check' AND wait_event_type = 'Lock'"
         until(lambda: damaged.sql(waits), what="a check that waits", seconds=120)
         damaged.stop(signal.SIGQUIT)
 
