@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -43,19 +44,34 @@ SETTINGS = (
     *("fsync=off", "full_page_writes=off", "shared_buffers=64MB", "log_line_prefix=%m [%p] %q%u@%d "),
     *("wal_level=logical", "max_prepared_transactions=4", "log_checkpoints=off"),
 )
+# On, as a check wants it, and yet it never comes between two statements of a test, as it would once a minute.
+QUIET = "autovacuum_naptime = 1d\n"
 _running: list[PostgresServer] = []
 # Here who lives answers, however busy the machine is.
 blocks.postgres.CONNECT_SECONDS = 60
+_given = set[int]()
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on, and that no outgoing connection takes before a server has it."""
-    return state.free_port(taken_ports())
+    """A TCP port that nobody listens on, and that nobody else of this run takes before a server has it, or while that
+    is down."""
+    port = state.free_port(taken_ports())
+    _given.add(port)
+    return port
 
 
-def taken_ports() -> list[int]:
-    """Of this run's labs: they were chosen when it began, and nobody listens there until a test needs the lab."""
-    return state.taken_ports(base_directory())
+def taken_ports() -> set[int]:
+    """Of this run's labs: they were chosen when it began, and nobody listens there until a test needs the lab. Those
+    from which this run's other workers choose, and those that were given out here."""
+    return {*state.taken_ports(base_directory()), *others_ports(), *_given}
+
+
+@functools.cache
+def others_ports() -> frozenset[int]:
+    """Each worker of a run has its share: between the choice of a port and its server's start seconds may lie."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    own = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % workers
+    return frozenset(port for port in state.PORTS if port % workers != own)
 
 
 @contextlib.contextmanager
@@ -106,6 +122,8 @@ class PostgresServer:
             *("--encoding=UTF8", "--locale=C.UTF-8", "--data-checksums", "--no-sync", *options),
         ]
         run(argv, cwd=self.root, account=self.account)
+        with (self.data / "postgresql.conf").open("a") as file:
+            file.write(QUIET)
         password.unlink()
 
     def start(self, *, wait: bool = True) -> None:
@@ -135,7 +153,7 @@ class PostgresServer:
         """SIGINT: fast shutdown; SIGQUIT: immediate; SIGKILL: as a crash. Returns when it has exited."""
         if self._process:
             self._process.send_signal(how)
-            self._process.wait(120)
+            self._process.wait(300)
             self._process = None
             _running.remove(self)
 
@@ -190,10 +208,27 @@ class PostgresServer:
             statement = sql.SQL("CREATE DATABASE {} OWNER {} TEMPLATE template0")
             connection.execute(statement.format(sql.Identifier(name), sql.Identifier(owner)))
 
+    def copy_database(self, name: str, template: str, *, owner: str = ROLE) -> None:
+        """A copy of a database in which nobody is; who has left it may take some time to be gone."""
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} OWNER {}")
+        self._when_unused(statement.format(*map(sql.Identifier, (name, template, owner))))
+
     def drop_database(self, name: str = "grc_db") -> None:
         """Drop a database with the sessions in it."""
-        with self.connect() as connection:
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+        self._when_unused(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def _when_unused(self, statement: psycopg.sql.Composed) -> None:
+        """PostgreSQL itself waits five seconds for the end of the sessions in a database, which may stand still."""
+
+        def done() -> bool:
+            try:
+                with self.connect() as connection:
+                    connection.execute(statement)
+            except psycopg.errors.ObjectInUse as error:
+                raise Unreachable(str(error)) from None
+            return True
+
+        until(done, what=statement.as_string(), seconds=120)
 
     def block(self, database: str = "grc_db") -> Postgres:
         """The block through which runbooks see this server."""

@@ -9,6 +9,7 @@ import pytest
 from tests.servers import ADMIN, ROLE, PostgresServer, running_postgres
 
 _shared: list[PostgresServer] = []
+_told = set[str]()
 TEMPLATE = "interview_template"  # the schema that tests/tasks copies, of a session too
 
 
@@ -27,7 +28,7 @@ _LEFT = f"""
 SELECT 'database ' || datname FROM pg_database WHERE NOT datistemplate AND datname NOT IN ('postgres', '{TEMPLATE}')
 UNION ALL SELECT 'role ' || rolname FROM pg_roles
     WHERE rolname NOT LIKE 'pg\\_%' AND rolname NOT IN ('{ADMIN}', '{ROLE}')
-UNION ALL SELECT 'replication slot ' || slot_name FROM pg_replication_slots
+UNION ALL SELECT 'replication slot ' || slot_name FROM pg_replication_slots WHERE NOT temporary
 UNION ALL SELECT 'tablespace ' || spcname FROM pg_tablespace WHERE spcname NOT LIKE 'pg\\_%'
 UNION ALL SELECT 'setting of a role or database ' || setconfig::text FROM pg_db_role_setting
 UNION ALL SELECT 'setting ' || name FROM pg_file_settings WHERE sourcefile LIKE '%auto.conf'
@@ -37,8 +38,11 @@ UNION ALL SELECT 'table of the maintenance database ' || oid::regclass FROM pg_c
 
 
 def _require_tidy(server: PostgresServer, who: str) -> None:
-    left = [what for (what,) in server.sql(_LEFT)]
-    assert not left, f"{who} left on the shared server: {', '.join(left)}"
+    if not server.is_running:  # a test that stopped it failed before it was started again
+        server.start()
+    left = {what for (what,) in server.sql(_LEFT)} - _told
+    _told.update(left)  # the files that come after this one did not leave it
+    assert not left, f"{who} left on the shared server: {', '.join(sorted(left))}"
 
 
 @pytest.hookimpl(wrapper=True)

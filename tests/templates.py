@@ -54,21 +54,15 @@ class Template:
         postgres.create_cluster(node, state, programs, account)
         login = {"PGPASSWORD": state.passwords.postgres_admin, "PATH": os.environ["PATH"]}
         control: list[str | Path] = [
-            programs.postgres / "pg_ctl",
-            "-D",
-            node.data,
-            "-w",
-            "-t",
-            "600",
-            "-l",
-            node.data.parent / "log",
+            *(programs.postgres / "pg_ctl", "-w", "-t", "600"),
+            *("-D", node.data, "-l", node.data.parent / "log"),
         ]
         options = f"-c port={node.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories="
-        run([*control, "-o", options, "start"], cwd=node.data.parent, account=account, environment=login)
+        run([*control, "-o", options, "start"], cwd=node.data.parent, account=account, environment=login, seconds=630)
         try:
             postgres.create_database(state, node.port)
         finally:
-            run([*control, "-m", "fast", "stop"], cwd=node.data.parent, account=account, environment=login)
+            run([*control, "-m", "fast", "stop"], cwd=node.data.parent, account=account, environment=login, seconds=630)
         return cls(base, node.data, state.passwords)
 
     def remove(self) -> None:

@@ -7,8 +7,9 @@ import os
 import psycopg
 import pytest
 
+from lab import state
 from runbook.errors import Unreachable
-from tests.servers import PostgresServer, running_postgres, taken_ports
+from tests.servers import PostgresServer, free_port, others_ports, running_postgres, taken_ports
 
 
 def test_a_server_is_reached_through_its_block_as_both_roles(postgres_server: PostgresServer) -> None:
@@ -44,3 +45,13 @@ def test_no_server_takes_the_ports_that_a_lab_will_listen_on() -> None:
     assert len(chosen) > 10
     assert chosen <= set(taken_ports())
     assert int(os.environ["PREFECT_API_URL"].split(":")[2].split("/")[0]) in taken_ports()
+
+
+def test_of_two_workers_no_server_takes_the_other_s_port_nor_one_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert free_port() in taken_ports()
+    monkeypatch.setenv("PYTEST_XDIST_WORKER_COUNT", "3")
+    shares = list[int]()
+    for worker in ("gw0", "gw1", "gw2"):
+        monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
+        shares += set(state.PORTS) - others_ports.__wrapped__()
+    assert sorted(shares) == list(state.PORTS)

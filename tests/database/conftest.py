@@ -110,6 +110,8 @@ def trial(
     made = Trial(postgres_server, database, tmp_path / "backups" / "postgresql", tmp_path / "reports")
     made.sql(HARD)
     yield made
+    if not postgres_server.is_running:
+        postgres_server.start()
     for name in made.databases():
         if name.startswith(database[:40]):
             postgres_server.drop_database(name)

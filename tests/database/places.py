@@ -57,7 +57,7 @@ def killed(point: str, flow: str = "flows.database.backup.backup_database") -> N
     module, _, name = flow.rpartition(".")
     code = f"from {module} import {name}; {name}.fn({NAME!r})"
     environment = {**os.environ, "OPS_FAILPOINT": point}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, timeout=600)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
 
 

@@ -67,7 +67,7 @@ class Proxy:
     def back(self) -> None:
         """The server is started again, whether it was killed or not."""
         self._kill = None
-        assert not self.killed.is_set() or self._done.wait(30), "the server was to be killed"
+        assert not self.killed.is_set() or self._done.wait(120), "the server was to be killed"
         if not self.server.is_running:
             self.server.start()
         self._listen()
@@ -99,7 +99,7 @@ class Proxy:
         self._open.add(client)
         with contextlib.suppress(OSError, EOFError), client:
             startup = _startup(client)
-            self._up.wait(30)
+            self._up.wait(120)
             with socket.create_connection(("127.0.0.1", self.server.port)) as server:
                 self._open.add(server)
                 for one in (client, server):  # else each answer waits for a delayed acknowledgement

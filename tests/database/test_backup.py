@@ -40,7 +40,7 @@ def run(call: str, **variables: str) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 
@@ -97,7 +97,7 @@ def test_truncate_between_snapshot_and_dump_waits(trial: Trial, tmp_path: Path) 
     )
     child.kill()  # the exporter goes, TRUNCATE comes through: had it not waited, it would have come before the dump
     child.wait()
-    truncating.join(20)
+    truncating.join(120)
     assert not truncating.is_alive()
 
 
@@ -118,7 +118,7 @@ def test_a_truncate_that_waits_is_let_through(trial: Trial, monkeypatch: pytest.
 
     monkeypatch.setattr("tasks.postgres.dump.failpoint", come_between)
     report = backup_database.fn(NAME, jobs=1)
-    truncating.join(20)
+    truncating.join(120)
     assert report.status in (Status.OK, Status.WARN)
     assert content_in(newest(trial)).tables["public.answers_rest"].rows == 0, "it came before the second dump"
 

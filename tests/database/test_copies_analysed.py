@@ -8,14 +8,15 @@ from tasks.migrations.scratch import create_rehearsal, drop_rehearsal, fill_rehe
 from tasks.postgres.copy import analyze
 from tests.database.conftest import Trial
 
-# Analysing this table evaluates its index's expression, which takes longer than any client may.
+# Analysing this table evaluates its index's expression, which takes longer than any client may: a setting says so.
 SLOW = """
-CREATE FUNCTION slow(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN 1; END $$;
+CREATE FUNCTION slow(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN
+    PERFORM pg_sleep(coalesce(current_setting('trial.slow', true), '0')::int); RETURN 1; END $$;
 CREATE TABLE sleepy AS SELECT 1 AS x; CREATE INDEX ON sleepy (slow(x));
 CREATE TABLE split (x int) PARTITION BY LIST (x); CREATE TABLE split_1 PARTITION OF split DEFAULT;
 INSERT INTO split VALUES (1); CREATE INDEX ON split (slow(x))
 """
-TIMEOUTS = ("statement_timeout = '500ms'", "transaction_timeout = '500ms'", "idle_session_timeout = '500ms'")
+TIMEOUTS = ("statement_timeout", "transaction_timeout", "idle_session_timeout")
 
 
 @pytest.fixture
@@ -24,14 +25,19 @@ def hasty(trial: Trial) -> Trial:
     return trial
 
 
+def alter(trial: Trial, database: str, what: str, timeouts: str) -> None:
+    """Of the maintenance database: it has no timeouts."""
+    known = [name for (name,) in trial.server.sql("SELECT name FROM pg_settings WHERE name = ANY(%s)", list(TIMEOUTS))]
+    trial.server.sql("; ".join(f"ALTER DATABASE {database} {what} {name} {timeouts}" for name in known))
+
+
 def hurry(trial: Trial, database: str) -> None:
-    version = int(str(trial.sql("SHOW server_version_num")[0][0]))
-    for timeout in TIMEOUTS:
-        if version >= 170000 or not timeout.startswith("transaction"):
-            trial.server.sql(f"ALTER DATABASE {database} SET {timeout}")
+    trial.server.sql(f"ALTER DATABASE {database} SET trial.slow = 3")
+    alter(trial, database, "SET", "= '2s'")
 
 
 def analysed(trial: Trial, database: str) -> set[object]:
+    alter(trial, database, "RESET", "")  # this one is a client too
     return {
         row[0] for row in trial.sql("SELECT tablename FROM pg_stats WHERE schemaname = 'public'", database=database)
     }

@@ -15,6 +15,8 @@ from flows.database.corruption import check_corruption
 from lab.processes import run
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Finding, Report, Status
+from runbook.wait import until
+from tasks.postgres import amcheck
 from tasks.postgres.amcheck import check_relations, find_relations
 from tests.database.conftest import NAME, Trial, write_environment
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
@@ -46,7 +48,7 @@ def rows(report: Report, name: str) -> list[tuple[str, ...]]:
 
 @pytest.fixture(scope="module")
 def own_server() -> Iterator[PostgresServer]:
-    with running_postgres() as server:
+    with running_postgres(settings=("autovacuum=off",)) as server:  # it would meet the damage, and count it once more
         yield server
 
 
@@ -220,10 +222,17 @@ def test_damage_is_found_where_the_server_is_told_to_hide_it(damaged: PostgresSe
 
 
 @pytest.mark.contrib
-def test_a_server_that_dies_meanwhile_is_no_pass(damaged: PostgresServer) -> None:
+def test_a_server_that_dies_meanwhile_is_no_pass(damaged: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(amcheck, "LOCK_WAIT_MS", 600_000)
+
+    def kill() -> None:
+        waits = "SELECT 1 FROM pg_stat_activity WHERE query ~ 'heapam|index_check' AND wait_event_type = 'Lock'"
+        until(lambda: damaged.sql(waits), what="a check that waits", seconds=120)
+        damaged.stop(signal.SIGQUIT)
+
     with contextlib.suppress(psycopg.OperationalError), damaged.connect(DATABASE) as other:
         other.execute("BEGIN; LOCK TABLE people")
-        killer = threading.Timer(2.0, damaged.stop, [signal.SIGQUIT])
+        killer = threading.Thread(target=kill)
         killer.start()
         report = check(tables=["people"])
         killer.join()

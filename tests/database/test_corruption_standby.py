@@ -155,7 +155,7 @@ def test_amcheck_comes_from_the_primary(pair: Pair) -> None:
 
 
 def test_a_standby_that_was_promoted_is_none(pair: Pair) -> None:
-    pair.standby.sql("SELECT pg_promote()")
+    assert pair.standby.sql("SELECT pg_promote(true, 600)") == [(True,)]
     report = check()
     assert report.status is Status.CRITICAL
     assert "named by [standby], is no standby (any more)" in report.sentence()
@@ -167,7 +167,15 @@ def test_where_that_is_nowhere(pair: Pair) -> None:
     assert "where is “elsewhere”. Next: choose auto, primary or standby" in check(where="elsewhere").sentence()
 
 
+def conflicts(standby: PostgresServer, delay: str) -> None:
+    """How long replay lets a query stand in its way."""
+    standby.sql(f"ALTER SYSTEM SET max_standby_streaming_delay = '{delay}'")
+    standby.sql("SELECT pg_reload_conf()")
+    until(lambda: standby.sql("SHOW max_standby_streaming_delay") == [(delay,)], what="the reload", seconds=120)
+
+
 def test_no_false_alarm_while_it_replays(pair: Pair) -> None:
+    conflicts(pair.standby, "-1")  # the other test is about what recovery cancels, be it late by half a minute only
     stop = threading.Event()
 
     def write() -> None:
@@ -190,8 +198,7 @@ def test_no_false_alarm_while_it_replays(pair: Pair) -> None:
 
 def test_a_row_that_the_primary_removes_meanwhile_is_no_damage(pair: Pair) -> None:
     """Recovery cancels what still reads it: nothing is known of that relation, and what to do about it is said."""
-    pair.standby.sql("ALTER SYSTEM SET max_standby_streaming_delay = 0")
-    pair.standby.sql("SELECT pg_reload_conf()")
+    conflicts(pair.standby, "0")
     pair.primary.sql("UPDATE people SET name = name || 'y'", database=DATABASE)
     stop = threading.Event()
 

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -46,9 +47,11 @@ def writer(trial: Trial) -> Iterator[None]:
         yield
 
 
+WAITS = "SELECT pid FROM pg_stat_activity WHERE query LIKE %s AND wait_event_type = 'Lock'"
+
+
 def backend_that_waits(trial: Trial, statement: str) -> int:
-    question = "SELECT pid FROM pg_stat_activity WHERE query LIKE %s AND wait_event_type = 'Lock'"
-    return int(str(until(lambda: trial.sql(question, statement), what="a build that waits", seconds=120)[0][0]))
+    return int(str(until(lambda: trial.sql(WAITS, statement), what="a build that waits", seconds=120)[0][0]))
 
 
 @contextlib.contextmanager
@@ -276,22 +279,32 @@ def files(trial: Trial) -> dict[object, object]:
 
 
 @pytest.mark.parametrize("end", ["terminated", "killed"])
-def test_a_rebuild_whose_backend_dies_ends_well_when_launched_again(trial: Trial, end: str) -> None:
-    def kill() -> None:
-        pid = backend_that_waits(trial, "REINDEX%people_name%")
-        if end == "terminated":
-            trial.sql("SELECT pg_terminate_backend(%s)", pid)
-        else:
-            os.kill(pid, signal.SIGKILL)  # the server recovers from that as from a crash
+def test_a_rebuild_whose_backend_dies_ends_well_when_launched_again(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """It is tried again and again until it is met while it waits."""
+    monkeypatch.setattr(reindex, "ATTEMPTS", 1000)
 
-    killer = threading.Thread(target=kill)
+    def kill() -> None:
+        while not ended.wait(0.05):
+            with contextlib.suppress(psycopg.OperationalError, ProcessLookupError):
+                for (pid,) in trial.sql(WAITS, "REINDEX%people_name%"):
+                    if end == "terminated":
+                        trial.sql("SELECT pg_terminate_backend(%s)", pid)
+                    else:
+                        os.kill(int(str(pid)), signal.SIGKILL)  # the server recovers from that as from a crash
+
+    killer, ended = threading.Thread(target=kill), threading.Event()
     with contextlib.suppress(psycopg.OperationalError), writer(trial):
         killer.start()
-        with pytest.raises(
-            RunbookFailed, match="somebody ended it" if end == "terminated" else "server went away"
-        ) as failed:
-            rebuild_indexes.fn(NAME, ["people_name"], lock_seconds=2, confirm=NAME)
-    killer.join()
+        try:
+            with pytest.raises(
+                RunbookFailed, match="somebody ended it" if end == "terminated" else "server went away"
+            ) as failed:
+                rebuild_indexes.fn(NAME, ["people_name"], lock_seconds=2, confirm=NAME)
+        finally:
+            ended.set()
+            killer.join()
     assert "launch it again" in found(failed.value.report, "state of the system").hint
     until(lambda: answers(trial), what="the server's recovery", seconds=120)
     assert trial.sql("SELECT indisvalid FROM pg_index WHERE indexrelid = 'people_name'::regclass") == [(True,)]
@@ -309,11 +322,16 @@ def answers(trial: Trial) -> bool:
 
 
 def test_tables_are_rebuilt_beside_each_other_and_each_one_s_indexes_in_turn(trial: Trial) -> None:
-    report = rebuild_indexes.fn(NAME, everything=True, jobs=2, confirm=NAME)
+    tables = {index.table for index in read_indexes(trial.environment.postgres)}
+    with ThreadPoolExecutor(1) as beside:
+        with trial.server.connect(trial.database) as client, client.transaction():
+            client.execute(f"LOCK TABLE {', '.join(sorted(tables))} IN ROW EXCLUSIVE MODE".encode())
+            running = beside.submit(rebuild_indexes.fn, NAME, everything=True, jobs=2, lock_seconds=600, confirm=NAME)
+            until(lambda: running.done() or len(trial.sql(WAITS, "REINDEX%")) == 2, what="two that wait", seconds=120)
+        report = running.result()
     assert report.status in GOOD
     ran = [step for step in report.steps if step.name == "rebuild_in_turn"]
     assert len(ran) == 2
     ends = [(step.started.timestamp(), step.started.timestamp() + step.seconds) for step in ran]
-    beside = max(sum(begin <= start < end for begin, end in ends) for start, _ in ends)
-    assert beside == 2
+    assert max(sum(begin <= start < end for begin, end in ends) for start, _ in ends) == 2
     assert invalid(trial) == []

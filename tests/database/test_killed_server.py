@@ -27,7 +27,7 @@ from runbook import kinds
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.postgres import swap_outcome
+from tasks.postgres import closing, swap_outcome
 from tasks.postgres.recommended import MANUAL
 from tests.database.conftest import NAME, write_environment
 from tests.database.proxy import Kill, Proxy, When
@@ -71,7 +71,7 @@ def server() -> Iterator[PostgresServer]:
 def proxy(server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     """The way to that server: the environment knows the proxy's port only. Retries wait for moments."""
     between = Proxy(server)
-    server.sql(f"CREATE DATABASE {DATABASE} TEMPLATE {PRISTINE} OWNER grc_user")
+    server.copy_database(DATABASE, PRISTINE)
     backend = tmp_path / "application"
     backend.mkdir()
     (backend / ".env").write_text("DATABASE_POOL_SIZE=20\nDATABASE_MAX_OVERFLOW=10\nDATABASE_POOL_TIMEOUT=30\n")
@@ -84,6 +84,7 @@ def proxy(server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TRIAL_ADMIN_PASSWORD", ADMIN_PASSWORD)
     monkeypatch.setattr(kinds, "RETRY_DELAYS_SECONDS", [0.05, 0.05, 0.05])
     monkeypatch.setattr(connections, "LEAST_SECONDS", 0)
+    monkeypatch.setattr(closing, "END_MILLISECONDS", 120_000)
     monkeypatch.setattr(swap_outcome, "LOOK_SECONDS", 1.0)
     yield between
     between.close()
@@ -299,7 +300,7 @@ def taken(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> P
     """A store with one backup of the pristine database, to be copied."""
     directory = tmp_path_factory.mktemp("taken")
     with pytest.MonkeyPatch.context() as patched:
-        server.sql(f"CREATE DATABASE {DATABASE} TEMPLATE {PRISTINE} OWNER grc_user")
+        server.copy_database(DATABASE, PRISTINE)
         patched.setenv("OPS_ENVIRONMENT", NAME)
         patched.setenv("OPS_ENVIRONMENT_FILE", str(write_environment(server, DATABASE, directory)))
         patched.setenv("TRIAL_PASSWORD", ROLE_PASSWORD)
@@ -374,7 +375,7 @@ def test_a_session_that_is_lost_at_the_commit_of_a_swap_is_no_guess(
     name: str, taken: Path, proxy: Proxy, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server is there again at once: what became of the swap is seen, and the run goes on with that."""
-    monkeypatch.setattr(swap_outcome, "LOOK_SECONDS", 30.0)
+    monkeypatch.setattr(swap_outcome, "LOOK_SECONDS", 120.0)
     shutil.copytree(taken, store().parent)
     server.sql(f"COMMENT ON DATABASE {DATABASE} IS 'ours'")
     server.sql("DELETE FROM answers WHERE person > 100", database=DATABASE)

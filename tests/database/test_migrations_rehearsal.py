@@ -87,7 +87,7 @@ def test_a_lock_that_is_held_too_long_ends_the_run_unless_it_is_allowed(
     assert "was not touched: it is at 0005" in found(report, "state of the system").value
     assert revision(postgres_server) == "0005"
 
-    done = apply_migrations.fn(NAME, longest_lock_seconds=30, confirm=NAME)
+    done = apply_migrations.fn(NAME, longest_lock_seconds=3600, confirm=NAME)
     assert finding(done, "longest lock") is Status.OK
     assert finding(done, "schema") is Status.OK
     assert revision(postgres_server) == "0006"

@@ -128,7 +128,7 @@ def test_a_server_that_dies_while_migrations_are_applied(
     assert revision(postgres_server) == "0005"
 
     (tmp_path / "waited").unlink()
-    monkeypatch.setattr(migration_run, "ANSWER_SECONDS", 30.0)
+    monkeypatch.setattr(migration_run, "ANSWER_SECONDS", 120.0)
     report = cut(postgres_server, apply, signal.SIGQUIT, again=True)
     state = found(report, "state of the system")
     assert "nothing was changed: migrations_db is at 0005, every definition is what it was" in state.value

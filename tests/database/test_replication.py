@@ -26,6 +26,7 @@ from tests.database.conftest import NAME, Trial, write_environment
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, has_contrib, running_postgres
 
 DATABASE = "grc_db"
+REPLIES = "wal_receiver_status_interval=1s"  # silence is judged in tens of seconds: it must be a dead one's
 
 
 @contextlib.contextmanager
@@ -69,7 +70,7 @@ def test_a_well_server_tells_its_mode_and_that_nothing_carries_its_wal(trial: Tr
 
 
 def test_slots_and_a_failing_archiver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = ("max_slot_wal_keep_size=64MB", "max_wal_size=2GB")
+    limits = ("max_slot_wal_keep_size=64MB", "max_wal_size=2GB", "checkpoint_timeout=1h")
     with server_with(tmp_path, monkeypatch, *limits, "archive_mode=on", "archive_command=false # %p") as server:
         server.sql("SELECT pg_create_physical_replication_slot('gone_standby', true)")
         report = check()
@@ -118,7 +119,7 @@ def test_an_archive_that_works_is_a_copy_of_the_wal(tmp_path: Path, monkeypatch:
 
 
 def test_a_logical_subscriber_is_no_copy_of_the_wal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with server_with(tmp_path, monkeypatch, "wal_level=logical") as server:
+    with server_with(tmp_path, monkeypatch, "wal_level=logical", REPLIES) as server:
         server.create_database("subscriber")
         server.sql("CREATE TABLE t (x int); CREATE PUBLICATION p FOR TABLE t", database=DATABASE)
         server.sql("SELECT pg_create_logical_replication_slot('s', 'pgoutput')", database=DATABASE)
@@ -127,9 +128,8 @@ def test_a_logical_subscriber_is_no_copy_of_the_wal(tmp_path: Path, monkeypatch:
         login = make_conninfo(**where, password=ADMIN_PASSWORD)
         server.sql(f"CREATE SUBSCRIPTION s CONNECTION {Literal(login).as_string()} PUBLICATION p WITH (create_slot = false)",
                    database="subscriber")  # fmt: skip
-        until(
-            lambda: server.sql("SELECT true FROM pg_stat_replication WHERE state = 'streaming'"), what="it", seconds=120
-        )
+        streams = "SELECT true FROM pg_stat_replication WHERE application_name = 's' AND state = 'streaming'"
+        until(lambda: server.sql(streams), what="it", seconds=120)
         report = check()
         assert report.outcome == "no standby is connected: nothing is replicated"
         assert finding(report, "copy of the WAL elsewhere").status is Status.WARN
@@ -208,6 +208,8 @@ def test_what_holds_xmin_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             assert slot.value.startswith("replication slot (catalog) no_consumer (nobody reads it)")
             assert "pg_drop_replication_slot('no_consumer')" in slot.hint
             assert str(reader.info.backend_pid) not in str(report.as_json()["evidence"])
+        gone = "SELECT 1 FROM pg_stat_activity WHERE pid = %s"
+        until(lambda: not server.sql(gone, pid), what="the end of the leaked transaction", seconds=120)
         server.sql("ROLLBACK PREPARED 'it''s left'", database=DATABASE)
         server.sql("SELECT pg_drop_replication_slot('no_consumer')")
         assert finding(check(long_seconds=1), "holds xmin back").status is Status.OK
@@ -246,7 +248,7 @@ def test_standbys_and_the_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert finding(report, "standby receiver_1").status is Status.OK
         assert finding(report, "slot receiver_1").value.startswith("active, reserved")
         set_sync(server, "FIRST 1 (receiver_1, elsewhere)")
-        until(lambda: server.sql("SELECT sync_state = 'sync' FROM pg_stat_replication")[0][0], what="sync", seconds=120)
+        until_known(server, "sync")
         report = check()
         assert report.outcome.startswith("synchronous (FIRST 1 (receiver_1, elsewhere)): a commit returns when it is")
         assert "receiver_1 at 127.0.0.1" in report.outcome
@@ -254,6 +256,7 @@ def test_standbys_and_the_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         server.sql(f"ALTER ROLE grc_user IN DATABASE {DATABASE} SET synchronous_commit = off")
         assert "for role grc_user in database grc_db" in finding(check(), "synchronous_commit").value
         set_sync(server, "nobody")
+        until_known(server, "async")
         report = check()
         nobody = finding(report, "standbys that synchronous_standby_names needs")
         assert nobody.status is Status.CRITICAL
@@ -271,13 +274,19 @@ def set_sync(server: PostgresServer, names: str) -> None:
     until(lambda: server.sql("SHOW synchronous_standby_names")[0][0] == names, what="the new names", seconds=120)
 
 
+def until_known(server: PostgresServer, state: str) -> None:
+    """The walsender of the only receiver has read the new names too."""
+    states = "SELECT sync_state FROM pg_stat_replication"
+    until(lambda: server.sql(states) == [(state,)], what=f"a receiver that is {state}", seconds=120)
+
+
 @contextlib.contextmanager
 def receiver(server: PostgresServer, name: str, directory: Path) -> Iterator[None]:
     """pg_receivewal --synchronous with a slot, connected."""
     wal = directory / "wal"
     wal.mkdir()
     server.sql(f"SELECT pg_create_physical_replication_slot('{name}', true)")
-    argv = [server.programs / "pg_receivewal", "-D", wal, "-S", name, "--synchronous", "--no-loop"]
+    argv = [server.programs / "pg_receivewal", "-D", wal, "-S", name, "--synchronous", "--no-loop", "-s", "1"]
     login = f"host=127.0.0.1 port={server.port} user=postgres application_name={name}"
     environ = {**os.environ, "PGPASSWORD": ADMIN_PASSWORD}
     with subprocess.Popen([*map(str, argv), "-d", login], env=environ, stderr=subprocess.DEVNULL) as process:
@@ -306,7 +315,7 @@ def test_a_standby_says_that_it_is_one(tmp_path: Path, monkeypatch: pytest.Monke
     with server_with(tmp_path, monkeypatch) as primary:
         if has_contrib():
             primary.sql("CREATE EXTENSION amcheck", database=DATABASE)
-        standby = PostgresServer()
+        standby = PostgresServer(settings=(REPLIES,))
         try:
             copy = ["-D", str(standby.data), "-R", "-c", "fast", "-X", "stream", "--no-sync", "-C", "-S", "standby_1"]
             login = f"host=127.0.0.1 port={primary.port} user=postgres password='{ADMIN_PASSWORD}' application_name=s_1"

@@ -7,9 +7,11 @@ import json
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -66,6 +68,27 @@ def test_a_failure_after_the_swap_says_that_it_happened(trial: Trial, monkeypatc
     assert not [finding for finding in told if "launch it again" in finding["hint"]]
 
 
+def test_a_session_that_ends_late_does_not_cost_the_copy(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    trial.sql("DELETE FROM by_mood")
+
+    def refusals() -> int:
+        return trial.server.log.read_text(errors="replace").count("is being accessed by other users")
+
+    before = refusals()
+    with trial.server.connect(trial.database) as client, ThreadPoolExecutor(1) as beside:
+        backend = psutil.Process(client.info.backend_pid)
+        backend.suspend()
+        try:
+            running = beside.submit(restore)
+            until(lambda: running.done() or refusals() > before, what="a rename that is refused", seconds=120)
+        finally:
+            backend.resume()
+        assert running.result() in GOOD
+        assert refusals() > before
+    assert trial.sql("SELECT count(*) FROM by_mood") == [(300,)]
+
+
 def test_roles_of_a_new_server_are_made_by_a_full_restore_only(trial: Trial) -> None:
     backup_database.fn(NAME)
     new = replace(read_server(trial.environment.postgres), roles=("postgres",), databases=("postgres",))
@@ -76,22 +99,26 @@ def test_roles_of_a_new_server_are_made_by_a_full_restore_only(trial: Trial) -> 
 
 
 def test_the_session_that_guards_a_long_restore_does_not_end_for_idleness(trial: Trial) -> None:
-    trial.sql("ALTER ROLE postgres SET idle_session_timeout = '200ms'")
+    trial.sql("ALTER ROLE postgres SET idle_session_timeout = '1s'")
     try:
-        with (
-            advisory_lock(trial.environment.postgres) as guard,
-            psycopg.connect(**guard.info.get_parameters(), password=ADMIN_PASSWORD, autocommit=True) as other,
-        ):
+        with contextlib.ExitStack() as stack:
+            postgres = trial.environment.postgres
+            # Until it has said that it will be idle, it may end for just that.
+            guard = until(lambda: stack.enter_context(advisory_lock(postgres)), what="its lock", seconds=120)
+            other = stack.enter_context(
+                psycopg.connect(**guard.info.get_parameters(), password=ADMIN_PASSWORD, autocommit=True)
+            )
             until(lambda: not _answers(other), what="the end of another session", seconds=120)
             assert _answers(guard)
     finally:
-        with trial.environment.postgres.connect() as connection:
+        patient = {"password": ADMIN_PASSWORD, "options": "-c idle_session_timeout=0", "autocommit": True}
+        with psycopg.connect(host="127.0.0.1", port=trial.server.port, user="postgres", **patient) as connection:
             connection.execute("ALTER ROLE postgres RESET idle_session_timeout")
 
 
 def _answers(connection: psycopg.Connection[Any]) -> bool:
     """Asked once only: a question would keep it from being idle."""
-    time.sleep(0.4)
+    time.sleep(1.5)
     try:
         connection.execute("SELECT 1")
     except psycopg.OperationalError:
@@ -113,7 +140,8 @@ def test_no_number_is_given_out_twice_to_clients_that_go_on_until_the_swap(trial
 
     client = threading.Thread(target=take)
     client.start()
+    until(lambda: len(numbers) > 100, what="a client at work", seconds=120)
     restore(advance=True)
-    client.join()
-    assert len(numbers) > 100
+    client.join(120)
+    assert not client.is_alive(), "the swap ends its session"
     assert trial.sql("SELECT nextval('\"Ticket Numbers\"')")[0][0] > numbers[-1]

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import pytest
 
@@ -428,7 +428,7 @@ def test_whoever_waits_for_the_exchange_sees_the_restored_rows(trial: Trial, mon
     monkeypatch.setattr(table_swap, "failpoint", beside)
     restore("answers")
     for thread in threads:
-        thread.join(10)
+        thread.join(120)
     assert said == {delete: "answers_person_fkey", lock: [("b77",)]}
 
 
@@ -441,7 +441,7 @@ def waiting(trial: Trial) -> list[Any]:
 def test_no_acknowledged_write_is_lost_unseen_under_clients(trial: Trial) -> None:
     """What clients write during the exchange is in the table that keeps the old rows, or in the live one after it."""
     backup_database.fn(NAME)
-    stop, slowest = threading.Event(), [0.0]
+    stop, waited = threading.Event(), list[str]()
     written: list[int] = []
 
     def write() -> None:
@@ -452,10 +452,12 @@ def test_no_acknowledged_write_is_lost_unseen_under_clients(trial: Trial) -> Non
 
     def read() -> None:
         with trial.server.connect(trial.database) as client:
-            while not stop.is_set():
-                started = time.monotonic()
-                assert client.execute("SELECT count(*) FROM by_mood").fetchone()[0] >= 300  # type: ignore[index]
-                slowest[0] = max(slowest[0], time.monotonic() - started)
+            client.execute("SET lock_timeout = '1.5s'")
+            try:
+                while not stop.is_set():
+                    assert client.execute("SELECT count(*) FROM by_mood").fetchone()[0] >= 300  # type: ignore[index]
+            except psycopg.errors.LockNotAvailable as error:
+                waited.append(str(error))
 
     threads = [threading.Thread(target=work) for work in (write, read, read)]
     for thread in threads:
@@ -468,11 +470,11 @@ def test_no_acknowledged_write_is_lost_unseen_under_clients(trial: Trial) -> Non
     finally:
         stop.set()
         for thread in threads:
-            thread.join(10)
+            thread.join(120)
     (kept,) = find_superseded_tables(trial.environment.postgres)
     rows = trial.sql(f"SELECT n FROM {kept.name} UNION ALL SELECT n FROM by_mood")
     assert sorted(n for (n,) in rows if isinstance(n, int) and n >= 100_000) == written
-    assert slowest[0] < 1.5, "two busy cores, but no lock"
+    assert waited == [], "two busy cores, but no lock"
 
 
 def test_a_writer_that_does_not_end_is_named(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -557,10 +559,12 @@ def test_a_server_that_dies_in_the_middle(trial: Trial, tmp_path: Path, point: s
         stdout=subprocess.DEVNULL,
         stderr=(tmp_path / "said").open("w"),
     )  # fmt: skip
-    until(lambda: log.exists() and point in log.read_text(), what=point, seconds=120)
+    paused = psutil.Process(child.pid)
+    until(lambda: paused.status() == psutil.STATUS_STOPPED or child.poll() is not None, what=point, seconds=120)
+    assert point in log.read_text()
     trial.server.stop(signal.SIGQUIT)
     child.send_signal(signal.SIGCONT)
-    code = child.wait(60)
+    code = child.wait(600)
     trial.server.start()
     told = json.loads(max(trial.reports.glob("*restore-tables.json")).read_text())
     if point == "tables: after commit":

@@ -217,6 +217,7 @@ def test_the_slot_of_a_standby_that_went_away_is_named(dead: Trial) -> None:
         assert [(h.kind, h.idle) for h in holders if h.name == "away"] == [("replication slot", False)]
         assert [h for h in of_database(holders, dead.database, 0) if h.kind != "transaction"] == [], "it is in use"
         standby.stop()
+        until_unused(dead, "away")
         kill_rows(dead)
         report = vacuum_database.fn(NAME, tables=["sessions"])
         holder = found(report, "holds dead rows back")
@@ -227,7 +228,14 @@ def test_the_slot_of_a_standby_that_went_away_is_named(dead: Trial) -> None:
         assert vacuum_database.fn(NAME, tables=["sessions"]).status is Status.OK
     finally:
         standby.remove()
+        until_unused(dead, "away")
         dead.sql("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = 'away'")
+
+
+def until_unused(trial: Trial, slot: str) -> None:
+    """The server learns some time after its standby's end that it is gone."""
+    question = "SELECT 1 FROM pg_replication_slots WHERE slot_name = %s AND active"
+    until(lambda: not trial.sql(question, slot), what="the end of the standby's session", seconds=120)
 
 
 def copy_to(primary: PostgresServer, standby: PostgresServer) -> None:
@@ -271,8 +279,9 @@ def test_a_full_vacuum_does_not_wait_for_ever_and_not_without_space(
 @pytest.mark.parametrize(("end", "told"), [("terminated", "somebody ended it"), ("killed", "the server went away")])
 @pytest.mark.parametrize("mode", ["plain", "full"])
 def test_a_vacuum_whose_backend_dies_leaves_nothing_half_done(
-    dead: Trial, mode: Literal["plain", "full"], end: str, told: str
+    dead: Trial, monkeypatch: pytest.MonkeyPatch, mode: Literal["plain", "full"], end: str, told: str
 ) -> None:
+    monkeypatch.setattr(upkeep, "LOCK_SECONDS", 600)
     kill_rows(dead)
     with ended_when_it_waits(dead, "VACUUM%sessions%", end), pytest.raises(RunbookFailed, match=told):
         vacuum_database.fn(NAME, mode, tables=["sessions"], confirm=NAME)
@@ -314,7 +323,7 @@ def test_its_progress_is_told(dead: Trial) -> None:
     def slowly() -> None:
         with dead.server.connect(dead.database) as client:
             client.execute("SET vacuum_cost_limit = 1")
-            client.execute("SET vacuum_cost_delay = 10")
+            client.execute("SET vacuum_cost_delay = 100")  # a minute in all: nobody waits for its end
             with contextlib.suppress(psycopg.errors.QueryCanceled):
                 client.execute("VACUUM sessions")
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 BLOCK = 65536
+HEAD = 4096  # more than boto3 writes before a body, and less than it writes of one at once
 
 
 @dataclass
@@ -74,7 +75,7 @@ class Proxy:
         self.drop()  # a request on an open connection would pass
 
     def alter_request(self, times: int = 1) -> None:
-        """Flip a bit in the next full block, which is a body's."""
+        """Flip a bit in the next block that is too large to be a head: a body's."""
         self._alters = times
 
     def heal(self) -> None:
@@ -115,18 +116,18 @@ class Proxy:
             while content := source.recv(BLOCK):
                 if self._cuts(self._requests if request else self._answers, len(content)):
                     break
-                target.sendall(self._altered(content) if request else content)
-                with self._lock:
+                with self._lock:  # first: whoever has got it finds it counted
                     if request:
                         self.sent_bytes += len(content)
                     else:
                         self.answered_bytes += len(content)
+                target.sendall(self._altered(content) if request else content)
         _close(source)
         _close(target)
 
     def _altered(self, content: bytes) -> bytes:
         with self._lock:
-            if not self._alters or len(content) < BLOCK:
+            if not self._alters or len(content) < HEAD:
                 return content
             self._alters -= 1
             self.faults += 1
@@ -146,7 +147,9 @@ class Proxy:
 def _refuse(client: socket.socket, status: int, answer: bytes) -> None:
     received = b""
     while b"\r\n\r\n" not in received:
-        received += client.recv(BLOCK)
+        if not (more := client.recv(BLOCK)):
+            return
+        received += more
     head, _, body = received.partition(b"\r\n\r\n")
     lines = [line.split(b":", 1) for line in head.lower().split(b"\r\n")[1:]]
     length = next((int(value) for name, value in lines if name == b"content-length"), 0)

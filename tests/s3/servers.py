@@ -9,6 +9,7 @@ They end with the process that started them.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -54,8 +55,11 @@ class S3Server:
 
     def flip_stored_byte(self, content: bytes) -> None:
         """Change one byte where the gateway keeps what contains `content`, behind its back."""
-        for path in (path for path in (self.root / "data").rglob("*") if path.is_file()):
-            stored = path.read_bytes()
+        for path in (Path(base, name) for base, _, names in os.walk(self.root / "data") for name in names):
+            try:
+                stored = path.read_bytes()
+            except FileNotFoundError:  # the gateway removes what was deleted when it has time
+                continue
             if (at := stored.find(content)) >= 0:
                 path.write_bytes(stored[:at] + bytes([stored[at] ^ 1]) + stored[at + 1 :])
                 return
@@ -69,7 +73,7 @@ def running_gateway() -> Iterator[S3Server]:
     meta, port = f"sqlite3://{root}/meta.db", free_port()
     juicefs = str(BIN / "juicefs")
     created = [juicefs, "format", "--storage", "file", "--bucket", f"{root}/data/", "--trash-days", "0", meta, "vol"]
-    subprocess.run(created, check=True, capture_output=True, timeout=60)
+    subprocess.run(created, check=True, capture_output=True, timeout=300)
     options = ["--no-usage-report", "--multi-buckets", "--keep-etag", "--object-tag", "--object-meta"]
     places = ["--metrics", "127.0.0.1:0", "--cache-dir", f"{root}/cache", "--cache-size", "0"]
     secrets = {"MINIO_ROOT_USER": ACCESS_KEY, "MINIO_ROOT_PASSWORD": SECRET_KEY, "HOME": str(root)}
@@ -120,5 +124,5 @@ def _running(argv: list[str], variables: Mapping[str, str], port: int, root: Pat
         yield
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
         shutil.rmtree(root, ignore_errors=True)

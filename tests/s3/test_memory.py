@@ -61,7 +61,7 @@ def test_memory(gateway: S3Server, source: Path, tmp_path: Path) -> None:
             text=True,
             capture_output=True,
             cwd=Path(__file__).parents[2],
-            timeout=120,
+            timeout=900,
         )
         assert child.returncode == 0, child.stderr
         assert int(child.stdout) < ALLOWED_BYTES, f"{what}: {int(child.stdout) >> 20} MB"
