@@ -16,7 +16,7 @@ from lab.processes import write
 from runbook.errors import OpsError
 
 # Below the range from which Linux takes the local ports of outgoing connections.
-_PORTS = range(20_000, 32_000)
+PORTS = range(20_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def free_port(taken: Collection[int] = (), preferred: int = 0) -> int:
     """`preferred` where that is free, else one that nobody listens on."""
     if preferred and preferred not in taken and is_free(preferred):
         return preferred
-    candidates = random.sample(_PORTS, k=len(_PORTS))
+    candidates = random.sample(PORTS, k=len(PORTS))
     port = next((port for port in candidates if port not in taken and is_free(port)), None)
     if port is None:
-        raise OpsError(f"no free port between {_PORTS.start} and {_PORTS.stop} on 127.0.0.1")
+        raise OpsError(f"no free port between {PORTS.start} and {PORTS.stop} on 127.0.0.1")
     return port

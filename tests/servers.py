@@ -17,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,17 @@ SETTINGS = (
     *("wal_level=logical", "max_prepared_transactions=4", "log_checkpoints=off"),
 )
 _running: list[PostgresServer] = []
+_chosen: deque[int] = deque(maxlen=1000)
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on, and that no outgoing connection takes before a server has it."""
-    return state.free_port(taken_ports())
+    """A TCP port that nobody listens on, and that nobody takes before its server does: no outgoing connection, and no
+    other server of this run (each worker has ports of its own, and does not choose one again soon)."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    others = (port for port in state.PORTS if port % count != number)
+    _chosen.append(port := state.free_port({*taken_ports(), *_chosen, *others}))
+    return port
 
 
 def taken_ports() -> list[int]:
@@ -132,7 +139,7 @@ class PostgresServer:
         """SIGINT: fast shutdown; SIGQUIT: immediate; SIGKILL: as a crash. Returns when it has exited."""
         if self._process:
             self._process.send_signal(how)
-            self._process.wait(30)
+            self._process.wait(120)
             self._process = None
             _running.remove(self)
 

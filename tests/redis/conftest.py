@@ -55,7 +55,7 @@ autostart = true
 autorestart = true
 startsecs = 0
 startretries = 1000
-stopwaitsecs = 15
+stopwaitsecs = 120
 redirect_stderr = true
 stdout_logfile = {root}/valkey.log
 """
@@ -96,7 +96,7 @@ class Rig:
             with contextlib.suppress(Exception):
                 self.services.stop("redis")
             child.terminate()
-            child.wait(15)
+            child.wait(120)
 
     def wait(self) -> None:
         """Until it serves."""
@@ -156,6 +156,11 @@ def new_rig() -> Iterator[Rig]:
             yield rig
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers.be_patient(monkeypatch)
 
 
 @pytest.fixture(scope="session")
