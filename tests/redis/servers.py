@@ -285,10 +285,12 @@ class Group:
         return [self.master, *self.replicas]
 
     def start(self) -> None:
-        """Returns when the replicas are in sync and the Sentinels know all of them and each other."""
-        for server in [*self.servers, *self.sentinels]:
+        """Returns when the replicas are in sync and the Sentinels know all of them and each other, and have asked them."""
+        for server in self.servers:
             server.start()
         until(self._in_sync, what="replicas in sync", seconds=120, every_seconds=0.05)
+        for sentinel in self.sentinels:
+            sentinel.start()
         until(self._known, what="Sentinels that know each other", seconds=120, every_seconds=0.05)
 
     def at(self, address: str) -> RedisServer:
@@ -365,6 +367,8 @@ class Group:
             others = int(state["num-other-sentinels"]), int(state["num-slaves"])
             if others != (len(self.sentinels) - 1, len(self.replicas)):
                 return False
+            if any(found["master-link-status"] != "ok" for found in sentinel.client().sentinel_slaves(MASTER)):
+                return False  # nobody promotes one whom it has not asked
         return True
 
 
