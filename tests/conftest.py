@@ -28,6 +28,7 @@ from lab.progress import silent  # noqa: E402
 pytest_plugins = (
     "tests.servers",
     "tests.shared",
+    "tests.redis.servers",
     "tests.s3.servers",
     "tests.clusters",
     "tests.logfiles",

@@ -197,10 +197,8 @@ def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
-    """With a failing test: the ends of its servers' logs."""
+    """With a failing test: the end of the rig's log."""
     report = yield
-    if report.failed:
-        report.sections += [(f"{server.kind} on port {server.port}", server.log_tail()) for server in servers.running]
     if report.failed and "rig" in getattr(item, "funcargs", {}):
         report.sections.append(("valkey.log", item.funcargs["rig"].log()))
     return report
