@@ -22,7 +22,7 @@ from runbook.errors import Unreachable
 from runbook.wait import until
 from tasks.redis.server import at_once
 from tests.redis import servers
-from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, replicated, running_redis
+from tests.redis.servers import HANG, NAME, PASSWORD, Group, RedisServer, replicated, running_redis
 from tests.servers import free_port
 
 CONFIGURATION = """\
@@ -125,7 +125,7 @@ class Rig:
 
     def client(self, database: int = 0) -> redis.Redis:
         """A client of the live server."""
-        return at_once(redis.Redis(port=self.port, password=PASSWORD, db=database))
+        return at_once(redis.Redis(port=self.port, password=PASSWORD, db=database, **HANG))
 
     def answers(self) -> bool:
         """Whether it serves."""

@@ -43,6 +43,8 @@ DOWN_AFTER_MS, TIMEOUT_MS = 5000, 5000
 at a second or less take it for down at once. And ten times as long after the death a Sentinel that has voted promotes
 nobody any more (Valkey 9 counts from its vote on for how long a replica may have been without its master)."""
 PATIENCE_SECONDS = 60.0
+HANG = {"socket_timeout": 300.0, "socket_connect_timeout": 300.0}
+"""redis-py's own 5 seconds are less than a busy machine may need for an answer."""
 ANSWER = "tasks.redis.failover.group.ANSWER_SECONDS"
 DEBIAN = Path("/usr/bin/redis-check-rdb")
 """Redis 8: the program is the server when it is called redis-server (tests/matrix/install-redis)."""
@@ -193,8 +195,8 @@ class RedisServer:
         return self._process is not None and self._process.poll() is None
 
     def client(self, database: int = 0, **options: Any) -> redis.Redis:
-        """A client that returns bytes, without retries."""
-        return at_once(redis.Redis(port=self.port, password=PASSWORD, db=database, **options))
+        """A client that returns bytes, without retries, and waits as long for an answer as only a hang takes."""
+        return at_once(redis.Redis(port=self.port, password=PASSWORD, db=database, **{**HANG, **options}))
 
     def block(self, **fields: Any) -> Redis:
         """The block through which runbooks see this server."""
@@ -264,7 +266,7 @@ class SentinelServer(RedisServer):
 
     def client(self, database: int = 0, **options: Any) -> redis.Redis:
         """Without a password."""
-        return at_once(redis.Redis(port=self.port, **options))
+        return at_once(redis.Redis(port=self.port, **{**HANG, **options}))
 
     def master(self) -> str:
         """Where it says that the master is, `host:port`; "" when it watches none."""
