@@ -30,6 +30,7 @@ pytest_plugins = (
     "tests.servers",
     "tests.shared",
     "tests.tidy",
+    "tests.redis.servers",
     "tests.s3.servers",
     "tests.clusters",
     "tests.logfiles",

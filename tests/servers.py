@@ -18,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,14 +50,14 @@ QUIET = "autovacuum_naptime = 1d\n"
 _running: list[PostgresServer] = []
 # Here who lives answers, however busy the machine is.
 blocks.postgres.CONNECT_SECONDS = 60
-_given = set[int]()
+_given: deque[int] = deque(maxlen=1000)
 
 
 def free_port() -> int:
     """A TCP port that nobody listens on, and that nobody else of this run takes before a server has it, or while that
     is down."""
     port = state.free_port(taken_ports())
-    _given.add(port)
+    _given.append(port)
     return port
 
 

@@ -18,7 +18,6 @@ from runbook.wait import until
 from tasks.redis.restore.surroundings import RECORD, Surroundings
 from tasks.redis.server import call
 from tests.recovery.test_redis_failover import (
-    DOWN_AFTER_MS,
     end,
     fail_over,
     finding,
@@ -28,16 +27,25 @@ from tests.recovery.test_redis_failover import (
     refused,
     wait_until_stopped,
 )
-from tests.redis.servers import MASTER, NAME, PASSWORD, Group, RedisServer, replicated
+from tests.redis.servers import (
+    MASTER,
+    NAME,
+    PASSWORD,
+    TIMEOUT_MS,
+    Group,
+    RedisServer,
+    be_patient,
+    notice_deaths,
+    replicated,
+)
 from tests.redis.writer import Writer
 
 
 @pytest.fixture
 def group(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Group]:
     """A master, replicas (one, or as many as the parameter says) and three Sentinels, as the environment NAME."""
+    be_patient(monkeypatch)
     with replicated(replicas=getattr(request, "param", 1)) as found:
-        for sentinel in found.sentinels:
-            call(sentinel.client(), "SENTINEL", "SET", MASTER, "down-after-milliseconds", DOWN_AFTER_MS)
         found.register(monkeypatch)
         yield found
 
@@ -57,12 +65,15 @@ def wait_until_it_follows(server: RedisServer, master: RedisServer) -> None:
 @pytest.mark.parametrize("wakes", [True, False])
 def test_a_replica_that_stands_still_when_it_is_promoted(group: Group, tmp_path: Path, wakes: bool) -> None:
     reached = tmp_path / "reached"
-    if wakes:
+    if not wakes:
         for sentinel in group.sentinels:
-            call(sentinel.client(), "SENTINEL", "SET", MASTER, "failover-timeout", 60_000)
+            call(sentinel.client(), "SENTINEL", "SET", MASTER, "failover-timeout", TIMEOUT_MS)
     replica = group.replicas[0]
     with Writer(group) as writer:
-        child = process("planned", "forced", OPS_FAILPOINT="failover: begun:pause", OPS_FAILPOINT_LOG=str(reached))
+        child = process(
+            *("planned", "forced"), answer_seconds=2.0,
+            OPS_FAILPOINT="failover: begun:pause", OPS_FAILPOINT_LOG=str(reached),
+        )  # fmt: skip
         wait_until_stopped(child)
         replica.freeze()
         child.send_signal(signal.SIGCONT)
@@ -88,8 +99,6 @@ def test_a_replica_that_stands_still_when_it_is_promoted(group: Group, tmp_path:
 
 
 def test_what_a_killed_run_has_lost_is_told_by_the_next(group: Group) -> None:
-    for sentinel in group.sentinels:
-        call(sentinel.client(), "SENTINEL", "SET", MASTER, "failover-timeout", 60_000)
     replica = group.replicas[0]
     with Writer(group) as writer:
         child = process("planned", "forced", OPS_FAILPOINT="failover: begun:pause")
@@ -110,7 +119,7 @@ def test_what_a_killed_run_has_lost_is_told_by_the_next(group: Group) -> None:
 
 def test_that_a_killed_run_has_lost_nothing_is_proven_by_the_next(group: Group) -> None:
     child = process("planned", OPS_FAILPOINT="failover: agreed")  # handed over: the old one follows in the same stream
-    child.communicate(timeout=120)
+    child.communicate(timeout=300)
     new = group.wait_for_master_other_than(group.master)
     wait_until_it_follows(group.master, new)
     report = fail_over()
@@ -123,7 +132,7 @@ def test_another_new_master_is_not_taken_for_what_a_killed_run_has_done(group: G
     for server in group.replicas:
         server.client().config_set("replica-priority", 200)  # whoever is not master is to be turned to the old one
     child = process(OPS_FAILPOINT="failover: agreed")
-    child.communicate(timeout=120)
+    child.communicate(timeout=300)
     wait_until_it_follows(group.master, group.wait_for_master_other_than(group.master))
 
     def known() -> bool:
@@ -145,19 +154,18 @@ def test_the_sentinels_promote_between_judgement_and_take_over(group: Group, mon
         told = [found for sentinel in group.sentinels for found in sentinel.client().sentinel_slaves(MASTER)]
         return {int(found["slave-priority"]) for found in told}
 
-    for sentinel in group.sentinels:  # after one failover that comes to nothing they wait for long, so that it is known
-        call(sentinel.client(), "SENTINEL", "SET", MASTER, "failover-timeout", 60_000)
     replica.client().config_set("replica-priority", 0)
     until(lambda: priorities() == {0}, what="the Sentinels' next INFO", seconds=120)
     group.master.crash()
+    # After one failover that comes to nothing they wait for long, so that it is known.
+    notice_deaths(group.sentinels, timeout_ms=60_000)
     refused("unplanned")
     replica.client().config_set("replica-priority", 100)
     until(lambda: priorities() == {100}, what="the Sentinels' next INFO", seconds=120)
 
     def meanwhile(self: Report, *acts: Any) -> Any:
         permit = mint(self, *acts)
-        call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", MASTER)
-        group.wait_for_master_other_than(group.master)
+        group.promote()
         return permit
 
     monkeypatch.setattr(Report, "permit", meanwhile)
@@ -183,6 +191,7 @@ def test_the_loss_of_a_replica_whose_link_was_down_is_bounded(group: Group) -> N
 
         until(read_since, what="the Sentinels' next INFO", seconds=120)
         group.master.crash()
+        notice_deaths(group.sentinels)
         report = fail_over("unplanned")
     lost = writer.lost(group.at(group.agreed_master()))
     assert lost
@@ -204,6 +213,7 @@ def test_a_burst_that_nobody_saw_is_not_said_to_be_bounded(group: Group) -> None
         pipe.execute()
     group.master.crash()
     replica.thaw()
+    notice_deaths(group.sentinels)
     report = fail_over("unplanned")
     assert "not bounded" in finding(report, "acknowledged writes that may be lost")
 

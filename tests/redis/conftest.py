@@ -22,7 +22,7 @@ from runbook.errors import Unreachable
 from runbook.wait import until
 from tasks.redis.server import at_once
 from tests.redis import servers
-from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, replicated, running_redis
+from tests.redis.servers import HANG, NAME, PASSWORD, Group, RedisServer, replicated, running_redis
 from tests.servers import free_port
 
 CONFIGURATION = """\
@@ -55,7 +55,7 @@ autostart = true
 autorestart = true
 startsecs = 0
 startretries = 1000
-stopwaitsecs = 15
+stopwaitsecs = 120
 redirect_stderr = true
 stdout_logfile = {root}/valkey.log
 """
@@ -96,7 +96,7 @@ class Rig:
             with contextlib.suppress(Exception):
                 self.services.stop("redis")
             child.terminate()
-            child.wait(15)
+            child.wait(120)
 
     def wait(self) -> None:
         """Until it serves."""
@@ -125,7 +125,7 @@ class Rig:
 
     def client(self, database: int = 0) -> redis.Redis:
         """A client of the live server."""
-        return at_once(redis.Redis(port=self.port, password=PASSWORD, db=database))
+        return at_once(redis.Redis(port=self.port, password=PASSWORD, db=database, **HANG))
 
     def answers(self) -> bool:
         """Whether it serves."""
@@ -156,6 +156,11 @@ def new_rig() -> Iterator[Rig]:
             yield rig
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    servers.be_patient(monkeypatch)
 
 
 @pytest.fixture(scope="session")
@@ -192,10 +197,8 @@ def group(monkeypatch: pytest.MonkeyPatch) -> Iterator[Group]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Any:
-    """With a failing test: the ends of its servers' logs."""
+    """With a failing test: the end of the rig's log."""
     report = yield
-    if report.failed:
-        report.sections += [(f"{server.kind} on port {server.port}", server.log_tail()) for server in servers.running]
     if report.failed and "rig" in getattr(item, "funcargs", {}):
         report.sections.append(("valkey.log", item.funcargs["rig"].log()))
     return report

@@ -3,8 +3,7 @@
     with running_redis() as server:
         server.client().set("k", "v")
     with replicated() as group:                # a master, a replica, three Sentinels that agree
-        group.master.crash()
-        group.wait_for_master_other_than(group.master)
+        new = group.lose_master()
 
 The program is the wheel's Valkey, or what `OPS_TEST_REDIS` names (`make test-matrix`): "8" for Debian's Redis 8, or a
 path. The environment of a server or a group, as flows see it, is written by `register`.
@@ -22,6 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
+import pytest
 import redis
 
 from blocks.redis import Redis
@@ -35,8 +36,16 @@ PASSWORD = "r3dis p@ss:word"
 MASTER = "mymaster"
 NAME = "redis-test"
 VARIABLE = "OPS_TEST_REDIS"
-DOWN_AFTER_MS = 1500
-"""More than a second: Sentinels ping a new master only after it, and at a second or less take it for down at once."""
+PATIENT_MS = 60_000
+"""The Sentinels' down-after and failover-timeout: on a busy machine one that stands still for many seconds is alive."""
+DOWN_AFTER_MS, TIMEOUT_MS = 5000, 5000
+"""The same where somebody has died (`notice_deaths`). More than a second: Sentinels ping a new master only after it, and
+at a second or less take it for down at once. And ten times as long after the death a Sentinel that has voted promotes
+nobody any more (Valkey 9 counts from its vote on for how long a replica may have been without its master)."""
+PATIENCE_SECONDS = 60.0
+HANG = {"socket_timeout": 300.0, "socket_connect_timeout": 300.0}
+"""redis-py's own 5 seconds are less than a busy machine may need for an answer."""
+ANSWER = "tasks.redis.failover.group.ANSWER_SECONDS"
 DEBIAN = Path("/usr/bin/redis-check-rdb")
 """Redis 8: the program is the server when it is called redis-server (tests/matrix/install-redis)."""
 ENVIRONMENT = """\
@@ -129,7 +138,7 @@ class RedisServer:
         return "\n".join(lines) + "\n"
 
     def start(self, *options: str, wait: bool = True) -> None:
-        """Start it; returns when it answers (also while it loads). It ends with this process, even if that is killed."""
+        """Start it; returns when it has loaded its data. It ends with this process, even if that is killed."""
         setpriv = shutil.which("setpriv")
         argv = [*([setpriv, "--pdeathsig", "KILL"] if setpriv else []), str(self.program), str(self.configuration)]
         other = self.account.is_other
@@ -153,13 +162,17 @@ class RedisServer:
         if self._process:
             self._process.send_signal(signal.SIGCONT)
             self._process.send_signal(how)
-            self._process.wait(30)
+            self._process.wait(120)
             self._process = None
             running.remove(self)
 
     def crash(self) -> None:
-        """SIGKILL."""
+        """SIGKILL, to a process that saves for it too: it would go on, and put its file in place of a newer one."""
+        children = psutil.Process(self._process.pid).children() if self.is_running and self._process else []
         self.stop(signal.SIGKILL)
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
 
     def freeze(self) -> None:
         """SIGSTOP: it is there and does not answer. `stop` ends it all the same."""
@@ -182,8 +195,8 @@ class RedisServer:
         return self._process is not None and self._process.poll() is None
 
     def client(self, database: int = 0, **options: Any) -> redis.Redis:
-        """A client that returns bytes, without retries."""
-        return at_once(redis.Redis(port=self.port, password=PASSWORD, db=database, **options))
+        """A client that returns bytes, without retries, and waits as long for an answer as only a hang takes."""
+        return at_once(redis.Redis(port=self.port, password=PASSWORD, db=database, **{**HANG, **options}))
 
     def block(self, **fields: Any) -> Redis:
         """The block through which runbooks see this server."""
@@ -215,8 +228,6 @@ class RedisServer:
             raise AssertionError(f"{self.kind} ended while it started:\n{self.log_tail()}")
         try:
             return bool(self.client(socket_timeout=2).ping())
-        except redis.BusyLoadingError:
-            return True
         except redis.RedisError as error:
             raise Unreachable(str(error)) from None
 
@@ -236,24 +247,30 @@ class SentinelServer(RedisServer):
             *(f"port {self.port}", "bind 127.0.0.1", f'dir "{self.root}"', "daemonize no"),
             f"sentinel monitor {MASTER} 127.0.0.1 {self._master.port} {self._quorum}",
             f'sentinel auth-pass {MASTER} "{PASSWORD}"',
-            f"sentinel down-after-milliseconds {MASTER} {DOWN_AFTER_MS}",
-            f"sentinel failover-timeout {MASTER} 5000",
+            f"sentinel down-after-milliseconds {MASTER} {PATIENT_MS}",
+            f"sentinel failover-timeout {MASTER} {PATIENT_MS}",
         )) + "\n"  # fmt: skip
 
     def start(self, *options: str, wait: bool = True) -> None:
-        """In Sentinel mode. Redis 8 saves a password with a blank in it without quotes, and cannot read that again."""
+        """In Sentinel mode. Redis 8 saves a password with a blank in it without quotes, and cannot read that again.
+
+        A Sentinel that stood still for 2 s would do nothing for the next 30 (TILT), and one that heard nothing for 6 s
+        would connect anew.
+        """
         saved, bare = self.configuration.read_text(), f"sentinel auth-pass {MASTER} {PASSWORD}\n"
         if bare in saved:
             self.configuration.write_text(saved.replace(bare, f'sentinel auth-pass {MASTER} "{PASSWORD}"\n'))
         super().start("--sentinel", *options, wait=wait)
+        for name in ("TILT-TRIGGER", "MIN-LINK-RECONNECT-PERIOD") if wait else ():
+            call(self.client(), "SENTINEL", "DEBUG", name, 60 * PATIENT_MS)
 
     def client(self, database: int = 0, **options: Any) -> redis.Redis:
         """Without a password."""
-        return at_once(redis.Redis(port=self.port, **options))
+        return at_once(redis.Redis(port=self.port, **{**HANG, **options}))
 
     def master(self) -> str:
         """Where it says that the master is, `host:port`; "" when it watches none."""
-        found = call(self.client(socket_timeout=2), "SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
+        found = call(self.client(), "SENTINEL", "GET-MASTER-ADDR-BY-NAME", MASTER)
         return f"{found[0].decode()}:{found[1].decode()}" if found else ""
 
 
@@ -272,10 +289,12 @@ class Group:
         return [self.master, *self.replicas]
 
     def start(self) -> None:
-        """Returns when the replicas are in sync and the Sentinels know all of them and each other."""
-        for server in [*self.servers, *self.sentinels]:
+        """Returns when the replicas are in sync and the Sentinels know all of them and each other, and have asked them."""
+        for server in self.servers:
             server.start()
         until(self._in_sync, what="replicas in sync", seconds=120, every_seconds=0.05)
+        for sentinel in self.sentinels:
+            sentinel.start()
         until(self._known, what="Sentinels that know each other", seconds=120, every_seconds=0.05)
 
     def at(self, address: str) -> RedisServer:
@@ -287,14 +306,49 @@ class Group:
         told = {sentinel.master() for sentinel in self.sentinels if sentinel.is_running}
         return told.pop() if len(told) == 1 else ""
 
-    def wait_for_master_other_than(self, server: RedisServer, seconds: float = 30) -> RedisServer:
+    def wait_for_master_other_than(self, server: RedisServer) -> RedisServer:
         """Until all Sentinels name another master."""
 
         def other() -> str:
             found = self.agreed_master()
             return found if found != server.address else ""
 
-        return self.at(until(other, what="another master", seconds=seconds, every_seconds=0.05))
+        return self.at(until(other, what="another master", seconds=300, every_seconds=0.05))
+
+    def in_step(self) -> None:
+        """Returns when the replicas have all that the master has acknowledged by now."""
+        sent = self.master.client().info("replication")["master_repl_offset"]
+
+        def had_all() -> bool:
+            told = [replica.client().info("replication") for replica in self.replicas]
+            return all(int(info.get("slave_repl_offset", -1)) >= sent for info in told)
+
+        settles(had_all, "the last write on the replicas")
+
+    def fail_over(self) -> RedisServer:
+        """While the master lives, and its replicas have all that it has; returns the new one."""
+        self.in_step()
+        return self.promote()
+
+    def promote(self) -> RedisServer:
+        """SENTINEL FAILOVER, again where it came to nothing: a replica that stood still for five seconds is not good
+        enough. Returns the new master."""
+        first = self.sentinels[0]
+
+        def begun() -> bool:
+            if first.master() == self.master.address:
+                with contextlib.suppress(redis.ResponseError):  # one is under way, or no replica is good enough
+                    call(first.client(), "SENTINEL", "FAILOVER", MASTER)
+            return first.master() != self.master.address
+
+        until(begun, what="a failover", seconds=300, every_seconds=0.05)
+        return self.wait_for_master_other_than(self.master)
+
+    def lose_master(self) -> RedisServer:
+        """The master is killed when its replicas have all that it has; returns the one that is promoted in its place."""
+        self.in_step()
+        self.master.crash()
+        return self.promote()
 
     def register(self, monkeypatch: Any, *, extra: str = "") -> None:
         """As the environment `NAME`, with its Sentinels."""
@@ -316,6 +370,8 @@ class Group:
             others = int(state["num-other-sentinels"]), int(state["num-slaves"])
             if others != (len(self.sentinels) - 1, len(self.replicas)):
                 return False
+            if any(found["master-link-status"] != "ok" for found in sentinel.client().sentinel_slaves(MASTER)):
+                return False  # nobody promotes one whom it has not asked
         return True
 
 
@@ -341,6 +397,27 @@ def replicated(*, replicas: int = 1, sentinels: int = 3, settings: Sequence[str]
         group.remove()
 
 
+def notice_deaths(sentinels: Sequence[SentinelServer], *, timeout_ms: int = TIMEOUT_MS) -> None:
+    """From now on they take whoever does not answer for DOWN_AFTER_MS for dead, and act. Call it after the death."""
+    for sentinel in sentinels:
+        if sentinel.is_running:
+            for name, value in (("failover-timeout", timeout_ms), ("down-after-milliseconds", DOWN_AFTER_MS)):
+                call(sentinel.client(), "SENTINEL", "SET", MASTER, name, value)
+
+
+def be_patient(monkeypatch: Any, answer_seconds: float = PATIENCE_SECONDS) -> None:
+    """Runbooks wait for answers, and for what servers do, as long as a busy machine may take. Their own limits are
+    production's: a test in which somebody never answers sets the one that it goes by, as `answer_seconds` of a failover.
+    """
+    for name in (
+        *("blocks.redis.CONNECT_SECONDS", "tasks.redis.server.GREETING_SECONDS"),
+        *("tasks.redis.restore.network.REACH_SECONDS", "tasks.redis.failover.handover.WRITE_SECONDS"),
+        *("tasks.redis.failover.promotion.AGREE_SECONDS", "flows.recovery.failover_account.SETTLE_SECONDS"),
+    ):
+        monkeypatch.setattr(name, PATIENCE_SECONDS)
+    monkeypatch.setattr(ANSWER, answer_seconds)
+
+
 def settles(look: Callable[[], object], what: str) -> None:
     """Wait until it holds. A server that loads, or ends its connections while it becomes a replica, is not there yet."""
 
@@ -351,3 +428,12 @@ def settles(look: Callable[[], object], what: str) -> None:
             return False
 
     until(holds, what=what, seconds=120)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Any:
+    """With a failing test: the ends of its servers' logs (a plugin)."""
+    report = yield
+    if report.failed:
+        report.sections += [(f"{server.kind} on port {server.port}", server.log_tail()) for server in running]
+    return report

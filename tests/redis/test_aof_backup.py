@@ -29,7 +29,6 @@ from tasks.redis.backup.live_aof import RECORD, REWRITES, Rewrites
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.restore.network import RECORD as NETWORK_RECORD
 from tasks.redis.restore.network import Leftover
-from tasks.redis.server import call
 from tasks.stores.directory import DirectoryStore
 from tests.redis.conftest import NAME, Rig
 from tests.redis.data import account, add_short, fill, survivors
@@ -54,8 +53,7 @@ def test_round_trip(rig: Rig) -> None:
     """Types and times of several databases; what expired meanwhile; the configuration is as it was."""
     clients = {number: rig.client(number) for number in (0, 3)}
     fill(clients)
-    add_short(clients, 1000)
-    ends = time.time() + 1.1
+    ends = add_short(clients, 1000)
     before = {number: account(client) for number, client in clients.items()}
     report = backup()
     assert rewrites(rig) == "100"
@@ -295,8 +293,7 @@ def test_a_backup_of_a_master_that_was_replaced_meanwhile_is_none(
 
     def and_then_a_failover(*arguments: Any) -> Any:
         done = real(*arguments)
-        call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", "mymaster")
-        group.wait_for_master_other_than(group.master).client().set("new", 1)
+        group.fail_over().client().set("new", 1)
         return done
 
     monkeypatch.setattr(where, name, and_then_a_failover)
@@ -308,13 +305,11 @@ def test_a_backup_of_a_master_that_was_replaced_meanwhile_is_none(
 @pytest.mark.parametrize("record", [RECORD, NETWORK_RECORD])
 def test_what_a_killed_run_left_on_a_server_that_died_is_no_reason_to_take_no_backup(group: Group, record: str) -> None:
     group.master.client().set("a", 1)
-    call(group.master.client(), "WAIT", 1, 5000)
     reports = group.master.root / "reports"
     reports.mkdir()
     left = Rewrites(group.master.address, "100") if record == RECORD else Leftover(group.master.address, "x:1", {}, "")
     write(reports / record, left)
-    group.master.crash()
-    group.wait_for_master_other_than(group.master)
+    group.lose_master()
     report = backup_redis.fn(NAME)
     assert report.status is Status.WARN
     assert [found.value for found in report.findings if "killed" in found.name] == [

@@ -70,8 +70,10 @@ def test_change_is_found(held: tuple[redis.Redis, Path, RedisContent], kind: str
     client, place, expected = held
     change, told = CHANGES[kind]
     change(client)
-    found = _against(client, place, expected)
-    call(client, "DEBUG", "RELOAD", "NOSAVE")
+    try:
+        found = _against(client, place, expected)
+    finally:  # for the next one
+        call(client, "DEBUG", "RELOAD", "NOSAVE")
     assert not found.is_equal
     assert re.search(told, "; ".join(found.differences)), found.differences
     assert _against(client, place, expected).is_equal

@@ -121,9 +121,12 @@ def test_keys_that_expire_or_are_evicted_are_no_surprise(
     assert not CHANGES & set(findings(report))
 
     def evict() -> None:
+        def evicted() -> bool:
+            client.config_set("maxmemory", int(client.info("memory")["used_memory"]) - 300_000)
+            return bool(client.dbsize() < 2500)
+
         client.config_set("maxmemory-policy", "allkeys-random")
-        client.config_set("maxmemory", int(client.info("memory")["used_memory"]) - 300_000)
-        until(lambda: client.dbsize() < 2500, what="their eviction", seconds=120)
+        until(evicted, what="their eviction", seconds=120)
         client.config_set("maxmemory", 0)
 
     meanwhile(evict)

@@ -28,10 +28,9 @@ from tasks.redis.restore.equal import compare_keys
 from tasks.redis.restore.network import RECORD
 from tasks.redis.restore.route import Route
 from tasks.redis.restore.surroundings import RECORD as DETACHED
-from tasks.redis.server import call
 from tasks.stores.directory import DirectoryStore
 from tests.redis.data import account, fill, survivors
-from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, settles
+from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, notice_deaths, settles
 from tests.redis.tls import tls_in_front
 
 DROP = 'drop_prefixes = ["cache:", "ca*he:"]'
@@ -105,6 +104,7 @@ def test_a_backup_comes_over_the_network_while_clients_write(
     writer = threading.Thread(target=write)
     writer.start()
     try:
+        until(lambda: acknowledged, what="the first write", seconds=120)
         report = backup_redis.fn(NAME)
     finally:
         stop.set()
@@ -412,6 +412,7 @@ def test_without_a_fit_replica_the_sentinels_remember_the_copy_and_that_is_told(
     register(group, monkeypatch)
     group.master.client().set("a", 1)
     group.replicas[0].crash()
+    notice_deaths(group.sentinels)
     until(
         lambda: all("s_down" in s.client().sentinel_slaves("mymaster")[0]["flags"] for s in group.sentinels),
         what="the replica to be held for dead",
@@ -483,8 +484,7 @@ def test_a_master_that_changes_during_the_backup(group: Group, monkeypatch: pyte
 
     def and_then_a_failover(client: redis.Redis, source: Any, host: str, port: int) -> None:
         follow(client, source, host, port)
-        call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", "mymaster")
-        group.wait_for_master_other_than(group.master)
+        group.fail_over()
         until(lambda: role(group.master) == "slave", what="the old one to follow", seconds=120)
 
     monkeypatch.setattr(network, "_follow", and_then_a_failover)
@@ -606,8 +606,7 @@ def test_a_failover_while_the_live_data_is_kept_ends_a_restore(
 
     def and_then_a_failover(*arguments: Any) -> Any:
         kept = keep_live(*arguments)
-        call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", "mymaster")
-        group.wait_for_master_other_than(group.master).client().set("new", 1)
+        group.fail_over().client().set("new", 1)
         return kept
 
     monkeypatch.setattr(network_steps, "keep_live", and_then_a_failover)

@@ -24,10 +24,9 @@ from tasks.redis.restore.swap import superseded_redis
 from tasks.redis.server import family, program_version
 from tasks.stores.directory import DirectoryStore
 from tests.redis.conftest import NAME, PASSWORD, Rig
-from tests.redis.data import account, add_short, fill, survivors
+from tests.redis.data import account, add_short_for, fill, survivors
 
 DATABASES = (0, 3, 11)
-SHORT_MS = 2500
 
 
 def backup() -> str:
@@ -52,9 +51,7 @@ def test_round_trip(rig: Rig) -> None:
     clients = {n: rig.client(n) for n in DATABASES}
     fill(clients)
     before = {n: account(client) for n, client in clients.items()}
-    add_short(clients, SHORT_MS)
-    added = time.time()
-    backup()
+    ends = add_short_for(clients, backup)
     for n in DATABASES:
         rig.client(n).flushdb()
         rig.client(n).set("garbage", n)
@@ -62,7 +59,7 @@ def test_round_trip(rig: Rig) -> None:
     assert planned.status is Status.PLANNED
     assert len(planned.plan_steps) == 5
     assert rig.client().get("garbage") == b"0", "a plan changes nothing"
-    time.sleep(max(0.0, added + SHORT_MS / 1000 - time.time()))
+    until(lambda: time.time() > ends, what="the end of the short keys", seconds=200)
     report = restore()
     assert report.status is Status.OK, report.sentence()
     for n in DATABASES:

@@ -429,12 +429,10 @@ def test_a_replica_promoted_under_its_feet(group: Group, monkeypatch: pytest.Mon
     client.set("other", 1)
     backup_redis.fn(NAME)
     client.set("session:1", "spoilt")
-    call(client, "WAIT", 1, 5000)
 
     def and_then_a_failover(*arguments: Any) -> Any:
         kept = keep_live(*arguments)
-        call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", "mymaster")
-        group.wait_for_master_other_than(group.master)
+        group.fail_over()
         settles(lambda: client.info("replication")["role"] == "slave", "the old one to follow")
         return kept
 
@@ -457,13 +455,11 @@ def test_a_master_that_was_replaced_and_still_takes_writes(
     group.master.client().set("session:1", 1)
     backup_redis.fn(NAME)
     group.master.client().set("session:1", "spoilt")
-    call(group.master.client(), "WAIT", 1, 5000)
     real = getattr(prefix_steps, where)
 
     def and_then_a_failover(*arguments: Any) -> Any:
         done = real(*arguments)
-        call(group.sentinels[0].client(), "SENTINEL", "FAILOVER", "mymaster")
-        group.wait_for_master_other_than(group.master)
+        group.fail_over()
         return done
 
     monkeypatch.setattr(prefix_steps, where, and_then_a_failover)

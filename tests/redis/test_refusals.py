@@ -44,7 +44,7 @@ def failed(**parameters: object) -> Report:
 
 def break_a_save(client: redis.Redis) -> None:
     client.config_set("save", "3600 1")
-    client.config_set("rdb-key-save-delay", 1000)
+    client.config_set("rdb-key-save-delay", 1_000_000)  # minutes: it is in the middle whenever it is killed
     client.bgsave()
     for child in psutil.Process(int(client.info("server")["process_id"])).children():
         child.kill()
@@ -181,8 +181,8 @@ def test_without_multi_rights_are_not_tried_and_nothing_is_done(monkeypatch: pyt
 def test_a_server_that_hangs_is_told_soon(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the greeting's own patience: not by that for an answer, which may take a minute."""
     monkeypatch.setattr("tasks.redis.server.GREETING_SECONDS", 0.3)
-    monkeypatch.setattr("tasks.redis.server.SOCKET_SECONDS", 5.0)
-    with connected(server.block()) as client:
+    with contextlib.ExitStack() as stack:
+        client = until(lambda: stack.enter_context(connected(server.block())), what="a greeting in time", seconds=120)
         call(client, "DEBUG", "SLEEP", "0.6")
         with client.client() as another:
             call(another, "DEBUG", "SLEEP", "0.6")
@@ -223,6 +223,7 @@ def test_a_client_s_certificate_that_is_asked_for(server: RedisServer, tmp_path:
 def test_a_port_of_the_other_kind(server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No retry mends that: it is said at the first look, of a Sentinel's port too; a server that hangs is told apart."""
     with tls_in_front(server, tmp_path, ["127.0.0.1"]) as (port, certificate):
+        monkeypatch.setattr("blocks.redis_wire.PATIENCE_SECONDS", 60.0)
         plain = told(server.block(port=port))
         assert not isinstance(plain, Unreachable)
         assert plain.message.endswith("speaks TLS on this port, and [redis] tls is false")

@@ -7,13 +7,14 @@ import redis
 
 from runbook.errors import OpsError, Unreachable
 from tasks.redis.server import connected
-from tests.redis.servers import Group, RedisServer
+from tests.redis.servers import Group, RedisServer, notice_deaths
 
 
 def test_a_crashed_master_is_replaced_and_the_group_is_found_again(group: Group) -> None:
     group.master.client().set("k", "v")
-    group.master.client().wait(1, 5000)
+    group.in_step()
     group.master.crash()
+    notice_deaths(group.sentinels)
     new = group.wait_for_master_other_than(group.master)
     assert new.client().get("k") == b"v"
     assert group.agreed_master() == new.address

@@ -188,7 +188,7 @@ IS_SET = "redis settings: set"
 
 def test_a_rewrite_that_fails_leaves_the_aof_off(bare: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its process is killed, as where memory runs out: the server alone would try again and again."""
-    bare.client().config_set("rdb-key-save-delay", 2000)
+    bare.client().config_set("rdb-key-save-delay", 100_000)  # minutes: it is in the middle whenever it is killed
     at_failpoint(monkeypatch, saving, BEGUN, lambda: child_of(bare).kill())
     with pytest.raises(RunbookFailed, match="the AOF is off as before"):
         apply(names=("appendonly",))
@@ -515,7 +515,7 @@ def test_a_server_killed_while_its_aof_is_switched_on(
 ) -> None:
     """Its file says no until the AOF is whole: it starts from its RDB."""
     bare.client().save()
-    bare.client().config_set("rdb-key-save-delay", 2000)
+    bare.client().config_set("rdb-key-save-delay", 100_000)
     with monkeypatch.context() as patched:
         at_failpoint(patched, saving, BEGUN, bare.crash)
         with pytest.raises(RunbookFailed, match="could not be switched off again|does not answer"):

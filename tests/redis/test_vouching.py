@@ -118,8 +118,7 @@ def test_where_a_majority_names_it_nothing_is_said(group: Group) -> None:
 def test_a_master_that_was_replaced_is_not_cleared(group: Group) -> None:
     """It comes back while the Sentinels are gone, and the environment names it."""
     old = group.master
-    old.crash()
-    new = group.wait_for_master_other_than(old)
+    new = group.lose_master()
     kill_all(group)
     old.start()
     fill(old)

@@ -56,7 +56,7 @@ def tls_in_front(
         yield port[0], certificate
     finally:
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join()
 
 
 def _certificate(directory: Path, names: Sequence[str]) -> tuple[Path, Path]:

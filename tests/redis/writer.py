@@ -43,7 +43,7 @@ class Writer:
     def stop(self) -> None:
         """No more writes."""
         self._stop.set()
-        self._thread.join(10)
+        self._thread.join()
 
     def wait(self, more: int) -> None:
         """Until so many more were acknowledged."""

@@ -43,12 +43,12 @@ def hand_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
 
     Raises:
         NotConfirmed: the permit is for another hand-over.
-        OpsError: it was not begun (writes go on), or the Sentinels did not do it in time.
+        OpsError: it was not begun (writes go on), the Sentinels did not do it in time, or the master has died.
     """
     permit.require(ACT, choice.target)
     try:
         return _hand_over(block, choice)
-    except Unreachable as error:
+    except OpsError as error:
         if read_member(block, choice.master).dead:
             raise OpsError(
                 f"{choice.master} has died meanwhile: {error.message}", "launch it again with mode=unplanned"

@@ -28,7 +28,8 @@ PREFIX = "ops-failover:"
 BEGUN = f"{PREFIX}begun"
 KEPT_SECONDS = 3600
 GAP_SECONDS = 0.005
-_OPTIONS = ("username", "password", "client_name", "retry", "protocol", "legacy_responses")
+_OPTIONS = ("username", "password", "client_name", "retry", "protocol", "legacy_responses",
+            "socket_timeout", "socket_connect_timeout")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class Ledger:
         return f"{host}:{port}"
 
 
-def following(block: Redis, seconds: float = ANSWER_SECONDS) -> redis.Redis:
+def following(block: Redis) -> redis.Redis:
     """A client as an application has it: it asks the Sentinels for the master whenever it connects."""
     pool = quick_client(block).connection_pool
     known = pool.connection_kwargs
@@ -162,9 +163,7 @@ def following(block: Redis, seconds: float = ANSWER_SECONDS) -> redis.Redis:
         options["ssl"] = True
     sentinel = cast(Any, redis.sentinel.Sentinel)([])
     sentinel.sentinels = [quick_client_of(block, address) for address in block.sentinels]
-    client = sentinel.master_for(
-        block.sentinel_master, **options, socket_timeout=seconds, socket_connect_timeout=seconds
-    )
+    client = sentinel.master_for(block.sentinel_master, **options)
     return cast(redis.Redis, client)
 
 

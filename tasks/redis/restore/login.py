@@ -98,7 +98,9 @@ def _refused(block: Redis, rules: Sequence[str], user: str, wanted: Commands) ->
 
 def _client_as(client: redis.Redis, user: str, password: str) -> redis.Redis:
     """Another client of the same scratch server."""
-    return at_once(redis.Redis(unix_socket_path=str(socket_of(client)), username=user, password=password))
+    return at_once(
+        redis.Redis(unix_socket_path=str(socket_of(client)), username=user, password=password, socket_timeout=300)
+    )
 
 
 def _logs_in(client: redis.Redis, user: str, password: str) -> bool:

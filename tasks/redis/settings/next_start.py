@@ -25,7 +25,7 @@ from tasks.redis.server import at_once, call, version_of
 from tasks.redis.settings.file import read_configuration
 from tasks.redis.settings.recommended import DEFAULTS, LIMITS
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 # Told by other ways (the manual's), or not for a scratch server to have: ports and sockets, files, other servers,
 # passwords and users, processors, and what only a start can change.
 _APART = re.compile(
