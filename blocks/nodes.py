@@ -10,7 +10,8 @@ import psycopg
 from blocks.postgres import Postgres, execute
 from runbook.errors import OpsError
 
-ASK_SECONDS = 2
+ASK_SECONDS = 5
+"""A server that is dead refuses at once; one on a busy host is not to be taken for it."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from lab.progress import Tell, silent
 from lab.replication import RECEIVER_PROGRAM
 from lab.start import lose
 from lab.status import read_status
+from runbook.wait import until
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,11 @@ class Lab:
             shutil.rmtree(directory, ignore_errors=True)
         lifecycle.up(self.name, silent)
         with psycopg.connect(services.admin_dsn, autocommit=True) as connection:
+            loaded = "SELECT pg_conf_load_time()"  # of this session, to which the server passes it on
+            before = connection.execute(loaded).fetchone()
             connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
             connection.execute("SELECT pg_reload_conf()")
+            until(lambda: connection.execute(loaded).fetchone() != before, what="the reload", seconds=60)
 
     def lose(self) -> None:
         """The disaster: every process of it killed with -9, its supervisor first, so that nothing starts again. Its

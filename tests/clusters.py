@@ -28,7 +28,6 @@ import psutil
 import psycopg
 import pytest
 
-import blocks.postgres
 from blocks import toml
 from blocks.environment import Environment
 from lab import postgres, replication
@@ -40,17 +39,23 @@ from lab.state import Ports, State
 from lab.supervision import Program, Supervisor
 from runbook.errors import Unreachable
 from runbook.wait import until
-from tests.servers import binaries, taken_ports
+from tests.servers import binaries, is_gone, taken_ports
 from tests.templates import Template, new_directory
 from tests.writes import TABLE, Writes, writing
 
 NAME = "pair"
 PROGRAMS = {"postgres": "postgresql", "standby": "postgresql-standby", "receiver": replication.RECEIVER_PROGRAM}
-# The lab's settings, on a machine that runs many; what a killed server shares goes with its directory.
+# The lab's settings, on a machine that runs many; what a killed server shares goes with its directory. Nobody but the
+# test writes: its transactions are counted.
 SETTINGS = (
     *("shared_buffers = 32MB", "min_wal_size = 32MB", "max_wal_size = 256MB"),
-    "dynamic_shared_memory_type = mmap",
+    *("dynamic_shared_memory_type = mmap", "autovacuum_naptime = 1d"),
 )
+_FOLLOWED = """
+SELECT count(*) FROM pg_stat_replication
+WHERE state = 'streaming' AND flush_lsn >= %s AND (replay_lsn >= %s OR application_name = 'receiver')
+"""
+_STREAMED_TO = "SELECT 1 FROM pg_stat_wal_receiver WHERE status = 'streaming'"
 _LOG_LINES = 40
 _running: list[Cluster] = []
 _failed: list[tuple[str, str]] = []  # the logs of those that are gone by the time of the report
@@ -178,10 +183,10 @@ class Cluster:
                 pass
             return cursor.fetchall() if cursor.description else []
 
-    def connect(self, role: str, database: str = DATABASE) -> psycopg.Connection[Any]:
+    def connect(self, role: str, database: str = DATABASE, *, seconds: int = 120) -> psycopg.Connection[Any]:
         """A connection of the administrator, in autocommit mode."""
         dsn = postgres.admin_dsn(self.state, self.node(role).port, database)
-        return psycopg.connect(dsn, autocommit=True, connect_timeout=blocks.postgres.CONNECT_SECONDS)
+        return psycopg.connect(dsn, autocommit=True, connect_timeout=seconds)
 
     def is_standby(self, role: str) -> bool:
         """Whether a node says that it is in recovery."""
@@ -191,6 +196,12 @@ class Cluster:
         """The names of those who stream from a node."""
         rows = self.sql(role, "SELECT application_name FROM pg_stat_replication WHERE state = 'streaming'")
         return {name for (name,) in rows}
+
+    def settle(self) -> None:
+        """Until standby and receiver have on disk, and the standby has replayed, what the primary has written now: a
+        commit waits for one of the two only."""
+        ((end,),) = self.sql("postgres", "SELECT pg_current_wal_flush_lsn()")
+        until(lambda: self.sql("postgres", _FOLLOWED, end, end) == [(2,)], what="those who follow", seconds=120)
 
     # What is done to it
 
@@ -234,11 +245,14 @@ class Cluster:
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        until(lambda: not any(map(psutil.pid_exists, self._pids(role))), what=f"the death of {role}", seconds=120)
+        gone = lambda: not any(map(psutil.pid_exists, self._pids(role))) and all(map(is_gone, processes))  # noqa: E731
+        until(gone, what=f"the death of {role}", seconds=120)
+        if role != "receiver":
+            until(lambda: self._is_noticed(role), what=f"that the death of {role} is noticed", seconds=120)
 
     def promote(self, role: str) -> None:
         """By hand: returns when it takes writes."""
-        self.sql(role, "SELECT pg_promote(true, 60)", database="postgres")
+        self.sql(role, "SELECT pg_promote(true, 120)", database="postgres")
         assert not self.is_standby(role), f"{role} was not promoted"
 
     def feed(self, role: str = "standby") -> None:
@@ -401,6 +415,13 @@ class Cluster:
         pid = self.supervisor.services()[PROGRAMS[role]].pid
         return [pid] if pid else []
 
+    def _is_noticed(self, dead: str) -> bool:
+        """Whether the other node, if it answers, has come to the end of what it was sent."""
+        try:
+            return not self.sql("standby" if dead == "postgres" else "postgres", _STREAMED_TO, database="postgres")
+        except psycopg.OperationalError:
+            return True
+
     def _answers(self, role: str) -> bool:
         try:
             self.connect(role, "postgres").close()
@@ -426,8 +447,7 @@ def running_cluster(
         cluster.start("postgres")
         replication.accept(cluster.node("postgres"), cluster.state, replication.STANDBY_SLOT, replication.RECEIVER_SLOT)
         cluster.start("receiver", "standby")
-        wanted = {replication.STANDBY, replication.RECEIVER}
-        until(lambda: cluster.streaming() >= wanted, what="the streaming to both", seconds=120)
+        cluster.settle()
         yield cluster
     except BaseException:
         _failed.extend(cluster.log_tails())

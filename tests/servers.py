@@ -167,7 +167,7 @@ class PostgresServer:
             for process in every:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-            until(lambda: all(map(_is_gone, every)), what="the server's death", seconds=120, every_seconds=0.01)
+            until(lambda: all(map(is_gone, every)), what="the server's death", seconds=120, every_seconds=0.01)
             self.stop(signal.SIGKILL)
 
     def restart(self) -> None:
@@ -260,7 +260,7 @@ class PostgresServer:
         return True
 
 
-def _is_gone(process: psutil.Process) -> bool:
+def is_gone(process: psutil.Process) -> bool:
     """Dead is enough: its new parent may collect it a second later."""
     try:
         return bool(process.status() == psutil.STATUS_ZOMBIE)

@@ -87,9 +87,16 @@ def files_holding(paths: Iterable[Path], secrets: Iterable[str]) -> list[Path]:
     return [
         file
         for file in every
-        if holds(str(file).encode(errors="surrogateescape"), looked)
-        or (file.is_file() and holds(file.read_bytes(), looked))
+        if holds(str(file).encode(errors="surrogateescape"), looked) or holds(_content(file), looked)
     ]
+
+
+def _content(path: Path) -> bytes:
+    """Nothing of a directory, nor of a file that is removed while they are looked at."""
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except FileNotFoundError:
+        return b""
 
 
 def _look() -> Iterator[bytes]:

@@ -12,10 +12,21 @@ from runbook.errors import OpsError
 from runbook.report import Report
 from tasks.failover.begun import Begun, find_begun
 from tasks.failover.fencing import Fencing, find_fencing
-from tasks.failover.member import Control, Lag, Member, read_configured, read_control, read_lag, read_member
+from tasks.failover.member import (
+    Control,
+    Lag,
+    Member,
+    read_configured,
+    read_control,
+    read_lag,
+    read_member,
+    read_silent,
+)
 from tasks.postgres.synchronous import address
 from tasks.wal.names import lsn_text
 
+SILENT_SECONDS = 5.0
+"""For so long a standby may go on with what a primary that has died sent last."""
 Mode = Literal["planned", "unplanned"]
 Course = Literal["hand over", "take over", "finish"]
 
@@ -66,6 +77,8 @@ def read_pair(env: Environment, mode: Mode, wanted: str) -> Pair:
     primary, standby = env.postgres, env.standby
     begun = find_begun(env.reports_directory)
     now = {address(node): read_member(node) for node in (primary, standby)}
+    if mode == "unplanned" and now[address(primary)].dead and now[address(standby)].follows:
+        now[address(standby)] = read_silent(standby, SILENT_SECONDS)
     if wanted and wanted not in now:
         raise OpsError(f"{wanted} is neither of the two servers", f"choose one of {', '.join(now)}, or leave it empty")
     course = _course(now[address(primary)], now[address(standby)], mode, wanted, begun)

@@ -41,9 +41,9 @@ from tasks.failover.rejoin import REJOIN
 from tasks.postgres.synchronous import ALONE, address, commit_alone, read_synchrony
 from tasks.services import start_services, stop_services
 
-WRITE_SECONDS = 30.0
+WRITE_SECONDS = 60.0
 HEALTH_SECONDS = 120
-RETURN_SECONDS = 1.0
+RETURN_SECONDS = 5.0
 """Whoever commits wait for has been waited for: what is left is that the server has noticed."""
 AGAIN = "launch it again: it goes on where this run ended, or says what to do"
 

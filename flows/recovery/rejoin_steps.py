@@ -40,8 +40,8 @@ from tasks.wal.names import lsn_text
 
 Method = Literal["auto", "rewind", "base_backup"]
 STREAM_SECONDS = 60.0
-START_SECONDS = 15.0
-"""A standby that cannot follow says so in its log within seconds."""
+START_SECONDS = 45.0
+"""A standby that cannot follow says so within seconds; that the host is busy is no reason to copy all of it."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from tasks.drill.direct import DirectWriter, Servers
 from tasks.drill.ledger import Attempt, Ledger
 from tasks.drill.writer import Writer
 
-WRITES_SECONDS = 30.0
+WRITES_SECONDS = 120.0
 
 
 @dataclass(frozen=True)

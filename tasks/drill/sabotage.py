@@ -19,6 +19,8 @@ from runbook.errors import OpsError
 from tasks import manifest as manifests
 
 _ARCHIVED = re.compile(r"(?P<of>.+)-(?P<sha256>[0-9a-f]{64})\.gz")
+_UNFINISHED = shutil.ignore_patterns(".writing-*", ".at-hand-*")
+_COPIES = 20
 _BEFORE_TEXT = b"\tassistant\t"
 """In a row of interview_messages the text comes behind its role."""
 
@@ -29,11 +31,19 @@ def copy_of(source: Path, target: Path) -> Path:
     Raises:
         OpsError: they cannot be copied.
     """
-    try:
-        shutil.copytree(source, target, copy_function=_link, ignore=shutil.ignore_patterns(".writing-*", ".at-hand-*"))
-    except (OSError, shutil.Error) as error:
-        raise OpsError(f"{source} cannot be copied to {target}: {str(error)[:200]}", "make room there") from None
-    return target
+    for _ in range(_COPIES):
+        try:
+            shutil.copytree(source, target, copy_function=_link, ignore=_UNFINISHED)
+        except OSError as error:  # shutil.Error is one
+            lost = error.args[0] if isinstance(error, shutil.Error) else []
+            if not any(not Path(name).exists() for name, *_ in lost):
+                raise OpsError(
+                    f"{source} cannot be copied to {target}: {str(error)[:200]}", "make room there"
+                ) from None
+            shutil.rmtree(target)  # of a segment that is still written, more has taken its place
+        else:
+            return target
+    raise OpsError(f"{source} changes while it is copied", "launch it again")
 
 
 def _link(source: str, target: str) -> None:

@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS interview_ops_failover (run text, id bigint, at times
                                                    PRIMARY KEY (run, id))
 """
 _WRITE = "INSERT INTO interview_ops_failover (run, id) VALUES (%s, %s)"
+END_SECONDS = 15.0
 GAP_SECONDS = 0.01
 RETRY_SECONDS = 0.02
 
@@ -60,7 +61,7 @@ class Ledger:
     def stop(self) -> None:
         """No more writes."""
         self._stop.set()
-        self._thread.join(ASK_SECONDS + 1)
+        self._thread.join(END_SECONDS)
 
     def find_first(self, server: str) -> Entry | None:
         """The first write that this server acknowledged."""
@@ -110,7 +111,7 @@ class Ledger:
     def _write(self, server: Postgres) -> None:
         try:
             with server.connect(seconds=ASK_SECONDS) as connection:
-                if execute(connection, "SELECT pg_is_in_recovery()")[0][0]:
+                if self._stop.is_set() or execute(connection, "SELECT pg_is_in_recovery()")[0][0]:
                     return
                 execute(connection, _TABLE)
                 while not self._stop.wait(GAP_SECONDS if self.entries else 0):

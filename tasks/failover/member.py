@@ -6,6 +6,7 @@ https://www.postgresql.org/docs/current/app-pgcontroldata.html
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from blocks.postgres import Postgres, execute, first_line
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
+from runbook.wait import until
 from tasks.host import is_here
 from tasks.postgres.synchronous import address
 from tasks.wal.names import lsn_of
@@ -59,12 +61,20 @@ def read_member(postgres: Postgres) -> Member:
     return ask_member(postgres)
 
 
+@probe
+def read_silent(postgres: Postgres, seconds: float) -> Member:
+    """A standby when it is streamed nothing any more, or after so many seconds."""
+    with contextlib.suppress(Unreachable):
+        until(lambda: ask_member(postgres).receiver != "streaming", what="the stream's end", seconds=seconds)
+    return ask_member(postgres)
+
+
 def ask_member(postgres: Postgres) -> Member:
     """What a server says; one that does not answer, or refuses, is an answer too."""
     where = address(postgres)
     try:
         with postgres.connect(seconds=ASK_SECONDS) as connection:
-            execute(connection, "SET statement_timeout = '5s'")
+            execute(connection, "SET statement_timeout = '10s'")
             row = execute(connection, _MEMBER)[0]
     except OpsError as error:
         return Member(where, error.message, isinstance(error, Unreachable))

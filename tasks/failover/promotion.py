@@ -23,8 +23,8 @@ from tasks.wal.names import lsn_of
 
 PROMOTE = "promote"
 PROMOTE_SECONDS = 60
-ATTACH_SECONDS = 8.0
-"""A receiver of WAL connects within a second of its start."""
+ATTACH_SECONDS = 20.0
+"""A receiver of WAL connects within a second of its start, on a busy host later: without it commits wait for nobody."""
 
 
 @dataclass(frozen=True)

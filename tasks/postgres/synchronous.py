@@ -83,11 +83,21 @@ def commit_alone(permit: Permit, postgres: Postgres) -> Synchrony:
 @action(idempotent=True)
 def commit_together(postgres: Postgres) -> Synchrony:
     """Commits wait again for whom the server's configuration file names: call it when they are connected, and on the
-    standby too: a copy that was taken meanwhile has the override, and would go on alone after its promotion."""
+    standby too: a copy that was taken meanwhile has the override, and would go on alone after its promotion.
+
+    Raises:
+        Unreachable: the server is down, or does not read its configuration again.
+    """
     with postgres.connect() as connection:
+        before = execute(connection, _LOADED)
         execute(connection, "ALTER SYSTEM RESET synchronous_standby_names")
         execute(connection, "SELECT pg_reload_conf()")
+        until(lambda: execute(connection, _LOADED) != before, what="the reload", seconds=RELOAD_SECONDS)
     return synchrony(postgres)
+
+
+_LOADED = "SELECT pg_conf_load_time()"
+"""Of this session, to which the server passes the reload on when it has read the files itself."""
 
 
 def address(postgres: Postgres) -> str:

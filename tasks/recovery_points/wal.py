@@ -66,7 +66,7 @@ def ask_written(primary: Postgres, names: Sequence[str]) -> Written:
     asked = datetime.now(UTC)
     try:
         with primary.connect(seconds=ASK_SECONDS) as connection:
-            execute(connection, "SET statement_timeout = '5s'")
+            execute(connection, "SET statement_timeout = '10s'")
             recovering, system, end = execute(connection, _WRITTEN)[0]
             if recovering:
                 return Written(asked, int(system), problem="no server takes writes: all that answer are standbys")

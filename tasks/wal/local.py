@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from runbook.errors import OpsError, VerificationFailed
 from tasks.wal.header import HEADER, read_header
 from tasks.wal.names import PARTIAL, SEGMENT, Segment
+
+_LISTINGS = 10
 
 
 @dataclass(frozen=True)
@@ -48,11 +51,18 @@ def find_segments(directory: Path) -> list[Local]:
         OpsError: the directory cannot be read.
     """
     try:
-        paths = {path.name: path for path in directory.iterdir()}
-        found = [_local(path) for name, path in paths.items() if name.removesuffix(".partial") not in paths
-                 or not name.endswith(".partial")]  # fmt: skip
+        for _ in range(_LISTINGS):
+            with contextlib.suppress(FileNotFoundError):  # one was finished, and renamed, or taken for a new one
+                return _found(directory)
+        return _found(directory)
     except OSError as error:
         raise OpsError(f"{directory} cannot be read: {error.strerror}", "let this user read it") from None
+
+
+def _found(directory: Path) -> list[Local]:
+    paths = {path.name: path for path in directory.iterdir()}
+    found = [_local(path) for name, path in paths.items() if name.removesuffix(".partial") not in paths
+             or not name.endswith(".partial")]  # fmt: skip
     return sorted((one for one in found if one), key=lambda one: (one.timeline, one.start))
 
 

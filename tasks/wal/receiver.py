@@ -8,8 +8,9 @@ from runbook.kinds import probe
 from runbook.wait import until
 from tasks.wal.names import lsn_of
 
-PATIENCE_SECONDS = 15.0
-"""pg_receivewal reports the end of a segment with its next status only, by default every 10 s (`--status-interval`)."""
+PATIENCE_SECONDS = 60.0
+"""pg_receivewal reports the end of a segment with its next status only, by default every 10 s (`--status-interval`),
+and on a busy host later."""
 
 
 @probe
@@ -17,7 +18,7 @@ def wait_received(postgres: Postgres, name: str) -> bool:
     """Until the receiver of that application_name has on disk what the primary had when it was asked; false where no
     primary answers, or the receiver does not stream: it has what it has."""
     try:
-        with postgres.connect(seconds=2) as connection:
+        with postgres.connect() as connection:
             if execute(connection, "SELECT pg_is_in_recovery()")[0][0]:
                 return False
             wanted = lsn_of(str(execute(connection, "SELECT pg_current_wal_flush_lsn()")[0][0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import redis
 from flows.application.files import backup_files
 from flows.database.backup import backup_database
 from flows.redis.persistence import backup_redis
+from lab import lifecycle
 from lab.client import Lab
 from runbook.wait import until
 
@@ -40,9 +42,27 @@ class System:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
+    def drop(self) -> None:
+        """The application's database under it: PostgreSQL waits 5 s for the end of its sessions, and gives up."""
+
+        def dropped() -> bool:
+            with contextlib.suppress(psycopg.errors.ObjectInUse):
+                self.sql("DROP DATABASE IF EXISTS grc_db WITH (FORCE)", "postgres")
+                return True
+            return False
+
+        until(dropped, what="the drop of the database", seconds=120)
+
     def redis(self, database: int = 0) -> redis.Redis:
         url = str(self.lab.status()["redis"]["url"])
         return redis.Redis.from_url(f"{url.rpartition('/')[0]}/{database}" if url.count("/") > 2 else url, db=database)
+
+    def redis_answers(self) -> bool:
+        """Whether the master serves."""
+        try:
+            return bool(self.redis().ping())
+        except redis.RedisError:
+            return False
 
     def keys(self, database: int) -> int:
         """Keys that a restore brings back: the cache's are left out."""
@@ -50,14 +70,20 @@ class System:
 
     def healthy(self) -> bool:
         try:
-            return httpx.get(self.lab.status()["application"]["url"] + "/health", timeout=3).status_code == 200
+            return httpx.get(self.lab.status()["application"]["url"] + "/health", timeout=60).status_code == 200
         except httpx.HTTPError:
             return False
 
     def untouched(self) -> tuple[object, ...]:
         """What must not change when a run is refused: the database's identity, every service's process."""
+        until(self._is_settled, what="services that neither start nor stop", seconds=120)
         processes = {name: service["pid"] for name, service in self.lab.status()["services"].items()}
         return (self.sql("SELECT oid FROM pg_database WHERE datname = 'grc_db'", "postgres"), processes)
+
+    def _is_settled(self) -> bool:
+        """Whether no service is about to have another process, e.g. after what an earlier test did to it."""
+        services, _ = lifecycle.existing(self.name)
+        return {found.state for found in services.supervisor.services().values()} <= {"RUNNING", "STOPPED", "EXITED"}
 
     def log_in(self) -> bool:
         """A real log-in of the application's role."""
@@ -72,7 +98,7 @@ def restore(system: System, *words: str, **variables: str) -> subprocess.Complet
     """full_restore from the command line, without a Prefect server: it may have died with the rest."""
     argv = [sys.executable, "-m", "flows.recovery.full_restore", "--environment", system.name, "--confirm", system.name]
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
-    return subprocess.run([*argv, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run([*argv, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ def process(system: System, scenario: str, **variables: str) -> subprocess.Compl
     """In a process of its own, without a Prefect server."""
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
     argv = [sys.executable, "-c", RUN, system.name, scenario]
-    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
 
 
 def steady(system: System) -> None:

@@ -53,7 +53,7 @@ def process(what: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """A failover (`planned`, `unplanned`) or `rejoin` in a process of its own, without a Prefect server."""
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
     argv = [sys.executable, "-c", RUN, NAME, what]
-    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=180)
+    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
 
 def finding(report: Report, name: str) -> str:

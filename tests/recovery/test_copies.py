@@ -26,7 +26,7 @@ def burnt(system: System) -> Iterator[list[Path]]:
 
 def test_everything_comes_back_from_the_copies(system: System, burnt: list[Path]) -> None:
     users, keys = system.sql("SELECT count(*) FROM users"), system.keys(1)
-    system.sql("DROP DATABASE grc_db WITH (FORCE)", "postgres")
+    system.drop()
     system.redis(1).flushdb()
     refused = restore(system)
     assert refused.returncode == 1

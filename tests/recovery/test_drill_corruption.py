@@ -30,8 +30,9 @@ def verified(system: System) -> None:
 
 
 def archived(system: System) -> dict[str, int]:
-    """What the archive holds."""
-    return {str(path): path.stat().st_size for path in Path(environment(system).backups.wal).rglob("*.gz")}
+    """The finished segments that the archive holds: what is still written is replaced as it grows."""
+    finished = [path for path in Path(environment(system).backups.wal).rglob("*.gz") if ".partial." not in path.name]
+    return {str(path): path.stat().st_size for path in finished}
 
 
 def samples(system: System) -> tuple[Sample, ...]:

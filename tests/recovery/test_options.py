@@ -65,6 +65,7 @@ def test_the_least_loss_comes_first_and_a_dead_primary_changes_the_form(cluster:
     base = backup_cluster.fn(NAME).facts["backup"]
     dump = backup_database.fn(NAME).facts["backup"]
     cluster.sql("postgres", "INSERT INTO accounts VALUES (1)")
+    cluster.settle()
     shown = ways(show())
     assert [way["lost"] for way in shown][:3] == ["nothing"] * 3
     assert {way["way"] for way in shown[:3]} >= {"failover to the standby", "the whole cluster at a point in time"}
@@ -96,7 +97,7 @@ def test_the_least_loss_comes_first_and_a_dead_primary_changes_the_form(cluster:
 
     command = [sys.executable, "-m", "flows.recovery.options", "--environment", NAME]
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
     assert "python -m flows.recovery.point_in_time --environment pair --by latest --source backups" in done.stdout
     assert done.stderr.startswith("Show recovery options on pair: CRITICAL")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import random
 import shutil
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import psycopg
@@ -20,6 +22,8 @@ from runbook.wait import until
 from tasks.wal.destinations import ship_now
 from tasks.wal.receiver import wait_received
 from tests.clusters import NAME, Cluster, Template, running_cluster
+
+OFTEN = timedelta(seconds=6)
 
 
 @pytest.fixture(autouse=True)
@@ -294,8 +298,6 @@ def test_base_backups_go_by_chain_and_none_on_which_another_stands(cluster: Clus
 
 def age(path: Path) -> None:
     """Make a backup's manifest ten days older, sealed anew."""
-    from datetime import timedelta
-
     from tasks import manifest
 
     old = manifest.read(path)
@@ -330,6 +332,7 @@ def test_a_dead_primary_and_its_receivers_tail(cluster: Cluster) -> None:
     """Primary and standby are gone, data and all: the newest point is in the receiver's unfinished segment."""
     accounts(cluster)
     last = transaction(cluster, "INSERT INTO accounts VALUES (101, 101)")
+    cluster.settle()
     for role in ("postgres", "standby"):
         cluster.crash(role)
         shutil.rmtree(cluster.node(role).data)
@@ -342,11 +345,11 @@ def test_a_dead_primary_and_its_receivers_tail(cluster: Cluster) -> None:
 
 def test_what_is_in_the_archive_is_never_written_over(cluster: Cluster) -> None:
     accounts(cluster)
-    switch(cluster)
-    cluster.sql("postgres", "INSERT INTO accounts VALUES (101, 101)")
-    ship_now(cluster.environment)
+    cluster.sql("postgres", "INSERT INTO accounts VALUES (101, 101)")  # into the segment that a backup has begun
+    ((name,),) = cluster.sql("postgres", "SELECT pg_walfile_name(pg_switch_wal())")
+    until(lambda: ship_now(cluster.environment).newest == name, what=f"{name} in the archive", seconds=120)
     before = {path.name: path.read_bytes() for path in segments(cluster)}
-    victim = sorted(path for path in cluster.wal.iterdir() if path.suffix != ".partial")[-1]
+    victim = cluster.wal / name
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1
     victim.write_bytes(content)
@@ -378,11 +381,22 @@ def test_a_standby_that_is_ahead_of_the_point_is_joined_again(cluster: Cluster) 
 
 
 def test_the_end_of_a_segment_is_reported_by_the_receiver_without_the_next_write(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster,
 ) -> None:
-    """It reports what it writes, but not the end of a segment: that comes with its status, every second."""
-    monkeypatch.setattr("tasks.wal.receiver.PATIENCE_SECONDS", 6.0)
+    """It reports what it writes, but not the end of a segment: that comes with its status, every second (by its own
+    clock: by default it would be every 10 s)."""
     for number in range(3):
         cluster.sql("postgres", f"CREATE TABLE t{number} (id int)")
         switch(cluster)
         assert wait_received(cluster.environment.postgres, "receiver")
+    reported = list[datetime]()
+
+    def often() -> bool:
+        ((at,),) = cluster.sql(
+            "postgres", "SELECT reply_time FROM pg_stat_replication WHERE application_name = 'receiver'"
+        )
+        if at not in reported:
+            reported.append(at)
+        return max((two - one for one, two in pairwise(reported[-4:])), default=OFTEN) < OFTEN and len(reported) > 3
+
+    until(often, what="a status every second, three times", seconds=120)

@@ -28,7 +28,7 @@ def launch(xid: int, *more: str, **variables: str) -> subprocess.CompletedProces
     words = ["--by", "before_transaction", "--target", str(xid), "--timeline", "1", *more]
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
     return subprocess.run(
-        [*argv, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [*argv, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
     )
 
 

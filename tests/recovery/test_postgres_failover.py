@@ -3,13 +3,19 @@ of what was acknowledged is compared with what the new primary has."""
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from flows.recovery import pair
 from flows.recovery.postgres_failover import postgres_failover, rejoin_standby
 from runbook.errors import RunbookFailed
 from runbook.report import Status
+from runbook.wait import until
 from tests.clusters import NAME, Cluster, Template, running_cluster
 from tests.recovery.postgres_failovers import (
     address,
@@ -45,6 +51,21 @@ def test_a_crashed_primary_is_replaced_nothing_is_lost_and_it_follows_again(clus
     for phase in ("decision", "fencing", "promote", "first acknowledged write"):
         assert re.fullmatch(r"\d+\.\d{3} s", report.facts[phase]), phase
     assert "nothing to do" in rejoin().outcome
+
+
+def test_a_standby_that_has_not_noticed_the_death_yet_is_waited_for(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says that it is streamed to, as by a primary that lives."""
+    monkeypatch.setattr(pair, "SILENT_SECONDS", 120.0)
+    ((pid,),) = cluster.sql("standby", "SELECT pid FROM pg_stat_wal_receiver")
+    os.kill(pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as beside:
+        crash = beside.submit(cluster.crash, "postgres")
+        until(lambda: not cluster.environment.services.is_running("postgres"), what="the death", seconds=120)
+        threading.Timer(2, os.kill, (pid, signal.SIGCONT)).start()
+        assert fail_over("unplanned").facts["acknowledged writes lost"].startswith("0")
+        crash.result()
 
 
 def test_a_planned_switchover_loses_nothing_and_the_old_primary_follows_there_and_back(cluster: Cluster) -> None:
@@ -94,7 +115,7 @@ def test_writes_that_only_the_receiver_has_are_replayed_by_a_standby_that_does_n
         writes.wait(20)
     assert report.facts["acknowledged writes lost"].startswith("0")
     assert lost(cluster, "standby", writes) == set()
-    assert cluster.sql("standby", "SHOW restore_command") == [("false",)]
+    until(lambda: cluster.sql("standby", "SHOW restore_command") == [("false",)], what="the reload", seconds=120)
 
 
 def test_with_neither_standby_nor_receiver_commits_wait_for_nobody_and_the_report_says_so(cluster: Cluster) -> None:

@@ -8,9 +8,11 @@ from runbook.report import Status
 from tasks.application import smoke_check
 from tasks.connection_string import read_target
 from tests.recovery.conftest import System
+from tests.recovery.drills import steady
 
 
 def test_the_application_follows_there_and_back(system: System) -> None:
+    steady(system)
     env = toml.environment(system.name)
     addresses = {f"{node.host}:{node.port}" for node in env.nodes()}
     before = read_target(env.application)
@@ -19,6 +21,7 @@ def test_the_application_follows_there_and_back(system: System) -> None:
         report = launch(system.name, new_primary=wanted, confirm=system.name)
         assert report.status is Status.WARN, report.sentence()
         assert report.facts["acknowledged writes lost"].startswith("0 (proven")
+        steady(system)  # as the next one wants it
         assert read_target(toml.environment(system.name).application) == wanted
         assert system.healthy()
         smoke = smoke_check(env.application)

@@ -91,7 +91,9 @@ def knows(other: Cluster, password: str) -> bool:
 
 def test_the_standby_lags_behind_a_living_primary(cluster: Cluster) -> None:
     cluster.sql("standby", "ALTER SYSTEM SET recovery_min_apply_delay = '1h'")
-    cluster.sql("standby", "SELECT pg_reload_conf()")
+    cluster.stop("standby")  # a reload reaches the process that replays some time later
+    cluster.start("standby")
+    until(lambda: "standby" in cluster.streaming(), what="its return", seconds=120)
     cluster.sql("postgres", "CREATE TABLE held ()")  # its commit waits, and all that comes after it
     cluster.sql("postgres", "CREATE TABLE much AS SELECT repeat(i::text, 100) FROM generate_series(1, 20000) i")
     report = refused(max_lag_megabytes=1)

@@ -42,7 +42,7 @@ def launch(lost: Lost, *words: str, **variables: str) -> subprocess.CompletedPro
     argv = [sys.executable, "-m", "flows.recovery.region_failover", "--environment", lost.region.name]
     argv += ["--source", lost.first.name, "--confirm", lost.region.name, "--fenced-by", ATTESTED, *words]
     environment = {name: text for name, text in os.environ.items() if name != "PREFECT_API_URL"} | variables
-    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Lost:
         assert self.rows() == set(rows)
         assert self.region.log_in()
         url = self.region.lab.status()["application"]["url"]
-        assert httpx.get(f"{url}/health").json() == {"status": "healthy", "database": "ok", "redis": "ok"}
+        assert httpx.get(f"{url}/health", timeout=60).json() == {"status": "healthy", "database": "ok", "redis": "ok"}
         assert self.first.endpoint() == url
 
 

@@ -7,6 +7,7 @@ import pytest
 from flows.recovery.region_failover import region_failover
 from lab import lifecycle
 from runbook.errors import RunbookFailed
+from runbook.wait import until
 from tests.recovery.conftest import System
 
 
@@ -33,6 +34,8 @@ def test_a_database_that_lives_is_enough(system: System) -> None:
         with pytest.raises(RunbookFailed, match=r"PostgreSQL \(postgres\) takes no connections: no"):
             go(system)
     finally:
+        services.supervisor.start("redis")
+        until(system.redis_answers, what="Redis: first the master, else the Sentinels promote", seconds=120)
         for program in programs:
             services.supervisor.start(program)
     assert system.lab.endpoint() == system.lab.status()["application"]["url"]

@@ -28,7 +28,7 @@ def test_a_full_restore_from_the_copies_brings_everything_up_there(system: Syste
         assert region.log_in()
         assert region.healthy()
         url = region.lab.status()["application"]["url"]
-        assert httpx.get(f"{url}/health").json() == {"status": "healthy", "database": "ok", "redis": "ok"}
+        assert httpx.get(f"{url}/health", timeout=60).json() == {"status": "healthy", "database": "ok", "redis": "ok"}
         assert url != system.lab.status()["application"]["url"]
         assert Environment.find(region.name).postgres.port == int(region.lab.environ()["OPS_LAB_DR_POSTGRES_PORT"])
         assert system.untouched() == before

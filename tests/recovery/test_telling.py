@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 import shutil
 import socket
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from blocks.environment import Environment
+from flows.database.backup import backup_database
 from flows.recovery import command
 from flows.recovery import full_restore as module
 from flows.recovery.full_restore import full_restore
@@ -35,13 +38,15 @@ def finding(report: Report, name: str) -> tuple[Status, str]:
 def test_writes_until_the_stop_are_counted_and_a_late_recovery_is_no_failed_one(
     system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With services that run until the swap, clients write while the copies are built."""
+    """With services that run until the swap, clients write while the copies are built: a few, as the first thousand since
+    the backup are named."""
+    backup_database.fn(system.name)
     late = Environment.find(system.name)
     late.rto_seconds = 1
     monkeypatch.setattr(module.Environment, "find", lambda _name: late)
     ledger = Ledger(tmp_path / "writes.jsonl")
     password = existing(system.name)[0].state.passwords.application
-    with Writer(system.lab.status()["application"]["url"], password, ledger, per_second=20, message_every=1000):
+    with Writer(system.lab.status()["application"]["url"], password, ledger, per_second=2, message_every=1000):
         report = full_restore.fn(system.name, stop_services="at_swap", confirm=system.name)
     gone = account_of(ledger, system.lab.status()["postgres"]["dsn"]).lost
     named = next(table for table in report.evidence if table.name.startswith("Writes lost, one by one"))
@@ -101,9 +106,9 @@ def test_a_prefect_that_is_only_busy_is_not_passed_over(monkeypatch: pytest.Monk
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     def serve() -> None:
-        for number in range(2):
+        for number in itertools.count():
             connection, _address = listener.accept()
-            with connection:
+            with connection, contextlib.suppress(OSError):  # a client that waited long enough
                 if number:  # the first time it is cut off
                     connection.recv(65536)
                     connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")

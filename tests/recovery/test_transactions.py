@@ -15,6 +15,7 @@ from flows.recovery.point_in_time import restore_to_point
 from flows.recovery.transactions import find_transaction
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
+from runbook.wait import until
 from tasks.wal.destinations import ship_now
 from tasks.wal.transactions import Definition, parse_end, trace
 from tests.clusters import NAME, Cluster
@@ -167,9 +168,9 @@ def test_a_missing_segment_is_said_and_nothing_found_is_no_answer_then(cluster: 
     hidden = transaction(cluster, "DELETE FROM accounts WHERE id > 900")
     cluster.sql("postgres", "SELECT pg_switch_wal()")
     after = transaction(cluster, "DELETE FROM accounts WHERE id = 2")
-    cluster.sql("postgres", "SELECT pg_switch_wal()")
+    ((last,),) = cluster.sql("postgres", "SELECT pg_walfile_name(pg_switch_wal())")
     assert list(deeds(find_transaction.fn(NAME, "accounts"))) == [before, hidden, after]
-    ship_now(cluster.environment)
+    until(lambda: ship_now(cluster.environment).newest == last, what=f"{last} in the archive", seconds=120)
     lost = segments(cluster)[-2]
     name = lost.name[:24]
     lost.unlink()
@@ -207,6 +208,7 @@ def test_one_that_is_not_whole_hides_nothing_behind_it(cluster: Cluster) -> None
     assert len(deeds(late)) == 3, "the rows of the fourth are before the window"
     assert long_one
     assert long_one[0] in hints(late)["transactions that began before the window"]
+    until((cluster.wal / name).exists, what=f"the end of {name}", seconds=120)
     content = bytearray((cluster.wal / name).read_bytes())
     content[cut:] = bytes(len(content) - cut)
     for place in (cluster.wal, cluster.node("postgres").data / "pg_wal", cluster.node("standby").data / "pg_wal"):

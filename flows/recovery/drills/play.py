@@ -11,7 +11,7 @@ from runbook.failpoint import failpoint
 from tasks.application import smoke_check, wait_healthy
 from tasks.drill.clients import served, writing
 
-DETECT_SECONDS, HEALTH_SECONDS, SERVED_SECONDS = 15 * 60.0, 120.0, 60.0
+DETECT_SECONDS, HEALTH_SECONDS, SERVED_SECONDS = 15 * 60.0, 120.0, 120.0
 STEADY_WRITES, AFTER_WRITES = 20, 10
 AGAIN = "launch run-drill again: it finds what this one has left, and heals it"
 

@@ -13,7 +13,7 @@ from runbook.report import Report
 from runbook.wait import until
 from tasks.catalogue import open_all
 
-SETTLE_SECONDS = 60.0
+SETTLE_SECONDS = 120.0
 
 
 def judge(report: Report, env: Environment, scenario: Scenario, evidence: Path) -> dict[str, str]:
