@@ -12,6 +12,8 @@ from pydantic import Field, SecretStr
 
 from runbook.errors import OpsError
 
+CONNECT_SECONDS, READ_SECONDS, ATTEMPTS = 10, 60, 3
+
 
 class Cloud(Block):
     """AWS, or what speaks its protocol. Prices are of a month, from the provider's list: 0 where nobody wrote them."""
@@ -42,7 +44,8 @@ class Cloud(Block):
                 region_name=self.region or None,
                 profile_name=self.profile or None,
             )
-            config = Config(connect_timeout=10, read_timeout=60, retries={"mode": "standard", "total_max_attempts": 3})
+            retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
+            config = Config(connect_timeout=CONNECT_SECONDS, read_timeout=READ_SECONDS, retries=retries)
             return session.client(service, endpoint_url=self.endpoint or None, config=config)
         except (BotoCoreError, ValueError) as error:
             raise OpsError(f"no client for {service}: {error}", "correct [cloud] region, profile, endpoint") from None

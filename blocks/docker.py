@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 from requests.exceptions import RequestException
 from urllib3.exceptions import HTTPError
 
-from runbook.errors import OpsError, Unreachable
+from runbook.errors import OpsError, Unreachable, excerpt
 
 CALL_SECONDS = 30
 SOCKET = "unix:///var/run/docker.sock"
@@ -117,7 +117,7 @@ def engine(host: str, *, seconds: int = 0) -> Iterator[Any]:
 def words(error: docker.errors.APIError) -> str:
     """What the engine says, in one line."""
     said = error.explanation or error
-    return " ".join(str(said.decode(errors="replace") if isinstance(said, bytes) else said).split())[:500]
+    return excerpt(said.decode(errors="replace") if isinstance(said, bytes) else str(said), 500)
 
 
 def _unreachable(where: str, error: Exception, seconds: int) -> OpsError:
@@ -130,5 +130,5 @@ def _unreachable(where: str, error: Exception, seconds: int) -> OpsError:
         return Unreachable(
             f"Docker at {where} does not answer", "start it (systemctl start docker), or correct host under [docker]"
         )
-    return OpsError(f"what answers at {where} is no Docker: {' '.join(str(error).split())[:200]}",
+    return OpsError(f"what answers at {where} is no Docker: {excerpt(str(error), 200)}",
                     "correct host under [docker]")  # fmt: skip

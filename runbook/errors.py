@@ -12,11 +12,18 @@ if TYPE_CHECKING:
 
 _REASON = "Error message from server: "  # pg_dump's, behind an error that says no more than that a call failed
 _LOGIN = re.compile(r"(https?://)[^/\s@]+@")
+_PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^/\s:@]*:)[^/\s@]+@", re.IGNORECASE)
 
 
 def without_logins(text: str) -> str:
     """Tools repeat the addresses that they were given: tokens and passwords in them are nobody's to read."""
-    return _LOGIN.sub(r"\1********@", text)
+    return _PASSWORD.sub(r"\1********@", _LOGIN.sub(r"\1********@", text))
+
+
+def excerpt(text: str, most: int = 80) -> str:
+    """What a tool printed, in one line and cut (`most` below 0: its end): half a login is none that could be known."""
+    line = " ".join(without_logins(text).split())
+    return (line[:most] if most > 0 else line[most:]) or "nothing"
 
 
 class OpsError(Exception):
@@ -24,7 +31,7 @@ class OpsError(Exception):
 
     def __init__(self, message: str, hint: str = "") -> None:
         self.message = message = without_logins(message)
-        self.hint = hint
+        self.hint = hint = without_logins(hint)
         super().__init__(f"{message} — {hint}" if hint else message)
 
 

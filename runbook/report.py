@@ -144,7 +144,8 @@ class Report:
     ) -> bool:
         """Record whether something holds; `hint` says what to do where it does not. Returns `ok`."""
         status = Status.OK if ok else otherwise
-        self.findings.append(Finding(name, status, without_logins(str(value)), str(expected), "" if ok else hint))
+        shown = "" if ok else without_logins(hint)
+        self.findings.append(Finding(name, status, without_logins(str(value)), str(expected), shown))
         return ok
 
     def judge(
@@ -170,7 +171,8 @@ class Report:
 
     def attach(self, evidence: Evidence) -> None:
         """Keep something to look at."""
-        self.evidence.append(replace(evidence, text=without_logins(evidence.text)))
+        rows = tuple(tuple(map(without_logins, row)) for row in evidence.rows)
+        self.evidence.append(replace(evidence, rows=rows, text=without_logins(evidence.text)))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Keep a table; every cell is shown as text."""
@@ -178,7 +180,7 @@ class Report:
 
     def fact(self, name: str, value: object) -> None:
         """One line of the page's head: what somebody reads first."""
-        self.facts[name] = str(value)
+        self.facts[name] = without_logins(str(value))
 
     def measure(self, what: str, size: int = 0) -> None:
         """What this run did, which took all of its time until now: `database backup`, so many bytes."""

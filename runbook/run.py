@@ -14,7 +14,7 @@ from prefect.context import FlowRunContext
 
 from runbook import chain, containment, render, repeats
 from runbook.current import current_report, use_report
-from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed
+from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed, without_logins
 from runbook.form import form_address
 from runbook.holder import Rank
 from runbook.lock import hold
@@ -70,7 +70,7 @@ def runbook(
             Finding(
                 "the run ended early",
                 Status.CRITICAL,
-                f"{type(error).__name__}: {error}"[:300],
+                without_logins(f"{type(error).__name__}: {error}")[:300],
                 "",
                 "" if report.state else "launch it again: it begins from the start and ends well, or says what to do",
             )

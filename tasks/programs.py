@@ -13,7 +13,7 @@ from typing import Any
 
 from blocks.places import Application
 from runbook import shell
-from runbook.errors import CommandFailed, OpsError
+from runbook.errors import CommandFailed, OpsError, excerpt
 
 INSTALL = {
     "mypy": "install it into the backend's environment: pip install mypy",
@@ -93,6 +93,6 @@ def parsed(name: str, text: str, kind: type) -> Any:
     except ValueError:
         found = None
     if not isinstance(found, kind):
-        raise OpsError(f"{name} printed something else than its JSON: {text.strip()[:80] or 'nothing'}",
+        raise OpsError(f"{name} printed something else than its JSON: {excerpt(text)}",
                        f"run {name} by hand: its answer cannot be used, which is no pass")  # fmt: skip
     return found

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from runbook import shell
-from runbook.errors import CommandFailed, OpsError
+from runbook.errors import CommandFailed, OpsError, excerpt
 
 SECONDS = 120.0
 PREFIX = "ops-worktree"
@@ -108,10 +108,13 @@ def require_repository(named: str) -> Path:
     if not Path(named).is_dir():
         raise OpsError(f"{named} is not there", "correct [application] repository, or clone the application there")
     try:
-        return Path(git(Path(named), "rev-parse", "--show-toplevel").strip())
+        top = git(Path(named), "rev-parse", "--show-toplevel").strip()
     except CommandFailed as error:
         raise OpsError(f"{named} is no git checkout that can be used: {error.message}",
                        "correct [application] repository; the worker's user must own it") from None  # fmt: skip
+    if not Path(top).is_absolute() or not Path(top).is_dir():
+        raise OpsError(f"git says that the top of {named} is “{excerpt(top)}”", "run git by hand there: is it git?")
+    return Path(top)
 
 
 def uncommitted(repository: Path) -> list[str]:

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from blocks.environment import Environment
+from runbook.errors import without_logins
 from runbook.render import key
 from runbook.report import Report
 
@@ -16,6 +17,6 @@ def keep(report: Report, env: Environment, name: str, text: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / re.sub(r"[^A-Za-z0-9.-]+", "-", name)
     path.touch(mode=0o600)
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    path.write_text(without_logins(text), encoding="utf-8", errors="backslashreplace")
     report.fact("evidence", folder)
     return path

@@ -17,15 +17,15 @@ from runbook.run import runbook
 from tasks.logs import logins
 from tasks.logs.conditions import Conditions, parse_moment
 from tasks.logs.files import find_logs
-from tasks.logs.source import Source, reading
+from tasks.logs.source import Choice, Source, reading
 
 SHOWN = 100
-FIELDS = ("user_id", "action", "resource", "result", "ip_address")
+FIELDS = logins.FIELDS[1:]
 COLUMNS = {
     "time": "time",
     "here": "here",
     "line": "line",
-    **{name: f"coalesce(json_extract_string(line, '$.{name}'), '')" for name in FIELDS},
+    **{name: f"coalesce({name}, '')" for name in FIELDS},
 }
 
 
@@ -72,15 +72,18 @@ def search_audit_log(
         begin, end = parse_moment(since, env.zone, "since"), parse_moment(until, env.zone, "until")
         asked = {"user_id": user, "action": action, "resource": resource, "ip_address": address}
         asked["result"] = "" if result == "any" else result
-        wanted = Conditions().within(begin, end).fields([f"{name}={text}" for name, text in asked.items() if text])
-        files = find_logs(Path(env.logs.audit))
-        with reading(files, env.zone, since=begin) as source:
-            bad = source.pick(COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
+        fields = [f"{name}={text}" for name, text in asked.items() if text]
+        wanted = Conditions(logins.FIELDS).within(begin, end).fields(fields)
+        usual = (
+            Conditions(logins.FIELDS).within(None, end).holds(logins.LOGIN, "login")
+        )  # known from before `begin` too
+        with reading(find_logs(Path(env.logs.audit)), env.zone, fields=logins.FIELDS) as source:
+            bad = source.pick_each(
+                picked=Choice(COLUMNS, wanted.sql, wanted.parameters, wanted.needles),
+                logins=Choice(logins.COLUMNS, usual.sql, usual.parameters, usual.needles),
+            )
             count = _tell_history(report, env, source, first)
             tell_read(report, source, bad)
-        with reading(files, env.zone) as source:  # what is usual is known from before
-            usual = Conditions().holds(logins.LOGIN, "login").within(None, end)
-            source.pick(logins.COLUMNS, usual.sql, usual.parameters, usual.needles)
             _judge_logins(report, env, source, begin or datetime.min.replace(tzinfo=UTC), failures, minutes)
         report.outcome = f"{count:,} events found"
     return report

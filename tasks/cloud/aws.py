@@ -9,9 +9,10 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+from botocore.parsers import ResponseParserError  # type: ignore[import-untyped]
 
 from blocks.cloud import Cloud
-from runbook.errors import OpsError, Unreachable
+from runbook.errors import OpsError, Unreachable, excerpt
 from runbook.kinds import probe
 
 CPU_DAYS = 14
@@ -93,7 +94,7 @@ def find_unattached_volumes(cloud: Cloud) -> list[Volume]:
         wanted = [{"Name": "status", "Values": ["available"]}]
         pages = cloud.client("ec2").get_paginator("describe_volumes").paginate(Filters=wanted)
         found = [one for page in pages for one in page["Volumes"]]
-    return [Volume(one["VolumeId"], int(one["Size"]), one["CreateTime"]) for one in found]
+        return [Volume(one["VolumeId"], int(one["Size"]), one["CreateTime"]) for one in found]
 
 
 @probe
@@ -105,7 +106,7 @@ def find_unattached_addresses(cloud: Cloud) -> list[str]:
     """
     with _asked("EC2"):
         found = cloud.client("ec2").describe_addresses()["Addresses"]
-    return [one["PublicIp"] for one in found if not one.get("AssociationId") and not one.get("InstanceId")]
+        return [one["PublicIp"] for one in found if not one.get("AssociationId") and not one.get("InstanceId")]
 
 
 @probe
@@ -143,12 +144,12 @@ def read_costs(cloud: Cloud, today: date) -> list[Cost]:
             Metrics=["UnblendedCost"],
             GroupBy=[{"Type": "DIMENSION", "Key": "SERVICE"}],
         )
-    return [
-        Cost(period["TimePeriod"]["Start"][:7], group["Keys"][0], float(cost["Amount"]), cost["Unit"])
-        for period in answer["ResultsByTime"]
-        for group in period["Groups"]
-        for cost in [group["Metrics"]["UnblendedCost"]]
-    ]
+        return [
+            Cost(period["TimePeriod"]["Start"][:7], group["Keys"][0], float(cost["Amount"]), cost["Unit"])
+            for period in answer["ResultsByTime"]
+            for group in period["Groups"]
+            for cost in [group["Metrics"]["UnblendedCost"]]
+        ]
 
 
 def _mean(watch: Any, namespace: str, metric: str, places: Sequence[tuple[str, str]], days: int) -> float | None:
@@ -169,5 +170,14 @@ def _asked(service: str) -> Iterator[None]:
         raise OpsError(f"{service} refuses: {said.get('Code', '')} {str(said.get('Message', ''))[:200]}".strip(),
                        "give the worker's role the right to read it") from None  # fmt: skip
     except BotoCoreError as error:
-        raise Unreachable(f"{service} does not answer: {str(error)[:200]}",
+        raise Unreachable(f"{service} does not answer: {excerpt(str(error), 200)}",
                           "look at [cloud] endpoint, region and credentials") from None  # fmt: skip
+    except (
+        ResponseParserError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        ValueError,
+    ):  # botocore takes any JSON for an object
+        raise OpsError(f"what answers as {service} is no such service: its answer cannot be read",
+                       "look at [cloud] endpoint") from None  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from runbook.errors import CommandFailed, OpsError
+from runbook.errors import CommandFailed, OpsError, excerpt
 from runbook.kinds import action, probe
 from runbook.permit import Permit
 from tasks.programs import answer
@@ -168,7 +168,7 @@ def run_hooks(program: Path, tree: Worktree, cache: Path, seconds: float) -> Ran
     said = answer(argv, tree.directory, seconds=seconds, accepted=(0, 1), environment={"PRE_COMMIT_HOME": str(cache)})
     hooks = {name.strip(): how for name, how in _RESULT.findall(said.stdout)}
     if not hooks or (said.code and "Failed" not in hooks.values()):
-        raise OpsError(f"pre-commit did not tell how its hooks ended: {said.stdout.strip()[:99] or 'nothing'}",
+        raise OpsError(f"pre-commit did not tell how its hooks ended: {excerpt(said.stdout)}",
                        "run pre-commit run --all-files on the branch by hand")  # fmt: skip
     return Ran(hooks, said.stdout, said.seconds)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from blocks.places import Application
-from runbook.errors import OpsError
+from runbook.errors import OpsError, excerpt
 from runbook.kinds import action, probe
 from runbook.shell import Completed
 from tasks.code.problem import WEB, Checked, Problem, Severity, shown
@@ -153,7 +153,7 @@ def repair(source: Source, linters: Sequence[Linter]) -> None:
 def _ruff_version(source: Source) -> str:
     version = source.ruff("--version").stdout.strip()
     if not version.startswith("ruff "):
-        raise OpsError(f"ruff says that its version is “{version[:60]}”", "look at what is installed as ruff")
+        raise OpsError(f"ruff says that its version is “{excerpt(version)}”", "look at what is installed as ruff")
     return version
 
 
@@ -200,6 +200,5 @@ def _require_reason(name: str, said: Completed, problems: Sequence[Problem]) -> 
 
 
 def _unusable(name: str, said: Completed) -> OpsError:
-    printed = (said.stdout + said.stderr).strip()[:80] or "nothing"
-    return OpsError(f"{name} exited {said.code} and printed {printed}",
+    return OpsError(f"{name} exited {said.code} and printed {excerpt(said.stdout + said.stderr)}",
                     f"run {name} by hand: its answer cannot be used, which is no pass")  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.places import Application
-from runbook.errors import CommandFailed, OpsError
+from runbook.errors import CommandFailed, OpsError, excerpt
 from runbook.kinds import action
 from tasks.programs import answer, find_program
 
@@ -50,7 +50,7 @@ def _tested(
     except (CommandFailed, OpsError) as error:
         return Tested(suite, False, str(error))
     lines = [line.strip() for line in (said.stdout + said.stderr).splitlines() if line.strip()]
-    return Tested(suite, said.code == 0, " / ".join(lines[-3:])[-300:], said.seconds)
+    return Tested(suite, said.code == 0, excerpt(" / ".join(lines[-3:]), -300), said.seconds)
 
 
 def _scripts(web: Path) -> dict[str, str]:

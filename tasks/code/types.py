@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blocks.places import Application
-from runbook.errors import CommandFailed, OpsError
+from runbook.errors import CommandFailed, OpsError, excerpt
 from runbook.kinds import probe
 from runbook.shell import Completed
 from tasks.code.problem import Checked, Problem, Severity, shown
@@ -46,7 +46,7 @@ def read_mypy(
     mypy = python_program(application, "mypy")
     version = answer([mypy, "--version"], backend, seconds=seconds).stdout.strip()
     if not version.startswith("mypy "):
-        raise OpsError(f"mypy says that its version is “{version[:60]}”", f"look at {mypy}: this is not mypy")
+        raise OpsError(f"mypy says that its version is “{excerpt(version)}”", f"look at {mypy}: this is not mypy")
     argv: list[str | Path] = [mypy, "--cache-dir", cache, "--no-pretty", "--show-error-codes", "--hide-error-context",
             "--hide-error-end", "--hide-column-numbers", "--no-color-output", "--error-summary"]  # fmt: skip
     if Path(application.python).exists():
@@ -55,7 +55,7 @@ def read_mypy(
     said, notes = _with_html(argv, files, backend, seconds, html)
     end = _MYPY_END.search(said.stdout)
     if not end and not _MYPY_STOPPED.search(said.stdout):
-        raise OpsError(f"mypy did not say what it checked: {said.stdout.strip()[:80] or 'it printed nothing'}",
+        raise OpsError(f"mypy did not say what it checked: {excerpt(said.stdout)}",
                        "run mypy by hand: its answer cannot be used, which is no pass")  # fmt: skip
     if not end:
         notes = (*notes, "mypy stopped at an error that prevents further checking: correct it first")
@@ -65,7 +65,7 @@ def read_mypy(
         for line in said.stdout.splitlines() if (found := _MYPY.fullmatch(line))
     )  # fmt: skip
     if said.code and not problems:
-        raise OpsError(f"mypy exited {said.code} and named no error: {said.stdout.strip()[:80]}",
+        raise OpsError(f"mypy exited {said.code} and named no error: {excerpt(said.stdout)}",
                        "run mypy by hand: its answer cannot be used, which is no pass")  # fmt: skip
     return Checked("mypy", version, int(end[1]) if end else 0, problems, said.seconds, notes)
 
@@ -113,7 +113,7 @@ def read_tsc(web: Path, repository: Path, files: Sequence[Path], *, strict: bool
     tsc = web_program(web, "tsc")
     version = answer([tsc, "--version"], web, seconds=seconds).stdout.strip()
     if not re.fullmatch(r"Version \d+\.\d+\.\S+", version):
-        raise OpsError(f"tsc says that its version is “{version[:60]}”", f"look at {tsc}: this is not TypeScript's")
+        raise OpsError(f"tsc says that its version is “{excerpt(version)}”", f"look at {tsc}: this is not TypeScript's")
     looked_at, problems, took = set[Path](), dict[Problem, None](), 0.0
     projects = _projects(web)
     for project in projects:
@@ -175,7 +175,7 @@ def _tsc_problems(said: Completed, web: Path, repository: Path) -> list[Problem]
         elif whole := _TSC_WHOLE.fullmatch(line):
             found.append(Problem("tsc", "tsconfig.json", 0, whole["code"], whole["message"]))
     if said.code and not found:
-        raise OpsError(f"tsc exited {said.code} and named no error: {said.stdout.strip()[:80] or 'it printed nothing'}",
+        raise OpsError(f"tsc exited {said.code} and named no error: {excerpt(said.stdout)}",
                        "run tsc by hand: its answer cannot be used, which is no pass")  # fmt: skip
     return found
 

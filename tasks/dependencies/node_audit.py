@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from runbook.errors import OpsError
+from runbook.errors import OpsError, excerpt
 from runbook.kinds import probe
 from tasks.dependencies.advisory import Advisory, Scan
 from tasks.dependencies.form import known_form
@@ -119,4 +119,4 @@ def _total(dependencies: object) -> int:
 def _said(problem: object) -> str:
     if isinstance(problem, Mapping):
         problem = problem.get("message") or problem.get("summary") or problem.get("detail") or problem
-    return " ".join(str(problem).split())[:200]
+    return excerpt(str(problem), 200)

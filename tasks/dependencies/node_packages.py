@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runbook import shell
-from runbook.errors import OpsError
+from runbook.errors import OpsError, excerpt
 from runbook.kinds import action, probe
 from tasks.dependencies.form import known_form
 from tasks.dependencies.node_audit import PATIENCE
@@ -100,7 +100,9 @@ def find_peer_problems(web: Path, seconds: float) -> tuple[str, ...]:
     looked = any(one.get("stage") == "resolution_done" for one in told)
     if not problems and (done.code or not looked):
         why = next((str((one.get("err") or {}).get("message")) for one in told if one.get("err")), "no message")
-        raise OpsError(f"pnpm could not look at peers: {why[:200]}", "see that the registry can be reached from here")
+        raise OpsError(
+            f"pnpm could not look at peers: {excerpt(why, 200)}", "see that the registry can be reached from here"
+        )
     return tuple(dict.fromkeys(problems))
 
 
@@ -123,15 +125,17 @@ def find_node_lock_problem(web: Path, seconds: float) -> str:
     """
     require_pnpm_lock(web)
     with copied(web) as copy:
-        argv = ("install", "--frozen-lockfile", "--lockfile-only", "--ignore-scripts")
+        argv = ("install", "--frozen-lockfile", "--lockfile-only", "--ignore-scripts", "--loglevel", "info")
         done = pnpm(copy, *argv, seconds=seconds, accepted=_ANY)
-    if not done.code:
+    if not done.code and "Done in" in done.stdout:
         return ""
     lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
     if any("ERR_PNPM_OUTDATED_LOCKFILE" in line for line in lines):
         telling = [number for number, line in enumerate(lines) if "specifiers in the lockfile" in line]
         return " ".join(lines[telling[0] + 1 :] if telling else lines[:2])[:300] or lines[0]
-    raise OpsError(f"pnpm could not judge the lock file: {' / '.join(lines[-3:])[:200]}", "run pnpm install by hand")
+    raise OpsError(
+        f"pnpm could not judge the lock file: {excerpt(' / '.join(lines[-3:]), 200)}", "run pnpm install by hand"
+    )
 
 
 @action

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from blocks.places import Application
-from runbook.errors import OpsError
+from runbook.errors import OpsError, excerpt
 from runbook.kinds import probe
 from tasks.dependencies.advisory import Advisory, Scan
 from tasks.dependencies.form import known_form
@@ -86,4 +86,4 @@ def _advisory(entry: Mapping[str, Any], item: Mapping[str, Any], osv: Osv, place
 
 def _last(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "no message"
+    return excerpt(lines[-1], 200) if lines else "no message"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runbook import shell
-from runbook.errors import CommandFailed, OpsError
+from runbook.errors import CommandFailed, OpsError, excerpt
 from runbook.kinds import probe
 from tasks.dependencies.form import known_form
 from tasks.dependencies.versions import Outdated, Package
@@ -18,6 +18,7 @@ from tasks.programs import answer, find_program, parsed
 
 # One try each: an index that is away would be waited for by minutes.
 PATIENCE = {"PIP_RETRIES": "0", "PIP_TIMEOUT": "30", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
+_NO_CONFLICTS = "No broken requirements found"
 _NO_ANSWER = re.compile(r"Could not fetch URL \S*/([^/\s]+)/?: (.*?)(?: for url: .*)?(?: - skipping)?$", re.MULTILINE)
 
 
@@ -77,11 +78,19 @@ def find_python_conflicts(python: Path, seconds: float) -> tuple[str, ...]:
     Raises:
         OpsError: pip gave no answer.
     """
-    done = pip(python, "check", seconds=seconds, accepted=(0, 1))
-    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    if done.code and not lines:
-        raise OpsError(f"pip check gave no answer: {done.stderr.strip()[-200:]}", "run it by hand")
-    return tuple(lines) if done.code else ()
+    return conflicts_in(pip(python, "check", seconds=seconds, accepted=(0, 1)))
+
+
+def conflicts_in(checked: shell.Completed) -> tuple[str, ...]:
+    """What `pip check` printed of packages that do not go together.
+
+    Raises:
+        OpsError: it neither named any nor said that there are none.
+    """
+    lines = [line.strip() for line in checked.stdout.splitlines() if line.strip()]
+    if not lines or (not checked.code and _NO_CONFLICTS not in checked.stdout):
+        raise OpsError(f"pip check gave no answer: {excerpt(checked.stdout + checked.stderr, -200)}", "run it by hand")
+    return tuple(lines) if checked.code else ()
 
 
 def versions_of(python: Path, name: str, seconds: float) -> list[str]:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from blocks.places import Application
-from runbook.errors import OpsError
+from runbook.errors import OpsError, excerpt
 from runbook.kinds import action
 from tasks.dependencies.advisory import canonical
-from tasks.dependencies.python_packages import PATIENCE, pip
+from tasks.dependencies.python_packages import PATIENCE, conflicts_in, pip
 from tasks.dependencies.requirements import out_of_step, pin, read_requirements
 from tasks.programs import answer
 
@@ -67,7 +67,7 @@ def virtual_environment(application: Application, backend: Path, directory: Path
     files = [part for name in names for part in ("--requirement", backend / name)]
     python = directory / "bin" / "python"
     pip(python, "install", "--quiet", *files, seconds=seconds)
-    done = pip(python, "check", seconds=seconds, accepted=(0, 1))
-    if done.code:
-        raise OpsError(f"the new versions do not go together: {done.stdout.strip()[:200]}", "choose fewer packages")
+    if problems := conflicts_in(pip(python, "check", seconds=seconds, accepted=(0, 1))):
+        raise OpsError(f"the new versions do not go together: {excerpt('; '.join(problems), 200)}",
+                       "choose fewer packages")  # fmt: skip
     return directory

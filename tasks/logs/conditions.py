@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import count
 from zoneinfo import ZoneInfo
 
 from runbook.errors import OpsError
@@ -14,13 +15,16 @@ from tasks.logs.source import utc
 _FIELD = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(>=|<=|!=|=|>|<|~)\s*(.*)", re.DOTALL)
 # What may be written in many ways: numbers, and the JSON of objects and lists.
 _MANY_WAYS = re.compile(r"\s*([-+.\d{\[]|inf|nan)", re.IGNORECASE)
+_NUMBERS = count()  # parameters of several conditions may stand in one statement
 _EXAMPLE = "write it like status>=500, model=gpt-4o, path~^/api/ or http.code!=200"
 
 
 @dataclass
 class Conditions:
-    """Joined by AND; `sql` is true where there is none. `needles`: what `Source.pick` takes."""
+    """Joined by AND; `sql` is true where there is none. `known`: fields that the source takes out of each line;
+    `needles`: what `Source.pick` takes."""
 
+    known: Sequence[str] = ()
     parts: list[str] = field(default_factory=list)
     parameters: dict[str, object] = field(default_factory=dict)
     needles: list[Sequence[str]] = field(default_factory=list)
@@ -77,7 +81,7 @@ class Conditions:
 
     def _field(self, name: str, operator: str, wanted: str) -> None:
         path = "$." + ".".join(f'"{part}"' for part in name.split("."))
-        found = f"json_extract_string(line, {self._bind(path)})"
+        found = name if name in self.known else f"json_extract_string(line, {self._bind(path)})"
         value = self._bind(wanted.strip())
         if operator == "~":
             self.parts.append(f"regexp_matches({found}, {value})")
@@ -99,7 +103,7 @@ class Conditions:
         self.parts.append(template.format(self._bind(value)))
 
     def _bind(self, value: object) -> str:
-        name = f"p{len(self.parameters)}"
+        name = f"p{next(_NUMBERS)}"
         self.parameters[name] = value
         return f"${name}"
 

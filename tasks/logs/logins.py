@@ -11,13 +11,15 @@ from zoneinfo import ZoneInfo
 
 from tasks.logs.source import Source, utc
 
-LOGIN = "json_extract_string(line, '$.action') = 'login'"
+# What a line of the audit log has (§6.4).
+FIELDS = ("timestamp", "user_id", "action", "resource", "result", "ip_address")
+LOGIN = "action = 'login'"
 COLUMNS = {
     "time": "time",
     "here": "here",
-    "who": "coalesce(nullif(user_id, ''), json_extract_string(line, '$.resource'), '')",
-    "address": "coalesce(json_extract_string(line, '$.ip_address'), '')",
-    "success": "json_extract_string(line, '$.result') = 'success'",
+    "who": "coalesce(nullif(user_id, ''), resource, '')",
+    "address": "coalesce(ip_address, '')",
+    "success": "result = 'success'",
 }
 MOST = 200
 # Before an address or an hour is called unusual, so many log-ins must show what is usual.
@@ -47,7 +49,8 @@ class Login:
 
 
 def find_bursts(source: Source, since: datetime, failures: int, minutes: int) -> list[Burst]:
-    """Failures that ended later than `since`: by address, and by user, the most first."""
+    """Of the table `logins` (COLUMNS where LOGIN): failures that ended later than `since`, by address, and by user, the
+    most first."""
     found = list[Burst]()
     for of, other in (("address", "who"), ("who", "address")):
         rows = source.rows(
@@ -55,7 +58,7 @@ def find_bursts(source: Source, since: datetime, failures: int, minutes: int) ->
             SELECT {of}, max(n), min(here), max(here), count(DISTINCT {other}) FROM (
                 SELECT *, count(*) OVER (PARTITION BY {of} ORDER BY time
                                          RANGE BETWEEN to_minutes($minutes) PRECEDING AND CURRENT ROW) AS n
-                FROM picked WHERE NOT success AND time IS NOT NULL)
+                FROM logins WHERE NOT success AND time IS NOT NULL)
             GROUP BY {of} HAVING max(n) >= $failures AND max(time) >= $since ORDER BY 2 DESC LIMIT $most
             """,  # noqa: S608 - the two names above
             {"minutes": minutes, "failures": failures, "since": utc(since), "most": MOST},
@@ -68,10 +71,12 @@ def find_broken_in(source: Source, since: datetime, failures: int, minutes: int)
     """Log-ins right behind so many failures of the same user."""
     rows = source.rows(
         """
+        WITH tried AS (
+            SELECT who FROM logins WHERE NOT success AND time IS NOT NULL GROUP BY who HAVING count(*) >= $failures)
         SELECT here, who, address, n FROM (
             SELECT *, count(*) FILTER (NOT success) OVER (PARTITION BY who ORDER BY time
                 RANGE BETWEEN to_minutes($minutes) PRECEDING AND CURRENT ROW) AS n
-            FROM picked WHERE time IS NOT NULL)
+            FROM logins WHERE time IS NOT NULL AND who IN (FROM tried))
         WHERE success AND n >= $failures AND time >= $since ORDER BY time LIMIT $most
         """,
         {"minutes": minutes, "failures": failures, "since": utc(since), "most": MOST},
@@ -84,13 +89,19 @@ def find_unusual(source: Source, since: datetime, zone: ZoneInfo) -> list[Login]
     never came at night."""
     rows = source.rows(
         """
-        SELECT here, who, address, earlier,
-               row_number() OVER (PARTITION BY who, address ORDER BY time) = 1 AND earlier >= $logins AS elsewhere,
-               night AND nights = 0 AND earlier >= $hours AS late, time
-        FROM (SELECT *, count(*) OVER before AS earlier, count(*) FILTER (night) OVER before AS nights
-              FROM (SELECT *, extract(hour FROM here) < $ends AS night FROM picked WHERE success AND time IS NOT NULL)
-              WINDOW before AS (PARTITION BY who ORDER BY time ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING))
-        QUALIFY time >= $since AND (elsewhere OR late) ORDER BY time LIMIT $most
+        WITH known AS MATERIALIZED (
+            SELECT here, who, address, time, extract(hour FROM here) < $ends AS night,
+                   row_number() OVER (PARTITION BY who ORDER BY time) - 1 AS earlier
+            FROM logins WHERE success AND time IS NOT NULL),
+        odd AS (
+            SELECT who, address, min(earlier) AS earlier, arg_min(here, earlier) AS here, min(time) AS time,
+                   true AS elsewhere, false AS late
+            FROM known GROUP BY who, address HAVING min(earlier) >= $logins
+            UNION ALL
+            SELECT who, arg_min(address, earlier), min(earlier), arg_min(here, earlier), min(time), false, true
+            FROM known WHERE night GROUP BY who HAVING min(earlier) >= $hours)
+        SELECT here, who, address, earlier, bool_or(elsewhere), bool_or(late), time
+        FROM odd WHERE time >= $since GROUP BY ALL ORDER BY time LIMIT $most
         """,
         {"logins": KNOWN_LOGINS, "hours": KNOWN_HOURS, "ends": NIGHT_ENDS, "since": utc(since), "most": MOST},
     )

@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from runbook.errors import CommandFailed, OpsError
+from runbook.errors import OpsError, excerpt
 from runbook.kinds import probe
 from runbook.shell import run
 
@@ -26,6 +26,7 @@ MANUAL = {
 _OFTEN = ("hourly", "daily", "weekly", "monthly", "yearly", "size", "maxsize")
 _BLOCK = re.compile(r"([^{}]*)\{([^{}]*)\}", re.DOTALL)
 _SCRIPT = re.compile(r"^\s*(?:pre|post|first|last)(?:rotate|action)\b.*?^\s*endscript\b", re.DOTALL | re.MULTILINE)
+_READS = "reading config file"  # what -d says first
 TIMEOUT_SECONDS = 20
 PLACES = "/usr/sbin:/sbin:/usr/local/sbin:/usr/bin:/bin"  # a worker's PATH may lack the first
 
@@ -111,7 +112,10 @@ def _complaints(configuration: Path) -> str:
     with tempfile.TemporaryDirectory(prefix="ops-logrotate-") as state:
         argv = [program(), "-d", "-s", f"{state}/state", str(configuration)]
         try:
-            text = run(argv, timeout_seconds=TIMEOUT_SECONDS).stderr
-        except CommandFailed as error:
+            done = run(argv, timeout_seconds=TIMEOUT_SECONDS)
+        except OpsError as error:
             return error.message
+    text = done.stderr
+    if _READS not in text:
+        return f"logrotate did not say that it read {configuration}: {excerpt(text + done.stdout)}"
     return "; ".join(line for line in text.splitlines() if line.startswith("error:"))

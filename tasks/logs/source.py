@@ -29,9 +29,24 @@ from tasks.logs.files import LogFile
 MEMORY, MOST_THREADS = "640MB", 4
 LONGEST_LINE_BYTES = 16 << 20  # a reader has two buffers of it
 CHUNK_BYTES = 1 << 20
-# What every line may have (§6.1, §6.4), and where it stands in the row.
+# What a line may have (§6.1): taken out once, the time first.
 FIELDS = ("timestamp", "level", "message", "module", "logger", "user_id")
 _OPEN = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is looked for: expressions, by name, of the lines for which `where` holds.
+
+    Expressions may use `line` (the JSON), `time` (UTC), `here` (the same in the operators' zone), and the names of the
+    source's fields, NULL where a line has none. `needles`: of each group one text at least is in every line that holds
+    `where`.
+    """
+
+    columns: Mapping[str, str]
+    where: str = "true"
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    needles: Sequence[Sequence[str]] = ()
 
 
 @dataclass
@@ -41,6 +56,7 @@ class Source:
     connection: duckdb.DuckDBPyConnection
     files: tuple[LogFile, ...]
     zone: ZoneInfo
+    fields: Sequence[str] = FIELDS
     unreadable: dict[str, str] = field(default_factory=dict)
     places: list[str] = field(default_factory=list)
 
@@ -56,27 +72,28 @@ class Source:
         parameters: Mapping[str, object],
         needles: Sequence[Sequence[str]] = (),
     ) -> int:
-        """Read all files once, into the table `picked`: expressions of the lines for which `where` holds.
+        """`pick_each` for one question, whose table is `picked`."""
+        return self.pick_each(picked=Choice(columns, where, parameters, needles))
 
-        Expressions may use `line` (the JSON), `time` (UTC), `here` (the same in the operators' zone), and the names of
-        `FIELDS`, NULL where a line has none. `needles`: of each group one text at least is in every line that holds
-        `where`.
+    def pick_each(self, **choices: Choice) -> int:
+        """Read all files once for several questions: a table for the answer to each, by its name.
+
         Returns how many lines are no JSON objects.
 
         Raises:
             OpsError: a line is longer than LONGEST_LINE_BYTES, the disk is full, or the condition is wrong.
         """
-        chosen = ", ".join(f"{expression} AS {name}" for name, expression in columns.items())
-        near, texts = _near(needles)
-        lines = _lines(self.places, self.zone.key, near)
-        query = f"SELECT bad, {chosen} FROM lines WHERE bad OR ({where})"  # noqa: S608 - names and expressions of this project's own
+        near, texts = _near([choice.needles for choice in choices.values()])
+        query, views = _chosen(choices, _lines(self.places, self.zone.key, self.fields, near))
+        parameters = {name: value for choice in choices.values() for name, value in choice.parameters.items()}
+        if self.places:
+            parameters |= texts
         try:
-            self.connection.execute(
-                f"CREATE OR REPLACE TEMP TABLE read AS WITH lines AS ({lines}) {query}", {**parameters, **texts}
-            )
+            self.connection.execute(f"CREATE OR REPLACE TEMP TABLE read AS {query}", parameters)
         except duckdb.Error as error:
             raise _refused(error) from None
-        self.connection.execute("CREATE OR REPLACE TEMP VIEW picked AS SELECT * FROM read WHERE NOT bad")
+        for name, view in views.items():
+            self.connection.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {view}")
         return int(self.rows("SELECT count(*) FROM read WHERE bad")[0][0])
 
     def rows(self, query: str, parameters: Mapping[str, object] | None = None) -> list[tuple]:  # type: ignore[type-arg]
@@ -85,8 +102,11 @@ class Source:
 
 
 @contextmanager
-def reading(files: Sequence[LogFile], zone: ZoneInfo, *, since: datetime | None = None) -> Iterator[Source]:
+def reading(
+    files: Sequence[LogFile], zone: ZoneInfo, *, since: datetime | None = None, fields: Sequence[str] = FIELDS
+) -> Iterator[Source]:
     """Open logs, but for files that were written last before `since`: a rename while they are read changes nothing.
+    `fields` of each line are taken out, timestamp first.
 
     Raises:
         OpsError: none of them can be read.
@@ -102,7 +122,9 @@ def reading(files: Sequence[LogFile], zone: ZoneInfo, *, since: datetime | None 
         }
         connection = stack.enter_context(duckdb.connect(config=settings))  # type: ignore[arg-type]
         connection.execute("SET TimeZone = 'UTC'")
-        source = Source(connection, tuple(wanted), zone)
+        # Else a condition on fields is asked before the cheap one on the text, and every line is taken apart for it.
+        connection.execute("SET disabled_optimizers = 'filter_pushdown'")
+        source = Source(connection, tuple(wanted), zone, fields)
         source.places += [place for file in wanted if (place := _opened(stack, source, file))]
         if wanted and not source.places:
             name, why = next(iter(source.unreadable.items()))
@@ -140,33 +162,60 @@ def _unpack(source: Source, file: LogFile, content: IO[bytes], into: int) -> Non
         source.unreadable[file.path.name] = f"damaged, read up to there: {error}"
 
 
-def _near(needles: Sequence[Sequence[str]]) -> tuple[str, dict[str, object]]:
-    """A condition on the text of a line, quick to look at, that every line holds which could hold the real one. A text
-    that is written otherwise than it reads has a backslash in it: JSON has no other way.
+def _near(needles: Sequence[Sequence[Sequence[str]]]) -> tuple[str, dict[str, object]]:
+    """A condition on the text of a line, quick to look at, that every line holds which could hold a choice's own. A
+    text that is written otherwise than it reads has a backslash in it: JSON has no other way.
     """
-    names = [[f"needle{group}_{number}" for number, _ in enumerate(texts)] for group, texts in enumerate(needles)]
-    found = [" OR ".join(f"contains(json, ${name})" for name in group) for group in names]
-    texts = zip((name for group in names for name in group), (text for group in needles for text in group), strict=True)
-    return " AND ".join(f"({one} OR contains(json, chr(92)))" for one in found) or "true", dict(texts)
+    found, texts = list[str](), dict[str, object]()
+
+    def contains(text: str) -> str:
+        texts[name := f"needle{len(texts)}"] = text
+        return f"contains(line, ${name})"
+
+    for groups in needles:
+        each = [" OR ".join(map(contains, group)) for group in groups]
+        found.append(" AND ".join(f"({one})" for one in each) or "true")
+    return " OR ".join((*found, "contains(line, chr(92))")), texts
 
 
-def _lines(places: Sequence[str], zone: str, near: str) -> str:
-    """Of the lines that are bad (no JSON object) or `near`: bad, line, time, here, and FIELDS."""
+def _chosen(choices: Mapping[str, Choice], lines: str) -> tuple[str, dict[str, str]]:
+    """Queries for what is kept of lines, and for each choice's table of it. What several want is kept once."""
+    wanted = list(dict.fromkeys(one for choice in choices.values() for one in choice.columns.values()))
+    kept = []
+    for number, expression in enumerate(wanted):
+        holds = " OR ".join(f"in_{name}" for name in choices if expression in choices[name].columns.values())
+        kept.append(f"CASE WHEN {holds} THEN {expression} END AS c{number}")
+    holds = ", ".join(f"NOT bad AND ({choice.where}) AS in_{name}" for name, choice in choices.items())
+    names = [f"in_{name}" for name in choices]
+    query = f"""
+        SELECT bad, {", ".join((*names, *kept))} FROM (SELECT *, {holds} FROM ({lines}))
+        WHERE bad OR {" OR ".join(names)}
+    """  # noqa: S608 - names and expressions of this project's own
+    views = {
+        name: f"SELECT {', '.join(f'c{wanted.index(one)} AS {column}' for column, one in choice.columns.items())} "  # noqa: S608
+        f"FROM read WHERE in_{name}"
+        for name, choice in choices.items()
+    }
+    return query, views
+
+
+def _lines(places: Sequence[str], zone: str, fields: Sequence[str], near: str) -> str:
+    """Of the lines that may be bad (no JSON object) or are `near`: bad, line, time, here, and `fields`."""
     if not places:
-        empty = ", ".join(f"NULL::VARCHAR AS {name}" for name in (*FIELDS, "line"))
-        times = "NULL::TIMESTAMP AS time, NULL::TIMESTAMP AS here"
-        return f"SELECT false AS bad, {times}, {empty} WHERE false AND ({near.replace('json', 'NULL::VARCHAR')})"
+        empty = ", ".join(f"NULL::VARCHAR AS {name}" for name in (*fields, "line"))
+        return f"SELECT false AS bad, NULL::TIMESTAMP AS time, NULL::TIMESTAMP AS here, {empty} WHERE false"
     paths = ", ".join(f"'{place}'" for place in places)
-    names = ", ".join(f"'$.{name}'" for name in FIELDS)
-    fields = ", ".join(f"part[{number}] AS {name}" for number, name in enumerate(FIELDS, 1))
+    names = ", ".join(f"'$.{name}'" for name in fields)
+    parts = ", ".join(f"part[{number}] AS {name}" for number, name in enumerate(fields, 1))
     return f"""
-        SELECT bad, json AS line, timezone('UTC', moment) AS time, timezone('{zone}', moment) AS here, {fields}
+        SELECT bad, line, timezone('UTC', moment) AS time, timezone('{zone}', moment) AS here, {parts}
         FROM (SELECT *, try_cast(replace(part[1], ',', '.') AS TIMESTAMPTZ) AS moment FROM (
-              SELECT bad, json, json_extract_string(json, [{names}]) AS part FROM (
-              SELECT json, json IS NULL OR NOT (starts_with(json, '{{') OR starts_with(ltrim(json), '{{')) AS bad
+              SELECT line, line IS NULL OR NOT starts_with(ltrim(line), '{{') AS bad,
+                     json_extract_string(line, [{names}]) AS part FROM (
+              SELECT json AS line
               FROM read_ndjson_objects([{paths}], ignore_errors = true, compression = 'none',
                                        maximum_object_size = {LONGEST_LINE_BYTES}))
-              WHERE bad OR ({near})))
+              WHERE line IS NULL OR NOT starts_with(line, '{{') OR {near}))
     """  # noqa: S608 - paths of open files and this module's own names
 
 

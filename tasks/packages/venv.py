@@ -23,6 +23,7 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.permit import Permit
+from tasks.dependencies.python_packages import conflicts_in
 from tasks.packages.modules import REINSTALL
 from tasks.packages.users import users_of
 from tasks.programs import answer
@@ -119,14 +120,15 @@ def build_venv(permit: Permit, application: Application, lock: Lock, now: dateti
         backend = Path(application.backend_directory)
         pip: list[str | Path] = [built / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--no-input"]
         answer([*pip, "install", "--quiet", "--requirement", lock.path], backend, seconds=seconds)
-        said = answer([*pip, "check"], backend, seconds=seconds, accepted=(0, 1))
+        problems = conflicts_in(answer([*pip, "check"], backend, seconds=seconds, accepted=(0, 1)))
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)
         raise
-    if said.code:
+    if problems:
         shutil.rmtree(built)
-        lines = " / ".join(said.stdout.splitlines()[:3])
-        raise VerificationFailed(f"the lock's packages conflict: {lines}", f"correct {lock.path.name}")
+        raise VerificationFailed(
+            f"the lock's packages conflict: {' / '.join(problems[:3])}", f"correct {lock.path.name}"
+        )
     return built
 
 

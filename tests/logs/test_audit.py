@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -80,3 +81,18 @@ def test_a_new_address_and_a_night_hour_are_told_only_where_something_is_usual(l
     ]
     assert report.status is Status.WARN
     assert rows(search_audit_log.fn(NAME, since="2026-02-16T12:00"), "Unusual") == [], "in the time that was asked for"
+    (logs / "audit.log").write_text(usual("ten", 10) + event(night, "ten") + usual("nine", 9) + event(night, "nine"))
+    assert [row[1] for row in rows(search_audit_log.fn(NAME), "Unusual")] == ["ten"], "ten by day show what is usual"
+
+
+def test_what_is_usual_is_read_from_files_before_the_time_that_was_asked_for(logs: Path) -> None:
+    (logs / "audit.log.1").write_text(usual() + "no JSON\n")
+    os.utime(logs / "audit.log.1", ((NOON - DAY).timestamp(), (NOON - DAY).timestamp()))
+    (logs / "audit.log").write_text(event(NOON, address="198.51.100.1"))
+    report = search_audit_log.fn(NAME, since="2026-02-15T20:00")
+    assert report.facts["found"] == "1 events"
+    assert [row[3] for row in rows(report, "Unusual")] == [
+        "from an address of its own, for the first time in 13 log-ins"
+    ]
+    assert "2 files: audit.log.1, audit.log" in report.facts["read"]
+    assert [row[2] for row in rows(report, "Lines that are no JSON")] == ["no JSON"]
