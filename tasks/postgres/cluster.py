@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import tempfile
 from datetime import UTC, datetime
@@ -51,5 +50,4 @@ def create_cluster(permit: Permit, postgres: Postgres) -> Path:
 
 def _give(path: Path, user: str) -> None:
     if os.geteuid() == 0:
-        found = pwd.getpwnam(user)
-        os.chown(path, found.pw_uid, found.pw_gid)
+        os.chown(path, *shell.owner_of(user))

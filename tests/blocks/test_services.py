@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from blocks.services import SupervisorServices, SystemdServices
+from blocks.services import SupervisorServices
+from blocks.systemd import SystemdServices
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.wait import until
