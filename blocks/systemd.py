@@ -9,11 +9,13 @@ from pydantic import Field
 
 from blocks.services import CALL_SECONDS, MASK, Services, ServiceState
 from runbook import shell
-from runbook.errors import CommandFailed, OpsError
+from runbook.errors import CommandFailed, OpsError, Unreachable
 
 # https://www.freedesktop.org/software/systemd/man/latest/systemctl.html: in these a unit's process is there.
 RUNS = ("active", "reloading", "refreshing", "deactivating")
 ENDED = ("inactive", "failed")
+SSH_FAILED, NO_TRANSPORT = 255, "Transport endpoint is not connected"  # ssh's exit code; what systemctl says of its end
+LOG_SECONDS = 30
 SHOWN = "LoadState,ActiveState,SubState,MainPID,UnitFileState,Type,RemainAfterExit,ConsistsOf"
 
 
@@ -60,7 +62,7 @@ class SystemdServices(Services):
         argv = ["journalctl", "-u", self._unit(role), "-n", str(lines), "--no-pager"]
         if self.host:  # journalctl has no --host; systemctl's own is ssh too
             argv = ["ssh", "-o", "BatchMode=yes", self.host, shlex.join(argv)]
-        return shell.run(argv, timeout_seconds=30).stdout
+        return self._run(argv, LOG_SECONDS)
 
     def environment(self, role: str) -> dict[str, str]:
         """`systemctl show --property=Environment`, masked: the command itself prints secrets."""
@@ -87,4 +89,13 @@ class SystemdServices(Services):
 
     def _systemctl(self, *words: str) -> str:
         host = ["--host", self.host] if self.host else []
-        return shell.run(["systemctl", *host, *words], timeout_seconds=CALL_SECONDS).stdout
+        return self._run(["systemctl", *host, *words], CALL_SECONDS)
+
+    def _run(self, argv: list[str], seconds: float) -> str:
+        try:
+            return shell.run(argv, environment={"LC_ALL": "C"}, timeout_seconds=seconds).stdout
+        except CommandFailed as error:
+            if self.host and (error.exit_code == SSH_FAILED or NO_TRANSPORT in error.stderr):
+                reason = next(iter(error.stderr.splitlines()), "")
+                raise Unreachable(f"{self.host} cannot be reached: {reason}", f"try: ssh {self.host}") from None
+            raise
