@@ -205,6 +205,12 @@ class Interview:
             client.set("late", "written after the disaster")
         (self.host.application / "late").write_text("written after the disaster")
 
+    def erase(self) -> None:
+        """The servers die, and their data directories are gone."""
+        self.host.program("rm", "-rf", self.host.postgres_data, self.host.redis_data)
+        for role in ("postgres", "redis"):
+            self.host.kill(role)
+
     def _answers(self) -> bool:
         with contextlib.suppress(psycopg.OperationalError, redis.RedisError):
             return bool(self.sql("SELECT 1", "postgres") and self.redis().ping())

@@ -77,6 +77,15 @@ def test_everything_comes_back(interview: Interview, saved: Content) -> None:
     assert interview.host.program("test", "-d", directory).code == 0
 
 
+def test_servers_whose_data_is_gone_begin_anew(interview: Interview, saved: Content) -> None:
+    """A new cluster, roles from the backup, passwords from the secrets; and a Redis that its manager has given up."""
+    interview.erase()
+    done = interview.restore()
+    assert done.code == 0, done.text
+    assert_back(interview, saved)
+    assert interview.sql("SHOW data_checksums", "postgres") == [("on",)]
+
+
 @pytest.mark.parametrize("role", ["redis", "backend"])
 def test_a_service_that_does_not_start_again_is_said_and_nothing_is_lost(
     interview: Interview, saved: Content, role: str
