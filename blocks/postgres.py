@@ -71,7 +71,7 @@ class Postgres(Block):
     programs: str = Field(default="/usr/lib/postgresql/18/bin", description="directory of pg_dump, pg_restore, initdb")
     data_directory: str = Field(default="/var/lib/postgresql/data")
     config_file: str = Field(default="", description="postgresql.conf, where it is outside the data directory")
-    os_user: str = Field(default="postgres", description="the operating system's user that the server runs as")
+    os_user: str = Field(default="postgres", description="the user that the server runs as; uid:gid of a container's")
     maintenance_database: str = Field(default="postgres")
     service: str = Field(default="postgres", description="this server's role in [services] names")
     name: str = Field(default="", description="its application_name, and in synchronous_standby_names, as a standby")

@@ -40,7 +40,7 @@ class Redis(Block):
     data_directory: str = Field(default="/var/lib/redis")
     config_file: str = Field(default="/etc/redis/redis.conf")
     server_program: str = Field(default="redis-server", description="also used for scratch servers that prove a backup")
-    os_user: str = Field(default="redis", description="owner of the data directory")
+    os_user: str = Field(default="redis", description="owner of the data directory; uid:gid of a container's")
     drop_prefixes: list[str] = Field(default=["cache:"], description="keys that a restore leaves out: made anew anyway")
     protected_prefixes: list[str] = Field(
         default=["session:", "queue:"], description="keys that clear-cache deletes only where it names them"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import contextlib
 import http.client
-import shlex
 import xmlrpc.client
 from base64 import b64encode
 from collections.abc import Iterator
@@ -17,8 +16,7 @@ from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
 from blocks.docker import engine
-from runbook import shell
-from runbook.errors import CommandFailed, OpsError, Unreachable
+from runbook.errors import OpsError, Unreachable
 
 Role = Literal["postgres", "standby", "receiver", "archiver", "redis", "backend", "frontend"]
 ROLES: tuple[Role, ...] = ("postgres", "standby", "receiver", "archiver", "redis", "backend", "frontend")
@@ -85,59 +83,6 @@ class Services(Block, abc.ABC):
     @abc.abstractmethod
     def environment(self, role: str) -> dict[str, str]:
         """The names of its environment variables, their values masked."""
-
-
-class SystemdServices(Services):
-    """systemd units, on this host or on another (`systemctl -H`)."""
-
-    _block_type_name = "Ops systemd services"
-    _block_type_slug = "ops-systemd"
-
-    host: str = Field(default="", description="user@host for another host; empty for this one")
-
-    def start(self, role: str) -> None:
-        """`systemctl start`."""
-        self._systemctl("start", self.name_of(role))
-
-    def stop(self, role: str) -> None:
-        """`systemctl stop`: returns when the unit's processes have exited."""
-        self._systemctl("stop", self.name_of(role))
-
-    def is_running(self, role: str) -> bool:
-        """`systemctl is-active`."""
-        try:
-            return self._systemctl("is-active", self.name_of(role)).strip() == "active"
-        except CommandFailed as error:
-            if error.exit_code in (3, 4):
-                return False
-            raise
-
-    def state(self, role: str) -> ServiceState:
-        """`systemctl show`: a unit that waits for its restart is "activating"."""
-        names = "LoadState,ActiveState,SubState,MainPID,UnitFileState"
-        text = self._systemctl("show", self.name_of(role), f"--property={names}")
-        found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-        active = found.get("ActiveState", "")
-        if found.get("LoadState") == "not-found":  # "inactive" too
-            raise OpsError(f"systemd knows no unit {self.name_of(role)}", "correct it under [services.names]")
-        told = f"{active} ({found.get('SubState', '')}), {found.get('UnitFileState') or 'not enabled'}"
-        return ServiceState(told, int(found.get("MainPID") or 0), active not in ("inactive", "failed"))
-
-    def logs(self, role: str, lines: int = 50) -> str:
-        """`journalctl -u`."""
-        argv = ["journalctl", "-u", self.name_of(role), "-n", str(lines), "--no-pager"]
-        if self.host:  # journalctl has no --host; systemctl's own is ssh too
-            argv = ["ssh", "-o", "BatchMode=yes", self.host, shlex.join(argv)]
-        return shell.run(argv, timeout_seconds=30).stdout
-
-    def environment(self, role: str) -> dict[str, str]:
-        """`systemctl show --property=Environment`, masked: the command itself prints secrets."""
-        text = self._systemctl("show", self.name_of(role), "--property=Environment").removeprefix("Environment=")
-        return {word.split("=", 1)[0]: MASK for word in shlex.split(text) if "=" in word}
-
-    def _systemctl(self, *words: str) -> str:
-        host = ["--host", self.host] if self.host else []
-        return shell.run(["systemctl", *host, *words], timeout_seconds=CALL_SECONDS).stdout
 
 
 class DockerServices(Services):

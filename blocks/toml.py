@@ -21,7 +21,8 @@ from blocks.environment import Environment
 from blocks.places import Application, Backups, Certificates, Endpoint, Logs
 from blocks.postgres import Postgres
 from blocks.redis import Redis
-from blocks.services import DockerServices, SupervisorServices, SystemdServices
+from blocks.services import DockerServices, SupervisorServices
+from blocks.systemd import SystemdServices
 from blocks.wal import Wal
 from runbook.errors import OpsError
 

@@ -167,16 +167,26 @@ def _prefix(user: str, nice: int) -> list[str]:
     if user and os.geteuid() == 0:
         if not setpriv:
             raise OpsError("setpriv is not installed", "install util-linux")
-        as_user = [setpriv, f"--reuid={user}", f"--regid={_group(user)}", "--clear-groups"]
+        uid, gid = owner_of(user)
+        as_user = [setpriv, f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
     lowly = ["nice", "-n", str(nice)] if nice else []
     return [*as_user, setpriv, "--pdeathsig", "TERM", *lowly] if setpriv else [*as_user, *lowly]
 
 
-def _group(user: str) -> str:
+def owner_of(user: str) -> tuple[int, int]:
+    """The numbers of a user and its group. Whom this host has no name for (a container's user) is `uid` or `uid:gid`.
+
+    Raises:
+        OpsError: there is no such user here.
+    """
+    if found := re.fullmatch(r"(\d+)(?::(\d+))?", user):
+        return int(found[1]), int(found[2] or found[1])
     try:
-        return str(pwd.getpwnam(user).pw_gid)
+        entry = pwd.getpwnam(user)
     except KeyError:
-        raise OpsError(f"there is no user {user} on this host", "correct os_user in the environment") from None
+        hint = "correct os_user in the environment; a container's user is its numbers there, uid:gid"
+        raise OpsError(f"there is no user {user} on this host", hint) from None
+    return entry.pw_uid, entry.pw_gid
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:

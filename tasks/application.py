@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 import httpx
 
 from blocks.places import Application
+from blocks.services import Services
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
 from runbook.wait import until
+from tasks.services import end_of_log
 
 HEALTH_TIMEOUT_SECONDS = 3.0
 TIMEOUT_SECONDS = 30.0  # what has just come back answers slowly
@@ -65,11 +67,14 @@ class SmokeResult:
 
 
 @probe
-def wait_healthy(application: Application, *, seconds: float = 120, in_a_row: int = 3) -> Health:
+def wait_healthy(
+    application: Application, *, seconds: float = 120, in_a_row: int = 3, services: Services | None = None
+) -> Health:
     """Ask `/health` of backend and frontend until both answered well `in_a_row` times in a row (§8.2, step 7).
 
     Raises:
-        OpsError: that did not happen within `seconds`; the last bad answer is in the message.
+        OpsError: that did not happen within `seconds`; the last bad answer is in the message. Or one of `services` has
+            ended for good: nobody waits for it.
     """
     addresses = [("backend", application.url), ("frontend", application.frontend_url)]
     urls = [(name, url.rstrip("/") + "/health") for name, url in addresses if url]
@@ -79,6 +84,8 @@ def wait_healthy(application: Application, *, seconds: float = 120, in_a_row: in
         nonlocal good, last
         problem = next(filter(None, (_problem(client, name, url) for name, url in urls)), "")
         good, last = (0, problem) if problem else (good + 1, last)
+        if problem and services:
+            _refuse_ended(services)
         return good >= in_a_row
 
     with _client(HEALTH_TIMEOUT_SECONDS) as client:
@@ -90,6 +97,13 @@ def wait_healthy(application: Application, *, seconds: float = 120, in_a_row: in
                 "look at the logs of backend and frontend, and at what the answer names",
             ) from None
     return Health(tuple(url for _, url in urls), good, time.monotonic() - started)
+
+
+def _refuse_ended(services: Services) -> None:
+    """A start is believed at once; what ends a moment later is found here."""
+    for role in ("backend", "frontend"):
+        if role in services.names and not (state := services.state(role)).comes_back:
+            raise OpsError(f"{role} has ended again: {state.told}", end_of_log(services, role))
 
 
 def _problem(client: httpx.Client, name: str, url: str) -> str:

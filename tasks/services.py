@@ -84,7 +84,7 @@ def start_services(services: Services, roles: Sequence[str]) -> Started:
             except Unreachable:
                 raise
             except OpsError as error:
-                raise OpsError(f"{role} does not start: {error.message}", _end_of_log(services, role)) from None
+                raise OpsError(f"{role} does not start: {error.message}", end_of_log(services, role)) from None
     logger().info("started: %s", ", ".join(roles))
     return Started(tuple(roles))
 
@@ -98,7 +98,8 @@ def _prove(services: Services, role: str, *, running: bool) -> None:
         raise OpsError(f"{role} does not {wanted}: {error.message}", "look at its log and at its processes") from None
 
 
-def _end_of_log(services: Services, role: str) -> str:
+def end_of_log(services: Services, role: str) -> str:
+    """For people: the last lines that it printed."""
     try:
         last = [line.strip() for line in services.logs(role, LOG_LINES).splitlines() if line.strip()]
     except OpsError:

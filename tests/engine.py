@@ -103,9 +103,9 @@ def _unmount(directory: Path) -> None:
         subprocess.run(["umount", "--lazy", mount], check=False)
 
 
-@pytest.fixture(scope="session")
-def docker_host() -> Iterator[str]:
-    """The address of an engine without networks of its own, holding one image: `busy:1`, a static busybox."""
+@contextlib.contextmanager
+def running_engine() -> Iterator[str]:
+    """The address of an engine without networks of its own, empty; its containers end with the block."""
     directory = Path(tempfile.mkdtemp(prefix="ops-docker-"))
     host = f"unix://{directory}/docker.sock"
     argv = ["dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false", f"--host={host}",
@@ -124,8 +124,6 @@ def docker_host() -> Iterator[str]:
                 return False
 
             until(ready, what="that dockerd answers", seconds=PATIENCE_SECONDS)
-            with contextlib.closing(docker.DockerClient(host)) as client:
-                client.api.import_image_from_data(_busybox(), *BASE.split(":"), changes=["ENV PATH=/bin"])
             yield host
             with contextlib.closing(docker.DockerClient(host)) as client:
                 for container in client.containers.list(all=True):
@@ -133,6 +131,15 @@ def docker_host() -> Iterator[str]:
     finally:
         _unmount(directory)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def docker_host() -> Iterator[str]:
+    """The address of an engine that holds one image: `busy:1`, a static busybox."""
+    with running_engine() as host:
+        with contextlib.closing(docker.DockerClient(host)) as client:
+            client.api.import_image_from_data(_busybox(), *BASE.split(":"), changes=["ENV PATH=/bin"])
+        yield host
 
 
 def _busybox() -> bytes:

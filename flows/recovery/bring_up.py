@@ -111,7 +111,7 @@ def start(report: Report, env: Environment, copies: Beside, held: Held) -> None:
     problems = verify_live_redis.after(started)(env.redis, copies.redis) if copies.redis else ()
     putting = _put_back(held, started) if not problems else None  # the backend finds its master through the Sentinels
     started = start_services.after(started)(env.services, env.services_in(("backend", "frontend")))
-    health = wait_healthy.after(started)(env.application, seconds=HEALTH_SECONDS)
+    health = wait_healthy.after(started)(env.application, seconds=HEALTH_SECONDS, services=env.services)
     for problem in putting.result() if putting else ():
         report.warn("not put back", problem)
     report.expect("health", True, "", value=health.answer)

@@ -213,7 +213,7 @@ def redirect(report: Report, permit: Permit, env: Environment, pair: Pair, phase
             stopped = stop_services.after(last)(env.services, roles)
             failpoint("failover: application stopped")
             last = start_services.after(stopped)(env.services, roles)
-        health = wait_healthy.after(last)(env.application, seconds=HEALTH_SECONDS)
+        health = wait_healthy.after(last)(env.application, seconds=HEALTH_SECONDS, services=env.services)
     report.expect("application", True, "", value=health.answer)
 
 

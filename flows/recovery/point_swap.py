@@ -147,7 +147,7 @@ def start(report: Report, permit: Permit, env: Environment, held: Held) -> None:
     roles = env.services_in(("backend", "frontend"))
     if roles:
         held.last = start_services.after(held.last)(env.services, roles)
-        health = wait_healthy.after(held.last)(env.application, seconds=HEALTH_SECONDS)
+        health = wait_healthy.after(held.last)(env.application, seconds=HEALTH_SECONDS, services=env.services)
         report.expect("health", True, "", value=health.answer)
         result = smoke_check.after(health)(env.application)
         report.table("Application", ("check", "works", "seconds", "detail"), result.rows)

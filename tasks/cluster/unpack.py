@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,5 +76,5 @@ def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Pat
 def give(path: Path, user: str) -> None:
     """Everything below to the server's user, where this one may do that."""
     if os.geteuid() == 0:
-        owner = pwd.getpwnam(user)
-        shell.run(["chown", "--recursive", "--no-dereference", f"{owner.pw_uid}:{owner.pw_gid}", str(path)])
+        uid, gid = shell.owner_of(user)
+        shell.run(["chown", "--recursive", "--no-dereference", f"{uid}:{gid}", str(path)])

@@ -14,9 +14,11 @@ from runbook import shell
 from runbook.failpoint import failpoint
 from runbook.kinds import action
 from runbook.permit import Permit
+from tasks.cluster.unpack import give
 from tasks.postgres.copy import REPLACE
 
 NEW = ".new"
+NOBODY = "nobody"
 
 
 @action
@@ -33,15 +35,17 @@ def create_cluster(permit: Permit, postgres: Postgres) -> Path:
     with tempfile.NamedTemporaryFile("w", prefix="ops-", encoding="utf-8") as secret:
         secret.write(postgres.admin_password.get_secret_value() + "\n")
         secret.flush()
-        _give(Path(secret.name), postgres.os_user)
+        maker = _maker(postgres.os_user)
         beside.mkdir(mode=0o700)
-        _give(beside, postgres.os_user)
+        give(Path(secret.name), maker)
+        give(beside, maker)
         argv = [
             *(postgres.program("initdb"), f"--pgdata={beside}", f"--username={postgres.admin_user}"),
             *(f"--pwfile={secret.name}", "--auth=scram-sha-256", "--data-checksums", "--encoding=UTF8"),
             *("--locale=C.UTF-8", "--no-instructions"),
         ]
-        shell.run(argv, user=postgres.os_user, environment={"LC_ALL": "C"}, directory=Path("/"))
+        shell.run(argv, user=maker, environment={"LC_ALL": "C"}, directory=Path("/"))
+        give(beside, postgres.os_user)
     if data.exists():
         data.rename(data.with_name(f"{data.name}.superseded_{datetime.now(UTC):%Y%m%d_%H%M%S}"))
     failpoint("cluster: before rename")
@@ -49,7 +53,11 @@ def create_cluster(permit: Permit, postgres: Postgres) -> Path:
     return data
 
 
-def _give(path: Path, user: str) -> None:
-    if os.geteuid() == 0:
-        found = pwd.getpwnam(user)
-        os.chown(path, found.pw_uid, found.pw_gid)
+def _maker(user: str) -> str:
+    """initdb wants a user with a name; a container's has none here."""
+    if os.geteuid() != 0:
+        return user
+    try:
+        return pwd.getpwuid(shell.owner_of(user)[0]).pw_name
+    except KeyError:
+        return NOBODY

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +48,7 @@ def scratch_server(
     """
     with scratch_place(SOCKETS) as place:
         if user and os.geteuid() == 0:
-            shutil.chown(place, user)
+            os.chown(place, *shell.owner_of(user))
         log = place / "log"
         argv: list[str | Path] = [
             block.server_program,

@@ -1,4 +1,4 @@
-"""Service managers: a real supervisord; for systemd, which does not run here, what it would be asked."""
+"""Service managers: a real supervisord. systemd, which does not run here, and Docker: tests/system."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from blocks.services import SupervisorServices, SystemdServices
+from blocks.services import SupervisorServices
+from blocks.systemd import SystemdServices
 from runbook import shell
-from runbook.errors import CommandFailed, OpsError, Unreachable
+from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 from tasks.services import start_services
 from tests.servers import free_port
@@ -166,102 +167,7 @@ def test_a_supervisord_that_hangs_is_unreachable(monkeypatch: pytest.MonkeyPatch
             services.is_running("backend")
 
 
-# A systemctl that writes down what it was asked. systemd itself runs in no test here.
-FAKE = """#!/bin/sh
-printf '%s\\n' "$(basename "$0") $*" >> "$OPS_TEST_ASKED"
-case "$*" in
-    *is-active*) echo "$OPS_TEST_STATE"; [ "$OPS_TEST_STATE" = active ] || exit "${OPS_TEST_EXIT:-3}";;
-    *ActiveState*) printf "$OPS_TEST_SHOWN";;
-    *show*) echo 'Environment=HOME=/opt/grc "SECRET_KEY=abc def=ghi" EMPTY=';;
-    *) echo done;;
-esac
-"""
-
-
-@pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("systemctl", "journalctl", "ssh"):
-        (tmp_path / name).write_text(FAKE)
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setenv("OPS_TEST_ASKED", str(tmp_path / "asked"))
-    monkeypatch.setenv("OPS_TEST_STATE", "active")
-    return tmp_path / "asked"
-
-
-HERE = SystemdServices(names={"backend": "grc-backend"})
-THERE = SystemdServices(names={"backend": "grc-backend"}, host="ops@app-1")
-
-
-def test_what_systemd_is_asked(asked: Path) -> None:
-    HERE.start("backend")
-    HERE.stop("backend")
-    assert HERE.is_running("backend") is True
-    assert HERE.logs("backend", 7) == "done\n"
-    assert asked.read_text().splitlines() == [
-        "systemctl start grc-backend",
-        "systemctl stop grc-backend",
-        "systemctl is-active grc-backend",
-        "journalctl -u grc-backend -n 7 --no-pager",
-    ]
-
-
-def test_what_systemd_of_another_host_is_asked(asked: Path) -> None:
-    THERE.start("backend")
-    THERE.logs("backend", 7)
-    assert asked.read_text().splitlines() == [
-        "systemctl --host ops@app-1 start grc-backend",
-        "ssh -o BatchMode=yes ops@app-1 journalctl -u grc-backend -n 7 --no-pager",
-    ]
-
-
-@pytest.mark.usefixtures("asked")
-@pytest.mark.parametrize(
-    ("state", "code"), [("inactive", "3"), ("failed", "3"), ("activating", "3"), ("inactive", "4")]
-)
-def test_a_unit_that_is_not_active(state: str, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPS_TEST_STATE", state)
-    monkeypatch.setenv("OPS_TEST_EXIT", code)
-    assert HERE.is_running("backend") is False
-
-
-@pytest.mark.usefixtures("asked")
-@pytest.mark.parametrize(
-    ("active", "sub", "comes_back"),
-    [("inactive", "dead", False), ("failed", "failed", False), ("active", "running", True),
-     ("activating", "auto-restart", True), ("deactivating", "stop-sigterm", True)],
-)  # fmt: skip
-def test_a_unit_that_waits_for_its_restart_comes_back(
-    active: str, sub: str, comes_back: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown = f"LoadState=loaded\nActiveState={active}\nSubState={sub}\nMainPID=0\nUnitFileState=enabled\n"
-    monkeypatch.setenv("OPS_TEST_SHOWN", shown.replace("\n", "\\n"))
-    state = HERE.state("backend")
-    assert state.comes_back is comes_back
-    assert state.told == f"{active} ({sub}), enabled"
-
-
-@pytest.mark.usefixtures("asked")
-def test_a_unit_that_systemd_does_not_know_is_no_stopped_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPS_TEST_SHOWN", "LoadState=not-found\\nActiveState=inactive\\n")
-    with pytest.raises(OpsError, match="knows no unit"):
-        HERE.state("backend")
-
-
-@pytest.mark.usefixtures("asked")
-def test_a_systemctl_that_fails_is_no_stopped_unit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPS_TEST_STATE", "")
-    monkeypatch.setenv("OPS_TEST_EXIT", "1")
-    with pytest.raises(CommandFailed):
-        HERE.is_running("backend")
-
-
-@pytest.mark.usefixtures("asked")
-def test_the_environment_has_names_and_no_values() -> None:
-    assert HERE.environment("backend") == {"HOME": "********", "SECRET_KEY": "********", "EMPTY": "********"}
-
-
 def test_a_host_without_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(OpsError, match="there is no program systemctl"):
-        HERE.is_running("backend")
+        SystemdServices(names={"backend": "grc-backend"}).is_running("backend")

@@ -217,6 +217,14 @@ def test_another_user_s_child_dies_with_us_too() -> None:
 
 
 @pytest.mark.system
+@pytest.mark.parametrize(
+    ("user", "numbers"), [("64001", "uid=64001 gid=64001 "), ("64001:64002", "uid=64001 gid=64002 ")]
+)
+def test_a_container_s_user_is_its_numbers(user: str, numbers: str) -> None:
+    assert f"{shell.run(['id'], user=user).stdout.strip()} ".startswith(numbers)
+
+
+@pytest.mark.system
 def test_an_unknown_user_is_named() -> None:
     with pytest.raises(OpsError, match="there is no user no-such-user on this host — correct os_user"):
         shell.run(["true"], user="no-such-user")

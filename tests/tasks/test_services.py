@@ -12,9 +12,11 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
+from blocks.places import Application
 from blocks.services import SupervisorServices
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
+from tasks.application import wait_healthy
 from tasks.services import read_services, start_services, stop_services
 from tests.servers import free_port
 
@@ -97,6 +99,18 @@ def test_a_service_that_does_not_start_is_named_with_the_end_of_its_log(services
     with pytest.raises(OpsError, match="postgres does not start") as raised:
         start_services(services, ["postgres"])
     assert "no such database: grc_db" in raised.value.hint
+
+
+def test_nobody_waits_for_the_health_of_what_has_ended(services: SupervisorServices) -> None:
+    """A start is believed at once; it may have ended since."""
+    address = f"http://127.0.0.1:{free_port()}"
+    application = Application(url=address, frontend_url="")
+    stop_services(services, ["backend"])
+    with pytest.raises(OpsError, match="^backend has ended again: STOPPED"):
+        wait_healthy(application, seconds=120, services=services)
+    start_services(services, ["backend"])
+    with pytest.raises(OpsError, match="not healthy after 1 s: backend at .* does not answer"):
+        wait_healthy(application, seconds=1, services=services)
 
 
 def test_a_role_without_a_service_and_a_dead_supervisor(services: SupervisorServices) -> None:

@@ -8,7 +8,6 @@ is always seeded as the AOF's base, with its manifest, and written anew under `d
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import time
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from pathlib import Path
 import redis
 
 from blocks.redis import Redis
-from runbook import durable
+from runbook import durable, shell
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import action
 from runbook.log import logger
@@ -200,9 +199,6 @@ def own(block: Redis, directory: Path) -> None:
     """Give a directory to the server's user, where this is root."""
     if os.geteuid() != 0:
         return
-    try:
-        account = pwd.getpwnam(block.os_user)
-    except KeyError:
-        raise OpsError(f"there is no user {block.os_user} on this host", "correct [redis] os_user") from None
+    uid, gid = shell.owner_of(block.os_user)
     for path in (directory, *directory.rglob("*")):
-        os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
+        os.chown(path, uid, gid, follow_symlinks=False)

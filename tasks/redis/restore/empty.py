@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import pwd
 
 from blocks.redis import Redis
+from runbook import shell
 from runbook.kinds import action
 from tasks.redis.restore.swap import superseded_redis
 from tasks.redis.server import live_directory
@@ -23,6 +23,5 @@ def prepare_empty(block: Redis) -> str:
         return f"{aside[-1].name} was put back"
     directory.mkdir(mode=0o750)
     if os.geteuid() == 0:
-        owner = pwd.getpwnam(block.os_user)
-        os.chown(directory, owner.pw_uid, owner.pw_gid)
+        os.chown(directory, *shell.owner_of(block.os_user))
     return "an empty one was made: its data is gone, and there is no backup of it"

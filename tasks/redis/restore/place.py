@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import pwd
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.redis import Redis
+from runbook import shell
 from runbook.errors import OpsError
 from runbook.render import size
 from tasks.host import disk_of
@@ -72,11 +72,9 @@ def _owner(user: str) -> str:
     """Why the server would not be at home in what this process writes; "" where it would."""
     me = os.geteuid()
     try:
-        account = pwd.getpwnam(user).pw_uid
-    except KeyError:
-        account = int(user) if user.isdecimal() and me else -1  # a container's user without a name
-    if account < 0:
-        return f"there is no user {user} on this host"
+        account, _ = shell.owner_of(user)
+    except OpsError as error:
+        return error.message
     return f"it would be user {me}'s, and the server runs as {user}" if me not in (0, account) else ""
 
 

@@ -1,0 +1,144 @@
+"""The Services block of systemd, on a real one, by ssh: `systemctl --host` as a worker on another machine uses it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from blocks.services import MASK
+from blocks.systemd import SystemdServices
+from lab.processes import run
+from runbook.errors import OpsError, Unreachable
+from runbook.wait import until
+from tests.engine import Engine
+from tests.system.hosts import UNITS, SystemdHost, new_host
+from tests.system.image import host_engine
+
+__all__ = ["host_engine"]
+pytestmark = pytest.mark.system
+NAMES = {"postgres": "postgresql", "redis": "redis", "backend": "grc-backend", "frontend": "nobody"}
+WAIT_SECONDS = 120
+LATER = "[Service]\nRestart=always\nRestartSec=1h\n"
+CONFIG = """
+Host app-1
+    HostName 127.0.0.1
+    Port {port}
+    User root
+    IdentityFile {key}
+    StrictHostKeyChecking no
+    UserKnownHostsFile /dev/null
+    LogLevel ERROR
+"""
+
+
+@pytest.fixture(scope="module")
+def host(host_engine: Engine) -> Iterator[SystemdHost]:
+    """Its backend runs, and does not know a database."""
+    with new_host(SystemdHost, host_engine) as booting:
+        backend = booting.application / "backend" / "grc_backend"
+        backend.mkdir(parents=True)
+        (backend / "__main__.py").write_text("import time; print('ready', flush=True); time.sleep(3600)\n")
+        booting.boot()
+        yield booting
+
+
+@pytest.fixture(scope="module")
+def ssh(host: SystemdHost, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with an `ssh` that knows the host as app-1."""
+    directory = tmp_path_factory.mktemp("ssh")
+    key = directory / "key"
+    run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key])
+    port = host.log_in_with(key.with_suffix(".pub").read_text())
+    (directory / "config").write_text(CONFIG.format(port=port, key=key))
+    program = directory / "ssh"
+    program.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {directory}/config "$@"\n')
+    program.chmod(0o755)
+    return directory
+
+
+@pytest.fixture
+def services(ssh: Path, monkeypatch: pytest.MonkeyPatch) -> SystemdServices:
+    monkeypatch.setenv("PATH", f"{ssh}:{os.environ['PATH']}")
+    return SystemdServices(names=NAMES, host="app-1")
+
+
+def test_a_unit_is_started_stopped_and_looked_at(host: SystemdHost, services: SystemdServices) -> None:
+    assert services.is_running("backend")
+    state = services.state("backend")
+    assert state.comes_back
+    assert "grc_backend" in host.program("cat", f"/proc/{state.pid}/cmdline").text
+    assert services.logs("backend", lines=1).strip().endswith("ready")
+    services.stop("backend")
+    services.stop("backend")
+    assert not services.is_running("backend")
+    assert host.active("grc-backend") == "inactive"
+    stopped = services.state("backend")
+    assert (stopped.told, stopped.pid, stopped.comes_back) == ("inactive (dead), enabled", 0, False)
+    services.start("backend")
+    services.start("backend")
+    assert services.is_running("backend")
+    before = services.state("backend").pid
+    services.restart("backend")
+    assert services.state("backend").pid not in (0, before)
+
+
+def test_the_environment_has_names_and_no_values(services: SystemdServices) -> None:
+    assert services.environment("backend") == {"LANG": MASK, "PAGE_TITLE": MASK, "TOKEN": MASK}
+
+
+def test_a_unit_without_a_process_means_the_one_that_is_part_of_it(
+    host: SystemdHost, services: SystemdServices
+) -> None:
+    """Debian's postgresql is active while no server runs."""
+    pid = services.state("postgres").pid
+    assert host.program("cat", f"/proc/{pid}/comm").text.strip() == "postgres"
+    host.kill("postgres")
+    assert host.active("postgresql") == "active"
+    assert not services.is_running("postgres")
+    assert not services.state("postgres").comes_back
+    services.start("postgres")
+    assert services.is_running("postgres")
+    services.stop("postgres")
+    assert host.active(UNITS["postgres"]) == "inactive", "what still ends has not ended"
+    assert not services.is_running("postgres")
+    services.start("postgres")
+    assert "postgresql@17-main" in services.logs("postgres")
+
+
+def test_a_unit_that_was_given_up_is_started(host: SystemdHost, services: SystemdServices) -> None:
+    with host.broken("backend"):
+        host.kill("backend")
+        assert not services.state("backend").comes_back
+    assert host.program("systemctl", "start", "grc-backend").code, "for an hour, systemd itself would not"
+    services.start("backend")
+    assert services.is_running("backend")
+
+
+def test_a_unit_that_waits_for_its_restart_comes_back(host: SystemdHost, services: SystemdServices) -> None:
+    host.put("/etc/systemd/system/redis-server.service.d/later.conf", LATER)
+    host.program("systemctl", "daemon-reload")
+    host.program("systemctl", "kill", "--signal=KILL", "redis-server")
+    until(lambda: "auto-restart" in services.state("redis").told, what="its wait", seconds=WAIT_SECONDS)
+    assert not services.is_running("redis")
+    assert services.state("redis").comes_back
+    services.stop("redis")
+    assert not services.state("redis").comes_back
+    services.start("redis")
+    assert services.is_running("redis")
+
+
+def test_a_unit_that_systemd_does_not_know_is_no_stopped_one(services: SystemdServices) -> None:
+    for ask in (services.is_running, services.state, services.start, services.stop):
+        with pytest.raises(OpsError, match="systemd knows no unit nobody — correct it under"):
+            ask("frontend")
+
+
+def test_a_host_that_cannot_be_reached_is_told(services: SystemdServices) -> None:
+    elsewhere = services.model_copy(update={"host": "nowhere.invalid"})
+    for ask in (elsewhere.is_running, elsewhere.start, elsewhere.logs):
+        with pytest.raises(Unreachable, match="nowhere.invalid"):
+            ask("backend")
