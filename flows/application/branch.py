@@ -30,7 +30,7 @@ def keep_branch(report: Report, env: Environment, tree: Worktree) -> None:
 def show_tests(report: Report, env: Environment, tree: Worktree, seconds: float) -> bool:
     """Run the application's tests in the worktree. Where there are none that is told, and is no pass."""
     application = env.application
-    backend = tree.at(Path(application.backend_directory))
+    backend = tree.at(application.source)
     web = tree.at(Path(application.web_directory)) if application.web_directory else backend
     tested = run_tests(application, backend, web, seconds)
     for suite in tested:

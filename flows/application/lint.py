@@ -62,7 +62,7 @@ def lint_code(
         chosen = tuple(chosen_files(repository, files, (*PYTHON, *WEB)))
         wanted = _wanted(tools, chosen)
         web = the_workspace(env) if "eslint" in wanted else repository
-        source = Source(application, repository, Path(application.backend_directory), web, chosen,
+        source = Source(application, repository, application.source, web, chosen,
                         tuple(python_rules), tuple(web_rules), seconds)  # fmt: skip
         cache = web / ".eslintcache"
         cached = cache.exists()

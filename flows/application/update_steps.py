@@ -62,7 +62,7 @@ class Wish:
 
 def update_python(report: Report, application: Application, tree: Worktree, wish: Wish) -> list[Done]:
     """Every pin of the requirement files (and of the lock file, for what they give as a range) moved up to `level`."""
-    backend = tree.at(Path(application.backend_directory))
+    backend = tree.at(application.source)
     done, live = [], Path(application.python)
     try:
         pins, ranges = pinned(application, backend)
@@ -133,7 +133,7 @@ def judge_tests(report: Report, env: Environment, tree: Worktree, parts: Collect
     """Install what was updated into environments of the worktree, and run the application's tests there."""
     application = env.application
     if "backend" in parts:
-        backend = tree.at(Path(application.backend_directory))
+        backend = tree.at(application.source)
         if venv := _prepared(
             report, "backend", lambda: virtual_environment(application, backend, beside(tree), seconds)
         ):
