@@ -11,7 +11,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.application.branch import keep_branch, show_tests
+from flows.application.branch import keep_branch, prove_branch
 from flows.application.code_findings import ask, judge, show, the_repository, the_workspace
 from flows.application.lint_settings import show_settings
 from runbook.errors import OpsError
@@ -118,6 +118,6 @@ def _fix(report: Report, env: Environment, source: Source, wanted: Sequence[Lint
             return
         answers = _asked(report, there, wanted, " after the fix")
         left = sum(len(checked.problems) for checked in answers)
-        show_tests(report, env, tree, source.seconds)
+        prove_branch(report, env, tree, source.seconds)
         keep_branch(report, env, tree)
         report.outcome += f"; {len(changed)} files repaired on {branch}, {left} problems left"

@@ -11,11 +11,13 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.application import patch_steps as steps
-from flows.application.update_steps import judge_tests, run_tests
+from flows.application.branch import judge_suite
+from flows.application.update_steps import judge_tests
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.report import Evidence, Report
 from runbook.run import runbook
+from tasks.code.suite import web_suite
 from tasks.pushing import PUSH, push_branch, require_remote
 from tasks.worktree import Worktree, git, require_repository, worktree
 
@@ -104,5 +106,5 @@ def _prove(report: Report, env: Environment, tree: Worktree, holes: list[steps.H
     judge_tests(report, env, tree, parts, seconds)
     if "web" in parts:
         web = tree.at(Path(env.application.web_directory))
-        run_tests(report, env, "web build", env.application.web_build_command, web, {"CI": "true"}, seconds)
+        judge_suite(report, env, web_suite("web build", env.application.web_build_command, web), seconds)
     steps.prove_gone(report, env, tree, holes, seconds)

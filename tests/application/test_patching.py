@@ -13,12 +13,12 @@ from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks.dependencies.advisory import Advisory
 from tasks.dependencies.severity import Severity
-from tests.advisories import CVE, GHSA, NODE_CVE, Registry, node_advisory, vulnerable
+from tests.advisories import CVE, GHSA, NODE_CVE, Registry
 from tests.packaged import IN_GIT, NAME, Packaged, bad, rows
+from tests.seeded import endanger, endanger_node
 
 NOWHERE = "/nowhere/python"
 BRANCH = f"hotfix/security-patch-{CVE}"
-SERIOUS = {GHSA: {"database_specific": {"severity": "CRITICAL"}}}
 
 
 def patched(advisory: str, **parameters: Any) -> Report:
@@ -35,7 +35,7 @@ def remote(packaged: Packaged, registry: Registry) -> Packaged:
     packaged.in_git()
     subprocess.run(["git", "init", "--quiet", "--bare", packaged.base / "remote.git"], check=True)
     packaged.git("remote", "add", "origin", str(packaged.base / "remote.git"))
-    registry.knows("interviewkit", vulnerable("interviewkit", "1.0.3"), severities=SERIOUS)
+    endanger(registry)
     return packaged
 
 
@@ -62,7 +62,7 @@ def test_it_is_patched_proven_and_pushed_with_a_permit(remote: Packaged) -> None
 
 @pytest.mark.system
 def test_what_is_not_proven_gone_is_not_pushed(remote: Packaged, registry: Registry) -> None:
-    registry.knows("interviewkit", vulnerable("interviewkit", "1.0.3", everywhere=True), severities=SERIOUS)
+    endanger(registry, everywhere=True)
     report = patched(CVE, confirm=NAME)
     assert bad(report)["backend: the vulnerability"].startswith("still there: interviewkit")
     assert (pushed(remote), report.status) == ([], Status.CRITICAL)
@@ -70,7 +70,7 @@ def test_what_is_not_proven_gone_is_not_pushed(remote: Packaged, registry: Regis
 
 @pytest.mark.system
 def test_the_web_application_is_patched_built_and_audited(remote: Packaged, registry: Registry) -> None:
-    registry.node.append(node_advisory("chatkit", "1.0.4"))
+    endanger_node(registry)
     remote.describe(IN_GIT, NOWHERE)
     report = patched(NODE_CVE)
     assert report.status is Status.PLANNED, report.sentence()
@@ -80,7 +80,7 @@ def test_the_web_application_is_patched_built_and_audited(remote: Packaged, regi
 
 @pytest.mark.system
 def test_no_fix_an_unknown_id_and_no_answer_are_said(remote: Packaged, registry: Registry) -> None:
-    registry.knows("interviewkit", vulnerable("interviewkit", ""), severities=SERIOUS)
+    endanger(registry, "")
     assert "interviewkit none" in bad(patched(CVE))["a version that fixes it"]
     remote.describe(IN_GIT, NOWHERE)
     report = patched("CVE-1999-1")
