@@ -84,6 +84,9 @@ class Application(Block):
     test_command: list[str] = Field(default=[], description="the backend's tests, run in the backend")
     web_test_command: list[str] = Field(default=["pnpm", "test"], description="run in web_directory")
     web_build_command: list[str] = Field(default=["pnpm", "build"], description="run in web_directory")
+    release: list[str] = Field(
+        default=[], description="what of the repository deploy-application unpacks, to the same places in directory"
+    )
     images: list[str] = Field(default=[], description="the images that run, as the scanner of images is asked for them")
     advisories: str = Field(default="https://api.osv.dev", description="the OSV server that pip-audit asks")
     env_file: str = Field(default="", description="backend/.env, in which a failover changes the connection string")
