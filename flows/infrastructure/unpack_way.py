@@ -15,18 +15,9 @@ from tasks.application import wait_healthy
 from tasks.logs.masking import masked
 from tasks.packages import venv
 from tasks.packages.modules import REINSTALL
-from tasks.release_packages import find_packages_behind, kept_venv
-from tasks.releases import (
-    Live,
-    Release,
-    drop_before,
-    find_release,
-    keep_before,
-    put_before_back,
-    read_live,
-    swap_release,
-    unpack_release,
-)
+from tasks.releases.packages import find_packages_behind, kept_venv
+from tasks.releases.release import Live, Release, find_differences, find_release, read_live
+from tasks.releases.unpacking import drop_before, keep_before, put_before_back, swap_release, unpack_release
 from tasks.services import read_services, start_services, stop_services
 from tasks.worktree import git, inside
 
@@ -119,17 +110,17 @@ class Unpack:
         application, release = self.env.application, self.release
         if self.now.broken_off and self._is_well(report):  # its successor has proven itself since
             drop_before(permit, release)
-        elif self.now.commit == release.commit and not (self.again or self.now.broken_off or self.behind):
+        elif self._is_live(report):
             self._prove(report, self.seconds)
             return f"{release.version} ({release.commit[:12]}) runs, as before"
-        place = unpack_release(permit, application, release)
+        place = unpack_release(permit, release)
         built = self._build_packages(permit, report, place) if self.behind else None
         keep_before(permit, application, release)
         report.state_is("a deployment that was broken off", "launch deploy-application again with the same version: "
                         "it begins anew, and what ran before is still kept")  # fmt: skip
         try:
             stop_services(self.env.services, self.roles)
-            swap_release(permit, application, release)
+            swap_release(permit, release)
             if built:
                 venv.swap_venv(permit, application, built)
             start_services(self.env.services, self.roles)
@@ -160,6 +151,16 @@ class Unpack:
         if left.stopped:
             raise OpsError(f"after {time.monotonic() - started:.0f} s {', '.join(left.stopped)} does not run")
 
+    def _is_live(self, report: Report) -> bool:
+        """Whether nothing would change: that very commit, file by file, with its packages."""
+        if self.now.commit != self.release.commit or self.again or self.now.broken_off or self.behind:
+            return False
+        changed = find_differences(self.release)
+        if changed:
+            report.warn("live files", "find out who changed them; they are replaced now",
+                        value=f"{len(changed)} are not as committed: {', '.join(changed[:3])}")  # fmt: skip
+        return not changed
+
     def _is_well(self, report: Report) -> bool:
         try:
             self._prove(report, max(self.seconds, BACK_SECONDS))
@@ -185,7 +186,7 @@ class Unpack:
         hint = "launch deploy-application with a version that is known to be well"
         try:
             stop_services(services, self.roles)
-            put_before_back(permit, application, self.release)
+            put_before_back(permit, self.release)
             if kept := kept_venv(application, self.release):
                 venv.return_venv(permit, application, kept)
             start_services(services, self.roles)

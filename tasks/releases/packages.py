@@ -11,7 +11,8 @@ from blocks.places import Application
 from runbook.kinds import probe
 from tasks.dependencies.python_packages import list_python
 from tasks.dependencies.requirements import Wanted, out_of_step, read_requirements
-from tasks.releases import VENV, Release, before_of
+from tasks.releases.release import Release, before_of
+from tasks.releases.unpacking import VENV
 from tasks.worktree import git, inside
 
 
