@@ -34,6 +34,7 @@ pytest_plugins = (
     "tests.checkouts",
     "tests.advisories",
     "tests.packaged",
+    "tests.served",
 )
 
 _BASE = "OPS_LAB_BASE"

@@ -123,8 +123,9 @@ class Unpack:
             swap_release(permit, release)
             if built:
                 venv.swap_venv(permit, application, built)
-            start_services(self.env.services, self.roles)
-            self._prove(report, self.seconds)
+            deadline = time.monotonic() + self.seconds
+            start_services(self.env.services, self.roles, seconds=self.seconds)
+            self._prove(report, max(deadline - time.monotonic(), 1))
         except OpsError as error:
             self._go_back(report, permit, error)
         drop_before(permit, release)
@@ -162,8 +163,10 @@ class Unpack:
         return not changed
 
     def _is_well(self, report: Report) -> bool:
+        if read_services(self.env.services, self.roles).stopped:
+            return False
         try:
-            self._prove(report, max(self.seconds, BACK_SECONDS))
+            self._prove(report, self.seconds)
         except OpsError:
             return False
         return True
