@@ -16,6 +16,7 @@ from tasks.dependencies.severity import Severity
 from tests.advisories import CVE, GHSA, NODE_CVE, Registry
 from tests.packaged import IN_GIT, NAME, Packaged, bad, rows
 from tests.seeded import endanger, endanger_node
+from tests.served import Served
 
 NOWHERE = "/nowhere/python"
 BRANCH = f"hotfix/security-patch-{CVE}"
@@ -33,10 +34,14 @@ def patched(advisory: str, **parameters: Any) -> Report:
 def remote(packaged: Packaged, registry: Registry) -> Packaged:
     """With a remote, and the vulnerability in what is installed: only versions before 1.0.3 have it."""
     packaged.in_git()
-    subprocess.run(["git", "init", "--quiet", "--bare", packaged.base / "remote.git"], check=True)
-    packaged.git("remote", "add", "origin", str(packaged.base / "remote.git"))
+    push_somewhere(packaged)
     endanger(registry)
     return packaged
+
+
+def push_somewhere(packaged: Packaged) -> None:
+    subprocess.run(["git", "init", "--quiet", "--bare", packaged.base / "remote.git"], check=True)
+    packaged.git("remote", "add", "origin", str(packaged.base / "remote.git"))
 
 
 def pushed(packaged: Packaged) -> list[str]:
@@ -97,6 +102,47 @@ def test_bad_input_is_said_before_anything_is_asked(remote: Packaged, registry: 
     asked = len(registry.asked)
     assert "is no id of an advisory" in patched("; rm -rf /").sentence()
     assert "no remote “elsewhere”" in patched(CVE, remote="elsewhere").sentence()
+    assert (remote.branches(), len(registry.asked)) == (["main"], asked)
+
+
+@pytest.fixture
+def live(served: Served, registry: Registry) -> Served:
+    """It runs, from releases that are unpacked."""
+    push_somewhere(served)
+    endanger(registry)
+    return served
+
+
+@pytest.mark.system
+def test_with_deploy_the_hotfix_runs(live: Served) -> None:
+    plan = patched(CVE, deploy=True)
+    assert plan.status is Status.PLANNED, plan.sentence()
+    assert [step.step for step in plan.plan_steps] == ["push", "unpack", "reinstall", "restart"]
+    assert (pushed(live), live.answer()["kit"], live.left()) == ([], "1.0.0", [])
+    report = patched(CVE, deploy=True, confirm=NAME)
+    assert report.outcome.startswith(f"{BRANCH} (")
+    assert {name for name in bad(report) if name != "live files"} == set(), report.sentence()
+    assert (pushed(live), live.answer()["kit"]) == ([f"refs/heads/{BRANCH}"], "1.0.3")
+    assert rows(report, "Release")[1][1:] == (BRANCH, live.git("rev-parse", BRANCH).strip())
+    assert {"swap_release", "swap_venv", "start_services", "wait_healthy"} <= {step.name for step in report.steps}
+    assert "no package is known to have" in patched(CVE, deploy=True).sentence()
+
+
+@pytest.mark.system
+def test_a_hotfix_that_does_not_get_healthy_is_taken_back(live: Served, registry: Registry) -> None:
+    """Its tests pass, the application does not start with it."""
+    live.release("v2", "import interviewkit", "import interviewkit\nassert interviewkit.VERSION == '1.0.0'")
+    report = patched(CVE, deploy=True, health_seconds=15, confirm=NAME)
+    assert report.status is Status.CRITICAL
+    assert "backend does not start" in bad(report)["the new version is healthy"]
+    assert report.facts["pushed"] == f"{BRANCH} to origin"
+    assert (live.answer()["kit"], live.left()) == ("1.0.0", [])
+    assert [one.value for one in report.findings if one.name == "what was before runs again"] == ["and is healthy"]
+
+
+def test_without_a_way_to_deploy_it_is_refused_before_anything_begins(remote: Packaged, registry: Registry) -> None:
+    asked = len(registry.asked)
+    assert "trial has no way to deploy" in patched(CVE, deploy=True).sentence()
     assert (remote.branches(), len(registry.asked)) == (["main"], asked)
 
 
