@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from blocks.environment import Environment
@@ -114,6 +116,7 @@ class Unpack:
             self._prove(report, self.seconds)
             return f"{release.version} ({release.commit[:12]}) runs, as before"
         place = unpack_release(permit, release)
+        report.at_end(partial(shutil.rmtree, place, ignore_errors=True))
         built = self._build_packages(permit, report, place) if self.behind else None
         keep_before(permit, application, release)
         report.state_is("a deployment that was broken off", "launch deploy-application again with the same version: "
