@@ -48,6 +48,7 @@ def test_the_release_before_comes_back_and_the_bad_one_is_refused(system: System
     assert "does not start" in controls["a release that does not start"]
     boxes = {row[2]: row[1] for row in table(report, "Training checklist (§8.4)")}
     assert boxes["アプリケーションデプロイ"] == boxes["ヘルスチェック"] == "☑"
+    assert boxes["バックアップの最新化確認"] == "☐", "this scenario needs none"
     assert (release(system), branches(system), system.sql("SELECT count(*) FROM users")) == (good, ["main"], users)
     assert system.healthy()
 

@@ -94,7 +94,6 @@ class BadRelease(Scenario):
         derived = env.derived({}, reports=drill.directory / "control" / "reports")
         repository = self._good(drill).repository
         control.require_accepted(derived, deploy_application, version=notes["good"])
-        drill.note(controlled="yes")
         nothing = git(repository, "hash-object", "-t", "tree", "/dev/null").strip()
         empty = git(repository, "commit-tree", "-m", "nothing", "-p", notes["good"], nothing).strip()
         sabotaged = {
