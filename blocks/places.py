@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from prefect.blocks.core import Block
@@ -75,19 +76,28 @@ class Application(Block):
     backend_directory: str = Field(default="/opt/grc/backend", description="where alembic.ini is")
     python: str = Field(default="/opt/grc/backend/venv/bin/python")
     repository: str = Field(default="", description="the git checkout that backend and web application are in")
+    backend_source: str = Field(default="", description="the backend in it, where it does not run from there")
     web_directory: str = Field(default="", description="where pnpm-workspace.yaml is; empty: there is none")
-    requirements: list[str] = Field(default=["requirements.txt"], description="pip's files, in backend_directory")
+    requirements: list[str] = Field(default=["requirements.txt"], description="pip's files, in the backend")
     requirements_lock: str = Field(default="", description="the lock file made from them; empty: there is none")
-    lock_command: list[str] = Field(default=[], description="what makes that, run in backend_directory")
-    test_command: list[str] = Field(default=[], description="the backend's tests, run in backend_directory")
+    lock_command: list[str] = Field(default=[], description="what makes that, run in the backend")
+    test_command: list[str] = Field(default=[], description="the backend's tests, run in the backend")
     web_test_command: list[str] = Field(default=["pnpm", "test"], description="run in web_directory")
     web_build_command: list[str] = Field(default=["pnpm", "build"], description="run in web_directory")
+    release: list[str] = Field(
+        default=[], description="what of the repository deploy-application unpacks, to the same places in directory"
+    )
     images: list[str] = Field(default=[], description="the images that run, as the scanner of images is asked for them")
     advisories: str = Field(default="https://api.osv.dev", description="the OSV server that pip-audit asks")
     env_file: str = Field(default="", description="backend/.env, in which a failover changes the connection string")
     dsn_variable: str = Field(default="DATABASE_URL", description="the connection string's name in it")
     user: str = Field(default="monitor", description="the login of the smoke checks")
     password: SecretStr = SecretStr("")
+
+    @property
+    def source(self) -> Path:
+        """The backend in the repository."""
+        return Path(self.backend_source or self.backend_directory)
 
 
 class Endpoint(Block):

@@ -27,6 +27,7 @@ _Backups = tuple[tuple[str, dict[str, str], str], ...]
 CLUSTER: _Backups = (("backup-cluster", {"kind": "full"}, "cluster"),)
 BACKUPS: dict[str, _Backups] = {
     "region_outage": (*CLUSTER, ("backup-redis", {}, "redis"), ("backup-files", {}, "files")),
+    "bad_release": (),
     "full_restore": (
         ("backup-database", {}, "postgres"),
         ("backup-redis", {}, "redis"),
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 only when the drill was passed."""
     parser = argparse.ArgumentParser(prog="python -m lab.drill", description="prepare, break, recover, prove (§8.4)")
     parser.add_argument(
-        "--scenario", required=True, help="database_failure, region_outage, data_corruption, full_restore …"
+        "--scenario", required=True, help="database_failure, region_outage, data_corruption, full_restore, bad_release"
     )
     parser.add_argument("--participants", nargs="*", default=[], metavar="NAME", help="who takes part")
     parser.add_argument("--name", default="lab", help="the environment's name (default: lab)")

@@ -133,6 +133,21 @@ class Layout:
         return self.root / "opt" / "grc"
 
     @property
+    def repository(self) -> Path:
+        """The application's git checkout, beside what runs."""
+        return self.root / "srv" / "grc"
+
+    @property
+    def remote(self) -> Path:
+        """What that one pushes to: it stands for a git server."""
+        return self.root / "srv" / "grc.git"
+
+    @property
+    def release(self) -> Path:
+        """Which commit of the checkout runs; `deploy-application` reads and writes it."""
+        return self.application / "RELEASE"
+
+    @property
     def application_logs(self) -> Path:
         """`/var/log/grc` of the manual."""
         return self.root / "var" / "log" / "grc"

@@ -147,7 +147,7 @@ class Services:
     def install_application(self) -> bool:
         """Copy the application to its place, if it is new; False when it was up to date."""
         stamp = self.layout.root / "installed"
-        fingerprint = _fingerprint(Path(install.__file__).parent, self.settings())
+        fingerprint = fingerprint_of(Path(install.__file__).parent, self.settings())
         if (self.layout.application / "backend").exists() and stamp.exists() and stamp.read_text() == fingerprint:
             return False
         install.install(self.layout.application, self.settings())
@@ -160,7 +160,8 @@ def supervisor_of(layout: Layout, state: State) -> Supervisor:
     return Supervisor(layout.supervisor, state.ports.supervisor, state.passwords.supervisor, layout.logs)
 
 
-def _fingerprint(sources: Path, settings: dict[str, str]) -> str:
+def fingerprint_of(sources: Path, settings: dict[str, str]) -> str:
+    """Of everything that an installation is made from."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in sorted(sources.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:

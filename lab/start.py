@@ -13,10 +13,11 @@ import redis
 
 from lab import postgres, replication, seed, valkey
 from lab.base import PYTHON
+from lab.checkout import commit_sources
 from lab.environment import clean_environment
 from lab.layout import Layout
 from lab.nodes import system_of_wal
-from lab.processes import alive, end, marked, pid_in, run, server_at, working_in
+from lab.processes import alive, end, marked, pid_in, run, server_at, working_in, write
 from lab.progress import Tell
 from lab.replication import RECEIVER_PROGRAM, RECEIVER_SLOT, STANDBY, STANDBY_SLOT
 from lab.services import APPLICATION, REDIS, Services
@@ -147,10 +148,14 @@ def _join_standby(services: Services, tell: Tell) -> None:
 
 def _application(services: Services, megabytes: int, tell: Tell) -> None:
     supervisor = services.supervisor
-    if services.install_application():
+    installed = services.install_application()
+    if installed:
         for name in APPLICATION:
             supervisor.stop(name)
         tell("application installed")
+    commit = commit_sources(services.layout, tell)
+    if installed or not services.layout.release.exists():
+        write(services.layout.release, f"main {commit}\n", 0o644)
     if not services.provisioned.exists():
         postgres.create_database(services.state, services.nodes[0].port)
         backend = services.layout.application / "backend"

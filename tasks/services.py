@@ -70,14 +70,15 @@ def stop_services(services: Services, roles: Sequence[str]) -> Stopped:
 
 
 @action(idempotent=True)
-def start_services(services: Services, roles: Sequence[str]) -> Started:
-    """Start roles one after the other (§8.2, step 6), then see that all run. That says little: see `wait_healthy`.
+def start_services(services: Services, roles: Sequence[str], *, seconds: float = PROVE_SECONDS) -> Started:
+    """Start roles one after the other (§8.2, step 6), then see that all run, each within `seconds`. That says little:
+    see `wait_healthy`.
 
     Raises:
         Unreachable: the service manager does not answer.
         OpsError: a role does not start; the end of its log is in the hint.
     """
-    for act in (services.start, lambda role: _prove(services, role, running=True)):
+    for act in (services.start, lambda role: _prove(services, role, running=True, seconds=seconds)):
         for role in roles:
             try:
                 act(role)
@@ -89,11 +90,11 @@ def start_services(services: Services, roles: Sequence[str]) -> Started:
     return Started(tuple(roles))
 
 
-def _prove(services: Services, role: str, *, running: bool) -> None:
+def _prove(services: Services, role: str, *, running: bool, seconds: float = PROVE_SECONDS) -> None:
     """The manager's word for it, within a deadline: "start" may return before the state is RUNNING."""
     wanted = "run" if running else "end"
     try:
-        until(lambda: services.is_running(role) is running, what=f"that {role} {wanted}s", seconds=PROVE_SECONDS)
+        until(lambda: services.is_running(role) is running, what=f"that {role} {wanted}s", seconds=seconds)
     except Unreachable as error:
         raise OpsError(f"{role} does not {wanted}: {error.message}", "look at its log and at its processes") from None
 

@@ -94,7 +94,7 @@ def inside(repository: Path, path: Path) -> Path:
         return path.resolve().relative_to(repository.resolve())
     except ValueError:
         raise OpsError(f"{path} is not in the repository {repository}",
-                       "correct [application] repository, backend_directory, web_directory") from None  # fmt: skip
+                       "correct repository, backend_directory or backend_source, web_directory") from None  # fmt: skip
 
 
 def require_repository(named: str) -> Path:

@@ -92,12 +92,14 @@ class Registry:
                 entry.size = len(text.encode())
                 tar.addfile(entry, io.BytesIO(text.encode()))
         data = memory.getvalue()
-        (self.directory / f"{name}-{version}.tgz").write_bytes(data)
+        file = f"{name.rpartition('/')[2]}-{version}.tgz"
+        (self.directory / name).mkdir(parents=True, exist_ok=True)
+        (self.directory / name / file).write_bytes(data)
         known = self.packages.setdefault(name, {"name": name, "versions": {}, "time": {}})
         sri = "sha512-" + base64.b64encode(hashlib.sha512(data).digest()).decode()
         known["versions"][version] = content | {"dist": {
             "integrity": sri, "shasum": hashlib.sha1(data).hexdigest(),  # noqa: S324 (npm's own)
-            "tarball": f"{self.url}/{name}/-/{name}-{version}.tgz",
+            "tarball": f"{self.url}/{name}/-/{file}",
         }}  # fmt: skip
         known["time"][version] = "2020-01-01T00:00:00.000Z"
         known["dist-tags"] = {"latest": version}
@@ -120,14 +122,16 @@ class Registry:
                     if p.name.split("-")[0].replace("_", "-") == name
                 ]
                 return "".join(f'<a href="{self.url}/files/{one}">{one}</a>\n' for one in links).encode() or None
-            case ["files", name] | [_, "-", name]:
+            case ["files", name]:
                 return (self.directory / name).read_bytes()
+            case [*name, "-", file] if name:
+                return (self.directory / "/".join(name) / file).read_bytes()
             case ["-", "npm", "v1", "security", "audits", *_]:
                 return self._audits(json.loads(body))
             case ["-", "npm", "v1", "security", "advisories", "bulk"]:
                 return self._bulk(json.loads(body))
-            case [name]:
-                return self.packages.get(name)
+            case [_] | [_, _]:  # a scope's too: @types/react
+                return self.packages.get("/".join(parts))
         return None
 
     def _audits(self, tree: dict[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.application.sources import PYPROJECT
 from tasks.worktree import packages_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,14 +32,6 @@ directory = "{root}"
 backend_directory = "{root}/backend"
 python = "{python}"
 web_directory = "{root}/web"
-"""
-PYPROJECT = """
-[tool.mypy]
-files = ["grc_backend"]
-[tool.ruff]
-line-length = 120
-[tool.ruff.lint]
-select = ["E", "F", "I", "B", "UP"]
 """
 
 

@@ -37,6 +37,7 @@ pytest_plugins = (
     "tests.checkouts",
     "tests.advisories",
     "tests.packaged",
+    "tests.served",
 )
 
 _BASE = "OPS_LAB_BASE"

@@ -15,6 +15,7 @@ import pytest
 
 from runbook.report import Report, Status
 from tests.advisories import Registry
+from tests.seeded import outdate
 
 NAME = "trial"
 TOML = """
@@ -78,10 +79,7 @@ class Packaged:
 
     def in_git(self) -> None:
         """Commit it: backend with a lock file and a test, a pnpm workspace with a lock file and a test."""
-        for version in ("1.0.0", "1.0.4", "1.1.0", "2.0.0"):
-            self.registry.tarball("chatkit", version)
-        for version in ("1.0.3", "1.2.0", "2.0.0"):
-            self.registry.wheel("interviewkit", version)
+        outdate(self.registry)
         member = {"name": "page", "version": "1.0.0", "dependencies": {"chatkit": "1.0.0"}}
         files = {
             "backend/requirements.txt": "interviewkit==1.0.0\n",

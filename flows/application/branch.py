@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from blocks.environment import Environment
 from flows.application.code_findings import evidence_path
-from runbook.report import Evidence, Report, Status
-from tasks.code.suite import run_tests
+from flows.application.kept import keep
+from runbook.report import Evidence, Report
+from tasks.code.suite import Suite, backend_suite, run_suite, web_suite
 from tasks.worktree import Worktree
 
-SHOWN_LINES = 200
+SHOWN_LINES, LAST_LINES = 200, 40
 
 
 def keep_branch(report: Report, env: Environment, tree: Worktree) -> None:
@@ -27,16 +29,30 @@ def keep_branch(report: Report, env: Environment, tree: Worktree) -> None:
     report.fact("patch", path)
 
 
-def show_tests(report: Report, env: Environment, tree: Worktree, seconds: float) -> bool:
-    """Run the application's tests in the worktree. Where there are none that is told, and is no pass."""
+def prove_branch(
+    report: Report, env: Environment, tree: Worktree, seconds: float, *, python: Path | None = None,
+    parts: Collection[str] = ("backend", "web"),
+) -> None:  # fmt: skip
+    """Run the application's tests in the worktree, the backend's by `python` (default: the application's own)."""
     application = env.application
-    backend = tree.at(Path(application.backend_directory))
-    web = tree.at(Path(application.web_directory)) if application.web_directory else backend
-    tested = run_tests(application, backend, web, seconds)
-    for suite in tested:
-        report.expect(f"{suite.suite} on the branch", suite.passed, "look at the branch: do not merge it as it is",
-                      value=suite.told, expected="passes")  # fmt: skip
-    if not tested:
-        report.expect("tests on the branch", False, "review the difference: nothing else vouches for it",
-                      value="the application has none", otherwise=Status.WARN)  # fmt: skip
-    return bool(tested) and all(suite.passed for suite in tested)
+    if "backend" in parts:
+        judge_suite(report, env, backend_suite(application, tree.at(application.source),
+                                               python or Path(application.python)), seconds)  # fmt: skip
+    if "web" in parts and application.web_directory:
+        web = tree.at(Path(application.web_directory))
+        judge_suite(report, env, web_suite("web tests", application.web_test_command, web), seconds)
+
+
+def judge_suite(report: Report, env: Environment, suite: Suite, seconds: float) -> None:
+    """Run one; where it fails, say which tests do. Where there is none that is told, and is no pass."""
+    if not suite.command:
+        report.warn(suite.name, "name them in [application] of the environment's TOML: nothing proves the branch",
+                    value="none were run")  # fmt: skip
+        return
+    tested = run_suite(suite, seconds)
+    kept = keep(report, env, f"{suite.name}.txt", tested.output)
+    if not tested.passed and tested.output:
+        last = "\n".join(tested.output.splitlines()[-LAST_LINES:])
+        report.attach(Evidence(f"End of {suite.name}", text=f"````\n{last}\n````"))
+    report.expect(suite.name, tested.passed, f"look at {kept}; the branch stays, nothing was merged",
+                  value=tested.told, expected="all pass")  # fmt: skip

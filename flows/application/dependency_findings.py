@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from blocks.places import Application
@@ -49,7 +48,7 @@ def judge_python(
 
 def judge_python_lock(report: Report, application: Application) -> None:
     """Whether the lock file gives what the requirement files want."""
-    backend = Path(application.backend_directory)
+    backend = application.source
     if not application.requirements_lock:
         report.fact("Python lock file", "none is named in [application] requirements_lock")
         return

@@ -83,7 +83,7 @@ def _place(application: Application, repository: Path, web: Path, seconds: float
                        f"there must be {web}/eslint.config.js, and both must answer --version")  # fmt: skip
     within = ruff.is_relative_to(repository)
     folders = ["" if (path := str(inside(repository, folder))) == "." else path
-               for folder in (Path(application.backend_directory), web)]  # fmt: skip
+               for folder in (application.source, web)]  # fmt: skip
     return Place(
         ruff=str(ruff.relative_to(repository)) if within else "ruff",
         ruff_version=numbers[0][0] if numbers[0] else "",

@@ -11,7 +11,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.application.branch import keep_branch, show_tests
+from flows.application.branch import keep_branch, prove_branch
 from flows.application.code_findings import ask, judge, show, the_repository, the_workspace
 from flows.application.lint_settings import show_settings
 from runbook.errors import OpsError
@@ -62,7 +62,7 @@ def lint_code(
         chosen = tuple(chosen_files(repository, files, (*PYTHON, *WEB)))
         wanted = _wanted(tools, chosen)
         web = the_workspace(env) if "eslint" in wanted else repository
-        source = Source(application, repository, Path(application.backend_directory), web, chosen,
+        source = Source(application, repository, application.source, web, chosen,
                         tuple(python_rules), tuple(web_rules), seconds)  # fmt: skip
         cache = web / ".eslintcache"
         cached = cache.exists()
@@ -118,6 +118,6 @@ def _fix(report: Report, env: Environment, source: Source, wanted: Sequence[Lint
             return
         answers = _asked(report, there, wanted, " after the fix")
         left = sum(len(checked.problems) for checked in answers)
-        show_tests(report, env, tree, source.seconds)
+        prove_branch(report, env, tree, source.seconds)
         keep_branch(report, env, tree)
         report.outcome += f"; {len(changed)} files repaired on {branch}, {left} problems left"

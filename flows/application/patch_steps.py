@@ -93,7 +93,7 @@ def apply(application: Application, tree: Worktree, holes: Sequence[Hole], secon
     """
     python = {hole.advisory.package: hole.safe for hole in holes if hole.part == "backend"}
     if python:
-        pin_python(application, tree.at(Path(application.backend_directory)), python, seconds, add=True)
+        pin_python(application, tree.at(application.source), python, seconds, add=True)
     packages = {hole.advisory.package: hole.safe for hole in holes if hole.part == "web"}
     if packages:
         web = tree.at(Path(application.web_directory))

@@ -11,11 +11,15 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.application import patch_steps as steps
-from flows.application.update_steps import judge_tests, run_tests
+from flows.application.branch import judge_suite
+from flows.application.hotfix import way_of_branch
+from flows.application.update_steps import judge_tests
+from flows.infrastructure.deployment import require_way
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.report import Evidence, Report
 from runbook.run import runbook
+from tasks.code.suite import web_suite
 from tasks.pushing import PUSH, push_branch, require_remote
 from tasks.worktree import Worktree, git, require_repository, worktree
 
@@ -29,6 +33,8 @@ def patch_vulnerability(
     advisory: str = "",
     remote: str = "origin",
     seconds: Annotated[int, Field(ge=30, le=14400)] = 1800,
+    deploy: bool = False,
+    health_seconds: Annotated[int, Field(ge=1)] = 120,
     confirm: str = "",
 ) -> Report:
     """セキュリティパッチ適用: Critical脆弱性の緊急対応 (§3.2)
@@ -42,6 +48,10 @@ def patch_vulnerability(
     again and pushed. The live checkout and what is installed are not touched. `git branch -D` undoes it, and after a
     push `git push --delete`. Next: review and merge it, then deploy it with the runbook deploy-application.
 
+    With `deploy` the same run goes on and deploys that branch as deploy-application does: what is not healthy by its
+    deadline is taken back by itself, and the run fails. An environment that describes no way to deploy is refused
+    before anything begins.
+
     Departs from the manual: `git add .` in the live checkout would commit whatever lies there.
 
     Args:
@@ -49,10 +59,14 @@ def patch_vulnerability(
         advisory: 脆弱性のID (CVE-…, GHSA-…, PYSEC-…)
         remote: プッシュ先のリモート
         seconds: 各ツールとテストを待つ秒数の上限
-        confirm: 環境名を入力するとプッシュする。空ならブランチの作成と検証まで
+        deploy: 検証とプッシュの後、そのまま配備する (deploy-application と同じ手順)
+        health_seconds: 配備後この秒数以内に正常にならなければ元のバージョンに戻す
+        confirm: 環境名を入力するとプッシュ (と配備) する。空ならブランチの作成と検証まで
     """
     env = Environment.find(environment)
-    with runbook("Patch vulnerability", env, confirm) as report:
+    with runbook("Patch vulnerability", env, confirm, changes=deploy) as report:
+        if deploy:
+            require_way(env)
         application = env.application
         if not _ID.fullmatch(advisory.strip()):
             raise OpsError(f"“{advisory[:40]}” is no id of an advisory", "write it like CVE-2026-12345 or GHSA-…")
@@ -77,10 +91,15 @@ def patch_vulnerability(
             _prove(report, env, tree, holes, seconds)
         report.fact("branch", f"{branch} in {repository}")
         report.fail_if_critical()
-        report.plan("push", f"{branch} to {remote}, then review, merge and deploy it")
-        permit = report.permit(Act(PUSH, f"{branch} to {remote}"))
+        then = "deploy it, review and merge it" if deploy else "review, merge and deploy it"
+        report.plan("push", f"{branch} to {remote}, then {then}")
+        way = way_of_branch(report, env, repository, branch, health_seconds) if deploy else None
+        permit = report.permit(Act(PUSH, f"{branch} to {remote}"), *(way.plan(report) if way else ()))
         push_branch(permit, repository, remote, branch)
+        report.fact("pushed", f"{branch} to {remote}")
         report.outcome = f"{branch} is pushed to {remote}: review and merge it, then deploy it with deploy-application"
+        if way:
+            report.outcome = f"{way.carry_out(report, permit)}; {branch} is pushed to {remote}: review and merge it"
     return report
 
 
@@ -104,5 +123,5 @@ def _prove(report: Report, env: Environment, tree: Worktree, holes: list[steps.H
     judge_tests(report, env, tree, parts, seconds)
     if "web" in parts:
         web = tree.at(Path(env.application.web_directory))
-        run_tests(report, env, "web build", env.application.web_build_command, web, {"CI": "true"}, seconds)
+        judge_suite(report, env, web_suite("web build", env.application.web_build_command, web), seconds)
     steps.prove_gone(report, env, tree, holes, seconds)

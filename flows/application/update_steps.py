@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,20 +9,17 @@ from typing import Literal
 
 from blocks.environment import Environment
 from blocks.places import Application
-from flows.application.kept import keep
+from flows.application.branch import prove_branch
 from runbook.errors import OpsError
-from runbook.report import Evidence, Report
+from runbook.report import Report
 from tasks.dependencies import node_packages as node
 from tasks.dependencies import python_packages as python
 from tasks.dependencies.advisory import canonical
 from tasks.dependencies.python_update import pin_python, pinned, virtual_environment
 from tasks.dependencies.versions import Level, newest_within, step
-from tasks.programs import answer
 from tasks.worktree import Worktree, git
 
 Part = Literal["backend", "web"]
-LAST_LINES = 40
-_FAILS = re.compile(r"^\s*(?:FAILED |ERROR[: ]|FAIL: |not ok |✖ |× )\S.*", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,7 @@ class Wish:
 
 def update_python(report: Report, application: Application, tree: Worktree, wish: Wish) -> list[Done]:
     """Every pin of the requirement files (and of the lock file, for what they give as a range) moved up to `level`."""
-    backend = tree.at(Path(application.backend_directory))
+    backend = tree.at(application.source)
     done, live = [], Path(application.python)
     try:
         pins, ranges = pinned(application, backend)
@@ -133,42 +128,14 @@ def judge_tests(report: Report, env: Environment, tree: Worktree, parts: Collect
     """Install what was updated into environments of the worktree, and run the application's tests there."""
     application = env.application
     if "backend" in parts:
-        backend = tree.at(Path(application.backend_directory))
-        if venv := _prepared(
-            report, "backend", lambda: virtual_environment(application, backend, beside(tree), seconds)
-        ):
-            variables = {"PATH": f"{venv / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}", "VIRTUAL_ENV": str(venv)}
-            run_tests(report, env, "backend tests", application.test_command, backend, variables, seconds)
+        backend = tree.at(application.source)
+        venv = _prepared(report, "backend", lambda: virtual_environment(application, backend, beside(tree), seconds))
+        if venv:
+            prove_branch(report, env, tree, seconds, python=venv / "bin" / "python", parts=("backend",))
     if "web" in parts:
         web = tree.at(Path(application.web_directory))
         if _prepared(report, "web", lambda: node.install_node(web, seconds)):
-            run_tests(report, env, "web tests", application.web_test_command, web, {"CI": "true"}, seconds)
-
-
-def run_tests(
-    report: Report, env: Environment, what: str, command: Sequence[str], directory: Path, variables: dict[str, str],
-    seconds: float,
-) -> bool:  # fmt: skip
-    """Run a command; where it fails, say which tests do. Whether it passed."""
-    if not command:
-        report.warn(what, "name them in [application] of the environment's TOML: nothing proves the new versions",
-                    value="none were run")  # fmt: skip
-        return False
-    try:
-        done = answer(command, directory, seconds=seconds, accepted=range(256), environment=variables)
-    except OpsError as error:
-        return report.expect(what, False, "look at them on the branch; it stays", value=error.message)
-    output = done.stdout + done.stderr
-    kept = keep(report, env, f"{what}.txt", output)
-    failing = [line.strip() for line in _FAILS.findall(output)]
-    if done.code:
-        report.attach(
-            Evidence(f"End of {what}", text="````\n" + "\n".join(output.splitlines()[-LAST_LINES:]) + "\n````")
-        )
-    named = "; ".join(failing[:5]) or f"exit code {done.code}"
-    return report.expect(what, not done.code, f"look at {kept}; the branch stays, nothing was merged",
-                         value=f"failed: {named}" if done.code else f"passed in {done.seconds:.0f} s",
-                         expected="all pass")  # fmt: skip
+            prove_branch(report, env, tree, seconds, parts=("web",))
 
 
 def _prepared(report: Report, part: str, work: Callable[[], Path]) -> Path | None:

@@ -67,7 +67,7 @@ def build_images(
             for reference in references:
                 report.plan("push", reference)
             permit = report.permit(*map(push_act, references))
-        built = [_build(report, block, role, source, version) for role in chosen if role not in pushed]
+        built = [build_role(report, block, role, source, version) for role in chosen if role not in pushed]
         report.table("Images", ("role", "image", "id", "bytes"),
                      [(one.role, one.references[0], one.id, size(one.bytes)) for one in built])  # fmt: skip
         if push:
@@ -108,7 +108,12 @@ def _judge_version(report: Report, block: Docker, role: str, version: str, sourc
     return begun
 
 
-def _build(report: Report, block: Docker, role: str, source: Source, version: str) -> Built:
+def build_role(report: Report, block: Docker, role: str, source: Source, version: str) -> Built:
+    """One image, its output as evidence.
+
+    Raises:
+        BuildFailed: a step failed.
+    """
     try:
         built = build_image(block, role, source, version)
     except BuildFailed as error:

@@ -12,6 +12,7 @@ from prefect import flow
 
 from blocks.environment import Environment
 from flows.recovery.drills import checklist, control, leftovers, page, record, steady, telling, trend
+from flows.recovery.drills.bad_release import BadRelease
 from flows.recovery.drills.data_corruption import DataCorruption
 from flows.recovery.drills.database_failure import DatabaseFailure
 from flows.recovery.drills.full_restore import FullRestore
@@ -28,9 +29,9 @@ from tasks.drill.direct import drop_table
 from tasks.faults.disposable import BREAK, require_disposable
 from tasks.gx import process
 
-ScenarioName = Literal["database_failure", "region_outage", "data_corruption", "full_restore"]
+ScenarioName = Literal["database_failure", "region_outage", "data_corruption", "full_restore", "bad_release"]
 SCENARIOS: dict[str, Scenario] = {
-    one.name: one for one in (DatabaseFailure(), RegionOutage(), DataCorruption(), FullRestore())
+    one.name: one for one in (DatabaseFailure(), RegionOutage(), DataCorruption(), FullRestore(), BadRelease())
 }
 
 
@@ -57,7 +58,8 @@ def run_drill(
 
     Args:
         environment: 対象の環境。disposable な環境のみ
-        scenario: database_failure DB障害、region_outage リージョン障害、data_corruption データ破損、full_restore 全喪失
+        scenario: database_failure DB障害、region_outage リージョン障害、data_corruption データ破損、
+            full_restore 全喪失、bad_release 不良リリース
         participants: 参加者 (レポートに記載)
         confirm: 実行するには環境名を入力。空なら計画のみ表示
     """

@@ -1,56 +1,75 @@
-"""The application's own tests, run where its code was changed."""
+"""The application's own tests and its build, run where its code was changed: they write there."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from blocks.places import Application
-from runbook.errors import CommandFailed, OpsError, excerpt
+from runbook.errors import OpsError
 from runbook.kinds import action
-from tasks.programs import answer, find_program
+from tasks.programs import answer
+
+_FAILS = re.compile(r"^\s*(?:FAILED |ERROR[: ]|FAIL: |not ok |✖ |× )\S.*", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What is run, and where; without a `command` there is nothing to run."""
+
+    name: str
+    command: Sequence[str]
+    directory: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Tested:
-    """How a suite of tests ended; `told` is its last words."""
+    """How one ended. `told` is the reason where it did not pass, with the names of what failed; `output` is all that it
+    printed."""
 
-    suite: str
     passed: bool
     told: str
-    seconds: float = 0.0
+    output: str = ""
+
+
+def backend_suite(application: Application, backend: Path, python: Path) -> Suite:
+    """`test_command`, else pytest where the backend has `tests/`; run by the environment of `python`."""
+    command: Sequence[str] = application.test_command
+    if not command and (backend / "tests").is_dir():
+        command = ["python", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    variables = {
+        "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "VIRTUAL_ENV": str(python.parent.parent),
+        # Before what is installed, which may lead back to the live sources (pip install -e).
+        "PYTHONPATH": os.pathsep.join(map(str, (backend / "src", backend))),
+    }
+    return Suite("backend tests", command, backend, variables)
+
+
+def web_suite(name: str, command: Sequence[str], web: Path) -> Suite:
+    """One of the workspace's commands; a script of pnpm's only where package.json has it."""
+    missing = len(command) == 2 and command[0] == "pnpm" and command[1] not in _scripts(web)
+    return Suite(name, () if missing else command, web, {"CI": "true"})
 
 
 @action(idempotent=True)
-def run_tests(application: Application, backend: Path, web: Path, seconds: float) -> list[Tested]:
-    """Run pytest where the backend has tests, and `pnpm test` where the workspace has such a script; none where there
-    is neither. Both write where they are run: in a worktree."""
-    found = []
-    if (backend / "tests").is_dir():
-        argv = [application.python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        # Before what is installed, which may lead back to the live sources (pip install -e).
-        here = {"PYTHONPATH": os.pathsep.join(map(str, (backend / "src", backend)))}
-        found.append(_tested("pytest", argv, backend, seconds, here))
-    if "test" in _scripts(web):
-        try:
-            found.append(_tested("pnpm test", [str(find_program("pnpm")), "test"], web, seconds))
-        except OpsError as error:
-            found.append(Tested("pnpm test", False, str(error)))
-    return found
-
-
-def _tested(
-    suite: str, argv: list[str], directory: Path, seconds: float, environment: Mapping[str, str] | None = None
-) -> Tested:
+def run_suite(suite: Suite, seconds: float) -> Tested:
+    """Run it; one that hangs or is not there did not pass."""
     try:
-        said = answer(argv, directory, seconds=seconds, accepted=range(256), environment=environment)
-    except (CommandFailed, OpsError) as error:
-        return Tested(suite, False, str(error))
-    lines = [line.strip() for line in (said.stdout + said.stderr).splitlines() if line.strip()]
-    return Tested(suite, said.code == 0, excerpt(" / ".join(lines[-3:]), -300), said.seconds)
+        done = answer(suite.command, suite.directory, seconds=seconds, accepted=range(256),
+                      environment=suite.variables)  # fmt: skip
+    except OpsError as error:
+        return Tested(False, error.message)
+    output = done.stdout + done.stderr
+    if not done.code:
+        return Tested(True, f"passed in {done.seconds:.0f} s", output)
+    failing = [line.strip() for line in _FAILS.findall(output)]
+    return Tested(False, f"failed: {'; '.join(failing[:5]) or f'exit code {done.code}'}", output)
 
 
 def _scripts(web: Path) -> dict[str, str]:

@@ -42,7 +42,7 @@ def read_mypy(
     Raises:
         OpsError: it is missing, hangs, fails, or its answer has no last line that says how much it checked.
     """
-    backend = Path(application.backend_directory)
+    backend = application.source
     mypy = python_program(application, "mypy")
     version = answer([mypy, "--version"], backend, seconds=seconds).stdout.strip()
     if not version.startswith("mypy "):

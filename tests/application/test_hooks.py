@@ -18,6 +18,7 @@ from runbook.report import Status
 from tasks.code.hooks import ESLINT, FILE, RUFF, Place, eslint_packages, merged, read_hooks, remote_hooks
 from tests.application.test_types import finding
 from tests.checkouts import NAME, Checkout, bring, program, replace
+from tests.seeded import PYTHON_FILE, ill_type
 
 OWN = """# What we agreed on.
 default_stages: [pre-commit]
@@ -77,8 +78,7 @@ def test_what_cannot_be_merged_is_refused() -> None:
 def test_hooks_are_merged_run_and_installed(tools: Checkout) -> None:
     """Their repositories cannot be reached here: they become local ones."""
     tools.add(FILE, OWN)
-    tools.add("backend/grc_backend/loose.py", "import os\nx=1\n")
-    tools.add("web/packages/ui/src/loose.ts", "export function f(x: any) {\n  return x;\n}\n")
+    ill_type(tools)
     (tools.root / ".git/hooks").mkdir(exist_ok=True)
     program(tools.root / ".git/hooks/pre-commit", "exit 0")
     before = tools.state()
@@ -89,9 +89,9 @@ def test_hooks_are_merged_run_and_installed(tools: Checkout) -> None:
     text = tools.git("show", f"{BRANCH}:{FILE}")
     assert [line for line in OWN.splitlines() if line not in text.splitlines()] == []
     assert list(read_hooks(text)) == ["no-secrets", "ruff", "ruff-format", "eslint"]
-    assert tools.git("show", f"{BRANCH}:backend/grc_backend/loose.py") == "x = 1\n"
+    assert "import os" not in tools.git("show", f"{BRANCH}:{PYTHON_FILE}")
     assert tools.git("log", "--format=%s", f"main..{BRANCH}").splitlines()[0] == "What the hooks repaired"
-    assert finding(plan, "hooks on all files").startswith("WARN: failed: eslint")
+    assert finding(plan, "hooks on all files").startswith("WARN: failed: ruff, eslint")
     with pytest.raises(NotConfirmed):
         install_pre_commit.fn(NAME, confirm="production")
     report = install_pre_commit.fn(NAME, confirm=NAME)
@@ -99,7 +99,7 @@ def test_hooks_are_merged_run_and_installed(tools: Checkout) -> None:
     assert "pre-commit.com" in (tools.root / ".git/hooks/pre-commit").read_text()
     assert (tools.root / ".git/hooks/pre-commit.legacy").stat().st_mode & stat.S_IXUSR
     tools.git("merge", "--quiet", "--ff-only", BRANCH)
-    (tools.backend / "grc_backend/loose.py").write_text("import os\nimport os\n")
+    (tools.root / PYTHON_FILE).write_text("import os\nimport os\n")
     refused = subprocess.run(
         ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--all", "--message", "no"],
         cwd=tools.root, capture_output=True, text=True,

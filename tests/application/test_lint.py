@@ -11,17 +11,16 @@ from runbook.errors import OpsError
 from runbook.report import Report, Status
 from tests.application.test_types import finding
 from tests.checkouts import NAME, Checkout, program, replace
-
-SLOPPY = "import os\nimport sys\n\n\ndef first(items = []):\n    return sys.argv , items\n"
+from tests.seeded import PYTHON_FILE, WEB_FILE, ill_type
 
 
 @pytest.fixture
 def sloppy(checkout: Checkout) -> Checkout:
-    checkout.add("backend/grc_backend/sloppy.py", SLOPPY)
+    ill_type(checkout)
     manifest = checkout.web / "package.json"  # the real one builds first, which takes its time
     tests = next(line for line in manifest.read_text().splitlines() if '"test":' in line)
     manifest.write_text(replace(manifest.read_text(), tests, '    "test": "node --check eslint.config.js"'))
-    checkout.add("web/packages/ui/src/sloppy.ts", "export function f(x: any) {\n  var y = x == 1;\n  return y;\n}\n")
+    checkout.commit("Tests that take no time")
     return checkout
 
 
@@ -61,20 +60,20 @@ def test_problems_are_found_and_repaired_on_a_branch_only(sloppy: Checkout) -> N
     assert report.status is Status.WARN
     rows = next(kept for kept in report.evidence if kept.name.startswith("Problems")).rows
     assert {(row[0].rpartition("/")[2], row[3]) for row in rows} == {
-        ("sloppy.py", "F401"), ("sloppy.py", "B006"), ("sloppy.py", "format"),
-        ("sloppy.ts", "eqeqeq"), ("sloppy.ts", "no-var"), ("sloppy.ts", "@typescript-eslint/no-explicit-any"),
+        ("wrong.py", "F401"), ("wrong.py", "B006"), ("wrong.py", "format"),
+        ("wrong.ts", "eqeqeq"), ("wrong.ts", "no-var"), ("wrong.ts", "@typescript-eslint/no-explicit-any"),
     }  # fmt: skip
     (branch,) = [name for name in sloppy.branches() if name != "main"]
-    assert "import os" not in sloppy.git("show", f"{branch}:backend/grc_backend/sloppy.py")
-    assert "const y = x == 1" in sloppy.git("show", f"{branch}:web/packages/ui/src/sloppy.ts")
+    assert "import os" not in sloppy.git("show", f"{branch}:{PYTHON_FILE}")
+    assert "const y = x == 1" in sloppy.git("show", f"{branch}:{WEB_FILE}")
     assert sloppy.git("diff", "--name-only", f"main..{branch}").split() == [
-        "backend/grc_backend/sloppy.py", "web/packages/ui/src/sloppy.ts",
+        PYTHON_FILE, WEB_FILE,
     ]  # fmt: skip
     assert "-import os" in next(kept.text for kept in report.evidence if kept.name == "Difference")
     assert finding(report, "ruff after the fix").startswith("WARN: 1 errors")
     assert finding(report, "ruff format after the fix").startswith("OK")
     assert finding(report, "eslint after the fix").startswith("WARN: 2 errors")
-    assert finding(report, "pnpm test on the branch").startswith("OK")
+    assert finding(report, "web tests").startswith("OK")
     assert "2 files repaired" in report.outcome
     assert "3 problems left" in report.outcome
 
@@ -111,5 +110,5 @@ def test_what_breaks_the_tests_is_told(checkout: Checkout) -> None:
     """The branch is kept, to be looked at."""
     checkout.add("web/packages/ui/tests/failing.test.mjs", "var x = 1;\nif (x !== 2) {\n  throw new Error();\n}\n")
     report = critical(fix=True, tools=("eslint",))
-    assert finding(report, "pnpm test on the branch").startswith("CRITICAL")
+    assert finding(report, "web tests").startswith("CRITICAL")
     assert len(checkout.branches()) == 2

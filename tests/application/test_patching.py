@@ -13,12 +13,13 @@ from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks.dependencies.advisory import Advisory
 from tasks.dependencies.severity import Severity
-from tests.advisories import CVE, GHSA, NODE_CVE, Registry, node_advisory, vulnerable
+from tests.advisories import CVE, GHSA, NODE_CVE, Registry
 from tests.packaged import IN_GIT, NAME, Packaged, bad, rows
+from tests.seeded import endanger, endanger_node
+from tests.served import Served
 
 NOWHERE = "/nowhere/python"
 BRANCH = f"hotfix/security-patch-{CVE}"
-SERIOUS = {GHSA: {"database_specific": {"severity": "CRITICAL"}}}
 
 
 def patched(advisory: str, **parameters: Any) -> Report:
@@ -33,10 +34,14 @@ def patched(advisory: str, **parameters: Any) -> Report:
 def remote(packaged: Packaged, registry: Registry) -> Packaged:
     """With a remote, and the vulnerability in what is installed: only versions before 1.0.3 have it."""
     packaged.in_git()
+    push_somewhere(packaged)
+    endanger(registry)
+    return packaged
+
+
+def push_somewhere(packaged: Packaged) -> None:
     subprocess.run(["git", "init", "--quiet", "--bare", packaged.base / "remote.git"], check=True)
     packaged.git("remote", "add", "origin", str(packaged.base / "remote.git"))
-    registry.knows("interviewkit", vulnerable("interviewkit", "1.0.3"), severities=SERIOUS)
-    return packaged
 
 
 def pushed(packaged: Packaged) -> list[str]:
@@ -62,7 +67,7 @@ def test_it_is_patched_proven_and_pushed_with_a_permit(remote: Packaged) -> None
 
 @pytest.mark.system
 def test_what_is_not_proven_gone_is_not_pushed(remote: Packaged, registry: Registry) -> None:
-    registry.knows("interviewkit", vulnerable("interviewkit", "1.0.3", everywhere=True), severities=SERIOUS)
+    endanger(registry, everywhere=True)
     report = patched(CVE, confirm=NAME)
     assert bad(report)["backend: the vulnerability"].startswith("still there: interviewkit")
     assert (pushed(remote), report.status) == ([], Status.CRITICAL)
@@ -70,7 +75,7 @@ def test_what_is_not_proven_gone_is_not_pushed(remote: Packaged, registry: Regis
 
 @pytest.mark.system
 def test_the_web_application_is_patched_built_and_audited(remote: Packaged, registry: Registry) -> None:
-    registry.node.append(node_advisory("chatkit", "1.0.4"))
+    endanger_node(registry)
     remote.describe(IN_GIT, NOWHERE)
     report = patched(NODE_CVE)
     assert report.status is Status.PLANNED, report.sentence()
@@ -80,7 +85,7 @@ def test_the_web_application_is_patched_built_and_audited(remote: Packaged, regi
 
 @pytest.mark.system
 def test_no_fix_an_unknown_id_and_no_answer_are_said(remote: Packaged, registry: Registry) -> None:
-    registry.knows("interviewkit", vulnerable("interviewkit", ""), severities=SERIOUS)
+    endanger(registry, "")
     assert "interviewkit none" in bad(patched(CVE))["a version that fixes it"]
     remote.describe(IN_GIT, NOWHERE)
     report = patched("CVE-1999-1")
@@ -97,6 +102,47 @@ def test_bad_input_is_said_before_anything_is_asked(remote: Packaged, registry: 
     asked = len(registry.asked)
     assert "is no id of an advisory" in patched("; rm -rf /").sentence()
     assert "no remote “elsewhere”" in patched(CVE, remote="elsewhere").sentence()
+    assert (remote.branches(), len(registry.asked)) == (["main"], asked)
+
+
+@pytest.fixture
+def live(served: Served, registry: Registry) -> Served:
+    """It runs, from releases that are unpacked."""
+    push_somewhere(served)
+    endanger(registry)
+    return served
+
+
+@pytest.mark.system
+def test_with_deploy_the_hotfix_runs(live: Served) -> None:
+    plan = patched(CVE, deploy=True)
+    assert plan.status is Status.PLANNED, plan.sentence()
+    assert [step.step for step in plan.plan_steps] == ["push", "unpack", "reinstall", "restart"]
+    assert (pushed(live), live.answer()["kit"], live.left()) == ([], "1.0.0", [])
+    report = patched(CVE, deploy=True, confirm=NAME)
+    assert report.outcome.startswith(f"{BRANCH} (")
+    assert {name for name in bad(report) if name != "live files"} == set(), report.sentence()
+    assert (pushed(live), live.answer()["kit"]) == ([f"refs/heads/{BRANCH}"], "1.0.3")
+    assert rows(report, "Release")[1][1:] == (BRANCH, live.git("rev-parse", BRANCH).strip())
+    assert {"swap_release", "swap_venv", "start_services", "wait_healthy"} <= {step.name for step in report.steps}
+    assert "no package is known to have" in patched(CVE, deploy=True).sentence()
+
+
+@pytest.mark.system
+def test_a_hotfix_that_does_not_get_healthy_is_taken_back(live: Served, registry: Registry) -> None:
+    """Its tests pass, the application does not start with it."""
+    live.release("v2", "import interviewkit", "import interviewkit\nassert interviewkit.VERSION == '1.0.0'")
+    report = patched(CVE, deploy=True, health_seconds=15, confirm=NAME)
+    assert report.status is Status.CRITICAL
+    assert "backend does not start" in bad(report)["the new version is healthy"]
+    assert report.facts["pushed"] == f"{BRANCH} to origin"
+    assert (live.answer()["kit"], live.left()) == ("1.0.0", [])
+    assert [one.value for one in report.findings if one.name == "what was before runs again"] == ["and is healthy"]
+
+
+def test_without_a_way_to_deploy_it_is_refused_before_anything_begins(remote: Packaged, registry: Registry) -> None:
+    asked = len(registry.asked)
+    assert "trial has no way to deploy" in patched(CVE, deploy=True).sentence()
     assert (remote.branches(), len(registry.asked)) == (["main"], asked)
 
 

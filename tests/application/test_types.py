@@ -13,6 +13,7 @@ from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
 from tests.checkouts import NAME, Checkout, program, replace
+from tests.seeded import PYTHON_FILE, WEB_FILE, ill_type
 
 
 def failed(**given: object) -> Report:
@@ -37,22 +38,21 @@ def test_a_clean_checkout_passes_and_stays_as_it_was(checkout: Checkout) -> None
 
 
 def test_errors_of_both_languages_are_found(checkout: Checkout, node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkout.add("backend/grc_backend/wrong.py", "def f(x):\n    return 1\n\n\nport: int = 'eighty'\n")
-    page = checkout.web / "apps/frontend/src/InterviewPage.tsx"
-    page.write_text(replace(page.read_text(), "scores={scores}", "scores={label}"))
+    ill_type(checkout)
+    (checkout.root / "note.txt").write_text("not committed\n")
     before = checkout.state()
-    report = failed(files=["backend/grc_backend/wrong.py", "web/apps/frontend/src/InterviewPage.tsx"])
+    report = failed(files=[PYTHON_FILE, WEB_FILE])
     assert checkout.state() == before
     assert "CRITICAL: 1 errors" in finding(report, "mypy")
     assert "CRITICAL: 1 errors" in finding(report, "tsc")
     assert "1 files with changes that no commit has" in report.facts["checkout"]
     (table,) = [kept for kept in report.evidence if kept.name.startswith("Problems")]
     assert [row[:4] for row in table.rows] == [
-        ("backend/grc_backend/wrong.py", "5", "mypy", "assignment"),
-        ("web/apps/frontend/src/InterviewPage.tsx", "12", "tsc", "TS2322"),
+        (PYTHON_FILE, "9", "mypy", "assignment"),
+        (WEB_FILE, "5", "tsc", "TS2322"),
     ]
     monkeypatch.setenv("PYTHONPATH", str(node / "lxml"))
-    strict = failed(files=["backend/grc_backend/wrong.py"], strict=True)
+    strict = failed(files=[PYTHON_FILE], strict=True)
     assert "2 errors, 0 warnings in 1 files" in finding(strict, "mypy")
     assert "wrong" in Path(strict.facts["HTML report"]).read_text()
 

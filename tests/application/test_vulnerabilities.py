@@ -15,10 +15,9 @@ from runbook.report import Report, Status
 from tasks.dependencies.advisory import Advisory, merged
 from tasks.dependencies.osv import Osv
 from tasks.dependencies.severity import Severity, base_score, of_vector
-from tests.advisories import CVE, GHSA, NODE_CVE, NODE_GHSA, PYSEC, VECTOR, Mode, Registry, node_advisory, vulnerable
+from tests.advisories import CVE, GHSA, NODE_CVE, NODE_GHSA, PYSEC, VECTOR, Mode, Registry, vulnerable
 from tests.packaged import NAME, Packaged, bad, rows
-
-SERIOUS = {GHSA: {"database_specific": {"severity": "CRITICAL"}}}
+from tests.seeded import endanger, endanger_node
 
 
 def scanned(**parameters: Any) -> Report:
@@ -31,7 +30,7 @@ def scanned(**parameters: Any) -> Report:
 
 def test_a_seeded_vulnerability_is_found_with_its_severity_and_fix(packaged: Packaged, registry: Registry) -> None:
     assert bad(scanned()) == {}
-    registry.knows("interviewkit", vulnerable("interviewkit", "1.0.3"), severities=SERIOUS)
+    endanger(registry)
     report = scanned()
     assert rows(report, TABLE)[0][:7] == ("CRITICAL", "interviewkit", "1.0.0", CVE, f"{PYSEC}, {GHSA}", "1.0.3", "new")
     assert bad(report) == {"vulnerabilities, critical": f"1: interviewkit {CVE}"}
@@ -39,7 +38,7 @@ def test_a_seeded_vulnerability_is_found_with_its_severity_and_fix(packaged: Pac
     (kept,) = Path(report.facts["evidence"]).iterdir()
     assert kept.stat().st_mode & 0o077 == 0
     assert json.loads(kept.read_text())["dependencies"][0]["vulns"][0]["fix_versions"] == ["1.0.3"]
-    registry.knows("interviewkit", vulnerable("interviewkit", ""), severities={})
+    endanger(registry, "")
     registry.records.clear()
     report = scanned()
     assert rows(report, TABLE)[0][:1] + rows(report, TABLE)[0][5:7] == ("UNKNOWN", "no version yet", ""), "new once"
@@ -110,7 +109,7 @@ def test_node_s_packages_are_audited_by_their_lock_file(
     packaged.describe(f'web_directory = "{web}"', python="/nowhere/python")
     assert bad(scanned())["node packages"].endswith("has no lock file")
     packaged.lock(tool, web)
-    registry.node.append(node_advisory("chatkit", "1.0.4"))
+    endanger_node(registry)
     report = scanned()
     assert bad(report)["vulnerabilities, high"] == f"1: chatkit {known}"
     assert (rows(report, TABLE)[0][1], rows(report, TABLE)[0][5]) == (
@@ -134,7 +133,7 @@ def test_what_two_scanners_find_is_one_row(
     packaged: Packaged, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newer = vulnerable("interviewkit", "2", (NODE_CVE,), schema_version="2.0.0")
-    registry.knows("interviewkit", vulnerable("interviewkit", "1.0.3"), newer, severities=SERIOUS)
+    endanger(registry, also=(newer,))
     packaged.describe('images = ["grc-backend:latest"]')
     (packaged.base / "trivy").write_text(TRIVY % CVE)  # its documented answer: no registry that is reached here has it
     (packaged.base / "trivy").chmod(0o755)

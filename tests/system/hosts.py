@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from docker.types import Mount
 
-from lab.layout import CHECKOUT, PYTHON
+from lab.base import CHECKOUT, PYTHON
 from lab.processes import Account, run
 from lab.state import Ports, State
 from runbook.wait import until

@@ -21,7 +21,7 @@ from psycopg import sql
 
 from lab import postgres, seed, valkey
 from lab.application import install
-from lab.layout import PYTHON
+from lab.base import PYTHON
 from lab.processes import run
 from lab.progress import silent
 from runbook import shell

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows.infrastructure import building, deployment
+from flows.infrastructure import building, container_way
 from flows.infrastructure.building import build_images
 from flows.infrastructure.deployment import deploy_application
 from runbook.errors import RunbookFailed
@@ -89,7 +89,7 @@ def trial(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Trial:
-    monkeypatch.setattr(deployment, "STEADY", 2)  # half a second
+    monkeypatch.setattr(container_way, "STEADY", 2)  # half a second
     made = Trial(engine, registry, tmp_path)
     environment(made.toml)
     return made
@@ -201,20 +201,20 @@ def test_a_deployment_that_was_broken_off_goes_on(trial: Trial, monkeypatch: pyt
         swap_containers(*arguments)  # type: ignore[arg-type]
         raise Killed
 
-    monkeypatch.setattr(deployment, "swap_containers", killed)
+    monkeypatch.setattr(container_way, "swap_containers", killed)
     with pytest.raises(Killed):
         deploy_application.fn(NAME, "v2", health_seconds=60, confirm=NAME)
-    monkeypatch.setattr(deployment, "swap_containers", swap_containers)
+    monkeypatch.setattr(container_way, "swap_containers", swap_containers)
     assert trial.containers() == [trial.name, f"{trial.name}-before"]
     report = deploy_application.fn(NAME, "v2", health_seconds=60, confirm=NAME)
     assert report.status is Status.WARN
     assert "was set aside" in report.sentence()
     assert trial.serves() == "v2"
     assert trial.containers() == [trial.name]
-    monkeypatch.setattr(deployment, "swap_containers", killed)
+    monkeypatch.setattr(container_way, "swap_containers", killed)
     with pytest.raises(Killed):
         deploy_application.fn(NAME, "v1", health_seconds=60, confirm=NAME)
-    monkeypatch.setattr(deployment, "swap_containers", swap_containers)
+    monkeypatch.setattr(container_way, "swap_containers", swap_containers)
     (trial.backend / "start").write_text("exit 3")
     release(trial, "v3")
     with pytest.raises(RunbookFailed, match="the new version is healthy: after 1 s") as failed:

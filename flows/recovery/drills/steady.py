@@ -28,7 +28,8 @@ def judge(report: Report, env: Environment, scenario: Scenario, evidence: Path) 
     verified = [_judge_backup(report, env, kind) for kind in scenario.backups]
     scenario.judge(report, env)
     report.fail_if_critical()
-    return {"environment": f"{env.name} is disposable, healthy and streaming", "backups": ", ".join(verified)}
+    done = {"environment": f"{env.name} is disposable, healthy and streaming"}
+    return done | ({"backups": ", ".join(verified)} if verified else {})
 
 
 def _judge_backup(report: Report, env: Environment, kind: str) -> str:

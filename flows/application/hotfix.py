@@ -1,0 +1,30 @@
+"""A hotfix brought to where the application runs, called with the open report of the runbook that made it (§3.2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from blocks.environment import Environment
+from flows.infrastructure.building import build_role
+from flows.infrastructure.deployment import Way, way_of
+from runbook.report import Report
+from tasks.docker.source import read_source
+from tasks.worktree import git, worktree
+
+
+def way_of_branch(report: Report, env: Environment, repository: Path, branch: str, seconds: int) -> Way:
+    """How its commit is deployed. Containers get images that are built from it here; nothing that runs is changed.
+
+    Raises:
+        OpsError: an image does not build, or what is there cannot be read.
+    """
+    if not (env.has("docker") and env.docker.containers):
+        return way_of(env, branch, seconds)
+    version = f"hotfix-{git(repository, 'rev-parse', f'refs/heads/{branch}').strip()[:12]}"
+    with worktree(repository, f"ops/build-{report.started:%Y%m%d-%H%M%S}", f"refs/heads/{branch}") as tree:
+        source = read_source(str(tree.directory))
+        for role, one in env.docker.containers.items():
+            if one.dockerfile:
+                build_role(report, env.docker, role, source, version)
+    report.fact("images", f"{version}, on this engine only: make the release with build-images when it is merged")
+    return way_of(env, version, seconds)

@@ -1,0 +1,205 @@
+"""A commit unpacked into the place of what runs, with the way back, called with the open report (§4.1)."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from blocks.environment import Environment
+from runbook.errors import OpsError, RunbookFailed
+from runbook.form import read_forms
+from runbook.permit import Act, Permit
+from runbook.report import Evidence, Report
+from tasks.application import wait_healthy
+from tasks.logs.masking import masked
+from tasks.packages import venv
+from tasks.packages.modules import REINSTALL
+from tasks.releases.packages import find_packages_behind, kept_venv
+from tasks.releases.release import Live, Release, find_differences, find_release, read_live
+from tasks.releases.unpacking import drop_before, keep_before, put_before_back, swap_release, unpack_release
+from tasks.services import read_services, start_services, stop_services
+from tasks.worktree import git, inside
+
+SERVICES = ("backend", "frontend")
+# Good answers in a row, a quarter of a second apart: a program that does not find its database takes some seconds to
+# say so.
+STEADY = 20
+# What was well before gets this long at least to be so again.
+BACK_SECONDS = 60
+PACKAGE_SECONDS = 1800.0
+LOG_LINES = 30
+
+
+@dataclass(frozen=True)
+class Unpack:
+    """Files beside, packages beside, swapped while the services stop. `again`: also where that commit runs already;
+    `behind`: what the release wants of packages and is not there."""
+
+    env: Environment
+    seconds: int
+    again: bool
+    release: Release
+    now: Live
+    behind: tuple[str, ...]
+
+    @classmethod
+    def found(cls, env: Environment, version: str, seconds: int, again: bool) -> Unpack:
+        """What is there, and that version.
+
+        Raises:
+            OpsError: there is no such version, or nothing that would run it.
+        """
+        if not env.services_in(SERVICES):
+            raise OpsError("the environment names no service that runs a release", "add backend to [services.names]")
+        now, release = read_live(env.application), find_release(env.application, version)
+        behind = find_packages_behind(env.application, release, PACKAGE_SECONDS)
+        return cls(env, seconds, again, release, now, tuple(behind))
+
+    @property
+    def roles(self) -> list[str]:
+        """The services that run from there."""
+        return self.env.services_in(SERVICES)
+
+    def plan(self, report: Report) -> list[Act]:
+        """What is there, what would be done; returns what has to be permitted."""
+        self._tell(report)
+        report.plan("unpack", f"{self.release.act.target}: {', '.join(self.release.parts)}")
+        acts = [self.release.act]
+        if packages := self._plan_packages(report):
+            acts.append(packages)
+        report.plan("restart", f"{', '.join(self.roles)}, then be healthy within {self.seconds} s or go back")
+        return acts
+
+    def _tell(self, report: Report) -> None:
+        now, new = self.now, self.release
+        report.table("Release", ("", "version", "commit"),
+                     [("now", now.version or "not known", now.commit), ("then", new.version, new.commit)])  # fmt: skip
+        if now.known:
+            brought, left = (git(new.repository, "rev-list", "--count", span).strip()
+                             for span in (f"{now.commit}..{new.commit}", f"{new.commit}..{now.commit}"))  # fmt: skip
+            report.fact("difference", f"{brought} commits more than what runs, {left} fewer")
+            back = {"environment": self.env.name, "version": now.commit}
+            report.fact("the way back", read_forms([self.env.name]).link("deploy-application", self.env.name, back))
+        if now.broken_off:
+            report.warn("what ran before", "this run goes back to that where it must",
+                        value="a deployment was broken off: a copy of what ran before it is kept")  # fmt: skip
+
+    def _plan_packages(self, report: Report) -> Act | None:
+        """The packages that the release wants. Where Python is not the application's own they cannot be changed."""
+        application = self.env.application
+        value = "; ".join(self.behind[:3]) or "all that it wants are there"
+        kept = kept_venv(application, self.release)
+        if not self.behind and not kept:
+            report.expect("packages", True, "", value=value)
+            return None
+        try:
+            live = venv.venv_of(application)
+        except OpsError as error:
+            report.expect("packages", False, error.hint, value=f"{value}; {error.message}")
+            return None
+        report.plan(REINSTALL, f"{live}: {value}")
+        return Act(REINSTALL, str(live))
+
+    def carry_out(self, report: Report, permit: Permit) -> str:
+        """Deployed, and proven; returns what runs then.
+
+        Raises:
+            RunbookFailed: the version is not well; what was before runs again, or the report says that it does not.
+        """
+        application, release = self.env.application, self.release
+        if self.now.broken_off and self._is_well(report):  # its successor has proven itself since
+            drop_before(permit, release)
+        elif self._is_live(report):
+            self._prove(report, self.seconds)
+            return f"{release.version} ({release.commit[:12]}) runs, as before"
+        place = unpack_release(permit, release)
+        report.at_end(partial(shutil.rmtree, place, ignore_errors=True))
+        built = self._build_packages(permit, report, place) if self.behind else None
+        keep_before(permit, application, release)
+        report.state_is("a deployment that was broken off", "launch deploy-application again with the same version: "
+                        "it begins anew, and what ran before is still kept")  # fmt: skip
+        try:
+            stop_services(self.env.services, self.roles)
+            swap_release(permit, release)
+            if built:
+                venv.swap_venv(permit, application, built)
+            deadline = time.monotonic() + self.seconds
+            start_services(self.env.services, self.roles, seconds=self.seconds)
+            self._prove(report, max(deadline - time.monotonic(), 1))
+        except OpsError as error:
+            self._go_back(report, permit, error)
+        drop_before(permit, release)
+        report.state = None
+        return f"{release.version} ({release.commit[:12]}) runs: {', '.join(self.roles)}"
+
+    def _build_packages(self, permit: Permit, report: Report, place: Path) -> Path:
+        """An environment beside the live one, by the release's own lock file."""
+        application = self.env.application
+        venv.settle_venv(permit, application)
+        backend = place / inside(self.release.repository, application.source)
+        unpacked = application.model_copy(update={"backend_directory": str(backend)})
+        return venv.build_venv(permit, unpacked, venv.read_lock(unpacked), report.started, PACKAGE_SECONDS)
+
+    def _prove(self, report: Report, seconds: float) -> None:
+        """The application answers well for a while, and every service still runs.
+
+        Raises:
+            OpsError: not within the deadline.
+        """
+        started = time.monotonic()
+        report.fact("health", wait_healthy(self.env.application, seconds=seconds, in_a_row=STEADY).answer)
+        left = read_services(self.env.services, self.roles)
+        if left.stopped:
+            raise OpsError(f"after {time.monotonic() - started:.0f} s {', '.join(left.stopped)} does not run")
+
+    def _is_live(self, report: Report) -> bool:
+        """Whether nothing would change: that very commit, file by file, with its packages."""
+        if self.now.commit != self.release.commit or self.again or self.now.broken_off or self.behind:
+            return False
+        changed = find_differences(self.release)
+        if changed:
+            report.warn("live files", "find out who changed them; they are replaced now",
+                        value=f"{len(changed)} are not as committed: {', '.join(changed[:3])}")  # fmt: skip
+        return not changed
+
+    def _is_well(self, report: Report) -> bool:
+        if read_services(self.env.services, self.roles).stopped:
+            return False
+        try:
+            self._prove(report, self.seconds)
+        except OpsError:
+            return False
+        return True
+
+    def _go_back(self, report: Report, permit: Permit, error: OpsError) -> None:
+        """What ran before again.
+
+        Raises:
+            RunbookFailed: always: the version is not there.
+        """
+        application, services = self.env.application, self.env.services
+        for role in self.roles:
+            try:
+                log = masked(services.logs(role, LOG_LINES))
+            except OpsError as unread:  # what matters is the way back
+                log = f"not known: {unread.message}"
+            report.attach(Evidence(f"End of the log of {role}", text=f"```\n{log[-3000:]}\n```"))
+        report.expect("the new version is healthy", False, "look at its logs below; what was before runs again",
+                      value=error.message)  # fmt: skip
+        hint = "launch deploy-application with a version that is known to be well"
+        try:
+            stop_services(services, self.roles)
+            put_before_back(permit, self.release)
+            if kept := kept_venv(application, self.release):
+                venv.return_venv(permit, application, kept)
+            start_services(services, self.roles)
+            self._prove(report, max(self.seconds, BACK_SECONDS))
+            drop_before(permit, self.release)
+            report.state = None
+            report.expect("what was before runs again", True, hint, value="and is healthy")
+        except OpsError as second:
+            report.expect("what was before runs again", False, hint, value=second.message)
+        raise RunbookFailed(report)

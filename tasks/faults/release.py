@@ -1,0 +1,61 @@
+"""A bad release of the application: a commit whose backend does not start, copied into place by hand."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+from blocks.environment import Environment
+from runbook.errors import OpsError
+from runbook.kinds import action
+from runbook.permit import Permit
+from tasks.faults.disposable import Fault, require_allowed
+from tasks.releases.release import Release
+from tasks.releases.unpacking import put_in_place
+from tasks.services import stop_services
+from tasks.worktree import worktree
+
+ROLES = ("backend", "frontend")
+DEFECT = "\nfrom . import a_module_that_nobody_committed  # the drill's bad release\n"
+
+
+def release_of(env: Environment) -> str:
+    """What a permit for it names."""
+    return f"release of the application in {env.application.directory}"
+
+
+def spoiled_branch(good: Release, backend: Path, branch: str) -> str:
+    """Commit a defect on a branch that begins at a good release: the package does not import. Returns its commit.
+
+    Raises:
+        OpsError: the release has no Python package of the backend.
+    """
+    with worktree(good.repository, branch, good.commit) as tree:
+        packages = [
+            tree.directory / part / "__init__.py" for part in good.parts if Path(part).parent.name == backend.name
+        ]
+        package = next((path for path in packages if path.is_file()), None)
+        if package is None:
+            raise OpsError("the release has no Python package of the backend", "correct [application] release")
+        package.write_text(package.read_text(encoding="utf-8") + DEFECT, encoding="utf-8")
+        return tree.commit("A release that does not start")
+
+
+@action
+def break_release(permit: Permit, env: Environment, bad: Release) -> Fault:
+    """Its files copied over the live ones and the services started again, as somebody does who has no runbook: nothing
+    is kept, nothing is proven.
+
+    Raises:
+        OpsError: the environment is not disposable, or its files cannot be written.
+    """
+    require_allowed(env, permit, release_of(env))
+    began, roles = datetime.now(UTC), env.services_in(ROLES)
+    put_in_place(bad)
+    stop_services.work(env.services, roles)
+    for role in roles:
+        with contextlib.suppress(OpsError):  # it does not start
+            env.services.start(role)
+    what = f"{bad.commit[:12]} copied into {bad.directory}, {', '.join(roles)} restarted"
+    return Fault(what, began, datetime.now(UTC))

@@ -1,0 +1,47 @@
+"""The Python packages that a release wants, against those that are there."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from blocks.places import Application
+from runbook.kinds import probe
+from tasks.dependencies.python_packages import list_python
+from tasks.dependencies.requirements import Wanted, out_of_step, read_requirements
+from tasks.releases.release import Release, before_of
+from tasks.releases.unpacking import VENV
+from tasks.worktree import git, inside
+
+
+@probe
+def find_packages_behind(application: Application, release: Release, seconds: float) -> list[str]:
+    """What the release's requirement files want and the application's Python has not; empty where it has all of it.
+
+    Raises:
+        OpsError: pip gave no answer, or a file of them cannot be read.
+    """
+    backend = inside(release.repository, application.source)
+    with tempfile.TemporaryDirectory(prefix="ops-release-") as folder:
+        files = []
+        for name in [application.requirements_lock] if application.requirements_lock else application.requirements:
+            files.append(Path(folder, Path(name).name))
+            files[-1].write_text(git(release.repository, "show", f"{release.commit}:{backend / name}"))
+        wanted = read_requirements(files)
+    has = list_python.work(Path(application.python), seconds)
+    installed = [Wanted(Requirement(f"{one.name}=={one.version}"), Path("pip list")) for one in has]
+    return out_of_step(wanted, installed)
+
+
+def kept_venv(application: Application, release: Release) -> Path | None:
+    """The virtual environment that what ran before had, where `venv` is another one since; None where it is not."""
+    venv, note = Path(application.python).parent.parent, before_of(release.directory) / VENV
+    if not note.is_file():
+        return None
+    noted = Path(note.read_text(encoding="utf-8"))
+    if noted == venv.resolve():
+        return None
+    kept = venv.with_name(f"{venv.name}-old") if noted == venv.parent.resolve() / venv.name else noted
+    return kept if kept.is_dir() else None

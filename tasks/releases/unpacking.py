@@ -1,0 +1,139 @@
+"""A release unpacked beside what runs and put into its place, with the way back.
+
+`<directory>.release-next` is what was unpacked. `<directory>.release-before` is a copy of what ran: it is whole before
+anything is replaced, and goes when its successor, or what it was put back as, has proven itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from blocks.places import Application
+from runbook import durable
+from runbook.failpoint import failpoint
+from runbook.kinds import action
+from runbook.permit import Permit
+from tasks.releases.release import RELEASE, UNPACK, Release, before_of, extract, told
+
+VENV = "VENV"
+
+
+@action(idempotent=True)
+def unpack_release(permit: Permit, release: Release) -> Path:
+    """Unpack it beside the live directory; returns where.
+
+    Raises:
+        OpsError: there is no room, or the archive has what leads out of it.
+    """
+    permit.require(UNPACK, release.act.target)
+    return _unpack(release)
+
+
+@action(idempotent=True)
+def keep_before(permit: Permit, application: Application, release: Release) -> None:
+    """Copy what runs aside, whole; what a run that was killed had kept stays the way back."""
+    permit.require(UNPACK, release.act.target)
+    before, live = before_of(release.directory), release.directory
+    if before.is_dir():
+        return
+    fresh = before.with_name(f"{before.name}.new")
+    with told(fresh):
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir()
+        for part in (*release.parts, RELEASE):
+            _copy(live / part, fresh / part)
+        (fresh / VENV).write_text(str(Path(application.python).parent.parent.resolve()), encoding="utf-8")
+        fresh.rename(before)
+        durable.sync(before.parent)
+
+
+@action(idempotent=True)
+def swap_release(permit: Permit, release: Release) -> None:
+    """Put what was unpacked into its place, part by part. Whoever runs from there must be stopped."""
+    permit.require(UNPACK, release.act.target)
+    _swap(release)
+
+
+def put_in_place(release: Release) -> None:
+    """Its files over the live ones, with nothing kept and nobody stopped: only a fault does that.
+
+    Raises:
+        OpsError: they cannot be written.
+    """
+    _unpack(release)
+    _swap(release)
+
+
+@action(idempotent=True)
+def put_before_back(permit: Permit, release: Release) -> None:
+    """What ran before is live again, part by part; the copy stays until that has proven itself."""
+    permit.require(UNPACK, release.act.target)
+    before = before_of(release.directory)
+    with told(release.directory):
+        for part in (*release.parts, RELEASE):
+            live = release.directory / part
+            if not (before / part).exists():
+                _remove(live)
+                continue
+            fresh = live.with_name(f".{live.name}.back")
+            _remove(fresh)
+            _copy(before / part, fresh)
+            _replace(fresh, live)
+
+
+@action(idempotent=True)
+def drop_before(permit: Permit, release: Release) -> None:
+    """The deployment has ended: what runs has proven itself."""
+    permit.require(UNPACK, release.act.target)
+    for path in (before_of(release.directory), _next(release.directory)):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _unpack(release: Release) -> Path:
+    place = _next(release.directory)
+    extract(release, place)
+    with told(place):
+        (place / RELEASE).write_text(f"{release.version} {release.commit}\n", encoding="utf-8")
+    return place
+
+
+def _swap(release: Release) -> None:
+    place = _next(release.directory)
+    with told(release.directory):
+        for part in (*release.parts, RELEASE):
+            if (place / part).exists():
+                _replace(place / part, release.directory / part)
+            failpoint(f"release: {Path(part).name} replaced")
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """A part, where there is one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    elif source.exists():
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _replace(fresh: Path, live: Path) -> None:
+    """By rename: a part is the old one or the new one."""
+    old = live.with_name(f".{live.name}.old")
+    _remove(old)
+    live.parent.mkdir(parents=True, exist_ok=True)
+    if live.exists():
+        live.rename(old)
+    fresh.rename(live)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _next(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}.release-next")

@@ -1,0 +1,124 @@
+"""deploy_application where a release is unpacked: a real repository, a real server under a real supervisord."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.infrastructure.deployment import deploy_application
+from runbook.errors import RunbookFailed
+from runbook.report import Report, Status
+from tests.packaged import IN_GIT, NAME, bad, rows
+from tests.served import Served
+
+BROKEN = "import interviewkit", "import interviewkit, a_module_that_nobody_committed"
+
+
+def deployed(version: str, **parameters: Any) -> Report:
+    """The report, also of a run that failed."""
+    try:
+        return deploy_application.fn(NAME, version, **{"confirm": NAME, "health_seconds": 15, **parameters})
+    except RunbookFailed as error:
+        return error.report
+
+
+def killed(version: str, place: str) -> None:
+    """A run in a process of its own, dead at that place."""
+    code = f"from flows.infrastructure.deployment import deploy_application as f; f.fn({NAME!r}, {version!r}, confirm={NAME!r})"
+    environment = {**os.environ, "OPS_FAILPOINT": place}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+def test_a_version_and_the_one_before_it(served: Served) -> None:
+    first, second = served.git("rev-parse", "HEAD").strip(), served.release("v2", '"one"', '"two"')
+    plan = deployed("v2", confirm="")
+    assert (plan.status, served.answer()["greeting"], served.left()) == (Status.PLANNED, "one", [])
+    assert rows(plan, "Release") == [("now", "not known", ""), ("then", "v2", second)]
+    report = deployed("v2")
+    assert bad(report) == {}, report.sentence()
+    assert report.outcome == f"v2 ({second[:12]}) runs: backend"
+    assert (served.answer()["greeting"], served.left()) == ("two", [])
+    assert (served.live / "RELEASE").read_text() == f"v2 {second}\n"
+    assert (served.live / "backend/notes.txt").read_text() == "a user's\n"
+    assert deployed("v2").outcome.endswith("runs, as before")
+    back = deployed(first)
+    assert back.facts["difference"] == "0 commits more than what runs, 1 fewer"
+    assert served.answer()["greeting"] == "one"
+    (served.live / "backend/kit_server.py").write_text("raise SystemExit(1)\n")
+    mended = deployed(first)
+    assert bad(mended)["live files"] == "1 are not as committed: backend/kit_server.py"
+    assert served.answer()["greeting"] == "one"
+
+
+def test_what_does_not_get_healthy_is_taken_back(served: Served) -> None:
+    served.release("v2", '"one"', '"two"')
+    assert bad(deployed("v2")) == {}
+    served.release("v3", *BROKEN)
+    report = deployed("v3")
+    assert report.status is Status.CRITICAL
+    assert "backend does not start" in bad(report)["the new version is healthy"]
+    assert [one.value for one in report.findings if one.name == "what was before runs again"] == ["and is healthy"]
+    (log,) = [one.text for one in report.evidence if one.name == "End of the log of backend"]
+    assert "a_module_that_nobody_committed" in log
+    assert (served.answer()["greeting"], served.left()) == ("two", [])
+    assert (served.live / "RELEASE").read_text().startswith("v2 ")
+
+
+def test_its_packages_come_and_go_with_it(served: Served) -> None:
+    for name in ("requirements.txt", "requirements.lock"):
+        (served.root / "backend" / name).write_text("interviewkit==1.0.3\n")
+    served.release("v2", '"one"', '"two"')
+    report = deployed("v2")
+    assert bad(report) == {}, report.sentence()
+    assert served.answer() == {"status": "ok", "kit": "1.0.3", "greeting": "two"}
+    for name in ("requirements.txt", "requirements.lock"):
+        (served.root / "backend" / name).write_text("interviewkit==2.0.0\n")
+    served.release("v3", *BROKEN)
+    assert deployed("v3").status is Status.CRITICAL
+    assert served.answer() == {"status": "ok", "kit": "1.0.3", "greeting": "two"}
+    (served.root / "backend/requirements.lock").write_text("interviewkit==9.9.9\n")
+    served.release("v4", BROKEN[1], BROKEN[0])
+    assert "interviewkit" in deployed("v4").sentence()
+    assert (served.answer()["kit"], served.left()) == ("1.0.3", [])
+
+
+@pytest.mark.parametrize("place", ["release: kit_server.py replaced", "before start_services"])
+def test_killed_anywhere_what_ran_before_is_still_the_way_back(served: Served, place: str) -> None:
+    first = served.git("rev-parse", "HEAD").strip()
+    assert bad(deployed(first)) == {}
+    served.release("v2", *BROKEN)
+    killed("v2", place)
+    assert "live.release-before" in served.left()
+    report = deployed("v2")
+    assert "a deployment was broken off" in bad(report)["what ran before"]
+    assert report.status is Status.CRITICAL
+    assert (served.answer()["greeting"], served.left()) == ("one", [])
+    assert (served.live / "RELEASE").read_text().split()[1] == first
+
+
+def test_what_cannot_be_deployed_is_refused_before_anything_stops(served: Served) -> None:
+    pid = served.supervisor.services()["grc-backend"].pid
+    assert "has no version “v9”" in deployed("v9").sentence()
+    assert "is no version" in deployed("--output=/tmp/x").sentence()
+    assert "leave roles empty" in deployed("main", roles=("backend",)).sentence()
+    served.git("rm", "--quiet", "backend/requirements.txt")
+    served.git("commit", "--quiet", "--message", "Without it")
+    assert "main has no backend/requirements.txt" in deployed("main").sentence()
+    served.describe(IN_GIT, sys.executable)
+    (served.root / "backend/requirements.lock").write_text("nokit==1.0\n")
+    served.git("reset", "--quiet", "--soft", "HEAD~1")
+    served.git("checkout", "--quiet", "HEAD", "backend/requirements.txt")
+    served.git("commit", "--quiet", "--all", "--message", "More packages")
+    assert "this worker itself runs in" in bad(deployed("main"))["packages"]
+    path = served.base / "trial.toml"
+    path.write_text(path.read_text().replace("\nrelease = ", "\nimages = "))
+    assert "trial has no way to deploy" in deployed("main").sentence()
+    assert served.supervisor.services()["grc-backend"].pid == pid
+    assert served.left() == []
