@@ -18,8 +18,8 @@ from runbook.errors import OpsError, Unreachable
 
 Connection = psycopg.Connection[TupleRow]
 
-# libpq tells no SQLSTATE of a refused log-in, and a server with lc_messages=ja_JP says it in Japanese.
 CONNECT_SECONDS = 5
+# libpq tells no SQLSTATE of a refused log-in, and a server with lc_messages=ja_JP says it in Japanese.
 PASSWORD = ("password authentication", "no password supplied", "パスワード認証")
 # Starting, stopping, recovering; or its end came between the greeting and the answer.
 NOT_YET = ("FATAL:  the database system is ", "FATAL:  データベースシステムは", "terminating connection", "接続を終了")
