@@ -63,8 +63,11 @@ def take(environment: str, flow_run_id: UUID) -> UUID | None:
 
 
 def _attempt(environment: str, holder: ConcurrencyLeaseHolder) -> tuple[UUID | None]:
-    """A server on SQLite that is busy answers 503 and has taken nothing; its client's own retries wait for seconds."""
-    with _impatient_client() as client:
+    """A server on SQLite that is busy answers 503 and has taken nothing; its client's own retries wait for seconds.
+
+    Its answer is waited for: it may take the slot after nobody listens any more, and that would be nobody's then.
+    """
+    with _impatient_client(BUSY_SECONDS) as client:
         try:
             response = client.increment_concurrency_slots_with_lease(
                 names=[limit_name(environment)],
@@ -76,12 +79,16 @@ def _attempt(environment: str, holder: ConcurrencyLeaseHolder) -> tuple[UUID | N
         except httpx.HTTPStatusError as error:
             if error.response.status_code == httpx.codes.LOCKED:
                 return (None,)
-            if error.response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-                raise Unreachable("Prefect is busy") from None
-            raise
+            raise _busy(error) from None
         except httpx.TransportError as error:
             raise Unreachable(f"Prefect does not answer ({type(error).__name__})") from None
     return (UUID(response.json()["lease_id"]),)
+
+
+def _busy(error: httpx.HTTPStatusError) -> Exception:
+    """Worth another try, or the same error."""
+    busy = error.response.status_code == httpx.codes.SERVICE_UNAVAILABLE
+    return Unreachable("Prefect is busy") if busy else error
 
 
 def release(lease_id: UUID) -> None:
@@ -116,9 +123,17 @@ class Lease:
         """Stop renewing and give the slot back."""
         self._stop.set()
         self._thread.join()
-        # Where Prefect is down the lease ends by itself.
-        with contextlib.suppress(httpx.HTTPError), _impatient_client() as client:
-            client.release_concurrency_slots_with_lease(self.id)
+        # Where Prefect is down the lease ends by itself. Where it is busy, the next run would find the slot taken.
+        with contextlib.suppress(httpx.HTTPError, Unreachable):
+            until(self._given_back, what="the end of the lease", seconds=BUSY_SECONDS)
+
+    def _given_back(self) -> bool:
+        with _impatient_client(BUSY_SECONDS) as client:
+            try:
+                client.release_concurrency_slots_with_lease(self.id)
+            except httpx.HTTPStatusError as error:
+                raise _busy(error) from None
+        return True
 
     def _keep(self) -> None:
         while not self._stop.wait(RENEW_EVERY_SECONDS):
@@ -151,11 +166,14 @@ def _client() -> SyncPrefectClient:
 
 
 @contextlib.contextmanager
-def _impatient_client() -> Iterator[SyncPrefectClient]:
-    """A flow run's own client tries for minutes: with Prefect dead, a recovery would stand still before every act."""
+def _impatient_client(seconds: float = 0) -> Iterator[SyncPrefectClient]:
+    """A flow run's own client tries for minutes: with Prefect dead, a recovery would stand still before every act.
+
+    It waits `seconds` for an answer (0: `ANSWER_SECONDS`).
+    """
     with (
         temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
-        get_client(httpx_settings={"timeout": ANSWER_SECONDS}, sync_client=True) as client,
+        get_client(httpx_settings={"timeout": seconds or ANSWER_SECONDS}, sync_client=True) as client,
     ):
         yield client
 
