@@ -26,6 +26,8 @@ from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.wait import until
 
 _USUAL_PORT = 4200
+_ANSWER_SECONDS = 30
+"""A server that is busy with deployments, beside tests, takes its time."""
 _SOURCES = ("runbook", "blocks", "tasks", "flows", "deployments")
 
 
@@ -69,7 +71,8 @@ class Control:
     def is_healthy(self) -> bool:
         """Whether our server answers (a stranger on the port does not count)."""
         try:
-            return self.supervisor.is_running() and httpx.get(f"{api_url(self.state)}/health", timeout=5).text == "true"
+            health = f"{api_url(self.state)}/health"
+            return self.supervisor.is_running() and httpx.get(health, timeout=_ANSWER_SECONDS).text == "true"
         except httpx.HTTPError:
             return False
 
@@ -95,7 +98,7 @@ class Control:
             now.supervisor.launch(operator_environment())
             return now
 
-    def wait(self, seconds: float = 120) -> None:
+    def wait(self, seconds: float = 300) -> None:
         """Until the server answers.
 
         Raises:
@@ -114,12 +117,12 @@ class Control:
 
     def create_pool(self, name: str) -> None:
         """The environment's work pool of type process, if it is not there."""
-        if httpx.get(f"{api_url(self.state)}/work_pools/{name}", timeout=30).status_code == httpx.codes.OK:
+        if httpx.get(f"{api_url(self.state)}/work_pools/{name}", timeout=120).status_code == httpx.codes.OK:
             return
         from prefect.workers.process import ProcessWorker  # takes more than a second
 
         body = {"name": name, "type": "process", "base_job_template": ProcessWorker.get_default_base_job_template()}
-        answer = httpx.post(f"{api_url(self.state)}/work_pools/", json=body, timeout=30)
+        answer = httpx.post(f"{api_url(self.state)}/work_pools/", json=body, timeout=120)
         if answer.status_code not in (httpx.codes.CREATED, httpx.codes.CONFLICT):
             raise OpsError(f"the work pool {name} cannot be created: {answer.status_code} {answer.text[:200]}")
 
@@ -163,7 +166,7 @@ class Control:
             ("prefect deploy --all", ("-m", "prefect", "--no-prompt", "deploy", "--all")),
         ):
             try:
-                run([PYTHON, *argv], cwd=CHECKOUT, environment=shell, seconds=180)
+                run([PYTHON, *argv], cwd=CHECKOUT, environment=shell, seconds=600)
             except CommandFailed as error:
                 last = "\n".join(error.stderr.splitlines()[-15:])
                 raise OpsError(f"{what} exited {error.exit_code}:\n{last}") from error
@@ -174,15 +177,15 @@ class Control:
         """Schedules are production's: in a lab a person turns on, in the UI, what is to run by itself. A check that is
         red because nobody has taken a backup yet would fail every five minutes."""
         body = {"work_pools": {"name": {"any_": [name]}}}
-        answer = httpx.post(f"{api_url(self.state)}/deployments/filter", json=body, timeout=30).raise_for_status()
+        answer = httpx.post(f"{api_url(self.state)}/deployments/filter", json=body, timeout=120).raise_for_status()
         for found in answer.json():
             if found["schedules"]:
                 address = f"{api_url(self.state)}/deployments/{found['id']}/pause_deployment"
-                httpx.post(address, timeout=30).raise_for_status()
+                httpx.post(address, timeout=120).raise_for_status()
 
     def _deployments(self, name: str) -> int:
         body = {"work_pools": {"name": {"any_": [name]}}}
-        answer = httpx.post(f"{api_url(self.state)}/deployments/count", json=body, timeout=30)
+        answer = httpx.post(f"{api_url(self.state)}/deployments/count", json=body, timeout=120)
         return int(answer.text) if answer.status_code == httpx.codes.OK else 0
 
     def _server(self) -> Program:

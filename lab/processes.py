@@ -173,6 +173,6 @@ def end(processes: Iterable[psutil.Process], seconds: float, how: signal.Signals
     for process in remaining:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    _, remaining = psutil.wait_procs(remaining, timeout=5)
+    _, remaining = psutil.wait_procs(remaining, timeout=60)
     if survivors := [process.pid for process in remaining if alive(process.pid)]:
         raise OpsError(f"processes {survivors} do not end", "look at them with ps, then run the command again")

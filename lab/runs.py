@@ -16,7 +16,7 @@ from lab.progress import Tell, silent
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 120.0
 POLL_SECONDS = 0.5
 PAGE = 200
 _NOISE = (
@@ -88,7 +88,7 @@ class Runs:
 
         def answer() -> httpx.Response:
             try:
-                found = httpx.request(method, f"{self.api}{path}", json=body, timeout=10, trust_env=False)
+                found = httpx.request(method, f"{self.api}{path}", json=body, timeout=30, trust_env=False)
             except httpx.HTTPError as error:
                 raise Unreachable(f"{type(error).__name__}") from None
             if found.status_code >= 500:

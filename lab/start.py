@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +25,7 @@ from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 
 _MONITOR = "monitor"
-_STREAMING_SECONDS = 20
+_ANSWER_SECONDS, _STREAMING_SECONDS, _SETTLING_SECONDS = 180, 120, 60
 
 
 def start_services(services: Services, megabytes: int, tell: Tell) -> None:
@@ -59,6 +60,18 @@ def start_services(services: Services, megabytes: int, tell: Tell) -> None:
         tell(f"PostgreSQL {services.binaries.postgres_major} on port {primary.port}, Redis on {state.ports.redis}")
         _application(services, megabytes, tell)
         following.result()
+    _settle(services)
+
+
+def _settle(services: Services) -> None:
+    """Until supervisord believes in what was started, a second after its start; what fails again and again is told by
+    its state."""
+
+    def believed() -> bool:
+        return not any(service.state == "STARTING" for service in services.supervisor.services().values())
+
+    with contextlib.suppress(Unreachable):
+        until(believed, what="supervisord's belief in its programs", seconds=_SETTLING_SECONDS)
 
 
 def fill(services: Services, megabytes: int, tell: Tell) -> None:
@@ -120,7 +133,7 @@ def _join_standby(services: Services, tell: Tell) -> None:
         until(
             lambda: _answers(postgres.admin_dsn(services.state, standby.port)),
             what="the standby's first answer",
-            seconds=60,
+            seconds=_ANSWER_SECONDS,
         )
         replication.follow(standby, primary, services.layout, services.state)
         until(
@@ -164,7 +177,7 @@ def _has_interviews(services: Services) -> bool:
 
 def _ready(services: Services, name: str, answers: Callable[[Services], bool]) -> None:
     try:
-        until(lambda: answers(services), what=f"{name}'s first answer", seconds=60)
+        until(lambda: answers(services), what=f"{name}'s first answer", seconds=_ANSWER_SECONDS)
     except Unreachable as error:
         log = services.layout.logs / f"{name}.log"
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []

@@ -130,10 +130,10 @@ class Supervisor:
         own = {**environment, MARK: str(self.configuration)}
         argv = (sys.executable, "-m", "supervisor.supervisord", "-c", str(self.configuration))
         try:
-            run(argv, cwd=self.configuration.parent, environment=own, seconds=30)
+            run(argv, cwd=self.configuration.parent, environment=own)
         except CommandFailed as error:
             raise OpsError(f"supervisord did not start: {error.message}", f"see {self.logs}") from error
-        until(self.is_running, what="supervisord's start", seconds=20, every_seconds=0.05)
+        until(self.is_running, what="supervisord's start", seconds=120, every_seconds=0.05)
 
     def is_running(self) -> bool:
         """Whether this very supervisord answers (not a stranger, not a copy's original)."""
