@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -87,15 +86,20 @@ class Demo:
         url = self.status["application"]["url"]
         self.tell(f"a client writes through {url}, {WRITES_PER_SECOND:g} writes a second")
         with Writer(url, password, self.ledger, per_second=WRITES_PER_SECOND):
-            _let_pass(BEFORE_SECONDS)
+            self._let_write(BEFORE_SECONDS)
             self.backups_began = datetime.now(UTC)
             for flow in BACKUPS:
                 self.back_up(flow)
             self.tell(f"the client writes on for {AFTER_SECONDS:g} s after the backups")
-            _let_pass(AFTER_SECONDS)
+            self._let_write(AFTER_SECONDS)
         counted = len(self.ledger.acknowledged())
         before = len(self.ledger.acknowledged(before=self.backups_began))
         self.tell(f"{counted} writes acknowledged, {before} of them before the first backup")
+
+    def _let_write(self, seconds: float) -> None:
+        """Until as many writes are acknowledged as the client sends in so many seconds, be the machine busy."""
+        wanted = len(self.ledger.acknowledged()) + int(seconds * WRITES_PER_SECOND)
+        until(lambda: len(self.ledger.acknowledged()) >= wanted, what="the client's writes", seconds=120)
 
     def back_up(self, flow: str) -> None:
         """One backup through its deployment."""
@@ -117,7 +121,7 @@ class Demo:
                 raise Unreachable(str(error).splitlines()[0]) from None
             return True
 
-        until(drop, what=f"the drop of {postgres.DATABASE}", seconds=20)
+        until(drop, what=f"the drop of {postgres.DATABASE}", seconds=120)
         self.tell(f"DESTROYED: database {postgres.DATABASE} dropped")
         data = Path(self.status["redis"]["data"])
         shutil.rmtree(data, ignore_errors=True)  # it writes while its files go
@@ -161,10 +165,6 @@ class Demo:
     def ending(self, run: Run) -> str:
         """What to say of a run that ended badly."""
         return f"see {self.runs.link(run.id)}; its last lines:\n" + "\n".join(run.lines[-12:])
-
-
-def _let_pass(seconds: float) -> None:
-    threading.Event().wait(seconds)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -19,12 +19,14 @@ from lab.proof import Proof
 @pytest.fixture(scope="module")
 def played() -> Iterator[tuple[Demo, Proof]]:
     lab = Lab.up(f"demo-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}", megabytes=3)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(story, "BEFORE_SECONDS", 1.0)
-        patch.setattr(story, "AFTER_SECONDS", 2.0)
-        demo = Demo.on(lab.name, silent)
-        yield demo, demo.play()
-    lab.down()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(story, "BEFORE_SECONDS", 1.0)
+            patch.setattr(story, "AFTER_SECONDS", 2.0)
+            demo = Demo.on(lab.name, silent)
+            yield demo, demo.play()
+    finally:
+        lab.down()
 
 
 def test_the_restore_is_proven(played: tuple[Demo, Proof]) -> None:
