@@ -48,7 +48,7 @@ class Actor:
     def text(self) -> str:
         return self.printed.read_text()
 
-    def says(self, word: str, seconds: float = 30) -> str:
+    def says(self, word: str, seconds: float = 180) -> str:
         """Wait for a line that starts with `word`; returns the rest of it."""
 
         def line() -> str | None:
@@ -67,7 +67,7 @@ class Actor:
         """Its exit code; killed where it still runs."""
         with contextlib.suppress(ProcessLookupError):
             self.process.kill()
-        return self.process.wait(60)
+        return self.process.wait(180)
 
 
 def is_alive(pid: int) -> bool:

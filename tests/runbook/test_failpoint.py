@@ -23,10 +23,10 @@ def test_it_kills_where_it_is_told_logs_where_it_was_and_else_does_nothing(tmp_p
         Actor(out, "actor", "fail", "swap", OPS_FAILPOINT="another"),
     ]
     killed, through = actors
-    assert killed.process.wait(30) == -signal.SIGKILL
+    assert killed.process.wait(120) == -signal.SIGKILL
     assert passed(killed) == ["before"]
     assert log.read_text() == "before\nswap\n"
-    assert through.process.wait(30) == 0
+    assert through.process.wait(120) == 0
     assert passed(through) == ["before", "swap", "after"]
 
 
@@ -36,5 +36,5 @@ def test_it_stops_until_somebody_continues_it(tmp_path: Path, actors: list[Actor
     until(lambda: process.status() == psutil.STATUS_STOPPED, what="the pause", seconds=120)
     assert passed(actors[0]) == ["before"]
     process.resume()
-    assert actors[0].process.wait(60) == 0
+    assert actors[0].process.wait(120) == 0
     assert passed(actors[0]) == ["before", "swap", "after"]

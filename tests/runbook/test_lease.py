@@ -102,14 +102,14 @@ def test_another_host_is_refused_and_a_killed_holder_frees_it_at_once(
     holder.kill()  # and not collected: a zombie, as under a container's PID 1 that collects nobody
     started = time.monotonic()
     run(elsewhere)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < leases.LEASE_SECONDS, "not by its end"
     assert taken(system) == 0
 
 
 def test_a_recovery_ends_a_maintenance_run_of_this_host(holder: Actor, system: System) -> None:
     run_id = holder_of(system)["run_id"]
     run(system, "recovery")
-    assert holder.process.wait(60) != 0
+    assert holder.process.wait(120) != 0
     state = flow_run(run_id).state
     assert state
     assert state.is_cancelled(), f"nobody is to read it as a failure of its own: {state}"
@@ -119,7 +119,7 @@ def test_a_recovery_ends_a_maintenance_run_of_this_host(holder: Actor, system: S
 def test_a_recovery_asks_the_other_host_to_end_its_maintenance(
     holder: Actor, system: System, elsewhere: System, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runbook.lock.END_SECONDS", 10.0)
+    monkeypatch.setattr("runbook.lock.END_SECONDS", 120.0)
     known = holder_of(system)
     Variable.set(f"env-{system.name}-holder", json.dumps(known | {"host": "db-2"}), overwrite=True)
 
@@ -227,17 +227,21 @@ def test_a_lease_is_held_while_prefect_does_not_answer(
     system: System, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A recovery goes on, and soon: the client of a flow run would try for eight minutes."""
-    monkeypatch.setattr(leases, "ANSWER_SECONDS", 0.5)
     seconds = []
 
     def inside(report: Report) -> None:
         started = time.monotonic()
-        with a_prefect_that(how) as address, temporary_settings({PREFECT_API_URL: f"http://{address}/api"}):
+        with (
+            a_prefect_that(how) as address,
+            temporary_settings({PREFECT_API_URL: f"http://{address}/api"}),
+            monkeypatch.context() as patch,
+        ):
+            patch.setattr(leases, "ANSWER_SECONDS", 0.5)
             report.require_lock()
         seconds.append(time.monotonic() - started)
 
     run(system, inside=inside)
-    assert seconds[0] < 60
+    assert seconds[0] < 120
 
 
 @contextlib.contextmanager

@@ -57,20 +57,23 @@ def test_a_second_process_is_refused_until_the_first_is_killed(
     until(lambda: not is_alive(actor.pid), what="the kill", seconds=120)
     started = time.monotonic()
     take(system)
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 120
 
 
-def test_a_recovery_ends_maintenance_and_what_it_runs(system: System, actors: list[Actor], tmp_path: Path) -> None:
+def test_a_recovery_ends_maintenance_and_what_it_runs(
+    system: System, actors: list[Actor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     actor = holder(system, "maintenance", actors, tmp_path)
     child = int(actor.says("held"))
+    monkeypatch.setattr("runbook.lock.END_SECONDS", 180.0)
     refused(system, "maintenance")
     assert is_alive(actor.pid)
     assert is_alive(child)
     started = time.monotonic()
     with hold(system.name, system.reports_directory, "Full restore", "recovery"):
         assert json.loads(lock_file(system).read_text())["runbook"] == "Full restore"
-    assert time.monotonic() - started < 30
-    assert actor.process.wait(30) == -signal.SIGTERM
+    assert time.monotonic() - started < 120
+    assert actor.process.wait(120) == -signal.SIGTERM
     until(lambda: not is_alive(child), what="the end of its child", seconds=120)
 
 
@@ -87,11 +90,18 @@ def test_a_recovery_that_is_only_planned_ends_nobody(
 def test_a_recovery_kills_maintenance_that_does_not_listen(
     system: System, actors: list[Actor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runbook.lock.END_SECONDS", 0.5)
+    kernel = os.kill
+
+    def kill(pid: int, number: int) -> None:
+        """It is given half a second for what it does not do, and all the time that it needs to die."""
+        monkeypatch.setattr("runbook.lock.END_SECONDS", 0.5 if number == signal.SIGTERM else 120.0)
+        kernel(pid, number)
+
+    monkeypatch.setattr("runbook.lock.os.kill", kill)
     actors.append(Actor(tmp_path / "out", "holder", "deaf", system.name, system.reports_directory, "maintenance"))
     child = int(actors[0].says("held"))
     take(system, "recovery")
-    assert actors[0].process.wait(30) == -signal.SIGKILL
+    assert actors[0].process.wait(120) == -signal.SIGKILL
     until(lambda: not is_alive(child), what="the end of its child", seconds=120)
 
 
@@ -111,12 +121,12 @@ def test_a_recovery_does_not_end_its_own_process(system: System) -> None:
     def maintenance() -> None:
         with hold(system.name, system.reports_directory, "Rebuild indexes", "maintenance"):
             held.set()
-            done.wait(60)
+            done.wait(300)
 
     thread = threading.Thread(target=maintenance)
     thread.start()
     try:
-        assert held.wait(30)
+        assert held.wait(120)
         assert "Rebuild indexes" in refused(system, "recovery").message
     finally:
         done.set()

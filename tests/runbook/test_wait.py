@@ -43,7 +43,7 @@ def test_after_the_deadline_it_says_what_did_not_happen_and_why() -> None:
         until(ready, what="the start", seconds=1, every_seconds=0.1, hint="look at the log")
     assert error.value.message == "the start did not happen within 1 s (last: nobody answers)"
     assert error.value.hint == "look at the log"
-    assert 1 <= time.monotonic() - started < 20
+    assert 1 <= time.monotonic() - started < 120
 
 
 def test_it_asks_once_even_without_time() -> None:
