@@ -28,6 +28,7 @@ from lab.progress import silent  # noqa: E402
 pytest_plugins = (
     "tests.servers",
     "tests.shared",
+    "tests.tidy",
     "tests.s3.servers",
     "tests.clusters",
     "tests.logfiles",
@@ -71,11 +72,17 @@ os.environ.update(PREPARED.environ())
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """A lab with 3 MB of data, its variables in `os.environ`: flows can be called in this process."""
+    """A lab with 3 MB of data, its variables in `os.environ`: flows can be called in this process. A file of tests leaves
+    it as it found it, which is checked."""
+    from tests.tidy import tidy  # which imports Prefect
+
     running = Lab.up(PREPARED.name, megabytes=3)
     assert running.environ().items() <= os.environ.items(), "a stranger took a port since this run began: run it again"
-    yield running
-    running.down()
+    try:
+        with tidy(running):
+            yield running
+    finally:
+        running.down()
 
 
 @pytest.hookimpl(wrapper=True)

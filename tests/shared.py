@@ -19,6 +19,7 @@ def postgres_server() -> Iterator[PostgresServer]:
         _shared.append(server)
         yield server
         _shared.clear()
+        _require_tidy(server, "the last file of tests")
 
 
 # The role belongs to every database that `create_database` makes.
@@ -35,10 +36,14 @@ UNION ALL SELECT 'table of the maintenance database ' || oid::regclass FROM pg_c
 """
 
 
+def _require_tidy(server: PostgresServer, who: str) -> None:
+    left = [what for (what,) in server.sql(_LEFT)]
+    assert not left, f"{who} left on the shared server: {', '.join(left)}"
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """After the last test of a file: nothing is left on the shared server that another file's tests would meet."""
     yield
     if _shared and (nextitem is None or nextitem.path != item.path):
-        left = [what for (what,) in _shared[0].sql(_LEFT)]
-        assert not left, f"{item.path.name} left on the shared server: {', '.join(left)}"
+        _require_tidy(_shared[0], item.path.name)

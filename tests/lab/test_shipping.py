@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
 import psutil
+import pytest
 
 from lab.client import Lab
 from lab.shipping import ARCHIVER_PROGRAM
 from runbook.wait import until
-from tests.shipped import commit, wait_shipped
+from tests.shipped import commit, forget, wait_shipped
+
+
+@pytest.fixture(autouse=True)
+def forgotten(lab: Lab) -> Iterator[None]:
+    """The table goes with the test."""
+    yield
+    forget(lab)
 
 
 def test_wal_is_in_both_archives_and_goes_on_when_the_archiver_was_killed(lab: Lab) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,14 +21,17 @@ T0 = datetime(2026, 1, 25, tzinfo=UTC)
 
 
 @pytest.fixture
-def written(lab: Lab, tmp_path: Path) -> Ledger:
-    """Some rounds of puts and deletes of every key."""
+def written(lab: Lab, tmp_path: Path) -> Iterator[Ledger]:
+    """Some rounds of puts and deletes of every key; the table goes with the test."""
     env, ledger = toml.environment(lab.name), Ledger(tmp_path / "direct.jsonl", "t-")
     drop_table(env.postgres, env.postgres.database)
-    with DirectWriter(env.nodes, env.postgres.database, ledger, per_second=500):
-        until(lambda: len(ledger.acknowledged()) > 60, what="writes", seconds=120)
-    assert {attempt.kind for attempt in ledger.attempts()} == {"put", "delete"}
-    return ledger
+    try:
+        with DirectWriter(env.nodes, env.postgres.database, ledger, per_second=500):
+            until(lambda: len(ledger.acknowledged()) > 60, what="writes", seconds=120)
+        assert {attempt.kind for attempt in ledger.attempts()} == {"put", "delete"}
+        yield ledger
+    finally:
+        drop_table(env.postgres, env.postgres.database)
 
 
 def account(lab: Lab, ledger: Ledger, *statements: str) -> Account:
