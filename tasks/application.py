@@ -16,7 +16,8 @@ from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
 from runbook.wait import until
 
-TIMEOUT_SECONDS = 10.0
+HEALTH_TIMEOUT_SECONDS = 3.0
+TIMEOUT_SECONDS = 30.0  # what has just come back answers slowly
 AI_TIMEOUT_SECONDS = 60.0
 EVERY_SECONDS = 0.25
 POSITION = "動作確認 (interview-ops)"
@@ -80,7 +81,7 @@ def wait_healthy(application: Application, *, seconds: float = 120, in_a_row: in
         good, last = (0, problem) if problem else (good + 1, last)
         return good >= in_a_row
 
-    with _client(3.0) as client:
+    with _client(HEALTH_TIMEOUT_SECONDS) as client:
         try:
             until(enough, what="health", seconds=seconds, every_seconds=EVERY_SECONDS)
         except Unreachable:

@@ -132,7 +132,7 @@ class PostgresServer:
         """SIGINT: fast shutdown; SIGQUIT: immediate; SIGKILL: as a crash. Returns when it has exited."""
         if self._process:
             self._process.send_signal(how)
-            self._process.wait(30)
+            self._process.wait(120)
             self._process = None
             _running.remove(self)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 
 import psycopg
 import pytest
@@ -26,7 +25,7 @@ def test_a_server_is_reached_through_its_block_as_both_roles(postgres_server: Po
 def test_a_killed_server_comes_back_with_its_data_and_leaves_nothing_behind() -> None:
     with running_postgres() as server:
         server.sql("CREATE TABLE kept AS SELECT 7 AS value")
-        server.stop(signal.SIGKILL)
+        server.crash()
         with pytest.raises(Unreachable):
             server.block().connect("postgres")
         server.start()

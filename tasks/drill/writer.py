@@ -24,7 +24,7 @@ from tasks.drill.ledger import Kind, Ledger, text_of
 
 USER = "monitor"
 TIMEOUT_SECONDS = 5.0
-LOGIN_SECONDS = 15.0
+LOGIN_SECONDS = 60.0
 # The application allows a user 100 AI answers an hour (AI_RATE_LIMIT), and a recovery's smoke check needs one of them.
 MESSAGE_EVERY = 25
 

@@ -15,7 +15,7 @@ from runbook.wait import until
 from tasks.postgres.replication import parse_sync_names
 
 ALONE = "let commits wait for no standby on"
-RELOAD_SECONDS = 10.0
+RELOAD_SECONDS = 60.0
 
 
 @dataclass(frozen=True)

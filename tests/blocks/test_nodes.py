@@ -32,6 +32,12 @@ names = {{}}
 """
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here who lives answers, however busy the machine is."""
+    monkeypatch.setattr("blocks.nodes.ASK_SECONDS", 120)
+
+
 def roles(environment: Environment) -> tuple[str, str]:
     """The services of the primary and of the other one."""
     return (environment.postgres.service, environment.standby.service)
@@ -105,8 +111,11 @@ def test_the_only_one_that_takes_writes_is_it_whatever_its_timeline(cluster: Clu
 
 
 @pytest.mark.parametrize("how", ["dead", "frozen"])
-def test_where_nobody_answers_it_is_the_configured_one(cluster: Cluster, how: str) -> None:
+def test_where_nobody_answers_it_is_the_configured_one(
+    cluster: Cluster, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster.promote("standby")
+    monkeypatch.setattr("blocks.nodes.ASK_SECONDS", 2)
     with contextlib.ExitStack() as faults:
         for role in ("postgres", "standby"):
             faults.enter_context(cluster.crashed(role) if how == "dead" else cluster.frozen(role))

@@ -41,7 +41,7 @@ stdout_logfile = {root}/backend.log
 [program:broken]
 command = {python} -c "raise SystemExit(1)"
 autostart = false
-startsecs = 1
+startsecs = 120
 startretries = 0
 stdout_logfile = {root}/broken.log
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -29,7 +30,10 @@ from redis import Redis
 from lab.application.grc_backend.settings import InvalidSettings, Settings
 from lab.application.install import install
 from lab.seed import seed
-from tests.servers import free_port
+from lab.state import Ports
+from runbook.errors import Unreachable
+from runbook.wait import until
+from tests.servers import taken_ports
 
 PASSWORD = "試験-pa$$ 'word'"
 
@@ -53,15 +57,31 @@ def scratch_database(postgres: dict[str, Any]) -> Iterator[str]:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def wait_for(url: str, timeout_seconds: float = 20) -> httpx.Response:
-    """Return the first HTTP answer, whatever its status."""
-    deadline = time.monotonic() + timeout_seconds
-    while True:
+@contextmanager
+def emptied(redis_url: str) -> Iterator[None]:
+    """A database of Redis, empty before and after."""
+    try:
+        with Redis.from_url(redis_url) as redis:
+            redis.flushdb()
+        yield
+    finally:
+        with Redis.from_url(redis_url) as redis:
+            redis.flushdb()
+
+
+def wait_for(url: str, *statuses: int) -> httpx.Response:
+    """Return the first HTTP answer; the first with one of the statuses, where there are some."""
+
+    def answer() -> httpx.Response | None:
         try:
-            return httpx.get(url, trust_env=False)
-        except httpx.TransportError:
-            assert time.monotonic() < deadline, f"{url} does not answer"
-            time.sleep(0.05)
+            found = httpx.get(url, trust_env=False, timeout=30)
+        except httpx.TransportError as error:
+            raise Unreachable(f"{url}: {type(error).__name__}") from None
+        return found if not statuses or found.status_code in statuses else None
+
+    found = until(answer, what=f"an answer of {url}", seconds=120)
+    assert found
+    return found
 
 
 @contextmanager
@@ -72,7 +92,7 @@ def running(module: str, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 def alembic(folder: Path, *arguments: str) -> None:
@@ -128,17 +148,15 @@ class Application:
 @pytest.fixture(scope="module")
 def settings(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     status = lab.status()
-    ports = [free_port() for _ in range(3)]
+    ports = Ports.chosen(taken_ports())
     # User ids begin at 1 in every database: the lab's own keys are not to be mixed up with these.
     redis_url = urlsplit(status["redis"]["url"])._replace(path="/15").geturl()
-    with Redis.from_url(redis_url) as redis:
-        redis.flushdb()
-    with scratch_database(status["postgres"]) as database_url:
+    with emptied(redis_url), scratch_database(status["postgres"]) as database_url:
         yield {
             "HOST": "127.0.0.1",
-            "PORT": str(ports[0]),
-            "FRONTEND_PORT": str(ports[1]),
-            "AI_PROVIDERS_URL": f"http://127.0.0.1:{ports[2]}",
+            "PORT": str(ports.backend),
+            "FRONTEND_PORT": str(ports.frontend),
+            "AI_PROVIDERS_URL": f"http://127.0.0.1:{ports.ai_providers}",
             "DATABASE_URL": database_url,
             "REDIS_URL": redis_url,
             "LOG_DIRECTORY": str(tmp_path_factory.mktemp("logs")),
@@ -146,10 +164,28 @@ def settings(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dic
         }
 
 
+PATIENCE = {
+    "ai.py": "REPLY_TIMEOUT_SECONDS",
+    "health.py": "CHECK_TIMEOUT_SECONDS",
+    "resources.py": "REDIS_TIMEOUT_SECONDS",
+}
+
+
+def make_patient(package: Path) -> None:
+    """A server that answers after its deadline is one that is away: the users' deadline is not that of these tests,
+    beside which everything may stand still for a while."""
+    for name, constant in PATIENCE.items():
+        path = package / name
+        text, changed = re.subn(rf"^{constant} = .*$", f"{constant} = 120.0", path.read_text(), flags=re.MULTILINE)
+        assert changed == 1
+        path.write_text(text)
+
+
 @pytest.fixture(scope="module")
 def application(settings: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
     root = tmp_path_factory.mktemp("application")
     install(root / "opt", settings)
+    make_patient(root / "opt/backend/grc_backend")
     backend, frontend = root / "opt/backend", root / "opt/frontend"
     alembic(backend, "upgrade", "head")
     url = f"http://127.0.0.1:{settings['PORT']}"
@@ -157,13 +193,13 @@ def application(settings: dict[str, str], tmp_path_factory: pytest.TempPathFacto
         for module, folder in (("grc_backend", backend), ("ai_providers", backend), ("grc_frontend", frontend)):
             stack.enter_context(running(module, folder))
         for address in (url, settings["AI_PROVIDERS_URL"], f"http://127.0.0.1:{settings['FRONTEND_PORT']}"):
-            assert wait_for(f"{address}/health").status_code == 200
-        client = stack.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=30))
+            assert wait_for(f"{address}/health", 200)
+        client = stack.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=300))
         yield Application(root, settings, client)
 
 
 def test_the_labs_own_application_is_healthy(lab: Lab) -> None:
-    answer = httpx.get(f"{lab.status()['application']['url']}/health", trust_env=False)
+    answer = wait_for(f"{lab.status()['application']['url']}/health", 200)
     assert answer.json() == {"status": "healthy", "database": "ok", "redis": "ok"}
 
 
@@ -236,18 +272,21 @@ def test_the_next_provider_answers_when_one_fails(application: Application) -> N
 
 
 def test_the_rate_limit_counts_within_a_window_that_does_not_move(application: Application) -> None:
+    began = time.monotonic()
     headers = application.log_in("hasty")
     session = application.begin(headers)
     user_id = application.client.get(f"/api/interview/sessions/{session}", headers=headers).json()["user_id"]
     with Redis.from_url(application.settings["REDIS_URL"]) as redis:
         key = f"rate_limit:ai:{user_id}"
+        asked = time.monotonic()
         application.say(session, "1", headers)
-        assert 3590 <= redis.ttl(key) <= 3600
+        assert 3600 - (time.monotonic() - asked) - 2 <= redis.ttl(key) <= 3600
         redis.expire(key, 1000)
         statuses = [application.say(session, str(number), headers).status_code for number in range(2, 11)]
         assert statuses == [201] * 7 + [429] * 2
         assert redis.ttl(key) <= 1000
-        assert 3500 <= redis.ttl(f"session:{headers['Authorization'].removeprefix('Bearer ')}") <= 3600
+        left = redis.ttl(f"session:{headers['Authorization'].removeprefix('Bearer ')}")
+        assert 3600 - (time.monotonic() - began) - 2 <= left <= 3600
 
 
 def test_a_repeated_question_is_answered_from_the_cache(application: Application) -> None:
@@ -264,7 +303,9 @@ def test_a_repeated_question_is_answered_from_the_cache(application: Application
 def test_an_acknowledged_write_is_in_the_log_with_all_fields(application: Application) -> None:
     headers = application.log_in("logged")
     session = application.begin(headers)
+    asked = datetime.now(UTC)
     answer = application.say(session, f"記録 {uuid.uuid4()}", {**headers, "X-Request-ID": "request-7"})
+    answered = datetime.now(UTC)
     lines = application.log()  # at once: the line was there before the answer
     assert answer.headers["x-request-id"] == "request-7"
     call, request = [line for line in lines if line.get("request_id") == "request-7"]
@@ -280,7 +321,7 @@ def test_an_acknowledged_write_is_in_the_log_with_all_fields(application: Applic
     assert len(begun) == 1
     told = datetime.fromisoformat(request["timestamp"])
     assert told.utcoffset() == timedelta(0)
-    assert abs(datetime.now(UTC) - told) < timedelta(minutes=1)
+    assert asked <= told <= answered
 
 
 def test_failed_and_successful_log_ins_are_audited(application: Application) -> None:
@@ -312,8 +353,9 @@ def test_the_log_is_opened_again_after_logrotate_moved_it(application: Applicati
 
 def test_the_page_is_japanese_and_its_health_follows_the_backend(application: Application, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{application.settings['FRONTEND_PORT']}"
-    assert "<title>AI面接システム</title>" in httpx.get(url, trust_env=False).text
-    lonely = {**application.settings, "FRONTEND_PORT": str(free_port()), "PORT": str(free_port())}
+    assert "<title>AI面接システム</title>" in httpx.get(url, trust_env=False, timeout=120).text
+    ports = Ports.chosen(taken_ports())
+    lonely = {**application.settings, "FRONTEND_PORT": str(ports.frontend), "PORT": str(ports.backend)}
     install(tmp_path, lonely)
     with running("grc_frontend", tmp_path / "frontend"):
         answer = wait_for(f"http://127.0.0.1:{lonely['FRONTEND_PORT']}/health")
@@ -321,27 +363,32 @@ def test_the_page_is_japanese_and_its_health_follows_the_backend(application: Ap
 
 
 def test_it_starts_without_its_servers_says_so_and_stops_quickly(settings: dict[str, str], tmp_path: Path) -> None:
-    closed = free_port()
+    ports = Ports.chosen(taken_ports())
+    closed = ports.postgres
     install(
         tmp_path,
         {
             **settings,
-            "PORT": str(free_port()),
+            "PORT": str(ports.backend),
             "DATABASE_URL": f"postgresql://grc_user:hidden@127.0.0.1:{closed}/grc_db",
             "REDIS_URL": f"redis://:hidden@127.0.0.1:{closed}/0",
             "LOG_DIRECTORY": str(tmp_path / "logs"),
         },
     )
+    make_patient(tmp_path / "backend/grc_backend")
     port = dotenv_values(tmp_path / "backend/.env")["PORT"]
     with running("grc_backend", tmp_path / "backend") as process:
         answer = wait_for(f"http://127.0.0.1:{port}/health")
         login = httpx.post(
-            f"http://127.0.0.1:{port}/api/auth/login", json={"username": "a", "password": "b"}, trust_env=False
+            f"http://127.0.0.1:{port}/api/auth/login",
+            json={"username": "a", "password": "b"},
+            trust_env=False,
+            timeout=120,
         )
         asked = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
-    assert time.monotonic() - asked < 20
+        process.wait(180)
+    assert time.monotonic() - asked < 120
     assert answer.status_code == 503
     assert answer.json() == {"status": "unhealthy", "database": "unreachable", "redis": "unreachable"}
     assert login.status_code == 503

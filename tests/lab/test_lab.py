@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from lab.client import Lab
 from lab.control import Control
 from lab.nodes import nodes
 from lab.processes import alive, pid_in
-from runbook.errors import OpsError
+from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 
 SERVICES = [
@@ -42,13 +43,39 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=CHECKOUT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
         check=False,
     )
 
 
 def pids(lab: Lab) -> dict[str, int]:
     return {name: row["pid"] for name, row in lab.status()["services"].items()}
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=30).status_code == 200
+    except httpx.HTTPError as error:
+        raise Unreachable(f"{url}: {type(error).__name__}") from None
+
+
+def command_lines() -> list[str]:
+    """Of all processes; one that ends meanwhile has none."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_bytes().decode(errors="replace"))
+    return found
+
+
+def files(root: Path) -> Iterator[tuple[Path, int, bytes]]:
+    """Of a lab, and the control plane's beside it: each with its mode and content. Servers' own data is left out, and
+    what is away before it is read."""
+    for directory, _, names in (*os.walk(root), next(os.walk(root.parent / "control"))):
+        for path in (Path(directory, name) for name in names):
+            if not any(part in str(path) for part in SERVERS_DATA):
+                with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                    yield path, stat.S_IMODE(os.fstat(file.fileno()).st_mode), file.read()
 
 
 def kill(pid_file: Path) -> None:
@@ -75,6 +102,7 @@ def second() -> Iterator[Lab]:
 
 
 def test_status_says_what_there_is(lab: Lab) -> None:
+    until(lambda: lab.status()["running"], what="that the lab is up", seconds=120)
     done = command("status", "--name", lab.name, "--json")
     assert done.returncode == 0, done.stderr
     status = json.loads(done.stdout)
@@ -85,10 +113,10 @@ def test_status_says_what_there_is(lab: Lab) -> None:
     assert all(Path(path).is_dir() for path in status["stores"].values())
     assert (Path(status["postgres"]["bin"]) / "pg_dump").exists()
     for url in (status["prefect_api"], status["application"]["url"]):
-        assert httpx.get(f"{url}/health").status_code == 200
-    assert httpx.get(status["frontend"]["url"], follow_redirects=True).status_code == 200
+        until(lambda url=url: answers(f"{url}/health"), what=f"an answer of {url}", seconds=120)  # type: ignore[misc]
+    assert httpx.get(status["frontend"]["url"], follow_redirects=True, timeout=120).status_code == 200
     body = {"work_pools": {"name": {"any_": [lab.name]}}}
-    deployed = httpx.post(f"{status['prefect_api']}/deployments/filter", json=body).json()
+    deployed = httpx.post(f"{status['prefect_api']}/deployments/filter", json=body, timeout=120).json()
     scheduled = {found["entrypoint"].split(".")[-1]: found["paused"] for found in deployed if found["schedules"]}
     assert scheduled["check_recovery_objectives"]
     assert all(scheduled.values()), "in a lab nothing runs that nobody turned on"
@@ -121,22 +149,16 @@ def test_the_shell_gets_the_variables_and_argv_no_password(lab: Lab) -> None:
     assert f":{done.stdout}@" in status["postgres"]["dsn"]
     secrets = [value for name, value in lab.environ().items() if name.endswith("_PASSWORD")]
     assert len(secrets) == 5
-    lines = [
-        path.read_bytes().decode(errors="replace") for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()
-    ]
-    assert not [line for line in lines if any(secret in line for secret in secrets)]
+    assert not [line for line in command_lines() if any(secret in line for secret in secrets)]
 
 
 def test_files_with_passwords_are_the_owners_alone(lab: Lab) -> None:
     secrets = [value for name, value in lab.environ().items() if name.endswith("_PASSWORD")]
     root = Path(lab.status()["root"])
-    holding = [
-        path for path in [*root.rglob("*"), *(root.parent / "control").glob("*")]
-        if not any(part in str(path) for part in SERVERS_DATA) and path.is_file()
-        and any(secret.encode() in path.read_bytes() for secret in secrets)
-    ]  # fmt: skip
+    looked = (found for found in files(root) if any(one.encode() in found[2] for one in secrets))
+    holding = {path: mode for path, mode, _ in looked}
     assert {"state.json", "supervisord.conf", "valkey.conf", ".env"} <= {path.name for path in holding}
-    assert [path for path in holding if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
+    assert [path for path, mode in holding.items() if mode & 0o077] == []
     assert [path for path in holding if path.suffix == ".log"] == []
 
 
@@ -152,7 +174,7 @@ def test_a_killed_supervisor_comes_back_with_its_data(lab: Lab) -> None:
     done = command("up", "--name", lab.name)
     assert done.returncode == 0, done.stderr
     assert [pid for pid in before.values() if alive(pid)] == []
-    assert lab.status()["running"]
+    until(lambda: lab.status()["running"], what="that the lab is up", seconds=120)
     assert lab.environ().items() <= os.environ.items(), "on its ports"
     with psycopg.connect(lab.status()["postgres"]["dsn"]) as connection:
         assert connection.execute("SELECT count(*) FROM interview_sessions").fetchone() == rows
@@ -169,8 +191,8 @@ def test_a_killed_control_plane_comes_back_with_the_worker_of_a_lab_that_runs(ow
     assert not one.status()["running"]
     Lab.up("two", 1)
     assert [pid for pid in workers.values() if alive(pid)] == []
-    assert one.status()["running"]
-    assert two.status()["running"]
+    for lab in (one, two):
+        until(lambda lab=lab: lab.status()["running"], what=f"that {lab.name} is up", seconds=120)  # type: ignore[misc]
     assert prefect.supervisor.services().keys() == {"server", "worker-one", "worker-two"}
     assert pids(one) == before
 
@@ -185,15 +207,15 @@ def test_a_killed_service_is_started_again_by_its_supervisor(lab: Lab) -> None:
 def test_two_labs_beside_each_other(lab: Lab, second: Lab) -> None:
     before = pids(lab)
     Lab.up(second.name, 1)
+    until(lambda: second.status()["running"], what="that the second is up", seconds=120)
     one, two = lab.status(), second.status()
-    assert two["running"]
     assert one["prefect_api"] == two["prefect_api"]
     assert not set(pids(lab).values()) & set(pids(second).values())
     with psycopg.connect(two["postgres"]["dsn"]) as connection:
         connection.execute("CREATE TABLE IF NOT EXISTS only_here ()")
     with psycopg.connect(one["postgres"]["dsn"]) as connection:
         assert connection.execute("SELECT to_regclass('only_here')").fetchone() == (None,)
-    pools = httpx.post(f"{one['prefect_api']}/work_pools/filter", json={}).json()
+    pools = httpx.post(f"{one['prefect_api']}/work_pools/filter", json={}, timeout=120).json()
     assert {lab.name, second.name} <= {pool["name"] for pool in pools}
     second.down(remove=False)
     assert command("status", "--name", second.name).returncode == 1
@@ -230,7 +252,7 @@ def test_a_lost_data_directory_is_not_replaced_by_an_empty_one(second: Lab) -> N
     assert done.returncode == 1
     assert "recover it with the runbooks" in done.stderr
     assert not data.exists()
-    assert second.status()["prefect_running"]
+    until(lambda: second.status()["prefect_running"], what="an answer of Prefect", seconds=120)
     data.with_name("data.lost").rename(data)
 
 
@@ -241,13 +263,23 @@ def streaming(lab: Lab) -> set[str]:
 
 
 def commit(lab: Lab) -> None:
-    with psycopg.connect(lab.status()["postgres"]["dsn"], options="-c statement_timeout=20s") as connection:
+    with psycopg.connect(lab.status()["postgres"]["dsn"], options="-c statement_timeout=120s") as connection:
         connection.execute("CREATE TABLE IF NOT EXISTS committed (at timestamptz DEFAULT now())")
         connection.execute("INSERT INTO committed DEFAULT VALUES")
 
 
+@pytest.fixture
+def uncommitted(lab: Lab) -> Iterator[None]:
+    """The table goes with the test."""
+    yield
+    with psycopg.connect(lab.status()["postgres"]["dsn"]) as connection:
+        connection.execute("DROP TABLE IF EXISTS committed")
+
+
+@pytest.mark.usefixtures("uncommitted")
 def test_commits_wait_for_the_standby_or_the_receiver_and_go_on_without_one_of_them(lab: Lab) -> None:
     status = lab.status()
+    until(lambda: streaming(lab) == {"standby", "receiver"}, what="that both stream", seconds=120)
     with psycopg.connect(status["postgres"]["admin_dsn"]) as connection:
         names = connection.execute("SHOW synchronous_standby_names").fetchone()
         assert names == ("ANY 1 (standby, receiver)",)
@@ -259,7 +291,8 @@ def test_commits_wait_for_the_standby_or_the_receiver_and_go_on_without_one_of_t
     for name, program in (("standby", "postgresql-standby"), ("receiver", "wal-receiver")):
         supervisor.stop(program)
         try:
-            assert streaming(lab) == {"standby", "receiver"} - {name}
+            others = {"standby", "receiver"} - {name}
+            until(lambda others=others: streaming(lab) == others, what=f"the end of {name}", seconds=120)  # type: ignore[misc]
             commit(lab)
         finally:
             Lab.up(lab.name, 3)
@@ -281,7 +314,7 @@ def test_a_lab_of_an_earlier_version_gets_a_standby_and_a_receiver(second: Lab) 
     for slot in (root / "postgresql" / "data" / "pg_replslot").iterdir():
         shutil.rmtree(slot)
     Lab.up(second.name, 1)
-    assert streaming(second) == {"standby", "receiver"}
+    until(lambda: streaming(second) == {"standby", "receiver"}, what="that both stream", seconds=120)
     for node in ("postgres", "standby"):
         with psycopg.connect(second.status()[node]["dsn"]) as connection:
             assert connection.execute("SELECT count(*) FROM interview_sessions").fetchone() == rows
@@ -317,7 +350,7 @@ def test_a_lab_whose_roles_were_swapped_comes_up_as_it_is(second: Lab) -> None:
     assert any("postgresql stays stopped" in line and "rejoin" in line for line in said)
     with psycopg.connect(status["postgres"]["dsn"]) as connection:
         assert connection.execute("SELECT to_regclass('after_failover') IS NOT NULL").fetchone() == (True,)
-    assert httpx.get(f"{status['application']['url']}/health").json()["database"] == "ok"
+    until(lambda: answers(f"{status['application']['url']}/health"), what="its health", seconds=120)
     commit(second)
     before_again = pids(second)
     Lab.up(second.name, 1)
@@ -325,7 +358,7 @@ def test_a_lab_whose_roles_were_swapped_comes_up_as_it_is(second: Lab) -> None:
     old = Path(before["postgres"]["data"])
     old.rename(old.with_name("left-behind"))
     Lab.up(second.name, 1)
-    assert streaming(second) >= {"standby"}
+    until(lambda: streaming(second) >= {"standby"}, what="its streaming", seconds=120)
     # It streams before supervisord calls it RUNNING, which is after a second.
     until(lambda: second.status()["services"]["postgresql"]["running"], what="its start", seconds=120)
     assert second.status()["postgres"]["data"] == before["standby"]["data"]

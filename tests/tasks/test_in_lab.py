@@ -28,7 +28,7 @@ def environment(lab: Lab) -> Environment:
 
 def test_the_smoke_checks_pass_and_their_writes_are_counted(environment: Environment) -> None:
     before = datetime.now(UTC)
-    wait_healthy(environment.application, seconds=60)
+    wait_healthy(environment.application, seconds=300)
 
     result = smoke_check(environment.application)
 
@@ -53,7 +53,7 @@ def test_a_stopped_backend_is_unhealthy_and_a_started_one_works(environment: Env
         assert not smoke_check(environment.application).ok
     finally:
         start_services(environment.services, ["backend"])
-    wait_healthy(environment.application, seconds=60)
+        wait_healthy(environment.application, seconds=300)
 
 
 def test_the_applications_files_are_backed_up(environment: Environment) -> None:

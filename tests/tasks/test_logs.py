@@ -161,9 +161,9 @@ def test_many_lines_cost_little(log: Path) -> None:
     """Measured: a million lines (309 MB) take 1.0 s of CPU; here a quarter of that, with room for a busy machine."""
     old, get, new = line(-50), line(50, "GET", status=200), line(51)
     log.write_text((old * 4 + get * 6) * 25_000 + new)
-    started = time.process_time()
+    started = time.thread_time()  # whatever else this process does
     found = read(log)
-    took = time.process_time() - started
+    took = time.thread_time() - started
     assert found.count == 1
     assert found.complete
     assert took < 1.5, f"{took:.1f} s of CPU"

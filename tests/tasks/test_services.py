@@ -44,9 +44,9 @@ def services(tmp_path: Path) -> Iterator[SupervisorServices]:
     )
     for name in ("backend", "frontend", "redis"):
         command = f"{sys.executable} {tmp_path}/program.py {name} {tmp_path}/journal"
-        sections.append(f"[program:grc-{name}]\ncommand={command}\nautostart=true\nstartsecs=0\n")
+        sections.append(f"[program:grc-{name}]\ncommand={command}\nautostart=true\nstartsecs=0\nstopwaitsecs=120\n")
     broken = f"{sys.executable} -c \"print('no such database: grc_db', flush=True); raise SystemExit(3)\""
-    sections.append(f"[program:broken]\ncommand={broken}\nautostart=false\nstartsecs=1\nstartretries=0\n")
+    sections.append(f"[program:broken]\ncommand={broken}\nautostart=false\nstartsecs=120\nstartretries=0\n")
     text = "\n".join(sections)
     if psutil.Process().uids().real != 0:
         text = text.replace("user=root\n", "")
@@ -62,7 +62,7 @@ def services(tmp_path: Path) -> Iterator[SupervisorServices]:
         yield block
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(180)
 
 
 def journal(directory: Path) -> list[list[str]]:
