@@ -33,6 +33,8 @@ DATABASE = "grc_db"
 SPACE_RATIO, SPACE_MEGABYTES = 18, 8192
 TABLES = ("users", "interview_sessions", "interview_messages", "evaluations", "audit_events")
 SMOKE_ROWS = 10
+# A session's counts come when it ends, a moment after its client has gone, or when they are asked for.
+COUNTED = "; SELECT pg_stat_force_next_flush()"
 # Every 25th row: less than what calls autovacuum or autoanalyze (5 % in the lab), which would take a side's work away.
 MAKE_DEAD = (
     "UPDATE public.interview_messages SET id = id WHERE hashtext(id::text) % 25 = 0",
@@ -155,7 +157,7 @@ class Place:
         No row is added or removed. Between two calls `settle` vacuums, so that each side finds as much.
         """
         for statement in MAKE_DEAD:
-            self.sql(statement, DATABASE)
+            self.sql(statement + COUNTED, DATABASE)
         self.sql("CHECKPOINT")
         os.sync()
         return self.dead_rows()
