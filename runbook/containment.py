@@ -8,7 +8,7 @@ irreversible act.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,9 @@ from prefect.variables import Variable
 from pydantic import TypeAdapter, ValidationError
 
 from runbook import record
-from runbook.errors import Locked, OpsError
+from runbook.errors import Locked, OpsError, Unreachable
+from runbook.lease import BUSY_SECONDS, busy
+from runbook.wait import until
 
 _HINT = "look at it; it says that the environment is contained: remove it only when you know that it is not"
 
@@ -109,25 +111,34 @@ def _variable(environment: str) -> str:
     return f"env-{environment}-contained"
 
 
-@contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """A recovery must not stand still because Prefect died."""
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), contextlib.suppress(httpx.HTTPError):
-        yield
+def _told(ask: Callable[[], object]) -> str:
+    """What Prefect says; "" where it is away: a recovery must not stand still because Prefect died. One that is only
+    busy is asked again: maintenance must not go on because it did not say."""
+
+    def answer() -> tuple[object]:
+        try:
+            return (ask(),)
+        except httpx.HTTPStatusError as error:
+            raise busy(error) from None
+
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        contextlib.suppress(httpx.HTTPError, Unreachable),
+    ):
+        return str(until(answer, what="an answer of Prefect", seconds=BUSY_SECONDS)[0])
+    return ""
 
 
 def _publish(environment: str, contained: Contained) -> None:
-    if FlowRunContext.get() is None:
-        return
-    with _impatient():
+    if FlowRunContext.get():
         text = TypeAdapter(Contained).dump_json(contained).decode()
-        Variable.set(_variable(environment), text, overwrite=True)
+        _told(lambda: Variable.set(_variable(environment), text, overwrite=True))
 
 
 def _published(environment: str) -> Contained | None:
     if FlowRunContext.get() is None:
         return None
-    with _impatient(), contextlib.suppress(ValidationError):
-        text = str(Variable.get(_variable(environment), default=""))
+    with contextlib.suppress(ValidationError):
+        text = _told(lambda: Variable.get(_variable(environment), default=""))
         return TypeAdapter(Contained).validate_json(text) if text else None
     return None

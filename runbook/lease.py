@@ -79,16 +79,16 @@ def _attempt(environment: str, holder: ConcurrencyLeaseHolder) -> tuple[UUID | N
         except httpx.HTTPStatusError as error:
             if error.response.status_code == httpx.codes.LOCKED:
                 return (None,)
-            raise _busy(error) from None
+            raise busy(error) from None
         except httpx.TransportError as error:
             raise Unreachable(f"Prefect does not answer ({type(error).__name__})") from None
     return (UUID(response.json()["lease_id"]),)
 
 
-def _busy(error: httpx.HTTPStatusError) -> Exception:
-    """Worth another try, or the same error."""
-    busy = error.response.status_code == httpx.codes.SERVICE_UNAVAILABLE
-    return Unreachable("Prefect is busy") if busy else error
+def busy(error: httpx.HTTPStatusError) -> Exception:
+    """What to raise of an answer: `Unreachable`, worth another try, where Prefect (its SQLite) is only busy."""
+    is_busy = error.response.status_code == httpx.codes.SERVICE_UNAVAILABLE
+    return Unreachable("Prefect is busy") if is_busy else error
 
 
 def release(lease_id: UUID) -> None:
@@ -132,7 +132,7 @@ class Lease:
             try:
                 client.release_concurrency_slots_with_lease(self.id)
             except httpx.HTTPStatusError as error:
-                raise _busy(error) from None
+                raise busy(error) from None
         return True
 
     def _keep(self) -> None:

@@ -180,7 +180,7 @@ class Cluster:
     def connect(self, role: str, database: str = DATABASE) -> psycopg.Connection[Any]:
         """A connection of the administrator, in autocommit mode."""
         dsn = postgres.admin_dsn(self.state, self.node(role).port, database)
-        return psycopg.connect(dsn, autocommit=True, connect_timeout=5)
+        return psycopg.connect(dsn, autocommit=True, connect_timeout=60)
 
     def is_standby(self, role: str) -> bool:
         """Whether a node says that it is in recovery."""

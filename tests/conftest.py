@@ -24,6 +24,7 @@ from lab import lifecycle  # noqa: E402
 from lab.base import base_directory  # noqa: E402
 from lab.client import Lab  # noqa: E402
 from lab.progress import silent  # noqa: E402
+from runbook.errors import OpsError  # noqa: E402
 
 pytest_plugins = (
     "tests.servers",
@@ -90,9 +91,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """With a failing test that uses the lab: the ends of the servers' logs."""
     report = yield
     if report.failed and "lab" in getattr(item, "fixturenames", ()):
-        for path in PREPARED.logs():
-            lines = path.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-            report.sections.append((f"end of {path.name}", "\n".join(lines)))
+        with contextlib.suppress(OpsError, OSError):  # it is down already
+            for path in PREPARED.logs():
+                lines = path.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+                report.sections.append((f"end of {path.name}", "\n".join(lines)))
     return report
 
 

@@ -106,10 +106,14 @@ def test_another_host_is_refused_and_a_killed_holder_frees_it_at_once(
     assert taken(system) == 0
 
 
-def test_a_recovery_ends_a_maintenance_run_of_this_host(holder: Actor, system: System) -> None:
+def test_a_recovery_ends_a_maintenance_run_of_this_host(
+    holder: Actor, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runbook.lock.END_SECONDS", 180.0)
+    monkeypatch.setattr("runbook.lock.LAST_WORDS_SECONDS", 180.0)
     run_id = holder_of(system)["run_id"]
     run(system, "recovery")
-    assert holder.process.wait(120) != 0
+    assert holder.process.wait(180) != 0
     state = flow_run(run_id).state
     assert state
     assert state.is_cancelled(), f"nobody is to read it as a failure of its own: {state}"
