@@ -30,7 +30,7 @@ from tasks import manifest
 from tasks.manifest import MANIFEST, SEAL
 from tests.bits import flip
 from tests.recovery.conftest import ROOT, System
-from tests.shipped import commit, wait_shipped
+from tests.shipped import commit, forget, wait_shipped
 
 ATTESTED = "the test: every process killed with -9, their supervisor first"
 # One of each kind of boundary; the others are reached by the soak test.
@@ -96,9 +96,13 @@ def lost(system: System) -> Iterator[Lost]:
     ((users,),) = system.sql("SELECT pg_relation_filepath('users')")
     assert replicate_backups.fn(system.name).status in (Status.OK, Status.WARN)
     wait_shipped(system.lab, commit(system.lab, "wal"))
-    system.lab.lose()
-    yield Lost(system.lab, System(system.lab.region()), {"dump": dump, "older": older, "base": base}, users)
-    system.lab.empty_region()
+    try:
+        system.lab.lose()
+        yield Lost(system.lab, System(system.lab.region()), {"dump": dump, "older": older, "base": base}, users)
+    finally:
+        system.lab.empty_region()
+        forget(system.lab)
+        backup_database.fn(system.name)  # the newest is what the next file's tests restore
 
 
 @pytest.fixture(autouse=True)
