@@ -80,7 +80,7 @@ def run(
     cwd: Path | None = None,
     environment: Mapping[str, str] | None = None,
     account: Account | None = None,
-    seconds: float = 120,
+    seconds: float = 600,
 ) -> str:
     """Run a program to its end and return what it wrote to stdout.
 

@@ -58,7 +58,7 @@ class _Transport(xmlrpc.client.Transport):
 
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
         connection = super().make_connection(host)
-        connection.timeout = 50
+        connection.timeout = 180
         return connection
 
 

@@ -248,12 +248,14 @@ def test_a_lost_data_directory_is_not_replaced_by_an_empty_one(second: Lab) -> N
     second.down(remove=False)
     data = Path(second.status()["postgres"]["data"])
     data.rename(data.with_name("data.lost"))
-    done = command("up", "--name", second.name)
-    assert done.returncode == 1
-    assert "recover it with the runbooks" in done.stderr
-    assert not data.exists()
+    try:
+        done = command("up", "--name", second.name)
+        assert done.returncode == 1
+        assert "recover it with the runbooks" in done.stderr
+        assert not data.exists()
+    finally:
+        data.with_name("data.lost").rename(data)
     until(lambda: second.status()["prefect_running"], what="an answer of Prefect", seconds=120)
-    data.with_name("data.lost").rename(data)
 
 
 def streaming(lab: Lab) -> set[str]:

@@ -40,8 +40,14 @@ def writer(lab: Lab, status: dict[str, Any], ledger: Ledger) -> Callable[..., Wr
     return lambda **options: Writer(status["application"]["url"], password, ledger, **options)
 
 
-def wait_for(ledger: Ledger, count: int) -> None:
-    until(lambda: len(ledger.acknowledged()) >= count, what=f"{count} acknowledged writes", seconds=120)
+def wait_for(ledger: Ledger, count: int, *kinds: str) -> None:
+    """At least one of each of the kinds among them."""
+
+    def enough() -> bool:
+        found = ledger.acknowledged()
+        return len(found) >= count and {attempt.kind for attempt in found} >= set(kinds)
+
+    until(enough, what=f"{count} acknowledged writes", seconds=120)
 
 
 def refused(ledger: Ledger) -> bool:
@@ -52,7 +58,7 @@ def test_everything_that_was_acknowledged_is_in_the_database(
     writer: Callable[..., Writer], ledger: Ledger, status: dict[str, Any]
 ) -> None:
     with writer(per_second=50, message_every=10):
-        wait_for(ledger, 30)
+        wait_for(ledger, 30, "session", "message")
     written = ledger.acknowledged()
     assert {attempt.kind for attempt in written} == {"session", "message"}
     found = account_of(ledger, status["postgres"]["dsn"])
@@ -87,7 +93,7 @@ def test_a_deleted_session_and_an_altered_message_are_lost(
     writer: Callable[..., Writer], ledger: Ledger, status: dict[str, Any]
 ) -> None:
     with writer(per_second=50, message_every=5):
-        wait_for(ledger, 12)
+        wait_for(ledger, 12, "session", "message")
     written = ledger.acknowledged()
     message = next(attempt for attempt in written if attempt.kind == "message")
     session = next(attempt for attempt in reversed(written) if attempt.kind == "session")
