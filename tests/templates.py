@@ -58,6 +58,8 @@ class Template:
             "-D",
             node.data,
             "-w",
+            "-t",
+            "600",
             "-l",
             node.data.parent / "log",
         ]

@@ -122,11 +122,16 @@ def test_it_goes_on_when_the_backend_was_killed(
     lab: Lab, writer: Callable[..., Writer], ledger: Ledger, status: dict[str, Any]
 ) -> None:
     supervisor = lifecycle.existing(lab.name)[0].supervisor
+
+    def stopped() -> bool:
+        supervisor.stop("grc-backend")  # which does nothing in the moment between a death and the next start
+        return supervisor.services()["grc-backend"].state == "STOPPED"
+
     with writer(per_second=50, message_every=1000):
         wait_for(ledger, 5)
         os.kill(lab.status()["services"]["grc-backend"]["pid"], signal.SIGKILL)
         try:
-            supervisor.stop("grc-backend")  # it stays away until the writer has noticed
+            until(stopped, what="its end: it stays away until the writer has noticed", seconds=120)
             until(lambda: refused(ledger), what="a write that is refused", seconds=120)
         finally:
             supervisor.start("grc-backend")

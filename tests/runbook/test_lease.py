@@ -30,7 +30,7 @@ from runbook.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.wait import until
-from tests.runbook.processes import Actor
+from tests.runbook.processes import Actor, is_alive
 from tests.runbook.system import System
 from tests.servers import free_port
 
@@ -100,6 +100,7 @@ def test_another_host_is_refused_and_a_killed_holder_frees_it_at_once(
     assert f"process {holder.pid} on {known['host']}, since {known['since']}" in error.value.message
     assert f"/runs/flow-run/{known['run_id']}" in error.value.hint
     holder.kill()  # and not collected: a zombie, as under a container's PID 1 that collects nobody
+    until(lambda: not is_alive(holder.pid), what="the kill", seconds=120)
     started = time.monotonic()
     run(elsewhere)
     assert time.monotonic() - started < leases.LEASE_SECONDS, "not by its end"
