@@ -125,7 +125,7 @@ def test_an_unhealthy_backend_is_told_with_its_last_answer_within_the_deadline()
         pytest.raises(OpsError, match="backend answers 503: database unreachable$|—") as raised,
     ):
         wait_healthy(application(url), seconds=1)
-    assert time.monotonic() - started < 60, "not retried: the deadline is the operator's"
+    assert time.monotonic() - started < 100, "not retried: the deadline is the operator's"
     assert raised.value.message.endswith("backend answers 503: database unreachable")
     assert "logs" in raised.value.hint
 
