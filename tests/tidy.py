@@ -52,7 +52,7 @@ UNION ALL SELECT 'ALTER SYSTEM SET ' || name || ' = ' || coalesce(setting, '') F
 UNION ALL SELECT 'prepared transaction ' || gid FROM pg_prepared_xacts
 """
 _DATABASE = """
-SELECT 'in grc_db: ' || n.nspname || '.' || c.relname || ' (' || c.relkind || ')'
+SELECT format('in grc_db: %s.%s (%s)', nspname, relname, relkind)
     FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
     WHERE nspname !~ '^(pg_|information_schema)' AND relpersistence <> 't'
 UNION ALL SELECT 'in grc_db: extension ' || extname FROM pg_extension
@@ -134,7 +134,7 @@ def _of_prefect(lab: Services) -> Iterator[str]:
 _PARTS: tuple[Callable[[Services], Iterable[str]], ...] = (
     *(_of_services, _of_postgres, _of_redis, _of_files, _of_providers, _of_prefect),
 )
-_ERRORS = (OpsError, OSError, psycopg.Error, redis.RedisError, httpx.HTTPError)
+_ERRORS = (OpsError, OSError, psycopg.OperationalError, redis.RedisError, httpx.HTTPError)
 
 
 def describe(lab: Lab) -> frozenset[str]:
