@@ -19,6 +19,7 @@ from runbook.errors import OpsError, Unreachable
 Connection = psycopg.Connection[TupleRow]
 
 # libpq tells no SQLSTATE of a refused log-in, and a server with lc_messages=ja_JP says it in Japanese.
+CONNECT_SECONDS = 5
 PASSWORD = ("password authentication", "no password supplied", "パスワード認証")
 # Starting, stopping, recovering; or its end came between the greeting and the answer.
 NOT_YET = ("FATAL:  the database system is ", "FATAL:  データベースシステムは", "terminating connection", "接続を終了")
@@ -77,10 +78,10 @@ class Postgres(Block):
     slot: str = Field(default="", description="the physical slot that it streams from on the primary, as a standby")
 
     def connect(
-        self, database: str = "", *, as_application: bool = False, autocommit: bool = True, seconds: int = 5
+        self, database: str = "", *, as_application: bool = False, autocommit: bool = True, seconds: int = 0
     ) -> Connection:
         """Connect as administrator (or as the application's role), to the maintenance database by default, within
-        `seconds` (libpq knows no less than 2).
+        `seconds` (0: `CONNECT_SECONDS`; libpq knows no less than 2).
 
         Raises:
             Unreachable: nobody answers there.
@@ -96,7 +97,7 @@ class Postgres(Block):
                 password=password.get_secret_value(),
                 dbname=name,
                 autocommit=autocommit,
-                connect_timeout=seconds,
+                connect_timeout=seconds or CONNECT_SECONDS,
                 application_name="interview-ops",
                 # Of a database in SQL_ASCII (`initdb` under LC_ALL=C) psycopg would answer in bytes, names included.
                 client_encoding="UTF8",

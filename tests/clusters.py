@@ -28,6 +28,7 @@ import psutil
 import psycopg
 import pytest
 
+import blocks.postgres
 from blocks import toml
 from blocks.environment import Environment
 from lab import postgres, replication
@@ -180,7 +181,7 @@ class Cluster:
     def connect(self, role: str, database: str = DATABASE) -> psycopg.Connection[Any]:
         """A connection of the administrator, in autocommit mode."""
         dsn = postgres.admin_dsn(self.state, self.node(role).port, database)
-        return psycopg.connect(dsn, autocommit=True, connect_timeout=60)
+        return psycopg.connect(dsn, autocommit=True, connect_timeout=blocks.postgres.CONNECT_SECONDS)
 
     def is_standby(self, role: str) -> bool:
         """Whether a node says that it is in recovery."""
@@ -273,10 +274,12 @@ class Cluster:
 
     @contextlib.contextmanager
     def frozen(self, role: str) -> Iterator[None]:
-        """All its processes stopped by SIGSTOP: its port accepts, and nobody answers."""
+        """All its processes stopped by SIGSTOP: its port accepts, and nobody answers (which is not waited for)."""
         processes = self._frozen_processes(role)
         try:
-            yield
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("blocks.postgres.CONNECT_SECONDS", 5)
+                yield
         finally:
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):

@@ -27,6 +27,7 @@ import pytest
 from psycopg import sql
 from pydantic import SecretStr
 
+import blocks.postgres
 from blocks.postgres import Postgres
 from lab import state
 from lab.base import base_directory
@@ -43,6 +44,8 @@ SETTINGS = (
     *("wal_level=logical", "max_prepared_transactions=4", "log_checkpoints=off"),
 )
 _running: list[PostgresServer] = []
+# Here who lives answers, however busy the machine is.
+blocks.postgres.CONNECT_SECONDS = 60
 
 
 def free_port() -> int:

@@ -107,7 +107,8 @@ def test_nobody_listening_is_unreachable(postgres: Postgres) -> None:
     assert "start it" in error.hint
 
 
-def test_somebody_who_does_not_answer_is_unreachable(postgres: Postgres) -> None:
+def test_somebody_who_does_not_answer_is_unreachable(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blocks.postgres.CONNECT_SECONDS", 5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         error = refused(changed(postgres, port=silent.getsockname()[1]))
     assert isinstance(error, Unreachable)
