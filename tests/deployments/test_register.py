@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import BlockDocument
 
 from blocks.environment import Environment
 from deployments import automations, register
-from lab.layout import base_directory
+from lab.base import base_directory
 from lab.processes import exclusive
 from runbook.errors import OpsError
 from runbook.lease import limit_name
