@@ -6,11 +6,23 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 SOURCE = Path(__file__).parent
 BACKEND_PARTS = ("grc_backend", "ai_providers", "alembic", "alembic.ini")
 FRONTEND_PARTS = ("grc_frontend",)
+PACKAGES = (
+    "alembic",
+    "fastapi",
+    "psycopg[binary]",
+    "pydantic",
+    "python-dotenv",
+    "redis",
+    "sqlalchemy",
+    "starlette",
+    "uvicorn",
+)
 REQUIRED = ("HOST", "PORT", "DATABASE_URL", "REDIS_URL", "AI_PROVIDERS_URL", "LOG_DIRECTORY", "FRONTEND_PORT")
 # Manual §1.5.
 POOL_DEFAULTS: Mapping[str, str] = {
@@ -42,6 +54,7 @@ def install(target: Path, settings: Mapping[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for part in parts:
             _replace(SOURCE / part, folder / part)
+    (backend / "requirements.txt").write_text(requirements(), encoding="utf-8")
     of_frontend = {key: values[key] for key in FRONTEND_KEYS}
     of_backend = {key: value for key, value in values.items() if key not in {"FRONTEND_PORT", "BACKEND_URL"}}
     _write_environment(backend / ".env", of_backend)
@@ -50,6 +63,11 @@ def install(target: Path, settings: Mapping[str, str]) -> None:
     if not uploads.exists():
         uploads.mkdir()
         (uploads / "README.txt").write_text(_README, encoding="utf-8")
+
+
+def requirements() -> str:
+    """What the backend imports, pinned in the versions that are installed here."""
+    return "".join(f"{name}=={version(name.partition('[')[0])}\n" for name in PACKAGES)
 
 
 def _replace(source: Path, target: Path) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 
-from lab.application.install import BACKEND_PARTS, FRONTEND_PARTS, SOURCE
+from lab.application.install import BACKEND_PARTS, FRONTEND_PARTS, SOURCE, requirements
 
-PACKAGES = ("alembic", "fastapi", "psycopg[binary]", "pydantic", "python-dotenv", "redis", "sqlalchemy", "starlette",
-            "uvicorn")  # fmt: skip
 TREE: Mapping[str, tuple[str, ...]] = {
     "backend": (*BACKEND_PARTS, "tests"),
     "frontend": FRONTEND_PARTS,
@@ -32,7 +29,7 @@ IGNORED = "node_modules/\nvenv*\n__pycache__/\n.env\n"
 
 def write_sources(target: Path) -> None:
     """Copy the sources below `target`, with the files that only a checkout has: the tools' settings, and
-    `requirements.txt`, which pins what the lab's Python has.
+    `requirements.txt`.
 
     Raises:
         OSError: they cannot be written.
@@ -47,8 +44,3 @@ def write_sources(target: Path) -> None:
     (target / "backend" / "pyproject.toml").write_text(PYPROJECT, encoding="utf-8")
     (target / "backend" / "requirements.txt").write_text(requirements(), encoding="utf-8")
     (target / ".gitignore").write_text(IGNORED, encoding="utf-8")
-
-
-def requirements() -> str:
-    """What the backend imports, in the versions that are installed here."""
-    return "".join(f"{name}=={version(name.partition('[')[0])}\n" for name in PACKAGES)

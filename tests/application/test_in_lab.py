@@ -77,7 +77,9 @@ def test_the_checkout_is_what_runs_and_pins_what_it_imports(lab: Lab, checkout: 
     for part in ("backend/grc_backend", "backend/alembic", "frontend/grc_frontend"):
         for path in (checkout.root / part).rglob("*.py"):
             assert path.read_bytes() == (live / path.relative_to(checkout.root)).read_bytes()
-    pinned = {line.partition("==")[0].partition("[")[0] for line in (checkout.backend / "requirements.txt").open()}
+    pins = checkout.backend / "requirements.txt"
+    assert pins.read_bytes() == (live / "backend/requirements.txt").read_bytes()
+    pinned = {line.partition("==")[0].partition("[")[0] for line in pins.open()}
     imported = {name for path in checkout.backend.rglob("*.py") for name in _imports(path.read_bytes())}
     assert {"fastapi", "sqlalchemy", "redis", "uvicorn"} < imported & pinned
 

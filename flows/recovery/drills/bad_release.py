@@ -39,7 +39,10 @@ class BadRelease(Scenario):
 
     def judge(self, report: Report, env: Environment) -> None:
         """What runs is a commit of the repository, file by file: there is something to go back to."""
-        hint, told = "deploy a version by deploy-application (files, not containers) first", ""
+        hint, told = (
+            "launch deploy-application with a commit of the repository first: there must be one to go back to",
+            "",
+        )
         try:
             live = read_live(env.application)
             changed = find_differences(find_release(env.application, live.commit)) if live.known else []
