@@ -109,9 +109,13 @@ def engine(host: str, *, seconds: int = 0) -> Iterator[Any]:
             silent = client.api.timeout = seconds or CALL_SECONDS
             yield client
     except docker.errors.APIError as error:
-        raise OpsError(f"Docker at {where} refuses: {words(error)}") from None
+        raise OpsError(f"Docker at {where} refuses: {words(error)}", "see what it says: journalctl -u docker") from None
     except (docker.errors.DockerException, RequestException, HTTPError) as error:
         raise _unreachable(where, error, silent) from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # its JSON has another shape
+        told = f"{type(error).__name__} {excerpt(str(error))}"
+        raise OpsError(f"what answers at {where} is no Docker that is known here: {told}",
+                       "correct host under [docker], or look at the engine's version") from error  # fmt: skip
 
 
 def words(error: docker.errors.APIError) -> str:

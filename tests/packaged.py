@@ -14,6 +14,7 @@ from typing import Literal
 import pytest
 
 from runbook.report import Report, Status
+from tasks.dependencies import node_audit, osv, python_audit, python_packages
 from tests.advisories import Registry
 from tests.seeded import outdate
 
@@ -155,6 +156,11 @@ def packaged(tmp_path: Path, registry: Registry, small_python: Path, monkeypatch
         "npm_config_cache_dir": str(tmp_path / "pnpm-cache"),
     }.items():
         monkeypatch.setenv(name, value)
+    # The registry is a thread of this process: on a busy machine it answers late.
+    monkeypatch.setitem(node_audit.PATIENCE, "npm_config_fetch_timeout", "600000")
+    monkeypatch.setitem(python_packages.PATIENCE, "PIP_TIMEOUT", "600")
+    monkeypatch.setattr(python_audit, "SOCKET_SECONDS", 600)
+    monkeypatch.setattr(osv, "SECONDS", 600.0)
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_CONSTRAINT"):
         monkeypatch.delenv(name, raising=False)
     return made

@@ -105,8 +105,7 @@ def versions_of(python: Path, name: str, seconds: float) -> list[str]:
         done = pip(python, "index", "versions", name, seconds=seconds)
     except CommandFailed:
         raise OpsError(f"the index tells no versions of {name}", "see pip's index: pip index versions") from None
-    line = next((line for line in done.stdout.splitlines() if line.startswith("Available versions:")), "")
-    return [one.strip() for one in line.partition(":")[2].split(",") if one.strip()]
+    return _listed(done, "Available versions:", "pip index versions")
 
 
 def dependents_of(python: Path, name: str, seconds: float) -> tuple[str, ...]:
@@ -116,5 +115,16 @@ def dependents_of(python: Path, name: str, seconds: float) -> tuple[str, ...]:
         OpsError: it is not installed.
     """
     done = pip(python, "show", name, seconds=seconds)
-    line = next((line for line in done.stdout.splitlines() if line.startswith("Required-by:")), "")
-    return tuple(one.strip() for one in line.partition(":")[2].split(",") if one.strip())
+    return tuple(_listed(done, "Required-by:", "pip show"))
+
+
+def _listed(done: shell.Completed, head: str, command: str) -> list[str]:
+    """What stands behind `head`, by commas.
+
+    Raises:
+        OpsError: no line begins so: that is no empty list.
+    """
+    lines = [line.removeprefix(head) for line in done.stdout.splitlines() if line.startswith(head)]
+    if not lines:
+        raise OpsError(f"{command} gave no answer: {excerpt(done.stdout + done.stderr)}", "run it by hand")
+    return [one.strip() for one in lines[0].split(",") if one.strip()]

@@ -153,18 +153,18 @@ def read_inventory(host: str) -> Inventory:
             for one in counted.get("Images") or []
             if (details := _inspect(client.api.inspect_image, one["Id"]))
         ]
-    return Inventory(
-        str(info["ServerVersion"]),
-        str(info["DockerRootDir"]),
-        int(info["NCPU"]),
-        int(info["MemTotal"]),
-        int(counted.get("LayersSize") or 0),
-        tuple(sorted(containers, key=lambda one: one.name)),
-        tuple(sorted(images, key=lambda one: one.name)),
-        tuple(SeenNetwork(n["Id"], n["Name"], moment(n["Created"]), n.get("Labels") or {}) for n in networks),
-        tuple(_volume(one) for one in counted.get("Volumes") or []),
-        tuple(_cache(one) for one in counted.get("BuildCache") or []),
-    )
+        return Inventory(
+            str(info["ServerVersion"]),
+            str(info["DockerRootDir"]),
+            int(info["NCPU"]),
+            int(info["MemTotal"]),
+            int(counted.get("LayersSize") or 0),
+            tuple(sorted(containers, key=lambda one: one.name)),
+            tuple(sorted(images, key=lambda one: one.name)),
+            tuple(SeenNetwork(n["Id"], n["Name"], moment(n["Created"]), n.get("Labels") or {}) for n in networks),
+            tuple(_volume(one) for one in counted.get("Volumes") or []),
+            tuple(_cache(one) for one in counted.get("BuildCache") or []),
+        )
 
 
 def short(identity: str) -> str:

@@ -54,7 +54,7 @@ def answers_by(env: Environment) -> str:
 def restart(env: Environment) -> None:
     stop_services(env.services, ["backend"])
     start_services(env.services, ["backend"])
-    wait_healthy(env.application, seconds=120)
+    wait_healthy(env.application, seconds=300)
 
 
 KILLED = """
@@ -84,7 +84,7 @@ def test_answers_go_on_and_when_all_are_gone_the_user_is_told_and_a_killed_run_i
 
     variables = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "OPS_FAILPOINT": "after read_questions"}
     argv = [sys.executable, "-c", KILLED, lab.name]
-    done = subprocess.run(argv, cwd=ROOT, env=variables, check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(argv, cwd=ROOT, env=variables, check=False, capture_output=True, text=True, timeout=900)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert set(read_provider_states(env).values()) == {"failing"}
     assert "azure, bedrock, vertex away" in finding(rehearse_fallback.fn(lab.name), "a rehearsal that had not ended")[1]

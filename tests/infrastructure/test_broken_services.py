@@ -122,9 +122,12 @@ DOCKERS: dict[str, Callable[[], Report]] = {
 }
 
 
-@pytest.mark.parametrize("version", [b"", b'{"ApiVersion": "1.44"}'], ids=["at once", "after its version"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("flow", DOCKERS)
+VERSION = b'{"ApiVersion": "1.44"}'
+CASES = [(flow, mode, VERSION) for flow in DOCKERS for mode in ("half", "other", "list")]
+CASES += [("usage", mode, version) for mode in MODES for version in (b"", VERSION)]
+
+
+@pytest.mark.parametrize(("flow", "mode", "version"), dict.fromkeys(CASES))
 def test_an_engine_that_gives_no_answer_is_told(
     flow: str, mode: Mode, version: bytes, described: Callable[[str], None], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

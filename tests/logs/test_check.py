@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from flows.logs.check import check_logging
+from flows.logs.rotation import rotate_logs
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks.logs import rotation
+from tests.broken import HANGS_SECONDS, MODES, Mode, broken, nobody_left, reported, told
 from tests.logfiles import NAME
 
 MISSING = {f"{log}: logrotate takes its configuration": "logrotate is not installed" for log in ("app", "audit")}
@@ -134,3 +136,20 @@ def test_a_missing_log_is_critical_and_the_other_one_is_looked_at(right: Path) -
     with pytest.raises(RunbookFailed, match="audit: the log: there is no log") as failed:
         check_logging.fn(NAME)
     assert any(found.name == "app: the clock" for found in failed.value.report.findings)
+
+
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "missing"])
+def test_a_logrotate_that_gives_no_answer_is_critical_and_nothing_is_rotated(
+    right: Path, tmp_path: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rotation, "PLACES", str(tmp_path / "bin"))
+    monkeypatch.setattr(rotation, "TIMEOUT_SECONDS", HANGS_SECONDS)
+    broken(tmp_path / "bin" / "logrotate", mode)
+    before = {path: path.read_text() for path in right.iterdir()}
+    for flow in (lambda: check_logging.fn(NAME), lambda: rotate_logs.fn(NAME, confirm=NAME)):
+        report = reported(flow)
+        assert "logrotate" in told(report, "logrotate")
+        assert report.status is Status.CRITICAL
+        if mode == "hangs":
+            nobody_left(tmp_path / "bin" / "logrotate")
+    assert {path: path.read_text() for path in right.iterdir()} == before
