@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +64,20 @@ def wait_until_it_follows(server: RedisServer, master: RedisServer) -> None:
     until(ready, what="the other server as a replica", seconds=120)
 
 
+@contextlib.contextmanager
+def standing_still(group: Group, log: Path, **named: float) -> Iterator[subprocess.Popen[str]]:
+    """A run whose replica stops just before the Sentinels are asked to promote it: they would do that within moments."""
+    child = process("planned", "forced", OPS_FAILPOINT="failover: held:pause", OPS_FAILPOINT_LOG=str(log), **named)  # type: ignore[arg-type]
+    wait_until_stopped(child)
+    group.replicas[0].freeze()
+    child.send_signal(signal.SIGCONT)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
 @pytest.mark.parametrize("wakes", [True, False])
 def test_a_replica_that_stands_still_when_it_is_promoted(group: Group, tmp_path: Path, wakes: bool) -> None:
     reached = tmp_path / "reached"
@@ -69,14 +85,7 @@ def test_a_replica_that_stands_still_when_it_is_promoted(group: Group, tmp_path:
         for sentinel in group.sentinels:
             call(sentinel.client(), "SENTINEL", "SET", MASTER, "failover-timeout", TIMEOUT_MS)
     replica = group.replicas[0]
-    with Writer(group) as writer:
-        child = process(
-            *("planned", "forced"), answer_seconds=2.0,
-            OPS_FAILPOINT="failover: begun:pause", OPS_FAILPOINT_LOG=str(reached),
-        )  # fmt: skip
-        wait_until_stopped(child)
-        replica.freeze()
-        child.send_signal(signal.SIGCONT)
+    with Writer(group) as writer, standing_still(group, reached, answer_seconds=2.0) as child:
         until(
             lambda: "failover: late" in reached.read_text() or child.poll() is not None,
             what="the end of the usual time",
@@ -98,14 +107,17 @@ def test_a_replica_that_stands_still_when_it_is_promoted(group: Group, tmp_path:
     assert group.agreed_master() == new.address
 
 
-def test_what_a_killed_run_has_lost_is_told_by_the_next(group: Group) -> None:
+def test_what_a_killed_run_has_lost_is_told_by_the_next(group: Group, tmp_path: Path) -> None:
+    reached = tmp_path / "reached"
     replica = group.replicas[0]
     with Writer(group) as writer:
-        child = process("planned", "forced", OPS_FAILPOINT="failover: begun:pause")
-        wait_until_stopped(child)
-        replica.freeze()
-        child.kill()
-        child.communicate()
+        with standing_still(group, reached) as child:
+            until(
+                lambda: "failover: begun" in reached.read_text() or child.poll() is not None,
+                what="a failover that was begun",
+                seconds=120,
+            )
+        call(group.master.client(), "CLIENT", "KILL", "TYPE", "replica")  # else it might read on before it is promoted
         writer.wait(50)  # the pause has ended by itself
         replica.thaw()
         group.wait_for_master_other_than(group.master)

@@ -32,6 +32,7 @@ def begin_switch(block: Redis, choice: Choice, pause: Pause) -> How:
         raise OpsError("this run stood still for longer than the pause of writes; writes go on", "launch it again")
     pause.hold(LONGEST_SECONDS)
     pause.keep = True
+    failpoint("failover: held")
     try:
         return begin_failover(block, choice.sentinels[0], coordinated=choice.coordinated)
     except Unreachable:  # it may have begun
