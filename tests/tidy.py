@@ -29,7 +29,7 @@ from runbook.containment import Contained
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 
-SETTLING_SECONDS = 120
+SETTLING_SECONDS = 300
 REDIS_DATABASES = 16
 # A backup's, a restore's or a failover's: named in its report, and away with `discard-superseded`.
 _KEPT_ASIDE = re.compile(r"(__old_|\.superseded_)\d{8}")
