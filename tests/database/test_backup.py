@@ -87,7 +87,7 @@ def test_truncate_between_snapshot_and_dump_waits(trial: Trial, tmp_path: Path) 
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    until(lambda: ready.exists() and "dump: snapshot exported" in ready.read_text(), what="the snapshot", seconds=120)
+    until(lambda: ready.exists() and "dump: snapshot exported" in ready.read_text(), what="the snapshot", seconds=600)
     truncating = threading.Thread(target=lambda: trial.sql("TRUNCATE answers"))
     truncating.start()
     until(

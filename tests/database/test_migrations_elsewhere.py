@@ -159,7 +159,7 @@ def test_a_migration_whose_program_is_ended_does_not_go_on(
     postgres_server: PostgresServer, backend: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     migrate_to(postgres_server, "0005")
-    add(backend, "0006", "0005", "op.execute('SELECT pg_sleep(60)')", "op.execute('SELECT 1')")
+    add(backend, "0006", "0005", "op.execute('SELECT pg_sleep(600)')", "op.execute('SELECT 1')")
     monkeypatch.setattr("tasks.migrations.program.TIMEOUT_SECONDS", 5.0)
     env = toml.environment(NAME)
 
@@ -168,7 +168,7 @@ def test_a_migration_whose_program_is_ended_does_not_go_on(
 
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(migrate)
-        until(lambda: running.done() or sleeps(postgres_server), what="a migration that waits", seconds=120)
+        until(lambda: running.done() or sleeps(postgres_server), what="a migration that waits", seconds=900)
         with pytest.raises(OpsError, match="did not end within 5 s"):
             running.result()
     until(lambda: not sleeps(postgres_server), what="the end of its session", seconds=120)

@@ -82,7 +82,7 @@ def migrate_to(server: PostgresServer, target: str) -> None:
 def waits_once(tmp_path: Path, where: str) -> str:
     """A migration that makes a table, and then waits on one database until it is ended: the first time only."""
     marker = tmp_path / "waited"
-    sleep = "op.execute('SELECT pg_sleep(60)')"
+    sleep = "op.execute('SELECT pg_sleep(600)')"
     here = f"op.get_bind().engine.url.database == {where!r} and not pathlib.Path({str(marker)!r}).exists()"
     return (
         f"import pathlib\n    op.execute('CREATE TABLE half (x int)')\n"
@@ -104,7 +104,7 @@ def cut(server: PostgresServer, call: Callable[[], Report], how: signal.Signals,
     """
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(call)
-        until(lambda: running.done() or sleeps(server), what="a migration that waits", seconds=120)
+        until(lambda: running.done() or sleeps(server), what="a migration that waits", seconds=900)
         server.stop(how)
         if again:
             server.start()

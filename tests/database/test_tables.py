@@ -560,7 +560,7 @@ def test_a_server_that_dies_in_the_middle(trial: Trial, tmp_path: Path, point: s
         stderr=(tmp_path / "said").open("w"),
     )  # fmt: skip
     paused = psutil.Process(child.pid)
-    until(lambda: paused.status() == psutil.STATUS_STOPPED or child.poll() is not None, what=point, seconds=120)
+    until(lambda: paused.status() == psutil.STATUS_STOPPED or child.poll() is not None, what=point, seconds=600)
     assert point in log.read_text()
     trial.server.stop(signal.SIGQUIT)
     child.send_signal(signal.SIGCONT)

@@ -300,7 +300,7 @@ def test_a_pg_restore_that_is_killed_says_nothing_of_the_backup(trial: Trial) ->
 
     with ThreadPoolExecutor(1) as beside:
         running = beside.submit(verify_backup.fn, NAME)
-        for child in until(children, what="a pg_restore at its slowest", seconds=120):
+        for child in until(children, what="a pg_restore at its slowest", seconds=600):
             child.kill()
         with pytest.raises(RunbookFailed, match="pg_restore exited -9"):
             running.result()
