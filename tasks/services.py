@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from blocks.services import Services
@@ -78,16 +79,34 @@ def start_services(services: Services, roles: Sequence[str], *, seconds: float =
         Unreachable: the service manager does not answer.
         OpsError: a role does not start; the end of its log is in the hint.
     """
-    for act in (services.start, lambda role: _prove(services, role, running=True, seconds=seconds)):
-        for role in roles:
-            try:
-                act(role)
-            except Unreachable:
-                raise
-            except OpsError as error:
-                raise OpsError(f"{role} does not start: {error.message}", end_of_log(services, role)) from None
+    for role in roles:
+        start_one(services, role)
+    for role in roles:
+        with _told(services, role):
+            _prove(services, role, running=True, seconds=seconds)
     logger().info("started: %s", ", ".join(roles))
     return Started(tuple(roles))
+
+
+def start_one(services: Services, role: str) -> None:
+    """Start a role, whether it then runs or not.
+
+    Raises:
+        Unreachable: the service manager does not answer.
+        OpsError: it does not start; the end of its log is in the hint.
+    """
+    with _told(services, role):
+        services.start(role)
+
+
+@contextlib.contextmanager
+def _told(services: Services, role: str) -> Iterator[None]:
+    try:
+        yield
+    except Unreachable:
+        raise
+    except OpsError as error:
+        raise OpsError(f"{role} does not start: {error.message}", end_of_log(services, role)) from None
 
 
 def _prove(services: Services, role: str, *, running: bool, seconds: float = PROVE_SECONDS) -> None:

@@ -135,7 +135,7 @@ class SystemdHost(Host):
     postgres_data = Path("/var/lib/postgresql/17/main")
     redis_data = Path("/var/lib/redis")
     redis_configuration = Path("/etc/redis/redis.conf")
-    services = """
+    services = """\
 kind = "systemd"
 names = { postgres = "postgresql", redis = "redis", backend = "grc-backend" }
 """
@@ -176,8 +176,10 @@ names = { postgres = "postgresql", redis = "redis", backend = "grc-backend" }
         return Done(code, text.decode())
 
     def turn(self, role: str) -> Turn:
-        names = ("InactiveEnterTimestampMonotonic", "ActiveEnterTimestampMonotonic", "InvocationID")
-        ended, began, life = (self._systemctl("show", UNITS[role], f"--property={name}", "--value") for name in names)
+        names = "InactiveEnterTimestampMonotonic,ActiveEnterTimestampMonotonic,InvocationID"
+        text = self._systemctl("show", UNITS[role], f"--property={names}")
+        found = dict(line.split("=", 1) for line in text.splitlines())
+        ended, began, life = (found[name] for name in names.split(","))
         return Turn(float(ended), float(began), life)
 
     def kill(self, role: str) -> None:

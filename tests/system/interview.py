@@ -39,13 +39,16 @@ BACKUPS = (
     "flows.application.files.backup_files",
 )
 # What the last checks of a restore leave behind: their log-in, their session and its messages, and what is noted of them.
-WRITTEN_BY_CHECKS = {"interview_sessions", "interview_messages", "audit_events"}
+WRITTEN_BY_CHECKS = ("interview_sessions", "interview_messages", "audit_events")
 TOML = """
 name = "{name}"
 reports = "{base}/reports"
 [objectives]
 rpo = "1h"
 rto = "4h"
+[thresholds]
+"backup.age_seconds" = [3600, 86400]
+"backup.gap_seconds" = [3600, 86400]
 [postgres]
 port = {ports.postgres}
 database = "grc_db"
@@ -61,7 +64,8 @@ password_env = "OPS_REDIS_PASSWORD"
 data_directory = "{host.redis_data}"
 config_file = "{host.redis_configuration}"
 os_user = "{host.redis_user}"
-[services]{host.services}
+[services]
+{host.services}
 [backups]
 postgres = "{base}/backups/postgresql"
 redis = "{base}/backups/redis"

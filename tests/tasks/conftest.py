@@ -53,7 +53,7 @@ def interview(
 ) -> Iterator[Postgres]:
     """A database with the newest schema and some rows; dropped afterwards."""
     name = f"interview_{abs(hash(request.node.name)) % 10**8}"
-    postgres_server.sql(f"CREATE DATABASE {name} TEMPLATE {interview_template} OWNER grc_user")
+    postgres_server.copy_database(name, interview_template)
     yield postgres_server.block(name)
     postgres_server.drop_database(name)
 

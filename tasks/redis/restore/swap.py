@@ -32,7 +32,7 @@ from tasks.redis.server import (
     live_directory,
     loaded_keys,
 )
-from tasks.services import Stopped
+from tasks.services import Stopped, start_one
 
 SUPERSEDED = ".superseded_"
 STAMP = "%Y%m%d_%H%M%S"
@@ -78,7 +78,7 @@ def start_redis(block: Redis, services: Services) -> float:
         OpsError: it does not start, ends while it loads, or refuses the password.
     """
     started, start = time.monotonic(), _Start(block)
-    services.start(ROLE)
+    start_one(services, ROLE)
     until(start.is_done, what="loading", seconds=LOAD_SECONDS, hint=LOG)
     return time.monotonic() - started
 
