@@ -112,7 +112,10 @@ def engine(host: str, *, seconds: int = 0) -> Iterator[Any]:
         raise OpsError(f"Docker at {where} refuses: {words(error)}", "see what it says: journalctl -u docker") from None
     except (docker.errors.DockerException, RequestException, HTTPError) as error:
         raise _unreachable(where, error, silent) from None
-    except (KeyError, TypeError, AttributeError, ValueError) as error:  # its JSON has another shape
+    except Exception as error:
+        shape = isinstance(error, (KeyError, TypeError, AttributeError, ValueError))
+        if not shape and type(error) is not Exception:  # the SDK's own, where it can make nothing of an answer
+            raise
         told = f"{type(error).__name__} {excerpt(str(error))}"
         raise OpsError(f"what answers at {where} is no Docker that is known here: {told}",
                        "correct host under [docker], or look at the engine's version") from error  # fmt: skip

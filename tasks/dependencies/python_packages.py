@@ -63,8 +63,10 @@ def find_outdated_python(python: Path, seconds: float) -> Newer:
     with tempfile.TemporaryDirectory(prefix="ops-pip-") as folder:
         log = Path(folder, "log")
         done = pip(python, "--log", log, "list", "--outdated", "--format", "json", seconds=seconds)
+        rows = parsed("pip list --outdated", done.stdout, list)
+        if not log.exists():
+            raise OpsError("pip wrote no log: whether its index answered is not known", "run pip by hand")
         told = log.read_text(encoding="utf-8", errors="replace")
-    rows = parsed("pip list --outdated", done.stdout, list)
     with known_form("pip list --outdated"):
         found = tuple(Outdated(row["name"], row["version"], row["latest_version"]) for row in rows)
     missed = {name: "not in the index" if "404" in why else "no answer" for name, why in _NO_ANSWER.findall(told)}
@@ -103,8 +105,9 @@ def versions_of(python: Path, name: str, seconds: float) -> list[str]:
         raise OpsError(f"“{name[:40]}” is no package", "correct its name")
     try:
         done = pip(python, "index", "versions", name, seconds=seconds)
-    except CommandFailed:
-        raise OpsError(f"the index tells no versions of {name}", "see pip's index: pip index versions") from None
+    except CommandFailed as error:
+        raise OpsError(f"the index tells no versions of {name}: {error.message}",
+                       "see pip's index: pip index versions") from None  # fmt: skip
     return _listed(done, "Available versions:", "pip index versions")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ BODIES = {"garbage": b"hello", "half": b'{"Containers": [{"Id', "other": b'{"a":
 DOCKER = """
 [docker]
 host = "{host}"
-checkout = "{base}"
+checkout = "{base}/checkout"
 [docker.containers.backend]
 image = "grc-backend"
 dockerfile = "Dockerfile"
@@ -85,7 +86,12 @@ def described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
     monkeypatch.setattr(cloud, "READ_SECONDS", 1)
     monkeypatch.setattr(cloud, "ATTEMPTS", 1)
     monkeypatch.setattr(block, "CALL_SECONDS", 2)
-    (tmp_path / "Dockerfile").write_text("FROM debian:13\n")
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    (checkout / "Dockerfile").write_text("FROM debian:13\n")
+    git = ["git", "-C", str(checkout), "-c", "user.name=t", "-c", "user.email=t@localhost"]
+    for argv in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--message", "The application"]):
+        subprocess.run([*git, *argv], check=True)
     return lambda more: (tmp_path / "trial.toml").write_text(TOML.format(base=tmp_path) + more) and None
 
 
