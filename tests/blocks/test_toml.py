@@ -13,7 +13,8 @@ from prefect import flow
 
 from blocks import toml
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
-from blocks.services import SupervisorServices, SystemdServices
+from blocks.services import SupervisorServices
+from blocks.systemd import SystemdServices
 from runbook.errors import OpsError
 from runbook.target import Target
 
