@@ -16,7 +16,7 @@ from blocks.services import Services
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
 from runbook.wait import until
-from tasks.services import end_of_log
+from tasks.services import refuse_ended
 
 HEALTH_TIMEOUT_SECONDS = 3.0
 TIMEOUT_SECONDS = 30.0  # what has just come back answers slowly
@@ -85,7 +85,8 @@ def wait_healthy(
         problem = next(filter(None, (_problem(client, name, url) for name, url in urls)), "")
         good, last = (0, problem) if problem else (good + 1, last)
         if problem and services:
-            _refuse_ended(services)
+            for role in services.names.keys() & {"backend", "frontend"}:
+                refuse_ended(services, role)
         return good >= in_a_row
 
     with _client(HEALTH_TIMEOUT_SECONDS) as client:
@@ -97,13 +98,6 @@ def wait_healthy(
                 "look at the logs of backend and frontend, and at what the answer names",
             ) from None
     return Health(tuple(url for _, url in urls), good, time.monotonic() - started)
-
-
-def _refuse_ended(services: Services) -> None:
-    """A start is believed at once; what ends a moment later is found here."""
-    for role in ("backend", "frontend"):
-        if role in services.names and not (state := services.state(role)).comes_back:
-            raise OpsError(f"{role} has ended again: {state.told}", end_of_log(services, role))
 
 
 def _problem(client: httpx.Client, name: str, url: str) -> str:

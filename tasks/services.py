@@ -106,7 +106,7 @@ def _told(services: Services, role: str) -> Iterator[None]:
     except Unreachable:
         raise
     except OpsError as error:
-        raise OpsError(f"{role} does not start: {error.message}", end_of_log(services, role)) from None
+        raise OpsError(f"{role} does not start: {error.message}", _end_of_log(services, role)) from None
 
 
 def _prove(services: Services, role: str, *, running: bool, seconds: float = PROVE_SECONDS) -> None:
@@ -118,8 +118,17 @@ def _prove(services: Services, role: str, *, running: bool, seconds: float = PRO
         raise OpsError(f"{role} does not {wanted}: {error.message}", "look at its log and at its processes") from None
 
 
-def end_of_log(services: Services, role: str) -> str:
-    """For people: the last lines that it printed."""
+def refuse_ended(services: Services, role: str) -> None:
+    """A start is believed at once; what ends a moment later is found by whoever waits for its answer.
+
+    Raises:
+        OpsError: it has ended, and nothing starts it again.
+    """
+    if not (state := services.state(role)).comes_back:
+        raise OpsError(f"{role} has ended again: {state.told}", _end_of_log(services, role))
+
+
+def _end_of_log(services: Services, role: str) -> str:
     try:
         last = [line.strip() for line in services.logs(role, LOG_LINES).splitlines() if line.strip()]
     except OpsError:

@@ -32,7 +32,7 @@ from tasks.redis.server import (
     live_directory,
     loaded_keys,
 )
-from tasks.services import Stopped, start_one
+from tasks.services import Stopped, refuse_ended, start_one
 
 SUPERSEDED = ".superseded_"
 STAMP = "%Y%m%d_%H%M%S"
@@ -77,7 +77,7 @@ def start_redis(block: Redis, services: Services) -> float:
         Unreachable: it does not serve in time.
         OpsError: it does not start, ends while it loads, or refuses the password.
     """
-    started, start = time.monotonic(), _Start(block)
+    started, start = time.monotonic(), _Start(block, services)
     start_one(services, ROLE)
     until(start.is_done, what="loading", seconds=LOAD_SECONDS, hint=LOG)
     return time.monotonic() - started
@@ -86,8 +86,8 @@ def start_redis(block: Redis, services: Services) -> float:
 class _Start:
     """A server that comes up: it loads for as long as it takes, but does not die again and again meanwhile."""
 
-    def __init__(self, block: Redis) -> None:
-        self._block = block
+    def __init__(self, block: Redis, services: Services) -> None:
+        self._block, self._services = block, services
         self._lives = set[str]()
         self._silent_since = time.monotonic()
 
@@ -95,15 +95,19 @@ class _Start:
         """Whether it serves.
 
         Raises:
-            OpsError: it does not answer for a minute, ends while it loads, or refuses the password.
+            OpsError: it does not answer for a minute, ends while it loads or for good, or refuses the password.
         """
         with contextlib.closing(at_once(self._block.client())) as client:
             try:
                 info = client.info()  # also while it loads
             except redis.RedisError as error:
                 refused = self._block.refused(error)
-                if isinstance(refused, Unreachable) and time.monotonic() - self._silent_since > SERVE_SECONDS:
-                    raise OpsError(f"Redis does not answer for {SERVE_SECONDS:.0f} s after its start", LOG) from None
+                if isinstance(refused, Unreachable):
+                    refuse_ended(self._services, ROLE)
+                    if time.monotonic() - self._silent_since > SERVE_SECONDS:
+                        raise OpsError(
+                            f"Redis does not answer for {SERVE_SECONDS:.0f} s after its start", LOG
+                        ) from None
                 raise refused from None
         self._silent_since = time.monotonic()
         self._lives.add(str(info["run_id"]))
