@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from pydantic import SecretStr
 
@@ -38,6 +39,11 @@ command = {python} -u -c "import time; [print('候補者の行', n) for n in ran
 autostart = false
 startsecs = 0
 stdout_logfile = {root}/backend.log
+[program:crashing]
+command = {python} -c "import time; time.sleep(0.5); raise SystemExit(1)"
+autostart = false
+startsecs = 0
+stdout_logfile = {root}/crashing.log
 [program:broken]
 command = {python} -c "raise SystemExit(1)"
 autostart = false
@@ -53,7 +59,7 @@ def supervisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SupervisorS
     user = "user = root" if os.geteuid() == 0 else ""
     text = SUPERVISORD.format(root=root, port=port, python=sys.executable, user=user, password=PASSWORD)
     (root / "supervisord.conf").write_text(text)
-    names = {"backend": "grc-backend", "frontend": "broken", "redis": "no-such-program"}
+    names = {"backend": "grc-backend", "frontend": "broken", "redis": "no-such-program", "standby": "crashing"}
     services = SupervisorServices(
         names=names, url=f"http://127.0.0.1:{port}", username="ops", password=SecretStr(PASSWORD)
     )
@@ -95,6 +101,16 @@ def test_whether_it_comes_back(supervisor: SupervisorServices) -> None:
     supervisor.start("frontend")
     until(lambda: supervisor.state("frontend").told == "FATAL", what="that it is given up", seconds=120)
     assert supervisor.state("frontend").comes_back is False
+
+
+def test_what_crashes_again_and_again_stays_stopped(supervisor: SupervisorServices) -> None:
+    """Between two starts it is EXITED: supervisord has nothing to stop, and starts it again when it is asked next."""
+    for _ in range(3):
+        supervisor.start("standby")
+        pid = supervisor.state("standby").pid
+        until(lambda pid=pid: not psutil.pid_exists(pid), what="its crash", seconds=120, every_seconds=0.01)
+        supervisor.stop("standby")
+        assert supervisor.state("standby").told == "STOPPED"
 
 
 def test_a_service_that_never_ran_has_no_log(supervisor: SupervisorServices) -> None:
