@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import socket
 import sys
@@ -14,6 +15,7 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
+from blocks import services
 from blocks.services import SupervisorServices, SystemdServices
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable
@@ -40,7 +42,7 @@ autostart = false
 startsecs = 0
 stdout_logfile = {root}/backend.log
 [program:crashing]
-command = {python} -c "import time; time.sleep(0.5); raise SystemExit(1)"
+command = {python} -c "import time; time.sleep(2); raise SystemExit(1)"
 autostart = false
 startsecs = 0
 stdout_logfile = {root}/crashing.log
@@ -103,14 +105,27 @@ def test_whether_it_comes_back(supervisor: SupervisorServices) -> None:
     assert supervisor.state("frontend").comes_back is False
 
 
-def test_what_crashes_again_and_again_stays_stopped(supervisor: SupervisorServices) -> None:
-    """Between two starts it is EXITED: supervisord has nothing to stop, and starts it again when it is asked next."""
-    for _ in range(3):
-        supervisor.start("standby")
-        pid = supervisor.state("standby").pid
-        until(lambda pid=pid: not psutil.pid_exists(pid), what="its crash", seconds=120, every_seconds=0.01)
-        supervisor.stop("standby")
-        assert supervisor.state("standby").told == "STOPPED"
+def test_what_crashes_again_and_again_stays_stopped(
+    supervisor: SupervisorServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It crashes when supervisord has the connection and not the request yet: there is nothing to stop, and it is
+    started again."""
+    supervisor.start("standby")
+    pid, make = supervisor.state("standby").pid, services._Transport.make_connection
+    late = list[int]()
+
+    def crashes_meanwhile(self: services._Transport, host: object) -> http.client.HTTPConnection:
+        connection = make(self, host)
+        if not late:
+            late.append(pid)
+            connection.connect()
+            until(lambda: not psutil.pid_exists(pid), what="its crash", seconds=120, every_seconds=0.01)
+        return connection
+
+    monkeypatch.setattr(services._Transport, "make_connection", crashes_meanwhile)
+    supervisor.stop("standby")
+    assert late == [pid]
+    assert supervisor.state("standby").told == "STOPPED"
 
 
 def test_a_service_that_never_ran_has_no_log(supervisor: SupervisorServices) -> None:
