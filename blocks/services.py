@@ -17,6 +17,7 @@ from pydantic import Field, SecretStr
 
 from blocks.docker import engine
 from runbook.errors import OpsError, Unreachable
+from runbook.wait import until
 
 Role = Literal["postgres", "standby", "receiver", "archiver", "redis", "backend", "frontend"]
 ROLES: tuple[Role, ...] = ("postgres", "standby", "receiver", "archiver", "redis", "backend", "frontend")
@@ -161,8 +162,15 @@ class SupervisorServices(Services):
         self._call("startProcess", self.name_of(role), False, ignore=ALREADY_STARTED)
 
     def stop(self, role: str) -> None:
-        """`supervisor.stopProcess`, waiting."""
-        self._call("stopProcess", self.name_of(role), True, ignore=NOT_RUNNING)
+        """`supervisor.stopProcess`, waiting. What has just exited is not running, and is started again at once: it is
+        stopped when it is."""
+
+        def stopped() -> bool:
+            self._call("stopProcess", self.name_of(role), True, ignore=NOT_RUNNING)
+            return not self.state(role).comes_back
+
+        if not stopped():
+            until(stopped, what=f"the end of {role}", seconds=CALL_SECONDS, every_seconds=0.1)
 
     def is_running(self, role: str) -> bool:
         """Whether supervisord says RUNNING."""

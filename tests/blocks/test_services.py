@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import socket
 import sys
@@ -10,9 +11,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from pydantic import SecretStr
 
+from blocks import services
 from blocks.services import SupervisorServices
 from blocks.systemd import SystemdServices
 from runbook import shell
@@ -39,6 +42,11 @@ command = {python} -u -c "import time; [print('候補者の行', n) for n in ran
 autostart = false
 startsecs = 0
 stdout_logfile = {root}/backend.log
+[program:crashing]
+command = {python} -c "import time; time.sleep(2); raise SystemExit(1)"
+autostart = false
+startsecs = 0
+stdout_logfile = {root}/crashing.log
 [program:broken]
 command = {python} -c "raise SystemExit(1)"
 autostart = false
@@ -54,7 +62,7 @@ def supervisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SupervisorS
     user = "user = root" if os.geteuid() == 0 else ""
     text = SUPERVISORD.format(root=root, port=port, python=sys.executable, user=user, password=PASSWORD)
     (root / "supervisord.conf").write_text(text)
-    names = {"backend": "grc-backend", "frontend": "broken", "redis": "no-such-program"}
+    names = {"backend": "grc-backend", "frontend": "broken", "redis": "no-such-program", "standby": "crashing"}
     services = SupervisorServices(
         names=names, url=f"http://127.0.0.1:{port}", username="ops", password=SecretStr(PASSWORD)
     )
@@ -96,6 +104,29 @@ def test_whether_it_comes_back(supervisor: SupervisorServices) -> None:
     supervisor.start("frontend")
     until(lambda: supervisor.state("frontend").told == "FATAL", what="that it is given up", seconds=120)
     assert supervisor.state("frontend").comes_back is False
+
+
+def test_what_crashes_again_and_again_stays_stopped(
+    supervisor: SupervisorServices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It crashes when supervisord has the connection and not the request yet: there is nothing to stop, and it is
+    started again."""
+    supervisor.start("standby")
+    pid, make = supervisor.state("standby").pid, services._Transport.make_connection
+    late = list[int]()
+
+    def crashes_meanwhile(self: services._Transport, host: object) -> http.client.HTTPConnection:
+        connection = make(self, host)
+        if not late:
+            late.append(pid)
+            connection.connect()
+            until(lambda: not psutil.pid_exists(pid), what="its crash", seconds=120, every_seconds=0.01)
+        return connection
+
+    monkeypatch.setattr(services._Transport, "make_connection", crashes_meanwhile)
+    supervisor.stop("standby")
+    assert late == [pid]
+    assert supervisor.state("standby").told == "STOPPED"
 
 
 def test_a_service_that_never_ran_has_no_log(supervisor: SupervisorServices) -> None:

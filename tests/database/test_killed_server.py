@@ -131,6 +131,11 @@ def good(call: Call) -> Report:
     return report
 
 
+def names(report: Report) -> list[str]:
+    """Of its findings; how many sessions there are, which some of them say, is another number a moment later."""
+    return [re.sub(r"\d+", "N", found.name) for found in report.findings]
+
+
 CHECKS: dict[str, Call] = {
     "check-autovacuum": lambda: check_autovacuum.fn(NAME),
     "check-indexes": lambda: check_indexes.fn(NAME),
@@ -153,7 +158,7 @@ def test_a_check_fails_clearly_and_works_when_the_server_is_back(name: str, prox
     proxy.arm(Kill(0, comes_back=True))
     again = good(call)
     assert proxy.killed.is_set()
-    assert [found.name for found in again.findings] == [found.name for found in before.findings], "it asked once more"
+    assert names(again) == names(before), "it asked once more"
 
 
 UPKEEP: dict[str, tuple[Call, Kill]] = {
