@@ -91,7 +91,7 @@ def test_hooks_are_merged_run_and_installed(tools: Checkout) -> None:
     assert list(read_hooks(text)) == ["no-secrets", "ruff", "ruff-format", "eslint"]
     assert "import os" not in tools.git("show", f"{BRANCH}:{PYTHON_FILE}")
     assert tools.git("log", "--format=%s", f"main..{BRANCH}").splitlines()[0] == "What the hooks repaired"
-    assert finding(plan, "hooks on all files").startswith("WARN: failed: ruff, eslint")
+    assert finding(plan, "hooks on all files").startswith("WARN: failed: ruff check, eslint")
     with pytest.raises(NotConfirmed):
         install_pre_commit.fn(NAME, confirm="production")
     report = install_pre_commit.fn(NAME, confirm=NAME)
