@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +21,7 @@ from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
 from tasks.code import hooks
 from tasks.code.hooks import FILE, IDS, INSTALL, Place
-from tasks.programs import answer, find_program, python_program, web_program
+from tasks.programs import answer, python_program, web_program
 from tasks.worktree import Worktree, bring_packages, git, inside, sweep, worktree
 
 BRANCH = "ops/pre-commit"
@@ -166,9 +167,12 @@ def _judge(report: Report, ended: Mapping[str, str]) -> None:
 def _bring_ruff(application: Application, tree: Worktree) -> None:
     """A hook names ruff by its place in the checkout: there the worktree leads to the live environment. Else by its
     name: it must be on PATH, of whoever commits too."""
-    environment = python_program(application, "ruff").parent.parent
+    ruff = python_program(application, "ruff")
+    environment = ruff.parent.parent
     if not environment.is_relative_to(tree.repository):
-        find_program("ruff")
+        if not shutil.which("ruff"):
+            raise OpsError(f"ruff is not on PATH, only at {ruff}", "hooks call it by its name: put it on the PATH of "
+                           "this worker, and of whoever commits")  # fmt: skip
         return
     there = tree.directory / environment.relative_to(tree.repository)
     if not there.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,7 +85,9 @@ def test_the_checkout_is_what_runs_and_pins_what_it_imports(lab: Lab, checkout: 
     assert {"fastapi", "sqlalchemy", "redis", "uvicorn"} < imported & pinned
 
 
-def test_packages_are_installed_by_the_runbook_and_everything_passes(lab: Lab, checkout: Checkout, node: Path) -> None:
+def test_packages_are_installed_by_the_runbook_and_everything_passes(
+    lab: Lab, checkout: Checkout, node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     report = critical(check_types, lab.name)
     assert finding(report, "mypy").startswith("OK: 0 errors, 0 warnings in 18 files")
     assert finding(report, "tsc").startswith("CRITICAL: tsc is not installed — add typescript")
@@ -95,6 +98,12 @@ def test_packages_are_installed_by_the_runbook_and_everything_passes(lab: Lab, c
     assert "are as locked" in done.outcome
     assert check_types.fn(lab.name).status is Status.OK
     assert lint_code.fn(lab.name).status is Status.OK
+    path = [each for each in os.environ["PATH"].split(os.pathsep) if not Path(each, "ruff").exists()]
+    monkeypatch.setenv("PATH", os.pathsep.join(path))
+    unknown = critical(install_pre_commit, lab.name, origin="local").sentence()
+    assert "ruff is not on PATH" in unknown
+    assert "of whoever commits" in unknown
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), *path]))
     hooks = install_pre_commit.fn(lab.name, origin="local")
     assert hooks.status is Status.PLANNED, hooks.sentence()
     assert finding(hooks, "hooks on all files").startswith("OK: 3 ran")

@@ -41,6 +41,8 @@ def services(tmp_path: Path) -> Iterator[SupervisorServices]:
     (tmp_path / "program.py").write_text(PROGRAM)
     sections = [f"[inet_http_server]\nport=127.0.0.1:{port}\nusername=ops\npassword={PASSWORD}\n"]
     sections.append(f"[supervisord]\nnodaemon=true\nlogfile={tmp_path}/s.log\npidfile={tmp_path}/s.pid\nuser=root\n")
+    # Where all of a machine's supervisords have it, each removes the others' logs when it starts.
+    sections.append(f"childlogdir={tmp_path}\n")
     sections.append(
         "[rpcinterface:supervisor]\nsupervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n"
     )
