@@ -49,7 +49,13 @@ def python_program(application: Application, name: str) -> Path:
 def web_program(web: Path, name: str) -> Path:
     """One of the workspace's packages. It runs on node, which must be on PATH."""
     find_program("node")
-    return find_program(name, web / "node_modules" / ".bin")
+    try:
+        return find_program(name, web / "node_modules" / ".bin")
+    except OpsError:
+        if (web / "node_modules").is_dir():
+            raise
+        raise OpsError(f"{name} is not installed: {web} has no node_modules",
+                       "launch reinstall-dependencies with parts=web, or run pnpm install there") from None  # fmt: skip
 
 
 def answer(
