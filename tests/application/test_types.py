@@ -106,5 +106,5 @@ def test_what_is_not_installed_is_told_and_the_rest_goes_on(
     assert "node is not installed — install Node.js" in finding(failed(tools=("tsc",)), "tsc")
     (folder / "node").symlink_to(at)
     report = failed()
-    assert "tsc is not installed — add typescript" in finding(report, "tsc")
+    assert "node_modules — launch reinstall-dependencies with parts=web" in finding(report, "tsc")
     assert finding(report, "mypy").startswith("OK")
