@@ -43,7 +43,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: lint test test-matrix test-matrix-installed test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
+.PHONY: lint test test-matrix test-matrix-brief test-matrix-installed test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
 .PHONY: test-system soak lock
 
 # The newest failures first: style, types, layers; then everything else on two workers.
@@ -64,8 +64,16 @@ MATRIX_17 := $(MATRIX_16)
 ONCE := killed_server write_load stores memory copies waiting migrations_states migrations_elsewhere migrations_create
 ONCE_REDIS := cache_meanwhile memory_scale overrides refusals
 ONCE_15 := $(ONCE)
+# Of these, what backups and restores stand on: CI, which has 45 minutes, runs it after `make test`.
+BRIEF := $(CORE) $(patsubst %,tests/database/test_%.py,backup base_backup restore verify_and_prune)
+BRIEF_REDIS := $(patsubst %,tests/redis/test_%.py,restore aof_backup persistence verification) tests/recovery/test_redis_failover.py
+MATRIX_REDIS := tests/redis tests/recovery/test_redis_failover.py
 
 test-matrix: test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
+
+test-matrix-brief:
+	@$(MAKE) --no-print-directory test-matrix MATRIX_15="$(BRIEF)" MATRIX_16="$(CORE)" MATRIX_17="$(BRIEF)" \
+	  MATRIX_REDIS="$(BRIEF_REDIS)"
 
 test-matrix-installed: $(INSTALLED)
 	@$(BIN)/python -m tests.matrix.versions
@@ -76,7 +84,7 @@ test-matrix-15 test-matrix-16 test-matrix-17: test-matrix-%: test-matrix-install
 
 test-matrix-redis: $(INSTALLED)
 	@tests/matrix/install-redis
-	@OPS_TEST_REDIS=8 $(BIN)/python -m pytest tests/redis tests/recovery/test_redis_failover.py -n 4 --dist loadfile \
+	@OPS_TEST_REDIS=8 $(BIN)/python -m pytest $(MATRIX_REDIS) -n 4 --dist loadfile \
 	  -m "not system and not soak" -k "not killed" $(patsubst %,--ignore=tests/redis/test_%.py,$(ONCE_REDIS))
 
 test-system: $(INSTALLED)
