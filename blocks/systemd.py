@@ -73,7 +73,8 @@ class SystemdServices(Services):
         """The unit that has the role's process."""
         name = self.name_of(role)
         found = self._shown(name)
-        parts = found.get("ConsistsOf", "").split()
+        instance = name.removesuffix(".service") + "@"
+        parts = [part for part in found.get("ConsistsOf", "").split() if part.startswith(instance)]
         if not parts or (found.get("Type"), found.get("RemainAfterExit")) != ("oneshot", "yes"):
             return name
         if len(parts) > 1:

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
 
 _REASON = "Error message from server: "  # pg_dump's, behind an error that says no more than that a call failed
-_LOGIN = re.compile(r"(https?://)[^/\s@]+@")
-_PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]*://[^/\s:@]*:)[^/\s@]+@", re.IGNORECASE)
+# A quotation mark or a question mark ends an address's host: what follows may be somebody's e-mail address.
+_LOGIN = re.compile(r"(https?://)[^/\s@\"?]+@")
+_PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://[^/\s:@\"?]*:)[^/\s@\"?]+@", re.IGNORECASE)
 
 
 def without_logins(text: str) -> str:

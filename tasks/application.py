@@ -85,7 +85,7 @@ def wait_healthy(
         problem = next(filter(None, (_problem(client, name, url) for name, url in urls)), "")
         good, last = (0, problem) if problem else (good + 1, last)
         if problem and services:
-            for role in services.names.keys() & {"backend", "frontend"}:
+            for role in services.names.keys() & {name for name, _ in urls}:
                 refuse_ended(services, role)
         return good >= in_a_row
 

@@ -124,7 +124,11 @@ def refuse_ended(services: Services, role: str) -> None:
     Raises:
         OpsError: it has ended, and nothing starts it again.
     """
-    if not (state := services.state(role)).comes_back:
+    try:
+        state = services.state(role)
+    except OpsError:  # its manager does not answer, which tells nothing of the service
+        return
+    if not state.comes_back:
         raise OpsError(f"{role} has ended again: {state.told}", _end_of_log(services, role))
 
 

@@ -165,8 +165,8 @@ def settle(report: Report, permit: Permit, env: Environment, pair: Pair, after: 
     wal = pair.wal
     made = make_slots.after(after)(pair.new, [wal.slot if wal else "", pair.old.slot])
     if wal and wal.service in env.services.names:
-        start_receiver.after(made)(env.services, wal.service)
-        tell_receiver(report, pair.new, wal)
+        refused = start_receiver.after(made)(env.services, wal.service)
+        tell_receiver(report, pair.new, wal, 0 if refused else ATTACH_SECONDS)
     if not commits_return(pair.new, RETURN_SECONDS):
         found = read_synchrony.after(made)(pair.new)
         commit_alone.after(found)(permit, pair.new)
@@ -177,9 +177,9 @@ def settle(report: Report, permit: Permit, env: Environment, pair: Pair, after: 
                     expected=found.names)  # fmt: skip
 
 
-def tell_receiver(report: Report, primary: Postgres, wal: Wal) -> None:
-    """Whether it streams from the primary within `ATTACH_SECONDS`."""
-    attached = wait_for_stream(primary, wal.name, ATTACH_SECONDS)
+def tell_receiver(report: Report, primary: Postgres, wal: Wal, seconds: float = ATTACH_SECONDS) -> None:
+    """Whether it streams from the primary within so many seconds."""
+    attached = wait_for_stream(primary, wal.name, seconds)
     told = f"{wal.name} {'streams' if attached else 'does not stream'} from {address(primary)}"
     hint = "look at its log; its connection string must name both servers, with target_session_attrs=primary"
     report.expect("WAL receiver", attached, hint, value=told, expected="streaming", otherwise=Status.WARN)

@@ -6,6 +6,7 @@ https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATIO
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import LiteralString
 
 from blocks.postgres import Postgres, execute
 from runbook.errors import OpsError, Unreachable
@@ -15,7 +16,7 @@ from runbook.wait import until
 from tasks.postgres.replication import parse_sync_names
 
 ALONE = "let commits wait for no standby on"
-RELOAD_SECONDS = 60.0
+RELOAD_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,13 @@ def commit_alone(permit: Permit, postgres: Postgres) -> Synchrony:
         OpsError: something above ALTER SYSTEM sets it.
     """
     permit.require(ALONE, address(postgres))
-    with postgres.connect() as connection:
-        execute(connection, "ALTER SYSTEM SET synchronous_standby_names = ''")
-        execute(connection, "SELECT pg_reload_conf()")
-    try:
-        until(lambda: not synchrony(postgres).needed, what="the reload", seconds=RELOAD_SECONDS)
-    except Unreachable as error:
+    _reload(postgres, "ALTER SYSTEM SET synchronous_standby_names = ''")
+    if (found := synchrony(postgres)).needed:
         raise OpsError(
-            f"synchronous_standby_names of {address(postgres)} stays as it is: {error.message}",
+            f"synchronous_standby_names of {address(postgres)} stays as it is: {found.names}",
             "it stands on the server's command line: take it out there, and restart the server",
-        ) from None
-    return synchrony(postgres)
+        )
+    return found
 
 
 @action(idempotent=True)
@@ -86,18 +83,29 @@ def commit_together(postgres: Postgres) -> Synchrony:
     standby too: a copy that was taken meanwhile has the override, and would go on alone after its promotion.
 
     Raises:
-        Unreachable: the server is down, or does not read its configuration again.
+        Unreachable: the server is down.
+        OpsError: it does not read its configuration again.
     """
-    with postgres.connect() as connection:
-        before = execute(connection, _LOADED)
-        execute(connection, "ALTER SYSTEM RESET synchronous_standby_names")
-        execute(connection, "SELECT pg_reload_conf()")
-        until(lambda: execute(connection, _LOADED) != before, what="the reload", seconds=RELOAD_SECONDS)
+    _reload(postgres, "ALTER SYSTEM RESET synchronous_standby_names")
     return synchrony(postgres)
 
 
 _LOADED = "SELECT pg_conf_load_time()"
 """Of this session, to which the server passes the reload on when it has read the files itself."""
+
+
+def _reload(postgres: Postgres, change: LiteralString) -> None:
+    with postgres.connect() as connection:
+        before = execute(connection, _LOADED)
+        execute(connection, change)
+        execute(connection, "SELECT pg_reload_conf()")
+        try:
+            until(lambda: execute(connection, _LOADED) != before, what="the reload", seconds=RELOAD_SECONDS)
+        except Unreachable as error:
+            raise OpsError(
+                f"{address(postgres)} does not read its configuration: {error.message}",
+                "look at pg_file_settings: a line with an error keeps all others from being applied",
+            ) from None
 
 
 def address(postgres: Postgres) -> str:

@@ -113,6 +113,11 @@ def test_nobody_waits_for_the_health_of_what_has_ended(services: SupervisorServi
     start_services(services, ["backend"])
     with pytest.raises(OpsError, match="not healthy after 1 s: backend at .* does not answer"):
         wait_healthy(application, seconds=1, services=services)
+    stop_services(services, ["frontend"])  # nobody asks for it
+    silent = services.model_copy(update={"url": f"http://127.0.0.1:{free_port()}"})  # no word of the service
+    for manager in (services, silent):
+        with pytest.raises(OpsError, match="not healthy after 1 s: backend at .* does not answer"):
+            wait_healthy(application, seconds=1, services=manager)
 
 
 def test_a_role_without_a_service_and_a_dead_supervisor(services: SupervisorServices) -> None:

@@ -8,7 +8,6 @@ from blocks.postgres import Postgres
 from runbook.errors import NotConfirmed, OpsError
 from runbook.permit import Act, Permit
 from runbook.wait import until
-from tasks.postgres import synchronous
 from tasks.postgres.synchronous import ALONE, Synchrony, address, commit_alone, commit_together, read_synchrony
 from tests.clusters import Cluster
 from tests.servers import running_postgres
@@ -56,8 +55,7 @@ def test_a_commit_that_waits_returns_when_commits_wait_for_nobody_and_later_ones
     assert writes.lost(cluster.sql("postgres", "SELECT id FROM writes")) == set()
 
 
-def test_what_stands_above_alter_system_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synchronous, "RELOAD_SECONDS", 1.0)
+def test_what_stands_above_alter_system_is_said() -> None:
     with running_postgres(settings=("synchronous_standby_names=nobody",)) as server:
         primary = server.block("postgres")
         assert read_synchrony.work(primary) == Synchrony("nobody", 1, ())
