@@ -28,11 +28,12 @@ from lab.valkey import MASTER
 from runbook.containment import Contained
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
+from tasks.releases.release import RELEASE
 
 SETTLING_SECONDS = 300
 REDIS_DATABASES = 16
 # A backup's, a restore's or a failover's: named in its report, and away with `discard-superseded`.
-_KEPT_ASIDE = re.compile(r"(__old_|\.superseded_)\d{8}")
+_KEPT_ASIDE = re.compile(r"(__old_|\.superseded_)\d{8}|\.diverged_")
 # Where the reports are: the chain, what a frequent check counts, locks that nobody holds (their text is looked at).
 _REPORTS_OWN = (".chain-", ".same-", ".lock-")
 # Written anew by the servers themselves at every start and failover.
@@ -108,7 +109,10 @@ def _of_files(lab: Services) -> Iterator[str]:
             yield from (f"{path} is there" for path in directory.glob("*") if not path.name.endswith(".pid"))
         for path in (*layout.application.rglob("*"), *layout.etc.rglob("*"), layout.endpoint):
             if path.is_file() and path.suffix != ".pyc" and not _REWRITTEN.fullmatch(path.name):
-                yield f"{path} has the content {hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+                content = path.read_bytes()
+                if path.name == RELEASE:  # by whatever name it was deployed
+                    content = content.split()[-1]
+                yield f"{path} has the content {hashlib.sha256(content).hexdigest()[:12]}"
         for path in layout.reports.glob(".*"):
             if not path.name.startswith(_REPORTS_OWN) or (path.name.startswith(".lock-") and path.read_text()):
                 yield f"{path} is there, or is not empty"
