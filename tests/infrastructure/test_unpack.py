@@ -122,3 +122,19 @@ def test_what_cannot_be_deployed_is_refused_before_anything_stops(served: Served
     assert "trial has no way to deploy" in deployed("main").sentence()
     assert served.supervisor.services()["grc-backend"].pid == pid
     assert served.left() == []
+
+
+def test_a_copy_that_was_half_removed_is_never_the_way_back(served: Served) -> None:
+    served.release("v2", '"one"', '"two"')
+    killed("v2", "release: copy of before renamed")
+    assert served.left() == ["live.release-before.gone"]
+    (served.base / "live.release-before.gone/backend/kit_server.py").unlink()
+    served.release("v3", *BROKEN)
+    assert deployed("v3").status is Status.CRITICAL
+    assert (served.answer()["greeting"], served.left()) == ("two", [])
+    killed("v3", "before start_services")
+    (served.base / "live.release-before/backend/requirements.txt").unlink()
+    report = deployed("v3")
+    assert "has lost backend/requirements.txt" in bad(report)["what was before runs again"]
+    assert (served.live / "backend/requirements.txt").is_file()
+    assert served.left() == ["live.release-before"], "a way back that was not gone stays"
