@@ -135,7 +135,7 @@ def _swap(release: Release) -> None:
     place = _next(release.directory)
     with told(release.directory):
         for part in (*release.parts, RELEASE):
-            if (place / part).exists():
+            if os.path.lexists(place / part):
                 _replace(place / part, release.directory / part)
             failpoint(f"release: {Path(part).name} replaced")
         shutil.rmtree(place, ignore_errors=True)
@@ -144,9 +144,9 @@ def _swap(release: Release) -> None:
 def _copy(source: Path, target: Path) -> None:
     """A part, where there is one."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    if source.is_dir():
+    if source.is_dir() and not source.is_symlink():
         shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    elif source.exists():
+    elif os.path.lexists(source):
         shutil.copy2(source, target, follow_symlinks=False)
 
 
@@ -155,7 +155,7 @@ def _replace(fresh: Path, live: Path) -> None:
     old = live.with_name(f".{live.name}.old")
     _remove(old)
     live.parent.mkdir(parents=True, exist_ok=True)
-    if live.exists():
+    if os.path.lexists(live):
         live.rename(old)
     fresh.rename(live)
     _remove(old)

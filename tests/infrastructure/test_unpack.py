@@ -138,3 +138,29 @@ def test_a_copy_that_was_half_removed_is_never_the_way_back(served: Served) -> N
     assert "has lost backend/requirements.txt" in bad(report)["what was before runs again"]
     assert (served.live / "backend/requirements.txt").is_file()
     assert served.left() == ["live.release-before"], "a way back that was not gone stays"
+
+
+def test_no_part_of_a_release_is_left_out_untold(served: Served) -> None:
+    lock = served.root / "backend/requirements.lock"
+    (served.root / ".gitattributes").write_text("backend/requirements.lock export-ignore\n")
+    served.git("add", "--all")
+    served.release("v2", '"one"', '"two"')
+    assert "git leaves backend/requirements.lock out" in deployed("v2").sentence()
+    (served.root / ".gitattributes").write_text("")
+    served.describe(IN_GIT.replace('requirements_lock = "requirements.lock"', ""))
+    lock.unlink()
+    lock.symlink_to("nowhere")
+    served.release("v3", '"two"', '"three"')
+    assert bad(deployed("v3")) == {}
+    assert str((served.live / "backend/requirements.lock").readlink()) == "nowhere"
+    lock.unlink()
+    lock.symlink_to("elsewhere")
+    served.release("v4", *BROKEN)
+    assert deployed("v4").status is Status.CRITICAL
+    assert (str((served.live / "backend/requirements.lock").readlink()), served.left()) == ("nowhere", [])
+    assert served.answer()["greeting"] == "three"
+    lock.unlink()
+    head = served.git("rev-parse", "HEAD").strip()
+    served.git("update-index", "--add", "--cacheinfo", f"160000,{head},backend/requirements.lock")
+    served.git("commit", "--quiet", "--message", "A submodule")
+    assert "has submodules, which are not unpacked: backend/requirements.lock" in deployed("main").sentence()
