@@ -19,6 +19,7 @@ from tasks.packages import venv
 from tasks.packages.modules import REINSTALL
 from tasks.releases.packages import find_packages_behind, kept_venv
 from tasks.releases.release import Live, Release, find_differences, find_release, read_live
+from tasks.releases.strangers import find_strangers, require_outside
 from tasks.releases.unpacking import drop_before, keep_before, put_before_back, swap_release, unpack_release
 from tasks.services import read_services, start_services, stop_services
 from tasks.worktree import git, inside
@@ -64,8 +65,17 @@ class Unpack:
         return self.env.services_in(SERVICES)
 
     def plan(self, report: Report) -> list[Act]:
-        """What is there, what would be done; returns what has to be permitted."""
+        """What is there, what would be done; returns what has to be permitted.
+
+        Raises:
+            OpsError: the application's environment file or its Python would be replaced.
+        """
+        require_outside(self.env.application, self.release)
         self._tell(report)
+        if strangers := find_strangers(self.release, self.now):
+            report.expect("files that no commit has", False,
+                          "move them out of the release's parts, or take the part off [application] release",
+                          value=f"{len(strangers)} would be lost: {', '.join(strangers[:3])}")  # fmt: skip
         report.plan("unpack", f"{self.release.act.target}: {', '.join(self.release.parts)}")
         acts = [self.release.act]
         if packages := self._plan_packages(report):

@@ -164,3 +164,33 @@ def test_no_part_of_a_release_is_left_out_untold(served: Served) -> None:
     served.git("update-index", "--add", "--cacheinfo", f"160000,{head},backend/requirements.lock")
     served.git("commit", "--quiet", "--message", "A submodule")
     assert "has submodules, which are not unpacked: backend/requirements.lock" in deployed("main").sentence()
+
+
+def test_what_no_commit_has_is_not_replaced(served: Served) -> None:
+    path = served.base / "trial.toml"
+    (served.root / "backend/app/one").mkdir(parents=True)
+    (served.root / "backend/app/one/page").write_text("1")
+    served.git("add", "--all")
+    described = path.read_text().replace('"backend/requirements.txt"', '"backend/requirements.txt", "backend/app"')
+    path.write_text(described)
+    served.release("v2", '"one"', '"two"')
+    assert bad(deployed("v2")) == {}
+    served.git("rm", "--quiet", "-r", "backend/app/one")
+    (served.root / "backend/app/other").write_text("2")
+    served.git("add", "--all")
+    served.release("v3", '"two"', '"three"')
+    (served.live / "backend/app/__pycache__").mkdir()
+    (served.live / "backend/app/__pycache__/page.pyc").write_text("compiled")
+    (served.live / "backend/app/one/upload").write_text("a user's")
+    report = deployed("v3")
+    assert bad(report) == {"files that no commit has": "1 would be lost: backend/app/one/upload"}
+    assert "move them out" in report.sentence()
+    (served.live / "backend/app/one/upload").unlink()
+    path.write_text(described.replace("\nurl =", f'\nenv_file = "{served.live}/backend/app/.env"\nurl ='))
+    assert "backend/app/.env is under backend/app, which a release replaces" in deployed("v3").sentence()
+    path.write_text(described.replace('"backend/app"', '"backend"'))
+    assert "venv/bin/python is under backend, which" in deployed("v3").sentence()
+    assert (served.answer()["greeting"], served.left()) == ("two", [])
+    path.write_text(described)
+    assert bad(deployed("v3")) == {}
+    assert sorted(one.name for one in (served.live / "backend/app").iterdir()) == ["other"]
