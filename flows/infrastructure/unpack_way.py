@@ -17,7 +17,7 @@ from tasks.application import wait_healthy
 from tasks.logs.masking import masked
 from tasks.packages import venv
 from tasks.packages.modules import REINSTALL
-from tasks.releases.packages import find_packages_behind, kept_venv
+from tasks.releases.packages import find_packages_behind, kept_venv, require_venv
 from tasks.releases.release import Live, Release, find_differences, find_release, read_live
 from tasks.releases.strangers import find_strangers, require_outside
 from tasks.releases.unpacking import drop_before, keep_before, put_before_back, swap_release, unpack_release
@@ -148,7 +148,7 @@ class Unpack:
     def _build_packages(self, permit: Permit, report: Report, place: Path) -> Path:
         """An environment beside the live one, by the release's own lock file."""
         application = self.env.application
-        venv.settle_venv(permit, application)
+        venv.settle_venv(permit, application, kept_venv(application, self.release))
         backend = place / inside(self.release.repository, application.source)
         unpacked = application.model_copy(update={"backend_directory": str(backend)})
         return venv.build_venv(permit, unpacked, venv.read_lock(unpacked), report.started, PACKAGE_SECONDS)
@@ -206,6 +206,7 @@ class Unpack:
             if kept := kept_venv(application, self.release):
                 venv.return_venv(permit, application, kept)
             start_services(services, self.roles)
+            require_venv(application, self.release)
             self._prove(report, max(self.seconds, BACK_SECONDS))
             drop_before(permit, self.release)
             report.state = None

@@ -83,9 +83,9 @@ def read_lock(application: Application) -> Lock:
 
 
 @action(idempotent=True)
-def settle_venv(permit: Permit, application: Application) -> str:
-    """Bring what an earlier run left to an end, and remove old environments that nobody runs from; returns what was
-    done."""
+def settle_venv(permit: Permit, application: Application, keep: Path | None = None) -> str:
+    """Bring what an earlier run left to an end, and remove old environments that nobody runs from, but not `keep`;
+    returns what was done."""
     venv = venv_of(application)
     permit.require(REINSTALL, str(venv))
     old = venv.with_name(f"{venv.name}-old")
@@ -94,7 +94,7 @@ def settle_venv(permit: Permit, application: Application) -> str:
         old.rename(venv)
         return "the old environment is back in its place"
     kept = not venv.is_symlink() or bool(users_of(venv, before=venv.lstat().st_mtime))
-    gone = [path for path in _others(venv) if (path / BUILDING).exists() or not kept]
+    gone = [path for path in _others(venv) if path != keep and ((path / BUILDING).exists() or not kept)]
     for path in gone:
         shutil.rmtree(path)
     return f"removed {', '.join(path.name for path in gone)}" if gone else ""

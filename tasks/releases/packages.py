@@ -8,6 +8,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from blocks.places import Application
+from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.dependencies.python_packages import list_python
 from tasks.dependencies.requirements import Wanted, out_of_step, read_requirements
@@ -36,12 +37,27 @@ def find_packages_behind(application: Application, release: Release, seconds: fl
 
 
 def kept_venv(application: Application, release: Release) -> Path | None:
-    """The virtual environment that what ran before had, where `venv` is another one since; None where it is not."""
+    """The virtual environment that what ran before had, where `venv` is another one since; None where it is not, or
+    where that one is gone."""
+    named = _named_venv(application, release)
+    return named if named and named.is_dir() else None
+
+
+def require_venv(application: Application, release: Release) -> None:
+    """
+    Raises:
+        OpsError: `venv` is another one than what ran before had.
+    """
+    if named := _named_venv(application, release):
+        raise OpsError(f"the virtual environment of what ran before, {named}, is gone",
+                       "deploy a version that is known to be well: its packages are installed anew")  # fmt: skip
+
+
+def _named_venv(application: Application, release: Release) -> Path | None:
     venv, note = Path(application.python).parent.parent, before_of(release.directory) / VENV
     if not note.is_file():
         return None
     noted = Path(note.read_text(encoding="utf-8"))
     if noted == venv.resolve():
         return None
-    kept = venv.with_name(f"{venv.name}-old") if noted == venv.parent.resolve() / venv.name else noted
-    return kept if kept.is_dir() else None
+    return venv.with_name(f"{venv.name}-old") if noted == venv.parent.resolve() / venv.name else noted

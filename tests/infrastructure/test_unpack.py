@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,3 +195,25 @@ def test_what_no_commit_has_is_not_replaced(served: Served) -> None:
     path.write_text(described)
     assert bad(deployed("v3")) == {}
     assert sorted(one.name for one in (served.live / "backend/app").iterdir()) == ["other"]
+
+
+def test_the_environment_that_is_the_way_back_outlives_a_second_launch(served: Served) -> None:
+    def version(kit: str) -> None:
+        for name in ("requirements.txt", "requirements.lock"):
+            (served.root / "backend" / name).write_text(f"interviewkit=={kit}\n")
+
+    version("1.0.3")
+    served.release("v2", '"one"', '"two"')
+    assert bad(deployed("v2")) == {}
+    version("2.0.0")
+    served.release("v3", *BROKEN)
+    killed("v3", "before start_services")
+    version("1.0.3")
+    served.release("v4", '"two"', '"four"')
+    assert deployed("v4").status is Status.CRITICAL
+    assert (served.answer()["kit"], served.answer()["greeting"], served.left()) == ("1.0.3", "two", [])
+    killed("v3", "before start_services")
+    named = Path((served.base / "live.release-before/VENV").read_text())
+    assert named != served.python.parent.parent.resolve()
+    shutil.rmtree(named)
+    assert "is gone" in bad(deployed("v3"))["what was before runs again"]
