@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from blocks.docker import Docker
 from blocks.environment import START_ORDER, Environment
-from runbook.errors import OpsError, RunbookFailed, Unreachable
+from runbook.errors import Locked, LockLost, OpsError, RunbookFailed, Unreachable
 from runbook.form import read_forms
 from runbook.permit import Act, Permit
 from runbook.report import Evidence, Report, Status
@@ -83,6 +83,8 @@ class Containers:
         try:
             swap_containers(permit, block, new)
             _prove(report, env, [one.role for one in pulled], self.seconds)
+        except (Locked, LockLost):  # what is there is another run's now
+            raise
         except OpsError as error:
             set_aside = {one.role for one in now if one.before}
             touched = [one for one in pulled if one in new or one.role in set_aside]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from blocks.environment import Environment
-from runbook.errors import OpsError, RunbookFailed
+from runbook.errors import Locked, LockLost, OpsError, RunbookFailed
 from runbook.form import read_forms
 from runbook.permit import Act, Permit
 from runbook.report import Evidence, Report
@@ -18,7 +18,7 @@ from tasks.logs.masking import masked
 from tasks.packages import venv
 from tasks.packages.modules import REINSTALL
 from tasks.releases.packages import find_packages_behind, kept_venv, require_venv
-from tasks.releases.release import Live, Release, find_differences, find_release, read_live
+from tasks.releases.release import Live, Release, find_differences, find_release, read_live, told
 from tasks.releases.strangers import find_strangers, require_outside
 from tasks.releases.unpacking import drop_before, keep_before, put_before_back, swap_release, unpack_release
 from tasks.services import read_services, start_services, stop_services
@@ -118,6 +118,7 @@ class Unpack:
 
         Raises:
             RunbookFailed: the version is not well; what was before runs again, or the report says that it does not.
+            LockLost: another run may be changing the environment: nothing more was touched.
         """
         application, release = self.env.application, self.release
         if self.now.broken_off and self._is_well(report):  # its successor has proven itself since
@@ -132,13 +133,17 @@ class Unpack:
         report.state_is("a deployment that was broken off", "launch deploy-application again with the same version: "
                         "it begins anew, and what ran before is still kept")  # fmt: skip
         try:
+            report.require_lock()
             stop_services(self.env.services, self.roles)
             swap_release(permit, release)
             if built:
-                venv.swap_venv(permit, application, built)
+                with told(Path(application.python).parent.parent):
+                    venv.swap_venv(permit, application, built)
             deadline = time.monotonic() + self.seconds
             start_services(self.env.services, self.roles, seconds=self.seconds)
             self._prove(report, max(deadline - time.monotonic(), 1))
+        except (Locked, LockLost):  # what is there is another run's now
+            raise
         except OpsError as error:
             self._go_back(report, permit, error)
         drop_before(permit, release)
@@ -201,10 +206,12 @@ class Unpack:
                       value=error.message)  # fmt: skip
         hint = "launch deploy-application with a version that is known to be well"
         try:
+            report.require_lock()
             stop_services(services, self.roles)
             put_before_back(permit, self.release)
             if kept := kept_venv(application, self.release):
-                venv.return_venv(permit, application, kept)
+                with told(kept):
+                    venv.return_venv(permit, application, kept)
             start_services(services, self.roles)
             require_venv(application, self.release)
             self._prove(report, max(self.seconds, BACK_SECONDS))
