@@ -13,7 +13,7 @@ from runbook.errors import Locked, LockLost, OpsError, RunbookFailed
 from runbook.form import read_forms
 from runbook.permit import Act, Permit
 from runbook.report import Evidence, Report
-from tasks.application import wait_healthy
+from tasks.application import require_address, wait_healthy
 from tasks.logs.masking import masked
 from tasks.packages import venv
 from tasks.packages.modules import REINSTALL
@@ -51,8 +51,9 @@ class Unpack:
         """What is there, and that version.
 
         Raises:
-            OpsError: there is no such version, or nothing that would run it.
+            OpsError: there is no such version, or nothing that would run it, or nobody to ask whether it is well.
         """
+        require_address(env.application)
         if not env.services_in(SERVICES):
             raise OpsError("the environment names no service that runs a release", "add backend to [services.names]")
         now, release = read_live(env.application), find_release(env.application, version)
@@ -165,6 +166,7 @@ class Unpack:
             OpsError: not within the deadline.
         """
         started = time.monotonic()
+        require_address(self.env.application)
         report.fact("health", wait_healthy(self.env.application, seconds=seconds, in_a_row=STEADY).answer)
         left = read_services(self.env.services, self.roles)
         if left.stopped:
@@ -184,7 +186,7 @@ class Unpack:
         if read_services(self.env.services, self.roles).stopped:
             return False
         try:
-            self._prove(report, self.seconds)
+            self._prove(report, max(self.seconds, BACK_SECONDS))
         except OpsError:
             return False
         return True
