@@ -47,8 +47,8 @@ class Unpack:
     behind: tuple[str, ...]
 
     @classmethod
-    def found(cls, env: Environment, version: str, seconds: int, again: bool) -> Unpack:
-        """What is there, and that version.
+    def found(cls, env: Environment, version: str, seconds: int, again: bool, commit: str = "") -> Unpack:
+        """What is there, and that version; `commit`: what it is, where that is known and not asked.
 
         Raises:
             OpsError: there is no such version, or nothing that would run it, or nobody to ask whether it is well.
@@ -56,7 +56,7 @@ class Unpack:
         require_address(env.application)
         if not env.services_in(SERVICES):
             raise OpsError("the environment names no service that runs a release", "add backend to [services.names]")
-        now, release = read_live(env.application), find_release(env.application, version)
+        now, release = read_live(env.application), find_release(env.application, version, commit)
         behind = find_packages_behind(env.application, release, PACKAGE_SECONDS)
         return cls(env, seconds, again, release, now, tuple(behind))
 

@@ -59,8 +59,8 @@ class Live:
 
 
 @probe
-def find_release(application: Application, version: str) -> Release:
-    """The commit of a version: a tag, a branch or a commit of the repository.
+def find_release(application: Application, version: str, commit: str = "") -> Release:
+    """The commit of a version: a tag, a branch or a commit of the repository; of `commit` where that is given.
 
     Raises:
         OpsError: there is none, it lacks a part or has a submodule there, or the repository is what runs.
@@ -72,7 +72,7 @@ def find_release(application: Application, version: str) -> Release:
     if not _VERSION.fullmatch(version):
         raise OpsError(f"“{version[:40]}” is no version", "name a tag, a branch or a commit of the repository")
     try:
-        commit = git(repository, "rev-parse", "--verify", "--quiet", f"{version}^{{commit}}").strip()
+        commit = git(repository, "rev-parse", "--verify", "--quiet", f"{commit or version}^{{commit}}").strip()
     except CommandFailed:
         raise OpsError(f"{repository} has no version “{version}”", "correct it, or git fetch there first") from None
     parts = tuple(application.release)

@@ -131,6 +131,7 @@ def test_with_deploy_the_hotfix_runs(live: Served) -> None:
 @pytest.mark.system
 def test_a_hotfix_that_does_not_get_healthy_is_taken_back(live: Served, registry: Registry) -> None:
     """Its tests pass, the application does not start with it."""
+    live.git("tag", BRANCH)  # a tag of that name is another commit: it is not what was proven
     live.release("v2", "import interviewkit", "import interviewkit\nassert interviewkit.VERSION == '1.0.0'")
     report = patched(CVE, deploy=True, health_seconds=15, confirm=NAME)
     assert report.status is Status.CRITICAL
