@@ -81,6 +81,9 @@ def patch_vulnerability(
                       "there is none yet: take the package out of reach (a flag, a proxy's rule), and ask again",
                       value=", ".join(f"{one.advisory.package} {one.safe or 'none'}" for one in holes))  # fmt: skip
         report.fail_if_critical()
+        if deploy and any(one.part == "web" for one in holes) and not (env.has("docker") and env.docker.containers):
+            raise OpsError("a release that is unpacked brings no node packages: what runs stays vulnerable",
+                           "launch it without deploy, and deploy what is built from the branch by hand")  # fmt: skip
         branch, working, base = _branches(report, repository, holes[0].advisory.name)
         with worktree(repository, working, base) as tree:
             if branch == working:

@@ -152,12 +152,23 @@ class Unpack:
         return f"{release.version} ({release.commit[:12]}) runs: {', '.join(self.roles)}"
 
     def _build_packages(self, permit: Permit, report: Report, place: Path) -> Path:
-        """An environment beside the live one, by the release's own lock file."""
+        """An environment beside the live one, by the release's own lock file.
+
+        Raises:
+            OpsError: it cannot be made, or has not what the release wants.
+        """
         application = self.env.application
         venv.settle_venv(permit, application, kept_venv(application, self.release))
         backend = place / inside(self.release.repository, application.source)
         unpacked = application.model_copy(update={"backend_directory": str(backend)})
-        return venv.build_venv(permit, unpacked, venv.read_lock(unpacked), report.started, PACKAGE_SECONDS)
+        lock = venv.read_lock(unpacked)
+        built = venv.build_venv(permit, unpacked, lock, report.started, PACKAGE_SECONDS)
+        now = application.model_copy(update={"python": str(built / "bin" / "python")})
+        if left := find_packages_behind(now, self.release, PACKAGE_SECONDS):
+            shutil.rmtree(built, ignore_errors=True)
+            raise OpsError(f"what {lock.path.name} installs is not what the release wants: {'; '.join(left[:3])}",
+                           f"correct {lock.path.name}")  # fmt: skip
+        return built
 
     def _prove(self, report: Report, seconds: float) -> None:
         """The application answers well for a while, and every service still runs.

@@ -66,20 +66,25 @@ def venv_of(application: Application) -> Path:
     return venv
 
 
+def lock_names(application: Application) -> list[str]:
+    """What the file that is installed may be called, in the backend: the first that is there is it."""
+    return list(dict.fromkeys(filter(None, (application.requirements_lock, *LOCKS))))
+
+
 def read_lock(application: Application) -> Lock:
     """
     Raises:
         OpsError: there is none.
     """
     backend = Path(application.backend_directory)
-    for name in LOCKS:
+    for name in lock_names(application):
         if (path := backend / name).is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
-            named = [
-                (line, found) for line in lines if (found := _PINNED.match(line)) and not line.startswith((" ", "#"))
-            ]
+            named = [(line, found) for line in lines if line[:1] not in (" ", "#") and (found := _PINNED.match(line))]
             return Lock(path, tuple(line.strip() for line, found in named if not found[2] and " @ " not in line))
-    raise OpsError(f"there is no {' or '.join(LOCKS)} in {backend}", "write one: pip freeze, or pip-compile")
+    raise OpsError(
+        f"there is no {' or '.join(lock_names(application))} in {backend}", "write one: pip freeze, or pip-compile"
+    )
 
 
 @action(idempotent=True)

@@ -12,6 +12,7 @@ from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.dependencies.python_packages import list_python
 from tasks.dependencies.requirements import Wanted, out_of_step, read_requirements
+from tasks.packages.venv import lock_names
 from tasks.releases.release import Release, before_of
 from tasks.releases.unpacking import VENV
 from tasks.worktree import git, inside
@@ -19,18 +20,22 @@ from tasks.worktree import git, inside
 
 @probe
 def find_packages_behind(application: Application, release: Release, seconds: float) -> list[str]:
-    """What the release's requirement files want and the application's Python has not; empty where it has all of it.
+    """What the file that the release's packages are installed from wants and the application's Python has not; empty
+    where it has all of it, or where there is no such file.
 
     Raises:
-        OpsError: pip gave no answer, or a file of them cannot be read.
+        OpsError: pip gave no answer, or the file cannot be read.
     """
     backend = inside(release.repository, application.source)
+    names = [str(backend / name) for name in lock_names(application)]
+    there = git(release.repository, "ls-tree", "-r", "-z", "--name-only", release.commit, "--", *names).split("\0")
+    name = next((name for name in names if name in there), None)
+    if name is None:
+        return []
     with tempfile.TemporaryDirectory(prefix="ops-release-") as folder:
-        files = []
-        for name in [application.requirements_lock] if application.requirements_lock else application.requirements:
-            files.append(Path(folder, Path(name).name))
-            files[-1].write_text(git(release.repository, "show", f"{release.commit}:{backend / name}"))
-        wanted = read_requirements(files)
+        file = Path(folder, Path(name).name)
+        file.write_text(git(release.repository, "show", f"{release.commit}:{name}"), encoding="utf-8")
+        wanted = read_requirements([file])
     has = list_python.work(Path(application.python), seconds)
     installed = [Wanted(Requirement(f"{one.name}=={one.version}"), Path("pip list")) for one in has]
     return out_of_step(wanted, installed)

@@ -141,6 +141,16 @@ def test_a_hotfix_that_does_not_get_healthy_is_taken_back(live: Served, registry
     assert [one.value for one in report.findings if one.name == "what was before runs again"] == ["and is healthy"]
 
 
+@pytest.mark.system
+def test_node_packages_are_not_pushed_to_be_deployed_where_nothing_installs_them(
+    live: Served, registry: Registry
+) -> None:
+    endanger_node(registry)
+    live.describe(IN_GIT, NOWHERE)
+    assert "brings no node packages" in patched(NODE_CVE, deploy=True, confirm=NAME).sentence()
+    assert (pushed(live), live.branches()) == ([], ["main"])
+
+
 def test_without_a_way_to_deploy_it_is_refused_before_anything_begins(remote: Packaged, registry: Registry) -> None:
     asked = len(registry.asked)
     assert "trial has no way to deploy" in patched(CVE, deploy=True).sentence()

@@ -221,3 +221,15 @@ def test_the_environment_that_is_the_way_back_outlives_a_second_launch(served: S
     assert named != served.python.parent.parent.resolve()
     shutil.rmtree(named)
     assert "is gone" in bad(deployed("v3"))["what was before runs again"]
+
+
+def test_the_file_that_is_asked_is_the_file_that_is_installed(served: Served) -> None:
+    served.describe(IN_GIT.replace('"requirements.lock"', '"pins.txt"'))
+    path = served.base / "trial.toml"
+    path.write_text(path.read_text().replace("backend/requirements.lock", "backend/pins.txt"))
+    (served.root / "backend/pins.txt").write_text("interviewkit==1.0.3\n")
+    served.git("add", "--all")
+    served.release("v2", '"one"', '"two"')
+    assert bad(deployed("v2")) == {}
+    assert (served.answer()["kit"], served.left()) == ("1.0.3", [])
+    assert deployed("v2").outcome.endswith("runs, as before")
