@@ -102,7 +102,7 @@ class Unpack:
         """The packages that the release wants. Where Python is not the application's own they cannot be changed."""
         application = self.env.application
         value = "; ".join(self.behind[:3]) or "all that it wants are there"
-        kept = kept_venv(application, self.release)
+        kept = kept_venv(application, self.release) or venv.renamed_venv(application)
         if not self.behind and not kept:
             report.expect("packages", True, "", value=value)
             return None
@@ -122,6 +122,8 @@ class Unpack:
             LockLost: another run may be changing the environment: nothing more was touched.
         """
         application, release = self.env.application, self.release
+        if venv.renamed_venv(application):
+            venv.settle_venv(permit, application, kept_venv(application, release))
         if self.now.broken_off and self._is_well(report):  # its successor has proven itself since
             drop_before(permit, release)
         elif self._is_live(report):

@@ -87,14 +87,20 @@ def read_lock(application: Application) -> Lock:
     )
 
 
+def renamed_venv(application: Application) -> Path | None:
+    """The environment that a run which was killed between its two renames left without its name."""
+    venv = Path(application.python).parent.parent
+    old = venv.with_name(f"{venv.name}-old")
+    return old if not venv.exists() and old.is_dir() else None
+
+
 @action(idempotent=True)
 def settle_venv(permit: Permit, application: Application, keep: Path | None = None) -> str:
     """Bring what an earlier run left to an end, and remove old environments that nobody runs from, but not `keep`;
     returns what was done."""
     venv = venv_of(application)
     permit.require(REINSTALL, str(venv))
-    old = venv.with_name(f"{venv.name}-old")
-    if not venv.exists() and old.is_dir():  # killed between the two renames
+    if old := renamed_venv(application):
         venv.unlink(missing_ok=True)
         old.rename(venv)
         return "the old environment is back in its place"

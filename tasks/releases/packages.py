@@ -12,7 +12,7 @@ from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.dependencies.python_packages import list_python
 from tasks.dependencies.requirements import Wanted, out_of_step, read_requirements
-from tasks.packages.venv import lock_names
+from tasks.packages.venv import lock_names, renamed_venv
 from tasks.releases.release import Release, before_of
 from tasks.releases.unpacking import VENV
 from tasks.worktree import git, inside
@@ -36,7 +36,9 @@ def find_packages_behind(application: Application, release: Release, seconds: fl
         file = Path(folder, Path(name).name)
         file.write_text(git(release.repository, "show", f"{release.commit}:{name}"), encoding="utf-8")
         wanted = read_requirements([file])
-    has = list_python.work(Path(application.python), seconds)
+    renamed = renamed_venv(application)
+    python = renamed / "bin" / Path(application.python).name if renamed else Path(application.python)
+    has = list_python.work(python, seconds)
     installed = [Wanted(Requirement(f"{one.name}=={one.version}"), Path("pip list")) for one in has]
     return out_of_step(wanted, installed)
 

@@ -233,3 +233,14 @@ def test_the_file_that_is_asked_is_the_file_that_is_installed(served: Served) ->
     assert bad(deployed("v2")) == {}
     assert (served.answer()["kit"], served.left()) == ("1.0.3", [])
     assert deployed("v2").outcome.endswith("runs, as before")
+
+
+def test_killed_between_the_renames_of_the_environment_it_is_launched_again(served: Served) -> None:
+    first = served.git("rev-parse", "HEAD").strip()
+    for name in ("requirements.txt", "requirements.lock"):
+        (served.root / "backend" / name).write_text("interviewkit==1.0.3\n")
+    served.release("v2", '"one"', '"two"')
+    killed("v2", "reinstall: between renames")
+    assert not served.python.exists()
+    assert bad(deployed(first)).keys() == {"what ran before"}
+    assert (served.answer()["kit"], served.answer()["greeting"], served.left()) == ("1.0.0", "one", [])
