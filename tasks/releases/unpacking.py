@@ -136,18 +136,32 @@ def _swap(release: Release) -> None:
     with told(release.directory):
         for part in (*release.parts, RELEASE):
             if os.path.lexists(place / part):
-                _replace(place / part, release.directory / part)
+                live = release.directory / part
+                _own(place / part, live if os.path.lexists(live) else release.directory)
+                _replace(place / part, live)
             failpoint(f"release: {Path(part).name} replaced")
         shutil.rmtree(place, ignore_errors=True)
 
 
 def _copy(source: Path, target: Path) -> None:
-    """A part, where there is one."""
+    """A part, where there is one, with its owners where this user may say so."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_dir() and not source.is_symlink():
         shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     elif os.path.lexists(source):
         shutil.copy2(source, target, follow_symlinks=False)
+    if os.geteuid() == 0 and os.path.lexists(target):
+        for path in (target, *(() if target.is_symlink() else target.rglob("*"))):
+            was = (source / path.relative_to(target)).lstat()
+            os.chown(path, was.st_uid, was.st_gid, follow_symlinks=False)
+
+
+def _own(fresh: Path, like: Path) -> None:
+    """Its owner is that of another one, where this user may say so."""
+    if os.geteuid() == 0:
+        was = like.lstat()
+        for path in (fresh, *(() if fresh.is_symlink() else fresh.rglob("*"))):
+            os.chown(path, was.st_uid, was.st_gid, follow_symlinks=False)
 
 
 def _replace(fresh: Path, live: Path) -> None:

@@ -244,3 +244,16 @@ def test_killed_between_the_renames_of_the_environment_it_is_launched_again(serv
     assert not served.python.exists()
     assert bad(deployed(first)).keys() == {"what ran before"}
     assert (served.answer()["kit"], served.answer()["greeting"], served.left()) == ("1.0.0", "one", [])
+
+
+def test_what_is_replaced_and_put_back_keeps_its_owner(served: Served) -> None:
+    server = served.live / "backend/kit_server.py"
+    owner = (4713, 4714) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    os.chown(server, *owner)
+    served.release("v2", '"one"', '"two"')
+    assert bad(deployed("v2")) == {}
+    assert (server.stat().st_uid, server.stat().st_gid) == owner
+    served.release("v3", *BROKEN)
+    assert deployed("v3").status is Status.CRITICAL
+    assert (server.stat().st_uid, server.stat().st_gid) == owner
+    assert served.answer()["greeting"] == "two"
