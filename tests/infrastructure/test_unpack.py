@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from flows.infrastructure import unpack_way
 from flows.infrastructure.deployment import deploy_application
-from runbook.errors import RunbookFailed
+from runbook.errors import LockLost, RunbookFailed
 from runbook.report import Report, Status
 from tests.packaged import IN_GIT, NAME, bad, rows
 from tests.served import Served
@@ -146,29 +147,28 @@ def test_a_copy_that_was_half_removed_is_never_the_way_back(served: Served) -> N
 
 
 def test_no_part_of_a_release_is_left_out_untold(served: Served) -> None:
-    lock = served.root / "backend/requirements.lock"
-    (served.root / ".gitattributes").write_text("backend/requirements.lock export-ignore\n")
+    path, link, live = served.base / "trial.toml", served.root / "backend/link", served.live / "backend/link"
+    path.write_text(
+        path.read_text().replace('"backend/requirements.txt"', '"backend/requirements.txt", "backend/link"')
+    )
+    (served.root / ".gitattributes").write_text("backend/link export-ignore\n")
+    link.symlink_to("nowhere")
     served.git("add", "--all")
     served.release("v2", '"one"', '"two"')
-    assert "git leaves backend/requirements.lock out" in deployed("v2").sentence()
+    assert "git leaves backend/link out" in deployed("v2").sentence()
     (served.root / ".gitattributes").write_text("")
-    served.describe(IN_GIT.replace('requirements_lock = "requirements.lock"', ""))
-    lock.unlink()
-    lock.symlink_to("nowhere")
     served.release("v3", '"two"', '"three"')
     assert bad(deployed("v3")) == {}
-    assert str((served.live / "backend/requirements.lock").readlink()) == "nowhere"
-    lock.unlink()
-    lock.symlink_to("elsewhere")
+    assert str(live.readlink()) == "nowhere"
+    link.unlink()
+    link.symlink_to("elsewhere")
     served.release("v4", *BROKEN)
     assert deployed("v4").status is Status.CRITICAL
-    assert (str((served.live / "backend/requirements.lock").readlink()), served.left()) == ("nowhere", [])
-    assert served.answer()["greeting"] == "three"
-    lock.unlink()
+    assert (str(live.readlink()), served.answer()["greeting"], served.left()) == ("nowhere", "three", [])
     head = served.git("rev-parse", "HEAD").strip()
-    served.git("update-index", "--add", "--cacheinfo", f"160000,{head},backend/requirements.lock")
+    served.git("update-index", "--cacheinfo", f"160000,{head},backend/link")
     served.git("commit", "--quiet", "--message", "A submodule")
-    assert "has submodules, which are not unpacked: backend/requirements.lock" in deployed("main").sentence()
+    assert "has submodules, which are not unpacked: backend/link" in deployed("main").sentence()
 
 
 def test_what_no_commit_has_is_not_replaced(served: Served) -> None:
@@ -181,6 +181,7 @@ def test_what_no_commit_has_is_not_replaced(served: Served) -> None:
     served.release("v2", '"one"', '"two"')
     assert bad(deployed("v2")) == {}
     served.git("rm", "--quiet", "-r", "backend/app/one")
+    (served.root / "backend/app").mkdir(exist_ok=True)
     (served.root / "backend/app/other").write_text("2")
     served.git("add", "--all")
     served.release("v3", '"two"', '"three"')
@@ -191,7 +192,7 @@ def test_what_no_commit_has_is_not_replaced(served: Served) -> None:
     assert bad(report) == {"files that no commit has": "1 would be lost: backend/app/one/upload"}
     assert "move them out" in report.sentence()
     (served.live / "backend/app/one/upload").unlink()
-    path.write_text(described.replace("\nurl =", f'\nenv_file = "{served.live}/backend/app/.env"\nurl ='))
+    path.write_text(described.replace("\nrelease =", f'\nenv_file = "{served.live}/backend/app/.env"\nrelease ='))
     assert "backend/app/.env is under backend/app, which a release replaces" in deployed("v3").sentence()
     path.write_text(described.replace('"backend/app"', '"backend"'))
     assert "venv/bin/python is under backend, which" in deployed("v3").sentence()
@@ -257,3 +258,14 @@ def test_what_is_replaced_and_put_back_keeps_its_owner(served: Served) -> None:
     assert deployed("v3").status is Status.CRITICAL
     assert (server.stat().st_uid, server.stat().st_gid) == owner
     assert served.answer()["greeting"] == "two"
+
+
+def test_whose_lock_is_lost_touches_nothing_more(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: Any) -> None:
+        raise LockLost("the lock expired", "look for the other run")
+
+    monkeypatch.setattr(unpack_way, "swap_release", lost)
+    served.release("v2", '"one"', '"two"')
+    with pytest.raises(LockLost):
+        deployed("v2")
+    assert served.left() == ["live.release-before"], "no way back was taken"
