@@ -66,6 +66,15 @@ class SmokeResult:
         return f"{bad.check}: {bad.detail}" if bad else f"{len(self.rows)} checks passed"
 
 
+def require_address(application: Application) -> None:
+    """
+    Raises:
+        OpsError: neither backend nor frontend has one: nobody would be asked.
+    """
+    if not application.url and not application.frontend_url:
+        raise OpsError("no address of the application is named", "add url, or frontend_url, under [application]")
+
+
 @probe
 def wait_healthy(
     application: Application, *, seconds: float = 120, in_a_row: int = 3, services: Services | None = None

@@ -12,7 +12,7 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.application import patch_steps as steps
 from flows.application.branch import judge_suite
-from flows.application.hotfix import way_of_branch
+from flows.application.hotfix import require_unmoved, way_of_branch
 from flows.application.update_steps import judge_tests
 from flows.infrastructure.deployment import require_way
 from runbook.errors import OpsError
@@ -81,6 +81,9 @@ def patch_vulnerability(
                       "there is none yet: take the package out of reach (a flag, a proxy's rule), and ask again",
                       value=", ".join(f"{one.advisory.package} {one.safe or 'none'}" for one in holes))  # fmt: skip
         report.fail_if_critical()
+        if deploy and any(one.part == "web" for one in holes) and not (env.has("docker") and env.docker.containers):
+            raise OpsError("a release that is unpacked brings no node packages: what runs stays vulnerable",
+                           "launch it without deploy, and deploy what is built from the branch by hand")  # fmt: skip
         branch, working, base = _branches(report, repository, holes[0].advisory.name)
         with worktree(repository, working, base) as tree:
             if branch == working:
@@ -88,13 +91,15 @@ def patch_vulnerability(
                 if not tree.commit(f"security: fix {holes[0].advisory.name} vulnerability"):
                     raise OpsError("the repository names the safe version already",
                                    "what is installed is behind it: deploy it with deploy-application")  # fmt: skip
+            commit = tree.head()
             _prove(report, env, tree, holes, seconds)
         report.fact("branch", f"{branch} in {repository}")
         report.fail_if_critical()
         then = "deploy it, review and merge it" if deploy else "review, merge and deploy it"
         report.plan("push", f"{branch} to {remote}, then {then}")
-        way = way_of_branch(report, env, repository, branch, health_seconds) if deploy else None
+        way = way_of_branch(report, env, repository, branch, commit, health_seconds) if deploy else None
         permit = report.permit(Act(PUSH, f"{branch} to {remote}"), *(way.plan(report) if way else ()))
+        require_unmoved(repository, branch, commit)
         push_branch(permit, repository, remote, branch)
         report.fact("pushed", f"{branch} to {remote}")
         report.outcome = f"{branch} is pushed to {remote}: review and merge it, then deploy it with deploy-application"

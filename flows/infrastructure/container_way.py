@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from blocks.docker import Docker
 from blocks.environment import START_ORDER, Environment
-from runbook.errors import OpsError, RunbookFailed, Unreachable
+from runbook.errors import Locked, LockLost, OpsError, RunbookFailed, Unreachable
 from runbook.form import read_forms
 from runbook.permit import Act, Permit
 from runbook.report import Evidence, Report, Status
 from runbook.wait import until
-from tasks.application import wait_healthy
+from tasks.application import require_address, wait_healthy
 from tasks.docker.building import VERSION, check_version, read_labels
 from tasks.docker.deployed import Deployed, RunState, read_deployed, read_log, read_states
 from tasks.docker.deploying import (
@@ -50,9 +50,11 @@ class Containers:
         """What is there, and the images of that version.
 
         Raises:
-            OpsError: there is no such version, or no such container.
+            OpsError: there is no such version, or no such container, or an application without an address.
         """
         check_version(version)
+        if env.has("application"):
+            require_address(env.application)
         chosen = _in_order(env.docker, roles)
         now = read_deployed(env.docker, chosen)
         return cls(env, version, seconds, again, now, find_images(env.docker, chosen, version))
@@ -83,6 +85,8 @@ class Containers:
         try:
             swap_containers(permit, block, new)
             _prove(report, env, [one.role for one in pulled], self.seconds)
+        except (Locked, LockLost):  # what is there is another run's now
+            raise
         except OpsError as error:
             set_aside = {one.role for one in now if one.before}
             touched = [one for one in pulled if one in new or one.role in set_aside]
@@ -165,6 +169,7 @@ def _prove(report: Report, env: Environment, roles: Sequence[str], seconds: int)
         raise OpsError(f"after {seconds} s {told}") from None
     left = seconds - (time.monotonic() - started)
     if env.has("application"):
+        require_address(env.application)
         report.fact("health", wait_healthy(env.application, seconds=max(left, 1)).answer)
     else:
         report.warn("the application's health", "add [application] url: nobody asked it", value="not known")

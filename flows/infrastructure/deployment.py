@@ -61,13 +61,18 @@ def deploy_application(
     env = Environment.find(environment)
     with runbook("Deploy application", env, confirm, changes=True) as report:
         way = way_of(env, version, health_seconds, roles=roles, again=recreate)
-        permit = report.permit(*way.plan(report))
+        acts = way.plan(report)
+        if isinstance(way, Unpack):
+            report.pin("version", way.release.commit)  # a branch may move until it is confirmed
+        permit = report.permit(*acts)
         report.outcome = way.carry_out(report, permit)
     return report
 
 
-def way_of(env: Environment, version: str, seconds: int, *, roles: Sequence[str] = (), again: bool = False) -> Way:
-    """The environment's. `again`: also where that version runs already.
+def way_of(
+    env: Environment, version: str, seconds: int, *, roles: Sequence[str] = (), again: bool = False, commit: str = ""
+) -> Way:
+    """The environment's. `again`: also where that version runs already; `commit`: what is unpacked by that name.
 
     Raises:
         OpsError: it describes none, or there is no such version.
@@ -79,7 +84,7 @@ def way_of(env: Environment, version: str, seconds: int, *, roles: Sequence[str]
         return Containers.found(env, version, seconds, again, roles)
     if roles:
         raise OpsError("the environment describes no container", "leave roles empty: a release is unpacked whole")
-    return Unpack.found(env, version, seconds, again)
+    return Unpack.found(env, version, seconds, again, commit)
 
 
 def require_way(env: Environment) -> None:

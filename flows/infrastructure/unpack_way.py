@@ -9,16 +9,17 @@ from functools import partial
 from pathlib import Path
 
 from blocks.environment import Environment
-from runbook.errors import OpsError, RunbookFailed
+from runbook.errors import Locked, LockLost, OpsError, RunbookFailed
 from runbook.form import read_forms
 from runbook.permit import Act, Permit
 from runbook.report import Evidence, Report
-from tasks.application import wait_healthy
+from tasks.application import require_address, wait_healthy
 from tasks.logs.masking import masked
 from tasks.packages import venv
 from tasks.packages.modules import REINSTALL
-from tasks.releases.packages import find_packages_behind, kept_venv
-from tasks.releases.release import Live, Release, find_differences, find_release, read_live
+from tasks.releases.packages import find_packages_behind, kept_venv, require_venv
+from tasks.releases.release import Live, Release, find_differences, find_release, read_live, told
+from tasks.releases.strangers import find_strangers, require_outside
 from tasks.releases.unpacking import drop_before, keep_before, put_before_back, swap_release, unpack_release
 from tasks.services import read_services, start_services, stop_services
 from tasks.worktree import git, inside
@@ -46,15 +47,16 @@ class Unpack:
     behind: tuple[str, ...]
 
     @classmethod
-    def found(cls, env: Environment, version: str, seconds: int, again: bool) -> Unpack:
-        """What is there, and that version.
+    def found(cls, env: Environment, version: str, seconds: int, again: bool, commit: str = "") -> Unpack:
+        """What is there, and that version; `commit`: what it is, where that is known and not asked.
 
         Raises:
-            OpsError: there is no such version, or nothing that would run it.
+            OpsError: there is no such version, or nothing that would run it, or nobody to ask whether it is well.
         """
+        require_address(env.application)
         if not env.services_in(SERVICES):
             raise OpsError("the environment names no service that runs a release", "add backend to [services.names]")
-        now, release = read_live(env.application), find_release(env.application, version)
+        now, release = read_live(env.application), find_release(env.application, version, commit)
         behind = find_packages_behind(env.application, release, PACKAGE_SECONDS)
         return cls(env, seconds, again, release, now, tuple(behind))
 
@@ -64,8 +66,17 @@ class Unpack:
         return self.env.services_in(SERVICES)
 
     def plan(self, report: Report) -> list[Act]:
-        """What is there, what would be done; returns what has to be permitted."""
+        """What is there, what would be done; returns what has to be permitted.
+
+        Raises:
+            OpsError: the application's environment file or its Python would be replaced.
+        """
+        require_outside(self.env.application, self.release)
         self._tell(report)
+        if strangers := find_strangers(self.release, self.now):
+            report.expect("files that no commit has", False,
+                          "move them out of the release's parts, or take the part off [application] release",
+                          value=f"{len(strangers)} would be lost: {', '.join(strangers[:3])}")  # fmt: skip
         report.plan("unpack", f"{self.release.act.target}: {', '.join(self.release.parts)}")
         acts = [self.release.act]
         if packages := self._plan_packages(report):
@@ -91,7 +102,7 @@ class Unpack:
         """The packages that the release wants. Where Python is not the application's own they cannot be changed."""
         application = self.env.application
         value = "; ".join(self.behind[:3]) or "all that it wants are there"
-        kept = kept_venv(application, self.release)
+        kept = kept_venv(application, self.release) or venv.renamed_venv(application)
         if not self.behind and not kept:
             report.expect("packages", True, "", value=value)
             return None
@@ -108,8 +119,11 @@ class Unpack:
 
         Raises:
             RunbookFailed: the version is not well; what was before runs again, or the report says that it does not.
+            LockLost: another run may be changing the environment: nothing more was touched.
         """
         application, release = self.env.application, self.release
+        if venv.renamed_venv(application):
+            venv.settle_venv(permit, application, kept_venv(application, release))
         if self.now.broken_off and self._is_well(report):  # its successor has proven itself since
             drop_before(permit, release)
         elif self._is_live(report):
@@ -122,13 +136,17 @@ class Unpack:
         report.state_is("a deployment that was broken off", "launch deploy-application again with the same version: "
                         "it begins anew, and what ran before is still kept")  # fmt: skip
         try:
+            report.require_lock()
             stop_services(self.env.services, self.roles)
             swap_release(permit, release)
             if built:
-                venv.swap_venv(permit, application, built)
+                with told(Path(application.python).parent.parent):
+                    venv.swap_venv(permit, application, built)
             deadline = time.monotonic() + self.seconds
             start_services(self.env.services, self.roles, seconds=self.seconds)
             self._prove(report, max(deadline - time.monotonic(), 1))
+        except (Locked, LockLost):  # what is there is another run's now
+            raise
         except OpsError as error:
             self._go_back(report, permit, error)
         drop_before(permit, release)
@@ -136,12 +154,23 @@ class Unpack:
         return f"{release.version} ({release.commit[:12]}) runs: {', '.join(self.roles)}"
 
     def _build_packages(self, permit: Permit, report: Report, place: Path) -> Path:
-        """An environment beside the live one, by the release's own lock file."""
+        """An environment beside the live one, by the release's own lock file.
+
+        Raises:
+            OpsError: it cannot be made, or has not what the release wants.
+        """
         application = self.env.application
-        venv.settle_venv(permit, application)
+        venv.settle_venv(permit, application, kept_venv(application, self.release))
         backend = place / inside(self.release.repository, application.source)
         unpacked = application.model_copy(update={"backend_directory": str(backend)})
-        return venv.build_venv(permit, unpacked, venv.read_lock(unpacked), report.started, PACKAGE_SECONDS)
+        lock = venv.read_lock(unpacked)
+        built = venv.build_venv(permit, unpacked, lock, report.started, PACKAGE_SECONDS)
+        now = application.model_copy(update={"python": str(built / "bin" / "python")})
+        if left := find_packages_behind(now, self.release, PACKAGE_SECONDS):
+            shutil.rmtree(built, ignore_errors=True)
+            raise OpsError(f"what {lock.path.name} installs is not what the release wants: {'; '.join(left[:3])}",
+                           f"correct {lock.path.name}")  # fmt: skip
+        return built
 
     def _prove(self, report: Report, seconds: float) -> None:
         """The application answers well for a while, and every service still runs.
@@ -150,6 +179,7 @@ class Unpack:
             OpsError: not within the deadline.
         """
         started = time.monotonic()
+        require_address(self.env.application)
         report.fact("health", wait_healthy(self.env.application, seconds=seconds, in_a_row=STEADY).answer)
         left = read_services(self.env.services, self.roles)
         if left.stopped:
@@ -169,7 +199,7 @@ class Unpack:
         if read_services(self.env.services, self.roles).stopped:
             return False
         try:
-            self._prove(report, self.seconds)
+            self._prove(report, max(self.seconds, BACK_SECONDS))
         except OpsError:
             return False
         return True
@@ -191,11 +221,14 @@ class Unpack:
                       value=error.message)  # fmt: skip
         hint = "launch deploy-application with a version that is known to be well"
         try:
+            report.require_lock()
             stop_services(services, self.roles)
             put_before_back(permit, self.release)
             if kept := kept_venv(application, self.release):
-                venv.return_venv(permit, application, kept)
+                with told(kept):
+                    venv.return_venv(permit, application, kept)
             start_services(services, self.roles)
+            require_venv(application, self.release)
             self._prove(report, max(self.seconds, BACK_SECONDS))
             drop_before(permit, self.release)
             report.state = None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from runbook.errors import OpsError
+from runbook.failpoint import failpoint
 from runbook.kinds import action
 from runbook.permit import Permit
 from tasks.faults.disposable import Fault, require_allowed
@@ -32,6 +33,7 @@ def spoiled_branch(good: Release, backend: Path, branch: str) -> str:
         OpsError: the release has no Python package of the backend.
     """
     with worktree(good.repository, branch, good.commit) as tree:
+        failpoint("drill: branch made")
         packages = [
             tree.directory / part / "__init__.py" for part in good.parts if Path(part).parent.name == backend.name
         ]

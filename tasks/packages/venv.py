@@ -66,35 +66,46 @@ def venv_of(application: Application) -> Path:
     return venv
 
 
+def lock_names(application: Application) -> list[str]:
+    """What the file that is installed may be called, in the backend: the first that is there is it."""
+    return list(dict.fromkeys(filter(None, (application.requirements_lock, *LOCKS))))
+
+
 def read_lock(application: Application) -> Lock:
     """
     Raises:
         OpsError: there is none.
     """
     backend = Path(application.backend_directory)
-    for name in LOCKS:
+    for name in lock_names(application):
         if (path := backend / name).is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
-            named = [
-                (line, found) for line in lines if (found := _PINNED.match(line)) and not line.startswith((" ", "#"))
-            ]
+            named = [(line, found) for line in lines if line[:1] not in (" ", "#") and (found := _PINNED.match(line))]
             return Lock(path, tuple(line.strip() for line, found in named if not found[2] and " @ " not in line))
-    raise OpsError(f"there is no {' or '.join(LOCKS)} in {backend}", "write one: pip freeze, or pip-compile")
+    raise OpsError(
+        f"there is no {' or '.join(lock_names(application))} in {backend}", "write one: pip freeze, or pip-compile"
+    )
+
+
+def renamed_venv(application: Application) -> Path | None:
+    """The environment that a run which was killed between its two renames left without its name."""
+    venv = Path(application.python).parent.parent
+    old = venv.with_name(f"{venv.name}-old")
+    return old if not venv.exists() and old.is_dir() else None
 
 
 @action(idempotent=True)
-def settle_venv(permit: Permit, application: Application) -> str:
-    """Bring what an earlier run left to an end, and remove old environments that nobody runs from; returns what was
-    done."""
+def settle_venv(permit: Permit, application: Application, keep: Path | None = None) -> str:
+    """Bring what an earlier run left to an end, and remove old environments that nobody runs from, but not `keep`;
+    returns what was done."""
     venv = venv_of(application)
     permit.require(REINSTALL, str(venv))
-    old = venv.with_name(f"{venv.name}-old")
-    if not venv.exists() and old.is_dir():  # killed between the two renames
+    if old := renamed_venv(application):
         venv.unlink(missing_ok=True)
         old.rename(venv)
         return "the old environment is back in its place"
     kept = not venv.is_symlink() or bool(users_of(venv, before=venv.lstat().st_mtime))
-    gone = [path for path in _others(venv) if (path / BUILDING).exists() or not kept]
+    gone = [path for path in _others(venv) if path != keep and ((path / BUILDING).exists() or not kept)]
     for path in gone:
         shutil.rmtree(path)
     return f"removed {', '.join(path.name for path in gone)}" if gone else ""

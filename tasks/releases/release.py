@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import filecmp
+import os
 import re
 import shutil
 import tarfile
@@ -58,11 +59,11 @@ class Live:
 
 
 @probe
-def find_release(application: Application, version: str) -> Release:
-    """The commit of a version: a tag, a branch or a commit of the repository.
+def find_release(application: Application, version: str, commit: str = "") -> Release:
+    """The commit of a version: a tag, a branch or a commit of the repository; of `commit` where that is given.
 
     Raises:
-        OpsError: there is none, it lacks a part, or the repository is what runs.
+        OpsError: there is none, it lacks a part or has a submodule there, or the repository is what runs.
     """
     repository, directory = require_repository(application.repository), directory_of(application)
     if directory.is_relative_to(repository) or repository.is_relative_to(directory):
@@ -71,13 +72,17 @@ def find_release(application: Application, version: str) -> Release:
     if not _VERSION.fullmatch(version):
         raise OpsError(f"“{version[:40]}” is no version", "name a tag, a branch or a commit of the repository")
     try:
-        commit = git(repository, "rev-parse", "--verify", "--quiet", f"{version}^{{commit}}").strip()
+        commit = git(repository, "rev-parse", "--verify", "--quiet", f"{commit or version}^{{commit}}").strip()
     except CommandFailed:
         raise OpsError(f"{repository} has no version “{version}”", "correct it, or git fetch there first") from None
     parts = tuple(application.release)
     if missing := [part for part in parts if not git(repository, "ls-tree", commit, "--", part).strip()]:
         raise OpsError(f"{version} has no {', '.join(missing)}",
                        "choose another version, or correct [application] release")  # fmt: skip
+    listed = git(repository, "ls-tree", "-r", "-z", commit, "--", *parts).split("\0")
+    if modules := [line.partition("\t")[2] for line in listed if line.startswith("160000 ")]:
+        raise OpsError(f"{version} has submodules, which are not unpacked: {', '.join(modules[:3])}",
+                       "take them off [application] release, or commit their files")  # fmt: skip
     return Release(version, commit, repository, parts, directory)
 
 
@@ -110,7 +115,7 @@ def find_differences(release: Release) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="ops-release-") as folder:
         place = Path(folder, "release")
         extract(release, place)
-        names = [path.relative_to(place) for path in sorted(place.rglob("*")) if path.is_file()]
+        names = [path.relative_to(place) for path in sorted(place.rglob("*")) if path.is_symlink() or path.is_file()]
         return [str(name) for name in names if not _same(place / name, release.directory / name)]
 
 
@@ -123,7 +128,7 @@ def extract(release: Release, place: Path) -> None:
     """Its parts as files, in a new directory.
 
     Raises:
-        OpsError: there is no room, or the archive has what leads out of it.
+        OpsError: there is no room, or the archive has what leads out of it, or is without a part.
     """
     with told(place), tempfile.TemporaryDirectory(prefix="ops-release-") as folder:
         shutil.rmtree(place, ignore_errors=True)
@@ -132,6 +137,9 @@ def extract(release: Release, place: Path) -> None:
         place.mkdir()
         with tarfile.open(archive) as content:
             content.extractall(place, filter="data")
+    if missing := [part for part in release.parts if not os.path.lexists(place / part)]:
+        raise OpsError(f"git leaves {', '.join(missing)} out of what it unpacks of {release.version}",
+                       "look for export-ignore in .gitattributes, or correct [application] release")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -144,4 +152,6 @@ def told(place: Path) -> Iterator[None]:
 
 
 def _same(one: Path, other: Path) -> bool:
+    if one.is_symlink() or other.is_symlink():
+        return one.is_symlink() and other.is_symlink() and one.readlink() == other.readlink()
     return other.is_file() and filecmp.cmp(one, other, shallow=False)

@@ -131,6 +131,7 @@ def test_with_deploy_the_hotfix_runs(live: Served) -> None:
 @pytest.mark.system
 def test_a_hotfix_that_does_not_get_healthy_is_taken_back(live: Served, registry: Registry) -> None:
     """Its tests pass, the application does not start with it."""
+    live.git("tag", BRANCH)  # a tag of that name is another commit: it is not what was proven
     live.release("v2", "import interviewkit", "import interviewkit\nassert interviewkit.VERSION == '1.0.0'")
     report = patched(CVE, deploy=True, health_seconds=15, confirm=NAME)
     assert report.status is Status.CRITICAL
@@ -138,6 +139,16 @@ def test_a_hotfix_that_does_not_get_healthy_is_taken_back(live: Served, registry
     assert report.facts["pushed"] == f"{BRANCH} to origin"
     assert (live.answer()["kit"], live.left()) == ("1.0.0", [])
     assert [one.value for one in report.findings if one.name == "what was before runs again"] == ["and is healthy"]
+
+
+@pytest.mark.system
+def test_node_packages_are_not_pushed_to_be_deployed_where_nothing_installs_them(
+    live: Served, registry: Registry
+) -> None:
+    endanger_node(registry)
+    live.describe(IN_GIT, NOWHERE)
+    assert "brings no node packages" in patched(NODE_CVE, deploy=True, confirm=NAME).sentence()
+    assert (pushed(live), live.branches()) == ([], ["main"])
 
 
 def test_without_a_way_to_deploy_it_is_refused_before_anything_begins(remote: Packaged, registry: Registry) -> None:

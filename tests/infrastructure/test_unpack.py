@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from flows.infrastructure import unpack_way
 from flows.infrastructure.deployment import deploy_application
-from runbook.errors import RunbookFailed
+from runbook.errors import LockLost, RunbookFailed
 from runbook.report import Report, Status
 from tests.packaged import IN_GIT, NAME, bad, rows
 from tests.served import Served
@@ -40,6 +42,7 @@ def test_a_version_and_the_one_before_it(served: Served) -> None:
     first, second = served.git("rev-parse", "HEAD").strip(), served.release("v2", '"one"', '"two"')
     plan = deployed("v2", confirm="")
     assert (plan.status, served.answer()["greeting"], served.left()) == (Status.PLANNED, "one", [])
+    assert plan.pins == {"version": second}
     assert rows(plan, "Release") == [("now", "not known", ""), ("then", "v2", second)]
     report = deployed("v2")
     assert bad(report) == {}, report.sentence()
@@ -118,7 +121,151 @@ def test_what_cannot_be_deployed_is_refused_before_anything_stops(served: Served
     served.git("commit", "--quiet", "--all", "--message", "More packages")
     assert "this worker itself runs in" in bad(deployed("main"))["packages"]
     path = served.base / "trial.toml"
-    path.write_text(path.read_text().replace("\nrelease = ", "\nimages = "))
+    described = path.read_text()
+    path.write_text(described.replace(f'\nurl = "http://127.0.0.1:{served.port}"', '\nurl = ""'))
+    assert "no address of the application is named" in deployed("main").sentence()
+    path.write_text(described.replace("\nrelease = ", "\nimages = "))
     assert "trial has no way to deploy" in deployed("main").sentence()
     assert served.supervisor.services()["grc-backend"].pid == pid
     assert served.left() == []
+
+
+def test_a_copy_that_was_half_removed_is_never_the_way_back(served: Served) -> None:
+    served.release("v2", '"one"', '"two"')
+    killed("v2", "release: copy of before renamed")
+    assert served.left() == ["live.release-before.gone"]
+    (served.base / "live.release-before.gone/backend/kit_server.py").unlink()
+    served.release("v3", *BROKEN)
+    assert deployed("v3").status is Status.CRITICAL
+    assert (served.answer()["greeting"], served.left()) == ("two", [])
+    killed("v3", "before start_services")
+    (served.base / "live.release-before/backend/requirements.txt").unlink()
+    report = deployed("v3")
+    assert "has lost backend/requirements.txt" in bad(report)["what was before runs again"]
+    assert (served.live / "backend/requirements.txt").is_file()
+    assert served.left() == ["live.release-before"], "a way back that was not gone stays"
+
+
+def test_no_part_of_a_release_is_left_out_untold(served: Served) -> None:
+    path, link, live = served.base / "trial.toml", served.root / "backend/link", served.live / "backend/link"
+    path.write_text(
+        path.read_text().replace('"backend/requirements.txt"', '"backend/requirements.txt", "backend/link"')
+    )
+    (served.root / ".gitattributes").write_text("backend/link export-ignore\n")
+    link.symlink_to("nowhere")
+    served.git("add", "--all")
+    served.release("v2", '"one"', '"two"')
+    assert "git leaves backend/link out" in deployed("v2").sentence()
+    (served.root / ".gitattributes").write_text("")
+    served.release("v3", '"two"', '"three"')
+    assert bad(deployed("v3")) == {}
+    assert str(live.readlink()) == "nowhere"
+    link.unlink()
+    link.symlink_to("elsewhere")
+    served.release("v4", *BROKEN)
+    assert deployed("v4").status is Status.CRITICAL
+    assert (str(live.readlink()), served.answer()["greeting"], served.left()) == ("nowhere", "three", [])
+    head = served.git("rev-parse", "HEAD").strip()
+    served.git("update-index", "--cacheinfo", f"160000,{head},backend/link")
+    served.git("commit", "--quiet", "--message", "A submodule")
+    assert "has submodules, which are not unpacked: backend/link" in deployed("main").sentence()
+
+
+def test_what_no_commit_has_is_not_replaced(served: Served) -> None:
+    path = served.base / "trial.toml"
+    (served.root / "backend/app/one").mkdir(parents=True)
+    (served.root / "backend/app/one/page").write_text("1")
+    served.git("add", "--all")
+    described = path.read_text().replace('"backend/requirements.txt"', '"backend/requirements.txt", "backend/app"')
+    path.write_text(described)
+    served.release("v2", '"one"', '"two"')
+    assert bad(deployed("v2")) == {}
+    served.git("rm", "--quiet", "-r", "backend/app/one")
+    (served.root / "backend/app").mkdir(exist_ok=True)
+    (served.root / "backend/app/other").write_text("2")
+    served.git("add", "--all")
+    served.release("v3", '"two"', '"three"')
+    (served.live / "backend/app/__pycache__").mkdir()
+    (served.live / "backend/app/__pycache__/page.pyc").write_text("compiled")
+    (served.live / "backend/app/one/upload").write_text("a user's")
+    report = deployed("v3")
+    assert bad(report) == {"files that no commit has": "1 would be lost: backend/app/one/upload"}
+    assert "move them out" in report.sentence()
+    (served.live / "backend/app/one/upload").unlink()
+    path.write_text(described.replace("\nrelease =", f'\nenv_file = "{served.live}/backend/app/.env"\nrelease ='))
+    assert "backend/app/.env is under backend/app, which a release replaces" in deployed("v3").sentence()
+    path.write_text(described.replace('"backend/app"', '"backend"'))
+    assert "venv/bin/python is under backend, which" in deployed("v3").sentence()
+    assert (served.answer()["greeting"], served.left()) == ("two", [])
+    path.write_text(described)
+    assert bad(deployed("v3")) == {}
+    assert sorted(one.name for one in (served.live / "backend/app").iterdir()) == ["other"]
+
+
+def test_the_environment_that_is_the_way_back_outlives_a_second_launch(served: Served) -> None:
+    def version(kit: str) -> None:
+        for name in ("requirements.txt", "requirements.lock"):
+            (served.root / "backend" / name).write_text(f"interviewkit=={kit}\n")
+
+    version("1.0.3")
+    served.release("v2", '"one"', '"two"')
+    assert bad(deployed("v2")) == {}
+    version("2.0.0")
+    served.release("v3", *BROKEN)
+    killed("v3", "before start_services")
+    version("1.0.3")
+    served.release("v4", '"two"', '"four"')
+    assert deployed("v4").status is Status.CRITICAL
+    assert (served.answer()["kit"], served.answer()["greeting"], served.left()) == ("1.0.3", "two", [])
+    killed("v3", "before start_services")
+    named = Path((served.base / "live.release-before/VENV").read_text())
+    assert named != served.python.parent.parent.resolve()
+    shutil.rmtree(named)
+    assert "is gone" in bad(deployed("v3"))["what was before runs again"]
+
+
+def test_the_file_that_is_asked_is_the_file_that_is_installed(served: Served) -> None:
+    served.describe(IN_GIT.replace('"requirements.lock"', '"pins.txt"'))
+    path = served.base / "trial.toml"
+    path.write_text(path.read_text().replace("backend/requirements.lock", "backend/pins.txt"))
+    (served.root / "backend/pins.txt").write_text("interviewkit==1.0.3\n")
+    served.git("add", "--all")
+    served.release("v2", '"one"', '"two"')
+    assert bad(deployed("v2")) == {}
+    assert (served.answer()["kit"], served.left()) == ("1.0.3", [])
+    assert deployed("v2").outcome.endswith("runs, as before")
+
+
+def test_killed_between_the_renames_of_the_environment_it_is_launched_again(served: Served) -> None:
+    first = served.git("rev-parse", "HEAD").strip()
+    for name in ("requirements.txt", "requirements.lock"):
+        (served.root / "backend" / name).write_text("interviewkit==1.0.3\n")
+    served.release("v2", '"one"', '"two"')
+    killed("v2", "reinstall: between renames")
+    assert not served.python.exists()
+    assert bad(deployed(first)).keys() == {"what ran before"}
+    assert (served.answer()["kit"], served.answer()["greeting"], served.left()) == ("1.0.0", "one", [])
+
+
+def test_what_is_replaced_and_put_back_keeps_its_owner(served: Served) -> None:
+    server = served.live / "backend/kit_server.py"
+    owner = (4713, 4714) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    os.chown(server, *owner)
+    served.release("v2", '"one"', '"two"')
+    assert bad(deployed("v2")) == {}
+    assert (server.stat().st_uid, server.stat().st_gid) == owner
+    served.release("v3", *BROKEN)
+    assert deployed("v3").status is Status.CRITICAL
+    assert (server.stat().st_uid, server.stat().st_gid) == owner
+    assert served.answer()["greeting"] == "two"
+
+
+def test_whose_lock_is_lost_touches_nothing_more(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(*_: Any) -> None:
+        raise LockLost("the lock expired", "look for the other run")
+
+    monkeypatch.setattr(unpack_way, "swap_release", lost)
+    served.release("v2", '"one"', '"two"')
+    with pytest.raises(LockLost):
+        deployed("v2")
+    assert served.left() == ["live.release-before"], "no way back was taken"

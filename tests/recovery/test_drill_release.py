@@ -72,7 +72,9 @@ def test_a_runbook_that_accepts_the_bad_release_makes_the_drill_critical_and_the
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("place", ["drill: struck", "release: grc_backend replaced", "drill: restored"])
+@pytest.mark.parametrize(
+    "place", ["drill: branch made", "drill: struck", "release: grc_backend replaced", "drill: restored"]
+)
 def test_killed_anywhere_it_is_healed_by_the_next_launch(system: System, place: str) -> None:
     good = release(system)
     done = process(system, NAME, OPS_FAILPOINT=place)

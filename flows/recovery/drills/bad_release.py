@@ -12,7 +12,7 @@ from runbook.report import Report
 from tasks.faults.disposable import BREAK, Fault
 from tasks.faults.release import break_release, release_of, spoiled_branch
 from tasks.releases.release import Release, find_differences, find_release, read_live
-from tasks.worktree import git
+from tasks.worktree import git, sweep
 
 # What it gets in the negative control: it cannot become healthy, and the way back must begin.
 CONTROL_SECONDS = 10
@@ -123,6 +123,7 @@ class BadRelease(Scenario):
         good = self._good(drill)
         if detection.quick(env)["application"] or find_differences(good):
             drill.run(deploy_application, version=notes["good"], recreate=True, confirm=env.name)
+        sweep(good.repository)  # of a run that was killed while it made the branch: git keeps that one
         if git(good.repository, "for-each-ref", f"refs/heads/{notes['branch']}").strip():
             git(good.repository, "branch", "--quiet", "-D", notes["branch"])
 

@@ -1,0 +1,54 @@
+"""What lies under the live parts and comes from no commit: it would go with the part that is replaced."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from blocks.places import Application
+from runbook.errors import OpsError
+from runbook.kinds import probe
+from tasks.releases.release import Live, Release
+from tasks.worktree import git
+
+
+def require_outside(application: Application, release: Release) -> None:
+    """
+    Raises:
+        OpsError: the application's environment file or its Python lies under a part of the release.
+    """
+    for name in filter(None, (application.env_file, application.python)):
+        lexical, real = Path(name).absolute(), Path(name).parent.resolve() / Path(name).name
+        for part in release.parts:
+            if any(path.is_relative_to(release.directory / part) for path in (lexical, real)):
+                raise OpsError(f"{name} is under {part}, which a release replaces",
+                               f"move it out of there, or take {part} off [application] release")  # fmt: skip
+
+
+@probe
+def find_strangers(release: Release, live: Live) -> list[str]:
+    """Files under the live parts that no commit has; what Python compiled is none of them."""
+    found = [name for part in release.parts for name in _files(release.directory, part)]
+    return sorted(set(found) - _committed(release, live)) if found else []
+
+
+def _files(directory: Path, part: str) -> list[str]:
+    top, names = directory / part, list[str]()
+    if top.is_symlink() or not top.is_dir():
+        return []
+    for folder, folders, files in os.walk(top):
+        links = [name for name in folders if Path(folder, name).is_symlink()]
+        folders[:] = [name for name in folders if name != "__pycache__" and name not in links]
+        names += [
+            str(Path(folder, name).relative_to(directory)) for name in (*files, *links) if not name.endswith(".pyc")
+        ]
+    return names
+
+
+def _committed(release: Release, live: Live) -> set[str]:
+    """Not only by the two commits: a deployment that was broken off, or done by hand, leaves files of others."""
+    commits = [release.commit, *([live.commit] if live.known else [])]
+    told = [git(release.repository, "ls-tree", "-r", "-z", "--name-only", one, "--", *release.parts) for one in commits]
+    added = ("log", "--all", "--no-renames", "--diff-filter=A", "--name-only", "--format=", "-z")
+    told.append(git(release.repository, *added, "--", *release.parts))
+    return {name for text in told for name in text.split("\0")}
