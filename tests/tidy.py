@@ -1,9 +1,9 @@
 """What a file of tests leaves in the session's lab: nothing that another file's tests would meet (a plugin).
 
 The lab is described in sentences (each database, table, setting, service, file …) when it is new, and again after the
-last test of every file that used it, where `OPS_TEST_TIDY` is set (it takes a minute or two of a whole run, and what
-it tells is a fault of order, which no one run shows). What flows leave on purpose is in none of them: backups, reports, databases and
-directories that were kept aside, rows.
+last test of every file that used it, where `OPS_TEST_TIDY` is set: what it tells is a fault of order, which no one run
+shows. What flows leave on purpose is in none of them: backups, reports, databases and directories that were kept aside,
+rows.
 """
 
 from __future__ import annotations
