@@ -213,7 +213,10 @@ def test_a_row_that_the_primary_removes_meanwhile_is_no_damage(pair: Pair) -> No
 
         def cancelled() -> str:
             report = check(tables=["people"], heapallindexed=True)
-            assert not [name for name in bad(report) if name != "relations that could not be checked"]
+            others = [name for name in bad(report) if name != "relations that could not be checked"]
+            assert not [name for name in others if "conflict with recovery" not in name], "no damage"
+            if others:  # it was not amcheck's statement that recovery cancelled
+                return ""
             named = [found for found in report.findings if found.name == "relations that could not be checked"]
             return named[0].value if named else ""
 
