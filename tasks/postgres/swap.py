@@ -30,7 +30,6 @@ from tasks.postgres.superseded import Superseded, writes_of
 from tasks.postgres.swap_outcome import lock_key, was_swapped
 
 UNDO = "bring back database"
-RENAME_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -162,22 +161,15 @@ def _require_identity(connection: Connection, moves: list[tuple[str, str, int]])
 
 
 def _rename(connection: Connection, old: str, new: str) -> None:
-    """PostgreSQL itself waits 5 s for the end of the sessions; on a busy host one takes longer, and the copy hours."""
-    statement = sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new))
-    for attempt in range(1, RENAME_ATTEMPTS + 1):
-        try:
-            with connection.transaction():
-                connection.execute(statement)
-            return
-        except psycopg.errors.ObjectInUse as error:
-            if attempt == RENAME_ATTEMPTS:
-                raise OpsError(
-                    f"{old} could not be renamed: {error.diag.message_detail or error.diag.message_primary}",
-                    "end what uses it (a prepared transaction?) and launch the run again; nothing was swapped",
-                ) from None
-        except psycopg.errors.LockNotAvailable:
-            hint = "nothing was swapped; launch the run again"
-            raise OpsError(f"{old} could not be locked within 20 s", hint) from None
+    try:
+        connection.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new)))
+    except psycopg.errors.ObjectInUse as error:
+        raise OpsError(
+            f"{old} could not be renamed: {error.diag.message_detail or error.diag.message_primary}",
+            "end what uses it (a prepared transaction?) and launch the run again; nothing was swapped",
+        ) from None
+    except psycopg.errors.LockNotAvailable:
+        raise OpsError(f"{old} could not be locked within 20 s", "nothing was swapped; launch the run again") from None
 
 
 @contextmanager

@@ -7,11 +7,9 @@ import json
 import shutil
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-import psutil
 import psycopg
 import pytest
 
@@ -66,27 +64,6 @@ def test_a_failure_after_the_swap_says_that_it_happened(trial: Trial, monkeypatc
     assert "is live, proven; the database it replaced is kept as" in state["value"]
     assert "do not restore again" in state["hint"]
     assert not [finding for finding in told if "launch it again" in finding["hint"]]
-
-
-def test_a_session_that_ends_late_does_not_cost_the_copy(trial: Trial) -> None:
-    backup_database.fn(NAME)
-    trial.sql("DELETE FROM by_mood")
-
-    def refusals() -> int:
-        return trial.server.log.read_text(errors="replace").count("is being accessed by other users")
-
-    before = refusals()
-    with trial.server.connect(trial.database) as client, ThreadPoolExecutor(1) as beside:
-        backend = psutil.Process(client.info.backend_pid)
-        backend.suspend()
-        try:
-            running = beside.submit(restore)
-            until(lambda: running.done() or refusals() > before, what="a rename that is refused", seconds=120)
-        finally:
-            backend.resume()
-        assert running.result() in GOOD
-        assert refusals() > before
-    assert trial.sql("SELECT count(*) FROM by_mood") == [(300,)]
 
 
 def test_roles_of_a_new_server_are_made_by_a_full_restore_only(trial: Trial) -> None:
