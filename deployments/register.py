@@ -32,7 +32,7 @@ def register(environment: str) -> list[str]:
     found.save(environment, overwrite=True)
     ensure_limit(environment)
     done += [f"block ops-environment/{environment}", f"lock env-{environment}"]
-    return done + [f"automation {name}" for name in automations.register()]
+    return done + [f"automation {name}" for name in automations.register(environment)]
 
 
 def main() -> int:

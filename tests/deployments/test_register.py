@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import BlockDocument
 
 from blocks.environment import Environment
 from deployments import automations, register
+from deployments.triggers import deaths
 from lab.base import base_directory
 from lab.processes import exclusive
 from runbook.errors import OpsError
@@ -120,16 +121,16 @@ def test_the_lock_has_one_slot_and_registering_again_leaves_it_alone(name: str) 
 
 def test_the_zombie_automation_is_there_once(prefect_server: str, alone: None) -> None:
     for _ in range(2):
-        assert automations.register() == ["zombie-runs"]
+        assert automations.register("lab") == ["zombie-runs"]
     with get_client(sync_client=True) as client:
         (found,) = client.read_automations_by_name("zombie-runs")
     assert found.enabled
     body = httpx.post(f"{prefect_server}/automations/filter", json={}, timeout=120).json()
     (kept,) = [one for one in body if one["name"] == "zombie-runs"]
     assert kept["trigger"]["posture"] == "Proactive"
-    assert kept["trigger"]["within"] == automations.ZOMBIE_SECONDS
+    assert kept["trigger"]["within"] == deaths.ZOMBIE_SECONDS
     assert kept["trigger"]["for_each"] == ["prefect.resource.id"]
-    assert set(kept["trigger"]["expect"]) == {automations.HEARTBEAT, *automations.ENDED}
+    assert set(kept["trigger"]["expect"]) == {deaths.HEARTBEAT, *deaths.ENDED}
     assert kept["actions"][0]["state"] == "CRASHED"
 
 
