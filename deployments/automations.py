@@ -10,44 +10,58 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.events.actions import RunDeployment
 from prefect.events.schemas.automations import AutomationCore
 
 from deployments.triggers import deaths
 from runbook.errors import OpsError
 
+Causes = Sequence[Callable[[SyncPrefectClient, str], list[AutomationCore]]]
 # Each returns the automations of an environment; those of all environments have the same name in each.
-CAUSES: Sequence[Callable[[str], list[AutomationCore]]] = (deaths.automations,)
+CAUSES: Causes = (deaths.automations,)
 
 
-def wanted(environment: str) -> list[AutomationCore]:
-    """Every automation of an environment."""
-    return [automation for cause in CAUSES for automation in cause(environment)]
+def wanted(client: SyncPrefectClient, environment: str, causes: Causes = CAUSES) -> list[AutomationCore]:
+    """Every automation of an environment.
+
+    Raises:
+        OpsError: one starts a flow that is not deployed.
+    """
+    return [automation for cause in causes for automation in cause(client, environment)]
 
 
-def register(environment: str) -> list[str]:
-    """Create or update every automation of an environment; returns their names."""
+def register(environment: str, *, paused: bool = False, causes: Causes = CAUSES) -> list[str]:
+    """Create or update every automation of an environment; returns their names. One that somebody switched off stays
+    off. `paused`: new ones that start flows are off until somebody switches them on."""
     with get_client(sync_client=True) as client:
-        for automation in wanted(environment):
-            existing = client.read_automations_by_name(automation.name)
-            if existing:
-                client.update_automation(existing[0].id, automation)
+        automations = wanted(client, environment, causes)
+        for automation in automations:
+            if existing := client.read_automations_by_name(automation.name):
+                kept = automation.model_copy(update={"enabled": existing[0].enabled})
+                client.update_automation(existing[0].id, kept)
             else:
-                client.create_automation(automation)
-    return [automation.name for automation in wanted(environment)]
+                starts = any(isinstance(action, RunDeployment) for action in automation.actions)
+                client.create_automation(automation.model_copy(update={"enabled": not (paused and starts)}))
+    return [automation.name for automation in automations]
 
 
-def listed(environment: str) -> dict[str, bool]:
-    """The automations of an environment by name, and whether Prefect has each."""
+def listed(environment: str) -> dict[str, str]:
+    """The automations of an environment by name, and what Prefect has of each: `on`, `off` or `missing`."""
     with get_client(sync_client=True) as client:
-        return {one.name: bool(client.read_automations_by_name(one.name)) for one in wanted(environment)}
+        return {one.name: _state(client, one.name) for one in wanted(client, environment)}
 
 
-def remove(environment: str) -> list[str]:
+def _state(client: SyncPrefectClient, name: str) -> str:
+    found = client.read_automations_by_name(name)
+    return ("on" if found[0].enabled else "off") if found else "missing"
+
+
+def remove(environment: str, *, causes: Causes = CAUSES) -> list[str]:
     """Delete the automations of an environment that Prefect has; returns their names. `register` brings them back."""
     removed = []
     with get_client(sync_client=True) as client:
-        for automation in wanted(environment):
+        for automation in wanted(client, environment, causes):
             for found in client.read_automations_by_name(automation.name):
                 client.delete_automation(found.id)
                 removed.append(automation.name)
@@ -58,16 +72,18 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("what", nargs="?", choices=["list", "register", "remove"], default="list")
+    parser.add_argument("--paused", action="store_true", help="new ones that start flows are off")
     parser.add_argument("--environment", default=os.environ.get("OPS_ENVIRONMENT", ""))
     chosen = parser.parse_args()
     try:
         if not chosen.environment:
             raise OpsError("no environment is named", "say --environment NAME, or set OPS_ENVIRONMENT")
         if chosen.what == "list":
-            lines = [f"{'there' if there else 'missing'}  {name}" for name, there in listed(chosen.environment).items()]
+            lines = [f"{state:8} {name}" for name, state in listed(chosen.environment).items()]
+        elif chosen.what == "register":
+            lines = [f"registered {name}" for name in register(chosen.environment, paused=chosen.paused)]
         else:
-            done = register if chosen.what == "register" else remove
-            lines = [f"{chosen.what}: {name}" for name in done(chosen.environment)]
+            lines = [f"removed {name}" for name in remove(chosen.environment)]
     except OpsError as error:
         print(error, file=sys.stderr)
         return 1

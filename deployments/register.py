@@ -1,4 +1,4 @@
-"""Register environments in Prefect: their blocks, their locks, the automations. Idempotent.
+"""Register environments in Prefect: their blocks and their locks. Idempotent. Then deploy, then the automations.
 
 OPS_ENVIRONMENT=staging python -m deployments.register
 """
@@ -11,13 +11,12 @@ import sys
 
 from blocks import toml
 from blocks.environment import Environment
-from deployments import automations
 from runbook.errors import OpsError
 from runbook.lease import ensure_limit
 
 
 def register(environment: str) -> list[str]:
-    """Save every block of an environment, its lock, and the automations; returns what was registered.
+    """Save every block of an environment, and its lock; returns what was registered.
 
     Raises:
         OpsError: there is no such environment, or its TOML is wrong.
@@ -31,8 +30,7 @@ def register(environment: str) -> list[str]:
         done.append(f"block {found.slugs[part]}")
     found.save(environment, overwrite=True)
     ensure_limit(environment)
-    done += [f"block ops-environment/{environment}", f"lock env-{environment}"]
-    return done + [f"automation {name}" for name in automations.register(environment)]
+    return [*done, f"block ops-environment/{environment}", f"lock env-{environment}"]
 
 
 def main() -> int:

@@ -164,6 +164,7 @@ class Control:
         for what, argv in (
             ("deployments.register", ("-m", "deployments.register", *regions)),
             ("prefect deploy --all", ("-m", "prefect", "--no-prompt", "deploy", "--all")),
+            ("deployments.automations", ("-m", "deployments.automations", "register", "--paused")),
         ):
             try:
                 run([PYTHON, *argv], cwd=CHECKOUT, environment=shell, seconds=600)

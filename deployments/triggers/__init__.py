@@ -1,1 +1,1 @@
-"""What Prefect does by itself: one module for each cause, each with `automations(environment)`."""
+"""What Prefect does by itself: one module for each cause, each with `automations(client, environment)`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
@@ -16,7 +17,7 @@ ENDED = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cance
 ZOMBIE_SECONDS = 90
 
 
-def automations(environment: str) -> list[AutomationCore]:
+def automations(client: SyncPrefectClient, environment: str) -> list[AutomationCore]:
     """One, for the runs of all environments: such a run stays Running for ever; this marks it Crashed."""
     return [
         AutomationCore(

@@ -10,12 +10,14 @@ from pathlib import Path
 import httpx
 import pytest
 from prefect import flow
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import BlockDocument
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 
 from blocks.environment import Environment
 from deployments import automations, register
 from deployments.triggers import deaths
+from deployments.triggers.launch import launch
 from lab.base import base_directory
 from lab.processes import exclusive
 from runbook.errors import OpsError
@@ -121,7 +123,7 @@ def test_the_lock_has_one_slot_and_registering_again_leaves_it_alone(name: str) 
 
 def test_the_zombie_automation_is_there_once(prefect_server: str, alone: None) -> None:
     for _ in range(2):
-        assert automations.register("lab") == ["zombie-runs"]
+        assert automations.register("lab", causes=[deaths.automations]) == ["zombie-runs"]
     with get_client(sync_client=True) as client:
         (found,) = client.read_automations_by_name("zombie-runs")
     assert found.enabled
@@ -132,6 +134,42 @@ def test_the_zombie_automation_is_there_once(prefect_server: str, alone: None) -
     assert kept["trigger"]["for_each"] == ["prefect.resource.id"]
     assert set(kept["trigger"]["expect"]) == {deaths.HEARTBEAT, *deaths.ENDED}
     assert kept["actions"][0]["state"] == "CRASHED"
+
+
+def rehearsal(client: SyncPrefectClient, environment: str) -> list[AutomationCore]:
+    """An automation that starts a deployment of this test's own."""
+    return [
+        AutomationCore(
+            name=f"rehearsal-{environment}",
+            trigger=EventTrigger(expect={"ops.rehearsal"}, posture=Posture.Reactive, threshold=1),
+            actions=[launch(client, environment, "rehearsed", {})],
+        )
+    ]
+
+
+@flow
+def rehearsed(environment: str) -> None:
+    """Started by nobody."""
+
+
+def test_what_is_registered_is_listed_stays_off_and_can_be_removed(prefect_server: str, name: str) -> None:
+    with pytest.raises(OpsError, match=f"rehearsed is not deployed for {name}"):
+        automations.register(name, causes=[rehearsal])
+    with get_client(sync_client=True) as client:
+        client.create_deployment(client.create_flow(rehearsed), name)
+    own = f"rehearsal-{name}"
+    automations.register(name, paused=True, causes=[rehearsal])
+    automations.register(name, causes=[rehearsal])
+    with get_client(sync_client=True) as client:
+        (found,) = client.read_automations_by_name(own)
+        assert not found.enabled, "who switched it off wants it off"
+    assert automations.remove(name, causes=[rehearsal]) == [own]
+    assert automations.remove(name, causes=[rehearsal]) == []
+    automations.register(name, causes=[rehearsal])
+    with get_client(sync_client=True) as client:
+        (found,) = client.read_automations_by_name(own)
+        assert found.enabled
+        client.delete_automation(found.id)
 
 
 @pytest.mark.parametrize("environment", ["", "nowhere"])
