@@ -33,7 +33,7 @@ from runbook.report import Report
 ROOT = Path(__file__).parents[1]
 FREQUENCIES = {"continuous", "daily", "weekly", "monthly", "quarterly", "yearly", "on-demand"}
 OWNERS = {"SRE", "DBA", "DevOps", "セキュリティ", "QA", "マネージャー", "開発者"}
-SECTION = re.compile(r"§\d+(?:\.\d+)?")
+SECTION = re.compile(r"§\d+(?:\.\d+)?|付録[ABC]")
 JAPANESE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
 # The lab starts programs of its own; tests do too.
 PACKAGES = ("runbook", "blocks", "tasks", "flows", "deployments")
