@@ -25,4 +25,5 @@ def launch(client: SyncPrefectClient, environment: str, flow: str, parameters: M
             f"{flow} is not deployed for {environment}",
             f"OPS_ENVIRONMENT={environment} prefect --no-prompt deploy --all, then register the automations",
         ) from None
-    return RunDeployment(deployment_id=found.id, parameters={"environment": environment, **parameters})
+    given = {"environment": environment, **parameters}
+    return RunDeployment.model_validate({"deployment_id": found.id, "parameters": given})
