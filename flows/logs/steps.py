@@ -18,6 +18,9 @@ def tell_read(report: Report, source: Source, bad: int, of: str = "") -> None:
     """Files, lines that are no JSON, and files that cannot be read: nothing is left out silently."""
     names = ", ".join(file.path.name for file in source.files) or "none of the files was written to in that time"
     report.fact(f"{of}read", f"{size(source.bytes)} in {len(source.files)} files: {names}")
+    if not source.bytes:
+        report.warn(f"{of}something to read", "not measured, rather than well: look whether the application still logs",
+                    value="no line was written in that time")  # fmt: skip
     for name, why in sorted(source.unreadable.items()):
         report.warn(f"{of}{name} is whole", "what it holds is not counted: look at the file, and at this user's rights",
                     value=why)  # fmt: skip

@@ -96,3 +96,10 @@ def test_what_is_usual_is_read_from_files_before_the_time_that_was_asked_for(log
     ]
     assert "2 files: audit.log.1, audit.log" in report.facts["read"]
     assert [row[2] for row in rows(report, "Lines that are no JSON")] == ["no JSON"]
+
+
+def test_an_empty_log_is_not_well(logs: Path) -> None:
+    (logs / "audit.log").write_text("")
+    report = search_audit_log.fn(NAME)
+    assert report.status is Status.WARN
+    assert "not measured" in report.sentence()
