@@ -73,17 +73,21 @@ def test_a_bad_backup_is_not_verified(trial: Trial, kind: str) -> None:
 
 def aged(trial: Trial, days: float, *, verified: bool = False, environment: str = NAME) -> str:
     """A backup of some days ago: a real one that was sealed again."""
-    path = newest_path(trial)
     taken = datetime.now(UTC) - timedelta(days=days)
     name = f"backup_{taken:%Y%m%d_%H%M%S}"
+    offered(trial, name, taken, environment)
+    if verified:
+        catalogue.mark_verified.work(DirectoryStore(trial.store), name, {"by": "test"})
+    return name
+
+
+def offered(trial: Trial, name: str, taken: datetime, environment: str = NAME) -> None:
+    path = newest_path(trial)
     copy = path.with_name(name)
     subprocess.run(["cp", "-a", path, copy], check=True)
     content = json.loads((copy / "manifest.json").read_text())
     content.update(name=name, taken=taken.isoformat(), environment=environment)
     manifest.write(copy, Manifest.model_validate(content))
-    if verified:
-        catalogue.mark_verified.work(DirectoryStore(trial.store), name, {"by": "test"})
-    return name
 
 
 def test_the_safe_rule(trial: Trial) -> None:
@@ -184,6 +188,20 @@ def test_in_a_shared_store_latest_is_one_s_own(trial: Trial) -> None:
     assert max(found, key=lambda backup: backup.manifest.taken).name == stranger
     assert verify_backup.fn(NAME).facts["backup"].startswith(mine)
     assert verify_backup.fn(NAME, backup=mine.split("_")[1]).facts["backup"].startswith(mine)
+
+
+def test_when_clocks_go_back_the_newest_is_the_one_that_was_taken_last(trial: Trial) -> None:
+    """Names are in the operators' zone: half past two comes twice where daylight saving ends, and names sort the wrong
+    way round within that hour."""
+    backup_database.fn(NAME)
+    berlin, first = ZoneInfo("Europe/Berlin"), datetime(2026, 10, 25, 0, 50, tzinfo=UTC)
+    names = [f"backup_{moment.astimezone(berlin):%Y%m%d_%H%M%S}" for moment in (first, first + timedelta(minutes=30))]
+    assert names == ["backup_20261025_025000", "backup_20261025_022000"]
+    for name, taken in zip(names, (first, first + timedelta(minutes=30)), strict=True):
+        offered(trial, name, taken)
+    store = DirectoryStore(trial.store)
+    assert catalogue.find_backup.work(store, "postgres", "20261025", NAME).name == names[1]
+    assert catalogue.earlier(catalogue.open_backup(store, names[1])) == names[0]
 
 
 def test_a_name_is_taken_once(trial: Trial) -> None:
