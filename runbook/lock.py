@@ -29,10 +29,12 @@ from prefect.states import Cancelled, Cancelling
 from runbook import lease as leases
 from runbook.errors import Locked, Unreachable
 from runbook.holder import Holder, Rank, read, remember, remembered, this_run, write
+from runbook.log import logger
 from runbook.wait import until
 
 END_SECONDS = 30.0
 LAST_WORDS_SECONDS = 5.0
+POLL_SECONDS = 5.0
 _NONE: Mapping[str, EnvironmentLock] = MappingProxyType({})
 _held: contextvars.ContextVar[Mapping[str, EnvironmentLock]] = contextvars.ContextVar("held", default=_NONE)
 
@@ -55,8 +57,10 @@ class EnvironmentLock:
 
 
 @contextlib.contextmanager
-def hold(environment: str, directory: Path, runbook: str, rank: Rank) -> Iterator[EnvironmentLock]:
-    """Hold an environment; a runbook inside a runbook passes at once.
+def hold(
+    environment: str, directory: Path, runbook: str, rank: Rank, patience_seconds: float = 0.0
+) -> Iterator[EnvironmentLock]:
+    """Hold an environment; a runbook inside a runbook passes at once. Held, it is waited for `patience_seconds`.
 
     Raises:
         Locked: another run holds it (which one, since when, what to do).
@@ -65,19 +69,47 @@ def hold(environment: str, directory: Path, runbook: str, rank: Rank) -> Iterato
         yield outer
         return
     with contextlib.ExitStack() as stack:
-        me = this_run(runbook, rank)
-        file = stack.enter_context(_file_lock(environment, directory, me))
+        lock = _patiently(lambda: _acquired(stack, environment, directory, this_run(runbook, rank)), patience_seconds)
+        token = _held.set({**_held.get(), environment: lock})
+        stack.callback(_held.reset, token)
+        yield lock
+
+
+def _patiently(attempt: Callable[[], EnvironmentLock], seconds: float) -> EnvironmentLock:
+    refused: Locked | Unreachable | None = None
+
+    def once() -> EnvironmentLock | None:
+        nonlocal refused
+        try:
+            return attempt()
+        except (Locked, Unreachable) as error:
+            if seconds and refused is None:
+                logger().info("waiting for at most %.0f s: %s", seconds, error.message)
+            refused = error
+            return None
+
+    try:
+        found = until(once, what="the lock", seconds=seconds, every_seconds=POLL_SECONDS if seconds else 0)
+    except Unreachable:
+        assert refused
+        raise refused from None
+    assert found
+    return found
+
+
+def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me: Holder) -> EnvironmentLock:
+    """Both parts of it; `stack` gives them back."""
+    with contextlib.ExitStack() as own:
+        file = own.enter_context(_file_lock(environment, directory, me))
         lease = _lease(environment, me) if me.run_id else None
         if lease:
-            stack.callback(lease.close)
+            own.callback(lease.close)
             me = replace(me, lease_id=str(lease.id))
             remember(environment, me)
             write(file, me)
             lease.retake = partial(_retake, environment, me)
-        lock = EnvironmentLock(lease)
-        token = _held.set({**_held.get(), environment: lock})
-        stack.callback(_held.reset, token)
-        yield lock
+        stack.push(own.pop_all())
+    return EnvironmentLock(lease)
 
 
 @contextlib.contextmanager

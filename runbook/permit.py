@@ -14,12 +14,17 @@ class PlanOnly(Exception):
     """`confirm` is empty: the run ends here with its plan. Never seen outside `runbook(...)`."""
 
 
+def is_scheduled() -> bool:
+    """Whether a schedule launched this very run."""
+    context = FlowRunContext.get()
+    return bool(context and context.flow_run and context.flow_run.auto_scheduled)
+
+
 def is_unattended(target: Target) -> bool:
     """Whether a schedule launched this very run, and the environment's TOML (`unattended`, reviewed in git) lets it do
     without a person what it does. Somebody who launches it with an empty `confirm` gets the plan all the same."""
     context = FlowRunContext.get()
-    run, flow = (context.flow_run, context.flow) if context else (None, None)
-    return bool(run and run.auto_scheduled and flow and flow.name in target.unattended)
+    return bool(is_scheduled() and context and context.flow and context.flow.name in target.unattended)
 
 
 @dataclass(frozen=True)

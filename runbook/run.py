@@ -19,9 +19,12 @@ from runbook.form import form_address
 from runbook.holder import Rank
 from runbook.lock import hold
 from runbook.log import logger
-from runbook.permit import PlanOnly, is_unattended
+from runbook.permit import PlanOnly, is_scheduled, is_unattended
 from runbook.report import Finding, Held, Report, Status
 from runbook.target import Target
+
+PATIENCE_SECONDS = 3600.0
+"""For so long a run that a schedule launched waits for the environment's lock: nobody is there to launch it again."""
 
 
 @contextlib.contextmanager
@@ -31,9 +34,10 @@ def runbook(
 ) -> Iterator[Report]:  # fmt: skip
     """Everything around a procedure: the environment's lock, the report, its artifact and JSON file, the end state.
 
-    `changes` takes the environment's lock before anything is judged; maintenance with a `confirm` is refused while the
-    environment is contained. A run with an empty `confirm` that reaches `report.permit(...)` leaves the block there,
-    PLANNED. `often`, of a check that runs every few minutes: what it found before already is counted, not filed.
+    `changes` takes the environment's lock before anything is judged (a scheduled run waits for it); maintenance with a
+    `confirm` is refused while the environment is contained. A run with an empty `confirm` that reaches
+    `report.permit(...)` leaves the block there, PLANNED. `often`, of a check that runs every few minutes: what it found
+    before already is counted, not filed.
 
     Raises:
         RunbookFailed: the report is CRITICAL.
@@ -47,7 +51,8 @@ def runbook(
         with use_report(report), report.closing as stack:
             if changes:
                 allowed = rank if confirm == target.name else "maintenance"  # a plan ends nobody's work
-                lock = stack.enter_context(hold(target.name, target.reports_directory, title, allowed))
+                patience = PATIENCE_SECONDS if within is None and is_scheduled() else 0.0
+                lock = stack.enter_context(hold(target.name, target.reports_directory, title, allowed, patience))
                 report.lock = lock
                 report.fact("lock", f"keeps out {lock.keeps_out}")
                 if within is None or within.lock is None:  # a runbook inside another one may do what that one may

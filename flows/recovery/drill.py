@@ -11,7 +11,7 @@ from typing import Literal
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.recovery.drills import checklist, control, leftovers, page, record, steady, telling, trend
+from flows.recovery.drills import checklist, control, leftovers, page, record, steady, telling, trend, turns
 from flows.recovery.drills.bad_release import BadRelease
 from flows.recovery.drills.data_corruption import DataCorruption
 from flows.recovery.drills.database_failure import DatabaseFailure
@@ -26,10 +26,10 @@ from runbook.report import Report
 from runbook.run import runbook
 from tasks.drill.clients import Clients
 from tasks.drill.direct import drop_table
-from tasks.faults.disposable import BREAK, require_disposable
+from tasks.faults.disposable import BREAK, require_disposable, where_disposable
 from tasks.gx import process
 
-ScenarioName = Literal["database_failure", "region_outage", "data_corruption", "full_restore", "bad_release"]
+ScenarioName = Literal["database_failure", "region_outage", "data_corruption", "full_restore", "bad_release", "next"]
 SCENARIOS: dict[str, Scenario] = {
     one.name: one for one in (DatabaseFailure(), RegionOutage(), DataCorruption(), FullRestore(), BadRelease())
 }
@@ -46,7 +46,8 @@ def run_drill(
     what users do, and counts by the clients' ledger which acknowledged writes are gone. The manual's six phases are
     timed against its minutes, RPO and RTO against the scenario's targets. Then the same runbook is given a sabotaged
     copy: where it does not refuse that, the drill is CRITICAL. Run it every quarter, in an environment of which nothing
-    is needed: any that is not `disposable` is refused.
+    is needed: one that is not `disposable` has its drills in its `drill_environment`, whose name is then the confirm;
+    where it names none, it is refused. `next` is the scenario whose turn it is, by the reports of the drills before.
 
     What it changes: everything that the scenario breaks; at the end the system is healthy again, also where the drill
     fails. What its recoveries kept aside goes when it ends well and a new base backup was taken, else it is told.
@@ -57,25 +58,28 @@ def run_drill(
     checked and what was not, and the drills before; as an HTML page too.
 
     Args:
-        environment: 対象の環境。disposable な環境のみ
+        environment: 対象の環境。disposable でない環境では、その drill_environment で実施する
         scenario: database_failure DB障害、region_outage リージョン障害、data_corruption データ破損、
-            full_restore 全喪失、bad_release 不良リリース
+            full_restore 全喪失、bad_release 不良リリース、next 前回の次のシナリオ
         participants: 参加者 (レポートに記載)
-        confirm: 実行するには環境名を入力。空なら計画のみ表示
+        confirm: 実行するには訓練を行う環境の名前を入力。空なら計画のみ表示
     """
-    env = Environment.find(environment)
+    env = where_disposable(Environment.find(environment))
     with page.beside() as pages, runbook("DR drill", env, confirm, changes=True, rank="recovery") as report:
         pages.append(report)
         require_disposable(env)
+        if env.name != environment:
+            report.fact("held in", f"{env.name}, the drill_environment of {environment}")
         report.fact("participants", ", ".join(participants) or "nobody is named")
         if left := record.find(env.reports_directory):
             permit = report.permit(*_plan_healing(report, left))
             _end_half_done(report, permit, env, left)
             return report
-        if scenario not in SCENARIOS:
-            raise OpsError(f"there is no scenario “{scenario}”", f"choose one of {', '.join(SCENARIOS)}")
+        name = turns.choose(report, env, SCENARIOS) if scenario == "next" else scenario
+        if name not in SCENARIOS:
+            raise OpsError(f"there is no scenario “{name}”", f"choose one of {', '.join(SCENARIOS)}")
         process.start()
-        chosen, directory = SCENARIOS[scenario], env.reports_directory / "drills" / f"{report.started:%Y%m%dT%H%M%S}"
+        chosen, directory = SCENARIOS[name], env.reports_directory / "drills" / f"{report.started:%Y%m%dT%H%M%S}"
         checked = _judge(report, env, chosen, directory)
         permit = report.permit(*chosen.acts(env))
         _hold(report, permit, env, chosen, directory, checked)

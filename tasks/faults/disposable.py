@@ -23,12 +23,22 @@ class Fault:
     facts: dict[str, str] = field(default_factory=dict)
 
 
+def where_disposable(env: Environment) -> Environment:
+    """Where drills and load tests of an environment take place: in itself where it is disposable, else in the one that
+    its TOML names as `drill_environment`; itself too where it names none, which `require_disposable` then refuses.
+
+    Raises:
+        OpsError: there is no environment of that name.
+    """
+    return env if env.disposable or not env.drill_environment else Environment.find(env.drill_environment)
+
+
 def require_disposable(env: Environment) -> None:
     """Raises OpsError where the environment is not one to be broken."""
     if not env.disposable:
         raise OpsError(
             f"{env.name} is not disposable: nothing in it is broken on purpose",
-            "hold the drill in an environment whose TOML says disposable = true",
+            "name one whose TOML says disposable = true as drill_environment in this one's, and register both",
         )
 
 

@@ -142,6 +142,10 @@ def test_what_two_scanners_find_is_one_row(
     assert [row[:2] for row in rows(report, TABLE)] == [("CRITICAL", "interviewkit")]
     assert "image grc-backend:latest" in rows(report, TABLE)[0][7]
     assert "Unsupported OSV schema" in bad(report)["pip-audit left out"]
+    images = scanned(parts=("images",))  # nothing else is scanned, and "new" is told by the report before
+    assert [row[6:8] for row in rows(images, TABLE)] == [("", "image grc-backend:latest")]
+    assert images.facts["not asked for"] == "python, node"
+    assert scanned(parts=("images",), since_days=1).facts["new"].startswith("not known: there is no earlier report")
     packaged.describe('images = ["grc-backend:latest"]', python="/nowhere/python")
     (packaged.base / "trivy").write_text("#!/bin/sh\necho FATAL >&2\nexit 1\n")
     assert "trivy exited 1" in bad(scanned())["image grc-backend:latest"]

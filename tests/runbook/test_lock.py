@@ -9,12 +9,15 @@ import socket
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from runbook import lock, run
 from runbook.errors import Locked
 from runbook.holder import Rank
 from runbook.lock import hold
+from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.wait import until
 from tests.runbook.processes import Actor, is_alive
@@ -36,6 +39,36 @@ def holder(system: System, rank: Rank, actors: list[Actor], directory: Path) -> 
     actors.append(Actor(directory / "out", "holder", "hold", system.name, system.reports_directory, rank))
     actors[-1].says("held")
     return actors[-1]
+
+
+def test_a_scheduled_run_waits_for_another_and_says_so(
+    system: System, actors: list[Actor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would launch it again. One that a person launched is told at once."""
+    actor, told, reports = holder(system, "maintenance", actors, tmp_path), list[str](), list[Report]()
+    monkeypatch.setattr(lock, "POLL_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "logger", lambda: SimpleNamespace(info=lambda text, *values: told.append(text % values)))
+
+    def scheduled() -> None:
+        with runbook("Nightly", system, changes=True) as report:
+            reports.append(report)
+
+    with pytest.raises(Locked):
+        scheduled()
+    assert told == []
+    monkeypatch.setattr(run, "is_scheduled", lambda: True)
+    waiting = threading.Thread(target=scheduled)
+    waiting.start()
+    until(lambda: told, what="its word", seconds=120)
+    assert f"{system.name} is held by “Rebuild indexes”" in told[0]
+    actor.kill()
+    waiting.join(120)
+    assert [report.status for report in reports] == [Status.OK]
+    assert len(told) == 1
+    monkeypatch.setattr(run, "PATIENCE_SECONDS", 0.5)
+    holder(system, "maintenance", actors, tmp_path)
+    with pytest.raises(Locked):
+        scheduled()
 
 
 def lock_file(system: System) -> Path:

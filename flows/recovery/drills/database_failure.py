@@ -35,6 +35,7 @@ class DatabaseFailure(Scenario):
     goal = "スタンバイDBへのフェイルオーバー（RTO: 1時間）"
     checks = "データ損失なし（RPO: 0）、全機能正常動作"
     backups = ("cluster",)
+    needs = ("standby",)
     sensors = ("database",)
 
     def targets(self, env: Environment) -> Targets:

@@ -44,6 +44,7 @@ class RegionOutage(Scenario):
     goal = "DRリージョンへの切り替え（RTO: 4時間）"
     checks = "1時間以内のデータ復旧（RPO: 1時間）"
     backups = ("cluster", "redis", "files")
+    needs = ("endpoint",)
     sensors = ("application", "database")
 
     def targets(self, env: Environment) -> Targets:

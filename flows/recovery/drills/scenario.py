@@ -108,6 +108,8 @@ class Scenario(abc.ABC):
     """As in §8.4."""
     backups: ClassVar[tuple[Kind, ...]]
     """Kinds of which a verified backup must be there before anything is broken."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Parts of the environment without which it cannot be held."""
     sensors: ClassVar[tuple[str, ...]]
     """Of `detection.SENSORS`: one of these must notice the fault."""
 

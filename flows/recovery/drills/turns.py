@@ -1,0 +1,42 @@
+"""Whose turn it is: the scenario behind the one that was held last, by the reports of the chain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from blocks.environment import Environment
+from flows.recovery.drills.scenario import Scenario
+from flows.recovery.drills.telling import MEASURED
+from runbook import render
+from runbook.errors import OpsError
+from runbook.report import Report
+from tasks.reports import filed
+
+
+def choose(report: Report, env: Environment, scenarios: Mapping[str, Scenario]) -> str:
+    """The next of those that this environment can hold; told, and pinned for the plan's form.
+
+    Raises:
+        OpsError: it can hold none.
+    """
+    last = last_held(env, render.key(report), scenarios)
+    names = list(scenarios)
+    begin = names.index(last) + 1 if last else 0
+    cannot = {name: missing for name, one in scenarios.items() if (missing := [n for n in one.needs if not env.has(n)])}
+    for name in (*names[begin:], *names[:begin]):
+        if name not in cannot:
+            report.fact("turn", f"{name}, after {last or 'none yet'}")
+            report.pin("scenario", name)
+            if cannot:
+                report.fact("never held here", "; ".join(f"{one}: no {', '.join(why)}" for one, why in cannot.items()))
+            return name
+    raise OpsError(f"{env.name} can hold no drill", "describe its parts in its TOML: [standby], [endpoint]")
+
+
+def last_held(env: Environment, key: str, scenarios: Mapping[str, Scenario]) -> str:
+    """The scenario of the newest drill that broke something; "" where there was none."""
+    for one in filed(env.reports_directory, env.name, key):
+        name = dict(row[:2] for row in one.rows(MEASURED) if len(row) >= 2).get("scenario", "")
+        if name in scenarios:
+            return str(name)
+    return ""
