@@ -16,7 +16,9 @@ from runbook.run import runbook
 
 
 @flow(name="run-checklist", flow_run_name="run-checklist {environment} {checklist}")
-def run_checklist(environment: str, checklist: ChecklistName, due: str = "", drill_date: str = "") -> Report:
+def run_checklist(
+    environment: str, checklist: ChecklistName = "drill_preparation", due: str = "", drill_date: str = ""
+) -> Report:
     """チェックリスト: DR訓練の準備・当日・訓練後、監査、レビュー (§8.4, §7.1)
 
     人にしかできない作業を1項目ずつ確認する。起動すると run は Suspended になり、フェーズごとのフォームが UI に出る。

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -76,7 +77,12 @@ class Waiting:
         with log:
             self.workers.append(
                 subprocess.Popen(
-                    argv, cwd=self.directory, env={**os.environ, **own}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    argv,
+                    cwd=self.directory,
+                    env={**os.environ, **own},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
                 )
             )
 
@@ -115,8 +121,6 @@ class Waiting:
     def read(self, run: str, key: str) -> Any:
         """An input of the run, None where there is none."""
         found = self.runs.call("POST", f"/flow_runs/{run}/input/filter", {"prefix": key})
-        import json
-
         return next((json.loads(one["value"]) for one in found if one["key"] == key), None)
 
     def answer(self, run: str, given: Mapping[str, object]) -> str:
