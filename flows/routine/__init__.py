@@ -1,1 +1,1 @@
-"""§7 of the manual: routine maintenance."""
+"""§7 of the manual: the working day."""

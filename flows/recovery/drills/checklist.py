@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from flows.routine import checklist_texts
+from flows.routine.checklist_texts import DRILL, Phase
 from runbook.report import Report
 
 
@@ -17,56 +19,14 @@ class Box(NamedTuple):
     key: str = ""
 
 
-_PARTS: Mapping[str, tuple[tuple[str, str], ...]] = {
-    "事前準備（1週間前）": (
-        ("訓練日時の調整・通知", ""),
-        ("訓練環境の準備", "environment"),
-        ("バックアップの最新化確認", "backups"),
-        ("参加者への手順書配布", ""),
-    ),
-    "フェーズ1: 障害検知": (
-        ("監視アラートの発火確認", "alarm"),
-        ("オンコール対応の確認", ""),
-        ("エスカレーション手順の確認", ""),
-    ),
-    "フェーズ2: 初動対応": (
-        ("インシデント宣言", ""),
-        ("ステークホルダー通知", ""),
-        ("影響範囲の特定", "scope"),
-        ("復旧戦略の決定", "strategy"),
-    ),
-    "フェーズ3: データリストア": (
-        ("データベースバックアップからのリストア", "database"),
-        ("Redisデータのリストア", "redis"),
-        ("ファイルシステムのリストア", "files"),
-        ("データ整合性確認", "integrity"),
-    ),
-    "フェーズ4: サービス復旧": (
-        ("アプリケーションデプロイ", "deployed"),
-        ("マイグレーション実行", "migrations"),
-        ("サービス起動", "services"),
-        ("ヘルスチェック", "health"),
-    ),
-    "フェーズ5: 動作確認": (
-        ("ログイン機能確認", "ログイン"),
-        ("面接セッション作成確認", "面接セッション作成"),
-        ("AI応答確認", "AI応答"),
-        ("データ読み書き確認", "データ読み書き"),
-    ),
-    "フェーズ6: 振り返り": (
-        ("タイムライン作成", "timeline"),
-        ("問題点の洗い出し", "problems"),
-        ("改善アクションの決定", ""),
-        ("ドキュメント更新", ""),
-    ),
-    "訓練後（1週間以内）": (
-        ("訓練レポート作成", "report"),
-        ("改善アクションの実施", ""),
-        ("手順書の更新", ""),
-        ("次回訓練日の設定", ""),
-    ),
-}
-BOXES = tuple(Box(part, text, key) for part, boxes in _PARTS.items() for text, key in boxes)
+def _part(phase: Phase) -> str:
+    """The minutes of the phases are told apart."""
+    return phase.title if phase.minutes else phase.heading
+
+
+BOXES = tuple(
+    Box(_part(phase), box.text, box.measured) for name in DRILL for phase, box in checklist_texts.checklist(name).boxes
+)
 
 
 def tell(report: Report, done: Mapping[str, str]) -> None:

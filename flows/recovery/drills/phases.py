@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from flows.routine.checklist_texts import checklist
 from runbook.render import duration
 from runbook.report import Report, Status, StepTime
 
-NAMES = ("障害検知", "初動対応", "データリストア", "サービス復旧", "動作確認", "振り返り")
-MINUTES = (15, 30, 60, 60, 45, 30)
+_DAY = checklist("drill_day").phases
+NAMES = tuple(phase.title.partition(": ")[2] for phase in _DAY)
+MINUTES = tuple(phase.minutes for phase in _DAY)
 
 
 @dataclass

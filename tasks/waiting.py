@@ -1,0 +1,113 @@
+"""Runs that wait for people, as Prefect tells of them; and telling the people whose turn it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import PREFECT_UI_URL
+
+from runbook.errors import OpsError, Unreachable
+from runbook.kinds import action, probe
+
+PAGE = 200
+ESCALATE = "escalate"
+
+
+@dataclass(frozen=True)
+class WaitingRun:
+    """A run that is suspended: when it began first, since when it waits for its present answer, and under which key."""
+
+    id: str
+    name: str
+    parameters: Mapping[str, Any]
+    began: datetime
+    since: datetime
+    key: str
+
+    @property
+    def link(self) -> str:
+        """Of its page, where its form is; the run's id where nobody knows the address of the UI."""
+        ui = PREFECT_UI_URL.value()
+        return f"{ui}/runs/flow-run/{self.id}" if ui else f"run {self.id}"
+
+
+@probe
+def find_waiting(environment: str, flow: str) -> list[WaitingRun]:
+    """The suspended runs of a flow's deployment in an environment, the longest waiting first.
+
+    Raises:
+        Unreachable: Prefect does not answer.
+    """
+    found = list[FlowRun]()
+    with _client() as client:
+        while page := client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
+            deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[environment])),
+            flow_run_filter=FlowRunFilter(
+                state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED]))
+            ),
+            limit=PAGE,
+            offset=len(found),
+        ):
+            found += page
+    return sorted((_waiting(run) for run in found), key=lambda one: one.since)
+
+
+def _waiting(run: FlowRun) -> WaitingRun:
+    state = run.state
+    assert state  # it was asked for by its state
+    began = run.start_time or run.expected_start_time or state.timestamp
+    key = state.state_details.pause_key or ""
+    return WaitingRun(str(run.id), run.name, run.parameters, began, state.timestamp, key)
+
+
+@action(idempotent=True)
+def launch_escalation(
+    environment: str, *, what: str, owner: str, run: str, key: str, once: str, severity: str = "normal"
+) -> str:
+    """Launch `escalate` for what somebody must do; the launched run's id. The same `once` launches it once only, the
+    same `key` is the same incident.
+
+    Raises:
+        Unreachable: Prefect does not answer.
+        OpsError: escalate is not deployed for the environment.
+    """
+    given = {"environment": environment, "severity": severity, "what": what, "owner": owner, "run": run, "key": key}
+    with _client() as client:
+        try:
+            deployment = client.read_deployment_by_name(f"{ESCALATE}/{environment}")
+        except ObjectNotFound:
+            raise OpsError(
+                f"{ESCALATE} is not deployed for {environment}: nobody is told",
+                f"tell them yourself; OPS_ENVIRONMENT={environment} prefect --no-prompt deploy --all",
+            ) from None
+        launched = client.create_flow_run_from_deployment(deployment.id, parameters=given, idempotency_key=once)
+    return str(launched.id)
+
+
+@contextmanager
+def _client() -> Iterator[SyncPrefectClient]:
+    """Prefect, whose silence is an answer."""
+    try:
+        with get_client(sync_client=True) as client:
+            yield client
+    except (httpx.HTTPError, PrefectHTTPStatusError, RuntimeError) as error:
+        what = f"the Prefect API does not answer as it should ({type(error).__name__})"
+        raise Unreachable(what, "look at the server and at PREFECT_API_URL") from None

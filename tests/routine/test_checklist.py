@@ -1,0 +1,159 @@
+"""run_checklist on the real Prefect server, by a real worker that is killed while somebody thinks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from flows.routine.checklist import run_checklist
+from flows.routine.reminders import remind_checklists
+from runbook.errors import RunbookFailed
+from runbook.report import Report, Status
+from tests.routine.escalated import escalate
+from tests.routine.waiting import Waiting, waiting
+
+BOXES = ("date", "environment", "backups", "procedures")
+
+
+@pytest.fixture(scope="module")
+def place(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Waiting]:
+    with waiting(tmp_path_factory.mktemp("checklist"), [run_checklist]) as made:
+        made.start_worker()
+        yield made
+
+
+def answers(**changed: dict[str, str]) -> dict[str, object]:
+    """All done by 山田, but for what is changed."""
+    done = {"result": "実施", "who": "", "note": "", "link": ""}
+    return {"who": "山田 太郎", **{box: done | changed.get(box, {}) for box in BOXES}}
+
+
+def reports(place: Waiting, runbook: str = "run-checklist") -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(place.reports.glob(f"*-{runbook}.json"))]
+
+
+def table(report: dict[str, Any], name: str) -> list[list[str]]:
+    return next(item["rows"] for item in report["evidence"] if item["name"] == name)
+
+
+def findings(report: dict[str, Any]) -> dict[str, dict[str, str]]:
+    return {one["name"]: one for one in report["findings"]}
+
+
+def day(days: int) -> str:
+    return str((datetime.now(ZoneInfo("Asia/Tokyo")) + timedelta(days=days)).date())
+
+
+def test_it_waits_through_the_death_of_its_worker_and_asks_again_what_is_incomplete(place: Waiting) -> None:
+    run = place.launch("run-checklist", checklist="drill_preparation", drill_date=day(3))  # due four days ago
+    schema = place.asks(run, "preparation-1")
+    place.kill_worker()
+    assert place.run(run)["state"]["name"] == "Suspended"
+    started = place.run(run)["start_time"]
+    box = schema["properties"]["date"]
+    assert box["title"] == "☐ 訓練日時の調整・通知 *"
+    assert "カレンダーの招待" in box["description"]
+    told = place.read(run, "suspended-preparation-1-description")
+    assert f"期限 **{day(-4)}**" in told
+    assert reports(place) == [], "nothing is told of a run that waits"
+
+    # The form's schema refuses what it can; the rest is asked again, by whichever worker is there.
+    assert place.answer(run, answers(date={"result": "たぶん"})) == "REJECT"
+    assert place.answer(run, answers(date={"link": "javascript:alert(1)"})) == "REJECT"
+    undone = {"result": "未実施", "who": "佐藤"}
+    assert place.answer(run, answers(procedures=undone, backups={"note": "8時に確認"})) == "ACCEPT"
+    place.start_worker()
+    again = place.asks(run, "preparation-2")
+    assert "「参加者への手順書配布」: 未実施 の理由" in place.read(run, "suspended-preparation-2-description")
+    assert again["properties"]["who"]["default"] == "山田 太郎", "what was sent is filled in"
+    assert "8時に確認" in json.dumps(again, ensure_ascii=False)
+    whole = answers(
+        procedures=undone | {"note": "配布先が決まらない"},
+        environment={"result": "未実施", "note": "lab が足りない"},
+        backups={"note": "8時に確認", "link": "https://example.com/1"},
+    )
+    assert place.answer(run, whole) == "ACCEPT"
+    state = place.ends(run)
+
+    assert state["type"] == "FAILED", "訓練環境の準備 must be done"
+    assert place.run(run)["start_time"] == started
+    (report,) = reports(place)
+    rows = {row[1]: row for row in table(report, "Checklist")}
+    assert [row[2] for row in rows.values()] == ["実施", "未実施", "実施", "未実施"]
+    assert rows["参加者への手順書配布"][3:] == ["佐藤", rows["訓練環境の準備"][4], "配布先が決まらない", ""]
+    assert rows["バックアップの最新化確認"][5:] == ["8時に確認", "https://example.com/1"]
+    found = findings(report)
+    assert found["事前準備: 訓練環境の準備"]["status"] == "CRITICAL"
+    assert "make doctor" in found["事前準備: 訓練環境の準備"]["hint"]
+    assert found["事前準備: 参加者への手順書配布"]["status"] == "WARN"
+    assert (found["answered in time"]["status"], found["answered in time"]["value"]) == ("WARN", "4 days late")
+
+    # The next one shows what was said last time.
+    run = place.launch("run-checklist", checklist="drill_preparation", drill_date=day(30))
+    schema = place.asks(run, "preparation-1")
+    assert "未実施 (佐藤) — 配布先が決まらない" in schema["properties"]["procedures"]["description"]
+    assert "前回" in place.read(run, "suspended-preparation-1-description")
+    applies = {"result": "対象外", "note": "全員が持っている"}
+    assert place.answer(run, answers(procedures=applies)) == "ACCEPT"
+    assert place.ends(run)["type"] == "COMPLETED"
+    report = reports(place)[-1]
+    assert report["status"] == "OK"
+    assert report["outcome"].endswith("4 boxes, 実施 3, 未実施 0, 対象外 1")
+    (before,) = table(report, "The times before")
+    assert before[1:5] == ["CRITICAL", "2", "2", "0"]
+
+
+def remind(place: Waiting) -> Report:
+    try:
+        return remind_checklists.fn(place.name)
+    except RunbookFailed as error:
+        return error.report
+
+
+def test_what_is_overdue_is_escalated_once_a_day(place: Waiting) -> None:
+    late = place.launch("run-checklist", checklist="security_audit", due=day(-3))
+    early = place.launch("run-checklist", checklist="cost_review", due=day(9))
+    for run, key in ((late, "vulnerabilities-1"), (early, "costs-1")):
+        place.asks(run, key)
+    alone = remind(place)
+    assert alone.status is Status.CRITICAL
+    assert any("escalate is not deployed" in one.value and one.hint for one in alone.findings)
+
+    place.deploy(escalate)
+    for _ in range(2):
+        report = remind(place)
+        assert report.status is Status.WARN
+    rows = {row[0]: row for item in report.evidence if item.name == "Checklists that wait" for row in item.rows}
+    assert rows["セキュリティ監査"][1:3] == ("セキュリティ", "脆弱性 (§3.2)")
+    assert rows["セキュリティ監査"][5:] == ("3", f"{place.runs.ui}/runs/flow-run/{late}")
+    assert rows["コスト最適化レビュー"][5] == "0"
+    found = {one.name: one.status for one in report.findings}
+    assert found[f"run-checklist {place.name} security_audit"] is Status.WARN
+    assert found[f"run-checklist {place.name} cost_review"] is Status.OK
+    body = {"flows": {"name": {"any_": ["escalate"]}}, "deployments": {"name": {"any_": [place.name]}}}
+    (launched,) = place.runs.call("POST", "/flow_runs/filter", body)
+    given = launched["parameters"]
+    assert (given["owner"], given["run"], given["key"]) == ("セキュリティ", late, f"checklist-{late}")
+    assert given["severity"] == "normal"
+    assert "セキュリティ監査" in given["what"]
+
+
+def test_prefect_away_is_told(small: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    from tests.servers import free_port
+
+    with (
+        temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES: 0}),
+        pytest.raises(RunbookFailed) as failed,
+    ):
+        remind_checklists.fn(small)
+    (finding,) = failed.value.report.findings
+    assert "Prefect API does not answer" in finding.name
+    assert finding.hint
