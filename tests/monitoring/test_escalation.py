@@ -140,4 +140,3 @@ def test_who_acknowledged_first_stays(duty: Duty) -> None:
     report = acknowledge_incident.fn(NAME, incident="k", by="鈴木")
     assert report.facts["acknowledged"].startswith("by 佐藤 at")
     assert duty.told == ["oncall", "oncall"]
-
