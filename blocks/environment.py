@@ -15,6 +15,7 @@ from prefect.context import FlowRunContext
 from pydantic import Field, PrivateAttr, field_validator
 
 from blocks.ai_providers import AIProviders
+from blocks.alerts import Alerts
 from blocks.cloud import Cloud
 from blocks.docker import Docker
 from blocks.nodes import primary_first
@@ -180,6 +181,11 @@ class Environment(Block):
     def cloud(self) -> Cloud:
         """The account at a cloud provider (`has("cloud")`)."""
         return cast(Cloud, self._part("cloud"))
+
+    @property
+    def alerts(self) -> Alerts:
+        """Whom to tell, and how (`has("alerts")`)."""
+        return cast(Alerts, self._part("alerts"))
 
     def with_parts(self, parts: Mapping[str, Block]) -> Environment:
         """This environment with its parts at hand, so that none is loaded from Prefect."""

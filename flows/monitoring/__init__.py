@@ -1,0 +1,1 @@
+"""付録B and 付録C: metrics, alerts, escalation."""
