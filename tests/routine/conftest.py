@@ -1,24 +1,180 @@
-"""Fixtures of the routine's tests."""
+"""An environment with a real database, a real Redis, real logs and something that answers /health."""
 
 from __future__ import annotations
 
-import uuid
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from tests.routine.waiting import TOML
+from flows.routine import daily_findings
+from runbook import kinds
+from tests.redis.servers import PASSWORD, RedisServer, running_redis
+from tests.routine.small import small
 from tests.runbook.processes import prefect_server
+from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 
-__all__ = ["prefect_server"]
+__all__ = ["prefect_server", "small"]
+
+NAME = "trial"
+TOML = """
+name = "trial"
+timezone = "Asia/Tokyo"
+reports = "{base}/reports"
+[objectives]
+rpo = "1h"
+rto = "4h"
+[thresholds]
+"backup.age_seconds" = [3600, 86400]
+"host.disk.used_ratio" = {disk}
+"host.load.per_processor" = [1000, 1000]
+"host.memory.used_ratio" = [1.0, 1.0]
+[postgres]
+port = {postgres}
+database = "{database}"
+user = "grc_user"
+password_env = "TRIAL_PASSWORD"
+admin_password_env = "TRIAL_ADMIN_PASSWORD"
+programs = "{programs}"
+data_directory = "{data}"
+os_user = "{user}"
+[redis]
+port = {redis}
+password_env = "TRIAL_REDIS_PASSWORD"
+data_directory = "{redis_data}"
+[services]
+kind = "supervisor"
+names = {{}}
+[backups]
+survives = "server"
+postgres = "{base}/backups/postgresql"
+redis = "{base}/backups/redis"
+files = "{base}/backups/files"
+cluster = "{base}/backups/cluster"
+wal = "{base}/backups/wal"
+spool = "{base}/spool"
+[application]
+url = "{backend}"
+frontend_url = "{frontend}"
+backend_directory = ""
+[logs]
+app = "{base}/log/app.log"
+audit = "{base}/log/audit.log"
+backup = "{base}/log/db_backup.log"
+rotation = "{base}/logrotate.conf"
+"""
+
+
+class Health(BaseHTTPRequestHandler):
+    """Answers as `Serving` says."""
+
+    server: Serving
+
+    def do_GET(self) -> None:
+        body = json.dumps(self.server.body).encode()
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: the tests' output is their own."""
+
+
+class Serving(ThreadingHTTPServer):
+    """An application of which only /health is there."""
+
+    status, body = 200, {"status": "ok"}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@dataclass
+class Day:
+    """An environment, and what a test changes of it."""
+
+    base: Path
+    postgres: PostgresServer
+    redis: RedisServer
+    backend: Serving
+    frontend: Serving
+    database: str
+
+    @property
+    def logs(self) -> Path:
+        return self.base / "log"
+
+    def write(self, more: str = "", **values: object) -> None:
+        """The TOML anew, with other values and more sections."""
+        known = {
+            "base": self.base, "postgres": self.postgres.port, "database": self.database,
+            "programs": self.postgres.programs, "data": self.postgres.data, "user": self.postgres.account.name,
+            "redis": self.redis.port, "redis_data": self.redis.data, "backend": self.backend.url,
+            "frontend": self.frontend.url, "disk": [1.0, 1.0],
+        }  # fmt: skip
+        (self.base / "trial.toml").write_text(TOML.format(**{**known, **values}) + more)
+
+    def log(self, *lines: str, name: str = "app.log") -> None:
+        """Lines at the end of a log."""
+        with (self.logs / name).open("a") as log:
+            log.writelines(lines)
+
+
+@pytest.fixture(scope="session")
+def day_redis() -> Iterator[RedisServer]:
+    with running_redis(settings=["maxmemory 100mb"]) as server:
+        yield server
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of an environment without servers."""
-    name = f"t{uuid.uuid4().hex[:12]}"
-    path = tmp_path / "environment.toml"
-    path.write_text(TOML.format(name=name, directory=tmp_path, more=""))
-    monkeypatch.setenv("OPS_ENVIRONMENT", name)
-    monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(path))
-    return name
+def day(
+    postgres_server: PostgresServer, day_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Day]:
+    """All is well in it, but that there is no backup."""
+    for name, value in {
+        "PREFECT_API_URL": "http://127.0.0.1:9/api",
+        "OPS_ENVIRONMENT": NAME,
+        "OPS_ENVIRONMENT_FILE": str(tmp_path / "trial.toml"),
+        "TRIAL_PASSWORD": ROLE_PASSWORD,
+        "TRIAL_ADMIN_PASSWORD": ADMIN_PASSWORD,
+        "TRIAL_REDIS_PASSWORD": PASSWORD,
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(daily_findings, "HEALTH_SECONDS", 1.0)
+    monkeypatch.setattr(kinds, "RETRY_DELAYS_SECONDS", [])
+    if not postgres_server.is_running:
+        postgres_server.start()
+    database = f"routine_{abs(hash(tmp_path)) % 10**8}"
+    postgres_server.create_database(database)
+    servers = [Serving(("127.0.0.1", 0), Health) for _ in range(2)]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    (tmp_path / "log").mkdir()
+    made = Day(tmp_path, postgres_server, day_redis, *servers, database)
+    made.write()
+    made.log(app_line("began", hours=72), app_line("request", hours=0))
+    yield made
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+    if not postgres_server.is_running:
+        postgres_server.start()
+    postgres_server.drop_database(database)
+
+
+def ago(hours: float) -> datetime:
+    return datetime.now(UTC) - timedelta(hours=hours)
+
+
+def app_line(message: str, hours: float = 1.0, level: str = "INFO", **fields: object) -> str:
+    """As the application writes it, so many hours ago."""
+    entry = {"timestamp": ago(hours).isoformat(), "level": level, "logger": "grc", "message": message, "module": "m",
+             "function": "f", "line": 1}  # fmt: skip
+    return json.dumps(entry | fields) + "\n"

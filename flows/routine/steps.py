@@ -1,0 +1,65 @@
+"""What routine runbooks have in common: a page on which a source that does not answer is one finding, and the others go
+on; and links to what to launch next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from blocks.environment import Environment
+from runbook.errors import OpsError
+from runbook.form import Forms, read_forms
+from runbook.report import Report, Status
+
+T = TypeVar("T")
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Page:
+    """An open report, the environment that it is about, and the forms of its deployments."""
+
+    report: Report
+    env: Environment
+    forms: Forms
+
+    @classmethod
+    def of(cls, report: Report, env: Environment) -> Page:
+        """The forms are asked for once."""
+        return cls(report, env, read_forms([env.name]))
+
+    def launch(self, flow: str, **parameters: object) -> str:
+        """What to launch next: a link to its form, filled in, or its name."""
+        return self.forms.link(flow, self.env.name, {"environment": self.env.name, **parameters})
+
+    def part(self, name: str, work: Callable[[], T], *, hint: str = "", otherwise: Status = Status.WARN) -> T | None:
+        """One measurement: what cannot be read is one finding. `hint` is what to do, before what the error says."""
+        try:
+            return work()
+        except OpsError as error:
+            told = "; ".join(text for text in (hint, error.hint) if text) or "look at it"
+            value = f"{NOT_MEASURED}: {error.message}"
+            self.report.expect(name, False, told, value=value, otherwise=otherwise)
+            return None
+
+    def not_measured(self, name: str, why: str, hint: str) -> None:
+        """What has no source is never well."""
+        self.report.warn(name, hint, value=f"{NOT_MEASURED}: {why}")
+
+    def names(self, name: str, *parts: str) -> bool:
+        """Whether the environment names what a measurement needs; where not, that is told."""
+        missing = " and ".join(f"[{one}]" for one in parts if not self.env.has(one))
+        if missing:
+            self.not_measured(
+                name, f"the environment names no {missing}", f"add {missing} to its TOML, and register it"
+            )
+        return not missing
+
+    def judge(
+        self, metric: str, value: float, limits: tuple[float, float], hint: str, *, of: str,
+        worst: Status = Status.CRITICAL,
+    ) -> Status:  # fmt: skip
+        """`Report.judge` with `limits` where the environment's [thresholds] say nothing."""
+        self.report.limits = {metric: limits, **self.report.limits}
+        return self.report.judge(metric, round(value, 3), hint, of=of, worst=worst)
