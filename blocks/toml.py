@@ -20,6 +20,7 @@ from blocks.docker import Docker
 from blocks.environment import Environment
 from blocks.places import Application, Backups, Certificates, Endpoint, Logs
 from blocks.postgres import Postgres
+from blocks.prefect_server import PrefectServer
 from blocks.redis import Redis
 from blocks.services import DockerServices, SupervisorServices
 from blocks.systemd import SystemdServices
@@ -41,6 +42,7 @@ PARTS: dict[str, type[Block]] = {
     "certificates": Certificates,
     "docker": Docker,
     "cloud": Cloud,
+    "prefect_server": PrefectServer,
 }
 SERVICES: dict[str, type[Block]] = {
     "supervisor": SupervisorServices,
