@@ -21,6 +21,7 @@ from blocks.docker import Docker
 from blocks.nodes import primary_first
 from blocks.places import Application, Backups, Certificates, Endpoint, Logs
 from blocks.postgres import Postgres
+from blocks.prefect_server import PrefectServer
 from blocks.redis import Redis
 from blocks.services import Services
 from blocks.wal import Wal
@@ -187,6 +188,11 @@ class Environment(Block):
         """Whom to tell, and how (`has("alerts")`)."""
         return cast(Alerts, self._part("alerts"))
 
+    @property
+    def prefect_server(self) -> PrefectServer:
+        """Prefect's own database and services (`has("prefect_server")`)."""
+        return cast(PrefectServer, self._part("prefect_server"))
+
     def with_parts(self, parts: Mapping[str, Block]) -> Environment:
         """This environment with its parts at hand, so that none is loaded from Prefect."""
         self._parts = dict(parts)
@@ -203,6 +209,13 @@ class Environment(Block):
         copy = self.model_copy(update={"slugs": slugs, "reports": str(reports)})
         copy._ranked = []
         return copy.with_parts(parts)
+
+    def of_prefect(self) -> Environment:
+        """The same with Prefect's own database in the place of the application's, so that every step of a backup or a
+        restore of a database works on it. It is one server, and its WAL is none of ours."""
+        return self.derived(
+            {"postgres": self.prefect_server}, without=("standby", "wal"), reports=self.reports_directory
+        )
 
     @contextlib.contextmanager
     def stands_in(self) -> Iterator[None]:

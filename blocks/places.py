@@ -24,6 +24,7 @@ class Backups(Block):
     files: str = Field(default="/var/backups/app")
     cluster: str = Field(default="/var/backups/cluster", description="base backups of the whole PostgreSQL cluster")
     wal: str = Field(default="/var/backups/wal", description="archived WAL segments")
+    prefect: str = Field(default="", description="of Prefect's own database, always encrypted; empty: none is taken")
     spool: str = Field(default="/var/lib/interview-ops/spool", description="where those of a bucket are made and read")
     survives: Literal["", "server"] = Field(
         default="", description="server: its directories are another machine's (mounts), and outlive this host"

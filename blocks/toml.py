@@ -21,6 +21,7 @@ from blocks.docker import Docker
 from blocks.environment import Environment
 from blocks.places import Application, Backups, Certificates, Endpoint, Logs
 from blocks.postgres import Postgres
+from blocks.prefect_server import PrefectServer
 from blocks.redis import Redis
 from blocks.services import DockerServices, SupervisorServices
 from blocks.systemd import SystemdServices
@@ -43,6 +44,7 @@ PARTS: dict[str, type[Block]] = {
     "docker": Docker,
     "cloud": Cloud,
     "alerts": Alerts,
+    "prefect_server": PrefectServer,
 }
 SERVICES: dict[str, type[Block]] = {
     "supervisor": SupervisorServices,

@@ -18,7 +18,7 @@ from tasks.manifest import Kind
 from tasks.publishing import clean_unfinished, find_unfinished, send_waiting, set_aside, sweep_spool
 from tasks.retention import read_stores
 from tasks.stores.directory import BAD
-from tasks.stores.store import RESOURCE, Store, store_of
+from tasks.stores.store import RESOURCE, Store, has_place, store_of
 
 MOST_SHOWN = 50
 # Everything is listed under the environment's lock: a place that is away must not hold it for long.
@@ -181,8 +181,11 @@ def tell_backups(report: Report, env: Environment) -> None:
     """Every backup of every kind in both sets of stores, newest first: in the report, and as a table artifact. A place
     that is away, or wrongly named, makes no backup worse."""
     resources = sorted(set(RESOURCE.values()))
-    places = [(which, resource) for which in get_args(Stores) if env.has(which) for resource in resources]
     kinds = {resource: [kind for kind in get_args(Kind) if RESOURCE[kind] == resource] for resource in resources}
+    sets = get_args(Stores)
+    places = [
+        (which, resource) for which in sets for resource in resources if has_place(env, kinds[resource][0], which)
+    ]
     stores = [(_listed(env, kinds[resource][0], which), kinds[resource]) for which, resource in places]
     rows = list[tuple[Backup, str]]()
     for (which, resource), stored in zip(places, read_stores(stores, env.name), strict=True):

@@ -31,11 +31,13 @@ PREFIX: dict[Kind, str] = {
     "redis": "dump",
     "files": "app",
     "cluster": "base",
+    "prefect": "prefect",
 }
 RESTORED_BY = {
     "postgres": "restore-database restores it",
     "redis": "restore-redis restores it",
     "cluster": "restore-to-point restores it",
+    "prefect": "restore-prefect restores it",
     "files": "full-restore restores the files of the time of the database's backup, verify-backup tries these",
 }
 VERIFIED = ".verified"

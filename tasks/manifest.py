@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runbook.errors import VerificationFailed
 
-Kind = Literal["postgres", "schema", "tables", "sql", "redis", "files", "cluster"]
+Kind = Literal["postgres", "schema", "tables", "sql", "redis", "files", "cluster", "prefect"]
 MANIFEST = "manifest.json"
 SEAL = "manifest.json.sha256"
 CHUNK_BYTES = 1 << 20

@@ -98,7 +98,7 @@ def verify_backup(
     Args:
         environment: 対象の環境
         kind: バックアップの種類 (postgres は完全バックアップ)。名前を指定したときは名前で決まる
-        backup: latest、日付 (YYYYMMDD)、またはバックアップ名 (backup_、schema_、tables_、sql_、dump_、app_ …)
+        backup: latest、日付 (YYYYMMDD)、またはバックアップ名 (backup_、schema_、tables_、sql_、dump_、app_、prefect_ …)
         source: 保管先。copies は複製先
         jobs: 並列数 (データベースのみ)。0 は CPU の数
     """
@@ -114,6 +114,8 @@ def verify_backup(
             chosen = verify_files(report, env, backup, source)
         elif wanted == "cluster":
             chosen = verify_cluster(report, env, backup, source)
+        elif wanted == "prefect":
+            chosen = verify_database(report, env.of_prefect(), wanted, backup, source, workers)
         else:
             chosen = verify_database(report, env, wanted, backup, source, workers)
         report.measure(*measured(chosen))

@@ -16,7 +16,7 @@ from tasks.catalogue import Backup
 from tasks.manifest import Kind
 from tasks.publishing import sweep_spool
 from tasks.replicas import Copied, Gap, copy_backup, note_verified, prove_copy, read_copies, read_gap
-from tasks.stores.store import Store
+from tasks.stores.store import Store, has_place
 
 MOST_SHOWN = 50
 Reading = Literal["new", "all"]
@@ -50,7 +50,8 @@ def replicate_backups(environment: str, kind: Literal["all", Kind] = "all", read
         report.fact("from", store_for(env, "postgres").where)
         report.fact("to", store_for(env, "postgres", "copies").where)
         copied = list[Copied]()
-        for each in get_args(Kind) if kind == "all" else (kind,):
+        both = [each for each in get_args(Kind) if has_place(env, each) and has_place(env, each, "copies")]
+        for each in both if kind == "all" else (kind,):
             copied += _replicate(report, env, each, read)
         report.table("Copied now", ("backup", "size", "seconds"),
                      [(one.name, size(one.bytes), f"{one.seconds:.1f}") for one in copied[-MOST_SHOWN:]])  # fmt: skip

@@ -77,20 +77,25 @@ def judge_room(report: Report, env: Environment, store: Store) -> None:
     )
 
 
-def take(report: Report, env: Environment, server: Server, store: Store, jobs: int, what: What = FULL) -> Backup:
-    """Dump, read the manifest in the same snapshot, seal, put into the store."""
+def take(
+    report: Report, env: Environment, server: Server, store: Store, jobs: int, what: What = FULL, *,
+    kind: Kind | None = None, tool: str = "",
+) -> Backup:  # fmt: skip
+    """Dump, read the manifest in the same snapshot, seal, put into the store. Of another database than the
+    application's: its own `kind`, and the `tool` that wrote that."""
     started = time.monotonic()
-    name, directory = publishing.begin(store, KIND_OF[what.form], env.name, env.zone)
+    kind = kind or KIND_OF[what.form]
+    name, directory = publishing.begin(store, kind, env.name, env.zone)
     dump_globals(env.postgres, directory)
     dumped = dump_database(env.postgres, directory, jobs, what)
     manifest = Manifest(
-        kind=KIND_OF[what.form],
+        kind=kind,
         name=name,
         environment=env.name,
         taken=dumped.taken,
         seconds=time.monotonic() - started,
         host=socket.gethostname(),
-        tool=f"pg_dump {server.text}",
+        tool=", ".join(filter(None, [f"pg_dump {server.text}", tool])),
         files=sums_of(directory),
         content=dumped.content.model_dump(mode="json"),
     )

@@ -18,10 +18,12 @@ PREFECT_SECONDS = 10.0
 
 
 def launch(
-    flow: Flow[..., Any], parameters: Mapping[str, Any], tell: Callable[[Report], str] = lambda report: ""
-) -> int:
-    """Run a recovery and print its sentence, after what there is to `tell` of its report; the exit code."""
-    call = flow if prefect_answers() else flow.fn
+    flow: Flow[..., Any], parameters: Mapping[str, Any], tell: Callable[[Report], str] = lambda report: "",
+    *, alone: bool = False,
+) -> int:  # fmt: skip
+    """Run a recovery and print its sentence, after what there is to `tell` of its report; the exit code. `alone`: not
+    as a flow run, even where Prefect answers."""
+    call = flow if not alone and prefect_answers() else flow.fn
     try:
         report = call(**parameters)
     except RunbookFailed as error:

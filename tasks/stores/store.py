@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from blocks.environment import Environment, Stores
+from runbook.errors import OpsError
 from tasks.encryption import Key
 from tasks.manifest import FileSum, Kind
 from tasks.stores.bucket import BucketStore
@@ -22,6 +23,7 @@ RESOURCE: dict[Kind, str] = {
     "redis": "redis",
     "files": "files",
     "cluster": "cluster",
+    "prefect": "prefect",
 }
 
 
@@ -118,6 +120,11 @@ class Store(Protocol):
         """Remove what an unfinished one left; false where it turns out to be whole and offered: that stays."""
 
 
+def has_place(environment: Environment, kind: Kind, which: Stores = "backups") -> bool:
+    """Whether such a store is named: that of Prefect's own database need not be."""
+    return environment.has(which) and bool(getattr(environment.stores(which), RESOURCE[kind]))
+
+
 def store_of(
     environment: Environment, kind: Kind, which: Stores = "backups", *, patience_seconds: float = math.inf
 ) -> Store:
@@ -129,6 +136,8 @@ def store_of(
     """
     backups, resource = environment.stores(which), RESOURCE[kind]
     place = str(getattr(backups, resource))
+    if not place:
+        raise OpsError(f"[{which}] names no place for backups of {resource}", f'add {resource} = "…" to [{which}]')
     key = Key.of(backups.recipients, backups.identity.get_secret_value())
     spool = Path(backups.spool) / environment.name / which / resource
     if not place.startswith("s3://"):

@@ -1,0 +1,255 @@
+"""backup_prefect and restore_prefect on a real Prefect with PostgreSQL and Redis; and what such an installation must
+stand: strangers without the password, two workers, a thousand scheduled runs, a network that is cut."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+from prefect import State
+from prefect.blocks.system import Secret
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.events.actions import DoNothing
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.states import Completed, Running, Scheduled
+from prefect.workers.process import ProcessWorker
+
+from flows.database.backup import verify_backup
+from flows.infrastructure.prefect_server import backup_prefect, restore_prefect
+from lab.base import CHECKOUT
+from runbook.errors import RunbookFailed
+from runbook.lease import ensure_limit
+from runbook.report import Report, Status
+from runbook.wait import until
+from tests.database.test_restore import flip, largest
+from tests.infrastructure.errands import errand
+from tests.infrastructure.installation import AUTH, NAME, STRANGER, Installation, running_installation
+from tests.redis.servers import RedisServer
+from tests.s3.proxy import Proxy
+from tests.servers import PostgresServer
+
+pytestmark = pytest.mark.contrib  # Prefect needs pg_trgm
+TOKEN = "s3cret-of-a-block-4719"
+GOOD = (Status.OK, Status.WARN)
+POOL = "trial"
+SOON = timedelta(seconds=1)
+
+
+@pytest.fixture(scope="module")
+def prefect() -> Iterator[Installation]:
+    with running_installation() as made, made.client():
+        with get_client(sync_client=True) as client:
+            template = ProcessWorker.get_default_base_job_template()
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
+        yield made
+
+
+def deploy(name: str, **parameters: str) -> UUID:
+    with get_client(sync_client=True) as client:
+        step = {"prefect.deployments.steps.set_working_directory": {"directory": str(CHECKOUT)}}
+        return client.create_deployment(
+            client.create_flow(errand), name, work_pool_name=POOL, parameters=parameters, pull_steps=[step],
+            entrypoint="tests.infrastructure.errands.errand",
+        )  # fmt: skip
+
+
+def start(deployment: UUID, name: str, state: State[Any] | None = None) -> UUID:
+    with get_client(sync_client=True) as client:
+        return client.create_flow_run_from_deployment(deployment, name=name, state=state).id
+
+
+def state_of(run: UUID) -> str:
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(run).state_name or ""
+
+
+def ended(*runs: UUID) -> None:
+    def all_ended() -> bool:
+        return not {"Pending", "Running", "Scheduled", "Late"} & {state_of(run) for run in runs}
+
+    until(all_ended, what="the end of the runs", seconds=240, every_seconds=1)
+
+
+@pytest.mark.parametrize("auth", [None, ("ops", "wrong")])
+def test_without_the_password_nobody_gets_anything(prefect: Installation, auth: tuple[str, str] | None) -> None:
+    owner = httpx.BasicAuth(*AUTH.split(":", 1))
+    paths = httpx.get(f"{prefect.api}/openapi.json", auth=owner, trust_env=False, timeout=240).json()["paths"]
+    open_ways = {"/api/health", "/api/ready", "/health", "/ready"}
+    ways = [(method.upper(), path) for path, methods in paths.items() if path not in open_ways for method in methods]
+    with httpx.Client(base_url=prefect.api, auth=auth, trust_env=False, timeout=240) as stranger:
+        assert stranger.get("/health").status_code == stranger.get("/ready").status_code == 200
+        for method, path in ways:
+            address = path.removeprefix("/api").replace("{", "").replace("}", "")
+            assert stranger.request(method, address, json={}).status_code == 401, (method, path)
+    assert ("POST", "/api/block_documents/filter") in ways or ("POST", "/block_documents/filter") in ways
+    assert len(ways) > 150
+
+
+def test_two_workers_among_a_thousand_scheduled_runs_run_each_once_and_a_cut_network_is_outlived(
+    prefect: Installation, tmp_path: Path
+) -> None:
+    book, gate = tmp_path / "book", tmp_path / "gate"
+    planned, due = deploy("planned", book=str(book)), deploy("due", book=str(book))
+    held = deploy("held", book=str(tmp_path / "other"), gate=str(gate))
+    with get_client(sync_client=True) as client:
+        client.create_deployment_schedules(planned, [(IntervalSchedule(interval=timedelta(minutes=1)), True)])
+        span = {"start_time": datetime.now(UTC) + timedelta(hours=1), "end_time": datetime.now(UTC) + timedelta(days=2)}
+        body = {name: value.isoformat() for name, value in span.items()} | {"min_runs": 1000, "max_runs": 1000}
+        answer = client._client.post(f"/deployments/{planned}/schedule", json=body)
+        answer.raise_for_status()
+    ahead = "SELECT count(*) FROM flow_run WHERE deployment_id = %s AND state_type = 'SCHEDULED'"
+    assert int(str(prefect.sql(ahead, planned)[0][0])) >= 1000
+    with Proxy(prefect.port) as network:
+        prefect.worker(POOL, "--name", "near")
+        prefect.worker(POOL, "--name", "far", api=f"{network.endpoint}/api")
+        runs = [start(due, f"due-{number}", Scheduled(scheduled_time=datetime.now(UTC) - SOON)) for number in range(4)]
+        ended(*runs)
+        assert [state_of(run) for run in runs] == ["Completed"] * 4
+        assert sorted(book.read_text().split()) == sorted(map(str, runs)), "each of them once"
+
+        (near, _) = prefect.workers
+        near.terminate()
+        near.wait(120)
+        run = start(held, "held")
+        until((tmp_path / "other").exists, what="that the run began", seconds=240)
+        network.cut_requests(1, times=-1)
+        network.drop()
+        until(lambda: network.faults >= 2, what="that somebody misses the server", seconds=120)
+        gate.touch()
+        assert state_of(run) == "Running"
+        until(lambda: network.faults >= 6, what="that they try again", seconds=120)
+        network.cut_requests(0, times=0)
+        ended(run)
+        assert state_of(run) == "Completed"
+
+
+@pytest.fixture(scope="module")
+def filled(prefect: Installation, tmp_path_factory: pytest.TempPathFactory) -> dict[str, UUID]:
+    """A deployment, runs, a secret block, an automation, a lock that is held; by name."""
+    deployment = deploy("kept", book=str(tmp_path_factory.mktemp("book") / "book"))
+    Secret(value=TOKEN).save("deploy-token", overwrite=True)  # type: ignore[arg-type]
+    with get_client(sync_client=True) as client:
+        client.create_automation(
+            AutomationCore(name="kept", actions=[DoNothing()],
+                           trigger=EventTrigger(expect={"ops.nothing"}, posture=Posture.Reactive, threshold=1))
+        )  # fmt: skip
+    ensure_limit(NAME)
+    tomorrow = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
+    runs = {"done": Completed(), "under-way": Running(), "tomorrow": tomorrow, "overdue": tomorrow}
+    made = {name: start(deployment, name, state) for name, state in runs.items()}
+    prefect.sql(
+        "UPDATE flow_run SET auto_scheduled = true, expected_start_time = now() - interval '1 hour' WHERE id = %s",
+        made["overdue"],
+    )
+    prefect.sql("UPDATE concurrency_limit_v2 SET active_slots = 1 WHERE name = %s", f"env-{NAME}")
+    return {"deployment": deployment, **made}
+
+
+def backups(prefect: Installation) -> list[Path]:
+    return sorted(path for path in (prefect.base / "backups" / "prefect").glob("prefect_*") if path.is_dir())
+
+
+def told(report: Report, finding: str) -> str:
+    return next(one.value for one in report.findings if one.name == finding)
+
+
+def oid(prefect: Installation) -> object:
+    return prefect.postgres.sql("SELECT oid FROM pg_database WHERE datname = 'prefect'")
+
+
+def test_a_backup_that_would_not_be_encrypted_is_refused(prefect: Installation, filled: object) -> None:
+    described = Path(os.environ["OPS_ENVIRONMENT_FILE"])
+    text = described.read_text()
+    described.write_text("\n".join(line for line in text.splitlines() if not line.startswith("recipients")))
+    try:
+        with pytest.raises(RunbookFailed, match="encryption of the backup: none"):
+            backup_prefect.fn(NAME)
+    finally:
+        described.write_text(text)
+    assert backups(prefect) == []
+
+
+def test_a_backup_is_taken_encrypted_and_verifies(prefect: Installation, filled: object) -> None:
+    report = backup_prefect.fn(NAME)
+    assert report.status in GOOD, report.sentence()
+    (backup,) = backups(prefect)
+    assert report.facts["encrypted"] == "to 2 keys"
+    files = [path for path in backup.rglob("*") if path.is_file()]
+    assert all(path.suffix == ".age" for path in files if "manifest" not in path.name)
+    key = str(prefect.sql("SELECT value->>'fernet_key' FROM configuration WHERE key = 'ENCRYPTION_KEY'")[0][0])
+    assert key
+    assert not any(key.encode() in path.read_bytes() for path in files)
+    assert verify_backup.fn(NAME, kind="prefect").status in GOOD
+
+
+def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
+    prefect: Installation, filled: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup, before = backups(prefect)[0], oid(prefect)
+    monkeypatch.setenv("TRIAL_IDENTITY", str(STRANGER))
+    with pytest.raises(RunbookFailed, match="encrypted to other keys than this environment's"):
+        restore_prefect.fn(NAME, confirm=NAME)
+    monkeypatch.undo()
+    worst = largest(backup)
+    whole = worst.read_bytes()
+    flip(worst)
+    with pytest.raises(RunbookFailed, match="its SHA-256 differs"):
+        restore_prefect.fn(NAME, confirm=NAME)
+    worst.write_bytes(whole)
+    plan = restore_prefect.fn(NAME)
+    assert plan.status is Status.PLANNED
+    assert "prefect_server restore --environment trial" in plan.facts["to carry it out"]
+    assert "under-way" in told(plan, "runs that are under way")
+    assert oid(prefect) == before
+    assert prefect.is_ready()
+
+
+def test_a_flow_run_does_not_replace_the_database_that_it_is_written_to(prefect: Installation, filled: object) -> None:
+    from deployments.register import register
+
+    register(NAME)
+    before = oid(prefect)
+    with pytest.raises(RunbookFailed, match="launched outside of Prefect: a flow run"):
+        restore_prefect(NAME, confirm=NAME)
+    assert oid(prefect) == before
+
+
+def test_everything_is_back_on_a_new_cluster_with_an_empty_redis(
+    prefect: Installation, filled: dict[str, UUID]
+) -> None:
+    for worker in prefect.workers:
+        worker.terminate()
+    prefect.postgres.remove()
+    prefect.redis.remove()
+    prefect.postgres, prefect.redis = PostgresServer(port=prefect.postgres.port), RedisServer(port=prefect.redis.port)
+    prefect.postgres.initdb()
+    prefect.postgres.start()
+    prefect.redis.start()
+    prefect.describe()
+    argv = [sys.executable, "-m", "flows.infrastructure.prefect_server", "restore", "--environment", NAME]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    done = subprocess.run([*argv, "--confirm", NAME], cwd=CHECKOUT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "proven by content" in done.stdout
+    assert Secret.load("deploy-token").get() == TOKEN  # type: ignore[union-attr]
+    with get_client(sync_client=True) as client:
+        assert client.read_deployment(filled["deployment"]).name == "kept"
+        assert client.read_automations_by_name("kept")[0].enabled
+        assert client.read_global_concurrency_limit_by_name(f"env-{NAME}").active_slots == 0
+    assert [state_of(filled[name]) for name in ("done", "under-way", "tomorrow")] == [
+        "Completed", "Cancelled", "Scheduled",
+    ]  # fmt: skip
+    assert prefect.sql("SELECT 1 FROM flow_run WHERE id = %s", filled["overdue"]) == []
+    assert {name: one.state for name, one in prefect.supervisor.services().items()} == {
+        "prefect-api": "RUNNING", "prefect-services": "RUNNING",
+    }  # fmt: skip
