@@ -1,0 +1,188 @@
+"""A real headless Chromium in the hands of an operator who knows only what the Prefect UI shows.
+
+Chromium and its fonts are Debian's (`tests/system/install`); Playwright brings none, it only drives. Every step is found
+by its role and its text, as a person finds it, and waits for what it needs to see.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+CHROMIUM = "/usr/bin/chromium"
+# As root, without a GPU, and without asking the world for anything of Chromium's own.
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+SECONDS = 120
+SIZE = {"width": 1280, "height": 860}
+MOST_BYTES = 200_000
+
+expect.set_options(timeout=SECONDS * 1000)
+
+
+@dataclass
+class Operator:
+    """Somebody in front of the UI."""
+
+    page: Page
+    address: str
+    pictures: Path
+    strangers: set[str] = field(default_factory=set)
+    """Other hosts that the UI asked for something. None of them was reached."""
+
+    def open(self, path: str) -> None:
+        self.page.goto(path if path.startswith("http") else f"{self.address}{path}")
+
+    def refused(self, address: str) -> None:
+        if urlsplit(address).netloc != urlsplit(self.address).netloc:  # what leaving a page cuts short is no stranger
+            self.strangers.add(urlsplit(address).hostname or "")
+
+    def tagged(self, *tags: str) -> Locator:
+        """The deployments that have all of these tags."""
+        self.open(f"/deployments?tags={quote(json.dumps(tags, ensure_ascii=False))}")
+        rows = self.page.locator("tbody tr")
+        expect(rows.first).to_be_visible()
+        return rows
+
+    def choose(self, flow: str, *tags: str) -> None:
+        """A deployment's page, by its tags and its flow's name."""
+        row = self.tagged(*tags).filter(has=self.page.get_by_text(flow, exact=True))
+        row.get_by_role("link").first.click()
+        expect(self.page.get_by_role("main").get_by_role("link", name=flow).first).to_be_visible()
+
+    def describe(self) -> str:
+        """What the tab Description says."""
+        self.page.get_by_role("tab", name="Description").click()
+        shown = self.page.get_by_role("tabpanel", name="Description")
+        expect(shown.locator("p").first).to_be_visible()
+        return shown.inner_text()
+
+    def custom_run(self) -> Form:
+        self.page.get_by_role("button", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Custom run").click()
+        return self.form()
+
+    def form(self) -> Form:
+        expect(self.page.get_by_role("button", name="Submit")).to_be_visible()
+        form = Form(self.page, self.page.locator("form"))
+        expect(form.root.get_by_role("group").first).to_be_visible()
+        return form
+
+    def submit(self) -> str:
+        """Launches what the form says; the run's page is open then. Its id."""
+        with self.page.expect_response(re.compile("/create_flow_run$")) as answer:
+            self.page.get_by_role("button", name="Submit").click()
+        run = answer.value.json()
+        message = self.page.get_by_role("region", name="Notifications").get_by_role("listitem")
+        message.filter(has_text=run["name"]).get_by_role("link", name="View run").click()
+        self.page.wait_for_url(re.compile(run["id"]))
+        return str(run["id"])
+
+    def state(self, *states: str) -> None:
+        """Wait for a run's badge, on its page that is open; it changes there by itself."""
+        badge = self.page.get_by_role("main").get_by_text(re.compile(f"^({'|'.join(states)})$"))
+        expect(badge.first).to_be_visible()
+
+    def log(self, text: str | re.Pattern[str]) -> Locator:
+        """A line of the run's log."""
+        self.page.get_by_role("tab", name="Logs").click()
+        line = self.page.get_by_role("log").get_by_role("listitem").filter(has_text=text)
+        expect(line.first).to_be_visible()
+        return line.first
+
+    def report(self, key: str) -> Locator:
+        """The report of the run whose page is open, by the run's tab Artifacts; opened."""
+        self.page.get_by_role("tab", name="Artifacts").click()
+        link = self.page.get_by_role("tabpanel").get_by_role("link").filter(
+            has=self.page.get_by_role("heading", name=key, exact=True)
+        )  # fmt: skip
+        link.first.click()
+        self.page.wait_for_url(re.compile("/artifacts/artifact/"))
+        shown = self.page.get_by_role("tabpanel", name="Artifact")
+        expect(shown.get_by_role("heading", level=1)).to_be_visible()
+        return shown
+
+    def plots(self) -> dict[str, int]:
+        """The pictures of the page that is open, and how wide each one really is (0: not drawn)."""
+        self.page.wait_for_function("[...document.images].every(image => image.complete)")
+        return dict(self.page.evaluate("[...document.images].map(image => [image.alt, image.naturalWidth])"))
+
+    def picture(self, name: str, height: int = SIZE["height"]) -> Path:
+        """A screenshot for the README: `make screenshots` keeps them."""
+        self.page.set_viewport_size({**SIZE, "height": height})
+        self.page.wait_for_timeout(300)  # a menu's or a message's fading is no part of the picture
+        path = self.pictures / f"{name}.png"
+        self.page.screenshot(path=path, animations="disabled", caret="hide")
+        self.page.set_viewport_size(SIZE)  # type: ignore[arg-type]
+        assert path.stat().st_size < MOST_BYTES, f"{path} is too large for a README"
+        return path
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form with one field for each parameter."""
+
+    page: Page
+    root: Locator
+
+    def parameter(self, name: str) -> Locator:
+        """A parameter's field, found by its label."""
+        label = re.compile(rf"^{re.escape(name)}( \(Optional\))?$")
+        return self.root.locator("fieldset, div").filter(has=self.page.get_by_text(label)).filter(
+            has=self.page.get_by_role("group")
+        ).last  # fmt: skip
+
+    def text(self, name: str) -> Locator:
+        return self.root.get_by_role("textbox", name=re.compile(rf"^{re.escape(name)}( \(Optional\))?$"))
+
+    def number(self, name: str) -> Locator:
+        return self.root.get_by_role("spinbutton", name=re.compile(rf"^{re.escape(name)}( \(Optional\))?$"))
+
+    def switch(self, name: str) -> Locator:
+        return self.root.get_by_role("switch", name=re.compile(rf"^{re.escape(name)}( \(Optional\))?$"))
+
+    def choices(self, name: str) -> list[str]:
+        """What a drop-down offers; closed again."""
+        self.parameter(name).get_by_role("group").get_by_role("button").first.click()
+        expect(self.page.get_by_role("option").first).to_be_visible()
+        offered = self.page.get_by_role("option").all_inner_texts()
+        self.page.keyboard.press("Escape")
+        return offered
+
+    def add(self, name: str, value: str) -> None:
+        """One more item of a list."""
+        field = self.parameter(name)
+        field.get_by_role("button", name="Add item").click()
+        field.get_by_role("textbox").last.fill(value)
+
+
+def given(address: str) -> dict[str, Any]:
+    """The parameters that a form's address fills in."""
+    (filled,) = parse_qs(urlsplit(address).query)["parameters"]
+    return dict(json.loads(filled))
+
+
+@contextmanager
+def operator(address: str, pictures: Path) -> Iterator[Operator]:
+    """Chromium with an empty profile, in Tokyo, that reaches nothing but the Prefect server."""
+    origin = "{0.scheme}://{0.netloc}".format(urlsplit(address))
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        context = chromium.new_context(viewport=SIZE, locale="ja-JP", timezone_id="Asia/Tokyo")  # type: ignore[arg-type]
+        context.set_default_timeout(SECONDS * 1000)
+        page = context.new_page()
+        somebody = Operator(page, address, pictures)
+        page.context.route(lambda url: not url.startswith((origin, "data:", "blob:")), lambda route: route.abort())
+        page.on("requestfailed", lambda request: somebody.refused(request.url))
+        yield somebody
+        chromium.close()

@@ -1,0 +1,39 @@
+"""A place to work at: a lab with every runbook deployed, and somebody in front of its Prefect UI.
+
+`make screenshots` runs these tests in a lab that is called `lab`, as a reader's own would be, and keeps the pictures.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.client import Lab
+from tests.ui.browser import Operator, operator
+
+ROOT = Path(__file__).resolve().parents[2]
+KEEP = "OPS_SCREENSHOTS"
+
+
+@pytest.fixture(scope="session")
+def place(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """The session's lab; one of the usual name for pictures that are kept."""
+    if KEEP not in os.environ:
+        yield request.getfixturevalue("lab")
+        return
+    named = Lab.up("lab", megabytes=3)
+    try:
+        yield named
+    finally:
+        named.down()
+
+
+@pytest.fixture
+def somebody(place: Lab, tmp_path: Path) -> Iterator[Operator]:
+    """An operator with a fresh browser."""
+    kept = os.environ.get(KEEP)
+    with operator(place.environ()["PREFECT_UI_URL"], ROOT / kept if kept else tmp_path) as one:
+        yield one

@@ -1,0 +1,120 @@
+"""The Prefect UI as the place of work, in a real browser: from a fresh deployment to a report that one can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+from playwright.sync_api import expect
+
+from lab import lifecycle, valkey
+from lab.client import Lab
+from tests.ui.browser import Operator, given
+
+pytestmark = pytest.mark.system
+
+PREFIX = "cache:page:"
+KEYS = 1500
+
+
+@pytest.fixture
+def cache(place: Lab) -> Iterator[redis.Redis]:
+    """The lab's Redis, with cached pages."""
+    services, _ = lifecycle.existing(place.name)
+    with redis.Redis.from_url(valkey.url(services.state)) as client:
+        client.mset({f"{PREFIX}{number}": "x" * 200 for number in range(KEYS)})
+        yield client
+        if left := list(client.scan_iter(f"{PREFIX}*")):
+            client.unlink(*left)
+
+
+def keys(cache: redis.Redis) -> int:
+    return sum(1 for _ in cache.scan_iter(f"{PREFIX}*", count=1000))
+
+
+def test_from_a_tag_to_the_report_of_what_was_done(place: Lab, cache: redis.Redis, somebody: Operator) -> None:
+    """Find, read, fill in, dry run, follow the plan's form, confirm, watch, read."""
+    expect(somebody.tagged("redis", "§2.2")).to_have_count(1)
+    somebody.choose("clear-cache", "redis", "§2.2")
+    told = somebody.describe()
+    assert "キャッシュクリア手順 (§2.2)" in told
+
+    form = somebody.custom_run()
+    form.add("prefixes", PREFIX)
+    form.number("keys_per_second").fill("200")
+    expect(form.text("environment")).to_have_value(place.name)
+    expect(form.text("confirm")).to_have_value("")
+    somebody.picture("form", height=1000)
+    somebody.submit()
+    somebody.state("Completed")
+    plan = somebody.report("clear-cache")
+    expect(plan).to_contain_text("PLANNED")
+    expect(plan).to_contain_text(f"{KEYS:,} keys")
+    assert keys(cache) == KEYS, "a plan changes nothing"
+    somebody.picture("plan", height=1000)
+
+    plan.get_by_role("link", name="the form").click()
+    filled = somebody.form()
+    assert given(somebody.page.url)["prefixes"] == [PREFIX]
+    assert "confirm" not in given(somebody.page.url), "whoever confirms types it"
+    expect(filled.parameter("prefixes").get_by_role("textbox")).to_have_value(PREFIX)
+    expect(filled.number("keys_per_second")).to_have_value("200")
+    filled.text("confirm").fill(place.name)
+    somebody.submit()
+    somebody.state("Running")
+    somebody.log("unlinked")
+    somebody.state("Completed")
+    somebody.picture("run")
+
+    report = somebody.report("clear-cache")
+    expect(report.get_by_role("heading", level=1)).to_contain_text(f"Clear cache · {place.name}")
+    assert keys(cache) == 0
+    plots = somebody.plots()
+    assert plots.get("steps", 0) > 0, plots
+
+
+def test_a_look_with_plots(place: Lab, somebody: Operator) -> None:
+    """A check by two clicks, and its report with pictures that are really drawn."""
+    expect(somebody.tagged("redis").filter(has_text="check-redis")).not_to_have_count(0)
+    somebody.picture("deployments")
+    somebody.choose("check-redis-memory", "§2.1")
+    somebody.custom_run()
+    somebody.submit()
+    somebody.state("Completed", "Failed")
+    report = somebody.report("check-redis-memory")
+    plots = somebody.plots()
+    assert len(plots) >= 2, plots
+    assert all(plots.values()), plots
+    report.get_by_role("img").first.scroll_into_view_if_needed()
+    somebody.picture("report", height=1000)
+
+
+def test_forms_are_usable(place: Lab, somebody: Operator) -> None:
+    """Choices are offered, help stands beside each field, what is out of bounds is refused before anything runs."""
+    somebody.choose("backup-database", "§1.2")
+    form = somebody.custom_run()
+    assert form.choices("kind") == ["full", "schema", "tables", "sql", "sql.gz"]
+    somebody.choose("check-redis-memory", "§2.1")
+    form = somebody.custom_run()
+    expect(form.parameter("environment")).to_contain_text("対象の環境")
+
+
+def test_a_run_that_found_something_critical_is_red(place: Lab, somebody: Operator) -> None:
+    """It says in a sentence what is wrong, and its report is there all the same."""
+    somebody.choose("restore-database", "§1.2")
+    form = somebody.custom_run()
+    form.text("backup").fill("backup_20200101_000000")
+    somebody.submit()
+    somebody.state("Failed")
+    report = somebody.report("restore-database")
+    expect(report.get_by_role("heading", level=1)).to_contain_text("CRITICAL")
+    expect(report).to_contain_text("backup_20200101_000000")
+
+
+def test_the_ui_asks_nobody_else(somebody: Operator) -> None:
+    """But for the library of one analyst, which is loaded even where analytics are off: docs/security.md."""
+    for page in ("/dashboard", "/deployments", "/runs", "/artifacts", "/automations"):
+        somebody.open(page)
+        expect(somebody.page.get_by_role("main")).to_be_visible()
+    assert somebody.strangers <= {"sr-client-cfg.amplitude.com"}
