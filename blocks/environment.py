@@ -193,6 +193,10 @@ class Environment(Block):
         """Prefect's own database and services (`has("prefect_server")`)."""
         return cast(PrefectServer, self._part("prefect_server"))
 
+    def whole(self) -> Mapping[str, Block]:
+        """All parts that it names, loaded."""
+        return {part: self._part(part) for part in self.slugs}
+
     def with_parts(self, parts: Mapping[str, Block]) -> Environment:
         """This environment with its parts at hand, so that none is loaded from Prefect."""
         self._parts = dict(parts)

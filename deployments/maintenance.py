@@ -68,6 +68,16 @@ class Also:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What somebody waits for: a row, or what is scheduled besides."""
+
+    task: str
+    owner: str
+    duration: str
+    deployments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Table:
     """The whole file."""
 
@@ -75,10 +85,17 @@ class Table:
     cron: tuple[Cron, ...]
     also: tuple[Also, ...]
 
+    def planned(self) -> list[Planned]:
+        """All that is scheduled."""
+        return [
+            *(Planned(row.task, row.owner, row.duration, row.deployments) for row in self.row),
+            *(Planned(f"cron {cron.section}", "SRE", cron.duration, cron.deployments) for cron in self.cron),
+            *(Planned(also.why.partition(":")[0], "SRE", also.duration, also.deployments) for also in self.also),
+        ]
+
     def durations(self) -> dict[str, str]:
-        """Deployment → how long it is expected to take, of all that is scheduled."""
-        scheduled: list[Row | Cron | Also] = [*self.row, *self.cron, *self.also]
-        return {one: each.duration for each in scheduled for one in each.deployments}
+        """Deployment → how long it is expected to take."""
+        return {one: each.duration for each in self.planned() for one in each.deployments}
 
 
 def read_table(path: Path = TABLE) -> Table:

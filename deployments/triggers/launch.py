@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.actions import RunDeployment
@@ -18,12 +19,21 @@ def launch(client: SyncPrefectClient, environment: str, flow: str, parameters: M
     Raises:
         OpsError: that flow is not deployed for the environment.
     """
+    given = {"environment": environment, **parameters}
+    found = deployed(client, environment, flow, f"{flow}/{environment}")
+    return RunDeployment.model_validate({"deployment_id": found, "parameters": given})
+
+
+def deployed(client: SyncPrefectClient, environment: str, what: str, name: str) -> UUID:
+    """The id of a deployment of that name.
+
+    Raises:
+        OpsError: there is none.
+    """
     try:
-        found = client.read_deployment_by_name(f"{flow}/{environment}")
+        return client.read_deployment_by_name(name).id
     except ObjectNotFound:
         raise OpsError(
-            f"{flow} is not deployed for {environment}",
+            f"{what} is not deployed for {environment}",
             f"OPS_ENVIRONMENT={environment} prefect --no-prompt deploy --all, then register the automations",
         ) from None
-    given = {"environment": environment, **parameters}
-    return RunDeployment.model_validate({"deployment_id": found.id, "parameters": given})

@@ -1,0 +1,72 @@
+"""Who may do what on a Redis server: its ACL users, without their passwords.
+
+https://valkey.io/commands/acl-getuser/
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from blocks.redis import Redis
+from runbook.kinds import probe
+from tasks.redis.server import call, connected
+from tasks.redis.settings.next_start import settings_of
+
+SECRET = ("requirepass", "masterauth", "tls-key-file-pass", "tls-client-key-file-pass")
+
+
+@dataclass(frozen=True)
+class User:
+    """One ACL user. `passwords`: how many; `open`: whoever names it is let in."""
+
+    name: str
+    flags: tuple[str, ...]
+    passwords: int
+    commands: str
+    keys: str
+    channels: str
+
+    @property
+    def open(self) -> bool:
+        """No password is asked for."""
+        return "on" in self.flags and "nopass" in self.flags
+
+
+@dataclass(frozen=True)
+class RedisAccess:
+    """The users of a server, and its settings but for what is secret."""
+
+    users: tuple[User, ...]
+    settings: dict[str, str]
+
+
+@probe
+def read_access(block: Redis) -> RedisAccess:
+    """Every ACL user and every setting.
+
+    Raises:
+        Unreachable: the server does not answer.
+        OpsError: this user may not ask.
+    """
+    with connected(block) as client:
+        users = tuple(_user(client, _text(name)) for name in call(client, "ACL", "USERS"))
+        told = settings_of(client)
+        return RedisAccess(users, {name: value for name, value in sorted(told.items()) if name not in SECRET})
+
+
+def _user(client: redis.Redis, name: str) -> User:
+    found: dict[str, Any] = client.acl_getuser(name) or {}
+    flags = tuple(_text(flag) for flag in found.get("flags", ()))
+    commands, keys, channels = (_rule(found.get(of)) for of in ("commands", "keys", "channels"))
+    return User(name, flags, len(found.get("passwords", ())), commands, keys, channels)
+
+
+def _rule(value: Any) -> str:
+    return " ".join(map(_text, value)) if isinstance(value, list | tuple | set) else _text(value or "")
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,94 @@
+"""Overdue runs, on a real Prefect server: what takes too long and what does not begin is escalated; what ends is not."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Completed, Late, Running, Suspended
+
+from deployments import automations
+from deployments.maintenance import Row, Table
+from deployments.triggers import overdue
+from lab.base import base_directory
+from lab.processes import exclusive
+from runbook.wait import until
+
+LEAST_SECONDS = 10  # Prefect waits no shorter for what does not happen
+TABLE = Table(
+    row=(Row("日次", "試験", "DBA", "1分", "高", ("overdue-trial", "overdue-trial/other")),), cron=(), also=()
+)
+
+
+@flow(name="overdue-trial")
+def trial(environment: str) -> None:
+    """Run by nobody: its states are set."""
+
+
+@flow(name="escalate")
+def escalate(environment: str, what: str = "", owner: str = "", run: str = "", key: str = "") -> None:
+    """Launched by the automation, and run by nobody."""
+
+
+@pytest.fixture
+def name(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An environment with a table of its own, whose durations are seconds."""
+    chosen = f"t{uuid.uuid4().hex[:12]}"
+    monkeypatch.setitem(overdue.seconds_of.__globals__["UNITS"], "分", LEAST_SECONDS // overdue.TIMES)
+    causes = [partial(overdue.automations, table=TABLE, late_seconds=LEAST_SECONDS)]
+    with exclusive(base_directory() / ".deploy.lock"), get_client(sync_client=True) as client:
+        flow_id = client.create_flow(trial)
+        made = [client.create_deployment(flow_id, name) for name in (chosen, f"{chosen}-other")]
+        made.append(client.create_deployment(client.create_flow(escalate), chosen))
+        automations.register(chosen, causes=causes)
+    yield chosen
+    automations.remove(chosen, causes=causes)
+    with get_client(sync_client=True) as client:
+        for deployment in made:
+            client.delete_deployment(deployment)
+
+
+def begun(client: SyncPrefectClient, deployment: str, *states: Callable[[], State[Any]]) -> FlowRun:
+    """A run of a deployment, and the states it goes through."""
+    run = client.create_flow_run_from_deployment(client.read_deployment_by_name(deployment).id)
+    for state in states:
+        client.set_flow_run_state(run.id, state(), force=True)
+    return run
+
+
+def test_what_takes_too_long_or_does_not_begin_is_escalated_once_and_what_ends_is_not(name: str) -> None:
+    def suspended() -> State[Any]:
+        return Suspended(timeout_seconds=3600)
+
+    with get_client(sync_client=True) as client:
+        plain = f"overdue-trial/{name}"
+        slow = begun(client, f"{plain}-other", Running)
+        late = begun(client, plain, Late)
+        ended = begun(client, plain, Late, Running, Completed)
+        waits = begun(client, plain, Running, suspended)
+        target = DeploymentFilter(id=DeploymentFilterId(any_=[client.read_deployment_by_name(f"escalate/{name}").id]))
+
+        def escalated() -> dict[str, dict[str, Any]]:
+            found = client.read_flow_runs(deployment_filter=target)
+            return {str(run.parameters["run"]): run.parameters for run in found}
+
+        until(lambda: {str(slow.id), str(late.id)} <= set(escalated()), what="both escalations", seconds=300)
+        found = escalated()
+        assert found[str(slow.id)] == {
+            "environment": name, "owner": "DBA", "run": str(slow.id), "key": f"overdue-{slow.id}",
+            "what": f"{slow.name} (試験, 1分) has not ended after twice that time",
+        }  # fmt: skip
+        assert found[str(late.id)]["key"] == f"not-started-{late.id}"
+        assert found[str(late.id)]["what"].startswith(f"{late.name} was to begin, and has not")
+        # They began later, and their time is over when that of one that began after them is.
+        last = begun(client, plain, Running)
+        until(lambda: str(last.id) in escalated(), what="the last escalation", seconds=300)
+        assert not {str(ended.id), str(waits.id)} & set(escalated())
+        assert len(client.read_flow_runs(deployment_filter=target)) == 3
