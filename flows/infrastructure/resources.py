@@ -50,9 +50,9 @@ def review_resources(environment: str, samples: Annotated[int, Field(ge=2, le=10
         if not env.has("docker") and not env.has("cloud"):
             raise OpsError("the environment has neither [docker] nor [cloud]", "add what it pays for to its TOML")
         if env.has("docker"):
-            _part(report, "Docker", lambda: _docker(report, env, samples))
+            _part(report, "Docker", lambda: review_docker(report, env, samples))
         if env.has("cloud"):
-            _cloud(report, env)
+            review_cloud(report, env)
         bad = sum(finding.hint != "" for finding in report.findings)
         report.outcome = f"{bad} things to look at" if bad else "nothing is paid for that nobody uses"
     return report
@@ -66,7 +66,12 @@ def _part(report: Report, what: str, work: Callable[[], T]) -> None:
         report.warn(f"{what} could be read", error.hint or "look at it", value=error.message)
 
 
-def _docker(report: Report, env: Environment, samples: int) -> None:
+def review_docker(report: Report, env: Environment, samples: int) -> None:
+    """Containers that do nothing, and what nobody uses.
+
+    Raises:
+        OpsError: the engine does not answer.
+    """
     found = read_inventory(env.docker.host)
     taken = [read_use(env.docker.host, found.containers) for _ in range(samples)]
     judge_size(report, found, taken)
@@ -75,7 +80,8 @@ def _docker(report: Report, env: Environment, samples: int) -> None:
     report.fact("what frees it", read_forms([env.name]).link("clean-docker", env.name, given))
 
 
-def _cloud(report: Report, env: Environment) -> None:
+def review_cloud(report: Report, env: Environment) -> None:
+    """Part by part; what cannot be read is told."""
     cloud = env.cloud
     report.fact("prices", cloud.prices_from or "nobody wrote where they are from: [cloud] prices_from")
     _part(report, "EC2 instances", lambda: judge_instances(report, aws.read_instances(cloud)))

@@ -1,4 +1,4 @@
-"""An environment with a real database, a real Redis, real logs and something that answers /health."""
+"""An environment with a real database, a real Redis, real logs and something that answers /health (a plugin)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 
 from flows.routine import daily_findings
 from runbook import kinds
+from runbook.report import Finding, Report
 from tests.redis.servers import PASSWORD, RedisServer, running_redis
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 
@@ -165,6 +166,20 @@ def day(
     postgres_server.drop_database(database)
 
 
+def finding(report: Report, name: str) -> Finding:
+    """The only one of that name, or whose name begins so."""
+    found = [one for one in report.findings if one.name == name]
+    found = found or [one for one in report.findings if one.name.startswith(name)]
+    assert len(found) == 1, f"{name} in {[(one.name, one.value) for one in report.findings]}"
+    return found[0]
+
+
+def rows(report: Report, name: str) -> list[tuple[str, ...]]:
+    """Of the only table whose name begins so."""
+    (table,) = [item for item in report.evidence if item.name.startswith(name)]
+    return list(table.rows)
+
+
 def ago(hours: float) -> datetime:
     return datetime.now(UTC) - timedelta(hours=hours)
 
@@ -174,3 +189,12 @@ def app_line(message: str, hours: float = 1.0, level: str = "INFO", **fields: ob
     entry = {"timestamp": ago(hours).isoformat(), "level": level, "logger": "grc", "message": message, "module": "m",
              "function": "f", "line": 1}  # fmt: skip
     return json.dumps(entry | fields) + "\n"
+
+
+def access_line(
+    path: str, ms: float, status: int | None = 200, *, hours: float = 1.0, user: str = "u1", method: str = "GET"
+) -> str:
+    """As the application writes of a request; without a status, as it never does."""
+    told = {"status": status} if status else {}
+    return app_line("request", hours, logger="grc_backend.access", method=method, path=path, duration_ms=ms,
+                    user_id=user, request_id="r", resource="", **told)  # fmt: skip
