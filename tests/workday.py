@@ -16,7 +16,7 @@ from flows.routine import daily_findings
 from runbook import kinds
 from runbook.report import Finding, Report
 from tests.redis.servers import PASSWORD, RedisServer, running_redis
-from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
+from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
 
 NAME = "trial"
 TOML = """
@@ -59,6 +59,7 @@ spool = "{base}/spool"
 url = "{backend}"
 frontend_url = "{frontend}"
 backend_directory = ""
+web_directory = "{web}"
 [logs]
 app = "{base}/log/app.log"
 audit = "{base}/log/audit.log"
@@ -114,7 +115,7 @@ class Day:
             "base": self.base, "postgres": self.postgres.port, "database": self.database,
             "programs": self.postgres.programs, "data": self.postgres.data, "user": self.postgres.account.name,
             "redis": self.redis.port, "redis_data": self.redis.data, "backend": self.backend.url,
-            "frontend": self.frontend.url, "disk": [1.0, 1.0],
+            "frontend": self.frontend.url, "disk": [1.0, 1.0], "web": "",
         }  # fmt: skip
         (self.base / "trial.toml").write_text(TOML.format(**{**known, **values}) + more)
 
@@ -127,6 +128,15 @@ class Day:
 @pytest.fixture(scope="session")
 def day_redis() -> Iterator[RedisServer]:
     with running_redis(settings=["maxmemory 100mb"]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def counting() -> Iterator[PostgresServer]:
+    """A server that counts statements."""
+    with running_postgres(settings=["shared_preload_libraries=pg_stat_statements"]) as server:
+        server.create_database("grc_db")
+        server.sql("CREATE EXTENSION pg_stat_statements", database="grc_db")
         yield server
 
 

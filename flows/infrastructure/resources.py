@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from typing import Annotated, TypeVar
 
@@ -58,12 +58,13 @@ def review_resources(environment: str, samples: Annotated[int, Field(ge=2, le=10
     return report
 
 
-def _part(report: Report, what: str, work: Callable[[], T]) -> None:
+def _part(report: Report, what: str, work: Callable[[], T]) -> T | None:
     """One part; what cannot be read is no reason to leave out the others."""
     try:
-        work()
+        return work()
     except OpsError as error:
         report.warn(f"{what} could be read", error.hint or "look at it", value=error.message)
+        return None
 
 
 def review_docker(report: Report, env: Environment, samples: int) -> None:
@@ -80,12 +81,12 @@ def review_docker(report: Report, env: Environment, samples: int) -> None:
     report.fact("what frees it", read_forms([env.name]).link("clean-docker", env.name, given))
 
 
-def review_cloud(report: Report, env: Environment) -> None:
-    """Part by part; what cannot be read is told."""
+def review_cloud(report: Report, env: Environment) -> Mapping[str, float]:
+    """Part by part; what cannot be read is told. Returns the bill by month."""
     cloud = env.cloud
     report.fact("prices", cloud.prices_from or "nobody wrote where they are from: [cloud] prices_from")
     _part(report, "EC2 instances", lambda: judge_instances(report, aws.read_instances(cloud)))
     _part(report, "unattached disks", lambda: judge_volumes(report, cloud, aws.find_unattached_volumes(cloud)))
     _part(report, "addresses", lambda: judge_addresses(report, cloud, aws.find_unattached_addresses(cloud)))
     _part(report, "buckets", lambda: judge_buckets(report, aws.read_buckets(cloud)))
-    _part(report, "the bill", lambda: judge_costs(report, aws.read_costs(cloud, date.today())))
+    return _part(report, "the bill", lambda: judge_costs(report, aws.read_costs(cloud, date.today()))) or {}

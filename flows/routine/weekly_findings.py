@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import get_args
 
@@ -60,12 +60,12 @@ def _judge_verification(page: Page, kind: Kind, found: Filed | None) -> None:
                        otherwise=Status.CRITICAL if failed else Status.WARN)  # fmt: skip
 
 
-def judge_alerts(page: Page) -> None:
+def judge_alerts(page: Page, within: timedelta = WEEKLY) -> str | None:
     """High and critical vulnerabilities of the last scan, and what it had no answer for."""
     hint = f"{page.launch('patch-vulnerability')} for each of them"
-    found = judge_last(page, "vulnerability scan", SCAN, WEEKLY, grave=True, next_hint=hint)
+    found = judge_last(page, "vulnerability scan", SCAN, within, grave=True, next_hint=hint)
     if found is None:
-        return
+        return None
     silent = [one for one in found.findings if one["value"].startswith("not known")]
     for one in silent:
         page.not_measured(f"scan of {one['name']}", one["value"], one["hint"])
@@ -73,11 +73,12 @@ def judge_alerts(page: Page) -> None:
     loud = [row for row in rows if row and row[0] in LOUD]
     if silent and not loud:
         page.not_measured("high and critical vulnerabilities", f"{len(silent)} scans had no answer", "see them")
-        return
+        return None
     new = sum(len(row) > 6 and row[6] == "new" for row in loud)
     names = ", ".join(f"{row[1]} {row[3]}" for row in loud[:5] if len(row) > 3)
     value = f"{len(loud)}, {new} of them new: {names}" if loud else f"none of {len(rows)}"
     page.report.expect("high and critical vulnerabilities", not loud, hint, expected="none", value=value)
+    return value
 
 
 def judge_docker(page: Page) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,17 +16,8 @@ from runbook import chain
 from runbook.report import Report, Status
 from tasks.postgres import statements
 from tests.broken import reported
-from tests.servers import PostgresServer, running_postgres
+from tests.servers import PostgresServer
 from tests.workday import NAME, Day, access_line, ago, app_line, finding, rows
-
-
-@pytest.fixture(scope="module")
-def counting() -> Iterator[PostgresServer]:
-    """A server that counts statements."""
-    with running_postgres(settings=["shared_preload_libraries=pg_stat_statements"]) as server:
-        server.create_database("grc_db")
-        server.sql("CREATE EXTENSION pg_stat_statements", database="grc_db")
-        yield server
 
 
 @pytest.fixture(autouse=True)

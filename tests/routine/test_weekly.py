@@ -22,15 +22,18 @@ def check() -> Report:
     return reported(lambda: weekly_check.fn(NAME))
 
 
-def file(day: Day, title: str, days: float, *, bad: str = "", table: tuple[str, list[tuple[str, ...]]] | None = None,
+def file(day: Day, title: str, days: float, *, bad: str = "", good: str = "",
+         table: tuple[str, list[tuple[str, ...]]] | None = None,
          **facts: str) -> Path:  # fmt: skip
     """A report of some days ago, as that runbook would have left it."""
     at = datetime.now(UTC) - timedelta(days=days)
     report = Report(title, NAME, started=at, finished=at, facts=dict(facts), outcome="done")
     if bad:
         report.findings.append(Finding(bad, Status.CRITICAL, "it is bad", "", "look"))
+    if good:
+        report.findings.append(Finding(good, Status.OK, "all pass"))
     if table:
-        report.table(table[0], [""] * 9, table[1])
+        report.table(table[0], [""] * len(table[1][0] if table[1] else "x"), table[1])
     return chain.append(day.base / "reports", render.key(report), report.as_json())[0]
 
 
