@@ -38,6 +38,7 @@ pytest_plugins = (
     "tests.advisories",
     "tests.packaged",
     "tests.served",
+    "tests.workday",
 )
 
 _BASE = "OPS_LAB_BASE"

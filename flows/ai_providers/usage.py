@@ -45,28 +45,37 @@ def report_token_usage(environment: str, month: str = "") -> Report:
     """
     env = Environment.find(environment)
     with runbook("Report token usage", env) as report:
-        today = datetime.now(env.zone).date()
-        first, last = _month(month, today)
-        begin = first - timedelta(days=tokens.WINDOW_DAYS)
-        since = datetime.combine(begin, time(), env.zone)
-        wanted = (
-            Conditions()
-            .holds(tokens.CALL, tokens.MESSAGE)
-            .within(since, datetime.combine(last + timedelta(days=1), time(), env.zone))
-        )
-        with reading(find_logs(Path(env.logs.app)), env.zone, since=since) as source:
-            bad = source.pick(tokens.COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
-            uses = tokens.read_use(source)
-            tell_read(report, source, bad)
-        own = [use for use in uses if use.day >= first]
-        _tell_use(report, env, own, first, last)
-        _judge_budget(report, env, uses, own, today if not month or last == today else None)
-        unusual = tokens.unusual_days(tokens.by_day(uses, begin, last), first)
-        report.expect("days unlike others", not unusual, "look at who asked on those days: search-logs, by user",
-                      value="; ".join(f"{day}: {_tokens(own, day):,} tokens after a median of {median:,.0f}"
-                                      for day, median in unusual.items()) or "none", otherwise=Status.WARN)  # fmt: skip
-        report.outcome = f"{sum(use.total for use in own):,} tokens in {sum(use.calls for use in own):,} calls"
+        report.outcome = tell_tokens(report, env, month)
     return report
+
+
+def tell_tokens(report: Report, env: Environment, month: str = "") -> str:
+    """Tokens and costs of a month ("": this one) against the budget; returns how many.
+
+    Raises:
+        OpsError: there is no log, or it is no month.
+    """
+    today = datetime.now(env.zone).date()
+    first, last = _month(month, today)
+    begin = first - timedelta(days=tokens.WINDOW_DAYS)
+    since = datetime.combine(begin, time(), env.zone)
+    wanted = (
+        Conditions()
+        .holds(tokens.CALL, tokens.MESSAGE)
+        .within(since, datetime.combine(last + timedelta(days=1), time(), env.zone))
+    )
+    with reading(find_logs(Path(env.logs.app)), env.zone, since=since) as source:
+        bad = source.pick(tokens.COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
+        uses = tokens.read_use(source)
+        tell_read(report, source, bad)
+    own = [use for use in uses if use.day >= first]
+    _tell_use(report, env, own, first, last)
+    _judge_budget(report, env, uses, own, today if not month or last == today else None)
+    unusual = tokens.unusual_days(tokens.by_day(uses, begin, last), first)
+    report.expect("days unlike others", not unusual, "look at who asked on those days: search-logs, by user",
+                  value="; ".join(f"{day}: {_tokens(own, day):,} tokens after a median of {median:,.0f}"
+                                  for day, median in unusual.items()) or "none", otherwise=Status.WARN)  # fmt: skip
+    return f"{sum(use.total for use in own):,} tokens in {sum(use.calls for use in own):,} calls"
 
 
 def _month(text: str, today: date) -> tuple[date, date]:

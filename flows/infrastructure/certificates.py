@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from prefect import flow
 
 from blocks.environment import Environment
+from blocks.places import Certificates
 from flows.infrastructure.certificate_findings import judge_files, judge_schedules, judge_served, tell_certificates
 from flows.infrastructure.certificate_steps import read_all, read_known
 from runbook.report import Report, Status
@@ -36,18 +37,23 @@ def check_certificates(environment: str) -> Report:
     """
     env = Environment.find(environment)
     with runbook("Check certificates", env) as report:
-        block, now = env.certificates, datetime.now(UTC)
-        authorities = read_known(report, block)
-        files, served = read_all(block)
-        for found in files:
-            judge_files(report, found, authorities, now)
-        for shown in served:
-            judge_served(report, shown, files, now)
-        _judge_looked_at(report, files, served)
-        judge_schedules(report)
-        tell_certificates(report, files, served, now)
-        report.outcome = f"{len(files)} certificates in files, {len(served)} servers"
+        report.outcome = judge_certificates(report, env.certificates)
     return report
+
+
+def judge_certificates(report: Report, block: Certificates) -> str:
+    """All of them; returns how many there are."""
+    now = datetime.now(UTC)
+    authorities = read_known(report, block)
+    files, served = read_all(block)
+    for found in files:
+        judge_files(report, found, authorities, now)
+    for shown in served:
+        judge_served(report, shown, files, now)
+    _judge_looked_at(report, files, served)
+    judge_schedules(report)
+    tell_certificates(report, files, served, now)
+    return f"{len(files)} certificates in files, {len(served)} servers"
 
 
 def _judge_looked_at(report: Report, files: Sequence[Files], served: Sequence[Served]) -> None:

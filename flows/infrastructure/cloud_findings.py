@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from blocks.cloud import Cloud
 from flows.infrastructure.usage_findings import listed
@@ -61,8 +61,8 @@ def judge_buckets(report: Report, found: Sequence[BucketSize]) -> None:
                   value=f"not known of {listed(unknown)}" if unknown else "known", otherwise=Status.WARN)  # fmt: skip
 
 
-def judge_costs(report: Report, found: Sequence[Cost]) -> None:
-    """The bill by month and service, the largest first."""
+def judge_costs(report: Report, found: Sequence[Cost]) -> Mapping[str, float]:
+    """The bill by month and service, the largest first. Returns it by month."""
     months = defaultdict[str, float](float)
     for one in found:
         months[one.month] += one.amount
@@ -73,6 +73,7 @@ def judge_costs(report: Report, found: Sequence[Cost]) -> None:
     report.table("The bill", ("month", "service", "cost"), rows)
     report.expect("the bill", bool(found), "look whether Cost Explorer is enabled", value="read" if found else "empty",
                   otherwise=Status.WARN)  # fmt: skip
+    return months
 
 
 def _named(one: Instance) -> str:

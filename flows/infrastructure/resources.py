@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from typing import Annotated, TypeVar
 
@@ -50,23 +50,29 @@ def review_resources(environment: str, samples: Annotated[int, Field(ge=2, le=10
         if not env.has("docker") and not env.has("cloud"):
             raise OpsError("the environment has neither [docker] nor [cloud]", "add what it pays for to its TOML")
         if env.has("docker"):
-            _part(report, "Docker", lambda: _docker(report, env, samples))
+            _part(report, "Docker", lambda: review_docker(report, env, samples))
         if env.has("cloud"):
-            _cloud(report, env)
+            review_cloud(report, env)
         bad = sum(finding.hint != "" for finding in report.findings)
         report.outcome = f"{bad} things to look at" if bad else "nothing is paid for that nobody uses"
     return report
 
 
-def _part(report: Report, what: str, work: Callable[[], T]) -> None:
+def _part(report: Report, what: str, work: Callable[[], T]) -> T | None:
     """One part; what cannot be read is no reason to leave out the others."""
     try:
-        work()
+        return work()
     except OpsError as error:
         report.warn(f"{what} could be read", error.hint or "look at it", value=error.message)
+        return None
 
 
-def _docker(report: Report, env: Environment, samples: int) -> None:
+def review_docker(report: Report, env: Environment, samples: int) -> None:
+    """Containers that do nothing, and what nobody uses.
+
+    Raises:
+        OpsError: the engine does not answer.
+    """
     found = read_inventory(env.docker.host)
     taken = [read_use(env.docker.host, found.containers) for _ in range(samples)]
     judge_size(report, found, taken)
@@ -75,11 +81,12 @@ def _docker(report: Report, env: Environment, samples: int) -> None:
     report.fact("what frees it", read_forms([env.name]).link("clean-docker", env.name, given))
 
 
-def _cloud(report: Report, env: Environment) -> None:
+def review_cloud(report: Report, env: Environment) -> Mapping[str, float]:
+    """Part by part; what cannot be read is told. Returns the bill by month."""
     cloud = env.cloud
     report.fact("prices", cloud.prices_from or "nobody wrote where they are from: [cloud] prices_from")
     _part(report, "EC2 instances", lambda: judge_instances(report, aws.read_instances(cloud)))
     _part(report, "unattached disks", lambda: judge_volumes(report, cloud, aws.find_unattached_volumes(cloud)))
     _part(report, "addresses", lambda: judge_addresses(report, cloud, aws.find_unattached_addresses(cloud)))
     _part(report, "buckets", lambda: judge_buckets(report, aws.read_buckets(cloud)))
-    _part(report, "the bill", lambda: judge_costs(report, aws.read_costs(cloud, date.today())))
+    return _part(report, "the bill", lambda: judge_costs(report, aws.read_costs(cloud, date.today()))) or {}

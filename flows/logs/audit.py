@@ -84,7 +84,7 @@ def search_audit_log(
             )
             count = _tell_history(report, env, source, first)
             tell_read(report, source, bad)
-            _judge_logins(report, env, source, begin or datetime.min.replace(tzinfo=UTC), failures, minutes)
+            judge_logins(report, env, source, begin or datetime.min.replace(tzinfo=UTC), failures, minutes)
         report.outcome = f"{count:,} events found"
     return report
 
@@ -105,10 +105,10 @@ def _tell_history(report: Report, env: Environment, source: Source, first: int) 
     return count
 
 
-def _judge_logins(
+def judge_logins(
     report: Report, env: Environment, source: Source, since: datetime, failures: int, minutes: int
 ) -> None:
-    """Those that are unlike others."""
+    """Those of the table `logins` that are unlike others."""
     bursts = logins.find_bursts(source, since, failures, minutes)
     broken_in = logins.find_broken_in(source, since, failures, minutes)
     unusual = logins.find_unusual(source, since, env.zone)

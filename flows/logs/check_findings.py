@@ -9,6 +9,7 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from flows.logs.steps import Log, path_of
+from runbook.errors import OpsError
 from runbook.render import size
 from runbook.report import Report, Status
 from tasks.logs.cleaning import read_holders
@@ -169,7 +170,7 @@ def judge_disk(report: Report, env: Environment) -> None:
     for log in ("app", "audit"):
         try:
             files = find_logs.work(Path(path_of(env, log)))
-        except OSError:
+        except (OSError, OpsError):
             continue
         span = (files[-1].modified - files[0].modified).total_seconds() / 86_400
         daily += sum(file.bytes for file in files) / max(span, 1)

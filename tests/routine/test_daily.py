@@ -14,26 +14,17 @@ from blocks.environment import Environment
 from flows.database.backup import backup_database, verify_backup
 from flows.routine.daily import Part, daily_check
 from runbook.errors import RunbookFailed
-from runbook.report import Finding, Report, Status
+from runbook.report import Report, Status
 from tasks import catalogue
 from tasks.stores.store import store_of
+from tests.broken import reported
 from tests.database.test_restore import flip, reseal
-from tests.routine.conftest import NAME, Day, ago, app_line
 from tests.servers import free_port
+from tests.workday import NAME, Day, ago, app_line, finding
 
 
 def check(part: Part = "all") -> Report:
-    """The report, CRITICAL or not."""
-    try:
-        return daily_check.fn(NAME, part)
-    except RunbookFailed as error:
-        return error.report
-
-
-def finding(report: Report, name: str) -> Finding:
-    found = [one for one in report.findings if one.name.startswith(name)]
-    assert len(found) == 1, f"{name} in {[(one.name, one.value) for one in report.findings]}"
-    return found[0]
+    return reported(lambda: daily_check.fn(NAME, part))
 
 
 def backed_up(day: Day, days: float = 0.0) -> Path:

@@ -1,0 +1,72 @@
+"""What is said of who came, what was refused, and who asks more than usual (§7.4, セキュリティ)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from flows.logs.audit import judge_logins
+from flows.logs.steps import tell_read
+from flows.routine.steps import Page
+from flows.routine.traffic import Traffic
+from runbook.report import Status
+from tasks.logs import logins
+from tasks.logs.conditions import Conditions
+from tasks.logs.files import find_logs
+from tasks.logs.source import Choice, reading
+
+REFUSED = (0.1, 0.3)
+FAILURES, MINUTES = 10, 10  # search-audit-log's own
+SHOWN = 20
+
+
+def judge_access(page: Page, found: Traffic) -> str:
+    """Answers by status; far too many refusals are somebody who tries."""
+    use = found.use
+    page.report.table("Answers by status", ("status", "requests", "most of them"), found.statuses)
+    page.judge("api.refused_ratio", use.refused / use.count, REFUSED,
+               f"{page.launch('search-logs')} with fields=status>=400: who asks for what is not his?",
+               of=f"{use.refused:,} of {use.count:,} answered 4xx", worst=Status.WARN)  # fmt: skip
+    return f"{use.count:,} requests: {use.errors:,} failed (5xx), {use.refused:,} refused (4xx)"
+
+
+def judge_log_ins(page: Page, days: int) -> str | None:
+    """Of the last days, against all that the audit log knows of before."""
+    if not page.names("log-ins", "logs"):
+        return None
+    env, since = page.env, datetime.now(UTC) - timedelta(days=days)
+    wanted = Conditions(logins.FIELDS).holds(logins.LOGIN, "login")
+    with reading(find_logs(Path(env.logs.audit)), env.zone, fields=logins.FIELDS) as source:
+        picked = Choice(logins.COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
+        bad = source.pick_each(logins=picked)
+        tell_read(page.report, source, bad, of="audit: ")
+        query = "SELECT count(*), count(*) FILTER (NOT success) FROM logins WHERE time >= $since"
+        count, failed = source.rows(query, {"since": since.replace(tzinfo=None)})[0]
+        if not count:
+            page.not_measured(
+                "log-ins", f"the audit log has none of the last {days} days", "does it reach the log? §6.4"
+            )
+            return None
+        judge_logins(page.report, env, source, since, FAILURES, MINUTES)
+    return f"{count:,} log-ins in {days} days, {failed:,} failed"
+
+
+def judge_api_use(page: Page, found: Traffic) -> str:
+    """Users by requests, and days on which one asked far more than usual."""
+    report, total = page.report, found.use.count
+    report.table(f"Users by requests (the first {len(found.users)})",
+                 ("user", "requests", "share", "days", "5xx", "4xx"),
+                 [(one.who or "(nobody logged in)", f"{one.count:,}", f"{one.count / total:.1%}", one.days, one.errors,
+                   one.refused) for one in found.users])  # fmt: skip
+    report.table("Days of users that are unlike others", ("day", "user", "requests", "usual", "why"),
+                 [(one.day, one.who, f"{one.count:,}", f"{one.usual:,.0f}", one.why)
+                  for one in found.unusual[:SHOWN]])  # fmt: skip
+    known = [one for one in found.users if one.who]
+    if not known:
+        page.not_measured("API use by user", "no request tells its user_id", "the application logs it: docs/logs.md")
+        return "no user is known"
+    told = "; ".join(f"{one.who} on {one.day}: {one.count:,}, {one.why}" for one in found.unusual[:3])
+    report.expect("API use unlike other days", not found.unusual, "ask them, or check-rate-limits: is it a script, or "
+                  "a stolen login? search-audit-log shows where it came from", value=told or "none",
+                  otherwise=Status.WARN)  # fmt: skip
+    return f"{len(found.unusual)} unusual days of users; most: {known[0].who} with {known[0].count / total:.0%}"

@@ -1,0 +1,122 @@
+"""What takes space and is of no use any more, with the runbook that gives it back (§7.1, §7.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from blocks.environment import Environment
+from flows.database.superseded import find_aside
+from flows.logs.cleaning import MANUAL_DAYS
+from flows.routine.steps import Page
+from runbook.errors import OpsError
+from runbook.render import size
+from runbook.report import Status
+from tasks.docker.inventory import read_inventory
+from tasks.logs.files import find_logs
+from tasks.manifest import Kind
+from tasks.postgres.indexes import find_duplicates, read_indexes, read_statistics
+from tasks.retention import Stored, read_stores
+from tasks.stores.store import store_of
+
+KEPT_DAYS, KEPT_VERIFIED = 30, 3  # prune-backups' own
+SCANNED_SECONDS = 30 * 86_400
+PATIENCE_SECONDS = 5.0
+LEAST_BYTES = 1_000_000  # below that nobody looks
+KINDS: tuple[Kind, ...] = ("postgres", "redis", "files", "cluster")
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What could go, how much it takes, and which runbook to launch for it."""
+
+    what: str
+    bytes: int
+    runbook: str
+
+
+def find_savings(page: Page) -> list[Saving]:
+    """Everything that the environment's own runbooks could give back; what cannot be looked at is told."""
+    found = list[Saving]()
+    for part, name, find in _FINDERS:
+        if page.env.has(part):
+            found += page.part(f"unused: {name}", lambda find=find: list(find(page.env))) or []  # type: ignore[misc]
+        else:
+            page.report.fact(f"unused: {name}", f"not looked at: the environment names no [{part}]")
+    return sorted((one for one in found if one.bytes >= LEAST_BYTES), key=lambda one: -one.bytes)
+
+
+def judge_savings(page: Page, found: list[Saving]) -> str:
+    """The table of them, with links and, where a disk has a price, what they cost in a month."""
+    cloud = page.env.cloud if page.env.has("cloud") else None
+    price = cloud.disk_price if cloud else 0.0
+
+    def money(taken: int) -> str:
+        return f"{taken / 1e9 * price:,.2f} {cloud.currency}" if cloud and price else "no price: [cloud] disk_price"
+
+    page.report.table("What could be saved", ("what", "bytes", "cost of a month", "by"),
+                      [(one.what, size(one.bytes), money(one.bytes), page.launch(one.runbook))
+                       for one in found])  # fmt: skip
+    total = sum(one.bytes for one in found)
+    told = f"{size(total)} in {len(found)} places ({money(total)})" if found else "nothing"
+    page.report.expect("what could be saved", not found, "see the table: each has the runbook that frees it",
+                       value=told, otherwise=Status.WARN)  # fmt: skip
+    return told
+
+
+def _superseded(env: Environment) -> Iterator[Saving]:
+    aside = find_aside(env, 0)
+    for kind in dict.fromkeys(one.kind for one in aside):
+        taken = [one for one in aside if one.kind == kind]
+        what = f"{len(taken)} × {kind} that a restore replaced"
+        yield Saving(what, sum(one.bytes for one in taken), "discard-superseded")
+
+
+def _logs(env: Environment) -> Iterator[Saving]:
+    before = datetime.now(UTC) - timedelta(days=MANUAL_DAYS)
+    old = [file for file in find_logs(Path(env.logs.app)) if file.modified < before]
+    yield Saving(f"{len(old)} rotated logs of over {MANUAL_DAYS} days", sum(file.bytes for file in old), "clean-logs")
+
+
+def _indexes(env: Environment) -> Iterator[Saving]:
+    """Those that nobody scanned only where scans were counted for long enough."""
+    indexes = read_indexes(env.postgres)
+    doubles = [other for _, other in find_duplicates(indexes)]
+    yield Saving(f"{len(doubles)} duplicate indexes", sum(one.bytes for one in doubles), "check-indexes")
+    if read_statistics(env.postgres).seconds >= SCANNED_SECONDS:
+        idle = [one for one in indexes if not one.scans and one.valid and not one.is_needed_unused]
+        yield Saving(f"{len(idle)} indexes that nobody scanned", sum(one.bytes for one in idle), "check-indexes")
+
+
+def _backups(env: Environment) -> Iterator[Saving]:
+    """By prune-backups' own rule: never the newest verified ones."""
+    stores = []
+    for kind in KINDS:
+        try:
+            stores.append((store_of(env, kind, patience_seconds=PATIENCE_SECONDS), (kind,)))
+        except OpsError:
+            continue
+    for (_, kinds), stored in zip(stores, read_stores(stores, env.name), strict=True):
+        if isinstance(stored, Stored) and (gone := stored.doomed(timedelta(days=KEPT_DAYS), KEPT_VERIFIED)):
+            what = f"{len(gone)} {kinds[0]} backups of over {KEPT_DAYS} days"
+            yield Saving(what, sum(one.manifest.bytes for one in gone), "prune-backups")
+
+
+def _docker(env: Environment) -> Iterator[Saving]:
+    found = read_inventory(env.docker.host)
+    images, stopped = found.dangling_images(), [one for one in found.containers if one.stopped]
+    yield Saving(f"{len(images)} images without a name", sum(one.bytes for one in images), "clean-docker")
+    yield Saving(f"{len(stopped)} stopped containers", sum(one.bytes for one in stopped), "clean-docker")
+    cache = [one for one in found.cache if not one.in_use]
+    yield Saving(f"{len(cache)} records of the build cache", sum(one.bytes for one in cache), "clean-docker")
+
+
+_FINDERS: tuple[tuple[str, str, Callable[[Environment], Iterator[Saving]]], ...] = (
+    ("postgres", "what restores replaced", _superseded),
+    ("postgres", "indexes", _indexes),
+    ("logs", "old logs", _logs),
+    ("backups", "old backups", _backups),
+    ("docker", "Docker", _docker),
+)

@@ -1,0 +1,112 @@
+"""What the weekly check says, called with the open page (§7.3)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import get_args
+
+from flows.infrastructure.usage_findings import judge_leftovers
+from flows.logs.check_findings import judge_disk
+from flows.recovery.points import resources_of
+from flows.routine.past import WEEKLY, done, judge_last, link, told
+from flows.routine.steps import Page
+from runbook.errors import OpsError
+from runbook.render import duration, size
+from runbook.report import Status
+from tasks.catalogue import PREFIX
+from tasks.dependencies.severity import Severity
+from tasks.docker.inventory import read_inventory
+from tasks.logs.files import find_logs
+from tasks.manifest import Kind
+from tasks.recovery_points.backups import KINDS
+from tasks.recovery_points.point import Resource
+from tasks.reports import Filed
+
+VERIFY, SCAN = "verify-backup", "scan-vulnerabilities"
+LOUD = (Severity.CRITICAL.name, Severity.HIGH.name)
+
+
+def judge_verifications(page: Page) -> None:
+    """Of each kind that there can be backups of: the last time that one was really restored and compared."""
+    resources = [one for one in get_args(Resource) if one in resources_of(page.env)]
+    kinds: list[Kind] = [KINDS[one] for one in resources]
+    kinds += ["cluster"] if page.env.has("wal") else []
+    if not kinds:
+        page.not_measured("restores", "the environment names nothing that is backed up", "add [postgres], [redis] …")
+    reports = list(done(page, VERIFY)) if kinds else []
+    for kind in kinds:
+        _judge_verification(page, kind, next((one for one in reports if _is_of(one, kind)), None))
+    if lost := next((one for one in reports[:1] if not one.facts.get("backup")), None):
+        page.report.expect("the last verify-backup", False, "see its report: it found no backup to restore",
+                           value=told(lost))  # fmt: skip
+
+
+def _is_of(one: Filed, kind: Kind) -> bool:
+    return one.facts.get("backup", "").startswith(f"{PREFIX[kind]}_")
+
+
+def _judge_verification(page: Page, kind: Kind, found: Filed | None) -> None:
+    name, launch = f"restore of a {kind} backup", page.launch(VERIFY, kind=kind)
+    if found is None:
+        page.not_measured(name, "none was ever verified", f"{launch} restores one beside, and compares it")
+        return
+    link(page, f"{VERIFY} of {kind}", found)
+    age = datetime.now(UTC) - found.started
+    failed, late = found.status == Status.CRITICAL.value, age > WEEKLY
+    hint = f"take another backup, then {launch}" if failed else f"{launch}: its schedule does not run"
+    value = f"{told(found)} ({duration(age.total_seconds())} ago)"
+    page.report.expect(name, not failed and not late, hint, value=value, expected=f"within {WEEKLY.days} days",
+                       otherwise=Status.CRITICAL if failed else Status.WARN)  # fmt: skip
+
+
+def judge_alerts(page: Page, within: timedelta = WEEKLY) -> str | None:
+    """High and critical vulnerabilities of the last scan, and what it had no answer for."""
+    hint = f"{page.launch('patch-vulnerability')} for each of them"
+    found = judge_last(page, "vulnerability scan", SCAN, within, grave=True, next_hint=hint)
+    if found is None:
+        return None
+    silent = [one for one in found.findings if one["value"].startswith("not known")]
+    for one in silent:
+        page.not_measured(f"scan of {one['name']}", one["value"], one["hint"])
+    rows = found.rows("Vulnerabilities")
+    loud = [row for row in rows if row and row[0] in LOUD]
+    if silent and not loud:
+        page.not_measured("high and critical vulnerabilities", f"{len(silent)} scans had no answer", "see them")
+        return None
+    new = sum(len(row) > 6 and row[6] == "new" for row in loud)
+    names = ", ".join(f"{row[1]} {row[3]}" for row in loud[:5] if len(row) > 3)
+    value = f"{len(loud)}, {new} of them new: {names}" if loud else f"none of {len(rows)}"
+    page.report.expect("high and critical vulnerabilities", not loud, hint, expected="none", value=value)
+    return value
+
+
+def judge_docker(page: Page) -> None:
+    """What nobody uses on the engine; where it cannot be asked, what check-docker-usage found last."""
+    if not page.env.has("docker"):
+        judge_last(page, "unused Docker resources", "check-docker-usage", WEEKLY)
+        return
+    try:
+        found = read_inventory(page.env.docker.host)
+    except OpsError as error:
+        page.not_measured("unused Docker resources", error.message, error.hint)
+        judge_last(page, "the last look at Docker", "check-docker-usage", WEEKLY)
+        return
+    judge_leftovers(page.report, found)
+    page.report.fact("Docker", f"layers take {size(found.layers_bytes)}; {page.launch('clean-docker')}")
+
+
+def judge_sizes(page: Page) -> None:
+    """Every log with its rotated files, and how long the disk lasts."""
+    if not page.names("logs", "logs"):
+        return
+    rows, total = [], 0
+    for log in (page.env.logs.app, page.env.logs.audit, page.env.logs.backup):
+        files = page.part(f"size of {Path(log).name}", lambda log=log: find_logs(Path(log)))  # type: ignore[misc]
+        for file in files or ():
+            rows.append((file.path, size(file.bytes), f"{file.modified.astimezone(page.env.zone):%Y-%m-%d %H:%M}"))
+            total += file.bytes
+    page.report.table("Logs", ("file", "size", f"last written ({page.env.zone.key})"), rows)
+    page.report.fact("logs", f"{size(total)} in {len(rows)} files; {page.launch('clean-logs')}")
+    if rows:
+        page.part("disk of the logs", lambda: judge_disk(page.report, page.env))

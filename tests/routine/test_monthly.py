@@ -1,0 +1,181 @@
+"""monthly_maintenance: the manual's 20 boxes, each with what was measured, launched or answered; none well unseen."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from flows.routine.boxes import GROUPS
+from flows.routine.monthly import monthly_maintenance
+from runbook.report import Report, Status
+from tasks.postgres import statements
+from tests.broken import reported
+from tests.routine.test_weekly import file, vulnerability
+from tests.servers import PostgresServer
+from tests.workday import NAME, Day, access_line, app_line, finding, rows
+
+# §7.4, word for word.
+MANUAL = """
+## 1. 依存パッケージ更新
+- [ ] Backend依存関係更新（pip update）
+- [ ] Frontend依存関係更新（pnpm update）
+- [ ] セキュリティ脆弱性スキャン
+- [ ] テスト実行・動作確認
+
+## 2. セキュリティ
+- [ ] セキュリティパッチ適用
+- [ ] アクセスログレビュー
+- [ ] 異常なログインパターン確認
+- [ ] API使用量の異常検知
+
+## 3. データベース
+- [ ] VACUUM実行
+- [ ] インデックス使用状況確認
+- [ ] スロークエリ分析
+- [ ] 統計情報更新
+
+## 4. パフォーマンス
+- [ ] レスポンスタイム分析
+- [ ] エラーレート確認
+- [ ] リソース使用トレンド分析
+- [ ] ボトルネック特定
+
+## 5. コスト
+- [ ] クラウドリソース使用量確認
+- [ ] AIトークン使用量分析
+- [ ] 未使用リソース削減
+- [ ] コスト最適化施策実施
+"""
+MORE = """
+[ai_providers]
+prices_from = "a test"
+budget = 10
+prices = { "gpt-4o" = [2.0, 8.0] }
+"""
+ALL = [box for boxes in GROUPS.values() for box in boxes]
+
+
+@pytest.fixture(autouse=True)
+def few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statements, "PAUSE_SECONDS", 0.01)
+
+
+def maintain() -> Report:
+    return reported(lambda: monthly_maintenance.fn(NAME))
+
+
+def boxes(report: Report) -> dict[str, str]:
+    """Box → its mark."""
+    return {row[2]: row[0] for row in rows(report, "月次保守チェックリスト")}
+
+
+def login(hours: float, user: str = "u1", result: str = "success", address: str = "10.0.0.1") -> str:
+    return app_line("Audit Event", hours, user_id=user, action="login", resource=user, result=result,
+                    ip_address=address, user_agent="x")  # fmt: skip
+
+
+def call(hours: float) -> str:
+    return app_line("AI API Call", hours, provider="azure", model="gpt-4o", prompt_tokens=500, completion_tokens=500,
+                    total_tokens=1000)  # fmt: skip
+
+
+def worked(day: Day, counting: PostgresServer) -> None:
+    """A month in which everything was done."""
+    day.write(MORE, postgres=counting.port, database="grc_db", web=day.base)
+    counting.sql("CREATE TABLE IF NOT EXISTS numbers (n int PRIMARY KEY)", database="grc_db")
+    counting.sql("INSERT INTO numbers SELECT generate_series(1, 100) ON CONFLICT DO NOTHING", database="grc_db")
+    counting.sql("ANALYZE numbers", database="grc_db")
+    (day.logs / "app.log").write_text(
+        app_line("began", 24 * 70)
+        + "".join(access_line("/api/x", 20, hours=hours) for hours in range(1, 24 * 10, 3))
+        + call(0)
+    )
+    day.log(*[login(24 * n + 5) for n in range(20, 0, -1)], name="audit.log")
+    file(day, "Scan vulnerabilities", 5, table=("Vulnerabilities", [vulnerability("LOW")]))
+    updated = [("jinja2", "3.0", "3.1", "minor", "backend"), ("react", "19.0", "19.1", "minor", "web")]
+    file(day, "Update dependencies", 4, good="backend tests", table=("Updated", updated), branch="dependencies/minor")
+    for title in ("Vacuum database", "Review resources", "Monthly maintenance"):
+        file(day, title, 30, table=("Figures", [("requests a day", "8.0", "8", "")]))
+    answer = [("コスト", "コスト最適化施策実施", "実施", "田中", "2026-11-01", "小さいインスタンスへ", "")]
+    file(day, "Run checklist", 10, table=("Checklist", answer), checklist="cost_review: 1 of 1")
+
+
+def test_the_boxes_are_the_manuals() -> None:
+    found = dict[str, list[str]]()
+    for line in MANUAL.splitlines():
+        if group := re.fullmatch(r"## \d\. (.*)", line):
+            found[group[1]] = []
+        if box := re.fullmatch(r"- \[ \] (.*)", line):
+            found[list(found)[-1]].append(box[1])
+    assert {group: list(boxes) for group, boxes in GROUPS.items()} == found
+    assert len(ALL) == 20
+
+
+def test_a_month_in_which_all_was_done(day: Day, counting: PostgresServer) -> None:
+    worked(day, counting)
+    report = maintain()
+    marks = boxes(report)
+    assert list(marks) == ALL
+    assert report.evidence[0].name == "月次保守チェックリスト", "before all other tables"
+    bad = {box: mark for box, mark in marks.items() if mark != "✅"}
+    assert bad == {"インデックス使用状況確認": "⚠️ 未計測"}, "scans are counted since this test's server began"
+    assert report.outcome == "19 well, 0 to look at, 0 critical, 1 未計測, of 20"
+    told = {row[2]: row[3] for row in rows(report, "月次保守チェックリスト")}
+    assert told["Frontend依存関係更新（pnpm update）"].startswith("1 packages updated, on dependencies/minor")
+    assert told["リソース使用トレンド分析"].startswith("requests a day 8 → 3")
+    assert "田中" in finding(report, "コスト最適化施策実施").value
+    assert {"Trend: requests a day", "Response time, p95 by day (Asia/Tokyo)"} <= {one.name for one in report.evidence}
+
+
+def test_where_nothing_was_done_nothing_is_well(day: Day) -> None:
+    day.write(postgres=1, redis=1)
+    for log in day.logs.iterdir():
+        log.unlink()
+    report = maintain()
+    assert set(boxes(report).values()) == {"⚠️ 未計測"}
+    assert report.status is Status.WARN
+    assert all(row[4] for row in rows(report, "月次保守チェックリスト")), "each says what to launch"
+
+
+def test_each_box_finds_what_it_is_for(day: Day, counting: PostgresServer) -> None:
+    worked(day, counting)
+    file(
+        day, "Scan vulnerabilities", 1, bad="vulnerabilities, high", table=("Vulnerabilities", [vulnerability("HIGH")])
+    )
+    file(day, "Update dependencies", 1, bad="web tests", table=("Updated", []))
+    file(day, "Vacuum database", 0.5, bad="table x")
+    answer = [("コスト", "コスト最適化施策実施", "未実施", "鈴木", "2026-11-20", "予算なし", "")]
+    file(day, "Run checklist", 1, table=("Checklist", answer), checklist="cost_review: 0 of 1")
+    counting.sql("CREATE TABLE IF NOT EXISTS unseen AS SELECT generate_series(1, 10) AS n", database="grc_db")
+    counting.sql("CREATE INDEX IF NOT EXISTS twice ON numbers (n)", database="grc_db")
+    day.log(*[access_line("/api/slow", 9000, 500, user="u1")] * 60, *[call(0)] * 2000,
+            *[access_line("/api/secret", 5, 403, hours=2, user="mallory")] * 90)  # fmt: skip
+    day.log(*[login(3 - n / 100, "u2", "failure", "203.0.113.9") for n in range(11)],
+            login(2.88, "u2", address="203.0.113.9"), name="audit.log")  # fmt: skip
+    try:
+        marks = boxes(maintain())
+    finally:
+        counting.sql("DROP TABLE unseen; DROP INDEX twice", database="grc_db")
+    well = {box for box, mark in marks.items() if mark == "✅"}
+    assert well == {"スロークエリ分析", "リソース使用トレンド分析", "ボトルネック特定", "クラウドリソース使用量確認",
+                    "未使用リソース削減"}  # fmt: skip
+    critical = {box for box, mark in marks.items() if mark == "🛑"}
+    assert critical == {
+        "セキュリティ脆弱性スキャン", "テスト実行・動作確認", "セキュリティパッチ適用", "異常なログインパターン確認",
+        "エラーレート確認", "レスポンスタイム分析", "AIトークン使用量分析",
+    }  # fmt: skip
+
+
+def test_a_user_who_asks_far_more_than_before_is_told(day: Day) -> None:
+    for n in range(2, 10):
+        day.log(*[access_line("/api/x", 20, hours=24 * n)] * 30, *[access_line("/api/x", 20, hours=24 * n, user="u2")])
+    day.log(*[access_line("/api/x", 20, hours=0.1)] * 400, *[access_line("/api/x", 20, hours=0.1, user="u3")] * 30)
+    report = maintain()
+    found = finding(report, "API use unlike other days")
+    assert found.status is Status.WARN
+    assert "u1 on " in found.value
+    assert "400, far more than on the days before" in found.value
+    assert "u3" not in found.value
+    assert isinstance(report.path, Path)
