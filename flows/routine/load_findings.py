@@ -1,0 +1,145 @@
+"""What a load test found, against Appendix B and against the tests before it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+
+from blocks.environment import Environment
+from runbook.plots import Bar, bars
+from runbook.report import Evidence, Report, Status
+from tasks.load.driving import Driven, Load
+from tasks.load.names import ASK, LIMITED, NAMES
+from tasks.load.results import COLUMNS, Endpoint, Results
+from tasks.load.saturation import CLIENTS, CONNECTIONS, CPU, MEMORY, Saturation
+from tasks.reports import Filed, filed
+
+RUNBOOK, TABLE, FACT = "run-performance-test", "Endpoints", "load"
+# Appendix B; an environment's own thresholds come first.
+RESPONSE_SECONDS, ERROR_RATIO = 2.0, 0.05
+SATURATED: Mapping[str, float] = {CPU: 0.80, CONNECTIONS: 0.80, CLIENTS: 0.80, MEMORY: 0.90}
+HINTS = {
+    CPU: "more or faster processors, or more workers on another host (スケールアップ)",
+    CONNECTIONS: "check-connections says who holds them, check-pool-settings what the pool may take",
+    CLIENTS: "check-redis-clients says who holds them",
+    MEMORY: "check-redis-memory says which prefixes take it (キャッシュクリア)",
+}
+GENERATOR = 0.9
+SLOWER, SLOWER_SECONDS = 1.25, 0.1
+MOST = 12
+
+
+def tell(report: Report, env: Environment, load: Load, driven: Driven, taken: Saturation) -> None:
+    """Everything about one test."""
+    found = driven.results
+    report.table(TABLE, COLUMNS, [one.row for one in (*found.endpoints, found.whole)])
+    drawn = [Bar(one.name, (one.p95,), f"p50 {one.p50:.2f} · p95 {one.p95:.2f} · p99 {one.p99:.2f} s")
+             for one in (*found.endpoints, found.whole)]  # fmt: skip
+    report.attach(Evidence("p95 by endpoint", svg=bars(drawn)))
+    if found.failures:
+        report.table("Failed requests (they may lack the last second)", ("endpoint", "error", "times"), found.failures)
+    for one in found.endpoints:
+        _judge_endpoint(report, env, one)
+    _judge_errors(report, env, found.whole)
+    _judge_coverage(report, load, found)
+    _judge_saturation(report, taken)
+    report.expect("the generator was not the limit", driven.generator <= GENERATOR,
+                  "Locust had no processor left: the times are its own too; use fewer users, or another host",
+                  value=f"{driven.generator:.0%} of a processor", expected=f"at most {GENERATOR:.0%}",
+                  otherwise=Status.WARN)  # fmt: skip
+    _compare(report, env, load, found)
+    whole = found.whole
+    report.outcome = (f"{whole.requests:,} requests, {whole.per_second:.1f}/s, p95 {whole.p95:.2f} s, "
+                      f"{whole.error_ratio:.1%} failed")  # fmt: skip
+
+
+def _limit(env: Environment, metric: str, otherwise: float) -> float:
+    return env.limits[metric][0] if metric in env.limits else otherwise
+
+
+def _judge_endpoint(report: Report, env: Environment, one: Endpoint) -> None:
+    most = _limit(env, "api.response_seconds", RESPONSE_SECONDS)
+    report.expect(f"{one.name}: response time", one.p95 <= most,
+                  "look at what was saturated below, at review-performance (slow queries), and at check-ai-providers",
+                  value=f"p95 {one.p95:.2f} s, p99 {one.p99:.2f} s", expected=f"p95 at most {most:g} s",
+                  otherwise=Status.WARN)  # fmt: skip
+    ratio = _limit(env, "api.error_ratio", ERROR_RATIO)
+    report.expect(f"{one.name}: errors", one.error_ratio <= ratio,
+                  "search-logs by level ERROR for these minutes; check-ai-providers where only AI応答 fails",
+                  value=f"{one.error_ratio:.1%} of {one.requests}", expected=f"at most {ratio:.0%}")  # fmt: skip
+
+
+def _judge_errors(report: Report, env: Environment, whole: Endpoint) -> None:
+    ratio = _limit(env, "api.error_ratio", ERROR_RATIO)
+    report.expect("errors of all requests", whole.error_ratio <= ratio,
+                  "the endpoints above say which; this load is more than the system takes",
+                  value=f"{whole.error_ratio:.1%} of {whole.requests}", expected=f"at most {ratio:.0%}")  # fmt: skip
+
+
+def _judge_coverage(report: Report, load: Load, found: Results) -> None:
+    """What nobody asked was not measured."""
+    missing = [name for name in NAMES if not found.of(name) and (name != ASK or load.ai_answers)]
+    report.expect("every endpoint was measured", not missing, "let it run longer, or with more users",
+                  value=f"not measured: {', '.join(missing)}" if missing else "yes", otherwise=Status.WARN)  # fmt: skip
+    if not load.ai_answers:
+        report.warn("AI answers", "set ai_answers: each one costs tokens", value="not measured: none were asked for")
+    if limited := found.of(LIMITED):
+        report.warn("AI answers were refused by the limit per user",
+                    "raise the application's AI_RATE_LIMIT in this environment, or lower ai_answers",
+                    value=f"{limited.requests} times")  # fmt: skip
+
+
+def _judge_saturation(report: Report, taken: Saturation) -> None:
+    rows = list[tuple[str, ...]]()
+    for metric, most in SATURATED.items():
+        samples = taken.samples.get(metric, [])
+        if not samples:
+            why = taken.missing.get(metric, "the test was too short for a second sample")
+            report.warn(metric, "look at it there while the test runs", value=f"not measured: {why}")
+            continue
+        mean, top = sum(samples) / len(samples), max(samples)
+        rows.append((metric, str(len(samples)), f"{mean:.1%}", f"{top:.1%}", f"{most:.0%}"))
+        report.expect(metric, top <= most, HINTS[metric], value=f"at most {top:.0%}", expected=f"at most {most:.0%}",
+                      otherwise=Status.WARN)  # fmt: skip
+        if problem := taken.missing.get(metric):
+            report.warn(f"{metric} during the test", "it did not answer at times: see its log", value=problem)
+    report.table("Saturation during the test", ("metric", "samples", "mean", "most", "saturated above"), rows)
+    for metric in (CPU, CONNECTIONS):
+        if samples := taken.samples.get(metric):
+            drawn = [Bar(f"part {at}", (value,), f"{value:.0%}") for at, value in enumerate(_thinned(samples), 1)]
+            report.attach(Evidence(f"{metric} from the test's beginning to its end", svg=bars(drawn)))
+
+
+def _thinned(samples: Sequence[float], most: int = 15) -> Sequence[float]:
+    """The most of each stretch, so that a picture stays one."""
+    step = -(-len(samples) // most) or 1
+    return [max(samples[at : at + step]) for at in range(0, len(samples), step)]
+
+
+def _compare(report: Report, env: Environment, load: Load, found: Results) -> None:
+    """With the tests before; only the same load can be slower than it was."""
+    past = [one for one in islice(filed(env.reports_directory, env.name, RUNBOOK), 4 * MOST) if one.rows(TABLE)][:MOST]
+    rows = [(f"{one.started:%Y-%m-%d %H:%M}", one.status, one.facts.get(FACT, ""), *_whole(one)[1:]) for one in past]
+    report.table("The tests before", ("began", "status", "load", *COLUMNS[1:]), rows)
+    drawn = [Bar(f"{one.started:%Y-%m-%d}", (float(_whole(one)[5]),), f"p95 {_whole(one)[5]} s, {one.facts.get(FACT)}")
+             for one in reversed(past)]  # fmt: skip
+    drawn.append(Bar("this test", (found.whole.p95,), f"p95 {found.whole.p95:.3f} s"))
+    report.attach(Evidence("p95 of all requests, test by test", svg=bars(drawn)))
+    same = next((one for one in past if one.facts.get(FACT) == load.told and one.status != "CRITICAL"), None)
+    if same is None:
+        report.fact("compared with", "no earlier good test had this load")
+        return
+    report.fact("compared with", f"{same.started:%Y-%m-%d %H:%M} ({same.path.name})")
+    slower = list[str]()
+    for row in same.rows(TABLE):
+        now = found.whole if row[0] == found.whole.name else found.of(row[0])
+        if now and now.p95 > float(row[5]) * SLOWER and now.p95 - float(row[5]) > SLOWER_SECONDS:
+            slower.append(f"{row[0]}: p95 {row[5]} → {now.p95:.3f} s")
+    report.expect("as fast as the last time", not slower, "what changed since: a release, settings, data, the host",
+                  value="; ".join(slower) or "yes", expected=f"at most {SLOWER - 1:.0%} slower",
+                  otherwise=Status.WARN)  # fmt: skip
+
+
+def _whole(one: Filed) -> list[str]:
+    """The row of all requests stands last."""
+    return one.rows(TABLE)[-1]

@@ -1,0 +1,131 @@
+"""Locust, run to its end while somebody looks at the system."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from blocks.places import Application
+from runbook.errors import CommandFailed, OpsError, Unreachable
+from runbook.kinds import action
+from runbook.shell import spawn
+from runbook.wait import until
+from tasks.load.results import Results, read_results, write_results
+
+LOCUST: Sequence[str] = (sys.executable, "-m", "locust")
+USERS = Path(__file__).with_name("users.py")
+LOG, TABLE = "locust.log", "endpoints.csv"
+STOP_SECONDS = 15
+GRACE_SECONDS = 120.0  # its start on a busy machine, requests that hang at the end
+LAST = 2000
+INSTALL = "install it where this flow runs: pip install 'interview-ops[load]'"
+
+
+@dataclass(frozen=True)
+class Load:
+    """How many users at last, how many of them come each second, for how long, and AI answers at most."""
+
+    users: int
+    spawn_rate: int
+    seconds: int
+    ai_answers: int
+
+    @property
+    def told(self) -> str:
+        """The same words for the same load: results are compared by them."""
+        return f"{self.users} users, {self.spawn_rate}/s, {self.seconds} s, {self.ai_answers} AI answers at most"
+
+
+@dataclass(frozen=True)
+class Driven:
+    """What came of it; `generator` is the most that Locust itself took of one processor (1.0: it was the limit)."""
+
+    results: Results
+    generator: float
+
+
+@action
+def drive_load(application: Application, load: Load, directory: Path, look: Callable[[], None]) -> Driven:
+    """Put the load on the application, and call `look` meanwhile. Everything that Locust wrote stays in `directory`.
+
+    Raises:
+        OpsError: it is not installed, failed, was killed or did not end, or left no results.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    taken = list[float]()
+    with (directory / LOG).open("wb") as log:
+        with spawn(_argv(application, load, directory), environment=_secrets(application, load), directory=directory,
+                   stdout=log, stderr=log) as child:  # fmt: skip
+            _wait(child, load, look, taken)
+        code = child.returncode
+    if code:
+        raise _failure(code, directory, application.password.get_secret_value())
+    results = read_results(directory)
+    write_results(results, directory / TABLE)
+    return Driven(results, max(taken, default=0.0))
+
+
+def _argv(application: Application, load: Load, directory: Path) -> list[str | Path]:
+    return [
+        *LOCUST, "-f", USERS, "--headless", "--host", application.url.rstrip("/"),
+        "--users", str(load.users), "--spawn-rate", str(load.spawn_rate), "--run-time", f"{load.seconds}s",
+        "--csv", directory / "load", "--csv-full-history", "--json-file", directory / "load",
+        "--stop-timeout", str(STOP_SECONDS), "--exit-code-on-error", "0", "--only-summary", "--loglevel", "WARNING",
+    ]  # fmt: skip
+
+
+def _secrets(application: Application, load: Load) -> Mapping[str, str]:
+    return {
+        "OPS_LOAD_USER": application.user,
+        "OPS_LOAD_PASSWORD": application.password.get_secret_value(),
+        "OPS_LOAD_AI_ANSWERS": str(load.ai_answers),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUTF8": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(USERS.parents[2]), os.environ.get("PYTHONPATH", "")))),
+    }
+
+
+def _wait(child: subprocess.Popen[bytes], load: Load, look: Callable[[], None], taken: list[float]) -> None:
+    process = _process(child.pid)
+
+    def ended() -> bool:
+        if child.poll() is not None:
+            return True
+        look()
+        if process:
+            try:
+                taken.append(process.cpu_percent(None) / 100)
+            except psutil.Error:
+                return child.poll() is not None
+        return False
+
+    most = load.seconds + load.users / load.spawn_rate + STOP_SECONDS + GRACE_SECONDS
+    try:
+        until(ended, what="the end of locust", seconds=most, every_seconds=0.5)
+    except Unreachable:
+        raise OpsError(f"locust did not end within {most:.0f} s", "launch it again, with fewer users") from None
+
+
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        found = psutil.Process(pid)
+        found.cpu_percent(None)  # counted from here
+    except psutil.Error:
+        return None
+    return found
+
+
+def _failure(code: int, directory: Path, password: str) -> OpsError:
+    printed = (directory / LOG).read_text(errors="replace")[-LAST:]
+    said = printed.replace(password, "********") if password else printed
+    if "No module named locust" in said:
+        return OpsError("locust is not installed", INSTALL)
+    if code < 0:
+        return OpsError(f"locust was ended by signal {-code}", f"see {directory / LOG}; it may have run out of memory")
+    return CommandFailed([os.path.basename(LOCUST[-1])], code, said, f"see {directory / LOG}")  # noqa: PTH119

@@ -1,0 +1,72 @@
+"""What a system's resources do while a load is on it: one sample every other second, by the probes that are there."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import psutil
+
+from blocks.environment import Environment
+from runbook.errors import OpsError
+from tasks.host import is_here
+from tasks.postgres.connections import read_activity
+from tasks.redis.clients import read_clients
+from tasks.redis.memory.info import read_memory
+
+EVERY_SECONDS = 2.0
+CPU = "host.cpu.used_ratio"
+CONNECTIONS = "postgres.connections.used_ratio"
+CLIENTS = "redis.clients.used_ratio"
+MEMORY = "redis.memory.used_ratio"
+
+
+@dataclass
+class Saturation:
+    """Metric → its samples (ratios), and what could not be measured, with the reason."""
+
+    env: Environment
+    samples: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    missing: dict[str, str] = field(default_factory=dict)
+    _next: float = 0.0
+
+    def look(self) -> None:
+        """Take a sample, where the last is old enough. What fails once is told, and is tried again."""
+        if time.monotonic() < self._next:
+            return
+        for metric, work in self._probes().items():
+            try:
+                value = work()
+            except OpsError as error:
+                self.missing[metric] = error.message
+                continue
+            if value is None:
+                continue
+            self.samples[metric].append(value)
+        self._next = time.monotonic() + EVERY_SECONDS
+
+    def _probes(self) -> dict[str, Callable[[], float | None]]:
+        env = self.env
+        # Their `work`: a step of the report for each sample would hide the others.
+        return {
+            CPU: self._cpu,
+            CONNECTIONS: lambda: read_activity.work(env.postgres).used_ratio,
+            CLIENTS: lambda: read_clients.work(env.redis).used_ratio,
+            MEMORY: self._memory,
+        }
+
+    def _cpu(self) -> float | None:
+        """Since the sample before; the first has none."""
+        host = urlsplit(self.env.application.url).hostname or ""
+        if not is_here(host):
+            raise OpsError(f"the application runs on {host}: its processors cannot be seen from here")
+        first = self._next == 0.0
+        used = psutil.cpu_percent(None) / 100
+        return None if first else used
+
+    def _memory(self) -> float | None:
+        found = read_memory.work(self.env.redis)
+        return (found.used - found.not_counted) / (found.limit or found.host)
