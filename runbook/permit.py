@@ -14,12 +14,24 @@ class PlanOnly(Exception):
     """`confirm` is empty: the run ends here with its plan. Never seen outside `runbook(...)`."""
 
 
+AUTOMATION = "AUTOMATION"
+
+
+def launched_by() -> str:
+    """The automation that launched this very run; "" where a person, a schedule or another flow did."""
+    context = FlowRunContext.get()
+    by = context.flow_run.created_by if context and context.flow_run else None
+    return str(by.display_value) if by and by.type == AUTOMATION else ""
+
+
 def is_unattended(target: Target) -> bool:
-    """Whether a schedule launched this very run, and the environment's TOML (`unattended`, reviewed in git) lets it do
-    without a person what it does. Somebody who launches it with an empty `confirm` gets the plan all the same."""
+    """Whether a schedule or an automation launched this very run, and the environment's TOML (`unattended`, reviewed in
+    git) lets it do without a person what it does. Somebody who launches it with an empty `confirm` gets the plan all
+    the same."""
     context = FlowRunContext.get()
     run, flow = (context.flow_run, context.flow) if context else (None, None)
-    return bool(run and run.auto_scheduled and flow and flow.name in target.unattended)
+    by_itself = bool(run and run.auto_scheduled) or bool(launched_by())
+    return bool(by_itself and flow and flow.name in target.unattended)
 
 
 @dataclass(frozen=True)

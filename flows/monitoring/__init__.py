@@ -1,0 +1,1 @@
+"""付録B, 付録C: what is watched, and who is told."""
