@@ -108,9 +108,9 @@ def full_disk(watched: Watched) -> Iterator[None]:
 
 @contextmanager
 def spent(watched: Watched) -> Iterator[None]:
-    told = {"timestamp": watched.begin.isoformat(), "level": "INFO", "logger": "grc.ai", "message": "AI API Call",
-            "module": "ai", "provider": "azure", "model": "gpt-4o", "prompt_tokens": 500_000,
-            "completion_tokens": 1_000_000, "total_tokens": 1_500_000}  # fmt: skip
+    told = {"timestamp": watched.at(watched.minute).isoformat(), "level": "INFO", "logger": "grc.ai",
+            "message": "AI API Call", "module": "ai", "provider": "azure", "model": "gpt-4o",
+            "prompt_tokens": 500_000, "completion_tokens": 1_000_000, "total_tokens": 1_500_000}  # fmt: skip
     with watched.log.open("a") as log:
         log.write(json.dumps(told) + "\n")  # 1 + 8 of a budget of 10
     yield
@@ -221,8 +221,11 @@ def test_a_log_that_cannot_be_read_is_not_measured(watched: Watched) -> None:
 
 def test_an_alarm_that_stays_is_told_again_once_an_hour(watched: Watched, backend: Backend) -> None:
     backend.status = 500
-    watched.rounds(63)
-    assert [one["event"] for one in found_events(watched)] == ["ops.metric.exceeded"] * 2
+    watched.rounds(3)
+    for skipped, told in ((30, 1), (30, 2), (10, 2), (60, 3)):
+        watched.minute += skipped - 1
+        watched.round()
+        assert [one["payload"]["metric"] for one in found_events(watched)] == ["api.error_ratio"] * told
 
 
 def test_requests_are_counted_across_a_rotation_and_none_that_is_older(watched: Watched) -> None:
@@ -266,9 +269,8 @@ def test_what_is_kept_of_the_past_is_small_and_its_peaks_stay(watched: Watched) 
         assert min(one.value for one in after) == 0.25
         assert len(after) < 4 * 1440 - 600
     names = sorted(path.name for path in directory.glob("*.jsonl"))
-    assert names == ["2026-11.jsonl", "day-2026-11-23.jsonl", "day-2026-11-24.jsonl", "day-2026-11-25.jsonl",
-                     "day-2026-11-26.jsonl"]  # fmt: skip
-    assert len((directory / "2026-11.jsonl").read_text().splitlines()) == 12, "one for each hour"
+    assert names == ["2026-11.jsonl", "day-2026-11-24.jsonl", "day-2026-11-25.jsonl", "day-2026-11-26.jsonl"]
+    assert len((directory / "2026-11.jsonl").read_text().splitlines()) == 36, "one for each hour"
     assert history.history(watched.reports, "x", begin) == []
 
 

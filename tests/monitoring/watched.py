@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -105,13 +106,14 @@ class Watched:
     def rounds(self, number: int) -> Round:
         return [self.round() for _ in range(number)][-1]
 
-    def requests(self, number: int, status: int = 200, milliseconds: float = 20.0, log: Path | None = None) -> None:
+    def requests(self, number: int, status: int = 200, milliseconds: float = 20.0) -> None:
         """Lines of the application's access log, of this minute."""
         told = {"timestamp": (self.at(self.minute) - timedelta(seconds=1)).isoformat(), "level": "INFO",
                 "logger": "grc_backend.access", "message": "request", "module": "access", "path": "/api/x",
                 "status": status, "duration_ms": milliseconds}  # fmt: skip
-        with (log or self.log).open("a") as file:
+        with self.log.open("a") as file:
             file.write((json.dumps(told) + "\n") * number)
+        os.utime(self.log, (self.at(self.minute).timestamp(),) * 2)
 
     def limit(self, metric: str, limit: float) -> None:
         """A threshold of the environment's TOML."""
