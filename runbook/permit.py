@@ -14,17 +14,29 @@ class PlanOnly(Exception):
     """`confirm` is empty: the run ends here with its plan. Never seen outside `runbook(...)`."""
 
 
+AUTOMATION = "AUTOMATION"
+
+
 def is_scheduled() -> bool:
     """Whether a schedule launched this very run."""
     context = FlowRunContext.get()
     return bool(context and context.flow_run and context.flow_run.auto_scheduled)
 
 
-def is_unattended(target: Target) -> bool:
-    """Whether a schedule launched this very run, and the environment's TOML (`unattended`, reviewed in git) lets it do
-    without a person what it does. Somebody who launches it with an empty `confirm` gets the plan all the same."""
+def launched_by() -> str:
+    """The automation that launched this very run; "" where a person, a schedule or another flow did."""
     context = FlowRunContext.get()
-    return bool(is_scheduled() and context and context.flow and context.flow.name in target.unattended)
+    by = context.flow_run.created_by if context and context.flow_run else None
+    return str(by.display_value) if by and by.type == AUTOMATION else ""
+
+
+def is_unattended(target: Target) -> bool:
+    """Whether a schedule or an automation launched this very run, and the environment's TOML (`unattended`, reviewed in
+    git) lets it do without a person what it does. Somebody who launches it with an empty `confirm` gets the plan all
+    the same."""
+    context = FlowRunContext.get()
+    flow = context.flow if context else None
+    return bool((is_scheduled() or launched_by()) and flow and flow.name in target.unattended)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from runbook.form import form_address
 from runbook.holder import Rank
 from runbook.lock import hold
 from runbook.log import logger
-from runbook.permit import PlanOnly, is_scheduled, is_unattended
+from runbook.permit import PlanOnly, is_scheduled, is_unattended, launched_by
 from runbook.report import Finding, Held, Report, Status
 from runbook.target import Target
 
@@ -44,9 +44,11 @@ def runbook(
         NotConfirmed, Locked: as they are.
     """
     report, within = Report(title, target.name, confirm, target.limits), current_report()
+    if by := launched_by() if within is None else "":
+        report.fact("launched by", f"the automation {by}")
     if within is None and not confirm and is_unattended(target):
         report.unattended = True
-        report.fact("unattended", "its schedule may: the environment's TOML says so")
+        report.fact("unattended", f"{'this automation' if by else 'its schedule'} may: the environment's TOML says so")
     try:
         with use_report(report), report.closing as stack:
             if changes:

@@ -1,0 +1,92 @@
+"""What Prefect does about a metric that is exceeded (付録B): what the table says, once an hour each.
+
+Two of one kind never run at once: what changes something holds the environment's lock, and who comes second is refused.
+What deletes (clear-cache, clean-logs, clean-docker) does so only where the environment's `unattended` names it; else it
+ends with its plan, whose form is filled in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+
+from blocks.environment import Environment
+from deployments.triggers.launch import launch
+from flows.monitoring.table import BESIDES, METRICS
+from tasks.monitoring.events import PREFIX
+
+WITHIN = timedelta(hours=1)
+TABLE_OF_CONTENTS = Path(__file__).parents[2] / "prefect.yaml"
+TOLD = {name: f"{{{{ event.payload.{name} }}}}" for name in ("what", "owner", "key")}
+
+
+@dataclass(frozen=True)
+class Deed:
+    """One automation: of a metric (`*`: of any) that was measured, or could not be."""
+
+    name: str
+    metric: str
+    flow: str
+    parameters: Mapping[str, object] = field(default_factory=dict)
+    measured: bool = True
+
+    @property
+    def description(self) -> str:
+        """For the UI."""
+        what = f"{self.metric} is exceeded" if self.measured else f"{self.metric} could not be measured"
+        action = METRICS[self.metric].action if self.measured and self.metric in METRICS else "調査"
+        return f"付録B {action}: {self.flow} when {what}, once an hour at most"
+
+
+def deeds(env: Environment) -> Iterator[Deed]:
+    """The table's actions, for what the environment has."""
+    for metric in ("api.error_ratio", "api.response_seconds", *(one.name for one in BESIDES)):
+        severity = METRICS[metric].severity
+        yield Deed(f"escalate-{metric}", metric, "escalate", {"severity": severity, **TOLD})
+    yield Deed("escalate-not-measured", "*", "escalate", {"severity": "{{ event.payload.severity }}", **TOLD}, False)
+    if env.has("postgres"):
+        yield Deed("investigate-replication", "postgres.replication.lag_seconds", "diagnose-database")
+        yield Deed("investigate-database", "postgres.connections.used_ratio", "diagnose-database", measured=False)
+        yield Deed("scale-connections", "postgres.connections.used_ratio", "advise-scaling", {"part": "connections"})
+    yield Deed("scale-cpu", "host.cpu.used_ratio", "advise-scaling", {"part": "cpu"})
+    if env.has("redis") and env.redis.drop_prefixes:
+        given = {"prefixes": list(env.redis.drop_prefixes)}
+        yield Deed("clear-cache", "redis.memory.used_ratio", "clear-cache", given)
+    if env.has("logs"):
+        yield Deed("clean-logs", "host.disk.used_ratio", "clean-logs")
+        yield Deed("report-tokens", "ai.tokens.budget_ratio", "report-token-usage")
+    if env.has("docker"):
+        yield Deed("clean-docker", "host.disk.used_ratio", "clean-docker")
+
+
+def automations(client: SyncPrefectClient, environment: str) -> list[AutomationCore]:
+    """One for each deed whose flow this version has."""
+    there = TABLE_OF_CONTENTS.read_text(encoding="utf-8")
+    found = deeds(Environment.find(environment))
+    return [_automation(client, environment, deed) for deed in found if f".{deed.flow.replace('-', '_')}\n" in there]
+
+
+def _automation(client: SyncPrefectClient, environment: str, deed: Deed) -> AutomationCore:
+    labels: dict[str, str | list[str]] = {
+        "prefect.resource.id": f"{PREFIX}.{environment}.{deed.metric}",
+        f"{PREFIX}.measured": "yes" if deed.measured else "no",
+    }
+    return AutomationCore(
+        name=f"{deed.name}-{environment}",
+        description=deed.description,
+        trigger=EventTrigger(
+            expect={f"{PREFIX}.exceeded"},
+            match=ResourceSpecification(labels),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Reactive,
+            threshold=1,
+            within=WITHIN,
+        ),
+        actions=[launch(client, environment, deed.flow, deed.parameters)],
+    )

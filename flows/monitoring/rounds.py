@@ -1,0 +1,164 @@
+"""One round of the monitoring: measure, judge, keep, tell. Nothing of it needs Prefect."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from blocks.environment import Environment
+from flows.monitoring.sources import Reading, read_host, sources
+from flows.monitoring.table import METRICS, Metric
+from runbook.errors import OpsError
+from runbook.kinds import probe
+from tasks.logs.spending import read_spent
+from tasks.monitoring import events, history, state
+from tasks.monitoring.beside import ask_beside
+from tasks.monitoring.hysteresis import Change, Standing, Timing, step
+from tasks.monitoring.state import State
+
+TIMING = Timing()
+ANSWER_SECONDS = 15.0
+NEXT_SECONDS = 30.0
+"""Two that watch the same environment take turns: who comes sooner after the other has nothing to do."""
+TOKENS_EVERY = timedelta(hours=1)
+REMIND_EVERY = timedelta(hours=1)
+TIDY_MINUTE = 7
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is known after it: the metrics that `changed` in it, how many events are `unsent` and what the `problem` is.
+    `at` is when it was measured, by another one if `by_another`."""
+
+    at: datetime
+    standings: Mapping[str, Standing]
+    changed: Mapping[str, Change]
+    unsent: int = 0
+    problem: str = ""
+    by_another: bool = False
+
+
+@probe
+def measure(env: Environment, now: datetime) -> dict[str, Reading]:
+    """Every source but those that need to know what was before, beside each other."""
+    asked = sources(env, now)
+    env.nodes()
+    for part in env.slugs.keys() - {"postgres", "standby"}:  # loaded from Prefect here, not in threads
+        getattr(env, part, None)
+    answers = ask_beside({name: ask for name, (ask, _) in asked.items()}, ANSWER_SECONDS)
+    found = dict[str, Reading]()
+    for name, (_, metrics) in asked.items():
+        answer = answers[name]
+        if isinstance(answer, OpsError):
+            found |= dict.fromkeys(metrics, Reading(None, answer.message))
+        else:
+            found |= answer
+    return found
+
+
+def take_round(env: Environment, now: datetime, timing: Timing = TIMING) -> Round:
+    """Under the lock of the environment's monitoring. What changed is on disk before anybody is told of it, and told
+    again at the next round where Prefect did not take it.
+
+    Raises:
+        OpsError: what was found cannot be written.
+    """
+    reports = env.reports_directory
+    with state.locked(reports):
+        kept = state.load(reports)
+        if kept.at and 0 <= (now - kept.at).total_seconds() < NEXT_SECONDS:
+            return Round(kept.at, kept.standings, {}, len(kept.unsent), by_another=True)
+        readings = measure(env, now)
+        readings |= _tokens(env, kept, now)
+        readings["host.cpu.used_ratio"] = _processors(kept, now)
+        changed = _judge(env, kept, readings, now, timing)
+        kept.at, kept.host = now, socket.gethostname()
+        _keep(reports, now, readings)
+        state.save(reports, kept)
+        problem = _send(reports, kept)
+        return Round(now, kept.standings, changed, len(kept.unsent), problem)
+
+
+def _processors(kept: State, now: datetime) -> Reading:
+    since = f", since {kept.at:%H:%M:%S} UTC" if kept.at and kept.processors[0] else ""
+    before = kept.processors if kept.host == socket.gethostname() else ("", 0.0, 0.0)
+    reading, kept.processors = read_host(before, f" of {socket.gethostname()}{since}")
+    return reading
+
+
+def _tokens(env: Environment, kept: State, now: datetime) -> dict[str, Reading]:
+    """The month's cost against its budget, once an hour: it reads the log of the day."""
+    if not (env.has("ai_providers") and env.has("logs") and env.ai_providers.budget and env.ai_providers.prices):
+        return {}
+    ai, name = env.ai_providers, "ai.tokens.budget_ratio"
+    if not kept.spent or not timedelta() <= now - kept.spent[0] < TOKENS_EVERY:
+        try:
+            found = read_spent.work(Path(env.logs.app), env.zone, ai.prices, now, kept.logs)
+        except OpsError as error:
+            return {name: Reading(None, error.message)}
+        missing = f"; no price: {', '.join(found.unpriced)}" if found.unpriced else ""
+        missing += f"; {found.tokenless} calls tell no tokens" if found.tokenless else ""
+        kept.logs, kept.spent = found.files, (now, found.cost, missing)
+    at, cost, missing = kept.spent
+    told = f"{cost:,.2f} of {ai.budget:,.2f} {ai.currency}, as of {at:%H:%M} UTC{missing}"
+    return {name: Reading(cost / ai.budget, told)}
+
+
+def _judge(
+    env: Environment, kept: State, readings: Mapping[str, Reading], now: datetime, timing: Timing
+) -> dict[str, Change]:
+    """Every metric a step further; what changed, and once an hour what is still exceeded, becomes an event."""
+    kept.standings = {name: one for name, one in kept.standings.items() if name in readings}
+    changed = dict[str, Change]()
+    for name, reading in readings.items():
+        metric, before = METRICS[name], kept.standings.get(name, Standing())
+        after, change = step(before, reading.value, reading.told, now, metric.bounds(env.limits), timing)
+        kept.standings[name] = after
+        if change:
+            changed[name] = change
+        last = kept.told.get(name)
+        is_due = after.exceeded and (not last or not timedelta() <= now - last < REMIND_EVERY)
+        if change or (is_due and after.against == 0):
+            kept.told[name] = now
+            kept.unsent.append(events.event(change or "exceeded", payload(env, metric, after), now))
+    return changed
+
+
+def payload(env: Environment, metric: Metric, standing: Standing) -> dict[str, object]:
+    """What an event says: the contract of `ops.metric.*`, and a sentence of it."""
+    limit, value = metric.limit(env.limits), standing.value
+    severity = metric.blind if value is None else metric.severity
+    shown = "not measured" if value is None else f"{metric.show(value)} (limit {metric.show(limit)})"
+    return {
+        "metric": metric.name,
+        "value": value,
+        "threshold": limit,
+        "severity": severity,
+        "hint": metric.hint,
+        "environment": env.name,
+        "owner": metric.owner,
+        "what": f"{metric.category} {metric.title} ({metric.name}): {shown}: {standing.told}"[:500],
+        "key": f"{metric.name} {env.name}",
+    }
+
+
+def _keep(reports: Path, now: datetime, readings: Mapping[str, Reading]) -> None:
+    """A history that cannot be written holds up no alarm."""
+    with contextlib.suppress(OSError):
+        history.append(reports, now, {name: reading.value for name, reading in readings.items()})
+        if now.minute == TIDY_MINUTE:
+            history.tidy(reports, now)
+
+
+def _send(reports: Path, kept: State) -> str:
+    if not kept.unsent:
+        return ""
+    problem = events.send(kept.unsent)
+    if not problem:
+        kept.unsent = []
+        state.save(reports, kept)
+    return problem

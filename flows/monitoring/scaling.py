@@ -1,0 +1,118 @@
+"""What to scale by how much, where connections or processors are short (付録B)."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from runbook.errors import OpsError
+from runbook.form import Forms, read_forms
+from runbook.report import Report
+from runbook.run import runbook
+from tasks.monitoring.history import Sample, history
+from tasks.postgres.connections import Activity, read_activity
+from tasks.processors import read_processors
+
+Part = Literal["connections", "cpu"]
+METRIC: dict[Part, str] = {"connections": "postgres.connections.used_ratio", "cpu": "host.cpu.used_ratio"}
+TARGET_RATIO = 0.6
+"""Of what there will be: room for a peak that is half as high again, below the table's 80 %."""
+ROUND_TO = 10
+BYTES_PER_CONNECTION = "about 10 MB"
+
+
+@flow(name="advise-scaling", flow_run_name="advise-scaling {environment} {part}")
+def advise_scaling(
+    environment: str, part: Part = "connections", days: Annotated[int, Field(ge=1, le=366)] = 7
+) -> Report:
+    """接続数・CPU使用率のスケールアップ (付録B)
+
+    Says how many connections, or processors, would be enough: by the highest use of the last days as watch-metrics has
+    noted it, so that the peak takes 60 % of what there then is. Run it when watch-metrics says that one of them is
+    exceeded; the automation of that metric does.
+
+    It changes nothing: more connections need a restart, more processors another machine, and both are a person's
+    decision. The report links the form that does it, filled in. Evidence: the peak, when it was, and who takes it now.
+
+    Departs from the manual: “scale up” alone; what is held for nothing (idle in a transaction) is told first.
+
+    Args:
+        environment: 対象の環境
+        part: 接続数 (connections) または CPU (cpu)
+        days: 最近この日数の最大値から計算する
+    """
+    env = Environment.find(environment)
+    with runbook("Advise scaling", env) as report:
+        try:
+            found = history(env.reports_directory, METRIC[part], datetime.now(UTC) - timedelta(days=days))
+        except OSError as error:
+            raise OpsError(f"the history cannot be read: {error.strerror}", "correct reports/metrics' owner") from None
+        forms = read_forms([env.name])
+        _tell_peak(report, found, part)
+        if part == "connections":
+            _advise_connections(report, env, forms, found)
+        else:
+            _advise_processors(report, env, forms, found)
+    return report
+
+
+def _tell_peak(report: Report, found: list[Sample], part: Part) -> None:
+    if not found:
+        report.warn("the history", "start python -m flows.monitoring.serve: it notes a value each minute",
+                    value=f"nothing was noted of {METRIC[part]}: only this moment is known")  # fmt: skip
+        return
+    peak = max(found, key=lambda one: one.most)
+    over = sum(one.most > 0.8 for one in found)
+    report.fact("peak", f"{peak.most:.0%} at {peak.at:%Y-%m-%d %H:%M} UTC; over 80 % in {over} of {len(found)} samples")
+
+
+def _advise_connections(report: Report, env: Environment, forms: Forms, found: list[Sample]) -> None:
+    activity = read_activity(env.postgres)
+    most = activity.limits.most
+    used = max([activity.used_ratio, *(one.most for one in found)]) * most
+    wanted = math.ceil(used / TARGET_RATIO / ROUND_TO) * ROUND_TO
+    idle = _idle(report, activity)
+    if wanted <= most:
+        report.outcome = f"{most} connections are enough: at most {used:.0f} were used"
+        return
+    given = {"environment": env.name, "override": f"max_connections = {wanted}", "reason": f"peak of {used:.0f}"}
+    report.fact("what raises it", forms.link("apply-postgres-settings", env.name, given))
+    close = {"environment": env.name, "min_seconds": 300}
+    if idle:
+        report.fact("what frees some first", forms.link("close-idle-connections", env.name, close))
+    report.warn("max_connections",
+                f"free what is idle in a transaction, lower the pools, then raise it to {wanted}: on a standby first, "
+                f"then here, each with a restart; each connection takes {BYTES_PER_CONNECTION} of memory",
+                value=f"{most}, of which {used:.0f} were used", expected=f"{wanted}")  # fmt: skip
+    report.outcome = f"raise max_connections from {most} to {wanted}"
+
+
+def _idle(report: Report, activity: Activity) -> int:
+    idle = [one for one in activity.clients if one.is_idle_in_transaction]
+    rows = [("in use", sum(not one.is_idle for one in activity.clients) - len(idle)),
+            ("idle", sum(one.is_idle for one in activity.clients)), ("idle in a transaction", len(idle))]  # fmt: skip
+    report.table("Connections now", ("state", "count"), rows)
+    return len(idle)
+
+
+def _advise_processors(report: Report, env: Environment, forms: Forms, found: list[Sample]) -> None:
+    now = read_processors(("", 0.0, 0.0))
+    used = max([now.used_ratio, *(one.most for one in found)]) * now.count
+    wanted = max(math.ceil(used / TARGET_RATIO), 1)
+    report.fact("what takes them", forms.link("check-connections", env.name, {"environment": env.name}))
+    if env.has("docker"):
+        report.fact("containers", forms.link("check-docker-usage", env.name, {"environment": env.name}))
+    if wanted <= now.count:
+        report.outcome = f"{now.count} processors are enough: at most {used:.1f} were used"
+        return
+    given = {"environment": env.name, "samples": 10}
+    if env.has("docker") or env.has("cloud"):
+        report.fact("what they cost", forms.link("review-resources", env.name, given))
+    report.warn("processors", f"look first for what takes them; then give this host {wanted}, or run a second backend "
+                "beside it", value=f"{now.count}, of which {used:.1f} were used", expected=f"{wanted}")  # fmt: skip
+    report.outcome = f"raise the processors of this host from {now.count} to {wanted}"

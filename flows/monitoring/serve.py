@@ -1,0 +1,126 @@
+"""The supervised program that watches an environment: `python -m flows.monitoring.serve --environment NAME`.
+
+A round each minute, in this one process: a flow run as a process of its own takes more CPU to start than a round takes
+in all. Rounds need no Prefect. Where something changed, and once an hour, watch-metrics runs as a flow: its report and
+its run are what people look at. Two of these may watch the same environment: they take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import httpx
+from prefect.settings import PREFECT_API_URL
+
+from blocks.environment import Environment
+from flows.monitoring.metrics import watch_metrics
+from flows.monitoring.rounds import Round, take_round
+from flows.recovery.objectives import serves_elsewhere
+from runbook.errors import OpsError
+
+EVERY_SECONDS, REPORT_SECONDS, ANSWER_SECONDS = 60.0, 3600.0, 3.0
+
+
+class Watcher:
+    """Rounds over an environment; what it found, and why not, is printed once, for the service's log."""
+
+    def __init__(self, environment: str, every_seconds: float = EVERY_SECONDS) -> None:
+        self.environment, self.every_seconds = environment, every_seconds
+        self.stop = threading.Event()
+        self._said, self._reported_at = "", -REPORT_SECONDS
+
+    def run(self) -> None:
+        """Until it is told to stop. Nothing that happens in a round ends it."""
+        while True:
+            try:
+                self.round()
+            except OpsError as error:
+                self._say_once(str(error))
+            except Exception:
+                self._say_once(traceback.format_exc())
+            if self.stop.wait(self.every_seconds - time.time() % self.every_seconds):
+                return
+
+    def round(self) -> None:
+        """One; the environment is read anew, so that a new limit holds at once.
+
+        Raises:
+            OpsError: its TOML is wrong, or what was found cannot be written.
+        """
+        env = Environment.find(self.environment)
+        if elsewhere := serves_elsewhere(env):
+            self._say_once(f"this region does not serve (users are sent to {elsewhere})")
+            return
+        started, spent = time.monotonic(), time.process_time()
+        found = take_round(env, datetime.now(UTC))
+        took = f"{time.monotonic() - started:.1f} s, {time.process_time() - spent:.2f} s of CPU"
+        self._tell(found, took)
+        if found.changed or time.monotonic() - self._reported_at >= REPORT_SECONDS:
+            self._reported_at = time.monotonic()
+            self._report()
+
+    def _tell(self, found: Round, took: str) -> None:
+        for name, change in found.changed.items():
+            say(f"{change}: {name}: {found.standings[name].told}")
+        exceeded = sorted(name for name, one in found.standings.items() if one.exceeded)
+        told = f"exceeded: {', '.join(exceeded)}" if exceeded else f"{len(found.standings)} metrics are well"
+        told += f"; {found.unsent} events are kept: {found.problem}" if found.problem else ""
+        self._say_once(told, f" ({took})")
+
+    def _report(self) -> None:
+        """As a flow run where Prefect answers, else as a report alone."""
+        try:
+            (watch_metrics if is_there() else watch_metrics.fn)(self.environment)
+        except OpsError as error:  # CRITICAL, most likely: it is in the report, and in the event
+            say(error.message)
+
+    def _say_once(self, text: str, more: str = "") -> None:
+        if text != self._said:
+            self._said = text
+            say(text + more)
+
+
+def is_there() -> bool:
+    """Whether Prefect answers at once; it is not started for this."""
+    address = PREFECT_API_URL.value()
+    if not address:
+        return False
+    try:
+        return httpx.get(f"{address}/health", timeout=ANSWER_SECONDS, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def say(text: str) -> None:
+    """A line of the service's log."""
+    print(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {text}", flush=True)
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Run until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(prog="python -m flows.monitoring.serve", description=__doc__)
+    parser.add_argument("--environment", required=True)
+    parser.add_argument("--every-seconds", type=float, default=EVERY_SECONDS)
+    given = parser.parse_args(arguments or None)
+    watcher = Watcher(given.environment, given.every_seconds)
+    try:
+        Environment.find(given.environment)
+    except OpsError as error:
+        say(str(error))
+        return 1
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: watcher.stop.set())
+    say(f"watching {given.environment}")
+    watcher.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

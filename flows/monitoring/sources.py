@@ -1,0 +1,224 @@
+"""Where each metric comes from. A source that does not answer is told of every metric it has: none of them is well."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from blocks import nodes
+from blocks.environment import Environment
+from blocks.postgres import Postgres
+from runbook.errors import OpsError
+from runbook.render import size
+from tasks.application import wait_healthy
+from tasks.host import Disk, disk_of, disk_on
+from tasks.logs.access import Access, read_access
+from tasks.postgres.connections import read_activity
+from tasks.postgres.replication import Replication, Standby, read_replication
+from tasks.processors import read_processors
+from tasks.redis.memory.info import read_memory
+from tasks.redis.sentinels import master_by, read_sentinels
+from tasks.services import read_services
+
+WINDOW = timedelta(minutes=5)
+LEAST_REQUESTS = 20
+"""One failed request alone is no rate: fewer requests than these count as so many."""
+SILENT_SECONDS = 25.0
+CONNECTIONS, LAG = "postgres.connections.used_ratio", "postgres.replication.lag_seconds"
+STREAMS = "postgres.wal.streams_missing"
+NO_SLOTS = ("too many clients", "too many connections", "connection slots are reserved")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A value and what it is of; None with the reason where it could not be measured."""
+
+    value: float | None
+    told: str
+
+
+Readings = Mapping[str, Reading]
+Asked = Callable[[], Readings]
+
+
+def read_application(env: Environment, now: datetime, window: timedelta = WINDOW) -> Readings:
+    """Answers of 500 and more, and how long 95 of 100 requests took, by the log; and what `/health` says now."""
+    health = _health(env)
+    found: Access | OpsError = Access(0, 0, 0.0, True)
+    if env.has("logs") and window:
+        try:
+            found = read_access.work(Path(env.logs.app), now - window)
+        except OpsError as error:
+            found = error
+    return {"api.response_seconds": _response(health, found), "api.error_ratio": _errors(health, found)}
+
+
+def _health(env: Environment) -> float | OpsError:
+    try:
+        return wait_healthy.work(env.application, seconds=0, in_a_row=1).seconds
+    except OpsError as error:
+        return error
+
+
+def _response(health: float | OpsError, found: Access | OpsError) -> Reading:
+    if isinstance(found, Access) and found.requests:
+        return Reading(found.slow_seconds, f"95 of 100 of {found.requests} requests took no longer{_cut(found)}")
+    if isinstance(health, OpsError):
+        return Reading(None, health.message)
+    return Reading(health, "/health: there were no other requests")
+
+
+def _errors(health: float | OpsError, found: Access | OpsError) -> Reading:
+    if isinstance(health, OpsError):
+        return Reading(1.0, health.message)
+    if isinstance(found, OpsError):
+        return Reading(None, found.message)
+    ratio = found.errors / max(found.requests, LEAST_REQUESTS)
+    return Reading(ratio, f"{found.errors} of {found.requests} requests failed{_cut(found)}; /health is well")
+
+
+def _cut(found: Access) -> str:
+    return "" if found.whole else " (not all lines of that time were read)"
+
+
+def read_database(env: Environment) -> Readings:
+    """Some server takes writes and has the application's database; places that clients take; who follows it."""
+    wanted = _followers(env)
+    try:
+        primary = find_primary(env)
+        activity = read_activity.work(primary)
+        found = read_replication.work(primary) if wanted else None
+    except OpsError as error:
+        unknown = dict.fromkeys(_of_database(env), Reading(None, error.message))
+        if any(text in error.message for text in NO_SLOTS):
+            unknown[CONNECTIONS] = Reading(1.0, error.message)
+        return unknown
+    of = f"{len(activity.clients) + 1} of {activity.limits.most} connections at {primary.host}:{primary.port}"
+    readings = {CONNECTIONS: Reading(activity.used_ratio, of)}
+    if found:
+        streaming = {one.name for one in found.standbys if one.state == "streaming"}
+        missing = sorted(wanted - streaming)
+        readings[STREAMS] = Reading(len(missing), f"not streaming: {', '.join(missing)}" if missing else "all stream")
+    if found and env.has("standby"):
+        standby = next(node for node in env.nodes() if node is not primary)
+        readings[LAG] = _lag(standby, found)
+    return readings
+
+
+def _of_database(env: Environment) -> tuple[str, ...]:
+    return (CONNECTIONS, *([LAG] if env.has("standby") else []), *([STREAMS] if _followers(env) else []))
+
+
+def find_primary(env: Environment) -> Postgres:
+    """The server that takes writes, with the application's database.
+
+    Raises:
+        OpsError: there is none.
+    """
+    standing = [(node, nodes.ask(node)) for node in env.nodes()]
+    takes = [node for node, said in standing if said and not said.in_recovery]
+    if not takes:
+        if len(standing) == 1 and not standing[0][1]:  # alone: it says why
+            with standing[0][0].connect(seconds=nodes.ASK_SECONDS):
+                pass
+        raise OpsError("no database server takes writes", "diagnose-database, then show-recovery-options")
+    primary = nodes.primary_first(takes)[0]
+    with primary.connect(primary.database, seconds=nodes.ASK_SECONDS):
+        return primary
+
+
+def _followers(env: Environment) -> set[str]:
+    """By their names: who is to stream from the primary."""
+    wanted = {env.nodes()[-1].name} if env.has("standby") else set()
+    if env.has("wal") and env.wal.service in env.services.names:
+        wanted.add(env.wal.name)
+    return wanted
+
+
+def _lag(node: Postgres, found: Replication) -> Reading:
+    """Of the standby: nothing where it has replayed all; else what the primary measured, or since what it replayed last
+    was committed, or since it said anything: the longest. A replay that is paused stands still in the first."""
+    standby = next((one for one in found.physical if one.name == node.name and one.replay_bytes is not None), None)
+    if standby is None:
+        return Reading(None, f"{node.name or 'the standby'} is not connected")
+    behind = standby.replay_bytes or 0
+    if behind == 0:
+        return Reading(0.0, f"{standby.name} has replayed everything")
+    return Reading(_seconds(node, standby), f"{standby.name} is {size(behind)} behind")
+
+
+def _seconds(node: Postgres, standby: Standby) -> float:
+    known = [one for one in (standby.lag_seconds,) if not math.isnan(one)]
+    if standby.silent_seconds > SILENT_SECONDS:
+        known.append(standby.silent_seconds)
+    try:
+        age = read_replication.work(node).replay_age_seconds
+    except OpsError:
+        age = None
+    return max([*known, age or 0.0])
+
+
+def read_redis(env: Environment) -> Readings:
+    """The master's memory against its limit, or against the host's where it has none."""
+    memory = read_memory.work(master_by(env.redis, read_sentinels.work(env.redis)))
+    used, limit = memory.used - memory.not_counted, memory.limit
+    of = f"{size(used)} of maxmemory {size(limit)}" if limit else f"no maxmemory: {size(used)} of the host's memory"
+    return {"redis.memory.used_ratio": Reading(used / (limit or memory.host), of)}
+
+
+def read_service_states(env: Environment) -> Readings:
+    """Services that do not run."""
+    stopped = read_services.work(env.services, list(env.services.names)).stopped
+    told = f"stopped: {', '.join(stopped)}" if stopped else f"all {len(env.services.names)} run"
+    return {"services.stopped": Reading(len(stopped), told)}
+
+
+def read_disks(env: Environment) -> Readings:
+    """The fullest file system of those that this host has of the environment."""
+    disks = dict[int, Disk]()
+    for host, path in _places(env):
+        if found := disk_on(host, path):
+            disks.setdefault(found.device, found)
+    here = disk_of(env.reports_directory)
+    disks.setdefault(here.device, here)
+    full = max(disks.values(), key=lambda one: 1 - one.free_bytes / one.total_bytes)
+    of = f"{size(full.free_bytes)} free at {full.path}; {len(disks)} file systems"
+    return {"host.disk.used_ratio": Reading(1 - full.free_bytes / full.total_bytes, of)}
+
+
+def _places(env: Environment) -> list[tuple[str, Path]]:
+    found = [(node.host, node.data_directory) for node in env.nodes()]
+    if env.has("redis"):
+        found.append((env.redis.host, env.redis.data_directory))
+    if env.has("wal"):
+        found.append(("", env.wal.directory))
+    if env.has("logs"):
+        found += [("", str(Path(log).parent)) for log in (env.logs.app, env.logs.audit, env.logs.backup)]
+    if env.has("application"):
+        found.append(("", env.application.directory))
+    if env.has("backups"):
+        stores = env.backups
+        found += [("", one) for one in (stores.postgres, stores.redis, stores.files, stores.cluster, stores.wal)]
+    return [(host, Path(path)) for host, path in found if path and "://" not in path]
+
+
+def read_host(before: tuple[str, float, float], since: str) -> tuple[Reading, tuple[str, float, float]]:
+    """Processors of this host since the round before; and the counters for the next one."""
+    found = read_processors.work(before)
+    return Reading(found.used_ratio, f"{found.count} processors{since}"), found.counters
+
+
+def sources(env: Environment, now: datetime, window: timedelta = WINDOW) -> dict[str, tuple[Asked, tuple[str, ...]]]:
+    """What there is to ask in an environment, and the metrics of each."""
+    known: dict[str, tuple[Asked, tuple[str, ...], bool]] = {
+        "application": (lambda: read_application(env, now, window), ("api.response_seconds", "api.error_ratio"),
+                        env.has("application")),
+        "database": (lambda: read_database(env), _of_database(env) if env.has("postgres") else (), env.has("postgres")),
+        "redis": (lambda: read_redis(env), ("redis.memory.used_ratio",), env.has("redis")),
+        "services": (lambda: read_service_states(env), ("services.stopped",), bool(env.services.names)),
+        "disks": (lambda: read_disks(env), ("host.disk.used_ratio",), True),
+    }  # fmt: skip
+    return {name: (ask, metrics) for name, (ask, metrics, there) in known.items() if there}

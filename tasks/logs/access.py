@@ -1,0 +1,112 @@
+"""The requests of the last minutes, from the ends of the application's logs: what is older is not read (§6.1)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from runbook.errors import OpsError
+from runbook.kinds import probe
+from tasks.logs.files import LogFile, find_logs
+
+LOGGER = b"grc_backend.access"
+BLOCK_BYTES, MOST_BYTES = 1 << 18, 16 << 20
+SLOWEST_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Access:
+    """`errors`: answers of 500 and more. `slow_seconds`: 95 of 100 requests took no longer. `whole`: every line of that
+    time was read."""
+
+    requests: int
+    errors: int
+    slow_seconds: float
+    whole: bool
+
+
+@probe
+def read_access(log: Path, since: datetime) -> Access:
+    """Of the lines from `since` on, also where the log was rotated meanwhile.
+
+    Raises:
+        OpsError: there is no log, or it may not be read.
+    """
+    seconds, errors, left, whole = [], 0, MOST_BYTES, True
+    for file in _recent(log, since):
+        if file.packed:
+            whole = False
+            continue
+        tail = _Tail(file, since, left)
+        for entry in tail.entries():
+            status, took = entry.get("status"), entry.get("duration_ms")
+            if isinstance(status, int) and isinstance(took, int | float):
+                seconds.append(took / 1000)
+                errors += status >= 500
+        left -= tail.read
+        whole = whole and tail.reached
+    seconds.sort()
+    slow = seconds[min(int(len(seconds) * (1 - SLOWEST_SHARE)), len(seconds) - 1)] if seconds else 0.0
+    return Access(len(seconds), errors, slow, whole)
+
+
+def _recent(log: Path, since: datetime) -> Iterator[LogFile]:
+    """The log and what it was renamed to, newest first; looked at once more, since it may be renamed meanwhile."""
+    seen = set[int]()
+    for _ in range(2):
+        for file in reversed(find_logs.work(log)):
+            if file.inode not in seen and file.modified >= since:
+                seen.add(file.inode)
+                yield file
+
+
+class _Tail:
+    """The lines of a file from its end on, until they are too old. `reached`: they were, or it began."""
+
+    def __init__(self, file: LogFile, since: datetime, most: int) -> None:
+        self.file, self.since, self.most = file, since, most
+        self.read, self.reached = 0, False
+
+    def entries(self) -> Iterator[dict[str, Any]]:
+        try:
+            with self.file.path.open("rb") as content:
+                if os.fstat(content.fileno()).st_ino == self.file.inode:  # else the next look has it by its new name
+                    yield from self._entries(content)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise OpsError(f"{self.file.path.name} cannot be read: {why}",
+                           "run the monitoring as a user that may read the logs") from None  # fmt: skip
+
+    def _entries(self, content: IO[bytes]) -> Iterator[dict[str, Any]]:
+        place, rest = content.seek(0, os.SEEK_END), b""
+        while place > 0 and self.read < self.most:
+            size = min(BLOCK_BYTES, place)
+            place = content.seek(place - size)
+            self.read += size
+            lines = (content.read(size) + rest).split(b"\n")
+            rest = lines.pop(0) if place else b""
+            for line in lines:
+                if LOGGER in line and (entry := _entry(line)) and entry["at"] >= self.since:
+                    yield entry
+            first = next((entry for line in lines if (entry := _entry(line))), None)
+            if first and first["at"] < self.since:
+                self.reached = True
+                return
+        self.reached = place == 0
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
+        entry: dict[str, Any] = json.loads(line)
+        at = datetime.fromisoformat(entry["timestamp"].replace(",", "."))
+        entry["at"] = at if at.tzinfo else at.replace(tzinfo=UTC)
+        return entry
+    return None

@@ -1,0 +1,1 @@
+"""What a monitoring remembers: who is over a limit and since when, what was measured, what was told."""

@@ -1,0 +1,88 @@
+"""When a metric counts as exceeded, and when as well again: pure, so that it can be tried on any sequence.
+
+One value over the limit is no alarm, and one below it no all-clear: each takes `Timing.samples` values in a row and
+`Timing.seconds` of time. Between the lower limit and the limit nothing changes. What could not be measured is as bad as
+a value over the limit. Time between two values is what the clock says, but never less than nothing and never more than
+`Timing.most_seconds`: a clock that was set, or a monitoring that slept, makes no alarm and hides none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Literal
+
+Change = Literal["exceeded", "recovered"]
+LOWER = 0.9
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Exceeded above `limit`; recovered at `lower` or below."""
+
+    limit: float
+    lower: float
+
+    @classmethod
+    def below(cls, limit: float) -> Bounds:
+        """A tenth lower, so that a value at the limit does not flap."""
+        return cls(limit, limit * LOWER)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a value must stay on the other side until that counts."""
+
+    samples: int = 3
+    seconds: float = 120.0
+    most_seconds: float = 120.0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Of one metric: whether it is exceeded, since when, and how many values in a row (over how many seconds) say
+    otherwise. `value` None: it could not be measured, `told` says why."""
+
+    exceeded: bool = False
+    since: datetime | None = None
+    at: datetime | None = None
+    value: float | None = None
+    told: str = ""
+    against: int = 0
+    against_seconds: float = 0.0
+
+    @property
+    def measured(self) -> bool:
+        """Whether the newest value is one."""
+        return self.value is not None
+
+
+def step(
+    before: Standing, value: float | None, told: str, now: datetime, bounds: Bounds, timing: Timing
+) -> tuple[Standing, Change | None]:
+    """One value more."""
+    is_bad = value is None or not value <= bounds.limit  # NaN too
+    is_well = value is not None and value <= bounds.lower
+    seen = replace(before, at=now, value=value, told=told)
+    if not (is_well if before.exceeded else is_bad):
+        return replace(seen, against=0, against_seconds=0.0), None
+    passed = (now - before.at).total_seconds() if before.at and before.against else 0.0
+    against = before.against + 1
+    seconds = before.against_seconds + min(max(passed, 0.0), timing.most_seconds)
+    if against < timing.samples or seconds < timing.seconds:
+        return replace(seen, against=against, against_seconds=seconds), None
+    turned = replace(seen, exceeded=not before.exceeded, since=now, against=0, against_seconds=0.0)
+    return turned, "exceeded" if turned.exceeded else "recovered"
+
+
+def changes(
+    values: Sequence[tuple[datetime, float | None]], bounds: Bounds, timing: Timing
+) -> list[tuple[int, Change]]:
+    """What a whole sequence comes to: the position of each change."""
+    standing, found = Standing(), []
+    for number, (at, value) in enumerate(values):
+        standing, change = step(standing, value, "", at, bounds, timing)
+        if change:
+            found.append((number, change))
+    return found

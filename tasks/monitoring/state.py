@@ -1,0 +1,81 @@
+"""What the monitoring of an environment knows, in `<reports>/metrics/state.json`: under a lock, so that two workers
+take turns, and durable, so that what was noticed is told, whoever is killed in between."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from runbook import record
+from runbook.errors import OpsError
+from runbook.log import logger
+from tasks.logs.spending import FileUse
+from tasks.monitoring.hysteresis import Standing
+
+MOST_UNSENT = 1000
+_HINT = "remove it: the monitoring begins anew"
+
+
+@dataclass
+class State:
+    """`unsent` events are told at the next round, in their order, until Prefect has taken them. `told`: when a metric's
+    state was told last. `processors`: counters of a host's (tasks/processors.py). `logs`: tokens in files that were
+    read."""
+
+    at: datetime | None = None
+    host: str = ""
+    standings: dict[str, Standing] = field(default_factory=dict)
+    unsent: list[dict[str, Any]] = field(default_factory=list)
+    told: dict[str, datetime] = field(default_factory=dict)
+    processors: tuple[str, float, float] = ("", 0.0, 0.0)
+    logs: dict[str, FileUse] = field(default_factory=dict)
+    spent: tuple[datetime, float, str] | None = None
+    dropped: int = 0
+
+
+def directory_of(reports: Path) -> Path:
+    """Where the monitoring keeps what it knows."""
+    return reports / "metrics"
+
+
+@contextlib.contextmanager
+def locked(reports: Path) -> Iterator[None]:
+    """Nobody else takes a round meanwhile.
+
+    Raises:
+        OpsError: the directory cannot be written.
+    """
+    directory = directory_of(reports)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / ".state.lock").open("a")
+    except OSError as error:
+        raise OpsError(f"{directory} cannot be written: {error.strerror}", "correct its owner, or make room") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def load(reports: Path) -> State:
+    """A damaged one is begun anew: an alarm comes some minutes later, and is not lost."""
+    try:
+        return record.read(directory_of(reports) / "state.json", State, _HINT) or State()
+    except OpsError as error:
+        logger().warning("%s: the monitoring begins anew", error.message)
+        return State()
+
+
+def save(reports: Path, state: State) -> None:
+    """On disk when this returns.
+
+    Raises:
+        OpsError: it cannot be written.
+    """
+    left_out = max(len(state.unsent) - MOST_UNSENT, 0)
+    state.unsent, state.dropped = state.unsent[left_out:], state.dropped + left_out
+    record.write(directory_of(reports) / "state.json", state)

@@ -1,0 +1,292 @@
+"""watch_metrics: each row of 付録B, seeded for real, is found after its minimum duration and not before."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+
+from flows.monitoring.metrics import watch_metrics
+from flows.monitoring.scaling import advise_scaling
+from flows.monitoring.table import METRICS, TABLE
+from runbook.errors import RunbookFailed
+from runbook.report import Status
+from tasks.monitoring import history, state
+from tests.monitoring.watched import (
+    MOST_CONNECTIONS,
+    NAME,
+    Backend,
+    Watched,
+    backend,
+    small_postgres,
+    small_redis,
+    watched,
+)
+
+__all__ = ["backend", "small_postgres", "small_redis", "watched"]
+Seed = Callable[[Watched], AbstractContextManager[object]]
+MANUAL = {
+    "レスポンスタイム": 2, "エラーレート": 0.05, "接続数": 0.8, "レプリケーション遅延": 10, "メモリ使用率": 0.9,
+    "CPU使用率": 0.8, "ディスク使用率": 0.85, "トークン使用量": 0.8,
+}  # fmt: skip
+
+
+def test_the_table_is_the_manuals() -> None:
+    assert {one.title: one.limit({}) for one in TABLE} == MANUAL
+    assert [one.action for one in TABLE] == [
+        *(
+            "アラート",
+            "緊急対応",
+            "スケールアップ",
+            "調査",
+            "キャッシュクリア",
+            "スケールアップ",
+            "クリーンアップ",
+            "コスト最適化",
+        )
+    ]
+    assert METRICS["redis.memory.used_ratio"].limit({"redis.memory.used_ratio": (0.5, 0.6)}) == 0.6
+    assert METRICS["host.disk.used_ratio"].limit({"host.disk.used_ratio": (0.5, 0.6)}) == 0.5
+
+
+def exceeded(watched: Watched) -> set[str]:
+    return {name for name, one in state.load(watched.reports).standings.items() if one.exceeded}
+
+
+@contextmanager
+def slow(watched: Watched) -> Iterator[None]:
+    watched.requests(5, milliseconds=3000)
+    yield
+
+
+@contextmanager
+def failing(watched: Watched) -> Iterator[None]:
+    watched.requests(20, status=500)
+    yield
+
+
+@contextmanager
+def crowded(watched: Watched) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for _ in range(MOST_CONNECTIONS - 3):
+            stack.enter_context(watched.postgres.connect())
+        yield
+
+
+@contextmanager
+def full_redis(watched: Watched) -> Iterator[None]:
+    with watched.redis.client() as client:
+        client.config_set("maxmemory", 16_000_000)
+        number = 0
+        while client.info("memory")["used_memory"] < 0.95 * 16_000_000:
+            client.set(f"cache:{number}", "x" * 100_000)
+            number += 1
+        yield
+        client.flushall()
+        client.config_set("maxmemory", 0)
+
+
+@contextmanager
+def busy(watched: Watched) -> Iterator[None]:
+    """Lowered: nobody burns processors or fills disks for a test."""
+    watched.limit("host.cpu.used_ratio", 0.0001)
+    yield
+    watched.limit("host.cpu.used_ratio", 2)
+
+
+@contextmanager
+def full_disk(watched: Watched) -> Iterator[None]:
+    watched.limit("host.disk.used_ratio", 0.000001)
+    yield
+    watched.limit("host.disk.used_ratio", 2)
+
+
+@contextmanager
+def spent(watched: Watched) -> Iterator[None]:
+    told = {"timestamp": watched.at(watched.minute).isoformat(), "level": "INFO", "logger": "grc.ai",
+            "message": "AI API Call", "module": "ai", "provider": "azure", "model": "gpt-4o",
+            "prompt_tokens": 500_000, "completion_tokens": 1_000_000, "total_tokens": 1_500_000}  # fmt: skip
+    with watched.log.open("a") as log:
+        log.write(json.dumps(told) + "\n")  # 1 + 8 of a budget of 10
+    yield
+
+
+SEEDS: dict[str, Seed] = {
+    "api.response_seconds": slow, "api.error_ratio": failing, "postgres.connections.used_ratio": crowded,
+    "redis.memory.used_ratio": full_redis, "host.cpu.used_ratio": busy, "host.disk.used_ratio": full_disk,
+    "ai.tokens.budget_ratio": spent,
+}  # fmt: skip
+
+
+def test_a_system_that_is_well_is_said_to_be(watched: Watched) -> None:
+    found = watched.rounds(4)
+    assert exceeded(watched) == set()
+    assert {name for name, one in found.standings.items() if not one.measured} == set()
+    assert found.standings.keys() == METRICS.keys() - {
+        *("postgres.replication.lag_seconds", "postgres.wal.streams_missing", "services.stopped")
+    }, "no standby, no services in it"
+    assert state.load(watched.reports).unsent == []
+    report = watch_metrics.fn(NAME)
+    assert report.status is Status.OK, report.sentence()
+    assert "metrics are well" in report.outcome
+    assert "<svg" in next(item.svg for item in report.evidence if "24 hours" in item.name)
+    assert "svg" in str(report.as_json())
+
+
+@pytest.mark.parametrize("metric", SEEDS)
+def test_each_row_is_found_after_three_minutes_and_is_well_again_after_three(watched: Watched, metric: str) -> None:
+    watched.round()
+    last = {"ai.tokens.budget_ratio": 61}.get(metric, 0)  # tokens are added up once an hour
+    watched.minute += last
+    with SEEDS[metric](watched):
+        for _ in range(2):
+            found = watched.round()
+            assert exceeded(watched) == set(), "too early"
+            assert found.standings[metric].against > 0
+        found = watched.round()
+        assert found.changed == {metric: "exceeded"}
+        (event,) = [one for one in found_events(watched) if one["payload"]["metric"] == metric]
+    assert event["event"] == "ops.metric.exceeded"
+    assert event["resource"]["prefect.resource.id"] == f"ops.metric.{NAME}.{metric}"
+    assert event["resource"]["ops.metric.measured"] == "yes"
+    told = event["payload"]
+    assert told["environment"] == NAME
+    assert told["value"] > told["threshold"]
+    assert told["hint"]
+    assert told["severity"] == ("severe" if metric == "api.error_ratio" else "normal")
+    assert METRICS[metric].title in told["what"]
+    if metric == "ai.tokens.budget_ratio":
+        return  # a month's cost does not come down
+    watched.minute += 5 * (metric in ("api.response_seconds", "api.error_ratio"))  # of the last five minutes
+    assert watched.rounds(2).standings[metric].exceeded, "too early"
+    assert watched.round().changed == {metric: "recovered"}
+    assert [one["event"] for one in found_events(watched)] == ["ops.metric.exceeded", "ops.metric.recovered"]
+
+
+def found_events(watched: Watched) -> list[dict[str, object]]:
+    """Kept, since no Prefect server runs for these tests."""
+    return state.load(watched.reports).unsent
+
+
+def test_the_application_down_is_an_error_rate_of_all(watched: Watched, backend: Backend) -> None:
+    backend.status = 503
+    assert watched.rounds(3).changed == {"api.error_ratio": "exceeded"}
+    with pytest.raises(RunbookFailed, match="API エラーレート.*100.0%.*backend answers 503"):
+        watch_metrics.fn(NAME)
+
+
+def test_a_dead_database_is_not_measured_and_that_is_severe(watched: Watched) -> None:
+    watched.round()
+    watched.postgres.stop()
+    try:
+        watched.rounds(2)
+        assert exceeded(watched) == set()
+        assert watched.round().changed == {"postgres.connections.used_ratio": "exceeded"}
+    finally:
+        watched.postgres.start()
+    (event,) = found_events(watched)
+    assert event["payload"]["value"] is None
+    assert event["payload"]["severity"] == "severe"
+    assert event["resource"]["ops.metric.measured"] == "no"
+    assert "does not answer" in event["payload"]["what"]
+    assert watched.rounds(3).changed == {"postgres.connections.used_ratio": "recovered"}
+
+
+def test_a_server_whose_places_are_all_taken_is_full_and_not_unknown(watched: Watched) -> None:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(psycopg.OperationalError):
+            for _ in range(MOST_CONNECTIONS + 1):
+                stack.enter_context(watched.postgres.connect())
+        found = watched.round().standings["postgres.connections.used_ratio"]
+    assert found.value == 1.0
+    assert "too many clients" in found.told
+
+
+def test_a_log_that_cannot_be_read_is_not_measured(watched: Watched) -> None:
+    watched.round()
+    watched.log.unlink()
+    watched.log.mkdir()
+    watched.minute += 1
+    from flows.monitoring.rounds import take_round
+
+    found = take_round(watched.environment, watched.at(watched.minute))
+    assert not found.standings["api.error_ratio"].measured
+    assert found.standings["api.response_seconds"].measured, "/health tells it"
+
+
+def test_an_alarm_that_stays_is_told_again_once_an_hour(watched: Watched, backend: Backend) -> None:
+    backend.status = 500
+    watched.rounds(3)
+    for skipped, told in ((30, 1), (30, 2), (10, 2), (60, 3)):
+        watched.minute += skipped - 1
+        watched.round()
+        assert [one["payload"]["metric"] for one in found_events(watched)] == ["api.error_ratio"] * told
+
+
+def test_requests_are_counted_across_a_rotation_and_none_that_is_older(watched: Watched) -> None:
+    from tasks.logs.access import read_access
+
+    watched.minute = 0
+    watched.requests(300, milliseconds=9000)  # too old by the time that they are looked at
+    watched.minute = 10
+    watched.requests(3000)
+    watched.requests(7, status=502)
+    watched.log.rename(watched.log.with_suffix(".log.1"))
+    watched.requests(10, milliseconds=50)
+    found = read_access.work(watched.log, watched.at(6))
+    assert (found.requests, found.errors, found.slow_seconds, found.whole) == (3017, 7, 0.02, True)
+
+
+def test_a_report_is_filed_where_something_changed_and_not_each_minute(watched: Watched) -> None:
+    first = watch_metrics.fn(NAME)
+    again = watch_metrics.fn(NAME)
+    assert first.path == again.path
+    assert "by another run" in again.facts["measured"], "within half a minute nobody measures twice"
+
+
+def test_what_is_kept_of_the_past_is_small_and_its_peaks_stay(watched: Watched) -> None:
+    directory = state.directory_of(watched.reports)
+    directory.mkdir(parents=True)
+    end = datetime(2026, 11, 26, 12, tzinfo=UTC)
+    begin, value = end - timedelta(days=4), 0.0
+    for minute in range(4 * 1440):
+        value = 0.9 if minute == 100 else 0.25
+        history.append(watched.reports, begin + timedelta(minutes=minute), {"host.cpu.used_ratio": value, "x": None})
+    before = history.history(watched.reports, "host.cpu.used_ratio", begin)
+    assert len(before) == 4 * 1440
+    with (directory / "day-2026-11-22.jsonl").open("a") as torn:
+        torn.write('{"at": "2026-11-')
+    (directory / "2025-01.jsonl").write_text("")
+    for _ in range(2):
+        history.tidy(watched.reports, end)
+        after = history.history(watched.reports, "host.cpu.used_ratio", begin - timedelta(hours=1))
+        assert max(one.most for one in after) == 0.9
+        assert min(one.value for one in after) == 0.25
+        assert len(after) < 4 * 1440 - 600
+    names = sorted(path.name for path in directory.glob("*.jsonl"))
+    assert names == ["2026-11.jsonl", "day-2026-11-24.jsonl", "day-2026-11-25.jsonl", "day-2026-11-26.jsonl"]
+    assert len((directory / "2026-11.jsonl").read_text().splitlines()) == 36, "one for each hour"
+    assert history.history(watched.reports, "x", begin) == []
+
+
+def test_scaling_says_by_how_much(watched: Watched) -> None:
+    with crowded(watched):
+        watched.round()
+    report = advise_scaling.fn(NAME)
+    assert report.outcome == f"raise max_connections from {MOST_CONNECTIONS} to 30"
+    assert "max_connections = 30" in report.facts["what raises it"]
+    history.append(watched.reports, watched.begin, {"host.cpu.used_ratio": 1.0})
+    report = advise_scaling.fn(NAME, part="cpu")
+    assert "raise the processors of this host" in report.outcome
+
+
+def test_scaling_without_a_past_says_so_and_what_is_enough_is_enough(watched: Watched) -> None:
+    report = advise_scaling.fn(NAME)
+    assert report.status is Status.WARN
+    assert "only this moment is known" in report.sentence()
+    assert "are enough" in report.outcome
