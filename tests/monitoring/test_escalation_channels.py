@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from blocks.alerts import Alerts, Channel
 from flows.monitoring.acknowledgement import acknowledge_incident
 from flows.monitoring.escalation import escalate
+from runbook.contacts import TABLE
 from runbook.errors import RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from tasks.alerts.channels import deliver
@@ -111,6 +112,11 @@ def test_all_channels_are_down(duty: Duty) -> None:
     )
     assert "phone マネージャー: 000-0000-0005" in finding(report, "マネージャー was told"), "nobody was reached before"
     assert not [one for one in report.findings if "経営層" in one.name], "it is not severe"
+    (called,) = [one for one in report.evidence if one.name == TABLE]
+    assert called.rows[0][:4] == ("オンコールSRE", "SRE", "佐藤", "000-0000-0001")
+    assert ("vendor", "", "AWSサポート", "", "", "Premium Support") in called.rows
+    assert report.path
+    assert "| オンコールSRE | SRE | 佐藤 | 000-0000-0001 |" in report.path.with_suffix(".md").read_text()
     duty.mail.refuses = False
     with duty.web.fault(SLACK, "500"):
         escalate.fn(NAME)
