@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
@@ -104,12 +104,13 @@ def http_receiver() -> Iterator[HttpReceiver]:
 
 
 class Mailbox:
-    """aiosmtpd's handler. `letters` were taken; while `refuses` none is."""
+    """aiosmtpd's handler. `letters` were taken; while `refuses` none is. `then` is done with each."""
 
     def __init__(self) -> None:
         self.letters: list[EmailMessage] = []
         self.refuses = False
         self.port = 0
+        self.then: Callable[[], object] = lambda: None
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
         if self.refuses:
@@ -117,6 +118,7 @@ class Mailbox:
         letter = message_from_bytes(envelope.content, policy=default)
         assert isinstance(letter, EmailMessage)
         self.letters.append(letter)
+        self.then()
         return "250 OK"
 
     def to(self, address: str) -> list[EmailMessage]:
