@@ -206,6 +206,9 @@ class Installation:
         for worker in self.workers:
             worker.terminate()
         for worker in self.workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # one whose server is out of reach does not end
+                worker.wait(30)
+            worker.kill()
             worker.wait(PATIENCE_SECONDS)
         with contextlib.suppress(Exception):
             self.supervisor.shutdown()
