@@ -3,10 +3,12 @@ stand: strangers without the password, two workers, a thousand scheduled runs, a
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,10 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.states import Completed, Running, Scheduled
 from prefect.workers.process import ProcessWorker
 
+from deployments import automations
+from deployments.deploy import deploy as deploy_all
+from deployments.doctor.__main__ import examine
+from deployments.register import register
 from flows.database.backup import verify_backup
 from flows.infrastructure.prefect_server import backup_prefect, restore_prefect
 from lab.base import CHECKOUT
@@ -170,14 +176,11 @@ def oid(prefect: Installation) -> object:
 
 
 def test_a_backup_that_would_not_be_encrypted_is_refused(prefect: Installation, filled: object) -> None:
-    described = Path(os.environ["OPS_ENVIRONMENT_FILE"])
-    text = described.read_text()
-    described.write_text("\n".join(line for line in text.splitlines() if not line.startswith("recipients")))
-    try:
-        with pytest.raises(RunbookFailed, match="encryption of the backup: none"):
-            backup_prefect.fn(NAME)
-    finally:
-        described.write_text(text)
+    with (
+        described(lambda text: "\n".join(line for line in text.splitlines() if not line.startswith("recipients"))),
+        pytest.raises(RunbookFailed, match="encryption of the backup: none"),
+    ):
+        backup_prefect.fn(NAME)
     assert backups(prefect) == []
 
 
@@ -219,10 +222,89 @@ def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
     assert prefect.is_ready()
 
 
-def test_a_flow_run_does_not_replace_the_database_that_it_is_written_to(prefect: Installation, filled: object) -> None:
-    from deployments.register import register
-
+@pytest.fixture(scope="module")
+def deployed(prefect: Installation) -> None:
+    """As an operator would, once."""
     register(NAME)
+    assert deploy_all(NAME).endswith(f"runbooks to {NAME}")
+    automations.register(NAME)
+
+
+@contextlib.contextmanager
+def described(change: Callable[[str], str]) -> Iterator[None]:
+    """The environment's TOML, changed."""
+    path = Path(os.environ["OPS_ENVIRONMENT_FILE"])
+    text = path.read_text()
+    path.write_text(change(text))
+    try:
+        yield
+    finally:
+        path.write_text(text)
+
+
+def told_by_doctor() -> dict[str, str]:
+    with get_client(sync_client=True) as client:
+        client.send_worker_heartbeat(POOL, "near", heartbeat_interval_seconds=600)
+    lines = list(examine(NAME))
+    assert len(lines) > 25
+    return {line.what: line.todo for line in lines if not line.ok}
+
+
+def test_the_doctor_finds_nothing_where_all_is_well(prefect: Installation, deployed: None) -> None:
+    assert told_by_doctor() == {}
+
+
+def test_the_doctor_finds_what_is_wrong(prefect: Installation, deployed: None, tmp_path: Path) -> None:
+    programs = tmp_path / "programs"
+    shutil.copytree(prefect.postgres.programs, programs, symlinks=True)
+    (programs / "pg_dump").unlink()
+    (programs / "pg_dump").write_text("#!/bin/sh\necho 'pg_dump (PostgreSQL) 15.1'\n")
+    (programs / "pg_dump").chmod(0o755)
+    (programs / "initdb").unlink()
+    (tmp_path / "file").touch()
+
+    def worse(text: str) -> str:
+        text = text.replace(f'programs = "{prefect.postgres.programs}"', f'programs = "{programs}"', 1)
+        text = text.replace(f'reports = "{prefect.base}', f'reports = "{tmp_path}/file')
+        return text.replace("disposable = true", 'tier = "production"\npools = { redis = "trial-redis" }')
+
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="trial-redis", type="process"))
+        watched = client.read_deployment_by_name(f"check-recovery-objectives/{NAME}").id
+        client.pause_deployment(watched)
+    assert automations.remove(NAME)
+    with described(worse):
+        bad = told_by_doctor()
+    with get_client(sync_client=True) as client:
+        client.resume_deployment(watched)
+    automations.register(NAME)
+    assert "the server is 18" in bad["[postgres] programs are of PostgreSQL 15"]
+    assert "initdb not there" in bad[f"[postgres] programs in {programs}"]
+    assert bad["work pool trial-redis has 0 workers ()"].startswith("start its worker")
+    assert "check_recovery_objectives" in bad["no schedule is paused"]
+    assert "flows.redis." in bad["deployments are in the pools of their hosts"]
+    assert "deployments.automations register" in bad["automation zombie-runs is missing"]
+    assert f"{tmp_path}/file is not writable" in bad[f"reports {tmp_path}/file/reports is writable"]
+    assert "programs differs" in bad[f"block ops-postgresql/{NAME} is what the TOML says"]
+    assert not [what for what in bad if what.startswith("[prefect_server]")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "todo"),
+    [
+        ("[redis]\nport = ", "[redis]\nport = 1 #", "redis: ", "start it"),
+        ('api_url = "', 'api = "', ": [prefect_server] api is wrong", "did you mean api_url"),
+    ],
+)
+def test_the_doctor_outlives_what_is_away(prefect: Installation, old: str, new: str, line: str, todo: str) -> None:
+    with described(lambda text: text.replace(old, new)):
+        bad = {one.what: one.todo for one in examine(NAME) if not one.ok}
+    assert any(line in what and todo in said for what, said in bad.items()), bad
+
+
+def test_a_flow_run_does_not_replace_the_database_that_it_is_written_to(
+    prefect: Installation, filled: object, deployed: None
+) -> None:
     before = oid(prefect)
     with pytest.raises(RunbookFailed, match="launched outside of Prefect: a flow run"):
         restore_prefect(NAME, confirm=NAME)
