@@ -23,6 +23,12 @@ drill:
 	@began=$$(date +%s) && $(MAKE) --no-print-directory lab && $(BIN)/python -m lab.drill --scenario "$(SCENARIO)" \
 	  --since "$$began" --participants $(PARTICIPANTS)
 
+# What is wrong with an installation: make doctor [ENVIRONMENT=production]
+ENVIRONMENT ?= $(OPS_ENVIRONMENT)
+.PHONY: doctor
+doctor: $(INSTALLED)
+	@$(BIN)/python -m deployments.doctor --environment "$(ENVIRONMENT)"
+
 # Both sides of every ratio in one run, on a lab of its own: make bench [MEGABYTES=1000] [JSON=bench.json]
 MEGABYTES ?= 1000
 bench: $(INSTALLED)
@@ -97,7 +103,10 @@ soak: $(INSTALLED)
 	@tests/node/install
 	@$(BIN)/python -m pytest -m soak -v
 
-# Hashes, no addresses: the lock names packages, not where they come from.
+# Hashes, no addresses: the lock names packages, not where they come from. Production's is a part of it.
 lock:
 	@$(UV) pip compile pyproject.toml --quiet --all-extras --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --output-file requirements.lock
+	@$(UV) pip compile pyproject.toml --quiet --extra production --universal --python-version 3.11 \
+	  --constraint requirements.lock --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	  --output-file deployments/requirements.lock

@@ -17,7 +17,7 @@ from runbook.kinds import Pending
 from runbook.render import size
 from runbook.report import Report, Status
 from tasks.application import Health, require_address, wait_healthy
-from tasks.load import Load, read_load
+from tasks.host_load import Load, read_load
 from tasks.logs import errors
 from tasks.logs.conditions import Conditions
 from tasks.logs.files import find_logs

@@ -169,6 +169,8 @@ class Installation:
             "TRIAL_AUTH": AUTH,
             "TRIAL_IDENTITY": str(OPERATIONS),
             "OPS_SUPERVISOR_PASSWORD": SUPERVISOR_PASSWORD,
+            "PREFECT_API_URL": self.api,
+            "PREFECT_API_AUTH_STRING": AUTH,
         }
 
     @contextlib.contextmanager
@@ -178,6 +180,7 @@ class Installation:
             prefect.settings.PREFECT_API_URL: self.api,
             prefect.settings.PREFECT_API_AUTH_STRING: AUTH,
             prefect.settings.PREFECT_CLIENT_MAX_RETRIES: 8,
+            prefect.settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 30,
         }
         with prefect.settings.temporary_settings(wanted):
             yield
@@ -206,6 +209,9 @@ class Installation:
         for worker in self.workers:
             worker.terminate()
         for worker in self.workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):  # one whose server is out of reach does not end
+                worker.wait(30)
+            worker.kill()
             worker.wait(PATIENCE_SECONDS)
         with contextlib.suppress(Exception):
             self.supervisor.shutdown()

