@@ -109,6 +109,14 @@ def wait_healthy(
     return Health(tuple(url for _, url in urls), good, time.monotonic() - started)
 
 
+@probe
+def read_problems(application: Application) -> dict[str, str]:
+    """What backend and frontend answer when they are asked once: role → what is wrong, "" where nothing is."""
+    addresses = {"backend": application.url, "frontend": application.frontend_url}
+    with _client(TIMEOUT_SECONDS) as client:
+        return {name: _problem(client, name, url.rstrip("/") + "/health") for name, url in addresses.items() if url}
+
+
 def _problem(client: httpx.Client, name: str, url: str) -> str:
     """What is wrong with one address, e.g. "backend answers 503: database unreachable"; empty when it is well."""
     try:
