@@ -19,6 +19,7 @@ from runbook.wait import until
 from tasks.services import refuse_ended
 
 HEALTH_TIMEOUT_SECONDS = 3.0
+ONCE_SECONDS = 10.0  # a health that takes longer is none
 TIMEOUT_SECONDS = 30.0  # what has just come back answers slowly
 AI_TIMEOUT_SECONDS = 60.0
 EVERY_SECONDS = 0.25
@@ -113,7 +114,7 @@ def wait_healthy(
 def read_problems(application: Application) -> dict[str, str]:
     """What backend and frontend answer when they are asked once: role → what is wrong, "" where nothing is."""
     addresses = {"backend": application.url, "frontend": application.frontend_url}
-    with _client(TIMEOUT_SECONDS) as client:
+    with _client(ONCE_SECONDS) as client:
         return {name: _problem(client, name, url.rstrip("/") + "/health") for name, url in addresses.items() if url}
 
 

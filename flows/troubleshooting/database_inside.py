@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 from flows.database.session_findings import judge_blocked, judge_idle, judge_used
 from flows.troubleshooting.database_outside import FREE_DISK, OPTIONS, full_cause
 from flows.troubleshooting.diagnosis import Cause, Diagnosis, Next, worst_of
-from runbook.render import duration, size
+from runbook.render import duration
 from runbook.report import Status
-from tasks.host import disk_on
 from tasks.postgres.blocking import tree_of
 from tasks.postgres.connections import Activity, read_activity
 from tasks.postgres.replication import Replication, read_replication
@@ -19,7 +17,6 @@ from tasks.postgres.trial import try_to_extend
 CLOSE = Next("close-idle-connections", "end what sits idle in a transaction", {"min_seconds": 60})
 CHECK = Next("check-connections", "see who blocks whom, and who has the places")
 REPLICATION = Next("check-replication", "see who lags, and what holds WAL")
-WAL_SEGMENTS_BYTES = 64 * 1024**2
 LAG_SECONDS = 10.0  # the manual's alarm (appendix B)
 WAITED_SECONDS = 10.0
 
@@ -27,7 +24,6 @@ WAITED_SECONDS = 10.0
 def walk_inside(found: Diagnosis) -> None:
     """Each of these is judged, whatever the one before found."""
     _judge_writing(found)
-    _judge_disk(found)
     node = found.env.postgres
     activity = found.ask("who is connected?", lambda: read_activity(node))
     if activity:
@@ -59,25 +55,6 @@ def _judge_writing(found: Diagnosis) -> None:
         else:
             found.blame(question, trial.said, Cause(f"PostgreSQL refuses a write: {trial.said}",
                         "correct that; its log tells more"))  # fmt: skip
-
-
-def _judge_disk(found: Diagnosis) -> None:
-    node, question = found.env.postgres, "is there room on its disk?"
-    disk = disk_on(node.host, Path(node.data_directory))
-    if disk is None:
-        found.told(question, f"not measured: {node.data_directory} cannot be seen from this host")
-        found.report.fact("disk of the database", "not measured: run a worker on its host")
-        return
-    told = f"{size(disk.free_bytes)} of {size(disk.total_bytes)} free"
-    found.report.fact("disk of the database", told)
-    if disk.free_bytes < WAL_SEGMENTS_BYTES or disk.free_bytes < disk.total_bytes / 100:
-        found.blame(question, told, Cause(f"the disk of PostgreSQL is full: {told} at {node.data_directory}",
-                    "make room before it stops: it ends when it cannot write WAL", (FREE_DISK,)))  # fmt: skip
-    elif disk.free_bytes < disk.total_bytes / 20:
-        found.blame(question, told, Cause(f"the disk of PostgreSQL is nearly full: {told}",
-                    "make room before it stops", (FREE_DISK,), Status.WARN))  # fmt: skip
-    else:
-        found.well(question, told)
 
 
 def _judge_places(found: Diagnosis, activity: Activity) -> None:

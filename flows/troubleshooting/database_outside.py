@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from flows.troubleshooting.diagnosis import Cause, Diagnosis, Next, read_state, tell_service
 from runbook.errors import OpsError
+from runbook.render import size
+from runbook.report import Status
+from tasks.host import disk_on
 from tasks.postgres.greeting import Greeting, read_greeting
 from tasks.postgres.log_reasons import Reason, find_reason, own_log
 from tasks.postgres.trial import try_own_login
 
 MANUAL_CONNECTIONS, REMEDY_HOURS = 300, 24
+LEAST_BYTES = 64 * 1024**2  # four files of WAL
+NO_ROOM = "No space left on device"
 OPTIONS = Next("show-recovery-options", "every way to bring the data back, with what each loses")
 FREE_DISK = Next("free-disk-emergency", "make room (plan first; pg_wal is never touched)")
 
@@ -19,6 +26,7 @@ def walk_outside(found: Diagnosis) -> bool:
     where = f"{node.host}:{node.port}"
     log = tell_service(found.report, found.env, node.service) + "\n" + own_log(node)
     found.report.fact("server", where)
+    _judge_disk(found)
     question = f"does {where} answer?"
     greeting = read_greeting(node)
     if greeting.state == "ready":
@@ -30,6 +38,26 @@ def walk_outside(found: Diagnosis) -> bool:
         return True  # the places that are reserved for superusers may be free
     found.blame(question, greeting.detail, _silent_cause(found, where, greeting, find_reason(log)))
     return False
+
+
+def _judge_disk(found: Diagnosis) -> None:
+    """First of all: a server without room lets nobody in, hangs, or has ended, and its log could not say so either."""
+    node, question = found.env.postgres, "is there room on its disk?"
+    disk = disk_on(node.host, Path(node.data_directory))
+    if disk is None:
+        found.told(question, f"not measured: {node.data_directory} cannot be seen from this host")
+        found.report.fact("disk of the database", "not measured: run a worker on its host")
+        return
+    told = f"{size(disk.free_bytes)} of {size(disk.total_bytes)} free"
+    found.report.fact("disk of the database", told)
+    if disk.free_bytes < LEAST_BYTES or disk.free_bytes < disk.total_bytes / 100:
+        found.blame(question, told, Cause(f"the disk of PostgreSQL is full: {told} at {node.data_directory}",
+                    "make room before it stops: it ends when it cannot write WAL", (FREE_DISK,)))  # fmt: skip
+    elif disk.free_bytes < disk.total_bytes / 20:
+        found.blame(question, told, Cause(f"the disk of PostgreSQL is nearly full: {told}",
+                    "make room before it stops", (FREE_DISK,), Status.WARN))  # fmt: skip
+    else:
+        found.well(question, told)
 
 
 def full_cause(found: Diagnosis, where: str, told: str = "", most: int = 0) -> Cause:
@@ -99,6 +127,10 @@ def _down_cause(found: Diagnosis, where: str, reason: Reason | None, ways: tuple
                  (*disk, *undo, *ways))  # fmt: skip
 
 
+def _full_disk(told: str) -> Cause:
+    return Cause(f"the disk of PostgreSQL is full: {told}", "make room, never by hand in pg_wal", (FREE_DISK,))
+
+
 def _judge_own_login(found: Diagnosis) -> None:
     """The connection string that the application itself has."""
     if not found.env.has("application") or not found.env.application.env_file:
@@ -127,7 +159,7 @@ def _judge_logins(found: Diagnosis) -> bool:
             node.connect(database, as_application=as_application).close()
             found.well(question, f"into {database or node.maintenance_database}")
         except OpsError as error:
-            found.blame(question, error.message, Cause(
+            found.blame(question, error.message, _full_disk(error.message) if NO_ROOM in error.message else Cause(
                 error.message,
                 error.hint or "its own words say which: database, pg_hba.conf, or a limit of that role or database",
                 (Next("check-connections", "see who has the places"),) if "connections" in error.message else (),

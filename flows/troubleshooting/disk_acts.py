@@ -44,7 +44,8 @@ def find_removals(
 ) -> list[Removal]:
     """In the order in which they go. Only what lies on one of these file systems makes room there."""
     found = [*_scratch(report, env, scratch_seconds), *_unfinished(report, env), *_logs(report, env, before)]
-    return [one for one in found if _is_on(one, devices)]
+    once = {one.act: one for one in found}  # kinds may share a directory
+    return [one for one in once.values() if _is_on(one, devices)]
 
 
 def _is_on(one: Removal, devices: Collection[int]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,11 +9,12 @@ from blocks.environment import Environment
 from flows.database.superseded import directories_aside
 from flows.launch import command
 from flows.troubleshooting.disk_systems import FileSystem, paths_of
-from runbook.errors import OpsError
+from runbook.errors import OpsError, Unreachable
 from runbook.form import read_forms
 from runbook.render import size
 from runbook.report import Evidence, Report
 from tasks.docker.inventory import read_inventory
+from tasks.postgres.greeting import read_greeting
 from tasks.postgres.replication import read_replication
 from tasks.postgres.space import read_server_space
 from tasks.postgres.superseded import find_superseded
@@ -53,6 +53,10 @@ def find_holders(report: Report, env: Environment, systems: Sequence[FileSystem]
 def _of_server(env: Environment) -> Iterator[Holder]:
     """What the server itself says."""
     node = env.postgres
+    greeting = read_greeting(node)
+    if greeting.state != "ready":  # or every question would be asked again and again
+        raise Unreachable(f"PostgreSQL at {node.host}:{node.port} does not answer: {greeting.detail}",
+                          "what it says of slots and archiver is missing here: diagnose-database")  # fmt: skip
     space, replication = read_server_space(node), read_replication(node)
     for slot in replication.slots:
         if slot.held_bytes > space.segment_bytes or not slot.active:
@@ -75,7 +79,7 @@ def _of_server(env: Environment) -> Iterator[Holder]:
 
 def _kept(env: Environment) -> Iterator[Holder]:
     """What restores replaced: gone by name only, when the restore has proven itself."""
-    with contextlib.suppress(OpsError):  # without the database: its absence is told above
+    if read_greeting(env.postgres).state == "ready":  # its absence is told above
         for old in find_superseded(env.postgres):
             yield Holder(f"database {old.name}, replaced {old.since}", old.bytes, "discard it by name, once what "
                          "replaced it is proven", "discard-superseded", (("names", [old.name]),))  # fmt: skip
@@ -100,7 +104,8 @@ def _of_docker(env: Environment) -> Iterator[Holder]:
 def _trees(env: Environment, over: Sequence[str]) -> Iterator[Holder]:
     """What is below each path of the environment that lies on a file system that is `over` its limit. A tree that may
     not be read in full, or not in time, is at least so big."""
-    named = [(name, path) for name, path in paths_of(env) if f"{name} {path}" in over]
+    once = {path: name for name, path in reversed(list(paths_of(env))) if f"{name} {path}" in over}
+    named = [(name, path) for path, name in once.items()]
     measured = measure_trees([path for _, path in named], TREE_SECONDS)
     for name, path in named:
         taken = measured[path]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -59,10 +60,12 @@ kind = "supervisor"
 url = "http://127.0.0.1:{control}"
 username = "ops"
 password_env = "SICK_SUPERVISOR_PASSWORD"
-names = {{ postgres = "postgresql", redis = "redis" }}
+names = {{ postgres = "postgresql", redis = "redis", backend = "grc-backend" }}
 [application]
-url = ""
+url = "{url}"
 frontend_url = ""
+python = "{python}"
+backend_directory = "{backend}"
 env_file = "{env_file}"
 """
 
@@ -76,7 +79,8 @@ class Host:
         self.control = free_port()
         self.root = Path(self.server.root) / "host"
         self.root.mkdir()
-        self.env_file = self.root / ".env"
+        self.env_file, self.backend, self.backend_port = self.root / ".env", self.root / "backend", free_port()
+        self.backend.mkdir()
         self.supervisor = Supervisor(self.root / "supervisord.conf", self.control, SUPERVISOR_PASSWORD, self.root)
 
     def launch(self) -> None:
@@ -89,9 +93,11 @@ class Host:
                    "unix_socket_directories=")  # fmt: skip
         postgres = (self.server.programs / "postgres", "-D", self.server.data, *address, *options)
         valkey = (self.redis.program, self.redis.configuration)
+        serve = (sys.executable, "-m", "uvicorn", "grc_backend.main:app", "--port", str(self.backend_port))
         self.supervisor.write([
             Program("postgresql", postgres, self.server.root, user=user, stop_signal="INT", autostart=True),
             Program("redis", valkey, self.redis.root, user=user, autostart=True),
+            Program("grc-backend", serve, self.backend, {"PYTHONDONTWRITEBYTECODE": "1"}),
         ])  # fmt: skip
         self.supervisor.launch({**clean_environment(), "PATH": os.environ["PATH"]})
         self.wait()
@@ -117,7 +123,7 @@ class Host:
     @property
     def services(self) -> SupervisorServices:
         """Its supervisord."""
-        names = {"postgres": "postgresql", "redis": "redis"}
+        names = {"postgres": "postgresql", "redis": "redis", "backend": "grc-backend"}
         return SupervisorServices(
             url=f"http://127.0.0.1:{self.control}", username="ops", password=SUPERVISOR_PASSWORD, names=names
         )
@@ -139,7 +145,7 @@ class Host:
             "programs": self.server.programs, "data": self.server.data, "user": self.server.account.name,
             "redis_host": "127.0.0.1", "redis_port": self.redis.port, "redis_data": self.redis.data,
             "redis_file": self.redis.configuration, "redis_program": self.redis.program, "control": self.control,
-            "env_file": "",
+            "env_file": "", "url": "", "python": sys.executable, "backend": self.backend,
         }  # fmt: skip
         path = directory / "sick.toml"
         path.write_text(TOML.format(**{**values, **other}))
