@@ -82,6 +82,13 @@ class Application(Block):
     requirements: list[str] = Field(default=["requirements.txt"], description="pip's files, in the backend")
     requirements_lock: str = Field(default="", description="the lock file made from them; empty: there is none")
     lock_command: list[str] = Field(default=[], description="what makes that, run in the backend")
+    start_command: list[str] = Field(
+        default=["{python}", "-m", "uvicorn", "grc_backend.main:app", "--host", "127.0.0.1", "--port", "{port}"],
+        description="what starts it in the foreground, for diagnose-application; run in backend_directory",
+    )
+    start_variables: dict[str, str] = Field(
+        default={}, description="variables that such a start gets in the place of the application's: logs elsewhere"
+    )
     test_command: list[str] = Field(default=[], description="the backend's tests, run in the backend")
     web_test_command: list[str] = Field(default=["pnpm", "test"], description="run in web_directory")
     web_build_command: list[str] = Field(default=["pnpm", "build"], description="run in web_directory")

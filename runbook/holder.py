@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -80,11 +81,11 @@ def read(file: IO[str]) -> Holder | None:
 
 
 def write(file: IO[str], holder: Holder) -> None:
-    """Into a lock's file."""
-    file.seek(0)
-    file.truncate()
-    file.write(json.dumps(asdict(holder)))
-    file.flush()
+    """Into a lock's file. A full disk takes no name, and yet the lock is held: a run that makes room must not stop at
+    that. (Not by the file's own buffer, which would be written again when it is closed.)"""
+    with contextlib.suppress(OSError):
+        os.ftruncate(file.fileno(), 0)
+        os.pwrite(file.fileno(), json.dumps(asdict(holder)).encode(), 0)
 
 
 def _variable(environment: str) -> str:

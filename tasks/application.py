@@ -19,6 +19,7 @@ from runbook.wait import until
 from tasks.services import refuse_ended
 
 HEALTH_TIMEOUT_SECONDS = 3.0
+ONCE_SECONDS = 10.0  # a health that takes longer is none
 TIMEOUT_SECONDS = 30.0  # what has just come back answers slowly
 AI_TIMEOUT_SECONDS = 60.0
 EVERY_SECONDS = 0.25
@@ -107,6 +108,14 @@ def wait_healthy(
                 "look at the logs of backend and frontend, and at what the answer names",
             ) from None
     return Health(tuple(url for _, url in urls), good, time.monotonic() - started)
+
+
+@probe
+def read_problems(application: Application) -> dict[str, str]:
+    """What backend and frontend answer when they are asked once: role → what is wrong, "" where nothing is."""
+    addresses = {"backend": application.url, "frontend": application.frontend_url}
+    with _client(ONCE_SECONDS) as client:
+        return {name: _problem(client, name, url.rstrip("/") + "/health") for name, url in addresses.items() if url}
 
 
 def _problem(client: httpx.Client, name: str, url: str) -> str:

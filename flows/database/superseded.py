@@ -95,7 +95,7 @@ def find_aside(env: Environment, keep: int) -> list[Aside]:
         Aside("database", old.name, old.bytes, f"{old.since} by {old.backup}") for old in find_superseded(env.postgres)
     ][keep:]
     found += _tables_aside(env, keep)
-    for aside in _directories_aside(env):
+    for aside in directories_aside(env):
         plain = [path for path in reversed(aside) if path.is_dir() and not path.is_symlink()]
         found += [Aside("directory", str(path), _bytes(path), path.name[-15:]) for path in plain[keep:]]
     return found
@@ -116,7 +116,7 @@ def _tables_aside(env: Environment, keep: int) -> list[Aside]:
     return found
 
 
-def _directories_aside(env: Environment) -> Iterator[list[Path]]:
+def directories_aside(env: Environment) -> Iterator[list[Path]]:
     """What lies beside each live directory, oldest first: beside the directory itself, where a link leads to it."""
     for data in (Path(node.data_directory) for node in env.nodes()):
         yield sorted(path for live in {data, data.resolve()} for path in live.parent.glob(f"{live.name}.superseded_*"))

@@ -1,0 +1,169 @@
+"""The first half of the database's tree: what can be told from outside, and whether it lets anybody in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flows.troubleshooting.diagnosis import Cause, Diagnosis, Next, read_state, tell_service
+from runbook.errors import OpsError
+from runbook.render import size
+from runbook.report import Status
+from tasks.host import disk_on
+from tasks.postgres.greeting import Greeting, read_greeting
+from tasks.postgres.log_reasons import Reason, find_reason, own_log
+from tasks.postgres.trial import try_own_login
+
+MANUAL_CONNECTIONS, REMEDY_HOURS = 300, 24
+LEAST_BYTES = 64 * 1024**2  # four files of WAL
+NO_ROOM = "No space left on device"
+OPTIONS = Next("show-recovery-options", "every way to bring the data back, with what each loses")
+FREE_DISK = Next("free-disk-emergency", "make room (plan first; pg_wal is never touched)")
+
+
+def walk_outside(found: Diagnosis) -> bool:
+    """Whether the administrator gets in: only then there is more to see."""
+    node = found.env.postgres
+    where = f"{node.host}:{node.port}"
+    log = tell_service(found.report, found.env, node.service) + "\n" + own_log(node)
+    found.report.fact("server", where)
+    _judge_disk(found)
+    question = f"does {where} answer?"
+    greeting = read_greeting(node)
+    if greeting.state == "ready":
+        found.well(question, greeting.detail)
+        _judge_own_login(found)
+        return _judge_logins(found)
+    if greeting.state == "full":
+        found.blame(question, greeting.detail, full_cause(found, where))
+        return True  # the places that are reserved for superusers may be free
+    found.blame(question, greeting.detail, _silent_cause(found, where, greeting, find_reason(log)))
+    return False
+
+
+def _judge_disk(found: Diagnosis) -> None:
+    """First of all: a server without room lets nobody in, hangs, or has ended, and its log could not say so either."""
+    node, question = found.env.postgres, "is there room on its disk?"
+    disk = disk_on(node.host, Path(node.data_directory))
+    if disk is None:
+        found.told(question, f"not measured: {node.data_directory} cannot be seen from this host")
+        found.report.fact("disk of the database", "not measured: run a worker on its host")
+        return
+    told = f"{size(disk.free_bytes)} of {size(disk.total_bytes)} free"
+    found.report.fact("disk of the database", told)
+    if disk.free_bytes < LEAST_BYTES or disk.free_bytes < disk.total_bytes / 100:
+        found.blame(question, told, Cause(f"the disk of PostgreSQL is full: {told} at {node.data_directory}",
+                    "make room before it stops: it ends when it cannot write WAL", (FREE_DISK,)))  # fmt: skip
+    elif disk.free_bytes < disk.total_bytes / 20:
+        found.blame(question, told, Cause(f"the disk of PostgreSQL is nearly full: {told}",
+                    "make room before it stops", (FREE_DISK,), Status.WARN))  # fmt: skip
+    else:
+        found.well(question, told)
+
+
+def full_cause(found: Diagnosis, where: str, told: str = "", most: int = 0) -> Cause:
+    """Every place is taken. The manual's remedy, and what the manual leaves out of it."""
+    raised = max(MANUAL_CONNECTIONS, -(-most * 3 // 2))
+    return Cause(
+        f"PostgreSQL at {where} has reached its connection limit{told}: it takes no more clients",
+        "close what is idle in a transaction; then lower the pools, or raise max_connections (needs a restart)",
+        (
+            Next("close-idle-connections", "end sessions that sit idle in a transaction", {"min_seconds": 60}),
+            Next("check-connections", "see who has the places"),
+            Next("check-pool-settings", "compare the pools with the places"),
+            Next(
+                "apply-postgres-settings",
+                "temporary remedy: more places (付録A)",
+                {
+                    "override": f"max_connections = {raised}",
+                    "override_hours": REMEDY_HOURS,
+                    "reason": "connection limit reached (diagnose-database)",
+                },
+                "takes effect at a restart of PostgreSQL only (a reload does nothing; a standby goes first), and ends "
+                f"after {REMEDY_HOURS} h: undo it then, and restart again",
+            ),
+            Next("undo-postgres-settings", "afterwards: put the old limit back"),
+        ),
+    )
+
+
+def _silent_cause(found: Diagnosis, where: str, greeting: Greeting, reason: Reason | None) -> Cause:
+    ways = (Next("postgres-failover", "promote the standby"), OPTIONS) if found.env.has("standby") else (OPTIONS,)
+    match greeting.state:
+        case "unknown name":
+            return Cause(f"the name of PostgreSQL's host is not known here: {found.env.postgres.host}",
+                         "correct [postgres] host, or the name server")  # fmt: skip
+        case "unreachable":
+            return Cause(f"the host of PostgreSQL cannot be reached: {where} ({greeting.detail})",
+                         "look whether the host runs, and at network and firewall between", ways)  # fmt: skip
+        case "silent":
+            return Cause(f"PostgreSQL at {where} hangs: it takes connections and says nothing (or it is no PostgreSQL)",
+                         "look at its host (CPU, disk, a stopped process: ps -o stat), and its log", ways)  # fmt: skip
+        case "not PostgreSQL":
+            return Cause(f"what listens on {where} is no PostgreSQL ({greeting.detail})",
+                         "ss -ltnp names the process; correct [postgres] port, or end that process")  # fmt: skip
+        case "not now":
+            return Cause(f"PostgreSQL at {where} is starting up, recovering or stopping: {greeting.detail}",
+                         "wait: it replays WAL since its last checkpoint; its log tells how far. Launch this again",
+                         (Next("diagnose-database", "look again in a minute"),))  # fmt: skip
+    return _down_cause(found, where, reason, ways)
+
+
+def _down_cause(found: Diagnosis, where: str, reason: Reason | None, ways: tuple[Next, ...]) -> Cause:
+    """Nobody listens: by its service manager the process is dead, or lives and listens elsewhere."""
+    state, told = read_state(found, found.env.postgres.service)
+    since = f", since {reason.what}" if reason else ""
+    if reason:
+        found.told("what does its log say?", reason.line)
+    if state and state.pid:
+        return Cause(f"nobody listens on {where}, and yet the server's process runs ({told}){since}",
+                     reason.hint if reason else "compare port and listen_addresses with [postgres]; it may be starting",
+                     ways)  # fmt: skip
+    disk = (FREE_DISK,) if reason and reason.kind == "disk" else ()
+    undo = (Next("undo-postgres-settings", "put back what ALTER SYSTEM wrote"),) \
+        if reason and reason.kind == "configuration" else ()  # fmt: skip
+    dead = f"the server's process is dead ({told})" if state else f"nobody listens there ({told})"
+    return Cause(f"PostgreSQL at {where} is down: {dead}{since}",
+                 reason.hint if reason else "start it; where it ends again its log says why",
+                 (*disk, *undo, *ways))  # fmt: skip
+
+
+def _full_disk(told: str) -> Cause:
+    return Cause(f"the disk of PostgreSQL is full: {told}", "make room, never by hand in pg_wal", (FREE_DISK,))
+
+
+def _judge_own_login(found: Diagnosis) -> None:
+    """The connection string that the application itself has."""
+    if not found.env.has("application") or not found.env.application.env_file:
+        return
+    application = found.env.application
+    question = f"is the application's own {application.dsn_variable} taken?"
+    with found.asking(question):
+        trial = try_own_login(application)
+        if trial.ok:
+            found.well(question, "it logs in")
+            return
+        what = "the password" if trial.kind == "password" else "the log-in"
+        found.blame(question, trial.said, Cause(
+            f"PostgreSQL refuses {what} of the application's own connection string ({application.dsn_variable} in "
+            f"{application.env_file}): {trial.said}",
+            "correct that line and restart the backend, or give the role that password (ALTER ROLE … PASSWORD)",
+            (Next("diagnose-application", "then see that it is healthy"),),
+        ))  # fmt: skip
+
+
+def _judge_logins(found: Diagnosis) -> bool:
+    node = found.env.postgres
+    for user, database, as_application in ((node.user, node.database, True), (node.admin_user, "", False)):
+        question = f"is role {user} let in?"
+        try:
+            node.connect(database, as_application=as_application).close()
+            found.well(question, f"into {database or node.maintenance_database}")
+        except OpsError as error:
+            found.blame(question, error.message, _full_disk(error.message) if NO_ROOM in error.message else Cause(
+                error.message,
+                error.hint or "its own words say which: database, pg_hba.conf, or a limit of that role or database",
+                (Next("check-connections", "see who has the places"),) if "connections" in error.message else (),
+            ))  # fmt: skip
+            if not as_application:
+                return False
+    return True

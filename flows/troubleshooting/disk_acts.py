@@ -1,0 +1,131 @@
+"""What may go without a decision, in the order of how little it is missed. Called with the open report."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from blocks.environment import Environment
+from runbook.errors import OpsError
+from runbook.permit import Act, Permit
+from runbook.render import duration
+from runbook.report import Report
+from tasks import space
+from tasks.host import disk_of
+from tasks.logs import cleaning
+from tasks.logs.files import LogFile, find_logs
+from tasks.manifest import Kind
+from tasks.space import Scratch, find_scratch, remove_scratch
+from tasks.stores.leftovers import REMOVE as UNFINISHED
+from tasks.stores.leftovers import Leftover, find_leftovers, remove_leftover
+from tasks.stores.store import store_of
+
+KINDS: tuple[Kind, ...] = ("postgres", "redis", "files", "cluster")
+Order = Literal["scratch", "unfinished", "log"]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One path. `thing` is what its own action takes."""
+
+    order: Order
+    act: Act
+    detail: str
+    bytes: int
+    thing: Scratch | Leftover | LogFile
+
+
+def find_removals(
+    report: Report, env: Environment, devices: Collection[int], before: datetime, scratch_seconds: float
+) -> list[Removal]:
+    """In the order in which they go. Only what lies on one of these file systems makes room there."""
+    found = [*_scratch(report, env, scratch_seconds), *_unfinished(report, env), *_logs(report, env, before)]
+    once = {one.act: one for one in found}  # kinds may share a directory
+    return [one for one in once.values() if _is_on(one, devices)]
+
+
+def _is_on(one: Removal, devices: Collection[int]) -> bool:
+    try:
+        return disk_of(Path(one.act.target)).device in devices
+    except OpsError:
+        return False
+
+
+def _scratch(report: Report, env: Environment, min_seconds: float) -> Iterator[Removal]:
+    parents = [Path(tempfile.gettempdir())]
+    if env.has("backups"):
+        parents.append(Path(env.backups.spool))
+    found = find_scratch(parents, min_seconds)
+    for one in found:
+        if not one.kept:
+            yield Removal("scratch", Act(space.REMOVE, str(one.path)), str(one.path), one.taken.bytes, one)
+    kept = [(str(one.path), one.kept) for one in found if one.kept]
+    if kept:
+        report.table("Scratch directories that stay", ("directory", "why"), kept)
+
+
+def _unfinished(report: Report, env: Environment) -> Iterator[Removal]:
+    """Of this environment only, whose lock is held: no backup of it is being made."""
+    for which in ("backups", "copies"):
+        if not env.has(which):
+            continue
+        for kind in KINDS:
+            try:
+                spool = store_of(env, kind, which).spool
+                found = find_leftovers(spool, env.name)
+            except OpsError as error:
+                report.warn(f"not looked at: {which} {kind}", error.hint, value=error.message)
+                continue
+            for one in found:
+                yield Removal("unfinished", Act(UNFINISHED, str(one.path)), str(one.path), one.bytes, one)
+
+
+def _logs(report: Report, env: Environment, before: datetime) -> Iterator[Removal]:
+    if not env.has("logs"):
+        return
+    log = Path(env.logs.app)
+    try:
+        old = [one for one in find_logs(log) if one.path != log and one.modified < before]
+    except OpsError as error:
+        report.warn("not looked at: logs", error.hint, value=error.message)
+        return
+    holders = cleaning.read_holders(old)
+    held = [one.path.name for one in old if one.inode in holders.by_inode]
+    if held:
+        report.warn("rotated logs that are still open", "have their process open its log again: their space is free "
+                    "only then", value=", ".join(held[:5]))  # fmt: skip
+    for one in old:
+        if one.inode not in holders.by_inode:
+            age = duration((report.started - one.modified).total_seconds())
+            act = Act(cleaning.REMOVE, str(one.path))
+            yield Removal("log", act, f"{one.path}, last written {age} ago", one.bytes, one)
+
+
+def carry_out(
+    report: Report, permit: Permit, removals: list[Removal], before: datetime, scratch_seconds: float
+) -> list[Removal]:
+    """Each as its own step: what refuses is told, and the next one goes all the same. Returns what is gone."""
+    gone: list[Removal] = []
+    for one in removals:
+        try:
+            if _remove(permit, one, before, scratch_seconds):
+                gone.append(one)
+        except OpsError as error:
+            report.warn(f"stays: {one.act.target}", error.hint, value=error.message)
+    if left := [one.act.target for one in removals if one not in gone]:
+        report.fact("stays", ", ".join(left[:5]) + (" …" if len(left) > 5 else ""))
+    return gone
+
+
+def _remove(permit: Permit, one: Removal, before: datetime, scratch_seconds: float) -> bool:
+    match one.thing:
+        case Scratch():
+            return bool(remove_scratch(permit, [one.thing], scratch_seconds))
+        case Leftover():
+            return remove_leftover(permit, one.thing)
+        case LogFile():
+            return bool(cleaning.remove_logs(permit, [one.thing], before))

@@ -1,0 +1,73 @@
+"""Trying what a client of Redis does: greet it, and write without writing anything."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import Literal
+
+import redis
+
+from blocks.redis import Redis
+from blocks.redis_refusals import FULL
+from runbook.errors import OpsError
+from runbook.kinds import probe
+from tasks.reach import read_reach
+from tasks.redis.server import GREETING_SECONDS, at_once, call
+
+State = Literal[
+    "well", "closed", "unreachable", "unknown name", "hangs", "password", "forbidden", "loading", "full", "no memory",
+    "cannot save", "replica", "no master", "no replicas", "other",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command met, in Redis's own words; `meaning` with what to do."""
+
+    state: State
+    said: str
+    meaning: OpsError | None = None
+
+
+@probe
+def read_answer(block: Redis, *, writes: bool = False) -> Answer:
+    """PING; or, with `writes`, a write that is checked as any other and changes nothing: SET … XX of no key."""
+    reach = read_reach.work(block.host, block.port)
+    if reach.state != "open":
+        return Answer(reach.state, reach.detail)
+    client = at_once(block.client(answer_seconds=GREETING_SECONDS))
+    words = ("SET", f"ops:diagnose:{uuid.uuid4()}", "1", "XX") if writes else ("PING",)
+    try:
+        call(client, *words)
+        return Answer("well", "nothing was changed" if writes else "PONG")
+    except redis.RedisError as error:
+        return Answer(_state(error), str(error), block.refused(error))
+    finally:
+        client.close()
+
+
+def _state(error: redis.RedisError) -> State:
+    said = str(error)
+    if FULL in said:
+        return "full"
+    if said.startswith("MISCONF"):
+        return "cannot save"
+    if said.startswith("NOREPLICAS"):
+        return "no replicas"
+    for kind, state in _KINDS:
+        if isinstance(error, kind):
+            return state
+    return "other"
+
+
+_KINDS: tuple[tuple[type[redis.RedisError], State], ...] = (
+    (redis.exceptions.AuthenticationError, "password"),
+    (redis.exceptions.AuthorizationError, "password"),
+    (redis.exceptions.NoPermissionError, "forbidden"),
+    (redis.exceptions.ReadOnlyError, "replica"),
+    (redis.exceptions.BusyLoadingError, "loading"),
+    (redis.exceptions.MasterDownError, "no master"),
+    (redis.exceptions.OutOfMemoryError, "no memory"),
+    (redis.TimeoutError, "hangs"),
+)

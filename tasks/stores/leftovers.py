@@ -1,0 +1,49 @@
+"""What killed runs left in a store's directory of this host: backups that are not whole, and what had been sent."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from runbook.kinds import action, probe
+from runbook.permit import Permit
+from tasks.space import taken_by
+from tasks.stores.directory import PARTIAL, SENT, DirectoryStore, told
+
+REMOVE = "remove unfinished backup"
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A directory that no backup needs: it has no manifest, or its backup is in its store."""
+
+    path: Path
+    bytes: int
+
+
+@probe
+def find_leftovers(spool: Path, environment: str) -> tuple[Leftover, ...]:
+    """Of an environment whose lock is held: nobody is making them. Whole backups that wait to be sent are none.
+
+    Raises:
+        OpsError: the directory cannot be listed.
+    """
+    names = DirectoryStore(spool).unfinished(environment)
+    paths = [spool / f"{PARTIAL}{environment}-{name}" for name in names]
+    paths += sorted(spool.glob(f"{SENT}*")) if spool.is_dir() else []
+    return tuple(Leftover(path, taken_by(path).bytes) for path in paths)
+
+
+@action(idempotent=True)
+def remove_leftover(permit: Permit, one: Leftover) -> bool:
+    """Remove one of them; whether it is gone.
+
+    Raises:
+        OpsError: it cannot be removed.
+    """
+    permit.require(REMOVE, str(one.path))
+    with told(one.path):
+        if one.path.exists():
+            shutil.rmtree(one.path)
+    return not one.path.exists()

@@ -1,0 +1,197 @@
+"""diagnose-application: each cause of a real application under a real supervisord is named first."""
+
+from __future__ import annotations
+
+import os
+import socket
+import textwrap
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from flows.troubleshooting import application
+from runbook.errors import RunbookFailed
+from runbook.report import Report, Status
+from runbook.wait import until
+from tasks import application as users
+from tests.servers import free_port
+from tests.troubleshooting.conftest import Host, cause, evidence, following
+
+ENV = "GREETING=hello-world-4715\nDATABASE_URL=postgresql://grc_user@127.0.0.1/grc_db\n"
+MAIN = """
+import json
+from pathlib import Path
+
+HERE = Path(__file__).parents[1]
+ENV = dict(line.split("=", 1) for line in (HERE / ".env").read_text().splitlines())
+GREETING, DATABASE_URL = ENV["GREETING"], ENV["DATABASE_URL"]
+
+
+async def app(scope, receive, send):
+    if scope["type"] != "http":
+        return
+    unwell = (HERE / "unwell").exists()
+    body = json.dumps({"status": "unhealthy" if unwell else "ok", "queue": "stuck" if unwell else "ok"}).encode()
+    await send({"type": "http.response.start", "status": 503 if unwell else 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+"""
+ALEMBIC = {
+    "alembic.ini": "[alembic]\nscript_location = %(here)s/alembic\n",
+    "alembic/env.py": "",
+    "alembic/script.py.mako": "",
+    "alembic/versions/0001_first.py": "revision = '0001'\ndown_revision = None\n",
+}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The application of a host."""
+
+    host: Host
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.host.backend_port}"
+
+    def write(self, main: str = MAIN, env: str = ENV) -> None:
+        files = {"grc_backend/__init__.py": "", "grc_backend/main.py": main, ".env": env}
+        for name, text in files.items():
+            path = self.host.backend / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        self.host.services.start("backend")
+        until(self.answers, what="the backend", seconds=120)
+
+    def start_in_vain(self) -> None:
+        """Returns when it has ended at least once."""
+        log = self.host.root / "grc-backend.log"
+        log.write_text("")
+        self.host.services.start("backend")
+        until(lambda: any(word in log.read_text() for word in ("Error", "error")), what="its failure", seconds=120)
+
+    def answers(self) -> bool:
+        try:
+            return bool(httpx.get(f"{self.url}/health", trust_env=False, timeout=60).status_code)
+        except httpx.HTTPError:
+            return False
+
+    def diagnosed(self) -> Report:
+        """The flow's report, critical or not; nothing of it is left running."""
+        before = {one.pid for one in psutil.Process().children(recursive=True)}
+        try:
+            return application.diagnose_application.fn(environment="sick")
+        except RunbookFailed as error:
+            return error.report
+        finally:
+            assert {one.pid for one in psutil.Process().children(recursive=True)} <= before
+
+
+@pytest.fixture
+def backend(host: Host, tmp_path: Path) -> Iterator[Backend]:
+    """Well, and not started yet."""
+    made = Backend(host)
+    made.write()
+    host.describe(tmp_path, url=made.url)
+    try:
+        yield made
+    finally:
+        host.services.stop("backend")
+        for name in (*ALEMBIC, "unwell"):
+            (host.backend / name).unlink(missing_ok=True)
+
+
+def test_of_a_healthy_application_nothing_is_found_and_it_is_left_alone(backend: Backend) -> None:
+    backend.start()
+    pid = backend.host.services.state("backend").pid
+    report = backend.diagnosed()
+    assert (report.status, cause(report)) == (Status.OK, "nothing found")
+    assert backend.host.services.state("backend").pid == pid
+    assert not [one for one in report.evidence if one.name.startswith("Foreground")]
+
+
+def test_its_port_is_taken(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(users, "ONCE_SECONDS", 0.5)
+    with closing(socket.create_server(("127.0.0.1", backend.host.backend_port))):
+        backend.start_in_vain()
+        report = backend.diagnosed()
+    assert cause(report).startswith(f"the port of backend is taken: process {os.getpid()}")
+
+
+def test_a_variable_is_missing(backend: Backend) -> None:
+    backend.write(env="GREETING=hello-world-4715\n")
+    backend.start_in_vain()
+    report = backend.diagnosed()
+    assert cause(report) == "backend does not start: a variable of its environment is missing: DATABASE_URL"
+    trial = evidence(report, "Foreground start").text
+    assert "Traceback" in trial
+    assert "KeyError: 'DATABASE_URL'" in trial
+
+
+def test_an_import_fails_and_the_trial_shows_its_traceback(backend: Backend) -> None:
+    backend.write(main="import interviewkit_that_is_gone\n" + MAIN)
+    backend.start_in_vain()
+    report = backend.diagnosed()
+    assert cause(report) == "backend does not start: an import fails: No module named 'interviewkit_that_is_gone'"
+    assert "Traceback" in evidence(report, "Foreground start").text
+    assert "check-dependencies" in following(report)
+    assert "interviewkit_that_is_gone" in evidence(report, "Log of backend").text
+
+
+def test_what_a_trial_prints_is_masked(backend: Backend, tmp_path: Path) -> None:
+    backend.host.describe(tmp_path, url=backend.url, env_file=backend.host.backend / ".env")
+    backend.write(main=MAIN + 'print("told:", GREETING)\nraise ValueError("it ends here")\n')
+    report = backend.diagnosed()
+    assert cause(report) == "backend does not start: ValueError: it ends here"
+    assert "told: ********" in evidence(report, "Foreground start").text
+    assert "hello-world-4715" not in str(report.as_json())
+
+
+def test_a_service_that_was_stopped_is_no_fault_of_the_code(backend: Backend) -> None:
+    (backend.host.root / "grc-backend.log").write_text("")
+    report = backend.diagnosed()
+    assert "backend does not run (grc-backend is STOPPED" in cause(report)
+    assert "it serves" in evidence(report, "Foreground start").text
+
+
+def test_it_runs_and_is_not_healthy(backend: Backend) -> None:
+    backend.start()
+    (backend.host.backend / "unwell").touch()
+    report = backend.diagnosed()
+    assert cause(report) == "backend runs and is not healthy: backend answers 503: queue stuck"
+    assert "summarise-errors" in following(report)
+
+
+def test_a_migration_is_missing(backend: Backend) -> None:
+    for name, text in ALEMBIC.items():
+        path = backend.host.backend / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    backend.start()
+    report = backend.diagnosed()
+    assert cause(report) == "a migration is missing: the database is at none, the code wants 0001"
+    assert "apply-migrations" in following(report)
+
+
+def test_the_database_behind_it_is_down(backend: Backend) -> None:
+    backend.start()
+    (backend.host.backend / "unwell").touch()
+    with backend.host.stopped("postgres"):
+        report = backend.diagnosed()
+    assert cause(report).startswith("the database behind it at 127.0.0.1")
+    assert "diagnose-database" in following(report)
+
+
+def test_a_supervisor_that_is_away_is_not_ok(backend: Backend, tmp_path: Path) -> None:
+    backend.start()
+    backend.host.describe(tmp_path, url=backend.url, control=free_port())
+    report = backend.diagnosed()
+    assert report.status is Status.WARN
+    assert "could not be made" in cause(report)

@@ -1,0 +1,226 @@
+"""diagnose-database: each cause on a real server is named first, and a healthy one has none."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from flows.troubleshooting import database
+from runbook.errors import RunbookFailed
+from runbook.report import Report, Status
+from runbook.wait import until
+from tasks import reach
+from tasks.postgres import greeting
+from tasks.postgres.log_reasons import find_reason
+from tests.servers import ROLE, ROLE_PASSWORD, free_port
+from tests.troubleshooting.conftest import PLACES, Host, cause, evidence, following
+
+
+def diagnosed() -> Report:
+    """Its report, critical or not."""
+    try:
+        return database.diagnose_database.fn(environment="sick")
+    except RunbookFailed as error:
+        return error.report
+
+
+def test_of_a_healthy_server_nothing_is_found(host: Host, tmp_path: Path) -> None:
+    host.describe(tmp_path, env_file=host.write_env())
+    report = diagnosed()
+    assert (report.status, cause(report)) == (Status.OK, "nothing found")
+    assert "ready to accept connections" in evidence(report, "Log of postgres").text
+    assert not [one for one in report.evidence if one.name == "Run next"]
+    answers = evidence(report, "Decision tree").rows
+    assert len(answers) > 8
+    assert {row[2] for row in answers} == {"as it should be"}
+
+
+def test_a_dead_process_is_told_with_what_stopped_it(host: Host) -> None:
+    with host.stopped("postgres"):
+        report = diagnosed()
+    assert "is down: the server's process is dead (postgresql is STOPPED" in cause(report)
+    assert "since somebody stopped it" in cause(report)
+    assert "show-recovery-options" in following(report)
+
+
+def test_a_port_where_nobody_listens_is_no_dead_process(host: Host, tmp_path: Path) -> None:
+    host.describe(tmp_path, port=free_port())
+    told = cause(diagnosed())
+    assert "nobody listens on" in told
+    assert "process runs" in told
+
+
+def test_a_supervisor_that_does_not_answer_is_not_taken_for_a_dead_process(host: Host, tmp_path: Path) -> None:
+    host.describe(tmp_path, port=free_port(), control=free_port())
+    report = diagnosed()
+    assert "nobody listens there" in cause(report)
+    assert "process is dead" not in cause(report)
+    assert any(one.name.startswith("not measured: does the process") for one in report.findings)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("no-such-host.invalid", "is not known here"), ("192.0.2.1", "cannot be reached")]
+)
+def test_a_host_that_is_away(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str) -> None:
+    monkeypatch.setattr(reach, "CONNECT_SECONDS", 1.0)
+    host.describe(tmp_path, host=name)
+    assert told in cause(diagnosed())
+
+
+def test_what_listens_there_is_something_else(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(greeting, "ANSWER_SECONDS", 1.0)
+    host.describe(tmp_path, port=host.control)
+    assert "is no PostgreSQL" in cause(diagnosed())
+
+
+def test_a_server_that_hangs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(greeting, "ANSWER_SECONDS", 0.5)
+    pid = host.services.state("postgres").pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert "hangs" in cause(diagnosed())
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_server_that_is_not_up_yet(host: Host) -> None:
+    signals = host.server.data / "standby.signal"
+    host.server.sql("ALTER SYSTEM SET hot_standby = off")
+    try:
+        with host.stopped("postgres"):
+            signals.touch()
+            os.chown(signals, host.server.account.uid, host.server.account.gid)
+            host.services.start("postgres")
+            where = host.server.block()
+            until(lambda: greeting.read_greeting.work(where).answers, what="a greeting", seconds=120)
+            report = diagnosed()
+            host.services.stop("postgres")
+            signals.unlink()
+    finally:
+        host.server.sql("ALTER SYSTEM RESET hot_standby")
+    assert "is starting up, recovering or stopping" in cause(report)
+    assert "diagnose-database" in following(report)
+
+
+def test_a_wrong_password_of_the_environment(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SICK_PASSWORD", "not-this-one")
+    report = diagnosed()
+    assert "refuses the password of role grc_user" in cause(report)
+    assert "not-this-one" not in str(report.as_json())
+
+
+def test_a_wrong_password_in_the_application_s_own_file(host: Host, tmp_path: Path) -> None:
+    host.describe(tmp_path, env_file=host.write_env("stale-word-77"))
+    report = diagnosed()
+    assert "refuses the password of the application's own connection string (DATABASE_URL" in cause(report)
+    for secret in ("stale-word-77", ROLE_PASSWORD):
+        assert secret not in str(report.as_json())
+
+
+@contextlib.contextmanager
+def sessions(host: Host, count: int) -> Iterator[list[psycopg.Connection[tuple[object, ...]]]]:
+    """So many of the application's role, each in a transaction of its own when it is used."""
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(contextlib.closing(psycopg.connect(
+                host="127.0.0.1", port=host.server.port, user=ROLE, password=ROLE_PASSWORD, dbname="grc_db",
+                application_name="grc_backend",
+            )))
+            for _ in range(count)
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("reserved", [0, 3], ids=["all but the reserved places", "every place"])
+def test_the_connection_limit_is_reached(host: Host, reserved: int) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(sessions(host, PLACES - 3))
+        stack.enter_context(contextlib.ExitStack())
+        for _ in range(reserved):
+            stack.enter_context(host.server.connect())
+        report = diagnosed()
+    assert "has reached its connection limit" in cause(report)
+    told = following(report)
+    assert "'override=max_connections = 300'" in told
+    assert "takes effect at a restart of PostgreSQL only" in told
+    assert "undo-postgres-settings" in told
+    if not reserved:
+        assert f"{PLACES - 3} by grc_user (grc_backend)" in cause(report)
+
+
+def test_a_lock_pile_up_names_who_holds_it(host: Host) -> None:
+    host.server.sql("CREATE TABLE IF NOT EXISTS piled (id int)", database="grc_db", user=ROLE)
+    with sessions(host, 3) as (holder, *waiting):
+        pid = holder.info.backend_pid
+        holder.execute("LOCK TABLE piled IN ACCESS EXCLUSIVE MODE")
+        threads = [threading.Thread(target=_waits, args=(one,)) for one in waiting]
+        for thread in threads:
+            thread.start()
+        until(lambda: _blocked(host) == 2, what="two that wait", seconds=120)
+        report = diagnosed()
+        holder.rollback()
+        for thread in threads:
+            thread.join(120)
+    assert cause(report).startswith("a lock pile-up: 2 sessions wait")
+    assert f"behind process {pid} (grc_user, grc_backend, idle in transaction)" in cause(report)
+    assert "LOCK TABLE piled" in cause(report)
+    assert "close-idle-connections" in following(report)
+
+
+def _waits(session: psycopg.Connection[tuple[object, ...]]) -> None:
+    session.execute("SELECT count(*) FROM piled")
+    session.rollback()
+
+
+def _blocked(host: Host) -> object:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND clock_timestamp() > " \
+        "state_change + interval '0.2 s'"  # fmt: skip
+    return host.server.sql(waiting)[0][0]
+
+
+def test_too_many_sit_idle_in_a_transaction(host: Host) -> None:
+    with sessions(host, 7) as opened:
+        for one in opened:
+            one.execute("SELECT 1")
+        report = diagnosed()
+    assert "7 of 7 sessions sit idle in a transaction" in cause(report)
+    assert "close-idle-connections" in following(report)
+
+
+def test_a_server_that_takes_no_writes(host: Host) -> None:
+    host.server.sql(f"ALTER ROLE {ROLE} SET default_transaction_read_only = on")
+    try:
+        report = diagnosed()
+    finally:
+        host.server.sql(f"ALTER ROLE {ROLE} RESET default_transaction_read_only")
+    assert "takes no writes" in cause(report)
+
+
+def test_a_probe_that_cannot_be_made_is_never_ok(host: Host) -> None:
+    host.server.sql("REVOKE TEMPORARY ON DATABASE grc_db FROM PUBLIC; ALTER DATABASE grc_db OWNER TO postgres")
+    try:
+        report = diagnosed()
+    finally:
+        host.server.sql("GRANT TEMPORARY ON DATABASE grc_db TO PUBLIC; ALTER DATABASE grc_db OWNER TO grc_user")
+    assert report.status is Status.WARN
+    assert "not found, and 1 probes could not be made" in cause(report)
+
+
+def test_a_reason_is_read_from_the_end_of_a_log() -> None:
+    lines = {
+        'PANIC:  could not write to file "pg_wal/xlogtemp.1": No space left on device': "disk",
+        'LOG:  could not bind IPv4 address "127.0.0.1": Address already in use': "port",
+        'FATAL:  configuration file "/x/postgresql.conf" contains errors': "configuration",
+        'FATAL:  lock file "postmaster.pid" already exists': "lock file",
+    }
+    for line, kind in lines.items():
+        found = find_reason(f"LOG:  database system is ready to accept connections\n{line}\n")
+        assert found
+        assert found.kind == kind
+        assert find_reason(f"{line}\nLOG:  database system is ready to accept connections\n") is None

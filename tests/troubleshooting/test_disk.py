@@ -1,0 +1,80 @@
+"""free-disk-emergency: what holds the space, what goes, and that it works where nothing can be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.troubleshooting import disk
+from runbook.report import Status
+from tests.troubleshooting.conftest import Host, evidence, following
+
+ROOT = Path(__file__).parents[2]
+STAYS = {
+    "pg/pg_wal/000000010000000000000001", "log/app.log", "log/app.log.2", "log/app.log.3",
+    "backups/.partial-other-postgres_20260101_000000/toc.dat", "tmp/ops-pg-live/postmaster.pid",
+    "tmp/ops-pip-young/wheel",
+}  # fmt: skip
+GOES = ("tmp/ops-wal-dead", "backups/.partial-full-postgres_20260101_000000", "log/app.log.1")
+
+
+def test_of_a_disk_with_room_nothing_goes_and_slots_are_only_told(host: Host) -> None:
+    host.server.sql("SELECT pg_create_physical_replication_slot('forgotten', true)")
+    try:
+        report = disk.free_disk_emergency.fn(environment="sick", confirm="sick")
+        assert host.server.sql("SELECT count(*) FROM pg_replication_slots") == [(1,)]
+    finally:
+        host.server.sql("SELECT pg_drop_replication_slot('forgotten')")
+    held = {row[0]: row[2] for row in evidence(report, "What holds the space").rows}
+    (slot,) = [advice for what, advice in held.items() if what.startswith("WAL kept for the slot forgotten (nobody")]
+    assert "is a decision" in slot
+    assert "never remove a file" in held["pg_wal in all, by the server"]
+    assert "check-replication" in following(report)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """A plan and a run on a disk without a byte left."""
+    alone = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--map-root-user", "--mount"]
+    argv = [*alone, sys.executable, "-m", "tests.troubleshooting.full_disk", str(tmp_path_factory.mktemp("full"))]
+    variables = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    done = subprocess.run(argv, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_plan_is_told_where_nothing_can_be_written(full: list[dict[str, Any]]) -> None:
+    planned, _ = full
+    assert planned["free"] == 0
+    assert [Path(step["detail"].split(",")[0]).as_posix().partition("/disk/")[2] for step in planned["plan"]] == [*GOES]
+    assert all(step["bytes"] >= 500_000 for step in planned["plan"])
+    assert len(planned["left"]) == len(STAYS) + len(GOES)
+    assert any("report could not be written" in one["name"] for one in planned["findings"])
+    assert "/disk/log/app.log.1" in planned["page"]
+
+
+def test_what_may_go_goes_and_all_else_stays(full: list[dict[str, Any]]) -> None:
+    _, done = full
+    assert set(done["left"]) == STAYS
+    assert done["free"] >= 3 * 500_000
+    assert done["written"]
+    assert done["outcome"].startswith("3 of 3 removed, 1.")
+    kept = next(one for one in done["evidence"] if one["name"].startswith("Scratch"))
+    why = {Path(path).name: reason for path, reason in kept["rows"]}
+    assert "works in it" in why["ops-pg-live"]
+    assert "written to" in why["ops-pip-young"]
+
+
+def test_what_is_still_too_full_afterwards_is_critical(full: list[dict[str, Any]]) -> None:
+    _, done = full
+    assert done["status"] == Status.WARN.value
+    assert [one["status"] for one in done["findings"] if "afterwards" in one["name"]] == ["WARN"]
+    assert any(one["name"] == "not measured: the database" for one in done["findings"])
+    rows = next(one for one in done["evidence"] if one["name"].startswith("What holds"))["rows"]
+    assert any(what.endswith("/pg/pg_wal") and "never" in advice for what, _, advice in rows)
