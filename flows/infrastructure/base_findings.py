@@ -10,6 +10,7 @@ from tasks.docker.bases import Base, Support, read_support
 
 SOON = timedelta(days=183)
 OLD_TABLE = timedelta(days=365)
+NEWER = "plan a newer release: update-base-images builds and tests it"
 
 
 def judge_support(report: Report, base: Base, today: date) -> None:
@@ -20,15 +21,16 @@ def judge_support(report: Report, base: Base, today: date) -> None:
             f"support of {base.named}", "look it up, and add it to tasks/docker/releases.toml", value="not known"
         )
     for one in found:
-        _judge_part(report, base, one, today)
+        judge_release(report, f"support of {base.named}: {one.product} {one.release}", one, today, NEWER)
     if base.tag == "latest" and not base.digest:
         report.warn(
             f"tag of {base.named}", "name a version: nobody knows what the next build will take", value="latest"
         )
 
 
-def _judge_part(report: Report, base: Base, part: Support, today: date) -> None:
-    name, told = f"support of {base.named}: {part.product} {part.release}", f"by {part.source}, read {part.checked}"
+def judge_release(report: Report, name: str, part: Support, today: date, hint: str) -> None:
+    """Until when it gets fixes; `hint` says how a newer one comes."""
+    told = f"by {part.source}, read {part.checked}"
     if not part.known:
         report.warn(name, f"look it up, and add it to tasks/docker/releases.toml: {part.source}", value="not known")
     elif part.ends is None:
@@ -36,7 +38,7 @@ def _judge_part(report: Report, base: Base, part: Support, today: date) -> None:
                       value=f"no end announced, {told}", otherwise=Status.WARN)  # fmt: skip
     else:
         over = part.ends < today
-        report.expect(name, part.ends - today > SOON, "plan a newer release: update-base-images builds and tests it",
+        report.expect(name, part.ends - today > SOON, hint,
                       value=f"{'ended' if over else 'until'} {part.ends}, {told}", expected=f"beyond {today + SOON}",
                       otherwise=Status.CRITICAL if over else Status.WARN)  # fmt: skip
 

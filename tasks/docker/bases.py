@@ -123,6 +123,12 @@ def read_support(base: Base) -> list[Support]:
     return found + [_support("alpine", release, tables["alpine"]) for release in alpine if release]
 
 
+def support_of(product: str, version: str) -> Support | None:
+    """Of what runs, by its product and version (`postgres`, `18.6`); None where no table is about the product."""
+    tables = tomllib.loads(RELEASES.read_text(encoding="utf-8"))
+    return _support(product, version, tables[product]) if product in tables else None
+
+
 def _support(product: str, tag: str, table: Mapping[str, Any]) -> Support:
     ends: Mapping[str, str] = table["ends"]
     release = next((one for one in sorted(ends, key=len, reverse=True) if tag == one or tag.startswith(f"{one}.")), "")

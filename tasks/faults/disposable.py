@@ -28,9 +28,22 @@ def where_disposable(env: Environment) -> Environment:
     its TOML names as `drill_environment`; itself too where it names none, which `require_disposable` then refuses.
 
     Raises:
-        OpsError: there is no environment of that name.
+        OpsError: there is no environment of that name, or it shares a server with this one.
     """
-    return env if env.disposable or not env.drill_environment else Environment.find(env.drill_environment)
+    if env.disposable or not env.drill_environment:
+        return env
+    other = Environment.find(env.drill_environment)
+    if shared := _servers(env) & _servers(other):
+        raise OpsError(f"{other.name} is no place for drills of {env.name}: both are {', '.join(sorted(shared))}",
+                       f"describe servers of its own in the TOML of {other.name}")  # fmt: skip
+    return other
+
+
+def _servers(env: Environment) -> set[str]:
+    """What a drill would break: by address, as a worker reaches it."""
+    found = {f"PostgreSQL at {node.host}:{node.port}" for node in env.nodes()}
+    found |= {f"Redis at {env.redis.address}"} if env.has("redis") else set()
+    return found | ({f"the application at {env.application.url}"} if env.has("application") else set())
 
 
 def require_disposable(env: Environment) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from blocks.environment import Environment
+from blocks.redis import Redis
 from flows.recovery.drill import SCENARIOS, run_drill
 from flows.recovery.drills import turns
 from flows.recovery.drills.telling import MEASURED
 from runbook import chain
-from runbook.errors import RunbookFailed
+from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report
 from tests.logfiles import NAME
 
@@ -88,3 +89,14 @@ def test_without_one_it_is_refused_and_so_is_one_that_is_not_disposable(
     production.drill_environment = OWN
     with elsewhere(production, tmp_path, disposable=False).stands_in():
         assert f"{OWN} is not disposable" in drilled(production).sentence()
+
+
+def test_one_on_the_same_server_is_refused(production: Environment, tmp_path: Path) -> None:
+    """As when its TOML was copied, and its addresses never changed."""
+    production.drill_environment = OWN
+    redis = Redis(host="db1", port=6379)
+    shared = production.with_parts({**production.parts(), "redis": redis})
+    shared.slugs = {**shared.slugs, "redis": "type/redis"}
+    own = elsewhere(production, tmp_path, "redis").with_parts({"redis": redis})
+    with shared.stands_in(), own.stands_in(), pytest.raises(OpsError, match="both are Redis at db1:6379"):
+        run_drill.fn(NAME, "next")
