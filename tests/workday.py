@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
@@ -18,7 +19,7 @@ from runbook.report import Finding, Report
 from tests.redis.servers import PASSWORD, RedisServer, running_redis
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
 
-NAME = "trial"
+NAME, TOKYO = "trial", ZoneInfo("Asia/Tokyo")
 TOML = """
 name = "trial"
 timezone = "Asia/Tokyo"

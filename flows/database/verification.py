@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+from itertools import islice
 
 from blocks.environment import Environment, Stores
 from flows.database import expectations, steps
@@ -17,6 +15,7 @@ from tasks.catalogue import PREFIX, Backup
 from tasks.manifest import Kind
 from tasks.postgres.copy import analyze, content_in, create_scratch, drop_scratch, dump_in, fill_scratch
 from tasks.postgres.server import read_server
+from tasks.reports import filed
 
 MOST_SHOWN = 20
 
@@ -70,17 +69,8 @@ def tell_trend(report: Report, env: Environment, kind: Kind) -> None:
     """The last verifications of one kind in this environment, newest first: a restore that takes longer each week
     misses the RTO one day."""
     rows = []
-    for path in sorted(env.reports_directory.glob(f"*-{render.key(report)}.json"), reverse=True)[:MOST_SHOWN]:
-        told = _read(path)
-        facts = told.get("facts", {})
-        of_kind = facts.get("backup", "").startswith(f"{PREFIX[kind]}_")
-        if told.get("environment") == env.name and of_kind and facts.get("restored in"):
-            rows.append((told["started"][:16], facts.get("backup", ""), facts["restored in"], told["status"]))
+    for one in islice(filed(env.reports_directory, env.name, render.key(report)), MOST_SHOWN):
+        backup, took = one.facts.get("backup", ""), one.facts.get("restored in")
+        if backup.startswith(f"{PREFIX[kind]}_") and took:
+            rows.append((str(one.content["started"])[:16], backup, took, one.status))
     report.table("Verifications before this one", ("when", "backup", "restored in", "status"), rows)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}

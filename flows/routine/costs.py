@@ -10,7 +10,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.routine import cost_findings as findings
-from flows.routine.savings import find_savings, judge_savings
+from flows.routine.savings import judge_savings
 from flows.routine.steps import Page
 from runbook.report import Report
 from runbook.run import runbook
@@ -43,7 +43,7 @@ def review_costs(environment: str, months: Annotated[int, Field(ge=1, le=12)] = 
         )
         sums = findings.sums(page, first, bill, by_month or {})
         findings.tell_sums(page, sums)
-        saved = judge_savings(page, find_savings(page))
+        saved = judge_savings(page)
         report.fact("what could be saved", saved)
         report.outcome = f"{sums[-1].month}: {sums[-1].total}; to be saved: {saved}"
     return report

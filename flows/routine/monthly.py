@@ -19,7 +19,7 @@ from flows.routine import performance_findings as performance
 from flows.routine.boxes import GROUPS, Sheet, Work
 from flows.routine.figures import read_figures
 from flows.routine.past import done, link
-from flows.routine.savings import find_savings, judge_savings
+from flows.routine.savings import judge_savings
 from flows.routine.steps import Page
 from flows.routine.traffic import Traffic, read_traffic
 from flows.routine.trends import judge_trends
@@ -102,7 +102,7 @@ def works_of(page: Page, days: int) -> Mapping[str, Work]:
         "ボトルネック特定": seen.bottlenecks,
         "クラウドリソース使用量確認": _resources,
         "AIトークン使用量分析": costs.judge_tokens,
-        "未使用リソース削減": lambda page: judge_savings(page, find_savings(page)),
+        "未使用リソース削減": judge_savings,
         "コスト最適化施策実施": partial(answered, box="コスト最適化施策実施"),
     }
 

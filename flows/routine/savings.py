@@ -10,7 +10,7 @@ from pathlib import Path
 from blocks.environment import Environment
 from flows.database.superseded import find_aside
 from flows.logs.cleaning import MANUAL_DAYS
-from flows.routine.steps import Page
+from flows.routine.steps import NOT_MEASURED, Page
 from runbook.errors import OpsError
 from runbook.render import size
 from runbook.report import Status
@@ -37,19 +37,27 @@ class Saving:
     runbook: str
 
 
-def find_savings(page: Page) -> list[Saving]:
-    """Everything that the environment's own runbooks could give back; what cannot be looked at is told."""
-    found = list[Saving]()
+def judge_savings(page: Page) -> str:
+    """Everything that the environment's own runbooks could give back, with links and, where a disk has a price, what it
+    costs in a month; what cannot be looked at is told, and nothing found elsewhere is then no pass."""
+    found, looked = list[Saving](), list[bool]()
     for part, name, find in _FINDERS:
-        if page.env.has(part):
-            found += page.part(f"unused: {name}", lambda find=find: list(find(page.env))) or []  # type: ignore[misc]
-        else:
+        if not page.env.has(part):
             page.report.fact(f"unused: {name}", f"not looked at: the environment names no [{part}]")
-    return sorted((one for one in found if one.bytes >= LEAST_BYTES), key=lambda one: -one.bytes)
+            continue
+        seen = page.part(f"unused: {name}", lambda find=find: list(find(page.env)))  # type: ignore[misc]
+        looked.append(seen is not None)
+        found += [one for one in seen or () if one.bytes >= LEAST_BYTES]
+    told = _tell(page, sorted(found, key=lambda one: -one.bytes))
+    if not found and not (looked and all(looked)):
+        page.not_measured("what could be saved", "not every place could be looked at", "see what is said of them")
+        return NOT_MEASURED
+    page.report.expect("what could be saved", not found, "see the table: each has the runbook that frees it",
+                       value=told, otherwise=Status.WARN)  # fmt: skip
+    return told
 
 
-def judge_savings(page: Page, found: list[Saving]) -> str:
-    """The table of them, with links and, where a disk has a price, what they cost in a month."""
+def _tell(page: Page, found: list[Saving]) -> str:
     cloud = page.env.cloud if page.env.has("cloud") else None
     price = cloud.disk_price if cloud else 0.0
 
@@ -60,10 +68,7 @@ def judge_savings(page: Page, found: list[Saving]) -> str:
                       [(one.what, size(one.bytes), money(one.bytes), page.launch(one.runbook))
                        for one in found])  # fmt: skip
     total = sum(one.bytes for one in found)
-    told = f"{size(total)} in {len(found)} places ({money(total)})" if found else "nothing"
-    page.report.expect("what could be saved", not found, "see the table: each has the runbook that frees it",
-                       value=told, otherwise=Status.WARN)  # fmt: skip
-    return told
+    return f"{size(total)} in {len(found)} places ({money(total)})" if found else "nothing"
 
 
 def _superseded(env: Environment) -> Iterator[Saving]:

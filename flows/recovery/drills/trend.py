@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from flows.recovery.drills.telling import MEASURED
 from runbook import render
 from runbook.report import Evidence, Report, Status, StepTime
+from tasks.reports import Filed, filed
 
 MOST = 20
 _ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
@@ -19,7 +19,8 @@ _MEASURES = ("rto_seconds", "lost_writes", "rpo_seconds", *(f"phase_{n}_seconds"
 
 def tell(report: Report, directory: Path, scenario: str) -> None:
     """The newest ones, of every scenario, and whether this one's RTO became worse."""
-    past = [row for path in sorted(directory.glob(f"*-{render.key(report)}.json"))[-MOST:] if (row := _row(path))]
+    newest = islice(filed(directory, report.environment, render.key(report)), MOST)
+    past = [row for row in map(_row, newest) if row][::-1]  # the earliest first
     report.table("Trend: the drills before this one", COLUMNS, past)
     if drawn := [row for row in past if row[3]]:
         picture = render.bars([_bar(row) for row in drawn], _ORIGIN)
@@ -35,12 +36,10 @@ def _bar(row: tuple[str, ...]) -> StepTime:
     return StepTime(f"{row[0]} {row[1]}", _ORIGIN, float(row[3]), status)
 
 
-def _row(path: Path) -> tuple[str, ...] | None:
+def _row(one: Filed) -> tuple[str, ...] | None:
     """None where it measured nothing: a plan, a refusal, a drill that was healed."""
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        (measured,) = [dict(item["rows"]) for item in found["evidence"] if item["name"] == MEASURED]
-        begun = str(found["started"])[:16].replace("T", " ")
-        return (begun, measured["scenario"], found["status"], *(str(measured.get(name, "")) for name in _MEASURES))
-    except (OSError, ValueError, KeyError, TypeError):
+    measured = {row[0]: row[1] for row in one.rows(MEASURED) if len(row) == 2}
+    if "scenario" not in measured:
         return None
+    begun = str(one.content["started"])[:16].replace("T", " ")
+    return (begun, measured["scenario"], one.status, *(str(measured.get(name, "")) for name in _MEASURES))

@@ -1,0 +1,124 @@
+"""review_costs: sums by month from a real bill and real lines, what is of no use any more, and what nobody can tell."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.database.backup import backup_database
+from flows.routine.costs import review_costs
+from runbook.report import Report, Status
+from tests.broken import reported
+from tests.routine.test_weekly import file
+from tests.s3.servers import S3Server
+from tests.workday import NAME, TOKYO, Day, ago, app_line, finding, rows
+
+TODAY = datetime.now(TOKYO).date()
+PRICES = """
+[ai_providers]
+prices_from = "a test"
+budget = 10
+prices = { "gpt-4o" = [2.0, 8.0] }
+"""
+CLOUD = """
+[cloud]
+endpoint = "{endpoint}"
+region = "eu-west-3"
+access_key = "testing"
+secret_key_env = "TRIAL_SECRET"
+disk_price = 0.1
+prices_from = "a test"
+"""
+
+
+def review(months: int = 3) -> Report:
+    return reported(lambda: review_costs.fn(NAME, months))
+
+
+def call(hours: float, tokens: int) -> str:
+    return app_line("AI API Call", hours, provider="azure", model="gpt-4o", prompt_tokens=tokens // 2,
+                    completion_tokens=tokens // 2, total_tokens=tokens)  # fmt: skip
+
+
+@pytest.fixture
+def bill(moto: S3Server, day: Day, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A real endpoint that speaks AWS's protocols, with 12.50 USD for this month; its section of the TOML."""
+    monkeypatch.setenv("TRIAL_SECRET", "testing")
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    endpoint = f"http://127.0.0.1:{moto.port}"
+    month = TODAY.replace(day=1).isoformat()
+    group: dict[str, Any] = {"Keys": ["Amazon EC2"], "Metrics": {"UnblendedCost": {"Amount": "12.5", "Unit": "USD"}}}
+    period = {"TimePeriod": {"Start": month, "End": month}, "Groups": [group]}
+    answer = {"results": [{"ResultsByTime": [period], "DimensionValueAttributes": []}]}
+    httpx.post(f"{endpoint}/moto-api/static/ce/cost-and-usage-results", json=answer).raise_for_status()
+    return CLOUD.format(endpoint=endpoint)
+
+
+def test_a_month_is_the_bill_and_the_tokens_together(day: Day, bill: str) -> None:
+    day.write(PRICES + bill)
+    day.log(call(0, 1_000_000))
+    before = TODAY.replace(day=1) - timedelta(days=15)
+    past = [(f"{before:%Y-%m}", "10.00 USD", "7", "700", "1.00 USD", "11.00 USD")]
+    file(day, "Review costs", 40, table=("Sums by month", past))
+    report = review()
+    sums = {row[0]: row[1:] for row in rows(report, "Sums by month")}
+    assert len(sums) == 3
+    assert sums[f"{TODAY:%Y-%m}"] == ("12.50 USD", "1", "1,000,000", "5.00 USD", "17.50 USD")
+    assert sums[f"{before:%Y-%m}"] == past[0][1:], "whose log is gone: as it was reviewed then"
+    assert next(iter(sums.values())) == ("not measured",) * 5, "nobody knows of that one"
+    assert report.outcome.startswith(f"{TODAY:%Y-%m}: 17.50 USD")
+    assert any(item.name == "Cost by month" and "17.50 USD" in item.svg for item in report.evidence)
+
+
+def test_a_sum_without_one_of_its_parts_is_no_sum(day: Day) -> None:
+    day.write(PRICES)
+    day.log(call(0, 1_000_000))
+    report = review(1)
+    assert rows(report, "Sums by month")[0][1:] == ("not measured", "1", "1,000,000", "5.00 USD", "at least 5.00 USD")
+    assert finding(report, "cloud resources").value == "not measured: review-resources was never launched here"
+
+
+def test_without_any_source_nothing_is_measured(day: Day) -> None:
+    report = review(1)
+    assert report.status is Status.WARN
+    assert finding(report, "what this month cost").value.startswith("not measured")
+    assert "no line “AI API Call”" in finding(report, "AI tokens").value
+    (day.logs / "app.log").unlink()
+    assert finding(review(1), "AI tokens by month").value.startswith("not measured: there is no log")
+
+
+def test_a_cloud_that_does_not_answer_is_not_free(day: Day, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIAL_SECRET", "testing")
+    day.write(PRICES + CLOUD.format(endpoint="http://127.0.0.1:1"))
+    day.log(call(0, 1_000_000))
+    report = review(1)
+    assert finding(report, "the cloud's bill").status is Status.WARN
+    assert rows(report, "Sums by month")[0][-1] == "at least 5.00 USD"
+
+
+def test_what_is_of_no_use_any_more_is_told_with_what_frees_it(day: Day, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.routine.savings.LEAST_BYTES", 1000)
+    old = day.logs / "app.log.9"
+    old.write_bytes(b"x" * 5000)
+    os.utime(old, (ago(24 * 40).timestamp(),) * 2)
+    kept = f"{day.database}__old_20260101_000000"
+    try:
+        day.postgres.create_database(kept)
+        day.postgres.sql("CREATE TABLE t (n int PRIMARY KEY); CREATE INDEX twice ON t (n)", database=day.database)
+        backup_database.fn(NAME)
+        report = review(1)
+    finally:
+        day.postgres.drop_database(kept)
+    found = {row[0]: row[3] for row in rows(report, "What could be saved")}
+    assert found == {
+        "1 × database that a restore replaced": "launch discard-superseded/trial",
+        "1 duplicate indexes": "launch check-indexes/trial",
+        "1 rotated logs of over 30 days": "launch clean-logs/trial",
+    }
+    assert finding(report, "what could be saved").status is Status.WARN
+    assert finding(report, "what could be saved").value.endswith("(no price: [cloud] disk_price)")
