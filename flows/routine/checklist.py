@@ -7,7 +7,7 @@ from prefect import flow
 from blocks.environment import Environment
 from flows.routine import checklist_findings as findings
 from flows.routine.checklist_asking import Answered, Asking, ask, launched_at
-from flows.routine.checklist_history import Past, last_time
+from flows.routine.checklist_history import Past, drilled, last_time
 from flows.routine.checklist_texts import ChecklistName
 from flows.routine.checklist_texts import checklist as find_checklist
 from runbook.errors import OpsError
@@ -55,6 +55,6 @@ def _asked(env: Environment, name: ChecklistName, due: str, drill_date: str) -> 
         chosen, launched = find_checklist(name), launched_at()
         last_day = chosen.due(launched.astimezone(env.zone).date(), due, drill_date)
         past = last_time(env, chosen)
-        return past, ask(Asking(env, chosen, launched, last_day, past))
+        return past, ask(Asking(env, chosen, launched, last_day, past, drilled(env, chosen)))
     except OpsError as error:
         return None, error

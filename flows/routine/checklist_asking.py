@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from blocks.environment import Environment
 from flows.routine import checklist_forms as forms
 from flows.routine.checklist_forms import Answer
-from flows.routine.checklist_history import Past
+from flows.routine.checklist_history import Past, beside
 from flows.routine.checklist_texts import Checklist, Phase
 from runbook.errors import OpsError
 
@@ -48,6 +48,7 @@ class Asking:
     launched: datetime
     due: date
     past: Past | None
+    drilled: Mapping[str, str]
 
 
 def launched_at() -> datetime:
@@ -82,7 +83,7 @@ def _phase(asking: Asking, phase: Phase, before: list[Answer]) -> list[Answer]:
     wrong, sent = list[str](), None
     for attempt in range(1, MOST_ATTEMPTS + 1):
         key = f"{phase.id}-{attempt}"
-        hints = {box.id: asking.past.beside(phase, box) if asking.past else box.how for box in phase.boxes}
+        hints = {box.id: beside(box, phase, asking.past, asking.drilled) for box in phase.boxes}
         model = forms.form(phase, _description(asking, phase, before, wrong), hints, sent)
         try:
             sent = _suspended(model, key)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 from blocks.environment import Environment
-from flows.routine.checklist_texts import Box, Checklist, Phase
-from tasks.reports import Filed, filed
+from flows.routine.checklist_texts import DRILL, Box, Checklist, Phase
+from runbook.errors import OpsError
+from tasks.reports import Filed, filed, last
 
 RUNBOOK = "run-checklist"
+DRILL_RUNBOOK, DRILL_TABLE = "dr-drill", "Training checklist (§8.4)"
 TABLE, FACT = "Checklist", "checklist"
 COLUMNS = ("phase", "box", "result", "who", "when", "note", "link")
 MOST = 12
@@ -42,6 +44,27 @@ class Past:
         """For the head of the form."""
         undone = [box for (_, box), row in self.rows.items() if row[2] == "未実施"]
         return f"前回 {self.day}: 未実施 {'、'.join(undone) if undone else 'なし'}"
+
+
+def beside(box: Box, phase: Phase, past: Past | None, drilled: Mapping[str, str]) -> str:
+    """What stands beside a box in its form: how it is done, what the newest drill measured, what was said last time."""
+    parts = [past.beside(phase, box) if past else box.how]
+    if box.measured and box.text in drilled:
+        parts.append(drilled[box.text])
+    return " ／ ".join(parts)
+
+
+def drilled(env: Environment, checklist: Checklist) -> Mapping[str, str]:
+    """Box → what the newest drill checked of it by measurement; of the drill checklists only."""
+    if checklist.name not in DRILL:
+        return {}
+    try:
+        where = Environment.find(env.drill_environment) if env.drill_environment else env
+        found = last(where.reports_directory, where.name, DRILL_RUNBOOK)
+    except OpsError:
+        return {}
+    rows = found.rows(DRILL_TABLE) if found else []
+    return {row[2]: f"run-drill {found.finished:%Y-%m-%d}: {row[3]}" for row in rows if found and row[1] == "☑"}
 
 
 def answered(env: Environment, name: str) -> Iterator[Filed]:

@@ -105,8 +105,8 @@ def _judge_saturation(report: Report, taken: Saturation) -> None:
             report.warn(f"{metric} during the test", "it did not answer at times: see its log", value=problem)
     report.table("Saturation during the test", ("metric", "samples", "mean", "most", "saturated above"), rows)
     for metric in (CPU, CONNECTIONS):
-        if samples := taken.samples.get(metric, []):
-            drawn = [Bar(f"part {at}", (value,), f"{value:.0%}") for at, value in enumerate(_thinned(samples), 1)]
+        if seen := taken.samples.get(metric):
+            drawn = [Bar(f"part {at}", (value,), f"{value:.0%}") for at, value in enumerate(_thinned(seen), 1)]
             report.attach(Evidence(f"{metric} from the test's beginning to its end", svg=bars(drawn)))
 
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import psutil
 import pytest
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from flows.routine.checklist import run_checklist
+from flows.routine.checklist_texts import checklist
 from flows.routine.reminders import remind_checklists
+from lab.control import Control
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
+from runbook.wait import until
 from tests.routine.escalated import escalate
 from tests.routine.waiting import Waiting, waiting
+from tests.servers import free_port
 
 BOXES = ("date", "environment", "backups", "procedures")
 
@@ -144,11 +153,56 @@ def test_what_is_overdue_is_escalated_once_a_day(place: Waiting) -> None:
     assert "セキュリティ監査" in given["what"]
 
 
-def test_prefect_away_is_told(small: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+@pytest.fixture
+def control() -> Iterator[Control]:
+    """A Prefect server that may be killed: other tests run beside this one."""
+    own = Control.prepare(Path(os.environ["OPS_LAB_BASE"]) / f"checklists-{os.getpid()}").launch()
+    own.wait()
+    yield own
+    own.shutdown()
+    shutil.rmtree(own.layout.base)
 
-    from tests.servers import free_port
 
+@pytest.mark.soak
+def test_answers_outlive_the_server_and_every_worker(control: Control, tmp_path: Path) -> None:
+    """Killed between the forms of the day's six phases: nothing is asked twice."""
+    with waiting(tmp_path, [run_checklist], control=control) as place:
+        place.start_worker()
+        run = place.launch("run-checklist", checklist="drill_day", drill_date=day(0))
+        for number, phase in enumerate(checklist("drill_day").phases):
+            place.asks(run, f"phase-{number + 1}-1")
+            if number in (1, 3):
+                place.kill_worker()
+                restart(control)
+                place.start_worker()
+            ids = [box.id.replace("-", "_") for box in phase.boxes]
+            assert place.answer(run, {"who": f"回答者{number}", **{one: {"result": "実施"} for one in ids}}) == "ACCEPT"
+        assert place.ends(run)["type"] == "COMPLETED"
+        (report,) = reports(place)
+    rows = table(report, "Checklist")
+    assert len(rows) == 23
+    assert [row[3] for row in rows[:3]] == ["回答者0"] * 3
+    assert rows[-1][3] == "回答者5"
+    answered = [datetime.fromisoformat(row[1]) for row in table(report, "Phases, from answer to answer")]
+    assert answered == sorted(set(answered)), "each when it came in, not when it was told"
+
+
+def restart(control: Control) -> None:
+    """Killed, all of it; its supervisor starts it again."""
+    before = control.supervisor.services()["server"].pid
+    for part in [*psutil.Process(before).children(recursive=True), psutil.Process(before)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            part.kill()
+
+    def again() -> bool:
+        service = control.supervisor.services()["server"]
+        return service.running and service.pid != before
+
+    until(again, what="the server's restart", seconds=120)
+    control.wait()
+
+
+def test_prefect_away_is_told(small: str) -> None:
     with (
         temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{free_port()}/api", PREFECT_CLIENT_MAX_RETRIES: 0}),
         pytest.raises(RunbookFailed) as failed,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
+from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from flows.recovery.drills import checklist as drill
 from flows.recovery.drills.phases import MINUTES
@@ -13,6 +16,11 @@ from flows.routine.checklist_asking import LAUNCH
 from flows.routine.checklist_texts import DRILL, NAMES, checklist
 from runbook.errors import OpsError, RunbookFailed
 
+ROOT = Path(__file__).parents[2]
+# Of the same chapter, by others.
+ELSEWHERE = {
+    "daily-check", "review-performance", "review-costs", "collect-audit-evidence", "collect-architecture-facts",
+}  # fmt: skip
 # §8.4, word for word.
 MANUAL = """
 ## 事前準備（1週間前）
@@ -122,3 +130,12 @@ def test_a_run_that_could_not_wait_says_so(small: str) -> None:
     (finding,) = failed.value.report.findings
     assert "has no deployment" in finding.name
     assert finding.hint == LAUNCH
+
+
+def test_what_a_box_refers_to_is_there() -> None:
+    """`how` names runbooks: a person must find them in the UI."""
+    text = " ".join(box.how for name in NAMES for _, box in checklist(name).boxes)
+    named = set(re.findall(r"(?<![\w/.-])[a-z]+(?:-[a-z]+)+(?![\w/.])", text))
+    entries = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    deployed = {entry["entrypoint"].rpartition(".")[2].replace("_", "-") for entry in entries}
+    assert named - deployed <= ELSEWHERE, "no such runbook"

@@ -16,11 +16,13 @@ from typing import Any
 
 import psutil
 from prefect import Flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.types.entrypoint import EntrypointType
 
 from deployments import register
 from lab.base import base_directory
 from lab.control import Control
+from lab.environment import prefect_variables
 from lab.processes import exclusive
 from lab.runs import Runs
 from runbook.wait import until
@@ -73,7 +75,12 @@ class Waiting:
         """Its log is in the test's directory."""
         argv = [sys.executable, "-m", "prefect", "worker", "start", "--pool", self.name, "--type", "process"]
         log = (self.directory / f"worker-{len(self.workers)}.log").open("wb")
-        own = {"PYTHONPATH": str(ROOT), "PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_WORKER_PREFETCH_SECONDS": "1"}
+        own = {
+            **prefect_variables(self.control.layout, self.control.state),
+            "PYTHONPATH": str(ROOT),
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_WORKER_PREFETCH_SECONDS": "1",
+        }
         with log:
             self.workers.append(
                 subprocess.Popen(
@@ -114,7 +121,7 @@ class Waiting:
             keys = (state["state_details"] or {}).get("run_input_keyset") or {}
             return keys if state["name"] == "Suspended" and keys["schema"] == f"suspended-{key}-schema" else None
 
-        keys = until(waits, what=f"the form {key}", seconds=120, every_seconds=0.2)
+        keys = until(waits, what=f"the form {key}", seconds=240, every_seconds=0.2)
         assert keys
         return dict(until(lambda: self.read(run, keys["schema"]), what="the form's schema", seconds=120))
 
@@ -134,7 +141,7 @@ class Waiting:
             state = self.run(run)["state"]
             return state if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
-        found = until(ended, what="the run's end", seconds=120, every_seconds=0.2)
+        found = until(ended, what="the run's end", seconds=240, every_seconds=0.2)
         assert found
         return dict(found)
 
@@ -143,9 +150,12 @@ class Waiting:
 
 
 @contextlib.contextmanager
-def waiting(directory: Path, flows: Sequence[Flow[..., Any]], more: str = "") -> Iterator[Waiting]:
-    """An environment of a new name, registered, its flows deployed; no worker yet."""
-    control = Control.find(base_directory())
+def waiting(
+    directory: Path, flows: Sequence[Flow[..., Any]], more: str = "", control: Control | None = None
+) -> Iterator[Waiting]:
+    """An environment of a new name, registered, its flows deployed; no worker yet. The server is the session's, where
+    no other is given."""
+    control = control or Control.find(base_directory())
     assert control
     name = f"t{uuid.uuid4().hex[:12]}"
     made = Waiting(name, directory, control)
@@ -154,7 +164,11 @@ def waiting(directory: Path, flows: Sequence[Flow[..., Any]], more: str = "") ->
     kept = {key: os.environ.get(key) for key in ("OPS_ENVIRONMENT", "OPS_ENVIRONMENT_FILE")}
     os.environ |= {"OPS_ENVIRONMENT": name, "OPS_ENVIRONMENT_FILE": str(path)}
     try:
-        with exclusive(base_directory() / ".deploy.lock"):  # Prefect's own registration of block types races
+        api = prefect_variables(control.layout, control.state)["PREFECT_API_URL"]
+        with (
+            temporary_settings({PREFECT_API_URL: api}),
+            exclusive(base_directory() / ".deploy.lock"),
+        ):  # Prefect's own registration of block types races
             register.register(name)
             control.create_pool(name)
             made.deploy(*flows)
