@@ -84,7 +84,7 @@ class Watched:
     def __init__(self, root: Path, postgres: PostgresServer, redis: RedisServer, backend: Backend) -> None:
         self.root, self.postgres, self.redis, self.backend = root, postgres, redis, backend
         self.log, self.toml, self.reports = root / "app.log", root / "watched.toml", root / "reports"
-        self.begin = datetime.now(UTC)
+        self.begin = datetime.now(UTC) - timedelta(minutes=10)  # Prefect shows no event of the future
         self.minute = -1
         values = {"root": root, "postgres": postgres.port, "redis": redis.port, "application": backend.server_port}
         self.toml.write_text(TOML.format(**values))
