@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from prefect.context import FlowRunContext
 from pydantic import Field, PrivateAttr, field_validator
 
 from blocks.ai_providers import AIProviders
+from blocks.alerts import COLUMNS, Alerts
 from blocks.cloud import Cloud
 from blocks.docker import Docker
 from blocks.nodes import primary_first
@@ -180,6 +181,15 @@ class Environment(Block):
     def cloud(self) -> Cloud:
         """The account at a cloud provider (`has("cloud")`)."""
         return cast(Cloud, self._part("cloud"))
+
+    @property
+    def alerts(self) -> Alerts:
+        """Whom to tell, and how (`has("alerts")`)."""
+        return cast(Alerts, self._part("alerts"))
+
+    def whom_to_call(self, owners: Collection[str]) -> Sequence[Sequence[str]]:
+        """Names of columns, then contacts and vendors, the owners' own first; empty where [alerts] is missing."""
+        return [COLUMNS, *self.alerts.rows(owners)] if self.has("alerts") else []
 
     def with_parts(self, parts: Mapping[str, Block]) -> Environment:
         """This environment with its parts at hand, so that none is loaded from Prefect."""

@@ -15,6 +15,7 @@ from prefect.blocks.core import Block
 from pydantic import ValidationError
 
 from blocks.ai_providers import AIProviders
+from blocks.alerts import Alerts
 from blocks.cloud import Cloud
 from blocks.docker import Docker
 from blocks.environment import Environment
@@ -41,6 +42,7 @@ PARTS: dict[str, type[Block]] = {
     "certificates": Certificates,
     "docker": Docker,
     "cloud": Cloud,
+    "alerts": Alerts,
 }
 SERVICES: dict[str, type[Block]] = {
     "supervisor": SupervisorServices,

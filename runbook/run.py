@@ -13,6 +13,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
 from runbook import chain, containment, render, repeats
+from runbook.contacts import add_contacts
 from runbook.current import current_report, use_report
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed, without_logins
 from runbook.form import form_address
@@ -134,6 +135,7 @@ def _tell_state(report: Report) -> None:
 
 def _finish(report: Report, target: Target, often: bool) -> None:
     report.finished = datetime.now(UTC)
+    add_contacts(report, target)
     page = _write(report, target.reports_directory, often)
     logger().info("%s (report: %s)", report.sentence(), report.path)
     if FlowRunContext.get():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -25,3 +25,6 @@ class Target(Protocol):
     @property
     def unattended(self) -> Sequence[str]:
         """Runbooks that may run without a person's `confirm` (reviewed in git)."""
+
+    def whom_to_call(self, owners: Collection[str]) -> Sequence[Sequence[str]]:
+        """Names of columns, then a row for each contact, the owners' own first; empty where nobody is named."""

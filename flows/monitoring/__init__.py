@@ -1,1 +1,1 @@
-"""付録B, 付録C: what is watched, and who is told."""
+"""付録B and 付録C: metrics, alerts, escalation."""

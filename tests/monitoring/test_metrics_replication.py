@@ -6,7 +6,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 from flows.monitoring.rounds import Round, take_round
-from flows.monitoring.sources import read_database
+from flows.monitoring.sources import read_database, read_service_states
 from runbook.wait import until
 from tests.clusters import Cluster
 
@@ -33,7 +33,7 @@ def test_a_replay_that_is_paused_is_a_lag_and_one_that_goes_on_is_none(cluster: 
     first = minutes.round()
     assert not first.standings[LAG].exceeded
     assert first.standings[STREAMS].value == 0
-    assert first.standings["services.stopped"].value == 0
+    until(lambda: read_service_states(environment)["services.stopped"].value == 0, what="its services", seconds=120)
     spent = time.process_time()
     minutes.round()
     spent = time.process_time() - spent

@@ -48,6 +48,12 @@ frontend_url = ""
 [logs]
 app = "{root}/app.log"
 audit = "{root}/audit.log"
+[alerts]
+channels = ["file"]
+file = "{root}/alerts.jsonl"
+path = [{{ contacts = ["on-call"] }}]
+[alerts.contacts.on-call]
+role = "オンコールSRE"
 [ai_providers]
 budget = 10
 prices_from = "a test"

@@ -25,7 +25,7 @@ def tls_in_front(
 ) -> Iterator[tuple[int, Path]]:
     """A port that speaks TLS and passes everything on to a server; and the certificate that signs for `names`. `asks`:
     the client must have a certificate too, this same one."""
-    certificate, key = _certificate(directory, names)
+    certificate, key = self_signed(directory, names)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     if asks:
@@ -59,7 +59,8 @@ def tls_in_front(
         thread.join()
 
 
-def _certificate(directory: Path, names: Sequence[str]) -> tuple[Path, Path]:
+def self_signed(directory: Path, names: Sequence[str]) -> tuple[Path, Path]:
+    """A certificate that is its own authority, and its key."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
     alternatives = [x509.IPAddress(ip_address(name)) for name in names]

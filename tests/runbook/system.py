@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,3 +16,7 @@ class System:
     name: str = field(default_factory=lambda: f"t{uuid.uuid4().hex[:12]}")
     limits: Mapping[str, tuple[float, float]] = field(default_factory=lambda: {"age": (10, 100)})
     unattended: Sequence[str] = ()
+    contacts: Sequence[Sequence[str]] = ()
+
+    def whom_to_call(self, owners: Collection[str]) -> Sequence[Sequence[str]]:
+        return self.contacts

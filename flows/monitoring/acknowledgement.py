@@ -1,0 +1,60 @@
+"""Somebody takes an incident, or says that it is over (付録C)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Literal
+
+from prefect import flow
+
+from blocks.environment import Environment
+from flows.monitoring.incident import acknowledge, resolve
+from flows.recovery.command import launch
+from runbook.report import Report
+from runbook.run import runbook
+
+
+@flow(name="acknowledge-incident", flow_run_name="acknowledge-incident {environment}")
+def acknowledge_incident(
+    environment: str, incident: str = "", by: str = "", note: str = "",
+    action: Literal["acknowledge", "resolve"] = "acknowledge",
+) -> Report:  # fmt: skip
+    """インシデントの確認・解決 (付録C)
+
+    Notes who takes an incident: nobody else is told from then on, and whoever was told learns who has it. With resolve
+    it is over: the same alert is a new incident then. The message of an alert links this form, filled in but for your
+    name; it stays valid for as long as the incident is open, whatever is restarted meanwhile.
+
+    It changes nothing else. Who acknowledged first stays. Undo: launch escalate with the same what.
+
+    Without Prefect: python -m flows.monitoring.acknowledgement --environment NAME --incident ID --by NAME.
+
+    Args:
+        environment: 対象の環境
+        incident: インシデントの ID または key。空なら、ただ一つの未解決のインシデント
+        by: 対応する人の名前 (必須)
+        note: メモ。連絡を受けた人に伝わる
+        action: acknowledge は対応開始、resolve は解決
+    """
+    env = Environment.find(environment)
+    with runbook("Acknowledge incident", env) as report:
+        work = acknowledge if action == "acknowledge" else resolve
+        found = work(report, env, incident.strip(), by, note.strip())
+        report.outcome = f"{found.id} is {'acknowledged' if found.open else 'resolved'}: {found.what}"
+    return report
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m flows.monitoring.acknowledgement")
+    parser.add_argument("--environment", required=True)
+    parser.add_argument("--incident", default="", help="its id or key; the only open one where none is named")
+    parser.add_argument("--by", required=True, help="your name")
+    parser.add_argument("--note", default="")
+    parser.add_argument("--action", choices=["acknowledge", "resolve"], default="acknowledge")
+    return launch(acknowledge_incident, vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

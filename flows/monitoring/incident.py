@@ -1,0 +1,214 @@
+"""From an alert to somebody who takes it: the procedures of 付録C, for flows, for drills, and without Prefect.
+
+incident = open_incident(report, env, what="…", severity="severe", owner="DBA")   # tells the first level
+incident = go_on(report, env, incident)                                           # tells every level that is due
+incident = acknowledge(report, env, incident.id, by="山田")                        # nobody else is told then
+incident = declare(report, env, incident.id, by="山田")
+notify_stakeholders(report, env, incident)
+incident = resolve(report, env, incident.id, by="山田")
+"""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime, timedelta
+
+from blocks.alerts import Alerts
+from blocks.environment import Environment
+from flows.monitoring import wording
+from runbook.errors import OpsError
+from runbook.failpoint import failpoint
+from runbook.report import Report
+from tasks.alerts.cause import read_cause
+from tasks.alerts.channels import send_message
+from tasks.alerts.incident import Incident, Incidents, Severity, Told, incident
+from tasks.alerts.message import Kind, Message
+
+STAKEHOLDERS = -1
+
+
+def incidents(env: Environment) -> Incidents:
+    """Those of an environment; in its report folder, so that they are where the reports are."""
+    return Incidents(env.reports_directory / "incidents", env.name)
+
+
+def required(env: Environment) -> Alerts:
+    """Whom to tell.
+
+    Raises:
+        OpsError: the environment does not say.
+    """
+    if not env.has("alerts"):
+        raise OpsError(f"environment {env.name} says nothing of whom to tell", "add [alerts] to its TOML "
+                       "(docs/escalation.md) and register it; until then, phone whoever is on call")  # fmt: skip
+    return env.alerts
+
+
+def open_incident(
+    report: Report, env: Environment, *, what: str = "", severity: Severity = "normal", owner: str = "", run: str = "",
+    key: str = "",
+) -> Incident:  # fmt: skip
+    """Open one, or join the open one of the same key, and tell whoever is to know at once."""
+    alerts = required(env)
+    cause = read_cause(run)
+    told = what or f"{cause.name or 'run ' + run}: {cause.state} {cause.message}".strip()
+    new = incident(env.name, told, severity, owner or wording.owner_in(cause.tags), run, key)
+    try:
+        found, is_new = incidents(env).open_or_join(new, alerts.reopen_hours * 3600)
+    except OpsError as error:  # a full disk may be what it is about: whoever is on call is told all the same
+        report.expect("the incident is on disk", False, f"{error.hint}. It escalates to nobody by itself: phone them",
+                      value=error.message)  # fmt: skip
+        found, is_new = new, True
+    report.fact("incident", f"{found.id}: {found.what}")
+    if not is_new:
+        report.fact("happened again", f"{found.repeats} times since {wording.moment(env, found.since)}")
+    return go_on(report, env, found)
+
+
+def go_on(report: Report, env: Environment, found: Incident) -> Incident:
+    """Tell everybody who is due and was not told yet, until somebody acknowledges."""
+    alerts, kept = required(env), incidents(env)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OpsError):
+            stack.enter_context(kept.stepping(found))
+        for number in range(len(alerts.path)):
+            for contact in alerts.at(number, found.owner):
+                found = _now(kept, found)
+                if not found.waiting or not _due(alerts, found, number):
+                    return found
+                if not found.reached(number, contact):
+                    found = _tell(report, env, found, number, contact)
+    return found
+
+
+def due_next(env: Environment, found: Incident) -> datetime | None:
+    """When the next level is to be told; None: everybody was, or nobody needs to be."""
+    alerts, now = required(env), datetime.now(UTC)
+    if not found.waiting:
+        return None
+    moments = [_moment(alerts, found, number) for number in range(len(alerts.path)) if _is_for(alerts, found, number)]
+    return next((moment for moment in moments if moment > now), None)
+
+
+def _is_for(alerts: Alerts, found: Incident, number: int) -> bool:
+    return found.severity == "severe" or not alerts.path[number].severe_only
+
+
+def _moment(alerts: Alerts, found: Incident, number: int) -> datetime:
+    return found.since + timedelta(minutes=alerts.path[number].minutes)
+
+
+def _due(alerts: Alerts, found: Incident, number: int) -> bool:
+    """Its minutes are over, or nobody before it could be reached."""
+    if not _is_for(alerts, found, number):
+        return False
+    return datetime.now(UTC) >= _moment(alerts, found, number) or not any(one.outcome == "sent" for one in found.told)
+
+
+def _now(kept: Incidents, found: Incident) -> Incident:
+    """As it is on disk: somebody may have acknowledged it meanwhile."""
+    with contextlib.suppress(OpsError):
+        return kept.get(found.id)
+    return found
+
+
+def _note(kept: Incidents, found: Incident, told: Told) -> Incident:
+    with contextlib.suppress(OpsError):
+        return kept.tell(found, told)
+    return found.with_told(told)
+
+
+def _tell(report: Report, env: Environment, found: Incident, number: int, contact: str) -> Incident:
+    """One person, by the first channel that takes it."""
+    alerts, kept = env.alerts, incidents(env)
+    person, text = alerts.contacts[contact], wording.text(env, found, number, contact, read_cause(found.run))
+    for channel in alerts.channels_of(contact):
+        message = wording.message(found, "trigger", f"{found.id}-{number}-{contact}", found.what, text, person.role)
+        began = datetime.now(UTC)
+        found = _note(kept, found, Told(number, contact, channel, began, "begun"))
+        reason = _failure(report, alerts, channel, contact, message)
+        found = _note(kept, found, Told(number, contact, channel, began, "failed" if reason else "sent", reason))
+        if not reason:
+            report.expect(f"{person.role} was told of {found.id}", True, "", value=channel)
+            failpoint(f"told {contact}")
+            return found
+    report.expect(f"{person.role} was told of {found.id}", False,
+                  f"phone {person.name or person.role}: {person.phone or 'no number is known'}. "
+                  "Then repair the channels of [alerts]",
+                  value="no channel took it")  # fmt: skip
+    return found
+
+
+def _failure(report: Report, alerts: Alerts, channel: str, contact: str, message: Message) -> str:
+    """Why a channel did not take it, "" where it did; the report has it as a finding."""
+    try:
+        send_message(alerts, channel, contact, message)  # type: ignore[arg-type]
+    except OpsError as error:
+        report.warn(f"channel {channel} for {alerts.contacts[contact].role}",
+                    f"look at [alerts] of the TOML and at the {channel} service; the next channel was tried",
+                    value=error.message)  # fmt: skip
+        return error.message
+    return ""
+
+
+def acknowledge(report: Report, env: Environment, name: str, by: str, note: str = "") -> Incident:
+    """Somebody takes it: no further level is told. Whoever was told learns of it.
+
+    Raises:
+        OpsError: there is no such incident, or `by` is empty.
+    """
+    found, is_new = incidents(env).acknowledge(name, _named(by), note)
+    report.fact("acknowledged", f"by {found.acknowledged_by} at {wording.moment(env, found.acknowledged)}")
+    if not found.open:
+        report.fact("resolved", f"by {found.resolved_by} at {wording.moment(env, found.resolved)}")
+    if is_new:
+        _tell_all(report, env, found, "acknowledge", f"{found.acknowledged_by} が対応中: {found.what}")
+    return found
+
+
+def resolve(report: Report, env: Environment, name: str, by: str, note: str = "") -> Incident:
+    """It is over: the same key is a new incident from now on.
+
+    Raises:
+        OpsError: there is no such incident, or `by` is empty.
+    """
+    found, is_new = incidents(env).resolve(name, _named(by), note)
+    report.fact("resolved", f"by {found.resolved_by} at {wording.moment(env, found.resolved)}")
+    if is_new:
+        _tell_all(report, env, found, "resolve", f"解決: {found.what}")
+    return found
+
+
+def declare(report: Report, env: Environment, name: str, by: str) -> Incident:
+    """インシデント宣言 (§8.4): it is one that stakeholders are told of (`notify_stakeholders`)."""
+    found = incidents(env).declare(name, _named(by))
+    report.fact("declared", f"by {found.declared_by} at {wording.moment(env, found.declared)}")
+    return found
+
+
+def notify_stakeholders(report: Report, env: Environment, found: Incident) -> Incident:
+    """ステークホルダー通知 (§8.4). Whoever could not be told is CRITICAL, with the number to phone."""
+    for contact in required(env).stakeholders:
+        if not found.reached(STAKEHOLDERS, contact):
+            found = _tell(report, env, found, STAKEHOLDERS, contact)
+    report.expect("stakeholders are named", bool(env.alerts.stakeholders), "add stakeholders to [alerts]")
+    return found
+
+
+def _named(by: str) -> str:
+    if not by.strip():
+        raise OpsError("who it is that takes it is not said", "fill in by: your name, which the others read")
+    return by.strip()
+
+
+def _tell_all(report: Report, env: Environment, found: Incident, kind: Kind, subject: str) -> None:
+    """Everybody who was told, by the channel that worked; once for each of them."""
+    alerts = required(env)
+    sent = {
+        (one.contact, one.channel) for one in found.told if one.outcome == "sent" and one.contact in alerts.contacts
+    }
+    for contact, channel in sorted(sent):
+        number = f"{found.id}-{kind}-{contact}"
+        text = wording.ended(env, found)
+        message = wording.message(found, kind, number, subject, text, alerts.contacts[contact].role)
+        _failure(report, alerts, channel, contact, message)

@@ -1,0 +1,77 @@
+"""What an alert says: what, since when, where to look, what to do, and who knows already."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+
+from blocks.environment import Environment
+from runbook.form import read_forms
+from tasks.alerts.cause import Cause
+from tasks.alerts.incident import Incident
+from tasks.alerts.message import Kind, Message
+
+OWNERS = ("SRE", "DBA", "DevOps", "セキュリティ", "QA", "マネージャー", "開発者")
+SEVERITIES = {"severe": "重大", "normal": "通常"}
+
+
+def owner_in(tags: Collection[str]) -> str:
+    """A run's owner, as its deployment's tags name it."""
+    return next((tag for tag in tags if tag in OWNERS), "")
+
+
+def moment(env: Environment, at: datetime | None) -> str:
+    """In the operators' time zone."""
+    return at.astimezone(env.zone).strftime("%Y-%m-%d %H:%M:%S %Z") if at else ""
+
+
+def message(found: Incident, kind: Kind, number: str, subject: str, text: str, to: str) -> Message:
+    """Of an incident."""
+    severe = found.severity == "severe"
+    return Message(kind, found.id, number, found.environment, severe, subject, text, to)
+
+
+def text(env: Environment, found: Incident, level: int, contact: str, cause: Cause) -> str:
+    """For one person of a level."""
+    person = env.alerts.contacts[contact]
+    again = f" (以後 {found.repeats} 回, 最後は {moment(env, found.last)})" if found.repeats else ""
+    lines = {
+        "内容": found.what,
+        "重大度": SEVERITIES[found.severity],
+        "環境": f"{env.title or env.name} ({env.name})",
+        "発生": moment(env, found.since) + again,
+        "担当": found.owner,
+        "run": cause.address or found.run,
+        "レポート": cause.sentence,
+        "宛先": " ".join(filter(None, (person.role, person.name, person.phone))),
+        "連絡済み": told(env, found) or "なし (最初の連絡)",
+        "対応": f"対応する人は確認してください: {how_to_acknowledge(env, found)}",
+    }
+    return "\n".join(f"{name}: {value}" for name, value in lines.items() if value)
+
+
+def told(env: Environment, found: Incident) -> str:
+    """Who was told before, by what and when."""
+    contacts = env.alerts.contacts
+    sent = [one for one in found.told if one.outcome == "sent" and one.contact in contacts]
+    return "、".join(f"{contacts[one.contact].role} ({one.channel} {moment(env, one.at)})" for one in sent)
+
+
+def how_to_acknowledge(env: Environment, found: Incident) -> str:
+    """The form in the Prefect UI, filled in but for the name; and the way without Prefect."""
+    given = {"environment": env.name, "incident": found.id}
+    link = read_forms([env.name]).link("acknowledge-incident", env.name, given)
+    command = f"python -m flows.monitoring.acknowledgement --environment {env.name} --incident {found.id} --by 名前"
+    address = link.rpartition("](")[2].removesuffix(")") if "](" in link else ""
+    return f"{address} または {command}" if address else command
+
+
+def ended(env: Environment, found: Incident) -> str:
+    """That somebody takes it, or that it is over."""
+    lines = {
+        "内容": found.what,
+        "対応者": f"{found.acknowledged_by} ({moment(env, found.acknowledged)})" if found.acknowledged else "",
+        "解決": f"{found.resolved_by} ({moment(env, found.resolved)})" if found.resolved else "",
+        "メモ": found.note,
+    }
+    return "\n".join(f"{name}: {value}" for name, value in lines.items() if value)

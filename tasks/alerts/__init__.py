@@ -1,0 +1,1 @@
+"""Telling people: incidents that outlive every process, messages, and the channels that carry them."""

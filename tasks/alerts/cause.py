@@ -1,0 +1,53 @@
+"""The run that an alert is about, as Prefect knows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.context import FlowRunContext
+from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_UI_URL
+
+from runbook.errors import excerpt
+from runbook.kinds import probe
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A flow run: its name and state, what its report says (with what to do next), its tags, its address."""
+
+    name: str = ""
+    state: str = ""
+    message: str = ""
+    sentence: str = ""
+    tags: tuple[str, ...] = ()
+    address: str = ""
+
+
+@probe
+def read_cause(run: str) -> Cause:
+    """Empty where Prefect does not know the run or does not answer: an alert leaves without it."""
+    if not run or FlowRunContext.get() is None:
+        return Cause()
+    address = f"{ui}/runs/flow-run/{run}" if (ui := PREFECT_UI_URL.value()) else ""
+    try:
+        wanted = UUID(run)
+        with get_client(sync_client=True) as client:
+            found = client.read_flow_run(wanted)
+            shown = client.read_artifacts(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[wanted])))
+    except (ValueError, httpx.HTTPError, PrefectException):
+        return Cause(address=address)
+    told = [one.description for one in shown if one.type == "markdown" and one.description]
+    state = found.state
+    return Cause(
+        found.name,
+        state.name or "" if state else "",
+        excerpt(state.message or "", 200) if state else "",
+        told[-1] if told else "",
+        tuple(found.tags),
+        address,
+    )

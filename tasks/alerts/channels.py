@@ -1,0 +1,148 @@
+"""Channels: each takes a message or raises within its deadline. Neither an address nor a key is in what it raises.
+
+Not by Prefect's notification blocks: those of Slack and Teams return as if they had sent what they have not, none has a
+deadline for the whole answer, and an alert must also leave when Prefect is down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import smtplib
+import ssl
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pydantic import SecretStr
+
+from blocks.alerts import Alerts, Channel
+from runbook import durable
+from runbook.errors import OpsError, Unreachable, excerpt
+from runbook.kinds import action
+from tasks.alerts import message as form
+from tasks.alerts.message import Message
+
+MOST_BYTES = 2000
+LEAST_LETTERS = 8
+
+
+class _NoAddress(logging.Filter):
+    """httpx logs each request's address, which is the secret of a webhook."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            hidden = (f"{one.scheme}://{one.host}/…" if isinstance(one, httpx.URL) else one for one in record.args)
+            record.args = tuple(hidden)
+        return True
+
+
+logging.getLogger("httpx").addFilter(_NoAddress())
+
+
+@action
+def send_message(alerts: Alerts, channel: Channel, contact: str, message: Message) -> None:
+    """Tell somebody by one channel.
+
+    Raises:
+        Unreachable: the channel did not take it within `deadline_seconds`.
+    """
+    deliver(alerts, channel, contact, message)
+
+
+def deliver(alerts: Alerts, channel: Channel, contact: str, message: Message) -> None:
+    """`send_message` for what is no step of a run."""
+    ways: dict[Channel, Callable[[], None]] = {
+        "slack": lambda: _post(alerts.slack_url, form.slack(message), alerts.deadline_seconds),
+        "teams": lambda: _post(alerts.teams_url, form.teams(message), alerts.deadline_seconds),
+        "webhook": lambda: _post(alerts.webhook_url, form.plain(message), alerts.deadline_seconds),
+        "pagerduty": lambda: _post(
+            SecretStr(alerts.pagerduty_url),
+            form.pagerduty(message, alerts.pagerduty_key.get_secret_value()),
+            alerts.deadline_seconds,
+        ),
+        "email": lambda: _mail(alerts, alerts.contacts[contact].email, message),
+        "file": lambda: _append(Path(alerts.file), message),
+    }
+    try:
+        _within(alerts.deadline_seconds, ways[channel])
+    except OpsError as error:
+        raise Unreachable(f"{channel}: {excerpt(_masked(error.message, alerts), 160)}") from None
+
+
+def _within(seconds: float, work: Callable[[], None]) -> None:
+    """Servers that send a byte now and then keep every timeout of a socket from ending."""
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="alert", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise OpsError(f"no answer within {seconds:g} s")
+    if errors:
+        raise errors[0] if isinstance(errors[0], OpsError) else OpsError(f"{type(errors[0]).__name__}")
+
+
+def _post(url: SecretStr, body: dict[str, Any], seconds: float) -> None:
+    try:
+        with httpx.stream("POST", url.get_secret_value(), json=body, timeout=seconds) as answer:
+            if not answer.is_success:
+                said = next(answer.iter_bytes(MOST_BYTES), b"").decode(errors="replace")
+                raise OpsError(f"refused: {answer.status_code} {said}")
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        raise OpsError(f"not sent ({type(error).__name__})") from None
+
+
+def _mail(alerts: Alerts, to: str, message: Message) -> None:
+    secured = ssl.create_default_context()
+    try:
+        server: smtplib.SMTP
+        if alerts.smtp_security == "tls":
+            server = smtplib.SMTP_SSL(alerts.smtp_host, alerts.smtp_port, timeout=alerts.deadline_seconds,
+                                      context=secured)  # fmt: skip
+        else:
+            server = smtplib.SMTP(alerts.smtp_host, alerts.smtp_port, timeout=alerts.deadline_seconds)
+        with contextlib.closing(server):
+            if alerts.smtp_security == "starttls":
+                server.starttls(context=secured)
+            if alerts.smtp_user:
+                server.login(alerts.smtp_user, alerts.smtp_password.get_secret_value())
+            server.send_message(form.mail(message, alerts.email_from, to))
+            with contextlib.suppress(smtplib.SMTPException, OSError):  # it has taken the letter
+                server.quit()
+    except smtplib.SMTPResponseException as error:
+        said = error.smtp_error if isinstance(error.smtp_error, str) else error.smtp_error.decode(errors="replace")
+        raise OpsError(f"refused: {error.smtp_code} {said}") from None
+    except smtplib.SMTPRecipientsRefused:
+        raise OpsError("refused: the recipient") from None
+    except (smtplib.SMTPException, OSError, ValueError) as error:
+        raise OpsError(f"not sent ({type(error).__name__})") from None
+
+
+def _append(path: Path, message: Message) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(form.plain(message), ensure_ascii=False) + "\n")
+        durable.sync(path)
+    except OSError as error:
+        raise OpsError(f"not written ({error.strerror})") from None
+
+
+def _masked(text: str, alerts: Alerts) -> str:
+    """Before it is cut. A server may repeat an address's path alone."""
+    secrets = {
+        part for secret in alerts.secrets() for part in (secret, *secret.split("/")) if len(part) >= LEAST_LETTERS
+    }
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "********")
+    return text

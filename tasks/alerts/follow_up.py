@@ -1,0 +1,35 @@
+"""The run that goes on with an incident when its next level is due: Prefect's database keeps it, no process sleeps."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.exceptions import PrefectException
+from prefect.states import Scheduled
+
+from runbook.kinds import action
+
+FLOW = "escalate"
+
+
+@action(idempotent=True)
+def schedule_next(environment: str, incident: str, due: datetime) -> bool:
+    """A run of `escalate` at that moment, once for each moment; False where Prefect cannot take it."""
+    if FlowRunContext.get() is None:
+        return False
+    try:
+        with get_client(sync_client=True) as client:
+            deployment = client.read_deployment_by_name(f"{FLOW}/{environment}")
+            client.create_flow_run_from_deployment(
+                deployment.id,
+                parameters={"environment": environment},
+                state=Scheduled(scheduled_time=due),
+                name=f"{FLOW} {environment} {incident}",
+                idempotency_key=f"{FLOW}-{incident}-{due.isoformat()}",
+            )
+    except (httpx.HTTPError, PrefectException):
+        return False
+    return True

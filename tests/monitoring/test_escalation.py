@@ -1,0 +1,142 @@
+"""escalate: who is told when, and nobody more once somebody has acknowledged."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+
+import pytest
+
+from flows.monitoring.acknowledgement import acknowledge_incident
+from flows.monitoring.escalation import escalate
+from flows.monitoring.incident import due_next
+from runbook.errors import RunbookFailed
+from runbook.report import Status
+from tests.monitoring.duty import NAME, Duty, finding
+
+NOW = (0.0, 0.0, 0.0)
+
+
+def test_who_is_on_call_is_told_and_acknowledges_and_nobody_else_is_told(duty: Duty) -> None:
+    report = escalate.fn(NAME, what="主系データベースが応答しない", key="db")
+    assert duty.told == ["oncall"]
+    (letter,) = duty.mail.letters
+    text = letter.get_content()
+    (incident,) = duty.incidents()
+    assert letter["Subject"] == "⚠️ [trial] 主系データベースが応答しない"
+    for told in (
+        "内容: 主系",
+        "重大度: 通常",
+        "試験環境 (trial)",
+        "発生: 20",
+        " JST",
+        "なし (最初の連絡)",
+        "佐藤 000-0000-0001",
+    ):
+        assert told in text, text
+    assert f"python -m flows.monitoring.acknowledgement --environment trial --incident {incident.id} --by" in text
+    assert finding(report, "オンコールSRE was told") == "OK email — "
+
+    acknowledged = acknowledge_incident.fn(NAME, by="佐藤", note="見ています")
+    assert acknowledged.status is Status.OK
+    duty.describe(minutes=NOW)
+    report = escalate.fn(NAME)
+    assert duty.told == ["oncall", "oncall"], "told again only of who has it"
+    assert "佐藤 が対応中" in duty.mail.letters[1]["Subject"]
+    assert "メモ: 見ています" in duty.mail.letters[1].get_content()
+    assert report.status is Status.OK
+    (incident,) = duty.incidents()
+    assert (incident.acknowledged_by, incident.note) == ("佐藤", "見ています")
+    assert incident.acknowledged_seconds is not None
+    assert incident.acknowledged_seconds > 0
+
+
+def test_nobody_acknowledges(duty: Duty) -> None:
+    escalate.fn(NAME, what="x")
+    (incident,) = duty.incidents()
+    assert due_next(duty.env, incident) == incident.since + timedelta(minutes=15)
+    escalate.fn(NAME)
+    assert duty.told == ["oncall"], "not before its minutes are over, and nobody twice"
+    duty.describe(minutes=(0, 0, 30))
+    escalate.fn(NAME)
+    assert duty.told == ["oncall", "lead"]
+    (incident,) = duty.incidents()
+    assert due_next(duty.env, incident) == incident.since + timedelta(minutes=30)
+    duty.describe(minutes=NOW)
+    report = escalate.fn(NAME)
+    assert duty.told == ["oncall", "lead", "manager"]
+    assert re.search(r"連絡済み: オンコールSRE \(email .*、チームリード \(email ", duty.mail.letters[2].get_content())
+    assert due_next(duty.env, duty.incidents()[0]) is None
+    assert finding(report, "is acknowledged").startswith("WARN x — everybody was told")
+    escalate.fn(NAME)
+    assert duty.told == ["oncall", "lead", "manager"], "not the executives, and nobody again"
+
+
+def test_a_severe_one_reaches_the_executives(duty: Duty) -> None:
+    duty.describe(minutes=NOW)
+    escalate.fn(NAME, severity="severe", what="x", key="k")
+    assert duty.told == ["oncall", "lead", "manager", "executives"]
+    assert duty.mail.letters[0]["Subject"].startswith("🛑")
+
+
+def test_the_owner_s_contacts_are_told_at_once(duty: Duty) -> None:
+    escalate.fn(NAME, what="x", owner="DBA")
+    assert duty.told == ["oncall", "dba"]
+
+
+def test_one_key_is_one_incident_until_it_is_resolved(duty: Duty) -> None:
+    escalate.fn(NAME, what="x", key="k")
+    report = escalate.fn(NAME, what="x", key="k")
+    assert duty.told == ["oncall"]
+    assert report.facts["happened again"].startswith("1 times since")
+    escalate.fn(NAME, what="y", key="other")
+    assert duty.told == ["oncall", "oncall"]
+    duty.describe(minutes=NOW)
+    escalate.fn(NAME, severity="severe", what="x", key="k")
+    assert "executives" in duty.told, "it became severe"
+    acknowledge_incident.fn(NAME, incident="k", by="鈴木", action="resolve")
+    before = len(duty.told)
+    escalate.fn(NAME, what="x", key="k")
+    assert duty.told[before] == "oncall", "a new one"
+    assert len(duty.incidents()) == 3
+
+
+def test_acknowledged_long_ago_it_is_a_new_one(duty: Duty) -> None:
+    escalate.fn(NAME, what="x", key="k")
+    acknowledge_incident.fn(NAME, by="佐藤")
+    escalate.fn(NAME, what="x", key="k")
+    assert len(duty.incidents()) == 1
+    path = duty.base / "trial.toml"
+    path.write_text(path.read_text().replace("[alerts]\n", "[alerts]\nreopen_hours = 0.0000001\n"))
+    escalate.fn(NAME, what="x", key="k")
+    newest, old = duty.incidents()
+    assert newest.waiting
+    assert old.resolved_by == "it happened again"
+
+
+def test_an_environment_that_says_nothing_of_whom_to_tell(duty: Duty) -> None:
+    path = duty.base / "trial.toml"
+    path.write_text(path.read_text().partition("[alerts]")[0])
+    with pytest.raises(RunbookFailed, match="says nothing of whom to tell. Next: add"):
+        escalate.fn(NAME, what="x")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"by": "佐藤"}, "0 incidents are open of trial. Next: name one of: none"),
+        ({"by": "佐藤", "incident": "nothing"}, "“nothing” is no incident of trial"),
+        ({"by": " "}, "who it is that takes it is not said"),
+    ],
+)
+def test_an_acknowledgement_that_cannot_be(duty: Duty, given: dict[str, str], said: str) -> None:
+    with pytest.raises(RunbookFailed, match=said):
+        acknowledge_incident.fn(NAME, **given)  # type: ignore[arg-type]
+
+
+def test_who_acknowledged_first_stays(duty: Duty) -> None:
+    escalate.fn(NAME, what="x", key="k")
+    acknowledge_incident.fn(NAME, by="佐藤")
+    report = acknowledge_incident.fn(NAME, incident="k", by="鈴木")
+    assert report.facts["acknowledged"].startswith("by 佐藤 at")
+    assert duty.told == ["oncall", "oncall"]

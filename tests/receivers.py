@@ -1,0 +1,153 @@
+"""Who receives alerts, on loopback: an HTTP server and an SMTP server, real ones, with faults on request.
+
+with http_receiver() as web:
+    with web.fault("/slack", "500"):
+        ...                         # what is posted there is refused
+    web.got["/hook"]                # the bodies that were taken
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import ssl
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from email import message_from_bytes
+from email.message import EmailMessage
+from email.policy import default
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+from aiosmtpd.controller import Controller  # type: ignore[import-untyped]
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session  # type: ignore[import-untyped]
+
+Fault = Literal["500", "302", "hang", "drip", "close", "echo"]
+
+
+class HttpReceiver(ThreadingHTTPServer):
+    """`got`: path → bodies that were taken; `tried`: every path, in order."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.got: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        self.tried: list[str] = []
+        self.faults: dict[str, Fault] = {}
+        self.released = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    @contextlib.contextmanager
+    def fault(self, path: str, fault: Fault) -> Iterator[None]:
+        self.faults[path] = fault
+        try:
+            yield
+        finally:
+            del self.faults[path]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: HttpReceiver
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """No noise."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.tried.append(self.path)
+        match self.server.faults.get(self.path):
+            case "500":
+                self._answer(500, "no_service")
+            case "302":
+                self._answer(302, "elsewhere")
+            case "echo":  # as some do: the address is in the answer
+                self._answer(404, f"there is no {self.server.url}{self.path}, nor {self.path}: {json.dumps(body)}")
+            case "hang":
+                self.server.released.wait()
+            case "drip":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+                while not self.server.released.wait(0.2):
+                    self.wfile.write(b"X-More: 1\r\n")
+            case "close":
+                self.close_connection = True
+            case _:
+                self.server.got[self.path].append(body)
+                self._answer(202, "ok")
+
+    def _answer(self, status: int, text: str) -> None:
+        content = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@contextlib.contextmanager
+def http_receiver() -> Iterator[HttpReceiver]:
+    server = HttpReceiver()
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.released.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class Mailbox:
+    """aiosmtpd's handler. `letters` were taken; while `refuses` none is. `then` is done with each."""
+
+    def __init__(self) -> None:
+        self.letters: list[EmailMessage] = []
+        self.refuses = False
+        self.port = 0
+        self.then: Callable[[], object] = lambda: None
+
+    async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:
+        if self.refuses:
+            return "451 4.3.0 the disk of the mail server is full"
+        letter = message_from_bytes(envelope.content, policy=default)
+        assert isinstance(letter, EmailMessage)
+        self.letters.append(letter)
+        self.then()
+        return "250 OK"
+
+    def to(self, address: str) -> list[EmailMessage]:
+        return [letter for letter in self.letters if letter["To"] == address]
+
+
+@contextlib.contextmanager
+def smtp_receiver(context: ssl.SSLContext | None = None, login: tuple[str, str] | None = None) -> Iterator[Mailbox]:
+    """With a certificate it asks for STARTTLS, with a login for that too."""
+
+    def authenticated(server: SMTP, session: Session, envelope: Envelope, mechanism: str, given: Any) -> AuthResult:
+        known = isinstance(given, LoginPassword) and (given.login.decode(), given.password.decode()) == login
+        return AuthResult(success=known, handled=False)
+
+    box = Mailbox()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    controller = Controller(
+        box,
+        hostname="127.0.0.1",
+        port=port,
+        tls_context=context,
+        require_starttls=context is not None,
+        authenticator=authenticated if login else None,
+        auth_required=login is not None,
+    )
+    controller.start()
+    box.port = port
+    try:
+        yield box
+    finally:
+        controller.stop()
