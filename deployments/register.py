@@ -11,6 +11,7 @@ import sys
 
 from blocks import toml
 from blocks.environment import Environment
+from deployments.alerting import block_name, server_channel
 from runbook.errors import OpsError
 from runbook.lease import ensure_limit
 
@@ -29,6 +30,9 @@ def register(environment: str) -> list[str]:
         block.save(found.slugs[part].partition("/")[2], overwrite=True)
         done.append(f"block {found.slugs[part]}")
     found.save(environment, overwrite=True)
+    if found.has("alerts") and (channel := server_channel(found.alerts, environment)):
+        channel.save(block_name(environment), overwrite=True)
+        done.append(f"block {type(channel).get_block_type_slug()}/{block_name(environment)}")
     ensure_limit(environment)
     return [*done, f"block ops-environment/{environment}", f"lock env-{environment}"]
 

@@ -46,10 +46,8 @@ class Deed:
 
 def deeds(env: Environment) -> Iterator[Deed]:
     """The table's actions, for what the environment has."""
-    for metric in ("api.error_ratio", "api.response_seconds", *(one.name for one in BESIDES)):
-        severity = METRICS[metric].severity
-        yield Deed(f"escalate-{metric}", metric, "escalate", {"severity": severity, **TOLD})
-    yield Deed("escalate-not-measured", "*", "escalate", {"severity": "{{ event.payload.severity }}", **TOLD}, False)
+    if env.has("alerts"):
+        yield from escalations()
     if env.has("postgres"):
         yield Deed("investigate-replication", "postgres.replication.lag_seconds", "diagnose-database")
         yield Deed("investigate-database", "postgres.connections.used_ratio", "diagnose-database", measured=False)
@@ -63,6 +61,14 @@ def deeds(env: Environment) -> Iterator[Deed]:
         yield Deed("report-tokens", "ai.tokens.budget_ratio", "report-token-usage")
     if env.has("docker"):
         yield Deed("clean-docker", "host.disk.used_ratio", "clean-docker")
+
+
+def escalations() -> Iterator[Deed]:
+    """Whom people are called for."""
+    for metric in ("api.error_ratio", "api.response_seconds", *(one.name for one in BESIDES)):
+        severity = METRICS[metric].severity
+        yield Deed(f"escalate-{metric}", metric, "escalate", {"severity": severity, **TOLD})
+    yield Deed("escalate-not-measured", "*", "escalate", {"severity": "{{ event.payload.severity }}", **TOLD}, False)
 
 
 def automations(client: SyncPrefectClient, environment: str) -> list[AutomationCore]:

@@ -71,7 +71,8 @@ def take_round(env: Environment, now: datetime, timing: Timing = TIMING) -> Roun
     with state.locked(reports):
         kept = state.load(reports)
         if kept.at and 0 <= (now - kept.at).total_seconds() < NEXT_SECONDS:
-            return Round(kept.at, kept.standings, {}, len(kept.unsent), by_another=True)
+            problem = _send(reports, kept)
+            return Round(kept.at, kept.standings, {}, len(kept.unsent), problem, by_another=True)
         readings = measure(env, now)
         readings |= _tokens(env, kept, now)
         readings["host.cpu.used_ratio"] = _processors(kept, now)

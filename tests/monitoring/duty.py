@@ -73,6 +73,7 @@ class Duty:
     base: Path
     web: HttpReceiver
     mail: Mailbox
+    name: str = NAME
 
     def describe(
         self,
@@ -81,13 +82,13 @@ class Duty:
         channels: tuple[str, ...] = ("email",),
         seconds: float = 60,
     ) -> None:
-        text = TOML.format(name=NAME, base=self.base, url=self.web.url, smtp=self.mail.port, seconds=seconds,
+        text = TOML.format(name=self.name, base=self.base, url=self.web.url, smtp=self.mail.port, seconds=seconds,
                            minutes=minutes, channels=json.dumps(channels))  # fmt: skip
         (self.base / "trial.toml").write_text(text, encoding="utf-8")
 
     @property
     def env(self) -> Environment:
-        return Environment.find(NAME)
+        return Environment.find(self.name)
 
     @property
     def told(self) -> list[str]:
@@ -102,14 +103,16 @@ class Duty:
         return "".join(path.read_text() for path in (self.base / "reports").rglob("*") if path.is_file())
 
 
-def prepare(base: Path, web: HttpReceiver, mail: Mailbox, monkeypatch: pytest.MonkeyPatch) -> Duty:
+def prepare(
+    base: Path, web: HttpReceiver, mail: Mailbox, monkeypatch: pytest.MonkeyPatch, *, named: str = NAME
+) -> Duty:
     """With the manual's minutes, and e-mail as the only channel."""
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value.format(url=web.url))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("OPS_ENVIRONMENT", NAME)
+    monkeypatch.setenv("OPS_ENVIRONMENT", named)
     monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(base / "trial.toml"))
-    duty = Duty(base, web, mail)
+    duty = Duty(base, web, mail, named)
     duty.describe()
     return duty
 

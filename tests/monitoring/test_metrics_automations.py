@@ -30,10 +30,10 @@ from runbook.wait import until
 from tasks.monitoring import events, state
 from tasks.monitoring.hysteresis import Standing
 from tests.monitoring.watched import NAME, Backend, Watched, backend, small_postgres, small_redis, watched
-from tests.runbook.processes import prefect_server
+from tests.runbook.processes import prefect_server, system
 from tests.runbook.system import System
 
-__all__ = ["backend", "prefect_server", "small_postgres", "small_redis", "watched"]
+__all__ = ["backend", "prefect_server", "small_postgres", "small_redis", "system", "watched"]
 ROOT = Path(__file__).resolve().parents[2]
 ONE_ROUND = """
 from datetime import datetime
@@ -181,7 +181,7 @@ def told_of(server: str, resource: str) -> list[str]:
 
 
 def test_what_happened_while_prefect_was_down_or_the_watcher_died_is_told_later(
-    watched: Watched, backend: Backend, prefect_server: str, monkeypatch: pytest.MonkeyPatch
+    watched: Watched, backend: Backend, prefect_server: str
 ) -> None:
     backend.status = 503
     dead = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "PYTHONPATH": str(ROOT)}
@@ -199,6 +199,7 @@ def test_what_happened_while_prefect_was_down_or_the_watcher_died_is_told_later(
     argv[-1] = watched.at(3).isoformat()
     subprocess.run(argv, env=dead, cwd=ROOT, check=True, timeout=300)
     assert state.load(watched.reports).unsent == [kept], "Prefect is down: it is kept"
+    watched.minute = 3
     found = watched.round()
     assert (found.unsent, found.problem) == (0, "")
     resource = f"ops.metric.{NAME}.api.error_ratio"

@@ -48,6 +48,12 @@ frontend_url = ""
 [logs]
 app = "{root}/app.log"
 audit = "{root}/audit.log"
+[alerts]
+channels = ["file"]
+file = "{root}/alerts.jsonl"
+path = [{{ contacts = ["on-call"] }}]
+[alerts.contacts.on-call]
+role = "オンコールSRE"
 [ai_providers]
 budget = 10
 prices_from = "a test"
@@ -84,7 +90,7 @@ class Watched:
     def __init__(self, root: Path, postgres: PostgresServer, redis: RedisServer, backend: Backend) -> None:
         self.root, self.postgres, self.redis, self.backend = root, postgres, redis, backend
         self.log, self.toml, self.reports = root / "app.log", root / "watched.toml", root / "reports"
-        self.begin = datetime.now(UTC)
+        self.begin = datetime.now(UTC) - timedelta(minutes=10)  # Prefect shows no event of the future
         self.minute = -1
         values = {"root": root, "postgres": postgres.port, "redis": redis.port, "application": backend.server_port}
         self.toml.write_text(TOML.format(**values))

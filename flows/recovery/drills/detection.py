@@ -1,5 +1,7 @@
-"""How a drill learns of its fault: from the monitoring's probes, never from knowledge of the fault.
+"""How a drill learns of its fault: from what watch-metrics measures, never from knowledge of the fault.
 
+The monitoring's own readings and its own rule for when a metric is exceeded, with a shorter minimum duration: two
+readings in a row. Only the content of the data is beside them, which no monitoring reads every minute.
 The one place where alerts plug in: a sensor more in `SENSORS`, and every drill listens to it.
 """
 
@@ -7,17 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
-from blocks import nodes
 from blocks.environment import Environment
+from flows.monitoring.sources import STREAMS, Reading, Readings, find_primary, read_application, read_database
+from flows.monitoring.table import METRICS
 from flows.recovery.drills.scenario import Symptom, now
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.wait import until
-from tasks.application import wait_healthy
 from tasks.integrity import run_expectations
-from tasks.postgres.replication import read_replication
+from tasks.monitoring.hysteresis import Bounds, Standing, Timing, step
 
 Sensor = Callable[[Environment, Path], str]
 EVERY_SECONDS = 0.25
@@ -26,41 +29,29 @@ IN_A_ROW = 2
 
 
 def application(env: Environment, _: Path) -> str:
-    """Health of backend and frontend, as their users' load balancer asks for it."""
+    """Health of backend and frontend, as their users' load balancer asks for it: nothing of the minutes before."""
+    return _exceeded(env, read_application(env, now(), timedelta()), "api.error_ratio")
+
+
+def database(env: Environment, _: Path) -> str:
+    """Some server takes writes, and has the application's database."""
     try:
-        wait_healthy.work(env.application, seconds=0, in_a_row=1)
+        find_primary(env)
     except OpsError as error:
         return error.message
     return ""
 
 
-def database(env: Environment, _: Path) -> str:
-    """Some server takes writes, and has the application's database."""
-    standing = [(node, nodes.ask(node)) for node in env.nodes()]
-    primary = next((node for node, found in standing if found and not found.in_recovery), None)
-    if primary is None:
-        return "no database server takes writes"
-    try:
-        with primary.connect(primary.database, seconds=nodes.ASK_SECONDS):
-            return ""
-    except OpsError as error:
-        return error.message
-
-
 def replication(env: Environment, _: Path) -> str:
     """Everybody who is to follow the primary streams from it."""
-    wanted = {env.nodes()[-1].name} if env.has("standby") else set()
-    if env.has("wal") and env.wal.service in env.services.names:
-        wanted.add(env.wal.name)
-    if not wanted:
-        return ""
-    env.forget_roles()
-    try:
-        found = read_replication.work(env.postgres)
-    except OpsError as error:
-        return error.message
-    streaming = {one.name for one in found.standbys if one.state == "streaming"}
-    return f"not streaming: {', '.join(sorted(wanted - streaming))}" if wanted - streaming else ""
+    return _exceeded(env, read_database(env), STREAMS)
+
+
+def _exceeded(env: Environment, readings: Readings, name: str) -> str:
+    """What is told of a metric that is over its limit, or was not measured; "" where it is well or not watched here."""
+    found = readings.get(name, Reading(0.0, ""))
+    is_well = found.value is not None and found.value <= METRICS[name].limit(env.limits)
+    return "" if is_well else found.told
 
 
 def content(env: Environment, evidence: Path) -> str:
@@ -82,6 +73,8 @@ SENSORS: Mapping[str, Sensor] = {
     "content": content,
 }
 SLOW = ("content",)
+ALARM = Bounds(0, 0)
+"""A sensor that tells of something counts as 1."""
 
 
 @probe
@@ -110,7 +103,7 @@ def watch(env: Environment, evidence: Path, seconds: float) -> Symptom:
     Raises:
         OpsError: none did within `seconds`.
     """
-    bad = dict.fromkeys(SENSORS, 0)
+    standings = dict.fromkeys(SENSORS, Standing())
     pending = dict[str, Future[str]]()
     pool = ThreadPoolExecutor(len(SLOW), thread_name_prefix="sensor")
 
@@ -119,8 +112,9 @@ def watch(env: Environment, evidence: Path, seconds: float) -> Symptom:
             told = _answer(pool, pending, name, env, evidence)
             if told is None:
                 continue
-            bad[name] = bad[name] + 1 if told else 0
-            if bad[name] >= (1 if name in SLOW else IN_A_ROW):
+            timing = Timing(1 if name in SLOW else IN_A_ROW, seconds=0)
+            standings[name], change = step(standings[name], float(bool(told)), told, now(), ALARM, timing)
+            if change:
                 return Symptom(name, told, now())
         return None
 

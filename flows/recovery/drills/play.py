@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from blocks.environment import Environment
-from flows.recovery.drills import detection
+from flows.recovery.drills import calling, detection
 from flows.recovery.drills.scenario import Drill, Scenario, Symptom, now
 from runbook.failpoint import failpoint
+from tasks.alerts.incident import Incident
 from tasks.application import smoke_check, wait_healthy
 from tasks.drill.clients import served, writing
 
@@ -27,8 +28,9 @@ def play(drill: Drill, scenario: Scenario) -> None:
     with writing(clients, env.application, url, lambda: scenario.servers(env), database):
         clients.wait(STEADY_WRITES)
         _strike(drill, scenario)
-        _detect(drill)
+        taken = _detect(drill)
         with drill.phases.phase(2):
+            calling.declare(drill, taken)
             _scope(drill, scenario)
             scenario.decide(drill)
         failpoint("drill: decided")
@@ -58,13 +60,16 @@ def _strike(drill: Drill, scenario: Scenario) -> None:
     failpoint("drill: struck")
 
 
-def _detect(drill: Drill) -> None:
+def _detect(drill: Drill) -> Incident | None:
+    """Phase 1: until somebody has taken the alarm."""
     assert drill.fault
     with drill.phases.phase(1, drill.fault.began):
         symptom = detection.watch(drill.env, drill.directory / "evidence", DETECT_SECONDS)
-    drill.symptoms.append(symptom)
-    drill.done["alarm"] = f"{symptom.sensor}: {symptom.told}"
-    drill.report.fact("detected by", f"{symptom.sensor} after {drill.phases.seconds[1]:.1f} s: {symptom.told}")
+        took = (symptom.at - drill.fault.began).total_seconds()
+        drill.symptoms.append(symptom)
+        drill.done["alarm"] = f"{symptom.sensor}: {symptom.told}"
+        drill.report.fact("detected by", f"{symptom.sensor} after {took:.1f} s: {symptom.told}")
+        return calling.answer_alarm(drill, symptom)
 
 
 def _scope(drill: Drill, scenario: Scenario) -> None:

@@ -1,0 +1,154 @@
+"""Automations of runs that failed or do not begin, in a real Prefect server: what they start, and what they do not."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import FlowRun
+from prefect.events.schemas.automations import AutomationCore
+from prefect.states import Completed, Crashed, Failed, Pending, Running, Scheduled
+
+from deployments import register
+from deployments.triggers import failures
+from flows.monitoring.escalation import escalate
+from lab.base import base_directory
+from lab.processes import exclusive
+from runbook.wait import until
+from tests.monitoring.duty import PAGER, SLACK, Duty, prepare
+from tests.receivers import http_receiver, smtp_receiver
+
+SECONDS = 180.0
+
+
+@flow(name="failing")
+def failing(environment: str) -> None:
+    """A runbook of this test's own."""
+
+
+@flow(name="other")
+def other(environment: str) -> None:
+    """Another."""
+
+
+class Scene:
+    """An environment of a name that no other test has, with deployments that no worker runs."""
+
+    def __init__(self, client: SyncPrefectClient, duty: Duty) -> None:
+        self.client, self.duty, self.name = client, duty, duty.name
+        self.deployments = {
+            found.name: client.create_deployment(
+                client.create_flow(found), duty.name, tags=["database", "DBA"], parameters={"environment": duty.name}
+            )
+            for found in (failing, other, escalate)
+        }
+
+    def run(self, name: str = "failing", **state: Any) -> FlowRun:
+        return self.client.create_flow_run_from_deployment(self.deployments[name], **state)
+
+    def ends(self, state: Any, name: str = "failing") -> FlowRun:
+        """A run that began and ended so."""
+        run = self.run(name)
+        for one in (Pending(), Running(), state):
+            self.client.set_flow_run_state(run.id, one, force=True)
+        return run
+
+    def escalations(self) -> list[dict[str, Any]]:
+        """What escalate was launched with by automations."""
+        wanted = DeploymentFilter(id=DeploymentFilterId(any_=[self.deployments["escalate"]]))
+        found = self.client.read_flow_runs(deployment_filter=wanted)
+        return [run.parameters for run in found if run.parameters.get("what")]
+
+    def escalated(self, number: int) -> list[dict[str, Any]]:
+        return (
+            until(lambda: len(found := self.escalations()) >= number and found, what="an escalation", seconds=SECONDS)
+            or []
+        )
+
+    def make(self, *automations: AutomationCore) -> list[UUID]:
+        return [self.client.create_automation(one) for one in automations]
+
+
+@pytest.fixture
+def scene(prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
+    with http_receiver() as web, smtp_receiver() as mail, get_client(sync_client=True) as client:
+        duty = prepare(tmp_path, web, mail, monkeypatch, named=f"t{uuid.uuid4().hex[:12]}")
+        duty.describe(channels=("slack", "email"))
+        with exclusive(base_directory() / ".deploy.lock"):
+            register.register(duty.name)
+        found = Scene(client, duty)
+        yield found
+        for name in ("escalate-failures", "escalate-late", "escalation-silent", "escalation-failed"):
+            for one in client.read_automations_by_name(f"{name}-{duty.name}"):
+                client.delete_automation(one.id)
+
+
+def test_a_run_that_fails_is_escalated_and_what_is_no_failure_is_not(scene: Scene) -> None:
+    scene.make(failures.failed(scene.client, scene.name))
+    scene.ends(Failed(message="Flow run encountered an exception: NotConfirmed: confirm is “x”"))
+    scene.ends(Failed(message="no channel"), "escalate")
+    scene.ends(Completed())
+    crashed = scene.ends(Crashed(message="killed"))
+    scene.ends(Failed(message="Flow run encountered an exception: RunbookFailed: …"))  # it is told of within 10 minutes
+    another = scene.ends(Failed(message="Flow run encountered an exception: RunbookFailed: …"), "other")
+    found = sorted(scene.escalated(2), key=lambda one: one["key"])
+    assert found == [
+        {
+            "environment": scene.name,
+            "what": f"{name} ({scene.name}): {state}",
+            "run": str(run.id),
+            "key": f"{name}/{scene.name}",
+        }
+        for name, state, run in (("failing", "Crashed", crashed), ("other", "Failed", another))
+    ]
+
+
+def test_a_run_that_does_not_begin_is_escalated_and_a_silent_escalation_is_told_by_the_server(scene: Scene) -> None:
+    ten = timedelta(seconds=10)
+    scene.make(
+        failures.late(scene.client, scene.name, patience=ten),
+        *failures.server_tells(scene.client, scene.name, silence=ten),
+    )
+    past = Scheduled(scheduled_time=datetime.now(UTC) - timedelta(minutes=1))
+    run = scene.run(state=past)
+    (found,) = scene.escalated(1)
+    assert (found["run"], found["key"]) == (str(run.id), f"late/{scene.name}")
+    assert found["what"] == "failing が始まらない: worker を確認"
+    # Nobody runs that escalation either: the server tells.
+    told = until(lambda: scene.duty.web.got[SLACK], what="the server's own message", seconds=SECONDS)
+    assert "escalate が始まらない: worker を確認" in told[0]["text"]
+    assert "Late" in told[0]["text"]
+
+
+def test_an_escalation_that_fails_is_told_by_the_server(scene: Scene) -> None:
+    scene.make(*failures.server_tells(scene.client, scene.name))
+    scene.ends(Failed(message="no channel took it"), "escalate")
+    told = until(lambda: scene.duty.web.got[SLACK], what="the server's own message", seconds=SECONDS)
+    assert "escalate が失敗: レポートの番号に電話" in told[0]["text"]
+
+
+def test_all_of_them_and_no_secret_in_a_listing(scene: Scene) -> None:
+    found = failures.automations(scene.client, scene.name)
+    assert [one.name for one in found] == [
+        f"{name}-{scene.name}"
+        for name in ("escalate-failures", "escalate-late", "escalation-silent", "escalation-failed")
+    ]
+    shown = json.dumps(
+        [one.model_dump() for one in scene.client.read_block_documents(include_secrets=False, limit=200)], default=str
+    )
+    assert f"alerts-{scene.name}" in shown
+    assert PAGER in shown
+    assert "geheim" not in shown
+    scene.duty.describe(channels=("email",))
+    path = scene.duty.base / "trial.toml"
+    path.write_text(path.read_text().partition("[alerts]")[0])
+    assert failures.automations(scene.client, scene.name) == [], "there is nobody to tell"
