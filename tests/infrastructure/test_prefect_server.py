@@ -4,6 +4,7 @@ stand: strangers without the password, two workers, a thousand scheduled runs, a
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -25,6 +26,9 @@ from prefect.events.actions import DoNothing
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.states import Completed, Running, Scheduled
 from prefect.workers.process import ProcessWorker
+from websockets import Subprotocol
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect as websocket
 
 from deployments import automations
 from deployments.deploy import deploy as deploy_all
@@ -88,6 +92,16 @@ def ended(*runs: UUID) -> None:
     until(all_ended, what="the end of the runs", seconds=240, every_seconds=1)
 
 
+def listens(address: str, token: str | None) -> bool:
+    """Whether a websocket is let in with that token."""
+    with websocket(address, subprotocols=[Subprotocol("prefect")], open_timeout=240) as one:
+        one.send(json.dumps({"type": "auth", "token": token}))
+        try:
+            return bool(json.loads(one.recv(timeout=240))["type"] == "auth_success")
+        except ConnectionClosed:
+            return False
+
+
 def test_without_the_password_nobody_gets_anything(prefect: Installation) -> None:
     owner = httpx.BasicAuth(*AUTH.split(":", 1))
     paths = httpx.get(f"{prefect.api}/openapi.json", auth=owner, trust_env=False, timeout=240).json()["paths"]
@@ -100,6 +114,11 @@ def test_without_the_password_nobody_gets_anything(prefect: Installation) -> Non
             assert answer.status_code == 401, (method, path)
         for auth in (("ops", "wrong"), ("", ""), ("ops", "")):
             assert stranger.post("/block_documents/filter", json={}, auth=auth).status_code == 401
+    sockets = ("/events/in", "/events/out", "/logs/out", "/task_runs/subscriptions/scheduled")
+    for path in (*sockets, f"/work_pools/{POOL}/workers/connect"):
+        for token in ("ops:wrong", None):
+            assert not listens(f"{prefect.api.replace('http', 'ws', 1)}{path}", token), (path, token)
+    assert listens(f"{prefect.api.replace('http', 'ws', 1)}/events/in", AUTH)
     assert ("POST", "/block_documents/filter") in ways
     assert len(ways) > 150
 
