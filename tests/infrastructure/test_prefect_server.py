@@ -37,7 +37,7 @@ from deployments.register import register
 from flows.database.backup import verify_backup
 from flows.infrastructure.prefect_server import backup_prefect, restore_prefect
 from lab.base import CHECKOUT
-from runbook.errors import RunbookFailed
+from runbook.errors import OpsError, RunbookFailed
 from runbook.lease import ensure_limit
 from runbook.report import Report, Status
 from runbook.wait import until
@@ -319,6 +319,23 @@ def test_the_doctor_outlives_what_is_away(prefect: Installation, old: str, new: 
     with described(lambda text: text.replace(old, new)):
         bad = {one.what: one.todo for one in examine(NAME) if not one.ok}
     assert any(line in what and todo in said for what, said in bad.items()), bad
+
+
+@pytest.mark.parametrize(
+    ("pools", "told"),
+    [
+        ("redis", "there is no work pool nowhere — start its worker"),
+        ("rediss", "names rediss — a chapter is one of .*redis"),
+    ],
+)
+def test_a_pool_that_is_nowhere_is_told_before_anything_is_deployed(
+    prefect: Installation, pools: str, told: str
+) -> None:
+    with (
+        described(lambda text: text.replace("disposable = true", f'pools = {{ {pools} = "nowhere" }}')),
+        pytest.raises(OpsError, match=told),
+    ):
+        deploy_all(NAME)
 
 
 def test_a_flow_run_does_not_replace_the_database_that_it_is_written_to(
