@@ -13,11 +13,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 
-import redis
-
 HEARTBEAT_SECONDS = 60.0
-WORKERS = "prefect-server:workers"
-"""Where the background services leave their heartbeats in Redis (docket's): a host's name, # and a process id."""
+WORKERS = "prefect:workers"
+"""Where the background services leave their heartbeats in Redis (docket's): a host's name, # and a process id. The
+API's own are in prefect-server:workers."""
 
 
 def api() -> str:
@@ -32,6 +31,8 @@ def worker() -> str:
 
 def services() -> str:
     """The background services of this host have left a heartbeat within a minute."""
+    import redis  # the other two need no more than the standard library
+
     try:
         with redis.Redis.from_url(os.environ["PREFECT_SERVER_DOCKET_URL"], socket_timeout=5) as client:
             beats = client.zrevrange(WORKERS, 0, -1, withscores=True)

@@ -47,7 +47,7 @@ def look_at_postgres(part: str, postgres: Postgres) -> Iterator[Line]:
         yield expect(found == major, f"[{part}] programs are of PostgreSQL {found}",
                      f"the server is {major}: install its programs, or correct [{part}] programs")  # fmt: skip
     yield clock(f"[{part}] PostgreSQL", float(now) - time.time())
-    if is_here(postgres.host):
+    if is_here(postgres.host) and part != "prefect_server":  # of that one no base backup is taken
         yield from _data_directory(part, Path(postgres.data_directory))
 
 

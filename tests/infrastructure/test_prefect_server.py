@@ -4,6 +4,7 @@ stand: strangers without the password, two workers, a thousand scheduled runs, a
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -25,6 +26,9 @@ from prefect.events.actions import DoNothing
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.states import Completed, Running, Scheduled
 from prefect.workers.process import ProcessWorker
+from websockets import Subprotocol
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect as websocket
 
 from deployments import automations
 from deployments.deploy import deploy as deploy_all
@@ -33,7 +37,7 @@ from deployments.register import register
 from flows.database.backup import verify_backup
 from flows.infrastructure.prefect_server import backup_prefect, restore_prefect
 from lab.base import CHECKOUT
-from runbook.errors import RunbookFailed
+from runbook.errors import OpsError, RunbookFailed
 from runbook.lease import ensure_limit
 from runbook.report import Report, Status
 from runbook.wait import until
@@ -88,6 +92,16 @@ def ended(*runs: UUID) -> None:
     until(all_ended, what="the end of the runs", seconds=240, every_seconds=1)
 
 
+def listens(address: str, token: str | None) -> bool:
+    """Whether a websocket is let in with that token."""
+    with websocket(address, subprotocols=[Subprotocol("prefect")], open_timeout=240) as one:
+        one.send(json.dumps({"type": "auth", "token": token}))
+        try:
+            return bool(json.loads(one.recv(timeout=240))["type"] == "auth_success")
+        except ConnectionClosed:
+            return False
+
+
 def test_without_the_password_nobody_gets_anything(prefect: Installation) -> None:
     owner = httpx.BasicAuth(*AUTH.split(":", 1))
     paths = httpx.get(f"{prefect.api}/openapi.json", auth=owner, trust_env=False, timeout=240).json()["paths"]
@@ -100,6 +114,11 @@ def test_without_the_password_nobody_gets_anything(prefect: Installation) -> Non
             assert answer.status_code == 401, (method, path)
         for auth in (("ops", "wrong"), ("", ""), ("ops", "")):
             assert stranger.post("/block_documents/filter", json={}, auth=auth).status_code == 401
+    sockets = ("/events/in", "/events/out", "/logs/out", "/task_runs/subscriptions/scheduled")
+    for path in (*sockets, f"/work_pools/{POOL}/workers/connect"):
+        for token in ("ops:wrong", None):
+            assert not listens(f"{prefect.api.replace('http', 'ws', 1)}{path}", token), (path, token)
+    assert listens(f"{prefect.api.replace('http', 'ws', 1)}/events/in", AUTH)
     assert ("POST", "/block_documents/filter") in ways
     assert len(ways) > 150
 
@@ -300,6 +319,23 @@ def test_the_doctor_outlives_what_is_away(prefect: Installation, old: str, new: 
     with described(lambda text: text.replace(old, new)):
         bad = {one.what: one.todo for one in examine(NAME) if not one.ok}
     assert any(line in what and todo in said for what, said in bad.items()), bad
+
+
+@pytest.mark.parametrize(
+    ("pools", "told"),
+    [
+        ("redis", "there is no work pool nowhere — start its worker"),
+        ("rediss", "names rediss — a chapter is one of .*redis"),
+    ],
+)
+def test_a_pool_that_is_nowhere_is_told_before_anything_is_deployed(
+    prefect: Installation, pools: str, told: str
+) -> None:
+    with (
+        described(lambda text: text.replace("disposable = true", f'pools = {{ {pools} = "nowhere" }}')),
+        pytest.raises(OpsError, match=told),
+    ):
+        deploy_all(NAME)
 
 
 def test_a_flow_run_does_not_replace_the_database_that_it_is_written_to(

@@ -217,6 +217,8 @@ def test_the_compose_file_s_services_run_flows_and_show_no_secret(site: Site) ->
     )
     assert httpx.get(f"{site.api}/health", trust_env=False).status_code == 200
     assert httpx.post(f"{site.api}/flows/filter", json={}, trust_env=False).status_code == 401
+    page = httpx.get(f"{site.api.removesuffix('/api')}/v2", trust_env=False, follow_redirects=True)
+    assert (page.status_code, "<html" in page.text.lower()) == (200, True), "the UI"
     assert "deployed" in site.compose("run", "--rm", "deploy")
     assert site.launch(f"backup-prefect/{NAME}")[0] == "COMPLETED", "on the process worker"
     assert site.launch(f"verify-backup/{NAME}", kind="prefect")[0] == "COMPLETED", "in a container of its own"
