@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -19,8 +18,6 @@ import pytest
 from lab.client import Lab
 from runbook.wait import until
 from tests.docs.commands import ROOT, blocks
-
-pytestmark = pytest.mark.system
 
 NAME = "adopted"
 PAGES = [ROOT / "docs" / "adopting.md", ROOT / "docs" / "adopting.ja.md"]
@@ -33,12 +30,18 @@ def step(text: str, page: Path = PAGES[0]) -> str:
 
 
 @pytest.fixture(scope="module")
-def shell(lab: Lab) -> Iterator[dict[str, str]]:
+def shell(lab: Lab) -> dict[str, str]:
     """A reader's shell after step 4: a Prefect server, secrets, and a description of the system."""
     kept = ("PATH", "HOME", "LANG")
     mine = {name: os.environ[name] for name in kept if name in os.environ}
     named = {"OPS_LAB_NAME": NAME, "OPS_ENVIRONMENT": NAME}
-    yield {**mine, **lab.environ(), **named, "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": ""}
+    return {
+        **mine,
+        **lab.environ(),
+        **named,
+        "PATH": f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": "",
+    }
 
 
 def typed(text: str, shell: dict[str, str], seconds: float = 600) -> str:
@@ -55,13 +58,14 @@ def test_the_japanese_page_has_the_same_commands() -> None:
     assert english == japanese
 
 
+@pytest.mark.system
 def test_from_the_description_to_the_first_run(shell: dict[str, str]) -> None:
     """Steps 5, 6 and 7."""
     told = typed(step("deployments.register"), shell)
     assert f"registered block ops-environment/{NAME}" in told
     assert f"registered lock env-{NAME}" in told
     worker = subprocess.Popen(
-        ["bash", "-euc", f"exec {step('prefect worker start').replace('export ', 'env ').replace(chr(10), ' ')}"],
+["bash", "-euc", step("prefect worker start").replace("prefect worker", "exec prefect worker")],
         cwd=ROOT, env=shell, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True,
     )  # fmt: skip
