@@ -12,6 +12,24 @@ lab: $(INSTALLED)
 lab-down:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m lab down --all; fi
 
+.PHONY: install docs catalogue screenshots
+
+install: $(INSTALLED)
+
+# The site, without a warning: build/site/index.html. Nothing in it is loaded from elsewhere.
+docs: $(INSTALLED)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# docs/catalogue.md and docs/coverage.md, from the flows.
+catalogue: $(INSTALLED)
+	@$(BIN)/python -m deployments.catalogue
+
+# The pictures of the README and the docs, by the tests of the UI (as root: Chromium from Debian).
+screenshots: $(INSTALLED)
+	@tests/system/install
+	@mkdir -p docs/screenshots
+	@OPS_SCREENSHOTS=docs/screenshots $(BIN)/python -m pytest -q -m system tests/ui
+
 .PHONY: demo drill bench
 
 demo:

@@ -22,6 +22,7 @@ def prefect_variables(layout: ControlLayout, state: ControlState) -> dict[str, s
         "PREFECT_UI_URL": ui_url(state),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         # With the default of 180 s the zombie automation would end runs that live.
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_WORKER_QUERY_SECONDS": "1",

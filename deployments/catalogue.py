@@ -1,0 +1,138 @@
+"""The catalogue of runbooks, and which section of the manual each one carries out: made from the flows themselves.
+
+python -m deployments.catalogue [--check]
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import re
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from deployments.runbooks import ROOT, Runbook, read_runbooks
+
+DOCS = ROOT / "docs"
+MADE = "<!-- Made by `make catalogue` from the flows and prefect.yaml: edit those. -->"
+ENDS = "<!-- Made until here. -->"
+
+
+@functools.cache
+def manual() -> Mapping[str, Mapping[str, str]]:
+    """Titles of the manual's chapters and of its sections by number, and what each folder of flows carries out."""
+    return tomllib.loads((ROOT / "deployments" / "manual.toml").read_text(encoding="utf-8"))
+
+
+def covered(runbooks: Sequence[Runbook]) -> dict[str, list[Runbook]]:
+    """The runbooks of each section; a runbook of a whole chapter (§1) is told under that."""
+    known = [*manual()["sections"], *(f"§{chapter}" for chapter in manual()["chapters"] if chapter.isdigit())]
+    return {section: [one for one in runbooks if section in one.sections] for section in known}
+
+
+def catalogue_page(runbooks: Sequence[Runbook]) -> str:
+    """Every runbook: title, section, tags, description, parameters, deployments."""
+    parts = [
+        f"# Runbooks (手順カタログ)\n\n{len(runbooks)} flows. ✍ marks those that take `confirm`: left empty they show "
+        "their plan and change nothing.\n\nDeployed as `<flow>/<environment>`. In the UI: Deployments, by a tag "
+        "(chapter, section, frequency, owner)."
+    ]
+    for chapter in dict.fromkeys(one.chapter for one in runbooks):
+        parts.append(f"## {chapter}")
+        parts += [_entry(one) for one in runbooks if one.chapter == chapter]
+    return MADE + "\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _entry(one: Runbook) -> str:
+    rows = [
+        (f"`{parameter.name}`", parameter.kind, parameter.default, _escaped(parameter.help))
+        for parameter in one.parameters
+    ]
+    facts = [
+        f"**{_escaped(one.title)}**",
+        f"`{one.entrypoint}` · " + " · ".join([*one.tags, *(["✍ `confirm`"] if one.confirms else [])]),
+        "Schedule: " + "; ".join(one.schedules) if one.schedules else "",
+        one.description.replace("<", "&lt;"),
+        _table(("parameter", "field", "default", "説明"), rows),
+    ]
+    return "\n\n".join([f"### {one.name}", *filter(None, facts)])
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """With nothing cut off, as a report's tables are."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)])
+
+
+def _escaped(text: str) -> str:
+    """As it is written, in Markdown."""
+    return re.sub(r"([*_`<\[\]])", r"\\\1", text)
+
+
+def coverage_page(runbooks: Sequence[Runbook]) -> str:
+    """Each section of the manual, and the runbooks that carry it out."""
+    chapters, sections = manual()["chapters"], manual()["sections"]
+    found = covered(runbooks)
+    parts = ["# The manual's coverage (マニュアル対応表)\n\nEach section of the operations manual, and its flows."]
+    for chapter, title in chapters.items():
+        parts.append(f"## {chapter}. {title}" if chapter.isdigit() else f"## {title}")
+        own = [key for key in sections if re.match(rf"§?{chapter}[.A-C]", key)]
+        rows = [(key, sections[key], _links(found[key])) for key in own]
+        if whole := found.get(f"§{chapter}"):
+            rows.append((f"§{chapter}", "(章全体)", _links(whole)))
+        parts.append(_table(("section", "title", "flows"), rows))
+    return MADE + "\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _links(runbooks: Sequence[Runbook]) -> str:
+    return ", ".join(f"[{one.name}](catalogue.md#{one.name})" for one in runbooks) or "—"
+
+
+def chapters_table(runbooks: Sequence[Runbook], columns: Sequence[str]) -> str:
+    """For a README: the names of all runbooks, by chapter, each with its entry in the catalogue."""
+    rows = []
+    for folder, chapter in manual()["folders"].items():
+        links = [f"[{one.name}](docs/catalogue.md#{one.name})" for one in runbooks if one.chapter == folder]
+        if links:
+            rows.append((f"`{folder}`", chapter, ", ".join(links)))
+    return _table(columns, rows)
+
+
+def pages() -> dict[Path, str]:
+    """What is made, by the file that it is kept in."""
+    runbooks = read_runbooks()
+    readmes = {
+        ROOT / "README.md": ("tag", "manual", f"{len(runbooks)} runbooks"),
+        ROOT / "README.ja.md": ("タグ", "マニュアル", f"手順 ({len(runbooks)})"),
+    }
+    return {
+        DOCS / "catalogue.md": catalogue_page(runbooks),
+        DOCS / "coverage.md": coverage_page(runbooks),
+        **{path: _with_table(path, chapters_table(runbooks, columns)) for path, columns in readmes.items()},
+    }
+
+
+def _with_table(path: Path, made: str) -> str:
+    """A README with its table made anew, the rest as it is."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(MADE)
+    return f"{before}{MADE}\n\n{made}\n\n{ENDS}{rest.partition(ENDS)[2]}"
+
+
+def main() -> int:
+    """The command line: 0 when the pages are current."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a page is not current")
+    chosen = parser.parse_args()
+    made = pages()
+    old = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    for path in old:
+        if not chosen.check:
+            path.write_text(made[path], encoding="utf-8")
+        print(f"{path.relative_to(ROOT)} {'is not current: make catalogue' if chosen.check else 'written'}")
+    return 1 if chosen.check and old else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""The runbooks as an operator needs to know them: read from the flows themselves and from prefect.yaml."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml  # type: ignore[import-untyped]
+
+from runbook.errors import OpsError
+
+ROOT = Path(__file__).resolve().parents[1]
+_SECTION = re.compile(r"§\d+(?:\.\d+)?|付録[ABC]")
+_PLAIN = {str: "text", int: "number", float: "number", bool: "switch"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One field of a runbook's form."""
+
+    name: str
+    kind: str
+    default: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Runbook:
+    """A deployed flow, as an operator needs to know it."""
+
+    name: str
+    entrypoint: str
+    title: str
+    description: str
+    parameters: tuple[Parameter, ...]
+    tags: tuple[str, ...]
+    schedules: tuple[str, ...]
+
+    @property
+    def chapter(self) -> str:
+        return self.entrypoint.split(".")[1]
+
+    @property
+    def sections(self) -> list[str]:
+        return _SECTION.findall(self.title)
+
+    @property
+    def confirms(self) -> bool:
+        """Whether it changes or deletes something: with an empty `confirm` it plans."""
+        return any(parameter.name == "confirm" for parameter in self.parameters)
+
+
+def read_runbooks(path: Path = ROOT / "prefect.yaml") -> list[Runbook]:
+    """Every flow that is deployed, in the order of prefect.yaml; one with several entries once, with all its schedules.
+
+    Raises:
+        OpsError: an entry names what is no flow.
+    """
+    entries: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]:
+        entries.setdefault(entry["entrypoint"], []).append(entry)
+    return [_runbook(entrypoint, found) for entrypoint, found in entries.items()]
+
+
+def _runbook(entrypoint: str, entries: Sequence[Mapping[str, Any]]) -> Runbook:
+    module, _, name = entrypoint.rpartition(".")
+    try:
+        flow = getattr(importlib.import_module(module), name)
+        text = inspect.getdoc(flow.fn) or ""
+    except (ImportError, AttributeError) as error:
+        raise OpsError(f"{entrypoint} is no flow", "correct its entry in prefect.yaml") from error
+    head, _, helps = text.partition("\nArgs:\n")
+    title, _, body = head.partition("\n")
+    return Runbook(
+        flow.name,
+        entrypoint,
+        title.strip(),
+        body.strip(),
+        _parameters(flow.fn, helps),
+        tuple(dict.fromkeys(tag for entry in entries for tag in entry["tags"])),
+        tuple(_schedule(one) for entry in entries for one in entry.get("schedules") or []),
+    )
+
+
+def _parameters(function: Any, helps: str) -> tuple[Parameter, ...]:
+    lines = re.findall(r"^ {4}(\w+): +((?:\S.*)(?:\n {8,}\S.*)*)", helps, re.MULTILINE)
+    told = {name: re.sub(r"\s*\n\s*", "", line) for name, line in lines}
+    hints = typing.get_type_hints(function, include_extras=True)
+    return tuple(
+        Parameter(name, _kind(hints[name]), _default(parameter.default), told.get(name, ""))
+        for name, parameter in inspect.signature(function).parameters.items()
+    )
+
+
+def _kind(hint: Any) -> str:
+    """What the form shows: `text`, `number`, `switch`, the choices of a drop-down, or a list of them."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _kind(inner[0])
+    if origin is Literal:
+        return ", ".join(f"`{choice}`" if choice != "" else "(empty)" for choice in inner)
+    if origin in (list, tuple):
+        return f"list of {_kind(inner[0])}"
+    return _PLAIN.get(hint, str(getattr(hint, "__name__", hint)))
+
+
+def _default(value: Any) -> str:
+    if value is inspect.Parameter.empty:
+        return "the deployment's"
+    if value in ("", (), []):
+        return ""
+    return f"`{list(value) if isinstance(value, tuple) else value}`"
+
+
+def _schedule(one: Mapping[str, Any]) -> str:
+    when = next((f"{key} `{one[key]}`" for key in ("cron", "rrule", "interval") if key in one), "")
+    given = "".join(f", {name} = {value}" for name, value in (one.get("parameters") or {}).items())
+    return f"{when} {one.get('timezone', '')}{given}".strip()
