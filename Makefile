@@ -96,7 +96,7 @@ MATRIX_REDIS := tests/redis tests/recovery/test_redis_failover.py
 test-matrix: test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
 
 test-matrix-brief:
-	@$(MAKE) --no-print-directory test-matrix MATRIX_15="$(BRIEF)" MATRIX_16="$(CORE)" MATRIX_17="$(BRIEF)" \
+	@$(MAKE) --no-print-directory test-matrix MATRIX_15="$(BRIEF)" MATRIX_16="$(CORE)" MATRIX_17="$(CORE)" \
 	  MATRIX_REDIS="$(BRIEF_REDIS)"
 
 test-matrix-installed: $(INSTALLED)
@@ -114,7 +114,7 @@ test-matrix-redis: $(INSTALLED)
 test-system: $(INSTALLED)
 	@tests/system/install
 	@tests/node/install
-	@$(BIN)/python -m pytest -m system --ignore=tests/system/test_pgbackrest.py
+	@$(BIN)/python -m pytest -m system --ignore=tests/system/test_pgbackrest.py -n 2 --dist loadfile
 	@OPS_TEST_POSTGRES=/usr/lib/postgresql/17/bin $(BIN)/python -m pytest -m system tests/system/test_pgbackrest.py
 
 soak: $(INSTALLED)
