@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -45,14 +45,15 @@ def automations(
     }
     for row in rows:
         by_owner.setdefault(row.owner, []).append(row)
+    escalation = launch(client, environment, FLOW, {})
     return [
-        *(_too_long(client, environment, row, [ids[one] for one in row.deployments]) for row in rows),
-        *(_not_begun(client, environment, owner, [ids[one] for row in its for one in row.deployments], late_seconds)
+        *(_too_long(escalation, environment, row, [ids[one] for one in row.deployments]) for row in rows),
+        *(_not_begun(escalation, environment, owner, [ids[one] for row in its for one in row.deployments], late_seconds)
           for owner, its in by_owner.items()),
     ]  # fmt: skip
 
 
-def _too_long(client: SyncPrefectClient, environment: str, row: Planned, ids: Sequence[UUID]) -> AutomationCore:
+def _too_long(escalation: RunDeployment, environment: str, row: Planned, ids: Sequence[UUID]) -> AutomationCore:
     within = TIMES * seconds_of(row.duration)
     name = f"overdue-{row.deployments[0].replace('/', '-')}-{environment}"
     what = f"{{{{ flow_run.name }}}} ({row.task}, {row.duration}) has not ended after twice that time"
@@ -60,12 +61,12 @@ def _too_long(client: SyncPrefectClient, environment: str, row: Planned, ids: Se
         name=name,
         description=f"{row.task}: 所要{row.duration}の2倍を過ぎても終わらない run をエスカレーションする",
         trigger=_absent(ids, _states("Running"), NOT_RUNNING, within),
-        actions=[_escalate(client, environment, row.owner, what, "overdue")],
+        actions=[_escalate(escalation, row.owner, what, "overdue")],
     )
 
 
 def _not_begun(
-    client: SyncPrefectClient, environment: str, owner: str, ids: Sequence[UUID], seconds: float
+    escalation: RunDeployment, environment: str, owner: str, ids: Sequence[UUID], seconds: float
 ) -> AutomationCore:
     minutes = f"{seconds / 60:.0f} min"
     what = f"{{{{ flow_run.name }}}} was to begin, and has not after {minutes}: look at the worker of {environment}"
@@ -73,7 +74,7 @@ def _not_begun(
         name=f"not-started-{owner}-{environment}",
         description=f"{owner}: 予定の時刻を過ぎても始まらない run をエスカレーションする",
         trigger=_absent(ids, WAITS, BEGUN, seconds),
-        actions=[_escalate(client, environment, owner, what, "not-started")],
+        actions=[_escalate(escalation, owner, what, "not-started")],
     )
 
 
@@ -93,7 +94,7 @@ def _absent(ids: Sequence[UUID], after: set[str], expect: set[str], seconds: flo
     )
 
 
-def _escalate(client: SyncPrefectClient, environment: str, owner: str, what: str, kind: str) -> RunDeployment:
+def _escalate(escalation: RunDeployment, owner: str, what: str, kind: str) -> RunDeployment:
     run = "{{ flow_run.id | string }}"
-    given: Mapping[str, object] = {"what": what, "owner": owner, "run": run, "key": f"{kind}-{run}"}
-    return launch(client, environment, FLOW, given)
+    given = {"what": what, "owner": owner, "run": run, "key": f"{kind}-{run}"}
+    return escalation.model_copy(update={"parameters": {**(escalation.parameters or {}), **given}})
