@@ -1,4 +1,7 @@
-"""Runs of the maintenance table (§7.1) that take over twice as long as they should, or do not begin."""
+"""Runs of the maintenance table (§7.1) that take over twice as long as they should, or were sent off and never began.
+
+Runs that nobody even took, Late ones, are told for all deployments by `failures`.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from deployments.maintenance import Planned, Table, name_in, read_table, seconds
 from deployments.triggers.launch import deployed, launch
 
 TIMES = 2
-LATE_SECONDS = 600
-"""Beyond the 15 s after which Prefect itself calls a run Late: a worker that is restarted takes a minute."""
+STUCK_SECONDS = 600
+"""A worker that takes a run starts its process within seconds; a server that is restarted in between loses it."""
 FLOW = "escalate"
 
 
@@ -27,30 +30,25 @@ def _states(*names: str) -> set[str]:
 ENDED = _states("Completed", "Failed", "Crashed", "Cancelling", "Cancelled", "TimedOut")
 # What waits for people (a checklist's form) is not running; Prefect tells when it goes on.
 NOT_RUNNING = ENDED | _states("Suspended", "Paused", "AwaitingRetry")
-WAITS = _states("Late", "Pending", "AwaitingConcurrencySlot")
+SENT = _states("Pending", "AwaitingConcurrencySlot")
 BEGUN = ENDED | _states("Running", "Suspended", "Paused")
 
 
 def automations(
-    client: SyncPrefectClient, environment: str, table: Table | None = None, late_seconds: float = LATE_SECONDS
+    client: SyncPrefectClient, environment: str, table: Table | None = None, stuck_seconds: float = STUCK_SECONDS
 ) -> list[AutomationCore]:
-    """For each row one that fires when it takes too long, for each owner one that fires when something does not begin.
+    """For each row one that fires when it takes too long; for all of them one that fires when a run does not begin.
 
     Raises:
         OpsError: a deployment of the table, or escalate, is not there.
     """
-    rows, by_owner = (table or read_table()).planned(), dict[str, list[Planned]]()
+    rows = (table or read_table()).planned()
     ids = {
         one: deployed(client, environment, one, name_in(environment, one)) for row in rows for one in row.deployments
     }
-    for row in rows:
-        by_owner.setdefault(row.owner, []).append(row)
     escalation = launch(client, environment, FLOW, {})
-    return [
-        *(_too_long(escalation, environment, row, [ids[one] for one in row.deployments]) for row in rows),
-        *(_not_begun(escalation, environment, owner, [ids[one] for row in its for one in row.deployments], late_seconds)
-          for owner, its in by_owner.items()),
-    ]  # fmt: skip
+    too_long = [_too_long(escalation, environment, row, [ids[one] for one in row.deployments]) for row in rows]
+    return [*too_long, _stuck(escalation, environment, list(ids.values()), stuck_seconds)]
 
 
 def _too_long(escalation: RunDeployment, environment: str, row: Planned, ids: Sequence[UUID]) -> AutomationCore:
@@ -65,16 +63,13 @@ def _too_long(escalation: RunDeployment, environment: str, row: Planned, ids: Se
     )
 
 
-def _not_begun(
-    escalation: RunDeployment, environment: str, owner: str, ids: Sequence[UUID], seconds: float
-) -> AutomationCore:
-    minutes = f"{seconds / 60:.0f} min"
-    what = f"{{{{ flow_run.name }}}} was to begin, and has not after {minutes}: look at the worker of {environment}"
+def _stuck(escalation: RunDeployment, environment: str, ids: Sequence[UUID], seconds: float) -> AutomationCore:
+    what = f"{{{{ flow_run.name }}}} was sent to a worker of {environment} and has not begun since"
     return AutomationCore(
-        name=f"not-started-{owner}-{environment}",
-        description=f"{owner}: 予定の時刻を過ぎても始まらない run をエスカレーションする",
-        trigger=_absent(ids, WAITS, BEGUN, seconds),
-        actions=[_escalate(escalation, owner, what, "not-started")],
+        name=f"stuck-runs-{environment}",
+        description="worker に渡されたまま始まらない run をエスカレーションする (a run that stays Pending)",
+        trigger=_absent(ids, SENT, BEGUN, seconds),
+        actions=[_escalate(escalation, "SRE", what, "stuck")],
     )
 
 
