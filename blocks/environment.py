@@ -181,10 +181,6 @@ class Environment(Block):
         """The account at a cloud provider (`has("cloud")`)."""
         return cast(Cloud, self._part("cloud"))
 
-    def whole(self) -> Mapping[str, Block]:
-        """All parts that it names, loaded."""
-        return {part: self._part(part) for part in self.slugs}
-
     def with_parts(self, parts: Mapping[str, Block]) -> Environment:
         """This environment with its parts at hand, so that none is loaded from Prefect."""
         self._parts = dict(parts)
@@ -193,6 +189,10 @@ class Environment(Block):
     def parts(self) -> Mapping[str, Block]:
         """The parts at hand."""
         return self._parts
+
+    def whole(self) -> Mapping[str, Block]:
+        """All parts that it names, loaded."""
+        return {part: self._part(part) for part in self.slugs}
 
     def derived(self, replaced: Mapping[str, Block], *, without: Sequence[str] = (), reports: Path) -> Environment:
         """One of the same name, in memory only: with other blocks, without some, with reports elsewhere."""
