@@ -194,10 +194,6 @@ class Environment(Block):
         """Prefect's own database and services (`has("prefect_server")`)."""
         return cast(PrefectServer, self._part("prefect_server"))
 
-    def whole(self) -> Mapping[str, Block]:
-        """All parts that it names, loaded."""
-        return {part: self._part(part) for part in self.slugs}
-
     def whom_to_call(self, owners: Collection[str]) -> Sequence[Sequence[str]]:
         """Names of columns, then contacts and vendors, the owners' own first; empty where [alerts] is missing."""
         return [COLUMNS, *self.alerts.rows(owners)] if self.has("alerts") else []

@@ -6,13 +6,13 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from prefect.blocks.core import Block
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from runbook import durable
 from runbook.errors import OpsError
@@ -92,9 +92,24 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 def secrets_of(blocks: Iterable[Block]) -> list[str]:
     """What blocks keep secret. What is shorter than six characters is found in any text, and proves nothing."""
-    values = [getattr(block, name) for block in blocks for name in type(block).model_fields]
-    found = [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
-    return [secret for secret in found if len(secret) >= SHORTEST]
+    found = {secret for block in blocks for secret in _secrets(block)}
+    return sorted(secret for secret in found if len(secret) >= SHORTEST)
+
+
+def _secrets(value: object) -> Iterator[str]:
+    """Of a model, and of whatever is in its fields."""
+    match value:
+        case SecretStr():
+            yield value.get_secret_value()
+        case BaseModel():
+            for name in type(value).model_fields:
+                yield from _secrets(getattr(value, name))
+        case dict():
+            for inner in value.values():
+                yield from _secrets(inner)
+        case list() | tuple():
+            for inner in value:
+                yield from _secrets(inner)
 
 
 def holding(files: Mapping[str, bytes], secrets: Sequence[str]) -> list[str]:

@@ -1,8 +1,11 @@
-"""Runs of the maintenance table (§7.1) that take over twice as long as they should, or do not begin."""
+"""Runs of the maintenance table (§7.1) that take over twice as long as they should, or were sent off and never began.
+
+Runs that nobody even took, Late ones, are told for all deployments by `failures`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from uuid import UUID
 
@@ -15,8 +18,8 @@ from deployments.maintenance import Planned, Table, name_in, read_table, seconds
 from deployments.triggers.launch import deployed, launch
 
 TIMES = 2
-LATE_SECONDS = 600
-"""Beyond the 15 s after which Prefect itself calls a run Late: a worker that is restarted takes a minute."""
+STUCK_SECONDS = 600
+"""A worker that takes a run starts its process within seconds; a server that is restarted in between loses it."""
 FLOW = "escalate"
 
 
@@ -27,32 +30,28 @@ def _states(*names: str) -> set[str]:
 ENDED = _states("Completed", "Failed", "Crashed", "Cancelling", "Cancelled", "TimedOut")
 # What waits for people (a checklist's form) is not running; Prefect tells when it goes on.
 NOT_RUNNING = ENDED | _states("Suspended", "Paused", "AwaitingRetry")
-WAITS = _states("Late", "Pending", "AwaitingConcurrencySlot")
+SENT = _states("Pending", "AwaitingConcurrencySlot")
 BEGUN = ENDED | _states("Running", "Suspended", "Paused")
 
 
 def automations(
-    client: SyncPrefectClient, environment: str, table: Table | None = None, late_seconds: float = LATE_SECONDS
+    client: SyncPrefectClient, environment: str, table: Table | None = None, stuck_seconds: float = STUCK_SECONDS
 ) -> list[AutomationCore]:
-    """For each row one that fires when it takes too long, for each owner one that fires when something does not begin.
+    """For each row one that fires when it takes too long; for all of them one that fires when a run does not begin.
 
     Raises:
         OpsError: a deployment of the table, or escalate, is not there.
     """
-    rows, by_owner = (table or read_table()).planned(), dict[str, list[Planned]]()
+    rows = (table or read_table()).planned()
     ids = {
         one: deployed(client, environment, one, name_in(environment, one)) for row in rows for one in row.deployments
     }
-    for row in rows:
-        by_owner.setdefault(row.owner, []).append(row)
-    return [
-        *(_too_long(client, environment, row, [ids[one] for one in row.deployments]) for row in rows),
-        *(_not_begun(client, environment, owner, [ids[one] for row in its for one in row.deployments], late_seconds)
-          for owner, its in by_owner.items()),
-    ]  # fmt: skip
+    escalation = launch(client, environment, FLOW, {})
+    too_long = [_too_long(escalation, environment, row, [ids[one] for one in row.deployments]) for row in rows]
+    return [*too_long, _stuck(escalation, environment, list(ids.values()), stuck_seconds)]
 
 
-def _too_long(client: SyncPrefectClient, environment: str, row: Planned, ids: Sequence[UUID]) -> AutomationCore:
+def _too_long(escalation: RunDeployment, environment: str, row: Planned, ids: Sequence[UUID]) -> AutomationCore:
     within = TIMES * seconds_of(row.duration)
     name = f"overdue-{row.deployments[0].replace('/', '-')}-{environment}"
     what = f"{{{{ flow_run.name }}}} ({row.task}, {row.duration}) has not ended after twice that time"
@@ -60,20 +59,17 @@ def _too_long(client: SyncPrefectClient, environment: str, row: Planned, ids: Se
         name=name,
         description=f"{row.task}: 所要{row.duration}の2倍を過ぎても終わらない run をエスカレーションする",
         trigger=_absent(ids, _states("Running"), NOT_RUNNING, within),
-        actions=[_escalate(client, environment, row.owner, what, "overdue")],
+        actions=[_escalate(escalation, row.owner, what, "overdue")],
     )
 
 
-def _not_begun(
-    client: SyncPrefectClient, environment: str, owner: str, ids: Sequence[UUID], seconds: float
-) -> AutomationCore:
-    minutes = f"{seconds / 60:.0f} min"
-    what = f"{{{{ flow_run.name }}}} was to begin, and has not after {minutes}: look at the worker of {environment}"
+def _stuck(escalation: RunDeployment, environment: str, ids: Sequence[UUID], seconds: float) -> AutomationCore:
+    what = f"{{{{ flow_run.name }}}} was sent to a worker of {environment} and has not begun since"
     return AutomationCore(
-        name=f"not-started-{owner}-{environment}",
-        description=f"{owner}: 予定の時刻を過ぎても始まらない run をエスカレーションする",
-        trigger=_absent(ids, WAITS, BEGUN, seconds),
-        actions=[_escalate(client, environment, owner, what, "not-started")],
+        name=f"stuck-runs-{environment}",
+        description="worker に渡されたまま始まらない run をエスカレーションする (a run that stays Pending)",
+        trigger=_absent(ids, SENT, BEGUN, seconds),
+        actions=[_escalate(escalation, "SRE", what, "stuck")],
     )
 
 
@@ -93,7 +89,7 @@ def _absent(ids: Sequence[UUID], after: set[str], expect: set[str], seconds: flo
     )
 
 
-def _escalate(client: SyncPrefectClient, environment: str, owner: str, what: str, kind: str) -> RunDeployment:
+def _escalate(escalation: RunDeployment, owner: str, what: str, kind: str) -> RunDeployment:
     run = "{{ flow_run.id | string }}"
-    given: Mapping[str, object] = {"what": what, "owner": owner, "run": run, "key": f"{kind}-{run}"}
-    return launch(client, environment, FLOW, given)
+    given = {"what": what, "owner": owner, "run": run, "key": f"{kind}-{run}"}
+    return escalation.model_copy(update={"parameters": {**(escalation.parameters or {}), **given}})
