@@ -68,6 +68,6 @@ def _read(page: Page, days: int) -> Traffic | None:
         page.report.warn("access lines without a status or a duration", "they are in none of the numbers: correct the "
                          "application's log", value=f"{unusable:,}")  # fmt: skip
     if not found.reaches:
-        page.not_measured(f"all of {days} days", f"the log begins at {begins_at(files[0]) or 'no known time'}",
-                          "the numbers are of what there is; keep rotated logs longer (§6.2: rotate 30)")  # fmt: skip
+        hint = "the numbers are of what there is; keep rotated logs longer (§6.2: rotate 30)"
+        page.log_begins(f"all of {days} days", begins_at(files[0]), hint)
     return found
