@@ -57,7 +57,7 @@ def _read(page: Page, days: int) -> Traffic | None:
         if use is None:
             why = f"no line of {requests.LOGGER} in the last {days} days tells a status and a duration"
             page.not_measured("requests", why, "the application logs each request with method, path, status and "
-                              "duration_ms: docs/logs.md")  # fmt: skip
+                              "duration_ms: docs/routine.md")  # fmt: skip
             return None
         found = Traffic(
             since, until, use, requests.read_use(source, before, since), (begins_at(files[0]) or until) <= since,
