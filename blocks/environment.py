@@ -207,6 +207,10 @@ class Environment(Block):
         """The parts at hand."""
         return self._parts
 
+    def whole(self) -> Mapping[str, Block]:
+        """All parts that it names, loaded."""
+        return {part: self._part(part) for part in self.slugs}
+
     def derived(self, replaced: Mapping[str, Block], *, without: Sequence[str] = (), reports: Path) -> Environment:
         """One of the same name, in memory only: with other blocks, without some, with reports elsewhere."""
         slugs = {part: slug for part, slug in self.slugs.items() if part not in without}

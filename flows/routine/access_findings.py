@@ -63,7 +63,7 @@ def judge_api_use(page: Page, found: Traffic) -> str:
                   for one in found.unusual[:SHOWN]])  # fmt: skip
     known = [one for one in found.users if one.who]
     if not known:
-        page.not_measured("API use by user", "no request tells its user_id", "the application logs it: docs/logs.md")
+        page.not_measured("API use by user", "no request tells its user_id", "the application logs it: docs/routine.md")
         return "no user is known"
     told = "; ".join(f"{one.who} on {one.day}: {one.count:,}, {one.why}" for one in found.unusual[:3])
     report.expect("API use unlike other days", not found.unusual, "ask them, or check-rate-limits: is it a script, or "

@@ -90,8 +90,7 @@ def _count_errors(page: Page) -> None:
                     value=f"{timeless:,}, in no count")  # fmt: skip
     began = begins_at(files[0])
     if began is None or began > since:
-        page.not_measured("all of the day's errors", f"the log begins at {began or 'no known time'}, later than that",
-                          "look at how it is rotated: check-logging")  # fmt: skip
+        page.log_begins("all of the day's errors", began, "look at how it is rotated: check-logging")
     if files[-1].modified < since:
         page.not_measured("the log", f"nothing was written to it for {HOURS} h", "does the application log elsewhere?")
     report.fact("errors", f"{count:,} in {HOURS} h")

@@ -50,8 +50,8 @@ def tests(page: Page) -> str | None:
     """Those of the last update, patch or deployment that ran any."""
     runs = [found[0] for runbook in TESTED_BY if (found := _tested(page, runbook))]
     if not runs:
-        flows = " or ".join(page.launch(runbook) for runbook in TESTED_BY)
-        page.not_measured("テスト実行", f"no run of the last {MONTHLY.days} days ran the application's tests", flows)
+        hint = f"{page.launch(UPDATE)} runs them, as do {PATCH} and deploy-application"
+        page.not_measured("テスト実行", f"no run of the last {MONTHLY.days} days ran the application's tests", hint)
         return None
     newest = max(runs, key=lambda run: run.started)
     link(page, newest.runbook, newest)

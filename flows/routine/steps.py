@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
 from blocks.environment import Environment
@@ -55,6 +56,11 @@ class Page:
                 name, f"the environment names no {missing}", f"add {missing} to its TOML, and register it"
             )
         return not missing
+
+    def log_begins(self, name: str, began: datetime | None, hint: str) -> None:
+        """A log that does not reach back over the whole span: what is counted is of a part of it."""
+        told = f"{began.astimezone(self.env.zone):%Y-%m-%d %H:%M} {self.env.zone.key}" if began else "no known time"
+        self.not_measured(name, f"the log begins at {told}, later than that", hint)
 
     def judge(
         self, metric: str, value: float, limits: tuple[float, float], hint: str, *, of: str,

@@ -57,7 +57,7 @@ def _read(page: Page, days: int) -> Traffic | None:
         if use is None:
             why = f"no line of {requests.LOGGER} in the last {days} days tells a status and a duration"
             page.not_measured("requests", why, "the application logs each request with method, path, status and "
-                              "duration_ms: docs/logs.md")  # fmt: skip
+                              "duration_ms: docs/routine.md")  # fmt: skip
             return None
         found = Traffic(
             since, until, use, requests.read_use(source, before, since), (begins_at(files[0]) or until) <= since,
@@ -68,6 +68,6 @@ def _read(page: Page, days: int) -> Traffic | None:
         page.report.warn("access lines without a status or a duration", "they are in none of the numbers: correct the "
                          "application's log", value=f"{unusable:,}")  # fmt: skip
     if not found.reaches:
-        page.not_measured(f"all of {days} days", f"the log begins at {begins_at(files[0]) or 'no known time'}",
-                          "the numbers are of what there is; keep rotated logs longer (§6.2: rotate 30)")  # fmt: skip
+        hint = "the numbers are of what there is; keep rotated logs longer (§6.2: rotate 30)"
+        page.log_begins(f"all of {days} days", begins_at(files[0]), hint)
     return found

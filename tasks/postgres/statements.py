@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from blocks.postgres import Connection, Postgres, execute
+from blocks.postgres import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.postgres.masking import masked
@@ -55,30 +55,31 @@ class Statements:
 
 @probe
 def read_statements(postgres: Postgres) -> Statements:
-    """Of the environment's database.
+    """Of the environment's database. The view counts for all databases of a server: the extension may be in that one
+    or in the maintenance database.
 
     Raises:
         Unreachable: the server does not answer.
-        OpsError: the extension is not there, or its library is not loaded; the hint says how to install it.
+        OpsError: the extension is in neither, or its library is not loaded; the hint says how to install it.
     """
-    with postgres.connect(postgres.database) as connection:
-        schema = execute(connection, _SCHEMA, LIBRARY)
-        loaded = LIBRARY in str(execute(connection, "SHOW shared_preload_libraries")[0][0])
-        if not loaded or not schema:
-            missing = "its library is not loaded" if not loaded else f"the extension is not in {postgres.database}"
-            raise OpsError(f"{LIBRARY} counts nothing: {missing}", PRELOAD if not loaded else CREATE)
-        try:
-            return _read(connection, str(schema[0][0]))
-        except psycopg.Error as error:
-            raise OpsError(f"{LIBRARY} cannot be read: {str(error).splitlines()[0]}", CREATE) from None
+    for database in (postgres.database, postgres.maintenance_database):
+        with postgres.connect(database) as connection:
+            if LIBRARY not in str(execute(connection, "SHOW shared_preload_libraries")[0][0]):
+                raise OpsError(f"{LIBRARY} counts nothing: its library is not loaded", PRELOAD)
+            if schema := execute(connection, _SCHEMA, LIBRARY):
+                return _read(connection, str(schema[0][0]), postgres.database)
+    raise OpsError(f"{LIBRARY} counts nothing: the extension is not in {postgres.database}", CREATE)
 
 
-def _read(connection: Connection, schema: str) -> Statements:
+def _read(connection: Connection, schema: str, database: str) -> Statements:
     view = sql.Identifier(schema, LIBRARY)
     info = sql.Identifier(schema, f"{LIBRARY}_info")
-    total = float(execute(connection, sql.SQL(_TOTAL).format(view=view))[0][0])
-    since, dropped = execute(connection, sql.SQL(_INFO).format(info=info))[0]
-    rows = execute(connection, sql.SQL(_STATEMENTS).format(view=view), MOST)
+    try:
+        total = float(execute(connection, sql.SQL(_TOTAL).format(view=view), database)[0][0])
+        since, dropped = execute(connection, sql.SQL(_INFO).format(info=info))[0]
+        rows = execute(connection, sql.SQL(_STATEMENTS).format(view=view), database, MOST)
+    except psycopg.Error as error:
+        raise OpsError(f"{LIBRARY} cannot be read: {first_line(error)}", CREATE) from None
     hidden = sum(row[0] == "<insufficient privilege>" for row in rows)
     found = [
         Statement(masked(text)[:MOST_TEXT], int(calls), seconds, mean, longest, int(count), int(read), int(temporary),
@@ -91,7 +92,7 @@ def _read(connection: Connection, schema: str) -> Statements:
 _SCHEMA = """
 SELECT n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = %s
 """
-_OWN = "WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())"
+_OWN = "WHERE dbid = (SELECT oid FROM pg_database WHERE datname = %s)"
 _TOTAL = f"SELECT coalesce(sum(total_exec_time), 0)::float8 / 1000 FROM {{view}} {_OWN}"  # noqa: S608
 _INFO = "SELECT to_char(stats_reset AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), dealloc FROM {info}"
 _STATEMENTS = f"""

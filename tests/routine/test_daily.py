@@ -12,12 +12,15 @@ import pytest
 
 from blocks.environment import Environment
 from flows.database.backup import backup_database, verify_backup
+from flows.database.base_backup import backup_cluster
 from flows.routine.daily import Part, daily_check
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks import catalogue
 from tasks.stores.store import store_of
 from tests.broken import reported
+from tests.clusters import NAME as CLUSTER
+from tests.clusters import Cluster
 from tests.database.test_restore import flip, reseal
 from tests.servers import free_port
 from tests.workday import NAME, Day, ago, app_line, finding
@@ -30,7 +33,11 @@ def check(part: Part = "all") -> Report:
 def backed_up(day: Day, days: float = 0.0) -> Path:
     """A real backup of the database, of some days ago: it was sealed again."""
     backup_database.fn(NAME)
-    (path,) = (day.base / "backups" / "postgresql").glob("backup_*")
+    return aged(day.base, days)
+
+
+def aged(base: Path, days: float) -> Path:
+    (path,) = (base / "backups" / "postgresql").glob("backup_*")
     taken = ago(24 * days)
     old = path.rename(path.with_name(f"backup_{taken:%Y%m%d_%H%M%S}"))
     reseal(old, lambda content: content.update(name=old.name, taken=taken.isoformat()))
@@ -201,3 +208,19 @@ def test_a_place_on_another_host_is_not_measured(day: Day, monkeypatch: pytest.M
     (day.base / "trial.toml").write_text(text)
     found = finding(check("resources"), "disk of Redis")
     assert (found.status, found.value) == (Status.WARN, "not measured: it is on redis.invalid")
+
+
+def test_an_old_dump_is_well_where_a_proven_base_backup_and_wal_reach_to_now(cluster: Cluster) -> None:
+    cluster.sql("postgres", "CREATE TABLE accounts (id int PRIMARY KEY)")
+    name = backup_cluster.fn(CLUSTER).facts["backup"]
+    backup_database.fn(CLUSTER)
+    path = aged(cluster.root, 0.5)
+    catalogue.mark_verified.work(store_of(Environment.find(CLUSTER), "cluster"), name, {"by": "test"})
+    cluster.sql("postgres", "INSERT INTO accounts VALUES (1)")
+    cluster.settle()
+    report = reported(lambda: daily_check.fn(CLUSTER, "backup"))
+    found = finding(report, "newest backup of database")
+    assert found.status is Status.OK
+    assert f"{path.name} is 12 h 00 min old; point in time ({name}) loses" in found.value
+    assert finding(report, "newest base backup").status is Status.OK
+    assert finding(report, "newest backup of files").status is Status.CRITICAL, "there is none"

@@ -81,6 +81,15 @@ def test_a_server_without_the_extension_says_how_to_install_it(day: Day, countin
     found = finding(review(), "slow statements")
     assert "the extension is not in without" in found.value
     assert "CREATE EXTENSION pg_stat_statements" in found.hint
+    counting.sql("CREATE EXTENSION pg_stat_statements", database="postgres")
+    try:
+        counting.sql("SELECT n FROM generate_series(1, 9) AS n", database="without")
+        report = review()
+    finally:
+        counting.sql("DROP EXTENSION pg_stat_statements", database="postgres")
+    assert finding(report, "slow statements").status is Status.OK, "the view counts for all databases"
+    assert any("generate_series" in row[-1] for row in rows(report, "Statements by time"))
+    assert not any("CREATE DATABASE" in row[-1] for row in rows(report, "Statements by time")), "another database's"
 
 
 def test_a_slow_statement_is_found_with_its_texts_masked(
