@@ -31,8 +31,8 @@ def message(found: Incident, kind: Kind, number: str, subject: str, text: str, t
     return Message(kind, found.id, number, found.environment, severe, subject, text, to)
 
 
-def text(env: Environment, found: Incident, level: int, contact: str, cause: Cause) -> str:
-    """For one person of a level."""
+def text(env: Environment, found: Incident, contact: str, cause: Cause) -> str:
+    """For one person."""
     person = env.alerts.contacts[contact]
     again = f" (以後 {found.repeats} 回, 最後は {moment(env, found.last)})" if found.repeats else ""
     lines = {
