@@ -123,8 +123,10 @@ def _tell(report: Report, env: Environment, found: Incident, number: int, contac
     """One person, by the first channel that takes it."""
     alerts, kept = env.alerts, incidents(env)
     person, text = alerts.contacts[contact], wording.text(env, found, contact, cause)
+    kind: Kind = "declare" if number == STAKEHOLDERS else "trigger"
+    subject = f"インシデント宣言: {found.what}" if kind == "declare" else found.what
     for channel in alerts.channels_of(contact):
-        message = wording.message(found, "trigger", f"{found.id}-{number}-{contact}", found.what, text, person.role)
+        message = wording.message(found, kind, f"{found.id}-{number}-{contact}", subject, text, person.role)
         began = datetime.now(UTC)
         found = _note(kept, found, Told(number, contact, channel, began, "begun"))
         reason = _failure(report, alerts, channel, contact, message)
