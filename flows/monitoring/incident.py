@@ -19,7 +19,7 @@ from flows.monitoring import wording
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.report import Report
-from tasks.alerts.cause import read_cause
+from tasks.alerts.cause import Cause, read_cause
 from tasks.alerts.channels import send_message
 from tasks.alerts.incident import Incident, Incidents, Severity, Told, incident
 from tasks.alerts.message import Kind, Message
@@ -62,12 +62,13 @@ def open_incident(
     report.fact("incident", f"{found.id}: {found.what}")
     if not is_new:
         report.fact("happened again", f"{found.repeats} times since {wording.moment(env, found.since)}")
-    return go_on(report, env, found)
+    return go_on(report, env, found, cause)
 
 
-def go_on(report: Report, env: Environment, found: Incident) -> Incident:
+def go_on(report: Report, env: Environment, found: Incident, cause: Cause | None = None) -> Incident:
     """Tell everybody who is due and was not told yet, until somebody acknowledges."""
     alerts, kept = required(env), incidents(env)
+    known = cause or (read_cause(found.run) if found.waiting else Cause())
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OpsError):
             stack.enter_context(kept.stepping(found))
@@ -77,7 +78,7 @@ def go_on(report: Report, env: Environment, found: Incident) -> Incident:
                 if not found.waiting or not _due(alerts, found, number):
                     return found
                 if not found.reached(number, contact):
-                    found = _tell(report, env, found, number, contact)
+                    found = _tell(report, env, found, number, contact, known)
     return found
 
 
@@ -118,12 +119,14 @@ def _note(kept: Incidents, found: Incident, told: Told) -> Incident:
     return found.with_told(told)
 
 
-def _tell(report: Report, env: Environment, found: Incident, number: int, contact: str) -> Incident:
+def _tell(report: Report, env: Environment, found: Incident, number: int, contact: str, cause: Cause) -> Incident:
     """One person, by the first channel that takes it."""
     alerts, kept = env.alerts, incidents(env)
-    person, text = alerts.contacts[contact], wording.text(env, found, number, contact, read_cause(found.run))
+    person, text = alerts.contacts[contact], wording.text(env, found, contact, cause)
+    kind: Kind = "declare" if number == STAKEHOLDERS else "trigger"
+    subject = f"インシデント宣言: {found.what}" if kind == "declare" else found.what
     for channel in alerts.channels_of(contact):
-        message = wording.message(found, "trigger", f"{found.id}-{number}-{contact}", found.what, text, person.role)
+        message = wording.message(found, kind, f"{found.id}-{number}-{contact}", subject, text, person.role)
         began = datetime.now(UTC)
         found = _note(kept, found, Told(number, contact, channel, began, "begun"))
         reason = _failure(report, alerts, channel, contact, message)
@@ -190,7 +193,7 @@ def notify_stakeholders(report: Report, env: Environment, found: Incident) -> In
     """ステークホルダー通知 (§8.4). Whoever could not be told is CRITICAL, with the number to phone."""
     for contact in required(env).stakeholders:
         if not found.reached(STAKEHOLDERS, contact):
-            found = _tell(report, env, found, STAKEHOLDERS, contact)
+            found = _tell(report, env, found, STAKEHOLDERS, contact, read_cause(found.run))
     report.expect("stakeholders are named", bool(env.alerts.stakeholders), "add stakeholders to [alerts]")
     return found
 

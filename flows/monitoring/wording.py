@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from blocks.environment import Environment
@@ -31,8 +31,8 @@ def message(found: Incident, kind: Kind, number: str, subject: str, text: str, t
     return Message(kind, found.id, number, found.environment, severe, subject, text, to)
 
 
-def text(env: Environment, found: Incident, level: int, contact: str, cause: Cause) -> str:
-    """For one person of a level."""
+def text(env: Environment, found: Incident, contact: str, cause: Cause) -> str:
+    """For one person."""
     person = env.alerts.contacts[contact]
     again = f" (以後 {found.repeats} 回, 最後は {moment(env, found.last)})" if found.repeats else ""
     lines = {
@@ -45,9 +45,10 @@ def text(env: Environment, found: Incident, level: int, contact: str, cause: Cau
         "レポート": cause.sentence,
         "宛先": " ".join(filter(None, (person.role, person.name, person.phone))),
         "連絡済み": told(env, found) or "なし (最初の連絡)",
-        "対応": f"対応する人は確認してください: {how_to_acknowledge(env, found)}",
+        **_states(env, found),
+        "対応": f"対応する人は確認してください: {how_to_acknowledge(env, found)}" if found.waiting else "",
     }
-    return "\n".join(f"{name}: {value}" for name, value in lines.items() if value)
+    return _lines(lines)
 
 
 def told(env: Environment, found: Incident) -> str:
@@ -68,10 +69,17 @@ def how_to_acknowledge(env: Environment, found: Incident) -> str:
 
 def ended(env: Environment, found: Incident) -> str:
     """That somebody takes it, or that it is over."""
-    lines = {
-        "内容": found.what,
+    lines = {"内容": found.what, **_states(env, found), "メモ": found.note}
+    return _lines(lines)
+
+
+def _states(env: Environment, found: Incident) -> dict[str, str]:
+    return {
+        "宣言": f"{found.declared_by} ({moment(env, found.declared)})" if found.declared else "",
         "対応者": f"{found.acknowledged_by} ({moment(env, found.acknowledged)})" if found.acknowledged else "",
         "解決": f"{found.resolved_by} ({moment(env, found.resolved)})" if found.resolved else "",
-        "メモ": found.note,
     }
+
+
+def _lines(lines: Mapping[str, str]) -> str:
     return "\n".join(f"{name}: {value}" for name, value in lines.items() if value)

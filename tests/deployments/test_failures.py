@@ -20,9 +20,11 @@ from prefect.states import Completed, Crashed, Failed, Pending, Running, Schedul
 
 from deployments import register
 from deployments.triggers import failures
+from flows.monitoring.acknowledgement import acknowledge_incident
 from flows.monitoring.escalation import escalate
 from lab.base import base_directory
 from lab.processes import exclusive
+from runbook.report import Status
 from runbook.wait import until
 from tests.monitoring.duty import PAGER, SLACK, Duty, prepare
 from tests.receivers import http_receiver, smtp_receiver
@@ -47,9 +49,13 @@ class Scene:
         self.client, self.duty, self.name = client, duty, duty.name
         self.deployments = {
             found.name: client.create_deployment(
-                client.create_flow(found), duty.name, tags=["database", "DBA"], parameters={"environment": duty.name}
+                client.create_flow(found),
+                duty.name,
+                entrypoint=f"{found.fn.__module__}.{found.fn.__name__}",
+                tags=["database", "DBA"],
+                parameters={"environment": duty.name},
             )
-            for found in (failing, other, escalate)
+            for found in (failing, other, escalate, acknowledge_incident)
         }
 
     def run(self, name: str = "failing", **state: Any) -> FlowRun:
@@ -152,3 +158,27 @@ def test_all_of_them_and_no_secret_in_a_listing(scene: Scene) -> None:
     path = scene.duty.base / "trial.toml"
     path.write_text(path.read_text().partition("[alerts]")[0])
     assert failures.automations(scene.client, scene.name) == [], "there is nobody to tell"
+
+
+def test_what_people_are_told_of_a_run_and_when_the_next_level_is(scene: Scene) -> None:
+    failed = scene.ends(Failed(message="Flow run encountered an exception: RunbookFailed: no backup is verified"))
+    for _ in range(2):
+        report = escalate(scene.name, run=str(failed.id), key="k")
+    assert report.status is Status.OK
+    assert scene.duty.mail.letters == [], "a channel that took it is enough"
+    assert [one["text"].count("宛先: DBA") for one in scene.duty.web.got[SLACK]] == [0, 1], "its tags name the owner"
+    text = scene.duty.web.got[SLACK][0]["text"]
+    assert f"{failed.name}: Failed" in text
+    assert "no backup is verified" in text
+    assert f"/v2/runs/flow-run/{failed.id}" in text
+    incident = scene.duty.incidents()[0]
+    form = f"/deployments/deployment/{scene.deployments['acknowledge-incident']}/run?parameters="
+    assert form in text
+    assert incident.id in text.partition(form)[2]
+    wanted = DeploymentFilter(id=DeploymentFilterId(any_=[scene.deployments["escalate"]]))
+    (following,) = scene.client.read_flow_runs(deployment_filter=wanted)
+    assert following.state
+    assert following.state.state_details.scheduled_time == incident.since + timedelta(minutes=15)
+    acknowledge_incident(scene.name, by="佐藤")
+    assert "佐藤 が対応中" in scene.duty.web.got[SLACK][-1]["text"]
+    assert scene.duty.incidents()[0].acknowledged_by == "佐藤"
