@@ -35,12 +35,14 @@ class Next:
 
 @dataclass(frozen=True)
 class Cause:
-    """What is wrong, in one sentence; what to do; and the runbooks for it, the first one first."""
+    """What is wrong, in one sentence; what to do; and the runbooks for it, the first one first. Of one `kind` the last
+    that was found stands in the place of those before: it knows more."""
 
     what: str
     hint: str
     follow: tuple[Next, ...] = ()
     status: Status = Status.CRITICAL
+    kind: str = ""
 
 
 @dataclass
@@ -65,7 +67,9 @@ class Diagnosis:
     def blame(self, question: str, answer: object, cause: Cause) -> None:
         """A probe that found a cause."""
         self.asked.append((question, str(answer), "a cause"))
-        self.causes.append(cause)
+        known = [number for number, one in enumerate(self.causes) if cause.kind and one.kind == cause.kind]
+        self.causes = [one for number, one in enumerate(self.causes) if number not in known]
+        self.causes.insert(known[0] if known else len(self.causes), cause)
 
     def skip(self, question: str, why: str, hint: str) -> None:
         """A probe that could not be made: the diagnosis is then not OK."""
