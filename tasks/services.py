@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from blocks.services import Services
+from blocks.services import MASK, Services
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
 from runbook.log import logger
@@ -130,6 +131,16 @@ def refuse_ended(services: Services, role: str) -> None:
         return
     if not state.comes_back:
         raise OpsError(f"{role} has ended again: {state.told}", _end_of_log(services, role))
+
+
+def names_of(pid: int) -> dict[str, str]:
+    """The names of the variables that a process of this host was started with, their values masked; none where that
+    cannot be seen."""
+    try:
+        text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace") if pid else ""
+    except OSError:
+        return {}
+    return {word.split("=", 1)[0]: MASK for word in text.split("\0") if "=" in word}
 
 
 def _end_of_log(services: Services, role: str) -> str:

@@ -23,6 +23,7 @@ from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.wait import until
+from tasks.host import is_here
 from tasks.logs.masking import masked
 
 START_SECONDS = 30.0
@@ -143,13 +144,18 @@ class Listener:
         return False
 
 
+def is_local(url: str) -> bool:
+    """Whether an address is this host's own."""
+    return is_here(urlsplit(url).hostname or "elsewhere")
+
+
 @probe
 def find_listener(url: str) -> Listener | None:
     """The process that listens on a port of this host; None where nobody does, or it is another host's."""
+    if not is_local(url):
+        return None
     parts = urlsplit(url)
     port = parts.port or (443 if parts.scheme == "https" else 80)
-    if parts.hostname not in ("127.0.0.1", "localhost", "::1", "0.0.0.0"):  # noqa: S104
-        return None
     try:
         listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
         found = [one for one in listening if one.laddr and one.laddr[1] == port]

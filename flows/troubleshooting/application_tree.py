@@ -12,8 +12,9 @@ from tasks.migrations.alembic import read_revision
 from tasks.migrations.scripts import read_heads
 from tasks.postgres.greeting import read_greeting
 from tasks.redis.greeting import read_answer
+from tasks.redis.sentinels import master_by, read_sentinels
 from tasks.start_reasons import Reason, find_reason
-from tasks.start_trial import Listener, Trial, find_listener, start_in_foreground
+from tasks.start_trial import Listener, Trial, find_listener, is_local, start_in_foreground
 
 DATABASE = Next("diagnose-database", "find out why")
 REDIS = Next("diagnose-redis", "find out why")
@@ -48,11 +49,13 @@ def _judge_behind(found: Diagnosis) -> None:
             ))  # fmt: skip
         else:
             found.well(question, greeting.detail)
-    if env.has("redis") and not env.redis.sentinels:
-        answer, question = read_answer(env.redis), "does Redis behind it answer?"
+    question = "does Redis behind it answer?"
+    redis = found.ask(question, lambda: master_by(env.redis, read_sentinels(env.redis))) if env.has("redis") else None
+    if redis:
+        answer = read_answer(redis)
         if answer.state != "well":
             found.blame(question, answer.said, Cause(
-                f"Redis behind it at {env.redis.address} does not answer well ({answer.state}: {answer.said})",
+                f"Redis behind it at {redis.address} does not answer well ({answer.state}: {answer.said})",
                 "diagnose-redis says why; the application recovers by itself, or is restarted then", (REDIS,),
             ))  # fmt: skip
         else:
@@ -73,7 +76,7 @@ def _judge_role(found: Diagnosis, role: str, url: str, problem: str) -> None:
         return
     found.told(question, problem)
     reason = find_reason(log)
-    if role == "backend" and (not runs or listener is None):
+    if role == "backend" and (not runs or (listener is None and is_local(url))):
         trial = found.ask("does it start in the foreground?", lambda: start_in_foreground(found.env.application))
         if trial:
             _tell_trial(found, trial)

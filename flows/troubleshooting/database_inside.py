@@ -11,6 +11,7 @@ from runbook.render import duration
 from runbook.report import Status
 from tasks.postgres.blocking import tree_of
 from tasks.postgres.connections import Activity, read_activity
+from tasks.postgres.greeting import read_greeting
 from tasks.postgres.replication import Replication, read_replication
 from tasks.postgres.trial import try_to_extend
 
@@ -33,6 +34,7 @@ def walk_inside(found: Diagnosis) -> None:
         _judge_places(found, activity)
         _judge_locks(found, activity)
         _judge_idle(found, activity)
+    _judge_standby(found)
     replication = found.ask("does WAL get away?", lambda: read_replication(node))
     if replication:
         _judge_replication(found, replication)
@@ -41,8 +43,8 @@ def walk_inside(found: Diagnosis) -> None:
 def _judge_writing(found: Diagnosis) -> None:
     question = "can it write?"
     with found.asking(question):
-        refused = any("role" in cause.what for cause in found.causes)
-        trial = try_to_extend(found.env.postgres, as_application=not refused and not found.causes)
+        # Where the application's role is not let in, whether the server can write is asked all the same.
+        trial = try_to_extend(found.env.postgres, as_application=not found.causes)
         if trial.ok:
             found.well(question, "a temporary table, rolled back")
         elif trial.kind == "disk":
@@ -67,11 +69,7 @@ def _judge_places(found: Diagnosis, activity: Activity) -> None:
     own = sum(one.user == node.user for one in activity.clients)
     full = len(activity.clients) >= limits.ordinary or own >= limits.application
     if full or (status is not Status.OK and activity.used_ratio >= 0.95):
-        cause = full_cause(found, f"{node.host}:{node.port}", f" ({told}{by})", limits.most)
-        found.causes = [one for one in found.causes if "connection limit" not in one.what and "connections" not in
-                        one.what]  # fmt: skip
-        found.causes.insert(0, cause)
-        found.asked.append((question, told, "a cause"))
+        found.blame(question, told, full_cause(found, f"{node.host}:{node.port}", f" ({told}{by})", limits.most))
     elif status is not Status.OK:
         found.blame(question, told, Cause(f"PostgreSQL is near its connection limit: {told}{by}",
                     "lower the pools, or raise max_connections", (CLOSE, CHECK), Status.WARN))  # fmt: skip
@@ -119,6 +117,22 @@ def _judge_idle(found: Diagnosis, activity: Activity) -> None:
         ))  # fmt: skip
     else:
         found.well(question, told)
+
+
+def _judge_standby(found: Diagnosis) -> None:
+    """A dead standby does not lag: it is not there."""
+    if not found.env.has("standby"):
+        return
+    node = found.env.standby
+    question, greeting = f"does the other node at {node.host}:{node.port} answer?", read_greeting(node)
+    if greeting.state == "ready":
+        found.well(question, greeting.detail)
+        return
+    found.blame(question, greeting.detail, Cause(
+        f"the standby at {node.host}:{node.port} does not answer ({greeting.state}: {greeting.detail})",
+        "start it, or look at its log; until then nothing takes over, and a slot keeps WAL for it",
+        (REPLICATION, Next("rejoin-standby", "make it follow again")), Status.WARN,
+    ))  # fmt: skip
 
 
 def _judge_replication(found: Diagnosis, replication: Replication) -> None:

@@ -15,6 +15,8 @@ from tasks.postgres.trial import try_own_login
 
 MANUAL_CONNECTIONS, REMEDY_HOURS = 300, 24
 LEAST_BYTES = 64 * 1024**2  # four files of WAL
+PLACES = "places"
+DISK = "disk"
 NO_ROOM = "No space left on device"
 OPTIONS = Next("show-recovery-options", "every way to bring the data back, with what each loses")
 FREE_DISK = Next("free-disk-emergency", "make room (plan first; pg_wal is never touched)")
@@ -83,6 +85,7 @@ def full_cause(found: Diagnosis, where: str, told: str = "", most: int = 0) -> C
             ),
             Next("undo-postgres-settings", "afterwards: put the old limit back"),
         ),
+        kind=PLACES,
     )
 
 
@@ -128,7 +131,9 @@ def _down_cause(found: Diagnosis, where: str, reason: Reason | None, ways: tuple
 
 
 def _full_disk(told: str) -> Cause:
-    return Cause(f"the disk of PostgreSQL is full: {told}", "make room, never by hand in pg_wal", (FREE_DISK,))
+    return Cause(
+        f"the disk of PostgreSQL is full: {told}", "make room, never by hand in pg_wal", (FREE_DISK,), kind=DISK
+    )
 
 
 def _judge_own_login(found: Diagnosis) -> None:
@@ -162,7 +167,8 @@ def _judge_logins(found: Diagnosis) -> bool:
             found.blame(question, error.message, _full_disk(error.message) if NO_ROOM in error.message else Cause(
                 error.message,
                 error.hint or "its own words say which: database, pg_hba.conf, or a limit of that role or database",
-                (Next("check-connections", "see who has the places"),) if "connections" in error.message else (),
+                (Next("check-connections", "see who has the places"),) if "connection" in error.message else (),
+                kind=PLACES if "connection" in error.message else "",
             ))  # fmt: skip
             if not as_application:
                 return False

@@ -15,6 +15,7 @@ from runbook.errors import OpsError
 from runbook.form import Forms, read_forms
 from runbook.report import Evidence, Finding, Report, Status
 from tasks.logs.masking import masked
+from tasks.services import names_of
 
 T = TypeVar("T")
 
@@ -35,18 +36,20 @@ class Next:
 
 @dataclass(frozen=True)
 class Cause:
-    """What is wrong, in one sentence; what to do; and the runbooks for it, the first one first."""
+    """What is wrong, in one sentence; what to do; and the runbooks for it, the first one first. Of one `kind` the last
+    that was found stands in the place of those before: it knows more."""
 
     what: str
     hint: str
     follow: tuple[Next, ...] = ()
     status: Status = Status.CRITICAL
+    kind: str = ""
 
 
 @dataclass
 class Diagnosis:
-    """What is known so far. The first cause is the likely one: the tree is walked from what everything else depends
-    on."""
+    """What is known so far. The first critical cause is the likely one: the tree is walked from what everything else
+    depends on."""
 
     report: Report
     env: Environment
@@ -65,7 +68,9 @@ class Diagnosis:
     def blame(self, question: str, answer: object, cause: Cause) -> None:
         """A probe that found a cause."""
         self.asked.append((question, str(answer), "a cause"))
-        self.causes.append(cause)
+        known = [number for number, one in enumerate(self.causes) if cause.kind and one.kind == cause.kind]
+        self.causes = [one for number, one in enumerate(self.causes) if number not in known]
+        self.causes.insert(known[0] if known else len(self.causes), cause)
 
     def skip(self, question: str, why: str, hint: str) -> None:
         """A probe that could not be made: the diagnosis is then not OK."""
@@ -89,6 +94,7 @@ class Diagnosis:
     def close(self, healthy: str) -> None:
         """The report's findings: the likely cause first, then the others, then what could not be asked."""
         report = self.report
+        self.causes.sort(key=lambda one: one.status is not Status.CRITICAL)  # a warning is no cause of an outage
         findings = [Finding(CAUSE if not number else "also found", cause.status, masked(cause.what), "", cause.hint)
                     for number, cause in enumerate(self.causes)]  # fmt: skip
         if not self.causes:
@@ -158,8 +164,8 @@ def tell_service(report: Report, env: Environment, role: str) -> str:
         report.fact(f"log of {role}", f"could not be read: {error.message}")
         text = ""
     try:
-        names = env.services.environment(role)
-        told = sorted(names.items()) or [("(none, or its manager does not tell them)", "")]
+        names = env.services.environment(role) or names_of(env.services.state(role).pid)
+        told = sorted(names.items()) or [("(none, or neither its manager nor its process tells them)", "")]
         report.table(f"Environment of {role}", ("name", "value"), told)
     except OpsError as error:
         report.fact(f"environment of {role}", f"could not be read: {error.message}")

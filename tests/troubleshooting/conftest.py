@@ -67,6 +67,7 @@ frontend_url = ""
 python = "{python}"
 backend_directory = "{backend}"
 env_file = "{env_file}"
+{more}
 """
 
 
@@ -145,7 +146,7 @@ class Host:
             "programs": self.server.programs, "data": self.server.data, "user": self.server.account.name,
             "redis_host": "127.0.0.1", "redis_port": self.redis.port, "redis_data": self.redis.data,
             "redis_file": self.redis.configuration, "redis_program": self.redis.program, "control": self.control,
-            "env_file": "", "url": "", "python": sys.executable, "backend": self.backend,
+            "env_file": "", "url": "", "python": sys.executable, "backend": self.backend, "more": "",
         }  # fmt: skip
         path = directory / "sick.toml"
         path.write_text(TOML.format(**{**values, **other}))

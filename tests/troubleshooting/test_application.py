@@ -115,6 +115,8 @@ def test_of_a_healthy_application_nothing_is_found_and_it_is_left_alone(backend:
     assert (report.status, cause(report)) == (Status.OK, "nothing found")
     assert backend.host.services.state("backend").pid == pid
     assert not [one for one in report.evidence if one.name.startswith("Foreground")]
+    variables = dict(evidence(report, "Environment of backend").rows)
+    assert variables["PYTHONDONTWRITEBYTECODE"] == "********"
 
 
 def test_its_port_is_taken(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,6 +202,25 @@ def test_a_server_that_takes_no_writes(host: Host) -> None:
     assert "takes no writes" in cause(report)
 
 
+STANDBY = """
+[standby]
+port = {port}
+database = "grc_db"
+user = "grc_user"
+password_env = "SICK_PASSWORD"
+admin_password_env = "SICK_ADMIN_PASSWORD"
+"""
+
+
+def test_a_standby_that_is_dead_does_not_lag_it_is_missed(host: Host, tmp_path: Path) -> None:
+    port = free_port()
+    host.describe(tmp_path, more=STANDBY.format(port=port))
+    report = diagnosed()
+    assert report.status is Status.WARN
+    assert cause(report).startswith(f"the standby at 127.0.0.1:{port} does not answer (closed")
+    assert "rejoin-standby" in following(report)
+
+
 def test_a_probe_that_cannot_be_made_is_never_ok(host: Host) -> None:
     host.server.sql("REVOKE TEMPORARY ON DATABASE grc_db FROM PUBLIC; ALTER DATABASE grc_db OWNER TO postgres")
     try:

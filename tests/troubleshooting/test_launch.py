@@ -1,0 +1,48 @@
+"""Runbooks from the command line, as a diagnosis without Prefect offers them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.launch import command, find_flow, parsed
+from flows.troubleshooting.database_outside import full_cause
+from flows.troubleshooting.diagnosis import Diagnosis
+from flows.troubleshooting.redis_tree import CLEAR, _more_memory
+from runbook.errors import OpsError
+from tests.troubleshooting.conftest import Host
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_what_a_diagnosis_offers_is_taken_by_its_runbook() -> None:
+    cause = full_cause(Diagnosis(None, None), "h:1", most=400)  # type: ignore[arg-type]
+    offered = [*cause.follow, CLEAR, *_more_memory(None)]
+    for one in offered:
+        words = shlex.split(command(one.flow, "lab", one.parameters))
+        values = parsed(find_flow(words[3]), words[4:])
+        assert values["environment"] == "lab"
+        for name, value in one.parameters.items():
+            assert list(values[name]) == value if isinstance(value, list) else values[name] == value
+    assert {"max_connections = 600", "maxmemory 2gb"} <= {str(one.parameters.get("override")) for one in offered}
+
+
+@pytest.mark.parametrize("words", [["environment"], ["environment=lab", "overide=x"], ["environment=lab", "keep=-1"]])
+def test_what_it_does_not_take_is_told(words: list[str]) -> None:
+    with pytest.raises(OpsError):
+        parsed(find_flow("discard-superseded"), words)
+    with pytest.raises(OpsError, match="choose one of"):
+        find_flow("flush-everything")
+
+
+def test_it_runs_without_a_prefect_server(host: Host) -> None:
+    words = shlex.split(command("diagnose-redis", "sick", {}))
+    variables = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Diagnose Redis on sick: OK — nothing found" in done.stdout
