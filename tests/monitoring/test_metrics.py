@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -11,11 +17,14 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
+from blocks import toml
 from flows.monitoring.metrics import watch_metrics
 from flows.monitoring.scaling import advise_scaling
+from flows.monitoring.serve import Watcher
 from flows.monitoring.table import METRICS, TABLE
 from runbook.errors import RunbookFailed
 from runbook.report import Status
+from runbook.wait import until
 from tasks.monitoring import history, state
 from tests.monitoring.watched import (
     MOST_CONNECTIONS,
@@ -37,6 +46,9 @@ MANUAL = {
 
 
 def test_the_table_is_the_manuals() -> None:
+    path = toml.DIRECTORY / "production.toml"
+    written = {name: tuple(pair) for name, pair in tomllib.loads(path.read_text())["thresholds"].items()}
+    assert {one.name: one.default for one in TABLE} == {one.name: written[one.name] for one in TABLE}
     assert {one.title: one.limit({}) for one in TABLE} == MANUAL
     assert [one.action for one in TABLE] == [
         *(
@@ -290,3 +302,33 @@ def test_scaling_without_a_past_says_so_and_what_is_enough_is_enough(watched: Wa
     assert report.status is Status.WARN
     assert "only this moment is known" in report.sentence()
     assert "are enough" in report.outcome
+
+
+def test_a_served_round_is_cheap_and_its_process_ends_when_it_is_told_to(watched: Watched) -> None:
+    argv = [sys.executable, "-m", "flows.monitoring.serve", "--environment", NAME, "--every-seconds", "0.5"]
+    told = watched.root / "served.txt"
+    with told.open("w") as out:
+        process = subprocess.Popen(argv, env={**os.environ, "PREFECT_API_URL": ""}, stdout=out, stderr=out)
+    try:
+        until(lambda: "metrics are well (" in told.read_text(), what="a round", seconds=300)
+        seconds = float(told.read_text().partition("metrics are well (")[2].split(",")[1].split()[0])
+        assert seconds <= 2.0, told.read_text()
+        until(lambda: list(watched.reports.glob("*-watch-metrics.json")), what="its report", seconds=120)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0, told.read_text()
+    finally:
+        process.kill()
+        process.wait(120)
+    assert "Traceback" not in told.read_text()
+
+
+def test_a_round_that_fails_does_not_end_the_watcher(watched: Watched, capsys: pytest.CaptureFixture[str]) -> None:
+    watched.toml.write_text("name = 3\n")
+    watcher = Watcher(NAME, every_seconds=0.01)
+    thread = threading.Thread(target=watcher.run)
+    thread.start()
+    until(lambda: "is wrong" in capsys.readouterr().out, what="what is wrong", seconds=120)
+    assert thread.is_alive()
+    watcher.stop.set()
+    thread.join(120)
+    assert not thread.is_alive()
