@@ -14,12 +14,12 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.actions import RunDeployment
 from prefect.events.schemas.automations import AutomationCore
 
-from deployments.triggers import deaths, failures, metrics
+from deployments.triggers import deaths, failures, metrics, overdue
 from runbook.errors import OpsError
 
 Causes = Sequence[Callable[[SyncPrefectClient, str], list[AutomationCore]]]
 # Each returns the automations of an environment; those of all environments have the same name in each.
-CAUSES: Causes = (deaths.automations, failures.automations, metrics.automations)
+CAUSES: Causes = (deaths.automations, failures.automations, metrics.automations, overdue.automations)
 
 
 def wanted(client: SyncPrefectClient, environment: str, causes: Causes = CAUSES) -> list[AutomationCore]:
