@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from flows.routine.boxes import GROUPS
+from blocks.environment import Environment
+from flows.routine.boxes import GROUPS, Sheet
 from flows.routine.monthly import monthly_maintenance
+from flows.routine.steps import Page
+from runbook.form import Forms
 from runbook.report import Report, Status
 from tasks.postgres import statements
 from tests.broken import reported
@@ -179,3 +182,12 @@ def test_a_user_who_asks_far_more_than_before_is_told(day: Day) -> None:
     assert "400, far more than on the days before" in found.value
     assert "u3" not in found.value
     assert isinstance(report.path, Path)
+
+
+def test_a_box_whose_work_sees_nothing_is_no_pass(logs: Path) -> None:
+    env = Environment.find(NAME)
+    sheet = Sheet(Page(Report("Monthly maintenance", NAME), env, Forms()))
+    sheet.fill("a group", "a box", lambda _page: None)
+    sheet.fill("a group", "another", lambda _page: "seen")
+    assert [row[0] for row in sheet.rows] == ["⚠️ 未計測", "✅"]
+    assert sheet.told == "1 well, 0 to look at, 0 critical, 1 未計測, of 2"
