@@ -11,6 +11,7 @@ from prefect.events.schemas.events import ResourceSpecification
 
 from blocks import toml
 from deployments.alerting import read_server_channel
+from deployments.maintenance import name_in, read_table
 from deployments.triggers.launch import launch
 
 ESCALATE, ACKNOWLEDGE = "escalate", "acknowledge-incident"
@@ -121,5 +122,7 @@ def server_tells(client: SyncPrefectClient, environment: str, silence: timedelta
 def _of(environment: str, *names: str) -> list[ResourceSpecification | dict[str, str | list[str]]]:
     """Runs of an environment's deployments whose flows have these names, or have not (`!`)."""
     flows = [{"prefect.resource.role": "flow", "prefect.resource.name": name} for name in names]
-    deployment = {"prefect.resource.role": "deployment", "prefect.resource.name": environment}
+    # By name, one by one: `production-*` would be those of the environment production-dr too.
+    named = sorted({environment, *(name_in(environment, one).partition("/")[2] for one in read_table().durations())})
+    deployment = {"prefect.resource.role": "deployment", "prefect.resource.name": named}
     return [ResourceSpecification.model_validate(one) for one in (deployment, *flows)]

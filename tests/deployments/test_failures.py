@@ -30,6 +30,7 @@ from tests.monitoring.duty import PAGER, SLACK, Duty, prepare
 from tests.receivers import http_receiver, smtp_receiver
 
 SECONDS = 180.0
+NAMED = {"other": "{}-health"}  # as prefect.yaml names a second entry of a flow
 
 
 @flow(name="failing")
@@ -50,7 +51,7 @@ class Scene:
         self.deployments = {
             found.name: client.create_deployment(
                 client.create_flow(found),
-                duty.name,
+                NAMED.get(found.name, "{}").format(duty.name),
                 entrypoint=f"{found.fn.__module__}.{found.fn.__name__}",
                 tags=["database", "DBA"],
                 parameters={"environment": duty.name},
@@ -110,11 +111,14 @@ def test_a_run_that_fails_is_escalated_and_what_is_no_failure_is_not(scene: Scen
     assert found == [
         {
             "environment": scene.name,
-            "what": f"{name} ({scene.name}): {state}",
+            "what": f"{name} ({deployment}): {state}",
             "run": str(run.id),
-            "key": f"{name}/{scene.name}",
+            "key": f"{name}/{deployment}",
         }
-        for name, state, run in (("failing", "Crashed", crashed), ("other", "Failed", another))
+        for name, deployment, state, run in (
+            ("failing", scene.name, "Crashed", crashed),
+            ("other", f"{scene.name}-health", "Failed", another),
+        )
     ]
 
 
