@@ -26,7 +26,7 @@ def run_checklist(
     """チェックリスト: DR訓練の準備・当日・訓練後、監査、レビュー (§8.4, §7.1)
 
     人にしかできない作業を1項目ずつ確認する。起動すると run は Suspended になり、フェーズごとのフォームが UI に出る。
-    run のページのメニューで Resume を選び、項目ごとに 実施・未実施・対象外、実施者、メモ、リンクを記入して Resume を押す。
+    run のページのメニューで Resume を選び、項目ごとに 実施・未実施・対象外、実施者、メモ、リンクを記入して送る。
     最後のフェーズまで答えると、結果のレポートができる。答えている間に worker や server が再起動しても続きから再開する。
 
     Run it a week before a drill (drill_preparation), on the day (drill_day) and within a week after it
