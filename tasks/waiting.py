@@ -101,9 +101,9 @@ def read_inputs(run: str, prefix: str) -> list[Input]:
         path = {"id": UUID(run)}
     except ValueError:
         raise OpsError(f"“{run[:40]}” is no id of a run", "copy it from the run's page") from None
+    wanted = {"prefix": prefix, "limit": PAGE}  # without a limit Prefect gives one
     with _client() as client:
-        answer = client.request("POST", "/flow_runs/{id}/input/filter", path_params=path, json={"prefix": prefix})
-        found = answer.json()
+        found = client.request("POST", "/flow_runs/{id}/input/filter", path_params=path, json=wanted).json()
     inputs = [Input(one["key"], json.loads(one["value"]), datetime.fromisoformat(one["created"])) for one in found]
     return sorted(inputs, key=lambda one: one.at)
 
