@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -76,6 +78,34 @@ def _waiting(run: FlowRun) -> WaitingRun:
     began = run.start_time or run.expected_start_time or state.timestamp
     key = state.state_details.pause_key or ""
     return WaitingRun(str(run.id), run.name, run.parameters, began, state.timestamp, key)
+
+
+@dataclass(frozen=True)
+class Input:
+    """What was sent to a run that waited, or what it asked with."""
+
+    key: str
+    value: Any
+    at: datetime
+
+
+def read_inputs(run: str, prefix: str) -> list[Input]:
+    """The inputs of a run by the beginning of their keys, the oldest first. A run that waits asks before it has a
+    report: this is no step of one.
+
+    Raises:
+        Unreachable: Prefect does not answer.
+        OpsError: `run` is no id.
+    """
+    try:
+        path = {"id": UUID(run)}
+    except ValueError:
+        raise OpsError(f"“{run[:40]}” is no id of a run", "copy it from the run's page") from None
+    wanted = {"prefix": prefix, "limit": PAGE}  # without a limit Prefect gives one
+    with _client() as client:
+        found = client.request("POST", "/flow_runs/{id}/input/filter", path_params=path, json=wanted).json()
+    inputs = [Input(one["key"], json.loads(one["value"]), datetime.fromisoformat(one["created"])) for one in found]
+    return sorted(inputs, key=lambda one: one.at)
 
 
 @action(idempotent=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from typing import Any
 
-from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
@@ -23,6 +23,7 @@ from flows.routine.checklist_forms import Answer
 from flows.routine.checklist_history import Past, beside
 from flows.routine.checklist_texts import Checklist, Phase
 from runbook.errors import OpsError
+from tasks.waiting import read_inputs
 
 LAUNCH = "launch the deployment run-checklist in the Prefect UI: nobody could answer otherwise"
 MOST_ATTEMPTS = 50
@@ -49,6 +50,8 @@ class Asking:
     due: date
     past: Past | None
     drilled: Mapping[str, str]
+    taken_over: str = ""
+    """A run that ended before its last answer: what was answered there is filled in."""
 
 
 def launched_at() -> datetime:
@@ -80,17 +83,17 @@ def ask(asking: Asking) -> Answered:
 
 def _phase(asking: Asking, phase: Phase, before: list[Answer]) -> list[Answer]:
     """Asked until it is complete, each time under a new key, filled in with what was sent."""
-    wrong, sent = list[str](), None
+    wrong, filled = list[str](), _taken_over(asking, phase)
     for attempt in range(1, MOST_ATTEMPTS + 1):
         key = f"{phase.id}-{attempt}"
         hints = {box.id: beside(box, phase, asking.past, asking.drilled) for box in phase.boxes}
-        model = forms.form(phase, _description(asking, phase, before, wrong), hints, sent)
+        model = forms.form(phase, _description(asking, phase, before, wrong), hints, filled)
         try:
             sent = _suspended(model, key)
         except ValidationError:  # the checklist was changed while somebody answered
-            sent, wrong = None, ["チェックリストが回答中に変わりました。もう一度答えてください"]
+            filled, wrong = {}, ["チェックリストが回答中に変わりました。もう一度答えてください"]
             continue
-        given = forms.answers(phase, sent, _answered_at(key))
+        filled, given = sent.model_dump(), forms.answers(phase, sent, _answered_at(key))
         if not (wrong := forms.problems(given)):
             return given
     raise OpsError(f"{phase.title} was answered {MOST_ATTEMPTS} times, never completely", "launch it again")
@@ -111,11 +114,17 @@ def _answered_at(key: str) -> datetime:
     context = FlowRunContext.get()
     assert context
     assert context.flow_run
-    with get_client(sync_client=True) as client:
-        path = {"id": context.flow_run.id}
-        found = client.request("POST", "/flow_runs/{id}/input/filter", path_params=path, json={"prefix": name}).json()
-    at = next((one["created"] for one in found if one["key"] == name), None)
-    return datetime.fromisoformat(at) if at else datetime.now(UTC)
+    found = read_inputs(str(context.flow_run.id), name)
+    return found[-1].at if found else datetime.now(UTC)
+
+
+def _taken_over(asking: Asking, phase: Phase) -> Mapping[str, Any]:
+    """What was answered of a phase in the run that is taken over; nothing where that has gone."""
+    if not asking.taken_over:
+        return {}
+    found = read_inputs(asking.taken_over, f"suspended-{phase.id}-")
+    given = [one.value for one in found if one.key.endswith("-response") and isinstance(one.value, dict)]
+    return forms.fitting(phase, given[-1]) if given else {}
 
 
 def _description(asking: Asking, phase: Phase, before: list[Answer], wrong: list[str]) -> str:

@@ -37,10 +37,9 @@ class Answer:
     link: str
 
 
-def form(phase: Phase, description: str, hints: Mapping[str, str], before: RunInput | None = None) -> type[RunInput]:
+def form(phase: Phase, description: str, hints: Mapping[str, str], filled: Mapping[str, Any]) -> type[RunInput]:
     """The form of a phase: who answers, and for each box a result, who did it, a note and a link. `hints` stand beside
-    the boxes (by id); `before` fills in what was sent, and refused."""
-    filled = before.model_dump() if before else {}
+    the boxes (by id); `filled` is what was sent before, and is filled in."""
     fields: dict[str, Any] = {
         "who": (_shown(str, "回答者 (氏名)", "この回答に責任を持つ人", max_length=80), filled.get("who", ...)),
     }
@@ -76,6 +75,12 @@ def _shown(kind: Any, title: str, description: str, **bounds: Any) -> Any:
 
 def _field(box: Box) -> str:
     return box.id.replace("-", "_")
+
+
+def fitting(phase: Phase, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what was sent to another form of this phase, what this one has fields for; a link is as long as it was."""
+    fields = ("who", *(_field(box) for box in phase.boxes))
+    return {name: given[name] for name in fields if isinstance(given.get(name), str if name == "who" else dict)}
 
 
 def answers(phase: Phase, given: RunInput, at: datetime) -> list[Answer]:

@@ -103,11 +103,13 @@ def test_it_waits_through_the_death_of_its_worker_and_asks_again_what_is_incompl
     assert found["事前準備: 参加者への手順書配布"]["status"] == "WARN"
     assert (found["answered in time"]["status"], found["answered in time"]["value"]) == ("WARN", "4 days late")
 
-    # The next one shows what was said last time.
-    run = place.launch("run-checklist", checklist="drill_preparation", drill_date=day(30))
+    # The next one shows what was said last time; and, where it takes that run over, has it filled in.
+    run = place.launch("run-checklist", checklist="drill_preparation", drill_date=day(30), taken_over=run)
     schema = place.asks(run, "preparation-1")
     assert "未実施 (佐藤) — 配布先が決まらない" in schema["properties"]["procedures"]["description"]
     assert "前回" in place.read(run, "suspended-preparation-1-description")
+    assert schema["properties"]["who"]["default"] == "山田 太郎"
+    assert "lab が足りない" in json.dumps(schema["definitions"]["Box_environment"], ensure_ascii=False)
     applies = {"result": "対象外", "note": "全員が持っている"}
     assert place.answer(run, answers(procedures=applies)) == "ACCEPT"
     assert place.ends(run)["type"] == "COMPLETED"
