@@ -31,6 +31,8 @@ _KNOWN = (
     ("configuration", r"configuration file .* contains errors|syntax error in file|invalid value for parameter|"
      r"unrecognized configuration parameter", "its configuration has an error",
      "correct the line that the log names, or undo-postgres-settings where ALTER SYSTEM wrote it"),
+    ("configuration", r'could not access file "[^"]+": No such file', "a library that it should load is missing",
+     "install it, or take it out of shared_preload_libraries (undo-postgres-settings where ALTER SYSTEM wrote it)"),
     ("rights", r"could not (?:open|access|read|create) .*Permission denied|has invalid permissions",
      "it may not read its own files", "give the data directory back to its user, mode 0700"),
     ("memory", r"could not (?:create shared memory|map anonymous shared memory|fork)|out of memory",
