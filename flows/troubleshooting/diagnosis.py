@@ -157,14 +157,14 @@ def read_state(found: Diagnosis, role: str) -> tuple[ServiceState | None, str]:
     return state, told
 
 
-def tell_service(report: Report, env: Environment, role: str) -> str:
-    """The last lines of a service's log and the names of its environment, masked; returns those lines, "" where they
-    cannot be had."""
+def tell_service(report: Report, env: Environment, role: str, shown: Callable[[str], str] = lambda text: text) -> str:
+    """The last lines of a service's log (what may be `shown` of them) and the names of its environment, masked; returns
+    those lines, "" where they cannot be had."""
     if role not in env.services.names:
         report.fact(f"log of {role}", f"not read: the environment names no service for {role}")
         return ""
     try:
-        text = masked(env.services.logs(role, LOG_LINES))
+        text = masked(shown(env.services.logs(role, LOG_LINES)))
         report.attach(Evidence(f"Log of {role}, its last {LOG_LINES} lines", text=fenced(text or "(it is empty)")))
     except OpsError as error:
         report.fact(f"log of {role}", f"could not be read: {error.message}")

@@ -57,6 +57,20 @@ def find_reason(log: str) -> Reason | None:
     return None
 
 
+# Clients' statements and rows are nobody's to read: the server quotes them in lines of their own, and bad values at the
+# end of an error. The keywords are those of lc_messages = C and ja_JP.
+_STATEMENT = re.compile(r"(\b(?:STATEMENT|QUERY|CONTEXT)|(?:文|クエリー|コンテキスト)):  .*")
+_ROW = re.compile(r"((?:\bDETAIL|詳細):  .*?)[(（].*")
+_VALUE = re.compile(r"((?:\bERROR|エラー):  .*: )\".*\"")
+
+
+def without_statements(log: str) -> str:
+    """A log without what clients sent, but for the names in errors."""
+    lines = (line for line in log.splitlines() if not line.startswith("\t"))
+    lines = (_STATEMENT.sub(r"\1:  (left out)", line) for line in lines)
+    return "\n".join(_VALUE.sub(r'\1"…"', _ROW.sub(r"\1(…)", line)) for line in lines)
+
+
 def own_log(postgres: Postgres) -> str:
     """The end of the log that the server's collector writes, where this host has it; "" where it does not."""
     directory = Path(postgres.data_directory)

@@ -76,7 +76,7 @@ class Host:
     """Two servers, their supervisor, and the environment as an operator describes it."""
 
     def __init__(self) -> None:
-        self.server = PostgresServer(settings=[f"max_connections={PLACES}", "log_min_messages=log"])
+        self.server = PostgresServer(settings=[f"max_connections={PLACES}"])
         self.redis = RedisServer()
         self.control = free_port()
         self.root = Path(self.server.root) / "host"

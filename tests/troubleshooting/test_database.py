@@ -42,6 +42,19 @@ def test_of_a_healthy_server_nothing_is_found(host: Host, tmp_path: Path) -> Non
     assert {row[2] for row in answers} == {"as it should be"}
 
 
+def test_what_clients_sent_is_in_no_report(host: Host) -> None:
+    host.server.sql("CREATE TABLE IF NOT EXISTS people (name text UNIQUE, age int)", database="grc_db")
+    for statement in ("INSERT INTO people VALUES ('Hanako-4716', 1)", "INSERT INTO people VALUES ('Hanako-4716', 1)",
+                      "SELECT\n'Hanako-4716'::int"):  # fmt: skip
+        with contextlib.suppress(psycopg.Error):
+            host.server.sql(statement, database="grc_db")
+    report = diagnosed()
+    log = evidence(report, "Log of postgres").text
+    assert "duplicate key value violates unique constraint" in log
+    assert "STATEMENT:  (left out)" in log
+    assert "Hanako-4716" not in str(report.as_json())
+
+
 def test_a_dead_process_is_told_with_what_stopped_it(host: Host) -> None:
     with host.stopped("postgres"):
         report = diagnosed()
