@@ -28,12 +28,12 @@ class Reach:
         return self.state == "open"
 
 
-def dial(host: str, port: int, seconds: float = CONNECT_SECONDS) -> socket.socket:
+def dial(host: str, port: int) -> socket.socket:
     """A connection by TCP, or to PostgreSQL's Unix socket where the host is a directory."""
     if not host.startswith("/"):
-        return socket.create_connection((host, port), seconds)
+        return socket.create_connection((host, port), CONNECT_SECONDS)
     line = socket.socket(socket.AF_UNIX)
-    line.settimeout(seconds)
+    line.settimeout(CONNECT_SECONDS)
     try:
         line.connect(str(Path(host) / f".s.PGSQL.{port}"))
     except OSError:

@@ -57,7 +57,7 @@ def start_in_foreground(application: Application) -> Trial:
     if values:
         told = f"{len(values)} of {application.env_file}"
     with _free_port() as port, tempfile.TemporaryFile() as out:
-        argv = [word.format(python=application.python, port=port) for word in application.start_command]
+        argv = [_filled(word, application.python, port) for word in application.start_command]
         own = {**values, **application.start_variables, "PORT": str(port), "PYTHONDONTWRITEBYTECODE": "1"}
         own["PYTHONUNBUFFERED"] = "1"
         forgotten = [word for name in os.environ if name not in KEPT and name not in own for word in ("-u", name)]
@@ -69,6 +69,10 @@ def start_in_foreground(application: Application) -> Trial:
             served = _serves(child, port)
             code = child.poll()
         return Trial(served, code, _end_of(out, own), time.monotonic() - started, told, " ".join(argv))
+
+
+def _filled(word: str, python: str, port: int) -> str:
+    return word.replace("{python}", python).replace("{port}", str(port))
 
 
 def _variables(application: Application) -> dict[str, str]:

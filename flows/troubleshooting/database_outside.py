@@ -10,7 +10,7 @@ from runbook.render import size
 from runbook.report import Status
 from tasks.host import disk_on
 from tasks.postgres.greeting import Greeting, read_greeting
-from tasks.postgres.log_reasons import Reason, find_reason, own_log
+from tasks.postgres.log_reasons import Reason, find_reason, own_log, without_statements
 from tasks.postgres.trial import try_own_login
 
 MANUAL_CONNECTIONS, REMEDY_HOURS = 300, 24
@@ -26,7 +26,7 @@ def walk_outside(found: Diagnosis) -> bool:
     """Whether the administrator gets in: only then there is more to see."""
     node = found.env.postgres
     where = f"{node.host}:{node.port}"
-    log = tell_service(found.report, found.env, node.service) + "\n" + own_log(node)
+    log = tell_service(found.report, found.env, node.service, without_statements) + "\n" + own_log(node)
     found.report.fact("server", where)
     _judge_disk(found)
     question = f"does {where} answer?"

@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import psycopg
+
 from blocks.environment import Environment
+from blocks.postgres import first_line
 from blocks.services import ServiceState
 from flows.launch import command
 from runbook.errors import OpsError
@@ -84,6 +87,8 @@ class Diagnosis:
             yield
         except OpsError as error:
             self.skip(question, error.message, error.hint)
+        except psycopg.Error as error:
+            self.skip(question, f"PostgreSQL refuses: {first_line(error)}", "give the administrator that right")
 
     def ask(self, question: str, probe: Callable[[], T]) -> T | None:
         """The probe's answer; None where it could not be made."""
@@ -118,11 +123,12 @@ class Diagnosis:
         if not follow:
             return
         forms = read_forms([self.env.name])
-        lines = [_line(number, one, forms, self.env.name) for number, one in enumerate(follow, 1)]
+        lines = [line_of(number, one, forms, self.env.name) for number, one in enumerate(follow, 1)]
         self.report.attach(Evidence("Run next", text="\n".join(lines)))
 
 
-def _line(number: int, one: Next, forms: Forms, environment: str) -> str:
+def line_of(number: int, one: Next, forms: Forms, environment: str) -> str:
+    """A runbook to launch, as a line of Markdown: its form, or its command where Prefect does not know it."""
     given = {"environment": environment, **one.parameters}
     link = forms.link(one.flow, environment, given, command(one.flow, environment, one.parameters))
     return f"{number}. {one.why}: {link}" + (f" — **{one.reminder}**" if one.reminder else "")
@@ -151,14 +157,14 @@ def read_state(found: Diagnosis, role: str) -> tuple[ServiceState | None, str]:
     return state, told
 
 
-def tell_service(report: Report, env: Environment, role: str) -> str:
-    """The last lines of a service's log and the names of its environment, masked; returns those lines, "" where they
-    cannot be had."""
+def tell_service(report: Report, env: Environment, role: str, shown: Callable[[str], str] = lambda text: text) -> str:
+    """The last lines of a service's log (what may be `shown` of them) and the names of its environment, masked; returns
+    those lines, "" where they cannot be had."""
     if role not in env.services.names:
         report.fact(f"log of {role}", f"not read: the environment names no service for {role}")
         return ""
     try:
-        text = masked(env.services.logs(role, LOG_LINES))
+        text = masked(shown(env.services.logs(role, LOG_LINES)))
         report.attach(Evidence(f"Log of {role}, its last {LOG_LINES} lines", text=fenced(text or "(it is empty)")))
     except OpsError as error:
         report.fact(f"log of {role}", f"could not be read: {error.message}")

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import psycopg
+
 from blocks.environment import Environment
+from blocks.postgres import first_line
 from flows.database.superseded import directories_aside
 from flows.launch import command
 from flows.troubleshooting.disk_systems import FileSystem, paths_of
@@ -46,6 +49,8 @@ def find_holders(report: Report, env: Environment, systems: Sequence[FileSystem]
             found += ask(env)
         except OpsError as error:
             report.warn(f"not measured: {what}", error.hint, value=error.message)
+        except psycopg.Error as error:
+            report.warn(f"not measured: {what}", "give the administrator that right", value=first_line(error))
     found += _trees(env, [path for one in systems if one.is_over(report) for path in one.paths])
     return sorted(found, key=lambda one: -one.bytes)
 

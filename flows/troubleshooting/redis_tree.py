@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from blocks.redis import Redis
 from flows.redis.client_findings import judge_places
 from flows.redis.master import judge_master
@@ -88,7 +90,7 @@ def _full(block: Redis) -> Cause:
 
 def _down(found: Diagnosis, block: Redis, log: str, ways: tuple[Next, ...]) -> Cause:
     state, told = read_state(found, ROLE)
-    last = next((line.strip() for line in reversed(log.splitlines()) if _tells(line)), "")
+    last = next((line.strip() for line in reversed(log.splitlines()) if _TELLING.search(line)), "")
     since = f"; its log says: {last[:200]}" if last else ""
     if state and state.pid:
         return Cause(f"nobody listens on {block.address}, and yet the server's process runs ({told}){since}",
@@ -98,9 +100,12 @@ def _down(found: Diagnosis, block: Redis, log: str, ways: tuple[Next, ...]) -> C
                  "start it; where it ends again its log says why", ways)  # fmt: skip
 
 
-def _tells(line: str) -> bool:
-    marks = ("# ", "rror", "FATAL", "Bad file", "Can't", "No space", "Permission")
-    return bool(line.strip()) and any(mark in line for mark in marks)
+# What a server says of its own end; other warnings are of its start, and it lived with them.
+_TELLING = re.compile(
+    r"FATAL CONFIG|Fatal error|Bad file format|Can't (?:open|rename|chdir|handle)|[Cc]ould not|Failed "
+    r"|Address already in|No space left|Permission denied|Out Of Memory|crashed by signal|requested shutdown"
+    r"|Received SIG|^'"
+)
 
 
 def _judge_writing(found: Diagnosis, block: Redis) -> None:

@@ -31,6 +31,8 @@ _KNOWN = (
     ("configuration", r"configuration file .* contains errors|syntax error in file|invalid value for parameter|"
      r"unrecognized configuration parameter", "its configuration has an error",
      "correct the line that the log names, or undo-postgres-settings where ALTER SYSTEM wrote it"),
+    ("configuration", r'could not access file "[^"]+": No such file', "a library that it should load is missing",
+     "install it, or take it out of shared_preload_libraries (undo-postgres-settings where ALTER SYSTEM wrote it)"),
     ("rights", r"could not (?:open|access|read|create) .*Permission denied|has invalid permissions",
      "it may not read its own files", "give the data directory back to its user, mode 0700"),
     ("memory", r"could not (?:create shared memory|map anonymous shared memory|fork)|out of memory",
@@ -53,6 +55,20 @@ def find_reason(log: str) -> Reason | None:
             if re.search(pattern, line):
                 return Reason(kind, what, hint, line.strip()[:300])
     return None
+
+
+# Clients' statements and rows are nobody's to read: the server quotes them in lines of their own, and bad values at the
+# end of an error. The keywords are those of lc_messages = C and ja_JP.
+_STATEMENT = re.compile(r"(\b(?:STATEMENT|QUERY|CONTEXT)|(?:文|クエリー|コンテキスト)):  .*")
+_ROW = re.compile(r"((?:\bDETAIL|詳細):  .*?)[(（].*")
+_VALUE = re.compile(r"((?:\bERROR|エラー):  .*: )\".*\"")
+
+
+def without_statements(log: str) -> str:
+    """A log without what clients sent, but for the names in errors."""
+    lines = (line for line in log.splitlines() if not line.startswith("\t"))
+    lines = (_STATEMENT.sub(r"\1:  (left out)", line) for line in lines)
+    return "\n".join(_VALUE.sub(r'\1"…"', _ROW.sub(r"\1(…)", line)) for line in lines)
 
 
 def own_log(postgres: Postgres) -> str:

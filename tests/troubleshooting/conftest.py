@@ -43,6 +43,7 @@ port = {port}
 database = "grc_db"
 user = "grc_user"
 password_env = "SICK_PASSWORD"
+admin_user = "{admin}"
 admin_password_env = "SICK_ADMIN_PASSWORD"
 programs = "{programs}"
 data_directory = "{data}"
@@ -75,7 +76,7 @@ class Host:
     """Two servers, their supervisor, and the environment as an operator describes it."""
 
     def __init__(self) -> None:
-        self.server = PostgresServer(settings=[f"max_connections={PLACES}", "log_min_messages=log"])
+        self.server = PostgresServer(settings=[f"max_connections={PLACES}"])
         self.redis = RedisServer()
         self.control = free_port()
         self.root = Path(self.server.root) / "host"
@@ -146,7 +147,7 @@ class Host:
             "programs": self.server.programs, "data": self.server.data, "user": self.server.account.name,
             "redis_host": "127.0.0.1", "redis_port": self.redis.port, "redis_data": self.redis.data,
             "redis_file": self.redis.configuration, "redis_program": self.redis.program, "control": self.control,
-            "env_file": "", "url": "", "python": sys.executable, "backend": self.backend, "more": "",
+            "env_file": "", "url": "", "python": sys.executable, "backend": self.backend, "more": "", "admin": "postgres",
         }  # fmt: skip
         path = directory / "sick.toml"
         path.write_text(TOML.format(**{**values, **other}))

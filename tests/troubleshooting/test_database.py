@@ -19,7 +19,7 @@ from runbook.wait import until
 from tasks import reach
 from tasks.postgres import greeting
 from tasks.postgres.log_reasons import find_reason
-from tests.servers import ROLE, ROLE_PASSWORD, free_port
+from tests.servers import ADMIN_PASSWORD, ROLE, ROLE_PASSWORD, free_port
 from tests.troubleshooting.conftest import PLACES, Host, cause, evidence, following
 
 
@@ -42,12 +42,39 @@ def test_of_a_healthy_server_nothing_is_found(host: Host, tmp_path: Path) -> Non
     assert {row[2] for row in answers} == {"as it should be"}
 
 
+def test_what_clients_sent_is_in_no_report(host: Host) -> None:
+    host.server.sql("CREATE TABLE IF NOT EXISTS people (name text UNIQUE, age int)", database="grc_db")
+    for statement in ("INSERT INTO people VALUES ('Hanako-4716', 1)", "INSERT INTO people VALUES ('Hanako-4716', 1)",
+                      "SELECT\n'Hanako-4716'::int"):  # fmt: skip
+        with contextlib.suppress(psycopg.Error):
+            host.server.sql(statement, database="grc_db")
+    report = diagnosed()
+    log = evidence(report, "Log of postgres").text
+    assert "duplicate key value violates unique constraint" in log
+    assert "STATEMENT:  (left out)" in log
+    assert "Hanako-4716" not in str(report.as_json())
+
+
 def test_a_dead_process_is_told_with_what_stopped_it(host: Host) -> None:
     with host.stopped("postgres"):
         report = diagnosed()
     assert "is down: the server's process is dead (postgresql is STOPPED" in cause(report)
     assert "since somebody stopped it" in cause(report)
     assert "show-recovery-options" in following(report)
+
+
+def test_an_error_in_its_configuration_is_read_from_its_log(host: Host) -> None:
+    file = host.server.data / "postgresql.auto.conf"
+    before, log = file.read_text(), host.root / "postgresql.log"
+    with host.stopped("postgres"):
+        file.write_text(before + "this is no setting\n")
+        log.write_text("")
+        host.services.start("postgres")
+        until(lambda: "contains errors" in log.read_text(), what="its end", seconds=120)
+        report = diagnosed()
+        file.write_text(before)
+    assert "its configuration has an error" in cause(report)
+    assert "undo-postgres-settings" in following(report)
 
 
 def test_a_port_where_nobody_listens_is_no_dead_process(host: Host, tmp_path: Path) -> None:
@@ -219,6 +246,19 @@ def test_a_standby_that_is_dead_does_not_lag_it_is_missed(host: Host, tmp_path: 
     assert report.status is Status.WARN
     assert cause(report).startswith(f"the standby at 127.0.0.1:{port} does not answer (closed")
     assert "rejoin-standby" in following(report)
+
+
+def test_an_administrator_who_may_not_look_is_never_ok(host: Host, tmp_path: Path) -> None:
+    host.server.sql(f"CREATE ROLE weak LOGIN PASSWORD '{ADMIN_PASSWORD}'")
+    host.describe(tmp_path, admin="weak")
+    try:
+        with sessions(host, 1):
+            report = diagnosed()
+    finally:
+        host.server.sql("DROP ROLE weak")
+    assert report.status is Status.WARN
+    assert "2 probes could not be made" in cause(report)
+    assert "permission denied" in str([one.value for one in report.findings])
 
 
 def test_a_probe_that_cannot_be_made_is_never_ok(host: Host) -> None:

@@ -15,6 +15,7 @@ from flows.troubleshooting import disk
 from runbook.report import Status
 from tests.troubleshooting.conftest import Host, evidence, following
 
+KEPT = "grc_db__old_20260101_000000"
 ROOT = Path(__file__).parents[2]
 STAYS = {
     "pg/pg_wal/000000010000000000000001", "log/app.log", "log/app.log.2", "log/app.log.3",
@@ -26,16 +27,20 @@ GOES = ("tmp/ops-wal-dead", "backups/.partial-full-postgres_20260101_000000", "l
 
 def test_of_a_disk_with_room_nothing_goes_and_slots_are_only_told(host: Host) -> None:
     host.server.sql("SELECT pg_create_physical_replication_slot('forgotten', true)")
+    host.server.create_database(KEPT)
     try:
         report = disk.free_disk_emergency.fn(environment="sick", confirm="sick")
         assert host.server.sql("SELECT count(*) FROM pg_replication_slots") == [(1,)]
     finally:
         host.server.sql("SELECT pg_drop_replication_slot('forgotten')")
+        host.server.drop_database(KEPT)
     held = {row[0]: row[2] for row in evidence(report, "What holds the space").rows}
     (slot,) = [advice for what, advice in held.items() if what.startswith("WAL kept for the slot forgotten (nobody")]
     assert "is a decision" in slot
     assert "never remove a file" in held["pg_wal in all, by the server"]
-    assert "check-replication" in following(report)
+    told = following(report)
+    assert "check-replication" in told
+    assert f"'names=[\"{KEPT}\"]'" in next(line for line in told.splitlines() if "discard-superseded" in line)
 
 
 @pytest.fixture(scope="module")

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from prefect.settings import PREFECT_UI_URL, temporary_settings
 
 from flows.launch import command, find_flow, parsed
+from flows.troubleshooting import diagnosis
 from flows.troubleshooting.database_outside import full_cause
 from flows.troubleshooting.diagnosis import Diagnosis
 from flows.troubleshooting.redis_tree import CLEAR, _more_memory
 from runbook.errors import OpsError
+from runbook.form import Forms
 from tests.troubleshooting.conftest import Host
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +36,19 @@ def test_what_a_diagnosis_offers_is_taken_by_its_runbook() -> None:
         for name, value in one.parameters.items():
             assert list(values[name]) == value if isinstance(value, list) else values[name] == value
     assert {"max_connections = 600", "maxmemory 2gb"} <= {str(one.parameters.get("override")) for one in offered}
+
+
+def test_with_prefect_they_are_forms_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed = Forms({(flow, "lab"): f"id-of-{flow}" for flow in ("apply-redis-settings", "undo-redis-settings")})
+    apply, undo = _more_memory(None)
+    with temporary_settings({PREFECT_UI_URL: "http://ui/v2"}):
+        told = diagnosis.line_of(1, apply, deployed, "lab")
+        assert "http://ui/v2/deployments/deployment/id-of-undo" in diagnosis.line_of(2, undo, deployed, "lab")
+    address = re.search(r"\((http://ui/v2/deployments/deployment/id-of-apply-redis-settings/run\?\S+)\)", told)
+    assert address
+    (filled,) = parse_qs(urlsplit(address[1]).query)["parameters"]
+    assert json.loads(filled) == {"environment": "lab", **apply.parameters}
+    assert "undo it then" in told
 
 
 @pytest.mark.parametrize("words", [["environment"], ["environment=lab", "overide=x"], ["environment=lab", "keep=-1"]])

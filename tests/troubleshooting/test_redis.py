@@ -57,6 +57,19 @@ def test_a_dead_process(host: Host) -> None:
     assert "show-recovery-options" in following(report)
 
 
+def test_an_error_in_its_configuration_is_read_from_its_log(host: Host) -> None:
+    file, log = host.redis.configuration, host.root / "redis.log"
+    before = file.read_text()
+    with host.stopped("redis"):
+        file.write_text(before + "no-such-setting 1\n")
+        host.services.start("redis")
+        until(lambda: "FATAL CONFIG" in log.read_text(), what="its end", seconds=120)
+        report = diagnosed()
+        file.write_text(before)
+    assert "its log says: " in cause(report)
+    assert "no-such-setting" in cause(report) or "FATAL CONFIG" in cause(report)
+
+
 def test_a_port_where_nobody_listens_is_no_dead_process(host: Host, tmp_path: Path) -> None:
     host.describe(tmp_path, redis_port=free_port())
     told = cause(diagnosed())
