@@ -145,7 +145,7 @@ def test_two_workers_among_a_thousand_scheduled_runs_run_each_once_and_a_cut_net
         assert [state_of(run) for run in runs] == ["Completed"] * 4
         assert sorted(book.read_text().split()) == sorted(map(str, runs)), "each of them once"
 
-        (near, _) = prefect.workers
+        near, far = prefect.workers
         near.terminate()
         near.wait(120)
         run = start(held, "held")
@@ -159,6 +159,17 @@ def test_two_workers_among_a_thousand_scheduled_runs_run_each_once_and_a_cut_net
         network.cut_requests(0, times=0)
         ended(run)
         assert state_of(run) == "Completed"
+
+        gate.unlink()
+        run = start(held, "stopped")
+        until(lambda: str(run) in (tmp_path / "other").read_text(), what="that it began", seconds=240)
+        far.terminate()  # as systemd does with KillMode=mixed
+        assert far.wait(240) == 0
+        ended(run)
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(run).state
+        assert state
+        assert (state.name, state.message) == ("Crashed", "")
 
 
 @pytest.fixture(scope="module")
