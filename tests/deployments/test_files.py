@@ -69,7 +69,8 @@ def test_heartbeats_are_three_times_as_frequent_as_deaths_are_told() -> None:
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     text = (DEPLOYMENTS / "worker.service").read_text()
     unit.read_string(text)
-    assert unit["Service"]["KillMode"] == "mixed"
+    assert unit["Service"]["KillMode"] == "process", "flows outlive a worker that dies"
+    assert "deployments.stopping $MAINPID" in unit["Service"]["ExecStop"]
     assert unit["Service"]["EnvironmentFile"] == "/etc/interview-ops/worker.env"
     for told in (text, *(str(services()[name]["environment"]) for name in ("process-worker", "docker-worker"))):
         found = re.search(r"PREFECT_FLOWS_HEARTBEAT_FREQUENCY\W+(\d+)", told)

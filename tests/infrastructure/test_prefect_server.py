@@ -34,6 +34,7 @@ from deployments import automations
 from deployments.deploy import deploy as deploy_all
 from deployments.doctor.__main__ import examine
 from deployments.register import register
+from deployments.stopping import end_flows
 from flows.database.backup import verify_backup
 from flows.infrastructure.prefect_server import backup_prefect, restore_prefect
 from lab.base import CHECKOUT
@@ -145,7 +146,7 @@ def test_two_workers_among_a_thousand_scheduled_runs_run_each_once_and_a_cut_net
         assert [state_of(run) for run in runs] == ["Completed"] * 4
         assert sorted(book.read_text().split()) == sorted(map(str, runs)), "each of them once"
 
-        (near, _) = prefect.workers
+        near, far = prefect.workers
         near.terminate()
         near.wait(120)
         run = start(held, "held")
@@ -159,6 +160,18 @@ def test_two_workers_among_a_thousand_scheduled_runs_run_each_once_and_a_cut_net
         network.cut_requests(0, times=0)
         ended(run)
         assert state_of(run) == "Completed"
+
+        gate.unlink()
+        run = start(held, "stopped")
+        until(lambda: str(run) in (tmp_path / "other").read_text(), what="that it began", seconds=240)
+        assert end_flows(far.pid) == 1  # without this a worker's stop kills them, and tells nobody
+        far.terminate()
+        assert far.wait(240) == 0
+        ended(run)
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(run).state
+        assert state
+        assert (state.name, state.message) == ("Crashed", "Execution was aborted by a termination signal.")
 
 
 @pytest.fixture(scope="module")

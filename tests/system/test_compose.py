@@ -139,9 +139,11 @@ class Site:
             (self.base / name).chmod(0o600)
 
     def docker(self, *words: str | Path, directory: Path = CHECKOUT) -> str:
+        # What a shell has set wins over the env file, and this one has a lab's.
+        ours = {name: value for name, value in os.environ.items() if not name.startswith(("OPS_", "PREFECT_"))}
         done = subprocess.run(
             ["docker", *map(str, words)], cwd=directory, capture_output=True, text=True, check=False,
-            env={**os.environ, "DOCKER_HOST": self.engine.host, "DOCKER_BUILDKIT": "0"},
+            env={**ours, "DOCKER_HOST": self.engine.host, "DOCKER_BUILDKIT": "0"},
         )  # fmt: skip
         assert done.returncode == 0, f"docker {words}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
         return done.stdout
