@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+import httpx
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
@@ -80,8 +81,12 @@ class Operator:
 
     def submit(self) -> str:
         """Launches what the form says; the run's page is open then. Its id."""
-        with self.page.expect_response(re.compile("/create_flow_run$")) as answer:
-            self.page.get_by_role("button", name="Submit").click()
+        created = re.compile("/create_flow_run$")
+        while True:
+            with self.page.expect_response(lambda got: bool(created.search(got.url))) as answer:
+                self.page.get_by_role("button", name="Submit").click()
+            if answer.value.status != httpx.codes.SERVICE_UNAVAILABLE:  # SQLite under load: the UI says so
+                break
         run = answer.value.json()
         message = self.page.get_by_role("region", name="Notifications").get_by_role("listitem")
         message.filter(has_text=run["name"]).get_by_role("link", name="View run").click()
@@ -111,6 +116,14 @@ class Operator:
         shown = self.page.get_by_role("tabpanel", name="Artifact")
         expect(shown.get_by_role("heading", level=1)).to_be_visible()
         return shown
+
+    def resume(self) -> Form:
+        """What a run that waits for people asks, on its page that is open."""
+        self.page.get_by_role("main").get_by_role("button", name="Open menu").first.click()
+        self.page.get_by_role("menuitem", name="Resume").click()
+        asked = self.page.get_by_role("dialog")
+        expect(asked.get_by_role("group").first).to_be_visible()
+        return Form(self.page, asked)
 
     def plots(self) -> dict[str, int]:
         """The pictures of the page that is open, and how wide each one really is (0: not drawn)."""
@@ -158,6 +171,20 @@ class Form:
         offered = self.page.get_by_role("option").all_inner_texts()
         self.page.keyboard.press("Escape")
         return offered
+
+    def choose(self, name: str, choice: str) -> None:
+        self.parameter(name).get_by_role("group").get_by_role("button").first.click()
+        self.page.get_by_role("option", name=choice, exact=True).click()
+
+    def choose_each(self, name: str, choice: str) -> int:
+        """The same in every drop-down of that name that nobody has used yet; how many there were."""
+        open_ones = self.root.get_by_role("button", name=f"Select {name}")
+        count = open_ones.count()
+        for left in range(count, 0, -1):
+            open_ones.first.click()
+            self.page.get_by_role("option", name=choice, exact=True).click()
+            expect(open_ones).to_have_count(left - 1)
+        return count
 
     def add(self, name: str, value: str) -> None:
         """One more item of a list."""
