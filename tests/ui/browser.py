@@ -133,7 +133,8 @@ class Operator:
     def picture(self, name: str, height: int = SIZE["height"]) -> Path:
         """A screenshot for the README: `make screenshots` keeps them."""
         self.page.set_viewport_size({**SIZE, "height": height})
-        self.page.wait_for_timeout(300)  # a menu's or a message's fading is no part of the picture
+        self.page.mouse.move(SIZE["width"] // 2, 2)  # a message under the mouse would stay
+        expect(self.page.get_by_role("region", name="Notifications").get_by_role("listitem")).to_have_count(0)
         path = self.pictures / f"{name}.png"
         self.page.screenshot(path=path, animations="disabled", caret="hide")
         self.page.set_viewport_size(SIZE)  # type: ignore[arg-type]
@@ -177,14 +178,13 @@ class Form:
         self.page.get_by_role("option", name=choice, exact=True).click()
 
     def choose_each(self, name: str, choice: str) -> int:
-        """The same in every drop-down of that name that nobody has used yet; how many there were."""
-        open_ones = self.root.get_by_role("button", name=f"Select {name}")
-        count = open_ones.count()
-        for left in range(count, 0, -1):
-            open_ones.first.click()
+        """The same in every drop-down of that name; how many there are."""
+        every = self.root.get_by_role("button", name=f"Select {name}")
+        for one in every.all():
+            one.click()
             self.page.get_by_role("option", name=choice, exact=True).click()
-            expect(open_ones).to_have_count(left - 1)
-        return count
+            expect(one).to_contain_text(choice)
+        return every.count()
 
     def add(self, name: str, value: str) -> None:
         """One more item of a list."""
