@@ -24,6 +24,7 @@ def test_the_site_is_built_strictly_and_asks_nobody(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     pages = sorted(tmp_path.glob("*.html"))
     assert len(pages) > 20
+    assert not any("unpkg.com" in page.read_text() for page in pages), "a script that loads its own way"
     asked = {(page.name, found.group()) for page in pages for found in LOADED.finditer(page.read_text())}
     assert asked == set()
 

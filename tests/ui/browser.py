@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
+import httpx
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
@@ -80,8 +81,12 @@ class Operator:
 
     def submit(self) -> str:
         """Launches what the form says; the run's page is open then. Its id."""
-        with self.page.expect_response(re.compile("/create_flow_run$")) as answer:
-            self.page.get_by_role("button", name="Submit").click()
+        created = re.compile("/create_flow_run$")
+        while True:
+            with self.page.expect_response(lambda got: bool(created.search(got.url))) as answer:
+                self.page.get_by_role("button", name="Submit").click()
+            if answer.value.status != httpx.codes.SERVICE_UNAVAILABLE:  # SQLite under load: the UI says so
+                break
         run = answer.value.json()
         message = self.page.get_by_role("region", name="Notifications").get_by_role("listitem")
         message.filter(has_text=run["name"]).get_by_role("link", name="View run").click()
@@ -112,6 +117,14 @@ class Operator:
         expect(shown.get_by_role("heading", level=1)).to_be_visible()
         return shown
 
+    def resume(self) -> Form:
+        """What a run that waits for people asks, on its page that is open."""
+        self.page.get_by_role("main").get_by_role("button", name="Open menu").first.click()
+        self.page.get_by_role("menuitem", name="Resume").click()
+        asked = self.page.get_by_role("dialog")
+        expect(asked.get_by_role("group").first).to_be_visible()
+        return Form(self.page, asked)
+
     def plots(self) -> dict[str, int]:
         """The pictures of the page that is open, and how wide each one really is (0: not drawn)."""
         self.page.wait_for_function("[...document.images].every(image => image.complete)")
@@ -120,7 +133,8 @@ class Operator:
     def picture(self, name: str, height: int = SIZE["height"]) -> Path:
         """A screenshot for the README: `make screenshots` keeps them."""
         self.page.set_viewport_size({**SIZE, "height": height})
-        self.page.wait_for_timeout(300)  # a menu's or a message's fading is no part of the picture
+        self.page.mouse.move(SIZE["width"] // 2, 2)  # a message under the mouse would stay
+        expect(self.page.get_by_role("region", name="Notifications").get_by_role("listitem")).to_have_count(0)
         path = self.pictures / f"{name}.png"
         self.page.screenshot(path=path, animations="disabled", caret="hide")
         self.page.set_viewport_size(SIZE)  # type: ignore[arg-type]
@@ -158,6 +172,19 @@ class Form:
         offered = self.page.get_by_role("option").all_inner_texts()
         self.page.keyboard.press("Escape")
         return offered
+
+    def choose(self, name: str, choice: str) -> None:
+        self.parameter(name).get_by_role("group").get_by_role("button").first.click()
+        self.page.get_by_role("option", name=choice, exact=True).click()
+
+    def choose_each(self, name: str, choice: str) -> int:
+        """The same in every drop-down of that name; how many there are."""
+        every = self.root.get_by_role("button", name=f"Select {name}")
+        for one in every.all():
+            one.click()
+            self.page.get_by_role("option", name=choice, exact=True).click()
+            expect(one).to_contain_text(choice)
+        return every.count()
 
     def add(self, name: str, value: str) -> None:
         """One more item of a list."""

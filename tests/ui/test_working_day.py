@@ -45,6 +45,7 @@ def test_from_a_tag_to_the_report_of_what_was_done(place: Lab, cache: redis.Redi
     form.number("keys_per_second").fill("200")
     expect(form.text("environment")).to_have_value(place.name)
     expect(form.text("confirm")).to_have_value("")
+    somebody.page.get_by_role("heading", name="Parameters").scroll_into_view_if_needed()
     somebody.picture("form", height=1000)
     somebody.submit()
     somebody.state("Completed")

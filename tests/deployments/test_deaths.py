@@ -1,0 +1,18 @@
+"""Which runs are held for dead."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.events.schemas.automations import EventTrigger
+
+from deployments.triggers import deaths
+
+
+def test_a_run_that_waits_for_people_is_not_held_for_dead() -> None:
+    """A suspended run has no process, and sends no heartbeat for days: only one that should is marked Crashed."""
+    (zombies,) = deaths.automations(cast(SyncPrefectClient, None), "lab")
+    trigger = cast(EventTrigger, zombies.trigger)
+    assert {"prefect.flow-run.Suspended", "prefect.flow-run.Paused"} <= trigger.expect
+    assert trigger.after == {deaths.HEARTBEAT}, "its heartbeats begin anew when somebody has answered"
