@@ -21,7 +21,7 @@ KEEP = "OPS_SCREENSHOTS"
 @pytest.fixture(scope="session")
 def place(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """The session's lab; one of the usual name for pictures that are kept."""
-    if KEEP not in os.environ:
+    if not os.environ.get(KEEP):
         yield request.getfixturevalue("lab")
         return
     named = Lab.up("lab", megabytes=3)
