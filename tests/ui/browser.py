@@ -37,6 +37,7 @@ class Operator:
 
     page: Page
     address: str
+    environment: str
     pictures: Path
     strangers: set[str] = field(default_factory=set)
     """Other hosts that the UI asked for something. None of them was reached."""
@@ -49,9 +50,10 @@ class Operator:
             self.strangers.add(urlsplit(address).hostname or "")
 
     def tagged(self, *tags: str) -> Locator:
-        """The deployments that have all of these tags."""
+        """The environment's deployments that have all of these tags; other environments' are listed beside them."""
         self.open(f"/deployments?tags={quote(json.dumps(tags, ensure_ascii=False))}")
-        rows = self.page.locator("tbody tr")
+        own = self.page.get_by_role("link", name=self.environment, exact=True)
+        rows = self.page.locator("tbody tr").filter(has=own)
         expect(rows.first).to_be_visible()
         return rows
 
@@ -200,7 +202,7 @@ def given(address: str) -> dict[str, Any]:
 
 
 @contextmanager
-def operator(address: str, pictures: Path) -> Iterator[Operator]:
+def operator(address: str, environment: str, pictures: Path) -> Iterator[Operator]:
     """Chromium with an empty profile, in Tokyo, that reaches nothing but the Prefect server."""
     origin = "{0.scheme}://{0.netloc}".format(urlsplit(address))
     with sync_playwright() as playwright:
@@ -208,7 +210,7 @@ def operator(address: str, pictures: Path) -> Iterator[Operator]:
         context = chromium.new_context(viewport=SIZE, locale="ja-JP", timezone_id="Asia/Tokyo")  # type: ignore[arg-type]
         context.set_default_timeout(SECONDS * 1000)
         page = context.new_page()
-        somebody = Operator(page, address, pictures)
+        somebody = Operator(page, address, environment, pictures)
         page.context.route(lambda url: not url.startswith((origin, "data:", "blob:")), lambda route: route.abort())
         page.on("requestfailed", lambda request: somebody.refused(request.url))
         yield somebody

@@ -35,5 +35,5 @@ def place(request: pytest.FixtureRequest) -> Iterator[Lab]:
 def somebody(place: Lab, tmp_path: Path) -> Iterator[Operator]:
     """An operator with a fresh browser."""
     kept = os.environ.get(KEEP)
-    with operator(place.environ()["PREFECT_UI_URL"], ROOT / kept if kept else tmp_path) as one:
+    with operator(place.environ()["PREFECT_UI_URL"], place.name, ROOT / kept if kept else tmp_path) as one:
         yield one
