@@ -35,6 +35,7 @@ from tests.monitoring.watched import (
     small_postgres,
     small_redis,
     watched,
+    without_prefect,
 )
 
 __all__ = ["backend", "small_postgres", "small_redis", "watched"]
@@ -66,6 +67,13 @@ def test_the_table_is_the_manuals() -> None:
     assert METRICS["host.disk.used_ratio"].limit({"host.disk.used_ratio": (0.5, 0.6)}) == 0.5
 
 
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    """Events are kept."""
+    with without_prefect():
+        yield
+
+
 def exceeded(watched: Watched) -> set[str]:
     return {name for name, one in state.load(watched.reports).standings.items() if one.exceeded}
 
@@ -94,25 +102,33 @@ def crowded(watched: Watched) -> Iterator[None]:
 def full_redis(watched: Watched) -> Iterator[None]:
     with watched.redis.client() as client:
         client.config_set("maxmemory", 16_000_000)
-        number = 0
-        while client.info("memory")["used_memory"] < 0.95 * 16_000_000:
-            client.set(f"cache:{number}", "x" * 100_000)
-            number += 1
-        yield
-        client.flushall()
-        client.config_set("maxmemory", 0)
+        try:
+            number = 0
+            while client.info("memory")["used_memory"] < 0.95 * 16_000_000:
+                client.set(f"cache:{number}", "x" * 100_000)
+                number += 1
+            yield
+        finally:
+            client.flushall()
+            client.config_set("maxmemory", 0)
 
 
 @contextmanager
 def busy(watched: Watched) -> Iterator[None]:
-    """Lowered: nobody burns processors or fills disks for a test."""
-    watched.limit("host.cpu.used_ratio", 0.0001)
-    yield
-    watched.limit("host.cpu.used_ratio", 2)
+    """One processor of however many, and a limit below that."""
+    watched.limit("host.cpu.used_ratio", 0.3 / (os.cpu_count() or 1))
+    burning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        burning.kill()
+        burning.wait()
+        watched.limit("host.cpu.used_ratio", 2)
 
 
 @contextmanager
 def full_disk(watched: Watched) -> Iterator[None]:
+    """Lowered: nobody fills a disk for a test."""
     watched.limit("host.disk.used_ratio", 0.000001)
     yield
     watched.limit("host.disk.used_ratio", 2)

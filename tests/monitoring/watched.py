@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from blocks import toml
 from blocks.environment import Environment
@@ -161,3 +163,10 @@ def watched(
     monkeypatch.setenv("WATCHED_ADMIN_PASSWORD", ADMIN_PASSWORD)
     monkeypatch.setenv("WATCHED_REDIS_PASSWORD", PASSWORD)
     return Watched(tmp_path, small_postgres, small_redis, backend)
+
+
+@contextlib.contextmanager
+def without_prefect() -> Iterator[None]:
+    """No Prefect server is known, whichever other tests have started."""
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        yield

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 from playwright.sync_api import expect
 
@@ -13,14 +11,6 @@ from tests.ui.browser import Operator
 pytestmark = pytest.mark.system
 
 
-def needs(module: str) -> pytest.MarkDecorator:
-    """Of issue 7, by other hands: to be removed when all of it is there."""
-    package, _, _ = module.rpartition(".")
-    there = importlib.util.find_spec(package) and importlib.util.find_spec(module)
-    return pytest.mark.skipif(not there, reason=f"{module} is not there yet")
-
-
-@needs("flows.routine.checklist")
 def test_a_checklist_is_answered(place: Lab, somebody: Operator) -> None:
     """The run waits with a form for each phase; what was answered is in its report."""
     somebody.choose("run-checklist", "routine")
@@ -44,7 +34,6 @@ def test_a_checklist_is_answered(place: Lab, somebody: Operator) -> None:
     expect(report).to_contain_text("山田 太郎")
 
 
-@needs("flows.monitoring.acknowledgement")
 def test_an_alert_is_acknowledged(place: Lab, somebody: Operator) -> None:
     """Escalated, found open, taken by somebody: nobody else is told from then on."""
     somebody.choose("escalate", "monitoring", "付録C")
