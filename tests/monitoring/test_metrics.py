@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 
+import psutil
 import psycopg
 import pytest
 
@@ -119,6 +120,8 @@ def busy(watched: Watched) -> Iterator[None]:
     watched.limit("host.cpu.used_ratio", 0.3 / (os.cpu_count() or 1))
     burning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
+        own = psutil.Process(burning.pid)
+        until(lambda: own.cpu_times().user > 1, what="a second that it has burnt", seconds=120, every_seconds=0.02)
         yield
     finally:
         burning.kill()
