@@ -27,7 +27,7 @@ def run_performance_test(
     seconds: Annotated[int, Field(ge=5, le=3600)] = 60,
     ai_answers: Annotated[int, Field(ge=0, le=10000)] = 50,
 ) -> Report:
-    """パフォーマンステスト (§7.1)
+    """パフォーマンステスト: 負荷試験 (§7.1)
 
     Puts users on the application who log in, begin interviews, get an AI's answers and read (Locust, as a program of
     its own), and measures p50, p95, p99, errors and requests per second of each endpoint, and what processors,
