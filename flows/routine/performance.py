@@ -20,7 +20,7 @@ from tasks.postgres.statements import Statements, Waits, read_statements, sample
 
 @flow(name="review-performance", flow_run_name="review-performance {environment}")
 def review_performance(environment: str, days: Annotated[int, Field(ge=1, le=366)] = 30) -> Report:
-    """パフォーマンスレビュー: 応答時間とスロークエリの分析: レスポンスタイム・エラーレート・スロークエリ・ボトルネック (§7.1, §7.4)
+    """パフォーマンスレビュー: レスポンスタイム・エラーレート・スロークエリ・ボトルネックの分析 (§7.1, §7.4)
 
     Reads the access lines of the last days (rotated logs too): p50, p95 and p99 of all requests and of each path, by
     day, against the alarm and against as many days before; failed ones of all and by path; statements by the time that
