@@ -108,27 +108,34 @@ def look_at_deployments(env: Environment) -> Iterator[Line]:
     """Every runbook is deployed, to the pool that the TOML says; in production no schedule is paused that prefect.yaml
     has active."""
     entries = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    # A flow may have several entries, each with a name of its own: `daily-check/production-health`.
+    wanted = {_named(entry, env.name): entry for entry in entries}
     with get_client(sync_client=True) as client:
-        there = {found.entrypoint: found for found in _deployed(client, env.name)}
-    missing = [entry["entrypoint"] for entry in entries if entry["entrypoint"] not in there]
+        found_there = _deployed(client, sorted({name for _, name in wanted}))
+    there = {(str(found.entrypoint), found.name): found for found in found_there}
+    missing = [f"{entrypoint} ({name})" for entrypoint, name in wanted if (entrypoint, name) not in there]
     shown = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
     yield expect(not missing, f"{len(entries) - len(missing)} of {len(entries)} runbooks are deployed",
                  f"{shown}: {REGISTER.format(env.name)}")  # fmt: skip
     wrong, paused = [], []
-    for entry in entries:
-        if found := there.get(entry["entrypoint"]):
-            pool = env.pools.get(entry["entrypoint"].split(".")[1], env.name)
-            wrong += [f"{entry['entrypoint']} ({found.work_pool_name})"] if found.work_pool_name != pool else []
-            paused += [entry["entrypoint"]] if _is_paused(entry, found) else []
+    for (entrypoint, name), entry in wanted.items():
+        if found := there.get((entrypoint, name)):
+            pool = env.pools.get(entrypoint.split(".")[1], env.name)
+            wrong += [f"{entrypoint} ({found.work_pool_name})"] if found.work_pool_name != pool else []
+            paused += [f"{entrypoint} ({name})"] if _is_paused(entry, found) else []
     yield expect(not wrong, "deployments are in the pools of their hosts",
                  f"{', '.join(wrong[:3])}: {REGISTER.format(env.name)}")  # fmt: skip
     if env.tier == "production":
         yield expect(not paused, "no schedule is paused", f"{', '.join(paused[:5])}: resume it in the UI")
 
 
-def _deployed(client: SyncPrefectClient, name: str) -> list[DeploymentResponse]:
+def _named(entry: dict[str, Any], environment: str) -> tuple[str, str]:
+    return str(entry["entrypoint"]), str(entry["name"]).replace("{{ $OPS_ENVIRONMENT }}", environment)
+
+
+def _deployed(client: SyncPrefectClient, names: list[str]) -> list[DeploymentResponse]:
     found: list[DeploymentResponse] = []
-    named = DeploymentFilter(name=DeploymentFilterName(any_=[name]))
+    named = DeploymentFilter(name=DeploymentFilterName(any_=names))
     while page := client.read_deployments(deployment_filter=named, limit=PAGE, offset=len(found)):
         found += page
     return found

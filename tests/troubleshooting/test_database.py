@@ -93,7 +93,7 @@ def test_a_supervisor_that_does_not_answer_is_not_taken_for_a_dead_process(host:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("no-such-host.invalid", "is not known here"), ("192.0.2.1", "cannot be reached")]
+    ("name", "told"), [("no-such-host.invalid", "is not known here"), ("255.255.255.255", "cannot be reached")]
 )
 def test_a_host_that_is_away(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str) -> None:
     monkeypatch.setattr(reach, "CONNECT_SECONDS", 1.0)

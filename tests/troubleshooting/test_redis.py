@@ -78,7 +78,7 @@ def test_a_port_where_nobody_listens_is_no_dead_process(host: Host, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("name", "told"), [("no-such-host.invalid", "is not known here"), ("192.0.2.1", "cannot be reached")]
+    ("name", "told"), [("no-such-host.invalid", "is not known here"), ("255.255.255.255", "cannot be reached")]
 )
 def test_a_host_that_is_away(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str) -> None:
     monkeypatch.setattr(reach, "CONNECT_SECONDS", 1.0)
