@@ -36,14 +36,18 @@ def chapter_of(entry: Mapping[str, Any]) -> str:
     return str(entry["entrypoint"]).split(".")[1]
 
 
-def chosen(content: Mapping[str, Any], environment: Environment, kinds: Mapping[str, str]) -> dict[str, Any]:
-    """prefect.yaml with the pool of each entry's chapter. `kinds` is the type of each pool."""
+def chosen(
+    content: Mapping[str, Any], environment: Environment, kinds: Mapping[str, str], *, paused: bool = False
+) -> dict[str, Any]:
+    """prefect.yaml with the pool of each entry's chapter; `paused`, what is scheduled waits until somebody turns it on.
+    `kinds` is the type of each pool."""
     deployments = []
     for entry in content["deployments"]:
         pool = environment.pools.get(chapter_of(entry), environment.name)
         variables = _container() if kinds[pool] == KIND_OF_DOCKER else {}
         own = {"name": pool, **({"job_variables": variables} if variables else {})}
-        deployments.append({**entry, "work_pool": own})
+        waits = {"paused": True} if paused and entry.get("schedules") else {}
+        deployments.append({**entry, "work_pool": own, **waits})
     return {**content, "deployments": deployments}
 
 
@@ -81,15 +85,16 @@ def kinds_of(environment: Environment) -> dict[str, str]:
     return kinds
 
 
-def deploy(name: str) -> str:
-    """Deploy every entry of prefect.yaml; returns what Prefect said last.
+def deploy(name: str, *, paused: bool = False) -> str:
+    """Deploy every entry of prefect.yaml; returns what was done.
 
     Raises:
         OpsError: a pool is not there, or Prefect refuses an entry.
     """
     environment = toml.environment(name)
     content = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
-    text = yaml.safe_dump(chosen(content, environment, kinds_of(environment)), allow_unicode=True, sort_keys=False)
+    described = chosen(content, environment, kinds_of(environment), paused=paused)
+    text = yaml.safe_dump(described, allow_unicode=True, sort_keys=False)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "prefect.yaml"
         path.write_text(text, encoding="utf-8")
@@ -113,12 +118,14 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--environment", default=os.environ.get("OPS_ENVIRONMENT", ""))
-    parser.add_argument("--paused", action="store_true", help="new automations that start flows are off")
+    parser.add_argument(
+        "--paused", action="store_true", help="schedules wait, new automations that start flows are off"
+    )
     given = parser.parse_args()
     try:
         for line in register(given.environment):
             print(f"registered {line}")
-        print(deploy(given.environment))
+        print(deploy(given.environment, paused=given.paused))
         for line in automations.register(given.environment, paused=given.paused):
             print(f"registered automation {line}")
     except OpsError as error:

@@ -160,11 +160,12 @@ class Control:
         write(stamp, fingerprint, 0o600)
 
     def _deploy(self, name: str, shell: Mapping[str, str], tell: Tell) -> None:
-        regions = (name, shell["OPS_OTHER_REGION"])  # what runs in the one may recover into the other
+        """Schedules are production's: in a lab a person turns on, in the UI, what is to run by itself. A check that is
+        red because nobody has taken a backup yet would fail every five minutes."""
         for what, argv in (
-            ("deployments.register", ("-m", "deployments.register", *regions)),
-            ("prefect deploy --all", ("-m", "prefect", "--no-prompt", "deploy", "--all")),
-            ("deployments.automations", ("-m", "deployments.automations", "register", "--paused")),
+            # What runs in the one region may recover into the other.
+            ("deployments.register", ("-m", "deployments.register", shell["OPS_OTHER_REGION"])),
+            ("deployments.deploy", ("-m", "deployments.deploy", "--environment", name, "--paused")),
         ):
             try:
                 run([PYTHON, *argv], cwd=CHECKOUT, environment=shell, seconds=600)
@@ -172,17 +173,6 @@ class Control:
                 last = "\n".join(error.stderr.splitlines()[-15:])
                 raise OpsError(f"{what} exited {error.exit_code}:\n{last}") from error
             tell(f"{what} done for {name}")
-        self._pause(name)
-
-    def _pause(self, name: str) -> None:
-        """Schedules are production's: in a lab a person turns on, in the UI, what is to run by itself. A check that is
-        red because nobody has taken a backup yet would fail every five minutes."""
-        body = {"work_pools": {"name": {"any_": [name]}}}
-        answer = httpx.post(f"{api_url(self.state)}/deployments/filter", json=body, timeout=120).raise_for_status()
-        for found in answer.json():
-            if found["schedules"]:
-                address = f"{api_url(self.state)}/deployments/{found['id']}/pause_deployment"
-                httpx.post(address, timeout=120).raise_for_status()
 
     def _deployments(self, name: str) -> int:
         body = {"work_pools": {"name": {"any_": [name]}}}
