@@ -58,7 +58,7 @@ def test_the_japanese_page_has_the_same_commands() -> None:
     assert english == japanese
 
 
-@pytest.mark.system
+@pytest.mark.soak
 def test_from_the_description_to_the_first_run(shell: dict[str, str]) -> None:
     """Steps 5, 6 and 7."""
     told = typed(step("deployments.register"), shell)

@@ -29,6 +29,7 @@ SIZE = {"width": 1280, "height": 860}
 MOST_BYTES = 200_000
 
 expect.set_options(timeout=SECONDS * 1000)
+LIVE_MILLISECONDS = 20_000
 
 
 @dataclass
@@ -104,7 +105,12 @@ class Operator:
         """A line of the run's log."""
         self.page.get_by_role("tab", name="Logs").click()
         line = self.page.get_by_role("log").get_by_role("listitem").filter(has_text=text)
-        expect(line.first).to_be_visible()
+        try:
+            expect(line.first).to_be_visible(timeout=LIVE_MILLISECONDS)
+        except AssertionError:  # the page asks for no more lines when the run has ended; the last come after that
+            self.page.reload()
+            self.page.get_by_role("tab", name="Logs").click()
+            expect(line.first).to_be_visible()
         return line.first
 
     def report(self, key: str) -> Locator:
