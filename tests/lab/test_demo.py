@@ -18,7 +18,7 @@ from lab.proof import Proof
 
 @pytest.fixture(scope="module")
 def played() -> Iterator[tuple[Demo, Proof]]:
-    lab = Lab.up(f"demo-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}", megabytes=3)
+    lab = Lab.up(f"demo-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}", megabytes=3, runbooks=True)
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(story, "BEFORE_SECONDS", 1.0)

@@ -101,6 +101,7 @@ def second() -> Iterator[Lab]:
     other.down()
 
 
+@pytest.mark.usefixtures("deployed")
 def test_status_says_what_there_is(lab: Lab) -> None:
     until(lambda: lab.status()["running"], what="that the lab is up", seconds=120)
     done = command("status", "--name", lab.name, "--json")
@@ -182,14 +183,14 @@ def test_a_killed_supervisor_comes_back_with_its_data(lab: Lab) -> None:
 
 def test_a_killed_control_plane_comes_back_with_the_worker_of_a_lab_that_runs(own_base: Path) -> None:
     """In a base directory of its own: other tests run beside this one."""
-    one, two = Lab.up("one", 1), Lab.up("two", 1)
+    one, two = (Lab.up(name, 1, runbooks=True) for name in ("one", "two"))
     before = pids(one)
     prefect = Control.find(own_base)
     assert prefect
     workers = {name: service.pid for name, service in prefect.supervisor.services().items()}
     kill(prefect.supervisor.pid_file)
     assert not one.status()["running"]
-    Lab.up("two", 1)
+    Lab.up("two", 1, runbooks=True)
     assert [pid for pid in workers.values() if alive(pid)] == []
     for lab in (one, two):
         until(lambda lab=lab: lab.status()["running"], what=f"that {lab.name} is up", seconds=120)  # type: ignore[misc]

@@ -10,6 +10,7 @@ import sys
 import urllib.parse
 from pathlib import Path
 
+import pytest
 import yaml  # type: ignore[import-untyped]
 from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
@@ -113,6 +114,7 @@ def test_too_little_room_is_told(cluster: Cluster) -> None:
     assert way.needs > way.free > 0
 
 
+@pytest.mark.usefixtures("deployed")
 def test_every_form_is_filled_in_with_what_its_flow_takes(system: System) -> None:
     """Through Prefect, as the UI launches it; and again without the database, Redis, and Prefect."""
     replicate_backups.fn(system.name)
