@@ -73,6 +73,13 @@ def ended(env: Environment, found: Incident) -> str:
     return _lines(lines)
 
 
+def summary(env: Environment, found: Incident) -> str:
+    """One line of one that is over, for the report that outlives it."""
+    took = f"acknowledged by {found.acknowledged_by}" if found.acknowledged else "acknowledged by nobody"
+    over = f"resolved by {found.resolved_by} {moment(env, found.resolved)}"
+    return f"{found.what} ({found.severity}), {moment(env, found.since)}, {took}, {over}; told: {told(env, found)}"
+
+
 def _states(env: Environment, found: Incident) -> dict[str, str]:
     return {
         "宣言": f"{found.declared_by} ({moment(env, found.declared)})" if found.declared else "",

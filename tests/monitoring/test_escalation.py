@@ -98,7 +98,7 @@ def test_one_key_is_one_incident_until_it_is_resolved(duty: Duty) -> None:
     before = len(duty.told)
     escalate.fn(NAME, what="x", key="k")
     assert duty.told[before] == "oncall", "a new one"
-    assert len(duty.incidents()) == 3
+    assert len(duty.incidents()) == 4
 
 
 def test_acknowledged_long_ago_it_is_a_new_one(duty: Duty) -> None:
@@ -111,7 +111,7 @@ def test_acknowledged_long_ago_it_is_a_new_one(duty: Duty) -> None:
     escalate.fn(NAME, what="x", key="k")
     newest, old = duty.incidents()
     assert newest.waiting
-    assert old.resolved_by == "it happened again"
+    assert old.resolved_by == f"{newest.id}: it happened again"
 
 
 def test_an_environment_that_says_nothing_of_whom_to_tell(duty: Duty) -> None:
