@@ -55,6 +55,7 @@ class Alerts(Block):
     channels: list[Channel] = Field(min_length=1, description="in which order they are tried until one takes it")
     deadline_seconds: float = Field(default=10, gt=0, description="for one channel; then the next is tried")
     reopen_hours: float = Field(default=24, gt=0, description="acknowledged so long ago, it is a new incident")
+    keep_days: float = Field(default=90, gt=0, description="over for so long, an incident's file goes; reports stay")
 
     slack_url: SecretStr = Field(default=SecretStr(""), description="an incoming webhook")
     teams_url: SecretStr = Field(default=SecretStr(""), description="a workflow's address that takes adaptive cards")

@@ -12,12 +12,15 @@ from collections.abc import Callable, Sequence
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.actions import RunDeployment
-from prefect.events.schemas.automations import AutomationCore
+from prefect.events.filters import AutomationFilter, AutomationFilterTags
+from prefect.events.schemas.automations import Automation, AutomationCore
 
 from deployments.triggers import deaths, failures, metrics, overdue
 from runbook.errors import OpsError
 
 Causes = Sequence[Callable[[SyncPrefectClient, str], list[AutomationCore]]]
+TAG, OF_ONE, OF_ALL = "interview-ops", "of-one-environment", "of-all-environments"
+MOST = 200
 # Each returns the automations of an environment; those of all environments have the same name in each.
 CAUSES: Causes = (deaths.automations, failures.automations, metrics.automations, overdue.automations)
 
@@ -28,22 +31,52 @@ def wanted(client: SyncPrefectClient, environment: str, causes: Causes = CAUSES)
     Raises:
         OpsError: one starts a flow that is not deployed.
     """
-    return [automation for cause in causes for automation in cause(client, environment)]
+    return [_with_tags(automation, environment) for cause in causes for automation in cause(client, environment)]
+
+
+def _with_tags(automation: AutomationCore, environment: str) -> AutomationCore:
+    """Its name may change from version to version: whose it is says a tag."""
+    is_own = automation.name.endswith(f"-{environment}")
+    return automation.model_copy(update={"tags": [TAG, OF_ONE, _tag(environment)] if is_own else [TAG, OF_ALL]})
 
 
 def register(environment: str, *, paused: bool = False, causes: Causes = CAUSES) -> list[str]:
-    """Create or update every automation of an environment; returns their names. One that somebody switched off stays
-    off. `paused`: new ones that start flows are off until somebody switches them on."""
+    """Create or update every automation of an environment, and delete what it had besides (of another name, or twice);
+    returns their names. One that somebody switched off stays off. `paused`: new ones that start flows are off until
+    somebody switches them on."""
     with get_client(sync_client=True) as client:
         automations = wanted(client, environment, causes)
+        left = {one.id: one.name for one in _tagged(client, _tag(environment))}
         for automation in automations:
-            if existing := client.read_automations_by_name(automation.name):
-                kept = automation.model_copy(update={"enabled": existing[0].enabled})
-                client.update_automation(existing[0].id, kept)
-            else:
+            for number, one in enumerate(found := client.read_automations_by_name(automation.name)):
+                if number:
+                    left[one.id] = one.name
+                else:
+                    left.pop(one.id, None)
+                    _update(client, one, automation)
+            if not found:
                 starts = any(isinstance(action, RunDeployment) for action in automation.actions)
                 client.create_automation(automation.model_copy(update={"enabled": not (paused and starts)}))
+        for identity in left:
+            client.delete_automation(identity)
     return [automation.name for automation in automations]
+
+
+def _update(client: SyncPrefectClient, found: Automation, automation: AutomationCore) -> None:
+    """Only what is new: an update makes Prefect forget what it has counted ("once an hour") and for whom it waits (a
+    run that has died just now)."""
+    kept = automation.model_copy(update={"enabled": found.enabled})
+    if kept.model_dump() != found.model_dump(exclude={"id"}):
+        client.update_automation(found.id, kept)
+
+
+def _tag(environment: str) -> str:
+    return f"environment:{environment}"
+
+
+def _tagged(client: SyncPrefectClient, tag: str) -> list[Automation]:
+    both = AutomationFilter(tags=AutomationFilterTags(all_=[TAG, tag]))
+    return client.read_automations(automations=both, limit=MOST)
 
 
 def listed(environment: str) -> dict[str, str]:
@@ -57,15 +90,17 @@ def _state(client: SyncPrefectClient, name: str) -> str:
     return ("on" if found[0].enabled else "off") if found else "missing"
 
 
-def remove(environment: str, *, causes: Causes = CAUSES) -> list[str]:
-    """Delete the automations of an environment that Prefect has; returns their names. `register` brings them back."""
-    removed = []
+def remove(environment: str) -> list[str]:
+    """Delete the automations that an environment has in Prefect, with those of all environments where it was the last;
+    returns their names. `register` brings them back."""
     with get_client(sync_client=True) as client:
-        for automation in wanted(client, environment, causes):
-            for found in client.read_automations_by_name(automation.name):
-                client.delete_automation(found.id)
-                removed.append(automation.name)
-    return removed
+        found = _tagged(client, _tag(environment))
+        others = {one.id for one in _tagged(client, OF_ONE)} - {one.id for one in found}
+        if not others:
+            found += _tagged(client, OF_ALL)
+        for one in found:
+            client.delete_automation(one.id)
+    return [one.name for one in found]
 
 
 def main() -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from prefect.context import FlowRunContext
-from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from runbook.brief import asked_briefly
 from runbook.log import logger
 from runbook.report import Report, Status
 from runbook.target import Target
 
 TABLE = "誰に連絡するか"
-SECONDS = 10.0
 
 
 def add_contacts(report: Report, target: Target) -> None:
@@ -21,7 +20,7 @@ def add_contacts(report: Report, target: Target) -> None:
     context = FlowRunContext.get()
     tags = context.flow_run.tags if context and context.flow_run else []
     try:  # Prefect may be what is down, and a report without numbers is a report
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0, PREFECT_API_REQUEST_TIMEOUT: SECONDS}):
+        with asked_briefly():
             columns, *rows = target.whom_to_call(tags) or [()]
     except Exception as error:
         logger().warning("whom to call is not in the report: %s", type(error).__name__)

@@ -17,7 +17,7 @@ from runbook.run import runbook
 
 @flow(name="acknowledge-incident", flow_run_name="acknowledge-incident {environment}")
 def acknowledge_incident(
-    environment: str, incident: str = "", by: str = "", note: str = "",
+    environment: str, by: str, incident: str = "", note: str = "",
     action: Literal["acknowledge", "resolve"] = "acknowledge",
 ) -> Report:  # fmt: skip
     """インシデントの確認・解決 (付録C)
@@ -32,8 +32,8 @@ def acknowledge_incident(
 
     Args:
         environment: 対象の環境
+        by: 対応する人の名前
         incident: インシデントの ID または key。空なら、ただ一つの未解決のインシデント
-        by: 対応する人の名前 (必須)
         note: メモ。連絡を受けた人に伝わる
         action: acknowledge は対応開始、resolve は解決
     """

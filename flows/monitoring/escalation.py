@@ -10,7 +10,7 @@ from prefect import flow
 
 from blocks.environment import Environment
 from flows.monitoring import wording
-from flows.monitoring.incident import due_next, go_on, incidents, open_incident, required
+from flows.monitoring.incident import due_next, go_on, incidents, open_incident, prune, required
 from flows.recovery.command import launch
 from runbook.report import Report
 from runbook.run import runbook
@@ -60,6 +60,7 @@ def escalate(
         found = [go_on(report, env, one) for one in known] + ([new] if new else [])
         for one in found:
             _follow_up(report, env, one)
+        prune(report, env)
         _show(report, env, found)
     return report
 

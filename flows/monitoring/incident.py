@@ -54,15 +54,19 @@ def open_incident(
     told = what or f"{cause.name or 'run ' + run}: {cause.state} {cause.message}".strip()
     new = incident(env.name, told, severity, owner or wording.owner_in(cause.tags), run, key)
     try:
-        found, is_new = incidents(env).open_or_join(new, alerts.reopen_hours * 3600)
+        found, before = incidents(env).open_or_join(new, alerts.reopen_hours * 3600)
     except OpsError as error:  # a full disk may be what it is about: whoever is on call is told all the same
         report.expect("the incident is on disk", False, f"{error.hint}. It escalates to nobody by itself: phone them",
                       value=error.message)  # fmt: skip
-        found, is_new = new, True
+        found, before = new, None
     report.fact("incident", f"{found.id}: {found.what}")
-    if not is_new:
+    if before and before.id == found.id:
         report.fact("happened again", f"{found.repeats} times since {wording.moment(env, found.since)}")
-    return go_on(report, env, found, cause)
+    found = go_on(report, env, found, cause)
+    if before and before.id != found.id:
+        report.fact("in the place of", f"{before.id}: {before.resolved_by.partition(': ')[2]}")
+        _tell_all(report, env, before, "resolve", f"{found.id} に引き継ぐ: {before.what}")
+    return found
 
 
 def go_on(report: Report, env: Environment, found: Incident, cause: Cause | None = None) -> Incident:
@@ -72,6 +76,8 @@ def go_on(report: Report, env: Environment, found: Incident, cause: Cause | None
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OpsError):
             stack.enter_context(kept.stepping(found))
+            if _now(kept, found).since > datetime.now(UTC):
+                found = kept.begin_now(found)
         for number in range(len(alerts.path)):
             for contact in alerts.at(number, found.owner):
                 found = _now(kept, found)
@@ -215,3 +221,14 @@ def _tell_all(report: Report, env: Environment, found: Incident, kind: Kind, sub
         text = wording.ended(env, found)
         message = wording.message(found, kind, number, subject, text, alerts.contacts[contact].role)
         _failure(report, alerts, channel, contact, message)
+
+
+def prune(report: Report, env: Environment) -> None:
+    """Remove incidents that were over long ago; what each was stays in the report."""
+    days, gone = required(env).keep_days, list[Incident]()
+    try:
+        gone = incidents(env).prune(timedelta(days=days))
+    except OpsError as error:
+        report.warn("incidents that were over long ago", error.hint, value=error.message)
+    for one in gone:
+        report.expect(f"{one.id} was over for {days:g} days", True, "", value=wording.summary(env, one))

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from blocks.environment import Environment
+from runbook.brief import asked_briefly
 from runbook.form import read_forms
 from tasks.alerts.cause import Cause
 from tasks.alerts.incident import Incident
@@ -61,7 +62,9 @@ def told(env: Environment, found: Incident) -> str:
 def how_to_acknowledge(env: Environment, found: Incident) -> str:
     """The form in the Prefect UI, filled in but for the name; and the way without Prefect."""
     given = {"environment": env.name, "incident": found.id}
-    link = read_forms([env.name]).link("acknowledge-incident", env.name, given)
+    with asked_briefly():
+        forms = read_forms([env.name])
+    link = forms.link("acknowledge-incident", env.name, given)
     command = f"python -m flows.monitoring.acknowledgement --environment {env.name} --incident {found.id} --by 名前"
     address = link.rpartition("](")[2].removesuffix(")") if "](" in link else ""
     return f"{address} または {command}" if address else command
@@ -71,6 +74,13 @@ def ended(env: Environment, found: Incident) -> str:
     """That somebody takes it, or that it is over."""
     lines = {"内容": found.what, **_states(env, found), "メモ": found.note}
     return _lines(lines)
+
+
+def summary(env: Environment, found: Incident) -> str:
+    """One line of one that is over, for the report that outlives it."""
+    took = f"acknowledged by {found.acknowledged_by}" if found.acknowledged else "acknowledged by nobody"
+    over = f"resolved by {found.resolved_by} {moment(env, found.resolved)}"
+    return f"{found.what} ({found.severity}), {moment(env, found.since)}, {took}, {over}; told: {told(env, found)}"
 
 
 def _states(env: Environment, found: Incident) -> dict[str, str]:

@@ -12,6 +12,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_UI_URL
 
+from runbook.brief import asked_briefly
 from runbook.errors import excerpt
 from runbook.kinds import probe
 
@@ -36,7 +37,7 @@ def read_cause(run: str) -> Cause:
     address = f"{ui}/runs/flow-run/{run}" if (ui := PREFECT_UI_URL.value()) else ""
     try:
         wanted = UUID(run)
-        with get_client(sync_client=True) as client:
+        with asked_briefly(), get_client(sync_client=True) as client:
             found = client.read_flow_run(wanted)
             shown = client.read_artifacts(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[wanted])))
     except (ValueError, httpx.HTTPError, PrefectException):

@@ -12,17 +12,20 @@ import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from runbook import record
 from runbook.errors import OpsError
+from runbook.failpoint import failpoint
+from runbook.wait import until
 
 Severity = Literal["severe", "normal"]
 Outcome = Literal["begun", "sent", "failed"]
+LOCK_SECONDS, STEPS_SECONDS = 30.0, 300.0
 _HINT = "look at it: an incident that nobody can read escalates to nobody; remove it when it is over"
-_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{4}")
+_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{4,6}")
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,9 @@ class Incident:
 
 
 def incident(environment: str, what: str, severity: Severity, owner: str, run: str, key: str) -> Incident:
-    """A new one, of now."""
+    """A new one, of now. Names sort by time, within a second too."""
     now = datetime.now(UTC)
-    name = f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(2)}"
+    name = f"{now:%Y%m%dT%H%M%S}-{now.microsecond * 2**16 // 10**6:04x}{secrets.token_hex(1)}"
     return Incident(name, environment, key or name, what, severity, owner, run, now)
 
 
@@ -134,23 +137,45 @@ class Incidents:
             raise OpsError(f"{named} of {self.environment}", f"name one of: {ids}")
         return found[0]
 
-    def open_or_join(self, new: Incident, reopen_seconds: float) -> tuple[Incident, bool]:
-        """Keep a new one, or count it as one more time of the open incident of its key; and whether it is new. One that
-        was acknowledged long ago is over: it happens anew.
+    def open_or_join(self, new: Incident, reopen_seconds: float) -> tuple[Incident, Incident | None]:
+        """Keep a new one, or count it as one more time of the open incident of its key; and what of its key was open
+        before, resolved where another one took its place: it was acknowledged long ago, or it has become severe.
 
         Raises:
             OpsError: it cannot be written.
         """
         now = new.since
         with self._locked():
-            same = next((one for one in self.open() if one.key == new.key), None)
-            if same and same.acknowledged and (now - same.acknowledged).total_seconds() > reopen_seconds:
-                self._write(replace(same, resolved=now, resolved_by="it happened again"))
-                same = None
-            if same is None:
-                return self._write(new), True
-            worse: Severity = "severe" if "severe" in (same.severity, new.severity) else "normal"
-            return self._write(replace(same, repeats=same.repeats + 1, last=now, severity=worse)), False
+            found = [one for one in self.all() if one.open and one.key == new.key]
+            if not found:
+                return self._write(new), None
+            same, *older = found  # more than one where somebody was killed in between
+            if reason := _anew(same, new, reopen_seconds):
+                if not same.acknowledged:  # nobody has answered: its levels do not wait again
+                    new = replace(new, since=min(same.since, now))
+                self._write(new)  # before the other one is over: killed in between, somebody is told
+                failpoint("incident is there")
+                older.append(same)
+            for one in older:
+                self._write(replace(one, resolved=now, resolved_by=f"{new.id}: {reason or 'it happened again'}"))
+            if reason:
+                return new, self.get(same.id)
+            return self._write(replace(same, repeats=same.repeats + 1, last=now)), same
+
+    def begin_now(self, incident: Incident) -> Incident:
+        """Of one that began later than now: the clock was set back, and its levels would wait for that too."""
+        with self._locked():
+            return self._write(replace(self.get(incident.id), since=datetime.now(UTC)))
+
+    def prune(self, kept: timedelta) -> list[Incident]:
+        """Remove those that are over for longer than that; returns them."""
+        now = datetime.now(UTC)
+        with self._locked():
+            gone = [one for one in self.all() if one.resolved and now - one.resolved > kept]
+            for one in gone:
+                (self.directory / f"{one.id}.json").unlink(missing_ok=True)
+                (self.directory / f".steps-{one.id}.lock").unlink(missing_ok=True)
+        return gone
 
     def tell(self, incident: Incident, told: Told) -> Incident:
         """Note a message: its beginning, then its outcome."""
@@ -184,25 +209,45 @@ class Incidents:
     @contextlib.contextmanager
     def stepping(self, incident: Incident) -> Iterator[None]:
         """One at a time goes through the levels of an incident; acknowledging does not wait for it."""
-        with self._flock(f".steps-{incident.id}.lock"):
+        with self._flock(f".steps-{incident.id}.lock", STEPS_SECONDS):
             yield
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with self._flock(".lock"):
+        with self._flock(".lock", LOCK_SECONDS):
             yield
 
     @contextlib.contextmanager
-    def _flock(self, name: str) -> Iterator[None]:
+    def _flock(self, name: str, seconds: float) -> Iterator[None]:
+        """Not waited for without end: who holds it may be stopped, and whoever is on call is told all the same."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             file = (self.directory / name).open("a")
         except OSError as error:
             raise OpsError(f"{self.directory} cannot be written: {error.strerror}", "correct its owner") from None
         with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            hint = f"fuser {self.directory / name} names the process that does not give it back"
+            until(lambda: _taken(file), what=f"the lock of {self.directory}", seconds=seconds, hint=hint)
             yield
 
     def _write(self, incident: Incident) -> Incident:
         record.write(self.directory / f"{incident.id}.json", incident)
         return incident
+
+
+def _anew(same: Incident, new: Incident, reopen_seconds: float) -> str:
+    """Why the alert is an incident of its own, "" where it is one more time of the same."""
+    if new.severity == "severe" and same.severity != "severe":
+        return "it has become severe"
+    # Either way: a clock that was set back must not keep it acknowledged until that day has come again.
+    if same.acknowledged and abs((new.since - same.acknowledged).total_seconds()) > reopen_seconds:
+        return "it happened again"
+    return ""
+
+
+def _taken(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.events.schemas.automations import AutomationCore
 from prefect.states import Completed, Crashed, Failed, Pending, Running, Scheduled
 
-from deployments import register
-from deployments.triggers import failures
+from deployments import automations, register
+from deployments.triggers import deaths, failures
 from flows.monitoring.acknowledgement import acknowledge_incident
 from flows.monitoring.escalation import escalate
 from lab.base import base_directory
@@ -146,6 +146,15 @@ def test_an_escalation_that_fails_is_told_by_the_server(scene: Scene) -> None:
     assert "escalate が失敗: レポートの番号に電話" in told[0]["text"]
 
 
+def trigger_ids(scene: Scene, automations: Sequence[AutomationCore]) -> dict[str, str]:
+    """By which Prefect knows what it has counted."""
+    body = {
+        "automations": {"name": {"any_": [one.name for one in (*automations, *deaths.automations(scene.client, ""))]}}
+    }
+    answer = scene.client.request("POST", "/automations/filter", json=body)
+    return {one["name"]: one["trigger"]["id"] for one in answer.json()}
+
+
 def test_all_of_them_and_no_secret_in_a_listing(scene: Scene) -> None:
     found = failures.automations(scene.client, scene.name)
     assert [one.name for one in found] == [
@@ -158,6 +167,11 @@ def test_all_of_them_and_no_secret_in_a_listing(scene: Scene) -> None:
     assert f"alerts-{scene.name}" in shown
     assert PAGER in shown
     assert "geheim" not in shown
+    both = [failures.automations, deaths.automations]
+    automations.register(scene.name, causes=both)
+    before = trigger_ids(scene, found)
+    automations.register(scene.name, causes=both)
+    assert trigger_ids(scene, found) == before, "none is made anew: it would forget for whom it waits"
     scene.duty.describe(channels=("email",))
     path = scene.duty.base / "trial.toml"
     path.write_text(path.read_text().partition("[alerts]")[0])

@@ -50,7 +50,7 @@ def name(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         made.append(client.create_deployment(client.create_flow(escalate), chosen))
         automations.register(chosen, causes=causes)
     yield chosen
-    automations.remove(chosen, causes=causes)
+    automations.remove(chosen)
     with get_client(sync_client=True) as client:
         for deployment in made:
             client.delete_deployment(deployment)

@@ -163,13 +163,63 @@ def test_what_is_registered_is_listed_stays_off_and_can_be_removed(prefect_serve
     with get_client(sync_client=True) as client:
         (found,) = client.read_automations_by_name(own)
         assert not found.enabled, "who switched it off wants it off"
-    assert automations.remove(name, causes=[rehearsal]) == [own]
-    assert automations.remove(name, causes=[rehearsal]) == []
+    assert own in automations.remove(name)
+    assert automations.remove(name) == []
     automations.register(name, causes=[rehearsal])
     with get_client(sync_client=True) as client:
         (found,) = client.read_automations_by_name(own)
         assert found.enabled
         client.delete_automation(found.id)
+
+
+def other_rehearsal(client: SyncPrefectClient, environment: str) -> list[AutomationCore]:
+    """The same in a version that calls it otherwise, and what is of all environments."""
+    (automation,) = rehearsal(client, environment)
+    return [
+        automation.model_copy(update={"name": f"trial-{environment}"}),
+        automation.model_copy(update={"name": SHARED}),
+    ]
+
+
+SHARED = f"shared-{uuid.uuid4().hex}"
+
+
+def there(server: str, part: str) -> dict[str, str]:
+    """Automations that Prefect has, by name, and the ids of their triggers: it counts and waits for each of those."""
+    body = httpx.post(f"{server}/automations/filter", json={"limit": 200}, timeout=120).raise_for_status().json()
+    return {one["name"]: one["trigger"]["id"] for one in body if part in one["name"]}
+
+
+def test_registered_again_nothing_is_forgotten_nothing_is_twice_and_nothing_is_left(
+    prefect_server: str, name: str
+) -> None:
+    other = f"x-{name}"
+    with get_client(sync_client=True) as client:
+        deployments = [client.create_deployment(client.create_flow(rehearsed), one) for one in (name, other)]
+    for one in (name, other):
+        automations.register(one, causes=[rehearsal])
+    before = there(prefect_server, name)
+    automations.register(name, causes=[rehearsal])
+    assert there(prefect_server, name) == before, "what did not change counts on: once an hour is once an hour"
+    with get_client(sync_client=True) as client:
+        (again,) = automations.wanted(client, name, [rehearsal])
+        client.create_automation(again)  # by two that registered at once
+        automations.register(name, causes=[rehearsal])
+        (kept,) = client.read_automations_by_name(f"rehearsal-{name}")
+        (again,) = automations.wanted(client, name, [rehearsal])
+        client.update_automation(kept.id, again.model_copy(update={"description": "edited"}))
+    automations.register(name, causes=[other_rehearsal])
+    assert set(there(prefect_server, name)) == {f"trial-{name}", f"rehearsal-{other}"}
+    with get_client(sync_client=True) as client:
+        for deployment in deployments:
+            client.delete_deployment(deployment)
+    assert automations.remove(name) == [f"trial-{name}"], "though its flows are gone; what others need stays"
+    assert there(prefect_server, SHARED)
+    assert f"rehearsal-{other}" in automations.remove(other)
+    assert there(prefect_server, name) == {}
+    with get_client(sync_client=True) as client:
+        for found in client.read_automations_by_name(SHARED):
+            client.delete_automation(found.id)
 
 
 @pytest.mark.parametrize("environment", ["", "nowhere"])

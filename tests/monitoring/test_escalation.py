@@ -6,6 +6,7 @@ import re
 from datetime import timedelta
 
 import pytest
+from prefect.utilities.callables import parameter_schema
 
 from flows.monitoring.acknowledgement import acknowledge_incident
 from flows.monitoring.escalation import escalate
@@ -98,7 +99,7 @@ def test_one_key_is_one_incident_until_it_is_resolved(duty: Duty) -> None:
     before = len(duty.told)
     escalate.fn(NAME, what="x", key="k")
     assert duty.told[before] == "oncall", "a new one"
-    assert len(duty.incidents()) == 3
+    assert len(duty.incidents()) == 4
 
 
 def test_acknowledged_long_ago_it_is_a_new_one(duty: Duty) -> None:
@@ -111,7 +112,7 @@ def test_acknowledged_long_ago_it_is_a_new_one(duty: Duty) -> None:
     escalate.fn(NAME, what="x", key="k")
     newest, old = duty.incidents()
     assert newest.waiting
-    assert old.resolved_by == "it happened again"
+    assert old.resolved_by == f"{newest.id}: it happened again"
 
 
 def test_an_environment_that_says_nothing_of_whom_to_tell(duty: Duty) -> None:
@@ -132,6 +133,11 @@ def test_an_environment_that_says_nothing_of_whom_to_tell(duty: Duty) -> None:
 def test_an_acknowledgement_that_cannot_be(duty: Duty, given: dict[str, str], said: str) -> None:
     with pytest.raises(RunbookFailed, match=said):
         acknowledge_incident.fn(NAME, **given)  # type: ignore[arg-type]
+
+
+def test_the_form_asks_for_the_name_and_for_nothing_else(duty: Duty) -> None:
+    """ "by" without a default: the UI's form does not send it off without, nor call it optional."""
+    assert parameter_schema(acknowledge_incident.fn).required == ["environment", "by"]
 
 
 def test_who_acknowledged_first_stays(duty: Duty) -> None:

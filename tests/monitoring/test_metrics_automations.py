@@ -72,13 +72,22 @@ def deployed(prefect_server: str, watched: Watched) -> Iterator[dict[str, Deploy
             chosen = {"escalate": escalate, "clear-cache": clear_cache}.get(name, other.with_options(name=name))
             made[name] = _deployed(client, chosen)
     automations.register(NAME, causes=[metrics.automations])
+    before = _triggers()
+    automations.register(NAME, causes=[metrics.automations])
+    assert _triggers() == before, "registered again, once an hour would be twice"
     yield made
-    automations.remove(NAME, causes=[metrics.automations])
+    automations.remove(NAME)
     with get_client(sync_client=True) as client:
         for found in made.values():
             assert found.id
             assert found.id.any_
             client.delete_deployment(found.id.any_[0])
+
+
+def _triggers() -> list[str]:
+    with get_client(sync_client=True) as client:
+        found = client.request("POST", "/automations/filter", json={"limit": 200}).json()
+    return sorted(one["trigger"]["id"] for one in found if one["name"].endswith(f"-{NAME}"))
 
 
 def _deployed(client: SyncPrefectClient, chosen: object) -> DeploymentFilter:
