@@ -87,6 +87,16 @@ def test_what_is_scheduled_is_in_the_table_with_its_duration() -> None:
     assert len(named) == len(set(named)), "a deployment serves one row"
 
 
+def test_every_kind_that_is_pruned_is_verified_each_week() -> None:
+    """Else weekly-check warns for ever, and nothing of it is ever pruned."""
+
+    def kinds(flow: str) -> set[str]:
+        return {entry["parameters"].get("kind", "postgres") for name, entry in entries().items()
+                if name.partition("/")[0] == flow and crons_of(name)}  # fmt: skip
+
+    assert kinds("verify-backup") == kinds("prune-backups") == {"postgres", "redis", "files", "cluster"}
+
+
 def test_schedules_are_in_the_operators_time_zone() -> None:
     zones = {schedule["timezone"] for entry in entries().values() for schedule in entry.get("schedules") or []}
     assert zones == {"Asia/Tokyo"}
