@@ -109,6 +109,7 @@ def verify_backup(
     if RESOURCE[wanted] == "postgres":
         process.start()
     with runbook("Verify backup", env, changes=True) as report:
+        report.fact("kind", wanted)
         workers = check_jobs(jobs)
         if wanted == "redis":
             chosen = verify_redis(report, env, backup, source)
