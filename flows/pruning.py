@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 
 from blocks.environment import Environment, Stores
 from flows.store import mark_failed, note, store_for
@@ -12,11 +11,11 @@ from runbook.render import duration, size
 from runbook.report import Report
 from tasks.catalogue import Backup
 from tasks.manifest import Kind
-from tasks.retention import delete_backups, read_backup, read_store
+from tasks.retention import Rule, delete_backups, read_backup, read_store
 
 
 def find_prunable(
-    report: Report, env: Environment, kind: Kind, age: timedelta, keep_verified: int, which: Stores = "backups"
+    report: Report, env: Environment, kind: Kind, rule: Rule, which: Stores = "backups"
 ) -> Sequence[Backup]:
     """What the safe rule lets go; planned line by line.
 
@@ -32,17 +31,18 @@ def find_prunable(
         report.warn("manifests that cannot be read", f"look at them in {store.where}; they are never deleted here",
                     value=", ".join(stored.unreadable[:5]))  # fmt: skip
     verified = [backup for backup in stored.backups if backup.verified]
-    if stored.backups and len(verified) < keep_verified:
+    if stored.backups and len(verified) < rule.keep_verified:
         report.warn("verified backups", f"verify-backup with kind={kind} verifies more; until there are "
-                    f"{keep_verified} none goes", value=len(verified),
-                    expected=f"at least {keep_verified}")  # fmt: skip
+                    f"{rule.keep_verified} none goes", value=len(verified),
+                    expected=f"at least {rule.keep_verified}")  # fmt: skip
     report.fail_if_critical()
-    doomed = stored.doomed(age, keep_verified)
+    doomed = stored.doomed(rule)
     if doomed:
         _judge_kept(report, verified[-1])
     for backup in doomed:
         kept = "" if backup.manifest.environment == env.name else ", kept by a restore"
-        report.plan("delete", f"{backup.name}, {duration(backup.age_seconds)} old{kept}", size=backup.manifest.bytes)
+        why = kept or (", another of its day stays" if backup.age_seconds < rule.age.total_seconds() else "")
+        report.plan("delete", f"{backup.name}, {duration(backup.age_seconds)} old{why}", size=backup.manifest.bytes)
     return doomed
 
 

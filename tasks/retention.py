@@ -1,11 +1,13 @@
-"""Which backups may go, by the safe rule: by age only what verified newer ones stand in for (§1.2, manual-traps)."""
+"""Which backups may go, by the safe rule: only what verified newer ones stand in for (§1.2, manual-traps)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
 
 from runbook.errors import OpsError
 from runbook.kinds import action, probe
@@ -17,6 +19,21 @@ from tasks.manifest import Kind
 from tasks.stores.store import Store
 
 DELETE = "delete backup"
+KEPT_DAYS, KEPT_VERIFIED, THIN_AFTER_HOURS = 30, 3, 48
+"""prune-backups' own; the days are the manual's (§1.2)."""
+THINNED: tuple[Kind, ...] = ("postgres", "redis", "files")
+"""What take-due-backups takes many of a day. Others are taken on purpose; a base backup carries the WAL after it."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How long backups stay: all of them for `thin_after`, then one of each day of `zone` (an aware moment's own day:
+    23 or 25 hours where clocks change), until they are older than `age`. The newest `keep_verified` stay anyway."""
+
+    age: timedelta
+    keep_verified: int
+    thin_after: timedelta
+    zone: ZoneInfo
 
 
 @dataclass(frozen=True)
@@ -28,22 +45,35 @@ class Stored:
     unreadable: tuple[str, ...]
     kept: tuple[Backup, ...] = ()
 
-    def doomed(self, age: timedelta, keep_verified: int) -> tuple[Backup, ...]:
-        """Older than `age`, and neither among the newest verified ones nor newer than the newest of those.
+    def doomed(self, rule: Rule) -> tuple[Backup, ...]:
+        """What the rule lets go, and is neither among the newest verified ones nor newer than the newest of those.
 
         While there are not that many verified ones nothing may go: an older backup may be the only one that restores.
         """
         verified = [backup for backup in self.backups if backup.verified]
-        if len(verified) < keep_verified:
+        if len(verified) < rule.keep_verified:
             return ()
-        staying = {backup.name for backup in verified[-keep_verified:]}
-        newest, limit = verified[-1].manifest.taken, datetime.now(UTC) - age
+        staying = {backup.name for backup in verified[-rule.keep_verified :]}
+        newest, now = verified[-1].manifest.taken, datetime.now(UTC)
+        surplus = {backup.name for backup in self._surplus(now - rule.thin_after, rule.zone)}
         doomed = [
             backup
             for backup in (*self.backups, *self.kept)
-            if backup.manifest.taken < min(limit, newest) and backup.name not in staying
+            if (backup.manifest.taken < now - rule.age or backup.name in surplus)
+            and backup.manifest.taken < newest
+            and backup.name not in staying
         ]
         return tuple(self._without_needed(doomed))
+
+    def _surplus(self, before: datetime, zone: ZoneInfo) -> Iterator[Backup]:
+        """Taken before a moment, and not the one of its day that stays: the last, of those that are verified best."""
+        days = defaultdict[date, list[Backup]](list)
+        for backup in self.backups:
+            if backup.manifest.kind in THINNED:
+                days[backup.manifest.taken.astimezone(zone).date()].append(backup)
+        for of_day in days.values():
+            stays = max(of_day, key=lambda one: (bool(one.verified), not one.failed, one.manifest.taken))
+            yield from (one for one in of_day if one.name != stays.name and one.manifest.taken < before)
 
     def _without_needed(self, doomed: Sequence[Backup]) -> list[Backup]:
         """Base backups go by chain: never one on which another stands that stays. Those that stand on others go first,

@@ -13,8 +13,6 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterName,
     FlowFilter,
     FlowFilterName,
     FlowRunFilter,
@@ -52,7 +50,8 @@ class WaitingRun:
 
 @probe
 def find_waiting(environment: str, flow: str) -> list[WaitingRun]:
-    """The suspended runs of a flow's deployment in an environment, the longest waiting first.
+    """The suspended runs of a flow in an environment, of whichever of its deployments (each checklist that is scheduled
+    has one of its own), the longest waiting first.
 
     Raises:
         Unreachable: Prefect does not answer.
@@ -61,7 +60,6 @@ def find_waiting(environment: str, flow: str) -> list[WaitingRun]:
     with _client() as client:
         while page := client.read_flow_runs(
             flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
-            deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[environment])),
             flow_run_filter=FlowRunFilter(
                 state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED]))
             ),
@@ -69,7 +67,8 @@ def find_waiting(environment: str, flow: str) -> list[WaitingRun]:
             offset=len(found),
         ):
             found += page
-    return sorted((_waiting(run) for run in found), key=lambda one: one.since)
+    own = [run for run in found if run.parameters.get("environment") == environment]
+    return sorted((_waiting(run) for run in own), key=lambda one: one.since)
 
 
 def _waiting(run: FlowRun) -> WaitingRun:

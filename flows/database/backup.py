@@ -27,8 +27,10 @@ from tasks.manifest import Kind
 from tasks.postgres.copy import check_jobs
 from tasks.postgres.dump import Form
 from tasks.postgres.server import read_server
-from tasks.retention import DELETE
+from tasks.retention import DELETE, KEPT_DAYS, KEPT_VERIFIED, THIN_AFTER_HOURS, Rule
 from tasks.stores.store import RESOURCE
+
+DAY_HOURS = 24
 
 
 @flow(name="backup-database", flow_run_name="backup-database {environment} {kind}")
@@ -107,6 +109,7 @@ def verify_backup(
     if RESOURCE[wanted] == "postgres":
         process.start()
     with runbook("Verify backup", env, changes=True) as report:
+        report.fact("kind", wanted)
         workers = check_jobs(jobs)
         if wanted == "redis":
             chosen = verify_redis(report, env, backup, source)
@@ -130,13 +133,16 @@ def prune_backups(
     environment: str,
     kind: Kind = "postgres",
     source: Stores = "backups",
-    days: Annotated[int, Field(ge=1, le=3650)] = 30,
-    keep_verified: Annotated[int, Field(ge=1, le=1000)] = 3,
+    days: Annotated[int, Field(ge=1, le=3650)] = KEPT_DAYS,
+    keep_verified: Annotated[int, Field(ge=1, le=1000)] = KEPT_VERIFIED,
+    thin_after_hours: Annotated[int, Field(ge=24, le=87600)] = THIN_AFTER_HOURS,
     confirm: str = "",
 ) -> Report:
     """古いバックアップの削除 (§1.2)
 
-    Removes backups that are older than `days`. Run it daily, after the backup.
+    Removes backups that are older than `days`, and before that, of the database, Redis and the files, all but one of a
+    day (a verified one, else the last) once they are older than `thin_after_hours`: take-due-backups takes one or more
+    an hour where no WAL is archived. Run it daily, after the backup.
 
     The newest verified backups stay whatever their age, and nothing newer than them goes: while no backup is verified,
     none is deleted. Of base backups (cluster) none goes on which another stands, and of the archived WAL what lies
@@ -152,14 +158,18 @@ def prune_backups(
         source: 保管先。copies は複製先
         days: これより古いものを削除
         keep_verified: 残す検証済みバックアップの数
+        thin_after_hours: これより古いものは1日1つだけを残す (データベース・Redis・ファイル)
         confirm: 環境名を入力すると実行。空なら一覧だけを表示
     """
     env = Environment.find(environment)
     with runbook("Prune backups", env, confirm, changes=True) as report:
         if days < 1 or keep_verified < 1:
             raise OpsError(f"days is {days}, keep_verified is {keep_verified}", "choose 1 or more for both")
+        if thin_after_hours < DAY_HOURS:
+            raise OpsError(f"thin_after_hours is {thin_after_hours}", "choose 24 or more: those of today all stay")
         tidy(report, env, store_for(env, kind, source))
-        doomed = find_prunable(report, env, kind, timedelta(days=days), keep_verified, source)
+        rule = Rule(timedelta(days=days), keep_verified, timedelta(hours=thin_after_hours), env.zone)
+        doomed = find_prunable(report, env, kind, rule, source)
         wal = wal_pruning.find_prunable_wal(report, env, doomed, source) if kind == "cluster" else []
         if not doomed and not wal:
             tell_backups(report, env)

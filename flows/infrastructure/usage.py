@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from prefect import flow
@@ -10,6 +9,7 @@ from prefect import flow
 from blocks.docker import Docker
 from blocks.environment import Environment
 from flows.infrastructure.usage_findings import (
+    expected_in,
     judge_containers,
     judge_leftovers,
     judge_limits,
@@ -50,8 +50,8 @@ def check_docker_usage(environment: str) -> Report:
         block = env.docker
         found = read_inventory(block.host)
         report.fact("engine", f"Docker {found.version}, {found.processors} processors, {size(found.memory)} of memory")
-        judge_containers(report, found, _expected(block))
-        judge_leftovers(report, found)
+        judge_containers(report, found, expected_in(block))
+        judge_leftovers(report, found, block)
         judge_use(report, found, read_use(block.host, found.containers))
         judge_limits(report, found, block)
         _judge_disk(report, block, found)
@@ -61,11 +61,6 @@ def check_docker_usage(environment: str) -> Report:
         running = sum(not one.stopped for one in found.containers)
         report.outcome = f"{running} of {len(found.containers)} containers run; layers take {size(found.layers_bytes)}"
     return report
-
-
-def _expected(block: Docker) -> Mapping[str, str]:
-    """The application's containers: name → role."""
-    return {block.name_of(role): role for role in block.containers}
 
 
 def _judge_disk(report: Report, block: Docker, found: Inventory) -> None:

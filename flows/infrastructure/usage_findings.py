@@ -16,7 +16,7 @@ NAMES = 8
 
 
 def judge_containers(report: Report, found: Inventory, expected: Mapping[str, str]) -> None:
-    """Those of the application must run; others that stopped are leftovers; none may die again and again."""
+    """Those of the application must run; none may die again and again."""
     by_name = {one.name: one for one in found.containers}
     for name, role in expected.items():
         one = by_name.get(name)
@@ -30,12 +30,17 @@ def judge_containers(report: Report, found: Inventory, expected: Mapping[str, st
     unsteady = [f"{one.name} ({one.restarts})" for one in found.containers if one.restarts >= MANY_RESTARTS]
     report.expect("restarts", not unsteady, "look at their logs: the engine starts them again and again",
                   value=listed(unsteady), expected=f"fewer than {MANY_RESTARTS}", otherwise=Status.WARN)  # fmt: skip
-    stopped = [one for one in found.containers if one.stopped and one.name not in expected]
+
+
+def expected_in(block: Docker) -> Mapping[str, str]:
+    """The application's containers: name → role."""
+    return {block.name_of(role): role for role in block.containers}
+
+
+def judge_leftovers(report: Report, found: Inventory, block: Docker) -> None:
+    """What nobody uses, with bytes. A container of the application that stopped is no leftover."""
+    stopped = [one for one in found.containers if one.stopped and one.name not in expected_in(block)]
     _leftover(report, "stopped containers", [one.name for one in stopped], sum(one.bytes for one in stopped))
-
-
-def judge_leftovers(report: Report, found: Inventory) -> None:
-    """What nobody uses, with bytes."""
     images, volumes = found.dangling_images(), found.dangling_volumes()
     _leftover(report, "images without a name", [one.name for one in images], sum(one.bytes for one in images))
     _leftover(report, "volumes that nobody mounts", [one.name for one in volumes],

@@ -20,8 +20,11 @@ from runbook.render import duration
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.recovery_points.point import Danger, Place, Point, Resource, best_of
+from tasks.retention import Stored
 
 DAILY_SECONDS = 86400
+LATE_SECONDS = 60.0
+"""A run begins up to so much later than its schedule says: it waits for a worker, and a process to start."""
 TAKEN_BY: dict[Resource, Flow[..., Report]] = {
     "database": backup_database,
     "redis": backup_redis,
@@ -36,12 +39,14 @@ _PLACE: dict[tuple[Danger, ...], Place] = {HERE: "backups", AWAY: "copies"}
 def take_due_backups(environment: str, minutes: Annotated[int, Field(ge=1, le=1440)] = 15) -> Report:
     """RPO定義: 目標を守るためのバックアップ (§8.1)
 
-    For each resource asks what would be lost `minutes` from now, by the best means that there is: archived WAL, a
-    standby, a backup. Only where that is more than the RPO it takes a backup now; where there is a second place, it
-    copies what that lacks by the same rule. An environment that archives its WAL so needs none of its database, one
-    that does not gets a dump three times an hour. Run it every `minutes`.
+    For each resource asks what would be lost when the next run, `minutes` from now, has taken its backup (the newest
+    one tells how long that lasts), by the best means that there is: archived WAL, a standby, a backup. Only where that
+    is more than the RPO it takes a backup now; where there is a second place, it copies what that lacks by the same
+    rule. An environment that archives its WAL so needs none of its database, one that does not gets a dump every 45
+    minutes at an RPO of an hour. Run it every `minutes`.
 
-    It does nothing where the RPO is a day or longer, which the daily backups hold, and in a region that does not serve.
+    Where the RPO is a day or longer the daily backups hold it: it only copies them. In a region that does not serve it
+    does nothing.
     A run that finds the environment's lock held says so, and the next one tries again. It adds backups, and deletes
     none (prune-backups). Evidence: the recovery points, and the reports of the backups. A run that does the same as the
     one before is counted, and filed once an hour.
@@ -55,13 +60,15 @@ def take_due_backups(environment: str, minutes: Annotated[int, Field(ge=1, le=14
     env = Environment.find(environment)
     with runbook("Take due backups", env, often=True) as report:
         report.fact("objective", f"RPO {duration(env.rpo_seconds)}")
-        if env.rpo_seconds >= DAILY_SECONDS:
+        daily = env.rpo_seconds >= DAILY_SECONDS
+        if daily and not env.has("copies"):
             report.outcome = "nothing to do: the daily backups hold this RPO"
             return report
         if elsewhere := serves_elsewhere(env):
             report.outcome = f"this region does not serve (users are sent to {elsewhere}): nothing to take"
             return report
-        taken = [resource for resource in _due(report, env, HERE, minutes * 60) if _take(report, env, resource)]
+        due = [] if daily else _due(report, env, HERE, minutes * 60)
+        taken = [resource for resource in due if _take(report, env, resource)]
         copied = False
         if env.has("copies") and (behind := _due(report, env, AWAY, minutes * 60)):
             copied = _done(report, f"copies of {', '.join(behind)}", replicate_backups, environment=env.name)
@@ -78,9 +85,11 @@ def _due(report: Report, env: Environment, dangers: tuple[Danger, ...], within_s
 
     def late(point: Point | None) -> bool:
         loss = point.loss_seconds(reach.now) if point else None
-        return loss is None or loss + within_seconds > env.rpo_seconds
+        return loss is None or loss + within_seconds + took + LATE_SECONDS > env.rpo_seconds
 
     for resource in resources_of(env):
+        stored = reach.stored["backups", resource]
+        took = stored.backups[-1].manifest.seconds if isinstance(stored, Stored) and stored.backups else 0.0
         best = {danger: reach.best(resource, danger) for danger in dangers}
         newest = best_of(one for one in reach.points if (one.resource, one.place) == (resource, _PLACE[dangers]))
         danger = next((danger for danger in dangers if late(best[danger])), None)

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from flows.recovery.objectives import tell_points
 from flows.recovery.points import Reach, read_reach, resources_of
+from flows.routine.past import AHEAD, is_ahead
 from flows.routine.steps import Page
 from runbook.errors import OpsError
 from runbook.render import duration
@@ -84,7 +85,8 @@ def _judge_proof(page: Page, resource: Resource, there: list[Backup]) -> None:
     """When a restore of one was last proven."""
     proven = max((one.verified for one in there if one.verified), default="")
     page.report.fact(f"last proven backup of {resource}", proven or "never")
-    well = bool(proven) and datetime.now(UTC) - datetime.fromisoformat(proven) <= WEEKLY
+    at = datetime.fromisoformat(proven) if proven else None
+    well = at is not None and not is_ahead(at) and datetime.now(UTC) - at <= WEEKLY
     page.report.expect(f"a backup of {resource} was proven by a restore", well,
                        f"{page.launch('verify-backup', kind=_KIND[resource])} restores one beside, and compares it",
                        value=f"last at {proven}" if proven else "never", expected=f"within {WEEKLY.days} days",
@@ -106,6 +108,9 @@ def _judge_bases(page: Page) -> None:
         page.report.fact("base backups", "none; the environment keeps no WAL")
         return
     newest = found[-1] if found else None
+    if newest and is_ahead(newest.manifest.taken):
+        page.report.warn("newest base backup", AHEAD, value=f"{newest.name} is of the future")
+        return
     well = newest is not None and newest.age_seconds <= WEEKLY.total_seconds() and not newest.failed
     value = f"{newest.name} is {duration(newest.age_seconds)} old" if newest else "there is none"
     failed = f"; it did not stand its proof ({newest.failed})" if newest and newest.failed else ""

@@ -8,7 +8,7 @@ from blocks.environment import Environment
 from flows.routine import checklist_findings as findings
 from flows.routine.checklist_asking import Answered, Asking, ask, launched_at
 from flows.routine.checklist_history import Past, drilled, last_time
-from flows.routine.checklist_texts import ChecklistName
+from flows.routine.checklist_texts import DEFAULT, ChecklistName
 from flows.routine.checklist_texts import checklist as find_checklist
 from runbook.errors import OpsError
 from runbook.report import Report
@@ -18,7 +18,7 @@ from runbook.run import runbook
 @flow(name="run-checklist", flow_run_name="run-checklist {environment} {checklist}")
 def run_checklist(
     environment: str,
-    checklist: ChecklistName = "drill_preparation",
+    checklist: ChecklistName = DEFAULT,
     due: str = "",
     drill_date: str = "",
     taken_over: str = "",

@@ -16,6 +16,8 @@ from runbook.errors import OpsError
 ChecklistName = Literal[
     "drill_preparation", "drill_day", "drill_follow_up", "security_audit", "architecture_review", "cost_review"
 ]
+DEFAULT: ChecklistName = "drill_preparation"
+"""What run-checklist asks where nobody says which: such a run's parameters name none."""
 NAMES: tuple[ChecklistName, ...] = get_args(ChecklistName)
 DRILL: tuple[ChecklistName, ...] = ("drill_preparation", "drill_day", "drill_follow_up")
 DIRECTORY = Path(__file__).parent / "checklists"

@@ -19,6 +19,7 @@ from runbook.report import Evidence
 from tasks.logs import tokens
 from tasks.logs.conditions import Conditions
 from tasks.logs.files import find_logs
+from tasks.logs.samples import begins_at
 from tasks.logs.source import reading
 from tasks.reports import filed
 
@@ -55,11 +56,14 @@ def judge_tokens(page: Page, month: str = "") -> str | None:
 
 @dataclass(frozen=True)
 class Month:
-    """AI calls of a month. `cost` None: no price is known."""
+    """AI calls of a month. `cost` None: no price is known. `whole`: the log has all of it; `priced`: every call's model
+    has a price."""
 
     calls: int
     tokens: int
     cost: float | None
+    whole: bool
+    priced: bool
 
 
 def read_months(page: Page, first: date) -> Mapping[str, Month]:
@@ -71,16 +75,23 @@ def read_months(page: Page, first: date) -> Mapping[str, Month]:
     env = page.env
     since = datetime.combine(first, time(), env.zone)
     wanted = Conditions().holds(tokens.CALL, tokens.MESSAGE).within(since, None)
-    with reading(find_logs(Path(env.logs.app)), env.zone, since=since) as source:
+    files = find_logs(Path(env.logs.app))
+    with reading(files, env.zone, since=since) as source:
         source.pick(tokens.COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
         uses = tokens.read_use(source)
-    prices = env.ai_providers.prices if env.has("ai_providers") else {}
+        damaged = bool(source.unreadable)
+    began, prices = begins_at(files[0]), env.ai_providers.prices if env.has("ai_providers") else {}
     by_month = defaultdict[str, list[tokens.Use]](list)
     for use in uses:
         by_month[f"{use.day:%Y-%m}"].append(use)
-    return {month: Month(sum(use.calls for use in found), sum(use.total for use in found),
-                         sum(use.cost(prices) or 0.0 for use in found) if prices else None)
-            for month, found in by_month.items()}  # fmt: skip
+
+    def month(name: str, found: list[tokens.Use]) -> Month:
+        costs = [cost for use in found if (cost := use.cost(prices)) is not None]
+        whole = began is not None and began <= datetime.fromisoformat(f"{name}-01").replace(tzinfo=env.zone)
+        return Month(sum(use.calls for use in found), sum(use.total for use in found), sum(costs) if costs else None,
+                     whole and not damaged, len(costs) == len(found))  # fmt: skip
+
+    return {name: month(name, found) for name, found in by_month.items()}
 
 
 @dataclass(frozen=True)
@@ -96,43 +107,68 @@ class Sum:
 
 
 COLUMNS = ("month", "cloud", "AI calls", "AI tokens", "AI", "together")
-UNKNOWN = "not measured"
+UNKNOWN, AT_LEAST = "not measured", "at least "
 
 
 def sums(page: Page, first: date, bill: Bill, months: Mapping[str, Month]) -> list[Sum]:
-    """Of each month from a day on, the earliest first: what can be read today; of a month whose log and bill are gone
-    what the review of that time had read."""
+    """Of each month from a day on, the earliest first: what can be read today; of a month whose log or bill is gone, or
+    there in part only, what a review of that time had read."""
     known, today = _of_the_past(page), datetime.now(page.env.zone).date()
-    return [_merged(_today(page, month, bill, months), known.get(month)) for month in _names(first, today)]
+    found = [_today(page, month, bill, months) for month in _names(first, today)]
+    return [_merged(one, known[one.month]) if one.month in known else one for one in found]
 
 
 def _today(page: Page, month: str, bill: Bill, months: Mapping[str, Month]) -> Sum:
     env, ai = page.env, months.get(month)
-    cloud_currency = env.cloud.currency if env.has("cloud") else ""
-    ai_currency = env.ai_providers.currency if env.has("ai_providers") else ""
-    spent, cost = bill.get(month), ai.cost if ai else None
-    same = cloud_currency == ai_currency or not cloud_currency or not ai_currency
-    parts = [amount for amount in (spent, cost) if amount is not None]
-    part = "" if len(parts) == 2 else "at least "  # the other one is not nothing
-    together = f"{part}{sum(parts):,.2f} {ai_currency or cloud_currency}" if parts and same else UNKNOWN
-    return Sum(month, f"{spent:,.2f} {cloud_currency}" if spent is not None else UNKNOWN,
-               f"{ai.calls:,}" if ai else UNKNOWN, f"{ai.tokens:,}" if ai else UNKNOWN,
-               f"{cost:,.2f} {ai_currency}" if cost is not None else UNKNOWN, together)  # fmt: skip
+    cloud, calls, used, cost = UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN
+    if (spent := bill.get(month)) is not None:
+        cloud = f"{spent:,.2f} {env.cloud.currency}"
+    current = f"{datetime.now(env.zone):%Y-%m}" == month  # which nobody takes for a whole one
+    if ai:
+        least = "" if ai.whole or current else AT_LEAST
+        calls, used = f"{least}{ai.calls:,}", f"{least}{ai.tokens:,}"
+        if ai.cost is not None:
+            cost = f"{least if ai.priced else AT_LEAST}{ai.cost:,.2f} {env.ai_providers.currency}"
+    return Sum(month, cloud, calls, used, cost, _together(cloud, cost))
 
 
-def _merged(now: Sum, then: Sum | None) -> Sum:
-    """Where today knows nothing of a month, the review of that time does."""
-    return then if then and (now.cloud, now.calls) == (UNKNOWN, UNKNOWN) else now
+def _together(*parts: str) -> str:
+    """Of amounts as they are shown; one that is not known is not nothing."""
+    known = [part for part in parts if part != UNKNOWN]
+    currencies = {part.rpartition(" ")[2] for part in known}
+    if len(currencies) != 1:
+        return UNKNOWN
+    least = AT_LEAST if len(known) < len(parts) or any(part.startswith(AT_LEAST) for part in known) else ""
+    return f"{least}{sum(map(_number, known)):,.2f} {currencies.pop()}"
+
+
+def _merged(now: Sum, then: Sum) -> Sum:
+    """The bill, and what AI took, each from whoever knew more of it."""
+    cloud = max(now.cloud, then.cloud, key=_known)
+    ai = max(now, then, key=lambda one: _known(one.calls))
+    return Sum(now.month, cloud, ai.calls, ai.tokens, ai.ai, _together(cloud, ai.ai))
+
+
+def _known(text: str) -> tuple[bool, bool, float]:
+    whole = not text.startswith(AT_LEAST)
+    return text != UNKNOWN, whole, 0.0 if whole else _number(text)
 
 
 def _of_the_past(page: Page) -> Mapping[str, Sum]:
+    """What reviews before this one read, the newest first; one within a month knew a part of it."""
     found = dict[str, Sum]()
     reports = filed(page.env.reports_directory, page.env.name, render.key(page.report))
     for _, one in zip(range(MOST_REPORTS), reports, strict=False):
+        within = f"{one.started.astimezone(page.env.zone):%Y-%m}"
         for row in one.rows(TABLE):
             if len(row) == len(COLUMNS):
-                found.setdefault(row[0], Sum(*row))
+                then = Sum(row[0], *map(_least, row[1:])) if row[0] == within else Sum(*row)
+                found[row[0]] = _merged(found[row[0]], then) if row[0] in found else then
     return found
+
+
+def _least(text: str) -> str:
+    return text if text == UNKNOWN or text.startswith(AT_LEAST) else AT_LEAST + text
 
 
 def _names(first: date, last: date) -> Iterator[str]:

@@ -17,7 +17,7 @@ from runbook.run import runbook
 
 
 @flow(name="review-costs", flow_run_name="review-costs {environment}")
-def review_costs(environment: str, months: Annotated[int, Field(ge=1, le=12)] = 3) -> Report:
+def review_costs(environment: str, months: Annotated[int, Field(ge=1, le=12)] = 4) -> Report:
     """コスト最適化レビュー: クラウドリソース・AIトークン・未使用リソース (§7.1, §7.4)
 
     What the environment costs, on one page: the cloud's bill and what in it does nothing, containers that take far less
@@ -26,7 +26,8 @@ def review_costs(environment: str, months: Annotated[int, Field(ge=1, le=12)] = 
     that gives it back. Run it quarterly; the checklist cost_review takes its page.
 
     It changes nothing. What has no source (no [cloud], no prices) is told as not measured and is in no sum; of a month
-    whose log or bill is gone the sum is that of an earlier review.
+    whose log or bill is gone the sum is that of an earlier review, and where a part of it was never seen, or a model
+    has no price, it is "at least" that. The four months hold the three of a quarter whole, and the present one so far.
 
     Args:
         environment: 対象の環境

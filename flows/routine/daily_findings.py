@@ -11,6 +11,7 @@ from flows.logs.errors import LEVELS
 from flows.logs.steps import tell_read
 from flows.redis.master import judge_master
 from flows.redis.memory_findings import judge_memory
+from flows.routine.past import CLOCKS
 from flows.routine.places import read_places
 from flows.routine.steps import Page
 from runbook.kinds import Pending
@@ -73,13 +74,16 @@ def _count_errors(page: Page) -> None:
     files = find_logs(Path(env.logs.app))
     wanted = Conditions().within(since - timedelta(hours=HOURS), end).equals("level", LEVELS)
     undated = Conditions().holds("time IS NULL").equals("level", LEVELS)
+    ahead = Conditions().within(end + CLOCKS, None).equals("level", LEVELS)
     with reading(files, env.zone, since=since - timedelta(hours=HOURS)) as source:
         bad = source.pick_each(
             picked=Choice(errors.COLUMNS, wanted.sql, wanted.parameters, wanted.needles),
             undated=Choice({"line": "line"}, undated.sql, undated.parameters, undated.needles),
+            ahead=Choice({"time": "time"}, ahead.sql, ahead.parameters, ahead.needles),
         )
         found = errors.kinds(source, since)
         timeless = int(source.rows("SELECT count(*) FROM undated")[0][0])
+        future = int(source.rows("SELECT count(*) FROM ahead")[0][0])
         tell_read(report, source, bad)
     count = sum(one.count for one in found)
     hint = f"{page.launch('summarise-errors')} says what is new and when it began"
@@ -88,6 +92,9 @@ def _count_errors(page: Page) -> None:
     if timeless:
         report.warn("errors without a time", "they may be of today: correct the application's formatter (§6.1)",
                     value=f"{timeless:,}, in no count")  # fmt: skip
+    if future:
+        report.warn("errors of the future", "correct the clock of the application's host, or of this one",
+                    value=f"{future:,}, in no count")  # fmt: skip
     began = begins_at(files[0])
     if began is None or began > since:
         page.log_begins("all of the day's errors", began, "look at how it is rotated: check-logging")

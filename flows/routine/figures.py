@@ -36,8 +36,9 @@ def read_figures(page: Page, traffic: Traffic | None) -> list[Figure]:
 
 
 def _of_traffic(found: Traffic) -> Iterator[Figure]:
-    days = max((found.until - found.since).days, 1)
-    yield Figure("requests a day", found.use.count / days, f"{found.use.count / days:,.0f}")
+    if found.reaches:  # else nobody knows of how many days they are
+        days = max((found.until - found.since).days, 1)
+        yield Figure("requests a day", found.use.count / days, f"{found.use.count / days:,.0f}")
     yield Figure("response time, p95 (ms)", found.use.p95, f"{found.use.p95:,.0f} ms")
     yield Figure("failed requests", found.use.error_ratio, f"{found.use.error_ratio:.2%}")
 

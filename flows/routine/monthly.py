@@ -18,7 +18,7 @@ from flows.routine import monthly_upkeep as upkeep
 from flows.routine import performance_findings as performance
 from flows.routine.boxes import GROUPS, Sheet, Work
 from flows.routine.figures import read_figures
-from flows.routine.past import done, link
+from flows.routine.past import done, is_ahead, link
 from flows.routine.savings import judge_savings
 from flows.routine.steps import Page
 from flows.routine.traffic import Traffic, read_traffic
@@ -137,7 +137,7 @@ def answered(page: Page, *, box: str) -> str | None:
         if row is None:
             continue
         link(page, CHECKLIST, found)
-        fresh = (datetime.now(UTC) - found.finished).days <= QUARTER_DAYS
+        fresh = not is_ahead(found.finished) and (datetime.now(UTC) - found.finished).days <= QUARTER_DAYS
         page.report.expect(box, row[2] == "実施" and fresh, page.launch(CHECKLIST, checklist="cost_review"),
                            value=f"{row[2]} ({row[3]}, {row[4]}) {row[5]}".strip(), otherwise=Status.WARN,
                            expected=f"実施, within {QUARTER_DAYS} days")  # fmt: skip

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from flows.database.autovacuum import judge_tables
 from flows.database.index_findings import judge_bloat, judge_duplicates, judge_invalid, judge_unused
-from flows.routine.past import MONTHLY, done, judge_last, link, told
+from flows.routine.past import MONTHLY, done, is_ahead, judge_last, link, told
 from flows.routine.steps import Page
 from flows.routine.weekly_findings import LOUD, SCAN, judge_alerts
 from runbook.render import size
@@ -77,6 +77,10 @@ def patches(page: Page) -> str | None:
     scanned, patched = next(done(page, SCAN), None), next(done(page, PATCH), None)
     if scanned is None:
         page.not_measured(name, "nobody knows what is vulnerable", f"{page.launch(SCAN)} finds it")
+        return None
+    if is_ahead(scanned.started) or datetime.now(UTC) - scanned.started > MONTHLY:
+        why = f"the last scan is of {scanned.started:%Y-%m-%d}; nobody knows what was found vulnerable since"
+        page.not_measured(name, why, f"{page.launch(SCAN)} finds it")
         return None
     if patched:
         link(page, PATCH, patched)

@@ -11,6 +11,9 @@ from runbook.report import Status
 from tasks.reports import Filed, filed
 
 WEEKLY, MONTHLY = timedelta(days=8), timedelta(days=35)
+CLOCKS = timedelta(minutes=5)
+"""So far apart may the clocks of two hosts be."""
+AHEAD = "correct the clock of this host, or of the one that wrote it: until then nobody knows how old anything is"
 
 
 def done(page: Page, runbook: str) -> Iterator[Filed]:
@@ -27,6 +30,11 @@ def told(one: Filed) -> str:
     return f"{one.started:%Y-%m-%d %H:%M} UTC {one.status}" + (f" — {outcome[:200]}" if outcome else "")
 
 
+def is_ahead(moment: datetime) -> bool:
+    """Whether it is of the future: a clock was set back since, and how old it is means nothing."""
+    return moment > datetime.now(UTC) + CLOCKS
+
+
 def judge_last(
     page: Page, name: str, runbook: str, within: timedelta, *, grave: bool = False, next_hint: str = "", **form: object
 ) -> Filed | None:
@@ -40,7 +48,9 @@ def judge_last(
     link(page, runbook, found)
     age = datetime.now(UTC) - found.started
     expected = f"within {within.days} days"
-    if age > within:
+    if is_ahead(found.started):
+        page.report.warn(name, AHEAD, value=f"of the future: {told(found)}", expected=expected)
+    elif age > within:
         page.report.warn(name, f"{launch}: its schedule does not run", expected=expected,
                          value=f"last {duration(age.total_seconds())} ago: {told(found)}")  # fmt: skip
     elif found.status == Status.OK.value:

@@ -11,7 +11,7 @@ from prefect import flow
 from blocks.environment import Environment
 from flows.routine.checklist_forms import NOT_DONE
 from flows.routine.checklist_history import RUNBOOK, last_time
-from flows.routine.checklist_texts import NAMES, Checklist, checklist
+from flows.routine.checklist_texts import DEFAULT, NAMES, Checklist, checklist
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -72,7 +72,7 @@ def _due(report: Report, env: Environment, run: WaitingRun) -> _Due | None:
     given = run.parameters
     launched = run.began.astimezone(env.zone).date()
     try:
-        chosen = checklist(given.get("checklist", ""))
+        chosen = checklist(given.get("checklist", DEFAULT))
         return _Due(run, chosen, chosen.due(launched, str(given.get("due", "")), str(given.get("drill_date", ""))))
     except OpsError as error:
         report.warn(

@@ -18,10 +18,9 @@ from tasks.docker.inventory import read_inventory
 from tasks.logs.files import find_logs
 from tasks.manifest import Kind
 from tasks.postgres.indexes import find_duplicates, read_indexes, read_statistics
-from tasks.retention import Stored, read_stores
+from tasks.retention import KEPT_DAYS, KEPT_VERIFIED, THIN_AFTER_HOURS, Rule, Stored, read_stores
 from tasks.stores.store import store_of
 
-KEPT_DAYS, KEPT_VERIFIED = 30, 3  # prune-backups' own
 SCANNED_SECONDS = 30 * 86_400
 PATIENCE_SECONDS = 5.0
 LEAST_BYTES = 1_000_000  # below that nobody looks
@@ -98,14 +97,15 @@ def _indexes(env: Environment) -> Iterator[Saving]:
 def _backups(env: Environment) -> Iterator[Saving]:
     """By prune-backups' own rule: never the newest verified ones."""
     stores = []
+    rule = Rule(timedelta(days=KEPT_DAYS), KEPT_VERIFIED, timedelta(hours=THIN_AFTER_HOURS), env.zone)
     for kind in KINDS:
         try:
             stores.append((store_of(env, kind, patience_seconds=PATIENCE_SECONDS), (kind,)))
         except OpsError:
             continue
     for (_, kinds), stored in zip(stores, read_stores(stores, env.name), strict=True):
-        if isinstance(stored, Stored) and (gone := stored.doomed(timedelta(days=KEPT_DAYS), KEPT_VERIFIED)):
-            what = f"{len(gone)} {kinds[0]} backups of over {KEPT_DAYS} days"
+        if isinstance(stored, Stored) and (gone := stored.doomed(rule)):
+            what = f"{len(gone)} {kinds[0]} backups of over {KEPT_DAYS} days, or further ones of a day"
             yield Saving(what, sum(one.manifest.bytes for one in gone), "prune-backups")
 
 

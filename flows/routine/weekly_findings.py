@@ -9,7 +9,7 @@ from typing import get_args
 from flows.infrastructure.usage_findings import judge_leftovers
 from flows.logs.check_findings import judge_disk
 from flows.recovery.points import resources_of
-from flows.routine.past import WEEKLY, done, judge_last, link, told
+from flows.routine.past import AHEAD, WEEKLY, done, is_ahead, judge_last, link, told
 from flows.routine.steps import Page
 from runbook.errors import OpsError
 from runbook.render import duration, size
@@ -37,13 +37,14 @@ def judge_verifications(page: Page) -> None:
     reports = list(done(page, VERIFY)) if kinds else []
     for kind in kinds:
         _judge_verification(page, kind, next((one for one in reports if _is_of(one, kind)), None))
-    if lost := next((one for one in reports[:1] if not one.facts.get("backup")), None):
+    if lost := next((one for one in reports[:1] if not {"kind", "backup"} & one.facts.keys()), None):
         page.report.expect("the last verify-backup", False, "see its report: it found no backup to restore",
                            value=told(lost))  # fmt: skip
 
 
 def _is_of(one: Filed, kind: Kind) -> bool:
-    return one.facts.get("backup", "").startswith(f"{PREFIX[kind]}_")
+    """By what it was launched for: one that found no backup has none to be known by."""
+    return one.facts.get("kind") == kind or one.facts.get("backup", "").startswith(f"{PREFIX[kind]}_")
 
 
 def _judge_verification(page: Page, kind: Kind, found: Filed | None) -> None:
@@ -53,10 +54,13 @@ def _judge_verification(page: Page, kind: Kind, found: Filed | None) -> None:
         return
     link(page, f"{VERIFY} of {kind}", found)
     age = datetime.now(UTC) - found.started
-    failed, late = found.status == Status.CRITICAL.value, age > WEEKLY
-    hint = f"take another backup, then {launch}" if failed else f"{launch}: its schedule does not run"
-    value = f"{told(found)} ({duration(age.total_seconds())} ago)"
-    page.report.expect(name, not failed and not late, hint, value=value, expected=f"within {WEEKLY.days} days",
+    failed, late, ahead = found.status == Status.CRITICAL.value, age > WEEKLY, is_ahead(found.started)
+    hint = (
+        f"take another backup, then {launch}" if failed else AHEAD if ahead else f"{launch}: its schedule does not run"
+    )
+    value = f"{told(found)} ({'of the future' if ahead else f'{duration(age.total_seconds())} ago'})"
+    page.report.expect(name, not failed and not late and not ahead, hint, value=value,
+                       expected=f"within {WEEKLY.days} days",
                        otherwise=Status.CRITICAL if failed else Status.WARN)  # fmt: skip
 
 
@@ -92,7 +96,7 @@ def judge_docker(page: Page) -> None:
         page.not_measured("unused Docker resources", error.message, error.hint)
         judge_last(page, "the last look at Docker", "check-docker-usage", WEEKLY)
         return
-    judge_leftovers(page.report, found)
+    judge_leftovers(page.report, found, page.env.docker)
     page.report.fact("Docker", f"layers take {size(found.layers_bytes)}; {page.launch('clean-docker')}")
 
 

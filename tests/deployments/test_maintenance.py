@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
+from prefect.server.schemas.schedules import CronSchedule
 
 from deployments import maintenance
 from deployments.maintenance import Row, crons_of, duration_tag, entries, read_table, seconds_of, told
@@ -87,9 +91,41 @@ def test_what_is_scheduled_is_in_the_table_with_its_duration() -> None:
     assert len(named) == len(set(named)), "a deployment serves one row"
 
 
+def test_every_kind_that_is_pruned_is_verified_each_week() -> None:
+    """Else weekly-check warns for ever, and nothing of it is ever pruned."""
+
+    def kinds(flow: str) -> set[str]:
+        return {entry["parameters"].get("kind", "postgres") for name, entry in entries().items()
+                if name.partition("/")[0] == flow and crons_of(name)}  # fmt: skip
+
+    assert kinds("verify-backup") == kinds("prune-backups") == {"postgres", "redis", "files", "cluster"}
+
+
 def test_schedules_are_in_the_operators_time_zone() -> None:
-    zones = {schedule["timezone"] for entry in entries().values() for schedule in entry.get("schedules") or []}
-    assert zones == {"Asia/Tokyo"}
+    """What runs each hour is in none: there Prefect leaves out the hour that comes twice where clocks are put back."""
+    found = [one for entry in entries().values() for one in entry.get("schedules") or []]
+    hourly = [one for one in found if one["cron"].split()[1] == "*"]
+    assert {one["timezone"] for one in hourly} == {"UTC"}
+    assert {one["timezone"] for one in found if one not in hourly} == {"Asia/Tokyo"}
+
+
+@pytest.mark.parametrize("day", [date(2026, 3, 8), date(2026, 11, 1)], ids=["23 hours", "25 hours"])
+def test_where_clocks_change_what_is_daily_runs_once_and_what_is_hourly_each_hour(day: date) -> None:
+    """As Prefect reads these lines for operators in New York, whose 2 o'clock is left out, or whose 1 comes twice."""
+    new_york = ZoneInfo("America/New_York")
+    begin, end = (datetime.combine(day + timedelta(days=n), time(), new_york) for n in (0, 1))
+    hours = (end.astimezone(UTC) - begin.astimezone(UTC)) / timedelta(hours=1)
+    for one in [one for entry in entries().values() for one in entry.get("schedules") or []]:
+        minute, hour, *rest = one["cron"].split()
+        zone = one["timezone"].replace("Asia/Tokyo", new_york.key)
+        schedule = CronSchedule(cron=one["cron"], timezone=zone)
+        found = asyncio.run(schedule.get_dates(1000, begin, end - timedelta(seconds=1)))
+        if hour == "*":
+            each = 60 / int(minute.removeprefix("*/")) if minute.startswith("*/") else minute.count(",") + 1
+            assert len(found) == each * hours, one
+        elif rest == ["*", "*", "*"]:
+            (at,) = found
+            assert f"{at.astimezone(new_york):%-M %-H}" == f"{minute} {hour}", one
 
 
 def test_no_two_rows_begin_at_the_same_time() -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextvars
 import os
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from flows.database.backup import backup_database
 from flows.recovery.due import take_due_backups
 from runbook.errors import RunbookFailed
 from runbook.lock import hold
 from runbook.report import Report, Status
 from tests.database.conftest import NAME, Trial, trial
+from tests.database.test_restore import newest_path, reseal
 
 __all__ = ["trial"]
 
@@ -46,6 +49,17 @@ def test_one_is_taken_when_the_next_run_would_be_too_late(trial: Trial) -> None:
     assert "the daily backups hold this RPO" in take_due_backups.fn(NAME, minutes=1440).outcome
 
 
+@pytest.mark.parametrize(("minutes_old", "took", "due"), [(44.5, 1, True), (43, 1, False), (36, 540, True)])
+def test_a_backup_is_there_before_the_rpo_has_passed_not_begun_then(
+    trial: Trial, minutes_old: float, took: float, due: bool
+) -> None:
+    """A schedule's run begins seconds late, and a dump lasts: taken when the hour was over, it held no RPO of an hour."""
+    backup_database.fn(NAME)
+    taken = datetime.now(UTC) - timedelta(minutes=minutes_old)
+    reseal(newest_path(trial), lambda m: m.update(taken=taken.isoformat(), seconds=took))
+    assert take_due_backups.fn(NAME).outcome == ("taken: database" if due else "taken: nothing was due")
+
+
 def test_a_place_of_another_machine_s_counts_and_the_copies_follow(trial: Trial) -> None:
     path = Path(os.environ["OPS_ENVIRONMENT_FILE"])
     copies = trial.store.parent.parent / "copies"
@@ -56,6 +70,12 @@ def test_a_place_of_another_machine_s_counts_and_the_copies_follow(trial: Trial)
     assert take_due_backups.fn(NAME).outcome == "taken: database; copied to the second place"
     assert len(list((copies / "postgres").glob("*/manifest.json"))) == 1
     assert take_due_backups.fn(NAME).outcome == "taken: nothing was due"
+    path.write_text(path.read_text().replace('rpo = "1h"', 'rpo = "24h"'))
+    assert take_due_backups.fn(NAME).outcome == "taken: nothing was due"
+    shutil.rmtree(copies)
+    told = take_due_backups.fn(NAME).outcome
+    assert told == "taken: nothing was due; copied to the second place", "by whom else, where the RPO is a day?"
+    assert len(list((copies / "postgres").glob("*/manifest.json"))) == 1
 
 
 def test_one_that_cannot_be_taken_is_told(trial: Trial) -> None:

@@ -128,9 +128,11 @@ def remind(place: Waiting) -> Report:
 
 
 def test_what_is_overdue_is_escalated_once_a_day(place: Waiting) -> None:
-    late = place.launch("run-checklist", checklist="security_audit", due=day(-3))
+    place.deploy(run_checklist, suffix="security-audit", checklist="security_audit")  # as its schedule has it
+    late = place.launch("run-checklist/security-audit", due=day(-3))
     early = place.launch("run-checklist", checklist="cost_review", due=day(9))
-    for run, key in ((late, "vulnerabilities-1"), (early, "costs-1")):
+    unnamed = place.launch("run-checklist", due=day(9))  # quick run: the parameters tell no checklist
+    for run, key in ((late, "vulnerabilities-1"), (early, "costs-1"), (unnamed, "preparation-1")):
         place.asks(run, key)
     alone = remind(place)
     assert alone.status is Status.CRITICAL
@@ -144,6 +146,7 @@ def test_what_is_overdue_is_escalated_once_a_day(place: Waiting) -> None:
     assert rows["セキュリティ監査"][1:3] == ("セキュリティ", "脆弱性 (§3.2)")
     assert rows["セキュリティ監査"][5:] == ("3", f"{place.runs.ui}/runs/flow-run/{late}")
     assert rows["コスト最適化レビュー"][5] == "0"
+    assert len(rows) == 3
     found = {one.name: one.status for one in report.findings}
     assert found[f"run-checklist {place.name} security_audit"] is Status.WARN
     assert found[f"run-checklist {place.name} cost_review"] is Status.OK

@@ -64,7 +64,7 @@ def test_a_month_is_the_bill_and_the_tokens_together(day: Day, bill: str) -> Non
     day.log(call(0, 1_000_000))
     before = TODAY.replace(day=1) - timedelta(days=15)
     past = [(f"{before:%Y-%m}", "10.00 USD", "7", "700", "1.00 USD", "11.00 USD")]
-    file(day, "Review costs", 40, table=("Sums by month", past))
+    file(day, "Review costs", 0, table=("Sums by month", past))
     report = review()
     sums = {row[0]: row[1:] for row in rows(report, "Sums by month")}
     assert len(sums) == 3
@@ -73,6 +73,37 @@ def test_a_month_is_the_bill_and_the_tokens_together(day: Day, bill: str) -> Non
     assert next(iter(sums.values())) == ("not measured",) * 5, "nobody knows of that one"
     assert report.outcome.startswith(f"{TODAY:%Y-%m}: 17.50 USD")
     assert any(item.name == "Cost by month" and "17.50 USD" in item.svg for item in report.evidence)
+
+
+def test_a_month_of_which_the_log_has_the_end_only_is_not_told_as_the_whole(day: Day) -> None:
+    """Logs stay for 30 days (§6.2): of the month before this one half is gone when the quarter is reviewed."""
+    day.write(PRICES)
+    ended = datetime.combine(TODAY.replace(day=1), datetime.min.time(), TOKYO) - timedelta(hours=5)
+    hours = (datetime.now(TOKYO) - ended).total_seconds() / 3600
+    day.log(call(hours, 1_000_000) + call(0, 1_000_000))
+    month = f"{ended:%Y-%m}"
+    sums = {row[0]: row[1:] for row in rows(review(), "Sums by month")}
+    told = ("not measured", "at least 1", "at least 1,000,000", "at least 5.00 USD", "at least 5.00 USD")
+    assert sums[month] == told
+    assert sums[f"{TODAY:%Y-%m}"][3] == "5.00 USD"
+    whole = [(month, "not measured", "7", "7,000,000", "35.00 USD", "at least 35.00 USD")]
+    older = file(day, "Review costs", 0, table=("Sums by month", whole))
+    assert {row[0]: row[1:] for row in rows(review(), "Sums by month")}[month] == whole[0][1:], "who saw more of it"
+    older.unlink()
+    within = (datetime.now(TOKYO) - ended).days + 3
+    file(day, "Review costs", within, table=("Sums by month", [(month, "9.00 USD", *whole[0][2:])]))
+    sums = {row[0]: row[1:] for row in rows(review(), "Sums by month")}
+    assert sums[month][0] == "at least 9.00 USD", "that was before the month had ended"
+    assert sums[month][4] == "at least 44.00 USD"
+
+
+def test_a_model_without_a_price_is_not_free(day: Day) -> None:
+    day.write(PRICES)
+    other = app_line("AI API Call", 0, provider="azure", model="gpt-9", prompt_tokens=9, completion_tokens=9,
+                     total_tokens=18)  # fmt: skip
+    day.log(call(0, 1_000_000) + other)
+    assert rows(review(1), "Sums by month")[0][1:4:2] == ("not measured", "1,000,018")
+    assert rows(review(1), "Sums by month")[0][4:] == ("at least 5.00 USD", "at least 5.00 USD")
 
 
 def test_a_sum_without_one_of_its_parts_is_no_sum(day: Day) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,10 @@ def undated(day: Day) -> None:
     day.log('{"level": "ERROR", "message": "x"}\n')
 
 
+def of_tomorrow(day: Day) -> None:
+    day.log(app_line("x", -20, "ERROR"))
+
+
 def silent(day: Day) -> None:
     (day.logs / "app.log").write_text(app_line("began", 72))
     os.utime(day.logs / "app.log", (ago(30).timestamp(),) * 2)
@@ -126,6 +131,7 @@ def damaged(day: Day) -> None:
     (emptied, "errors", "not measured: there is no log"),
     (begun_lately, "all of the day's errors", "not measured: the log begins at"),
     (undated, "errors without a time", "1, in no count"),
+    (of_tomorrow, "errors of the future", "1, in no count"),
     (silent, "the log", "not measured: nothing was written to it for 24 h"),
     (damaged, "app.log.1.gz is whole", "damaged"),
 ], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
@@ -160,6 +166,15 @@ def test_a_backup_that_did_not_stand_its_proof_is_critical(day: Day) -> None:
     found = finding(check("backup"), "newest backup of database")
     assert found.status is Status.CRITICAL
     assert "did not stand its proof" in found.value
+
+
+def test_a_proof_of_tomorrow_is_none(day: Day) -> None:
+    path = backed_up(day)
+    verify_backup.fn(NAME)
+    assert finding(check("backup"), "a backup of database was proven").status is Status.OK
+    (note,) = (path.parent / ".verified").glob("*.json")
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"verified": ago(-30).isoformat()}))
+    assert finding(check("backup"), "a backup of database was proven").status is Status.WARN
 
 
 def test_a_manifest_that_nobody_can_read_and_a_clock_that_jumped_are_told(day: Day) -> None:

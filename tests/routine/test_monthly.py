@@ -142,6 +142,14 @@ def test_where_nothing_was_done_nothing_is_well(day: Day) -> None:
     assert all(row[4] for row in rows(report, "月次保守チェックリスト")), "each says what to launch"
 
 
+def test_patches_of_a_scan_of_long_ago_are_not_known(day: Day) -> None:
+    day.write(postgres=1, redis=1)
+    file(day, "Scan vulnerabilities", 40, table=("Vulnerabilities", [vulnerability("LOW")]))
+    marks = boxes(maintain())
+    assert marks["セキュリティパッチ適用"] == "⚠️ 未計測"
+    assert marks["セキュリティ脆弱性スキャン"].startswith("⚠️")
+
+
 def test_each_box_finds_what_it_is_for(day: Day, counting: PostgresServer) -> None:
     worked(day, counting)
     file(

@@ -133,7 +133,8 @@ def test_figures_are_drawn_with_those_of_the_reviews_before(day: Day) -> None:
         chain.append(day.base / "reports", "review-performance", past)
     report = review()
     drawn = {item.name for item in report.evidence if item.svg and item.name.startswith("Trend: ")}
-    assert {"Trend: disk of /", "Trend: requests a day", "Trend: database", "Trend: Redis' memory"} <= drawn
+    assert {"Trend: disk of /", "Trend: failed requests", "Trend: database", "Trend: Redis' memory"} <= drawn
+    assert "Trend: requests a day" not in drawn, "the log has 3 of the 30 days"
     now = datetime.now(UTC)
     month = timedelta(days=30)
     line = [(now - 2 * month, 0.3, ""), (now - month, 0.6, ""), (now, 0.9, "")]

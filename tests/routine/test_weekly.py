@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -96,6 +97,27 @@ def test_a_verification_of_another_kind_or_week_says_nothing_of_this_one(day: Da
     assert finding(report, "restore of a redis backup").value == "not measured: none was ever verified"
     file(day, "Verify backup", 0.1, bad="no backup there")
     assert "no backup there" in finding(check(), "the last verify-backup").value
+
+
+def test_a_kind_without_any_backup_is_not_hidden_by_the_kinds_after_it(day: Day) -> None:
+    """Every Sunday each kind is verified behind the other: the last run says nothing of those before."""
+    file(day, "Verify backup", 7, kind="redis", backup="dump_20260101_030000, snapshot of 2026")
+    shutil.rmtree(day.base / "backups", ignore_errors=True)
+    assert reported(lambda: verify_backup.fn(NAME, kind="redis")).status is Status.CRITICAL
+    file(day, "Verify backup", 0, kind="files", backup="app_20260101_030000, snapshot of 2026")
+    assert finding(check(), "restore of a redis backup").status is Status.CRITICAL
+
+
+def test_what_is_of_the_future_is_not_fresh(day: Day) -> None:
+    """The clock was set back: what was reported before that is of tomorrow, and stays so for as long."""
+    file(day, "Verify backup", -2, backup="backup_20260101_030000, snapshot of 2026")
+    file(day, "Scan vulnerabilities", -2, table=("Vulnerabilities", [vulnerability("LOW")]))
+    report = check()
+    for name in ("restore of a postgres backup", "vulnerability scan"):
+        found = finding(report, name)
+        assert found.status is Status.WARN
+        assert "of the future" in found.value
+        assert "correct the clock" in found.hint
 
 
 def test_high_vulnerabilities_and_scanners_without_an_answer_are_told(day: Day) -> None:

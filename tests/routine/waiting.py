@@ -20,6 +20,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.types.entrypoint import EntrypointType
 
 from deployments import register
+from deployments.maintenance import name_in
 from lab.base import base_directory
 from lab.control import Control
 from lab.environment import prefect_variables
@@ -59,12 +60,12 @@ class Waiting:
     def reports(self) -> Path:
         return self.directory / "reports"
 
-    def deploy(self, *flows: Flow[..., Any]) -> None:
+    def deploy(self, *flows: Flow[..., Any], suffix: str = "", **parameters: object) -> None:
         """As prefect.yaml does, without its schedule."""
         for one in flows:
             deployment = one.to_deployment(
-                self.name,
-                parameters={"environment": self.name},
+                f"{self.name}-{suffix}" if suffix else self.name,
+                parameters={"environment": self.name, **parameters},
                 work_pool_name=self.name,
                 entrypoint_type=EntrypointType.MODULE_PATH,
                 job_variables={"working_dir": str(ROOT), "env": {"PYTHONPATH": str(ROOT)}},
@@ -103,9 +104,9 @@ class Waiting:
         worker.kill()
         worker.wait(120)
 
-    def launch(self, flow: str, **parameters: object) -> str:
-        """The run's id."""
-        found = self.runs.call("GET", f"/deployments/name/{flow}/{self.name}")
+    def launch(self, deployment: str, **parameters: object) -> str:
+        """`flow`, or `flow/suffix` as in the maintenance table. The run's id."""
+        found = self.runs.call("GET", f"/deployments/name/{name_in(self.name, deployment)}")
         body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
         return str(self.runs.call("POST", f"/deployments/{found['id']}/create_flow_run", body)["id"])
 
