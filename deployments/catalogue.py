@@ -54,7 +54,7 @@ def _entry(one: Runbook) -> str:
         f"**{_escaped(one.title)}**",
         f"`{one.entrypoint}` · " + " · ".join([*one.tags, *(["✍ `confirm`"] if one.confirms else [])]),
         "Schedule: " + "; ".join(one.schedules) if one.schedules else "",
-        one.description.replace("<", "&lt;"),
+        one.description,
         _table(("parameter", "field", "default", "説明"), rows),
     ]
     return "\n\n".join([f"### {one.name}", *filter(None, facts)])

@@ -51,6 +51,12 @@ class Runbook:
         return _SECTION.findall(self.title)
 
     @property
+    def shown(self) -> str:
+        """What the Prefect UI shows, as Markdown: the manual's title first, then the description. The parameters'
+        help stands beside their fields in the form; taken from the docstring it would be one paragraph."""
+        return f"{self.title}\n\n{self.description}"
+
+    @property
     def confirms(self) -> bool:
         """Whether it changes or deletes something: with an empty `confirm` it plans."""
         return any(parameter.name == "confirm" for parameter in self.parameters)

@@ -125,7 +125,7 @@ def launch_escalation(
         except ObjectNotFound:
             raise OpsError(
                 f"{ESCALATE} is not deployed for {environment}: nobody is told",
-                f"tell them yourself; OPS_ENVIRONMENT={environment} prefect --no-prompt deploy --all",
+                f"tell them yourself, then: python -m deployments.deploy --environment {environment}",
             ) from None
         launched = client.create_flow_run_from_deployment(deployment.id, parameters=given, idempotency_key=once)
     return str(launched.id)

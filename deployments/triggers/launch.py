@@ -35,5 +35,5 @@ def deployed(client: SyncPrefectClient, environment: str, what: str, name: str) 
     except ObjectNotFound:
         raise OpsError(
             f"{what} is not deployed for {environment}",
-            f"OPS_ENVIRONMENT={environment} prefect --no-prompt deploy --all, then register the automations",
+            f"python -m deployments.deploy --environment {environment}",
         ) from None

@@ -48,7 +48,7 @@ def update_ai_api_version(
 
     Args:
         environment: 対象の環境
-        version: 新しいAPIバージョン (例 2024-10-21、v1)
+        version: 新しいAPIバージョン (必須。例 2024-10-21、v1)
         staging: カナリアを実行するステージング環境。本番環境では必須
         health_seconds: 切替後、アプリケーションが正常になるまで待つ秒数
         confirm: 環境名を入力すると実行。空なら計画だけを表示

@@ -56,7 +56,7 @@ def patch_vulnerability(
 
     Args:
         environment: 対象の環境
-        advisory: 脆弱性のID (CVE-…, GHSA-…, PYSEC-…)
+        advisory: 脆弱性のID (必須。CVE-…, GHSA-…, PYSEC-…)
         remote: プッシュ先のリモート
         seconds: 各ツールとテストを待つ秒数の上限
         deploy: 検証とプッシュの後、そのまま配備する (deploy-application と同じ手順)

@@ -54,7 +54,7 @@ def backup_database(
     Args:
         environment: 対象の環境 (lab, staging, production …)
         kind: full 完全、schema スキーマのみ、tables 特定のテーブル、sql SQL形式、sql.gz SQL形式 (圧縮)
-        tables: kind が tables のときのテーブル名
+        tables: kind が tables のときは必須。テーブル名。ほかの kind では空
         jobs: 並列数 (full と tables)。0 は CPU の数
     """
     env = Environment.find(environment)

@@ -81,7 +81,7 @@ def close_idle_connections(
         environment: 対象の環境
         min_seconds: この秒数以上アイドルのものだけを対象にする
         also_idle: トランザクション外のアイドル接続も対象にする
-        keep_applications: 切断しない application_name の一覧
+        keep_applications: 切断しない application_name の一覧。空でもよい
         pool_applications: 接続プールの application_name。トランザクション外のアイドル接続は切断しない
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """

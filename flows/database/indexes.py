@@ -93,8 +93,8 @@ def rebuild_indexes(
 
     Args:
         environment: 対象の環境
-        indexes: 再構築するインデックス (スキーマ.インデックス)
-        tables: この表のインデックスをすべて再構築 (スキーマ.テーブル)
+        indexes: 再構築するインデックス (スキーマ.インデックス)。空なら tables、everything に従う
+        tables: この表のインデックスをすべて再構築 (スキーマ.テーブル)。空なら indexes に従う
         everything: データベース全体を再構築 (メンテナンスウィンドウ時)
         jobs: 同時に処理するテーブル数。0 は CPU の数
         lock_seconds: ロックを待つ最大秒数

@@ -207,7 +207,7 @@ def create_migration(environment: str, message: str = "", autogenerate: bool = T
 
     Args:
         environment: 対象の環境 (本番では作成できない)
-        message: 説明メッセージ (1 行)
+        message: 説明メッセージ (必須、1 行)
         autogenerate: モデルとの差分から生成する。false なら空のファイル
     """
     env = Environment.find(environment)

@@ -91,7 +91,7 @@ def apply_postgres_settings(
         names: 対象の設定名。空なら不足している項目すべて (推奨値を上回る値は、ここで指定した場合だけ下げる)
         override: 一時的な設定。例 max_connections = 300。空ならマニュアルの値を適用
         override_hours: 一時的な設定の有効期間 (時間)
-        reason: 一時的な設定の理由。記録に残る
+        reason: 一時的な設定の理由。記録に残る。空でもよい
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)

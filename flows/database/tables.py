@@ -51,7 +51,7 @@ def restore_tables(
 
     Args:
         environment: 対象の環境
-        tables: 戻すテーブル (スキーマ.テーブル)。パーティションは親テーブルを指定
+        tables: 戻すテーブル (必須。スキーマ.テーブル)。パーティションは親テーブルを指定
         backup: latest、日付 (YYYYMMDD)、またはバックアップ名
         source: 保管先。copies は複製先
         jobs: 並列数。0 は CPU の数

@@ -44,10 +44,10 @@ def build_images(
 
     Args:
         environment: 対象の環境
-        version: バージョン (イメージのタグ。例 v1.2.3)
+        version: バージョン (必須。イメージのタグ。例 v1.2.3)
         roles: ビルドするコンテナ ([docker.containers] の名前)。空ならすべて
         push: レジストリにプッシュする (confirm が必要)
-        confirm: 環境名を入力するとプッシュまで実行。push なしのビルドには不要
+        confirm: 環境名を入力するとプッシュまで実行。空ならプッシュは計画だけ (push なしのビルドには不要)
     """
     env = Environment.find(environment)
     with runbook("Build images", env, confirm, changes=True) as report:

@@ -58,7 +58,7 @@ def clean_docker(
         older_than_hours: この時間より古いものだけを削除する
         keep_tags: リポジトリごとに残す最新イメージの数
         label: このラベルを持つものだけを対象にする (key または key=value)。空なら問わない
-        volumes: 削除するボリュームの名前。指定したものだけを削除する
+        volumes: 削除するボリュームの名前。指定したものだけを削除する。空なら削除しない
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)

@@ -52,7 +52,7 @@ def deploy_application(
 
     Args:
         environment: 対象の環境
-        version: 配備するバージョン (イメージのタグ、またはリポジトリのタグ・ブランチ・コミット)
+        version: 配備するバージョン (必須。イメージのタグ、またはリポジトリのタグ・ブランチ・コミット)
         roles: 対象のコンテナ ([docker.containers] の名前)。空ならすべて
         health_seconds: この秒数以内に正常にならなければ元のバージョンに戻す
         recreate: 同じバージョンでもやり直す (設定を変えたとき)

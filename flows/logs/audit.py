@@ -61,8 +61,8 @@ def search_audit_log(
         resource: リソース。空ならすべて
         result: 結果
         address: IPアドレス。空ならすべて
-        since: この時刻以降 (ゾーンなしは環境の時間帯)
-        until: この時刻より前
+        since: この時刻以降 (ゾーンなしは環境の時間帯)。空なら最初から
+        until: この時刻より前。空なら現在まで
         failures: この回数以上の失敗を総当たりとみなす
         minutes: 失敗を数える時間の幅 (分)
         first: 証拠ファイルに残す最大の行数

@@ -62,11 +62,11 @@ def search_logs(
         level: ログレベル。空ならすべて
         module: モジュール名の一覧。空ならすべて
         user: user_id の一覧。空ならすべて
-        text: メッセージに含まれる文字列 (大文字小文字を区別しない)
-        regex: 行全体に対する正規表現 (RE2)
-        fields: 任意のフィールドの条件。例 status>=500, model=gpt-4o, path~^/api/
-        since: この時刻以降 (例 2026-02-15 03:00。ゾーンなしは環境の時間帯)
-        until: この時刻より前
+        text: メッセージに含まれる文字列 (大文字小文字を区別しない)。空なら問わない
+        regex: 行全体に対する正規表現 (RE2)。空なら問わない
+        fields: 任意のフィールドの条件。例 status>=500, model=gpt-4o, path~^/api/。空なら問わない
+        since: この時刻以降 (例 2026-02-15 03:00。ゾーンなしは環境の時間帯)。空なら最初から
+        until: この時刻より前。空なら現在まで
         first: 証拠ファイルに残す最大の行数
     """
     env = Environment.find(environment)

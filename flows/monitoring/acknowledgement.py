@@ -34,7 +34,7 @@ def acknowledge_incident(
         environment: 対象の環境
         by: 対応する人の名前
         incident: インシデントの ID または key。空なら、ただ一つの未解決のインシデント
-        note: メモ。連絡を受けた人に伝わる
+        note: メモ。連絡を受けた人に伝わる。空でもよい
         action: acknowledge は対応開始、resolve は解決
     """
     env = Environment.find(environment)

@@ -43,8 +43,8 @@ def escalate(
         severity: 重大度。severe は経営層まで
         what: 何が起きたか (一文)。what と run が空なら、未確認のインシデントの続きだけを行う
         owner: 担当 (SRE, DBA, DevOps, セキュリティ, 開発者, マネージャー など)。空なら run のタグから
-        run: 原因となった flow run の ID
-        key: 同じ key は、解決されるまで一つのインシデントとして扱う
+        run: 原因となった flow run の ID。空なら what に従う
+        key: 同じ key は、解決されるまで一つのインシデントとして扱う。空なら毎回新しいインシデント
     """
     env = Environment.find(environment)
     with runbook("Escalate", env, often=True) as report:

@@ -61,7 +61,7 @@ def run_drill(
         environment: 対象の環境。disposable でない環境では、その drill_environment で実施する
         scenario: database_failure DB障害、region_outage リージョン障害、data_corruption データ破損、
             full_restore 全喪失、bad_release 不良リリース、next 前回の次のシナリオ
-        participants: 参加者 (レポートに記載)
+        participants: 参加者 (レポートに記載)。空でもよい
         confirm: 実行するには訓練を行う環境の名前を入力。空なら計画のみ表示
     """
     env = where_disposable(Environment.find(environment))

@@ -67,13 +67,13 @@ def clear_cache(
 
     Args:
         environment: 対象の環境 (lab, staging, production …)
-        prefixes: 削除するキーの接頭辞 (文字どおり。バイトは \\xNN)。例 cache:
-        pattern: 接頭辞の代わりに、Redisのglobパターン。例 cache:user:?*:page
+        prefixes: 削除するキーの接頭辞 (文字どおり。バイトは \\xNN)。例 cache:。pattern、flush とのどれか一つが必須
+        pattern: 接頭辞の代わりに、Redisのglobパターン。例 cache:user:?*:page。空なら prefixes か flush に従う
         databases: 対象のデータベース番号
         all_databases: キーのある全データベースを対象にする
         only_without_ttl: TTLのないキーだけを削除する (接頭辞の指定が必要)
-        flush: データベース全体の消去。database は databases のみ (FLUSHDB ASYNC)、all は全部 (FLUSHALL ASYNC)
-        include_protected: 削除してもよい保護接頭辞。例 session:
+        flush: データベース全体の消去。database は databases のみ (FLUSHDB ASYNC)、all は全部 (FLUSHALL ASYNC)。空はなし
+        include_protected: 削除してもよい保護接頭辞。例 session:。空なら保護されたキーは残す
         keys_per_second: 1秒あたりの最大削除数。0 は制限なし (1回の呼び出しは常に短い)
         expected_keys: 計画が示すキー数 (±10 %)。flush、only_without_ttl、保護キー、先頭のないパターン (*) では必須
         master: 過半数のSentinelがマスターを示さないときだけ、マスターと確認したサーバーの host:port。通常は空

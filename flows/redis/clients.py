@@ -102,9 +102,9 @@ def close_idle_redis_clients(
         min_seconds: この秒数以上アイドルの接続だけを対象にする
         address: 特定の接続だけを対象にする (ip:port)。空なら min_seconds で選ぶ
         client_id: address の接続のID (計画が示す)。0 なら現在そのアドレスにある接続
-        keep_names: 切断しない接続名 (CLIENT SETNAME) の一覧
-        keep_users: 切断しないACLユーザーの一覧
-        keep_addresses: 切断しないアドレス (ip または ip:port) の一覧
+        keep_names: 切断しない接続名 (CLIENT SETNAME) の一覧。空でもよい
+        keep_users: 切断しないACLユーザーの一覧。空でもよい
+        keep_addresses: 切断しないアドレス (ip または ip:port) の一覧。空でもよい
         master: 過半数のSentinelがマスターを示さないときだけ、マスターと確認したサーバーの host:port。通常は空
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """

@@ -153,7 +153,7 @@ def restore_redis(
     manifest; only then the service is stopped, the two directories are swapped by rename, and the service is started
     and verified. With an empty confirm it shows the plan and changes nothing. What was written after the backup's
     snapshot is lost; keys of drop_prefixes (cache:) are left out, as they are made anew. Undo:
-    undo-restore-redis; the old data is kept as <data directory>.superseded_<time>.
+    undo-restore-redis; the old data is kept as `<data directory>.superseded_<time>`.
 
     With `prefixes` only keys that begin so are restored, one by one, into the server that goes on serving. A server
     whose files cannot be reached ([redis] remote) gets the data by replication from a temporary server, which swaps it

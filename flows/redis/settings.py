@@ -84,7 +84,7 @@ def apply_redis_settings(
         names: 対象の設定名。空なら不足している項目すべて (推奨値と同等以上の値は、ここで指定した場合だけ変える)
         override: 一時的な設定。例 maxmemory 2gb。空ならマニュアルの値を適用。names と同時には指定できない
         override_hours: 一時的な設定の有効期間 (時間)
-        reason: 一時的な設定の理由。記録に残る
+        reason: 一時的な設定の理由。記録に残る。空でもよい
         everywhere: 到達できるレプリカにも適用する。指定しない場合、レプリカは元の値のまま
         master: 過半数のSentinelがマスターを示さないときだけ、マスターと確認したサーバーの host:port。通常は空
         confirm: 環境名を入力すると実行。空なら計画だけを表示

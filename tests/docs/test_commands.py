@@ -1,7 +1,7 @@
 """Everything that the documentation tells a reader to type: it is there, and takes what it is given.
 
 A command that is none of these kinds fails until somebody has looked at it and put it into REVIEWED with a reason.
-What needs a Prefect server or a lab is really run by `tests/docs/test_adopting.py` and the tests that it names.
+What needs a Prefect server or a lab is really run by `tests/ui/test_adopting.py` and the tests that it names.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from prefect.cli._app import _app as prefect_cli
 from prefect.settings import Settings
 
 from blocks import toml
+from flows.launch import find_flow, parsed
 from runbook.errors import OpsError
 from tests.docs.commands import MADE, PAGES, ROOT, SHELL, Block, Command, blocks, commands, inline
 
@@ -45,7 +46,6 @@ REVIEWED = {
     "OPS_TEST_POSTGRES=16 pytest …": "a variable of tests/servers.py",
     "pip install 'interview-ops[load]'": "an extra of pyproject.toml",
     "python -m flows.launch …": "tests/troubleshooting/test_launch.py",
-    "python -m flows.launch diagnose-database environment=production": "tests/troubleshooting/test_launch.py",
     "install -d -m 700 /etc/interview-ops": "a directory of the reader's own",
     "PREFECT_API_WORKERS=2": "a variable of deployments/compose.yaml",
     "systemctl stop interview-ops-worker": "the unit is deployments/worker.service",
@@ -90,6 +90,8 @@ def check(line: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         return
     if line.program == "make":
         made(line.words[1:])
+    elif line.words[:3] == ("python", "-m", "flows.launch"):
+        parsed(find_flow(line.words[3]), line.words[4:])
     elif line.words[:2] == ("python", "-m"):
         run_module(line.words[2], line.words[3:], monkeypatch)
     elif line.program == "prefect":
@@ -213,13 +215,14 @@ def _value(value: object) -> str:
     [
         "make nothing-like-that", "make drill SCENARI=x", "python -m flows.recovery.optionss",
         "python -m flows.recovery.options --enviroment production", "prefect work-pool create production --typ process",
-        "prefect wrk-pool create production", "rm -rf /", "PREFECT_NOT_THERE=1", "OPS_NOT_THERE=1", "export OPS_NOT_HERE=2",
+        "prefect wrk-pool create production", "rm -rf /", "PREFECT_NOT_THERE=1",
+        "python -m flows.launch restore-databas environment=production", "python -m flows.launch restore-redis enviroment=x", "OPS_NOT_THERE=1", "export OPS_NOT_HERE=2",
     ],
 )  # fmt: skip
 def test_that_check_sees_what_is_wrong(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.docs.commands import command
 
-    with pytest.raises((AssertionError, SystemExit, CycloptsError, pytest.fail.Exception)):
+    with pytest.raises((AssertionError, SystemExit, CycloptsError, OpsError, pytest.fail.Exception)):
         check(command("here", text), monkeypatch)
 
 
@@ -227,6 +230,19 @@ def test_a_wrong_key_in_a_block_is_seen(tmp_path: Path, monkeypatch: pytest.Monk
     wrong = Block("here", 1, "", '[backups]\npostgres = "/a"\nredis = "/b"\nfiles = "/c"\nspol = "/d"')
     with pytest.raises(OpsError, match="spol"):
         test_a_part_of_an_environment_is_understood(wrong, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("page", [path for path in READ if path.suffixes == [".ja", ".md"]], ids=lambda page: page.name)
+def test_a_japanese_page_has_the_same_commands(page: Path) -> None:
+    english = page.with_name(page.name.replace(".ja.md", ".md"))
+    if page.parent == ROOT:  # comments behind its commands are translated
+        assert [told(block) for block in blocks(page)] == [told(block) for block in blocks(english)]
+    else:
+        assert [block.text for block in blocks(page)] == [block.text for block in blocks(english)]
+
+
+def told(block: Block) -> list[tuple[str, ...]]:
+    return [line.words for line in commands(block)]
 
 
 def test_every_page_is_reached() -> None:

@@ -54,6 +54,14 @@ def test_every_field_has_help_in_japanese(found: Found) -> None:
 
 
 @EACH_FLOW
+def test_an_empty_field_says_what_it_means(found: Found) -> None:
+    """Or that it must be filled in (必須): for the form, every field but the environment is optional."""
+    for name, one in properties(found).items():
+        if one["type"] in ("string", "array") and not one.get("default", True):
+            assert re.search("空|必須", one["description"]), f"{name}: what happens where it is left empty?"
+
+
+@EACH_FLOW
 def test_numbers_are_bounded(found: Found) -> None:
     """The browser refuses what is out of bounds, before anything runs."""
     for name, one in properties(found).items():
