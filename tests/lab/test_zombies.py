@@ -98,18 +98,18 @@ def restarted(control: Control, name: str, before: int) -> Callable[[], int]:
 
 
 @pytest.fixture
-def duty(lab: Lab) -> Iterator[list[dict[str, Any]]]:
+def duty(deployed: Lab) -> Iterator[list[dict[str, Any]]]:
     """As in production: runs that fail are escalated by themselves, and people are told at an address. Gives what they
     were told."""
-    kept = cast(Alerts, Alerts.load(lab.name))
+    kept = cast(Alerts, Alerts.load(deployed.name))
     with http_receiver() as web, get_client(sync_client=True) as client:
         there = {"channels": ["webhook"], "webhook_url": SecretStr(f"{web.url}/hook")}
-        kept.model_copy(update=there).save(lab.name, overwrite=True)
-        (automation,) = client.read_automations_by_name(f"escalate-failures-{lab.name}")
+        kept.model_copy(update=there).save(deployed.name, overwrite=True)
+        (automation,) = client.read_automations_by_name(f"escalate-failures-{deployed.name}")
         client.resume_automation(automation.id)
         yield web.got["/hook"]
         client.pause_automation(automation.id)
-        kept.save(lab.name, overwrite=True)
+        kept.save(deployed.name, overwrite=True)
 
 
 def slots(api: str, limit: str) -> int:
@@ -119,11 +119,11 @@ def slots(api: str, limit: str) -> int:
 
 
 def test_a_run_that_died_with_its_worker_is_crashed_escalated_and_launched_again(
-    lab: Lab, duty: list[dict[str, Any]]
+    deployed: Lab, duty: list[dict[str, Any]]
 ) -> None:
-    _, control = lifecycle.existing(lab.name)
-    status, deployment, worker = lab.status(), f"backup-database/{lab.name}", f"worker-{lab.name}"
-    api, lock = status["prefect_api"], f"env-{lab.name}"
+    _, control = lifecycle.existing(deployed.name)
+    status, deployment, worker = deployed.status(), f"backup-database/{deployed.name}", f"worker-{deployed.name}"
+    api, lock = status["prefect_api"], f"env-{deployed.name}"
     runs = Runs(api, status["prefect_ui"])
     with backups_waiting(status["postgres"]["admin_dsn"]) as waiting:
         run = launch(runs, deployment)
@@ -155,7 +155,7 @@ def test_a_run_that_died_with_its_worker_is_crashed_escalated_and_launched_again
     until(lambda: duty, what="the alert at the receiver", seconds=ESCALATED_SECONDS, every_seconds=1)
     after("told")
     assert duty[0]["kind"] == "trigger"
-    assert duty[0]["title"].endswith(f"[{lab.name}] backup-database ({lab.name}): Crashed")
+    assert duty[0]["title"].endswith(f"[{deployed.name}] backup-database ({deployed.name}): Crashed")
     assert duty[0]["to"] == "オンコールSRE"
     assert f"/runs/flow-run/{run}" in duty[0]["text"]
     assert "acknowledge-incident" in duty[0]["text"] or "/run?parameters=" in duty[0]["text"]
@@ -168,7 +168,7 @@ def test_a_run_that_died_with_its_worker_is_crashed_escalated_and_launched_again
     assert slots(api, lock) == 0
 
     over = {"incident": duty[0]["incident"], "by": "佐藤", "action": "resolve"}
-    resolved = runs.run(f"acknowledge-incident/{lab.name}", over, seconds=120)
+    resolved = runs.run(f"acknowledge-incident/{deployed.name}", over, seconds=120)
     assert resolved.completed, f"{resolved.state}: {resolved.message}"
     assert {one["to"] for one in duty if one["kind"] == "resolve"} == {one["to"] for one in duty}
 
