@@ -16,7 +16,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.recovery.command import launch
+from flows.launch import launch
 from flows.troubleshooting.disk_acts import Removal, carry_out, find_removals
 from flows.troubleshooting.disk_holders import find_holders, tell_holders
 from flows.troubleshooting.disk_systems import FileSystem, judge_systems, read_systems
