@@ -5,17 +5,19 @@ from __future__ import annotations
 import abc
 import contextlib
 import http.client
+import os
 import xmlrpc.client
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, cast
+from urllib.parse import urlsplit
 
 import docker.errors
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
-from blocks.docker import engine
+from blocks.docker import SOCKET, engine
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 
@@ -26,7 +28,8 @@ MASK = "********"
 ALREADY_STARTED = 60
 NOT_RUNNING = 70
 NO_FILE = 20
-CALL_SECONDS = 180
+CALL_SECONDS, READ_SECONDS = 180, 15  # a stop takes its time; who asks in an emergency must not wait for one that hangs
+HERE = ("localhost", "127.0.0.1", "::1")
 # supervisord starts what has exited again within a second, or not at all.
 EXITED_SECONDS = 5
 
@@ -55,6 +58,11 @@ class Services(Block, abc.ABC):
         if role not in self.names:
             raise OpsError(f"the environment names no service for {role}", "add it under [services.names]")
         return self.names[role]
+
+    @property
+    @abc.abstractmethod
+    def is_here(self) -> bool:
+        """Whether their processes are this host's: another one's have the same numbers."""
 
     @abc.abstractmethod
     def start(self, role: str) -> None:
@@ -94,6 +102,11 @@ class DockerServices(Services):
 
     host: str = Field(default="", description="unix:///… or tcp://…; empty: this host's own")
     stop_seconds: int = Field(default=60, ge=1, description="between SIGTERM and SIGKILL")
+
+    @property
+    def is_here(self) -> bool:
+        """By the socket."""
+        return (self.host or os.environ.get("DOCKER_HOST") or SOCKET).startswith("unix:")
 
     def start(self, role: str) -> None:
         """`docker start`."""
@@ -141,9 +154,13 @@ class DockerServices(Services):
 class _Transport(xmlrpc.client.Transport):
     """A supervisord that hangs must not hang the run. Its own waiting (start, stop) is shorter than that."""
 
+    def __init__(self, seconds: float, headers: list[tuple[str, str]]) -> None:
+        super().__init__(headers=headers)
+        self.seconds = seconds
+
     def make_connection(self, host: Any) -> http.client.HTTPConnection:
         connection = super().make_connection(host)
-        connection.timeout = CALL_SECONDS
+        connection.timeout = self.seconds
         return connection
 
 
@@ -156,6 +173,11 @@ class SupervisorServices(Services):
     url: str = Field(default="http://127.0.0.1:9001", description="where supervisord listens")
     username: str = Field(default="")
     password: SecretStr = SecretStr("")
+
+    @property
+    def is_here(self) -> bool:
+        """By its address."""
+        return urlsplit(self.url).hostname in HERE
 
     def start(self, role: str) -> None:
         """`supervisor.startProcess`, not waiting for the second after which supervisord believes in it."""
@@ -197,8 +219,9 @@ class SupervisorServices(Services):
     def _call(self, method: str, *arguments: object, ignore: int = 0) -> object:
         login = f"{self.username}:{self.password.get_secret_value()}".encode()
         headers = [("Authorization", f"Basic {b64encode(login).decode()}")] if self.username else []
+        transport = _Transport(CALL_SECONDS if method in ("startProcess", "stopProcess") else READ_SECONDS, headers)
         try:
-            with xmlrpc.client.ServerProxy(f"{self.url}/RPC2", _Transport(headers=headers), allow_none=True) as server:
+            with xmlrpc.client.ServerProxy(f"{self.url}/RPC2", transport, allow_none=True) as server:
                 return getattr(server.supervisor, method)(*arguments)
         except xmlrpc.client.Fault as fault:
             if fault.faultCode == ignore:

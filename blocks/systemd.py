@@ -31,6 +31,11 @@ class SystemdServices(Services):
 
     host: str = Field(default="", description="user@host for another host; empty for this one")
 
+    @property
+    def is_here(self) -> bool:
+        """Where no other host is named."""
+        return not self.host
+
     def start(self, role: str) -> None:
         """`systemctl start`, also where systemd has given the unit up because it ended too often."""
         unit = self._unit(role)
@@ -82,15 +87,15 @@ class SystemdServices(Services):
         return parts[0]
 
     def _shown(self, unit: str) -> dict[str, str]:
-        text = self._systemctl("show", unit, f"--property={SHOWN}")
+        text = self._systemctl("show", unit, f"--property={SHOWN}", seconds=LOG_SECONDS)
         found = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
         if found.get("LoadState") == "not-found":  # "inactive" too
             raise OpsError(f"systemd knows no unit {unit}", "correct it under [services.names]")
         return found
 
-    def _systemctl(self, *words: str) -> str:
+    def _systemctl(self, *words: str, seconds: float = CALL_SECONDS) -> str:
         host = ["--host", self.host] if self.host else []
-        return self._run(["systemctl", *host, *words], CALL_SECONDS)
+        return self._run(["systemctl", *host, *words], seconds)
 
     def _run(self, argv: list[str], seconds: float) -> str:
         try:

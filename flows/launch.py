@@ -1,4 +1,4 @@
-"""Any runbook from the command line, also where Prefect has died with the rest:
+"""Runbooks from the command line: with Prefect where it answers, without it where it died with the rest. Any of them:
 
 python -m flows.launch apply-postgres-settings environment=lab override="max_connections = 300"
 """
@@ -9,18 +9,22 @@ import importlib
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import yaml  # type: ignore[import-untyped]
 from prefect import Flow
+from prefect.settings import PREFECT_API_URL
 
-from flows.recovery.command import launch
-from runbook.errors import OpsError
+from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.render import dumps
+from runbook.report import Report
+from runbook.wait import until
 
 CONTENTS = Path(__file__).parents[1] / "prefect.yaml"
+PREFECT_SECONDS = 10.0
 USAGE = "python -m flows.launch RUNBOOK environment=NAME [parameter=value …]"
 
 
@@ -59,12 +63,23 @@ def parsed(flow: Flow[..., Any], words: Sequence[str]) -> dict[str, Any]:
         if not separator:
             raise OpsError(f"“{word[:60]}” is no parameter", USAGE)
         given[name] = text
-    for values in (given, {name: _json(text) for name, text in given.items()}):
-        try:
-            return dict(flow.validate_parameters(values))
-        except Exception as error:  # Prefect's own, pydantic's, and signatures'
-            problem = str(error)
-    raise OpsError(f"{flow.name} does not take that: {' '.join(problem.split())[:300]}", USAGE)
+    try:
+        return checked(flow, given)
+    except OpsError:
+        return checked(flow, {name: _json(text) for name, text in given.items()})
+
+
+def checked(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters as the runbook's form would take them.
+
+    Raises:
+        OpsError: it does not.
+    """
+    try:
+        return dict(flow.validate_parameters(dict(parameters)))
+    except Exception as error:  # Prefect's own, pydantic's, and signatures'
+        said = " ".join(str(error).split())[:300]
+        raise OpsError(f"{flow.name} does not take that: {said}", "correct it (docs/catalogue.md)") from None
 
 
 def _json(text: str) -> Any:
@@ -72,6 +87,45 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def launch(
+    flow: Flow[..., Any], parameters: Mapping[str, Any], tell: Callable[[Report], str] = lambda report: "",
+    *, alone: bool = False,
+) -> int:  # fmt: skip
+    """Run a runbook and print its sentence, after what there is to `tell` of its report; the exit code. `alone`: not as
+    a flow run, even where Prefect answers. Without it nobody else would look at the parameters' bounds."""
+    try:
+        given = checked(flow, parameters)
+        call = flow if not alone and prefect_answers() else flow.fn
+        report = call(**given)
+    except RunbookFailed as error:
+        print(tell(error.report), end="")
+        print(error, file=sys.stderr)
+        return 1
+    except OpsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{tell(report)}{report.sentence()}\nreport: {report.path}")
+    return 0
+
+
+def prefect_answers() -> bool:
+    """Whether a Prefect server lives, be it ever so busy: only it keeps runs on other hosts away."""
+    address = PREFECT_API_URL.value()
+    if not address:
+        return False
+
+    def answered() -> bool:
+        try:
+            return bool(httpx.get(f"{address}/health", timeout=3, trust_env=False).status_code)
+        except httpx.HTTPError:
+            return False
+
+    try:
+        return until(answered, what="an answer of Prefect", seconds=PREFECT_SECONDS)
+    except Unreachable:
+        return False
 
 
 def main() -> int:

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,8 +88,13 @@ def feed(
 
 @contextlib.contextmanager
 def _outputs() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with in_memory() as out, in_memory() as err:
         yield out, err
+
+
+def in_memory() -> IO[bytes]:
+    """A file for what a program prints that needs no disk: where that is full, it must be heard all the same."""
+    return os.fdopen(os.memfd_create("output"), "w+b")
 
 
 def _completed(

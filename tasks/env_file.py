@@ -7,6 +7,8 @@ import os
 import re
 from pathlib import Path
 
+from dotenv import dotenv_values
+
 from blocks.places import Application
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
@@ -62,6 +64,25 @@ def write_text(path: Path, text: str) -> None:
         raise OpsError(
             f"{path} cannot be written: {error.strerror}", "let this user write it and its directory"
         ) from None
+
+
+@probe
+def read_variables(application: Application) -> dict[str, str]:
+    """All that it sets, for a child's environment and for hiding them; nothing where no file is named.
+
+    Raises:
+        OpsError: the file cannot be read.
+    """
+    path = Path(application.env_file)
+    if not application.env_file:
+        return {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            found = dotenv_values(stream=file, interpolate=False)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise OpsError(f"{path} cannot be read: {why}", "correct [application] env_file, or its rights") from None
+    return {name: value for name, value in found.items() if value is not None}
 
 
 @probe

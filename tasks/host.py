@@ -8,18 +8,33 @@ from pathlib import Path
 
 from runbook.errors import OpsError
 from runbook.kinds import probe
+from runbook.render import size
 
+INODES_RATIO = 0.8  # nobody asks for them before
 LOCAL = ("localhost", "127.0.0.1", "::1", "")
 
 
 @dataclass(frozen=True)
 class Disk:
-    """The file system that a path is on (or its nearest parent that exists). `device` tells two apart."""
+    """The file system that a path is on (or its nearest parent that exists). `device` tells two apart. Without inodes
+    left it is full too, however many bytes are free."""
 
     path: str
     total_bytes: int
     free_bytes: int
     device: int
+    inodes_ratio: float = 0.0
+
+    @property
+    def used_ratio(self) -> float:
+        """As df shows it to this user, of bytes or of inodes, whichever are fewer."""
+        return max(1 - self.free_bytes / self.total_bytes if self.total_bytes else 0.0, self.inodes_ratio)
+
+    @property
+    def told(self) -> str:
+        """What is free, for people."""
+        inodes = f", {self.inodes_ratio:.0%} of its inodes used" if self.inodes_ratio > INODES_RATIO else ""
+        return f"{size(self.free_bytes)} of {size(self.total_bytes)} free{inodes}"
 
 
 def disk_of(path: Path) -> Disk:
@@ -35,7 +50,9 @@ def disk_of(path: Path) -> Disk:
                 raise OpsError(f"{path} is not on this host")
             there = there.parent
         found = os.statvfs(there)
-        return Disk(str(path), found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, there.stat().st_dev)
+        inodes = 1 - found.f_favail / found.f_files if found.f_files else 0.0  # btrfs counts none
+        return Disk(str(path), found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, there.stat().st_dev,
+                    inodes)  # fmt: skip
     except OSError as error:
         raise OpsError(f"the disk of {path} cannot be measured: {error.strerror}", "let this user see it") from None
 

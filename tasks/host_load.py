@@ -1,4 +1,4 @@
-"""How busy this host is: processors and memory."""
+"""How busy this host is: processors and memory, on the whole and between two looks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import psutil
 
 from runbook.kinds import probe
+
+SHORT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -34,3 +36,35 @@ def read_load() -> Load:
     """Of the host that this runs on."""
     memory = psutil.virtual_memory()
     return Load(psutil.getloadavg()[2], psutil.cpu_count() or 1, memory.total, memory.available)
+
+
+@dataclass(frozen=True)
+class Processors:
+    """`used_ratio` of all of them, over `seconds` (0: unknown, since the look before)."""
+
+    used_ratio: float
+    count: int
+    counters: tuple[str, float, float]
+
+
+@probe
+def read_processors(before: tuple[str, float, float]) -> Processors:
+    """Since `before`, the counters of another look; over half a second where they are another boot's."""
+    boot = str(int(psutil.boot_time()))
+    busy, total = _counters()
+    count = psutil.cpu_count() or 1
+    if before[0] == boot and total - before[2] >= SHORT_SECONDS * count / 2:
+        return Processors(_ratio(busy - before[1], total - before[2]), count, (boot, busy, total))
+    measured = psutil.cpu_percent(interval=SHORT_SECONDS) / 100
+    return Processors(measured, count, (boot, busy, total))
+
+
+def _ratio(busy: float, total: float) -> float:
+    return min(max(busy / total, 0.0), 1.0)
+
+
+def _counters() -> tuple[float, float]:
+    """Seconds since the boot, of all processors together: busy, and all. A guest's are in `user` already."""
+    times = psutil.cpu_times()._asdict()
+    total = sum(value for name, value in times.items() if name not in ("guest", "guest_nice"))
+    return total - times["idle"] - times.get("iowait", 0.0), total

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,11 @@ class Scratch:
     inode: int
     taken: Taken
     kept: str
+
+
+def temporary_directory() -> Path:
+    """Where this host's programs put theirs. tempfile's own answer is another one, or none, where that is full."""
+    return Path(tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - looked at only
 
 
 def taken_by(path: Path, seconds: float = math.inf) -> Taken:
@@ -84,7 +90,7 @@ def measure_trees(paths: Sequence[Path], seconds: float = math.inf) -> dict[Path
 def find_scratch(parents: Sequence[Path], min_seconds: float) -> tuple[Scratch, ...]:
     """Directories of runs in `parents`: one may go when nothing in it is younger, and no process works in it."""
     found = [path for parent in parents for path in _candidates(parent)]
-    held = _held(found)
+    held = find_workers(found)
     return tuple(_scratch(path, held, min_seconds) for path in found)
 
 
@@ -111,7 +117,7 @@ def _scratch(path: Path, held: dict[Path, str], min_seconds: float) -> Scratch:
     return Scratch(path, 0, taken, "gone already")
 
 
-def _held(paths: Sequence[Path]) -> dict[Path, str]:
+def find_workers(paths: Sequence[Path]) -> dict[Path, str]:
     """Who works in them: as its working directory, in its arguments, or by open files. A server outlives the run that
     started it."""
     held: dict[Path, str] = {}
@@ -146,7 +152,7 @@ def remove_scratch(permit: Permit, doomed: Sequence[Scratch], min_seconds: float
     Raises:
         OpsError: one cannot be removed.
     """
-    held, gone = _held([one.path for one in doomed]), list[Scratch]()
+    held, gone = find_workers([one.path for one in doomed]), list[Scratch]()
     for one in doomed:
         permit.require(REMOVE, str(one.path))
         again = _scratch(one.path, held, min_seconds)

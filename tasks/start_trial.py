@@ -7,88 +7,118 @@ import contextlib
 import os
 import socket
 import subprocess
-import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+import uuid
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
 import psutil
-from dotenv import dotenv_values
 
 from blocks.places import Application
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.wait import until
+from tasks.env_file import read_variables
 from tasks.host import is_here
-from tasks.logs.masking import masked
+from tasks.logs.masking import masked, secret_parts, without
 
 START_SECONDS = 30.0
-LINES = 100
+END_SECONDS = 5.0
+LINES, LINE_BYTES = 100, 1 << 16
+MARK = "OPS_TRIAL"
+HOOKS = "UVICORN_LIFESPAN"  # https://www.uvicorn.org/settings/: every option of its command line is a variable too
 KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "LOGNAME")
 
 
 @dataclass(frozen=True)
 class Trial:
     """`served`: it took connections. `code` is None where it was still starting when the time was over. `variables`
-    tells where its environment came from; `output` is the end of what it printed, masked."""
+    tells where its environment came from, `hooks` whether what it does at a start by itself (migrations, queues,
+    schedules) was done; `output` is the end of what it printed, masked."""
 
     served: bool
     code: int | None
     output: str
     seconds: float
     variables: str
+    hooks: bool
     command: str
 
 
 @probe
 def start_in_foreground(application: Application) -> Trial:
-    """Start it as `start_command` says, and end it when it serves, has ended, or does neither for 30 seconds.
+    """Start it as `start_command` says, and end it, with all that it started, when it serves, has ended, or does
+    neither for 30 seconds. uvicorn runs no start-up hook of it, unless `start_variables` say so.
 
     Raises:
         OpsError: its Python, its directory or its variables are not here.
     """
-    directory, values, told = Path(application.backend_directory), _variables(application), "none but PATH and HOME"
-    if not directory.is_dir():
+    directory, values = Path(application.backend_directory), read_variables.work(application)
+    if not os.path.isdir(directory):  # noqa: PTH112 - False too where this user may not look
         raise OpsError(f"{directory} is not there", "correct [application] backend_directory, or run a worker there")
-    if values:
-        told = f"{len(values)} of {application.env_file}"
-    with _free_port() as port, tempfile.TemporaryFile() as out:
-        argv = [_filled(word, application.python, port) for word in application.start_command]
-        own = {**values, **application.start_variables, "PORT": str(port), "PYTHONDONTWRITEBYTECODE": "1"}
-        own["PYTHONUNBUFFERED"] = "1"
-        forgotten = [word for name in os.environ if name not in KEPT and name not in own for word in ("-u", name)]
-        started = time.monotonic()
+    told = f"{len(values)} of {application.env_file}" if values else "none but PATH and HOME"
+    port, mark = _free_port(), uuid.uuid4().hex
+    argv = [_filled(word, application.python, port) for word in application.start_command]
+    own = {HOOKS: "off", **values, **application.start_variables, "PORT": str(port), "PYTHONDONTWRITEBYTECODE": "1",
+           "PYTHONUNBUFFERED": "1", MARK: mark}  # fmt: skip
+    forgotten = [word for name in os.environ if name not in KEPT and name not in own for word in ("-u", name)]
+    lines, started = deque[bytes](maxlen=LINES), time.monotonic()
+    try:
         with shell.spawn(
-            ["env", *forgotten, *argv], environment=own, directory=directory, user=_owner(directory), stdout=out,
-            stderr=out,
+            ["env", *forgotten, *argv], environment=own, directory=directory, user=_owner(directory),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as child:  # fmt: skip
+            reader = threading.Thread(target=_keep, args=(child.stdout, lines), daemon=True)
+            reader.start()
             served = _serves(child, port)
             code = child.poll()
-        return Trial(served, code, _end_of(out, own), time.monotonic() - started, told, " ".join(argv))
+    except PermissionError as error:
+        raise OpsError(f"{error.filename} may not be run by this user", "run the worker as the application's user") \
+            from None  # fmt: skip
+    finally:
+        _end_heirs(mark)
+    reader.join(END_SECONDS)
+    said = masked(without(b"".join(lines).decode(errors="replace"), secret_parts(own)))
+    return Trial(served, code, said, time.monotonic() - started, told, own[HOOKS] != "off", masked(" ".join(argv)))
+
+
+def _keep(stream: IO[bytes], lines: deque[bytes]) -> None:
+    """The last lines, in memory: the disk may be full, and it may print without end."""
+    with contextlib.suppress(ValueError), stream:
+        while line := stream.readline(LINE_BYTES):
+            lines.append(line)
+
+
+def _end_heirs(mark: str) -> None:
+    """What it started and left behind, in whatever session, is known by the variable that it inherited."""
+
+    def gone() -> bool:
+        heirs = list(_heirs(mark))
+        for heir in heirs:
+            with contextlib.suppress(psutil.Error):
+                heir.kill()
+        return not heirs
+
+    with contextlib.suppress(Unreachable):
+        until(gone, what="their end", seconds=END_SECONDS)
+
+
+def _heirs(mark: str) -> Iterator[psutil.Process]:
+    wanted = f"{MARK}={mark}".encode()
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError):  # another user's, or gone
+            if wanted in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+                yield process
 
 
 def _filled(word: str, python: str, port: int) -> str:
     return word.replace("{python}", python).replace("{port}", str(port))
-
-
-def _variables(application: Application) -> dict[str, str]:
-    if not application.env_file:
-        return {}
-    path = Path(application.env_file)
-    try:
-        found = dotenv_values(stream=_text(path), interpolate=False)
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise OpsError(f"{path} cannot be read: {why}", "correct [application] env_file, or its rights") from None
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _text(path: Path) -> IO[str]:
-    return path.open(encoding="utf-8")
 
 
 def _owner(directory: Path) -> str:
@@ -97,38 +127,27 @@ def _owner(directory: Path) -> str:
     return f"{status.st_uid}:{status.st_gid}" if os.geteuid() == 0 and status.st_uid else ""
 
 
-@contextlib.contextmanager
-def _free_port() -> Iterator[int]:
+def _free_port() -> int:
     with socket.socket() as line:
         line.bind(("127.0.0.1", 0))
-        port = int(line.getsockname()[1])
-    yield port
+        return int(line.getsockname()[1])
 
 
 def _serves(child: subprocess.Popen[bytes], port: int) -> bool:
     def decided() -> bool:
-        return child.poll() is not None or _listens(port)
+        return child.poll() is not None or listens(port)
 
     with contextlib.suppress(Unreachable):
         until(decided, what="its start", seconds=START_SECONDS)
-    return child.poll() is None and _listens(port)
+    return child.poll() is None and listens(port)
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), 1).close()
     except OSError:
         return False
     return True
-
-
-def _end_of(out: IO[bytes], given: Mapping[str, str]) -> str:
-    out.seek(0)
-    text = out.read().decode(errors="replace")
-    for value in sorted(given.values(), key=len, reverse=True):
-        if len(value) >= 8 and not value.startswith("/"):
-            text = text.replace(value, "********")
-    return masked("\n".join(text.splitlines()[-LINES:]))
 
 
 @dataclass(frozen=True)
@@ -153,19 +172,24 @@ def is_local(url: str) -> bool:
     return is_here(urlsplit(url).hostname or "elsewhere")
 
 
+def port_of(url: str) -> int:
+    """Where an address is listened to."""
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
 @probe
 def find_listener(url: str) -> Listener | None:
     """The process that listens on a port of this host; None where nobody does, or it is another host's."""
     if not is_local(url):
         return None
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+    port = port_of(url)
     try:
         listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
         found = [one for one in listening if one.laddr and one.laddr[1] == port]
     except psutil.AccessDenied:
         found = []
-        if _listens(port):
+        if listens(port):
             return Listener(port, 0, "a process that this user may not see")
     for one in found:
         if not one.pid:

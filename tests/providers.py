@@ -11,11 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import threading
-from collections.abc import Iterator
 from datetime import UTC, date, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
+
+from tests.faulty import FaultyHandler, FaultyServer, serving
 
 KEY, SECRET, TOKEN = "azure-key-4711-geheim", "bedrock-secret-4712-geheim", "ya29.vertex-token-4713-geheim"
 MODEL = "anthropic.claude-3-5-sonnet-20240620-v1:0"
@@ -39,20 +38,17 @@ _ERRORS = {
 }
 
 
-class ProviderServer(ThreadingHTTPServer):
+class ProviderServer(FaultyServer[Fault]):
     """The three of them. `asked`: (method, path) of every request; `lifecycle`, `ends`: of Bedrock's models;
     `deprecated`: of Azure's; `shapes`: API version → fields of Azure's answer that are other there."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.released = threading.Event()
+        super().__init__(_Handler)
         self.reset()
 
     def reset(self) -> None:
         """As new."""
-        self.faults: dict[str, Fault] = {}
+        self.faults.clear()
         self.asked: list[tuple[str, str]] = []
         self.lifecycle = {MODEL: "ACTIVE"}
         self.ends: dict[str, date] = {}
@@ -61,33 +57,15 @@ class ProviderServer(ThreadingHTTPServer):
         self.refused_versions: set[str] = set()
         self.reasoning = False
 
-    @property
-    def url(self) -> str:
-        """Its address."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
-    @contextlib.contextmanager
-    def fault(self, provider: str, fault: Fault) -> Iterator[None]:
-        """That provider's canaries fail in this way while the block runs."""
-        self.faults[provider] = fault
-        try:
-            yield
-        finally:
-            del self.faults[provider]
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(FaultyHandler):
     server: ProviderServer
-    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         self._serve()
 
     def do_POST(self) -> None:
         self._serve()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """No noise."""
 
     def _serve(self) -> None:
         self.server.asked.append((self.command, self.path))
@@ -117,15 +95,9 @@ class _Handler(BaseHTTPRequestHandler):
             case "401" | "403" | "404" | "429" | "500":
                 self._error(provider, fault, f"fault {fault} of {self._told().removeprefix('Bearer ')}")
             case "hang":
-                self.server.released.wait()
+                self.hang()
             case "drip":
-                self.send_response(200)
-                self.end_headers()
-                with contextlib.suppress(OSError):
-                    while not self.server.released.wait(0.05):
-                        self.wfile.write(b" ")
-                        self.wfile.flush()
-                self.close_connection = True
+                self.drip(b"HTTP/1.1 200 OK\r\n\r\n", b" ")
             case "garbage":
                 self._send(200, b"<html>Please log in</html>", "text/html")
             case "array":
@@ -189,13 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, json.dumps(body).encode(), "application/json")
 
     def _send(self, status: int, content: bytes, kind: str, error: str = "") -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(content)))
-        if error:
-            self.send_header("x-amzn-ErrorType", error)
-        self.end_headers()
-        self.wfile.write(content)
+        self.send(status, content, Content_Type=kind, **({"x_amzn_ErrorType": error} if error else {}))
 
 
 def _azure(total: int) -> dict[str, Any]:
@@ -226,16 +192,6 @@ def _vertex(total: int) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def providers() -> Iterator[ProviderServer]:
+def providers() -> contextlib.AbstractContextManager[ProviderServer]:
     """A server on a free port while the block runs."""
-    server = ProviderServer()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.released.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return serving(ProviderServer())

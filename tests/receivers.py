@@ -12,52 +12,32 @@ import contextlib
 import json
 import socket
 import ssl
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from email import message_from_bytes
 from email.message import EmailMessage
 from email.policy import default
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
 from aiosmtpd.controller import Controller  # type: ignore[import-untyped]
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session  # type: ignore[import-untyped]
 
+from tests.faulty import FaultyHandler, FaultyServer, serving
+
 Fault = Literal["500", "302", "hang", "drip", "close", "echo"]
 
 
-class HttpReceiver(ThreadingHTTPServer):
+class HttpReceiver(FaultyServer[Fault]):
     """`got`: path → bodies that were taken; `tried`: every path, in order."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.got: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.tried: list[str] = []
-        self.faults: dict[str, Fault] = {}
-        self.released = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    @contextlib.contextmanager
-    def fault(self, path: str, fault: Fault) -> Iterator[None]:
-        self.faults[path] = fault
-        try:
-            yield
-        finally:
-            del self.faults[path]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(FaultyHandler):
     server: HttpReceiver
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """No noise."""
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -70,11 +50,9 @@ class _Handler(BaseHTTPRequestHandler):
             case "echo":  # as some do: the address is in the answer
                 self._answer(404, f"there is no {self.server.url}{self.path}, nor {self.path}: {json.dumps(body)}")
             case "hang":
-                self.server.released.wait()
+                self.hang()
             case "drip":
-                self.wfile.write(b"HTTP/1.1 200 OK\r\n")
-                while not self.server.released.wait(0.2):
-                    self.wfile.write(b"X-More: 1\r\n")
+                self.drip(b"HTTP/1.1 200 OK\r\n", b"X-More: 1\r\n")
             case "close":
                 self.close_connection = True
             case _:
@@ -82,25 +60,12 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(202, "ok")
 
     def _answer(self, status: int, text: str) -> None:
-        content = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        self.send(status, text.encode())
 
 
-@contextlib.contextmanager
-def http_receiver() -> Iterator[HttpReceiver]:
-    server = HttpReceiver()
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.released.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def http_receiver() -> contextlib.AbstractContextManager[HttpReceiver]:
+    """On a free port while the block runs."""
+    return serving(HttpReceiver())
 
 
 class Mailbox:

@@ -19,7 +19,7 @@ from blocks.environment import Environment, Stores
 from flows.database import steps, taking
 from flows.database.commits import alone_act, free_commits, judge_commits
 from flows.infrastructure import prefect_steps
-from flows.recovery.command import launch
+from flows.launch import launch
 from flows.store import mark_verified, measured, note, store_for, tidy
 from runbook.render import size
 from runbook.report import Report

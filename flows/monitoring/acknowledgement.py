@@ -9,8 +9,8 @@ from typing import Literal
 from prefect import flow
 
 from blocks.environment import Environment
+from flows.launch import launch
 from flows.monitoring.incident import acknowledge, resolve
-from flows.recovery.command import launch
 from runbook.report import Report
 from runbook.run import runbook
 

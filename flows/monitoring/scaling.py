@@ -14,9 +14,9 @@ from runbook.errors import OpsError
 from runbook.form import Forms, read_forms
 from runbook.report import Report
 from runbook.run import runbook
+from tasks.host_load import read_processors
 from tasks.monitoring.history import Sample, history
 from tasks.postgres.connections import Activity, read_activity
-from tasks.processors import read_processors
 
 Part = Literal["connections", "cpu"]
 METRIC: dict[Part, str] = {"connections": "postgres.connections.used_ratio", "cpu": "host.cpu.used_ratio"}

@@ -15,10 +15,10 @@ from runbook.errors import OpsError
 from runbook.render import size
 from tasks.application import wait_healthy
 from tasks.host import Disk, disk_of, disk_on
+from tasks.host_load import read_processors
 from tasks.logs.access import Access, read_access
 from tasks.postgres.connections import read_activity
 from tasks.postgres.replication import Replication, Standby, read_replication
-from tasks.processors import read_processors
 from tasks.redis.memory.info import read_memory
 from tasks.redis.sentinels import master_by, read_sentinels
 from tasks.services import read_services

@@ -8,8 +8,8 @@ import sys
 from prefect import flow
 
 from blocks.environment import Environment
+from flows.launch import launch
 from flows.recovery import containment_steps as steps
-from flows.recovery.command import launch
 from runbook import containment
 from runbook.errors import OpsError
 from runbook.report import Report

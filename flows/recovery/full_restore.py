@@ -15,8 +15,8 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
+from flows.launch import launch
 from flows.recovery import bring_up, build, choose, revive
-from flows.recovery.command import launch
 from flows.recovery.held import services_held
 from runbook.errors import OpsError
 from runbook.report import Report

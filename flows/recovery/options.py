@@ -16,7 +16,7 @@ from datetime import datetime
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.recovery.command import launch
+from flows.launch import launch
 from flows.recovery.points import Reach, judge_sources, read_reach, resources_of
 from flows.recovery.ways import Way, find_ways, names_of
 from runbook.form import Forms, read_forms

@@ -13,8 +13,8 @@ from blocks.environment import Environment, Stores
 from flows.database.cluster_verification import judge_space, judge_version
 from flows.database.table_steps import require_names
 from flows.database.tables import restore_tables
+from flows.launch import launch
 from flows.recovery import point_build, point_choice, point_swap, point_tables, point_target
-from flows.recovery.command import launch
 from flows.recovery.point_choice import Origin
 from flows.recovery.point_target import Found
 from runbook.errors import OpsError

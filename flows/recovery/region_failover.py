@@ -15,8 +15,8 @@ from typing import get_args
 from prefect import flow
 
 from blocks.environment import Environment
+from flows.launch import launch
 from flows.recovery import choose, point_choice, point_swap, region_account, region_build, region_fence
-from flows.recovery.command import launch
 from flows.recovery.held import Held
 from flows.recovery.region_account import Phases
 from flows.recovery.region_build import Region

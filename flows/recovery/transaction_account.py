@@ -11,7 +11,8 @@ from flows.recovery.transaction_window import Window, judge_window
 from runbook.form import read_forms
 from runbook.report import Evidence, Report
 from tasks.wal.names import lsn_text
-from tasks.wal.transactions import Definitions, End, Pair, Touches
+from tasks.wal.touches import Touches
+from tasks.wal.transactions import Definitions, End, Pair
 
 MOST_LINKS = 20
 MOST_OPEN = 10

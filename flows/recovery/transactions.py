@@ -14,7 +14,8 @@ from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.wal.supply import read_supply
-from tasks.wal.transactions import DEFINING, TOUCHING, Definitions, Kind, Touches
+from tasks.wal.touches import TOUCHING, Touches
+from tasks.wal.transactions import DEFINING, Definitions, Kind
 
 EVERY: list[Kind] = ["DELETE", "UPDATE", "TRUNCATE", "DROP"]
 

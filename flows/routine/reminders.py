@@ -12,10 +12,11 @@ from blocks.environment import Environment
 from flows.routine.checklist_forms import NOT_DONE
 from flows.routine.checklist_history import RUNBOOK, last_time
 from flows.routine.checklist_texts import DEFAULT, NAMES, Checklist, checklist
+from flows.routine.override_reminders import remind_overrides, tell_owner
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.waiting import WaitingRun, find_waiting, launch_escalation
+from tasks.waiting import WaitingRun, find_waiting
 
 SOON_DAYS = 1
 
@@ -44,7 +45,8 @@ def remind_checklists(environment: str) -> Report:
     Tells which runs of run-checklist wait for an answer: since when, for which phase, until when, and where their form
     is. One whose day is today or tomorrow warns; one whose day has passed warns too, and is escalated to its owner,
     once a day and as one incident. Shows as well what was left undone the last time that each checklist was answered.
-    Run it every day.
+    A temporary setting (付録A: `max_connections = 300`, `maxmemory 2gb`) whose time is over and that nobody has undone
+    is told and escalated in the same way. Run it every day.
 
     It changes nothing but that it launches escalate. Where that is not deployed the report is critical: an overdue
     checklist that nobody hears of is as good as none.
@@ -62,6 +64,7 @@ def remind_checklists(environment: str) -> Report:
         for one in found:
             _judge(report, env, one, today)
         _tell_undone(report, env)
+        remind_overrides(report, env, today)
         late = sum(one.late(today) > 0 for one in found)
         report.outcome = f"{len(found)} checklists wait, {late} of them overdue"
     return report
@@ -92,16 +95,8 @@ def _judge(report: Report, env: Environment, one: _Due, today: date) -> None:
 
 
 def _escalate(report: Report, env: Environment, one: _Due, today: date) -> None:
-    key = f"checklist-{one.run.id}"
     what = f"{one.told}, and waits for its answer: {one.run.link}"
-    try:
-        launched = launch_escalation(
-            env.name, what=what, owner=one.checklist.owner, run=one.run.id, key=key, once=f"{key}-{today}"
-        )
-    except OpsError as error:
-        report.expect(f"{one.run.name}: escalated", False, error.hint, value=error.message)
-    else:
-        report.expect(f"{one.run.name}: escalated", True, "", value=f"to {one.checklist.owner}, run {launched}")
+    tell_owner(report, env, one.run.name, what, one.checklist.owner, f"checklist-{one.run.id}", today, run=one.run.id)
 
 
 def _row(env: Environment, one: _Due, today: date) -> Sequence[object]:

@@ -20,9 +20,11 @@ def diagnose_application(environment: str) -> Report:
     migrations that the code wants; and, where the backend does not run, a start in the foreground on a free port with
     its traceback. Run it first when the application does not start or its health check fails.
 
-    It changes nothing: what is started here has a port of its own and is ended here, and what runs is left alone
-    (`start_variables` in [application] send its logs elsewhere). It must run on the application's host. Evidence: the
-    answers in their order, logs and environment by names, masked. It ends with links to the runbooks that help.
+    It changes nothing: what is started here has a port of its own, runs none of uvicorn's start-up hooks (migrations,
+    queues, schedules) unless `start_variables` in [application] say so, and is ended here with all that it started;
+    what runs is left alone. For those seconds it holds the environment's lock, and it starts nothing beside a run that
+    holds it, or where the environment is contained. It must run on the application's host. Evidence: the answers in
+    their order, logs and environment by names, masked. It ends with links to the runbooks that help.
 
     Departs from the manual: `uvicorn --reload` on the live port would be in its way; `systemctl show
     --property=Environment` prints secrets.

@@ -42,9 +42,9 @@ def walk_inside(found: Diagnosis) -> None:
 
 def _judge_writing(found: Diagnosis) -> None:
     question = "can it write?"
-    with found.asking(question):
-        # Where the application's role is not let in, whether the server can write is asked all the same.
-        trial = try_to_extend(found.env.postgres, as_application=not found.causes)
+    # Where the application's role is not let in, whether the server can write is asked all the same.
+    trial = found.ask(question, lambda: try_to_extend(found.env.postgres, as_application=not found.causes))
+    if trial:
         if trial.ok:
             found.well(question, "a temporary table, rolled back")
         elif trial.kind == "disk":

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from flows.troubleshooting.diagnosis import Cause, Diagnosis, Next, read_state, tell_service
 from runbook.errors import OpsError
-from runbook.render import size
 from runbook.report import Status
 from tasks.host import disk_on
 from tasks.postgres.greeting import Greeting, read_greeting
@@ -26,14 +25,14 @@ def walk_outside(found: Diagnosis) -> bool:
     """Whether the administrator gets in: only then there is more to see."""
     node = found.env.postgres
     where = f"{node.host}:{node.port}"
-    log = tell_service(found.report, found.env, node.service, without_statements) + "\n" + own_log(node)
+    log = tell_service(found, node.service, without_statements) + "\n" + own_log(node)
     found.report.fact("server", where)
     _judge_disk(found)
     question = f"does {where} answer?"
     greeting = read_greeting(node)
     if greeting.state == "ready":
         found.well(question, greeting.detail)
-        _judge_own_login(found)
+        judge_own_login(found)
         return _judge_logins(found)
     if greeting.state == "full":
         found.blame(question, greeting.detail, full_cause(found, where))
@@ -45,17 +44,19 @@ def walk_outside(found: Diagnosis) -> bool:
 def _judge_disk(found: Diagnosis) -> None:
     """First of all: a server without room lets nobody in, hangs, or has ended, and its log could not say so either."""
     node, question = found.env.postgres, "is there room on its disk?"
-    disk = disk_on(node.host, Path(node.data_directory))
+    data = Path(node.data_directory)
+    disks = [disk for path in (data, data / "pg_wal") if (disk := disk_on(node.host, path))]  # WAL may have its own
+    disk = max(disks, key=lambda one: one.used_ratio, default=None)
     if disk is None:
         found.told(question, f"not measured: {node.data_directory} cannot be seen from this host")
         found.report.fact("disk of the database", "not measured: run a worker on its host")
         return
-    told = f"{size(disk.free_bytes)} of {size(disk.total_bytes)} free"
+    told = disk.told
     found.report.fact("disk of the database", told)
-    if disk.free_bytes < LEAST_BYTES or disk.free_bytes < disk.total_bytes / 100:
-        found.blame(question, told, Cause(f"the disk of PostgreSQL is full: {told} at {node.data_directory}",
+    if disk.free_bytes < LEAST_BYTES or disk.used_ratio > 0.99:
+        found.blame(question, told, Cause(f"the disk of PostgreSQL is full: {told} at {disk.path}",
                     "make room before it stops: it ends when it cannot write WAL", (FREE_DISK,)))  # fmt: skip
-    elif disk.free_bytes < disk.total_bytes / 20:
+    elif disk.used_ratio > 0.95:
         found.blame(question, told, Cause(f"the disk of PostgreSQL is nearly full: {told}",
                     "make room before it stops", (FREE_DISK,), Status.WARN))  # fmt: skip
     else:
@@ -136,7 +137,7 @@ def _full_disk(told: str) -> Cause:
     )
 
 
-def _judge_own_login(found: Diagnosis) -> None:
+def judge_own_login(found: Diagnosis) -> None:
     """The connection string that the application itself has."""
     if not found.env.has("application") or not found.env.application.env_file:
         return

@@ -3,21 +3,26 @@ launch next. Called with the open report by the diagnoses of this chapter."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeVar
 
 import psycopg
 
 from blocks.environment import Environment
 from blocks.postgres import first_line
-from blocks.services import ServiceState
+from blocks.services import MASK, ServiceState
 from flows.launch import command
 from runbook.errors import OpsError
 from runbook.form import Forms, read_forms
 from runbook.report import Evidence, Finding, Report, Status
-from tasks.logs.masking import masked
+from runbook.wait import within
+from tasks.env_file import read_variables
+from tasks.evidence import secrets_of
+from tasks.logs.masking import masked, secret_parts, without
 from tasks.services import names_of
 
 T = TypeVar("T")
@@ -25,6 +30,7 @@ T = TypeVar("T")
 CAUSE = "likely cause"
 NOTHING = "nothing found"
 LOG_LINES = 100
+PROBE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -89,32 +95,52 @@ class Diagnosis:
             self.skip(question, error.message, error.hint)
         except psycopg.Error as error:
             self.skip(question, f"PostgreSQL refuses: {first_line(error)}", "give the administrator that right")
+        except OSError as error:
+            self.skip(question, f"{error.filename or 'this host'}: {error.strerror or error}", "let this user do that")
 
     def ask(self, question: str, probe: Callable[[], T]) -> T | None:
         """The probe's answer; None where it could not be made."""
         with self.asking(question):
-            return probe()
+            return within(PROBE_SECONDS, probe, "an answer")
         return None
+
+    def clean(self, text: str) -> str:
+        """What may stand in a report: none of the environment's own secrets, nor of its application's variables."""
+        return masked(without(text, self._secrets))
+
+    @cached_property
+    def _secrets(self) -> frozenset[str]:
+        with contextlib.suppress(OpsError):  # who cannot read them cannot have logged them either
+            return frozenset(secrets_of(self.env.whole().values())) | secret_parts(self.variables)
+        return frozenset()
+
+    @cached_property
+    def variables(self) -> dict[str, str]:
+        """The application's own, of its file."""
+        with contextlib.suppress(OpsError):
+            return read_variables.work(self.env.application) if self.env.has("application") else {}
+        return {}
 
     def close(self, healthy: str) -> None:
         """The report's findings: the likely cause first, then the others, then what could not be asked."""
         report = self.report
         self.causes.sort(key=lambda one: one.status is not Status.CRITICAL)  # a warning is no cause of an outage
-        findings = [Finding(CAUSE if not number else "also found", cause.status, masked(cause.what), "", cause.hint)
+        findings = [Finding(CAUSE if not number else "also found", cause.status, self.clean(cause.what), "", cause.hint)
                     for number, cause in enumerate(self.causes)]  # fmt: skip
         if not self.causes:
             sure = not self.unknown
             value = NOTHING if sure else f"not found, and {len(self.unknown)} probes could not be made"
             hint = "" if sure else "make those probes possible, or make them by hand: the finding below says how"
             findings = [Finding(CAUSE, Status.OK if sure else Status.WARN, value, "", hint)]
-        findings += [Finding(f"not measured: {question}", Status.WARN, masked(error.message), "an answer", error.hint)
-                     for question, error in self.unknown]  # fmt: skip
+        for question, error in self.unknown:
+            what, said = f"not measured: {question}", self.clean(error.message)
+            findings.append(Finding(what, Status.WARN, said, "an answer", error.hint))
         report.findings[:0] = findings
         report.facts = {CAUSE: findings[0].value, **report.facts}
         report.outcome = findings[0].value if self.causes or self.unknown else f"{NOTHING}: {healthy}"
         evidence, report.evidence = report.evidence, []
         self._tell_next()
-        rows = [(question, masked(answer), verdict) for question, answer, verdict in self.asked]
+        rows = [(question, self.clean(answer), verdict) for question, answer, verdict in self.asked]
         report.table("Decision tree, as it was walked", ("asked", "answer", "verdict"), rows)
         report.evidence += evidence
 
@@ -157,25 +183,36 @@ def read_state(found: Diagnosis, role: str) -> tuple[ServiceState | None, str]:
     return state, told
 
 
-def tell_service(report: Report, env: Environment, role: str, shown: Callable[[str], str] = lambda text: text) -> str:
+def tell_service(found: Diagnosis, role: str, shown: Callable[[str], str] = lambda text: text) -> str:
     """The last lines of a service's log (what may be `shown` of them) and the names of its environment, masked; returns
     those lines, "" where they cannot be had."""
+    report, env = found.report, found.env
     if role not in env.services.names:
         report.fact(f"log of {role}", f"not read: the environment names no service for {role}")
         return ""
     try:
-        text = masked(shown(env.services.logs(role, LOG_LINES)))
+        text = found.clean(shown(env.services.logs(role, LOG_LINES)))
         report.attach(Evidence(f"Log of {role}, its last {LOG_LINES} lines", text=fenced(text or "(it is empty)")))
     except OpsError as error:
         report.fact(f"log of {role}", f"could not be read: {error.message}")
         text = ""
-    try:
-        names = env.services.environment(role) or names_of(env.services.state(role).pid)
-        told = sorted(names.items()) or [("(none, or neither its manager nor its process tells them)", "")]
-        report.table(f"Environment of {role}", ("name", "value"), told)
-    except OpsError as error:
-        report.fact(f"environment of {role}", f"could not be read: {error.message}")
+    _tell_environment(found, role)
     return text
+
+
+def _tell_environment(found: Diagnosis, role: str) -> None:
+    """A unit tells what stands in it, its process what it has of files too; of a dead one its file is left."""
+    services, names = found.env.services, dict[str, str]()
+    if role == "backend":
+        names.update(dict.fromkeys(found.variables, MASK))
+    try:
+        if services.is_here:
+            names.update(names_of(services.state(role).pid))
+        names.update(services.environment(role))
+    except OpsError as error:
+        found.report.fact(f"environment of {role}", f"could not be read: {error.message}")
+    told = sorted(names.items()) or [("(none, or neither its manager nor its process tells them)", "")]
+    found.report.table(f"Environment of {role}", ("name", "value"), told)
 
 
 def fenced(text: str) -> str:

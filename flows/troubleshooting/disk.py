@@ -16,7 +16,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.recovery.command import launch
+from flows.launch import launch
 from flows.troubleshooting.disk_acts import Removal, carry_out, find_removals
 from flows.troubleshooting.disk_holders import find_holders, tell_holders
 from flows.troubleshooting.disk_systems import FileSystem, judge_systems, read_systems
@@ -82,7 +82,7 @@ def _tell_after(
     """What is free now, by the file systems' own count."""
     now = {one.device: one for one in read_systems(report, env)}
     again = [now[one.device] for one in full if one.device in now]
-    freed = sum(now[one.device].free_bytes - one.free_bytes for one in full if one.device in now)
+    freed = sum(now[one.device].disk.free_bytes - one.disk.free_bytes for one in full if one.device in now)
     judge_systems(report, again, otherwise=Status.CRITICAL, when="afterwards")
     report.table("Removed", ("what", "which", "bytes"), [(one.act.kind, one.detail, size(one.bytes)) for one in gone])
     report.outcome = f"{len(gone)} of {len(wanted)} removed, {size(max(freed, 0))} more are free"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Collection, Iterator
+import contextlib
+import os
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from blocks.environment import Environment
+from flows.troubleshooting.disk_systems import paths_of
 from runbook.errors import OpsError
 from runbook.permit import Act, Permit
 from runbook.render import duration
@@ -19,7 +21,7 @@ from tasks.host import disk_of
 from tasks.logs import cleaning
 from tasks.logs.files import LogFile, find_logs
 from tasks.manifest import Kind
-from tasks.space import Scratch, find_scratch, remove_scratch
+from tasks.space import Scratch, find_scratch, find_workers, remove_scratch, temporary_directory
 from tasks.stores.leftovers import REMOVE as UNFINISHED
 from tasks.stores.leftovers import Leftover, find_leftovers, remove_leftover
 from tasks.stores.store import store_of
@@ -45,7 +47,13 @@ def find_removals(
     """In the order in which they go. Only what lies on one of these file systems makes room there."""
     found = [*_scratch(report, env, scratch_seconds), *_unfinished(report, env), *_logs(report, env, before)]
     once = {one.act: one for one in found}  # kinds may share a directory
-    return [one for one in once.values() if _is_on(one, devices)]
+    named = [path.absolute() for name, path in paths_of(env) if name != "temporary files"]
+    return [one for one in once.values() if _is_on(one, devices) and not _holds(Path(one.act.target), named)]
+
+
+def _holds(doomed: Path, named: Sequence[Path]) -> bool:
+    """Whether something that the environment names lies in it: its server may be down, and nobody works there."""
+    return any(path.is_relative_to(doomed.absolute()) for path in named)
 
 
 def _is_on(one: Removal, devices: Collection[int]) -> bool:
@@ -56,7 +64,7 @@ def _is_on(one: Removal, devices: Collection[int]) -> bool:
 
 
 def _scratch(report: Report, env: Environment, min_seconds: float) -> Iterator[Removal]:
-    parents = [Path(tempfile.gettempdir())]
+    parents = [temporary_directory()]
     if env.has("backups"):
         parents.append(Path(env.backups.spool))
     found = find_scratch(parents, min_seconds)
@@ -80,7 +88,8 @@ def _unfinished(report: Report, env: Environment) -> Iterator[Removal]:
             except OpsError as error:
                 report.warn(f"not looked at: {which} {kind}", error.hint, value=error.message)
                 continue
-            for one in found:
+            held = find_workers([one.path for one in found])
+            for one in (one for one in found if one.path not in held):
                 yield Removal("unfinished", Act(UNFINISHED, str(one.path)), str(one.path), one.bytes, one)
 
 
@@ -98,11 +107,22 @@ def _logs(report: Report, env: Environment, before: datetime) -> Iterator[Remova
     if held:
         report.warn("rotated logs that are still open", "have their process open its log again: their space is free "
                     "only then", value=", ".join(held[:5]))  # fmt: skip
+    unknown = [] if holders.whole else [one for one in old if not _is_ours(one.path)]
+    if unknown:
+        report.warn("rotated logs that may be open", "run it as root, or as the user that writes them: this one may "
+                    "not look at others' processes", value=", ".join(one.path.name for one in unknown[:5]))  # fmt: skip
     for one in old:
-        if one.inode not in holders.by_inode:
+        if one.inode not in holders.by_inode and one not in unknown:
             age = duration((report.started - one.modified).total_seconds())
             act = Act(cleaning.REMOVE, str(one.path))
             yield Removal("log", act, f"{one.path}, last written {age} ago", one.bytes, one)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is this user's, whose processes are all seen."""
+    with contextlib.suppress(OSError):
+        return path.lstat().st_uid == os.geteuid()
+    return False
 
 
 def carry_out(

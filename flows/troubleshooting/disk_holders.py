@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -116,11 +117,14 @@ def _trees(env: Environment, over: Sequence[str]) -> Iterator[Holder]:
         taken = measured[path]
         flow, advice = _ADVICE.get(name.partition(":")[0], ("", "look at its biggest files: du -xh --max-depth=2"))
         least = "" if taken.whole else " (at least: not all of it could be counted)"
+        if name.endswith(": pg_wal"):
+            flow, advice = "check-replication", NEVER
         if taken.bytes:
             yield Holder(f"{name}: {path}{least}", taken.bytes, advice, flow)
-        if name in ("postgres", "standby") and (path / "pg_wal").is_dir():
-            wal = path / "pg_wal"
-            yield Holder(f"{name}: {wal}", measure_trees([wal], TREE_SECONDS)[wal].bytes, NEVER)
+        wal = path / "pg_wal"
+        with contextlib.suppress(PermissionError):
+            if name in ("postgres", "standby") and not wal.is_symlink() and wal.is_dir():
+                yield Holder(f"{name}: {wal}", measure_trees([wal], TREE_SECONDS)[wal].bytes, NEVER)
 
 
 _ADVICE = {

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.environment import Environment
 from runbook.errors import OpsError
-from runbook.render import size
 from runbook.report import Report, Status
-from tasks.host import disk_of, is_here
+from tasks.host import Disk, disk_of, is_here
+from tasks.space import temporary_directory
 
 METRIC = "host.disk.used_ratio"
 LIMITS = (0.85, 0.95)  # the manual's alarm is 85 % (appendix B)
@@ -21,29 +21,27 @@ LIMITS = (0.85, 0.95)  # the manual's alarm is 85 % (appendix B)
 class FileSystem:
     """One of them, and which of the environment's paths are on it."""
 
-    device: int
-    total_bytes: int
-    free_bytes: int
+    disk: Disk
     paths: tuple[str, ...]
 
     @property
-    def used_ratio(self) -> float:
-        """As df shows it to this user."""
-        return 1 - self.free_bytes / self.total_bytes if self.total_bytes else 0.0
+    def device(self) -> int:
+        """What tells two apart."""
+        return self.disk.device
 
     def is_over(self, report: Report) -> bool:
         """Whether it is fuller than the environment's threshold."""
-        return self.used_ratio > report.limits.get(METRIC, LIMITS)[0]
+        return self.disk.used_ratio > report.limits.get(METRIC, LIMITS)[0]
 
 
 def paths_of(env: Environment) -> Iterator[tuple[str, Path]]:
     """Everything of the environment on this host that grows."""
     yield "reports", env.reports_directory
-    yield "temporary files", Path(tempfile.gettempdir())
+    yield "temporary files", temporary_directory()
     if env.has("postgres"):
         for node in env.nodes():
             if is_here(node.host):
-                yield f"{node.service}", Path(node.data_directory)
+                yield from _of_server(node.service, Path(node.data_directory))
     if env.has("redis") and is_here(env.redis.host):
         yield "redis", Path(env.redis.data_directory)
     if env.has("backups"):
@@ -59,6 +57,15 @@ def paths_of(env: Environment) -> Iterator[tuple[str, Path]]:
         yield "application", Path(env.application.directory)
 
 
+def _of_server(service: str, data: Path) -> Iterator[tuple[str, Path]]:
+    """WAL and tablespaces may lie elsewhere."""
+    yield service, data
+    with contextlib.suppress(OSError):  # its directory is closed to this user: that is told once
+        for link in (data / "pg_wal", *sorted((data / "pg_tblspc").glob("*"))):
+            if link.is_symlink():
+                yield f"{service}: {link.name}", link.resolve()
+
+
 def read_systems(report: Report, env: Environment) -> list[FileSystem]:
     """The fullest first. A path that cannot be measured is told, not left out."""
     found: dict[int, FileSystem] = {}
@@ -69,8 +76,8 @@ def read_systems(report: Report, env: Environment) -> list[FileSystem]:
             report.warn(f"not measured: {name}", error.hint, value=error.message)
             continue
         known = found[disk.device].paths if disk.device in found else ()
-        found[disk.device] = FileSystem(disk.device, disk.total_bytes, disk.free_bytes, (*known, f"{name} {path}"))
-    return sorted(found.values(), key=lambda one: -one.used_ratio)
+        found[disk.device] = FileSystem(disk, (*known, f"{name} {path}"))
+    return sorted(found.values(), key=lambda one: -one.disk.used_ratio)
 
 
 def judge_systems(report: Report, systems: Sequence[FileSystem], *, otherwise: Status, when: str = "") -> None:
@@ -78,12 +85,11 @@ def judge_systems(report: Report, systems: Sequence[FileSystem], *, otherwise: S
     warn, critical = report.limits.get(METRIC, LIMITS)
     for one in systems:
         where = one.paths[0].rpartition(" ")[2]
-        status = otherwise if one.used_ratio > critical else Status.WARN
+        status = otherwise if one.disk.used_ratio > critical else Status.WARN
         report.expect(" ".join(filter(None, (METRIC, when, f"({where})"))), not one.is_over(report),
                       "what holds it is in the table below, the biggest first",
-                      value=f"{one.used_ratio:.1%}, {size(one.free_bytes)} of {size(one.total_bytes)} free",
+                      value=f"{one.disk.used_ratio:.1%}, {one.disk.told}",
                       expected=f"≤ {warn:.0%} (critical above {critical:.0%})", otherwise=status)  # fmt: skip
     if not when:
-        rows = [(f"{one.used_ratio:.1%}", size(one.free_bytes), size(one.total_bytes), "; ".join(one.paths))
-                for one in systems]  # fmt: skip
-        report.table("File systems", ("used", "free", "size", "what of the environment is on it"), rows)
+        rows = [(f"{one.disk.used_ratio:.1%}", one.disk.told, "; ".join(one.paths)) for one in systems]
+        report.table("File systems", ("used", "what is left", "what of the environment is on it"), rows)

@@ -28,7 +28,7 @@ RESTORE = Next("show-recovery-options", "every way to bring the data back, with 
 
 def walk(found: Diagnosis) -> None:
     """From what everything else depends on."""
-    log = tell_service(found.report, found.env, ROLE)
+    log = tell_service(found, ROLE)
     question = "which server is the master?"
     try:
         block = judge_master(found.report, found.env.redis, read_sentinels(found.env.redis), changes=False)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+from collections.abc import Iterable, Mapping
+from urllib.parse import quote, unquote, urlsplit
 
+SHORT, LONG = 4, 8
 MASK = "‹masked›"
 _NAMES = r"(?:password|passwd|secret|token|api[_-]?key|authorization|cookie|credential)"
 _SECRET_NAME = re.compile(rf"(?i)(?:^|[_-]){_NAMES}$|^{_NAMES}|apikey$")
+# What Redis quotes of its configuration where it is wrong.
+_DIRECTIVE = re.compile(r"(?i)(\b(?:requirepass|masterauth|auth-pass\s+\S+)\s+)\S+(?:\s+[^\s'].*)?|(?<=\s)>[^\s'>]{4,}")
 # A secret's name and its value: in JSON, in a URL's query, in a header, in Python's repr. Numbers are counts of tokens.
 _NAMED = re.compile(
     rf"""(?ix) (["']? \b [\w-]*{_NAMES} ["']? \s*[:=]\s*)
@@ -28,8 +35,29 @@ _PHONE = re.compile(r"(?<![\d.-])0\d{1,4}-\d{1,4}-\d{3,4}(?![\d-])")
 def masked(text: str) -> str:
     """The text without secrets, and without mail addresses, telephone and card numbers."""
     text = _KNOWN.sub(MASK, _IN_URL.sub(rf"\1{MASK}\2", text))
-    text = _NAMED.sub(_unnamed, text)
+    text = _DIRECTIVE.sub(lambda found: f"{found[1] or ''}{MASK}", _NAMED.sub(_unnamed, text))
     return _CARD.sub(_uncarded, _PHONE.sub(MASK, _MAIL.sub(MASK, text)))
+
+
+def secret_parts(variables: Mapping[str, str]) -> set[str]:
+    """What of the values of an environment's variables stands in no report: each that is long or has a secret's name,
+    its lines, and the password of a URL by itself. Paths and short words tell nothing."""
+    found = set[str]()
+    for name, value in variables.items():
+        least = SHORT if _SECRET_NAME.search(name) else LONG
+        found |= {part for part in (value, *value.splitlines()) if len(part) >= least and not part.startswith("/")}
+        with contextlib.suppress(ValueError):  # it is no URL
+            password = urlsplit(value).password or ""
+            found |= {part for part in (password, unquote(password)) if len(part) >= SHORT}
+    return found
+
+
+def without(text: str, secrets: Iterable[str]) -> str:
+    """The text without these, as they are and as Python, JSON and a URL write them."""
+    forms = {form for one in secrets for form in (one, repr(one)[1:-1], json.dumps(one)[1:-1], quote(one, safe=""))}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, MASK)
+    return text
 
 
 def masked_value(value: object, name: str = "") -> object:

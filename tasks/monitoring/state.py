@@ -24,7 +24,7 @@ _HINT = "remove it: the monitoring begins anew"
 @dataclass
 class State:
     """`unsent` events are told at the next round, in their order, until Prefect has taken them. `told`: when a metric's
-    state was told last. `processors`: counters of a host's (tasks/processors.py). `logs`: tokens in files that were
+    state was told last. `processors`: counters of a host's (tasks/host_load.py). `logs`: tokens in files that were
     read."""
 
     at: datetime | None = None

@@ -6,9 +6,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from runbook.errors import OpsError
 from runbook.kinds import action, probe
 from runbook.permit import Permit
-from tasks.space import taken_by
+from tasks.space import find_workers, taken_by
 from tasks.stores.directory import PARTIAL, SENT, DirectoryStore, told
 
 REMOVE = "remove unfinished backup"
@@ -40,9 +41,11 @@ def remove_leftover(permit: Permit, one: Leftover) -> bool:
     """Remove one of them; whether it is gone.
 
     Raises:
-        OpsError: it cannot be removed.
+        OpsError: it cannot be removed, or a process works in it.
     """
     permit.require(REMOVE, str(one.path))
+    if why := find_workers([one.path]).get(one.path):
+        raise OpsError(f"{one.path} stays: {why}", "see what that is; what outlived its run is ended, then this goes")
     with told(one.path):
         if one.path.exists():
             shutil.rmtree(one.path)

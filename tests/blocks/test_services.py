@@ -191,7 +191,7 @@ def test_somebody_else_on_its_port_is_unreachable() -> None:
 
 
 def test_a_supervisord_that_hangs_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blocks.services.CALL_SECONDS", 0.3)
+    monkeypatch.setattr("blocks.services.READ_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         services = SupervisorServices(names={"backend": "x"}, url=f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(Unreachable):

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from blocks.environment import Environment
+from flows import launch
 from flows.database.backup import backup_database
-from flows.recovery import command
 from flows.recovery import full_restore as module
 from flows.recovery.full_restore import full_restore
 from lab.lifecycle import existing
@@ -117,10 +117,10 @@ def test_a_prefect_that_is_only_busy_is_not_passed_over(monkeypatch: pytest.Monk
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=serve, daemon=True).start()
         with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{listener.getsockname()[1]}/api"}):
-            assert command.prefect_answers()
-    monkeypatch.setattr(command, "PREFECT_SECONDS", 0.2)
+            assert launch.prefect_answers()
+    monkeypatch.setattr(launch, "PREFECT_SECONDS", 0.2)
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
-        assert not command.prefect_answers()
+        assert not launch.prefect_answers()
 
 
 def test_a_run_without_prefect_says_whom_its_lock_keeps_out(system: System) -> None:

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from blocks.environment import Environment
 from flows.routine.checklist import run_checklist
 from flows.routine.checklist_texts import checklist
 from flows.routine.reminders import remind_checklists
@@ -23,6 +24,7 @@ from lab.control import Control
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks.setting_records import Changed, keep, mark_undone
 from tests.routine.escalated import escalate
 from tests.routine.waiting import Waiting, waiting
 from tests.servers import free_port
@@ -139,9 +141,19 @@ def test_what_is_overdue_is_escalated_once_a_day(place: Waiting) -> None:
     assert any("escalate is not deployed" in one.value and one.hint for one in alone.findings)
 
     place.deploy(escalate)
+    directory = Environment.find(place.name).reports_directory
+    lasting = keep(directory, "7391", [Changed("work_mem", None, "1GB")], hours=1)
+    over = keep(directory, "7391", [Changed("max_connections", None, "300")], hours=-1, reason="付録A")
     for _ in range(2):
         report = remind(place)
         assert report.status is Status.WARN
+    for record in (lasting, over):
+        mark_undone(directory, record)
+    (told,) = [
+        one for one in report.findings if one.name.startswith("temporary") and not one.name.endswith("escalated")
+    ]
+    assert told.name == "temporary setting max_connections of postgres"
+    assert f"undo-postgres-settings with record={over.name}" in told.hint
     rows = {row[0]: row for item in report.evidence if item.name == "Checklists that wait" for row in item.rows}
     assert rows["セキュリティ監査"][1:3] == ("セキュリティ", "脆弱性 (§3.2)")
     assert rows["セキュリティ監査"][5:] == ("3", f"{place.runs.ui}/runs/flow-run/{late}")
@@ -151,8 +163,12 @@ def test_what_is_overdue_is_escalated_once_a_day(place: Waiting) -> None:
     assert found[f"run-checklist {place.name} security_audit"] is Status.WARN
     assert found[f"run-checklist {place.name} cost_review"] is Status.OK
     body = {"flows": {"name": {"any_": ["escalate"]}}, "deployments": {"name": {"any_": [place.name]}}}
-    (launched,) = place.runs.call("POST", "/flow_runs/filter", body)
-    given = launched["parameters"]
+    launched = {
+        one["parameters"]["key"]: one["parameters"] for one in place.runs.call("POST", "/flow_runs/filter", body)
+    }
+    assert set(launched) == {f"checklist-{late}", f"override-{over.name}"}
+    assert "max_connections of postgres was to end" in launched[f"override-{over.name}"]["what"]
+    given = launched[f"checklist-{late}"]
     assert (given["owner"], given["run"], given["key"]) == ("セキュリティ", late, f"checklist-{late}")
     assert given["severity"] == "normal"
     assert "セキュリティ監査" in given["what"]

@@ -7,6 +7,7 @@ import pwd
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -228,3 +229,9 @@ def test_a_container_s_user_is_its_numbers(user: str, numbers: str) -> None:
 def test_an_unknown_user_is_named() -> None:
     with pytest.raises(OpsError, match="there is no user no-such-user on this host — correct os_user"):
         shell.run(["true"], user="no-such-user")
+
+
+def test_a_program_is_heard_where_the_disk_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tempfile finds no directory then: this one is as good as full."""
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    assert shell.run(["echo", "heard"]).stdout == "heard\n"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
 import time
 
 import pytest
 
 from runbook.errors import OpsError, Unreachable
-from runbook.wait import until
+from runbook.wait import until, within
 
 
 def test_it_returns_the_first_true_answer() -> None:
@@ -50,3 +52,20 @@ def test_it_asks_once_even_without_time() -> None:
     assert until(lambda: 7, what="it", seconds=0) == 7
     with pytest.raises(Unreachable, match="within 0 s"):
         until(lambda: None, what="it", seconds=0)
+
+
+def test_work_that_hangs_is_left_behind() -> None:
+    with pytest.raises(OpsError, match="an answer did not happen within 0 s"):
+        within(0.1, threading.Event().wait, "an answer")
+
+
+def test_what_work_returns_and_raises_comes_back_from_the_same_context() -> None:
+    known = contextvars.ContextVar("known", default="")
+    known.set("here")
+    assert within(120, known.get, "it") == "here"
+    with pytest.raises(TimeoutError, match="its own"):
+        within(120, _times_out, "it")
+
+
+def _times_out() -> None:
+    raise TimeoutError("its own")

@@ -38,6 +38,9 @@ user = "grc_user"
 password_env = "FULL_PASSWORD"
 admin_password_env = "FULL_PASSWORD"
 data_directory = "{base}/pg"
+[redis]
+port = {port}
+data_directory = "{base}/tmp/ops-redis-ours/data"
 [services]
 kind = "supervisor"
 names = {{}}
@@ -59,11 +62,17 @@ FILES = {
     "log/app.log.3": 86_400,
     "backups/.partial-full-postgres_20260101_000000/toc.dat": 86_400,
     "backups/.partial-other-postgres_20260101_000000/toc.dat": 86_400,
+    "backups/.partial-full-redis_20260101_000000/dump.rdb": 86_400,
+    "tmp/ops-redis-ours/data/dump.rdb": 7200,
     "tmp/ops-wal-dead/segment": 7200,
     "tmp/ops-pg-live/postmaster.pid": 7200,
     "tmp/ops-pip-young/wheel": 10,
 }
-"""Path → its age in seconds; half a megabyte each. A process has app.log.2 open, another works in ops-pg-live."""
+"""Path → its age in seconds; half a megabyte each. A process has app.log.2 and the dump of the backup of Redis open, another
+works in ops-pg-live, and ops-redis-ours is what the environment names as the data of its Redis, which is down."""
+
+
+HELD = ("log/app.log.2", "backups/.partial-full-redis_20260101_000000/dump.rdb")
 
 
 def seed(base: Path) -> None:
@@ -78,6 +87,18 @@ def seed(base: Path) -> None:
     with contextlib.suppress(OSError), (base / "fill").open("wb", buffering=0) as file:
         while file.write(b"0" * 4096):
             pass
+
+
+def fill_inodes(base: Path) -> None:
+    """pg_wal on a file system of its own, with bytes left and not one inode."""
+    place = base.parent / "wal"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m,nr_inodes=20", "tmpfs", place], check=True)
+    with contextlib.suppress(OSError):
+        for number in range(30):
+            (place / f"{number:024X}").write_bytes(b"x" * 4096)
+    (base / "pg/pg_wal").rename(base / "pg/before")
+    (base / "pg/pg_wal").symlink_to(place)
 
 
 def run(confirm: str) -> Report:
@@ -110,16 +131,18 @@ def main(directory: str) -> None:
     toml.write_text(TOML.format(base=base, port=free_port()))
     os.environ |= {"OPS_ENVIRONMENT": "full", "OPS_ENVIRONMENT_FILE": str(toml), "FULL_PASSWORD": "x"}
     seed(base)
-    tempfile.tempdir = str(base / "tmp")
+    os.environ["TMPDIR"], tempfile.tempdir = str(base / "tmp"), None  # tempfile would find another one
     with contextlib.ExitStack() as stack:
-        handle = stack.enter_context((base / "log/app.log.2").open("rb"))
-        for where, source in ((base / "tmp/ops-pg-live", subprocess.DEVNULL), (Path("/"), handle)):
+        log, dump = (stack.enter_context((base / name).open("rb")) for name in HELD)
+        for where, source in ((base / "tmp/ops-pg-live", subprocess.DEVNULL), (Path("/"), log), (Path("/"), dump)):
             child = subprocess.Popen(["sleep", "600"], cwd=where, stdin=source)
             stack.callback(child.wait)
             stack.callback(child.kill)
         planned = told(run(""), base)
         done = told(run("full"), base)
-    print(json.dumps([planned, done]))
+        fill_inodes(base)
+        of_wal = told(run(""), base)
+    print(json.dumps([planned, done, of_wal]))
 
 
 if __name__ == "__main__":

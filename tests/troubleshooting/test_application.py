@@ -5,21 +5,27 @@ from __future__ import annotations
 import os
 import socket
 import textwrap
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import psutil
 import pytest
 
 from flows.troubleshooting import application
+from runbook import containment
+from runbook.containment import Contained
 from runbook.errors import RunbookFailed
+from runbook.lock import hold
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks import application as users
-from tests.servers import free_port
+from tests.servers import ROLE_PASSWORD, free_port
 from tests.troubleshooting.conftest import Host, cause, evidence, following
 
 ENV = "GREETING=hello-world-4715\nDATABASE_URL=postgresql://grc_user@127.0.0.1/grc_db\n"
@@ -40,6 +46,32 @@ async def app(scope, receive, send):
     await send({"type": "http.response.start", "status": 503 if unwell else 200, "headers": []})
     await send({"type": "http.response.body", "body": body})
 """
+TELLING = 'print("told:", GREETING, ENV["API_TOKEN"].strip(), DATABASE_URL)\nraise ValueError("it ends here")\n'
+LEAVING = """
+import subprocess
+from pathlib import Path
+
+left = subprocess.Popen(["sleep", "600"], start_new_session=True)
+(Path(__file__).parents[1] / "left").write_text(str(left.pid))
+raise ValueError("it ends here")
+"""
+HOOKED = (
+    MAIN
+    + """
+
+async def started(scope, receive, send, inner=app):
+    if scope["type"] == "lifespan":
+        await receive()
+        (HERE / "began").touch()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+    await inner(scope, receive, send)
+
+
+app = started
+"""
+)
 ALEMBIC = {
     "alembic.ini": "[alembic]\nscript_location = %(here)s/alembic\n",
     "alembic/env.py": "",
@@ -64,6 +96,12 @@ class Backend:
             path = self.host.backend / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(text)
+
+    def own_env(self, directory: Path, password: str = ROLE_PASSWORD) -> str:
+        """The text of its own file, which the environment names now."""
+        self.host.describe(directory, url=self.url, env_file=self.host.backend / ".env")
+        login = f"grc_user:{quote(password, safe='')}@127.0.0.1:{self.host.server.port}"
+        return f"GREETING=hello-world-4715\nAPI_TOKEN=ab.12\nDATABASE_URL=postgresql://{login}/grc_db\n"
 
     def start(self) -> None:
         """Returns when it answers."""
@@ -148,12 +186,114 @@ def test_an_import_fails_and_the_trial_shows_its_traceback(backend: Backend) -> 
 
 
 def test_what_a_trial_prints_is_masked(backend: Backend, tmp_path: Path) -> None:
-    backend.host.describe(tmp_path, url=backend.url, env_file=backend.host.backend / ".env")
-    backend.write(main=MAIN + 'print("told:", GREETING)\nraise ValueError("it ends here")\n')
+    backend.write(main=MAIN + TELLING, env=backend.own_env(tmp_path))
     report = backend.diagnosed()
     assert cause(report) == "backend does not start: ValueError: it ends here"
-    assert "told: ********" in evidence(report, "Foreground start").text
+    assert "told: ‹masked›" in evidence(report, "Foreground start").text
     assert "hello-world-4715" not in str(report.as_json())
+
+
+def test_what_its_service_logs_is_masked_too(backend: Backend, tmp_path: Path) -> None:
+    backend.write(main=MAIN + TELLING, env=backend.own_env(tmp_path))
+    backend.start_in_vain()
+    report = backend.diagnosed()
+    assert cause(report) == "backend does not start: ValueError: it ends here"
+    log = evidence(report, "Log of backend").text
+    assert "told: ‹masked› ‹masked›" in log
+    for secret in ("hello-world-4715", "ab.12", ROLE_PASSWORD, quote(ROLE_PASSWORD, safe="")):
+        assert secret not in str(report.as_json())
+
+
+def test_a_variable_that_only_its_unit_sets_is_not_missing(backend: Backend) -> None:
+    backend.write(main="import os\nos.environ['SUPERVISOR_ENABLED']\nimport interviewkit_that_is_gone\n")
+    backend.start_in_vain()
+    report = backend.diagnosed()
+    assert "KeyError: 'SUPERVISOR_ENABLED'" in evidence(report, "Foreground start").text
+    assert cause(report) == "backend does not start: an import fails: No module named 'interviewkit_that_is_gone'"
+
+
+def test_a_start_leaves_no_process_behind(backend: Backend) -> None:
+    backend.write(main=LEAVING)
+    backend.diagnosed()
+    pid = int((backend.host.backend / "left").read_text())
+    until(lambda: not psutil.pid_exists(pid), what="its end", seconds=120)
+
+
+@pytest.mark.parametrize("hooks", [False, True])
+def test_start_up_hooks_run_only_where_the_environment_says_so(backend: Backend, tmp_path: Path, hooks: bool) -> None:
+    more = 'start_variables = { UVICORN_LIFESPAN = "on" }' if hooks else ""
+    backend.host.describe(tmp_path, url=backend.url, more=more)
+    backend.write(main=HOOKED)
+    began = backend.host.backend / "began"
+    began.unlink(missing_ok=True)
+    (backend.host.root / "grc-backend.log").write_text("")
+    text = evidence(backend.diagnosed(), "Foreground start").text
+    assert "it serves" in text
+    assert (began.exists(), "without its start-up hooks" in text) == (hooks, not hooks)
+
+
+def test_nothing_is_started_beside_a_run_that_holds_the_environment(backend: Backend, tmp_path: Path) -> None:
+    held, done = threading.Event(), threading.Event()
+
+    def restore() -> None:
+        with hold("sick", tmp_path / "reports", "Restore database", "recovery"):
+            held.set()
+            done.wait(120)
+
+    thread = threading.Thread(target=restore)
+    thread.start()
+    try:
+        assert held.wait(120)
+        report = backend.diagnosed()
+    finally:
+        done.set()
+        thread.join()
+    _assert_not_started(report, "sick is held by “Restore database”")
+
+
+def test_nothing_is_started_in_an_environment_that_is_contained(backend: Backend, tmp_path: Path) -> None:
+    contained = Contained("1", 1.0, "sre", "a breach", "today", "here")
+    containment.write("sick", tmp_path / "reports", contained)
+    _assert_not_started(backend.diagnosed(), "contained by sre")
+
+
+def _assert_not_started(report: Report, why: str) -> None:
+    assert not [one for one in report.evidence if one.name.startswith("Foreground")]
+    (told,) = [one for one in report.findings if one.name == "not measured: does it start in the foreground?"]
+    assert why in told.value
+
+
+def test_what_answers_in_the_place_of_its_service_is_found(backend: Backend) -> None:
+    class Old(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", backend.host.backend_port), Old) as orphan:
+        threading.Thread(target=orphan.serve_forever, daemon=True).start()
+        backend.start_in_vain()
+        report = backend.diagnosed()
+        orphan.shutdown()
+    assert report.status is Status.WARN
+    assert cause(report).startswith("backend answers, and not by its service")
+    assert f"process {os.getpid()}" in cause(report)
+
+
+def test_an_error_of_a_request_is_no_reason_not_to_start(backend: Backend) -> None:
+    backend.start()
+    (backend.host.backend / "unwell").touch()
+    with (backend.host.root / "grc-backend.log").open("a") as log:
+        log.write("KeyError: 'CANDIDATE_ID'\n")
+    assert cause(backend.diagnosed()).startswith("backend runs and is not healthy: backend answers 503: queue stuck")
+
+
+def test_its_own_password_is_stale(backend: Backend, tmp_path: Path) -> None:
+    backend.write(env=backend.own_env(tmp_path, "stale-word-77"))
+    backend.start()
+    (backend.host.backend / "unwell").touch()
+    report = backend.diagnosed()
+    assert cause(report).startswith("PostgreSQL refuses the password of the application's own connection string")
+    assert "stale-word-77" not in str(report.as_json())
 
 
 def test_a_service_that_was_stopped_is_no_fault_of_the_code(backend: Backend) -> None:

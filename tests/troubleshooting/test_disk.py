@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 STAYS = {
     "pg/pg_wal/000000010000000000000001", "log/app.log", "log/app.log.2", "log/app.log.3",
     "backups/.partial-other-postgres_20260101_000000/toc.dat", "tmp/ops-pg-live/postmaster.pid",
-    "tmp/ops-pip-young/wheel",
+    "tmp/ops-pip-young/wheel", "tmp/ops-redis-ours/data/dump.rdb",
+    "backups/.partial-full-redis_20260101_000000/dump.rdb",
 }  # fmt: skip
 GOES = ("tmp/ops-wal-dead", "backups/.partial-full-postgres_20260101_000000", "log/app.log.1")
 
@@ -55,7 +56,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_the_plan_is_told_where_nothing_can_be_written(full: list[dict[str, Any]]) -> None:
-    planned, _ = full
+    planned, *_ = full
     assert planned["free"] == 0
     assert [Path(step["detail"].split(",")[0]).as_posix().partition("/disk/")[2] for step in planned["plan"]] == [*GOES]
     assert all(step["bytes"] >= 500_000 for step in planned["plan"])
@@ -65,7 +66,7 @@ def test_the_plan_is_told_where_nothing_can_be_written(full: list[dict[str, Any]
 
 
 def test_what_may_go_goes_and_all_else_stays(full: list[dict[str, Any]]) -> None:
-    _, done = full
+    _, done, _ = full
     assert set(done["left"]) == STAYS
     assert done["free"] >= 3 * 500_000
     assert done["written"]
@@ -77,9 +78,18 @@ def test_what_may_go_goes_and_all_else_stays(full: list[dict[str, Any]]) -> None
 
 
 def test_what_is_still_too_full_afterwards_is_critical(full: list[dict[str, Any]]) -> None:
-    _, done = full
+    _, done, _ = full
     assert done["status"] == Status.WARN.value
     assert [one["status"] for one in done["findings"] if "afterwards" in one["name"]] == ["WARN"]
     assert any(one["name"] == "not measured: the database" for one in done["findings"])
     rows = next(one for one in done["evidence"] if one["name"].startswith("What holds"))["rows"]
     assert any(what.endswith("/pg/pg_wal") and "never" in advice for what, _, advice in rows)
+
+
+def test_wal_s_own_file_system_without_an_inode_is_full_too(full: list[dict[str, Any]]) -> None:
+    *_, of_wal = full
+    (found,) = [one for one in of_wal["findings"] if one["name"].endswith("/wal)")]
+    assert found["status"] == Status.WARN.value
+    assert "100% of its inodes used" in found["value"]
+    rows = next(one for one in of_wal["evidence"] if one["name"].startswith("What holds"))["rows"]
+    assert any(what.startswith("postgres: pg_wal") and "never" in advice for what, _, advice in rows)

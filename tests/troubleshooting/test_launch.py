@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from prefect.settings import PREFECT_UI_URL, temporary_settings
 
-from flows.launch import command, find_flow, parsed
+from flows.launch import command, find_flow, launch, parsed
 from flows.troubleshooting import diagnosis
 from flows.troubleshooting.database_outside import full_cause
 from flows.troubleshooting.diagnosis import Diagnosis
+from flows.troubleshooting.disk import free_disk_emergency
+from flows.troubleshooting.disk_holders import _ADVICE
 from flows.troubleshooting.redis_tree import CLEAR, _more_memory
 from runbook.errors import OpsError
 from runbook.form import Forms
 from tests.troubleshooting.conftest import Host
 
 ROOT = Path(__file__).parents[2]
+CHAPTER = sorted((ROOT / "flows/troubleshooting").glob("*.py"))
 
 
 def test_what_a_diagnosis_offers_is_taken_by_its_runbook() -> None:
@@ -36,6 +41,31 @@ def test_what_a_diagnosis_offers_is_taken_by_its_runbook() -> None:
         for name, value in one.parameters.items():
             assert list(values[name]) == value if isinstance(value, list) else values[name] == value
     assert {"max_connections = 600", "maxmemory 2gb"} <= {str(one.parameters.get("override")) for one in offered}
+
+
+def test_bounds_hold_without_prefect_too(capsys: pytest.CaptureFixture[str]) -> None:
+    """A log that was rotated a minute ago is not old."""
+    assert launch(free_disk_emergency, {"environment": "sick", "log_days": 0}, alone=True) == 1
+    assert "free-disk-emergency does not take that" in capsys.readouterr().err
+
+
+def test_every_runbook_of_the_chapter_can_be_launched_by_its_form() -> None:
+    """With the environment alone, where nothing else is filled in."""
+    named = {one.args[0].value for path in CHAPTER for one in ast.walk(ast.parse(path.read_text()))
+             if isinstance(one, ast.Call) and getattr(one.func, "id", "") == "Next"
+             and isinstance(one.args[0], ast.Constant)}  # fmt: skip
+    named |= {flow for flow, _ in _ADVICE.values() if flow}
+    assert len(named) > 20
+    for flow in map(str, named):
+        assert parsed(find_flow(flow), ["environment=lab"])["environment"] == "lab"
+
+
+def test_a_probe_that_hangs_or_may_not_look_was_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "PROBE_SECONDS", 0.1)
+    found = Diagnosis(None, None)  # type: ignore[arg-type]
+    assert found.ask("does it hang?", threading.Event().wait) is None
+    assert found.ask("may it look?", Path("/proc/1/mem/x").read_bytes) is None
+    assert [question for question, _ in found.unknown] == ["does it hang?", "may it look?"]
 
 
 def test_with_prefect_they_are_forms_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:

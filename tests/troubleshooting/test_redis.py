@@ -61,13 +61,15 @@ def test_an_error_in_its_configuration_is_read_from_its_log(host: Host) -> None:
     file, log = host.redis.configuration, host.root / "redis.log"
     before = file.read_text()
     with host.stopped("redis"):
-        file.write_text(before + "no-such-setting 1\n")
+        file.write_text(before + "requirepass secret-5512 secret-5513\n")
         host.services.start("redis")
         until(lambda: "FATAL CONFIG" in log.read_text(), what="its end", seconds=120)
         report = diagnosed()
         file.write_text(before)
     assert "its log says: " in cause(report)
-    assert "no-such-setting" in cause(report) or "FATAL CONFIG" in cause(report)
+    assert "requirepass ‹masked›" in cause(report) or "FATAL CONFIG" in cause(report)
+    assert "requirepass ‹masked›" in evidence(report, "Log of redis").text
+    assert "secret-551" not in str(report.as_json())
 
 
 def test_a_port_where_nobody_listens_is_no_dead_process(host: Host, tmp_path: Path) -> None:
