@@ -38,14 +38,14 @@ def collect_audit_evidence(environment: str, days: Annotated[int, Field(ge=1, le
     """
     env = Environment.find(environment)
     with runbook("Collect audit evidence", env) as report:
-        secrets = secrets_of(env.whole().values())
-        evidence = Evidence(report, secrets)
+        evidence = Evidence(report, secrets_of(env.whole().values()))
         collect(report, env, evidence, report.started - timedelta(days=days))
-        leaking = holding(evidence.files, secrets)
+        leaking = holding(evidence.files, evidence.secrets)
         for name in leaking:
             del evidence.files[name]
+        told = f"left out: {', '.join(leaking)}" if leaking else f"{len(evidence.secrets)} looked for"
         report.expect("no secret is in the archive", not leaking, "change that secret: it stands where it must not",
-                      value=f"left out: {', '.join(leaking)}" if leaking else f"{len(secrets)} looked for")  # fmt: skip
+                      value=told)  # fmt: skip
         path = env.reports_directory / "evidence" / f"{report.started:%Y%m%dT%H%M%SZ}-{key(report)}-{env.name}.tar.gz"
         about = {"environment": env.name, "collected": report.started_at, "days": days, "missing": evidence.missing}
         sealed = seal(path, evidence.files, about, report.started)

@@ -10,6 +10,7 @@ from flows.routine.evidence import Evidence
 from runbook.chain import verify_chain
 from runbook.errors import OpsError
 from runbook.report import Report, Status
+from tasks.evidence import secrets_of
 from tasks.logs.users import read_users
 from tasks.postgres.access import read_access as read_postgres
 from tasks.redis.access import read_access as read_redis
@@ -29,6 +30,7 @@ def collect(report: Report, env: Environment, evidence: Evidence, since: datetim
     if env.drill_environment:
         other = evidence.ask("drills elsewhere", lambda: Environment.find(env.drill_environment))
         if other:
+            evidence.secrets = [*evidence.secrets, *secrets_of(other.whole().values())]
             _reports(report, evidence, other, since)
     if not any(name.endswith(f"-{DRILL}.json") for name in evidence.files):
         evidence.lacks("drills", "there is no report of a drill in that time: run-drill")

@@ -13,6 +13,7 @@ from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.application import wait_healthy
+from tasks.faults.disposable import where_disposable
 from tasks.load.driving import Load, drive_load
 from tasks.load.saturation import Saturation
 
@@ -35,10 +36,10 @@ def run_performance_test(
     of the environment), and so does what became slower than the last time with the same load. Run it every quarter,
     before a release that changes much, and after resources were changed.
 
-    It runs in a disposable environment only: in the named one, or in that one's drill_environment. What it changes:
-    interview sessions with the position 負荷試験 (interview-ops) stay behind; it holds the environment's lock. Each AI
-    answer costs tokens where the providers are real. Undo: none. Evidence: endpoints.csv and what Locust wrote, in the
-    report folder under load/.
+    It runs in a disposable environment only: in the named one, or in that one's drill_environment, where the two share
+    no server. What it changes: interview sessions with the position 負荷試験 (interview-ops) stay behind; it holds the
+    environment's lock. Each AI answer costs tokens where the providers are real. Undo: none. Evidence: endpoints.csv
+    and what Locust wrote, in the report folder under load/.
 
     Args:
         environment: 対象の環境。disposable でなければ、その drill_environment で実行
@@ -60,18 +61,16 @@ def run_performance_test(
 
 def _target(env: Environment) -> tuple[Environment, OpsError | None]:
     """Where the load goes, and why it may not."""
-    if env.disposable:
-        return env, None
-    hint = "name a disposable environment as drill_environment in its TOML, or launch this there"
-    if not env.drill_environment:
-        return env, OpsError(f"{env.name} is not disposable: no load is put on it", hint)
     try:
-        other = Environment.find(env.drill_environment)
+        target = where_disposable(env)
     except OpsError as error:
         return env, error
-    if not other.disposable:
-        return env, OpsError(f"{other.name}, the drill_environment of {env.name}, is not disposable", hint)
-    return other, None
+    if target.disposable:
+        return target, None
+    hint = "name a disposable environment as drill_environment in its TOML, or launch this there"
+    if target is env:
+        return env, OpsError(f"{env.name} is not disposable: no load is put on it", hint)
+    return env, OpsError(f"{target.name}, the drill_environment of {env.name}, is not disposable", hint)
 
 
 def _run(report: Report, env: Environment, load: Load) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from blocks import toml
 from blocks.environment import Environment
 from flows.routine.audit import collect_audit_evidence
 from lab.processes import Account
@@ -186,6 +187,26 @@ def test_an_edited_report_an_open_door_and_what_cannot_be_asked_are_found(
     assert "trial_master" in found["superusers of the database"]
     assert "not measured: users of the application" in found, "there is no audit log"
     assert "users of the application" in json.loads(content(archive(report))[MANIFEST])["missing"]
+
+
+def test_a_secret_of_the_environment_of_the_drills_is_left_out_too(
+    audited: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reports are in the archive as well."""
+    own = tmp_path / "trial.toml"
+    own.write_text(own.read_text().replace("[objectives]", 'drill_environment = "drill"\n[objectives]', 1))
+    monkeypatch.setenv("DRILL_PASSWORD", "of-the-drill-8642")
+    (tmp_path / "drill.toml").write_text(
+        f'name = "drill"\nreports = "{tmp_path}/drills"\n[objectives]\nrpo = "1h"\nrto = "4h"\n[services]\nnames = {{}}\n'
+        '[application]\nurl = "http://127.0.0.1:9"\npassword_env = "DRILL_PASSWORD"\n'
+    )
+    held = Report("DR drill", "drill")
+    held.fact("scenario", "of-the-drill-8642")
+    path, _ = chain.append(tmp_path / "drills", "dr-drill", held.as_json())
+    with toml.read(tmp_path / "drill.toml").stands_in():
+        report = collect()
+    assert bad(report)["no secret is in the archive"] == f"left out: reports/drill/{path.name}"
+    assert b"of-the-drill-8642" not in b"".join(content(archive(report)).values())
 
 
 def test_what_would_hold_a_secret_is_left_out_and_a_changed_archive_does_not_pass(

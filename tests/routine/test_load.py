@@ -168,6 +168,13 @@ def test_an_environment_that_is_needed_gets_no_load(
     with Environment.find(small).model_copy(update={"name": "nowhere"}).stands_in():
         report = reported(lambda: run_performance_test.fn(small))
     assert f"the drill_environment of {small}, is not disposable" in report.findings[0].name
+    # A copied TOML, in which somebody changed the name and `disposable` only: its servers are the first one's.
+    path.write_text(path.read_text() + '[application]\nurl = "http://127.0.0.1:9"\n')
+    copied = Environment.find(small).model_copy(update={"name": "nowhere", "disposable": True})
+    with copied.stands_in():
+        report = reported(lambda: run_performance_test.fn(small))
+    assert report.environment == small
+    assert "both are the application at http://127.0.0.1:9" in report.findings[0].name
 
 
 def test_percentiles_are_of_every_request(tmp_path: Path) -> None:
