@@ -22,23 +22,27 @@ from flows.monitoring.table import BESIDES, METRICS
 from tasks.monitoring.events import PREFIX
 
 WITHIN = timedelta(hours=1)
+SILENCE = timedelta(minutes=30)
 TABLE_OF_CONTENTS = Path(__file__).parents[2] / "prefect.yaml"
 TOLD = {name: f"{{{{ event.payload.{name} }}}}" for name in ("what", "owner", "key")}
 
 
 @dataclass(frozen=True)
 class Deed:
-    """One automation: of a metric (`*`: of any) that was measured, or could not be."""
+    """One automation: of a metric (`*`: of any) that was measured, or could not be; or that is exceeded `again`."""
 
     name: str
     metric: str
     flow: str
     parameters: Mapping[str, object] = field(default_factory=dict)
     measured: bool = True
+    again: bool = False
 
     @property
     def description(self) -> str:
         """For the UI."""
+        if self.again:
+            return f"{self.flow} when a metric is exceeded an hour later still: what was done about it did not help"
         what = f"{self.metric} is exceeded" if self.measured else f"{self.metric} could not be measured"
         action = METRICS[self.metric].action if self.measured and self.metric in METRICS else "調査"
         return f"付録B {action}: {self.flow} when {what}, once an hour at most"
@@ -69,19 +73,41 @@ def escalations() -> Iterator[Deed]:
         severity = METRICS[metric].severity
         yield Deed(f"escalate-{metric}", metric, "escalate", {"severity": severity, **TOLD})
     yield Deed("escalate-not-measured", "*", "escalate", {"severity": "{{ event.payload.severity }}", **TOLD}, False)
+    yield Deed("escalate-persisting", "*", "escalate", {"severity": "{{ event.payload.severity }}", **TOLD}, again=True)
 
 
 def automations(client: SyncPrefectClient, environment: str) -> list[AutomationCore]:
     """One for each deed whose flow this version has."""
     there = TABLE_OF_CONTENTS.read_text(encoding="utf-8")
     found = deeds(Environment.find(environment))
-    return [_automation(client, environment, deed) for deed in found if f".{deed.flow.replace('-', '_')}\n" in there]
+    acts = [_automation(client, environment, deed) for deed in found if f".{deed.flow.replace('-', '_')}\n" in there]
+    return [*acts, *([silent(client, environment)] if Environment.find(environment).has("alerts") else [])]
+
+
+def silent(client: SyncPrefectClient, environment: str, silence: timedelta = SILENCE) -> AutomationCore:
+    """A watcher that died, hangs or cannot write says nothing, as if all were well: it is escalated."""
+    given = {"severity": "severe", "what": f"{environment} の監視が止まっている: flows.monitoring.serve を確認",
+             "owner": "SRE", "key": f"watching {environment}"}  # fmt: skip
+    return AutomationCore(
+        name=f"watching-silent-{environment}",
+        description="監視が止まったらエスカレーションする (nobody has watched for half an hour)",
+        trigger=EventTrigger(
+            after={f"{PREFIX}.watching"},
+            expect={f"{PREFIX}.watching"},
+            match=ResourceSpecification({"prefect.resource.id": f"{PREFIX}.{environment}.watching"}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=silence,
+        ),
+        actions=[launch(client, environment, "escalate", given)],
+    )
 
 
 def _automation(client: SyncPrefectClient, environment: str, deed: Deed) -> AutomationCore:
     labels: dict[str, str | list[str]] = {
         "prefect.resource.id": f"{PREFIX}.{environment}.{deed.metric}",
-        f"{PREFIX}.measured": "yes" if deed.measured else "no",
+        **({f"{PREFIX}.again": "yes"} if deed.again else {f"{PREFIX}.measured": "yes" if deed.measured else "no"}),
     }
     return AutomationCore(
         name=f"{deed.name}-{environment}",

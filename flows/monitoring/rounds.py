@@ -26,6 +26,7 @@ NEXT_SECONDS = 30.0
 """Two that watch the same environment take turns: who comes sooner after the other has nothing to do."""
 TOKENS_EVERY = timedelta(hours=1)
 REMIND_EVERY = timedelta(hours=1)
+WATCHING_EVERY = timedelta(minutes=5)
 TIDY_MINUTE = 7
 
 
@@ -81,7 +82,26 @@ def take_round(env: Environment, now: datetime, timing: Timing = TIMING) -> Roun
         _keep(reports, now, readings)
         state.save(reports, kept)
         problem = _send(reports, kept)
+        _tell_watching(env, kept, now)
         return Round(now, kept.standings, changed, len(kept.unsent), problem)
+
+
+def tell_watching(env: Environment, now: datetime) -> None:
+    """That somebody watches, though there is nothing to judge: where no round is taken, Prefect would escalate that.
+
+    Raises:
+        OpsError: it cannot be noted.
+    """
+    with state.locked(env.reports_directory):
+        _tell_watching(env, state.load(env.reports_directory), now)
+
+
+def _tell_watching(env: Environment, kept: State, now: datetime) -> None:
+    if kept.unsent or (kept.watching and timedelta() <= now - kept.watching < WATCHING_EVERY):
+        return
+    if not events.send([events.watching(env.name, now)]):
+        kept.watching = now
+        state.save(env.reports_directory, kept)
 
 
 def _processors(kept: State, now: datetime) -> Reading:
@@ -125,7 +145,7 @@ def _judge(
         is_due = after.exceeded and (not last or not timedelta() <= now - last < REMIND_EVERY)
         if change or (is_due and after.against == 0):
             kept.told[name] = now
-            kept.unsent.append(events.event(change or "exceeded", payload(env, metric, after), now))
+            kept.unsent.append(events.event(change or "exceeded", payload(env, metric, after), now, again=not change))
     return changed
 
 

@@ -21,7 +21,7 @@ from prefect.settings import PREFECT_API_URL
 
 from blocks.environment import Environment
 from flows.monitoring.metrics import watch_metrics
-from flows.monitoring.rounds import Round, take_round
+from flows.monitoring.rounds import Round, take_round, tell_watching
 from flows.recovery.objectives import serves_elsewhere
 from runbook.errors import OpsError
 
@@ -57,6 +57,7 @@ class Watcher:
         env = Environment.find(self.environment)
         if elsewhere := serves_elsewhere(env):
             self._say_once(f"this region does not serve (users are sent to {elsewhere})")
+            tell_watching(env, datetime.now(UTC))
             return
         started, spent = time.monotonic(), time.process_time()
         found = take_round(env, datetime.now(UTC))

@@ -48,7 +48,7 @@ def read_cause(run: str) -> Cause:
         found.name,
         state.name or "" if state else "",
         excerpt(state.message or "", 200) if state else "",
-        told[-1] if told else "",
+        excerpt(told[-1], 300) if told else "",
         tuple(found.tags),
         address,
     )

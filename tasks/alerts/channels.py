@@ -70,7 +70,7 @@ def deliver(alerts: Alerts, channel: Channel, contact: str, message: Message) ->
     try:
         _within(alerts.deadline_seconds, ways[channel])
     except OpsError as error:
-        raise Unreachable(f"{channel}: {excerpt(_masked(error.message, alerts), 160)}") from None
+        raise Unreachable(f"{channel}: {excerpt(masked(error.message, alerts), 160)}") from None
 
 
 def _within(seconds: float, work: Callable[[], None]) -> None:
@@ -138,8 +138,8 @@ def _append(path: Path, message: Message) -> None:
         raise OpsError(f"not written ({error.strerror})") from None
 
 
-def _masked(text: str, alerts: Alerts) -> str:
-    """Before it is cut. A server may repeat an address's path alone."""
+def masked(text: str, alerts: Alerts) -> str:
+    """Without the channels' secrets: before it is cut. A server may repeat an address's path alone."""
     secrets = {
         part for secret in alerts.secrets() for part in (secret, *secret.split("/")) if len(part) >= LEAST_LETTERS
     }

@@ -19,9 +19,9 @@ ANSWER_SECONDS = 10.0
 AT_ONCE = 50
 
 
-def event(kind: str, payload: Mapping[str, Any], at: datetime) -> dict[str, Any]:
+def event(kind: str, payload: Mapping[str, Any], at: datetime, *, again: bool = False) -> dict[str, Any]:
     """`ops.metric.exceeded` or `ops.metric.recovered`, of the resource `ops.metric.<environment>.<metric>`. Automations
-    tell by its label what was measured from what could not be."""
+    tell by its labels what was measured from what could not be, and what is exceeded still (`again`)."""
     environment, metric = payload["environment"], payload["metric"]
     return {
         "id": str(uuid.uuid4()),
@@ -32,9 +32,15 @@ def event(kind: str, payload: Mapping[str, Any], at: datetime) -> dict[str, Any]
             "prefect.resource.name": metric,
             f"{PREFIX}.environment": environment,
             f"{PREFIX}.measured": "no" if payload["value"] is None else "yes",
+            f"{PREFIX}.again": "yes" if again else "no",
         },
         "payload": dict(payload),
     }
+
+
+def watching(environment: str, at: datetime) -> dict[str, Any]:
+    """That somebody watches the environment (`ops.metric.watching`): silence is no good news by itself."""
+    return event("watching", {"environment": environment, "metric": "watching", "value": 0.0}, at)
 
 
 @action(idempotent=True)

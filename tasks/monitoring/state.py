@@ -25,7 +25,7 @@ _HINT = "remove it: the monitoring begins anew"
 class State:
     """`unsent` events are told at the next round, in their order, until Prefect has taken them. `told`: when a metric's
     state was told last. `processors`: counters of a host's (tasks/host_load.py). `logs`: tokens in files that were
-    read."""
+    read. `watching`: when Prefect took it last that somebody watches."""
 
     at: datetime | None = None
     host: str = ""
@@ -36,6 +36,7 @@ class State:
     logs: dict[str, FileUse] = field(default_factory=dict)
     spent: tuple[datetime, float, str] | None = None
     dropped: int = 0
+    watching: datetime | None = None
 
 
 def directory_of(reports: Path) -> Path:

@@ -99,6 +99,15 @@ def test_what_a_server_repeats_is_masked_before_it_is_cut(duty: Duty) -> None:
         silent_about_secrets(duty, str(error.value))
 
 
+def test_what_an_alert_repeats_of_an_exception_is_masked(duty: Duty) -> None:
+    told = f"connection to postgresql://grc:pw-4714-geheim@db/grc failed; 404 for {duty.web.url}{SLACK}; " + "x" * 9999
+    escalate.fn(NAME, what=told)
+    (letter,) = duty.mail.letters
+    assert "postgresql://grc:********@db/grc failed" in letter.get_content()
+    assert len(duty.incidents()[0].what) <= 500
+    silent_about_secrets(duty, letter.get_content() + letter["Subject"])
+
+
 def test_all_channels_are_down(duty: Duty) -> None:
     duty.describe(channels=("slack", "email"))
     duty.mail.refuses = True

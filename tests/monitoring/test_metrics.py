@@ -257,6 +257,8 @@ def test_an_alarm_that_stays_is_told_again_once_an_hour(watched: Watched, backen
         watched.minute += skipped - 1
         watched.round()
         assert [one["payload"]["metric"] for one in found_events(watched)] == ["api.error_ratio"] * told
+    again = [one["resource"]["ops.metric.again"] for one in found_events(watched)]
+    assert again == ["no", "yes", "yes"], "what was done about it did not help"
 
 
 def test_requests_are_counted_across_a_rotation_and_none_that_is_older(watched: Watched) -> None:

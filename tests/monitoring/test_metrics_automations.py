@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -20,7 +20,7 @@ from prefect.flow_engine import run_flow_sync
 
 from deployments import automations
 from deployments.triggers import metrics
-from flows.monitoring.rounds import payload, take_round
+from flows.monitoring.rounds import payload, take_round, tell_watching
 from flows.monitoring.table import METRICS
 from runbook.errors import Unreachable
 from runbook.permit import Act
@@ -100,10 +100,20 @@ def runs(of: DeploymentFilter) -> list[FlowRun]:
         return client.read_flow_runs(deployment_filter=of)
 
 
-def tell(watched: Watched, metric: str, value: float | None, told: str = "seeded", kind: str = "exceeded") -> None:
+def tell(
+    watched: Watched,
+    metric: str,
+    value: float | None,
+    told: str = "seeded",
+    kind: str = "exceeded",
+    again: bool = False,
+) -> None:
     standing = Standing(exceeded=True, value=value, told=told)
     now = datetime.now(UTC)
-    assert events.send([events.event(kind, payload(watched.environment, METRICS[metric], standing), now)]) == ""
+    assert (
+        events.send([events.event(kind, payload(watched.environment, METRICS[metric], standing), now, again=again)])
+        == ""
+    )
 
 
 def one(of: DeploymentFilter) -> FlowRun:
@@ -150,6 +160,31 @@ def _escalated(of: DeploymentFilter) -> None:
         "environment": NAME, "severity": "severe", "owner": "SRE", "key": f"api.error_ratio {NAME}",
         "what": "API エラーレート (api.error_ratio): 40.0% (limit 5.0%): 8 of 20 requests failed"}  # fmt: skip
     assert told[f"postgres.connections.used_ratio {NAME}"]["severity"] == "severe"
+
+
+def test_what_did_not_help_within_an_hour_and_a_watcher_that_says_nothing_are_escalated(
+    watched: Watched, deployed: dict[str, DeploymentFilter]
+) -> None:
+    tell(watched, "host.disk.used_ratio", 0.9)
+    one(deployed["clean-logs"])
+    assert runs(deployed["escalate"]) == [], "it is cleaned, and nobody is woken"
+    tell(watched, "host.disk.used_ratio", 0.91, again=True)
+    assert one(deployed["escalate"]).parameters["key"] == f"host.disk.used_ratio {NAME}"
+
+    with get_client(sync_client=True) as client:
+        (of_half_an_hour,) = client.read_automations_by_name(f"watching-silent-{NAME}")
+        quick = metrics.silent(client, NAME, timedelta(seconds=10))
+        client.update_automation(of_half_an_hour.id, quick)
+    watched.begin = datetime.now(UTC)  # Prefect takes its events' time for the time
+    watched.round()
+    tell_watching(watched.environment, watched.at(1))
+    assert state.load(watched.reports).watching == watched.at(0), "not every minute"
+
+    def silent() -> list[dict[str, object]]:
+        return [run.parameters for run in runs(deployed["escalate"]) if run.parameters["key"] == f"watching {NAME}"]
+
+    (told,) = until(silent, what="the escalation of the silence", seconds=120)
+    assert told["severity"] == "severe"
 
 
 def test_an_automation_s_run_does_only_what_the_environment_pre_authorised(
