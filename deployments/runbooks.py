@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
@@ -16,6 +17,7 @@ import yaml  # type: ignore[import-untyped]
 from runbook.errors import OpsError
 
 ROOT = Path(__file__).resolve().parents[1]
+HELP = "\nArgs:\n"
 _SECTION = re.compile(r"§\d+(?:\.\d+)?|付録[ABC]")
 _PLAIN = {str: "text", int: "number", float: "number", bool: "switch"}
 
@@ -51,12 +53,6 @@ class Runbook:
         return _SECTION.findall(self.title)
 
     @property
-    def shown(self) -> str:
-        """What the Prefect UI shows, as Markdown: the manual's title first, then the description. The parameters'
-        help stands beside their fields in the form; taken from the docstring it would be one paragraph."""
-        return f"{self.title}\n\n{self.description}"
-
-    @property
     def confirms(self) -> bool:
         """Whether it changes or deletes something: with an empty `confirm` it plans."""
         return any(parameter.name == "confirm" for parameter in self.parameters)
@@ -74,6 +70,24 @@ def read_runbooks(path: Path = ROOT / "prefect.yaml") -> list[Runbook]:
     return [_runbook(entrypoint, found) for entrypoint, found in entries.items()]
 
 
+def shown(entrypoint: str) -> str:
+    """What the Prefect UI is to show of a flow, as Markdown: the manual's title, then the description. Help stands
+    beside the form's fields: `Args:` would be one paragraph. Read from its file, since importing all takes seconds.
+
+    Raises:
+        OpsError: there is no such flow.
+    """
+    module, _, name = entrypoint.rpartition(".")
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    body = ast.parse(path.read_text(encoding="utf-8")).body if path.exists() else []
+    for node in body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            head, _, _ = (ast.get_docstring(node) or "").partition(HELP)
+            title, _, description = head.partition("\n")
+            return f"{title.strip()}\n\n{description.strip()}"
+    raise OpsError(f"{entrypoint} is no flow", "correct its entry in prefect.yaml")
+
+
 def _runbook(entrypoint: str, entries: Sequence[Mapping[str, Any]]) -> Runbook:
     module, _, name = entrypoint.rpartition(".")
     try:
@@ -81,7 +95,7 @@ def _runbook(entrypoint: str, entries: Sequence[Mapping[str, Any]]) -> Runbook:
         text = inspect.getdoc(flow.fn) or ""
     except (ImportError, AttributeError) as error:
         raise OpsError(f"{entrypoint} is no flow", "correct its entry in prefect.yaml") from error
-    head, _, helps = text.partition("\nArgs:\n")
+    head, _, helps = text.partition(HELP)
     title, _, body = head.partition("\n")
     return Runbook(
         flow.name,

@@ -9,7 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from deployments.catalogue import covered, main, manual, pages
-from deployments.runbooks import Runbook, read_runbooks
+from deployments.runbooks import Runbook, read_runbooks, shown
 from tests.test_deployments import FLOWS
 
 
@@ -41,11 +41,11 @@ def test_every_flow_is_in_it_with_all_its_parameters() -> None:
 @pytest.mark.parametrize("one", read_runbooks(), ids=lambda one: one.name)
 def test_what_the_ui_shows_reads_as_markdown(one: Runbook) -> None:
     """The manual's title by itself, then paragraphs; help stands in the form. Nothing turns into code, HTML or a title."""
-    tokens = MarkdownIt().enable("table").parse(one.shown)
+    tokens = MarkdownIt().enable("table").parse(shown(one.entrypoint))
     title, *paragraphs = (token.content for token in tokens if token.type == "inline")
     assert title == one.title
     assert paragraphs
-    assert not re.search(r"^\s*(Args|Returns|Raises):", one.shown, re.MULTILINE)
+    assert not re.search(r"^\s*(Args|Returns|Raises):", shown(one.entrypoint), re.MULTILINE)
     kinds = {inner.type for token in tokens for inner in (token, *(token.children or []))}
     assert not {"code_block", "html_block", "html_inline", "heading_open", "hr"} & kinds
 
