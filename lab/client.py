@@ -33,13 +33,13 @@ class Lab:
         return cls(name)
 
     @classmethod
-    def up(cls, name: str, megabytes: int, tell: Tell = silent) -> Lab:
-        """Running, with data.
+    def up(cls, name: str, megabytes: int, tell: Tell = silent, *, runbooks: bool = False) -> Lab:
+        """Running, with data; with a worker and deployments only where `runbooks` are launched through Prefect.
 
         Raises:
             OpsError: a part does not come up.
         """
-        lifecycle.up(name, tell, megabytes)
+        lifecycle.up(name, tell, megabytes, runbooks=runbooks)
         return cls(name)
 
     def down(self, *, remove: bool = True, tell: Tell = silent) -> None:
@@ -55,7 +55,7 @@ class Lab:
             services.supervisor.stop(program)
         for directory in (standby.data, services.layout.wal):
             shutil.rmtree(directory, ignore_errors=True)
-        lifecycle.up(self.name, silent)
+        lifecycle.up(self.name, silent, runbooks=False)
         with psycopg.connect(services.admin_dsn, autocommit=True) as connection:
             loaded = "SELECT pg_conf_load_time()"  # of this session, to which the server passes it on
             before = connection.execute(loaded).fetchone()
@@ -76,7 +76,7 @@ class Lab:
     def empty_region(self) -> None:
         """The second region as it was prepared, after a failover to it, and the lab up: users are sent there again."""
         self.clear_region()
-        lifecycle.up(self.name, silent)
+        lifecycle.up(self.name, silent, runbooks=False)
 
     def clear_region(self) -> None:
         """Everything of the second region stopped, its data removed, and users sent to the lab again, be it dead. The

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,40 +144,49 @@ class Control:
             if self.supervisor.is_running():
                 self.supervisor.reread()
 
-    def deploy(self, name: str, environment: Mapping[str, str], tell: Tell) -> None:
-        """Register the environment's blocks, limits and automations, and deploy its flows, if anything changed.
+    def register(self, name: str, environment: Mapping[str, str], tell: Tell) -> None:
+        """The environment's blocks and lock, and those of the region into which it may recover, if anything changed.
 
         Raises:
-            OpsError: either failed; its last lines are the message.
+            OpsError: it failed; its last lines are the message.
         """
-        fingerprint, stamp = _fingerprint(environment), self.layout.deployed(name)
-        if stamp.exists() and stamp.read_text() == fingerprint and self._deployments(name):
+        self._once("register", name, environment, (name, environment["OPS_OTHER_REGION"]), tell)
+
+    def deploy(self, name: str, environment: Mapping[str, str], tell: Tell) -> None:
+        """Deploy its flows and automations, if anything changed.
+
+        Schedules are production's: in a lab a person turns on, in the UI, what is to run by itself. A check that is red
+        because nobody has taken a backup yet would fail every five minutes.
+
+        Raises:
+            OpsError: it failed; its last lines are the message.
+        """
+        self._once("deploy", name, environment, ("--environment", name, "--paused"), tell)
+
+    def _once(self, what: str, name: str, environment: Mapping[str, str], words: Sequence[str], tell: Tell) -> None:
+        fingerprint, stamp = _fingerprint(environment), self.layout.done(what, name)
+        if stamp.exists() and stamp.read_text() == fingerprint and self._knows(what, name):
             return
         stamp.parent.mkdir(exist_ok=True)
         stamp.unlink(missing_ok=True)
+        program, shell = f"deployments.{what}", {**operator_environment(), **environment}
         with exclusive(self.layout.base / ".deploy.lock"):  # Prefect's own registration of block types races
-            self._deploy(name, {**operator_environment(), **environment}, tell)
-        write(stamp, fingerprint, 0o600)
-
-    def _deploy(self, name: str, shell: Mapping[str, str], tell: Tell) -> None:
-        """Schedules are production's: in a lab a person turns on, in the UI, what is to run by itself. A check that is
-        red because nobody has taken a backup yet would fail every five minutes."""
-        for what, argv in (
-            # What runs in the one region may recover into the other.
-            ("deployments.register", ("-m", "deployments.register", shell["OPS_OTHER_REGION"])),
-            ("deployments.deploy", ("-m", "deployments.deploy", "--environment", name, "--paused")),
-        ):
             try:
-                run([PYTHON, *argv], cwd=CHECKOUT, environment=shell, seconds=600)
+                run([PYTHON, "-m", program, *words], cwd=CHECKOUT, environment=shell, seconds=600)
             except CommandFailed as error:
                 last = "\n".join(error.stderr.splitlines()[-15:])
-                raise OpsError(f"{what} exited {error.exit_code}:\n{last}") from error
-            tell(f"{what} done for {name}")
+                raise OpsError(f"{program} exited {error.exit_code}:\n{last}") from error
+        tell(f"{program} done for {name}")
+        write(stamp, fingerprint, 0o600)
 
-    def _deployments(self, name: str) -> int:
+    def _knows(self, what: str, name: str) -> bool:
+        """Whether Prefect's database, which somebody may have reset, still has it."""
+        if what == "register":
+            path = f"block_types/slug/ops-environment/block_documents/name/{name}"
+            return httpx.get(f"{api_url(self.state)}/{path}", timeout=120).status_code == httpx.codes.OK
         body = {"work_pools": {"name": {"any_": [name]}}}
         answer = httpx.post(f"{api_url(self.state)}/deployments/count", json=body, timeout=120)
-        return int(answer.text) if answer.status_code == httpx.codes.OK else 0
+        return answer.status_code == httpx.codes.OK and int(answer.text) > 0
 
     def _server(self) -> Program:
         argv = (

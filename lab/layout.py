@@ -207,6 +207,6 @@ class ControlLayout:
         """Per environment a fingerprint of what was last registered and deployed to it."""
         return self.root / "deployed"
 
-    def deployed(self, name: str) -> Path:
+    def done(self, what: str, name: str) -> Path:
         """The environment's fingerprint."""
-        return self.deployments / name
+        return self.deployments / f"{what}-{name}"

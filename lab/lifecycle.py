@@ -107,11 +107,20 @@ def variables(services: Services, control: Control) -> dict[str, str]:
     }
 
 
-def up(name: str, tell: Tell, megabytes: int | None = None, postgres_bin: str = "", *, dr: bool = False) -> None:
+def up(
+    name: str,
+    tell: Tell,
+    megabytes: int | None = None,
+    postgres_bin: str = "",
+    *,
+    dr: bool = False,
+    runbooks: bool = True,
+) -> None:
     """Bring the lab and the Prefect server up, both at the same time; what runs already is left alone.
 
     `megabytes` of data go into a new lab (default `MEGABYTES`). Its second region is prepared, and its environment
-    registered; with `dr` it also gets a worker and deployments of its own.
+    registered; with `dr` it also gets a worker and deployments of its own. Without `runbooks` neither gets any: flows
+    are called where the caller is.
 
     Raises:
         OpsError: a part does not come up.
@@ -122,7 +131,7 @@ def up(name: str, tell: Tell, megabytes: int | None = None, postgres_bin: str = 
         second = second_region(services)
         second = dataclasses.replace(second, state=_with_free_ports(second, tell).state)
         region.send_users(services, second)
-        plane = beside.submit(_control_plane, services, second if dr else None, tell)
+        plane = beside.submit(_control_plane, services, second if dr else None, tell, runbooks)
         prepared = beside.submit(region.bring_up, second, tell)
         try:
             start_services(services, MEGABYTES if megabytes is None else megabytes, tell)
@@ -182,16 +191,17 @@ def _base_for(name: str) -> Path:
     return create_base()
 
 
-def _control_plane(services: Services, second: Services | None, tell: Tell) -> Control:
+def _control_plane(services: Services, second: Services | None, tell: Tell, runbooks: bool) -> Control:
     control = Control.prepare(services.layout.base).launch()
-    environment = variables(services, control)
     control.wait()
     tell(f"Prefect server answers on port {control.state.port}")
     for place in (services, second) if second else (services,):
         name, environment = place.layout.name, variables(place, control)
         control.create_pool(name)
-        control.start_worker(name, environment)
-        control.deploy(name, environment, tell)
+        control.register(name, environment, tell)
+        if runbooks:
+            control.start_worker(name, environment)
+            control.deploy(name, environment, tell)
     return control
 
 

@@ -89,6 +89,12 @@ def lab() -> Iterator[Lab]:
         running.down()
 
 
+@pytest.fixture(scope="session")
+def deployed(lab: Lab) -> Lab:
+    """The same with a worker and every runbook in Prefect: for what is launched there, or linked to."""
+    return Lab.up(lab.name, megabytes=3, runbooks=True)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With a failing test that uses the lab: the ends of the servers' logs."""

@@ -51,7 +51,10 @@ def test_a_replay_that_is_paused_is_a_lag_and_one_that_goes_on_is_none(cluster: 
 def test_a_standby_that_stopped_is_told_by_all_who_miss_it(cluster: Cluster) -> None:
     minutes = Minutes(cluster)
     cluster.stop("standby")
-    until(lambda: read_database(cluster.environment)[STREAMS].value == 1, what="its end", seconds=120)
+    environment = cluster.environment
+    until(lambda: read_database(environment)[STREAMS].value == 1, what="its end", seconds=120)
+    # supervisord believes in what it has started after a second only.
+    until(lambda: read_service_states(environment)["services.stopped"].value == 1, what="the others", seconds=120)
     found = [minutes.round() for _ in range(3)][-1]
     assert found.changed.items() >= {LAG: "exceeded", STREAMS: "exceeded", "services.stopped": "exceeded"}.items()
     assert not found.standings[LAG].measured

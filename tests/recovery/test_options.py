@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import subprocess
 import sys
-import urllib.parse
 from pathlib import Path
-
-import yaml  # type: ignore[import-untyped]
-from prefect import Flow
-from prefect.flows import load_flow_from_entrypoint
 
 from blocks.environment import Environment
 from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
-from flows.database.copies import replicate_backups
 from flows.database.restore import restore_database
 from flows.recovery.options import FORMS, WAYS, show_recovery_options
 from flows.recovery.points import read_reach
@@ -25,9 +17,7 @@ from flows.recovery.ways import Way, find_ways
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks import manifest
-from tasks.services import start_services, stop_services
 from tests.clusters import NAME, Cluster
-from tests.recovery.conftest import System
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,12 +42,6 @@ def forms(report: Report) -> str:
 def found(name: str) -> list[Way]:
     env = Environment.find(name)
     return find_ways(env, read_reach(env))
-
-
-def flow_of(name: str) -> Flow[..., object] | None:
-    entries = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
-    wanted = [entry["entrypoint"] for entry in entries if entry["entrypoint"].endswith(f".{name.replace('-', '_')}")]
-    return load_flow_from_entrypoint(wanted[0]) if wanted else None
 
 
 def test_the_least_loss_comes_first_and_a_dead_primary_changes_the_form(cluster: Cluster) -> None:
@@ -111,42 +95,3 @@ def test_too_little_room_is_told(cluster: Cluster) -> None:
     way = next(way for way in found(NAME) if way.flow == "restore-database")
     assert "too little room" in way.problems[0]
     assert way.needs > way.free > 0
-
-
-def test_every_form_is_filled_in_with_what_its_flow_takes(system: System) -> None:
-    """Through Prefect, as the UI launches it; and again without the database, Redis, and Prefect."""
-    replicate_backups.fn(system.name)
-    report = show_recovery_options(system.name)
-    links = re.findall(r"\[([a-z-]+)/([a-z0-9-]+)\]\((\S+)\)", forms(report))
-    flows = {flow for flow, _, _ in links}
-    assert flows >= {
-        "postgres-failover",
-        "restore-database",
-        "restore-tables",
-        "full-restore",
-        "redis-failover",
-        "restore-redis",
-    }
-    for flow, environment, address in links:
-        url = urllib.parse.urlparse(address)
-        assert re.fullmatch(r".*/deployments/deployment/[0-9a-f-]{36}/run", url.path)
-        parameters = json.loads(urllib.parse.parse_qs(url.query)["parameters"][0])
-        deployed = flow_of(flow)
-        assert deployed
-        assert "confirm" not in parameters, "a link confirms nothing"
-        assert deployed.validate_parameters(parameters)["environment"] == environment
-    region = [way for way in ways(report) if way["way"] == f"failover of the region to {system.lab.region().name}"]
-    assert [way["helps when"] for way in region] == ["region lost"]
-    assert "region-failover" in forms(report)
-
-    services = Environment.find(system.name).services
-    stop_services.work(services, ["backend", "standby", "postgres"])
-    try:
-        report = show(system.name)
-        assert {way["way"] for way in ways(report) if way["newest moment"] != "none"} >= {
-            "everything: database, Redis and files from backups", "the database from a backup", "Redis from a backup",
-        }  # fmt: skip
-        assert "does not answer" in report.facts["primary of the database"]
-        assert f"python -m flows.recovery.full_restore --environment {system.name} --source copies" in forms(report)
-    finally:
-        start_services.work(services, ["postgres", "standby", "backend"])

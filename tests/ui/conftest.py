@@ -22,9 +22,9 @@ KEEP = "OPS_SCREENSHOTS"
 def place(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """The session's lab; one of the usual name for pictures that are kept."""
     if not os.environ.get(KEEP):
-        yield request.getfixturevalue("lab")
+        yield request.getfixturevalue("deployed")
         return
-    named = Lab.up("lab", megabytes=3)
+    named = Lab.up("lab", megabytes=3, runbooks=True)
     try:
         yield named
     finally:

@@ -1,6 +1,6 @@
 """docs/adopting.md, typed as it stands: by a reader whose system is the lab, under a name of its own.
 
-The rest of the documentation's commands that need a system are run by: `make demo`, tests/lab/test_demo.py; `make lab`,
+The rest of the documentation's commands that need a system are run by: `make demo`, tests/lab/test_deployed.py; `make lab`,
 every test with a lab; `make drill`, tests/recovery; `make docs`, tests/docs/test_site.py; the recoveries from the
 command line, tests/recovery.
 """
