@@ -24,6 +24,7 @@ from blocks import toml
 from blocks.environment import Environment
 from deployments import automations
 from deployments.register import register
+from deployments.runbooks import shown
 from runbook import shell
 from runbook.errors import OpsError
 
@@ -39,15 +40,15 @@ def chapter_of(entry: Mapping[str, Any]) -> str:
 def chosen(
     content: Mapping[str, Any], environment: Environment, kinds: Mapping[str, str], *, paused: bool = False
 ) -> dict[str, Any]:
-    """prefect.yaml with the pool of each entry's chapter; `paused`, what is scheduled waits until somebody turns it on.
-    `kinds` is the type of each pool."""
+    """prefect.yaml with the pool of each entry's chapter, and its description as people read it; `paused`, what is
+    scheduled waits until somebody turns it on. `kinds` is the type of each pool."""
     deployments = []
     for entry in content["deployments"]:
         pool = environment.pools.get(chapter_of(entry), environment.name)
         variables = _container() if kinds[pool] == KIND_OF_DOCKER else {}
         own = {"name": pool, **({"job_variables": variables} if variables else {})}
         waits = {"paused": True} if paused and entry.get("schedules") else {}
-        deployments.append({**entry, "work_pool": own, **waits})
+        deployments.append({**entry, "work_pool": own, "description": shown(entry["entrypoint"]), **waits})
     return {**content, "deployments": deployments}
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from markdown_it import MarkdownIt
 
+from blocks import toml
 from deployments.catalogue import covered, main, manual, pages
-from deployments.runbooks import Runbook, read_runbooks, shown
+from deployments.deploy import chosen
+from deployments.runbooks import ROOT, Runbook, read_runbooks, shown
 from tests.test_deployments import FLOWS
 
 
@@ -48,6 +52,16 @@ def test_what_the_ui_shows_reads_as_markdown(one: Runbook) -> None:
     assert not re.search(r"^\s*(Args|Returns|Raises):", shown(one.entrypoint), re.MULTILINE)
     kinds = {inner.type for token in tokens for inner in (token, *(token.children or []))}
     assert not {"code_block", "html_block", "html_inline", "heading_open", "hr"} & kinds
+
+
+def test_every_entry_is_deployed_with_that() -> None:
+    environment = toml.environment(os.environ["OPS_ENVIRONMENT"])
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    entries = chosen(content, environment, {environment.name: "process"})["deployments"]
+    assert len(entries) == len(content["deployments"])
+    for entry in entries:
+        assert entry["description"] == shown(entry["entrypoint"])
+        assert "Args:" not in entry["description"]
 
 
 def test_the_pages_are_current() -> None:

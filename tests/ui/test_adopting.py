@@ -19,7 +19,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 
-from deployments.runbooks import read_runbooks
+from deployments.runbooks import read_runbooks, shown
 from lab.client import Lab
 from tests.docs.commands import ROOT, blocks
 
@@ -93,12 +93,13 @@ def deployed(client: SyncPrefectClient) -> list[DeploymentResponse]:
 
 def test_from_the_description_to_the_first_run(shell: dict[str, str]) -> None:
     """Steps 5, 6 and 7. Two runs at once: each waits for the worker."""
-    told = typed(step("deployments.deploy"), shell)
-    assert f"registered block ops-environment/{NAME}" in told
-    assert f"registered lock env-{NAME}" in told
-    assert "registered automation" in told
+    answer = typed(step("deployments.deploy"), shell)
+    assert f"registered block ops-environment/{NAME}" in answer
+    assert f"registered lock env-{NAME}" in answer
+    assert "registered automation" in answer
     with get_client(sync_client=True) as client:
-        assert len(deployed(client)) >= len(read_runbooks())
+        told = {one.entrypoint: one.description for one in deployed(client)}
+    assert told == {one.entrypoint: shown(one.entrypoint) for one in read_runbooks()}
     runs = step("prefect deployment run").splitlines()[:2]
     with worker(shell), ThreadPoolExecutor(len(runs)) as beside:
         list(beside.map(lambda run: typed(run, shell), runs))
