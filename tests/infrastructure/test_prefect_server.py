@@ -179,7 +179,9 @@ def test_two_workers_among_a_thousand_scheduled_runs_run_each_once_and_a_cut_net
         gate.unlink()
         run = start(held, "stopped")
         until(lambda: str(run) in (tmp_path / "other").read_text(), what="that it began", seconds=240)
-        assert end_flows(far.pid) == 1  # without this a worker's stop kills them, and tells nobody
+        assert (
+            end_flows(far.pid) >= 1
+        )  # a planned one may be due just now; without this a worker's stop kills them, and tells nobody
         far.terminate()
         assert far.wait(240) == 0
         ended(run)
