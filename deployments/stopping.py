@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 
@@ -27,11 +29,17 @@ def find_worker() -> int:
     Raises:
         OpsError: there is none, or more than one.
     """
-    found = [one.pid for one in psutil.process_iter() if _words(one)[2:4] == ["worker", "start"]]
-    found += [one.pid for one in psutil.process_iter() if _words(one)[2:5] == ["prefect", "worker", "start"]]
+    found = [one.pid for one in psutil.process_iter() if is_worker(_words(one))]
     if len(found) != 1:
         raise OpsError(f"{len(found)} workers run here", "say the process id of the one that is meant")
     return found[0]
+
+
+def is_worker(words: Sequence[str]) -> bool:
+    """`python …/prefect worker start` or `python -m prefect worker start`; not a container's init, which has the
+    worker's command in its own arguments."""
+    script = list(words[2:4]) == ["worker", "start"] and Path(words[1]).name == "prefect"
+    return script or list(words[1:5]) == ["-m", "prefect", "worker", "start"]
 
 
 def flows_of(worker: int) -> list[psutil.Process]:

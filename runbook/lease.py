@@ -86,9 +86,10 @@ def _attempt(environment: str, holder: ConcurrencyLeaseHolder) -> tuple[UUID | N
 
 
 def busy(error: httpx.HTTPStatusError) -> Exception:
-    """What to raise of an answer: `Unreachable`, worth another try, where Prefect (its SQLite) is only busy."""
-    is_busy = error.response.status_code == httpx.codes.SERVICE_UNAVAILABLE
-    return Unreachable("Prefect is busy") if is_busy else error
+    """What to raise of an answer: `Unreachable`, worth another try, where Prefect (its SQLite) is only busy, or its
+    database is away for a moment (500)."""
+    code = error.response.status_code
+    return Unreachable(f"Prefect answers {code}: it is busy, or its database is away") if code >= 500 else error
 
 
 def release(lease_id: UUID) -> None:

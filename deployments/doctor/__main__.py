@@ -15,6 +15,7 @@ from blocks import toml
 from blocks.environment import Environment
 from deployments.doctor import control, host
 from deployments.doctor.line import Line, Look, looked
+from deployments.doctor.watcher import look_at_watcher
 from runbook.errors import OpsError
 
 OF_PART = {"redis": host.look_at_redis, "application": host.look_at_application}
@@ -37,6 +38,7 @@ def looks_at_prefect(env: Environment) -> dict[str, Look]:
         "work pools": partial(control.look_at_pools, env),
         "deployments": partial(control.look_at_deployments, env),
         "automations": partial(control.look_at_automations, env),
+        "monitoring": partial(look_at_watcher, env),
     }
 
 

@@ -1,9 +1,13 @@
-"""Prefect's own database: backed up, encrypted; brought back, proven.
+"""Prefect's own database: backed up, encrypted; brought back, proven; its upgrade rehearsed.
 
 A restore replaces what a flow run is written to, so it runs without Prefect, on a host that reaches the database and
 can stop Prefect's services:
 
     python -m flows.infrastructure.prefect_server restore --environment production --confirm production
+
+An upgrade is rehearsed by the newer Prefect, in a checkout or an image that has it:
+
+    python -m flows.infrastructure.prefect_server upgrade --environment production
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from pydantic import Field
 from blocks.environment import Environment, Stores
 from flows.database import steps, taking
 from flows.database.commits import alone_act, free_commits, judge_commits
-from flows.infrastructure import prefect_steps
+from flows.infrastructure import prefect_steps, upgrade_steps
 from flows.launch import launch
 from flows.store import mark_verified, measured, note, store_for, tidy
 from runbook.render import size
@@ -132,23 +136,68 @@ def restore_prefect(
     return report
 
 
+@flow(name="rehearse-prefect-upgrade", flow_run_name="rehearse-prefect-upgrade {environment} {backup}")
+def rehearse_prefect_upgrade(
+    environment: str,
+    backup: str = "latest",
+    source: Stores = "backups",
+    jobs: Annotated[int, Field(ge=0, le=32)] = 0,
+) -> Report:
+    """Prefect のアップグレードのリハーサル (§8.2)
+
+    Shows that an upgrade of Prefect will work before anything is stopped: a backup of its database is restored into a
+    scratch database, proven equal to the backup, migrated by the Prefect that is installed here, compared again table
+    by table, and served by that Prefect's API, which must know every deployment and automation and read every secret.
+    Then it says what to do for the switch. Run it before every upgrade, and once more after it, when it also says
+    whether the live Prefect has everything.
+
+    The Prefect that is tried is that of this checkout: launch it with the new version installed, on the command line
+    (`python -m flows.infrastructure.prefect_server upgrade --environment …`), which needs no Prefect. A worker of the
+    version that runs already has nothing to upgrade to, and says so.
+
+    Nothing live is touched; the scratch database is removed at the end. It needs as much room as a restore. Evidence:
+    the tables that the migration changed, its seconds, the new API's answers.
+
+    Args:
+        environment: 対象の環境
+        backup: latest、日付 (YYYYMMDD)、またはバックアップ名 (prefect_…)
+        source: 保管先。copies は複製先
+        jobs: 並列数。0 は CPU の数
+    """
+    env = Environment.find(environment)
+    with runbook("Rehearse Prefect upgrade", env, changes=True) as report:
+        own, workers = env.of_prefect(), check_jobs(jobs)
+        chosen = steps.choose_backup(report, own, backup, source, "prefect")
+        is_newer = upgrade_steps.judge_versions(report, chosen)
+        steps.judge_server(report, own, chosen, read_server(own.postgres))
+        steps.judge_space(report, own, content_in(chosen).bytes)
+        report.fail_if_critical()
+        upgrade_steps.judge_live(report, env, content_in(chosen))
+        upgrade_steps.rehearse(report, own, env, chosen, workers)
+        upgrade_steps.tell_switch(report, env)
+        report.outcome = upgrade_steps.outcome(chosen, is_newer)
+    return report
+
+
 def main() -> int:
-    """The command line. A restore is never a flow run."""
+    """The command line. A restore is never a flow run, nor is what a newer Prefect tries."""
     parser = argparse.ArgumentParser(prog="python -m flows.infrastructure.prefect_server")
-    what = parser.add_subparsers(dest="what", required=True)
-    parsers = {name: what.add_parser(name) for name in ("backup", "restore")}
+    commands = parser.add_subparsers(dest="what", required=True)
+    parsers = {name: commands.add_parser(name) for name in ("backup", "restore", "upgrade")}
     for one in parsers.values():
         one.add_argument("--environment", required=True, help="its TOML is in deployments/environments")
         one.add_argument("--jobs", type=int, default=0, help="workers; 0 is one per core")
-    parsers["restore"].add_argument("--backup", default="latest", help="latest, YYYYMMDD, or a backup's name")
-    parsers["restore"].add_argument("--source", choices=["backups", "copies"], default="backups")
+    for one in (parsers["restore"], parsers["upgrade"]):
+        one.add_argument("--backup", default="latest", help="latest, YYYYMMDD, or a backup's name")
+        one.add_argument("--source", choices=["backups", "copies"], default="backups")
     parsers["restore"].add_argument(
         "--confirm", default="", help="the environment's name; without it the plan is shown"
     )
     parameters = vars(parser.parse_args())
-    if parameters.pop("what") == "backup":
+    what = parameters.pop("what")
+    if what == "backup":
         return launch(backup_prefect, parameters)
-    return launch(restore_prefect, parameters, alone=True)
+    return launch(restore_prefect if what == "restore" else rehearse_prefect_upgrade, parameters, alone=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from prefect.settings import get_current_settings
 from prefect.settings.legacy import _get_settings_fields  # pyright: ignore[reportPrivateUsage]
 
-from deployments import health
+from deployments import health, stopping
 from deployments.doctor.line import Line, looked
 from deployments.triggers.deaths import ZOMBIE_SECONDS
 from tests.servers import free_port
@@ -76,6 +76,7 @@ def test_heartbeats_are_three_times_as_frequent_as_deaths_are_told() -> None:
         found = re.search(r"PREFECT_FLOWS_HEARTBEAT_FREQUENCY\W+(\d+)", told)
         assert found
         assert int(found[1]) * 3 == ZOMBIE_SECONDS
+        assert re.search(r"PREFECT_CLIENT_RETRY_EXTRA_CODES\W+500", told), "Prefect's answer without its database"
 
 
 @pytest.mark.parametrize("kind", ["api", "services", "worker"])
@@ -88,6 +89,21 @@ def test_a_health_check_of_what_is_away_says_so(kind: str, monkeypatch: pytest.M
     assert health.main() == 1
     monkeypatch.setattr("sys.argv", ["health", "nobody"])
     assert health.main() == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("/opt/venv/bin/python3 /opt/venv/bin/prefect worker start --type=process", True),
+        ("/opt/interview-ops/.venv/bin/python -m prefect worker start --type process", True),
+        ("/sbin/docker-init -- prefect worker start --type=process", False),
+        ("/opt/venv/bin/python3 /opt/venv/bin/prefect server start", False),
+        ("python -m prefect.engine", False),
+        ("sh", False),
+    ],
+)
+def test_a_worker_is_known_by_its_command(line: str, expected: bool) -> None:
+    assert stopping.is_worker(line.split()) is expected
 
 
 def test_a_look_that_breaks_is_told_and_ends_nothing() -> None:

@@ -50,6 +50,7 @@ REVIEWED = {
     "PREFECT_API_WORKERS=2": "a variable of deployments/compose.yaml",
     "systemctl stop interview-ops-worker": "the unit is deployments/worker.service",
     "systemctl daemon-reload && systemctl enable --now interview-ops-worker": "the unit is deployments/worker.service",
+    "systemctl daemon-reload && systemctl enable --now interview-ops-watcher": "the unit is deployments/watcher.service",
 }
 OURS = re.compile(r"OPS_[A-Z_]+")
 VARIABLE = re.compile(r"[A-Z][A-Z_]{4,}")

@@ -196,6 +196,7 @@ class Installation:
             "PREFECT_WORKER_QUERY_SECONDS": "1",
             "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "PREFECT_CLIENT_MAX_RETRIES": "8",
+            "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
             "PYTHONPATH": str(CHECKOUT),
         }
         with (self.base / "log" / f"worker-{secrets.token_hex(3)}.log").open("wb") as log:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from uuid import UUID
 
 import httpx
 import pytest
-from prefect import State
+from prefect import Flow, State
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -30,20 +31,27 @@ from websockets import Subprotocol
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as websocket
 
+from blocks import toml
+from blocks.prefect_server import PrefectServer
 from deployments import automations
 from deployments.deploy import deploy as deploy_all
 from deployments.doctor.__main__ import examine
+from deployments.doctor.watcher import look_at_watcher
 from deployments.register import register
 from deployments.stopping import end_flows
 from flows.database.backup import verify_backup
-from flows.infrastructure.prefect_server import backup_prefect, restore_prefect
+from flows.infrastructure.prefect_server import backup_prefect, rehearse_prefect_upgrade, restore_prefect
+from flows.monitoring.metrics import watch_metrics
 from lab.base import CHECKOUT
+from runbook.chain import verify_chain
 from runbook.errors import OpsError, RunbookFailed
 from runbook.lease import ensure_limit
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks.monitoring import state
+from tasks.prefect_server import revisions
 from tests.database.test_restore import flip, largest
-from tests.infrastructure.errands import errand
+from tests.infrastructure.errands import errand, long_errand
 from tests.infrastructure.installation import AUTH, NAME, STRANGER, Installation, running_installation
 from tests.redis.servers import RedisServer
 from tests.s3.proxy import Proxy
@@ -54,6 +62,13 @@ TOKEN = "s3cret-of-a-block-4719"
 GOOD = (Status.OK, Status.WARN)
 POOL = "trial"
 SOON = timedelta(seconds=1)
+OLDER, BEFORE = "older", "d4a7e1c93f52"
+"""A database of an older Prefect, and its revision: the next one makes the table automation_held_event."""
+BLOCKING = "CREATE TABLE automation_held_event ()"
+LOSING = """
+CREATE FUNCTION lose() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN DELETE FROM public.automation; RETURN NEW; END';
+CREATE TRIGGER lose AFTER UPDATE ON alembic_version FOR EACH ROW EXECUTE FUNCTION lose()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +80,12 @@ def prefect() -> Iterator[Installation]:
         yield made
 
 
-def deploy(name: str, **parameters: str) -> UUID:
+def deploy(name: str, flow: Flow[..., Any] = errand, **parameters: object) -> UUID:
     with get_client(sync_client=True) as client:
         step = {"prefect.deployments.steps.set_working_directory": {"directory": str(CHECKOUT)}}
         return client.create_deployment(
-            client.create_flow(errand), name, work_pool_name=POOL, parameters=parameters, pull_steps=[step],
-            entrypoint="tests.infrastructure.errands.errand",
+            client.create_flow(flow), name, work_pool_name=POOL, parameters=parameters, pull_steps=[step],
+            entrypoint=f"tests.infrastructure.errands.{flow.fn.__name__}",
         )  # fmt: skip
 
 
@@ -164,14 +179,83 @@ def test_two_workers_among_a_thousand_scheduled_runs_run_each_once_and_a_cut_net
         gate.unlink()
         run = start(held, "stopped")
         until(lambda: str(run) in (tmp_path / "other").read_text(), what="that it began", seconds=240)
-        assert end_flows(far.pid) == 1  # without this a worker's stop kills them, and tells nobody
+        assert (
+            end_flows(far.pid) >= 1
+        )  # a planned one may be due just now; without this a worker's stop kills them, and tells nobody
         far.terminate()
         assert far.wait(240) == 0
         ended(run)
         with get_client(sync_client=True) as client:
-            state = client.read_flow_run(run).state
-        assert state
-        assert (state.name, state.message) == ("Crashed", "Execution was aborted by a termination signal.")
+            last = client.read_flow_run(run).state
+        assert last
+        assert (last.name, last.message) == ("Crashed", "Execution was aborted by a termination signal.")
+
+
+@pytest.mark.soak  # minutes: who missed the server tries again ever more seldom
+def test_a_run_outlives_that_the_server_restarts_and_that_network_and_database_are_away(
+    prefect: Installation, tmp_path: Path
+) -> None:
+    """One runbook, which holds the lock. The last it meets is the worst: it ends while the database is down."""
+    register(NAME)
+    book, gates = tmp_path / "book", [tmp_path / name for name in ("restarted", "cut-off", "no-database")]
+    for worker in prefect.workers:
+        worker.terminate()
+    deployment = deploy("outages", long_errand, environment=NAME, book=str(book), gates=[str(gate) for gate in gates])
+
+    def at(gate: Path) -> None:
+        until(lambda: book.exists() and str(gate) in book.read_text(), what=f"that it is at {gate}", seconds=240)
+
+    with Proxy(prefect.port) as network:
+        prefect.worker(POOL, "--name", "outlives", api=f"{network.endpoint}/api")
+        run = start(deployment, "outages")
+        at(gates[0])
+        assert lock(prefect) == 1
+        for name in ("prefect-services", "prefect-api"):
+            prefect.supervisor.stop(name)
+        gates[0].write_text("passed")
+        at(gates[1])
+        for name in ("prefect-api", "prefect-services"):
+            prefect.supervisor.start(name)
+        until(prefect.is_ready, what="that Prefect answers", seconds=240)
+        assert lock(prefect) == 1, "a restart of Prefect gives nobody else the lock"
+        network.cut_requests(1, times=-1)
+        network.drop()
+        faults = network.faults
+        gates[1].write_text("passed")
+        until(lambda: network.faults >= faults + 3, what="that somebody misses the server", seconds=240)
+        at(gates[2])
+        network.heal()
+        prefect.postgres.stop()
+        gates[2].write_text("passed")
+        until(lambda: long_errands(prefect), what="its report", seconds=240)
+        missed = internal_errors(prefect)
+        until(lambda: internal_errors(prefect) > missed + 20, what="that somebody misses the database", seconds=240)
+        prefect.postgres.start()
+        ended(run)
+    with get_client(sync_client=True) as client:
+        last = client.read_flow_run(run).state
+    assert last
+    assert (last.name, last.message) == ("Completed", None)
+    (filed,) = long_errands(prefect)
+    assert [filed["facts"][gate.name] for gate in gates] == ["passed"] * 3
+    assert verify_chain(prefect.base / "reports") == []
+    until(lambda: lock(prefect) == 0, what="that the lock is free", seconds=240)
+    assert long_errand.fn(NAME, str(book), []).status in GOOD, "another run gets it"
+
+
+def lock(prefect: Installation) -> int:
+    return int(str(prefect.sql("SELECT active_slots FROM concurrency_limit_v2 WHERE name = %s", f"env-{NAME}")[0][0]))
+
+
+def long_errands(prefect: Installation) -> list[dict[str, Any]]:
+    """The reports that were filed of it."""
+    filed = [json.loads(path.read_text()) for path in (prefect.base / "reports").glob("*-long-errand.json")]
+    return [one for one in filed if one["runbook"] == "Long errand"]
+
+
+def internal_errors(prefect: Installation) -> int:
+    """What the API could not answer."""
+    return (prefect.base / "log" / "prefect-api.log").read_text(errors="replace").count("exception in request")
 
 
 @pytest.fixture(scope="module")
@@ -255,6 +339,81 @@ def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
 
 
 @pytest.fixture(scope="module")
+def older(prefect: Installation, filled: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """What an older Prefect left: a copy of the database at an earlier revision, described as Prefect's, with a store of
+    its own. Gives the revision."""
+    prefect.postgres.create_database(OLDER)
+    tool = {**os.environ, **prefect.variables()}
+    dump = subprocess.run(
+        [Path(prefect.postgres.programs) / "pg_dump", "--no-password", "prefect"],
+        env={**tool, **prefect_block().environment()}, capture_output=True, check=True,
+    )  # fmt: skip
+    subprocess.run(
+        [Path(prefect.postgres.programs) / "psql", "--quiet", "--set=ON_ERROR_STOP=1", "--dbname", OLDER],
+        env={**tool, **prefect_block().environment()}, input=dump.stdout, capture_output=True, check=True,
+    )  # fmt: skip
+    there = prefect_block().url(OLDER, driver="postgresql+asyncpg")
+    argv = [sys.executable, "-m", "prefect", "server", "database", "downgrade", "-y", "-r", BEFORE]
+    done = subprocess.run(argv, env={**tool, "PREFECT_SERVER_DATABASE_CONNECTION_URL": there}, capture_output=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    store = tmp_path_factory.mktemp("older")
+
+    def change(text: str) -> str:
+        text = text.replace('database = "prefect"', f'database = "{OLDER}"')
+        return text.replace(f'prefect = "{prefect.base}/backups/prefect"', f'prefect = "{store}"')
+
+    with described(change):
+        yield BEFORE
+
+
+def prefect_block() -> PrefectServer:
+    return toml.environment(NAME).prefect_server
+
+
+def databases(prefect: Installation) -> set[object]:
+    return {name for (name,) in prefect.postgres.sql("SELECT datname FROM pg_database WHERE NOT datistemplate")}
+
+
+def test_an_upgrade_is_rehearsed_on_a_copy(prefect: Installation, older: str) -> None:
+    before = databases(prefect)
+    assert backup_prefect.fn(NAME).status in GOOD
+    argv = [sys.executable, "-m", "flows.infrastructure.prefect_server", "upgrade", "--environment", NAME]
+    done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "and is served by it, nothing lost" in done.stdout
+    filed = json.loads(Path(done.stdout.rpartition("report: ")[2].strip()).read_text())
+    values = {one["name"]: one["value"] for one in filed["findings"]}
+    assert values["revision of the migrated copy"] == revisions()[0]
+    assert re.match(r"[1-9]\d* blocks read in clear", values["secrets"])
+    assert "prefect server database upgrade -y" in json.dumps(filed)
+    assert prefect.postgres.sql("SELECT version_num FROM alembic_version", database=OLDER) == [(older,)]
+    assert databases(prefect) == before
+    assert prefect.is_ready()
+
+
+@pytest.mark.parametrize(
+    ("seeded", "undone", "told"),
+    [
+        (BLOCKING, "DROP TABLE automation_held_event", "the migration of the copy failed: .*already exists"),
+        (LOSING, "DROP FUNCTION lose CASCADE", "rows that last: fewer in public.automation"),
+    ],
+)
+def test_an_upgrade_that_would_fail_or_lose_something_is_found_before_it(
+    prefect: Installation, older: str, seeded: str, undone: str, told: str
+) -> None:
+    prefect.postgres.sql(seeded, database=OLDER)
+    before = databases(prefect)
+    try:
+        assert backup_prefect.fn(NAME).status in GOOD
+        with pytest.raises(OpsError, match=told):
+            rehearse_prefect_upgrade.fn(NAME)
+    finally:
+        prefect.postgres.sql(undone, database=OLDER)
+    assert databases(prefect) == before
+    assert prefect.postgres.sql("SELECT version_num FROM alembic_version", database=OLDER) == [(older,)]
+
+
+@pytest.fixture(scope="module")
 def deployed(prefect: Installation) -> None:
     """As an operator would, once."""
     register(NAME)
@@ -316,9 +475,23 @@ def test_the_doctor_finds_what_is_wrong(prefect: Installation, deployed: None, t
     assert "check_recovery_objectives" in bad["no schedule is paused"]
     assert "flows.redis." in bad["deployments are in the pools of their hosts"]
     assert "deployments.automations register" in bad["automation zombie-runs is missing"]
+    assert "systemctl enable --now interview-ops-watcher" in bad["the monitoring runs, here or on another host"]
     assert f"{tmp_path}/file is not writable" in bad[f"reports {tmp_path}/file/reports is writable"]
     assert "programs differs" in bad[f"block ops-postgresql/{NAME} is what the TOML says"]
     assert not [what for what in bad if what.startswith("[prefect_server]")]
+
+
+def test_the_doctor_knows_whether_somebody_watches(prefect: Installation, deployed: None) -> None:
+    env = toml.environment(NAME).model_copy(update={"tier": "production"})
+    assert not [line.ok for line in look_at_watcher(toml.environment(NAME))], "asked for in production only"
+    with contextlib.suppress(RunbookFailed):  # whatever it finds here
+        watch_metrics(NAME)
+    reports = env.reports_directory
+    state.save(reports, state.State())  # as on a host that does not watch
+    assert [line.ok for line in look_at_watcher(env)] == [True], "the run in Prefect"
+    for minutes, well in ((0, True), (10, False)):
+        state.save(reports, state.State(at=datetime.now(UTC) - timedelta(minutes=minutes)))
+        assert [line.ok for line in look_at_watcher(env)] == [well]
 
 
 @pytest.mark.parametrize(

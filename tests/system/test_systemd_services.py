@@ -11,11 +11,14 @@ import pytest
 
 from blocks.services import MASK
 from blocks.systemd import SystemdServices
+from lab.base import CHECKOUT, PYTHON
 from lab.processes import run
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
+from tasks.monitoring import state
 from tests.engine import Engine
-from tests.system.hosts import UNITS, SystemdHost, new_host
+from tests.servers import free_port
+from tests.system.hosts import NAME, UNITS, SystemdHost, new_host
 from tests.system.image import host_engine
 
 __all__ = ["host_engine"]
@@ -23,6 +26,18 @@ pytestmark = pytest.mark.system
 NAMES = {"postgres": "postgresql", "redis": "redis", "backend": "grc-backend", "frontend": "nobody"}
 WAIT_SECONDS = 120
 LATER = "[Service]\nRestart=always\nRestartSec=1h\n"
+WATCHED = """
+name = "{name}"
+reports = "{reports}"
+[objectives]
+rpo = "1h"
+rto = "4h"
+[thresholds]
+"backup.age_seconds" = [3600, 86400]
+[services]
+kind = "systemd"
+names = {{ redis = "redis-server" }}
+"""
 CONFIG = """
 Host app-1
     HostName 127.0.0.1
@@ -135,6 +150,40 @@ def test_a_unit_that_systemd_does_not_know_is_no_stopped_one(services: SystemdSe
     for ask in (services.is_running, services.state, services.start, services.stop):
         with pytest.raises(OpsError, match="systemd knows no unit nobody — correct it under"):
             ask("frontend")
+
+
+def test_our_own_units_run(host: SystemdHost) -> None:
+    """deployments/*.service as they are, with the checkout where it is here. A Prefect that is away stops neither."""
+    configuration = host.base / f"{NAME}.toml"
+    configuration.write_text(WATCHED.format(name=NAME, reports=host.base / "reports"))
+    worker = {**host.variables, "OPS_WORK_POOL": NAME, "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"}
+    for name, values in (("worker", worker), ("secrets", {})):
+        host.put(f"/etc/interview-ops/{name}.env", "".join(f"{key}={value}\n" for key, value in values.items()))
+    for name in ("worker", "watcher"):
+        unit = f"/etc/systemd/system/interview-ops-{name}.service"
+        text = (CHECKOUT / "deployments" / f"{name}.service").read_text()
+        text = text.replace("/opt/interview-ops/.venv/bin/python", str(PYTHON))
+        host.put(unit, text.replace("/opt/interview-ops", str(CHECKOUT)))
+        checked = host.program("systemd-analyze", "verify", unit)
+        assert (checked.code, f"interview-ops-{name}" in checked.text) == (0, False), checked.text
+        started = host.program("systemctl", "start", f"interview-ops-{name}")
+        assert not started.code, started.text
+
+    def watched() -> bool:
+        assert host.active("interview-ops-watcher") in ("active", "activating")
+        return bool(state.load(host.base / "reports").at)
+
+    try:
+        until(watched, what="a round of the monitoring", seconds=WAIT_SECONDS)
+    except Unreachable:
+        pytest.fail(host.program("journalctl", "--unit", "interview-ops-watcher", "--no-pager").text)
+    assert host.active("interview-ops-worker") == "active"
+    assert host.program("systemctl", "show", "interview-ops-worker", "--property=NRestarts", "--value").text == "0\n"
+    for name in ("worker", "watcher"):
+        assert not host.program("systemctl", "stop", f"interview-ops-{name}").code
+        told = host.program("systemctl", "show", f"interview-ops-{name}", "--property=Result", "--value").text
+        assert told == "success\n", host.program("journalctl", "--unit", f"interview-ops-{name}").text
+    assert "flows were ended" in host.program("journalctl", "--unit", "interview-ops-worker").text
 
 
 def test_a_host_that_cannot_be_reached_is_told(services: SystemdServices) -> None:
