@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 import yaml  # type: ignore[import-untyped]
 from prefect import Flow
+from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 from prefect.settings import PREFECT_API_URL
 
 from runbook.errors import OpsError, RunbookFailed, Unreachable
@@ -75,11 +77,18 @@ def checked(flow: Flow[..., Any], parameters: Mapping[str, Any]) -> dict[str, An
     Raises:
         OpsError: it does not.
     """
+    log = logging.getLogger("prefect.flows")  # which would tell it too, in its own way
     try:
+        log.disabled = True
         return dict(flow.validate_parameters(dict(parameters)))
-    except Exception as error:  # Prefect's own, pydantic's, and signatures'
-        said = " ".join(str(error).split())[:300]
-        raise OpsError(f"{flow.name} does not take that: {said}", "correct it (docs/catalogue.md)") from None
+    except ParameterTypeError as error:
+        lines = [line.removeprefix(" - ").partition(": ") for line in str(error).splitlines()[1:]]
+        said = "; ".join(f"{name} is {parameters.get(name)}: {why}" for name, _, why in lines)
+    except (SignatureMismatchError, TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+    finally:
+        log.disabled = False
+    raise OpsError(f"{flow.name} does not take that: {said[:300]}", "correct it (docs/catalogue.md)")
 
 
 def _json(text: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -69,6 +70,9 @@ def _own_base() -> Path | None:
     return Path(os.environ[_BASE])
 
 
+# Of a run in the background of a shell: whoever is started here would ignore it too, and Prefect's worker ends by it.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 OWN_BASE = _own_base()
 PREPARED = Lab.prepared(f"test-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")
 os.environ.update(PREPARED.environ())

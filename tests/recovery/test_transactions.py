@@ -71,7 +71,9 @@ def noise(cluster: Cluster, transactions: int) -> None:
         )
         connection.execute("SET synchronous_commit = off")
         connection.execute(f"CALL work({transactions})".encode())
-        connection.execute("DROP PROCEDURE work")
+        connection.execute("RESET synchronous_commit")
+        connection.execute("DROP PROCEDURE work")  # with it those before it are on disk
+    cluster.settle()  # and where WAL is read
 
 
 def test_a_delete_among_thousands_of_transactions_is_found_and_its_form_goes_before_it(cluster: Cluster) -> None:

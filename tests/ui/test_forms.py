@@ -10,6 +10,7 @@ from prefect.utilities.callables import parameter_schema
 
 from tests.test_deployments import EACH_FLOW, JAPANESE, Found
 
+REQUIRED = {"acknowledge-incident": {"by": "佐藤"}}
 TYPES = {"string", "integer", "number", "boolean", "array"}
 
 
@@ -19,11 +20,12 @@ def properties(found: Found) -> dict[str, dict[str, Any]]:
 
 @EACH_FLOW
 def test_only_the_environment_must_be_filled_in(found: Found) -> None:
-    """And the deployment fills that in: every runbook starts, as a plan or a look, by two clicks."""
-    schema = parameter_schema(found.flow.fn)
-    assert schema.required == ["environment"]
-    defaults = {name: one["default"] for name, one in schema.properties.items() if name != "environment"}
-    assert found.flow.validate_parameters({"environment": "lab", **defaults})
+    """And the deployment fills that in: every runbook starts, as a plan or a look, by two clicks. Who takes an incident
+    says who that is."""
+    schema, told = parameter_schema(found.flow.fn), {"environment": "lab", **REQUIRED.get(found.flow.name, {})}
+    assert schema.required == list(told)
+    defaults = {name: one["default"] for name, one in schema.properties.items() if name not in told}
+    assert found.flow.validate_parameters({**told, **defaults})
 
 
 @EACH_FLOW
