@@ -83,6 +83,7 @@ admin_password_env = "TRIAL_PASSWORD"
 programs = "/usr/lib/postgresql/17/bin"
 api_url = "http://127.0.0.1:{api}/api"
 auth_env = "TRIAL_AUTH"
+containers = {{ prefect-api = "interview-ops-api-1", prefect-services = "interview-ops-services-1" }}
 """
 
 
@@ -224,6 +225,11 @@ def test_the_compose_file_s_services_run_flows_and_show_no_secret(site: Site) ->
     assert "deployed" in site.compose("run", "--rm", "deploy")
     assert site.launch(f"backup-prefect/{NAME}")[0] == "COMPLETED", "on the process worker"
     assert site.launch(f"verify-backup/{NAME}", kind="prefect")[0] == "COMPLETED", "in a container of its own"
+    ended = site.compose("exec", "process-worker", "python", "-m", "deployments.stopping")
+    assert ended == "0 flows were ended\n", "it knows the worker among the container's processes"
+    restored = site.compose("run", "--rm", "recover", "restore", "--environment", NAME, "--confirm", NAME)
+    assert "proven by content" in restored, "into the containers, by a container"
+    assert site.launch(f"backup-prefect/{NAME}")[0] == "COMPLETED", "after it"
     arguments = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     kept = [value.partition(":")[2] or value for value in site.secrets.values()]
     assert not [line for line in arguments for secret in kept if secret in line], "the list of processes"
