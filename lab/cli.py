@@ -10,6 +10,7 @@ from lab import lifecycle
 from lab.base import CHECKOUT, base_directory, checked_name
 from lab.control import Control
 from lab.environment import as_exports, ui_url
+from lab.processes import heed_interrupts
 from lab.progress import progress
 from lab.start import fill
 from lab.status import as_table, read_status
@@ -18,6 +19,7 @@ from runbook.errors import OpsError
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 0 when what was asked for holds, 1 otherwise."""
+    heed_interrupts()
     chosen = _parser().parse_args(arguments)
     try:
         checked_name(chosen.name)

@@ -176,3 +176,10 @@ def end(processes: Iterable[psutil.Process], seconds: float, how: signal.Signals
     _, remaining = psutil.wait_procs(remaining, timeout=60)
     if survivors := [process.pid for process in remaining if alive(process.pid)]:
         raise OpsError(f"processes {survivors} do not end", "look at them with ps, then run the command again")
+
+
+def heed_interrupts() -> None:
+    """A program that a script starts in the background ignores SIGINT, as does whatever it starts: Prefect's worker,
+    which ends by it, could not be stopped."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -116,7 +116,7 @@ def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me
 def _file_lock(environment: str, directory: Path, me: Holder) -> Iterator[IO[str]]:
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / f".lock-{environment}").open("a+", encoding="utf-8") as file:
-        if not _try(file):
+        if not taken(file):
             holder = read(file)
             if holder is None or not _outranks(me, holder):
                 raise (
@@ -181,7 +181,7 @@ def _end(holder: Holder, environment: str, file: IO[str]) -> None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(holder.pid, number)
         try:
-            until(lambda: _try(file), what=f"the end of “{holder.runbook}”", seconds=END_SECONDS)
+            until(lambda: taken(file), what=f"the end of “{holder.runbook}”", seconds=END_SECONDS)
         except Unreachable:
             continue
         if holder.run_id and me.run_id:
@@ -200,7 +200,8 @@ def _cancel(holder: Holder, me: Holder, state: Callable[..., State]) -> None:
         client.set_flow_run_state(UUID(holder.run_id), state(message=message), force=state is Cancelled)
 
 
-def _try(file: IO[str]) -> bool:
+def taken(file: IO[str]) -> bool:
+    """Whether the file's lock is this process's now; not waited for."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

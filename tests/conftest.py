@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 from lab import lifecycle  # noqa: E402
 from lab.base import base_directory  # noqa: E402
 from lab.client import Lab  # noqa: E402
+from lab.processes import heed_interrupts  # noqa: E402
 from lab.progress import silent  # noqa: E402
 from runbook.errors import OpsError  # noqa: E402
 
@@ -70,9 +70,7 @@ def _own_base() -> Path | None:
     return Path(os.environ[_BASE])
 
 
-# Of a run in the background of a shell: whoever is started here would ignore it too, and Prefect's worker ends by it.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+heed_interrupts()
 OWN_BASE = _own_base()
 PREPARED = Lab.prepared(f"test-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}")
 os.environ.update(PREPARED.environ())

@@ -7,18 +7,18 @@ nobody is missed, and one person at most is told twice. Nothing here needs Prefe
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from runbook import record
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.lock import taken
 from runbook.wait import until
 
 Severity = Literal["severe", "normal"]
@@ -227,7 +227,7 @@ class Incidents:
             raise OpsError(f"{self.directory} cannot be written: {error.strerror}", "correct its owner") from None
         with file:
             hint = f"fuser {self.directory / name} names the process that does not give it back"
-            until(lambda: _taken(file), what=f"the lock of {self.directory}", seconds=seconds, hint=hint)
+            until(lambda: taken(file), what=f"the lock of {self.directory}", seconds=seconds, hint=hint)
             yield
 
     def _write(self, incident: Incident) -> Incident:
@@ -243,11 +243,3 @@ def _anew(same: Incident, new: Incident, reopen_seconds: float) -> str:
     if same.acknowledged and abs((new.since - same.acknowledged).total_seconds()) > reopen_seconds:
         return "it happened again"
     return ""
-
-
-def _taken(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

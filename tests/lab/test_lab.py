@@ -407,6 +407,15 @@ def test_a_name_that_cannot_be_one_is_refused_in_a_sentence(name: str) -> None:
         assert "cannot name a lab" in done.stderr
 
 
+def test_what_a_script_starts_in_its_background_can_be_stopped() -> None:
+    show = "import signal; print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
+    starts = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {show!r}])"
+    heeding = f"from lab.processes import heed_interrupts; heed_interrupts(); {starts}"
+    for program, ignores in ((starts, "True"), (heeding, "False")):
+        shell = ["sh", "-c", 'trap "" INT; exec "$@"', "_", sys.executable, "-c", program]
+        assert subprocess.run(shell, cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout.strip() == ignores
+
+
 def test_a_lab_that_never_was_is_down() -> None:
     done = command("status", "--name", "never-was", "--json")
     assert done.returncode == 1

@@ -14,9 +14,12 @@ import pytest
 import redis
 
 from blocks.environment import Environment
+from blocks.redis import Redis
 from runbook import record
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks.redis.failover import handover
+from tasks.redis.failover.promotion import Choice
 from tasks.redis.restore.surroundings import RECORD, Surroundings
 from tasks.redis.server import call
 from tests.recovery.test_redis_failover import (
@@ -50,6 +53,34 @@ def group(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> It
     with replicated(replicas=getattr(request, "param", 1)) as found:
         found.register(monkeypatch)
         yield found
+
+
+def standing_behind(master: RedisServer, command: str) -> int:
+    """How many clients' commands of that name the pause of writes holds up."""
+    return sum(found["cmd"] == command and "b" in found["flags"] for found in master.client().client_list())
+
+
+@pytest.mark.parametrize("group", [1, 2], indirect=True)
+def test_sentinels_whose_greeting_stands_behind_the_pause_hand_over_all_the_same(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each greets by PUBLISH every two seconds, on the connection by which it would ask the master to hand over."""
+    catch_up, all_of_them = handover._catch_up, len(group.sentinels)
+
+    def late(block: Redis, choice: Choice) -> int:
+        stood = catch_up(block, choice)
+        until(lambda: standing_behind(group.master, "publish") >= all_of_them, what="their greetings", seconds=120)
+        return stood
+
+    monkeypatch.setattr(handover, "_catch_up", late)
+    with Writer(group) as writer:
+        report = fail_over()
+        writer.wait(20)
+    new = group.at(group.agreed_master())
+    assert new in group.replicas
+    assert report.facts["master"].endswith("coordinated")
+    assert writer.lost(new) == set()
+    wait_until_it_follows(group.master, new)
 
 
 def wait_until_it_follows(server: RedisServer, master: RedisServer) -> None:

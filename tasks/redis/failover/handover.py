@@ -39,7 +39,7 @@ def hand_over(permit: Permit, block: Redis, choice: Choice) -> HandOver:
 
     One step, as writes stand still meanwhile. Killed before the Sentinels are asked, writes go on after
     `choice.pause_seconds`; killed later, the Sentinels end what they have begun, and the old master takes no writes for
-    another ten seconds: until then they have made it a replica, or nearly so.
+    another ten seconds: until then they have made it a replica, or nearly so (a coordinated one pauses writes itself).
 
     Raises:
         NotConfirmed: the permit is for another hand-over.

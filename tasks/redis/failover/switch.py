@@ -51,6 +51,11 @@ def await_switch(block: Redis, choice: Choice, how: How, pause: Pause) -> Member
         Unreachable: nobody was promoted in time.
     """
     seconds = min(max(2 * choice.pause_seconds, LEAST_SWITCH_SECONDS), MOST_SWITCH_SECONDS)
+    if how == "coordinated":
+        # Its FAILOVER stands behind a PUBLISH of the Sentinel's, and that may stand behind our pause until it has ended.
+        # It pauses writes itself, and hands over only when the candidate has every byte.
+        with contextlib.suppress(OpsError):
+            pause.lift()
     try:
         return await_promotion(block, choice, seconds)
     except Unreachable as error:
