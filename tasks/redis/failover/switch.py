@@ -52,7 +52,7 @@ def await_switch(block: Redis, choice: Choice, how: How, pause: Pause) -> Member
     """
     seconds = min(max(2 * choice.pause_seconds, LEAST_SWITCH_SECONDS), MOST_SWITCH_SECONDS)
     if how == "coordinated":
-        # Its FAILOVER stands behind a PUBLISH of the Sentinel's, and that may stand behind our pause until it has ended.
+        # Its FAILOVER may stand behind a PUBLISH of the Sentinel's, and that behind our pause, until that has ended.
         # It pauses writes itself, and hands over only when the candidate has every byte.
         with contextlib.suppress(OpsError):
             pause.lift()
