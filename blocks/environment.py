@@ -25,6 +25,7 @@ from blocks.prefect_server import PrefectServer
 from blocks.redis import Redis
 from blocks.services import Services
 from blocks.wal import Wal
+from runbook.brief import asked_briefly
 from runbook.errors import OpsError
 
 Stores = Literal["backups", "copies"]
@@ -196,7 +197,10 @@ class Environment(Block):
 
     def whom_to_call(self, owners: Collection[str]) -> Sequence[Sequence[str]]:
         """Names of columns, then contacts and vendors, the owners' own first; empty where [alerts] is missing."""
-        return [COLUMNS, *self.alerts.rows(owners)] if self.has("alerts") else []
+        if not self.has("alerts"):
+            return []
+        with asked_briefly():  # Prefect may be what is down
+            return [COLUMNS, *self.alerts.rows(owners)]
 
     def with_parts(self, parts: Mapping[str, Block]) -> Environment:
         """This environment with its parts at hand, so that none is loaded from Prefect."""

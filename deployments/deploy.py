@@ -9,6 +9,8 @@ OPS_ENVIRONMENT=production OPS_ROOT=/opt/interview-ops python -m deployments.dep
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
 import os
 import sys
 import tempfile
@@ -24,9 +26,10 @@ from blocks import toml
 from blocks.environment import Environment
 from deployments import automations
 from deployments.register import register
-from deployments.runbooks import shown
+from deployments.runbooks import has_to_run, shown
 from runbook import shell
 from runbook.errors import OpsError
+from tasks.worktree import git
 
 ROOT = Path(__file__).parent.parent
 KIND_OF_DOCKER = "docker"
@@ -41,15 +44,26 @@ def chosen(
     content: Mapping[str, Any], environment: Environment, kinds: Mapping[str, str], *, paused: bool = False
 ) -> dict[str, Any]:
     """prefect.yaml with the pool of each entry's chapter, and its description as people read it; `paused`, what is
-    scheduled waits until somebody turns it on. `kinds` is the type of each pool."""
-    deployments = []
+    scheduled waits until somebody turns it on. `kinds` is the type of each pool. All have the version of this checkout:
+    Prefect would ask git for it nine times for each entry."""
+    deployments, version = [], {"version": project_version(), "version_type": "prefect:simple"}
     for entry in content["deployments"]:
         pool = environment.pools.get(chapter_of(entry), environment.name)
         variables = _container() if kinds[pool] == KIND_OF_DOCKER else {}
         own = {"name": pool, **({"job_variables": variables} if variables else {})}
+        entry = entry if has_to_run(entry, environment) else {**entry, "schedules": []}
         waits = {"paused": True} if paused and entry.get("schedules") else {}
-        deployments.append({**entry, "work_pool": own, "description": shown(entry["entrypoint"]), **waits})
+        deployments.append({**entry, "work_pool": own, "description": shown(entry["entrypoint"]), **version,
+                            **waits})  # fmt: skip
     return {**content, "deployments": deployments}
+
+
+def project_version() -> str:
+    """`0.1.0 (3f2a9c1)`, with the commit where this is a checkout, and `-dirty` where something was changed in it."""
+    installed = importlib.metadata.version("interview-ops")
+    with contextlib.suppress(OpsError):  # an image has no git
+        return f"{installed} ({git(ROOT, 'describe', '--always', '--dirty').strip()})"
+    return installed
 
 
 def _container() -> dict[str, Any]:
@@ -122,9 +136,10 @@ def main() -> int:
     parser.add_argument(
         "--paused", action="store_true", help="schedules wait, new automations that start flows are off"
     )
+    parser.add_argument("--registered", action="store_true", help="its blocks are in Prefect already")
     given = parser.parse_args()
     try:
-        for line in register(given.environment):
+        for line in () if given.registered else register(given.environment):
             print(f"registered {line}")
         print(deploy(given.environment, paused=given.paused))
         for line in automations.register(given.environment, paused=given.paused):

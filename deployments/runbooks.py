@@ -14,11 +14,14 @@ from typing import Annotated, Any, Literal
 
 import yaml  # type: ignore[import-untyped]
 
+from blocks.environment import Environment
 from runbook.errors import OpsError
 
 ROOT = Path(__file__).resolve().parents[1]
 HELP = "\nArgs:\n"
 _SECTION = re.compile(r"§\d+(?:\.\d+)?|付録[ABC]")
+_OF_BACKUPS = {"backup_prefect": "prefect", "verify_backup": "postgres", "prune_backups": "postgres"}
+"""Flows that are scheduled for each kind of backups, with the kind that they are of when nothing else is said."""
 _PLAIN = {str: "text", int: "number", float: "number", bool: "switch"}
 
 
@@ -142,3 +145,13 @@ def _schedule(one: Mapping[str, Any]) -> str:
     when = next((f"{key} `{one[key]}`" for key in ("cron", "rrule", "interval") if key in one), "")
     given = "".join(f", {name} = {value}" for name, value in (one.get("parameters") or {}).items())
     return f"{when} {one.get('timezone', '')}{given}".strip()
+
+
+def has_to_run(entry: Mapping[str, Any], environment: Environment) -> bool:
+    """Whether an environment has what an entry of prefect.yaml works on, so that its schedule is for it: of backups, a
+    store of their kind."""
+    flow, parameters = entry["entrypoint"].rpartition(".")[2], entry["parameters"]
+    if flow not in _OF_BACKUPS:
+        return True
+    kind, which = parameters.get("kind", _OF_BACKUPS[flow]), parameters.get("source", "backups")
+    return environment.has(which) and bool(getattr(environment.stores(which), kind))

@@ -153,7 +153,7 @@ class Control:
         self._once("register", name, environment, (name, environment["OPS_OTHER_REGION"]), tell)
 
     def deploy(self, name: str, environment: Mapping[str, str], tell: Tell) -> None:
-        """Deploy its flows and automations, if anything changed.
+        """Deploy its flows and automations, once its blocks are registered, if anything changed.
 
         Schedules are production's: in a lab a person turns on, in the UI, what is to run by itself. A check that is red
         because nobody has taken a backup yet would fail every five minutes.
@@ -161,7 +161,7 @@ class Control:
         Raises:
             OpsError: it failed; its last lines are the message.
         """
-        self._once("deploy", name, environment, ("--environment", name, "--paused"), tell)
+        self._once("deploy", name, environment, ("--environment", name, "--registered", "--paused"), tell)
 
     def _once(self, what: str, name: str, environment: Mapping[str, str], words: Sequence[str], tell: Tell) -> None:
         fingerprint, stamp = _fingerprint(environment), self.layout.done(what, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
 from lab.base import CHECKOUT, PYTHON
 from lab.binaries import Binaries
@@ -27,6 +28,9 @@ def prefect_variables(layout: ControlLayout, state: ControlState) -> dict[str, s
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_CLIENT_MAX_RETRIES": "8",
+        # Every client reads its authorities anew, hundreds of times in a deployment. Here is nobody to be trusted: the
+        # API is plain HTTP on loopback.
+        "PREFECT_API_SSL_CERT_FILE": str(Path(__file__).with_name("nobody.pem")),
         "GX_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
     }

@@ -200,8 +200,8 @@ def _control_plane(services: Services, second: Services | None, tell: Tell, runb
         control.create_pool(name)
         control.register(name, environment, tell)
         if runbooks:
-            control.start_worker(name, environment)
             control.deploy(name, environment, tell)
+            control.start_worker(name, environment)  # what a worker writes every second, a deployment would wait for
     return control
 
 

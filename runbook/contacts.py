@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from prefect.context import FlowRunContext
 
-from runbook.brief import asked_briefly
 from runbook.log import logger
 from runbook.report import Report, Status
 from runbook.target import Target
@@ -19,9 +18,8 @@ def add_contacts(report: Report, target: Target) -> None:
         return
     context = FlowRunContext.get()
     tags = context.flow_run.tags if context and context.flow_run else []
-    try:  # Prefect may be what is down, and a report without numbers is a report
-        with asked_briefly():
-            columns, *rows = target.whom_to_call(tags) or [()]
+    try:  # a report without numbers is a report
+        columns, *rows = target.whom_to_call(tags) or [()]
     except Exception as error:
         logger().warning("whom to call is not in the report: %s", type(error).__name__)
         return

@@ -109,6 +109,15 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in this hook too
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup`: a file's tests on one worker, and the browser's all on the same: what it is shown in
+    Prefect, which the workers share, is of one lab."""
+    for item in items:
+        folder = item.path.parent
+        item.add_marker(pytest.mark.xdist_group("ui" if folder.name == "ui" else str(item.path)))
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """After the last worker: stop and remove whatever is left of this run."""
     if OWN_BASE and not hasattr(config, "workerinput"):

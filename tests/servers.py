@@ -105,7 +105,9 @@ class PostgresServer:
 
     def __init__(self, *, settings: Sequence[str] = (), port: int = 0, programs: Path | None = None) -> None:
         self.account = Account.of_servers()
-        self.programs = programs or binaries().postgres
+        found = binaries()
+        self.programs = programs or found.postgres
+        self.quick_login = [] if programs or found.postgres_major < 16 else ["--set=scram_iterations=64"]
         self.port = port or free_port()
         self.settings = (*SETTINGS, *settings)
         self.root = Path(tempfile.mkdtemp(prefix="ops-pg-", dir="/var/tmp" if self.account.is_other else None))
@@ -120,7 +122,7 @@ class PostgresServer:
         write(password, ADMIN_PASSWORD + "\n", 0o400, self.account)
         argv: list[str | Path] = [
             *(self.programs / "initdb", "-D", self.data, "-U", ADMIN, f"--pwfile={password}", "--auth=scram-sha-256"),
-            *("--encoding=UTF8", "--locale=C.UTF-8", "--data-checksums", "--no-sync", *options),
+            *("--encoding=UTF8", "--locale=C.UTF-8", "--data-checksums", "--no-sync", *self.quick_login, *options),
         ]
         run(argv, cwd=self.root, account=self.account)
         with (self.data / "postgresql.conf").open("a") as file:

@@ -22,6 +22,7 @@ from blocks.environment import Environment
 from deployments import automations
 from deployments.doctor.host import ANSWER_SECONDS, clock
 from deployments.doctor.line import Line, expect
+from deployments.runbooks import has_to_run
 from runbook.errors import OpsError, Unreachable
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +123,7 @@ def look_at_deployments(env: Environment) -> Iterator[Line]:
         if found := there.get((entrypoint, name)):
             pool = env.pools.get(entrypoint.split(".")[1], env.name)
             wrong += [f"{entrypoint} ({found.work_pool_name})"] if found.work_pool_name != pool else []
-            paused += [f"{entrypoint} ({name})"] if _is_paused(entry, found) else []
+            paused += [f"{entrypoint} ({name})"] if has_to_run(entry, env) and _is_paused(entry, found) else []
     yield expect(not wrong, "deployments are in the pools of their hosts",
                  f"{', '.join(wrong[:3])}: {REGISTER.format(env.name)}")  # fmt: skip
     if env.tier == "production":

@@ -229,11 +229,13 @@ def _save(report: Report, permit: Permit, joining: Joining) -> None:
 
 
 def wait_for_all(report: Report, permit: Permit, env: Environment, primary: Postgres) -> None:
-    """Commits wait again for whom the configuration names, where they are there."""
+    """WAL is received and shipped, and commits wait again for whom the configuration names, where they are there."""
     if env.has("wal") and env.wal.service in env.services.names and not streams(primary, env.wal.name):
         make_slots(primary, [env.wal.slot])
         start_receiver(env.services, env.wal.service)
         tell_receiver(report, primary, env.wal)
+    if env.has("wal") and env.wal.archiver in env.services.names:  # after a dump nobody has started it
+        start_services(env.services, [env.wal.archiver])
     with primary.connect() as connection:
         overridden = bool(execute(connection, _OVERRIDDEN))
     if overridden:

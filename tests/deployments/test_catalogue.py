@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import yaml  # type: ignore[import-untyped]
 from markdown_it import MarkdownIt
 
 from blocks import toml
+from blocks.environment import Environment
 from deployments.catalogue import covered, main, manual, pages
-from deployments.deploy import chosen
+from deployments.deploy import chosen, project_version
 from deployments.runbooks import ROOT, Runbook, read_runbooks, shown
 from tests.test_deployments import FLOWS
 
@@ -62,6 +64,35 @@ def test_every_entry_is_deployed_with_that() -> None:
     for entry in entries:
         assert entry["description"] == shown(entry["entrypoint"])
         assert "Args:" not in entry["description"]
+        assert (entry["version"], entry["version_type"]) == (project_version(), "prefect:simple")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert commit.strip() in project_version()
+
+
+def test_only_what_an_environment_has_is_scheduled() -> None:
+    """`Failed` each night, where there is nothing to prune, would call somebody."""
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    environment = toml.environment(os.environ["OPS_ENVIRONMENT"])
+    assert environment.has("copies")
+    assert not environment.has("prefect_server")
+    without = environment.derived({}, without=["copies"], reports=environment.reports_directory)
+
+    def scheduled(one: Environment) -> set[str]:
+        entries = chosen(content, one, {one.name: "process"})["deployments"]
+        return {f"{entry['entrypoint'].rpartition('.')[2]} {entry['name'].partition('}}')[2]}"
+                for entry in entries if entry.get("schedules")}  # fmt: skip
+
+    every = {f"{entry['entrypoint'].rpartition('.')[2]} {entry['name'].partition('}}')[2]}"
+             for entry in content["deployments"] if entry.get("schedules")}  # fmt: skip
+    of_prefect = {
+        "backup_prefect ",
+        "verify_backup -prefect",
+        "prune_backups -prefect",
+        "prune_backups -copies-prefect",
+    }
+    of_copies = {f"prune_backups -copies{kind}" for kind in ("", "-redis", "-files", "-cluster")}
+    assert every - scheduled(environment) == of_prefect
+    assert every - scheduled(without) == of_prefect | of_copies
 
 
 def test_the_pages_are_current() -> None:

@@ -98,7 +98,7 @@ def test_every_kind_that_is_pruned_is_verified_each_week() -> None:
         return {entry["parameters"].get("kind", "postgres") for name, entry in entries().items()
                 if name.partition("/")[0] == flow and crons_of(name)}  # fmt: skip
 
-    assert kinds("verify-backup") == kinds("prune-backups") == {"postgres", "redis", "files", "cluster"}
+    assert kinds("verify-backup") == kinds("prune-backups") == {"postgres", "redis", "files", "cluster", "prefect"}
 
 
 def test_schedules_are_in_the_operators_time_zone() -> None:

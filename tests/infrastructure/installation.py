@@ -88,8 +88,10 @@ auth_env = "TRIAL_AUTH"
 class Installation:
     """Prefect's API and background services under a supervisord, on servers of their own."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, python: Path) -> None:
         self.base = base
+        self.python = python
+        """What has the Prefect that serves."""
         self.postgres = PostgresServer()
         self.redis = RedisServer()
         self.port = free_port()
@@ -117,6 +119,8 @@ class Installation:
             "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect_redis.ordering",
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect_redis.lease_storage",
             "PREFECT_REDIS_MESSAGING_URL": f"{redis}/0",
+            "PREFECT_REDIS_MESSAGING_PORT": str(self.redis.port),  # for one that knows no URL yet
+            "PREFECT_REDIS_MESSAGING_PASSWORD": REDIS_PASSWORD,
             "PREFECT_REDIS_MESSAGING_PUBLISHER_PUBLISH_EVERY": "1",
             "PREFECT_SERVER_DOCKET_URL": f"{redis}/1",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -131,7 +135,11 @@ class Installation:
         self.redis.start()
         for path in ("log", "home"):
             (self.base / path).mkdir()
-        command = (sys.executable, "-m", "prefect", "server")
+        self.launch()
+
+    def launch(self) -> None:
+        """A supervisord, then the API, then what works in the background."""
+        command = (str(self.python), "-m", "prefect", "server")
         api = (*command, "start", "--no-services", "--host", "127.0.0.1", "--port", str(self.port))
         programs = [("prefect-api", api), ("prefect-services", (*command, "services", "start"))]
         self.supervisor.write(
@@ -221,10 +229,10 @@ class Installation:
 
 
 @contextlib.contextmanager
-def running_installation() -> Iterator[Installation]:
+def running_installation(python: Path = Path(sys.executable)) -> Iterator[Installation]:
     """One that runs; its variables are this process's."""
     base = Path(tempfile.mkdtemp(prefix="ops-prefect-"))
-    made = Installation(base)
+    made = Installation(base, python)
     kept = dict(os.environ)
     try:
         made.start()

@@ -8,11 +8,13 @@ import re
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from flows.recovery import pair
 from flows.recovery.postgres_failover import postgres_failover, rejoin_standby
+from lab.supervision import Program
 from runbook.errors import RunbookFailed
 from runbook.report import Status
 from runbook.wait import until
@@ -51,6 +53,20 @@ def test_a_crashed_primary_is_replaced_nothing_is_lost_and_it_follows_again(clus
     for phase in ("decision", "fencing", "promote", "first acknowledged write"):
         assert re.fullmatch(r"\d+\.\d{3} s", report.facts[phase]), phase
     assert "nothing to do" in rejoin().outcome
+
+
+def test_with_the_standby_the_programs_that_receive_and_ship_wal_start(cluster_template: Template) -> None:
+    """As after a region failover from a dump, which brings neither up."""
+    archiver = Program("archiver", ("sleep", "3600"), Path("/"), autostart=False)
+    with running_cluster(cluster_template, programs=[archiver]) as cluster, pytest.MonkeyPatch.context() as patch:
+        for name, value in cluster.variables.items():
+            patch.setenv(name, value)
+        for role in ("standby", "receiver"):
+            cluster.stop(role)
+        assert not cluster.supervisor.services()["archiver"].running
+        report = rejoin()
+        assert cluster.supervisor.services()["archiver"].running, report.sentence()
+        until(lambda: cluster.streaming() == {"standby", "receiver"}, what="both", seconds=120)
 
 
 def test_a_standby_that_has_not_noticed_the_death_yet_is_waited_for(
