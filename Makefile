@@ -114,7 +114,7 @@ test-matrix-redis: $(INSTALLED)
 test-system: $(INSTALLED)
 	@tests/system/install
 	@tests/node/install
-	@$(BIN)/python -m pytest -m system --ignore=tests/system/test_pgbackrest.py -n 3 --dist loadgroup
+	@$(BIN)/python -m pytest -m system --ignore=tests/system/test_pgbackrest.py -n 3 --dist loadfile
 	@OPS_TEST_POSTGRES=/usr/lib/postgresql/17/bin $(BIN)/python -m pytest -m system tests/system/test_pgbackrest.py
 
 soak: $(INSTALLED)

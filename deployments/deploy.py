@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import os
 import sys
 import tempfile
@@ -59,11 +58,11 @@ def chosen(
 
 
 def project_version() -> str:
-    """`0.1.0 (3f2a9c1)`, with the commit where this is a checkout, and `-dirty` where something was changed in it."""
-    installed = importlib.metadata.version("interview-ops")
-    with contextlib.suppress(OpsError):  # an image has no git
-        return f"{installed} ({git(ROOT, 'describe', '--always', '--dirty').strip()})"
-    return installed
+    """`3f2a9c1`, the commit of this checkout, with `-dirty` where something was changed in it; in an image the image's
+    name: it has no git."""
+    with contextlib.suppress(OpsError):
+        return git(ROOT, "describe", "--always", "--dirty").strip()
+    return os.environ.get("OPS_IMAGE", "unknown")
 
 
 def _container() -> dict[str, Any]:
