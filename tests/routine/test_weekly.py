@@ -108,6 +108,14 @@ def test_a_kind_without_any_backup_is_not_hidden_by_the_kinds_after_it(day: Day)
     assert finding(check(), "restore of a redis backup").status is Status.CRITICAL
 
 
+def test_backups_of_prefect_itself_are_asked_for_where_there_are_any(day: Day) -> None:
+    file(day, "Verify backup", 1, kind="prefect", backup="prefect_20260101_030000, snapshot of 2026")
+    name, described = "restore of a prefect backup", day.base / "trial.toml"
+    assert name not in {one.name for one in check().findings}
+    described.write_text(described.read_text().replace("[backups]\n", f'[backups]\nprefect = "{day.base}/prefect"\n'))
+    assert finding(check(), name).status is Status.OK
+
+
 def test_what_is_of_the_future_is_not_fresh(day: Day) -> None:
     """The clock was set back: what was reported before that is of tomorrow, and stays so for as long."""
     file(day, "Verify backup", -2, backup="backup_20260101_030000, snapshot of 2026")
