@@ -114,7 +114,8 @@ test-matrix-redis: $(INSTALLED)
 test-system: $(INSTALLED)
 	@tests/system/install
 	@tests/node/install
-	@$(BIN)/python -m pytest -m system --ignore=tests/system/test_pgbackrest.py -n 3 --dist loadfile
+	@$(BIN)/python -m pytest -m system --ignore=tests/system/test_pgbackrest.py --ignore=tests/ui -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m system tests/ui
 	@OPS_TEST_POSTGRES=/usr/lib/postgresql/17/bin $(BIN)/python -m pytest -m system tests/system/test_pgbackrest.py
 
 soak: $(INSTALLED)

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from xdist.scheduler import LoadFileScheduling
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -108,21 +107,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
                 lines = path.read_text(errors="replace").splitlines()[-_LOG_LINES:]
                 report.sections.append((f"end of {path.name}", "\n".join(lines)))
     return report
-
-
-class Places(LoadFileScheduling):
-    """A file's tests on one worker, as with `--dist loadfile`, and the browser's all on the same: what it is shown in
-    Prefect, which the workers share, is of one lab."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        path = super()._split_scope(nodeid)
-        return "tests/ui" if path.startswith("tests/ui/") else path
-
-
-@pytest.hookimpl(optionalhook=True)  # xdist's
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadFileScheduling | None:
-    """Only in the place of `loadfile`."""
-    return Places(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
