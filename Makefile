@@ -114,13 +114,15 @@ test-matrix-redis: $(INSTALLED)
 test-system: $(INSTALLED)
 	@tests/system/install
 	@tests/node/install
-	@$(BIN)/python -m pytest -m system --ignore=tests/system/test_pgbackrest.py --ignore=tests/ui -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "system and not soak" --ignore=tests/system/test_pgbackrest.py --ignore=tests/ui -n 2 --dist loadfile
 	@$(BIN)/python -m pytest -m system tests/ui
 	@OPS_TEST_POSTGRES=/usr/lib/postgresql/17/bin $(BIN)/python -m pytest -m system tests/system/test_pgbackrest.py
 
 soak: $(INSTALLED)
 	@tests/node/install
-	@$(BIN)/python -m pytest -m soak -v
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "soak and not system"
+	@tests/system/install
+	@$(BIN)/python -m pytest -m "soak and system" tests/system
 
 # Hashes, no addresses: the lock names packages, not where they come from. Production's is a part of it.
 lock:

@@ -31,6 +31,7 @@ pytest_plugins = (
     "tests.servers",
     "tests.shared",
     "tests.tidy",
+    "tests.soaked",
     "tests.redis.servers",
     "tests.s3.servers",
     "tests.clusters",

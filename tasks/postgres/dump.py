@@ -18,7 +18,7 @@ from typing import Literal
 
 from blocks.postgres import Connection, Postgres
 from runbook import shell
-from runbook.errors import CommandFailed, OpsError, VerificationFailed
+from runbook.errors import CommandFailed, OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action
 from runbook.log import logger
@@ -43,6 +43,8 @@ FULL_BYTES = 1 << 20
 STATISTICS_VERSION = 180000
 # pg_dump compresses: on a busy host the application comes first.
 NICE = 10
+# What pg_dump says when the server is gone between its connection and its first statement.
+_ENDED = "invalid client encoding"
 COMPRESSIONS = ("zstd:1", "lz4:1", "gzip:1")
 
 
@@ -221,7 +223,11 @@ def _pg_dump(postgres: Postgres, target: Path, options: Sequence[str], done: Dum
     with progress(done.tell), _telling_contention():
         try:
             return shell.run(argv, environment=environment, nice=NICE, hint="nothing was published").seconds
-        except CommandFailed:
+        except CommandFailed as error:
+            if _ENDED in error.stderr:
+                raise Unreachable(
+                    "PostgreSQL ended the session of pg_dump as it began", "nothing was published"
+                ) from None
             if (free := disk_of(target).free_bytes) < FULL_BYTES:  # pg_dump's own message does not say so
                 raise OpsError(f"the store is full: {size(free)} free", f"free space at {target.parents[1]}") from None
             raise

@@ -292,7 +292,12 @@ def test_a_backup_is_published_whole_or_not_at_all(proxy: Proxy) -> None:
     def call() -> Report:
         return backup_database.fn(NAME)
 
-    for kill in (Kill("pg_export_snapshot", "answered"), Kill("COPY public."), Kill("COMMIT")):
+    for kill in (
+        Kill("pg_export_snapshot", "answered"),
+        Kill("set client_encoding"),
+        Kill("COPY public."),
+        Kill("COMMIT"),
+    ):
         killed(proxy, call, kill)
         assert published() == []
     good(call)
