@@ -118,13 +118,14 @@ def _down_cause(found: Diagnosis, where: str, reason: Reason | None, ways: tuple
     since = f", since {reason.what}" if reason else ""
     if reason:
         found.told("what does its log say?", reason.line)
-    if state and state.pid:
-        return Cause(f"nobody listens on {where}, and yet the server's process runs ({told}){since}",
-                     reason.hint if reason else "compare port and listen_addresses with [postgres]; it may be starting",
-                     ways)  # fmt: skip
     disk = (FREE_DISK,) if reason and reason.kind == "disk" else ()
     undo = (Next("undo-postgres-settings", "put back what ALTER SYSTEM wrote"),) \
         if reason and reason.kind == "configuration" else ()  # fmt: skip
+    # A service manager starts again and again what ends at once: for a moment each time there is a process.
+    if state and state.pid:
+        return Cause(f"nobody listens on {where}, and yet the server's process runs ({told}){since}",
+                     reason.hint if reason else "compare port and listen_addresses with [postgres]; it may be starting",
+                     (*disk, *undo, *ways))  # fmt: skip
     dead = f"the server's process is dead ({told})" if state else f"nobody listens there ({told})"
     return Cause(f"PostgreSQL at {where} is down: {dead}{since}",
                  reason.hint if reason else "start it; where it ends again its log says why",

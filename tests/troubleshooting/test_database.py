@@ -84,6 +84,18 @@ def test_a_port_where_nobody_listens_is_no_dead_process(host: Host, tmp_path: Pa
     assert "process runs" in told
 
 
+def test_what_ends_at_once_and_is_just_tried_again_has_the_same_next_step(host: Host, tmp_path: Path) -> None:
+    """Its log has the reason; that there is a process for a moment changes nothing."""
+    host.describe(tmp_path, port=free_port())
+    log = host.root / "postgresql.log"
+    before = log.read_text()
+    log.write_text(before + '[1] FATAL:  configuration file "postgresql.auto.conf" contains errors\n')
+    report = diagnosed()
+    log.write_text(before)
+    assert "process runs" in cause(report)
+    assert "undo-postgres-settings" in following(report)
+
+
 def test_a_supervisor_that_does_not_answer_is_not_taken_for_a_dead_process(host: Host, tmp_path: Path) -> None:
     host.describe(tmp_path, port=free_port(), control=free_port())
     report = diagnosed()
@@ -162,6 +174,13 @@ def sessions(host: Host, count: int) -> Iterator[list[psycopg.Connection[tuple[o
             )))
             for _ in range(count)
         ]  # fmt: skip
+    until(lambda: _all_ended(host), what="the end of the sessions, which the server sees later", seconds=120)
+
+
+def _all_ended(host: Host) -> bool:
+    with contextlib.suppress(psycopg.OperationalError):  # every place is taken for a moment yet
+        return host.server.sql("SELECT count(*) FROM pg_stat_activity WHERE usename = 'grc_user'") == [(0,)]
+    return False
 
 
 @pytest.mark.parametrize("reserved", [0, 3], ids=["all but the reserved places", "every place"])
