@@ -118,6 +118,7 @@ test-system: $(INSTALLED)
 	@$(BIN)/python -m pytest -m system tests/ui
 	@OPS_TEST_POSTGRES=/usr/lib/postgresql/17/bin $(BIN)/python -m pytest -m system tests/system/test_pgbackrest.py
 
+# What is marked soak, at the test or in tests/soak.txt; the system's as root, after the others.
 soak: $(INSTALLED)
 	@tests/node/install
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "soak and not system"

@@ -44,7 +44,7 @@ STATISTICS_VERSION = 180000
 # pg_dump compresses: on a busy host the application comes first.
 NICE = 10
 # What pg_dump says when the server is gone between its connection and its first statement.
-_ENDED = "invalid client encoding"
+_ENDED, _AGAIN = "invalid client encoding", "nothing was published: launch it again when PostgreSQL answers"
 COMPRESSIONS = ("zstd:1", "lz4:1", "gzip:1")
 
 
@@ -225,9 +225,7 @@ def _pg_dump(postgres: Postgres, target: Path, options: Sequence[str], done: Dum
             return shell.run(argv, environment=environment, nice=NICE, hint="nothing was published").seconds
         except CommandFailed as error:
             if _ENDED in error.stderr:
-                raise Unreachable(
-                    "PostgreSQL ended the session of pg_dump as it began", "nothing was published"
-                ) from None
+                raise Unreachable("PostgreSQL ended the session of pg_dump as it began", _AGAIN) from None
             if (free := disk_of(target).free_bytes) < FULL_BYTES:  # pg_dump's own message does not say so
                 raise OpsError(f"the store is full: {size(free)} free", f"free space at {target.parents[1]}") from None
             raise
