@@ -26,7 +26,7 @@ LONGEST_STEPS = 14
 
 
 def main() -> int:
-    """0 also where a bar is missed: it is a measurement. 1 where it could not be measured."""
+    """0 also where a bar is missed: it is a measurement. 1 where it could not be measured, with what was until then."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="both sides of every ratio, in one run")
     parser.add_argument("--megabytes", type=int, default=1000, help="size of the database (default: 1000)")
     parser.add_argument(
@@ -35,6 +35,7 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     chosen = parser.parse_args()
+    suite: Suite | None = None
     tell = progress(lambda line: print(line, file=sys.stderr, flush=True))
     try:
         if chosen.only == "redis":
@@ -54,6 +55,8 @@ def main() -> int:
             suite.run(chosen.only)
     except (OpsError, psycopg.Error, httpx.HTTPError) as error:
         print(error, file=sys.stderr)
+        if suite and suite.figures:
+            _show(suite, chosen.megabytes, chosen.json)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -59,12 +59,7 @@ class Suite:
             self.figures = RecoveryChapter(self.place, peers, self.place.rows()).estimates()
             return
         if only == RECOVERY:
-            self.place.call(BACKUP)
-            self.place.call(BACKUP_REDIS)
-            self.place.call(BACKUP_FILES)
-            peers.back_up()
-            peers.save_redis()
-            self.figures = RecoveryChapter(self.place, peers, self.place.rows()).figures()
+            self.recovery(peers)
             return
         backups = self.backups(peers)
         self.place.call(BACKUP_REDIS)
@@ -79,6 +74,14 @@ class Suite:
         self.figures += Chapter(self.place, peers, self.place.rows()).figures()
         self.figures += RedisChapter(self.place.tell).figures()
         self.figures += LogsChapter(self.place.tell).figures()
+        self.recovery(peers)
+
+    def recovery(self, peers: Peers) -> None:
+        """The recovery chapter, from backups of both sides with what the database holds by now, for the load wrote."""
+        for backup in (BACKUP, BACKUP_REDIS, BACKUP_FILES):
+            self.place.call(backup)
+        peers.back_up()
+        peers.save_redis()
         self.figures += RecoveryChapter(self.place, peers, self.place.rows()).figures()
 
     def backups(self, peers: Peers) -> list[Called]:
