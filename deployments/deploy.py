@@ -122,7 +122,12 @@ def deploy(name: str, *, paused: bool = False) -> str:
             "--prefect-file",
             path,
         ]
-        given = {"OPS_ENVIRONMENT": name, "OPS_ROOT": os.environ.get("OPS_ROOT", str(ROOT))}
+        given = {
+            "OPS_ENVIRONMENT": name,
+            "OPS_ROOT": os.environ.get("OPS_ROOT", str(ROOT)),
+            # What an environment has no more (`schedules: []`) is not launched any more; without it Prefect keeps it.
+            "PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY": "true",
+        }
         shell.run(argv, environment=given, directory=ROOT, hint="correct what it says, then launch this again")
     pools = ", ".join(f"{chapter} → {pool}" for chapter, pool in environment.pools.items())
     return f"deployed {len(content['deployments'])} runbooks to {name}" + (f" ({pools})" if pools else "")
