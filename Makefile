@@ -114,9 +114,8 @@ test-matrix-redis: $(INSTALLED)
 test-system: $(INSTALLED)
 	@tests/system/install
 	@tests/node/install
-	@$(BIN)/python -m pytest -m "system and not soak" --ignore=tests/system/test_pgbackrest.py --ignore=tests/ui -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "system and not soak" --ignore=tests/ui -n 2 --dist loadfile
 	@$(BIN)/python -m pytest -m system tests/ui
-	@OPS_TEST_POSTGRES=/usr/lib/postgresql/17/bin $(BIN)/python -m pytest -m system tests/system/test_pgbackrest.py
 
 # What is marked soak, at the test or in tests/soak.txt; the system's as root, after the others.
 soak: $(INSTALLED)

@@ -17,9 +17,11 @@ from runbook.report import Status
 from tasks.pgbackrest.command import call
 from tests.bits import flip
 from tests.clusters import NAME, Cluster, Template, running_cluster
+from tests.matrix.versions import VARIABLE
 from tests.recovery.test_point_in_time import bug, findings, transaction
 
 pytestmark = pytest.mark.system
+DEBIAN = "/usr/lib/postgresql/17/bin"
 STANZA = "pair"
 CONFIG = """
 [global]
@@ -39,6 +41,16 @@ tool = "pgbackrest"
 stanza = "pair"
 config = "{config}"
 """
+
+
+@pytest.fixture(scope="module")
+def cluster_template() -> Iterator[Template]:
+    """Clusters of Debian's PostgreSQL: pgBackRest comes from there, and knows that one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, DEBIAN)
+        template = Template.made()
+        yield template
+        template.remove()
 
 
 @pytest.fixture

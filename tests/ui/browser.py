@@ -175,24 +175,43 @@ class Form:
 
     def choices(self, name: str) -> list[str]:
         """What a drop-down offers; closed again."""
-        self.parameter(name).get_by_role("group").get_by_role("button").first.click()
-        expect(self.page.get_by_role("option").first).to_be_visible()
-        offered = self.page.get_by_role("option").all_inner_texts()
-        self.page.keyboard.press("Escape")
+        with self._offered(self._drop_down(name)) as options:
+            offered = options.all_inner_texts()
+            self.page.keyboard.press("Escape")
         return offered
 
     def choose(self, name: str, choice: str) -> None:
-        self.parameter(name).get_by_role("group").get_by_role("button").first.click()
-        self.page.get_by_role("option", name=choice, exact=True).click()
+        with self._offered(self._drop_down(name)):
+            self._take(choice)
 
     def choose_each(self, name: str, choice: str) -> int:
         """The same in every drop-down of that name; how many there are."""
         every = self.root.get_by_role("button", name=f"Select {name}")
         for one in every.all():
-            one.click()
-            self.page.get_by_role("option", name=choice, exact=True).click()
+            with self._offered(one):
+                self._take(choice)
             expect(one).to_contain_text(choice)
         return every.count()
+
+    def _drop_down(self, name: str) -> Locator:
+        return self.parameter(name).get_by_role("group").get_by_role("button").first
+
+    @contextmanager
+    def _offered(self, drop_down: Locator) -> Iterator[Locator]:
+        """What a drop-down offers while it is open.
+
+        One that closes gives the focus back to its button a moment later; the next one, opened before that, would lose
+        the focus by it and close under the operator's hand.
+        """
+        options = self.page.get_by_role("option")
+        drop_down.click()
+        expect(options.first).to_be_visible()
+        yield options
+        expect(options).to_have_count(0)
+        expect(drop_down).to_be_focused()
+
+    def _take(self, choice: str) -> None:
+        self.page.get_by_role("option", name=choice, exact=True).click()
 
     def add(self, name: str, value: str) -> None:
         """One more item of a list."""
