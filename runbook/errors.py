@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from runbook.report import Report
 
 
-_REASON = "Error message from server: "  # pg_dump's, behind an error that says no more than that a call failed
+# pg_dump's two lines for a lost server, in any order with those of its other workers: that a call failed, and why.
+_CALL = re.compile(r": PQ\w+\(\) failed\.$")
+_REASON = "Error message from server: "
 # A quotation mark or a question mark ends an address's host: what follows may be somebody's e-mail address.
 _LOGIN = re.compile(r"(https?://)[^/\s@\"?]+@")
 _PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://[^/\s:@\"?]*:)[^/\s@\"?]+@", re.IGNORECASE)
@@ -48,12 +50,16 @@ class CommandFailed(OpsError):
         self.exit_code = exit_code
         self.stderr = stderr
         self.stdout = stdout
-        lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-        telling = [line for line in lines if "error" in line.lower() or "fatal" in line.lower()][:1] or lines[-3:]
-        telling += [line for line in lines if _REASON in line and line not in telling][:1]
-        super().__init__(
-            f"{argv[0].rsplit('/', 1)[-1]} exited {exit_code}: {' / '.join(telling) or 'no message'}", hint
-        )
+        super().__init__(f"{argv[0].rsplit('/', 1)[-1]} exited {exit_code}: {_telling(stderr) or 'no message'}", hint)
+
+
+def _telling(stderr: str) -> str:
+    """The first error that a program printed, with the server's reason where it names none; else its last words."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    reasons = [line.partition(_REASON)[2] for line in lines if _REASON in line]
+    own = [_CALL.sub("", line) for line in lines if _REASON not in line]
+    told = [line for line in own if "error" in line.lower() or "fatal" in line.lower()][:1] or own[-3:]
+    return " / ".join(told + [reason for reason in reasons[:1] if not any(reason in line for line in told)])
 
 
 class VerificationFailed(OpsError):

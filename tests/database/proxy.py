@@ -1,7 +1,8 @@
 """A proxy between a flow and its server, which kills the server at a chosen statement: no luck, no load, no sleep.
 
 Every process of the server is killed with SIGKILL, and nobody listens any more until `back()`. The statement is the
-one with a number or a text, and dies `before` the server sees it, or `answered`: done there, and its answer lost.
+one with a number or a text, and dies `before` the server sees it, or `answered`: done there, and its answer lost; or
+`streaming`: the client has its first row of a COPY.
 https://www.postgresql.org/docs/current/protocol-message-formats.html
 """
 
@@ -18,7 +19,7 @@ from typing import Literal
 
 from tests.servers import PostgresServer, free_port
 
-When = Literal["before", "answered", "running"]
+When = Literal["before", "answered", "running", "streaming"]
 _NO_ENCRYPTION = (80877103, 80877104)
 _CANCEL = 80877102
 _starter = ThreadPoolExecutor(1)  # a server ends with the thread that started it (PR_SET_PDEATHSIG)
@@ -117,7 +118,7 @@ class Proxy:
             kill = self._hit(kind, message)
             if kill and kill.when == "before":
                 return self._die(kill)
-            if kill and kill.when == "answered":
+            if kill and kill.when in ("answered", "streaming"):
                 held.set()
             server.sendall(message)
             if kill and kill.when == "running":
@@ -128,9 +129,11 @@ class Proxy:
         with contextlib.suppress(OSError, EOFError):
             while True:
                 kind, message = _message(server)
-                if not held.is_set():
+                streaming = self._kill is not None and self._kill.when == "streaming"
+                if not held.is_set() or streaming:
                     client.sendall(message)
-                elif kind == b"Z" and self._kill:  # ready for the next one: this one is done
+                # Ready for the next one: this one is done; or a row of a COPY.
+                if held.is_set() and self._kill and kind == (b"d" if streaming else b"Z"):
                     return self._die(self._kill)
         _end(client)  # the server closed it
         return None

@@ -37,7 +37,7 @@ DATABASE = "grc_db"
 PRISTINE = "pristine"
 GOOD = (Status.OK, Status.WARN)
 # Names of exceptions, of Python's modules and of libpq's lines are for developers.
-CRYPTIC = re.compile(r"Traceback|psycopg|Error\b|\n|consuming input|This probably means", re.MULTILINE)
+CRYPTIC = re.compile(r"Traceback|psycopg|Error\b|PQ\w+\(|\n|consuming input|This probably means", re.MULTILINE)
 GONE = re.compile("does not answer|ended the session|went away|terminating connection|closed the connection|refused")
 APPLICATION = """
 [application]
@@ -296,6 +296,7 @@ def test_a_backup_is_published_whole_or_not_at_all(proxy: Proxy) -> None:
         Kill("pg_export_snapshot", "answered"),
         Kill("set client_encoding"),
         Kill("COPY public."),
+        Kill("COPY public.people", "streaming"),
         Kill("COMMIT"),
     ):
         killed(proxy, call, kill)

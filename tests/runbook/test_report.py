@@ -211,11 +211,27 @@ def test_a_login_in_an_address_that_a_tool_repeats_is_masked() -> None:
         assert "http://********@registry.test/x" in text
 
 
-def test_a_failed_program_s_own_reason_is_told_with_its_error() -> None:
-    said = (
-        'pg_dump: error: Dumping the contents of table "people" failed: PQgetCopyData() failed.\n'
-        "pg_dump: detail: Error message from server: server closed the connection unexpectedly\n"
-        "\tThis probably means the server terminated abnormally\n"
-        "pg_dump: detail: Command was: COPY public.people (id) TO stdout;\n"
-    )
-    assert "closed the connection" in CommandFailed(["/bin/pg_dump"], 1, said).message
+_CALL_FAILED = (
+    'pg_dump: error: Dumping the contents of table "people" failed: PQgetCopyData() failed.\n'
+    "pg_dump: detail: Error message from server: server closed the connection unexpectedly\n"
+    "\tThis probably means the server terminated abnormally\n"
+    "pg_dump: detail: Command was: COPY public.people (id) TO stdout;\n"
+)
+_QUERY_FAILED = "pg_dump: error: query failed: server closed the connection unexpectedly\n"
+
+
+@pytest.mark.parametrize(
+    ("stderr", "told"),
+    [
+        (_CALL_FAILED, 'Dumping the contents of table "people" failed / server closed the connection unexpectedly'),
+        (_QUERY_FAILED, "query failed: server closed the connection unexpectedly"),
+        # two workers of one pg_dump, each in its own call, in either order
+        (_QUERY_FAILED + _CALL_FAILED, "query failed: server closed the connection unexpectedly"),
+        (
+            _CALL_FAILED + _QUERY_FAILED,
+            'Dumping the contents of table "people" failed / server closed the connection unexpectedly',
+        ),
+    ],
+)
+def test_a_failed_program_s_own_reason_is_told_once_with_its_error(stderr: str, told: str) -> None:
+    assert CommandFailed(["/bin/pg_dump"], 1, stderr).message == f"pg_dump exited 1: pg_dump: error: {told}"
