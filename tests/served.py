@@ -4,6 +4,7 @@ of its repository are unpacked there."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from tests.packaged import Packaged, put_in
 from tests.servers import free_port
 
 PASSWORD = "super-4713"
+# What is told of one that ends at once. Where that takes it a second, its supervisor has believed it by then.
+DEAD = re.compile("backend does not start|backend at .* does not answer")
 SERVER = """import http.server, json, sys
 import interviewkit
 

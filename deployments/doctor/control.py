@@ -28,6 +28,8 @@ from runbook.errors import OpsError, Unreachable
 ROOT = Path(__file__).parents[2]
 PAGE = 200
 HEARTBEAT_SECONDS = 30
+# An answer's date is in whole seconds, and uvicorn looks at the clock once a second.
+DATE_SECONDS = 2.0
 REGISTER = "python -m deployments.deploy --environment {}"
 
 
@@ -39,8 +41,10 @@ def look_at_api() -> Iterator[Line]:
     user, _, password = (_secret(PREFECT_API_AUTH_STRING.value())).partition(":")
     with httpx.Client(base_url=address, timeout=ANSWER_SECONDS, trust_env=False) as client:
         try:
+            asked = time.time()
             stranger = client.get("/admin/version")
             answer = client.get("/admin/version", auth=(user, password)) if user else stranger
+            answered = time.time()
             settings = client.get("/admin/settings", auth=(user, password) if user else None)
         except httpx.HTTPError as error:
             raise Unreachable(f"Prefect at {address} does not answer: {type(error).__name__}", "start it") from None
@@ -51,8 +55,8 @@ def look_at_api() -> Iterator[Line]:
                  "set PREFECT_SERVER_API_AUTH_STRING on the server: anybody may launch a restore")  # fmt: skip
     yield expect(answer.json() == prefect.__version__, f"Prefect here is {prefect.__version__}",
                  "server and workers of one version: install requirements.lock on both")  # fmt: skip
-    if date := answer.headers.get("date"):  # whole seconds
-        yield clock("Prefect", parsedate_to_datetime(date).timestamp() + 0.5 - time.time())
+    if date := answer.headers.get("date"):
+        yield clock("Prefect", parsedate_to_datetime(date).timestamp(), (asked, answered), DATE_SECONDS)
     yield from _settings(settings.json() if settings.is_success else {})
 
 

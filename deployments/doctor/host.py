@@ -36,7 +36,9 @@ def databases(env: Environment) -> dict[str, Postgres]:
 def look_at_postgres(part: str, postgres: Postgres) -> Iterator[Line]:
     """It answers, with programs of its own major version here, and its clock is this host's."""
     with postgres.connect() as connection:
+        asked = time.time()
         version, now = execute(connection, "SELECT current_setting('server_version'), extract(epoch FROM now())")[0]
+        answered = time.time()
     where = f"[{part}] PostgreSQL {version} at {postgres.host}:{postgres.port}"
     yield Line(f"{where} answers")
     missing = [name for name in POSTGRES_PROGRAMS if not (Path(postgres.programs) / name).exists()]
@@ -46,7 +48,7 @@ def look_at_postgres(part: str, postgres: Postgres) -> Iterator[Line]:
         major, found = int(str(version).split(".")[0]), program_version(postgres, "pg_dump")
         yield expect(found == major, f"[{part}] programs are of PostgreSQL {found}",
                      f"the server is {major}: install its programs, or correct [{part}] programs")  # fmt: skip
-    yield clock(f"[{part}] PostgreSQL", float(now) - time.time())
+    yield clock(f"[{part}] PostgreSQL", float(now), (asked, answered))
     if is_here(postgres.host) and part != "prefect_server":  # of that one no base backup is taken
         yield from _data_directory(part, Path(postgres.data_directory))
 
@@ -116,7 +118,10 @@ def _writable(what: str, path: Path) -> Line:
     return expect(ok, f"{what} {path} is writable", f"{there} is not writable for this user: correct its owner or mode")
 
 
-def clock(whose: str, offset_seconds: float) -> Line:
-    """How far another clock is from this host's."""
+def clock(whose: str, told: float, between: tuple[float, float], vague_seconds: float = 0.0) -> Line:
+    """How far another clock is from this host's, at least: it told its time, or one that is older by up to
+    `vague_seconds`, at some moment `between` the question and the answer. On a busy host seconds lie between them."""
+    asked, answered = between
+    offset_seconds = max(told - answered, 0.0) or min(told + vague_seconds - asked, 0.0)
     ok = abs(offset_seconds) <= CLOCK_SECONDS
     return expect(ok, f"clock of {whose} is {offset_seconds:+.1f} s from this host's", CLOCK)

@@ -185,6 +185,17 @@ class Site:
         assert answer.is_success, (path, answer.status_code, answer.text)
         return answer.json()
 
+    def rest(self) -> None:
+        """No schedule begins anything from now on, and what one has begun is at its end: what is launched by hand does
+        not wait for the environment's lock, and at night (in Tokyo) a schedule takes that every few minutes."""
+        for found in self.ask("POST", "/deployments/filter", {}):
+            self.ask("POST", f"/deployments/{found['id']}/pause_deployment")
+        under_way = {"flow_runs": {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}}
+        until(
+            lambda: self.ask("POST", "/flow_runs/count", under_way) == 0,
+            what="the end of what is under way", seconds=PATIENCE_SECONDS, every_seconds=1,
+        )  # fmt: skip
+
     def launch(self, deployment: str, **parameters: object) -> tuple[str, str]:
         """Run a deployment to its end; its state and message."""
         found = self.ask("GET", f"/deployments/name/{deployment}")
@@ -224,11 +235,12 @@ def test_the_compose_file_s_services_run_flows_and_show_no_secret(site: Site) ->
     page = httpx.get(f"{site.api.removesuffix('/api')}/v2", trust_env=False, follow_redirects=True)
     assert (page.status_code, "<html" in page.text.lower()) == (200, True), "the UI"
     assert "deployed" in site.compose("run", "--rm", "deploy")
+    site.rest()
     assert site.launch(f"backup-prefect/{NAME}")[0] == "COMPLETED", "on the process worker"
     assert site.launch(f"verify-backup/{NAME}", kind="prefect")[0] == "COMPLETED", "in a container of its own"
     ended = site.compose("exec", "process-worker", "python", "-m", "deployments.stopping")
-    # As many as the schedule has begun by now: every five minutes there are two.
-    assert re.fullmatch(r"\d flows were ended\n", ended), "it knows the worker among the container's processes"
+    # Whatever an automation has begun by now.
+    assert re.fullmatch(r"\d+ flows were ended\n", ended), "it knows the worker among the container's processes"
     restored = site.compose("run", "--rm", "recover", "restore", "--environment", NAME, "--confirm", NAME)
     assert "proven by content" in restored, "into the containers, by a container"
     rehearsed = site.compose("run", "--rm", "recover", "upgrade", "--environment", NAME)

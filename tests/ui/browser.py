@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, Response, expect, sync_playwright
 
 CHROMIUM = "/usr/bin/chromium"
 # As root, without a GPU, and without asking the world for anything of Chromium's own.
@@ -84,13 +84,7 @@ class Operator:
 
     def submit(self) -> str:
         """Launches what the form says; the run's page is open then. Its id."""
-        created = re.compile("/create_flow_run$")
-        while True:
-            with self.page.expect_response(lambda got: bool(created.search(got.url))) as answer:
-                self.page.get_by_role("button", name="Submit").click()
-            if answer.value.status != httpx.codes.SERVICE_UNAVAILABLE:  # SQLite under load: the UI says so
-                break
-        run = answer.value.json()
+        run = taken(self.page, self.page.get_by_role("button", name="Submit"), "create_flow_run").json()
         message = self.page.get_by_role("region", name="Notifications").get_by_role("listitem")
         message.filter(has_text=run["name"]).get_by_role("link", name="View run").click()
         self.page.wait_for_url(re.compile(run["id"]))
@@ -193,6 +187,11 @@ class Form:
             expect(one).to_contain_text(choice)
         return every.count()
 
+    def resume(self) -> None:
+        """Sends what a run that waits for people asked."""
+        taken(self.page, self.root.get_by_role("button", name="Resume", exact=True), "resume")
+        expect(self.root).to_be_hidden()
+
     def _drop_down(self, name: str) -> Locator:
         return self.parameter(name).get_by_role("group").get_by_role("button").first
 
@@ -218,6 +217,16 @@ class Form:
         field = self.parameter(name)
         field.get_by_role("button", name="Add item").click()
         field.get_by_role("textbox").last.fill(value)
+
+
+def taken(page: Page, button: Locator, path: str) -> Response:
+    """What the server answers to a button, pressed again where it was too busy: SQLite under load, and the UI says so."""
+    asked = re.compile(f"/{path}$")
+    while True:
+        with page.expect_response(lambda got: bool(asked.search(got.url))) as answer:
+            button.click()
+        if answer.value.status != httpx.codes.SERVICE_UNAVAILABLE:
+            return answer.value
 
 
 def given(address: str) -> dict[str, Any]:

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.system
 
 PREFIX = "cache:page:"
 KEYS = 1500
+KEYS_PER_SECOND = 50
+"""Half a minute: the page asks for a run's state every five seconds, and on a busy server not every answer is one."""
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def test_from_a_tag_to_the_report_of_what_was_done(place: Lab, cache: redis.Redi
 
     form = somebody.custom_run()
     form.add("prefixes", PREFIX)
-    form.number("keys_per_second").fill("200")
+    form.number("keys_per_second").fill(str(KEYS_PER_SECOND))
     expect(form.text("environment")).to_have_value(place.name)
     expect(form.text("confirm")).to_have_value("")
     somebody.page.get_by_role("heading", name="Parameters").scroll_into_view_if_needed()
@@ -61,7 +63,7 @@ def test_from_a_tag_to_the_report_of_what_was_done(place: Lab, cache: redis.Redi
     assert given(somebody.page.url)["prefixes"] == [PREFIX]
     assert "confirm" not in given(somebody.page.url), "whoever confirms types it"
     expect(filled.parameter("prefixes").get_by_role("textbox")).to_have_value(PREFIX)
-    expect(filled.number("keys_per_second")).to_have_value("200")
+    expect(filled.number("keys_per_second")).to_have_value(str(KEYS_PER_SECOND))
     filled.text("confirm").fill(place.name)
     somebody.submit()
     somebody.state("Running")
