@@ -292,7 +292,8 @@ class Cluster:
         processes = self._frozen_processes(role)
         try:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("blocks.postgres.CONNECT_SECONDS", 5)
+                for name in ("blocks.postgres.CONNECT_SECONDS", "blocks.nodes.ASK_SECONDS"):
+                    patch.setattr(name, 5)
                 yield
         finally:
             for process in processes:

@@ -29,6 +29,7 @@ import pytest
 from psycopg import sql
 from pydantic import SecretStr
 
+import blocks.nodes
 import blocks.postgres
 from blocks.postgres import Postgres
 from lab import state
@@ -49,7 +50,7 @@ SETTINGS = (
 QUIET = "autovacuum_naptime = 1d\n"
 _running: list[PostgresServer] = []
 # Here who lives answers, however busy the machine is.
-blocks.postgres.CONNECT_SECONDS = 60
+blocks.postgres.CONNECT_SECONDS = blocks.nodes.ASK_SECONDS = 60
 _given: deque[int] = deque(maxlen=1000)
 
 

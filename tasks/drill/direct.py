@@ -13,7 +13,7 @@ from typing import Self
 import psycopg
 from psycopg.errors import Diagnostic
 
-from blocks.nodes import ASK_SECONDS
+from blocks import nodes
 from blocks.postgres import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
 from tasks.drill.ledger import Kind, Ledger
@@ -76,7 +76,7 @@ class DirectWriter:
             self._stop.wait(RETRY_SECONDS)
 
     def _write_on(self, server: Postgres) -> None:
-        with server.connect(self._database, seconds=ASK_SECONDS) as connection:
+        with server.connect(self._database, seconds=nodes.ASK_SECONDS) as connection:
             if execute(connection, "SELECT pg_is_in_recovery()")[0][0]:
                 return
             execute(connection, _CREATE)

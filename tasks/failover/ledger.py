@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from blocks.nodes import ASK_SECONDS
+from blocks import nodes
 from blocks.postgres import Postgres, execute
 from runbook.errors import OpsError
 from runbook.wait import until
@@ -110,7 +110,7 @@ class Ledger:
 
     def _write(self, server: Postgres) -> None:
         try:
-            with server.connect(seconds=ASK_SECONDS) as connection:
+            with server.connect(seconds=nodes.ASK_SECONDS) as connection:
                 if self._stop.is_set() or execute(connection, "SELECT pg_is_in_recovery()")[0][0]:
                     return
                 execute(connection, _TABLE)

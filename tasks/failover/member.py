@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 
-from blocks.nodes import ASK_SECONDS
+from blocks import nodes
 from blocks.postgres import Postgres, execute, first_line
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
@@ -73,7 +73,7 @@ def ask_member(postgres: Postgres) -> Member:
     """What a server says; one that does not answer, or refuses, is an answer too."""
     where = address(postgres)
     try:
-        with postgres.connect(seconds=ASK_SECONDS) as connection:
+        with postgres.connect(seconds=nodes.ASK_SECONDS) as connection:
             execute(connection, "SET statement_timeout = '10s'")
             row = execute(connection, _MEMBER)[0]
     except OpsError as error:

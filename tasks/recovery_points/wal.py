@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psycopg
 
+from blocks import nodes
 from blocks.environment import Environment
-from blocks.nodes import ASK_SECONDS
 from blocks.postgres import Postgres, execute, first_line
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
@@ -65,7 +65,7 @@ def ask_written(primary: Postgres, names: Sequence[str]) -> Written:
     """Ask the primary; those of these names who stream get a moment to catch up with what it had then."""
     asked = datetime.now(UTC)
     try:
-        with primary.connect(seconds=ASK_SECONDS) as connection:
+        with primary.connect(seconds=nodes.ASK_SECONDS) as connection:
             execute(connection, "SET statement_timeout = '10s'")
             recovering, system, end = execute(connection, _WRITTEN)[0]
             if recovering:

@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -54,7 +54,16 @@ def scratch_database(postgres: dict[str, Any]) -> Iterator[str]:
             user, password = (quote(str(role.get(key, "")), safe="") for key in ("user", "password"))
             yield f"postgresql://{user}:{password}@{role['host']}:{role['port']}/{name}"
         finally:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+            drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+            until(lambda: dropped(connection, drop), what=f"the drop of {name}", seconds=120)
+
+
+def dropped(connection: psycopg.Connection[Any], drop: sql.Composed) -> bool:
+    """PostgreSQL itself waits five seconds for the end of the sessions in a database, which may stand still."""
+    with suppress(psycopg.errors.ObjectInUse):
+        connection.execute(drop)
+        return True
+    return False
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def test_a_replica_that_stands_still_when_it_is_promoted(group: Group, tmp_path:
         for sentinel in group.sentinels:
             call(sentinel.client(), "SENTINEL", "SET", MASTER, "failover-timeout", TIMEOUT_MS)
     replica = group.replicas[0]
-    with Writer(group) as writer, standing_still(group, reached, answer_seconds=2.0) as child:
+    with Writer(group) as writer, standing_still(group, reached, answer_seconds=5.0) as child:
         until(
             lambda: "failover: late" in reached.read_text() or child.poll() is not None,
             what="the end of the usual time",
