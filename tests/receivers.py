@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import ssl
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from aiosmtpd.controller import Controller  # type: ignore[import-untyped]
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session  # type: ignore[import-untyped]
 
 from tests.faulty import FaultyHandler, FaultyServer, serving
+from tests.servers import free_port
 
 Fault = Literal["500", "302", "hang", "drip", "close", "echo"]
 
@@ -99,8 +99,7 @@ def smtp_receiver(context: ssl.SSLContext | None = None, login: tuple[str, str] 
         return AuthResult(success=known, handled=False)
 
     box = Mailbox()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     controller = Controller(
         box,
         hostname="127.0.0.1",

@@ -155,7 +155,8 @@ def day(
         "TRIAL_REDIS_PASSWORD": PASSWORD,
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(daily_findings, "HEALTH_SECONDS", 1.0)
+    monkeypatch.setattr(daily_findings, "HEALTH_SECONDS", 1.0)  # of what is not well; what is may take its time
+    monkeypatch.setattr("tasks.application.HEALTH_TIMEOUT_SECONDS", 120.0)
     monkeypatch.setattr(kinds, "RETRY_DELAYS_SECONDS", [])
     if not postgres_server.is_running:
         postgres_server.start()

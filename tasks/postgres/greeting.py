@@ -15,7 +15,7 @@ from blocks.postgres import Postgres
 from runbook.kinds import probe
 from tasks.reach import dial, reach_of
 
-ANSWER_SECONDS = 10.0
+ANSWER_SECONDS, UNPROMPTED_SECONDS = 10.0, 5.0
 PROTOCOL = 196_608  # 3.0
 LINE = b"\r\n\r\n"
 """What waits for the end of a line or of a header answers it; a PostgreSQL that hangs does not."""
@@ -45,12 +45,13 @@ def read_greeting(postgres: Postgres) -> Greeting:
         found = reach_of(error)
         return Greeting("closed" if found.open else found.state, found.detail)  # type: ignore[arg-type]
     with line:
-        line.settimeout(ANSWER_SECONDS / 2)
+        line.settimeout(UNPROMPTED_SECONDS)
         try:
             line.sendall(_startup(postgres.user, postgres.database))
             try:
                 return _understood(_received(line))
             except TimeoutError:
+                line.settimeout(ANSWER_SECONDS - UNPROMPTED_SECONDS)
                 line.sendall(LINE)
                 return _understood(_received(line))
         except TimeoutError:

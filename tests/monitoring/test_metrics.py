@@ -97,6 +97,13 @@ def crowded(watched: Watched) -> Iterator[None]:
         for _ in range(MOST_CONNECTIONS - 3):
             stack.enter_context(watched.postgres.connect())
         yield
+    until(lambda: not sessions(watched), what="the end of the sessions, which the server sees later", seconds=120)
+
+
+def sessions(watched: Watched) -> int:
+    """Of clients, but for the one that asks."""
+    others = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    return int(watched.postgres.sql(others)[0][0])
 
 
 @contextmanager
@@ -230,9 +237,15 @@ def test_a_dead_database_is_not_measured_and_that_is_severe(watched: Watched) ->
 
 def test_a_server_whose_places_are_all_taken_is_full_and_not_unknown(watched: Watched) -> None:
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(psycopg.OperationalError):
-            for _ in range(MOST_CONNECTIONS + 1):
-                stack.enter_context(watched.postgres.connect())
+        opened = list[object]()
+
+        def all_taken() -> bool:
+            """By this test: who has left has a place for a moment yet."""
+            with contextlib.suppress(psycopg.OperationalError):
+                opened.append(stack.enter_context(watched.postgres.connect()))
+            return len(opened) == MOST_CONNECTIONS
+
+        until(all_taken, what="every place", seconds=120, every_seconds=0)
         found = watched.round().standings["postgres.connections.used_ratio"]
     assert found.value == 1.0
     assert "too many clients" in found.told

@@ -157,12 +157,19 @@ def watched(
     backend: Backend,
 ) -> Watched:  # fmt: skip
     """All is well in it."""
+    be_patient(monkeypatch)
     monkeypatch.setenv("OPS_ENVIRONMENT", NAME)
     monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(tmp_path / "watched.toml"))
     monkeypatch.setenv("WATCHED_PASSWORD", ROLE_PASSWORD)
     monkeypatch.setenv("WATCHED_ADMIN_PASSWORD", ADMIN_PASSWORD)
     monkeypatch.setenv("WATCHED_REDIS_PASSWORD", PASSWORD)
     return Watched(tmp_path, small_postgres, small_redis, backend)
+
+
+def be_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here who lives answers, however busy the machine is: one round more or less is counted."""
+    for name in ("blocks.nodes.ASK", "flows.monitoring.rounds.ANSWER", "tasks.application.HEALTH_TIMEOUT"):
+        monkeypatch.setattr(f"{name}_SECONDS", 120)
 
 
 @contextlib.contextmanager

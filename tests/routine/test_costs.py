@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime, timedelta
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -14,10 +15,9 @@ from flows.routine.costs import review_costs
 from runbook.report import Report, Status
 from tests.broken import reported
 from tests.routine.test_weekly import file
-from tests.s3.servers import S3Server
+from tests.s3.servers import running_moto
 from tests.workday import NAME, TOKYO, Day, ago, app_line, finding, rows
 
-TODAY = datetime.now(TOKYO).date()
 PRICES = """
 [ai_providers]
 prices_from = "a test"
@@ -35,6 +35,11 @@ prices_from = "a test"
 """
 
 
+def today() -> date:
+    """Asked when a test runs: it may be another month than when the tests were collected."""
+    return datetime.now(TOKYO).date()
+
+
 def review(months: int = 3) -> Report:
     return reported(lambda: review_costs.fn(NAME, months))
 
@@ -45,47 +50,49 @@ def call(hours: float, tokens: int) -> str:
 
 
 @pytest.fixture
-def bill(moto: S3Server, day: Day, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A real endpoint that speaks AWS's protocols, with 12.50 USD for this month; its section of the TOML."""
+def bill(day: Day, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A real endpoint that speaks AWS's protocols, with 12.50 USD for this month; its section of the TOML. It is this
+    test's own: one that was asked for the bill by another file's tests would answer with theirs, of UTC's month."""
     monkeypatch.setenv("TRIAL_SECRET", "testing")
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
-    endpoint = f"http://127.0.0.1:{moto.port}"
-    month = TODAY.replace(day=1).isoformat()
+    month = today().replace(day=1).isoformat()
     group: dict[str, Any] = {"Keys": ["Amazon EC2"], "Metrics": {"UnblendedCost": {"Amount": "12.5", "Unit": "USD"}}}
     period = {"TimePeriod": {"Start": month, "End": month}, "Groups": [group]}
     answer = {"results": [{"ResultsByTime": [period], "DimensionValueAttributes": []}]}
-    httpx.post(f"{endpoint}/moto-api/static/ce/cost-and-usage-results", json=answer).raise_for_status()
-    return CLOUD.format(endpoint=endpoint)
+    with running_moto() as moto:
+        endpoint = f"http://127.0.0.1:{moto.port}"
+        httpx.post(f"{endpoint}/moto-api/static/ce/cost-and-usage-results", json=answer).raise_for_status()
+        yield CLOUD.format(endpoint=endpoint)
 
 
 def test_a_month_is_the_bill_and_the_tokens_together(day: Day, bill: str) -> None:
     day.write(PRICES + bill)
     day.log(call(0, 1_000_000))
-    before = TODAY.replace(day=1) - timedelta(days=15)
+    before = today().replace(day=1) - timedelta(days=15)
     past = [(f"{before:%Y-%m}", "10.00 USD", "7", "700", "1.00 USD", "11.00 USD")]
     file(day, "Review costs", 0, table=("Sums by month", past))
     report = review()
     sums = {row[0]: row[1:] for row in rows(report, "Sums by month")}
     assert len(sums) == 3
-    assert sums[f"{TODAY:%Y-%m}"] == ("12.50 USD", "1", "1,000,000", "5.00 USD", "17.50 USD")
+    assert sums[f"{today():%Y-%m}"] == ("12.50 USD", "1", "1,000,000", "5.00 USD", "17.50 USD")
     assert sums[f"{before:%Y-%m}"] == past[0][1:], "whose log is gone: as it was reviewed then"
     assert next(iter(sums.values())) == ("not measured",) * 5, "nobody knows of that one"
-    assert report.outcome.startswith(f"{TODAY:%Y-%m}: 17.50 USD")
+    assert report.outcome.startswith(f"{today():%Y-%m}: 17.50 USD")
     assert any(item.name == "Cost by month" and "17.50 USD" in item.svg for item in report.evidence)
 
 
 def test_a_month_of_which_the_log_has_the_end_only_is_not_told_as_the_whole(day: Day) -> None:
     """Logs stay for 30 days (§6.2): of the month before this one half is gone when the quarter is reviewed."""
     day.write(PRICES)
-    ended = datetime.combine(TODAY.replace(day=1), datetime.min.time(), TOKYO) - timedelta(hours=5)
+    ended = datetime.combine(today().replace(day=1), datetime.min.time(), TOKYO) - timedelta(hours=5)
     hours = (datetime.now(TOKYO) - ended).total_seconds() / 3600
     day.log(call(hours, 1_000_000) + call(0, 1_000_000))
     month = f"{ended:%Y-%m}"
     sums = {row[0]: row[1:] for row in rows(review(), "Sums by month")}
     told = ("not measured", "at least 1", "at least 1,000,000", "at least 5.00 USD", "at least 5.00 USD")
     assert sums[month] == told
-    assert sums[f"{TODAY:%Y-%m}"][3] == "5.00 USD"
+    assert sums[f"{today():%Y-%m}"][3] == "5.00 USD"
     whole = [(month, "not measured", "7", "7,000,000", "35.00 USD", "at least 35.00 USD")]
     older = file(day, "Review costs", 0, table=("Sums by month", whole))
     assert {row[0]: row[1:] for row in rows(review(), "Sums by month")}[month] == whole[0][1:], "who saw more of it"

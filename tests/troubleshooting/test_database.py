@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from flows.troubleshooting import database
-from runbook.errors import RunbookFailed
+from runbook.errors import RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks import reach
@@ -114,13 +114,14 @@ def test_a_host_that_is_away(host: Host, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_what_listens_there_is_something_else(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(greeting, "ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr(greeting, "UNPROMPTED_SECONDS", 0.5)
     host.describe(tmp_path, port=host.control)
     assert "is no PostgreSQL" in cause(diagnosed())
 
 
 def test_a_server_that_hangs(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(greeting, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(greeting, "UNPROMPTED_SECONDS", 0.25)
     pid = host.services.state("postgres").pid
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -168,13 +169,20 @@ def sessions(host: Host, count: int) -> Iterator[list[psycopg.Connection[tuple[o
     """So many of the application's role, each in a transaction of its own when it is used."""
     with contextlib.ExitStack() as stack:
         yield [
-            stack.enter_context(contextlib.closing(psycopg.connect(
-                host="127.0.0.1", port=host.server.port, user=ROLE, password=ROLE_PASSWORD, dbname="grc_db",
-                application_name="grc_backend",
-            )))
+            stack.enter_context(contextlib.closing(until(lambda: _opened(host), what="a place", seconds=120)))
             for _ in range(count)
-        ]  # fmt: skip
+        ]
     until(lambda: _all_ended(host), what="the end of the sessions, which the server sees later", seconds=120)
+
+
+def _opened(host: Host) -> psycopg.Connection[tuple[object, ...]]:
+    try:
+        return psycopg.connect(
+            host="127.0.0.1", port=host.server.port, user=ROLE, password=ROLE_PASSWORD, dbname="grc_db",
+            application_name="grc_backend",
+        )  # fmt: skip
+    except psycopg.OperationalError as error:  # who has just left has it for a moment yet
+        raise Unreachable(str(error)) from None
 
 
 def _all_ended(host: Host) -> bool:
