@@ -211,7 +211,6 @@ def test_without_psync_the_keys_are_read_one_by_one(
     that never says how far it is.)"""
     before = accounts(remote)
     as_user(remote, monkeypatch, *forbidden)
-    monkeypatch.setattr(network, "ANSWER_SECONDS", 8.0)
     report = backup_redis.fn(NAME)
     assert report.status is Status.WARN
     assert "one by one" in report.sentence()

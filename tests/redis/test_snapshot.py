@@ -35,8 +35,9 @@ from tests.redis.test_persistence_check import MANUAL, child_of, fill, register
 
 KEYS = 3000
 KINDS: tuple[Kind, ...] = ("bgsave", "rewrite", "save")
-# Microseconds a key: a slow save of KEYS lasts minutes unless something ends it, and nothing here waits for that.
-SLOW, BRIEF, QUICK = 60_000, 500, 0
+# Microseconds a key: a slow save of KEYS lasts minutes unless something ends it, and nothing here waits for that; one
+# that is to stand still lasts seconds, so that its process is found before it has ended.
+SLOW, HELD, BRIEF, QUICK = 60_000, 2_000, 500, 0
 BEGUN = "redis: BGSAVE begun"
 WAITS = "BGSAVE waits for the end of another save"
 
@@ -111,7 +112,7 @@ def disturbed(
 @contextlib.contextmanager
 def another_save(server: RedisServer) -> Iterator[None]:
     """Somebody else's, which stands still inside the block."""
-    server.client().config_set("rdb-key-save-delay", BRIEF)
+    server.client().config_set("rdb-key-save-delay", HELD)
     server.client().bgsave()
     child = child_of(server)
     child.suspend()
@@ -347,6 +348,7 @@ def test_a_backup_waits_for_another_save(
     )
     with ThreadPoolExecutor(max_workers=1) as beside:
         with another_save(kept):
+            kept.client().config_set("rdb-key-save-delay", QUICK)  # of the backup's own
             kept.client().set("later", "than the first save's fork")
             running = beside.submit(back_up)
             told(WAITS)
