@@ -99,11 +99,12 @@ def smtp_receiver(context: ssl.SSLContext | None = None, login: tuple[str, str] 
         return AuthResult(success=known, handled=False)
 
     box = Mailbox()
-    port = free_port()
+    port = free_port()  # none of those from which outgoing connections take theirs until it listens
     controller = Controller(
         box,
         hostname="127.0.0.1",
         port=port,
+        ready_timeout=120,
         tls_context=context,
         require_starttls=context is not None,
         authenticator=authenticated if login else None,

@@ -93,7 +93,7 @@ class Served(Packaged):
 
     def answer(self) -> dict[str, Any]:
         """What users get."""
-        return dict(httpx.get(f"http://127.0.0.1:{self.port}/health", trust_env=False).json())
+        return dict(httpx.get(f"http://127.0.0.1:{self.port}/health", trust_env=False, timeout=60).json())
 
     def left(self) -> list[str]:
         """What a deployment has beside the live directory."""

@@ -49,8 +49,9 @@ SETTINGS = (
 # On, as a check wants it, and yet it never comes between two statements of a test, as it would once a minute.
 QUIET = "autovacuum_naptime = 1d\n"
 _running: list[PostgresServer] = []
-# Here who lives answers, however busy the machine is.
+# Here who lives answers, however busy the machine is; and in the processes of flows that begin with this.
 blocks.postgres.CONNECT_SECONDS = blocks.nodes.ASK_SECONDS = 60
+PATIENT = "import blocks.nodes; blocks.postgres.CONNECT_SECONDS = blocks.nodes.ASK_SECONDS = 60\n"
 _given: deque[int] = deque(maxlen=1000)
 
 

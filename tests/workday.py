@@ -16,6 +16,7 @@ import pytest
 from flows.routine import daily_findings
 from runbook import kinds
 from runbook.report import Finding, Report
+from tasks import application
 from tests.redis.servers import PASSWORD, RedisServer, running_redis
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
 
@@ -156,7 +157,7 @@ def day(
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(daily_findings, "HEALTH_SECONDS", 1.0)  # of what is not well; what is may take its time
-    monkeypatch.setattr("tasks.application.HEALTH_TIMEOUT_SECONDS", 120.0)
+    monkeypatch.setattr(application, "HEALTH_TIMEOUT_SECONDS", 120.0)
     monkeypatch.setattr(kinds, "RETRY_DELAYS_SECONDS", [])
     if not postgres_server.is_running:
         postgres_server.start()

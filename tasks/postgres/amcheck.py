@@ -197,12 +197,12 @@ def _ask(connection: Connection, schema: str, relation: Relation, heapallindexed
 def _meaning(connection: Connection, relation: Relation, error: psycopg.Error) -> tuple[Outcome, str]:
     told = (error.diag.message_primary or first_line(error), error.diag.message_detail)
     text = "; ".join(part.strip() for part in told if part)
+    if isinstance(error, psycopg.errors.SerializationFailure):  # the primary removed rows that were being read here
+        return "not checked", f"{text}: set hot_standby_feedback = on there, or raise max_standby_streaming_delay"
     if connection.broken:
         return "not checked", f"the server ended the session while it read this ({text}): see its log for a crash"
     if isinstance(error, psycopg.errors.QueryCanceled):
         return "not reached", f"cut off: {text}"
-    if isinstance(error, psycopg.errors.SerializationFailure):  # the primary removed rows that were being read here
-        return "not checked", f"{text}: set hot_standby_feedback = on there, or raise max_standby_streaming_delay"
     if error.sqlstate in DAMAGE:
         try:
             there = execute(connection, "SELECT 1 FROM pg_class WHERE oid = %s", relation.oid)

@@ -207,16 +207,18 @@ def _standby(row: tuple[object, ...]) -> Standby:
     )  # fmt: skip
 
 
-# What was replayed last says nothing of now where a standby has fallen silent: hence the time since its last reply.
+# What was replayed last says nothing of now where a standby has fallen silent: hence the time since its last reply. Who
+# copies a subscriber's first rows has no slot at work meanwhile; it is in a database, as no standby is.
 _STANDBYS = """
 WITH here AS (SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END AS lsn)
 SELECT coalesce(r.application_name, ''), coalesce(host(r.client_addr), 'this host'), coalesce(r.state, ''),
-       coalesce(r.sync_state, ''), s.slot_name, coalesce(s.slot_type = 'logical', false),
+       coalesce(r.sync_state, ''), s.slot_name, coalesce(s.slot_type = 'logical', a.datid IS NOT NULL),
        coalesce(pg_wal_lsn_diff(here.lsn, coalesce(r.flush_lsn, r.sent_lsn)), 0)::bigint,
        pg_wal_lsn_diff(here.lsn, r.replay_lsn)::bigint,
        extract(epoch FROM CASE WHEN r.replay_lsn IS NULL THEN r.flush_lag ELSE r.replay_lag END),
        extract(epoch FROM clock_timestamp() - r.reply_time)
 FROM here, pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+     LEFT JOIN pg_stat_activity a ON a.pid = r.pid
 WHERE r.state IS DISTINCT FROM 'backup' ORDER BY 1, r.pid
 """
 

@@ -17,6 +17,7 @@ from tasks.stores.store import store_of
 from tests.database.conftest import ESCROWED, NAME, OPERATIONS, Trial
 from tests.database.test_backup import ROOT
 from tests.s3.servers import ACCESS_KEY
+from tests.servers import PATIENT
 
 
 def configure(trial: Trial, section: str, **values: object) -> None:
@@ -55,7 +56,7 @@ def spooled(trial: Trial, which: Stores = "backups") -> list[str]:
 
 def killed(point: str, flow: str = "flows.database.backup.backup_database") -> None:
     module, _, name = flow.rpartition(".")
-    code = f"from {module} import {name}; {name}.fn({NAME!r})"
+    code = f"{PATIENT}from {module} import {name}; {name}.fn({NAME!r})"
     environment = {**os.environ, "OPS_FAILPOINT": point}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, timeout=600)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]

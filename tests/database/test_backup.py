@@ -19,6 +19,7 @@ from tasks import catalogue, host, manifest
 from tasks.postgres.copy import content_in
 from tasks.stores.directory import DirectoryStore
 from tests.database.conftest import NAME, Trial
+from tests.servers import PATIENT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +32,7 @@ def newest(trial: Trial) -> catalogue.Backup:
 
 def run(call: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """A flow in a process of its own, without a Prefect server."""
-    code = "import importlib,sys\nmodule,name=sys.argv[1].rsplit('.',1)\n"
+    code = PATIENT + "import importlib,sys\nmodule,name=sys.argv[1].rsplit('.',1)\n"
     code += "getattr(importlib.import_module(module),name).fn(**eval(sys.argv[2]))\n"
     flow, _, arguments = call.partition(" ")
     return subprocess.run(
@@ -80,8 +81,9 @@ def test_login_without_bypassrls_is_refused(trial: Trial, monkeypatch: pytest.Mo
 def test_truncate_between_snapshot_and_dump_waits(trial: Trial, tmp_path: Path) -> None:
     """The tables are locked before the snapshot is exported: a TRUNCATE comes after the backup, never into it."""
     ready = tmp_path / "reached"
+    code = f"{PATIENT}from flows.database.backup import backup_database; backup_database.fn({NAME!r})"
     child = subprocess.Popen(
-        [sys.executable, "-c", f"from flows.database.backup import backup_database; backup_database.fn({NAME!r})"],
+        [sys.executable, "-c", code],
         cwd=ROOT,
         env={**os.environ, "OPS_FAILPOINT": "dump: snapshot exported:pause", "OPS_FAILPOINT_LOG": str(ready)},
         stdout=subprocess.DEVNULL,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -63,9 +64,10 @@ class Pair:
 def streaming(primary: PostgresServer) -> Iterator[PostgresServer]:
     standby = PostgresServer()
     try:
-        login = f"host=127.0.0.1 port={primary.port} user=postgres password='{ADMIN_PASSWORD}'"
+        login = f"host=127.0.0.1 port={primary.port} user=postgres"
+        environ = {**os.environ, "PGPASSWORD": ADMIN_PASSWORD}  # on no command line: another test reads all there are
         argv = [standby.programs / "pg_basebackup", "-D", standby.data, "-R", "-c", "fast", "-X", "stream", "--no-sync"]
-        run([*argv, "-d", login], cwd=standby.root, account=standby.account)
+        run([*argv, "-d", login], cwd=standby.root, account=standby.account, environment=environ)
         standby.start()
         yield standby
     finally:

@@ -38,7 +38,10 @@ PRISTINE = "pristine"
 GOOD = (Status.OK, Status.WARN)
 # Names of exceptions, of Python's modules and of libpq's lines are for developers.
 CRYPTIC = re.compile(r"Traceback|psycopg|Error\b|PQ\w+\(|\n|consuming input|This probably means", re.MULTILINE)
-GONE = re.compile("does not answer|ended the session|went away|terminating connection|closed the connection|refused")
+GONE = re.compile(
+    "does not answer|ended the session|went away|terminating connection|closed the connection|refused|"
+    "no connection to the server|connection not open"
+)
 APPLICATION = """
 [application]
 backend_directory = "{backend}"

@@ -18,10 +18,11 @@ from tests.database.conftest import NAME, Trial
 from tests.database.places import in_bucket
 from tests.database.test_backup import ROOT
 from tests.s3.servers import S3Server
+from tests.servers import PATIENT
 
 MEGABYTES = 250
 MOST_BYTES = 300 * 1024 * 1024
-CHILD = """
+CHILD = f"""{PATIENT}
 import importlib, json, sys
 from pathlib import Path
 

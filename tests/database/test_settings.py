@@ -27,7 +27,7 @@ from tasks.postgres.recommended import MANUAL
 from tasks.postgres.settings import CHANGE, Change, alter_system, read_settings
 from tasks.setting_records import FOLDER
 from tests.database.conftest import NAME, write_environment
-from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
+from tests.servers import ADMIN_PASSWORD, PATIENT, ROLE_PASSWORD, PostgresServer, running_postgres
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,9 +159,8 @@ def test_the_manual_s_temporary_max_connections(server: PostgresServer, tmp_path
 
 def launch(parameters: str, **environment: str) -> int:
     """apply-postgres-settings in a process of its own; returns how that ended."""
-    code = (
-        f"from flows.database.settings import *; apply_postgres_settings.fn({NAME!r}, confirm={NAME!r}, {parameters})"
-    )
+    call = f"apply_postgres_settings.fn({NAME!r}, confirm={NAME!r}, {parameters})"
+    code = f"{PATIENT}from flows.database.settings import *; {call}"
     return subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **environment}, cwd=ROOT, check=False
     ).returncode

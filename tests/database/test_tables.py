@@ -31,6 +31,7 @@ from tasks.postgres.table_scratch import drop_tables_scratch, tables_scratch_nam
 from tests.database.conftest import NAME, Trial
 from tests.database.test_backup import ROOT, newest, run
 from tests.database.test_restore import flip, newest_path, reseal
+from tests.servers import PATIENT
 
 GOOD = (Status.OK, Status.WARN)
 FLOW = "flows.database.tables.restore_tables"
@@ -552,7 +553,7 @@ def test_a_server_that_dies_in_the_middle(trial: Trial, tmp_path: Path, point: s
     trial.sql("DELETE FROM by_mood WHERE mood = 'ok'")
     broken, log = sums(trial), tmp_path / "points"
     child = subprocess.Popen(
-        [sys.executable, "-c", f"from {FLOW.rpartition('.')[0]} import restore_tables;"
+        [sys.executable, "-c", f"{PATIENT}from {FLOW.rpartition('.')[0]} import restore_tables;"
          f"restore_tables.fn({NAME!r}, ['by_mood'], confirm={NAME!r})"],
         cwd=ROOT,
         env={**os.environ, "OPS_FAILPOINT": f"{point}:pause", "OPS_FAILPOINT_LOG": str(log)},

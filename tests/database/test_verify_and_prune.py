@@ -29,6 +29,7 @@ from tasks.stores.store import Store
 from tests.database.conftest import NAME, Trial
 from tests.database.test_backup import ROOT, newest
 from tests.database.test_restore import GOOD, flip, largest, newest_path, reseal
+from tests.servers import PATIENT
 
 
 def databases(trial: Trial) -> list[str]:
@@ -135,7 +136,8 @@ def test_killed_between_name_and_files_the_rest_goes_with_the_next_backup(trial:
     backup_database.fn(NAME)
     catalogue.mark_verified.work(DirectoryStore(trial.store), newest_path(trial).name, {"by": "test"})
     doomed = aged(trial, 40)
-    code = f"from flows.database.backup import prune_backups; prune_backups.fn({NAME!r}, keep_verified=1, confirm={NAME!r})"
+    code = f"{PATIENT}from flows.database.backup import prune_backups; "
+    code += f"prune_backups.fn({NAME!r}, keep_verified=1, confirm={NAME!r})"
     environment = {**os.environ, "OPS_FAILPOINT": "prune: renamed"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, timeout=600)
     assert done.returncode == -signal.SIGKILL
