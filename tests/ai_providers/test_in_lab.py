@@ -182,13 +182,13 @@ def test_a_version_is_tried_switched_returned_from_and_undone(
     assert pid() == running
 
     # Healthy, but answered by the next provider: returned from, and the next launch ends what that left open.
-    httpx.post(f"{env.ai_providers.control}/control/azure", json={"failing": True}).raise_for_status()
+    httpx.post(f"{env.ai_providers.control}/control/azure", json={"failing": True}, timeout=120).raise_for_status()
     with pytest.raises(
         RunbookFailed, match=f"with {NEW} back the application is not well either: .*fell back from azure"
     ):
         update(OLD)
     assert read_variable(env.application, VARIABLE, "") == NEW
-    httpx.post(f"{env.ai_providers.control}/control/azure", json={"failing": False}).raise_for_status()
+    httpx.post(f"{env.ai_providers.control}/control/azure", json={"failing": False}, timeout=120).raise_for_status()
     report = update(OLD)
     assert finding(report, "a switch that had not ended")[0] is Status.WARN
     assert read_variable(env.application, VARIABLE, "") == OLD

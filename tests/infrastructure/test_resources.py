@@ -85,7 +85,7 @@ def test_what_an_account_pays_for_and_nobody_uses(described: Path, moto: S3Serve
     group = {"Keys": ["Amazon EC2"], "Metrics": {"UnblendedCost": {"Amount": "12.5", "Unit": "USD"}}}
     period = {"TimePeriod": {"Start": month.isoformat(), "End": month.isoformat()}, "Groups": [group]}
     bill = {"results": [{"ResultsByTime": [period], "DimensionValueAttributes": []}]}
-    httpx.post(f"{endpoint}/moto-api/static/ce/cost-and-usage-results", json=bill).raise_for_status()
+    httpx.post(f"{endpoint}/moto-api/static/ce/cost-and-usage-results", json=bill, timeout=120).raise_for_status()
     report = review_resources.fn("trial")
     assert report.status is Status.WARN
     found = values(report)

@@ -62,7 +62,7 @@ def bill(day: Day, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     answer = {"results": [{"ResultsByTime": [period], "DimensionValueAttributes": []}]}
     with running_moto() as moto:
         endpoint = f"http://127.0.0.1:{moto.port}"
-        httpx.post(f"{endpoint}/moto-api/static/ce/cost-and-usage-results", json=answer).raise_for_status()
+        httpx.post(f"{endpoint}/moto-api/static/ce/cost-and-usage-results", json=answer, timeout=120).raise_for_status()
         yield CLOUD.format(endpoint=endpoint)
 
 
