@@ -26,6 +26,7 @@ _SETTINGS = (
     "0",
 )
 _UNTOLD = re.compile(r"check server logs|Terminating server|Memory overcommit|oO0Oo|Transparent Huge|TCP backlog")
+_WHERE = re.compile(r"^Internal error in RDB .*? -> ")  # a line of the server's own code
 
 
 @contextlib.contextmanager
@@ -111,7 +112,7 @@ def reason(log: str, code: int) -> str:
     told = [line.split(" # ", 1)[1] for line in lines if " # " in line]
     told += [line for line in lines if re.match(r"(\*\*\* FATAL|>>> |Bad file format|.*(?:denied|not found))", line)]
     if told:
-        return told[0].rstrip(".")[:300]
+        return _WHERE.sub("", told[0]).rstrip(".")[:300]
     return f"it was killed by signal {-code} (out of memory?)" if code < 0 else f"it exited {code}"
 
 

@@ -107,7 +107,10 @@ def test_a_prefect_that_is_only_busy_is_not_passed_over(monkeypatch: pytest.Monk
 
     def serve() -> None:
         for number in itertools.count():
-            connection, _address = listener.accept()
+            try:
+                connection, _address = listener.accept()
+            except OSError:  # it was shut down
+                return
             with connection, contextlib.suppress(OSError):  # a client that waited long enough
                 if number:  # the first time it is cut off
                     connection.recv(65536)
@@ -118,6 +121,7 @@ def test_a_prefect_that_is_only_busy_is_not_passed_over(monkeypatch: pytest.Monk
         threading.Thread(target=serve, daemon=True).start()
         with temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{listener.getsockname()[1]}/api"}):
             assert launch.prefect_answers()
+        listener.shutdown(socket.SHUT_RDWR)
     monkeypatch.setattr(launch, "PREFECT_SECONDS", 0.2)
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
         assert not launch.prefect_answers()

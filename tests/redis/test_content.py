@@ -130,7 +130,9 @@ def test_most_keys_expired_before_the_load() -> None:
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        (lambda b: b[: len(b) // 2], "Unexpected EOF|Short read"),
+        # Keys lie in another order in each file, and what is told of an end depends on the key that it is in.
+        (lambda b: b[: b.rindex(b"plain:") + 3], "this data: Short read or OOM"),
+        (lambda b: b[: b.index(b"events") + 9], "this data: Stream .*loading failed"),
         (lambda b: b[:-4] + bytes(4), "checksum"),
         (lambda b: b"VALKEY999" + b[9:], "Can't handle RDB format version 999"),
         (lambda b: b"REDIS0012" + b[9:], "Can't handle RDB format version 12"),
