@@ -20,7 +20,7 @@ from flows.recovery import bring_up
 from flows.recovery.full_restore import full_restore
 from lab import lifecycle
 from lab.client import Lab
-from runbook.errors import OpsError, RunbookFailed
+from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks import catalogue
@@ -56,9 +56,11 @@ def test_everything_comes_back_from_ruins_through_prefect(system: System) -> Non
     written = json.loads(report.path.read_text()) if report.path else {}
     assert written["hash"] == report.hash
     assert written["status"] in ("OK", "WARN")
-    assert steps_without_edge(system, {step.name for step in report.steps}) <= ROOTS, (
-        "the graph shows what stands behind what"
-    )
+    try:
+        begin = steps_without_edge(system, report)
+    except Unreachable:  # now and then Prefect never hears of a task that ran: another run has them all
+        begin = steps_without_edge(system, full_restore(system.name, confirm=system.name))
+    assert begin <= ROOTS, "the graph shows what stands behind what"
 
 
 def remove(directory: Path) -> None:
@@ -84,7 +86,7 @@ ROOTS = {
 }
 
 
-def steps_without_edge(system: System, steps: set[str]) -> set[str]:
+def steps_without_edge(system: System, report: Report) -> set[str]:
     """Of this lab's newest full restore in Prefect, which other workers' labs share, and which notes a task some time
     after it ran."""
     ours = FlowRunFilter(name={"like_": f"full-restore {system.name} "})  # type: ignore[arg-type]
@@ -94,7 +96,9 @@ def steps_without_edge(system: System, steps: set[str]) -> set[str]:
 
         def noted() -> list[TaskRun]:
             found = client.read_task_runs(flow_run_filter=of_it, limit=200)
-            return found if steps <= {step_of(task) for task in found} else []
+            if missing := {step.name for step in report.steps} - {step_of(task) for task in found}:
+                raise Unreachable(f"{len(found)} tasks, without {', '.join(sorted(missing))}")
+            return found
 
         tasks = until(noted, what="all steps in Prefect", seconds=120)
     assert len(tasks) > 25
