@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import warnings
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,8 @@ def test_everything_comes_back_from_ruins_through_prefect(system: System) -> Non
     assert written["status"] in ("OK", "WARN")
     try:
         begin = steps_without_edge(system, report)
-    except Unreachable:  # now and then Prefect never hears of a task that ran: another run has them all
+    except Unreachable as lost:  # seen once: Prefect never heard of a task that ran. Another run has them all.
+        warnings.warn(str(lost), stacklevel=1)
         begin = steps_without_edge(system, full_restore(system.name, confirm=system.name))
     assert begin <= ROOTS, "the graph shows what stands behind what"
 
