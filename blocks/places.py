@@ -76,6 +76,9 @@ class Application(Block):
     directory: str = Field(default="", description="its files; empty: a full restore leaves them alone")
     backend_directory: str = Field(default="/opt/grc/backend", description="where alembic.ini is")
     python: str = Field(default="/opt/grc/backend/venv/bin/python")
+    migrate_command: list[str] = Field(
+        default=[], description="another tool's migrations instead of Alembic's; it gets DATABASE_URL and PGDATABASE"
+    )
     repository: str = Field(default="", description="the git checkout that backend and web application are in")
     backend_source: str = Field(default="", description="the backend in it, where it does not run from there")
     web_directory: str = Field(default="", description="where pnpm-workspace.yaml is; empty: there is none")

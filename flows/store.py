@@ -80,13 +80,10 @@ def choose_backup(report: Report, env: Environment, kind: Kind, wanted: str, sou
     report.fact("backup", f"{backup.name}, snapshot of {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
     report.pin("backup", backup.name)
     problems = read_files(report, backup)
-    before = catalogue.earlier(backup)
     report.expect(
         f"files of {backup.name}",
         not problems,
-        f"launch it again with backup={before} (it loses what was written between the two)"
-        if before
-        else "there is no earlier backup: look for a copy of this one in another store",
+        catalogue.instead_of(backup),
         value="; ".join(problems[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
         expected="as in the manifest (SHA-256)",
     )

@@ -9,7 +9,7 @@ import io
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -157,6 +157,27 @@ def unpack(source: Path, target: Path, entries: Sequence[Entry]) -> None:
     for path, entry in reversed(directories):  # the innermost first: a mode may forbid what is still to come
         _own(path, entry)
     os.sync()  # before anything is renamed; a file at a time costs milliseconds each
+
+
+def unpack_some(source: Path, target: Path, entries: Sequence[Entry], wanted: Callable[[Entry], bool]) -> None:
+    """Unpack the regular files that are wanted, for this process to read: no owner, no link, mode 0600.
+
+    Raises:
+        VerificationFailed: a member is hostile or not named, or the archive is not whole.
+        OSError: a file cannot be written.
+    """
+    named = {entry.path: entry for entry in entries}
+    made: set[str] = set()
+    target.mkdir(mode=0o700, parents=True)
+    with _opened(source) as tar:
+        for member in tar:
+            entry = _require_named(member, named, made)
+            content = tar.extractfile(member) if entry.kind == "file" and wanted(entry) else None
+            if content:
+                path = target / entry.path
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path.write_bytes(content.read())
+                path.chmod(0o600)
 
 
 def _unpack_file(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path, entry: Entry) -> None:

@@ -194,15 +194,37 @@ def find_nearest(store: Store, kind: Kind, moment: datetime, environment: str) -
     return min(found, key=lambda backup: abs((backup.manifest.taken - moment).total_seconds()))
 
 
-def earlier(backup: Backup) -> str:
-    """The same environment's backup before one: what to offer when that one is bad. Empty when there is none."""
+def earlier(backup: Backup, *, proven: bool = False) -> Backup | None:
+    """The same environment's newest backup before one, without those that failed a proof; None where there is none.
+
+    Args:
+        proven: only those that a restore proved
+    """
     manifest = backup.manifest
     before = [
         other
         for other in open_all(backup.store, manifest.kind)[0]
-        if other.manifest.environment == manifest.environment and other.manifest.taken < manifest.taken
+        if other.manifest.environment == manifest.environment
+        and other.manifest.taken < manifest.taken
+        and not other.failed
+        and (other.verified or not proven)
     ]
-    return max(before, key=lambda other: other.manifest.taken).name if before else ""
+    return max(before, key=lambda other: other.manifest.taken, default=None)
+
+
+def instead_of(backup: Backup) -> str:
+    """The next step where a backup is bad: an earlier one only as far as it is known to be better."""
+    if proven := earlier(backup, proven=True):
+        return (
+            f"launch it again with backup={proven.name}, which a restore proved ({proven.verified}); what was written "
+            "between the two is lost"
+        )
+    if other := earlier(backup):
+        return (
+            f"no earlier backup was ever proven by a restore; {other.name} is the one before it: verify-backup shows "
+            "whether it is better"
+        )
+    return "there is no earlier backup: look for a copy of this one in another store"
 
 
 @action(idempotent=True)

@@ -70,6 +70,8 @@ def choose(report: Report, env: Environment, wanted: str, which: Stores, into: s
         report.warn("foreign keys", "they would need other tables' rows; take a full backup to have them",
                     value="left out", expected="none is missing")  # fmt: skip
     steps.judge_server(report, env, backup, server)
+    if not into:
+        steps.judge_login(report, env, server)
     return Restorable(backup.name, dump_in(backup), content.properties, content.bytes, backup)
 
 

@@ -100,8 +100,10 @@ def _tell_swapped(
 ) -> None:
     proven = "proven" if chosen.backup else "not proven"
     report.state_is(
-        f"{chosen.name} is live, {proven}; the database it replaced is kept as {swapped.kept or 'nothing'}",
-        "do not restore again: that would lose what was written since. undo-restore goes back",
+        f"{chosen.name} is live, {proven}; "
+        + (f"the replaced database is kept as {swapped.kept}" if swapped.kept else "there was no database to keep"),
+        "do not restore again: that would lose what was written since"
+        + (f". undo-restore with kept={swapped.kept} goes back" if swapped.kept else ""),
     )
     steps.advance(report, permit, env, swapped.kept, wanted=advance)
     choosing.tell_lost(report, env, chosen)

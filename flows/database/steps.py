@@ -24,12 +24,14 @@ from tasks.postgres.copy import (
     content_in,
     copy_name,
     create_copy,
+    default_jobs,
     fill_copy,
     try_login,
 )
 from tasks.postgres.dump import compression_of, knows_compression
 from tasks.postgres.fill import Source
 from tasks.postgres.properties import Properties
+from tasks.postgres.requirements import Requirement, read_login, read_requirements
 from tasks.postgres.rowhash import FORM
 from tasks.postgres.sequences import advance_sequences, find_rewound
 from tasks.postgres.server import Obstacle, Server, judge_programs, read_identity
@@ -85,9 +87,10 @@ def _judge_content(report: Report, env: Environment, backup: Backup) -> None:
 
 
 def judge_server(
-    report: Report, env: Environment, backup: Backup, server: Server, *, roles_are_made: bool = False
+    report: Report, env: Environment, backup: Backup, server: Server, *, roles_are_made: bool = False, jobs: int = 0
 ) -> None:
-    """Whether this server can hold what is in the backup; a run may make the roles itself on a new server."""
+    """Whether this server can hold what is in the backup; a run may make the roles itself on a new server. `jobs`: of
+    pg_restore, 0 for one per core."""
     content = content_in(backup)
     judge_programs(env.postgres, server)
     major = content.server_version // 10000
@@ -113,6 +116,19 @@ def judge_server(
         value=f"missing: {', '.join(missing)}" if missing else f"{len(content.roles)} there",
         expected=", ".join(content.roles),
     )
+
+    judge_requirements(report, read_requirements(env.postgres, content, server, jobs or default_jobs()))
+
+
+def judge_requirements(report: Report, found: Sequence[Requirement]) -> None:
+    """Each as a finding."""
+    for item in found:
+        report.expect(item.name, item.ok, item.hint, value=item.value, expected=item.expected)
+
+
+def judge_login(report: Report, env: Environment, server: Server) -> None:
+    """Whether the application's role may log in to the staged copy, before there is one."""
+    judge_requirements(report, read_login(env.postgres, server))
 
 
 def judge_obstacles(report: Report, obstacles: Sequence[Obstacle]) -> None:
@@ -173,12 +189,11 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
     report.table("Proven equal to the backup", ("what", "expected", "found", "equal"), [
         (what, wanted, seen, "✅" if equal else "🛑") for what, wanted, seen, equal in comparison.proven
     ])  # fmt: skip
-    before = catalogue.earlier(backup)
     report.expect(
         "copy equal to the backup",
         not comparison.differences,
-        f"the live database was not touched; the copy is {copy.database}. "
-        + (f"Launch it again with backup={before}" if before else "There is no earlier backup"),
+        f"the live database was not touched; the copy is {copy.database}: see the differences, then "
+        + catalogue.instead_of(backup),
         value="; ".join(comparison.differences[:4]) or f"{expected.rows:,} rows, every definition",
         expected="every row and definition",
     )

@@ -57,6 +57,11 @@ def swap(
         held.may_have_swapped("database", left)
         raise
     held.last = done
+    held.undo = (
+        f"undo-restore with kept={done.kept} brings the replaced database back"
+        if done.kept
+        else "There is nothing to undo: no database had the live name before"
+    )
     held.has_swapped("database", done.kept, left)
     swap_others(report, permit, env, held, copies)
     database.advance(report, permit, env, done.kept, wanted=advance)

@@ -4,11 +4,11 @@ touched."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from blocks.environment import STOP_ORDER, Environment
 from flows.database import expectations as check
 from flows.database import steps as database
+from flows.recovery import migration
 from flows.recovery.choose import Chosen
 from flows.recovery.revive import Found
 from flows.redis.steps import plan_detaching, tell_redis_proof
@@ -16,7 +16,6 @@ from runbook.permit import Permit
 from runbook.render import size
 from runbook.report import Report
 from tasks.files_copy import FilesCopy, build_files_copy
-from tasks.migrations.alembic import Migrated, upgrade
 from tasks.postgres.content import read_counts
 from tasks.postgres.copy import Copy, analyze, content_in, create_copy, dump_in, fill_copy
 from tasks.redis.restore.copy import RedisCopy, build_redis_copy
@@ -54,8 +53,8 @@ def plan(report: Report, env: Environment, chosen: Chosen, found: Found, when: s
     database.plan_database(report, env, chosen.database)
     swap = report.plan_steps.pop()
     plan_others(report, env, chosen)
-    report.plan("expectations and migration of the copy", "great-expectations suites, alembic upgrade head, ANALYZE",
-                seconds=4)  # fmt: skip
+    report.plan("expectations and statistics of the copy", "great-expectations suites, ANALYZE", seconds=4)
+    migration.judge(report, env, content_in(chosen.database).revision, chosen.files)
     if chosen.around_redis:
         plan_detaching(report, env, chosen.around_redis)
     if when == "at_swap":
@@ -123,34 +122,17 @@ def prove(
     analyzing.result()
     check.tell(report, checking, "on the copy", migrated=False)
     copies.rows = {table: found.rows for table, found in content.tables.items()}
-    if migrated := _migrate(report, permit, env, copies, content):
+    revision = content_in(chosen.database).revision
+    migrated = migration.migrate(
+        report, permit, env, copies.database.database, copies.files, revision=revision, after=content
+    )
+    if migrated:
         analyze.after(migrated)(env.postgres, name, jobs, everything=True)
         checking = check.start(report, env, name, after=migrated)
         check.tell(report, checking, "on the migrated copy", migrated=True)
         copies.rows = dict(read_counts.after(migrated)(env.postgres, name).rows)
     copies.login = database.try_application_login(report, env, copies.database, after=migrated or content)
     report.fail_if_critical()
-
-
-def _migrate(report: Report, permit: Permit, env: Environment, copies: Copies, proven: object) -> Migrated | None:
-    """`alembic upgrade head` on the copy, with the code that will run on it; None where it changed nothing."""
-    backend = Path(env.application.backend_directory)
-    root = Path(env.application.directory)
-    for directory, path in ((root, backend), (root.resolve(), backend.resolve())):  # either may be named by a link
-        if copies.files and path.is_relative_to(directory):
-            backend = copies.files.path / path.relative_to(directory)
-            break
-    done = upgrade.after(proven)(
-        permit, env.postgres, env.application, copies.database.database, backend_directory=backend
-    )
-    return done if tell_revision(report, done) else None
-
-
-def tell_revision(report: Report, done: Migrated) -> bool:
-    """Where the schema stands; whether that was changed."""
-    changed = done.before != done.after
-    report.fact("Alembic revision", f"{done.before} → {done.after}" if changed else f"{done.after}, nothing pending")
-    return changed
 
 
 def prove_others(report: Report, env: Environment, chosen: Chosen, copies: Beside) -> None:

@@ -75,10 +75,10 @@ def full_restore(
         if unknown := set(without) - set(get_args(choose.Part)):
             raise OpsError(f"without is {', '.join(sorted(unknown))}", "choose redis, files or both")
         chosen = choose.choose(report, env, backup, source, without)
-        found = revive.judge(report, env, chosen.database)
+        found = revive.judge(report, env, chosen.database, workers)
         build.plan(report, env, chosen, found, stop_services)
         permit = report.permit(*chosen.acts(env))
-        live = revive.revive(report, permit, env, chosen.database, found)
+        live = revive.revive(report, permit, env, chosen.database, found, workers)
         holding = services_held(report, permit, env, chosen, found, stop_services, live)
         with advisory_lock(env.postgres) as guard, holding as held:
             copies = build.build(report, permit, env, chosen, workers)

@@ -23,7 +23,7 @@ from tasks.services import start_services, stop_services
 @dataclass
 class Held:
     """The services of one run: since when they are stopped, and how far the swap has come. `last` is the step that
-    the next one stands behind in the graph."""
+    the next one stands behind in the graph. `undo` is how to go back: only what this run kept is offered."""
 
     report: Report
     env: Environment
@@ -35,6 +35,7 @@ class Held:
     stopped_at: datetime | None = None
     swapped: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
+    undo: str = ""
 
     def stop(self) -> None:
         """In the manual's order, each proven stopped."""
@@ -76,7 +77,7 @@ class Held:
         )
 
     def has_swapped(self, part: str, kept: object, left: Sequence[str]) -> None:
-        """Note what is live now, for whoever reads that the run failed after this."""
+        """Note what is live now, for the reader of a run that failed after this."""
         self.swapped.append(part)
         self.kept += [str(kept)] if kept else []
         aside = f"kept aside: {', '.join(self.kept) or 'nothing'}"
@@ -88,8 +89,8 @@ class Held:
         else:
             self.report.state_is(
                 f"the backups' data is live, proven; {aside}",
-                "put right what is said above and start the services; restoring again would lose what was written "
-                "since. undo-restore brings the old database back",
+                "fix the findings above and start the services; restoring again would lose what was written since. "
+                + self.undo,
             )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from blocks.environment import START_ORDER, Environment
-from flows.recovery import bring_up, build, point_build, point_swap, revive
+from flows.recovery import bring_up, build, migration, point_build, point_swap, revive
 from flows.recovery.build import Beside
 from flows.recovery.choose import Chosen
 from flows.recovery.held import Held, services_held
@@ -18,7 +18,6 @@ from runbook.permit import Permit
 from runbook.report import Report
 from tasks.cluster.instance import Instance, running
 from tasks.cluster.recovery import wait_recovered
-from tasks.migrations.alembic import upgrade
 from tasks.postgres.content import read_counts
 from tasks.postgres.copy import check_jobs, try_login
 from tasks.postgres.server import presence
@@ -53,6 +52,7 @@ def plan(report: Report, env: Environment, way: Way, chosen: Chosen) -> None:
     report.plan("replay", f"{links} segments of WAL", size=wal, seconds=wal / 60e6)
     report.plan("prove", "the last transaction in the WAL is there, the cluster is the old region's")
     build.plan_others(report, env, chosen)
+    migration.judge(report, env, "", chosen.files)
     point_swap.plan(report, env)
     build.plan_start(report, env)
 
@@ -101,9 +101,8 @@ def _make_cluster_live(region: Region, instance: Instance, beside: Beside, timel
         server.last = held.last
         point_swap.start_server(report, permit, env, server)
         user = try_login.after(server.last)(env.postgres, env.postgres.database)
-        done = upgrade.after(user)(permit, env.postgres, env.application, env.postgres.database)
-        build.tell_revision(report, done)
-        held.last = done
+        name = env.postgres.database
+        held.last = migration.migrate(report, permit, env, name, None, revision="", after=user) or user
         report.fact("timeline", f"{timeline}, of which this region alone has WAL")
     bring_up.start(report, env, beside, held)
     return held

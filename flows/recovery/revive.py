@@ -16,6 +16,7 @@ from runbook.wait import until
 from tasks.catalogue import Backup
 from tasks.postgres.cluster import create_cluster
 from tasks.postgres.copy import content_in
+from tasks.postgres.requirements import read_offline_requirements
 from tasks.postgres.roles import create_roles
 from tasks.postgres.server import (
     Identity,
@@ -39,22 +40,49 @@ class Found:
     live: Identity | None
 
 
-def judge(report: Report, env: Environment, backup: Backup) -> Found:
-    """Look at the server and the services. A dead database is the reason for a restore, not an obstacle to it."""
+def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Found:
+    """Inspect the server and the services. A dead database is the reason for a restore, not an obstacle to it."""
     services = read_services(env.services, env.services_in(START_ORDER))
     state = presence(env.postgres)
+    _judge_roles(report, env, state)
     live = None
     if state == "up":
-        live = _judge_running(report, env, backup)
+        live = _judge_running(report, env, backup, jobs)
         judge_commits(report, env)
     else:
-        what = {"down": "down: it will be started", "absent": "gone: a new one will be created"}[state]
-        report.warn("database server", "nothing to do: this run brings it back", value=what)
+        _judge_stopped(report, env, backup, state)
         _judge_standby(report, env)
     database.judge_space(report, env, content_in(backup).bytes, absent=state == "absent")
     running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
     report.fact("services found running", running)
     return Found(state, services, live)
+
+
+def _judge_roles(report: Report, env: Environment, state: Presence) -> None:
+    """Every service that the run starts or stops has a name under [services.names]."""
+    needed = [*(["redis"] if env.has("redis") else []), *([env.postgres.service] if state != "up" else [])]
+    missing = [role for role in needed if role not in env.services.names]
+    report.expect(
+        "services",
+        not missing,
+        "name them under [services.names]: this run stops and starts them",
+        value=f"not named: {', '.join(missing)}" if missing else ", ".join(env.services.names),
+        expected=", ".join(needed) or "none is needed",
+    )
+
+
+def _judge_stopped(report: Report, env: Environment, backup: Backup, state: Presence) -> None:
+    """What can be judged of a server that is down or gone; what cannot is named."""
+    absent = state == "absent"
+    what = "gone: a new one will be created" if absent else "down: it will be started"
+    report.warn("database server", "nothing to do: this run restores it", value=what)
+    database.judge_requirements(report, read_offline_requirements(env.postgres, content_in(backup), absent=absent))
+    if not absent:
+        report.fact(
+            "not judged while the server is down",
+            "rights, roles, locale, extensions, prepared transactions, log-in: judged again after its start, before "
+            "anything is replaced",
+        )
 
 
 def _judge_standby(report: Report, env: Environment) -> None:
@@ -65,13 +93,15 @@ def _judge_standby(report: Report, env: Environment) -> None:
         report.warn("standby", hint, value=f"{env.standby.host}:{env.standby.port} answers")
 
 
-def _judge_running(report: Report, env: Environment, backup: Backup) -> Identity:
-    database.judge_server(report, env, backup, read_server(env.postgres), roles_are_made=True)
+def _judge_running(report: Report, env: Environment, backup: Backup, jobs: int) -> Identity:
+    server = read_server(env.postgres)
+    database.judge_server(report, env, backup, server, roles_are_made=True, jobs=jobs)
+    database.judge_login(report, env, server)
     database.judge_obstacles(report, find_obstacles(env.postgres, env.postgres.database))
     return read_identity(env.postgres, env.postgres.database)
 
 
-def revive(report: Report, permit: Permit, env: Environment, backup: Backup, found: Found) -> Identity:
+def revive(report: Report, permit: Permit, env: Environment, backup: Backup, found: Found, jobs: int = 0) -> Identity:
     """A running server that holds the backup's roles; returns what is behind the live name now.
 
     Raises:
@@ -85,7 +115,7 @@ def revive(report: Report, permit: Permit, env: Environment, backup: Backup, fou
             create_cluster(permit, env.postgres)
         start_services(env.services, [env.postgres.service])
         _wait(env)
-        live = _judge_running(report, env, backup)
+        live = _judge_running(report, env, backup, jobs)
         report.fail_if_critical()
     else:
         live = found.live

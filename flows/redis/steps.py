@@ -10,7 +10,7 @@ from runbook.log import logger
 from runbook.permit import Permit
 from runbook.render import duration, size
 from runbook.report import Report, Status
-from tasks.catalogue import Backup, earlier
+from tasks.catalogue import Backup, instead_of
 from tasks.redis.content.manifest import COLUMNS
 from tasks.redis.restore.copy import RedisCopy, build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_backup
@@ -33,11 +33,10 @@ def judge_redis(
 
 def judge_files(report: Report, backup: Backup, damage: list[str]) -> bool:
     """Whether a backup's files are what its manifest says."""
-    other = earlier(backup)
     return report.expect(
         f"files of {backup.name}",
         not damage,
-        f"move it out of {backup.store.where}; " + (f"{other} is the one before it" if other else "there is no other"),
+        f"move it out of {backup.store.where}; {instead_of(backup)}",
         value="; ".join(damage[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
         expected="as in its manifest",
     )
@@ -125,11 +124,10 @@ def tell_redis_proof(report: Report, env: Environment, backup: Backup, copy: Red
     """
     comparison = copy.comparison
     report.table("Redis: the copy against the backup's manifest", COLUMNS, comparison.rows())
-    other = earlier(backup)
     report.expect(
         "Redis copy equal to the backup",
         comparison.is_equal,
-        f"the live data is untouched; restore {other} instead" if other else "the live data is untouched",
+        f"the live data is untouched; {instead_of(backup)}",
         value="; ".join(comparison.differences[:3]) or f"every key, in {len(comparison.proofs)} databases",
         expected="no difference",
     )

@@ -24,6 +24,7 @@ from runbook.kinds import probe
 from tasks.migrations.bodies import Body, read_bodies
 
 HEAD, BASE = "head", "base"
+INI = "alembic.ini"
 _SCRIPTS = """
 import json, sys
 from alembic.config import Config
@@ -193,7 +194,7 @@ def read_heads(application: Application, backend_directory: Path | None = None) 
 def heads_of(application: Application, backend_directory: Path | None = None) -> Heads:
     """See `read_heads`."""
     directory = backend_directory or Path(application.backend_directory)
-    file = directory / "alembic.ini"
+    file = directory / INI
     if not file.is_file():
         raise OpsError(f"there is no {file}", "correct backend_directory in the environment")
     try:

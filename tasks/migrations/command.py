@@ -1,0 +1,65 @@
+"""Another tool's migrations: a command of the environment's, run on one database, which it must be seen to reach."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from blocks.places import Application
+from blocks.postgres import Postgres, execute
+from runbook import shell
+from runbook.errors import CommandFailed, OpsError, VerificationFailed
+from runbook.kinds import action
+from runbook.permit import Permit
+from runbook.wait import until
+from tasks.migrations.alembic import MIGRATE, Migrated
+from tasks.migrations.program import TIMEOUT_SECONDS
+
+REACHED_SECONDS = 20.0
+_SESSIONS = "SELECT sessions FROM pg_stat_database WHERE datname = %s"
+HINT = "have the command take its address from DATABASE_URL, or from libpq's variables (PGHOST, PGDATABASE, …)"
+
+
+@action
+def run_command(
+    permit: Permit, postgres: Postgres, application: Application, database: str, directory: Path
+) -> Migrated:
+    """Run `[application] migrate_command` in the backend's directory, as the application's role. It gets the database's
+    address as `DATABASE_URL` and in libpq's variables.
+
+    The permit names the application's database, also where `database` is a copy that will take its place.
+
+    Raises:
+        NotConfirmed: not permitted.
+        OpsError: it failed; the end of its output is in the message.
+        VerificationFailed: it opened no session in that database (pg_stat_database.sessions): it went elsewhere.
+    """
+    permit.require(MIGRATE, postgres.database)
+    before = _sessions(postgres, database)
+    environment = {
+        **postgres.environment(as_application=True),
+        "PGDATABASE": database,
+        "DATABASE_URL": postgres.url(database),
+        "PATH": os.environ.get("PATH", os.defpath),
+    }
+    try:
+        done = shell.run(
+            application.migrate_command,
+            environment=environment,
+            directory=directory if directory.is_dir() else Path("/"),
+            timeout_seconds=TIMEOUT_SECONDS,
+        )
+    except CommandFailed as error:
+        last = (error.stderr.strip().splitlines() or ["no message"])[-1]
+        raise OpsError(f"the migration command failed: {last[:300]}", "correct it; nothing live was touched") from None
+    try:  # statistics arrive when a session ends, within a second
+        until(lambda: _sessions(postgres, database) > before, what="its session", seconds=REACHED_SECONDS)
+    except OpsError:
+        raise VerificationFailed(f"the migration command did not connect to {database}", HINT) from None
+    return Migrated("", "", done.seconds, "")
+
+
+def _sessions(postgres: Postgres, database: str) -> int:
+    with postgres.connect() as connection:
+        rows = execute(connection, _SESSIONS, database)
+    return int(rows[0][0]) if rows else 0

@@ -1,0 +1,257 @@
+"""What a server must offer before a database of a backup can be created on it: queried, nothing is changed.
+
+A plan reports these, so that the confirmed run does not refuse later for a reason that was already there.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from blocks.postgres import Connection, Postgres, execute, first_line
+from runbook import shell
+from runbook.errors import OpsError, Unreachable
+from runbook.kinds import probe
+from tasks.host import is_here
+from tasks.postgres.content import DatabaseContent
+from tasks.postgres.copy import copy_name
+from tasks.postgres.properties import Properties
+from tasks.postgres.server import Server, program_version
+
+# Besides pg_restore's workers: this run's own sessions, the expectations and a migration.
+OTHER_SESSIONS = 8
+PROGRAMS = ("pg_restore", "vacuumdb")
+NEW_CLUSTER_LOCALE = "C.UTF-8"
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """One thing that the server, or this host, must offer. `value` is what was found."""
+
+    name: str
+    ok: bool
+    value: str
+    expected: str
+    hint: str
+
+
+@probe
+def read_requirements(
+    postgres: Postgres, content: DatabaseContent, server: Server, jobs: int
+) -> tuple[Requirement, ...]:
+    """Of a running server: rights, locale, tablespace, extensions and connections.
+
+    Raises:
+        Unreachable: it went away.
+    """
+    with postgres.connect() as connection:
+        found = [*_writable(connection, server), _rights(connection, content), _locale(connection, content.properties)]
+        if not server.is_bare:  # a bare server gets the backup's roles and tablespaces from the run
+            found.append(_tablespace(connection, content.properties))
+        return (*found, _extensions(connection, content), _connections(connection, jobs))
+
+
+@probe
+def read_offline_requirements(postgres: Postgres, content: DatabaseContent, *, absent: bool) -> tuple[Requirement, ...]:
+    """Of a server that is down or gone: what can be read on this host. Nothing where the server is on another."""
+    if not is_here(postgres.host):
+        return ()
+    data, major = Path(postgres.data_directory), content.server_version // 10000
+    hint = "correct [postgres] programs, or install PostgreSQL's programs of that version"
+    expected = f"PostgreSQL {major} or newer"
+    found = [_attempt("PostgreSQL's programs", hint, expected, lambda: _programs(postgres, major, absent))]
+    if absent:
+        found += [_owner(postgres.os_user), _parent(data), _host_locale(content.properties)]
+        found.append(_host_extensions(postgres, content))
+        return tuple(found)
+    with suppress(OSError):  # closed to this user
+        version = (data / "PG_VERSION").read_text().strip()
+        name = "version of the stopped server"
+        program = found[0].value.removeprefix("PostgreSQL ")
+        ok = not found[0].ok or version == program
+        found.append(Requirement(name, ok, version, f"{program}, as the programs", hint))
+    return tuple(found)
+
+
+def _writable(connection: Connection, server: Server) -> Iterator[Requirement]:
+    hint = "restore to the primary: correct [postgres] host and port, or promote this server (postgres-failover)"
+    value = "in recovery: a standby" if server.in_recovery else "a primary"
+    yield Requirement("server accepts writes", not server.in_recovery, value, "a primary", hint)
+    setting = str(execute(connection, "SELECT current_setting('default_transaction_read_only')")[0][0])
+    if setting == "on" and not server.in_recovery:
+        hint = "set default_transaction_read_only to off for the administrator, then plan again"
+        yield Requirement("transactions of the administrator", False, "read-only by default", "read-write", hint)
+
+
+def _rights(connection: Connection, content: DatabaseContent) -> Requirement:
+    rows = execute(connection, _RIGHTS, list(content.roles))
+    superuser, creates, foreign = rows[0]
+    ok = superuser or (creates and not foreign)
+    value = "a superuser" if superuser else f"CREATEDB: {creates}; not a member of: {', '.join(foreign) or 'none'}"
+    hint = "make [postgres] admin_user a superuser, or give it CREATEDB and membership in these roles"
+    return Requirement("rights of the administrator", bool(ok), value, "a superuser, or CREATEDB and all roles", hint)
+
+
+_RIGHTS = """
+SELECT rolsuper, rolcreatedb,
+       ARRAY(SELECT o.rolname::text FROM pg_roles o
+             WHERE o.rolname = ANY (%s) AND NOT pg_has_role(r.oid, o.oid, 'MEMBER') ORDER BY 1)
+FROM pg_roles r WHERE rolname = current_user
+"""
+
+
+def _locale(connection: Connection, properties: Properties) -> Requirement:
+    """The server loads a locale when a collation of it is made; the transaction is rolled back."""
+    name, locale = "locale of the database", properties.locale or properties.collate
+    expected = f"{properties.provider} {locale}"
+    options = sql.SQL("provider = {}, ").format(sql.Identifier(properties.provider))
+    if properties.provider == "libc":
+        options += sql.SQL("lc_collate = {}, lc_ctype = {}").format(properties.collate, properties.ctype)
+    else:
+        options += sql.SQL("locale = {}").format(locale)
+    hint = f"install {locale} on the server's host, then restart the server"
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute(sql.SQL("CREATE COLLATION pg_catalog.ops_trial ({})").format(options))
+    except psycopg.errors.InsufficientPrivilege:  # said of the rights already
+        return Requirement(name, True, "not tried", expected, "")
+    except psycopg.errors.InvalidObjectDefinition as error:
+        # A locale of another encoding than the maintenance database's: CREATE DATABASE may still take it.
+        if "encoding" in first_line(error):
+            return Requirement(name, True, "of another encoding", expected, "")
+        return Requirement(name, False, first_line(error), expected, hint)
+    except psycopg.errors.OperationalError:
+        raise
+    except psycopg.DatabaseError as error:
+        return Requirement(name, False, first_line(error), expected, hint)
+    return Requirement(name, True, "available", expected, "")
+
+
+def _tablespace(connection: Connection, properties: Properties) -> Requirement:
+    wanted = properties.tablespace
+    there = bool(execute(connection, "SELECT 1 FROM pg_tablespace WHERE spcname = %s", wanted))
+    hint = f"create it first: CREATE TABLESPACE {wanted} LOCATION '…' (globals.sql of the backup has the directory)"
+    return Requirement("tablespace", there, wanted if there else "missing", wanted, hint)
+
+
+def _extensions(connection: Connection, content: DatabaseContent) -> Requirement:
+    rows = execute(connection, "SELECT name FROM pg_available_extensions")
+    missing = sorted(set(content.extensions) - {str(row[0]) for row in rows})
+    return _of_extensions(content, missing)
+
+
+def _of_extensions(content: DatabaseContent, missing: list[str]) -> Requirement:
+    hint = f"install the packages of {', '.join(missing)} on the server's host"
+    value = f"not installed: {', '.join(missing)}" if missing else f"{len(content.extensions)} available"
+    return Requirement("extensions", not missing, value, ", ".join(sorted(content.extensions)), hint)
+
+
+def _connections(connection: Connection, jobs: int) -> Requirement:
+    row = execute(connection, "SELECT current_setting('max_connections')::int")[0]
+    most, needed = int(row[0]), jobs + OTHER_SESSIONS
+    hint = f"launch it with jobs={max(1, most - OTHER_SESSIONS)}, or raise max_connections"
+    return Requirement("max_connections", most >= needed, str(most), f"{needed} or more for {jobs} jobs", hint)
+
+
+@probe
+def read_login(postgres: Postgres, server: Server) -> tuple[Requirement, ...]:
+    """Whether the application's role may log in to the staged copy, before there is one.
+
+    PostgreSQL authenticates before it looks for the database, so a missing one proves the password; pg_hba.conf is
+    asked for the copy's own name (src/backend/utils/init/postinit.c, InitPostgres).
+
+    Raises:
+        Unreachable: the server went away.
+    """
+    if postgres.user not in server.roles:
+        return ()  # reported as a missing role, or made by the run with this password
+    name, copy = "log-in of the application's role", copy_name(postgres.database)
+    hint = "correct the secret and register the environment again; or let pg_hba.conf admit this role to the copy"
+    value = "accepted"
+    try:
+        postgres.connect(copy, as_application=True).close()
+    except Unreachable:
+        raise
+    except OpsError as error:
+        value = error.message
+        hint = error.hint or hint
+    ok = value == "accepted" or not _refused(value, copy)
+    return (Requirement(name, ok, "accepted" if ok else value, f"{postgres.user} may log in to {copy}", hint),)
+
+
+def _refused(message: str, copy: str) -> bool:
+    """What is said of the database itself comes after authentication; a refusal by pg_hba.conf names that file."""
+    said = message.partition(f" in database {copy}: ")[2]
+    return "pg_hba.conf" in said or copy not in said
+
+
+def _attempt(name: str, hint: str, expected: str, work: Callable[[], str]) -> Requirement:
+    try:
+        return Requirement(name, True, work(), expected, hint)
+    except OpsError as error:
+        return Requirement(name, False, error.message, expected, error.hint or hint)
+
+
+def _programs(postgres: Postgres, major: int, absent: bool) -> str:
+    for program in (*PROGRAMS, *(("initdb",) if absent else ())):
+        postgres.program(program)
+    found = program_version(postgres, "pg_restore")
+    if found < major:
+        raise OpsError(f"the programs in {postgres.programs} are of PostgreSQL {found}, the backup of {major}")
+    return f"PostgreSQL {found}"
+
+
+def _owner(user: str) -> Requirement:
+    name, hint = "owner of a new data directory", f"run the worker as root or as {user}, or correct [postgres] os_user"
+    try:
+        account, _ = shell.owner_of(user)
+    except OpsError as error:
+        return Requirement(name, False, error.message, user, hint)
+    me = os.geteuid()
+    if me in (0, account):
+        return Requirement(name, True, user, user, hint)
+    with suppress(KeyError):
+        return Requirement(name, False, f"this worker runs as {pwd.getpwuid(me).pw_name}", user, hint)
+    return Requirement(name, False, f"this worker runs as {me}", user, hint)
+
+
+def _parent(data: Path) -> Requirement:
+    parent = data.resolve().parent
+    ok = os.access(parent, os.W_OK | os.X_OK)
+    hint = f"run the worker as root, or give its user {parent}"
+    return Requirement(
+        "place of a new data directory", ok, f"{parent} {'' if ok else 'not '}writable", "writable", hint
+    )
+
+
+def _host_locale(properties: Properties) -> Requirement:
+    """initdb's own, and the database's where the C library provides it."""
+    listed = {_normal(line) for line in shell.run(["locale", "-a"], timeout_seconds=20).stdout.splitlines()}
+    wanted = {NEW_CLUSTER_LOCALE}
+    if properties.provider == "libc":
+        wanted |= {properties.collate, properties.ctype}
+    missing = sorted(locale for locale in wanted if _normal(locale) not in {*listed, "c", "posix"})
+    value = f"not installed: {', '.join(missing)}" if missing else "available"
+    return Requirement("locale of the database", not missing, value, ", ".join(sorted(wanted)),
+                       f"install {', '.join(missing)} on this host (locale-gen)")  # fmt: skip
+
+
+def _normal(locale: str) -> str:
+    return locale.lower().replace("-", "")
+
+
+def _host_extensions(postgres: Postgres, content: DatabaseContent) -> Requirement:
+    try:
+        argv = [postgres.program("pg_config"), "--sharedir"]
+        directory = Path(shell.run(argv, timeout_seconds=20).stdout.strip()) / "extension"
+    except OpsError:
+        return Requirement("extensions", True, "not checked: there is no pg_config", "", "")
+    missing = sorted(name for name in content.extensions if not (directory / f"{name}.control").exists())
+    return _of_extensions(content, missing)
