@@ -94,6 +94,27 @@ INSERT INTO users (email, name) SELECT format('u%s@example.org', n), 'Name ' || 
 INSERT INTO scores SELECT id, id % 100, 1.5 FROM users;
 """
 
+ALEMBIC = """\
+[alembic]
+script_location = %(here)s/migrations
+"""
+ENVIRONMENT = """\
+import os
+from alembic import context
+from sqlalchemy import create_engine
+engine = create_engine(os.environ["DATABASE_URL"].replace("postgresql://", "postgresql+psycopg://"))
+with engine.connect() as connection:
+    context.configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+"""
+REVISION = """\
+from alembic import op
+revision, down_revision = "{name}", {after!r}
+def upgrade(): op.execute({statement!r})
+def downgrade(): pass
+"""
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -104,9 +125,10 @@ class Ran:
 
 
 class Stranger:
-    """The system. `programs` are PostgreSQL's, where they are not the wheel's."""
+    """The system. `programs` are PostgreSQL's, where they are not the wheel's; `alembic`: it migrates with Alembic."""
 
-    def __init__(self, programs: Path | None = None) -> None:
+    def __init__(self, programs: Path | None = None, *, alembic: bool = False) -> None:
+        self.alembic = alembic
         self.account = Account.of_servers()
         self.programs, self.redis_program = programs or binaries().postgres, binaries().redis
         self.root = new_directory("stranger")
@@ -116,6 +138,11 @@ class Stranger:
             self.root / "supervisord.conf", self.ports["supervisor"], SUPERVISOR_PASSWORD, self.root / "log"
         )
         (self.root / "log").mkdir()
+        self.backend = self.root / "app" / "backend"
+        if alembic:
+            self.add_revision("first", None, SCHEMA)
+            (self.backend / "alembic.ini").write_text(ALEMBIC)
+            (self.backend / "migrations/env.py").write_text(ENVIRONMENT)
         for name in ("pg", "redis", "redis/data"):
             self.account.directory(self.root / name, 0o750)
         self.describe()
@@ -129,7 +156,17 @@ class Stranger:
         for old, new in changes:
             assert old in text, old
             text = text.replace(old, new)
+        if self.alembic:
+            more += f'directory = "{self.backend.parent}"\nbackend_directory = "{self.backend}"\n'
+            more += f'python = "{sys.executable}"\n'
+            text = text.replace("[backups]", f'[backups]\nfiles = "{self.root}/backups/files"')
         write(self.toml, text + more, 0o644)
+
+    def add_revision(self, name: str, after: str | None, statement: str) -> None:
+        """One more migration in the application's checkout."""
+        versions = self.backend / "migrations/versions"
+        versions.mkdir(parents=True, exist_ok=True)
+        (versions / f"{name}.py").write_text(REVISION.format(name=name, after=after, statement=statement))
 
     @property
     def variables(self) -> dict[str, str]:
@@ -168,7 +205,12 @@ class Stranger:
         until(self._answers, what="PostgreSQL", seconds=120, every_seconds=0.05)
         self.sql(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{ROLE_PASSWORD}'", database="postgres")
         self.sql(f"CREATE DATABASE {DATABASE} OWNER {ROLE}", database="postgres")
-        self.sql(f"SET ROLE {ROLE}; {SCHEMA}")
+        if self.alembic:
+            address = f"postgresql://{ROLE}@127.0.0.1:{self.ports['postgres']}/{DATABASE}"
+            run([sys.executable, "-m", "alembic", "upgrade", "head"], cwd=self.backend,
+                environment={**os.environ, "DATABASE_URL": address, "PGPASSWORD": ROLE_PASSWORD})  # fmt: skip
+        else:
+            self.sql(f"SET ROLE {ROLE}; {SCHEMA}")
         self.supervisor.start("keys")
         client = self.redis()
         until(client.ping, what="Redis", seconds=120, every_seconds=0.05)
@@ -275,9 +317,9 @@ class Stranger:
 
 
 @contextlib.contextmanager
-def running_stranger(programs: Path | None = None) -> Iterator[Stranger]:
+def running_stranger(programs: Path | None = None, *, alembic: bool = False) -> Iterator[Stranger]:
     """The system, filled; removed when the block is left."""
-    stranger = Stranger(programs)
+    stranger = Stranger(programs, alembic=alembic)
     try:
         stranger.start()
         yield stranger

@@ -1,0 +1,50 @@
+"""The main job on a system that nobody here has seen: green in the plan, and carried out in the disaster."""
+
+from __future__ import annotations
+
+from tests.stranger.system import NAME, Stranger, running_stranger
+
+GOOD = ("OK", "WARN")
+
+
+def back_up(stranger: Stranger, *runbooks: str) -> None:
+    for runbook in ("backup-database", "backup-redis", *runbooks):
+        done = stranger.run(runbook)
+        assert done.code == 0, done.text
+
+
+def test_everything_comes_back_without_a_prefect_server(stranger: Stranger) -> None:
+    """By the minimal description; its schema has what PostgreSQL prints otherwise after a round trip."""
+    back_up(stranger)
+    before = stranger.content()
+    stranger.destroy()
+    planned = stranger.restore()
+    assert planned.code == 0, planned.text
+    done = stranger.restore("--confirm", NAME)
+    assert done.code == 0, done.text
+    assert stranger.content() == before
+    assert stranger.ready()
+    assert stranger.report()["status"] in GOOD
+    hints = " ".join(finding["hint"] for finding in stranger.report()["findings"])
+    assert "undo-restore" not in hints, "DROP DATABASE left nothing that could be put back"
+
+
+def test_a_release_with_alembic_is_migrated_on_the_copy() -> None:
+    """The release that is live is newer than the backup of the database, older than none of the files."""
+    with running_stranger(alembic=True) as stranger:
+        back_up(stranger)
+        stranger.add_revision("second", "first", "ALTER TABLE users ADD COLUMN nickname text")
+        done = stranger.run("backup-files")
+        assert done.code == 0, done.text
+        stranger.destroy()
+        done = stranger.restore("--confirm", NAME)
+        assert done.code == 0, done.text
+        assert stranger.sql("SELECT count(nickname), count(*) FROM users") == [(0, 500)]
+        assert stranger.sql("SELECT version_num FROM alembic_version") == [("second",)]
+        assert stranger.ready()
+        stranger.add_revision("third", "first", "SELECT 1")
+        done = stranger.run("backup-files")
+        assert done.code == 0, done.text
+        planned = stranger.restore()
+        assert planned.code == 1
+        assert "the migrations have 2 heads" in planned.text
