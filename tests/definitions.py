@@ -88,4 +88,4 @@ MUTATIONS = (
     *((" DESC", ""), ("'70'", "'71'"), ("security_barrier='true'", "security_barrier='false'"), ("LOCAL", "CASCADED")),
     *(("STABLE", "VOLATILE"), ("LEFT JOIN", "JOIN"), ("RANGE", "LIST"), ("grc_user", "PUBLIC"), ("NOT VALID", "")),
     *(("btree", "hash"), (r"DO  UPDATE", "DO INSTEAD UPDATE"), ("STATISTICS 7", "STATISTICS 8")),
-)
+)  # fmt: skip

@@ -66,7 +66,6 @@ def test_what_belongs_to_the_session_is_left_out_and_what_belongs_to_the_object_
         assert len(differences(printed(), changed, Judged())) == 1
 
 
-
 @dataclass(frozen=True)
 class Rounds:
     """A database (0), its restored copy (1), a restored copy of that (2), and their definitions."""
