@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import psycopg
@@ -111,9 +111,8 @@ def compare_definitions(
     with rolled_back(postgres, database) as connection:
         for key, (wanted, found) in pairs.items():
             try:
-                with connection.transaction(force_rollback=True):
-                    if _same(connection, key, wanted, found):
-                        equal.add(key)
+                if _same(connection, key, wanted, found):
+                    equal.add(key)
             except _Undecided as error:
                 refused[key] = str(error)
     return Judged(frozenset(equal), refused)
@@ -149,9 +148,22 @@ def _same(connection: Connection, key: str, expected: str, actual: str) -> bool:
         return False
     if wanted == found or subject is None:
         return True
-    _set_aside(connection, subject)
-    there = _created(connection, subject, found, "the copy's text")
-    return _created(connection, subject, wanted, "the backup's text") == there
+    try:
+        return _alike(connection, subject, wanted, found, heir=False)
+    except _Undecided as error:
+        if "relation" not in subject:
+            raise
+        with suppress(_Undecided):
+            return _alike(connection, subject, wanted, found, heir=True)
+        raise error from None
+
+
+def _alike(connection: Connection, subject: Subject, wanted: str, found: str, *, heir: bool) -> bool:
+    with connection.transaction(force_rollback=True):
+        _set_aside(connection, subject, heir)
+        there = _created(connection, subject, found, "the copy's text")
+        return _created(connection, subject, wanted, "the backup's text") == there
+    raise AssertionError
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -203,7 +215,7 @@ def _unquoted(printed: str) -> Name:
     return tuple(part[1:-1].replace('""', '"') if part[0] == '"' else part for part in (schema, name))
 
 
-def _set_aside(connection: Connection, subject: Subject) -> None:
+def _set_aside(connection: Connection, subject: Subject, heir: bool) -> None:
     """Free the name that the texts create, or put an empty clone in the place of the table that they change.
 
     Raises:
@@ -222,7 +234,7 @@ def _set_aside(connection: Connection, subject: Subject) -> None:
             move = sql.SQL("ALTER STATISTICS {} SET SCHEMA {}")
             execute(connection, move.format(sql.Identifier(*statistics), sql.Identifier(ASIDE)))
         for name in changed:
-            _clone(connection, name)
+            _clone(connection, name, heir)
         if domain := subject.get("domain"):
             (base,) = execute(connection, _BASE, _text(connection, (ASIDE, domain[1])))[0]
             execute(connection, sql.SQL("CREATE DOMAIN {} AS {}").format(sql.Identifier(*domain), sql.SQL(base)))
@@ -235,12 +247,18 @@ def _move_relation(connection: Connection, name: Name) -> None:
     execute(connection, sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(sql.Identifier(*name), sql.Identifier(ASIDE)))
 
 
-def _clone(connection: Connection, name: Name) -> None:
-    """Put an empty table (or a view) with the same columns in the place of one that was set aside."""
+def _clone(connection: Connection, name: Name, heir: bool) -> None:
+    """Put an empty table (or a view) with the same columns in the place of one that was set aside; an heir of it, where
+    a function takes its rows: they are of its type then."""
     clone, original = sql.Identifier(*name), sql.Identifier(ASIDE, name[1])
     kind, key = execute(connection, _KIND, original.as_string(connection))[0]
     if kind == "v":
         execute(connection, sql.SQL("CREATE VIEW {} AS SELECT * FROM {}").format(clone, original))
+    elif heir:
+        for (constraint,) in execute(connection, _CHECKS, original.as_string(connection)):
+            drop = sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}")
+            execute(connection, drop.format(original, sql.Identifier(constraint)))
+        execute(connection, sql.SQL("CREATE TABLE {} () INHERITS ({})").format(clone, original))
     else:
         by = sql.SQL(" PARTITION BY {}").format(sql.SQL(key)) if key else sql.SQL("")
         execute(connection, sql.SQL("CREATE TABLE {} (LIKE {}){}").format(clone, original, by))
@@ -289,4 +307,5 @@ WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass A
   AND d.deptype = 'a'
 """
 _KIND = "SELECT relkind::text, pg_get_partkeydef(oid) FROM pg_class WHERE oid = %s::regclass"
+_CHECKS = "SELECT conname FROM pg_constraint WHERE conrelid = %s::regclass AND contype = 'c' AND coninhcount = 0"
 _BASE = "SELECT format_type(typbasetype, typtypmod) FROM pg_type WHERE oid = %s::regtype"

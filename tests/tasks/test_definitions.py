@@ -123,7 +123,7 @@ def rounds(postgres_server: PostgresServer) -> Iterator[Rounds]:
 
 KINDS = {
     *("DOMAIN", "TABLE", "FUNCTION", "PROCEDURE", "VIEW", "MATERIALIZED", "INDEX", "CONSTRAINT", "CHECK", "STATISTICS"),
-    *("RULE", "TRIGGER", "POLICY", "PUBLICATION"),
+    *("RULE", "TRIGGER", "POLICY", "PUBLICATION", "DEFAULT"),
 }
 
 
