@@ -13,7 +13,7 @@ from flows.database.rehearsal import put_away
 from runbook.errors import OpsError
 from runbook.report import Evidence, Report, Status
 from tasks.migrations.program import require_reached
-from tasks.migrations.rehearsal import Direction, differences, migrate_rehearsal, read_state
+from tasks.migrations.rehearsal import Direction, compare_schemas, migrate_rehearsal, read_state
 from tasks.migrations.scratch import create_rehearsal
 from tasks.migrations.scripts import Heads, Script
 
@@ -93,7 +93,8 @@ def rehearse_new(report: Report, env: Environment, scratch: str, script: Script)
         if went.error:
             return
         if direction == "down":
-            other = differences(start.definitions, read_state.after(went)(env.postgres, scratch).definitions)
+            now = read_state.after(went)(env.postgres, scratch)
+            other = compare_schemas.after(now)(env.postgres, scratch, start.definitions, now.definitions)
             _expect(report, "schema after up and down", not other, script, "; ".join(other[:3]) or "as before")
 
 

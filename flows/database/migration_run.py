@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import psycopg
 
 from blocks.environment import Environment
-from flows.database.rehearsal import Rehearsed
+from flows.database.rehearsal import Rehearsed, compare_live
 from runbook.errors import OpsError
 from runbook.render import duration
 from runbook.report import Report, Status
@@ -48,13 +48,12 @@ def carry_out(
     report.fact("Alembic revision", f"{done.before or 'none'} → {done.after or 'none'}")
     report.fact("took", duration(done.seconds))
     report.table("What Alembic said", ("line",), [(line,) for line in done.output.splitlines()])
-    now = {key: text for key, text in read_live_schema(env.postgres, database).items() if "(invalid)" not in key}
-    other = differences(rehearsed.after.definitions, now)
+    other = compare_live(report, env, rehearsed)
     report.expect(
         "schema",
         not other,
         "somebody changed it meanwhile, or the migration depends on the moment: look at both",
-        value="; ".join(other[:3]) or f"{len(now)} definitions as rehearsed",
+        value="; ".join(other[:3]) or f"{len(rehearsed.after.definitions)} definitions as rehearsed",
         expected="as rehearsed",
         otherwise=Status.WARN,
     )

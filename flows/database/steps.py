@@ -29,6 +29,7 @@ from tasks.postgres.copy import (
     try_login,
 )
 from tasks.postgres.dump import compression_of, knows_compression
+from tasks.postgres.equivalence import compare_definitions
 from tasks.postgres.fill import Source
 from tasks.postgres.properties import Properties
 from tasks.postgres.requirements import Requirement, read_login, read_requirements
@@ -185,7 +186,8 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
     """
     expected = content_in(backup)
     found = read_content.after(copy)(env.postgres, copy.database)
-    comparison = compare(expected, found)
+    texts = compare_definitions.after(found)(env.postgres, copy.database, expected.definitions, found.definitions)
+    comparison = compare(expected, found, texts)
     report.table("Proven equal to the backup", ("what", "expected", "found", "equal"), [
         (what, wanted, seen, "✅" if equal else "🛑") for what, wanted, seen, equal in comparison.proven
     ])  # fmt: skip

@@ -112,7 +112,7 @@ def compare(
     writer = Writer(account.folder(env, stamp), f"{source.told} against {live.database}, {stamp} UTC")
     with pinned(source.postgres, source.database) as ours, pinned(live, live.database) as theirs:
         chosen = [one.name for one in resolve(tables, known_in(ours))] if tables else []
-        matched = match_keyed(ours, theirs, chosen)
+        matched = match_keyed(live, ours, theirs, chosen)
         counted = tuple(writer.compare(ours, theirs, one, since, differing) for one in matched.tables)
     salvage = Salvage(stamp, source.told, read_database_oid.work(live, live.database), writer.close(), counted,
                       matched.others)  # fmt: skip

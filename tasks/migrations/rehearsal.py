@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +17,9 @@ from tasks.migrations import locks
 from tasks.migrations.locks import Watched
 from tasks.migrations.program import revision_of, run_alembic
 from tasks.migrations.scripts import BASE
-from tasks.postgres.casts import canonical
 from tasks.postgres.content import read_counts
 from tasks.postgres.definitions import first_difference, read_definitions
+from tasks.postgres.equivalence import compare_definitions
 
 Direction = Literal["up", "down"]
 VERSION_TABLE = "alembic_version"
@@ -30,6 +31,7 @@ JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdroppe
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND NOT c.relispartition
   AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' GROUP BY 1
 """
+_TABLE = re.compile(r"(?P<head>CREATE [A-Z ]*TABLE [^\n]+ \(\n    )(?P<body>.*?)(?=\n\))", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -155,25 +157,35 @@ def _where(revision: str, direction: Direction, target: str) -> str:
     return "" if reached else f"alembic said nothing, yet the copy is at {revision or BASE} instead of {target or BASE}"
 
 
+@probe
+def compare_schemas(
+    postgres: Postgres, scratch: str, expected: Mapping[str, str], found: Mapping[str, str]
+) -> tuple[str, ...]:
+    """How the schema of a scratch database differs from the expected one, as sentences. PostgreSQL judges the texts."""
+    ours, theirs = ({key: _in_order(text) for key, text in one.items()} for one in (expected, found))
+    equal = compare_definitions.work(postgres, scratch, ours, theirs).equal
+    return differences(expected, {key: expected[key] if key in equal else text for key, text in found.items()})
+
+
 def differences(expected: Mapping[str, str], found: Mapping[str, str]) -> tuple[str, ...]:
-    """How two schemas differ, as sentences. The order of a table's columns does not count: nothing brings a dropped
-    column back to its place."""
+    """How two schemas' texts differ, as sentences. The order of a table's columns does not count: nothing brings a
+    dropped column back to its place."""
     gone = [f"{key} is gone" for key in expected if key not in found]
     new = [f"{key} is new" for key in found if key not in expected]
     other = [
         f"{key} differs: {first_difference(text, found[key])}"
         for key, text in expected.items()
-        if key in found and not _equal(key, text, found[key])
+        if key in found and _in_order(text) != _in_order(found[key])
     ]
     return (*gone, *new, *other)
 
 
-def _equal(key: str, left: str, right: str) -> bool:
-    if left == right:
-        return True
-    if key.startswith("TABLE "):
-        left, right = ("\n".join(sorted(line.rstrip(",") for line in text.splitlines())) for text in (left, right))
-    return canonical(left) == canonical(right)
+def _in_order(text: str) -> str:
+    """A table's columns and constraints sorted by name."""
+    table = _TABLE.match(text)
+    if not table:
+        return text
+    return table["head"] + ",\n    ".join(sorted(re.split(r",\n    (?=\S)", table["body"]))) + text[table.end() :]
 
 
 def losses(before: State, after: State) -> tuple[Loss, ...]:

@@ -83,10 +83,20 @@ def fill_rehearsal(postgres: Postgres, scratch: str) -> float:
     return seconds
 
 
-def _pipe(postgres: Postgres, scratch: str) -> float:
+@action
+def fill_schema(postgres: Postgres, scratch: str) -> float:
+    """Copy the live database's definitions into it, without rows; returns the seconds.
+
+    Raises:
+        CommandFailed: pg_dump or pg_restore failed.
+    """
+    return _pipe(postgres, scratch, "--schema-only")
+
+
+def _pipe(postgres: Postgres, scratch: str, *options: str) -> float:
     dump = [
         *(postgres.program("pg_dump"), "--format=custom", "--compress=0", "--no-password", "--no-subscriptions"),
-        f"--lock-wait-timeout={LOCK_WAIT}",
+        *(f"--lock-wait-timeout={LOCK_WAIT}", *options),
     ]
     restore = [
         *(postgres.program("pg_restore"), "--format=custom", "--exit-on-error", "--no-password"),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tasks.postgres.content import DatabaseContent, Part, SequenceValue, TableSum
 from tasks.postgres.definitions import differences as definition_differences
+from tasks.postgres.equivalence import Judged
 from tasks.postgres.properties import Properties
 
 
@@ -20,8 +21,9 @@ class Comparison:
     versions: tuple[str, ...] = ()
 
 
-def compare(expected: DatabaseContent, actual: DatabaseContent) -> Comparison:
-    """Whether a restored copy is what its manifest says, as far as the backup goes."""
+def compare(expected: DatabaseContent, actual: DatabaseContent, judged: Judged) -> Comparison:
+    """Whether a restored copy is what its manifest says, as far as the backup goes. `judged`: the definitions that
+    differ in text, by `compare_definitions`."""
     whole = expected.part == "full"
     proven, problems = [], []
     for name, table in expected.tables.items():
@@ -47,10 +49,7 @@ def compare(expected: DatabaseContent, actual: DatabaseContent) -> Comparison:
         for key, text in expected.definitions.items()
         if whole or not key.startswith(NEEDS_OTHER_ROWS[expected.part])
     }
-    if expected.server_version // 10000 == actual.server_version // 10000:
-        problems += definition_differences(definitions, actual.definitions)
-    else:  # another major version prints other texts: which objects there are is still compared
-        problems += [f"{key}: missing" for key in definitions if key not in actual.definitions]
+    problems += definition_differences(definitions, actual.definitions, judged)
     versions = (
         f"{name}: {version} in the backup, {actual.extensions[name]} in the copy"
         for name, version in expected.extensions.items()

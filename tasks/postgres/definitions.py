@@ -12,7 +12,7 @@ from pathlib import Path
 
 from blocks.postgres import Postgres
 from runbook import shell
-from tasks.postgres.casts import canonical
+from tasks.postgres.equivalence import Judged
 
 LOCK_WAIT = "60s"
 _HEADER = re.compile(
@@ -72,18 +72,15 @@ def _without_session_lines(body: str) -> str:
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
-def differences(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
-    """How two databases' definitions differ, as sentences.
-
-    An array's cast is printed at its elements once it was read back: `IN` on a varchar column does that. Texts that
-    differ in nothing else (`casts.canonical`) count as equal.
-    """
+def differences(expected: Mapping[str, str], actual: Mapping[str, str], judged: Judged) -> list[str]:
+    """How two databases' definitions differ, as sentences. Texts that PostgreSQL understands alike count as equal."""
     problems = [f"{key}: missing" for key in expected if key not in actual]
     problems += [f"{key}: not in the backup" for key in actual if key not in expected]
     for key, text in expected.items():
         other = actual.get(key, text)
-        if text != other and canonical(text) != canonical(other):
-            problems.append(f"{key}: differs: {first_difference(text, other)}")
+        if text != other and key not in judged.equal:
+            why = f" ({judged.refused[key]})" if key in judged.refused else ""
+            problems.append(f"{key}: differs: {first_difference(text, other)}{why}")
     return problems
 
 

@@ -9,10 +9,10 @@ from typing import Literal
 
 from psycopg import sql
 
-from blocks.postgres import Connection, execute
+from blocks.postgres import Connection, Postgres, execute
 from runbook.errors import VerificationFailed
 from tasks.postgres.rowhash import row_hash
-from tasks.postgres.table_pairs import unequal_columns
+from tasks.postgres.table_pairs import settle_generated, unequal_columns
 from tasks.postgres.tables import Known, Table, known_in, table_of
 
 BATCH = 2000
@@ -56,8 +56,8 @@ class Matched:
     others: tuple[tuple[str, str], ...]
 
 
-def match_keyed(source: Connection, live: Connection, chosen: Sequence[str]) -> Matched:
-    """Every table of the source, or those of these quoted names, with the live one of its name."""
+def match_keyed(postgres: Postgres, source: Connection, live: Connection, chosen: Sequence[str]) -> Matched:
+    """Every table of the source, or those of these quoted names, with the live one of its name, on `postgres`."""
     known = {one.name: one for one in known_in(live)}
     tables, others = list[Keyed](), list[tuple[str, str]]()
     for one in known_in(source):
@@ -66,7 +66,7 @@ def match_keyed(source: Connection, live: Connection, chosen: Sequence[str]) -> 
         if one.relation == REVISION and not chosen:
             others.append((one.name, "it tells the schema's revision, which is no row to bring back"))
             continue
-        found = _matched(source, live, one, known.get(one.name))
+        found = _matched(postgres, source, live, one, known.get(one.name))
         if isinstance(found, str):
             others.append((one.name, found))
         else:
@@ -74,7 +74,7 @@ def match_keyed(source: Connection, live: Connection, chosen: Sequence[str]) -> 
     return Matched(tuple(tables), tuple(others))
 
 
-def _matched(source: Connection, live: Connection, one: Known, there: Known | None) -> Keyed | str:
+def _matched(postgres: Postgres, source: Connection, live: Connection, one: Known, there: Known | None) -> Keyed | str:
     if there is None or there.kind not in "rp" or there.root:
         return "the live database has no such table"
     keys = [_key(connection, known.oid) for connection, known in ((source, one), (live, there))]
@@ -82,7 +82,8 @@ def _matched(source: Connection, live: Connection, one: Known, there: Known | No
         return "it has no primary key" if not keys[0] else "the live one has no primary key, or a deferrable one"
     if keys[0] != keys[1]:
         return f"its key is ({', '.join(keys[0])}), the live one's ({', '.join(keys[1])})"
-    ours, theirs = table_of(source, one), table_of(live, there)
+    theirs = table_of(live, there)
+    ours = settle_generated(postgres, live.info.dbname, theirs, table_of(source, one))
     if unequal := unequal_columns(ours, theirs):
         return "; ".join(unequal[:3])
     return Keyed(ours, theirs, keys[0])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import psycopg
 from psycopg import sql
 
 from blocks.postgres import Connection, Postgres, execute
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from tasks.postgres.casts import canonical
+from tasks.postgres.equivalence import ASIDE, rolled_back
 from tasks.postgres.session import pinned
 from tasks.postgres.tables import NO_TABLE, Column, Known, Table, known_in, resolve, table_of
 
@@ -35,7 +36,8 @@ def match_tables(postgres: Postgres, schema_in: str, typed: Sequence[str]) -> tu
         wanted = [table_of(connection, one) for one in resolve(typed, known_in(connection))]
     with pinned(postgres, postgres.database) as connection:
         known = {one.name: one for one in known_in(connection)}
-        return tuple(_pair(connection, table, table.name, known.get(table.name)) for table in wanted)
+        pairs = [_pair(connection, table, table.name, known.get(table.name)) for table in wanted]
+    return tuple(replace(one, live=settle_generated(postgres, schema_in, one.wanted, one.live)) for one in pairs)
 
 
 @probe
@@ -83,4 +85,45 @@ def unequal_columns(wanted: Table, live: Table, *, kept: bool = False) -> list[s
 
 
 def _by(column: Column) -> str:
-    return f" generated as {canonical(column.generated)}" if column.generated else ""
+    return f" generated as {column.generated}" if column.generated else ""
+
+
+def settle_generated(postgres: Postgres, database: str, own: Table, other: Table) -> Table:
+    """The other table, its generated columns with the expressions of the own one, which is in `database`, wherever
+    PostgreSQL understands both texts alike. No row is read, and nothing is left behind."""
+    ours = {column.name: column for column in own.columns}
+    differing = [
+        column
+        for column in other.columns
+        if column.generated and (mine := ours.get(column.name)) and mine.generated not in ("", column.generated)
+    ]
+    if not differing:
+        return other
+    with rolled_back(postgres, database) as connection:
+        alike = {
+            column.name: replace(column, generated=ours[column.name].generated)
+            for column in differing
+            if _printed(connection, own, column) == _printed(connection, own, ours[column.name])
+        }
+    return replace(other, columns=tuple(alike.get(column.name, column) for column in other.columns))
+
+
+def _printed(connection: Connection, table: Table, column: Column) -> str:
+    """How PostgreSQL prints the expression of a generated column; the text itself where the server refuses it."""
+    clone = sql.Identifier(ASIDE, table.relation)
+    like = sql.SQL("CREATE TABLE {} (LIKE {}, {} {} GENERATED ALWAYS AS ({}) STORED)").format(
+        clone, sql.Identifier(table.schema, table.relation), sql.Identifier(ASIDE),
+        sql.SQL(column.type), sql.SQL(column.generated),
+    )  # fmt: skip
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute(like, binary=True)
+            found = execute(connection, _EXPRESSION, clone.as_string(connection))
+    except psycopg.Error:
+        if connection.broken:
+            raise
+        return column.generated
+    return str(found[0][0])
+
+
+_EXPRESSION = "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef WHERE adrelid = %s::regclass"

@@ -24,12 +24,14 @@ from runbook.wait import until
 from tasks import catalogue, manifest
 from tasks.manifest import Manifest
 from tasks.postgres.comparison import compare
-from tasks.postgres.content import content_of
+from tasks.postgres.content import DatabaseContent, content_of
 from tasks.postgres.copy import content_in
 from tasks.postgres.dump import STATISTICS_VERSION
+from tasks.postgres.equivalence import compare_definitions
 from tasks.stores.directory import DirectoryStore
 from tests.database.conftest import NAME, Trial
 from tests.database.test_backup import newest, run
+from tests.definitions import OBJECTS
 
 GOOD = (Status.OK, Status.WARN)
 
@@ -38,14 +40,21 @@ def restore(**parameters: object) -> Status:
     return restore_database.fn(NAME, confirm=NAME, **parameters).status  # type: ignore[arg-type]
 
 
+def compared(trial: Trial, expected: DatabaseContent, database: str) -> tuple[str, ...]:
+    """How a database differs from what is expected."""
+    postgres = trial.environment.postgres
+    found = content_of(postgres, database)
+    texts = compare_definitions.work(postgres, database, expected.definitions, found.definitions)
+    return compare(expected, found, texts).differences
+
+
 def test_restore_brings_back_what_was_there(trial: Trial) -> None:
     before = content_of(trial.environment.postgres, trial.database)
     trial.sql("ANALYZE people")
     backup_database.fn(NAME)
     trial.sql("DELETE FROM answers; UPDATE people SET name = 'X' WHERE id < 100; DROP TABLE by_mood CASCADE")
     assert restore() in GOOD
-    after = content_of(trial.environment.postgres, trial.database)
-    assert compare(before, after).differences == ()
+    assert compared(trial, before, trial.database) == ()
     assert newest(trial).verified
     analyzed = (
         "SELECT relname, last_analyze IS NOT NULL FROM pg_stat_user_tables WHERE relname IN ('people', 'answers_rest')"
@@ -157,6 +166,27 @@ def newest_path(trial: Trial) -> Path:
     return trial.store / catalogue.names(DirectoryStore(trial.store), "postgres")[-1]
 
 
+def test_definitions_that_postgresql_prints_differently_are_no_false_alarm(trial: Trial) -> None:
+    """Fifty definitions of every kind, restored from a backup, and again from a backup of what was restored."""
+    for name in ("people", "notes"):
+        trial.sql(f"DROP TABLE {name} CASCADE")
+    trial.sql(OBJECTS)
+    source = content_of(trial.environment.postgres, trial.database)
+    for _ in range(2):
+        backup_database.fn(NAME)
+        report = restore_database.fn(NAME, confirm=NAME)
+        assert report.status in GOOD
+        assert [one.value for one in report.findings if one.name == "copy equal to the backup"][0].endswith(
+            "every definition"
+        )
+        assert compared(trial, source, trial.database) == ()
+    now = content_of(trial.environment.postgres, trial.database)
+    assert sum(text != now.definitions[key] for key, text in source.definitions.items()) >= 30
+    trial.sql("ALTER TABLE t DROP CONSTRAINT ranged, ADD CONSTRAINT ranged CHECK (s BETWEEN 0 AND 100 OR w > 0)")
+    (found,) = compared(trial, source, trial.database)
+    assert found.startswith("TABLE public.t ")
+
+
 SABOTAGE = {
     "one row changed": "UPDATE people SET share = 1.5 WHERE id = 777",
     "a value with other precision": "ALTER TABLE people DISABLE TRIGGER touch; UPDATE people SET wait = '30 days' WHERE id = 1",
@@ -204,7 +234,7 @@ def test_content_verification_finds_every_sabotage_with_valid_checksums(trial: T
         with postgres.connect() as connection:
             apply_properties(connection, name, expected.properties)
         trial.sql(statement.replace("{db}", f'"{name}"'), database=name)
-        differences = compare(expected, content_of(postgres, name)).differences
+        differences = compared(trial, expected, name)
         if bool(differences) == (kind == "nothing"):
             missed.append(f"{kind}: {differences}")
         server.drop_database(name)

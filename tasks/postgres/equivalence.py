@@ -1,0 +1,311 @@
+"""Whether two texts of one definition mean the same: PostgreSQL creates both and prints what it understood.
+
+A restored database prints some definitions differently from its source: `CHECK (s BETWEEN 0 AND 100 AND w > 0)` loses
+a pair of parentheses, `-1::int` becomes `'-1'::integer`, the cast of an array moves to its elements. The parser reads
+both texts to the same tree, so the server decides: each text is created in the copy, in a transaction that is rolled
+back, and its catalogue rows are compared. Expressions are compared as the server prints them, all else as it is stored.
+
+What is created:
+- one statement of a known kind, by the extended protocol, which refuses a second one;
+- under its own name, after the copy's object was moved to another schema in the same transaction;
+- on an empty clone of its table, so no row is read and no index is built from rows;
+- with the copy's event triggers disabled.
+
+https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-INFO-CATALOG
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg import sql
+
+from blocks.postgres import Connection, Postgres, execute, first_line
+from runbook.kinds import probe
+from tasks.postgres.equivalence_queries import DOMAIN, FUNCTIONS, RELATION
+from tasks.postgres.session import LOCK_SECONDS, PINNED
+from tasks.postgres.upkeep import refusals, set_known
+
+ASIDE = "interview-ops aside"
+STATEMENT_SECONDS = 60
+_SETTINGS = {
+    **PINNED,
+    "statement_timeout": f"{STATEMENT_SECONDS}s",
+    "check_function_bodies": "off",
+    "transform_null_equals": "off",
+    "standard_conforming_strings": "on",
+    "quote_all_identifiers": "off",
+    "client_min_messages": "error",
+}
+_NAME = r'(?:"(?:[^"]|"")+"|[\w$]+)'
+_FULL = rf"{_NAME}\.{_NAME}"
+_ON_TABLE = rf"ALTER (?:FOREIGN )?TABLE (?:ONLY )?(?P<relation>{_FULL})\s+"
+# Constants only: the server evaluates a bound when the partition is attached.
+_BOUND = r"(?>'[^']*'|[-\d., ()]|(?:FOR|VALUES|FROM|TO|IN|WITH|DEFAULT|NULL|true|false|M\w+VALUE|modulus|remainder)\b)+"
+# How pg_dump begins (and, where it matters, ends) the statement of each kind of object that holds an expression.
+_HEADS = {
+    "TABLE": rf"CREATE (?:UNLOGGED )?TABLE (?P<new>{_FULL})\s.*",
+    "FOREIGN TABLE": rf"CREATE FOREIGN TABLE (?P<new>{_FULL})\s.*",
+    "VIEW": rf"CREATE VIEW (?P<new>{_FULL})\s.*",
+    "MATERIALIZED VIEW": rf"CREATE MATERIALIZED VIEW (?P<new>{_FULL})\s.*\sWITH NO DATA;",
+    "DEFAULT": rf"{_ON_TABLE}ALTER COLUMN {_NAME} SET DEFAULT\s.*",
+    "CHECK CONSTRAINT": rf"(?:{_ON_TABLE}|ALTER DOMAIN (?P<domain>{_FULL})\s+)ADD CONSTRAINT {_NAME} CHECK\s.*",
+    "CONSTRAINT": rf"{_ON_TABLE}ADD CONSTRAINT {_NAME} (?:EXCLUDE|UNIQUE|PRIMARY KEY)\s.*",
+    "INDEX": rf"CREATE (?:UNIQUE )?INDEX {_NAME} ON (?:ONLY )?(?P<relation>{_FULL})\s.*",
+    "RULE": rf"CREATE (?:RULE {_NAME} AS\s+ON \w+ TO|OR REPLACE VIEW) (?P<relation>{_FULL})\s.*",
+    "TRIGGER": rf"CREATE (?:CONSTRAINT )?TRIGGER {_NAME} .*? ON (?P<relation>{_FULL})\s.*",
+    "POLICY": rf"CREATE POLICY {_NAME} ON (?P<relation>{_FULL})\s.*",
+    "STATISTICS": rf"CREATE STATISTICS (?P<statistics>{_FULL}) .* FROM (?P<relation>{_FULL});",
+    "PUBLICATION TABLE": rf"ALTER PUBLICATION {_NAME} ADD TABLE (?:ONLY )?(?P<relation>{_FULL})\b.*",
+    "TABLE ATTACH": rf"ALTER TABLE ONLY (?P<parent>{_FULL}) ATTACH PARTITION (?P<relation>{_FULL}) {_BOUND};",
+    "DOMAIN": rf"CREATE DOMAIN (?P<newdomain>{_FULL}) AS\s.*",
+    "FUNCTION": rf"CREATE FUNCTION (?P<function>{_FULL})\(.*",
+    "PROCEDURE": rf"CREATE PROCEDURE (?P<function>{_FULL})\(.*",
+}
+_PATTERNS = {kind: re.compile(head, re.DOTALL) for kind, head in _HEADS.items()}
+_QUOTED = r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|\$(?P<tag>(?:[^\W\d]\w*)?)\$.*?\$(?P=tag)\$"
+_TOKEN = re.compile(_QUOTED + r"|[();]", re.DOTALL)
+# What would run code when the statement is executed: a query, a bound that is computed, a language other than these.
+# A comment could hide it.
+_RUNS = re.compile(r"--|/\*|\bPARTITION\s+OF\b|^CREATE [A-Z ]*TABLE\b.*\bAS\b", re.DOTALL | re.IGNORECASE)
+_LANGUAGE = re.compile(r"\bLANGUAGE\b\s*(\w*)", re.IGNORECASE)
+_LANGUAGES = {"sql", "plpgsql"}
+
+
+Name = tuple[str, str]
+Subject = Mapping[str, Name]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Definitions that differ in text only, by name; and why others could not be created, by name."""
+
+    equal: frozenset[str] = frozenset()
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+class _Undecided(Exception):
+    """Why the server cannot decide about two texts."""
+
+
+@probe
+def compare_definitions(
+    postgres: Postgres, database: str, expected: Mapping[str, str], actual: Mapping[str, str]
+) -> Judged:
+    """Which definitions of a private copy differ from the expected ones in text only. Nothing is changed there.
+
+    Without a difference in text no session is opened. Otherwise a pair of texts takes some milliseconds, whatever the
+    number of rows.
+
+    Raises:
+        OpsError: somebody else holds a lock in the copy.
+    """
+    pairs = {key: (text, actual[key]) for key, text in expected.items() if actual.get(key, text) != text}
+    equal, refused = set[str](), dict[str, str]()
+    if not pairs:
+        return Judged()
+    with rolled_back(postgres, database) as connection:
+        for key, (wanted, found) in pairs.items():
+            try:
+                if _same(connection, key, wanted, found):
+                    equal.add(key)
+            except _Undecided as error:
+                refused[key] = str(error)
+    return Judged(frozenset(equal), refused)
+
+
+@contextmanager
+def rolled_back(postgres: Postgres, database: str) -> Iterator[Connection]:
+    """A transaction in which objects are created for a comparison, in the schema `ASIDE` too: without event triggers,
+    with a time limit for each statement, and always rolled back."""
+    with postgres.connect(database) as connection:
+        set_known(connection, _SETTINGS)
+        with refusals(connection, LOCK_SECONDS), connection.transaction(force_rollback=True):
+            execute(connection, "SET TRANSACTION READ WRITE")
+            # `event_triggers = off` needs 17; session_replication_role leaves those that are ENABLE ALWAYS.
+            for (name,) in execute(connection, "SELECT evtname FROM pg_event_trigger WHERE evtenabled <> 'D'"):
+                execute(connection, sql.SQL("ALTER EVENT TRIGGER {} DISABLE").format(sql.Identifier(name)))
+            execute(connection, sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(ASIDE)))
+            yield connection
+
+
+def _same(connection: Connection, key: str, expected: str, actual: str) -> bool:
+    """Whether both texts create the same. The statements after the first (owner, statistics targets) are compared
+    letter by letter.
+
+    Raises:
+        _Undecided: the server cannot create one of them.
+    """
+    if key.startswith("DEFAULT ACL "):
+        return _spelled(expected) == _spelled(actual)
+    (wanted, more), (found, others) = _split(expected), _split(actual)
+    named, subject = _subject(key, wanted), _subject(key, found)
+    if more != others or (wanted != found and (subject is None or named != subject)):
+        return False
+    if wanted == found or subject is None:
+        return True
+    try:
+        return _alike(connection, subject, wanted, found, heir=False)
+    except _Undecided as error:
+        if "relation" not in subject:
+            raise
+        with suppress(_Undecided):
+            return _alike(connection, subject, wanted, found, heir=True)
+        raise error from None
+
+
+def _alike(connection: Connection, subject: Subject, wanted: str, found: str, *, heir: bool) -> bool:
+    with connection.transaction(force_rollback=True):
+        _set_aside(connection, subject, heir)
+        there = _created(connection, subject, found, "the copy's text")
+        return _created(connection, subject, wanted, "the backup's text") == there
+    raise AssertionError
+
+
+def _split(text: str) -> tuple[str, str]:
+    """The first statement, and the rest. A rule's commands are in parentheses; the body of a function has statements
+    too, and two empty lines follow after its end."""
+    depth, routine = 0, text.startswith(("CREATE FUNCTION ", "CREATE PROCEDURE "))
+    for token in _TOKEN.finditer(text):
+        depth += (token[0] == "(") - (token[0] == ")")
+        after = text[token.end() : token.end() + 3]
+        if token[0] == ";" and depth == 0 and (after in ("", "\n", "\n\n\n") or (after[0] == "\n" and not routine)):
+            return text[: token.end()], _spelled(text[token.end() :])
+    return text, ""
+
+
+def _spelled(statements: str) -> str:
+    """As later versions of pg_dump write it: 15 calls a view and a sequence a table where it sets their owners, and
+    doubles a blank."""
+    statements = re.sub(r"^ALTER (?:TABLE|VIEW|MATERIALIZED VIEW|SEQUENCE)( .+ OWNER TO )", r"ALTER\1", statements,
+                        flags=re.MULTILINE)  # fmt: skip
+    return re.sub(r"( ON [A-Z]+)  TO ", r"\1 TO ", statements)
+
+
+def _subject(key: str, statement: str) -> Subject | None:
+    """The names in a statement of the kind that its key says; None where it is no such statement."""
+    kind = next((kind for kind in sorted(_PATTERNS, key=len, reverse=True) if key.startswith(f"{kind} ")), "")
+    match = _PATTERNS[kind].fullmatch(statement) if kind else None
+    outline = _outline(statement)
+    if match is None or _RUNS.search(outline):
+        return None
+    found = {name: _unquoted(text) for name, text in match.groupdict().items() if text}
+    languages = {name.lower() for name in _LANGUAGE.findall(outline)}
+    return found if "function" not in found or (languages and languages <= _LANGUAGES) else None
+
+
+def _outline(statement: str) -> str:
+    """What is outside quotes and parentheses, and comments wherever they are."""
+    found, depth, at = list[str](), 0, 0
+    for token in _TOKEN.finditer(statement):
+        between = statement[at : token.start()]
+        found.append(between if depth == 0 or "--" in between or "/*" in between else " ")
+        depth += (token[0] == "(") - (token[0] == ")")
+        at = token.end()
+    return " ".join((*found, statement[at:]))
+
+
+def _unquoted(printed: str) -> Name:
+    """A schema and a name, as PostgreSQL prints them."""
+    schema, name = re.findall(_NAME, printed)
+    return tuple(part[1:-1].replace('""', '"') if part[0] == '"' else part for part in (schema, name))
+
+
+def _set_aside(connection: Connection, subject: Subject, heir: bool) -> None:
+    """Free the name that the texts create, or put an empty clone in the place of the table that they change.
+
+    Raises:
+        _Undecided: the server refuses.
+    """
+    changed = [subject[name] for name in ("parent", "relation") if name in subject]
+    with _deciding(connection, "an empty clone"):
+        for name in (*changed, *([subject["new"]] if "new" in subject else [])):
+            _move_relation(connection, name)
+        if domain := subject.get("newdomain") or subject.get("domain"):
+            execute(
+                connection,
+                sql.SQL("ALTER DOMAIN {} SET SCHEMA {}").format(sql.Identifier(*domain), sql.Identifier(ASIDE)),
+            )
+        if statistics := subject.get("statistics"):
+            move = sql.SQL("ALTER STATISTICS {} SET SCHEMA {}")
+            execute(connection, move.format(sql.Identifier(*statistics), sql.Identifier(ASIDE)))
+        for name in changed:
+            _clone(connection, name, heir)
+        if domain := subject.get("domain"):
+            (base,) = execute(connection, _BASE, _text(connection, (ASIDE, domain[1])))[0]
+            execute(connection, sql.SQL("CREATE DOMAIN {} AS {}").format(sql.Identifier(*domain), sql.SQL(base)))
+
+
+def _move_relation(connection: Connection, name: Name) -> None:
+    """Sequences that the table owns would move with it, and defaults name them: they stay."""
+    for schema, sequence in execute(connection, _OWNED, _text(connection, name)):
+        execute(connection, sql.SQL("ALTER SEQUENCE {} OWNED BY NONE").format(sql.Identifier(schema, sequence)))
+    execute(connection, sql.SQL("ALTER TABLE {} SET SCHEMA {}").format(sql.Identifier(*name), sql.Identifier(ASIDE)))
+
+
+def _clone(connection: Connection, name: Name, heir: bool) -> None:
+    """Put an empty table (or a view) with the same columns in the place of one that was set aside; an heir of it, where
+    a function takes its rows: they are of its type then."""
+    clone, original = sql.Identifier(*name), sql.Identifier(ASIDE, name[1])
+    kind, key = execute(connection, _KIND, original.as_string(connection))[0]
+    if kind == "v":
+        execute(connection, sql.SQL("CREATE VIEW {} AS SELECT * FROM {}").format(clone, original))
+    elif heir:
+        for (constraint,) in execute(connection, _CHECKS, original.as_string(connection)):
+            drop = sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}")
+            execute(connection, drop.format(original, sql.Identifier(constraint)))
+        execute(connection, sql.SQL("CREATE TABLE {} () INHERITS ({})").format(clone, original))
+    else:
+        by = sql.SQL(" PARTITION BY {}").format(sql.SQL(key)) if key else sql.SQL("")
+        execute(connection, sql.SQL("CREATE TABLE {} (LIKE {}){}").format(clone, original, by))
+
+
+def _text(connection: Connection, name: Name) -> str:
+    """For a parameter of type regclass or regtype."""
+    return sql.Identifier(*name).as_string(connection)
+
+
+def _created(connection: Connection, subject: Subject, statement: str, whose: str) -> object:
+    """Create it, describe what came of it, and take it back."""
+    if "function" in subject:
+        statement = statement.replace("CREATE ", "CREATE OR REPLACE ", 1)
+    with _deciding(connection, whose), connection.transaction(force_rollback=True):
+        # Results in binary ask for the extended protocol, which refuses a text of several statements.
+        connection.execute(statement.encode(), binary=True)
+        return _describe(connection, subject)
+    raise AssertionError
+
+
+def _describe(connection: Connection, subject: Subject) -> object:
+    if function := subject.get("function"):
+        return execute(connection, FUNCTIONS, _text(connection, function))
+    if domain := subject.get("newdomain") or subject.get("domain"):
+        return execute(connection, DOMAIN, _text(connection, domain))
+    return execute(connection, RELATION, _text(connection, subject.get("new") or subject["relation"]))
+
+
+@contextmanager
+def _deciding(connection: Connection, whose: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.errors.LockNotAvailable:
+        raise
+    except psycopg.Error as error:
+        if connection.broken:
+            raise
+        raise _Undecided(f"PostgreSQL cannot create {whose}: {first_line(error)}") from None
+
+
+_OWNED = """
+SELECT n.nspname, s.relname FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+JOIN pg_namespace n ON n.oid = s.relnamespace
+WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass AND d.refobjid = %s::regclass
+  AND d.deptype = 'a'
+"""
+_KIND = "SELECT relkind::text, pg_get_partkeydef(oid) FROM pg_class WHERE oid = %s::regclass"
+_CHECKS = "SELECT conname FROM pg_constraint WHERE conrelid = %s::regclass AND contype = 'c' AND coninhcount = 0"
+_BASE = "SELECT format_type(typbasetype, typtypmod) FROM pg_type WHERE oid = %s::regtype"
