@@ -8,14 +8,13 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
-from flows.database import choosing, steps
+from flows.database import choosing, expectations, steps
 from flows.database.choosing import NEWEST, Restorable
 from flows.database.commits import alone_act, free_commits, judge_commits
 from flows.store import mark_verified, measured
 from runbook.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.gx import process
 from tasks.postgres.copy import check_jobs, rename_copy
 from tasks.postgres.foreign import is_foreign
 from tasks.postgres.server import find_obstacles, read_identity, read_server
@@ -58,7 +57,7 @@ def restore_database(
     """
     env = Environment.find(environment)
     if is_foreign(backup):
-        process.start()
+        expectations.prepare(env)
     with runbook("Restore database", env, confirm, changes=True, rank="recovery") as report:
         workers = check_jobs(jobs)
         if into:

@@ -38,6 +38,7 @@ class Region:
     env: Environment
     way: Way
     chosen: Chosen
+    strict: bool = False
 
 
 def plan(report: Report, env: Environment, way: Way, chosen: Chosen) -> None:
@@ -81,7 +82,7 @@ def _prepare_cluster(region: Region, replay: Replay) -> Finish:
         timeline = point_swap.promote(env, instance)
     beside = build.build_others(region.permit, env, chosen)
     build.prove_others(report, env, chosen, beside)
-    beside.rows = rows
+    beside.rows, beside.strict = rows, region.strict
     return lambda: _make_cluster_live(region, instance, beside, timeline)
 
 
@@ -117,7 +118,7 @@ def _prepare_dump(region: Region, stack: contextlib.ExitStack) -> Finish:
     guard = stack.enter_context(advisory_lock(env.postgres))
     held = stack.enter_context(services_held(report, permit, env, chosen, found, "at_swap", live))
     copies = build.build(report, permit, env, chosen, workers)
-    build.prove(report, permit, env, chosen, copies, jobs=workers)
+    build.prove(report, permit, env, chosen, copies, jobs=workers, strict=region.strict)
 
     def finish() -> Held:
         bring_up.swap(report, permit, env, guard, held, copies, live, chosen, advance=False)
