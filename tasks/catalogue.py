@@ -134,7 +134,7 @@ def _noted(store: Store, name: str, seal: str) -> tuple[str, str, str]:
         noted = json.loads(store.read(note_of(name)) or "")
         if noted.get("seal", seal) != seal:
             return "", "", ""
-        return str(noted.get("verified", "")), str(noted.get("failed", "")), str(noted.get("broken", ""))
+        return str(noted.get("verified", "")), str(noted.get("failed", "")), str(noted.get("rules", ""))
     except (OpsError, ValueError, TypeError, AttributeError):
         return "", "", ""
 
@@ -246,6 +246,17 @@ def mark_failed(store: Store, name: str, facts: dict[str, str]) -> str:
         OpsError: the store cannot be written to.
     """
     return _note(store, name, "failed", facts)
+
+
+@action(idempotent=True)
+def mark_broken(store: Store, name: str, facts: dict[str, str]) -> str:
+    """Write beside a backup that it restores, and that its data breaks rules (`rules` of the facts): it is neither
+    verified nor failed; returns when.
+
+    Raises:
+        OpsError: the store cannot be written to.
+    """
+    return _note(store, name, "broken", facts)
 
 
 def _note(store: Store, name: str, how: str, facts: dict[str, str]) -> str:

@@ -37,7 +37,7 @@ def verify_database(report: Report, env: Environment, kind: Kind, wanted: str, s
 
 def verify(report: Report, env: Environment, backup: Backup, jobs: int) -> None:
     """Restore it into a scratch database, compare, run the expectations, drop the scratch, note that it is verified.
-    Data that breaks a rule is CRITICAL; the backup is verified all the same: it has what the database had.
+    Data that breaks a rule is CRITICAL; the backup counts as neither verified nor failed: it has what the database had.
 
     Raises:
         VerificationFailed: it does not restore.
