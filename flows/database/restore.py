@@ -30,6 +30,7 @@ def restore_database(
     into: str = "",
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
     advance: bool = False,
+    strict: bool = False,
     confirm: str = "",
 ) -> Report:
     """データベースのリストア手順 (§1.2)
@@ -53,6 +54,7 @@ def restore_database(
         into: 別名のデータベースとして作成 (例 grc_db_new)。空なら本番のデータベースと入れ替え
         jobs: 並列数。0 は CPU の数
         advance: 旧データベースで既に使われた番号まで連番を進める
+        strict: マニフェストのないファイルが期待値 (expectations) を破っていれば、本番データベースがなくても中止する
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
@@ -75,7 +77,7 @@ def restore_database(
         free_commits(report, permit, env, after=live)
         with advisory_lock(env.postgres) as guard:
             copy = steps.build_database(permit, env, chosen.source, chosen.properties, workers, into)
-            proven = choosing.prove(report, env, chosen, copy, into)
+            proven = choosing.prove(report, env, chosen, copy, into, strict=strict)
             ready = steps.ready_database(report, env, copy, workers, after=proven)
             if into:
                 rename_copy.after(ready)(permit, env.postgres, copy, into)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from blocks.environment import START_ORDER, Environment
+from flows.database import expectations as check
 from flows.recovery import bring_up, build, migration, point_build, point_swap, revive
 from flows.recovery.build import Beside
 from flows.recovery.choose import Chosen
@@ -52,6 +53,7 @@ def plan(report: Report, env: Environment, way: Way, chosen: Chosen) -> None:
                 size=content.bytes, seconds=content.bytes / 150e6)  # fmt: skip
     report.plan("replay", f"{links} segments of WAL", size=wal, seconds=wal / 60e6)
     report.plan("prove", "the last transaction in the WAL is there, the cluster is the old region's")
+    check.plan(report, env)
     build.plan_others(report, env, chosen)
     migration.judge(report, env, "", chosen.files)
     point_swap.plan(report, env)

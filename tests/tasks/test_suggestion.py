@@ -46,7 +46,11 @@ def test_they_hold_and_find_damage(interview: Postgres, postgres_server: Postgre
     failed = run_expectations(interview, interview.database, tmp_path / "damaged", suites).failed
 
     for sentence in DAMAGE.values():
-        assert any(one.startswith(sentence) for one in failed), (sentence, (suites / "audit_events.json").read_text(), [f for f in failed if "audit" in f])
+        assert any(one.startswith(sentence) for one in failed), (
+            sentence,
+            (suites / "audit_events.json").read_text(),
+            [f for f in failed if "audit" in f],
+        )
 
 
 def test_they_hold_in_a_schema_that_is_hard_and_for_tables_too_large_to_read(
