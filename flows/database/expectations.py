@@ -18,6 +18,12 @@ from tasks.postgres.copy import content_in
 FACT = "expectations"
 NONE = "no expectations are configured ([expectations] directory)"
 KNOWN = "the data is as it was backed up; this rule was already broken"
+AND_NOW = ". Correct the rows or the rule (docs/expectations.md); an earlier backup may keep it"
+YOUNGER = "the backup is older than this rule's table or column: check what the migration filled it with"
+CHANGED = (
+    "the backup's data keeps this rule: a migration or a client broke it since. Check the table of expectations, "
+    "correct the migration, or restore an earlier backup"
+)
 UNREAD = "fix the suites; the data was not checked against its rules"
 
 
@@ -79,8 +85,8 @@ def tell(
     before: Expectations | None = None,
 ) -> Expectations | None:
     """Wait, and put the result into the report. `before` is the result on the same data earlier: what was broken then
-    is not reported again. Without it, the data is equal to its backup: a rule that it breaks is CRITICAL and does not
-    stop the run, unless `strict`. None where nothing was judged.
+    is not reported again, what held then and is broken now ends the run. Any other broken rule is CRITICAL and ends it
+    only if `strict`: the data is equal to its backup, or is older than the rule. None where nothing was judged.
 
     Raises:
         RunbookFailed: a rule that the data kept before is broken now; with `strict`, any rule is broken.
@@ -88,23 +94,35 @@ def tell(
     """
     if checking is None:
         return None
+    name = f"expectations {where}"
     try:
         found = checking.result()
     except Unreachable:
         raise
     except OpsError as error:
-        report.expect(f"expectations {where}", False, error.hint or UNREAD, value=error.message, expected="all hold",
-                      stops=strict)  # fmt: skip
+        report.expect(name, False, error.hint or UNREAD, value=error.message, expected="all hold", stops=strict)
         report.fail_if_critical()
         return None
     report.table(f"Expectations {where}", ("table", "expectation", "holds", "observed"), found.rows)
     tell_not_applicable(report, found, where)
-    old = {(row.table, row.expectation) for row in before.rows if not row.ok} if before else set()
-    broken = [row for row in found.rows if not row.ok]
-    new = [row for row in broken if (row.table, row.expectation) not in old]
-    _judge(report, found, new, where, known=before is None, strict=strict)
+    earlier = {(row.table, row.expectation): row.ok for row in before.rows} if before else {}
+    broken = [row for row in found.rows if not row.ok and earlier.get(_rule(row), True)]
+    changed = any(earlier.get(_rule(row)) for row in broken)
+    hint = CHANGED if changed else KNOWN + AND_NOW if before is None else YOUNGER
+    report.expect(name, not broken, hint, value=_value(found, broken), expected="all hold", stops=strict or changed)
     report.fail_if_critical()
     return found
+
+
+def _rule(row: Checked) -> tuple[str, str]:
+    return row.table, row.expectation
+
+
+def _value(found: Expectations, broken: list[Checked]) -> str:
+    if broken:
+        return "; ".join(map(sentence, broken[:3])) + f" (and {len(broken) - 3} more)" * (len(broken) > 3)
+    old = len(found.failed)
+    return f"{len(found.rows) - old} hold" + f", {old} broken as before" * bool(old)
 
 
 def tell_not_applicable(report: Report, found: Expectations, where: str) -> None:
@@ -112,22 +130,3 @@ def tell_not_applicable(report: Report, found: Expectations, where: str) -> None
     if found.not_applicable:
         more = f" and {len(found.not_applicable) - 3} more" if len(found.not_applicable) > 3 else ""
         report.fact(f"expectations not applicable {where}", "; ".join(found.not_applicable[:3]) + more)
-
-
-def _judge(report: Report, found: Expectations, new: list[Checked], where: str, *, known: bool, strict: bool) -> None:
-    held = sum(row.ok for row in found.rows)
-    old = len(found.rows) - held - len(new)
-    value = f"{held} hold" + f", {old} broken as before" * bool(old)
-    if new:
-        value = "; ".join(map(sentence, new[:3])) + f" (and {len(new) - 3} more)" * (len(new) > 3)
-    if not known:
-        hint = (
-            "the backup's data keeps this rule: a migration or a client broke it since. Check the table of "
-            "expectations, correct the migration, or restore an earlier backup"
-        )
-    elif strict:
-        hint = f"{KNOWN}: restore an earlier backup, or run this again with strict=false to go live with it"
-    else:
-        hint = f"{KNOWN}. Correct the rows or the rule (docs/expectations.md); an earlier backup may keep it"
-    report.expect(f"expectations {where}", not new, hint, value=value, expected="all hold",
-                  stops=strict or not known)  # fmt: skip

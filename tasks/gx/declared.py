@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from psycopg import errors, sql
+from psycopg import Error, errors, sql
 
-from blocks.postgres import Connection, Postgres, execute
+from blocks.postgres import Connection, Postgres, execute, first_line
+from runbook.errors import OpsError
 
 SCAN_BYTES = 256_000_000
 """A table up to this size is read once; of a larger one only what its indexes and statistics say."""
@@ -90,14 +91,18 @@ def read_tables(postgres: Postgres, database: str, scan_bytes: int = SCAN_BYTES)
 
     Raises:
         Unreachable: the server does not answer.
+        OpsError: a table cannot be read: it was dropped meanwhile, or is damaged.
     """
     with postgres.connect(database) as connection:
-        execute(connection, "SET default_transaction_read_only = on")
-        execute(connection, "SET TimeZone = 'UTC'")
-        execute(connection, "SELECT set_config('statement_timeout', %s, false)", f"{SCAN_SECONDS}s")
-        tables = [_table(connection, *row) for row in execute(connection, _TABLES)]
-        for table in tables:
-            _look(connection, table, scan_bytes)
+        try:
+            execute(connection, "SET default_transaction_read_only = on")
+            execute(connection, "SET TimeZone = 'UTC'")
+            execute(connection, "SELECT set_config('statement_timeout', %s, false)", f"{SCAN_SECONDS}s")
+            tables = [_table(connection, *row) for row in execute(connection, _TABLES)]
+            for table in tables:
+                _look(connection, table, scan_bytes)
+        except Error as error:
+            raise OpsError(f"a table cannot be read: {first_line(error)}", "run it again, or check-corruption") from None
     return tables
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from flows.database.restore import restore_database
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from tasks.gx import process
-from tasks.integrity import Expectations
+from tasks.integrity import Checked, Expectations
 from tests.database.conftest import NAME, Trial, with_expectations
 from tests.database.test_foreign import dump, plain
 from tests.tasks.test_gx_process import children
@@ -68,20 +70,41 @@ def test_suggested_ones_are_written_next_to_the_environment_checked_and_verified
     assert "people: times are plausible: born: 1 rows break it" in capsys.readouterr().out
 
 
-class Broken:
-    """A step that could not judge anything."""
+@dataclass(frozen=True)
+class Judged:
+    """A step that judged the rule `x` of each table so; None: it could not judge anything."""
+
+    tables: dict[str, bool] | None
 
     def result(self) -> Expectations:
-        raise OpsError("users.json is not a suite of expectations", "correct it")
+        if self.tables is None:
+            raise OpsError("users.json is not a suite of expectations", "correct it")
+        return Expectations(tuple(Checked(table, "x", ok, "") for table, ok in self.tables.items()), (), None)
 
 
-def test_suites_that_cannot_be_judged_are_critical_and_stop_a_strict_run_only() -> None:
+@pytest.mark.parametrize(
+    ("first", "then", "stopped", "said"),
+    [
+        (None, {}, False, "users.json"),
+        ({"a": False}, {"a": False}, False, "a: x"),
+        ({"a": True}, {"a": False}, True, "keeps this rule"),
+        ({"a": True}, {"a": True, "b": False}, False, "is older than this rule's table"),
+        ({"a": False}, {"a": False, "b": True}, False, "it was backed up; this rule was already broken"),
+    ],
+)
+def test_only_a_rule_that_held_before_ends_a_run_that_is_not_strict(
+    first: dict[str, bool] | None, then: dict[str, bool], stopped: bool, said: str
+) -> None:
     report = Report("Full restore", NAME)
-    assert expectations.tell(report, Broken(), "on the copy") is None
-    assert report.status is Status.CRITICAL
-    assert "users.json" in report.known_broken
+    before = expectations.tell(report, Judged(first), "on the copy")
+    with pytest.raises(RunbookFailed) if stopped else contextlib.nullcontext():
+        expectations.tell(report, Judged(then), "on the migrated copy", before=before)
+    critical = [found for found in report.findings if found.status is Status.CRITICAL]
+    assert len(critical) == 1, "it is reported once"
+    assert said in f"{critical[0].value} {critical[0].hint}"
+    assert report.is_stopped == stopped
     with pytest.raises(RunbookFailed):
-        expectations.tell(report, Broken(), "on the copy", strict=True)
+        expectations.tell(Report("Full restore", NAME), Judged({**then, "c": False}), "on the copy", strict=True)
 
 
 def test_a_dump_that_breaks_a_rule_goes_live_where_there_is_no_database(plain: Trial) -> None:
