@@ -102,7 +102,7 @@ def read_tables(postgres: Postgres, database: str, scan_bytes: int = SCAN_BYTES)
             for table in tables:
                 _look(connection, table, scan_bytes)
         except Error as error:
-            raise OpsError(f"a table cannot be read: {first_line(error)}", "run it again, or check-corruption") from None
+            raise OpsError(f"a table cannot be read: {first_line(error)}", "run it again") from None
     return tables
 
 

@@ -12,16 +12,12 @@ from deployments import suggest_expectations
 from deployments.register import describe_expectations
 from flows.database import expectations
 from flows.database.backup import backup_database, verify_backup
-from flows.database.restore import restore_database
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from tasks.gx import process
 from tasks.integrity import Checked, Expectations
 from tests.database.conftest import NAME, Trial, with_expectations
-from tests.database.test_foreign import dump, plain
 from tests.tasks.test_gx_process import children
-
-__all__ = ["plain"]  # a fixture
 
 
 def suggest(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
@@ -105,20 +101,3 @@ def test_only_a_rule_that_held_before_ends_a_run_that_is_not_strict(
     assert report.is_stopped == stopped
     with pytest.raises(RunbookFailed):
         expectations.tell(Report("Full restore", NAME), Judged({**then, "c": False}), "on the copy", strict=True)
-
-
-def test_a_dump_that_breaks_a_rule_goes_live_where_there_is_no_database(plain: Trial) -> None:
-    with_expectations(plain.reports.parent)
-    plain.sql("SET ROLE grc_user; CREATE TABLE users (username text); INSERT INTO users VALUES (NULL)")
-    dump(plain, "a.sql")
-    oid = plain.oid()
-    with pytest.raises(RunbookFailed, match="username values to not be null"):
-        restore_database.fn(NAME, backup="a.sql", confirm=NAME)
-    assert plain.oid() == oid, "another database is live"
-    plain.server.drop_database(plain.database)
-    with pytest.raises(RunbookFailed, match="username values to not be null"):
-        restore_database.fn(NAME, backup="a.sql", strict=True, confirm=NAME)
-    assert plain.oid() is None
-    with pytest.raises(RunbookFailed, match="is what it was in a.sql.*username values to not be null"):
-        restore_database.fn(NAME, backup="a.sql", confirm=NAME)
-    assert plain.sql("SELECT count(*) FROM users") == [(1,)]
