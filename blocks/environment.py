@@ -35,6 +35,7 @@ Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 STOP_ORDER = ("backend", "frontend", "redis")
 START_ORDER = ("postgres", "redis", "backend", "frontend")
 _NOBODY: Mapping[str, Environment] = MappingProxyType({})
+CHECKOUT = Path(__file__).resolve().parents[1]
 _stand_ins: ContextVar[Mapping[str, Environment]] = ContextVar("stand_ins", default=_NOBODY)
 
 
@@ -59,6 +60,7 @@ class Environment(Block):
     rpo_seconds: float = Field(gt=0)
     rto_seconds: float = Field(gt=0)
     thresholds: dict[str, Pair] = Field(default={}, description="metric → [warn above, critical above]")
+    expectations: str = Field(default="", description="directory of the suites, from the checkout's root or absolute")
     slugs: dict[str, str] = Field(default={}, description="part → type/name of its block")
 
     @field_validator("timezone")
@@ -96,6 +98,11 @@ class Environment(Block):
     def limits(self) -> Mapping[str, tuple[float, float]]:
         """Thresholds as pairs."""
         return {metric: (pair[0], pair[1]) for metric, pair in self.thresholds.items()}
+
+    @property
+    def suites(self) -> Path | None:
+        """The directory of its great-expectations suites; None where it has none (`[expectations] directory`)."""
+        return CHECKOUT / self.expectations if self.expectations else None
 
     @property
     def zone(self) -> ZoneInfo:

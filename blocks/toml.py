@@ -18,7 +18,7 @@ from blocks.ai_providers import AIProviders
 from blocks.alerts import Alerts
 from blocks.cloud import Cloud
 from blocks.docker import Docker
-from blocks.environment import Environment
+from blocks.environment import CHECKOUT, Environment
 from blocks.places import Application, Backups, Certificates, Endpoint, Logs
 from blocks.postgres import Postgres
 from blocks.prefect_server import PrefectServer
@@ -119,6 +119,7 @@ def read(path: Path) -> Environment:
     objectives = _table(path, "objectives", content.pop("objectives", {}))
     for key in ("rpo", "rto"):
         content[f"{key}_seconds"] = _seconds(path, key, objectives.get(key))
+    content["expectations"] = _suites(path, _table(path, "expectations", content.pop("expectations", {})))
     name = str(_expanded(path, "", "name", content.get("name", path.stem)))
     if not _NAME.fullmatch(name):
         raise _wrong(path, "", "name", "a lower-case letter, then at most 30 of a-z, 0-9 and -")
@@ -194,6 +195,21 @@ def _seconds(path: Path, key: str, text: object) -> float:
     if not match:
         raise _wrong(path, "objectives", key, "a duration such as 30m, 1h or 7d")
     return float(int(match[1]) * UNITS[match[2]])
+
+
+def _suites(path: Path, section: dict[str, Any]) -> str:
+    """`[expectations] directory`, relative to the file. Inside the checkout it is stored relative to that: a worker on
+    another host may have its checkout elsewhere. Whether it exists is registration's question: a recovery goes on."""
+    for key in section:
+        if key != "directory":
+            raise _wrong(path, "expectations", key, "a known key (did you mean directory?)")
+    directory = _expanded(path, "expectations", "directory", section.get("directory", ""))
+    if not isinstance(directory, str):
+        raise _wrong(path, "expectations", "directory", "the path of a directory, relative to this file")
+    if not directory:
+        return ""
+    found = (path.parent / directory).resolve()
+    return str(found.relative_to(CHECKOUT) if found.is_relative_to(CHECKOUT) else found)
 
 
 def _wrong(path: Path, section: str, key: str, expected: str) -> OpsError:

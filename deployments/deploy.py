@@ -24,7 +24,7 @@ from prefect.exceptions import ObjectNotFound
 from blocks import toml
 from blocks.environment import Environment
 from deployments import automations
-from deployments.register import register
+from deployments.register import describe_expectations, register
 from deployments.runbooks import has_to_run, shown
 from runbook import shell
 from runbook.errors import OpsError
@@ -145,6 +145,8 @@ def main() -> int:
     try:
         for line in () if given.registered else register(given.environment):
             print(f"registered {line}")
+        if not given.registered:
+            print("\n".join(describe_expectations(given.environment)))
         print(deploy(given.environment, paused=given.paused))
         for line in automations.register(given.environment, paused=given.paused):
             print(f"registered automation {line}")

@@ -14,15 +14,21 @@ from blocks.environment import Environment
 from deployments.alerting import block_name, server_channel
 from runbook.errors import OpsError
 from runbook.lease import ensure_limit
+from tasks.gx.suites import read_suites
+from tasks.integrity import judgeable, read_columns
+
+CONNECT_SECONDS = 5
 
 
 def register(environment: str) -> list[str]:
     """Save every block of an environment, and its lock; returns what was registered.
 
     Raises:
-        OpsError: there is no such environment, or its TOML is wrong.
+        OpsError: there is no such environment, or its TOML or a suite of its expectations is wrong.
     """
     found = toml.environment(environment)
+    if found.suites:
+        read_suites(found.suites)
     Environment.register_type_and_schema()
     done = []
     for part, block in found.parts().items():
@@ -37,6 +43,25 @@ def register(environment: str) -> list[str]:
     return [*done, f"block ops-environment/{environment}", f"lock env-{environment}"]
 
 
+def describe_expectations(environment: str) -> list[str]:
+    """Which expectations the environment has, and which of them its live database has no table or column for.
+
+    Raises:
+        OpsError: the TOML or a suite is wrong.
+    """
+    env = toml.environment(environment)
+    if not env.suites:
+        return [f"{environment}: no expectations are configured ([expectations] directory)"]
+    suites = read_suites(env.suites)
+    try:
+        with env.postgres.connect(env.postgres.database, seconds=CONNECT_SECONDS) as connection:
+            _, _, absent = judgeable(suites, read_columns(connection))
+    except OpsError as error:
+        return [f"{environment}: {len(suites)} suites of expectations; could not check them against the database: "
+                f"{error.message}"]  # fmt: skip
+    return [f"{environment}: {len(suites)} suites of expectations", *(f"  not applicable: {one}" for one in absent)]
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -45,6 +70,7 @@ def main() -> int:
         for environment in parser.parse_args().environments:
             for line in register(environment):
                 print(f"registered {line}")
+            print("\n".join(describe_expectations(environment)))
     except OpsError as error:
         print(error, file=sys.stderr)
         return 1

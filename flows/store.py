@@ -137,9 +137,15 @@ def judge_key(report: Report, backup: Backup) -> None:
 
 
 def mark_verified(report: Report, backup: Backup) -> None:
-    """Note that a restore of it was proven. That it cannot be noted is no reason to call a good restore bad."""
+    """Note that a restore of it was proven; of a database whose data broke a rule only that, for no older backup may be
+    deleted because of this one. That it cannot be noted is no reason to call a good restore bad."""
+    facts = {"by": report.runbook, "at": report.started_at}
+    broken = report.known_broken if backup.manifest.kind == "postgres" else ""
     try:
-        catalogue.mark_verified(backup.store, backup.name, {"by": report.runbook, "at": report.started_at})
+        if broken:
+            catalogue.mark_broken(backup.store, backup.name, {**facts, "rules": broken[:500]})
+        else:
+            catalogue.mark_verified(backup.store, backup.name, facts)
     except OpsError as error:
         what = f"that it is verified could not be noted: {error.message}"
         report.warn("note in the catalogue", error.hint, value=what)

@@ -27,13 +27,15 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One judgement: what was seen, what was expected, and what to do about it."""
+    """One judgement: what was seen, what was expected, and what to do about it. A CRITICAL one ends the run at its next
+    `fail_if_critical`, but for one that does not `stop`: then the run goes on, and is CRITICAL when it ends."""
 
     name: str
     status: Status
     value: str = ""
     expected: str = ""
     hint: str = ""
+    stops: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,16 @@ class Report:
         return Status.WARN if Status.WARN in found else Status.OK
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether something critical was found that ends the run."""
+        return any(finding.status is Status.CRITICAL and finding.stops for finding in self.findings)
+
+    @property
+    def known_broken(self) -> str:
+        """What is critical and does not stop the run."""
+        return "; ".join(one.value for one in self.findings if one.status is Status.CRITICAL and not one.stops)
+
+    @property
     def seconds(self) -> float:
         """Wall time so far, or of the whole run."""
         return ((self.finished or datetime.now(UTC)) - self.started).total_seconds()
@@ -141,11 +153,13 @@ class Report:
         value: object = "",
         expected: object = "",
         otherwise: Status = Status.CRITICAL,
+        stops: bool = True,
     ) -> bool:
-        """Record whether something holds; `hint` says what to do where it does not. Returns `ok`."""
+        """Record whether something holds; `hint` says what to do where it does not. Returns `ok`. `stops=False`: the
+        run goes on, however bad it is."""
         status = Status.OK if ok else otherwise
         shown = "" if ok else without_logins(hint)
-        self.findings.append(Finding(name, status, without_logins(str(value)), str(expected), shown))
+        self.findings.append(Finding(name, status, without_logins(str(value)), str(expected), shown, stops))
         return ok
 
     def judge(
@@ -207,12 +221,12 @@ class Report:
         self.steps.append(step)
 
     def fail_if_critical(self) -> None:
-        """End the run here where something critical was found: nothing has been touched yet.
+        """End the run here where something critical was found that stops it.
 
         Raises:
-            RunbookFailed: a finding is CRITICAL.
+            RunbookFailed: a finding is CRITICAL, and stops the run.
         """
-        if self.status is Status.CRITICAL:
+        if self.is_stopped:
             raise RunbookFailed(self)
 
     def permit(self, *acts: Act) -> Permit:
@@ -249,7 +263,7 @@ class Report:
         more = f" (and {len(bad) - 3} more)" if len(bad) > 3 else ""
         hint = next((f.hint for f in bad if f.hint), "")
         head = f"{self.runbook} on {self.environment}: {self.status}"
-        done = f" — {self.outcome}" if self.outcome and self.status is not Status.CRITICAL else ""
+        done = f" — {self.outcome}" if self.outcome and not self.is_stopped else ""
         text = head + done + (f" — {why}{more}" if why else "") + (f". Next: {hint}" if hint else "")
         return " ".join(text.split())
 

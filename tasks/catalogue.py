@@ -52,7 +52,7 @@ class Backup:
     """A backup and its manifest. `path` is where its files are, in clear, once it is at hand (`verify_files`).
 
     `verified` is when a restore of it was last proven, empty when never. `failed` is when it did not stand that proof,
-    or a reading, if that came later.
+    or a reading, if that came later. `broken` are the expectations that its data broke when it was last restored.
     """
 
     path: Path
@@ -60,6 +60,7 @@ class Backup:
     store: Store
     verified: str = ""
     failed: str = ""
+    broken: str = ""
 
     @property
     def name(self) -> str:
@@ -126,16 +127,16 @@ def open_all(store: Store, *kinds: Kind) -> tuple[list[Backup], list[str]]:
     ]
 
 
-def _noted(store: Store, name: str, seal: str) -> tuple[str, str]:
-    """When this very manifest was proven by a restore, or failed; a note that cannot be read says nothing, and must not
-    stand in a restore's way."""
+def _noted(store: Store, name: str, seal: str) -> tuple[str, str, str]:
+    """When this very manifest was proven by a restore, or failed, and which rules its data broke; a note that cannot be
+    read says nothing, and must not stand in a restore's way."""
     try:
         noted = json.loads(store.read(note_of(name)) or "")
         if noted.get("seal", seal) != seal:
-            return "", ""
-        return str(noted.get("verified", "")), str(noted.get("failed", ""))
+            return "", "", ""
+        return str(noted.get("verified", "")), str(noted.get("failed", "")), str(noted.get("rules", ""))
     except (OpsError, ValueError, TypeError, AttributeError):
-        return "", ""
+        return "", "", ""
 
 
 def note_of(name: str) -> str:
@@ -245,6 +246,17 @@ def mark_failed(store: Store, name: str, facts: dict[str, str]) -> str:
         OpsError: the store cannot be written to.
     """
     return _note(store, name, "failed", facts)
+
+
+@action(idempotent=True)
+def mark_broken(store: Store, name: str, facts: dict[str, str]) -> str:
+    """Write beside a backup that it restores, and that its data breaks rules (`rules` of the facts): it is neither
+    verified nor failed; returns when.
+
+    Raises:
+        OpsError: the store cannot be written to.
+    """
+    return _note(store, name, "broken", facts)
 
 
 def _note(store: Store, name: str, how: str, facts: dict[str, str]) -> str:

@@ -8,17 +8,20 @@ one would block the swap's rename.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from blocks.postgres import Connection, Postgres, execute
 from runbook.kinds import probe
 from tasks.gx import process
-from tasks.gx.suites import SUITES, Suite, name_of, read_suites
+from tasks.gx.suites import TAKEN, Suite, name_of, read_suites, table_of
 
-SCHEMA = "public"
+Table = tuple[str, str]
+"""Schema and name."""
 
 
 class Checked(NamedTuple):
@@ -32,51 +35,81 @@ class Checked(NamedTuple):
 
 @dataclass(frozen=True)
 class Expectations:
-    """All expectations of a run. `missing` are tables and columns that this revision does not have: data that is still
-    to be migrated lacks them rightly. `docs` is the first page of Data Docs, None where there is none."""
+    """All expectations of a run. `not_applicable` says which were not judged: their table or column is not in this
+    database. `docs` is the first page of Data Docs, None where there is none."""
 
     rows: tuple[Checked, ...]
-    missing: tuple[str, ...]
+    not_applicable: tuple[str, ...]
     docs: Path | None
 
     @property
     def ok(self) -> bool:
-        """Whether every expectation holds."""
+        """Whether every expectation holds that applies."""
         return not self.failed
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """What does not hold, as sentences; what is missing too."""
-        return tuple(_sentence(row) for row in self.rows if not row.ok)
-
-    @property
-    def broken(self) -> tuple[str, ...]:
-        """What does not hold, but for what is missing."""
-        return tuple(sentence for sentence in self.failed if sentence not in self.missing)
+        """Expectations that do not hold, as sentences."""
+        return tuple(sentence(row) for row in self.rows if not row.ok)
 
 
 @probe
-def run_expectations(postgres: Postgres, database: str, directory: Path, suites: Path = SUITES) -> Expectations:
-    """Validate every suite against a database and keep Data Docs in `directory` (under `reports/evidence/<run>/`).
+def run_expectations(
+    postgres: Postgres,
+    database: str,
+    directory: Path,
+    suites: Path,
+    *,
+    contained: Collection[Table] = (),
+    taken: datetime | None = None,
+) -> Expectations:
+    """Validate every suite in `suites` against a database; keep Data Docs in `directory` (`reports/evidence/<run>/`).
 
-    A table or a column that is not there at this revision is a row that does not hold, not an error. Of the data only
-    counts are kept, and a few unexpected values of the column in question.
+    A suite whose table is missing is not applicable, unless the table is one of `contained`, which the database must
+    have. `taken` is the moment that the data is of (None: now). Of the data only counts are kept, and a few unexpected
+    values of the column in question.
 
     Raises:
         Unreachable: the server does not answer.
         OpsError: a suite is not one, or the expectations could not be judged at all (which is never a pass).
     """
-    wanted = read_suites(suites)
+    wanted = _dated(read_suites(suites), taken or datetime.now(UTC))
     with postgres.connect(database) as connection:
-        runnable, rows = _judgeable(wanted, _columns(connection))
-    missing = tuple(_sentence(row) for row in rows)
+        runnable, rows, absent = judgeable(wanted, read_columns(connection), contained)
     evidence = _new_directory(directory)
     answer = process.ask(_request(postgres, database, runnable, evidence))
     docs = Path(answer["docs"]) if answer["docs"] else None
     rows += [Checked(*row) for row in answer["rows"]]
     text = json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1)
     (evidence / "expectations.json").write_text(text, encoding="utf-8")
-    return Expectations(tuple(rows), missing, docs)
+    return Expectations(tuple(rows), tuple(absent), docs)
+
+
+def sentence(row: Checked) -> str:
+    """For people."""
+    return f"{row.table}: {row.expectation}: {row.observed}"
+
+
+def tables_in(names: Iterable[str]) -> set[Table]:
+    """Schema and name of the tables of a manifest, which are quoted as PostgreSQL's `format('%I.%I')` does it."""
+    found = set()
+    for name in names:
+        if match := re.fullmatch(r'("(?:[^"]|"")*"|[^".]+)\.("(?:[^"]|"")*"|[^".]+)', name):
+            schema, table = (part[1:-1].replace('""', '"') if part[0] == '"' else part for part in match.groups())
+            found.add((schema, table))
+    return found
+
+
+def _dated(wanted: Mapping[str, Suite], taken: datetime) -> dict[str, Suite]:
+    """With the moment that the data is of in the queries that ask for it."""
+    moment = f"timestamptz '{taken.isoformat()}'"
+
+    def dated(item: dict[str, Any]) -> dict[str, Any]:
+        kwargs = {key: value.replace(TAKEN, moment) if isinstance(value, str) else value
+                  for key, value in item["kwargs"].items()}  # fmt: skip
+        return {**item, "kwargs": kwargs}
+
+    return {name: [dated(item) for item in suite] for name, suite in wanted.items()}
 
 
 def _request(postgres: Postgres, database: str, suites: Mapping[str, Suite], evidence: Path) -> dict[str, Any]:
@@ -86,26 +119,29 @@ def _request(postgres: Postgres, database: str, suites: Mapping[str, Suite], evi
         "user": postgres.admin_user,
         "password": postgres.admin_password.get_secret_value(),
         "database": database,
-        "schema": SCHEMA,
         "suites": suites,
         "evidence": str(evidence),
     }
 
 
-def _judgeable(
-    wanted: Mapping[str, Suite], columns: Mapping[str, Sequence[str]]
-) -> tuple[dict[str, Suite], list[Checked]]:
-    """The expectations of what is there, and a row for each of what is not."""
-    runnable, rows = {}, []
-    for table, suite in wanted.items():
-        if table not in columns:
-            rows.append(Checked(table, "the table exists", False, "it does not, at this revision"))
-            continue
-        here = {*columns[table], ""}
-        runnable[table] = [item for item in suite if item["kwargs"].get("column", "") in here]
-        absent = [item for item in suite if item not in runnable[table]]
-        rows += [Checked(table, name_of(item), False, "there is no such column at this revision") for item in absent]
-    return runnable, rows
+def judgeable(
+    wanted: Mapping[str, Suite], columns: Mapping[Table, Sequence[str]], contained: Collection[Table] = ()
+) -> tuple[dict[str, Suite], list[Checked], list[str]]:
+    """The expectations of what is there, a row for each table that must be there and is missing, and a sentence for
+    each thing that does not apply."""
+    runnable, rows, absent = dict[str, Suite](), list[Checked](), list[str]()
+    for name, suite in wanted.items():
+        table = table_of(name)
+        if table not in columns and table in contained:
+            rows.append(Checked(name, "the table exists", False, "it is missing, and the backup contains it"))
+        elif table not in columns:
+            absent.append(f"{name}: there is no table {'.'.join(table)}")
+        else:
+            here = {*columns[table], ""}
+            runnable[name] = [item for item in suite if item["kwargs"].get("column", "") in here]
+            absent += [f"{name}: {name_of(item)}: there is no such column" for item in suite
+                       if item not in runnable[name]]  # fmt: skip
+    return runnable, rows, absent
 
 
 def _new_directory(parent: Path) -> Path:
@@ -116,17 +152,14 @@ def _new_directory(parent: Path) -> Path:
     return directory
 
 
-def _sentence(row: Checked) -> str:
-    return f"{row.table}: {row.expectation}: {row.observed}"
-
-
-def _columns(connection: Connection) -> Mapping[str, Sequence[str]]:
-    """The application's tables (partitioned ones too) and their columns; other schemas are strangers' business."""
+def read_columns(connection: Connection) -> dict[Table, Sequence[str]]:
+    """Every table of people's own schemas (partitioned ones too) and its columns."""
     rows = execute(
         connection,
-        "SELECT c.relname, array_agg(a.attname::text) FROM pg_catalog.pg_class c"
-        " JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
-        " WHERE c.relnamespace = pg_catalog.to_regnamespace(%s) AND c.relkind IN ('r', 'p') GROUP BY c.relname",
-        SCHEMA,
+        "SELECT n.nspname, c.relname, array_agg(a.attname::text) FROM pg_catalog.pg_class c"
+        " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+        " LEFT JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped"
+        " WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND c.relkind IN ('r', 'p')"
+        " GROUP BY n.nspname, c.relname",
     )
-    return {str(table): columns for table, columns in rows}
+    return {(str(schema), str(table)): columns for schema, table, columns in rows}

@@ -16,6 +16,7 @@ from blocks.environment import Environment
 from deployments.doctor import control, host
 from deployments.doctor.line import Line, Look, looked
 from deployments.doctor.watcher import look_at_watcher
+from deployments.register import describe_expectations
 from runbook.errors import OpsError
 
 OF_PART = {"redis": host.look_at_redis, "application": host.look_at_application}
@@ -28,7 +29,14 @@ def looks(env: Environment) -> dict[str, Look]:
     for part, postgres in host.databases(env).items():
         found[part] = partial(host.look_at_postgres, part, postgres)
     found |= {part: partial(look, env) for part, look in OF_PART.items() if env.has(part)}
+    found["expectations"] = partial(look_at_expectations, env)
     return found
+
+
+def look_at_expectations(env: Environment) -> Iterator[Line]:
+    """Its suites can be read; which of them do not apply."""
+    for line in describe_expectations(env.name):
+        yield Line(line.strip())
 
 
 def looks_at_prefect(env: Environment) -> dict[str, Look]:

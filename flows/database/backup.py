@@ -10,7 +10,7 @@ from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.application.verification import verify_files
-from flows.database import taking, wal_pruning
+from flows.database import expectations, taking, wal_pruning
 from flows.database.cluster_verification import verify_cluster
 from flows.database.verification import tell_trend, verify_database
 from flows.pruning import find_prunable, prune
@@ -22,7 +22,6 @@ from runbook.render import size
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.catalogue import kind_of
-from tasks.gx import process
 from tasks.manifest import Kind
 from tasks.postgres.copy import check_jobs
 from tasks.postgres.dump import Form
@@ -107,7 +106,7 @@ def verify_backup(
     env = Environment.find(environment)
     wanted = kind_of(backup, kind)
     if RESOURCE[wanted] == "postgres":
-        process.start()
+        expectations.prepare(env)
     with runbook("Verify backup", env, changes=True) as report:
         report.fact("kind", wanted)
         workers = check_jobs(jobs)

@@ -76,13 +76,21 @@ def choose(report: Report, env: Environment, wanted: str, which: Stores, into: s
 
 
 def _properties(env: Environment) -> Properties:
-    """A dump without a manifest says nothing of the database's owner, locale and rights: the live one's are taken."""
+    """A dump without a manifest says nothing of the database's owner, locale and rights: the live one's are taken, a
+    new one's where there is none."""
     with env.postgres.connect() as connection:
         there = execute(connection, "SELECT 1 FROM pg_database WHERE datname = %s", env.postgres.database)
         found = read_properties(connection, env.postgres.database if there else "template0")
     if there:
         return found
-    return found.model_copy(update={"owner": env.postgres.user, "acl": (), "settings": (), "comment": ""})
+    user = env.postgres.user
+    return found.model_copy(update={"owner": user, "acl": _new_rights(user), "settings": (), "comment": ""})
+
+
+def _new_rights(owner: str) -> tuple[str, ...]:
+    """Those that CREATE DATABASE gives: https://www.postgresql.org/docs/current/ddl-priv.html"""
+    return (*(f"{owner}: {right}" for right in ("CONNECT", "CREATE", "TEMPORARY")),
+            "PUBLIC: CONNECT", "PUBLIC: TEMPORARY")  # fmt: skip
 
 
 def judge_name(report: Report, env: Environment, into: str) -> None:
@@ -153,7 +161,7 @@ def plan(report: Report, env: Environment, chosen: Restorable, into: str) -> Non
     report.plan("name" if into else "swap", end if into else f"{end}; the old one is kept as {target}__old_…")
 
 
-def prove(report: Report, env: Environment, chosen: Restorable, copy: Copy, into: str) -> object:
+def prove(report: Report, env: Environment, chosen: Restorable, copy: Copy, into: str, *, strict: bool) -> object:
     """By content where there is a manifest; else what can be said without one.
 
     Raises:
@@ -162,7 +170,7 @@ def prove(report: Report, env: Environment, chosen: Restorable, copy: Copy, into
     """
     if chosen.backup:
         return steps.prove_database(report, env, chosen.backup, copy)
-    return foreign.prove(report, env, copy, into)
+    return foreign.prove(report, env, copy, into, strict=strict)
 
 
 def tell_lost(report: Report, env: Environment, chosen: Restorable) -> None:

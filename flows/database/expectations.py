@@ -1,33 +1,132 @@
-"""The great-expectations suites of the interview schema, run beside other work and told when it is done."""
+"""An environment's great-expectations suites, run beside other work and reported when it is done."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from datetime import datetime
+
 from blocks.environment import Environment
+from runbook.errors import OpsError, Unreachable
 from runbook.kinds import Pending
 from runbook.report import Report
-from tasks.integrity import Expectations, run_expectations
+from tasks.catalogue import Backup
+from tasks.gx import process
+from tasks.gx.suites import read_suites
+from tasks.integrity import Checked, Expectations, Table, run_expectations, sentence, tables_in
+from tasks.postgres.copy import content_in
+
+FACT = "expectations"
+NONE = "no expectations are configured ([expectations] directory)"
+KNOWN = "the data is as it was backed up; this rule was already broken"
+AND_NOW = ". Correct the rows or the rule (docs/expectations.md); an earlier backup may keep it"
+YOUNGER = "the backup is older than this rule's table or column: check what the migration filled it with"
+CHANGED = (
+    "the backup's data keeps this rule: a migration or a client broke it since. Check the table of expectations, "
+    "correct the migration, or restore an earlier backup"
+)
+UNREAD = "fix the suites; the data was not checked against its rules"
 
 
-def start(report: Report, env: Environment, database: str, *, after: object) -> Pending[Expectations]:
-    """Begin to validate a database, behind the step that made it so; Data Docs are kept under the reports."""
+@dataclass(frozen=True)
+class Origin:
+    """What restored data comes from: the moment that it is of, and the tables that it must have."""
+
+    taken: datetime | None = None
+    tables: frozenset[Table] = frozenset()
+
+
+NOW = Origin()
+"""Of live data."""
+
+
+def origin_of(backup: Backup) -> Origin:
+    """By its manifest; a base backup's does not name tables."""
+    tables = tables_in(content_in(backup).tables) if backup.manifest.kind == "postgres" else ()
+    return Origin(backup.manifest.taken, frozenset(tables))
+
+
+def prepare(env: Environment) -> None:
+    """Begin to import Great Expectations beside other work, where the environment has expectations."""
+    if env.suites:
+        process.start()
+
+
+def plan(report: Report, env: Environment) -> None:
+    """Report in a plan that there are no expectations, or that they cannot be read."""
+    if not env.suites:
+        report.fact(FACT, NONE)
+        return
+    try:
+        read_suites(env.suites)
+    except OpsError as error:
+        report.warn("suites of expectations", error.hint, value=error.message)
+
+
+def start(
+    report: Report, env: Environment, database: str, *, after: object, origin: Origin = NOW
+) -> Pending[Expectations] | None:
+    """Begin to validate a database, behind the step that made it so; Data Docs are kept under the reports. None where
+    the environment has no expectations."""
+    if not env.suites:
+        report.fact(FACT, NONE)
+        return None
     evidence = env.reports_directory / "evidence" / f"{report.started:%Y%m%dT%H%M%SZ}"
-    return run_expectations.after(after).submit(env.postgres, database, evidence)
+    return run_expectations.after(after).submit(
+        env.postgres, database, evidence, env.suites, contained=origin.tables, taken=origin.taken
+    )
 
 
-def tell(report: Report, checking: Pending[Expectations], where: str, *, migrated: bool) -> None:
-    """Wait, and put the result into the report. Data that is still to be migrated may lack tables and columns.
+def tell(
+    report: Report,
+    checking: Pending[Expectations] | None,
+    where: str,
+    *,
+    strict: bool = False,
+    before: Expectations | None = None,
+) -> Expectations | None:
+    """Wait, and put the result into the report. `before` is the result on the same data earlier: what was broken then
+    is not reported again, what held then and is broken now ends the run. Any other broken rule is CRITICAL and ends it
+    only if `strict`: the data is equal to its backup, or is older than the rule. None where nothing was judged.
 
     Raises:
-        RunbookFailed: an expectation does not hold.
+        RunbookFailed: a rule that the data kept before is broken now; with `strict`, any rule is broken.
+        Unreachable: the server does not answer.
     """
-    found = checking.result()
-    problems = found.failed if migrated else found.broken
+    if checking is None:
+        return None
+    name = f"expectations {where}"
+    try:
+        found = checking.result()
+    except Unreachable:
+        raise
+    except OpsError as error:
+        report.expect(name, False, error.hint or UNREAD, value=error.message, expected="all hold", stops=strict)
+        report.fail_if_critical()
+        return None
     report.table(f"Expectations {where}", ("table", "expectation", "holds", "observed"), found.rows)
-    report.expect(
-        f"expectations {where}",
-        not problems,
-        "the data breaks the application's rules: look at the table of expectations, choose an earlier backup",
-        value="; ".join(problems[:3]) or f"{len(found.rows)} hold",
-        expected="all hold",
-    )
+    tell_not_applicable(report, found, where)
+    earlier = {(row.table, row.expectation): row.ok for row in before.rows} if before else {}
+    broken = [row for row in found.rows if not row.ok and earlier.get(_rule(row), True)]
+    changed = any(earlier.get(_rule(row)) for row in broken)
+    hint = CHANGED if changed else KNOWN + AND_NOW if before is None else YOUNGER
+    report.expect(name, not broken, hint, value=_value(found, broken), expected="all hold", stops=strict or changed)
     report.fail_if_critical()
+    return found
+
+
+def _rule(row: Checked) -> tuple[str, str]:
+    return row.table, row.expectation
+
+
+def _value(found: Expectations, broken: list[Checked]) -> str:
+    if broken:
+        return "; ".join(map(sentence, broken[:3])) + f" (and {len(broken) - 3} more)" * (len(broken) > 3)
+    old = len(found.failed)
+    return f"{len(found.rows) - old} hold" + f", {old} broken as before" * bool(old)
+
+
+def tell_not_applicable(report: Report, found: Expectations, where: str) -> None:
+    """Suites and expectations whose table or column this database does not have: a fact, no fault."""
+    if found.not_applicable:
+        more = f" and {len(found.not_applicable) - 3} more" if len(found.not_applicable) > 3 else ""
+        report.fact(f"expectations not applicable {where}", "; ".join(found.not_applicable[:3]) + more)

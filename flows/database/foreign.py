@@ -12,7 +12,7 @@ from flows.database import expectations
 from runbook.errors import OpsError, Unreachable
 from runbook.render import size
 from runbook.report import Report, Status
-from tasks.integrity import SCHEMA, Expectations
+from tasks.integrity import Expectations
 from tasks.postgres import relations
 from tasks.postgres.content import RowCounts, read_counts
 from tasks.postgres.copy import Copy
@@ -66,17 +66,21 @@ def judge(report: Report, env: Environment, found: ForeignDump, into: str, serve
     report.fail_if_critical()
 
 
-def prove(report: Report, env: Environment, copy: Copy, into: str) -> object:
-    """What can be said of the copy: its rows, the application's rules, and how it compares with the live database.
+def prove(report: Report, env: Environment, copy: Copy, into: str, *, strict: bool) -> object:
+    """What can be said of the copy: its rows, the application's rules, and how it compares with the live database. With
+    no live database a broken rule does not end the run, unless it is `strict`.
 
     Raises:
         RunbookFailed: it has no rows, breaks the rules, lacks what is live, or shuts the application's role out.
     """
+    gone = not into and not read_identity(env.postgres, env.postgres.database).oid
     counts = read_counts.after(copy)(env.postgres, copy.database)
     rows = sum(row[1] for row in counts.rows)
-    checking = expectations.start(report, env, copy.database, after=counts) if rows else None
-    _tell_rows(report, counts, rows, into)
     live = _read_live(report, env)
+    tables = frozenset((one.schema, one.name) for one in live.values() if one.kind == "table" and not into)
+    origin = expectations.Origin(tables=tables)
+    checking = expectations.start(report, env, copy.database, after=counts, origin=origin) if rows else None
+    _tell_rows(report, counts, rows, into)
     copied = read_relations.after(counts)(env.postgres, copy.database, env.postgres.user)
     lacking = relations.missing(live, copied)
     if live:
@@ -85,8 +89,8 @@ def prove(report: Report, env: Environment, copy: Copy, into: str) -> object:
         _judge_missing(report, live, (*lacking, *relations.missing_parts(had, has)), into)
     _judge_rights(report, env, live, copied, into)
     if checking:
-        _tell_expectations(report, checking.result(), () if into else lacking)
-    else:
+        _tell_expectations(report, checking.result(), into, stops=strict or not gone)
+    elif env.suites:
         report.warn("expectations on the copy", "there are no rows that they could be about", value="not measured")
     report.fail_if_critical()
     return counts
@@ -159,16 +163,17 @@ def _judge_rights(report: Report, env: Environment, live: Relations, copied: Rel
                     expected="as in the live database")  # fmt: skip
 
 
-def _tell_expectations(report: Report, found: Expectations, lacking: Sequence[str]) -> None:
+def _tell_expectations(report: Report, found: Expectations, into: str, *, stops: bool) -> None:
     """A table that is live must be there; one that nobody has yet may be missing."""
-    unmet = zip((row for row in found.rows if not row.ok), found.failed, strict=True)
-    problems = [said for row, said in unmet if said not in found.missing or f"table {SCHEMA}.{row.table}" in lacking]
-    judged = len(found.rows) - len(found.missing)
+    expectations.tell_not_applicable(report, found, "on the copy")
     report.table("Expectations on the copy", ("table", "expectation", "holds", "observed"), found.rows)
-    if problems or judged:
-        report.expect("expectations on the copy", not problems, "the data breaks the application's rules: look at the "
-                      "table of expectations, choose another dump", value="; ".join(problems[:3]) or
-                      f"{judged} hold", expected="all hold")  # fmt: skip
+    if found.rows:
+        hint = "the data breaks the application's rules: look at the table of expectations, choose another dump"
+        if not stops:
+            hint = "the dump breaks this rule, and no database is live: correct the rows, or restore another dump"
+        value = "; ".join(found.failed[:3]) or f"{len(found.rows)} hold"
+        report.expect("expectations on the copy", found.ok, hint, value=value, expected="all hold",
+                      otherwise=_severity(into), stops=stops)  # fmt: skip
     else:
         report.warn("expectations on the copy", "the dump has no table that they are about: look at the rows yourself",
                     value="not measured", expected="all hold")  # fmt: skip

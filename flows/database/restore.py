@@ -8,14 +8,13 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
-from flows.database import choosing, steps
+from flows.database import choosing, expectations, steps
 from flows.database.choosing import NEWEST, Restorable
 from flows.database.commits import alone_act, free_commits, judge_commits
 from flows.store import mark_verified, measured
 from runbook.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.gx import process
 from tasks.postgres.copy import check_jobs, rename_copy
 from tasks.postgres.foreign import is_foreign
 from tasks.postgres.server import find_obstacles, read_identity, read_server
@@ -31,6 +30,7 @@ def restore_database(
     into: str = "",
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
     advance: bool = False,
+    strict: bool = False,
     confirm: str = "",
 ) -> Report:
     """データベースのリストア手順 (§1.2)
@@ -54,11 +54,12 @@ def restore_database(
         into: 別名のデータベースとして作成 (例 grc_db_new)。空なら本番のデータベースと入れ替え
         jobs: 並列数。0 は CPU の数
         advance: 旧データベースで既に使われた番号まで連番を進める
+        strict: マニフェストのないファイルが期待値 (expectations) を破っていれば、本番データベースがなくても中止する
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
     if is_foreign(backup):
-        process.start()
+        expectations.prepare(env)
     with runbook("Restore database", env, confirm, changes=True, rank="recovery") as report:
         workers = check_jobs(jobs)
         if into:
@@ -76,7 +77,7 @@ def restore_database(
         free_commits(report, permit, env, after=live)
         with advisory_lock(env.postgres) as guard:
             copy = steps.build_database(permit, env, chosen.source, chosen.properties, workers, into)
-            proven = choosing.prove(report, env, chosen, copy, into)
+            proven = choosing.prove(report, env, chosen, copy, into, strict=strict)
             ready = steps.ready_database(report, env, copy, workers, after=proven)
             if into:
                 rename_copy.after(ready)(permit, env.postgres, copy, into)

@@ -59,6 +59,9 @@ def choose_backup(
     backup = store.choose_backup(report, env, kind, wanted, source, of=of)
     if not backup.verified:
         report.warn(f"{backup.name} was never verified by a restore", "nothing to do: this run proves what it restores")
+    if backup.broken:
+        hint = "it can be restored: full-restore goes live with it and ends CRITICAL; with strict=true it refuses it"
+        report.warn("expectations that the backup breaks", hint, value=backup.broken)
     hint = "what was written after it is lost; look for a newer one"
     report.judge("backup.age_seconds", backup.age_seconds, hint, worst=Status.WARN)
     _judge_content(report, env, backup)

@@ -37,10 +37,11 @@ def verify_database(report: Report, env: Environment, kind: Kind, wanted: str, s
 
 def verify(report: Report, env: Environment, backup: Backup, jobs: int) -> None:
     """Restore it into a scratch database, compare, run the expectations, drop the scratch, note that it is verified.
+    Data that breaks a rule is CRITICAL; the backup counts as neither verified nor failed: it has what the database had.
 
     Raises:
         VerificationFailed: it does not restore.
-        RunbookFailed: what was restored is not what the manifest says, or breaks the application's rules.
+        RunbookFailed: what was restored is not what the manifest says.
     """
     try:
         content = content_in(backup)
@@ -49,11 +50,11 @@ def verify(report: Report, env: Environment, backup: Backup, jobs: int) -> None:
         analyzing = analyze.after(scratch).submit(env.postgres, scratch.database, jobs)
         # The rules are about the application's rows: other backups, and Prefect's own database, do not have them.
         whole = content.part == "full" and backup.manifest.kind == "postgres"
-        checking = expectations.start(report, env, scratch.database, after=scratch) if whole else None
+        origin = expectations.origin_of(backup)
+        checking = expectations.start(report, env, scratch.database, after=scratch, origin=origin) if whole else None
         proven = steps.prove_database(report, env, backup, scratch)
         analyzing.result()
-        if checking:
-            expectations.tell(report, checking, "on the scratch database", migrated=False)
+        expectations.tell(report, checking, "on the scratch database")
         steps.try_application_login(report, env, scratch, after=proven)
         report.fail_if_critical()
     except (VerificationFailed, RunbookFailed) as error:  # another says nothing of the backup

@@ -108,7 +108,7 @@ def start(report: Report, env: Environment, copies: Beside, held: Held) -> None:
     """
     if copies.redis is None and env.has("redis") and (done := prepare_empty(env.redis)):
         report.warn("Redis data directory", "look at what is in it; take backups of Redis too", value=done)
-    checking = check.start(report, env, env.postgres.database, after=held.last)
+    checking = check.start(report, env, env.postgres.database, after=held.last, origin=copies.origin)
     counting = read_counts.after(held.last).submit(env.postgres, env.postgres.database)
     started: object = start_services.after(held.last)(env.services, [env.postgres.service])
     if env.has("redis"):
@@ -127,7 +127,7 @@ def start(report: Report, env: Environment, copies: Beside, held: Held) -> None:
         report.expect("Redis live", not problems, "look at its log; what it replaced is kept aside",
                       value="; ".join(problems[:3]) or "every key without TTL is there")  # fmt: skip
     _tell_counts(report, dict(counting.result().rows), copies)
-    check.tell(report, checking, "on the live database", migrated=True)
+    check.tell(report, checking, "on the live database", strict=copies.strict, before=copies.rules)
     held.last = _smoke(report, env, health)
 
 
@@ -168,7 +168,7 @@ def tell(report: Report, env: Environment, chosen: Chosen, held: Held) -> None:
     report.measure("everything backup", sum(backup.manifest.bytes for backup in backups))
     for backup in backups:
         mark_verified(report, backup)
-    report.outcome = "everything is back and proven"
+    report.outcome = "the system is up, and everything is restored and proven"
 
 
 def tell_lost(report: Report, env: Environment, chosen: Chosen, held: Held) -> None:

@@ -16,6 +16,7 @@ from runbook.permit import Permit
 from runbook.render import size
 from runbook.report import Report
 from tasks.files_copy import FilesCopy, build_files_copy
+from tasks.integrity import Expectations
 from tasks.postgres.content import read_counts
 from tasks.postgres.copy import Copy, analyze, content_in, create_copy, dump_in, fill_copy
 from tasks.redis.restore.copy import RedisCopy, build_redis_copy
@@ -26,12 +27,15 @@ START_ESTIMATE_SECONDS = 8.0
 @dataclass
 class Beside:
     """What stands beside the live data. `rows` are the database's there, as it will be live, per table; `login` is the
-    last step of its proof."""
+    last step of its proof. `rules` are the expectations on it, `strict` whether a broken one ends the run."""
 
     redis: RedisCopy | None
     files: FilesCopy | None
     rows: dict[str, int] = field(default_factory=dict)
     login: object = None
+    origin: check.Origin = check.NOW
+    rules: Expectations | None = None
+    strict: bool = False
 
 
 @dataclass
@@ -53,7 +57,9 @@ def plan(report: Report, env: Environment, chosen: Chosen, found: Found, when: s
     database.plan_database(report, env, chosen.database)
     swap = report.plan_steps.pop()
     plan_others(report, env, chosen)
-    report.plan("expectations and statistics of the copy", "great-expectations suites, ANALYZE", seconds=4)
+    check.plan(report, env)
+    suites = "great-expectations suites, " * bool(env.suites)
+    report.plan("expectations and statistics of the copy", f"{suites}ANALYZE", seconds=4)
     migration.judge(report, env, content_in(chosen.database).revision, chosen.files)
     if chosen.around_redis:
         plan_detaching(report, env, chosen.around_redis)
@@ -89,7 +95,7 @@ def build(report: Report, permit: Permit, env: Environment, chosen: Chosen, jobs
     others = build_others(permit, env, chosen)
     copy = filling.result()
     report.fact("database restored in", f"{copy.seconds:.1f} s with {jobs} jobs")
-    return Copies(others.redis, others.files, database=copy)
+    return Copies(others.redis, others.files, database=copy, origin=check.origin_of(chosen.database))
 
 
 def build_others(permit: Permit, env: Environment, chosen: Chosen) -> Beside:
@@ -108,19 +114,22 @@ def prove(
     copies: Copies,
     *,
     jobs: int,
+    strict: bool = False,
 ) -> None:
-    """Compare every copy with its manifest, run the expectations, migrate, run them again.
+    """Compare every copy with its manifest, run the expectations, migrate, run them again. A rule that was broken in
+    the backup already ends the run only if it is `strict`.
 
     Raises:
         RunbookFailed: a copy is not what its manifest says. Nothing live was touched.
     """
     prove_others(report, env, chosen, copies)
-    name = copies.database.database
+    name, copies.strict = copies.database.database, strict
     analyzing = analyze.after(copies.database).submit(env.postgres, name, jobs)
-    checking = check.start(report, env, name, after=copies.database)  # beside the comparison: both only read
+    # Beside the comparison: both only read.
+    checking = check.start(report, env, name, after=copies.database, origin=copies.origin)
     content = database.prove_database(report, env, chosen.database, copies.database)
     analyzing.result()
-    check.tell(report, checking, "on the copy", migrated=False)
+    copies.rules = check.tell(report, checking, "on the copy", strict=strict)
     copies.rows = {table: found.rows for table, found in content.tables.items()}
     revision = content_in(chosen.database).revision
     migrated = migration.migrate(
@@ -128,8 +137,8 @@ def prove(
     )
     if migrated:
         analyze.after(migrated)(env.postgres, name, jobs, everything=True)
-        checking = check.start(report, env, name, after=migrated)
-        check.tell(report, checking, "on the migrated copy", migrated=True)
+        checking = check.start(report, env, name, after=migrated, origin=copies.origin)
+        copies.rules = check.tell(report, checking, "on the migrated copy", strict=strict, before=copies.rules)
         copies.rows = dict(read_counts.after(migrated)(env.postgres, name).rows)
     copies.login = database.try_application_login(report, env, copies.database, after=migrated or content)
     report.fail_if_critical()

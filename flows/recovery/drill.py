@@ -11,6 +11,7 @@ from typing import Literal
 from prefect import flow
 
 from blocks.environment import Environment
+from flows.database import expectations
 from flows.recovery.drills import checklist, control, leftovers, page, record, steady, telling, trend, turns
 from flows.recovery.drills.bad_release import BadRelease
 from flows.recovery.drills.data_corruption import DataCorruption
@@ -27,7 +28,6 @@ from runbook.run import runbook
 from tasks.drill.clients import Clients
 from tasks.drill.direct import drop_table
 from tasks.faults.disposable import BREAK, require_disposable, where_disposable
-from tasks.gx import process
 
 ScenarioName = Literal["database_failure", "region_outage", "data_corruption", "full_restore", "bad_release", "next"]
 SCENARIOS: dict[str, Scenario] = {
@@ -78,7 +78,7 @@ def run_drill(
         name = turns.choose(report, env, SCENARIOS) if scenario == "next" else scenario
         if name not in SCENARIOS:
             raise OpsError(f"there is no scenario “{name}”", f"choose one of {', '.join(SCENARIOS)}")
-        process.start()
+        expectations.prepare(env)
         chosen, directory = SCENARIOS[name], env.reports_directory / "drills" / f"{report.started:%Y%m%dT%H%M%S}"
         checked = _judge(report, env, chosen, directory)
         permit = report.permit(*chosen.acts(env))
@@ -180,7 +180,7 @@ def _end_half_done(report: Report, permit: Permit, env: Environment, left: HalfD
         raise OpsError(f"a drill of {left.scenario} has not ended, and this version knows no such scenario",
                        "heal the system by hand, then remove .drill-half-done from the reports")  # fmt: skip
     report.state_is(f"a half-done drill is being healed: {left.told}", AGAIN)
-    process.start()
+    expectations.prepare(env)
     _heal(report, env, scenario, permit, left)
     report.warn("a drill that had not ended", "launch run-drill once more to hold one", value=left.told)
     report.outcome = "the half-done drill was ended, and the system is healthy"

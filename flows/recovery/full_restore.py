@@ -15,13 +15,13 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
+from flows.database import expectations
 from flows.launch import launch
 from flows.recovery import bring_up, build, choose, revive
 from flows.recovery.held import services_held
 from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.gx import process
 from tasks.postgres.copy import check_jobs
 from tasks.postgres.swap import advisory_lock
 
@@ -37,6 +37,7 @@ def full_restore(
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
     advance: bool = False,
     without: tuple[choose.Part, ...] = (),
+    strict: bool = False,
     confirm: str = "",
 ) -> Report:
     """完全システムリストア (§8.2)
@@ -48,6 +49,9 @@ def full_restore(
     then migrated; nothing live is touched, and a copy that fails its proof leaves the services as they were found.
     Swap: all three by rename; what they replace is kept (undo-restore, discard-superseded). Start: services in order,
     health, the expectations again, and a log-in, a session, an AI answer, a reading back.
+
+    An expectation that the backup already broke is CRITICAL in the report, and does not keep the data from going live:
+    it is as it was backed up. With `strict` the run ends before the swap.
 
     A store that is away ends the run: it is not taken for one without backups. Redis or files of which there is neither
     a backup nor anything live begin with nothing only where `without` names them.
@@ -64,10 +68,11 @@ def full_restore(
         jobs: 並列数。0 は CPU の数
         advance: 旧データベースで既に使われた番号まで連番を進める
         without: 戻さない部分。バックアップも本番データもない部分は、ここに指定したときだけ空で始める
+        strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、切り替え前に中止する
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    process.start()
+    expectations.prepare(env)
     with runbook("Full restore", env, confirm, changes=True, rank="recovery") as report:
         workers = check_jobs(jobs)
         if stop_services not in ("first", "at_swap"):
@@ -82,7 +87,7 @@ def full_restore(
         holding = services_held(report, permit, env, chosen, found, stop_services, live)
         with advisory_lock(env.postgres) as guard, holding as held:
             copies = build.build(report, permit, env, chosen, workers)
-            build.prove(report, permit, env, chosen, copies, jobs=workers)
+            build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)
             bring_up.swap(report, permit, env, guard, held, copies, live, chosen, advance=advance)
         bring_up.start(report, env, copies, held)
         bring_up.tell(report, env, chosen, held)
@@ -103,6 +108,7 @@ def main() -> int:
     parser.add_argument(
         "--without", nargs="*", default=[], choices=get_args(choose.Part), help="leave these parts as they are"
     )
+    parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation when backed up")
     parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
     return launch(full_restore, vars(parser.parse_args()))
 

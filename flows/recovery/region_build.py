@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from blocks.environment import START_ORDER, Environment
+from flows.database import expectations as check
 from flows.recovery import bring_up, build, migration, point_build, point_swap, revive
 from flows.recovery.build import Beside
 from flows.recovery.choose import Chosen
@@ -38,6 +39,7 @@ class Region:
     env: Environment
     way: Way
     chosen: Chosen
+    strict: bool = False
 
 
 def plan(report: Report, env: Environment, way: Way, chosen: Chosen) -> None:
@@ -51,6 +53,7 @@ def plan(report: Report, env: Environment, way: Way, chosen: Chosen) -> None:
                 size=content.bytes, seconds=content.bytes / 150e6)  # fmt: skip
     report.plan("replay", f"{links} segments of WAL", size=wal, seconds=wal / 60e6)
     report.plan("prove", "the last transaction in the WAL is there, the cluster is the old region's")
+    check.plan(report, env)
     build.plan_others(report, env, chosen)
     migration.judge(report, env, "", chosen.files)
     point_swap.plan(report, env)
@@ -81,7 +84,7 @@ def _prepare_cluster(region: Region, replay: Replay) -> Finish:
         timeline = point_swap.promote(env, instance)
     beside = build.build_others(region.permit, env, chosen)
     build.prove_others(report, env, chosen, beside)
-    beside.rows = rows
+    beside.rows, beside.strict = rows, region.strict
     return lambda: _make_cluster_live(region, instance, beside, timeline)
 
 
@@ -117,7 +120,7 @@ def _prepare_dump(region: Region, stack: contextlib.ExitStack) -> Finish:
     guard = stack.enter_context(advisory_lock(env.postgres))
     held = stack.enter_context(services_held(report, permit, env, chosen, found, "at_swap", live))
     copies = build.build(report, permit, env, chosen, workers)
-    build.prove(report, permit, env, chosen, copies, jobs=workers)
+    build.prove(report, permit, env, chosen, copies, jobs=workers, strict=region.strict)
 
     def finish() -> Held:
         bring_up.swap(report, permit, env, guard, held, copies, live, chosen, advance=False)

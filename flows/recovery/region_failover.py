@@ -15,6 +15,7 @@ from typing import get_args
 from prefect import flow
 
 from blocks.environment import Environment
+from flows.database import expectations
 from flows.launch import launch
 from flows.recovery import choose, point_choice, point_swap, region_account, region_build, region_fence
 from flows.recovery.held import Held
@@ -27,7 +28,6 @@ from runbook.report import Report
 from runbook.run import runbook
 from tasks.catalogue import LATEST
 from tasks.endpoint import SEND, send_users
-from tasks.gx import process
 
 
 @flow(name="region-failover", flow_run_name="region-failover {source} to {environment}")
@@ -37,6 +37,7 @@ def region_failover(
     backup: str = LATEST,
     fenced_by: str = "",
     without: tuple[choose.Part, ...] = (),
+    strict: bool = False,
     confirm: str = "",
 ) -> Report:
     """リージョン切り替え (§8.3)
@@ -65,10 +66,11 @@ def region_failover(
         backup: latest は損失が最小の方法を自動選択。または最初に試すバックアップ名 (base_… または backup_…)
         fenced_by: 旧リージョンを遮断した人と方法。ここから確認できない場合に必須
         without: 戻さない部分。バックアップも既存データもない部分は、ここに指定したときだけ空で始める
+        strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、ユーザーを切り替える前に中止する
         confirm: 切り替え先の環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    process.start()
+    expectations.prepare(env)
     with runbook("Region failover", env, confirm, changes=True, rank="recovery") as report:
         old, phases = region_fence.other_region(env, source), Phases()
         if unknown := set(without) - set(get_args(choose.Part)):
@@ -88,7 +90,7 @@ def region_failover(
         permit = report.permit(*_acts(env, chosen))
         report.state_is("nothing serves here, and no user is sent here", "launch it again when that is put right")
         fence.judge(report, "after the confirmation")
-        held = _bring_back(report, permit, env, ways, way, chosen, without, phases)
+        held = _bring_back(report, permit, env, ways, way, chosen, without, phases, strict=strict)
         with phases.of("switch"):
             fence.judge(report, "before users are sent here", held.last)
             sent = send_users.after(held.last)(permit, env.endpoint, env.application)
@@ -124,6 +126,8 @@ def _bring_back(
     chosen: choose.Chosen,
     without: tuple[choose.Part, ...],
     phases: Phases,
+    *,
+    strict: bool,
 ) -> Held:
     """By the first way that stands its proof.
 
@@ -138,7 +142,7 @@ def _bring_back(
             weighing(report, way.backup.name) as weighed,
             contextlib.ExitStack() as stack,
         ):
-            finish = region_build.prepare(Region(report, permit, env, way, chosen), stack)
+            finish = region_build.prepare(Region(report, permit, env, way, chosen, strict), stack)
             ready = stack.pop_all()
         if not weighed.why:
             break
@@ -163,6 +167,7 @@ def main() -> int:
     parser.add_argument("--backup", default=LATEST, help="latest, or the name of the backup to begin with")
     parser.add_argument("--fenced-by", default="", help="who has cut the old region off, and how")
     parser.add_argument("--without", nargs="*", default=[], choices=get_args(choose.Part), help="do not bring back")
+    parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation when backed up")
     parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
     return launch(region_failover, vars(parser.parse_args()))
 

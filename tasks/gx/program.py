@@ -1,8 +1,8 @@
 """`python -m tasks.gx.program`: validates suites of expectations, as often as it is asked.
 
-Each line of standard input is a request, `{"host", "port", "user", "password", "database", "schema", "suites": {table:
-[{"type", "kwargs"}]}, "evidence"}`; the answer is a line of standard output, `{"rows": [[table, expectation, holds,
-observed]], "docs": path or null}` or `{"error": text}`. It ends with its input.
+Each line of standard input is a request, `{"host", "port", "user", "password", "database", "suites": {name: [{"type",
+"kwargs"}]}, "evidence"}`; the answer is a line of standard output, `{"rows": [[name, expectation, holds, observed]],
+"docs": path or null}` or `{"error": text}`. It ends with its input.
 """
 
 from __future__ import annotations

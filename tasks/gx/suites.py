@@ -1,36 +1,85 @@
-"""Suites of expectations: JSON files, one a table, in the order of their names."""
+"""Suites of expectations: JSON files, one a table, in the order of their names. `users.json` is about the table
+`public.users`, `billing.invoices.json` about the table `invoices` of the schema `billing`."""
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from runbook.errors import OpsError
 
-SUITES = Path(__file__).parents[2] / "deployments" / "expectations"
+SCHEMA = "public"
+ROWS = "expect_query_to_return_no_rows"
+"""Ours (tasks.gx.validation): a query for the rows that break a rule."""
+TAKEN = "{taken}"
+"""In such a query: the moment that the data is of, a backup's snapshot or now, as a timestamptz."""
+EXPECTED = 'a JSON list of {"type": "expect_…", "kwargs": {…}}, with a "description" where one helps'
 Suite = list[dict[str, Any]]
 
 
 def read_suites(directory: Path) -> dict[str, Suite]:
-    """Table to its expectations.
+    """Name of the file (`users`, `billing.invoices`) to its expectations.
 
     Raises:
-        OpsError: a file is not a list of `{"type": …, "kwargs": {…}}`, or there is no file at all.
+        OpsError: a file is not a suite, names a type that great-expectations does not have, or there is no file at all.
     """
     suites = {}
     for path in sorted(directory.glob("*.json")):
         try:
             suite = json.loads(path.read_text(encoding="utf-8"))
-            if not all(isinstance(item["type"], str) and isinstance(item["kwargs"], dict) for item in suite):
-                raise TypeError
-        except (ValueError, TypeError, KeyError):
-            raise OpsError(f"{path.name} is not a suite of expectations", "correct it, as its neighbours are") from None
+        except (OSError, ValueError) as error:
+            raise OpsError(f"{path} is not a suite of expectations: {error}", f"expected: {EXPECTED}") from None
+        _check(path, suite)
         suites[path.stem] = suite
     if not suites:
-        raise OpsError(f"there is no suite of expectations in {directory}", "correct the directory")
+        raise OpsError(
+            f"there is no suite of expectations in {directory}",
+            "correct [expectations] directory in the environment's TOML; python -m deployments.suggest_expectations "
+            "proposes suites",
+        )
     return suites
+
+
+def _check(path: Path, suite: object) -> None:
+    if not isinstance(suite, list):
+        raise OpsError(f"{path} is not a suite of expectations", f"expected: {EXPECTED}")
+    for number, item in enumerate(suite, 1):
+        given = item if isinstance(item, dict) else {}
+        if not isinstance(given.get("type"), str) or not isinstance(given.get("kwargs"), dict):
+            raise OpsError(f"{path} is not a suite of expectations: its entry {number} has no type or no kwargs",
+                           f"expected: {EXPECTED}")  # fmt: skip
+        if given["type"] not in known_types():
+            near = difflib.get_close_matches(given["type"], known_types(), 1)
+            raise OpsError(
+                f"{path}: entry {number} has the unknown type “{given['type'][:80]}”",
+                f"expected: a type of great-expectations{f' (did you mean {near[0]}?)' if near else ''}, or {ROWS}",
+            )
+
+
+@cache
+def known_types() -> frozenset[str]:
+    """The types of expectations that can be validated, by the names of great-expectations' modules: importing them
+    takes seconds."""
+    spec = find_spec("great_expectations")
+    folders = (Path(where) / "expectations" / "core" for where in (spec and spec.submodule_search_locations) or ())
+    found = {path.stem for folder in folders for path in folder.glob("*expect*.py")}
+    return frozenset({*found, ROWS})
+
+
+def table_of(name: str) -> tuple[str, str]:
+    """Schema and table that a suite is about."""
+    schema, dot, table = name.partition(".")
+    return (schema, table) if dot else (SCHEMA, name)
+
+
+def name_for(schema: str, table: str) -> str:
+    """The name of a table's suite."""
+    return table if schema == SCHEMA and "." not in table else f"{schema}.{table}"
 
 
 def name_of(expectation: Mapping[str, Any]) -> str:

@@ -17,16 +17,26 @@ import great_expectations as gx
 from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.expectations.core.unexpected_rows_expectation import UnexpectedRowsExpectation
 from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+from psycopg import sql
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.types import NullType
 
-from tasks.gx.suites import name_of
+from tasks.gx.suites import name_of, table_of
 
 THREADS = 2
+_PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
 # Nothing is looked up by the search path (a stranger's operator would be), and nothing can be written.
 SESSION = "-c search_path=pg_catalog -c default_transaction_read_only=on"
 
 for _name in list(logging.root.manager.loggerDict):  # several of its modules set a level of their own
     if _name.startswith("great_expectations"):
         logging.getLogger(_name).setLevel(logging.ERROR)
+
+
+@compiles(NullType, "postgresql")
+def _unknown_type(_type: NullType, _compiler: object, **_: object) -> str:
+    """GX writes out the type of every column, and SQLAlchemy does not know them all (point, an extension's)."""
+    return "UNKNOWN"
 
 
 class ExpectQueryToReturnNoRows(UnexpectedRowsExpectation):  # type: ignore[misc]
@@ -62,29 +72,46 @@ def context_for(password: str) -> Iterator[tuple[Any, Path]]:
                     engine.dispose()
 
 
+def configure(suite: Sequence[Mapping[str, Any]]) -> tuple[list[ExpectationConfiguration], list[tuple[str, bool, str]]]:
+    """The expectations that GX takes, and a row for each that it does not: one of them must not hide the others."""
+    taken, rows = [], []
+    for item in suite:
+        one = ExpectationConfiguration(type=item["type"], kwargs=item["kwargs"], description=item.get("description"))
+        try:
+            one.to_domain_obj()
+        except Exception as error:
+            why = " ".join(str(error).split())[:200] or type(error).__name__
+            rows.append((name_of(item), False, f"could not be judged: {why}"))
+        else:
+            taken.append(one)
+    return taken, rows
+
+
 def define(
-    context: Any, passfile: Path, request: Mapping[str, Any], table: str, suite: Sequence[Mapping[str, Any]]
+    context: Any, passfile: Path, request: Mapping[str, Any], name: str, suite: Sequence[ExpectationConfiguration]
 ) -> Any:
     """What to validate in one table. Each has a source of its own: an engine knows one active batch only."""
+    schema, table = table_of(name)
     host, port = request["host"], request["port"]
-    login, name = quote(request["user"], safe=""), quote(request["database"], safe="")
+    login, database = quote(request["user"], safe=""), quote(request["database"], safe="")
     shown_host = host if re.fullmatch(r"[\w.-]+", host) else "localhost"  # it takes nothing else
     connection = {"host": host, "passfile": str(passfile), "options": SESSION, "connect_timeout": 10}
     source = context.data_sources.add_postgres(
-        table,
-        connection_string=f"postgresql+psycopg://{login}@{shown_host}:{port}/{name}",
+        name,
+        connection_string=f"postgresql+psycopg://{login}@{shown_host}:{port}/{database}",
         kwargs={"connect_args": {**connection, "application_name": "interview-ops"}},
         create_temp_table=False,
     )
-    asset = source.add_table_asset(name=table, table_name=table, schema_name=request["schema"])
-    configurations = [
-        ExpectationConfiguration(type=item["type"], kwargs=item["kwargs"], description=item.get("description"))
-        for item in suite
-    ]
+    if _PLAIN.fullmatch(schema) and _PLAIN.fullmatch(table):
+        asset = source.add_table_asset(name=name, table_name=table, schema_name=schema)
+        batch = asset.add_batch_definition_whole_table(name)
+    else:  # GX does not quote such a name
+        rows = sql.SQL("SELECT * FROM {}").format(sql.Identifier(schema, table)).as_string()
+        batch = source.add_query_asset(name=name, query=rows).add_batch_definition_whole_table(name)
     definition = gx.ValidationDefinition(
-        name=table,
-        data=asset.add_batch_definition_whole_table(table),
-        suite=context.suites.add(gx.ExpectationSuite(name=table, expectations=configurations)),
+        name=name,
+        data=batch,
+        suite=context.suites.add(gx.ExpectationSuite(name=name, expectations=list(suite))),
     )
     return context.validation_definitions.add(definition)
 
@@ -93,11 +120,11 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     """Validate every suite of a request, and build Data Docs of the results."""
     rows = []
     with context_for(request["password"]) as (context, passfile):
-        suites: Mapping[str, Any] = request["suites"]
-        definitions = [define(context, passfile, request, table, suite) for table, suite in suites.items()]
+        configured = {name: configure(suite) for name, suite in request["suites"].items()}
+        definitions = [define(context, passfile, request, name, taken) for name, (taken, _) in configured.items()]
         with ThreadPoolExecutor(max_workers=THREADS) as pool:
-            for table, found in zip(suites, pool.map(validate, definitions), strict=True):
-                rows += [(table, *one) for one in found]
+            for (name, (_, refused)), found in zip(configured.items(), pool.map(validate, definitions), strict=True):
+                rows += [(name, *one) for one in (*found, *refused)]
         docs = build_docs(context, Path(request["evidence"]))
     return {"rows": rows, "docs": str(docs) if docs else None}
 

@@ -17,6 +17,7 @@ from blocks.services import SupervisorServices
 from blocks.systemd import SystemdServices
 from runbook.errors import OpsError
 from runbook.target import Target
+from tasks.gx.suites import read_suites
 
 SHIPPED = ["production", "staging", "development", "lab", "lab-dr"]
 LAB = ("lab", "lab-dr")
@@ -292,6 +293,21 @@ def test_a_section_that_is_no_table(file: File, section: str) -> None:
     file.path.write_text(f'{section} = "x"\n' + TOML.replace(old, ""))
     with pytest.raises(OpsError, match=rf"^trial.toml: {section} is wrong — expected: a table: \[{section}\]"):
         toml.read(file.path)
+
+
+def test_expectations_are_next_to_the_file_and_none_by_default(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the checkout they are named from its root: a worker's checkout may be elsewhere."""
+    assert file.read().suites is None
+    section = '\n[expectations]\ndirectory = "rules/${OPS_TEST_NUMBER}"\n'
+    assert file.read(new=section).suites == file.path.parent / "rules" / "5433"
+    for name in SHIPPED:
+        monkeypatch.setenv("OPS_ENVIRONMENT_FILE", "")
+        env = shipped(name, monkeypatch)
+        assert env.expectations == "deployments/environments/expectations/interview"
+        assert read_suites(env.suites or Path()), "shared by all of the interview system"
+    wrong = "[expectations] {} is wrong — expected: {}"
+    assert file.wrong(new='\n[expectations]\ndirectroy = "x"\n').startswith(wrong.format("directroy", "a known key"))
+    assert file.wrong(new="\n[expectations]\ndirectory = 3\n").startswith(wrong.format("directory", "the path of a"))
 
 
 def test_a_secret_that_was_written_into_the_file_is_not_repeated(file: File) -> None:

@@ -16,6 +16,7 @@ from tests.s3.servers import SECRET_KEY
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 
 NAME = "trial"
+SUITES = toml.DIRECTORY / "expectations" / "interview"
 OPERATIONS, ESCROWED = x25519.Identity.generate(), x25519.Identity.generate()
 
 
@@ -90,6 +91,12 @@ def write_environment(server: PostgresServer, database: str, directory: Path) ->
         )
     )
     return path
+
+
+def with_expectations(directory: Path, suites: Path = SUITES) -> None:
+    """From now on the environment that `write_environment` wrote there has the suites of the interview schema."""
+    path = directory / "trial.toml"
+    path.write_text(f'{path.read_text()}[expectations]\ndirectory = "{suites}"\n')
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from flows.database.restore import restore_database
 from runbook.errors import RunbookFailed
 from runbook.report import Status
-from tests.database.conftest import NAME, Trial
+from tests.database.conftest import NAME, Trial, with_expectations
 from tests.servers import ROLE, ROLE_PASSWORD
 
 SEED = """
@@ -109,7 +109,9 @@ def test_what_is_broken_restores_nothing(plain: Trial, name: str, harm: object, 
     assert plain.sql("SELECT count(*) FROM plain_people") == [(1000,)]
 
 
-def test_data_that_breaks_the_application_s_rules_does_not_go_live(plain: Trial) -> None:
+def test_data_that_breaks_the_application_s_rules_does_not_replace_a_database_that_is_live(plain: Trial) -> None:
+    """Where none is live it goes live, unless that is forbidden."""
+    with_expectations(plain.reports.parent)
     plain.sql(
         "CREATE TABLE users (username text); ALTER TABLE users OWNER TO grc_user; INSERT INTO users VALUES (NULL)"
     )
@@ -118,3 +120,10 @@ def test_data_that_breaks_the_application_s_rules_does_not_go_live(plain: Trial)
     with pytest.raises(RunbookFailed, match="username values to not be null"):
         restore_database.fn(NAME, backup="a.sql", confirm=NAME)
     assert plain.oid() == oid
+    plain.server.drop_database(plain.database)
+    with pytest.raises(RunbookFailed, match="username values to not be null"):
+        restore_database.fn(NAME, backup="a.sql", strict=True, confirm=NAME)
+    assert plain.oid() is None
+    with pytest.raises(RunbookFailed, match="is what it was in a.sql.*username values to not be null"):
+        restore_database.fn(NAME, backup="a.sql", confirm=NAME)
+    assert plain.sql("SELECT count(*) FROM users") == [(1,)]

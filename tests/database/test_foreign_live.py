@@ -11,7 +11,7 @@ from flows.database.backup import backup_database
 from flows.database.restore import restore_database
 from runbook.errors import RunbookFailed
 from runbook.report import Finding, Report, Status
-from tests.database.conftest import NAME, Trial
+from tests.database.conftest import NAME, Trial, with_expectations
 from tests.database.test_foreign import dump, plain
 from tests.servers import ADMIN, ADMIN_PASSWORD
 
@@ -70,7 +70,9 @@ def test_what_is_live_and_not_in_the_dump_is_named(plain: Trial, made: str, said
     assert found(report, "everything that is live is in the copy").value == f"missing: {said}"
     assert plain.oid() == oid
     if "users" in made:
-        rules = found(report, "expectations on the copy")
+        assert report.facts["expectations"].startswith("no expectations are configured")
+        with_expectations(plain.reports.parent)
+        rules = found(failed("a.sql"), "expectations on the copy")
         assert rules.status is Status.CRITICAL
         assert "users: the table exists" in rules.value
 
@@ -129,6 +131,7 @@ def test_rows_that_were_kept_aside_are_not_missed(plain: Trial) -> None:
 
 def test_expectations_that_judged_nothing_are_not_ok(plain: Trial) -> None:
     dump(plain, "a.sql")
+    with_expectations(plain.reports.parent)
     report = restore_database.fn(NAME, backup="a.sql", confirm=NAME)
     rules = found(report, "expectations on the copy")
     assert (rules.status, rules.value) == (Status.WARN, "not measured")

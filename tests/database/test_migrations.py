@@ -18,7 +18,7 @@ from runbook.report import Finding, Report, Status
 from tasks import catalogue
 from tasks.migrations.alembic import read_revision, upgrade
 from tasks.stores.directory import DirectoryStore
-from tests.database.conftest import write_environment
+from tests.database.conftest import with_expectations, write_environment
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 
 BACKEND = Path(__file__).parents[2] / "lab" / "application"
@@ -183,7 +183,8 @@ def test_a_failing_migration_is_critical_and_keeps_the_revision(postgres_server:
     assert revision(postgres_server) == "0004"
 
 
-def test_unsound_data_after_a_migration_is_critical(postgres_server: PostgresServer, backend: Path) -> None:
+def test_unsound_data_after_a_migration_is_critical(postgres_server: PostgresServer, backend: Path, tier: Use) -> None:
+    with_expectations(backend.parents[0])
     migrate_to(postgres_server, "0005")
     add(backend, "0006", "0005", "op.execute(\"UPDATE users SET username = ' '\")", "op.execute('SELECT 1')")
     with pytest.raises(RunbookFailed) as raised:

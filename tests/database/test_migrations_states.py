@@ -34,7 +34,6 @@ from tests.database.test_migrations import (  # noqa: F401
 )
 from tests.servers import PostgresServer, running_postgres
 
-# The expectations warn of tables that this small application does not have.
 GOOD = (Status.OK, Status.WARN)
 SCRATCH = scratch_name(DATABASE)
 

@@ -26,7 +26,7 @@ from tasks import catalogue, manifest, publishing
 from tasks.manifest import Manifest
 from tasks.stores.directory import DirectoryStore
 from tasks.stores.store import Store
-from tests.database.conftest import NAME, Trial
+from tests.database.conftest import NAME, Trial, with_expectations
 from tests.database.test_backup import ROOT, newest
 from tests.database.test_restore import GOOD, flip, largest, newest_path, reseal
 from tests.servers import PATIENT
@@ -53,6 +53,7 @@ def test_a_backup_is_verified_by_restoring_it_and_leaves_nothing_behind(trial: T
 @pytest.mark.parametrize("kind", ["a byte", "the morning's manifest", "a rule"])
 def test_a_bad_backup_is_not_verified(trial: Trial, kind: str) -> None:
     if kind == "a rule":
+        with_expectations(trial.reports.parent)
         trial.sql("CREATE TABLE users (username text); INSERT INTO users VALUES (NULL)")
     backup_database.fn(NAME)
     if kind == "a byte":
@@ -69,6 +70,8 @@ def test_a_bad_backup_is_not_verified(trial: Trial, kind: str) -> None:
     ):
         verify_backup.fn(NAME)
     assert not newest(trial).verified
+    assert bool(newest(trial).failed) == (kind != "a rule"), "such a backup still restores: recoveries may take it"
+    assert ("username values" in newest(trial).broken) == (kind == "a rule")
     assert databases(trial) == [trial.database]
 
 

@@ -106,6 +106,25 @@ def test_what_is_registered_is_what_a_flow_run_reads(name: str, tmp_path: Path) 
     assert set(documents(name)) == {"ops-environment", "ops-postgresql", "ops-supervisor", "ops-backups"}
 
 
+def test_a_wrong_suite_is_refused_before_anything_is_registered(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "environment.toml"
+    path.write_text(path.read_text() + '[expectations]\ndirectory = "rules"\n')
+    (tmp_path / "rules").mkdir()
+    suite = tmp_path / "rules" / "users.json"
+    suite.write_text('[{"type": "expect_the_best", "kwargs": {}}]')
+    monkeypatch.setattr("sys.argv", ["register", name])
+    assert register.main() == 1
+    assert f"{suite}: entry 1 has the unknown type “expect_the_best” — expected: a type of" in capsys.readouterr().err
+    assert documents(name) == {}
+    suite.write_text('[{"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "id"}}]')
+    describe(tmp_path, name, port=1)
+    path.write_text(path.read_text() + '[expectations]\ndirectory = "rules"\n')
+    assert register.main() == 0
+    assert "1 suites of expectations; could not check them against the database" in capsys.readouterr().out
+
+
 def test_no_password_is_shown(name: str) -> None:
     register.register(name)
     assert SECRET not in json.dumps(documents(name), default=str)

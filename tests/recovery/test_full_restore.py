@@ -145,7 +145,7 @@ def test_damaged_backup_is_refused_with_everything_running(system: System, kind:
         victim.write_bytes(content)
 
 
-def test_data_that_breaks_the_rules_leaves_the_old_data_live_and_services_as_found(system: System) -> None:
+def test_data_that_broke_the_rules_in_its_backup_goes_live_and_is_critical_unless_strict(system: System) -> None:
     """Every checksum, manifest and constraint is right, the data makes no sense. Only the expectations find it."""
     system.sql(
         "UPDATE interview_messages SET created_at = '2099-01-01' WHERE id = (SELECT min(id) FROM interview_messages)"
@@ -155,12 +155,28 @@ def test_data_that_breaks_the_rules_leaves_the_old_data_live_and_services_as_fou
     oid = system.untouched()[0]
     try:
         with pytest.raises(RunbookFailed, match="expectations on the copy.*its time is plausible") as failed:
-            full_restore.fn(system.name, confirm=system.name)
+            full_restore.fn(system.name, strict=True, confirm=system.name)
         state = failed.value.report.state
         assert state
         assert state.value == "nothing live was replaced; services are as they were found"
         assert system.untouched()[0] == oid
         assert {row["running"] for row in system.lab.status()["services"].values()} == {True}
+
+        done = restore(system)
+        last = done.stderr.splitlines()[-1]
+        assert done.returncode == 1, last
+        assert "CRITICAL — the system is up, and everything is restored and proven — expectations on the copy" in last
+        assert "its time is plausible: 1 rows break it" in last
+        assert "the data is as it was backed up; this rule was already broken" in last
+        assert system.untouched()[0] != oid
+        assert system.log_in()
+        assert system.healthy()
+        told = findings(system)
+        assert told["expectations on the live database"][0] == "OK", "it is reported once"
+        assert "state of the system" not in told
+        noted = catalogue.open_backup(DirectoryStore(bad.parent), bad.name)
+        assert (noted.verified, noted.failed) == ("", "")
+        assert "its time is plausible" in noted.broken
     finally:
         shutil.rmtree(bad)
         assert restore(system).returncode == 0

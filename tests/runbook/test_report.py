@@ -162,6 +162,23 @@ def test_the_sentence_of_a_good_run_is_its_outcome() -> None:
     assert "is what it was" not in report.sentence()
 
 
+def test_a_critical_finding_that_does_not_stop_the_run_makes_it_critical_at_its_end() -> None:
+    report = new("production")
+    report.expect("rules", False, "correct the rows", value="a score of 500", stops=False)
+    report.fail_if_critical()
+    assert report.permit(DROP).acts == (DROP,)
+    report.outcome = "the system is up"
+    assert report.status is Status.CRITICAL
+    assert report.known_broken == "a score of 500"
+    assert report.sentence() == (
+        "Restore database on production: CRITICAL — the system is up — rules: a score of 500. Next: correct the rows"
+    )
+    report.expect("login", False, "look")
+    assert "the system is up" not in report.sentence()
+    with pytest.raises(RunbookFailed):
+        report.fail_if_critical()
+
+
 def test_the_sentence_is_one_line() -> None:
     report = new()
     report.expect("psql", False, "read\nthis", value="ERROR:  a\n\tDETAIL:  b")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from blocks import toml
 from blocks.places import Application
 from blocks.postgres import Postgres
 from runbook.permit import Act, Permit
@@ -15,6 +16,7 @@ from tasks.migrations.alembic import upgrade
 from tests.servers import PostgresServer
 from tests.shared import TEMPLATE
 
+SUITES = toml.DIRECTORY / "expectations" / "interview"
 BACKEND = Path(__file__).parents[2] / "lab" / "application"
 
 ROWS = """

@@ -19,6 +19,7 @@ from runbook.wait import until
 from tasks.gx import process
 from tasks.integrity import run_expectations
 from tests.servers import ADMIN_PASSWORD
+from tests.tasks.conftest import SUITES
 
 
 def children() -> list[psutil.Process]:
@@ -36,7 +37,7 @@ def test_a_process_that_was_killed_is_begun_again(interview: Postgres, tmp_path:
     (child,) = until(children, what="the process", seconds=120)
     child.kill()
 
-    assert run_expectations(interview, interview.database, tmp_path).failed == ()
+    assert run_expectations(interview, interview.database, tmp_path, SUITES).failed == ()
 
     (after,) = children()
     assert after.pid != child.pid
@@ -47,7 +48,7 @@ def test_a_process_that_was_killed_is_begun_again(interview: Postgres, tmp_path:
 def test_what_cannot_be_judged_is_an_error_and_no_pass(interview: Postgres, tmp_path: Path) -> None:
     with pytest.raises(OpsError, match="could not be judged: KeyError"):
         process.ask({"password": "", "suites": {}})
-    assert run_expectations(interview, interview.database, tmp_path).failed == (), "it goes on after an error"
+    assert run_expectations(interview, interview.database, tmp_path, SUITES).failed == (), "it goes on after an error"
 
 
 def test_a_program_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

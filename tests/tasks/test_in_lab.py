@@ -19,6 +19,7 @@ from tasks.logs.writes import read_writes_since
 from tasks.migrations.alembic import read_revision
 from tasks.migrations.scripts import read_heads
 from tasks.services import read_services, start_services, stop_services
+from tests.tasks.conftest import SUITES
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def test_the_smoke_checks_pass_and_their_writes_are_counted(environment: Environ
 def test_the_labs_data_is_sound_at_the_head(environment: Environment, tmp_path: Path) -> None:
     postgres = environment.postgres
     assert read_revision(postgres, postgres.database) == read_heads(environment.application).one()
-    assert run_expectations(postgres, postgres.database, tmp_path).failed == ()
+    assert run_expectations(postgres, postgres.database, tmp_path, SUITES).failed == ()
 
 
 def test_a_stopped_backend_is_unhealthy_and_a_started_one_works(environment: Environment) -> None:

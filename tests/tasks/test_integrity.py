@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,11 @@ import pytest
 from blocks.postgres import Postgres
 from runbook.errors import OpsError
 from runbook.wait import until
-from tasks.gx.suites import SUITES, read_suites
-from tasks.integrity import run_expectations
+from tasks.gx.suites import ROWS, read_suites
+from tasks.integrity import run_expectations, tables_in
 from tasks.migrations.alembic import upgrade
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
-from tests.tasks.conftest import application_at, permit_for
+from tests.tasks.conftest import SUITES, application_at, permit_for
 
 # Corruption as a server would keep it: constraints are out of the way, as they are when pages or code are bad.
 OFF = "SET session_replication_role = replica;"
@@ -58,7 +60,7 @@ CORRUPT = {
 def test_sound_data_passes_and_leaves_docs_but_neither_session_nor_secret(
     interview: Postgres, postgres_server: PostgresServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    found = run_expectations(interview, interview.database, tmp_path / "evidence")
+    found = run_expectations(interview, interview.database, tmp_path / "evidence", SUITES)
 
     assert found.failed == ()
     assert found.ok
@@ -85,38 +87,63 @@ def test_corruption_is_found(
 ) -> None:
     postgres_server.sql(statement, database=interview.database)
 
-    found = run_expectations(interview, interview.database, tmp_path)
+    found = run_expectations(interview, interview.database, tmp_path, SUITES)
 
     assert any(expectation in sentence for sentence in found.failed), found.failed
-    assert found.missing == ()
-    assert found.broken == found.failed
+    assert found.not_applicable == ()
 
 
-def test_a_table_that_this_revision_lacks_is_a_finding_and_a_strangers_one_none(
+def write_suite(directory: Path, name: str, *expectations: dict[str, object]) -> Path:
+    directory.mkdir(exist_ok=True)
+    (directory / f"{name}.json").write_text(json.dumps(expectations))
+    return directory
+
+
+def query(text: str, description: str) -> dict[str, object]:
+    return {"type": ROWS, "description": description, "kwargs": {"unexpected_rows_query": text}}
+
+
+def test_what_this_database_lacks_does_not_apply_unless_its_backup_has_it(
     empty: Postgres, postgres_server: PostgresServer, tmp_path: Path
 ) -> None:
+    """An older revision; a table of the same name in another schema; a suite of another schema's table."""
     upgrade.work(permit_for(empty), empty, application_at(), empty.database, "0001")
     postgres_server.sql(
         "INSERT INTO users (username, display_name, password_hash) VALUES ('u', 'U', '!');"
-        "ALTER TABLE users DROP COLUMN is_active;"
-        'CREATE SCHEMA stranger; CREATE TABLE stranger.evaluations (id int); CREATE TABLE public."Odd Table" (x int)',
+        "ALTER TABLE users DROP COLUMN is_active; CREATE SCHEMA billing; CREATE TABLE billing.evaluations (id int);"
+        'CREATE TABLE billing."Odd; 表" (x int, at timestamptz);'
+        "INSERT INTO billing.\"Odd; 表\" VALUES (5, now() - interval '30 days')",
         database=empty.database,
     )
+    suites = Path(shutil.copytree(SUITES, tmp_path / "suites"))
+    between = {"column": "x", "min_value": 6}
+    write_suite(
+        suites,
+        "billing.Odd; 表",
+        {"type": "expect_column_values_to_be_between", "kwargs": between},
+        {"type": "expect_column_values_to_be_between", "kwargs": {**between, "no_such_word": 1}},
+        query("SELECT max(at) FROM {batch} HAVING max(at) < {taken} - interval '1 day'", "rows are fresh"),
+    )
 
-    found = run_expectations(empty, empty.database, tmp_path)
+    found = run_expectations(empty, empty.database, tmp_path / "a", suites)
 
-    assert "evaluations: the table exists: it does not, at this revision" in found.missing
-    assert any(sentence.startswith("users: is_active") for sentence in found.missing)
-    assert found.broken == ()
-    assert set(found.failed) == set(found.missing)
+    assert "evaluations: there is no table public.evaluations" in found.not_applicable
+    assert any(sentence.startswith("users: is_active") for sentence in found.not_applicable)
+    assert [sentence.partition(":")[0] for sentence in found.failed] == ["billing.Odd; 表"] * 3
+    assert any("could not be judged" in sentence and "no_such_word" in sentence for sentence in found.failed)
+    assert any("rows are fresh" in sentence for sentence in found.failed)
+
+    backup = tables_in(["public.evaluations", 'billing."Odd; 表"', "large objects"])
+    then = datetime.now(UTC) - timedelta(days=30)
+    found = run_expectations(empty, empty.database, tmp_path / "b", suites, contained=backup, taken=then)
+
+    assert "evaluations: the table exists: it is missing, and the backup contains it" in found.failed
+    assert not any("rows are fresh" in sentence for sentence in found.failed), "they were, when the backup was taken"
 
 
 def test_a_query_that_cannot_run_is_a_finding_that_says_why(interview: Postgres, tmp_path: Path) -> None:
-    suites = tmp_path / "suites"
-    suites.mkdir()
-    query = {"unexpected_rows_query": "SELECT id FROM {batch} WHERE no_such_column = 1"}
-    suite = [{"type": "expect_query_to_return_no_rows", "kwargs": query}]
-    (suites / "users.json").write_text(json.dumps(suite))
+    wrong = query("SELECT id FROM {batch} WHERE no_such_column = 1", "")
+    suites = write_suite(tmp_path / "suites", "users", wrong)
 
     found = run_expectations(interview, interview.database, tmp_path / "evidence", suites)
 
@@ -126,10 +153,8 @@ def test_a_query_that_cannot_run_is_a_finding_that_says_why(interview: Postgres,
 
 
 def test_expectations_cannot_write(interview: Postgres, postgres_server: PostgresServer, tmp_path: Path) -> None:
-    suites = tmp_path / "suites"
-    suites.mkdir()
-    query = {"unexpected_rows_query": "SELECT nextval('public.candidate_number_seq') FROM {batch}"}
-    (suites / "users.json").write_text(json.dumps([{"type": "expect_query_to_return_no_rows", "kwargs": query}]))
+    writing = query("SELECT nextval('public.candidate_number_seq') FROM {batch}", "")
+    suites = write_suite(tmp_path / "suites", "users", writing)
 
     found = run_expectations(interview, interview.database, tmp_path / "evidence", suites)
 
@@ -138,7 +163,11 @@ def test_expectations_cannot_write(interview: Postgres, postgres_server: Postgre
 
 def test_the_suites_are_readable_and_a_broken_one_is_named(tmp_path: Path) -> None:
     assert set(read_suites(SUITES)) >= {"users", "interview_sessions", "interview_messages", "evaluations"}
-    (tmp_path / "users.json").write_text('[{"type": "expect"}]')
+    write_suite(tmp_path, "users", {"type": "expect_column_values_to_be_uniqe", "kwargs": {}})
+    unknown = r"users\.json: entry 1 has the unknown type.*uniqe.*did you mean expect_column_values_to_be_unique"
+    with pytest.raises(OpsError, match=unknown):
+        read_suites(tmp_path)
+    write_suite(tmp_path, "users", {"type": "expect"})
     with pytest.raises(OpsError, match=r"users\.json is not a suite"):
         read_suites(tmp_path)
     with pytest.raises(OpsError, match="no suite"):

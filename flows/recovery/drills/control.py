@@ -11,7 +11,7 @@ from prefect import Flow
 
 from blocks.environment import Environment
 from flows.recovery.drills.scenario import Refusal
-from runbook.errors import OpsError
+from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report
 
 
@@ -36,6 +36,8 @@ def _refusal(derived: Environment, flow: Flow[..., Report], **parameters: Any) -
     with derived.stands_in():
         try:
             flow.fn(derived.name, **parameters)
+        except RunbookFailed as error:
+            return error.message if error.report.is_stopped else ""  # else it is CRITICAL, and went live
         except OpsError as error:
             return error.message
     return ""

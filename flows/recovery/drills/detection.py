@@ -13,9 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 
 from blocks.environment import Environment
+from flows.database.expectations import FACT, NONE
 from flows.monitoring.sources import STREAMS, Reading, Readings, find_primary, read_application, read_database
 from flows.monitoring.table import METRICS
-from flows.recovery.drills.scenario import Symptom, now
+from flows.recovery.drills.scenario import Drill, Symptom, now
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.wait import until
@@ -55,15 +56,33 @@ def _exceeded(env: Environment, readings: Readings, name: str) -> str:
 
 
 def content(env: Environment, evidence: Path) -> str:
-    """The data keeps the application's rules (the expectations). What cannot be asked is told by others."""
+    """The data keeps the application's rules (the expectations), where there are any. What cannot be asked is told by
+    others."""
+    if not env.suites:
+        return ""
     env.forget_roles()
     try:
-        found = run_expectations.work(env.postgres, env.postgres.database, evidence)
+        found = run_expectations.work(env.postgres, env.postgres.database, evidence, env.suites)
     except Unreachable:
         return ""
     except OpsError as error:
         return error.message
     return "; ".join(found.failed[:3])
+
+
+def expect_rules(drill: Drill) -> None:
+    """The expectations hold on what is live after a drill's recovery, where the environment has any."""
+    if not drill.env.suites:
+        drill.report.fact(FACT, NONE)
+        return
+    broken = content(drill.env, drill.directory / "evidence")
+    drill.report.expect("expectations after the recovery", not broken, "the data breaks the application's rules",
+                        value=broken or "all hold")  # fmt: skip
+
+
+def rules_hold(env: Environment) -> str:
+    """For the checklist, behind what else was proven."""
+    return ", expectations hold" * bool(env.suites)
 
 
 SENSORS: Mapping[str, Sensor] = {

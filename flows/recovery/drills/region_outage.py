@@ -11,7 +11,7 @@ from blocks.postgres import Postgres
 from flows.application.files import backup_files
 from flows.database.base_backup import backup_cluster
 from flows.database.copies import replicate_backups
-from flows.recovery.drills import control
+from flows.recovery.drills import control, detection
 from flows.recovery.drills.scenario import Drill, Refusal, Scenario, Targets, launch
 from flows.recovery.postgres_failover import rejoin_standby
 from flows.recovery.region_failover import region_failover
@@ -96,7 +96,7 @@ class RegionOutage(Scenario):
             "database": facts.get("database from", ""),
             "redis": facts.get("redis backup", ""),
             "files": facts.get("files backup", ""),
-            "integrity": "the last transaction in the WAL is there, expectations hold",
+            "integrity": "the last transaction in the WAL is there" + detection.rules_hold(_other(drill.env)),
             "deployed": "with the files",
             "migrations": facts.get("Alembic revision", ""),
         }

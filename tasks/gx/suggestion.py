@@ -1,0 +1,165 @@
+"""Suites of expectations that a database's own schema and rows suggest, for people to review."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from psycopg import sql
+
+from tasks.gx.declared import Bounds, Column, Reference, Table
+from tasks.gx.suites import ROWS, TAKEN, Suite, name_for
+
+FRESH_DAYS = 7
+"""A table that was written to in so many days is expected to have been when a backup is taken."""
+BATCH = "SELECT 1 FROM {batch}"
+SUGGESTED = ".suggested"
+"""Behind the name of a file that somebody has reviewed already."""
+
+
+def suggest(table: Table) -> Suite:
+    """What must hold of a table. All of it holds now, but for what changed since it was read."""
+    suite = list(_counted(table))
+    suite += [_unique(key) for key in table.keys]
+    suite += [_one("expect_column_values_to_not_be_null", column=one.name) for one in table.columns if one.required]
+    suite += [_parents(one) for one in table.references]
+    suite += [
+        _one("expect_column_values_to_be_in_set", column=name, value_set=list(values))
+        for name, values in table.values.items()
+    ]
+    suite += [one for column in table.columns if (one := _range(table, column))]
+    return suite + list(_times(table))
+
+
+def left_out(table: Table) -> tuple[str, ...]:
+    """Columns whose range or values could not be read at little cost."""
+    if table.read:
+        return ()
+    known = {*table.numbers, *table.times, *table.checked, *table.values}
+    return tuple(
+        one.name
+        for one in table.columns
+        if one.kind != "other" and one.name not in known and (one.kind == "time" or not table.identifies(one.name))
+    )
+
+
+def write(directory: Path, table: Table, suite: Suite) -> str:
+    """Write a suite for review, and say what was done. What is there is never written over: the suggestion is put
+    alongside it."""
+    path = directory / f"{name_for(table.schema, table.name)}.json"
+    if "/" in path.name or "\0" in path.name or not suite:
+        return f"{table.schema}.{table.name}: nothing to suggest" if not suite else f"{path.name}: no name for a file"
+    text = text_of(suite)
+    if not path.exists():
+        path.write_text(text, encoding="utf-8")
+        return f"{path}: {len(suite)} expectations, review them"
+    there = path.read_text(encoding="utf-8")
+    if there == text:
+        return f"{path}: as suggested"
+    beside = path.with_name(path.name + SUGGESTED)
+    beside.write_text(text, encoding="utf-8")
+    changes = [line for line in difflib.ndiff(there.splitlines(), text.splitlines()) if line[0] in "+-"]
+    return f"{path}: unchanged; {len(changes)} lines differ in {beside.name}"
+
+
+def text_of(suite: Suite) -> str:
+    """A suite as it is written: one expectation a line."""
+    return "[\n " + ",\n ".join(json.dumps(one, ensure_ascii=False) for one in suite) + "\n]\n"
+
+
+def _one(kind: str, **kwargs: Any) -> dict[str, Any]:
+    return {"type": kind, "kwargs": kwargs}
+
+
+def _rows(description: str, query: str) -> dict[str, Any]:
+    return {"type": ROWS, "description": description, "kwargs": {"unexpected_rows_query": query}}
+
+
+def _quoted(*names: str) -> str:
+    """For a query that is formatted (braces) and read by SQLAlchemy (`:name`)."""
+    text = sql.Identifier(*names).as_string().replace("{", "{{").replace("}", "}}")
+    return re.sub(r"(?<![:\w\\]):(?=\w)", r"\\:", text)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def _counted(table: Table) -> Iterable[dict[str, Any]]:
+    """At least half of today's rows."""
+    if table.rows:
+        yield _one("expect_table_row_count_to_be_between", min_value=max(1, table.rows // 2))
+
+
+def _unique(key: tuple[str, ...]) -> dict[str, Any]:
+    """GX's own counts by a window over all rows, which takes several times as long."""
+    names = [_quoted(name) for name in key]
+    if len(key) == 1:
+        query = f"{BATCH} HAVING count({names[0]}) <> count(DISTINCT {names[0]})"
+    else:
+        there = " AND ".join(f"{name} IS NOT NULL" for name in names)
+        query = f"{BATCH} WHERE {there} GROUP BY {_listed(names)} HAVING count(*) > 1"
+    return _rows(f"no two rows have the same {_listed(key)}", query)
+
+
+def _parents(one: Reference) -> dict[str, Any]:
+    """A foreign key, with its own operators: the session has no search path."""
+    names = [_quoted(name) for name in one.columns]
+    there = " AND ".join(f"{name} IS NOT NULL" for name in names)
+    own = [f"ops_parent_{number}" for number in range(len(names))]
+    chosen = _listed(f"{_quoted(name)} AS {alias}" for name, alias in zip(one.referenced, own, strict=True))
+    equal = " AND ".join(
+        f"{alias} {operator if schema == 'pg_catalog' else f'OPERATOR({_quoted(schema)}.{operator})'} {name}"
+        for alias, (schema, operator), name in zip(own, one.operators, names, strict=True)
+    )
+    parents = sql.SQL("SELECT FROM (SELECT {} FROM {}) AS ops_parents WHERE {}").format(
+        sql.SQL(chosen), sql.SQL(_quoted(one.schema, one.table)), sql.SQL(equal)
+    )
+    return _rows(
+        f"every {_listed(one.columns)} is in {one.schema}.{one.table}",
+        f"{BATCH} WHERE {there} AND NOT EXISTS ({parents.as_string()})",
+    )
+
+
+def _range(table: Table, column: Column) -> dict[str, Any] | None:
+    """What a CHECK says; on a side that it leaves open, today's extreme and as much again."""
+    if column.kind != "number" or table.identifies(column.name):
+        return None
+    declared, seen = table.checked.get(column.name, Bounds()), table.numbers.get(column.name)
+    least, most = declared.least, declared.most
+    if seen and seen.least is not None and seen.most is not None:
+        margin = max(seen.most - seen.least, abs(seen.most), abs(seen.least), 1.0)
+        least = least if least is not None else 0.0 if seen.least >= 0 else seen.least - margin
+        most = most if most is not None else seen.most + margin
+    wanted = {
+        "min_value": _number(least, column),
+        "max_value": _number(most, column),
+        "strict_min": declared.open_least or None,
+        "strict_max": declared.open_most or None,
+    }
+    given = {key: value for key, value in wanted.items() if value is not None}
+    return _one("expect_column_values_to_be_between", column=column.name, **given) if given else None
+
+
+def _number(value: float | None, column: Column) -> float | int | None:
+    return int(value) if value is not None and (column.whole or value.is_integer()) else value
+
+
+def _times(table: Table) -> Iterable[dict[str, Any]]:
+    """No time before a year before the first, none in the future (or a year beyond the last); rows are fresh."""
+    if not table.times:
+        return
+    limits = []
+    for name, seen in table.times.items():
+        most = f"timestamptz '{seen.most}'" if seen.future else "now() + interval '3 days'"
+        limits += [f"{_quoted(name)} < timestamptz '{seen.least}'", f"{_quoted(name)} > {most}"]
+    yield _rows(f"times are plausible: {_listed(table.times)}", f"{BATCH} WHERE {' OR '.join(limits)}")
+    name, seen = min(table.times.items(), key=lambda item: abs(item[1].age_seconds))
+    if not seen.future and seen.age_seconds <= FRESH_DAYS * 86400:
+        newest = f"max({_quoted(name)})"
+        query = f"{BATCH} HAVING {newest} < {TAKEN} - interval '{FRESH_DAYS} days'"
+        yield _rows(f"the newest {name} is at most {FRESH_DAYS} days older than the data", query)
