@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 import pytest
@@ -17,6 +17,9 @@ from runbook.errors import OpsError
 from tasks.postgres import equivalence
 from tasks.postgres.definitions import differences, parse, read_definitions
 from tasks.postgres.equivalence import Judged, compare_definitions
+from tasks.postgres.session import pinned
+from tasks.postgres.table_pairs import settle_generated, unequal_columns
+from tasks.postgres.tables import Table, known_in, resolve, table_of
 from tests.definitions import MUTATIONS, OBJECTS
 from tests.servers import PostgresServer
 
@@ -205,3 +208,19 @@ def test_a_lock_of_somebody_else_is_reported(rounds: Rounds, monkeypatch: pytest
         other.execute("LOCK TABLE t IN ACCESS SHARE MODE")
         with pytest.raises(OpsError, match="a lock was not to be had"):
             rounds.judged(rounds.texts[0])
+
+
+def test_a_generated_column_is_judged_by_its_expression(rounds: Rounds) -> None:
+    """For restores of single tables and for salvage: both databases' texts, judged in one of them."""
+    source, copy = (one_table(rounds, database) for database in rounds.names[:2])
+    assert unequal_columns(copy, source) != []
+    assert unequal_columns(copy, settle_generated(rounds.postgres, rounds.names[1], copy, source)) == []
+    columns = [replace(one, generated=one.generated.replace("'in'", "'out'")) for one in source.columns]
+    changed = settle_generated(rounds.postgres, rounds.names[1], copy, replace(source, columns=tuple(columns)))
+    assert [text.split()[1] for text in unequal_columns(copy, changed)] == ["g"]
+
+
+def one_table(rounds: Rounds, database: str) -> Table:
+    with pinned(rounds.postgres, database) as connection:
+        (known,) = resolve(["public.t"], known_in(connection))
+        return table_of(connection, known)
