@@ -13,8 +13,8 @@ import httpx
 import psycopg
 
 from benchmarks.place import Place
-from tasks.drill.writer import USER
 
+USER = "monitor"
 HAMMER_SECONDS = 0.01
 READS_PER_SECOND, WRITES_PER_SECOND = 40.0, 5.0
 READERS = 2

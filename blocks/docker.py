@@ -36,7 +36,7 @@ class Container(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    image: str = Field(description="the repository, without registry and tag: grc-backend")
+    image: str = Field(description="the repository, without registry and tag: backend")
     name: str = Field(default="", description="of the container; empty: its key")
     dockerfile: str = Field(default="", description="in [docker] checkout; empty: not built here")
     context: str = Field(default=".", description="of its build, in [docker] checkout")

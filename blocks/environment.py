@@ -159,8 +159,8 @@ class Environment(Block):
 
     @property
     def application(self) -> Application:
-        """The interview application."""
-        return cast(Application, self._part("application"))
+        """The application; without `[application]` one that offers nothing."""
+        return cast(Application, self._part("application")) if self.has("application") else Application()
 
     @property
     def endpoint(self) -> Endpoint:

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr, field_validator
+from prefect.types import SecretDict
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
+from blocks.http_step import TEXT, HttpStep, LoadStep, Question, Writes, unknown_name
 from blocks.s3 import Bucket, bucket_and_prefix
 from blocks.tls import TlsServer, certificate_names
+from runbook.errors import OpsError
+
+# What lines of the logs may have: §6.1 and §6.4, access lines, AI calls (§5.2).
+LOG_FIELDS = (
+    "timestamp", "level", "logger", "message", "module", "function", "line", "user_id", "action", "resource", "result",
+    "ip_address", "user_agent", "method", "path", "status", "duration_ms", "provider", "model", "prompt_tokens",
+    "completion_tokens", "total_tokens", "error", "exception",
+)  # fmt: skip
+
+
+def _needed(section: str, key: str, value: str) -> str:
+    if not value:
+        raise OpsError(f"[{section}] {key} is not configured", f"add {key} under [{section}] and register it")
+    return value
 
 
 class Backups(Block):
@@ -65,17 +82,49 @@ class Backups(Block):
         )
 
 
+class Corruption(BaseModel):
+    """A bug for the drill of data corruption: one transaction that sets columns of every row of a table."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    table: str = Field(description="schema.table or table")
+    time: str = Field(description="the column with the time of a row: older rows must come back as they were")
+    set: dict[str, str | int | float | bool] = Field(description="column → value that breaks an expectation")
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Schema and table."""
+        schema, _, table = self.table.rpartition(".")
+        return schema or "public", table
+
+
 class Application(Block):
-    """The interview application: where it answers, where its files are, and a login for smoke checks."""
+    """The application, by what it offers. Every key is optional: an empty one is absent, and what needs it reports “not
+    configured” (docs/application.md)."""
 
     _block_type_name = "Ops application"
     _block_type_slug = "ops-application"
 
-    url: str = Field(default="http://127.0.0.1:8000")
-    frontend_url: str = Field(default="http://127.0.0.1:3000")
+    url: str = Field(default="", description="of the backend")
+    frontend_url: str = ""
+    health_path: str | list[str] = Field(default="", description="below url; healthy when each answers health_status")
+    frontend_health_path: str | list[str] = Field(default="", description="below frontend_url")
+    health_port: int = Field(default=0, ge=0, le=65535, description="healthy when it takes connections, on url's host")
+    health_command: list[str] = Field(default=[], description="healthy when it exits with 0")
+    health_status: list[int] = Field(default=[200], description="accepted statuses of health_path")
+    smoke: list[HttpStep] = Field(default=[], description="requests that prove that the application works")
+    smoke_command: list[str] = Field(default=[], description="a program that proves it, by its exit status 0")
+    smoke_seconds: float = Field(default=120.0, gt=0, description="deadline of smoke_command")
+    writes: Writes = Field(default=Writes(), description="what the client of a drill writes")
+    load_test: list[LoadStep] = Field(default=[], description="what the users of a load test do")
+    corruption: Corruption | None = Field(default=None, description="for the drill of data corruption")
+    ai: Question = Field(default=Question(), description="a user's question to the AI")
+    user: str = Field(default="", description="{user} in the requests above")
+    password: SecretStr = Field(default=SecretStr(""), description="{password} in them")
+    secrets: SecretDict = Field(default=SecretDict({}), description="more secrets: name → {name} in them")
     directory: str = Field(default="", description="its files; empty: a full restore leaves them alone")
-    backend_directory: str = Field(default="/opt/grc/backend", description="where alembic.ini is")
-    python: str = Field(default="/opt/grc/backend/venv/bin/python")
+    backend_directory: str = Field(default="", description="where alembic.ini is")
+    python: str = Field(default="", description="the Python that runs the backend")
     migrate_command: list[str] = Field(
         default=[], description="another tool's migrations instead of Alembic's; it gets DATABASE_URL and PGDATABASE"
     )
@@ -86,8 +135,7 @@ class Application(Block):
     requirements_lock: str = Field(default="", description="the lock file made from them; empty: there is none")
     lock_command: list[str] = Field(default=[], description="what makes that, run in the backend")
     start_command: list[str] = Field(
-        default=["{python}", "-m", "uvicorn", "grc_backend.main:app", "--host", "127.0.0.1", "--port", "{port}"],
-        description="what starts it in the foreground, for diagnose-application; run in backend_directory",
+        default=[], description="starts it in the foreground, for diagnose-application; run in backend_directory"
     )
     start_variables: dict[str, str] = Field(
         default={}, description="variables that such a start gets in the place of the application's: logs elsewhere"
@@ -102,13 +150,37 @@ class Application(Block):
     advisories: str = Field(default="https://api.osv.dev", description="the OSV server that pip-audit asks")
     env_file: str = Field(default="", description="backend/.env, in which a failover changes the connection string")
     dsn_variable: str = Field(default="DATABASE_URL", description="the connection string's name in it")
-    user: str = Field(default="monitor", description="the login of the smoke checks")
-    password: SecretStr = SecretStr("")
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        known = list(self.secrets.get_secret_value())
+        question = [one for one in (self.ai.ask, self.ai.stored) if one]
+        for key, steps, more in (
+            ("smoke", self.smoke, []),
+            ("writes", [*self.writes.login, *self.writes.steps], [TEXT]),
+            ("load_test", self.load_test, [TEXT]),
+            ("ai", [*self.ai.before, *question], [TEXT]),
+        ):
+            if unknown := unknown_name(steps, [*known, *more]):
+                raise ValueError(f"{key}: {unknown}")
+        if (self.smoke or self.writes.steps or self.load_test or self.ai.ask) and not self.url:
+            raise ValueError("url is missing: smoke, writes, load_test and ai are requests to it")
+        if (self.health_path and not self.url) or (self.frontend_health_path and not self.frontend_url):
+            raise ValueError("health_path needs url, and frontend_health_path needs frontend_url")
+        return self
 
     @property
     def source(self) -> Path:
         """The backend in the repository."""
-        return Path(self.backend_source or self.backend_directory)
+        return Path(self.backend_source or self.need("backend_directory"))
+
+    def need(self, key: str) -> str:
+        """A path that a runbook cannot do without.
+
+        Raises:
+            OpsError: it is not configured.
+        """
+        return _needed("application", key, str(getattr(self, key)))
 
 
 class Endpoint(Block):
@@ -129,10 +201,37 @@ class Logs(Block):
     _block_type_name = "Ops logs"
     _block_type_slug = "ops-logs"
 
-    app: str = Field(default="/var/log/grc/app.log")
-    audit: str = Field(default="/var/log/grc/audit.log")
-    backup: str = Field(default="/var/log/db_backup.log")
-    rotation: str = Field(default="/etc/logrotate.d/grc", description="logrotate's configuration for them")
+    app: str = Field(default="", description="JSON lines of the application")
+    audit: str = Field(default="", description="JSON lines of its audit log")
+    backup: str = Field(default="", description="what cron's backups print")
+    rotation: str = Field(default="", description="logrotate's configuration for them")
+    access_logger: str = Field(default="", description="the logger of request lines; empty: lines with status and time")
+    access_message: str = Field(default="", description="the message of request lines; empty: any")
+    not_data: list[str] = Field(default=[], description="paths whose POST changes no data, e.g. a log-in's")
+    ai_message: str = Field(default="", description="the message of a line about an AI call; empty: there is none")
+    fields: dict[str, str] = Field(default={}, description="field as the manual calls it (§6.1) → as it is called here")
+
+    @field_validator("fields")
+    @classmethod
+    def _known_fields(cls, fields: dict[str, str]) -> dict[str, str]:
+        for ours, theirs in fields.items():
+            if ours not in LOG_FIELDS:
+                raise ValueError(f"{ours} is no field: one of {', '.join(LOG_FIELDS)}")
+            if not re.fullmatch(r"[\w@.-]+", theirs):
+                raise ValueError(f"{theirs} cannot be a field's name: letters, digits and _ @ . -")
+        return fields
+
+    def field(self, name: str) -> str:
+        """How this application calls a field."""
+        return self.fields.get(name, name)
+
+    def need(self, key: str) -> str:
+        """A log that a runbook cannot do without.
+
+        Raises:
+            OpsError: it is not configured.
+        """
+        return _needed("logs", key, str(getattr(self, key)))
 
 
 class Certificates(Block):

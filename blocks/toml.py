@@ -166,7 +166,9 @@ def _block(path: Path, section: str, kind: type[Block], values: dict[str, Any]) 
         raise _wrong(path, section, ".".join(map(str, first["loc"])), first["msg"]) from None
 
 
-def _secret(path: Path, section: str, key: str, variable: object) -> str:
+def _secret(path: Path, section: str, key: str, variable: object) -> object:
+    if isinstance(variable, dict):
+        return {name: _secret(path, section, f"{key}.{name}", one) for name, one in variable.items()}
     if not isinstance(variable, str) or not re.fullmatch(r"[A-Z_][A-Z0-9_]*", variable):  # the secret itself, perhaps
         raise _wrong(path, section, key, "the name of an environment variable (capitals, digits and _)")
     if variable not in os.environ:

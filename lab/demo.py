@@ -21,6 +21,8 @@ import httpx
 import psycopg
 from psycopg import sql
 
+from blocks import toml
+from blocks.places import Application
 from lab import postgres
 from lab.client import Lab
 from lab.progress import Tell, progress
@@ -37,6 +39,18 @@ RESTORE = "full-restore"
 WRITES_PER_SECOND = 8.0
 BEFORE_SECONDS, AFTER_SECONDS = 2.0, 8.0
 KILLED = ("grc-backend", "grc-frontend", "redis")
+
+
+def described_application(lab: Lab) -> Application:
+    """The application as the lab's TOML describes it."""
+    before = dict(os.environ)
+    os.environ.update(lab.environ())
+    try:
+        return toml.environment(lab.name).application
+    finally:
+        for name in lab.environ().keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 @dataclass
@@ -82,10 +96,9 @@ class Demo:
 
     def back_up_and_write_on(self) -> None:
         """A client writes before, during and after the backups."""
-        password = self.lab.environ()["OPS_APPLICATION_PASSWORD"]
-        url = self.status["application"]["url"]
-        self.tell(f"a client writes through {url}, {WRITES_PER_SECOND:g} writes a second")
-        with Writer(url, password, self.ledger, per_second=WRITES_PER_SECOND):
+        application = described_application(self.lab)
+        self.tell(f"a client writes through {application.url}, {WRITES_PER_SECOND:g} writes a second")
+        with Writer(application, self.ledger, per_second=WRITES_PER_SECOND):
             self._let_write(BEFORE_SECONDS)
             self.backups_began = datetime.now(UTC)
             for flow in BACKUPS:
@@ -154,7 +167,7 @@ class Demo:
     def count_lost(self) -> Account | None:
         """What the ledger says; None where the database cannot be asked."""
         try:
-            return account_of(self.ledger, self.status["postgres"]["dsn"])
+            return account_of(self.ledger, self.status["postgres"]["dsn"], described_application(self.lab))
         except psycopg.Error:
             return None
 

@@ -41,7 +41,7 @@ def is_unattended(target: Target) -> bool:
 
 @dataclass(frozen=True)
 class Act:
-    """One irreversible deed: a kind ("swap database") and what it is done to ("grc_db")."""
+    """One irreversible deed: a kind ("swap database") and what it is done to ("app_db")."""
 
     kind: str
     target: str

@@ -1,43 +1,66 @@
-"""The interview application as its users see it: whether it is healthy, and whether the whole path works."""
+"""The application as its users see it: whether it is healthy, and whether its described smoke checks pass."""
 
 from __future__ import annotations
 
+import socket
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
 
+from blocks.http_step import HttpStep, StepFailed
 from blocks.places import Application
 from blocks.services import Services
+from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
 from runbook.wait import until
+from tasks.http_steps import StepClient, hide, secrets_of
 from tasks.services import refuse_ended
 
 HEALTH_TIMEOUT_SECONDS = 3.0
 ONCE_SECONDS = 10.0  # a health that takes longer is none
-TIMEOUT_SECONDS = 30.0  # what has just come back answers slowly
-AI_TIMEOUT_SECONDS = 60.0
 EVERY_SECONDS = 0.25
-POSITION = "動作確認 (interview-ops)"
+SHOWN = 200
+ROLES = ("backend", "frontend")
+NO_HEALTH = "not configured: [application] names no health check"
+NO_SMOKE = "not configured: [application] describes no smoke checks"
+
+
+class HealthCheck(NamedTuple):
+    """One question to one part: GET an address, connect to host:port, or run a command."""
+
+    role: str
+    kind: Literal["path", "port", "command"]
+    target: str
 
 
 @dataclass(frozen=True)
 class Health:
-    """What answered, how many times in a row, and how long it took until then."""
+    """What was checked, how many times in a row it was healthy, and how long it took until then. Without a described
+    check `targets` is empty, and `running` are the services that were seen to run."""
 
-    urls: tuple[str, ...]
+    targets: tuple[str, ...]
     in_a_row: int
     seconds: float
+    running: tuple[str, ...] = ()
+
+    @property
+    def configured(self) -> bool:
+        """Whether the environment describes a health check."""
+        return bool(self.targets)
 
     @property
     def answer(self) -> str:
         """For a report."""
-        return f"{' and '.join(self.urls)} answered well {self.in_a_row} times in a row after {self.seconds:.1f} s"
+        if self.targets:
+            times = f"{self.in_a_row} times in a row after {self.seconds:.1f} s"
+            return f"{' and '.join(self.targets)} answered well {times}"
+        seen = f"{', '.join(self.running)} run" if self.running else "nothing"
+        return f"{NO_HEALTH}; checked: {seen}"
 
 
 class Check(NamedTuple):
@@ -51,9 +74,14 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class SmokeResult:
-    """The checks in order; after the first that fails the others are not run, and not ok."""
+    """The checks in order; after the first that fails the others are not run, and not ok. No rows: none described."""
 
     rows: tuple[Check, ...]
+
+    @property
+    def configured(self) -> bool:
+        """Whether the environment describes smoke checks."""
+        return bool(self.rows)
 
     @property
     def ok(self) -> bool:
@@ -62,43 +90,63 @@ class SmokeResult:
 
     @property
     def detail(self) -> str:
-        """The first failure, or that all is well."""
+        """The first failure, or that all passed."""
+        if not self.rows:
+            return NO_SMOKE
         bad = next((row for row in self.rows if not row.ok), None)
         return f"{bad.check}: {bad.detail}" if bad else f"{len(self.rows)} checks passed"
 
 
-def require_address(application: Application) -> None:
-    """
-    Raises:
-        OpsError: neither backend nor frontend has one: nobody would be asked.
-    """
-    if not application.url and not application.frontend_url:
-        raise OpsError("no address of the application is named", "add url, or frontend_url, under [application]")
+def health_checks(application: Application) -> tuple[HealthCheck, ...]:
+    """Every check that the environment describes; none where it describes none."""
+    found = list[HealthCheck]()
+    for role, url, paths in (
+        ("backend", application.url, application.health_path),
+        ("frontend", application.frontend_url, application.frontend_health_path),
+    ):
+        named = [paths] if isinstance(paths, str) else paths
+        found += [HealthCheck(role, "path", url.rstrip("/") + path) for path in named if path]
+    if application.health_port:
+        host = urlsplit(application.url).hostname or "127.0.0.1"
+        found.append(HealthCheck("backend", "port", f"{host}:{application.health_port}"))
+    if application.health_command:
+        found.append(HealthCheck("backend", "command", " ".join(application.health_command)))
+    return tuple(found)
 
 
 @probe
 def wait_healthy(
     application: Application, *, seconds: float = 120, in_a_row: int = 3, services: Services | None = None
 ) -> Health:
-    """Ask `/health` of backend and frontend until both answered well `in_a_row` times in a row (§8.2, step 7).
+    """Run the described health checks until all passed `in_a_row` times in a row (§8.2, step 7). Where none is
+    described, only that the `services` of the application run is checked, and the answer says so.
 
     Raises:
         OpsError: that did not happen within `seconds`; the last bad answer is in the message. Or one of `services` has
             ended for good: nobody waits for it.
     """
-    addresses = [("backend", application.url), ("frontend", application.frontend_url)]
-    urls = [(name, url.rstrip("/") + "/health") for name, url in addresses if url]
+    checks = health_checks(application)
+    roles = [role for role in ROLES if services and role in services.names]
     started, good, last = time.monotonic(), 0, "nothing was asked"
+    asked = {role for role in roles if not checks or any(check.role == role for check in checks)}
+
+    def problem(client: httpx.Client) -> str:
+        if checks:
+            return next(filter(None, (_problem(client, application, check) for check in checks)), "")
+        ended = [role for role in roles if services and not services.is_running(role)]
+        return f"{', '.join(ended)} does not run" if ended else ""
 
     def enough() -> bool:
         nonlocal good, last
-        problem = next(filter(None, (_problem(client, name, url) for name, url in urls)), "")
-        good, last = (0, problem) if problem else (good + 1, last)
-        if problem and services:
-            for role in services.names.keys() & {name for name, _ in urls}:
+        found = problem(client)
+        good, last = (0, found) if found else (good + 1, last)
+        if found and services:
+            for role in asked:
                 refuse_ended(services, role)
         return good >= in_a_row
 
+    if not checks and not roles:
+        return Health((), 0, 0.0)
     with _client(HEALTH_TIMEOUT_SECONDS) as client:
         try:
             until(enough, what="health", seconds=seconds, every_seconds=EVERY_SECONDS)
@@ -107,46 +155,66 @@ def wait_healthy(
                 f"the application is not healthy after {seconds:.0f} s: {last}",
                 "look at the logs of backend and frontend, and at what the answer names",
             ) from None
-    return Health(tuple(url for _, url in urls), good, time.monotonic() - started)
+    running = () if checks else tuple(roles)
+    return Health(tuple(check.target for check in checks), good, time.monotonic() - started, running)
 
 
 @probe
 def read_problems(application: Application) -> dict[str, str]:
-    """What backend and frontend answer when they are asked once: role → what is wrong, "" where nothing is."""
-    addresses = {"backend": application.url, "frontend": application.frontend_url}
+    """One round of health checks: role → what is wrong, "" where nothing is. A role without a check is missing."""
+    found = dict[str, str]()
     with _client(ONCE_SECONDS) as client:
-        return {name: _problem(client, name, url.rstrip("/") + "/health") for name, url in addresses.items() if url}
+        for check in health_checks(application):
+            found[check.role] = found.get(check.role) or _problem(client, application, check)
+    return found
 
 
-def _problem(client: httpx.Client, name: str, url: str) -> str:
-    """What is wrong with one address, e.g. "backend answers 503: database unreachable"; empty when it is well."""
+def _problem(client: httpx.Client, application: Application, check: HealthCheck) -> str:
+    """What is wrong, e.g. "backend answers 503: database unreachable"; empty when it is healthy."""
+    match check.kind:
+        case "port":
+            return _port_problem(check)
+        case "command":
+            return _command_problem(application)
     try:
-        answer = client.get(url)
-    except httpx.HTTPError as error:
-        return f"{name} at {url} does not answer ({type(error).__name__})"
-    if answer.status_code == httpx.codes.OK:
+        answer = client.get(check.target)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return f"{check.role} at {check.target} does not answer ({type(error).__name__})"
+    if answer.status_code in application.health_status:
         return ""
     body = json_object(answer)
     parts = [f"{part} {state}" for part, state in body.items() if part != "status" and state != "ok"]
-    return f"{name} answers {answer.status_code}: {', '.join(parts)[:200] or answer.reason_phrase}"
+    return f"{check.role} answers {answer.status_code}: {', '.join(parts)[:SHOWN] or answer.reason_phrase}"
+
+
+def _port_problem(check: HealthCheck) -> str:
+    host, _, port = check.target.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), HEALTH_TIMEOUT_SECONDS).close()
+    except OSError as error:
+        return f"{check.role} at {check.target} takes no connections ({error.strerror or type(error).__name__})"
+    return ""
+
+
+def _command_problem(application: Application) -> str:
+    try:
+        shell.run(application.health_command, environment=_variables(application), timeout_seconds=ONCE_SECONDS)
+    except OpsError as error:
+        return hide(f"health_command: {error.message}", secrets_of(application))
+    return ""
 
 
 @action
 def smoke_check(application: Application) -> SmokeResult:
-    """Phase 5 of §8.4: log in, begin an interview, get an AI's answer, read everything back and compare.
+    """Phase 5 of §8.4: the described requests one after the other, or the described command; nothing where none is.
 
-    It leaves one session of the smoke checks' own user behind, with the position 動作確認. What fails is a row that is
-    not ok, never an error; the password is in none of them.
+    It leaves behind what its requests write. What fails is a row that is not ok, never an error; no secret is in any.
     """
-    run = _Smoke(application)
-    checks: tuple[tuple[str, Callable[[], str]], ...] = (
-        ("ログイン", run.log_in),
-        ("面接セッション作成", run.create_session),
-        ("AI応答", run.get_reply),
-        ("データ読み書き", run.read_back),
-    )
     rows: list[Check] = []
-    with run.client:
+    with StepClient(application, application.smoke) as client:
+        checks = [(step.title, _step(client, step)) for step in application.smoke]
+        if application.smoke_command:
+            checks.append(("smoke_command", lambda: _smoke_command(application)))
         for name, check in checks:
             if rows and not rows[-1].ok:
                 rows.append(Check(name, False, 0.0, "not run: the check before failed"))
@@ -154,77 +222,38 @@ def smoke_check(application: Application) -> SmokeResult:
             started = time.monotonic()
             try:
                 detail, ok = check(), True
-            except _Failed as error:
+            except StepFailed as error:
                 detail, ok = str(error), False
             rows.append(Check(name, ok, round(time.monotonic() - started, 3), detail))
     return SmokeResult(tuple(rows))
 
 
-class _Failed(Exception):
-    """A check did not pass; its text is the row's detail."""
+def _step(client: StepClient, step: HttpStep) -> Callable[[], str]:
+    def check() -> str:
+        taken = client.run(step)
+        return client.masked(", ".join(f"{name}: {str(value)[:40]}" for name, value in taken.items())) or "as expected"
+
+    return check
 
 
-class _Smoke:
-    """The state between the checks: token, session, and what was sent and answered."""
-
-    def __init__(self, application: Application) -> None:
-        self.application = application
-        self.client = _client(TIMEOUT_SECONDS, base_url=application.url)
-        self.session = ""
-        # Its own text each time: an answer from the cache would prove nothing about the AI.
-        self.sent = f"動作確認です。{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {uuid.uuid4()}"
-        self.stored: list[tuple[int, str, str]] = []
-
-    def log_in(self) -> str:
-        login = {"username": self.application.user, "password": self.application.password.get_secret_value()}
-        body = self._call("POST", "/api/auth/login", 200, login)
-        self.client.headers["Authorization"] = f"Bearer {_field(body, 'token')}"
-        return f"as {self.application.user}"
-
-    def create_session(self) -> str:
-        body = self._call("POST", "/api/interview/sessions", 201, {"position": POSITION})
-        self.session = str(_field(body, "session_id"))
-        return f"session {self.session}"
-
-    def get_reply(self) -> str:
-        path = f"/api/interview/sessions/{self.session}/messages"
-        body = self._call("POST", path, 201, {"content": self.sent}, timeout=AI_TIMEOUT_SECONDS)
-        reply = _field(body, "reply")
-        content = str(_field(reply, "content"))
-        if not content.strip():
-            raise _Failed("the AI's answer is empty")
-        question = (int(_field(body, "message_id")), "user", self.sent)
-        self.stored = [question, (int(_field(reply, "message_id")), "assistant", content)]
-        return f"{_field(reply, 'provider')} {_field(reply, 'model')}, {len(content)} characters"
-
-    def read_back(self) -> str:
-        body = self._call("GET", f"/api/interview/sessions/{self.session}", 200)
-        if str(_field(body, "session_id")) != self.session or _field(body, "position") != POSITION:
-            raise _Failed("another session came back")
-        read = [
-            (int(_field(m, "message_id")), _field(m, "role"), _field(m, "content")) for m in _field(body, "messages")
-        ]
-        if read != self.stored:
-            raise _Failed(f"what was read differs from what was written: {len(read)} messages of {len(self.stored)}")
-        return f"{len(read)} messages, as written"
-
-    def _call(
-        self, method: str, path: str, expected: int, body: Any = None, timeout: float = TIMEOUT_SECONDS
-    ) -> dict[str, Any]:
-        try:
-            answer = self.client.request(method, path, json=body, timeout=timeout)
-        except httpx.HTTPError as error:
-            raise _Failed(f"{method} {path}: no answer ({type(error).__name__})") from None
-        if answer.status_code != expected:
-            detail = str(json_object(answer).get("detail", answer.reason_phrase))[:200]
-            raise _Failed(f"{method} {path} answers {answer.status_code} instead of {expected}: {detail}")
-        return json_object(answer)
+def _smoke_command(application: Application) -> str:
+    try:
+        done = shell.run(
+            application.smoke_command, environment=_variables(application), timeout_seconds=application.smoke_seconds
+        )
+    except OpsError as error:
+        raise StepFailed(hide(error.message, secrets_of(application))) from None
+    return hide(done.stdout.strip().rpartition("\n")[2][:SHOWN], secrets_of(application)) or "exit status 0"
 
 
-def _field(body: Any, name: str) -> Any:
-    if not isinstance(body, dict) or name not in body:
-        raise _Failed(f"the answer has no {name}")
-    return body[name]
+def _variables(application: Application) -> dict[str, str]:
+    """What a command gets: secrets too, and never in its argv."""
+    return {
+        "OPS_APPLICATION_URL": application.url,
+        "OPS_APPLICATION_USER": application.user,
+        "OPS_APPLICATION_PASSWORD": application.password.get_secret_value(),
+        **{name: str(value) for name, value in application.secrets.get_secret_value().items()},
+    }
 
 
 def json_object(answer: httpx.Response) -> dict[str, Any]:
@@ -236,6 +265,6 @@ def json_object(answer: httpx.Response) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def _client(timeout: float, base_url: str = "") -> httpx.Client:
+def _client(timeout: float) -> httpx.Client:
     """Never through a proxy: an internal address would be asked of it."""
-    return httpx.Client(timeout=timeout, base_url=base_url, trust_env=False)
+    return httpx.Client(timeout=timeout, trust_env=False)

@@ -13,13 +13,15 @@ from runbook.kinds import action
 
 @action
 def append_line(logs: Logs, text: str) -> str:
-    """Append a dated line; returns it.
+    """Append a dated line; returns it. Without `[logs] backup` nothing is written.
 
     Raises:
         OpsError: the log cannot be written to.
     """
     path = Path(logs.backup)
     line = f"{datetime.now().astimezone().isoformat(timespec='seconds')}: {' '.join(text.split())}"
+    if not logs.backup:
+        return line
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:

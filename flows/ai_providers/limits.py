@@ -133,9 +133,9 @@ def _tell_counters(report: Report, prefixes: Sequence[Counted]) -> None:
 
 
 def _judge_refusals(report: Report, env: Environment, since: datetime, end: datetime, storm: int) -> None:
-    wanted = Conditions().holds(refusals.REFUSED).within(since, end)
-    with reading(find_logs(Path(env.logs.app)), env.zone, since=since) as source:
-        bad = source.pick(refusals.COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
+    wanted = Conditions().holds(refusals.refused(env.logs.ai_message)).within(since, end)
+    with reading(find_logs(Path(env.logs.need("app"))), env.zone, since=since, names=env.logs.fields) as source:
+        bad = source.pick(refusals.columns(env.logs.ai_message), wanted.sql, wanted.parameters, wanted.needles)
         found, calls = refusals.read_refusals(source)
         hours = refusals.by_hour(source)
         tell_read(report, source, bad)

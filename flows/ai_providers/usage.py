@@ -17,7 +17,6 @@ from runbook.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
 from tasks.logs import tokens
-from tasks.logs.conditions import Conditions
 from tasks.logs.files import find_logs
 from tasks.logs.source import reading
 from tasks.logs.tokens import Use
@@ -59,12 +58,10 @@ def tell_tokens(report: Report, env: Environment, month: str = "") -> str:
     first, last = _month(month, today)
     begin = first - timedelta(days=tokens.WINDOW_DAYS)
     since = datetime.combine(begin, time(), env.zone)
-    wanted = (
-        Conditions()
-        .holds(tokens.CALL, tokens.MESSAGE)
-        .within(since, datetime.combine(last + timedelta(days=1), time(), env.zone))
+    wanted = tokens.calls(env.logs.ai_message).within(
+        since, datetime.combine(last + timedelta(days=1), time(), env.zone)
     )
-    with reading(find_logs(Path(env.logs.app)), env.zone, since=since) as source:
+    with reading(find_logs(Path(env.logs.need("app"))), env.zone, since=since, names=env.logs.fields) as source:
         bad = source.pick(tokens.COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
         uses = tokens.read_use(source)
         tell_read(report, source, bad)

@@ -166,7 +166,8 @@ def switch(
                       value=f"{problem}; returned to {before}, with which it is well")  # fmt: skip
     else:
         report.expect(f"the application is well with {after}", True, "",
-                      value="healthy, and a user's question was answered")  # fmt: skip
+                      value="healthy, and a user's question was answered" if env.application.ai.ask else
+                      "healthy; a user's question was not tried: [application.ai] ask is not configured")  # fmt: skip
     path.unlink()
     report.state = None
 
@@ -179,12 +180,14 @@ def _restarted(permit: Permit, env: Environment, seconds: float) -> str:
         stop_services(env.services, [BACKEND])
         start_services(env.services, [BACKEND])
         wait_healthy(env.application, seconds=seconds)
+        if env.application.ai.ask is None:
+            return ""
         reply = ask_application(begin_interview(env.application))
     except OpsError as error:
         return error.message
     if not reply.answered:
         return f"a user's question gets no answer: {reply.told}"
     first = env.ai_providers.chain[0]
-    if first == "azure" and reply.provider != first:
+    if first == "azure" and reply.provider and reply.provider != first:
         return f"a user's question is answered by {reply.provider}: the application fell back from {first}"
     return ""

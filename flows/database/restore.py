@@ -51,7 +51,7 @@ def restore_database(
         environment: 対象の環境
         backup: latest、日付 (YYYYMMDD)、バックアップ名、またはファイル (.dump、.sql、.sql.gz)・ディレクトリのパス
         source: 保管先。copies は複製先
-        into: 別名のデータベースとして作成 (例 grc_db_new)。空なら本番のデータベースと入れ替え
+        into: 別名のデータベースとして作成 (例 app_db_new)。空なら本番のデータベースと入れ替え
         jobs: 並列数。0 は CPU の数
         advance: 旧データベースで既に使われた番号まで連番を進める
         strict: マニフェストのないファイルが期待値 (expectations) を破っていれば、本番データベースがなくても中止する
@@ -110,7 +110,9 @@ def _tell_swapped(
     choosing.tell_lost(report, env, chosen)
     report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
     report.fact("old database", f"kept as {swapped.kept}" if swapped.kept else "there was none")
-    report.fact("restart", "clients that cache type OIDs (asyncpg, psycopg): grc-backend")
+    if roles := env.services_in(("backend", "frontend")):
+        names = ", ".join(env.services.names[role] for role in roles)
+        report.fact("restart", f"clients that cache type OIDs (asyncpg, psycopg): {names}")
 
 
 @flow(name="undo-restore", flow_run_name="undo-restore {environment}")

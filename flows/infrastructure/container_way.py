@@ -13,7 +13,7 @@ from runbook.form import read_forms
 from runbook.permit import Act, Permit
 from runbook.report import Evidence, Report, Status
 from runbook.wait import until
-from tasks.application import require_address, wait_healthy
+from tasks.application import wait_healthy
 from tasks.docker.building import VERSION, check_version, read_labels
 from tasks.docker.deployed import Deployed, RunState, read_deployed, read_log, read_states
 from tasks.docker.deploying import (
@@ -50,11 +50,9 @@ class Containers:
         """What is there, and the images of that version.
 
         Raises:
-            OpsError: there is no such version, or no such container, or an application without an address.
+            OpsError: there is no such version, or no such container.
         """
         check_version(version)
-        if env.has("application"):
-            require_address(env.application)
         chosen = _in_order(env.docker, roles)
         now = read_deployed(env.docker, chosen)
         return cls(env, version, seconds, again, now, find_images(env.docker, chosen, version))
@@ -168,11 +166,10 @@ def _prove(report: Report, env: Environment, roles: Sequence[str], seconds: int)
         told = ", ".join(f"{role} is {state}" for role, state in last.items()) or error.message
         raise OpsError(f"after {seconds} s {told}") from None
     left = seconds - (time.monotonic() - started)
-    if env.has("application"):
-        require_address(env.application)
-        report.fact("health", wait_healthy(env.application, seconds=max(left, 1)).answer)
-    else:
-        report.warn("the application's health", "add [application] url: nobody asked it", value="not known")
+    health = wait_healthy(env.application, seconds=max(left, 1))
+    report.fact("health", health.answer)
+    if not health.configured:
+        report.warn("the application's health", "describe a health check under [application]", value=health.answer)
     if (now := dict(read_states(env.docker, roles))) != last:
         raise OpsError(f"meanwhile {', '.join(f'{role} is {state}' for role, state in now.items())}")
 

@@ -13,7 +13,7 @@ from runbook.errors import Locked, LockLost, OpsError, RunbookFailed
 from runbook.form import read_forms
 from runbook.permit import Act, Permit
 from runbook.report import Evidence, Report
-from tasks.application import require_address, wait_healthy
+from tasks.application import wait_healthy
 from tasks.logs.masking import masked
 from tasks.packages import venv
 from tasks.packages.modules import REINSTALL
@@ -51,9 +51,8 @@ class Unpack:
         """What is there, and that version; `commit`: what it is, where that is known and not asked.
 
         Raises:
-            OpsError: there is no such version, or nothing that would run it, or nobody to ask whether it is well.
+            OpsError: there is no such version or nothing that would run it.
         """
-        require_address(env.application)
         if not env.services_in(SERVICES):
             raise OpsError("the environment names no service that runs a release", "add backend to [services.names]")
         now, release = read_live(env.application), find_release(env.application, version, commit)
@@ -179,8 +178,10 @@ class Unpack:
             OpsError: not within the deadline.
         """
         started = time.monotonic()
-        require_address(self.env.application)
-        report.fact("health", wait_healthy(self.env.application, seconds=seconds, in_a_row=STEADY).answer)
+        health = wait_healthy(self.env.application, seconds=seconds, in_a_row=STEADY, services=self.env.services)
+        report.fact("health", health.answer)
+        if not health.configured:
+            report.warn("the application's health", "describe a health check under [application]", value=health.answer)
         left = read_services(self.env.services, self.roles)
         if left.stopped:
             raise OpsError(f"after {time.monotonic() - started:.0f} s {', '.join(left.stopped)} does not run")

@@ -77,7 +77,9 @@ def search_audit_log(
         usual = (
             Conditions(logins.FIELDS).within(None, end).holds(logins.LOGIN, "login")
         )  # known from before `begin` too
-        with reading(find_logs(Path(env.logs.audit)), env.zone, fields=logins.FIELDS) as source:
+        with reading(
+            find_logs(Path(env.logs.need("audit"))), env.zone, fields=logins.FIELDS, names=env.logs.fields
+        ) as source:
             bad = source.pick_each(
                 picked=Choice(COLUMNS, wanted.sql, wanted.parameters, wanted.needles),
                 logins=Choice(logins.COLUMNS, usual.sql, usual.parameters, usual.needles),

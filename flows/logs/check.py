@@ -56,8 +56,8 @@ def check_logging(environment: str, days: Annotated[int, Field(ge=1, le=366)] = 
 
 def _check(report: Report, env: Environment, log: Log, files: tuple[LogFile, ...], since: datetime) -> None:
     """One of them."""
-    with reading(files, env.zone, since=since) as source:
-        form = read_form(source, REQUIRED[log])
+    with reading(files, env.zone, since=since, names=env.logs.fields) as source:
+        form = read_form(source, REQUIRED[log], env.logs.ai_message)
         tell_read(report, source, form.bad, of=f"{log}: ")
     findings.judge_form(report, env, log, form)
     findings.judge_leaks(report, log, files)

@@ -54,7 +54,7 @@ def judge_form(report: Report, env: Environment, log: Log, form: Form) -> None:
             not form.tokenless,
             "logging puts extra= on the record itself, and the manual's formatter reads record.extra: merge "
             "the record's own attributes, as docs/logs.md shows",
-            value=f"{form.tokenless:,} AI API Call without total_tokens" if form.tokenless else "all",
+            value=f"{form.tokenless:,} AI calls without total_tokens" if form.tokenless else "all",
             otherwise=Status.WARN,
         )
     _judge_clock(report, env, log, form)
@@ -108,6 +108,9 @@ def judge_leaks(report: Report, log: Log, files: Sequence[LogFile]) -> None:
 
 def judge_rotation(report: Report, env: Environment, log: Log, files: Sequence[LogFile]) -> None:
     """As §6.2 says, once; and the application writes to the new file."""
+    if not env.logs.rotation:
+        report.fact(f"{log}: rotation", "not checked: [logs] rotation is not configured")
+        return
     path, configuration = Path(path_of(env, log)), Path(env.logs.rotation)
     found = read_rotation(configuration, path)
     report.expect(
@@ -152,7 +155,7 @@ def judge_handlers(report: Report, env: Environment) -> None:
     if not env.has("application") or not env.application.backend_directory:
         return
     handlers = find_handlers(Path(env.application.backend_directory))
-    twice = bool(handlers) and Path(env.logs.rotation).exists()
+    twice = bool(handlers and env.logs.rotation) and Path(env.logs.rotation).exists()
     report.expect(
         "one that rotates",
         not twice,
@@ -164,6 +167,8 @@ def judge_handlers(report: Report, env: Environment) -> None:
 
 def judge_disk(report: Report, env: Environment) -> None:
     """How long the disk lasts, by what the last rotations took."""
+    if not env.logs.app:
+        return
     directory = Path(env.logs.app).parent
     free = shutil.disk_usage(directory).free if directory.exists() else 0
     daily = 0.0

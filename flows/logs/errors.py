@@ -56,11 +56,13 @@ def summarise_errors(
         since, before = end - timedelta(hours=hours), end - timedelta(hours=2 * hours)
         levels = (*LEVELS, "WARNING", "WARN") if warnings else LEVELS
         wanted = Conditions().within(before, end).equals("level", levels)
-        files = find_logs(Path(env.logs.app))
-        with reading(files, env.zone, since=before) as source:
+        files = find_logs(Path(env.logs.need("app")))
+        with reading(files, env.zone, since=before, names=env.logs.fields) as source:
             bad = source.pick(COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
             found = kinds(source, since)
-            reaches = len(source.files) < len(files) or (begins_at(files[0]) or end) <= before
+            reaches = (
+                len(source.files) < len(files) or (begins_at(files[0], env.logs.field("timestamp")) or end) <= before
+            )
             _tell_kinds(report, found, known=reaches)
             _tell_hours(report, source, since, end, env.zone)
             tell_read(report, source, bad)

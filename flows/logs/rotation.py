@@ -30,7 +30,7 @@ def rotate_logs(environment: str, confirm: str = "") -> Report:
 
     It renames files; logrotate removes the oldest, as its configuration says. The daily rotation stays as it is.
 
-    Departs from the manual: `systemctl reload grc-backend` does nothing where the unit has no reload, and the
+    Departs from the manual: `systemctl reload` does nothing where the unit has no reload, and the
     application goes on in the renamed file: that is what is looked at here.
 
     Args:
@@ -39,7 +39,7 @@ def rotate_logs(environment: str, confirm: str = "") -> Report:
     """
     env = Environment.find(environment)
     with runbook("Rotate logs", env, confirm, changes=True) as report:
-        log, configuration = Path(path_of(env, "app")), Path(env.logs.rotation)
+        log, configuration = Path(path_of(env, "app")), Path(env.logs.need("rotation"))
         program()
         before = next((file for file in find_logs(log) if file.path == log), None)
         if before is None:

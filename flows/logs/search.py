@@ -64,7 +64,7 @@ def search_logs(
         user: user_id の一覧。空ならすべて
         text: メッセージに含まれる文字列 (大文字小文字を区別しない)。空なら問わない
         regex: 行全体に対する正規表現 (RE2)。空なら問わない
-        fields: 任意のフィールドの条件。例 status>=500, model=gpt-4o, path~^/api/。空なら問わない
+        fields: 任意のフィールドの条件。例 status>=500, model=gpt-4o, path~^/items/。空なら問わない
         since: この時刻以降 (例 2026-02-15 03:00。ゾーンなしは環境の時間帯)。空なら最初から
         until: この時刻より前。空なら現在まで
         first: 証拠ファイルに残す最大の行数
@@ -76,7 +76,7 @@ def search_logs(
         if module:
             wanted.equals("coalesce(module, logger)", module)
         wanted.contains(text).matches(regex).fields(fields)
-        with reading(find_logs(Path(path_of(env, log))), env.zone, since=begin) as source:
+        with reading(find_logs(Path(path_of(env, log))), env.zone, since=begin, names=env.logs.fields) as source:
             bad = source.pick(COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
             count = _tell_counts(report, env, source)
             _keep(report, env, source, first)

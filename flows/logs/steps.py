@@ -37,5 +37,9 @@ def tell_read(report: Report, source: Source, bad: int, of: str = "") -> None:
 
 
 def path_of(env: Environment, log: Log) -> str:
-    """Where a log is."""
-    return env.logs.app if log == "app" else env.logs.audit
+    """Where a log is.
+
+    Raises:
+        OpsError: the environment does not say.
+    """
+    return env.logs.need("app" if log == "app" else "audit")

@@ -118,7 +118,7 @@ def _tokens(env: Environment, kept: State, now: datetime) -> dict[str, Reading]:
     ai, name = env.ai_providers, "ai.tokens.budget_ratio"
     if not kept.spent or not timedelta() <= now - kept.spent[0] < TOKENS_EVERY:
         try:
-            found = read_spent.work(Path(env.logs.app), env.zone, ai.prices, now, kept.logs)
+            found = read_spent.work(env.logs, env.zone, ai.prices, now, kept.logs)
         except OpsError as error:
             return {name: Reading(None, error.message)}
         missing = f"; no price: {', '.join(found.unpriced)}" if found.unpriced else ""

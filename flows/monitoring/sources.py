@@ -13,7 +13,7 @@ from blocks.environment import Environment
 from blocks.postgres import Postgres
 from runbook.errors import OpsError
 from runbook.render import size
-from tasks.application import wait_healthy
+from tasks.application import health_checks, wait_healthy
 from tasks.host import Disk, disk_of, disk_on
 from tasks.host_load import read_processors
 from tasks.logs.access import Access, read_access
@@ -45,15 +45,20 @@ Asked = Callable[[], Readings]
 
 
 def read_application(env: Environment, now: datetime, window: timedelta = WINDOW) -> Readings:
-    """Answers of 500 and more, and how long 95 of 100 requests took, by the log; and what `/health` says now."""
-    health = _health(env)
+    """Answers of 500 and more, and how long 95 of 100 requests took, by the log; and what the health check says now."""
+    health = _health(env) if health_checks(env.application) else 0.0
     found: Access | OpsError = Access(0, 0, 0.0, True)
-    if env.has("logs") and window:
+    if env.has("logs") and env.logs.app and window:
         try:
-            found = read_access.work(Path(env.logs.app), now - window)
+            found = read_access.work(env.logs, now - window)
         except OpsError as error:
             found = error
     return {"api.response_seconds": _response(health, found), "api.error_ratio": _errors(health, found)}
+
+
+def _can_be_asked(env: Environment) -> bool:
+    """Whether something tells of the application: a health check, or its log."""
+    return bool(health_checks(env.application)) or (env.has("application") and env.has("logs") and bool(env.logs.app))
 
 
 def _health(env: Environment) -> float | OpsError:
@@ -68,7 +73,7 @@ def _response(health: float | OpsError, found: Access | OpsError) -> Reading:
         return Reading(found.slow_seconds, f"95 of 100 of {found.requests} requests took no longer{_cut(found)}")
     if isinstance(health, OpsError):
         return Reading(None, health.message)
-    return Reading(health, "/health: there were no other requests")
+    return Reading(health, "the health check: there were no other requests")
 
 
 def _errors(health: float | OpsError, found: Access | OpsError) -> Reading:
@@ -77,7 +82,7 @@ def _errors(health: float | OpsError, found: Access | OpsError) -> Reading:
     if isinstance(found, OpsError):
         return Reading(None, found.message)
     ratio = found.errors / max(found.requests, LEAST_REQUESTS)
-    return Reading(ratio, f"{found.errors} of {found.requests} requests failed{_cut(found)}; /health is well")
+    return Reading(ratio, f"{found.errors} of {found.requests} requests failed{_cut(found)}")
 
 
 def _cut(found: Access) -> str:
@@ -196,7 +201,7 @@ def _places(env: Environment) -> list[tuple[str, Path]]:
     if env.has("wal"):
         found.append(("", env.wal.directory))
     if env.has("logs"):
-        found += [("", str(Path(log).parent)) for log in (env.logs.app, env.logs.audit, env.logs.backup)]
+        found += [("", str(Path(log).parent)) for log in (env.logs.app, env.logs.audit, env.logs.backup) if log]
     if env.has("application"):
         found.append(("", env.application.directory))
     if env.has("backups"):
@@ -215,7 +220,7 @@ def sources(env: Environment, now: datetime, window: timedelta = WINDOW) -> dict
     """What there is to ask in an environment, and the metrics of each."""
     known: dict[str, tuple[Asked, tuple[str, ...], bool]] = {
         "application": (lambda: read_application(env, now, window), ("api.response_seconds", "api.error_ratio"),
-                        env.has("application")),
+                        _can_be_asked(env)),
         "database": (lambda: read_database(env), _of_database(env) if env.has("postgres") else (), env.has("postgres")),
         "redis": (lambda: read_redis(env), ("redis.memory.used_ratio",), env.has("redis")),
         "services": (lambda: read_service_states(env), ("services.stopped",), bool(env.services.names)),

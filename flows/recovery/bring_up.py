@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 from blocks.environment import Environment
 from blocks.postgres import Connection
+from flows.application.live_checks import report_health, report_smoke
 from flows.database import expectations as check
 from flows.database import steps as database
 from flows.recovery.build import Beside, Copies
@@ -119,7 +120,7 @@ def start(report: Report, env: Environment, copies: Beside, held: Held) -> None:
     health = wait_healthy.after(started)(env.application, seconds=HEALTH_SECONDS, services=env.services)
     for problem in putting.result() if putting else ():
         report.warn("not put back", problem)
-    report.expect("health", True, "", value=health.answer)
+    report_health(report, health)
     if held.stopping_at:
         outage = (datetime.now(UTC) - held.stopping_at).total_seconds()
         report.fact("services out of order for", f"{duration(outage)}, from their stop until healthy")
@@ -150,8 +151,7 @@ def _tell_counts(report: Report, live: dict[str, int], copies: Beside) -> None:
 
 def _smoke(report: Report, env: Environment, health: Health) -> SmokeResult:
     result = smoke_check.after(health)(env.application)
-    report.table("Application", ("check", "works", "seconds", "detail"), result.rows)
-    report.expect("application works", result.ok, "look at the backend's log", value=result.detail)
+    report_smoke(report, result)
     return result
 
 

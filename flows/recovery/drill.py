@@ -27,6 +27,7 @@ from runbook.report import Report
 from runbook.run import runbook
 from tasks.drill.clients import Clients
 from tasks.drill.direct import drop_table
+from tasks.drill.writer import require_writes
 from tasks.faults.disposable import BREAK, require_disposable, where_disposable
 
 ScenarioName = Literal["database_failure", "region_outage", "data_corruption", "full_restore", "bad_release", "next"]
@@ -88,6 +89,7 @@ def run_drill(
 
 def _judge(report: Report, env: Environment, scenario: Scenario, directory: Path) -> dict[str, str]:
     """The steady state, and the plan; returns what of the checklist is done."""
+    require_writes(env.application)
     report.fact("scenario", f"{scenario.title}: {scenario.situation}")
     report.fact("goal", scenario.goal)
     checked = steady.judge(report, env, scenario, directory / "evidence")

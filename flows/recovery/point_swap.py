@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
+from flows.application.live_checks import report_health, report_smoke
 from flows.database.commits import free_commits
 from flows.recovery.point_choice import Origin, ship
 from runbook.errors import OpsError, Unreachable
@@ -148,10 +149,8 @@ def start(report: Report, permit: Permit, env: Environment, held: Held) -> None:
     if roles:
         held.last = start_services.after(held.last)(env.services, roles)
         health = wait_healthy.after(held.last)(env.application, seconds=HEALTH_SECONDS, services=env.services)
-        report.expect("health", True, "", value=health.answer)
-        result = smoke_check.after(health)(env.application)
-        report.table("Application", ("check", "works", "seconds", "detail"), result.rows)
-        report.expect("application works", result.ok, "look at the backend's log", value=result.detail)
+        report_health(report, health)
+        report_smoke(report, smoke_check.after(health)(env.application))
     if held.stopped_at:
         outage = (datetime.now(UTC) - held.stopped_at).total_seconds()
         report.fact("services out of order for", duration(outage))

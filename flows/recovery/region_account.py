@@ -68,7 +68,7 @@ def judge_users(report: Report, env: Environment, old: Environment) -> bool:
     """
     sent = read_endpoint(env.endpoint)
     report.fact("users were sent to", sent or f"nowhere: {env.endpoint.file} is not there")
-    here = sent.rstrip("/") == env.application.url.rstrip("/")
+    here = bool(sent) and sent.rstrip("/") == env.application.url.rstrip("/")
     if here:
         try:
             told = wait_healthy(env.application, seconds=HEALTH_SECONDS).answer

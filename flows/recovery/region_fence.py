@@ -27,6 +27,8 @@ def other_region(env: Environment, source: str) -> Environment:
                        "that failed; in place it is full-restore")  # fmt: skip
     if not env.has("endpoint"):
         raise OpsError(f"{env.name} names no endpoint", "add [endpoint] to its TOML: how users are sent to it")
+    if not env.application.url:
+        raise OpsError(f"[application] url of {env.name} is not configured", "add it: users are sent there")
     if not (env.has("application") and env.has("backups")):
         raise OpsError(f"{env.name} is no place for the application", f"add {get_args(Stores)[0]} and application")
     return Environment.find(source)

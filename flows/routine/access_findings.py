@@ -36,7 +36,9 @@ def judge_log_ins(page: Page, days: int) -> str | None:
         return None
     env, since = page.env, datetime.now(UTC) - timedelta(days=days)
     wanted = Conditions(logins.FIELDS).holds(logins.LOGIN, "login")
-    with reading(find_logs(Path(env.logs.audit)), env.zone, fields=logins.FIELDS) as source:
+    with reading(
+        find_logs(Path(env.logs.need("audit"))), env.zone, fields=logins.FIELDS, names=env.logs.fields
+    ) as source:
         picked = Choice(logins.COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
         bad = source.pick_each(logins=picked)
         tell_read(page.report, source, bad, of="audit: ")

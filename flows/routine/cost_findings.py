@@ -17,7 +17,6 @@ from runbook import render
 from runbook.plots import Bar, bars
 from runbook.report import Evidence
 from tasks.logs import tokens
-from tasks.logs.conditions import Conditions
 from tasks.logs.files import find_logs
 from tasks.logs.samples import begins_at
 from tasks.logs.source import reading
@@ -49,7 +48,7 @@ def judge_tokens(page: Page, month: str = "") -> str | None:
         return None
     told = page.part("AI tokens", lambda: tell_tokens(page.report, page.env, month))
     if told and told.endswith(" in 0 calls"):
-        page.not_measured("AI tokens", "the log has no line “AI API Call” of this month",
+        page.not_measured("AI tokens", "the log has no line of an AI call of this month",
                           "is it the application's own log? docs/ai-providers.md")  # fmt: skip
     return told
 
@@ -74,13 +73,16 @@ def read_months(page: Page, first: date) -> Mapping[str, Month]:
     """
     env = page.env
     since = datetime.combine(first, time(), env.zone)
-    wanted = Conditions().holds(tokens.CALL, tokens.MESSAGE).within(since, None)
-    files = find_logs(Path(env.logs.app))
-    with reading(files, env.zone, since=since) as source:
+    wanted = tokens.calls(page.env.logs.ai_message).within(since, None)
+    files = find_logs(Path(env.logs.need("app")))
+    with reading(files, env.zone, since=since, names=env.logs.fields) as source:
         source.pick(tokens.COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
         uses = tokens.read_use(source)
         damaged = bool(source.unreadable)
-    began, prices = begins_at(files[0]), env.ai_providers.prices if env.has("ai_providers") else {}
+    began, prices = (
+        begins_at(files[0], env.logs.field("timestamp")),
+        env.ai_providers.prices if env.has("ai_providers") else {},
+    )
     by_month = defaultdict[str, list[tokens.Use]](list)
     for use in uses:
         by_month[f"{use.day:%Y-%m}"].append(use)

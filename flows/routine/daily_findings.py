@@ -17,7 +17,7 @@ from flows.routine.steps import Page
 from runbook.kinds import Pending
 from runbook.render import size
 from runbook.report import Report, Status
-from tasks.application import Health, require_address, wait_healthy
+from tasks.application import NO_HEALTH, Health, health_checks, wait_healthy
 from tasks.host_load import Load, read_load
 from tasks.logs import errors
 from tasks.logs.conditions import Conditions
@@ -39,17 +39,15 @@ Judge = Callable[[], object]
 
 
 def ask_health(page: Page) -> Judge:
-    """Backend and frontend, each with a finding of its own."""
-    if not page.names("health", "application"):
-        return lambda: None
+    """Backend and frontend, each with its own finding; a check that is not configured is one fact."""
     application, asked = page.env.application, dict[str, Pending[Health]]()
-    page.part("health", lambda: require_address(application))
-    for name, other in (("backend", "frontend_url"), ("frontend", "url")):
-        one = application.model_copy(update={other: ""})
-        if one.url or one.frontend_url:
+    for name, others in (
+        ("backend", {"frontend_health_path": ""}),
+        ("frontend", {"health_path": "", "health_port": 0, "health_command": []}),
+    ):
+        one = application.model_copy(update=others)
+        if health_checks(one):
             asked[name] = wait_healthy.submit(one, seconds=HEALTH_SECONDS, in_a_row=1)
-        else:
-            page.not_measured(name, "the environment names no address of it", "add it under [application]")
     return lambda: _judge_health(page, asked)
 
 
@@ -57,8 +55,8 @@ def _judge_health(page: Page, asked: Mapping[str, Pending[Health]]) -> None:
     hint = page.launch("diagnose-application")
     for name, pending in asked.items():
         if health := page.part(name, pending.result, hint=hint, otherwise=Status.CRITICAL):
-            page.report.expect(name, True, "", value=f"{health.urls[0]} answers well")
-    page.report.fact("health", f"asked: {', '.join(asked)}" if asked else "nobody was asked")
+            page.report.expect(name, True, "", value=f"{' and '.join(health.targets)} answers well")
+    page.report.fact("health", f"asked: {', '.join(asked)}" if asked else NO_HEALTH)
 
 
 def judge_errors(page: Page) -> None:
@@ -71,11 +69,11 @@ def _count_errors(page: Page) -> None:
     report, env = page.report, page.env
     end = datetime.now(UTC)
     since = end - timedelta(hours=HOURS)
-    files = find_logs(Path(env.logs.app))
+    files = find_logs(Path(env.logs.need("app")))
     wanted = Conditions().within(since - timedelta(hours=HOURS), end).equals("level", LEVELS)
     undated = Conditions().holds("time IS NULL").equals("level", LEVELS)
     ahead = Conditions().within(end + CLOCKS, None).equals("level", LEVELS)
-    with reading(files, env.zone, since=since - timedelta(hours=HOURS)) as source:
+    with reading(files, env.zone, since=since - timedelta(hours=HOURS), names=env.logs.fields) as source:
         bad = source.pick_each(
             picked=Choice(errors.COLUMNS, wanted.sql, wanted.parameters, wanted.needles),
             undated=Choice({"line": "line"}, undated.sql, undated.parameters, undated.needles),
@@ -95,7 +93,7 @@ def _count_errors(page: Page) -> None:
     if future:
         report.warn("errors of the future", "correct the clock of the application's host, or of this one",
                     value=f"{future:,}, in no count")  # fmt: skip
-    began = begins_at(files[0])
+    began = begins_at(files[0], env.logs.field("timestamp"))
     if began is None or began > since:
         page.log_begins("all of the day's errors", began, "look at how it is rotated: check-logging")
     if files[-1].modified < since:

@@ -125,7 +125,7 @@ def _services(report: Report, evidence: Evidence, env: Environment) -> None:
 
 
 def _users(report: Report, evidence: Evidence, env: Environment, since: datetime) -> None:
-    found = evidence.ask("users of the application", lambda: read_users(Path(env.logs.audit), env.zone, since))
+    found = evidence.ask("users of the application", lambda: read_users(env.logs, env.zone, since))
     if found is None:
         return
     evidence.add("access/application_users.json", found.users)

@@ -57,7 +57,7 @@ def _of_redis(env: Environment) -> Iterator[Figure]:
 
 
 def _of_logs(env: Environment) -> Iterator[Figure]:
-    taken = sum(file.bytes for file in find_logs(Path(env.logs.app)))
+    taken = sum(file.bytes for file in find_logs(Path(env.logs.need("app"))))
     yield Figure("logs of the application", taken, size(taken))
 
 

@@ -9,7 +9,7 @@ from blocks.environment import Environment
 from runbook.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from tasks.load.driving import Driven, Load
-from tasks.load.names import ASK, LIMITED, NAMES
+from tasks.load.names import limited
 from tasks.load.results import COLUMNS, Endpoint, Results
 from tasks.load.saturation import CLIENTS, CONNECTIONS, CPU, MEMORY, Saturation
 from tasks.reports import Filed, filed
@@ -41,7 +41,7 @@ def tell(report: Report, env: Environment, load: Load, driven: Driven, taken: Sa
     for one in found.endpoints:
         _judge_endpoint(report, env, one)
     _judge_errors(report, env, found.whole)
-    _judge_coverage(report, load, found)
+    _judge_coverage(report, env, load, found)
     _judge_saturation(report, taken)
     report.expect("the generator was not the limit", driven.generator <= GENERATOR,
                   "Locust had no processor left: the times are its own too; use fewer users, or another host",
@@ -65,7 +65,7 @@ def _judge_endpoint(report: Report, env: Environment, one: Endpoint) -> None:
                   otherwise=Status.WARN)  # fmt: skip
     ratio = _limit(env, "api.error_ratio", ERROR_RATIO)
     report.expect(f"{one.name}: errors", one.error_ratio <= ratio,
-                  "search-logs by level ERROR for these minutes; check-ai-providers where only AI応答 fails",
+                  "search-logs by level ERROR for these minutes; check-ai-providers where only the AI's answers fail",
                   value=f"{one.error_ratio:.1%} of {one.requests}", expected=f"at most {ratio:.0%}")  # fmt: skip
 
 
@@ -76,17 +76,18 @@ def _judge_errors(report: Report, env: Environment, whole: Endpoint) -> None:
                   value=f"{whole.error_ratio:.1%} of {whole.requests}", expected=f"at most {ratio:.0%}")  # fmt: skip
 
 
-def _judge_coverage(report: Report, load: Load, found: Results) -> None:
+def _judge_coverage(report: Report, env: Environment, load: Load, found: Results) -> None:
     """What nobody asked was not measured."""
-    missing = [name for name in NAMES if not found.of(name) and (name != ASK or load.ai_answers)]
+    steps = env.application.load_test
+    missing = [one.title for one in steps if not found.of(one.title) and (not one.ai or load.ai_answers)]
     report.expect("every endpoint was measured", not missing, "let it run longer, or with more users",
                   value=f"not measured: {', '.join(missing)}" if missing else "yes", otherwise=Status.WARN)  # fmt: skip
-    if not load.ai_answers:
+    if not load.ai_answers and any(one.ai for one in steps):
         report.warn("AI answers", "set ai_answers: each one costs tokens", value="not measured: none were asked for")
-    if limited := found.of(LIMITED):
+    if refused := sum(seen.requests for one in steps if one.ai and (seen := found.of(limited(one.title)))):
         report.warn("AI answers were refused by the limit per user",
-                    "raise the application's AI_RATE_LIMIT in this environment, or lower ai_answers",
-                    value=f"{limited.requests} times")  # fmt: skip
+                    "raise the application's own limit in this environment, or lower ai_answers",
+                    value=f"{refused} times")  # fmt: skip
 
 
 def _judge_saturation(report: Report, taken: Saturation) -> None:

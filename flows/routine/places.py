@@ -42,7 +42,7 @@ def places_of(env: Environment) -> Iterator[Place]:
         yield from (Place(f"PostgreSQL {node.port}", node.data_directory, node.host) for node in env.nodes())
     if env.has("redis"):
         yield Place("Redis", env.redis.data_directory, env.redis.host)
-    if env.has("logs"):
+    if env.has("logs") and env.logs.app:
         yield Place("logs", str(Path(env.logs.app).parent))
     if env.has("application"):
         yield Place("application", env.application.directory)

@@ -80,7 +80,7 @@ def _superseded(env: Environment) -> Iterator[Saving]:
 
 def _logs(env: Environment) -> Iterator[Saving]:
     before = datetime.now(UTC) - timedelta(days=MANUAL_DAYS)
-    old = [file for file in find_logs(Path(env.logs.app)) if file.modified < before]
+    old = [file for file in find_logs(Path(env.logs.need("app"))) if file.modified < before]
     yield Saving(f"{len(old)} rotated logs of over {MANUAL_DAYS} days", sum(file.bytes for file in old), "clean-logs")
 
 

@@ -49,18 +49,19 @@ def read_traffic(page: Page, days: int) -> Traffic | None:
 def _read(page: Page, days: int) -> Traffic | None:
     env, until = page.env, datetime.now(UTC)
     since, before = until - timedelta(days=days), until - timedelta(days=2 * days)
-    files = find_logs(Path(env.logs.app))
-    with reading(files, env.zone, since=before) as source:
-        bad = source.pick_each(requests=requests.choice(before, until))
+    stamp = env.logs.field("timestamp")
+    files = find_logs(Path(env.logs.need("app")))
+    with reading(files, env.zone, since=before, names=env.logs.fields) as source:
+        bad = source.pick_each(requests=requests.choice(env.logs, before, until))
         tell_read(page.report, source, bad, of="requests: ")
         use, unusable = requests.read_use(source, since, until), requests.count_unusable(source)
         if use is None:
-            why = f"no line of {requests.LOGGER} in the last {days} days tells a status and a duration"
+            why = f"no request line in the last {days} days tells a status and a duration"
             page.not_measured("requests", why, "the application logs each request with method, path, status and "
                               "duration_ms: docs/routine.md")  # fmt: skip
             return None
         found = Traffic(
-            since, until, use, requests.read_use(source, before, since), (begins_at(files[0]) or until) <= since,
+            since, until, use, requests.read_use(source, before, since), (begins_at(files[0], stamp) or until) <= since,
             unusable, requests.by_path(source, since), requests.by_day(source, since),
             requests.by_status(source, since), requests.by_user(source, since), requests.unusual_use(source, since),
         )  # fmt: skip
@@ -69,5 +70,5 @@ def _read(page: Page, days: int) -> Traffic | None:
                          "application's log", value=f"{unusable:,}")  # fmt: skip
     if not found.reaches:
         hint = "the numbers are of what there is; keep rotated logs longer (§6.2: rotate 30)"
-        page.log_begins(f"all of {days} days", begins_at(files[0]), hint)
+        page.log_begins(f"all of {days} days", begins_at(files[0], stamp), hint)
     return found

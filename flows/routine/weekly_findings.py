@@ -106,7 +106,8 @@ def judge_sizes(page: Page) -> None:
     if not page.names("logs", "logs"):
         return
     rows, total = [], 0
-    for log in (page.env.logs.app, page.env.logs.audit, page.env.logs.backup):
+    logs = page.env.logs
+    for log in filter(None, (logs.app, logs.audit, logs.backup)):
         files = page.part(f"size of {Path(log).name}", lambda log=log: find_logs(Path(log)))  # type: ignore[misc]
         for file in files or ():
             rows.append((file.path, size(file.bytes), f"{file.modified.astimezone(page.env.zone):%Y-%m-%d %H:%M}"))

@@ -16,6 +16,9 @@ def start_beside(found: Diagnosis) -> Trial | None:
     """Under the environment's lock: what is started here must not meet a restore, which stopped the service on purpose,
     nor do anything in an environment that is contained. None where it was not to be."""
     env = found.env
+    if not env.application.start_command:
+        found.told(QUESTION, "not tried: [application] start_command is not configured")
+        return None
     with found.asking(QUESTION):
         if contained := containment.read(env.name, env.reports_directory):
             raise contained.refusal(env.name)

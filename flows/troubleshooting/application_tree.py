@@ -13,7 +13,7 @@ from flows.troubleshooting.diagnosis import Cause, Diagnosis, Next, read_state, 
 from runbook.errors import OpsError
 from runbook.report import Status
 from runbook.wait import until
-from tasks.application import read_problems, require_address
+from tasks.application import NO_HEALTH, health_checks, read_problems
 from tasks.migrations.alembic import read_revision
 from tasks.migrations.scripts import read_heads
 from tasks.postgres.greeting import read_greeting
@@ -39,13 +39,16 @@ SETTLED_SECONDS = 10.0
 def walk(found: Diagnosis) -> None:
     """From what everything else depends on."""
     env = found.env
-    require_address(env.application)
     answers = _judge_database(found)
     _judge_redis(found)
     problems = found.ask("does it answer its health check?", lambda: read_problems(env.application)) or {}
+    if not health_checks(env.application):
+        found.report.fact("health", NO_HEALTH)
     for role, url in (("backend", env.application.url), ("frontend", env.application.frontend_url)):
-        if url:
-            _judge_role(found, role, url, problems.get(role, "it could not be asked"))
+        if role in problems:
+            _judge_role(found, role, url, problems[role])
+        elif role in env.services.names:
+            _judge_service(found, role, url)
     if answers:
         _judge_migrations(found)
 
@@ -104,6 +107,19 @@ def _judge_role(found: Diagnosis, role: str, url: str, problem: str) -> None:
         return
     found.blame(f"why does {role} not start?", reason.line if reason else "its log does not say", _start_cause(
         role, told, problem, reason))  # fmt: skip
+
+
+def _judge_service(found: Diagnosis, role: str, url: str) -> None:
+    """No health check is configured for it: only whether its service runs can be judged."""
+    log = tell_service(found, role)
+    state, told = read_state(found, role)
+    question = f"does {role} run?"
+    if state and state.pid and _stays(found.env, role, url, state):
+        found.well(question, told)
+        return
+    trial = start_beside(found) if role == "backend" else None
+    reason = _reason_of(find_reason(log), trial)
+    found.blame(question, told, _start_cause(role, told, "its service does not run", reason))
 
 
 def _stays(env: Environment, role: str, url: str, state: ServiceState) -> bool:
@@ -168,7 +184,8 @@ def _start_cause(role: str, told: str, problem: str, reason: Reason | None) -> C
 def _judge_migrations(found: Diagnosis) -> None:
     env, question = found.env, "has the database the migrations of the code?"
     with found.asking(question):
-        if not (Path(env.application.backend_directory) / "alembic.ini").is_file():
+        directory = env.application.backend_directory
+        if not directory or not (Path(directory) / "alembic.ini").is_file():
             return
         heads, node = read_heads(env.application), env.postgres
         revision = read_revision(node, node.database)

@@ -96,7 +96,7 @@ def _unfinished(report: Report, env: Environment) -> Iterator[Removal]:
 def _logs(report: Report, env: Environment, before: datetime) -> Iterator[Removal]:
     if not env.has("logs"):
         return
-    log = Path(env.logs.app)
+    log = Path(env.logs.need("app"))
     try:
         old = [one for one in find_logs(log) if one.path != log and one.modified < before]
     except OpsError as error:

@@ -51,7 +51,7 @@ def paths_of(env: Environment) -> Iterator[tuple[str, Path]]:
         yield "spool", Path(places.spool)
     if env.has("wal"):
         yield "received WAL", Path(env.wal.directory)
-    if env.has("logs"):
+    if env.has("logs") and env.logs.app:
         yield "logs", Path(env.logs.app).parent
     if env.has("application") and env.application.directory:
         yield "application", Path(env.application.directory)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import psycopg
+from psycopg import sql
 
-from tasks.drill.ledger import Attempt, Ledger, text_of
+from blocks.places import Application
+from tasks.drill.ledger import DIRECT, Attempt, Ledger, text_of
 
 TABLE = "interview_ops_drill"
 Connection = psycopg.Connection[tuple[object, ...]]
@@ -49,77 +51,60 @@ class Account:
         return [attempt for attempt in self.lost if attempt.answered and attempt.answered <= moment]
 
 
-def account_of(ledger: Ledger, dsn: str) -> Account:
+def account_of(ledger: Ledger, dsn: str, application: Application) -> Account:
     """Look for every write of a ledger in a database.
 
     Raises:
         psycopg.Error: the database cannot be asked.
     """
     with psycopg.connect(dsn) as connection:
-        return account_in(ledger, connection)
+        return account_in(ledger, connection, application)
 
 
-def account_in(ledger: Ledger, connection: Connection) -> Account:
+def account_in(ledger: Ledger, connection: Connection, application: Application) -> Account:
     """The same, in a connection to the application's database."""
     attempts = ledger.attempts()
-    direct = [attempt for attempt in attempts if attempt.kind in ("put", "delete")]
-    through = [attempt for attempt in attempts if attempt.kind in ("session", "message")]
+    direct = [attempt for attempt in attempts if attempt.kind in DIRECT]
+    through = [attempt for attempt in attempts if attempt.kind not in DIRECT]
     lost, recovered, unexpected = _versions(connection, direct)
+    stored = _stored(connection, ledger.prefix, through, application)
     acknowledged = [attempt for attempt in through if attempt.outcome == "acknowledged"]
-    there = _stored(connection, acknowledged)
-    found = _by_text(connection, [one for one in through if one.outcome != "acknowledged"])
     refused = {attempt.id for attempt in through if attempt.outcome == "refused"}
-    unexpected += [f"{name}: refused, and stored" for name in refused & found]
-    unexpected += _strangers(connection, ledger.prefix, {attempt.id for attempt in through})
+    unexpected += [f"{name}: refused, and stored" for name in refused & stored.keys()]
+    unexpected += _strangers(stored, {attempt.id for attempt in through}) if ledger.prefix else []
     outcomes = Counter(attempt.outcome for attempt in attempts)
     return Account(
         len(attempts),
         outcomes["acknowledged"],
         outcomes["refused"],
-        tuple([attempt for attempt in acknowledged if attempt.id not in there] + lost),
+        tuple([attempt for attempt in acknowledged if attempt.id not in stored] + lost),
         outcomes["indeterminate"],
-        len(found - refused) + recovered,
+        sum(attempt.id in stored for attempt in through if attempt.outcome == "indeterminate") + recovered,
         tuple(unexpected),
     )
 
 
-def _stored(connection: Connection, attempts: Sequence[Attempt]) -> set[str]:
-    sessions = {a.key: a.id for a in attempts if a.kind == "session"}
-    messages = {a.key: a.id for a in attempts if a.kind == "message"}
-    found = connection.execute(
-        "SELECT id::text, position FROM public.interview_sessions WHERE id = ANY(%s::uuid[])", [list(sessions)]
-    ).fetchall()
-    there = {sessions[str(key)] for key, text in found if sessions[str(key)] in str(text)}
-    found = connection.execute(
-        "SELECT id::text, content FROM public.interview_messages WHERE id = ANY(%s::bigint[])", [list(messages)]
-    ).fetchall()
-    return there | {messages[str(key)] for key, text in found if messages[str(key)] in str(text)}
+def _stored(connection: Connection, prefix: str, attempts: Sequence[Attempt], application: Application) -> Counter[str]:
+    """Attempt → how many rows hold its text: one pass over each table that the writes are stored in. With a prefix also
+    the rows of this ledger that it does not know."""
+    found = Counter[str]()
+    for schema, table, column in dict.fromkeys(step.column for step in application.writes.steps):
+        query = sql.SQL("SELECT {column} FROM {table} WHERE starts_with({column}, {begin})").format(
+            column=sql.Identifier(column), table=sql.Identifier(schema, table), begin=sql.Literal(text_of(prefix))
+        )
+        if not prefix:
+            texts = [text_of(attempt.id) for attempt in attempts]
+            query = sql.SQL("SELECT {column} FROM {table} WHERE {column} = ANY({texts})").format(
+                column=sql.Identifier(column), table=sql.Identifier(schema, table), texts=sql.Literal(texts)
+            )
+        if prefix or attempts:
+            found.update(str(text).removeprefix(text_of("")) for (text,) in connection.execute(query))
+    return found
 
 
-def _by_text(connection: Connection, attempts: Sequence[Attempt]) -> set[str]:
-    """No key to look them up by: one pass over each table."""
-    if not attempts:
-        return set()
-    texts = {text_of(attempt.id): attempt.id for attempt in attempts}
-    found = connection.execute(
-        "SELECT position FROM public.interview_sessions WHERE position = ANY(%(texts)s) "
-        "UNION ALL SELECT content FROM public.interview_messages WHERE content = ANY(%(texts)s)",
-        {"texts": list(texts)},
-    ).fetchall()
-    return {texts[str(row[0])] for row in found}
-
-
-def _strangers(connection: Connection, prefix: str, known: set[str]) -> list[str]:
+def _strangers(stored: Counter[str], known: set[str]) -> list[str]:
     """Rows with this ledger's prefix that it does not know, or that are there twice."""
-    if not prefix:
-        return []
-    rows = connection.execute(
-        "SELECT position FROM public.interview_sessions WHERE starts_with(position, %(text)s) "
-        "UNION ALL SELECT content FROM public.interview_messages WHERE starts_with(content, %(text)s)",
-        {"text": text_of(prefix)},
-    ).fetchall()
-    seen = Counter(str(text).removeprefix(text_of("")) for (text,) in rows)
-    return [f"{name}: {'stored twice' if name in known else 'of nobody'}" for name, count in seen.items()
+    return [f"{name}: {'stored twice' if name in known else 'of nobody'}" for name, count in stored.items()
             if name not in known or count > 1]  # fmt: skip
 
 

@@ -67,9 +67,8 @@ def writing(
     Raises:
         OpsError: the application lets nobody in at first.
     """
-    password = application.password.get_secret_value()
     with (
-        Writer(url, password, clients.application, user=application.user),
+        Writer(application, clients.application, url=url),
         DirectWriter(servers, database, clients.direct),
     ):
         yield clients

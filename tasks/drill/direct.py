@@ -16,7 +16,7 @@ from psycopg.errors import Diagnostic
 from blocks import nodes
 from blocks.postgres import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
-from tasks.drill.ledger import Kind, Ledger
+from tasks.drill.ledger import Ledger
 
 Servers = Callable[[], Sequence[Postgres]]
 KEYS, PUTS = 8, 4
@@ -93,7 +93,7 @@ class DirectWriter:
     def _write(self, connection: Connection, index: int) -> None:
         key = self._keys[index]
         version = self._versions[key] + 1
-        kind: Kind = "delete" if version > 1 and (version + index) % (PUTS + 1) == 0 else "put"
+        kind = "delete" if version > 1 and (version + index) % (PUTS + 1) == 0 else "put"
         attempt = self.ledger.intend(kind, key=key, version=version)
         self._doubtful = False
         try:

@@ -13,20 +13,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Literal
 
-Kind = Literal["session", "message", "put", "delete"]
+DIRECT = ("put", "delete")
 Outcome = Literal["acknowledged", "refused", "indeterminate"]
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One write: `id` is in the row's own text. Of a write through the application (`session`, `message`) `key` is the
-    row's id as it was answered; of a direct one (`put`, `delete`) the row's key, which then has this `version`.
+    """One write: `id` is in the row's own text. Of a write through the application `kind` is its step's title and `key`
+    what was answered; of a direct one (DIRECT) `key` is the row's, which then has this `version`.
 
     refused: surely not stored. indeterminate: sent, and nobody knows.
     """
 
     id: str
-    kind: Kind
+    kind: str
     sent: datetime
     outcome: Outcome = "indeterminate"
     answered: datetime | None = None
@@ -46,7 +46,7 @@ class Ledger:
         self.prefix = prefix
         self._file: IO[str] | None = None
 
-    def intend(self, kind: Kind, *, key: str = "", version: int = 0) -> str:
+    def intend(self, kind: str, *, key: str = "", version: int = 0) -> str:
         """Note that a write is about to be sent; returns its unique id."""
         attempt = self.prefix + uuid.uuid4().hex
         self._append({"event": "intent", "id": attempt, "kind": kind, "key": key, "version": version})

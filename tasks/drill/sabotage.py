@@ -21,8 +21,7 @@ from tasks import manifest as manifests
 _ARCHIVED = re.compile(r"(?P<of>.+)-(?P<sha256>[0-9a-f]{64})\.gz")
 _UNFINISHED = shutil.ignore_patterns(".writing-*", ".at-hand-*")
 _COPIES = 20
-_BEFORE_TEXT = b"\tassistant\t"
-"""In a row of interview_messages the text comes behind its role."""
+NULL = b"\\N"
 
 
 def copy_of(source: Path, target: Path) -> Path:
@@ -100,31 +99,58 @@ def flip(backup: Path) -> str:
     return f"a byte of {victim.name} of the dump changed"
 
 
-def alter_row(postgres: Postgres, backup: Path) -> str:
-    """The text of one message changed in the dump, and every SHA-256 and the manifest's seal right again: only a
-    comparison of the content can tell.
+def alter_row(postgres: Postgres, backup: Path, column: tuple[str, str, str]) -> str:
+    """One text of a column (schema, table, column) changed in the dump, and every SHA-256 and the manifest's seal right
+    again: only a comparison of the content can tell.
 
     Raises:
         OpsError: there is no such row in it.
     """
-    victim = _data_of(postgres, backup, "interview_messages")
+    schema, table, name = column
+    victim, place = _data_of(postgres, backup, schema, table), _place_of(backup, schema, table, name)
     rows = gzip.decompress(victim.read_bytes())
-    changed = rows.replace(_BEFORE_TEXT, _BEFORE_TEXT + b"x", 1)
+    changed = _with_another_text(rows, place)
     if changed == rows:
-        raise OpsError(f"no AI has answered anything in {backup.name}", "take a backup of a system with data in it")
+        raise OpsError(f"{table}.{name} holds no text in {backup.name}", "take a backup of a system with data in it")
     _replace(victim, gzip.compress(changed, 1))
     manifest = manifests.read(backup)
-    name = victim.relative_to(backup).as_posix()
+    named = victim.relative_to(backup).as_posix()
     _forget_links(backup)
-    manifests.write(backup, manifest.model_copy(update={"files": {**manifest.files, name: manifests.sum_of(victim)}}))
+    manifests.write(backup, manifest.model_copy(update={"files": {**manifest.files, named: manifests.sum_of(victim)}}))
     return "one row changed in the dump, every checksum right again"
 
 
-def _data_of(postgres: Postgres, backup: Path, table: str) -> Path:
-    dump = next((path.parent for path in backup.rglob("toc.dat")), backup)
+def _with_another_text(rows: bytes, place: int) -> bytes:
+    """The first text of that column begins with another letter."""
+    begin = 0
+    for line in rows.splitlines(keepends=True):
+        cells = line.rstrip(b"\n").split(b"\t")
+        if len(cells) > place and cells[place] not in (NULL, b""):
+            at = begin + sum(len(cell) + 1 for cell in cells[:place])
+            return rows[:at] + b"x" + rows[at:]
+        begin += len(line)
+    return rows
+
+
+def _dump_of(backup: Path) -> Path:
+    return next((path.parent for path in backup.rglob("toc.dat")), backup)
+
+
+def _place_of(backup: Path, schema: str, table: str, column: str) -> int:
+    """Which of the columns in a row of the dump it is: its table of contents has each COPY statement."""
+    contents = (_dump_of(backup) / "toc.dat").read_bytes()
+    copied = re.search(rb"COPY %s\.%s \(([^)]*)\)" % (re.escape(schema.encode()), re.escape(table.encode())), contents)
+    columns = [name.strip() for name in copied[1].decode().split(",")] if copied else []
+    if column not in columns:
+        raise OpsError(f"{backup.name} has no column {table}.{column}", "correct stored_in in [application.writes]")
+    return columns.index(column)
+
+
+def _data_of(postgres: Postgres, backup: Path, schema: str, table: str) -> Path:
+    dump = _dump_of(backup)
     listed = shell.run([postgres.program("pg_restore"), "--list", dump]).stdout
     for line in listed.splitlines():
-        if match := re.match(rf"(\d+); \d+ \d+ TABLE DATA public {table} ", line):
+        if match := re.match(rf"(\d+); \d+ \d+ TABLE DATA {re.escape(schema)} {re.escape(table)} ", line):
             path = dump / f"{match[1]}.dat.gz"
             if path.exists():
                 return path

@@ -1,11 +1,11 @@
 """A client that keeps writing through the application, and keeps a ledger of what it was told.
 
     ledger = Ledger(path)
-    with Writer(application_url, password, ledger, per_second=10):
-        ...                          # break things
-    account_of(ledger, dsn).sentence # which acknowledged writes are gone
+    with Writer(application, ledger, per_second=10):
+        ...                                       # break things
+    account_of(ledger, dsn, application).sentence # which acknowledged writes are missing
 
-It goes on while the application is down.
+It goes on while the application is down. `[application.writes]` describes its requests.
 """
 
 from __future__ import annotations
@@ -14,55 +14,65 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
-import httpx
-
+from blocks.http_step import TEXT, HttpStep, StepFailed, WriteStep
+from blocks.places import Application
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
-from tasks.drill.ledger import Kind, Ledger, text_of
+from tasks.drill.ledger import Ledger, text_of
+from tasks.http_steps import Answer, NotAnswered, StepClient
 
-USER = "monitor"
 TIMEOUT_SECONDS = 5.0
 LOGIN_SECONDS = 60.0
-# The application allows a user 100 AI answers an hour (AI_RATE_LIMIT), and a recovery's smoke check needs one of them.
-MESSAGE_EVERY = 25
+UNAUTHORISED = 401
+NOT_DESCRIBED = "[[application.writes.steps]] is not configured: a drill's client has nothing to write"
+DESCRIBE = "describe a write of the application (docs/application.md)"
+
+
+def require_writes(application: Application) -> None:
+    """Raises OpsError where the environment describes no write for a drill's client."""
+    if not application.writes.steps:
+        raise OpsError(NOT_DESCRIBED, DESCRIBE)
 
 
 class Writer:
-    """Writes from a thread of its own while the block runs: a session each time, now and then a message in one.
+    """Writes from its own thread while the block runs: the first of the described steps each time, the others now and
+    then (`every`; `every` of this class overrides it), as soon as what they need was taken.
 
-    It goes on while the application is down, and logs in again when its session is gone. `url` may be a function that
-    says where users are sent now (`Lab.endpoint`): it is asked before every request.
+    It goes on while the application is down, and logs in again when it is refused with 401. `url` may be a function
+    that says where users are sent now (`Lab.endpoint`): it is queried before every request.
 
     Raises:
-        OpsError: it cannot log in at first.
+        OpsError: no write is described, or it cannot log in at first.
     """
 
     def __init__(
         self,
-        url: str | Callable[[], str],
-        password: str,
+        application: Application,
         ledger: Ledger,
         *,
-        user: str = USER,
+        url: str | Callable[[], str] = "",
         per_second: float = 10,
-        message_every: int = MESSAGE_EVERY,
+        every: int = 0,
     ) -> None:
+        require_writes(application)
         self.ledger = ledger
-        self._user = user
-        self._password = password
+        self._login = [_hurried(step) for step in application.writes.login]
+        self._first, *self._others = [_hurried(step) for step in application.writes.steps]
+        self._every = {step.title: every or step.every for step in self._others}
+        self._user = application.user or "the drill's client"
         self._pause = 1 / per_second
-        self._message_every = message_every
-        self._url = url
-        self._client = httpx.Client(timeout=TIMEOUT_SECONDS, trust_env=False)
-        self._session = ""
+        self._url = url or application.url
+        self._client = StepClient(application, [*self._login, self._first, *self._others])
+        self._logged_in = False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="writer", daemon=True)
         self._failure: BaseException | None = None
 
     def __enter__(self) -> Self:
-        until(self._log_in, what=f"the log-in of {self._user}", seconds=LOGIN_SECONDS, hint="see what its /health says")
+        until(self._log_in, what=f"the log-in of {self._user}", seconds=LOGIN_SECONDS,
+              hint="see what its health check says")  # fmt: skip
         self._thread.start()
         return self
 
@@ -71,7 +81,7 @@ class Writer:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._client.close()
+        self._client.__exit__(None, None, None)
         self.ledger.close()
         if self._failure and error is None:
             raise OpsError(f"the writer ended early: {self._failure}") from self._failure
@@ -80,45 +90,52 @@ class Writer:
         try:
             count, due = 0, time.monotonic()
             while not self._stop.is_set():
-                if "Authorization" in self._client.headers or self._logged_in_again():
+                if self._logged_in or self._logged_in_again():
                     count += 1
-                    self._write("message" if self._session and count % self._message_every == 0 else "session")
+                    self._write(self._step(count))
                 due = max(due + self._pause, time.monotonic() - 1)  # after an outage it does not catch up
                 self._stop.wait(max(0.0, due - time.monotonic()))
         except BaseException as error:
             self._failure = error
 
-    def _write(self, kind: Kind) -> None:
-        attempt = self.ledger.intend(kind)
-        path, body = "/api/interview/sessions", {"position": text_of(attempt)}
-        if kind == "message":
-            path, body = f"{path}/{self._session}/messages", {"content": text_of(attempt)}
+    def _step(self, count: int) -> WriteStep:
+        known = {*self._client.values, TEXT}
+        due = (one for one in self._others if count % self._every[one.title] == 0 and one.used <= known)
+        return next(due, self._first)
+
+    def _write(self, step: WriteStep) -> None:
+        attempt = self.ledger.intend(step.title)
         try:
-            answer = self._post(path, body)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            self.ledger.answer(attempt, "refused", why=type(error).__name__)
-        except httpx.HTTPError as error:
-            self.ledger.answer(attempt, "indeterminate", why=type(error).__name__)
+            answer = self._send(step, attempt)
+        except NotAnswered as error:
+            self.ledger.answer(attempt, "indeterminate" if error.sent else "refused", why=str(error))
         else:
-            self._book(attempt, kind, answer)
+            self._book(attempt, step, answer)
 
-    def _post(self, path: str, body: dict[str, str]) -> httpx.Response:
-        self._client.base_url = httpx.URL(self._url if isinstance(self._url, str) else self._url())
-        return self._client.post(path, json=body)
+    def _send(self, step: WriteStep, attempt: str) -> Answer:
+        self._client.url = self._url if isinstance(self._url, str) else self._url()
+        return self._client.send(step, **{TEXT: text_of(attempt)})
 
-    def _book(self, attempt: str, kind: Kind, answer: httpx.Response) -> None:
-        if answer.status_code == httpx.codes.CREATED:
-            key = str(answer.json()["session_id" if kind == "session" else "message_id"])
-            self.ledger.answer(attempt, "acknowledged", key=key)
-            self._session = key if kind == "session" else self._session
+    def _book(self, attempt: str, step: WriteStep, answer: Answer) -> None:
+        if answer.status in step.status:
+            self.ledger.answer(attempt, "acknowledged", key=self._key(step, answer, attempt))
             return
         # 503 is also the answer to a connection that was lost during COMMIT.
-        refused = answer.is_client_error
-        self.ledger.answer(attempt, "refused" if refused else "indeterminate", why=str(answer.status_code))
-        if answer.status_code == httpx.codes.UNAUTHORIZED:
-            del self._client.headers["Authorization"]
-        elif kind == "message":  # the session may be gone, or the limit of AI answers reached
-            self._session = ""
+        refused = 400 <= answer.status < 500
+        self.ledger.answer(attempt, "refused" if refused else "indeterminate", why=str(answer.status))
+        if answer.status == UNAUTHORISED:
+            self._logged_in = False
+        elif step is not self._first:  # what it needs may be gone: the next first step takes it anew
+            for name in self._first.take:
+                self._client.values.pop(name, None)
+
+    def _key(self, step: WriteStep, answer: Answer, attempt: str) -> str:
+        """The first value that the step takes, for people."""
+        try:
+            taken = self._client.judge(step, answer, **{TEXT: text_of(attempt)})
+        except StepFailed:
+            return ""
+        return str(next(iter(taken.values()), ""))
 
     def _logged_in_again(self) -> bool:
         try:
@@ -127,15 +144,23 @@ class Writer:
             return False
 
     def _log_in(self) -> bool:
-        try:
-            answer = self._post("/api/auth/login", {"username": self._user, "password": self._password})
-        except httpx.HTTPError as error:
-            raise Unreachable(f"the application does not answer ({type(error).__name__})") from None
-        if answer.is_client_error:
-            raise OpsError(
-                f"the application refuses {self._user}: {answer.status_code}", "set OPS_APPLICATION_PASSWORD"
-            )
-        if not answer.is_success:
-            raise Unreachable(f"the application answers {answer.status_code}")
-        self._client.headers["Authorization"] = f"Bearer {answer.json()['token']}"
+        self._client.url = self._url if isinstance(self._url, str) else self._url()
+        for step in self._login:
+            try:
+                answer = self._client.send(step)
+                if 400 <= answer.status < 500 and answer.status not in step.status:
+                    raise OpsError(f"the application refuses {self._user}: {answer.status}",
+                                   "correct [application] user and password_env, or writes.login")  # fmt: skip
+                self._client.judge(step, answer)
+            except StepFailed as error:
+                raise Unreachable(f"the application does not answer: {error}") from None
+        self._logged_in = True
         return True
+
+
+Step = TypeVar("Step", bound=HttpStep)
+
+
+def _hurried(step: Step) -> Step:
+    """A client that waits for one answer writes nothing meanwhile."""
+    return step.model_copy(update={"seconds": min(step.seconds, TIMEOUT_SECONDS)})

@@ -1,4 +1,4 @@
-"""A bug of the application: one transaction that rewrites every interview, while clients go on writing."""
+"""A bug of the application: one transaction that rewrites every row of a table, while clients go on writing."""
 
 from __future__ import annotations
 
@@ -6,14 +6,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from psycopg import sql
+
 from blocks.environment import Environment
+from blocks.places import Corruption
 from blocks.postgres import Postgres, execute
+from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.permit import Permit
 from tasks.faults.disposable import Fault, require_allowed
 
-TABLE = "public.interview_sessions"
+
+def corruption_of(env: Environment) -> Corruption:
+    """The described bug.
+
+    Raises:
+        OpsError: the environment describes none.
+    """
+    if env.application.corruption is None:
+        raise OpsError("[application.corruption] is not configured: the drill has no table to spoil",
+                       "name table, time and set (docs/application.md)")  # fmt: skip
+    return env.application.corruption
 
 
 @dataclass(frozen=True)
@@ -28,7 +42,7 @@ class Fingerprint:
 
 
 @probe
-def read_fingerprint(postgres: Postgres, database: str, before: datetime) -> Fingerprint:
+def read_fingerprint(postgres: Postgres, database: str, bug: Corruption, before: datetime) -> Fingerprint:
     """Of the rows that no client of a drill touches, since they are older than it.
 
     Raises:
@@ -36,12 +50,10 @@ def read_fingerprint(postgres: Postgres, database: str, before: datetime) -> Fin
     """
     with postgres.connect(database) as connection:
         execute(connection, "SET timezone = 'UTC'")
-        count, total = execute(
-            connection,
-            "SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0)::text"
-            " FROM public.interview_sessions t WHERE started_at < %s",
-            before,
-        )[0]
+        query = sql.SQL(
+            "SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)::numeric), 0)::text FROM {} t WHERE {} < {}"
+        ).format(sql.Identifier(*bug.names), sql.Identifier(bug.time), sql.Literal(before))
+        ((count, total),) = connection.execute(query).fetchall()
     return Fingerprint(int(str(count)), str(total))
 
 
@@ -50,18 +62,25 @@ def rewrite_rows(permit: Permit, env: Environment, note: Callable[[int], None]) 
     """The bug. `note` gets its transaction's number before it is committed.
 
     Raises:
-        OpsError: the environment is not disposable.
+        OpsError: the environment is not disposable, or describes no such bug.
     """
-    require_allowed(env, permit, TABLE)
+    bug = corruption_of(env)
+    require_allowed(env, permit, bug.table)
     postgres = env.postgres
     with postgres.connect(postgres.database, autocommit=False) as connection:
         xid = int(str(execute(connection, "SELECT pg_current_xact_id()::xid::text")[0][0]))
         note(xid)
         failpoint("fault: transaction noted")
         rows = connection.execute(
-            "UPDATE public.interview_sessions SET position = '', status = 'completed', score = 0"
+            sql.SQL("UPDATE {} SET {}").format(
+                sql.Identifier(*bug.names),
+                sql.SQL(", ").join(
+                    sql.SQL("{} = {}").format(sql.Identifier(name), sql.Literal(value))
+                    for name, value in bug.set.items()
+                ),
+            )
         ).rowcount
         began = datetime.now(UTC)
         connection.commit()
-    what = f"a bug rewrote {rows:,} rows of {TABLE} in one transaction"
+    what = f"a bug rewrote {rows:,} rows of {bug.table} in one transaction"
     return Fault(what, began, datetime.now(UTC), {"xid": str(xid), "rows": str(rows)})

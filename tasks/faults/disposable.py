@@ -43,7 +43,7 @@ def _servers(env: Environment) -> set[str]:
     """What a drill would break: by address, as a worker reaches it."""
     found = {f"PostgreSQL at {node.host}:{node.port}" for node in env.nodes()}
     found |= {f"Redis at {env.redis.address}"} if env.has("redis") else set()
-    return found | ({f"the application at {env.application.url}"} if env.has("application") else set())
+    return found | ({f"the application at {env.application.url}"} if env.application.url else set())
 
 
 def require_disposable(env: Environment) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.kinds import action
 from runbook.shell import spawn
 from runbook.wait import until
+from tasks.http_steps import hide, secrets_of, values_of
 from tasks.load.results import Results, read_results, write_results
 
 LOCUST: Sequence[str] = (sys.executable, "-m", "locust")
@@ -50,6 +52,13 @@ class Driven:
     generator: float
 
 
+def require_load(application: Application) -> None:
+    """Raises OpsError where the environment does not describe what the users of a load test do."""
+    if not application.load_test:
+        raise OpsError("[[application.load_test]] is not configured: the users of a load test have nothing to do",
+                       "describe their requests (docs/application.md)")  # fmt: skip
+
+
 @action
 def drive_load(application: Application, load: Load, directory: Path, look: Callable[[], None]) -> Driven:
     """Put the load on the application, and call `look` meanwhile. Everything that Locust wrote stays in `directory`.
@@ -65,7 +74,7 @@ def drive_load(application: Application, load: Load, directory: Path, look: Call
             _wait(child, load, look, taken)
         code = child.returncode
     if code:
-        raise _failure(code, directory, application.password.get_secret_value())
+        raise _failure(code, directory, secrets_of(application))
     results = read_results(directory)
     write_results(results, directory / TABLE)
     return Driven(results, max(taken, default=0.0))
@@ -82,8 +91,8 @@ def _argv(application: Application, load: Load, directory: Path) -> list[str | P
 
 def _secrets(application: Application, load: Load) -> Mapping[str, str]:
     return {
-        "OPS_LOAD_USER": application.user,
-        "OPS_LOAD_PASSWORD": application.password.get_secret_value(),
+        "OPS_LOAD_STEPS": json.dumps([step.model_dump() for step in application.load_test]),
+        "OPS_LOAD_VALUES": json.dumps(values_of(application)),
         "OPS_LOAD_AI_ANSWERS": str(load.ai_answers),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUTF8": "1",
@@ -121,9 +130,8 @@ def _process(pid: int) -> psutil.Process | None:
     return found
 
 
-def _failure(code: int, directory: Path, password: str) -> OpsError:
-    printed = (directory / LOG).read_text(errors="replace")[-LAST:]
-    said = printed.replace(password, "********") if password else printed
+def _failure(code: int, directory: Path, secrets: Iterable[str]) -> OpsError:
+    said = hide((directory / LOG).read_text(errors="replace")[-LAST:], secrets)
     if "No module named locust" in said:
         return OpsError("locust is not installed", INSTALL)
     if code < 0:

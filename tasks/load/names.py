@@ -1,5 +1,7 @@
-"""What the load's users do, by the names under which it is measured. Locust's program reads them too: it imports
-nothing of this project but this."""
+"""The names under which a load test's requests are measured, where they are not their steps' titles. Locust's program
+reads them too."""
 
-LOG_IN, CREATE, ASK, READ = NAMES = ("ログイン", "面接セッション作成", "AI応答", "データ読み取り")
-LIMITED = "AI応答 (利用制限 429)"
+
+def limited(title: str) -> str:
+    """A step that asks an AI, where the application's own limit refused it."""
+    return f"{title} (利用制限 429)"

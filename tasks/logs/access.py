@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from blocks.places import Logs
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.logs.files import LogFile, find_logs
 
-LOGGER = b"grc_backend.access"
 BLOCK_BYTES, MOST_BYTES = 1 << 18, 16 << 20
 SLOWEST_SHARE = 0.05
 
@@ -32,20 +32,21 @@ class Access:
 
 
 @probe
-def read_access(log: Path, since: datetime) -> Access:
-    """Of the lines from `since` on, also where the log was rotated meanwhile.
+def read_access(logs: Logs, since: datetime) -> Access:
+    """Of the request lines from `since` on, also where the log was rotated meanwhile.
 
     Raises:
         OpsError: there is no log, or it may not be read.
     """
     seconds, errors, left, whole = [], 0, MOST_BYTES, True
-    for file in _recent(log, since):
+    status_field, duration_field = logs.field("status"), logs.field("duration_ms")
+    for file in _recent(Path(logs.need("app")), since):
         if file.packed:
             whole = False
             continue
-        tail = _Tail(file, since, left)
+        tail = _Tail(file, since, left, logs.access_logger.encode(), logs.field("timestamp"))
         for entry in tail.entries():
-            status, took = entry.get("status"), entry.get("duration_ms")
+            status, took = entry.get(status_field), entry.get(duration_field)
             if isinstance(status, int) and isinstance(took, int | float):
                 seconds.append(took / 1000)
                 errors += status >= 500
@@ -69,8 +70,8 @@ def _recent(log: Path, since: datetime) -> Iterator[LogFile]:
 class _Tail:
     """The lines of a file from its end on, until they are too old. `reached`: they were, or it began."""
 
-    def __init__(self, file: LogFile, since: datetime, most: int) -> None:
-        self.file, self.since, self.most = file, since, most
+    def __init__(self, file: LogFile, since: datetime, most: int, logger: bytes, stamp: str) -> None:
+        self.file, self.since, self.most, self.logger, self.stamp = file, since, most, logger, stamp
         self.read, self.reached = 0, False
 
     def entries(self) -> Iterator[dict[str, Any]]:
@@ -94,19 +95,19 @@ class _Tail:
             lines = (content.read(size) + rest).split(b"\n")
             rest = lines.pop(0) if place else b""
             for line in lines:
-                if LOGGER in line and (entry := _entry(line)) and entry["at"] >= self.since:
+                if self.logger in line and (entry := _entry(line, self.stamp)) and entry["at"] >= self.since:
                     yield entry
-            first = next((entry for line in lines if (entry := _entry(line))), None)
+            first = next((entry for line in lines if (entry := _entry(line, self.stamp))), None)
             if first and first["at"] < self.since:
                 self.reached = True
                 return
         self.reached = place == 0
 
 
-def _entry(line: bytes) -> dict[str, Any] | None:
+def _entry(line: bytes, stamp: str) -> dict[str, Any] | None:
     with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
         entry: dict[str, Any] = json.loads(line)
-        at = datetime.fromisoformat(entry["timestamp"].replace(",", "."))
+        at = datetime.fromisoformat(entry[stamp].replace(",", "."))
         entry["at"] = at if at.tzinfo else at.replace(tzinfo=UTC)
         return entry
     return None

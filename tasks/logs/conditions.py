@@ -16,7 +16,7 @@ _FIELD = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(>=|<=|!=|=|>|<|~)\s*(.*)", re.DOT
 # What may be written in many ways: numbers, and the JSON of objects and lists.
 _MANY_WAYS = re.compile(r"\s*([-+.\d{\[]|inf|nan)", re.IGNORECASE)
 _NUMBERS = count()  # parameters of several conditions may stand in one statement
-_EXAMPLE = "write it like status>=500, model=gpt-4o, path~^/api/ or http.code!=200"
+_EXAMPLE = "write it like status>=500, model=gpt-4o, path~^/items/ or http.code!=200"
 
 
 @dataclass

@@ -11,6 +11,7 @@ from datetime import datetime
 from tasks.logs.files import LogFile
 from tasks.logs.masking import kinds_in, masked
 from tasks.logs.source import Source
+from tasks.logs.tokens import call
 
 APP = ("timestamp", "level", "logger", "message", "module", "function", "line")
 AUDIT = ("timestamp", "user_id", "action", "resource", "result", "ip_address", "user_agent")
@@ -36,12 +37,12 @@ class Form:
         return self.lines / (self.lines + self.bad) if self.lines + self.bad else 1.0
 
 
-def read_form(source: Source, required: Sequence[str]) -> Form:
-    """One pass over the lines."""
+def read_form(source: Source, required: Sequence[str], ai_message: str) -> Form:
+    """One pass over the lines; `ai_message` as in [logs]."""
     columns = {
         "time": "time",
         "naive": "time IS NOT NULL AND NOT regexp_matches(timestamp, '(?:[Zz]|[+-][0-9]{2}:?(?:[0-9]{2})?)$')",
-        "tokenless": "message = 'AI API Call' AND NOT json_exists(line, '$.total_tokens')",
+        "tokenless": f"{call(ai_message)} AND NOT json_exists(line, '$.total_tokens')",
         **{f"lacks_{name}": f"NOT json_exists(line, '$.{name}')" for name in required},
     }
     bad = source.pick(columns, "true", {})

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tasks.logs.source import Source
-from tasks.logs.tokens import CALL
+from tasks.logs.tokens import call
 
 STATUS = "try_cast(json_extract_string(line, '$.status') AS INTEGER)"
 SAID = "concat_ws(' ', message, json_extract_string(line, '$.error'), json_extract_string(line, '$.exception'))"
@@ -16,15 +16,23 @@ PROVIDER = (
     f"({STATUS} IS NULL AND upper(level) IN ('WARN', 'WARNING', 'ERROR', 'CRITICAL')"
     f" AND regexp_matches({SAID}, '(?i){_WORDS}'))"
 )
-REFUSED = f"({USER} OR {PROVIDER} OR {CALL})"
-COLUMNS = {
-    "time": "time",
-    "here": "here",
-    "kind": f"CASE WHEN {CALL} THEN 'call' WHEN {USER} THEN 'user' ELSE 'provider' END",
-    "who": f"""CASE WHEN {USER} THEN coalesce(user_id, '?')
-        ELSE coalesce(json_extract_string(line, '$.provider'),
-                      nullif(regexp_extract(message, '(?i)provider (\\w+)', 1), ''), '?') END""",
-}
+
+
+def refused(ai_message: str) -> str:
+    """Lines of refusals, and of AI calls."""
+    return f"({USER} OR {PROVIDER} OR {call(ai_message)})"
+
+
+def columns(ai_message: str) -> dict[str, str]:
+    """What is kept of them."""
+    return {
+        "time": "time",
+        "here": "here",
+        "kind": f"CASE WHEN {call(ai_message)} THEN 'call' WHEN {USER} THEN 'user' ELSE 'provider' END",
+        "who": f"""CASE WHEN {USER} THEN coalesce(user_id, '?')
+            ELSE coalesce(json_extract_string(line, '$.provider'),
+                          nullif(regexp_extract(message, '(?i)provider (\\w+)', 1), ''), '?') END""",
+    }
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Refusals:
 
 
 def read_refusals(source: Source) -> tuple[list[Refusals], int]:
-    """Of what was picked with COLUMNS where REFUSED: the stormiest first; and how many AI calls went well beside."""
+    """Of what was picked with `columns` where `refused`: the stormiest first; and how many AI calls succeeded."""
     rows = source.rows(
         """
         SELECT kind, who, count(*), min(here), max(here), max(n), arg_max(here, n) FROM (

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date, datetime
 
+from blocks.places import Logs
 from tasks.logs.conditions import Conditions
 from tasks.logs.refusals import STATUS
 from tasks.logs.source import Choice, Source, utc
 
-LOGGER = "grc_backend.access"
 MOST = 200
 _ID = "/(?:[0-9]+|[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12})(/|$)"
 
@@ -36,9 +36,13 @@ COLUMNS = {
 _COUNTED = "time >= $since AND status IS NOT NULL AND ms IS NOT NULL"
 
 
-def choice(since: datetime, until: datetime) -> Choice:
+def choice(logs: Logs, since: datetime, until: datetime) -> Choice:
     """What `Source.pick_each` takes, for a table `requests`."""
-    wanted = Conditions().within(since, until).equals("logger", [LOGGER])
+    wanted = Conditions().within(since, until)
+    if logs.access_logger:
+        wanted.equals("logger", [logs.access_logger])
+    else:
+        wanted.holds(f"{STATUS} IS NOT NULL AND {COLUMNS['ms']} IS NOT NULL")
     return Choice(COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
 
 
@@ -78,7 +82,7 @@ def count_unusable(source: Source) -> int:
 
 
 def by_path(source: Source, since: datetime) -> list[tuple[str, Use]]:
-    """`GET /api/x/{id}` → its use, those that took most of the time first."""
+    """`GET /items/{id}` → its use, those that took most of the time first."""
     rows = source.rows(
         f"SELECT method || ' ' || path, {_USE} FROM requests WHERE {_COUNTED} "  # noqa: S608
         "GROUP BY 1 ORDER BY sum(ms) DESC, 1 LIMIT $most",

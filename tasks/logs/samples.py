@@ -70,14 +70,14 @@ def is_half_written(files: Sequence[LogFile]) -> bool:
         return False
 
 
-def begins_at(file: LogFile) -> datetime | None:
+def begins_at(file: LogFile, field: str = "timestamp") -> datetime | None:
     """The time of the first line of a file that has one, of its first thousand; None where there is none."""
     opener = _OPEN.get(file.packed, open)
     try:
         with opener(file.path, "rb") as content:  # type: ignore[operator]
             for line in islice(content, 1000):
                 with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                    moment = datetime.fromisoformat(json.loads(line)["timestamp"].replace(",", "."))
+                    moment = datetime.fromisoformat(json.loads(line)[field].replace(",", "."))
                     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (OSError, EOFError, lzma.LZMAError, zlib.error):
         return None

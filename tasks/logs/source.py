@@ -10,6 +10,7 @@ import bz2
 import gzip
 import lzma
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
+from types import MappingProxyType
 from typing import IO
 from zoneinfo import ZoneInfo
 
@@ -31,6 +33,8 @@ LONGEST_LINE_BYTES = 16 << 20  # a reader has two buffers of it
 CHUNK_BYTES = 1 << 20
 # What a line may have (§6.1): taken out once, the time first.
 FIELDS = ("timestamp", "level", "message", "module", "logger", "user_id")
+NO_NAMES: Mapping[str, str] = MappingProxyType({})
+_PATH = re.compile(r"'\$\.(\w+)'")
 _OPEN = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 
 
@@ -51,12 +55,15 @@ class Choice:
 
 @dataclass
 class Source:
-    """Logs that are open. `unreadable`: files that could not be read (to their end), and why, by name."""
+    """Logs that are open. `names`: a field as this project calls it → as the lines do, where they differ.
+
+    `unreadable`: files that could not be read (to their end), and why, by name."""
 
     connection: duckdb.DuckDBPyConnection
     files: tuple[LogFile, ...]
     zone: ZoneInfo
     fields: Sequence[str] = FIELDS
+    names: Mapping[str, str] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     places: list[str] = field(default_factory=list)
 
@@ -89,6 +96,7 @@ class Source:
         if self.places:
             parameters |= texts
         try:
+            query = _translated(query, self.names)
             self.connection.execute(f"CREATE OR REPLACE TEMP TABLE read AS {query}", parameters)
         except duckdb.Error as error:
             raise _refused(error) from None
@@ -103,10 +111,15 @@ class Source:
 
 @contextmanager
 def reading(
-    files: Sequence[LogFile], zone: ZoneInfo, *, since: datetime | None = None, fields: Sequence[str] = FIELDS
+    files: Sequence[LogFile],
+    zone: ZoneInfo,
+    *,
+    since: datetime | None = None,
+    fields: Sequence[str] = FIELDS,
+    names: Mapping[str, str] = NO_NAMES,
 ) -> Iterator[Source]:
     """Open logs, but for files that were written last before `since`: a rename while they are read changes nothing.
-    `fields` of each line are taken out, timestamp first.
+    `fields` of each line are taken out, timestamp first; `names` as in [logs] fields.
 
     Raises:
         OpsError: none of them can be read.
@@ -124,7 +137,7 @@ def reading(
         connection.execute("SET TimeZone = 'UTC'")
         # Else a condition on fields is asked before the cheap one on the text, and every line is taken apart for it.
         connection.execute("SET disabled_optimizers = 'filter_pushdown'")
-        source = Source(connection, tuple(wanted), zone, fields)
+        source = Source(connection, tuple(wanted), zone, fields, names)
         source.places += [place for file in wanted if (place := _opened(stack, source, file))]
         if wanted and not source.places:
             name, why = next(iter(source.unreadable.items()))
@@ -197,6 +210,13 @@ def _chosen(choices: Mapping[str, Choice], lines: str) -> tuple[str, dict[str, s
         for name, choice in choices.items()
     }
     return query, views
+
+
+def _translated(query: str, own: Mapping[str, str]) -> str:
+    """Paths into a line's JSON, `'$.status'`, as the lines call these fields."""
+    if not own:
+        return query
+    return _PATH.sub(lambda path: f"""'$."{own.get(path[1], path[1])}"'""", query)
 
 
 def _lines(places: Sequence[str], zone: str, fields: Sequence[str], near: str) -> str:

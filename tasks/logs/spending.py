@@ -9,9 +9,9 @@ from datetime import datetime, time
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from blocks.places import Logs
 from runbook.kinds import probe
 from tasks.logs import tokens
-from tasks.logs.conditions import Conditions
 from tasks.logs.files import LogFile, find_logs
 from tasks.logs.source import reading
 
@@ -40,7 +40,7 @@ class Spent:
 
 @probe
 def read_spent(
-    log: Path, zone: ZoneInfo, prices: Mapping[str, Sequence[float]], now: datetime, known: Mapping[str, FileUse]
+    logs: Logs, zone: ZoneInfo, prices: Mapping[str, Sequence[float]], now: datetime, known: Mapping[str, FileUse]
 ) -> Spent:
     """Add up; `known` is what another look has found in files.
 
@@ -50,11 +50,11 @@ def read_spent(
     today = now.astimezone(zone)
     month, begin = f"{today:%Y-%m}", datetime.combine(today.date().replace(day=1), time(), zone)
     files = {}
-    for file in find_logs.work(log):
+    for file in find_logs.work(Path(logs.need("app"))):
         if file.modified >= begin:
             before = known.get(str(file.inode))
             is_same = before and (before.bytes, before.modified, before.month) == (file.bytes, file.modified, month)
-            files[str(file.inode)] = before if before and is_same else _read(file, zone, begin, month)
+            files[str(file.inode)] = before if before and is_same else _read(file, zone, begin, month, logs)
     models = defaultdict[str, list[tuple[int, int]]](list)
     for use in files.values():
         for model, taken in use.models.items():
@@ -69,9 +69,9 @@ def read_spent(
     return Spent(cost, unpriced, sum(use.tokenless for use in files.values()), files)
 
 
-def _read(file: LogFile, zone: ZoneInfo, begin: datetime, month: str) -> FileUse:
-    wanted = Conditions().holds(tokens.CALL, tokens.MESSAGE).within(begin, None)
-    with reading((file,), zone) as source:
+def _read(file: LogFile, zone: ZoneInfo, begin: datetime, month: str, logs: Logs) -> FileUse:
+    wanted = tokens.calls(logs.ai_message).within(begin, None)
+    with reading((file,), zone, names=logs.fields) as source:
         source.pick(tokens.COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
         uses = tokens.read_use(source)
     models = defaultdict[str, tuple[int, int]](lambda: (0, 0))

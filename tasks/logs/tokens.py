@@ -1,4 +1,4 @@
-"""Tokens that AI calls took, by day, provider and model: from the lines “AI API Call” (§5.2)."""
+"""Tokens that AI calls took, by day, provider and model: from the lines of AI calls ([logs] ai_message, §5.2)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
+from tasks.logs.conditions import Conditions
 from tasks.logs.source import Source
 
-MESSAGE = "AI API Call"
-CALL = f"message = '{MESSAGE}'"
+
+def calls(message: str) -> Conditions:
+    """Lines of AI calls, by `[logs] ai_message`; none where it is not configured."""
+    return Conditions().holds(call(message), *([message] if message else []))
+
+
+def call(message: str) -> str:
+    """The same as SQL."""
+    quoted = message.replace("'", "''")
+    return f"message = '{quoted}'" if message else "false"
 
 
 def _number(name: str) -> str:

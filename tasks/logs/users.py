@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from blocks.places import Logs
 from runbook.kinds import probe
 from tasks.logs.conditions import Conditions
 from tasks.logs.files import find_logs
@@ -38,7 +39,7 @@ class Users:
 
 
 @probe
-def read_users(log: Path, zone: ZoneInfo, since: datetime) -> Users:
+def read_users(logs: Logs, zone: ZoneInfo, since: datetime) -> Users:
     """Everybody who is in the audit log since then, over rotated files too, the last one first.
 
     Raises:
@@ -46,7 +47,7 @@ def read_users(log: Path, zone: ZoneInfo, since: datetime) -> Users:
     """
     wanted = Conditions(FIELDS).within(since, None)
     columns = {**COLUMNS, "action": "coalesce(action, '')"}
-    with reading(find_logs(log), zone, since=since, fields=FIELDS) as source:
+    with reading(find_logs(Path(logs.need("audit"))), zone, since=since, fields=FIELDS, names=logs.fields) as source:
         bad = source.pick(columns, wanted.sql, wanted.parameters, wanted.needles)
         rows = source.rows(
             "SELECT who, count(*), count(*) FILTER (NOT coalesce(success, false)), count(DISTINCT address), min(here), "

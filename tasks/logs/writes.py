@@ -20,10 +20,8 @@ from tasks.logs.files import siblings
 
 MOST_ITEMS = 1000
 ROTATIONS = 3
+READ = ("timestamp", "status", "method", "path", "message", "resource")
 METHODS = ("POST", "PUT", "PATCH", "DELETE")
-NOT_DATA = ("/api/auth/",)
-_TIMESTAMP = re.compile(rb'"timestamp": ?"([^"]+)"')
-_METHOD = re.compile(rb'"method": ?"(?:POST|PUT|PATCH|DELETE)"')
 _ID = re.compile(r"/(?:\d+|[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12})(?=/|$)")
 _OPEN = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
@@ -63,14 +61,14 @@ def read_writes_since(logs: Logs, moment: datetime, before: datetime | None = No
     """Count the writes that `app.log` and its rotated siblings show as acknowledged later than `moment` (and not
     later than `before`).
 
-    A write is a line `request` with a writing method and a 2xx status; logging in is none. The application logs a
-    request after its commit and before its answer, so a line later than a snapshot may tell of a write that the
-    snapshot still holds: the count errs to more. Times without a zone are UTC.
+    A write is a request line with a writing method and a 2xx status, except paths in `[logs] not_data`. The
+    application logs a request after its commit and before its answer, so a line later than a snapshot may tell of a
+    write that the snapshot still holds: the count errs to more. Times without a zone are UTC.
     """
     since, end = _utc(moment), _utc(before or datetime.max)
-    log = Path(logs.app)
+    log = Path(logs.need("app"))
     for _ in range(ROTATIONS):
-        found, files = _Found(since, end), _files(log)
+        found, files = _Found(logs, since, end), _files(log)
         for path in files.values():
             found.read(path)
         if _files(log) == files:
@@ -90,7 +88,12 @@ def _files(log: Path) -> dict[int, Path]:
 class _Found:
     """Collects over several files."""
 
-    def __init__(self, since: datetime, until: datetime) -> None:
+    def __init__(self, logs: Logs, since: datetime, until: datetime) -> None:
+        self.logs = logs
+        stamp, method = (re.escape(logs.field(name).encode()) for name in ("timestamp", "method"))
+        self.stamp = re.compile(rb'"%s": ?"([^"]+)"' % stamp)
+        self.method = re.compile(rb'"%s": ?"(?:POST|PUT|PATCH|DELETE)"' % method)
+        self.needle = json.dumps(logs.access_message).encode() if logs.access_message else b""
         self.since = since
         self.until = until
         self.text = since.isoformat(timespec="microseconds").encode()
@@ -115,10 +118,10 @@ class _Found:
     def _lines(self, file: IO[bytes]) -> None:
         undated = True
         for line in file:
-            if undated and (stamp := _TIMESTAMP.search(line)) and (time := _time(stamp[1].decode(errors="replace"))):
+            if undated and (stamp := self.stamp.search(line)) and (time := _time(stamp[1].decode(errors="replace"))):
                 undated = False
                 self.earliest = min(time, self.earliest or time)
-            if b'"request"' in line and _METHOD.search(line):
+            if self.needle in line and self.method.search(line):
                 if not self._is_before(line):
                     self._take(line)
             elif line.startswith(b"{") and not line.rstrip().endswith(b"}"):
@@ -126,7 +129,7 @@ class _Found:
 
     def _is_before(self, line: bytes) -> bool:
         """Quickly, where the time is written as this application writes it (UTC, microseconds): texts then compare."""
-        stamp = _TIMESTAMP.search(line)
+        stamp = self.stamp.search(line)
         return bool(
             stamp and len(stamp[1]) == len(self.text) and stamp[1].endswith(b"+00:00") and stamp[1] <= self.text
         )
@@ -134,21 +137,26 @@ class _Found:
     def _take(self, line: bytes) -> None:
         try:
             entry = json.loads(line)
-            time, status = _time(str(entry["timestamp"])), int(entry["status"])
-            method, path, message = str(entry["method"]), str(entry["path"]), entry.get("message")
+            read = {name: entry.get(self.logs.field(name)) for name in READ}
+            if self.logs.access_logger and self.logs.access_logger != entry.get(self.logs.field("logger")):
+                return
+            if read["status"] is None and not (self.logs.access_logger or self.logs.access_message):
+                return  # not every line about a request is one of the access log
+            time, status = _time(str(read["timestamp"])), int(read["status"])
+            method, path, message = str(read["method"]), str(read["path"]), read["message"]
         except (ValueError, KeyError, TypeError):
             self.broken += 1
             return
         if time is None:
             self.broken += 1
             return
-        is_write = message == "request" and method in METHODS and 200 <= status < 300
-        if not is_write or path.startswith(NOT_DATA) or not self.since < time <= self.until:
+        is_write = message == (self.logs.access_message or message) and method in METHODS and 200 <= status < 300
+        if not is_write or path.startswith(tuple(self.logs.not_data)) or not self.since < time <= self.until:
             return
         key = hash(line.rstrip())
         if key not in self.seen:  # a file that is being compressed is there twice
             self.seen.add(key)
-            self.items.append(Write(time, method, path, str(entry.get("resource", ""))))
+            self.items.append(Write(time, method, path, str(read["resource"] or "")))
 
     def writes(self, log: Path) -> Writes:
         """The answer."""

@@ -28,7 +28,7 @@ _SESSION_LINES = ("--", "\\unrestrict", "\\restrict", "SET default_t")
 
 
 def read_definitions(postgres: Postgres, database: str) -> dict[str, str]:
-    """Every object's definition in a database that nobody changes: `TABLE public.users (owner grc_user)` → SQL.
+    """Every object's definition in a database that nobody changes: `TABLE public.users (owner app_user)` → SQL.
 
     Raises:
         CommandFailed: a table is held exclusively for longer than `LOCK_WAIT`, or pg_dump cannot read it otherwise.

@@ -87,7 +87,7 @@ def unreadable(copy: Mapping[str, Relation]) -> tuple[str, ...]:
 
 
 def other_owners(live: Mapping[str, Relation], copy: Mapping[str, Relation]) -> tuple[str, ...]:
-    """What belongs to somebody else in the copy: `table public.users: postgres instead of grc_user`."""
+    """What belongs to somebody else in the copy: `table public.users: postgres instead of app_user`."""
     pairs = ((key, live[key].owner, copy[key].owner) for key in live if key in copy)
     return tuple(f"{key}: {found} instead of {owner}" for key, owner, found in pairs if owner != found)
 

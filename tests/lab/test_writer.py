@@ -14,7 +14,10 @@ from typing import Any
 import psycopg
 import pytest
 import redis
+from pydantic import SecretStr
 
+from blocks import toml
+from blocks.places import Application
 from lab import lifecycle
 from lab.client import Lab
 from runbook.errors import OpsError
@@ -30,14 +33,18 @@ def status(lab: Lab) -> dict[str, Any]:
 
 
 @pytest.fixture
+def described(lab: Lab) -> Application:
+    return toml.environment(lab.name).application
+
+
+@pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     return Ledger(tmp_path / "ledger.jsonl")
 
 
 @pytest.fixture
-def writer(lab: Lab, status: dict[str, Any], ledger: Ledger) -> Callable[..., Writer]:
-    password = lab.environ()["OPS_APPLICATION_PASSWORD"]
-    return lambda **options: Writer(status["application"]["url"], password, ledger, **options)
+def writer(described: Application, ledger: Ledger) -> Callable[..., Writer]:
+    return lambda **options: Writer(described, ledger, **options)
 
 
 def wait_for(ledger: Ledger, count: int, *kinds: str) -> None:
@@ -55,13 +62,13 @@ def refused(ledger: Ledger) -> bool:
 
 
 def test_everything_that_was_acknowledged_is_in_the_database(
-    writer: Callable[..., Writer], ledger: Ledger, status: dict[str, Any]
+    writer: Callable[..., Writer], ledger: Ledger, described: Application, status: dict[str, Any]
 ) -> None:
-    with writer(per_second=50, message_every=10):
+    with writer(per_second=50, every=10):
         wait_for(ledger, 30, "session", "message")
     written = ledger.acknowledged()
     assert {attempt.kind for attempt in written} == {"session", "message"}
-    found = account_of(ledger, status["postgres"]["dsn"])
+    found = account_of(ledger, status["postgres"]["dsn"], described)
     assert (found.acknowledged, found.lost) == (len(written), ())
     assert len({attempt.id for attempt in ledger.attempts()}) == len(ledger.attempts())
 
@@ -81,7 +88,7 @@ class Pauses(threading.Event):
 
 def test_the_rate_is_kept(writer: Callable[..., Writer], ledger: Ledger) -> None:
     """Of what it cannot write while the machine stands still it catches up one second at most."""
-    with writer(per_second=10, message_every=1000) as writing:
+    with writer(per_second=10, every=1000) as writing:
         pauses = Pauses(writing)
         wait_for(ledger, 60)
     sent = [attempt.sent for attempt in ledger.attempts()]
@@ -90,9 +97,9 @@ def test_the_rate_is_kept(writer: Callable[..., Writer], ledger: Ledger) -> None
 
 
 def test_a_deleted_session_and_an_altered_message_are_lost(
-    writer: Callable[..., Writer], ledger: Ledger, status: dict[str, Any]
+    writer: Callable[..., Writer], ledger: Ledger, described: Application, status: dict[str, Any]
 ) -> None:
-    with writer(per_second=50, message_every=5):
+    with writer(per_second=50, every=5):
         wait_for(ledger, 12, "session", "message")
     written = ledger.acknowledged()
     message = next(attempt for attempt in written if attempt.kind == "message")
@@ -101,25 +108,27 @@ def test_a_deleted_session_and_an_altered_message_are_lost(
         # As after a restore: the sequence gave the message's id out again, to somebody else's text.
         connection.execute("UPDATE interview_messages SET content = 'another' WHERE id = %s", [message.key])
         connection.execute("DELETE FROM interview_sessions WHERE id = %s", [session.key])
-    found = account_of(ledger, status["postgres"]["dsn"])
+    found = account_of(ledger, status["postgres"]["dsn"], described)
     assert {message.id, session.id} <= {attempt.id for attempt in found.lost}
     assert found.sentence.startswith(f"{len(found.lost)} of {len(written)} acknowledged")
 
 
-def test_an_unanswered_write_is_counted_apart_and_looked_up(ledger: Ledger, status: dict[str, Any]) -> None:
+def test_an_unanswered_write_is_counted_apart_and_looked_up(
+    ledger: Ledger, described: Application, status: dict[str, Any]
+) -> None:
     stored, gone = ledger.intend("session"), ledger.intend("session")
     ledger.close()
     with psycopg.connect(status["postgres"]["dsn"]) as connection:
         connection.execute(
             "INSERT INTO interview_sessions (user_id, position) SELECT min(id), %s FROM users", [text_of(stored)]
         )
-    found = account_of(ledger, status["postgres"]["dsn"])
+    found = account_of(ledger, status["postgres"]["dsn"], described)
     assert (found.acknowledged, found.lost, found.indeterminate, found.recovered) == (0, (), 2, 1)
     assert {attempt.id for attempt in ledger.attempts()} == {stored, gone}
 
 
 def test_it_goes_on_when_the_backend_was_killed(
-    lab: Lab, writer: Callable[..., Writer], ledger: Ledger, status: dict[str, Any]
+    lab: Lab, writer: Callable[..., Writer], ledger: Ledger, described: Application, status: dict[str, Any]
 ) -> None:
     supervisor = lifecycle.existing(lab.name)[0].supervisor
 
@@ -127,7 +136,7 @@ def test_it_goes_on_when_the_backend_was_killed(
         supervisor.stop("grc-backend")  # which does nothing in the moment between a death and the next start
         return supervisor.services()["grc-backend"].state == "STOPPED"
 
-    with writer(per_second=50, message_every=1000):
+    with writer(per_second=50, every=1000):
         wait_for(ledger, 5)
         os.kill(lab.status()["services"]["grc-backend"]["pid"], signal.SIGKILL)
         try:
@@ -137,13 +146,13 @@ def test_it_goes_on_when_the_backend_was_killed(
             supervisor.start("grc-backend")
         back = datetime.now(UTC)
         until(lambda: ledger.acknowledged(after=back)[5:], what="writes after the kill", seconds=120)
-    assert account_of(ledger, status["postgres"]["dsn"]).lost == ()
+    assert account_of(ledger, status["postgres"]["dsn"], described).lost == ()
 
 
 def test_it_logs_in_again_when_its_session_is_gone(
     writer: Callable[..., Writer], ledger: Ledger, status: dict[str, Any]
 ) -> None:
-    with writer(per_second=50, message_every=1000), redis.Redis.from_url(status["redis"]["url"]) as client:
+    with writer(per_second=50, every=1000), redis.Redis.from_url(status["redis"]["url"]) as client:
         wait_for(ledger, 5)
         for key in client.scan_iter("session:*"):
             if b'"username": "monitor"' in (client.get(key) or b""):
@@ -153,9 +162,13 @@ def test_it_logs_in_again_when_its_session_is_gone(
         until(lambda: ledger.acknowledged(after=moment)[5:], what="writes after the loss of the session", seconds=120)
 
 
-def test_a_wrong_password_is_said_at_once(status: dict[str, Any], ledger: Ledger) -> None:
-    with pytest.raises(OpsError, match="refuses monitor: 401"), Writer(status["application"]["url"], "wrong", ledger):
+def test_a_wrong_password_is_said_at_once(described: Application, ledger: Ledger) -> None:
+    wrong = described.model_copy(update={"password": SecretStr("wr0ng-4715")})
+    with pytest.raises(OpsError, match="refuses monitor: 401") as raised, Writer(wrong, ledger):
         pass
+    assert "4715" not in str(raised.value)
+    with pytest.raises(OpsError, match=r"\[\[application.writes.steps\]\] is not configured"):
+        Writer(Application(url=described.url), ledger)
     assert ledger.attempts() == []
 
 

@@ -17,7 +17,6 @@ from flows import launch
 from flows.database.backup import backup_database
 from flows.recovery import full_restore as module
 from flows.recovery.full_restore import full_restore
-from lab.lifecycle import existing
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from tasks.drill.account import account_of
@@ -45,10 +44,9 @@ def test_writes_until_the_stop_are_counted_and_a_late_recovery_is_no_failed_one(
     late.rto_seconds = 1
     monkeypatch.setattr(module.Environment, "find", lambda _name: late)
     ledger = Ledger(tmp_path / "writes.jsonl")
-    password = existing(system.name)[0].state.passwords.application
-    with Writer(system.lab.status()["application"]["url"], password, ledger, per_second=2, message_every=1000):
+    with Writer(late.application, ledger, per_second=2, every=1000):
         report = full_restore.fn(system.name, stop_services="at_swap", confirm=system.name)
-    gone = account_of(ledger, system.lab.status()["postgres"]["dsn"]).lost
+    gone = account_of(ledger, system.lab.status()["postgres"]["dsn"], late.application).lost
     named = next(table for table in report.evidence if table.name.startswith("Writes lost, one by one"))
     assert [attempt for attempt in gone if attempt.sent > report.started], "clients wrote after the run began"
     assert {attempt.key for attempt in gone} <= {row[3] for row in named.rows}

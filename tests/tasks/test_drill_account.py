@@ -42,7 +42,7 @@ def account(lab: Lab, ledger: Ledger, *statements: str) -> Account:
     with psycopg.connect(lab.status()["postgres"]["admin_dsn"], dbname="grc_db") as connection:
         for statement in statements:
             connection.execute(statement.encode())
-        found = account_in(ledger, connection)
+        found = account_in(ledger, connection, toml.environment(lab.name).application)
         connection.rollback()
     return found
 
@@ -87,10 +87,11 @@ def test_who_wrote_through_the_application_only_needs_no_right_on_the_drills_tab
 ) -> None:
     """It may have come back with a backup; the application's own role cannot read it."""
     assert written.acknowledged()
+    described = toml.environment(lab.name).application
     with psycopg.connect(lab.status()["postgres"]["dsn"]) as connection:
-        assert account_in(Ledger(tmp_path / "none.jsonl"), connection).lost == ()
+        assert account_in(Ledger(tmp_path / "none.jsonl"), connection, described).lost == ()
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            account_in(written, connection)
+            account_in(written, connection, described)
 
 
 def test_a_row_of_nobody_is_unexpected(lab: Lab, written: Ledger) -> None:

@@ -21,7 +21,7 @@ from runbook.permit import Act
 from runbook.report import Report
 from tasks.drill.sabotage import alter_segment, copy_of, remove_segment
 from tasks.failover.promotion import streams
-from tasks.faults.corruption import TABLE, Fingerprint, read_fingerprint, rewrite_rows
+from tasks.faults.corruption import Fingerprint, corruption_of, read_fingerprint, rewrite_rows
 from tasks.faults.disposable import BREAK, Fault
 from tasks.postgres.rewriters import find_rewriter
 from tasks.wal.names import Segment, lsn_of
@@ -47,7 +47,7 @@ class DataCorruption(Scenario):
 
     def acts(self, env: Environment) -> list[Act]:
         """The rows of a table."""
-        return [Act(BREAK, TABLE)]
+        return [Act(BREAK, corruption_of(env).table)]
 
     def judge(self, report: Report, env: Environment) -> None:
         """Only the expectations notice this fault; the negative control spoils a copy of the archive."""
@@ -60,7 +60,7 @@ class DataCorruption(Scenario):
     def strike(self, drill: Drill) -> Fault:
         """One transaction; its number and what was there before are noted first, for a run that has to heal."""
         env, before = drill.env, now() - OLDER
-        known = read_fingerprint(env.postgres, env.postgres.database, before)
+        known = read_fingerprint(env.postgres, env.postgres.database, corruption_of(env), before)
         drill.note(before=before.isoformat(), fingerprint=str(known))
         return rewrite_rows(drill.permit, env, lambda xid: drill.note(xid=str(xid)))
 
@@ -144,7 +144,7 @@ class DataCorruption(Scenario):
 
 def _fingerprint(drill: Drill) -> Fingerprint:
     postgres, before = drill.env.postgres, datetime.fromisoformat(drill.half_done.notes["before"])
-    return read_fingerprint(postgres, postgres.database, before)
+    return read_fingerprint(postgres, postgres.database, corruption_of(drill.env), before)
 
 
 def _segment(drill: Drill) -> tuple[str, int]:

@@ -86,7 +86,7 @@ class FullRestore(Scenario):
                 control.require_accepted(derived, full_restore)
             found.append(control.try_sabotaged(derived, full_restore, spoil(copy)))
         derived, copy = _with_copy(drill, backup.name, 3)
-        sabotage = alter_row(env.postgres, copy)
+        sabotage = alter_row(env.postgres, copy, env.application.writes.steps[0].column)
         drill.note(sabotaged=str(copy))
         found.append(control.try_sabotaged(derived, full_restore, sabotage, stop_services="at_swap", confirm=env.name))
         if not found[-1].refused:  # it is live now

@@ -37,7 +37,10 @@ def account(drill: Drill, live: Environment) -> Outcome | None:
         Unreachable: the database is down.
     """
     with live.postgres.connect(live.postgres.database) as connection:
-        accounts = {name: account_in(ledger, connection) for name, ledger in drill.clients.ledgers.items()}
+        accounts = {
+            name: account_in(ledger, connection, drill.env.application)
+            for name, ledger in drill.clients.ledgers.items()
+        }
     outcome = _outcome_of(drill, accounts) if drill.fault else None
     _tell_ledger(drill.report, accounts, outcome)
     return outcome
