@@ -73,6 +73,7 @@ class Postgres(Block):
     config_file: str = Field(default="", description="postgresql.conf, where it is outside the data directory")
     os_user: str = Field(default="postgres", description="the user that the server runs as; uid:gid of a container's")
     maintenance_database: str = Field(default="postgres")
+    pool_applications: list[str] = Field(default=[], description="application_name of pools: idle ones are not closed")
     service: str = Field(default="postgres", description="this server's role in [services] names")
     name: str = Field(default="", description="its application_name, and in synchronous_standby_names, as a standby")
     slot: str = Field(default="", description="the physical slot that it streams from on the primary, as a standby")

@@ -41,9 +41,11 @@ class Redis(Block):
     config_file: str = Field(default="/etc/redis/redis.conf")
     server_program: str = Field(default="redis-server", description="also used for scratch servers that prove a backup")
     os_user: str = Field(default="redis", description="owner of the data directory; uid:gid of a container's")
-    drop_prefixes: list[str] = Field(default=["cache:"], description="keys that a restore leaves out: made anew anyway")
+    drop_prefixes: list[str] = Field(
+        default=[], description="keys that a restore leaves out: made anew anyway, e.g. cache:"
+    )
     protected_prefixes: list[str] = Field(
-        default=["session:", "queue:"], description="keys that clear-cache deletes only where it names them"
+        default=[], description="keys that clear-cache deletes only where it names them, e.g. session:"
     )
     remote: bool = Field(
         default=False, description="its files cannot be reached from here: saved and restored by network"

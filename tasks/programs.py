@@ -43,7 +43,8 @@ def find_program(name: str, *beside: Path, last: Sequence[Path] = ()) -> Path:
 
 def python_program(application: Application, name: str) -> Path:
     """One of the backend's environment, else on PATH, else of this worker's own environment."""
-    return find_program(name, Path(application.python).parent, last=[Path(sys.executable).parent])
+    own = [Path(application.python).parent] if application.python else []
+    return find_program(name, *own, last=[Path(sys.executable).parent])
 
 
 def web_program(web: Path, name: str) -> Path:

@@ -59,7 +59,7 @@ def start_in_foreground(application: Application) -> Trial:
     Raises:
         OpsError: its Python, its directory or its variables are not here.
     """
-    directory, values = Path(application.backend_directory), read_variables.work(application)
+    directory, values = Path(application.need("backend_directory")), read_variables.work(application)
     if not os.path.isdir(directory):  # noqa: PTH112 - False too where this user may not look
         raise OpsError(f"{directory} is not there", "correct [application] backend_directory, or run a worker there")
     told = f"{len(values)} of {application.env_file}" if values else "none but PATH and HOME"

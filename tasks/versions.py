@@ -43,8 +43,8 @@ def _versions(env: Environment) -> Iterator[Version]:
     if env.has("redis"):
         yield _redis(env)
     if env.has("application"):
-        python = env.application.python
-        yield _asked("python", f"the backend ({python})", lambda: _program(python, "--version"))
+        if python := env.application.python:
+            yield _asked("python", f"the backend ({python})", lambda: _program(python, "--version"))
         if env.application.web_directory:
             yield _asked("node", "this host", lambda: _program("node", "--version").removeprefix("v"))
     if env.has("docker"):

@@ -23,6 +23,10 @@ names = {{}}
 app = "{base}/log/app.log"
 audit = "{base}/log/audit.log"
 rotation = "{base}/logrotate.conf"
+access_logger = "grc_backend.access"
+access_message = "request"
+not_data = ["/api/auth/"]
+ai_message = "AI API Call"
 """
 NOON = datetime(2026, 2, 15, 12, tzinfo=UTC)
 

@@ -60,13 +60,18 @@ spool = "{base}/spool"
 [application]
 url = "{backend}"
 frontend_url = "{frontend}"
-backend_directory = ""
+health_path = "/health"
+frontend_health_path = "/health"
 web_directory = "{web}"
 [logs]
 app = "{base}/log/app.log"
 audit = "{base}/log/audit.log"
 backup = "{base}/log/db_backup.log"
 rotation = "{base}/logrotate.conf"
+access_logger = "grc_backend.access"
+access_message = "request"
+not_data = ["/api/auth/"]
+ai_message = "AI API Call"
 """
 
 

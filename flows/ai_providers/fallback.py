@@ -57,10 +57,10 @@ def rehearse_fallback(environment: str, confirm: str = "") -> Report:
     env = Environment.find(environment)
     with runbook("Rehearse fallback", env, confirm, changes=True) as report:
         require_disposable(env)
-        require_question(env.application)
         chain, path = list(env.ai_providers.chain), env.reports_directory / FILE
         left = record.read(path, HalfDone, "give the providers back by hand, then remove the file")
         _judge_states(report, env, chain, left)
+        require_question(env.application)
         for name in chain:
             report.plan(BREAK, provider(env, name), seconds=1)
         report.plan("give back", ", ".join(chain), seconds=1)

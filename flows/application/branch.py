@@ -37,7 +37,7 @@ def prove_branch(
     application = env.application
     if "backend" in parts:
         judge_suite(report, env, backend_suite(application, tree.at(application.source),
-                                               python or Path(application.python)), seconds)  # fmt: skip
+                                               python or Path(application.need("python"))), seconds)  # fmt: skip
     if "web" in parts and application.web_directory:
         web = tree.at(Path(application.web_directory))
         judge_suite(report, env, web_suite("web tests", application.web_test_command, web), seconds)

@@ -43,9 +43,9 @@ def check_dependencies(environment: str, seconds: Annotated[int, Field(ge=30, le
         application, outdated = env.application, []
         outdated += findings.judge_python(
             report,
-            python.list_python.submit(Path(application.python), seconds),
-            python.find_outdated_python.submit(Path(application.python), seconds),
-            python.find_python_conflicts.submit(Path(application.python), seconds),
+            python.list_python.submit(Path(application.need("python")), seconds),
+            python.find_outdated_python.submit(Path(application.need("python")), seconds),
+            python.find_python_conflicts.submit(Path(application.need("python")), seconds),
         )
         findings.judge_python_lock(report, application)
         if application.web_directory:
@@ -63,7 +63,7 @@ def check_dependencies(environment: str, seconds: Annotated[int, Field(ge=30, le
         def known(of: str, name: str) -> list[str]:
             if of == "node":
                 return node.node_versions(Path(application.web_directory), name, seconds)
-            return python.versions_of(Path(application.python), name, seconds)
+            return python.versions_of(Path(application.need("python")), name, seconds)
 
         report.outcome = findings.tell_outdated(report, outdated, known)
     return report

@@ -112,7 +112,9 @@ def _added(report: Report, env: Environment, place: Place, missing: list[str], o
         return hooks.local_hooks(place, missing)
     packages = hooks.eslint_packages(Path(env.application.web_directory))
     remote = hooks.remote_hooks(place, missing, packages)
-    reached = hooks.read_reachable(Path(env.application.repository), {one["repo"]: one["rev"] for one in remote})
+    reached = hooks.read_reachable(
+        Path(env.application.need("repository")), {one["repo"]: one["rev"] for one in remote}
+    )
     lost = {url: why for url, why in reached.items() if why}
     if not lost:
         return remote
@@ -125,7 +127,7 @@ def _added(report: Report, env: Environment, place: Place, missing: list[str], o
 
 def _on_branch(report: Report, env: Environment, program: Path, text: str, seconds: float) -> None:
     """Commit the file, run the hooks twice (the first time they may repair), commit what they repaired."""
-    repository = Path(git(Path(env.application.repository), "rev-parse", "--show-toplevel").strip())
+    repository = Path(git(Path(env.application.need("repository")), "rev-parse", "--show-toplevel").strip())
     sweep(repository)
     there = bool(git(repository, "for-each-ref", f"refs/heads/{BRANCH}"))
     if there and _config(repository, BRANCH) != text:

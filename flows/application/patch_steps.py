@@ -75,7 +75,7 @@ def tell_dependents(report: Report, application: Application, holes: Sequence[Ho
         name = hole.advisory.package
         try:
             if hole.part == "backend":
-                found = ", ".join(dependents_of(Path(application.python), name, seconds)) or "no other package"
+                found = ", ".join(dependents_of(Path(application.need("python")), name, seconds)) or "no other package"
                 text = f"Required by: {found}"
             else:
                 text = node.node_dependents(Path(application.web_directory), name, seconds)

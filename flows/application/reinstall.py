@@ -110,7 +110,7 @@ def _backend(report: Report, env: Environment, permit: Permit, seconds: float) -
     application = env.application
     if told := venv.settle_venv(permit, application):
         report.fact("a run before this one", told)
-    lock, live = venv.read_lock(application), Path(application.python)
+    lock, live = venv.read_lock(application), Path(application.need("python"))
     before = venv.read_failing_imports(application, live, seconds) if live.exists() else set()
     built = venv.build_venv(permit, application, lock, report.started, seconds)
     try:

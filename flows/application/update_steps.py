@@ -58,7 +58,7 @@ class Wish:
 def update_python(report: Report, application: Application, tree: Worktree, wish: Wish) -> list[Done]:
     """Every pin of the requirement files (and of the lock file, for what they give as a range) moved up to `level`."""
     backend = tree.at(application.source)
-    done, live = [], Path(application.python)
+    done, live = [], Path(application.need("python"))
     try:
         pins, ranges = pinned(application, backend)
     except OpsError as error:

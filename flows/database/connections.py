@@ -61,7 +61,7 @@ def close_idle_connections(
     min_seconds: Annotated[int, Field(ge=LEAST_SECONDS)] = MANUAL_IDLE_SECONDS,
     also_idle: bool = False,
     keep_applications: tuple[str, ...] = (),
-    pool_applications: tuple[str, ...] = ("grc_backend",),
+    pool_applications: tuple[str, ...] = (),
     confirm: str = "",
 ) -> Report:
     """PostgreSQL側の接続数設定: アイドル接続の切断 (§1.5)
@@ -82,7 +82,8 @@ def close_idle_connections(
         min_seconds: この秒数以上アイドルのものだけを対象にする
         also_idle: トランザクション外のアイドル接続も対象にする
         keep_applications: 切断しない application_name の一覧。空でもよい
-        pool_applications: 接続プールの application_name。トランザクション外のアイドル接続は切断しない
+        pool_applications: 接続プールの application_name (空なら [postgres] の値)。トランザクション外のアイドル接続は
+            切断しない
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
@@ -93,7 +94,9 @@ def close_idle_connections(
         wanted, elsewhere = _find_idle(activity, env.postgres.database, min_seconds, also_idle)
         if elsewhere:
             report.fact("as idle in other databases (left alone)", elsewhere)
-        chosen, kept = _choose(activity, wanted, keep_applications, pool_applications)
+        chosen, kept = _choose(
+            activity, wanted, keep_applications, pool_applications or tuple(env.postgres.pool_applications)
+        )
         _tell_kept(report, kept)
         if not chosen:
             report.outcome = "there is nothing to close"

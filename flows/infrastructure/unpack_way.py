@@ -139,7 +139,7 @@ class Unpack:
             stop_services(self.env.services, self.roles)
             swap_release(permit, release)
             if built:
-                with told(Path(application.python).parent.parent):
+                with told(Path(application.need("python")).parent.parent):
                     venv.swap_venv(permit, application, built)
             deadline = time.monotonic() + self.seconds
             start_services(self.env.services, self.roles, seconds=self.seconds)

@@ -26,6 +26,7 @@ from tasks.services import read_services
 WINDOW = timedelta(minutes=5)
 LEAST_REQUESTS = 20
 """One failed request alone is no rate: fewer requests than these count as so many."""
+NO_REQUESTS = "there were no requests"
 SILENT_SECONDS = 25.0
 CONNECTIONS, LAG = "postgres.connections.used_ratio", "postgres.replication.lag_seconds"
 STREAMS = "postgres.wal.streams_missing"
@@ -46,7 +47,7 @@ Asked = Callable[[], Readings]
 
 def read_application(env: Environment, now: datetime, window: timedelta = WINDOW) -> Readings:
     """Answers of 500 and more, and how long 95 of 100 requests took, by the log; and what the health check says now."""
-    health = _health(env) if health_checks(env.application) else 0.0
+    health = _health(env)
     found: Access | OpsError = Access(0, 0, 0.0, True)
     if env.has("logs") and env.logs.app and window:
         try:
@@ -61,22 +62,25 @@ def _can_be_asked(env: Environment) -> bool:
     return bool(health_checks(env.application)) or (env.has("application") and env.has("logs") and bool(env.logs.app))
 
 
-def _health(env: Environment) -> float | OpsError:
+def _health(env: Environment) -> float | OpsError | None:
+    """Seconds until all checks passed; None where none is configured."""
+    if not health_checks(env.application):
+        return None
     try:
         return wait_healthy.work(env.application, seconds=0, in_a_row=1).seconds
     except OpsError as error:
         return error
 
 
-def _response(health: float | OpsError, found: Access | OpsError) -> Reading:
+def _response(health: float | OpsError | None, found: Access | OpsError) -> Reading:
     if isinstance(found, Access) and found.requests:
         return Reading(found.slow_seconds, f"95 of 100 of {found.requests} requests took no longer{_cut(found)}")
     if isinstance(health, OpsError):
         return Reading(None, health.message)
-    return Reading(health, "the health check: there were no other requests")
+    return Reading(0.0, NO_REQUESTS) if health is None else Reading(health, f"the health check: {NO_REQUESTS}")
 
 
-def _errors(health: float | OpsError, found: Access | OpsError) -> Reading:
+def _errors(health: float | OpsError | None, found: Access | OpsError) -> Reading:
     if isinstance(health, OpsError):
         return Reading(1.0, health.message)
     if isinstance(found, OpsError):

@@ -173,8 +173,8 @@ def tell(report: Report, env: Environment, chosen: Chosen, held: Held) -> None:
 
 def tell_lost(report: Report, env: Environment, chosen: Chosen, held: Held) -> None:
     """Writes that the application acknowledged after the snapshot and before it was stopped, from its log."""
-    if not env.has("logs"):
-        report.fact("writes lost", "not counted: this environment describes no [logs]")
+    if not (env.has("logs") and env.logs.app):
+        report.fact("writes lost", "not counted: [logs] app is not configured")
         return
     try:
         writes = read_writes_since.after(held.last)(env.logs, chosen.database.manifest.taken, before=held.stopped_at)

@@ -84,7 +84,7 @@ def plan_start(report: Report, env: Environment) -> None:
     """The last lines."""
     report.plan("start services", ", ".join(env.services_in(("redis", "backend", "frontend"))),
                 seconds=START_ESTIMATE_SECONDS)  # fmt: skip
-    report.plan("check", "health, expectations again, log in, create a session, get an AI answer, read it back")
+    report.plan("check", "health, expectations again, the described smoke checks")
 
 
 def build(report: Report, permit: Permit, env: Environment, chosen: Chosen, jobs: int) -> Copies:

@@ -64,7 +64,7 @@ def find_transaction(
     env = Environment.find(environment)
     with runbook("Find transaction", env) as report, transaction_window.room(env) as directory:
         if not table.strip() and not oid:
-            raise OpsError("no table was named", "fill in table, e.g. public.interview_sessions")
+            raise OpsError("no table was named", "fill in table, e.g. public.orders")
         if not kinds:
             raise OpsError("no kind was chosen", f"choose some of {', '.join(EVERY)}")
         edges = transaction_window.parse_edges(since, until, env)

@@ -50,7 +50,7 @@ def clear_cache(
     prefix, shows the first 20 and changes nothing. Bytes are those of a sample where there are more than 20,000 keys.
 
     What it changes: the keys are gone, also on the replicas; big values are freed in the background. Keys of
-    protected_prefixes (session:, queue:) are left out and counted, unless a prefix or the pattern's own beginning names
+    protected_prefixes are left out and counted, unless a prefix or the pattern's own beginning names
     them, or include_protected does; a flush is refused while there are any. A flush, only_without_ttl, protected keys
     and a pattern without a beginning (`*`) need expected_keys too: the number that the plan showed. 10 % more than that
     is refused, and a clearing stops there; for a flush also 10 % less. A protected key that is made in the moment

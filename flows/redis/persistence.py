@@ -152,7 +152,7 @@ def restore_redis(
     What it changes: a copy is built beside the data directory and proven on a scratch server against the backup's
     manifest; only then the service is stopped, the two directories are swapped by rename, and the service is started
     and verified. With an empty confirm it shows the plan and changes nothing. What was written after the backup's
-    snapshot is lost; keys of drop_prefixes (cache:) are left out, as they are made anew. Undo:
+    snapshot is lost; keys of drop_prefixes are left out, as they are made anew. Undo:
     undo-restore-redis; the old data is kept as `<data directory>.superseded_<time>`.
 
     With `prefixes` only keys that begin so are restored, one by one, into the server that goes on serving. A server

@@ -19,7 +19,6 @@ from tasks.redis.sentinels import read_sentinels
 
 ROLE, REMEDY_HOURS, MANUAL_BYTES = "redis", 24, 2 * 1024**3
 FULL_RATIO, NEAR_RATIO = 0.99, 0.9  # the manual's alarm is 90 % (appendix B)
-CLEAR = Next("clear-cache", "make room by prefix: caches only, never sessions and queues", {"prefixes": ["cache:"]})
 MEMORY = Next("check-redis-memory", "see what takes the memory")
 PERSISTENCE = Next("check-redis-persistence", "see why it cannot save")
 FAILOVER = Next("redis-failover", "promote a replica")
@@ -143,8 +142,13 @@ def _no_memory(found: Diagnosis, block: Redis) -> Cause:
     return Cause(
         f"the memory of Redis is full and its policy evicts nothing: writes are refused{told}",
         "clear caches by prefix, or raise maxmemory for a time where the host has it; never FLUSHDB",
-        (CLEAR, MEMORY, *_more_memory(memory)),
+        (_clear(block), MEMORY, *_more_memory(memory)),
     )
+
+
+def _clear(block: Redis) -> Next:
+    prefixes = {"prefixes": block.drop_prefixes} if block.drop_prefixes else {}
+    return Next("clear-cache", "make room by prefix: caches only, never sessions and queues", prefixes)
 
 
 def _more_memory(memory: Memory | None) -> tuple[Next, ...]:
@@ -178,7 +182,7 @@ def _judge_memory(found: Diagnosis, block: Redis) -> None:
         found.well(question, told)
     elif memory.policy == "noeviction" and not any("memory" in one.what for one in found.causes):
         what = f"the memory of Redis is nearly full, and it evicts nothing: {told}"
-        follow = (CLEAR, MEMORY, *_more_memory(memory))
+        follow = (_clear(block), MEMORY, *_more_memory(memory))
         found.blame(question, told, Cause(what, "make room before writes are refused", follow, Status.WARN))
     else:
         found.told(question, f"{told}, {memory.evicted:,} keys evicted")

@@ -34,7 +34,9 @@ def read_sdks(application: Application, packages: Sequence[str]) -> dict[str, st
         OpsError: that Python is not there, or does not answer.
     """
     hint = "correct [application] python"
-    printed = shell.run([application.python, "-c", PROGRAM, *packages], timeout_seconds=SECONDS, hint=hint).stdout
+    printed = shell.run(
+        [application.need("python"), "-c", PROGRAM, *packages], timeout_seconds=SECONDS, hint=hint
+    ).stdout
     try:
         found = json.loads(printed)
         return {name: str(found[name]) for name in packages}

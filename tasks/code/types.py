@@ -49,7 +49,7 @@ def read_mypy(
         raise OpsError(f"mypy says that its version is “{excerpt(version)}”", f"look at {mypy}: this is not mypy")
     argv: list[str | Path] = [mypy, "--cache-dir", cache, "--no-pretty", "--show-error-codes", "--hide-error-context",
             "--hide-error-end", "--hide-column-numbers", "--no-color-output", "--error-summary"]  # fmt: skip
-    if Path(application.python).exists():
+    if application.python and Path(application.python).exists():
         argv += ["--python-executable", application.python]
     argv += ["--strict"] if strict else []
     said, notes = _with_html(argv, files, backend, seconds, html)

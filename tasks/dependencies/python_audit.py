@@ -30,7 +30,7 @@ def audit_python(application: Application, seconds: float) -> Scan:
             known, which is no pass.
     """
     program = python_program(application, "pip-audit")
-    python = Path(application.python)
+    python = Path(application.need("python"))
     sites = parsed("python", answer([python, "-I", "-c", _SITES], Path("/"), seconds=60).stdout, list)
     with tempfile.TemporaryDirectory(prefix="ops-audit-") as folder:
         out = Path(folder, "audit.json")

@@ -62,7 +62,7 @@ def virtual_environment(application: Application, backend: Path, directory: Path
     Raises:
         OpsError: pip could not install it, or the packages do not go together.
     """
-    answer([Path(application.python), "-m", "venv", "--without-pip", directory], backend, seconds=seconds)
+    answer([Path(application.need("python")), "-m", "venv", "--without-pip", directory], backend, seconds=seconds)
     names = [application.requirements_lock] if application.requirements_lock else application.requirements
     files = [part for name in names for part in ("--requirement", backend / name)]
     python = directory / "bin" / "python"

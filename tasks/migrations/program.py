@@ -48,9 +48,9 @@ def run_alembic(
     try:
         with progress(lambda: _waiting(postgres, database, what)):
             done = shell.run(
-                [application.python, "-c", _PROGRAM, *command],
+                [application.need("python"), "-c", _PROGRAM, *command],
                 environment=_environment(postgres, database, options or LOCK_TIMEOUT),
-                directory=backend_directory or Path(application.backend_directory),
+                directory=backend_directory or Path(application.need("backend_directory")),
                 timeout_seconds=TIMEOUT_SECONDS,
                 hint=HINT,
             )

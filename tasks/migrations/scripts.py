@@ -193,7 +193,7 @@ def read_heads(application: Application, backend_directory: Path | None = None) 
 
 def heads_of(application: Application, backend_directory: Path | None = None) -> Heads:
     """See `read_heads`."""
-    directory = backend_directory or Path(application.backend_directory)
+    directory = backend_directory or Path(application.need("backend_directory"))
     file = directory / INI
     if not file.is_file():
         raise OpsError(f"there is no {file}", "correct backend_directory in the environment")
@@ -219,7 +219,7 @@ def _scripts_here(file: Path) -> tuple[Script, ...]:
 def _scripts_there(application: Application, file: Path) -> tuple[Script, ...]:
     try:
         done = shell.run(
-            [application.python, "-c", _SCRIPTS, file],
+            [application.need("python"), "-c", _SCRIPTS, file],
             environment={"PYTHONDONTWRITEBYTECODE": "1"},
             directory=file.parent,
             timeout_seconds=60,

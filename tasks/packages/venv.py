@@ -56,7 +56,7 @@ def venv_of(application: Application) -> Path:
     Raises:
         OpsError: the backend's python is of no virtual environment.
     """
-    python = Path(application.python)
+    python = Path(application.need("python"))
     venv = python.parent.parent
     if python.parent.name != "bin" or ((venv / "bin").is_dir() and not (venv / "pyvenv.cfg").is_file()):
         raise OpsError(f"{python} is of no virtual environment", "correct [application] python: …/venv/bin/python")
@@ -76,7 +76,7 @@ def read_lock(application: Application) -> Lock:
     Raises:
         OpsError: there is none.
     """
-    backend = Path(application.backend_directory)
+    backend = Path(application.need("backend_directory"))
     for name in lock_names(application):
         if (path := backend / name).is_file():
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -89,7 +89,7 @@ def read_lock(application: Application) -> Lock:
 
 def renamed_venv(application: Application) -> Path | None:
     """The environment that a run which was killed between its two renames left without its name."""
-    venv = Path(application.python).parent.parent
+    venv = Path(application.need("python")).parent.parent
     old = venv.with_name(f"{venv.name}-old")
     return old if not venv.exists() and old.is_dir() else None
 
@@ -131,7 +131,7 @@ def build_venv(permit: Permit, application: Application, lock: Lock, now: dateti
     try:
         answer([_base(venv), "-m", "venv", built], built.parent, seconds=seconds)
         failpoint("reinstall: venv made")
-        backend = Path(application.backend_directory)
+        backend = Path(application.need("backend_directory"))
         pip: list[str | Path] = [built / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--no-input"]
         answer([*pip, "install", "--quiet", "--requirement", lock.path], backend, seconds=seconds)
         problems = conflicts_in(answer([*pip, "check"], backend, seconds=seconds, accepted=(0, 1)))
@@ -153,7 +153,7 @@ def read_failing_imports(application: Application, python: Path, seconds: float)
     Raises:
         OpsError: Python gave no answer.
     """
-    backend = Path(application.backend_directory)
+    backend = Path(application.need("backend_directory"))
     names = _imported(backend)
     said = answer(
         [python, "-c", _IMPORT, *names], backend, seconds=seconds, environment={"PYTHONDONTWRITEBYTECODE": "1"}

@@ -28,7 +28,7 @@ def choose_tables(postgres: Postgres, wanted: Sequence[str]) -> ChosenTables:
         OpsError: none is wanted, there is no such table, several schemas have it, or pg_dump leaves rows of it out.
     """
     if not wanted:
-        raise OpsError("no table is named", "name the tables, e.g. interview_sessions")
+        raise OpsError("no table is named", "name the tables, e.g. orders")
     with postgres.connect(postgres.database) as connection:
         rows = execute(connection, queries.TABLES)
         tables = {(str(schema), str(table)): str(unit) for schema, table, _, _, unit in rows}

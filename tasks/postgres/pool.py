@@ -71,7 +71,7 @@ def read_pool(application: Application) -> Pool:
     Raises:
         OpsError: the backend's directory or its `.env` cannot be read.
     """
-    directory = Path(application.backend_directory)
+    directory = Path(application.need("backend_directory"))
     if not directory.is_dir():
         raise OpsError(f"{directory} is not there", "correct [application] backend_directory, or run this on its host")
     values = {**_of_code(directory), **_of_file(directory / ".env")}

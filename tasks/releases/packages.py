@@ -37,7 +37,7 @@ def find_packages_behind(application: Application, release: Release, seconds: fl
         file.write_text(git(release.repository, "show", f"{release.commit}:{name}"), encoding="utf-8")
         wanted = read_requirements([file])
     renamed = renamed_venv(application)
-    python = renamed / "bin" / Path(application.python).name if renamed else Path(application.python)
+    python = renamed / "bin" / Path(application.need("python")).name if renamed else Path(application.need("python"))
     has = list_python.work(python, seconds)
     installed = [Wanted(Requirement(f"{one.name}=={one.version}"), Path("pip list")) for one in has]
     return out_of_step(wanted, installed)
@@ -61,7 +61,7 @@ def require_venv(application: Application, release: Release) -> None:
 
 
 def _named_venv(application: Application, release: Release) -> Path | None:
-    venv, note = Path(application.python).parent.parent, before_of(release.directory) / VENV
+    venv, note = Path(application.need("python")).parent.parent, before_of(release.directory) / VENV
     if not note.is_file():
         return None
     noted = Path(note.read_text(encoding="utf-8"))

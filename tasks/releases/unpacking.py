@@ -57,7 +57,7 @@ def keep_before(permit: Permit, application: Application, release: Release) -> N
         parts = (*release.parts, RELEASE)
         for part in parts:
             _copy(live / part, fresh / part)
-        (fresh / VENV).write_text(str(Path(application.python).parent.parent.resolve()), encoding="utf-8")
+        (fresh / VENV).write_text(str(Path(application.need("python")).parent.parent.resolve()), encoding="utf-8")
         (fresh / PARTS).write_text(
             json.dumps({part: os.path.lexists(fresh / part) for part in parts}), encoding="utf-8"
         )

@@ -82,7 +82,7 @@ def test_answers_go_on_and_when_all_are_gone_the_user_is_told_and_a_killed_run_i
     assert read_provider_states(env) == WELL
     assert not half_done.exists()
 
-    variables = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "OPS_FAILPOINT": "after read_questions"}
+    variables = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "OPS_FAILPOINT": "after read_stored"}
     argv = [sys.executable, "-c", KILLED, lab.name]
     done = subprocess.run(argv, cwd=ROOT, env=variables, check=False, capture_output=True, text=True, timeout=900)
     assert done.returncode == -signal.SIGKILL, done.stderr

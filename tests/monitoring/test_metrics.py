@@ -19,6 +19,7 @@ import psycopg
 import pytest
 
 from blocks import toml
+from blocks.places import Logs
 from flows.monitoring.metrics import watch_metrics
 from flows.monitoring.scaling import advise_scaling
 from flows.monitoring.serve import Watcher
@@ -284,7 +285,7 @@ def test_requests_are_counted_across_a_rotation_and_none_that_is_older(watched: 
     watched.requests(7, status=502)
     watched.log.rename(watched.log.with_suffix(".log.1"))
     watched.requests(10, milliseconds=50)
-    found = read_access.work(watched.log, watched.at(6))
+    found = read_access.work(Logs(app=str(watched.log), access_logger="grc_backend.access"), watched.at(6))
     assert (found.requests, found.errors, found.slow_seconds, found.whole) == (3017, 7, 0.02, True)
 
 

@@ -46,10 +46,14 @@ kind = "supervisor"
 names = {{}}
 [application]
 url = "http://127.0.0.1:{application}"
-frontend_url = ""
+health_path = "/health"
 [logs]
 app = "{root}/app.log"
 audit = "{root}/audit.log"
+access_logger = "grc_backend.access"
+access_message = "request"
+not_data = ["/api/auth/"]
+ai_message = "AI API Call"
 [alerts]
 channels = ["file"]
 file = "{root}/alerts.jsonl"

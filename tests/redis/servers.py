@@ -69,6 +69,7 @@ os_user = "{account.name}"
 survives = "server"
 redis = "{root}/backups"
 """
+PREFIXES = {"drop_prefixes": '["cache:"]', "protected_prefixes": '["session:", "queue:"]'}
 LOGS = '[logs]\nbackup = "{root}/backup.log"\n'
 running: list[RedisServer] = []
 
@@ -76,7 +77,10 @@ running: list[RedisServer] = []
 def environment(**values: object) -> str:
     """The TOML of the environment NAME: of a server's `port`, `program`, `root`, `data`, `configuration` and `account`,
     with more lines of [redis] in `redis`, and those of [services]."""
-    return ENVIRONMENT.format(**{"name": NAME, "redis": "", "services": "names = {}", **values})
+    more = str(values.pop("redis", ""))
+    for key, usual in PREFIXES.items():
+        more += "" if key in more else f"\n{key} = {usual}"
+    return ENVIRONMENT.format(**{"name": NAME, "redis": more, "services": "names = {}", **values})
 
 
 def program() -> Path:

@@ -21,12 +21,12 @@ from lab.client import Lab
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from tasks.load import driving, results
-from tasks.load.names import ASK, CREATE, LOG_IN, NAMES, READ
 from tasks.reports import last
 from tests.broken import broken, nobody_left, reported
 from tests.checkouts import program
 from tests.routine.waiting import TOML
 
+LOG_IN, CREATE, ASK, READ = NAMES = ("ログイン", "面接セッション作成", "AI応答", "データ読み取り")
 LOAD = {"users": 4, "spawn_rate": 4, "seconds": 6, "ai_answers": 1000}
 
 

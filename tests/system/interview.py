@@ -64,6 +64,8 @@ password_env = "OPS_REDIS_PASSWORD"
 data_directory = "{host.redis_data}"
 config_file = "{host.redis_configuration}"
 os_user = "{host.redis_user}"
+drop_prefixes = ["cache:"]
+protected_prefixes = ["session:", "queue:"]
 [services]
 {host.services}
 [backups]
@@ -72,16 +74,21 @@ redis = "{base}/backups/redis"
 files = "{base}/backups/files"
 [application]
 url = "http://127.0.0.1:{ports.backend}"
-frontend_url = ""
+health_path = "/health"
 directory = "{host.application}"
 backend_directory = "{host.application}/backend"
 python = "{python}"
 env_file = "{host.application}/backend/.env"
+user = "monitor"
 password_env = "OPS_APPLICATION_PASSWORD"
 [logs]
 app = "{host.logs}/app.log"
 audit = "{host.logs}/audit.log"
 backup = "{host.logs}/backup.log"
+access_logger = "grc_backend.access"
+access_message = "request"
+not_data = ["/api/auth/"]
+ai_message = "AI API Call"
 """
 
 

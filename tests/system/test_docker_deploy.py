@@ -41,7 +41,7 @@ memory = "64m"
 reservation = "32m"
 [application]
 url = "http://127.0.0.1:{port}"
-frontend_url = ""
+health_path = "/health"
 """
 
 

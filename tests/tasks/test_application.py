@@ -269,6 +269,18 @@ def test_a_description_that_cannot_be_carried_out_is_refused_at_once(tmp_path: P
     assert "[application]" in raised.value.message
 
 
+def test_the_example_of_the_documentation_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("OPS_APPLICATION_PASSWORD", "OPS_APPLICATION_KEY"):
+        monkeypatch.setenv(variable, "k3y-4717")
+    page = (Path(__file__).parents[2] / "docs" / "application.md").read_text(encoding="utf-8")
+    path = tmp_path / "trial.toml"
+    text = page.split("```toml\n")[1].split("```")[0]
+    path.write_text(f'name = "trial"\n[objectives]\nrpo = "1h"\nrto = "1h"\n[services]\nnames = {{}}\n{text}')
+    read = toml.read(path)
+    assert [step.title for step in read.application.smoke] == ["log in", "order", "read back"]
+    assert read.logs.field("timestamp") == "ts"
+
+
 def test_the_block_keeps_the_description_and_hides_its_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it is registered and loaded again."""
     monkeypatch.setenv("OPS_TRIAL_KEY", "k3y-4717")

@@ -8,6 +8,7 @@ import os
 import time
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,8 +46,11 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "app.log"
 
 
-def read(log: Path, moment: datetime = MOMENT, before: datetime | None = None) -> Writes:
-    return read_writes_since(Logs(app=str(log)), moment, before)
+def read(log: Path, moment: datetime = MOMENT, before: datetime | None = None, **more: Any) -> Writes:
+    logs = Logs(
+        app=str(log), access_logger="grc_backend.access", access_message="request", not_data=["/api/auth/"], **more
+    )
+    return read_writes_since(logs, moment, before)
 
 
 def write(path: Path, *lines: str, changed: float = 3600) -> None:

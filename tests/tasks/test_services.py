@@ -106,7 +106,7 @@ def test_a_service_that_does_not_start_is_named_with_the_end_of_its_log(services
 def test_nobody_waits_for_the_health_of_what_has_ended(services: SupervisorServices) -> None:
     """A start is believed at once; it may have ended since."""
     address = f"http://127.0.0.1:{free_port()}"
-    application = Application(url=address, frontend_url="")
+    application = Application(url=address, health_path="/ready")
     stop_services(services, ["backend"])
     with pytest.raises(OpsError, match="^backend has ended again: STOPPED"):
         wait_healthy(application, seconds=120, services=services)

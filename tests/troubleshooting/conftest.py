@@ -55,6 +55,7 @@ password_env = "SICK_REDIS_PASSWORD"
 data_directory = "{redis_data}"
 config_file = "{redis_file}"
 server_program = "{redis_program}"
+drop_prefixes = ["cache:"]
 os_user = "{user}"
 [services]
 kind = "supervisor"
@@ -64,7 +65,8 @@ password_env = "SICK_SUPERVISOR_PASSWORD"
 names = {{ postgres = "postgresql", redis = "redis", backend = "grc-backend" }}
 [application]
 url = "{url}"
-frontend_url = ""
+health_path = "/health"
+start_command = ["{{python}}", "-m", "uvicorn", "grc_backend.main:app", "--host", "127.0.0.1", "--port", "{{port}}"]
 python = "{python}"
 backend_directory = "{backend}"
 env_file = "{env_file}"
