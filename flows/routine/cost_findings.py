@@ -48,8 +48,9 @@ def judge_tokens(page: Page, month: str = "") -> str | None:
         return None
     told = page.part("AI tokens", lambda: tell_tokens(page.report, page.env, month))
     if told and told.endswith(" in 0 calls"):
-        page.not_measured("AI tokens", "the log has no line of an AI call of this month",
-                          "is it the application's own log? docs/ai-providers.md")  # fmt: skip
+        message = page.env.logs.ai_message
+        why = f"the log has no line “{message}” of this month" if message else "[logs] ai_message is not configured"
+        page.not_measured("AI tokens", why, "is it the application's own log? docs/ai-providers.md")  # fmt: skip
     return told
 
 

@@ -9,10 +9,17 @@ import time
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
+from pydantic import ValidationError
 
 from blocks.places import Logs
+from runbook.errors import OpsError
+from tasks.logs import requests, tokens
+from tasks.logs.access import Access, read_access
+from tasks.logs.files import find_logs
+from tasks.logs.source import reading
 from tasks.logs.writes import MOST_ITEMS, Writes, read_writes_since
 
 MOMENT = datetime(2026, 11, 25, 3, 0, tzinfo=UTC)
@@ -91,6 +98,43 @@ def test_only_acknowledged_writes_of_data_after_the_moment_count(log: Path) -> N
     assert found.items[0].resource == "9"
     assert read(log, before=MOMENT + timedelta(seconds=5)).count == 2
     assert read(log, MOMENT + timedelta(hours=1)).count == 0
+
+
+def test_an_application_that_calls_its_fields_otherwise_is_read_alike(log: Path) -> None:
+    """Writes, requests, users and AI calls; without the name of a logger, a line with status and duration is a request."""
+    names = {"timestamp": "@timestamp", "status": "http.status", "duration_ms": "ms", "user_id": "uid", "model": "llm"}
+    lines = [
+        {"method": "POST", "path": "/orders/7", "status": 201, "duration_ms": 20, "user_id": "ann"},
+        {"method": "POST", "path": "/login", "status": 200, "duration_ms": 40, "user_id": "ann"},
+        {"method": "GET", "path": "/orders/8", "status": 500, "duration_ms": 60, "user_id": "bob"},
+        {"message": "asked", "provider": "own", "model": "m-1", "prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+    ]  # fmt: skip
+    stamps = [(MOMENT + timedelta(seconds=number)).isoformat() for number in range(1, 5)]
+    entries = [{"timestamp": stamp, "message": "x", **entry} for stamp, entry in zip(stamps, lines, strict=True)]
+    write(log, *(json.dumps({names.get(name, name): value for name, value in one.items()}) + "\n" for one in entries))
+    logs = Logs(app=str(log), fields=names, not_data=["/login"], ai_message="asked")
+
+    writes = read_writes_since(logs, MOMENT)
+    assert (writes.count, dict(writes.by_kind)) == (1, {"POST /orders/{id}": 1})
+    assert read_access.work(logs, MOMENT) == Access(3, 1, 0.06, True)
+    end = MOMENT + timedelta(hours=1)
+    with reading(find_logs.work(log), ZoneInfo("UTC"), names=logs.fields) as source:
+        source.pick_each(requests=requests.choice(logs, MOMENT, end))
+        use = requests.read_use(source, MOMENT, end)
+        assert use
+        assert (use.count, use.errors, use.longest) == (3, 1, 60.0)
+        assert {user.who for user in requests.by_user(source, MOMENT)} == {"ann", "bob"}
+        wanted = tokens.calls(logs.ai_message)
+        source.pick(tokens.COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
+        (call,) = tokens.read_use(source)
+        assert (call.model, call.total) == ("m-1", 7)
+        nobody = tokens.calls("")
+        source.pick(tokens.COLUMNS, nobody.sql, nobody.parameters, nobody.needles)
+        assert tokens.read_use(source) == []
+    with pytest.raises(ValidationError, match="stamp is no field"):
+        Logs(fields={"stamp": "x"})
+    with pytest.raises(OpsError, match=r"\[logs\] app is not configured"):
+        read_writes_since(Logs(), MOMENT)
 
 
 def test_rotated_and_compressed_siblings_count_once(log: Path) -> None:
