@@ -22,7 +22,7 @@ class Handler(BaseHTTPRequestHandler):
         except (psycopg.Error, redis.RedisError) as error:
             self.answer(503, {"ready": False, "reason": type(error).__name__})
             return
-        known = self.path in ("/ready", "/members", "/health")
+        known = self.path in ("/ready", "/members")
         self.answer(200 if known else 404, {"ready": True, "members": row[0] if row else 0})
 
     def do_POST(self) -> None:

@@ -84,6 +84,7 @@ redis = "{root}/backups/redis"
 
 [application]
 url = "http://127.0.0.1:{application}"
+health_path = "/ready"
 """
 SCHEMA = """
 CREATE TABLE users (id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY, email text NOT NULL UNIQUE, name text NOT NULL);
