@@ -63,6 +63,7 @@ admin_password_env = "TRIAL_ADMIN_PASSWORD"
 programs = "{programs}"
 data_directory = "{data}"
 os_user = "{user}"
+pool_applications = ["grc_backend"]
 [services]
 kind = "supervisor"
 names = {{}}

@@ -65,7 +65,7 @@ password_env = "SICK_SUPERVISOR_PASSWORD"
 names = {{ postgres = "postgresql", redis = "redis", backend = "grc-backend" }}
 [application]
 url = "{url}"
-health_path = "/health"
+health_path = "{health}"
 start_command = ["{{python}}", "-m", "uvicorn", "grc_backend.main:app", "--host", "127.0.0.1", "--port", "{{port}}"]
 python = "{python}"
 backend_directory = "{backend}"
@@ -151,8 +151,8 @@ class Host:
             "redis_file": self.redis.configuration, "redis_program": self.redis.program, "control": self.control,
             "env_file": "", "url": "", "python": sys.executable, "backend": self.backend, "more": "", "admin": "postgres",
         }  # fmt: skip
-        path = directory / "sick.toml"
-        path.write_text(TOML.format(**{**values, **other}))
+        path, values = directory / "sick.toml", {**values, **other}
+        path.write_text(TOML.format(**values, health="/health" if values["url"] else ""))
         return path
 
     def write_env(self, password: str = ROLE_PASSWORD) -> Path:
