@@ -79,6 +79,7 @@ def run_drill(
         name = turns.choose(report, env, SCENARIOS) if scenario == "next" else scenario
         if name not in SCENARIOS:
             raise OpsError(f"there is no scenario “{name}”", f"choose one of {', '.join(SCENARIOS)}")
+        require_writes(env.application)
         expectations.prepare(env)
         chosen, directory = SCENARIOS[name], env.reports_directory / "drills" / f"{report.started:%Y%m%dT%H%M%S}"
         checked = _judge(report, env, chosen, directory)
@@ -89,7 +90,6 @@ def run_drill(
 
 def _judge(report: Report, env: Environment, scenario: Scenario, directory: Path) -> dict[str, str]:
     """The steady state, and the plan; returns what of the checklist is done."""
-    require_writes(env.application)
     report.fact("scenario", f"{scenario.title}: {scenario.situation}")
     report.fact("goal", scenario.goal)
     checked = steady.judge(report, env, scenario, directory / "evidence")

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from blocks import toml
 from blocks.environment import Environment
 from blocks.postgres import execute
+from flows.recovery.drill import run_drill
 from flows.routine import load_findings
 from flows.routine.load import run_performance_test
 from lab.client import Lab
@@ -152,6 +154,25 @@ def test_a_locust_that_is_not_well_is_told(
     assert told, report.sentence()
     assert told[0].hint
     nobody_left(path)
+
+
+@pytest.mark.parametrize(
+    ("flow", "parameters", "key"),
+    [
+        (run_performance_test, {}, "[[application.load_test]]"),
+        (run_drill, {"scenario": "full_restore"}, "[[application.writes.steps]]"),
+        (run_drill, {"scenario": "data_corruption", "confirm": "it"}, "[[application.writes.steps]]"),
+    ],
+)
+def test_what_the_environment_does_not_describe_is_refused_in_the_plan(
+    small: str, flow: Any, parameters: dict[str, str], key: str
+) -> None:
+    path = Path(os.environ["OPS_ENVIRONMENT_FILE"])
+    path.write_text("disposable = true\n" + path.read_text())
+    report = reported(lambda: flow.fn(small, **parameters))
+    assert report.status is Status.CRITICAL
+    assert f"{key} is not configured" in report.sentence()
+    assert "docs/application.md" in report.sentence()
 
 
 def test_an_environment_that_is_needed_gets_no_load(
