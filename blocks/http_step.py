@@ -18,7 +18,8 @@ Values = Mapping[str, object]
 BUILT_IN = ("user", "password", "now", "random")
 TEXT = "text"
 """What a write or a question sends: unique, so that it can be found again."""
-SHOWN = 200
+SHOWN = 5000
+"""Of an answer; whoever shows it masks secrets before it is cut shorter."""
 _NAME = re.compile(r"\{(\w+)\}")
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 

@@ -25,6 +25,7 @@ HEALTH_TIMEOUT_SECONDS = 3.0
 ONCE_SECONDS = 10.0  # a health that takes longer is none
 EVERY_SECONDS = 0.25
 SHOWN = 200
+VALUE = 40
 ROLES = ("backend", "frontend")
 NO_HEALTH = "not configured: [application] names no health check"
 NO_SMOKE = "not configured: [application] describes no smoke checks"
@@ -231,7 +232,8 @@ def smoke_check(application: Application) -> SmokeResult:
 def _step(client: StepClient, step: HttpStep) -> Callable[[], str]:
     def check() -> str:
         taken = client.run(step)
-        return client.masked(", ".join(f"{name}: {str(value)[:40]}" for name, value in taken.items())) or "as expected"
+        shown = (f"{name}: {client.masked(str(value))[:VALUE]}" for name, value in taken.items())  # a cut one is a part
+        return ", ".join(shown) or "as expected"
 
     return check
 

@@ -21,6 +21,7 @@ from blocks.places import Application
 
 MASK = "********"
 MOST_BYTES = 16 << 20
+SHOWN = 300
 _SHORT = 4
 """Shorter secrets are not masked: they would hide ordinary words."""
 
@@ -138,7 +139,7 @@ class StepClient:
         try:
             taken = step.judge(answer.status, answer.content, {**self.values, **more})
         except StepFailed as error:
-            raise StepFailed(self.masked(str(error))) from None
+            raise StepFailed(self.masked(str(error))[:SHOWN]) from None  # masked first: half a secret is one too
         self.values |= taken
         self._hidden |= {str(value) for name, value in taken.items() if name in self._tokens}
         return taken
