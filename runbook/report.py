@@ -85,6 +85,16 @@ class Held(Protocol):
         """Raises LockLost when it is no longer held."""
 
 
+class Approving(Protocol):
+    """What asks a second person before a permit is minted (runbook/approval.py)."""
+
+    def describe(self, report: Report) -> None:
+        """Note the plan's fingerprint."""
+
+    def require(self, report: Report) -> None:
+        """Raises where nobody approved the plan."""
+
+
 @dataclass
 class Report:
     """Collects; never prints. Minted by `runbook(...)` only."""
@@ -106,6 +116,9 @@ class Report:
     form: str = ""
     pins: dict[str, object] = field(default_factory=dict)
     lock: Held | None = None
+    acts: tuple[Act, ...] = ()
+    gate: Approving | None = None
+    approved: str = ""
     contained: str = ""
     unattended: bool = False
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -235,17 +248,22 @@ class Report:
         Raises:
             RunbookFailed: a critical finding stands.
             PlanOnly: `confirm` is empty and the run not unattended (caught by `runbook(...)`, which ends PLANNED).
-            NotConfirmed: `confirm` is something else than the environment's name.
+            NotConfirmed: `confirm` is something else than the environment's name, or nobody approved the plan.
         """
         self.fail_if_critical()
+        self.acts = acts
         if not self.confirm and not self.unattended:
             self.planned = True
+            if self.gate:
+                self.gate.describe(self)
             raise PlanOnly
         if self.confirm and self.confirm != self.environment:
             raise NotConfirmed(
                 f"confirm is “{self.confirm[:40]}”, which is not the environment's name",
                 f"type {self.environment} in the field confirm, or leave it empty to see the plan",
             )
+        if self.gate:
+            self.gate.require(self)
         self.require_lock()
         return Permit(self.environment, acts)
 

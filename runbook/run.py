@@ -12,7 +12,7 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from runbook import chain, containment, render, repeats
+from runbook import approval, chain, containment, render, repeats
 from runbook.contacts import add_contacts
 from runbook.current import current_report, use_report
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed, without_logins
@@ -37,14 +37,15 @@ def runbook(
 
     `changes` takes the environment's lock before anything is judged (a scheduled run waits for it); maintenance with a
     `confirm` is refused while the environment is contained. A run with an empty `confirm` that reaches
-    `report.permit(...)` leaves the block there, PLANNED. `often`, of a check that runs every few minutes: what it found
-    before already is counted, not filed.
+    `report.permit(...)` leaves the block there, PLANNED; so does one that waits for a second person's approval, which
+    then suspends. `often`, of a check that runs every few minutes: what it found before already is counted, not filed.
 
     Raises:
         RunbookFailed: the report is CRITICAL.
         NotConfirmed, Locked: as they are.
     """
     report, within = Report(title, target.name, confirm, target.limits), current_report()
+    pending: approval.ApprovalPending | None = None
     if by := launched_by() if within is None else "":
         report.fact("launched by", f"the automation {by}")
     if within is None and not confirm and is_unattended(target):
@@ -60,9 +61,13 @@ def runbook(
                 report.fact("lock", f"keeps out {lock.keeps_out}")
                 if within is None or within.lock is None:  # a runbook inside another one may do what that one may
                     _respect_containment(report, target, rank)
+            report.gate = approval.gate(report, target, render.key(report), within)
             yield report
     except PlanOnly:
         report.form = _form(report)
+    except approval.ApprovalPending as waits:
+        pending, report.planned = waits, True
+        report.form = "a second person resumes this run with a one-time code (its page, menu Resume)"
     except RunbookFailed as error:
         if error.report is not report:  # a runbook inside this one failed
             _failed(report, error)
@@ -87,6 +92,8 @@ def runbook(
         raise
     finally:
         _finish(report, target, often)
+    if pending:  # the lock is free, and the plan is filed
+        approval.suspend(pending)
     if report.status is Status.CRITICAL:
         raise RunbookFailed(report) from None
 
