@@ -31,7 +31,7 @@ PATIENCE_SECONDS = 3600.0
 @contextlib.contextmanager
 def runbook(
     title: str, target: Target, confirm: str = "", *, changes: bool = False, rank: Rank = "maintenance",
-    often: bool = False,
+    often: bool = False, name: str = "",
 ) -> Iterator[Report]:  # fmt: skip
     """Everything around a procedure: the environment's lock, the report, its artifact and JSON file, the end state.
 
@@ -39,6 +39,7 @@ def runbook(
     `confirm` is refused while the environment is contained. A run with an empty `confirm` that reaches
     `report.permit(...)` leaves the block there, PLANNED; so does one that waits for a second person's approval, which
     then suspends. `often`, of a check that runs every few minutes: what it found before already is counted, not filed.
+    `name` is the flow's, where the title differs: [approval] names flows.
 
     Raises:
         RunbookFailed: the report is CRITICAL.
@@ -61,7 +62,7 @@ def runbook(
                 report.fact("lock", f"keeps out {lock.keeps_out}")
                 if within is None or within.lock is None:  # a runbook inside another one may do what that one may
                     _respect_containment(report, target, rank)
-            report.gate = approval.gate(report, target, render.key(report), within)
+            report.gate = approval.gate(report, target, name or render.key(report), within)
             yield report
     except PlanOnly:
         report.form = _form(report)

@@ -65,7 +65,8 @@ def run_drill(
         confirm: 実行するには訓練を行う環境の名前を入力。空なら計画のみ表示
     """
     env = where_disposable(Environment.find(environment))
-    with page.beside() as pages, runbook("DR drill", env, confirm, changes=True, rank="recovery") as report:
+    work = runbook("DR drill", env, confirm, changes=True, rank="recovery", name="run-drill")
+    with page.beside() as pages, work as report:
         pages.append(report)
         require_disposable(env)
         if env.name != environment:

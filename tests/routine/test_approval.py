@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -31,6 +32,8 @@ from flows.logs.cleaning import clean_logs
 from runbook.approval import checked_reason
 from runbook.codes import Refused, approver_of, claim
 from runbook.errors import OpsError
+from runbook.render import key
+from runbook.report import Report
 from runbook.run import runbook
 from runbook.wait import until
 from tests.routine.waiting import Waiting, waiting
@@ -263,3 +266,29 @@ def test_a_runbook_inside_another_is_not_approved_by_that(place: Place) -> None:
     env = Environment.find(place.name)
     with pytest.raises(OpsError, match="Outer was not approved"), runbook("Outer", env, place.name):
         clean_logs.fn(place.name, confirm=place.name)
+
+
+def test_each_runbook_that_changes_something_is_known_by_its_flows_name() -> None:
+    found = dict[str, list[str]]()
+    for path in (Path(__file__).parents[2] / "flows").rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.FunctionDef) or "confirm" not in [one.arg for one in node.args.args]:
+                continue
+            calls = [one for one in ast.walk(node) if isinstance(one, ast.Call)]
+            flows = [one for one in node.decorator_list if isinstance(one, ast.Call) and _name(one) == "flow"]
+            for flow in flows:
+                names = {
+                    keyword.arg: ast.literal_eval(keyword.value) for keyword in flow.keywords if keyword.arg == "name"
+                }
+                found[names["name"]] = [_known_as(one) for one in calls if _name(one) == "runbook"]
+    assert len(found) > 30
+    assert {name: known for name, known in found.items() if known != [name]} == {}
+
+
+def _name(call: ast.Call) -> str:
+    return str(getattr(call.func, "id", ""))
+
+
+def _known_as(call: ast.Call) -> str:
+    named = [ast.literal_eval(one.value) for one in call.keywords if one.arg == "name"]
+    return str(named[0]) if named else key(Report(ast.literal_eval(call.args[0]), "x"))
