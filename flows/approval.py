@@ -18,6 +18,7 @@ from blocks.approval import Approval
 from blocks.environment import Environment
 from runbook import approval
 from runbook.approval import Approved, PlanChanged
+from runbook.approval_form import described
 from runbook.codes import Refused
 from runbook.errors import NotConfirmed
 from runbook.report import Report, Status
@@ -55,7 +56,7 @@ def _asked(env: Environment, approvals: Approval, planned: Report) -> Approved:
     plan, launcher = planned.facts["plan"], os.environ.get("SUDO_USER") or getpass.getuser()
     ends = datetime.now(UTC) + timedelta(minutes=approvals.minutes)
     override = f" In an emergency: {PREFIX} and the reason; this pages people." if env.has("alerts") else ""
-    print(f"{approval.described(planned)}\nPlan {plan} of {planned.runbook} on {env.name} needs the code of a second "
+    print(f"{described(planned)}\nPlan {plan} of {planned.runbook} on {env.name} needs the code of a second "
           f"person ({', '.join(approvals.approvers)}) within {approvals.minutes:g} minutes.{override}")  # fmt: skip
     why = "no code was given"
     for text in _texts():

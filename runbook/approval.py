@@ -12,20 +12,19 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
-from pydantic import Field, create_model
 
+from runbook.approval_form import approval_form, describe_request
 from runbook.codes import Refused, approver_of, claim, refuse_launcher
 from runbook.errors import NotConfirmed, OpsError
 from runbook.permit import launched_by
@@ -162,9 +161,9 @@ class Gate:
         left = self.approvals.minutes * 60 - (now - (asked or now)).total_seconds()
         if left < 1 or len(answers) >= MOST_ATTEMPTS:
             raise NotConfirmed(f"nobody approved it ({why})", "launch it again")
-        text = _description(report, plan, why, left)
+        text = describe_request(report, plan, why, left)
         pages = self.target.has("alerts")
-        raise ApprovalPending(f"approval-{len(answers) + 1}", _form(plan, text, pages=pages), int(left))
+        raise ApprovalPending(f"approval-{len(answers) + 1}", approval_form(plan, text, pages=pages), int(left))
 
     def _judge(self, run: FlowRun, answer: Answer, attempt: int) -> Approved:
         launcher = _launcher(run) or answer.launched_by
@@ -267,48 +266,3 @@ def _launcher(run: FlowRun) -> str:
     """The person who launched it, where Prefect knows: its open-source server has no accounts."""
     by = run.created_by
     return str(by.display_value) if by and by.type == PERSON and not launched_by() else ""
-
-
-def _form(plan: str, description: str, *, pages: bool) -> type[RunInput]:
-    """The plan is part of the answer: what is approved is what was shown."""
-    fields: dict[str, Any] = {
-        "plan": (_shown(Literal[plan], "計画 (plan)", "この計画だけを承認する"), plan),
-        "code": (_shown(str, "ワンタイムコード (code)", "起動した人とは別の承認者の6桁のコード", max_length=20), ""),
-        "launched_by": (_shown(str, "起動した人 (launched by)", "分かれば記入する", max_length=80), ""),
-    }
-    if pages:
-        fields["override"] = (
-            _shown(str, "緊急時: 承認なしで実行する理由 (override)", "入力すると承認なしで続行し、オンコールに連絡する",
-                   max_length=300),
-            "",
-        )  # fmt: skip
-    made: type[RunInput] = create_model("Approval", __base__=RunInput, **fields)
-    made._description = description
-    return made
-
-
-def _shown(kind: Any, title: str, description: str, **bounds: Any) -> Any:
-    """Prefect's forms show a title and a description only from here."""
-    return Annotated[kind, Field(json_schema_extra={"title": title, "description": description}, **bounds)]
-
-
-def _description(report: Report, plan: str, why: str, seconds: float) -> str:
-    """What the approver reads above the form."""
-    lines = [f"**{report.runbook}** on **{report.environment}**: plan `{plan}`. "
-             f"Without an approval within {seconds / 60:.0f} minutes the run fails."]  # fmt: skip
-    if why:
-        lines.insert(0, f"**Not approved yet: {why}.**")
-    lines.append(described(report))
-    return "\n\n".join(lines)
-
-
-def described(report: Report) -> str:
-    """The plan and what warns, as Markdown."""
-    steps = [f"{number}. {one.step}: {one.detail}" for number, one in enumerate(report.plan_steps, 1)]
-    pins = [f"- {name}: `{value}`" for name, value in report.pins.items()]
-    warnings = [f"- ⚠️ {one.name}: {one.value}" for one in report.findings if one.status is Status.WARN]
-    return "\n".join(_blocks(steps, pins, warnings))
-
-
-def _blocks(*blocks: Sequence[str]) -> list[str]:
-    return [line for block in blocks if block for line in (*block, "")]

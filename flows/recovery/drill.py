@@ -12,6 +12,7 @@ from prefect import flow
 
 from blocks.environment import Environment
 from flows.database import expectations
+from flows.recovery import board
 from flows.recovery.drills import checklist, control, leftovers, page, record, steady, telling, trend, turns
 from flows.recovery.drills.bad_release import BadRelease
 from flows.recovery.drills.data_corruption import DataCorruption
@@ -66,7 +67,7 @@ def run_drill(
     """
     env = where_disposable(Environment.find(environment))
     work = runbook("DR drill", env, confirm, changes=True, rank="recovery", name="run-drill")
-    with page.beside() as pages, work as report:
+    with board.rebuilt(env), page.beside() as pages, work as report:
         pages.append(report)
         require_disposable(env)
         if env.name != environment:
