@@ -13,7 +13,8 @@ from tasks.recovery_points.standing import LastDrill, Recoverable, Standing, Sta
 STALE = timedelta(minutes=30)
 """check-recovery-objectives runs every five minutes: whatever it said so long ago is no longer known."""
 WORST: tuple[State, ...] = ("red", "yellow", "green")
-MARK: dict[State, str] = {"red": "🛑", "yellow": "⚠️", "green": "✅"}
+MARK: dict[State, str] = {"red": "✗", "yellow": "▲", "green": "✓"}
+"""Every font has these, and they differ without colours too."""
 ANSWER: dict[State, str] = {"red": "no, or not within the objectives", "yellow": "yes, but not proven", "green": "yes"}
 COLUMNS = ("environment", "recoverable now?", "resource", "to which point", "lost", "in how long", "by", "proven",
            "last drill", "next drill")  # fmt: skip
@@ -23,11 +24,11 @@ _STYLE = """
 @media (prefers-color-scheme:dark){:root{--text:#e6edf3;--page:#0d1117;--line:#3d444d;--head:#21262d;--red:#67161f;
 --yellow:#4d3b00;--green:#0f3d22;--dim:#9198a1}}
 body{font-family:system-ui,"Noto Sans JP",sans-serif;color:var(--text);background:var(--page);margin:2rem auto;
-max-width:90rem;padding:0 1rem}
+max-width:120rem;padding:0 1rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%}
 td,th{border:1px solid var(--line);padding:.4rem .6rem;text-align:left;vertical-align:top}th{background:var(--head)}
 .red{background:var(--red)}.yellow{background:var(--yellow)}.green{background:var(--green)}
-small{color:var(--dim)}td small{color:inherit}
+td{white-space:nowrap}.said,.by{white-space:normal;min-width:10rem}small{color:var(--dim)}td small{color:inherit}
 """
 
 
@@ -50,8 +51,8 @@ def html(standings: Sequence[Standing], now: datetime) -> str:
 def markdown(standings: Sequence[Standing], now: datetime) -> str:
     """For the Prefect artifact."""
     rows = [
-        (one.environment, f"{MARK[state_of(one, now)]} {ANSWER[state_of(one, now)]}: {_why(one, now)}".rstrip(": "),
-         found.resource, *_cells(one, found), _drill(one), _next(one))
+        (one.environment, f"{_answer(one, now)}: {_why(one, now)}".rstrip(": "),
+         f"{MARK[found.state]} {found.resource}", *_cells(one, found), _drill(one), _next(one))
         for one in ordered(standings, now)
         for found in by_state(one)
     ]  # fmt: skip
@@ -84,6 +85,11 @@ def is_stale(one: Standing, now: datetime) -> bool:
     return now - one.checked > STALE
 
 
+def _answer(one: Standing, now: datetime) -> str:
+    state = state_of(one, now)
+    return f"{MARK[state]} {'not known' if is_stale(one, now) else ANSWER[state]}"
+
+
 def _why(one: Standing, now: datetime) -> str:
     if is_stale(one, now):
         return f"not checked since {moment(one, one.checked)}: run check-recovery-objectives"
@@ -97,10 +103,11 @@ def _body(one: Standing, now: datetime) -> str:
     state, rows = state_of(one, now), by_state(one)
     span = f' rowspan="{max(len(rows), 1)}"'
     checked = f"<small>checked {escape(moment(one, one.checked))}</small>"
-    name = f"<b>{escape(one.environment)}</b><br>{escape(one.title)}<br>{checked}"
-    answer = f"{MARK[state]} {ANSWER[state]}<br><small>{escape(_why(one, now))}</small>"
-    first = f'<td{span}>{name}</td><td{span} class="{state}">{answer}</td>'
-    last = f"<td{span}>{escape(_drill(one))}</td><td{span}>{escape(_next(one))}</td>"
+    objectives = f"<small>RPO {duration(one.rpo_seconds)}, RTO {duration(one.rto_seconds)}</small>"
+    name = f"<b>{escape(one.environment)}</b><br>{escape(one.title)}<br>{objectives}<br>{checked}"
+    answer = f"{escape(_answer(one, now))}<br><small>{escape(_why(one, now))}</small>"
+    first = f'<td{span}>{name}</td><td{span} class="{state} said">{answer}</td>'
+    last = f'<td{span} class="by">{escape(_drill(one))}</td><td{span}>{escape(_next(one))}</td>'
     lines = [
         (first if number == 0 else "") + _resource(one, found) + (last if number == 0 else "")
         for number, found in enumerate(rows)
@@ -109,7 +116,8 @@ def _body(one: Standing, now: datetime) -> str:
 
 
 def _resource(one: Standing, found: Recoverable) -> str:
-    cells = "".join(f"<td>{escape(text)}</td>" for text in _cells(one, found))
+    point, loss, takes, by, proven = map(escape, _cells(one, found))
+    cells = f'<td>{point}</td><td>{loss}</td><td>{takes}</td><td class="by">{by}</td><td>{proven}</td>'
     return f'<td class="{found.state}">{MARK[found.state]} {escape(found.resource)}</td>{cells}'
 
 
@@ -119,9 +127,16 @@ def _cells(one: Standing, found: Recoverable) -> tuple[str, ...]:
     loss = duration(found.loss_seconds) if found.loss_seconds is not None else "everything, or not known"
     takes = duration(found.seconds) if found.seconds is not None else "never measured"
     return (
-        point, f"{loss} (RPO {duration(one.rpo_seconds)})", f"{takes} (RTO {duration(one.rto_seconds)})",
-        f"{found.option}: {found.runbook}", found.proven or "never",
+        point, loss, takes, f"{found.option}: {found.runbook}", _proven(one, found.proven)
     )  # fmt: skip
+
+
+def _proven(one: Standing, text: str) -> str:
+    """In the environment's zone, where it is a moment."""
+    try:
+        return moment(one, datetime.fromisoformat(text)) if text else "never"
+    except ValueError:
+        return text
 
 
 def _drill(one: Standing) -> str:
