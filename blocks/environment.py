@@ -19,6 +19,7 @@ from blocks.alerts import COLUMNS, Alerts
 from blocks.approval import Approval
 from blocks.cloud import Cloud
 from blocks.docker import Docker
+from blocks.monitoring import Monitoring
 from blocks.nodes import primary_first
 from blocks.places import Application, Backups, Certificates, Endpoint, Logs
 from blocks.postgres import Postgres
@@ -202,6 +203,11 @@ class Environment(Block):
     def prefect_server(self) -> PrefectServer:
         """Prefect's own database and services (`has("prefect_server")`)."""
         return cast(PrefectServer, self._part("prefect_server"))
+
+    @property
+    def monitoring(self) -> Monitoring:
+        """How metrics are served, and who measures other hosts (`has("monitoring")`)."""
+        return cast(Monitoring, self._part("monitoring"))
 
     @property
     def approval(self) -> Approval:

@@ -20,6 +20,7 @@ from blocks.approval import Approval
 from blocks.cloud import Cloud
 from blocks.docker import Docker
 from blocks.environment import CHECKOUT, Environment
+from blocks.monitoring import Monitoring
 from blocks.places import Application, Backups, Certificates, Endpoint, Logs
 from blocks.postgres import Postgres
 from blocks.prefect_server import PrefectServer
@@ -46,6 +47,7 @@ PARTS: dict[str, type[Block]] = {
     "cloud": Cloud,
     "alerts": Alerts,
     "approval": Approval,
+    "monitoring": Monitoring,
     "prefect_server": PrefectServer,
 }
 SERVICES: dict[str, type[Block]] = {

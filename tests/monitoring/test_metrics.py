@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,19 +14,22 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import psutil
 import psycopg
 import pytest
 
 from blocks import toml
+from flows.monitoring import sources
 from flows.monitoring.metrics import watch_metrics
 from flows.monitoring.scaling import advise_scaling
 from flows.monitoring.serve import Watcher
 from flows.monitoring.table import METRICS, TABLE
-from runbook.errors import RunbookFailed
+from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Status
 from runbook.wait import until
+from tasks.host import Disk, disk_of
 from tasks.monitoring import history, state
 from tests.monitoring.watched import (
     MOST_CONNECTIONS,
@@ -263,10 +267,12 @@ def test_a_log_that_cannot_be_read_is_not_measured(watched: Watched) -> None:
     assert found.standings["api.response_seconds"].measured, "/health tells it"
 
 
-def test_an_alarm_that_stays_is_told_again_once_an_hour(watched: Watched, backend: Backend) -> None:
+def test_an_alarm_that_stays_is_told_again_after_ten_minutes_and_then_once_an_hour(
+    watched: Watched, backend: Backend
+) -> None:
     backend.status = 500
     watched.rounds(3)
-    for skipped, told in ((30, 1), (30, 2), (10, 2), (60, 3)):
+    for skipped, told in ((9, 1), (1, 2), (50, 2), (10, 3), (10, 3)):
         watched.minute += skipped - 1
         watched.round()
         assert [one["payload"]["metric"] for one in found_events(watched)] == ["api.error_ratio"] * told
@@ -318,6 +324,35 @@ def test_what_is_kept_of_the_past_is_small_and_its_peaks_stay(watched: Watched) 
     assert names == ["2026-11.jsonl", "day-2026-11-24.jsonl", "day-2026-11-25.jsonl", "day-2026-11-26.jsonl"]
     assert len((directory / "2026-11.jsonl").read_text().splitlines()) == 36, "one for each hour"
     assert history.history(watched.reports, "x", begin) == []
+
+
+def test_disk_usage_agrees_with_df(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def agrees() -> bool:
+        """Others write to this disk meanwhile."""
+        shown = subprocess.run(["df", "--output=pcent", tmp_path], capture_output=True, text=True, check=True).stdout
+        return int(shown.split()[-1].rstrip("%")) == math.ceil(100 * disk_of(tmp_path).bytes_ratio)
+
+    until(agrees, what="the same figure", seconds=120, every_seconds=0.02)
+    reserved = os.statvfs_result((4096, 4096, 1000, 100, 50, 0, 0, 0, 0, 255))  # 900 used, 50 for all, 50 for root
+    monkeypatch.setattr(os, "statvfs", lambda _: reserved)
+    assert disk_of(tmp_path).bytes_ratio == pytest.approx(900 / 950)
+
+
+def test_a_disk_that_nobody_may_see_is_not_measured(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = watched.root / "closed"
+    watched.toml.write_text(
+        watched.toml.read_text().replace("[services]", f'[backups]\npostgres = "{closed}"\n[services]')
+    )
+
+    def refused(path: Path) -> Disk:
+        if path == closed:
+            raise OpsError(f"the disk of {path} cannot be measured: Permission denied")
+        return disk_of(path)
+
+    monkeypatch.setattr(sources, "disk_of", refused)
+    reading = sources.read_disks(watched.environment)["host.disk.used_ratio"]
+    assert reading.value is None
+    assert str(closed) in reading.told
 
 
 def test_scaling_says_by_how_much(watched: Watched) -> None:
