@@ -29,7 +29,8 @@ SEVERITY = {"severe": "critical", "normal": "warning"}
 DAY = 86400
 VERIFIED_DAYS, DRILL_DAYS = 8, 100
 """verify-backup runs every week, run-drill every quarter; some days late is no alarm."""
-BY = "on (environment) group_left ()"
+OVER = "{0} > on (environment) group_left () max by (environment) ({1})"
+"""`max`: two watchers may serve the same environment."""
 
 
 def alert(name: str, expr: str, severity: str, summary: str, todo: str, minutes: float = 2) -> dict[str, Any]:
@@ -70,12 +71,14 @@ def _of_recovery(limits: Limits) -> list[dict[str, Any]]:
               "the watcher has not measured for three minutes", "systemctl status interview-ops-watcher"),
         alert("OpsRecoveryNotChecked", "time() - ops_recovery_checked_timestamp_seconds > 1800", "critical",
               "nobody knows what can be restored", "run check-recovery-objectives; look at Prefect's worker"),
-        alert("OpsRecoveryLossOverObjective", f"ops_recovery_loss_seconds > {BY} ops_objective_rpo_seconds", "critical",
+        alert("OpsRecoveryLossOverObjective", OVER.format("ops_recovery_loss_seconds", "ops_objective_rpo_seconds"),
+              "critical",
               "more than the RPO would be lost ({{ $labels.resource }})", "run show-recovery-options", 5),
         alert("OpsRecoveryLossNotMeasured", "ops_recovery_loss_seconds_measured == 0", "critical",
               "nothing can be restored, or nobody knows ({{ $labels.resource }})", "run check-recovery-objectives", 10),
-        alert("OpsRecoveryEstimateOverObjective", f"ops_recovery_estimate_seconds > {BY} ops_objective_rto_seconds",
-              "warning", "a recovery would take longer than the RTO ({{ $labels.resource }})",
+        alert("OpsRecoveryEstimateOverObjective",
+              OVER.format("ops_recovery_estimate_seconds", "ops_objective_rto_seconds"), "warning",
+              "a recovery would take longer than the RTO ({{ $labels.resource }})",
               "see in past reports which step takes long", 15),
         alert("OpsRecoveryNotProven", "ops_recovery_proven == 0", "warning",
               "no restore has proven the newest recovery point ({{ $labels.resource }})", "run verify-backup", 60),

@@ -28,7 +28,7 @@ def approver_of(approvals: Approvals, code: str, at: datetime) -> tuple[str, int
         Refused: it is nobody's at that moment.
     """
     digits = "".join(code.split())
-    for name, person in approvals.approvers.items():
+    for name, person in approvals.people().items():
         totp = pyotp.TOTP(person.secret.get_secret_value())
         now = totp.timecode(at)
         for step in (now + offset for offset in WINDOW):
@@ -61,7 +61,7 @@ def claim(reports: Path, name: str, step: int, owner: str) -> None:
 
 def refuse_launcher(approvals: Approvals, name: str, launcher: str) -> None:
     """Raises Refused where the approver launched the run."""
-    own = {one.casefold() for one in (name, *approvals.approvers[name].logins)}
+    own = {one.casefold() for one in (name, *approvals.people()[name].logins)}
     if launcher.strip().casefold() in own:
         raise Refused(f"{name} launched this run and cannot approve it", "ask a second person for a code")
 

@@ -12,15 +12,19 @@ from pydantic import SecretStr
 class Approver(Protocol):
     """A person who approves runs."""
 
-    secret: SecretStr
-    logins: list[str]
+    @property
+    def secret(self) -> SecretStr:
+        """Of the person's authenticator app."""
+
+    @property
+    def logins(self) -> Sequence[str]:
+        """The person's accounts."""
 
 
 class Approvals(Protocol):
     """What a runbook that needs a second person's approval must know."""
 
-    @property
-    def approvers(self) -> Mapping[str, Approver]:
+    def people(self) -> Mapping[str, Approver]:
         """By name."""
 
     @property

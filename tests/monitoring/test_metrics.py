@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import psutil
 import psycopg
 import pytest
@@ -42,6 +43,7 @@ from tests.monitoring.watched import (
     watched,
     without_prefect,
 )
+from tests.servers import free_port
 
 __all__ = ["backend", "small_postgres", "small_redis", "watched"]
 Seed = Callable[[Watched], AbstractContextManager[object]]
@@ -374,6 +376,8 @@ def test_scaling_without_a_past_says_so_and_what_is_enough_is_enough(watched: Wa
 
 
 def test_a_served_round_is_cheap_and_its_process_ends_when_it_is_told_to(watched: Watched) -> None:
+    port = free_port()
+    watched.toml.write_text(watched.toml.read_text() + f'[monitoring]\nmetrics_address = "127.0.0.1:{port}"\n')
     argv = [sys.executable, "-m", "flows.monitoring.serve", "--environment", NAME, "--every-seconds", "0.5"]
     told = watched.root / "served.txt"
     with told.open("w") as out:
@@ -383,6 +387,10 @@ def test_a_served_round_is_cheap_and_its_process_ends_when_it_is_told_to(watched
         seconds = float(told.read_text().partition("metrics are well (")[2].split(",")[1].split()[0])
         assert seconds <= 2.0, told.read_text()
         until(lambda: list(watched.reports.glob("*-watch-metrics.json")), what="its report", seconds=120)
+        until((watched.reports / "recoverability.json").exists, what="what can be recovered", seconds=120)
+        served = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+        assert 'ops_postgres_connections_used_ratio{environment="watched"}' in served
+        assert 'ops_recovery_loss_seconds_measured{environment="watched",resource="database"} 0.0' in served
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0, told.read_text()
     finally:
