@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed, without_logins
+from runbook.guards import Approving, Held
 from runbook.permit import Act, Permit, PlanOnly
 
 
@@ -76,23 +77,6 @@ class Measure:
     what: str
     bytes: int
     seconds: float
-
-
-class Held(Protocol):
-    """The environment's lock, as a report needs it."""
-
-    def require(self) -> None:
-        """Raises LockLost when it is no longer held."""
-
-
-class Approving(Protocol):
-    """What asks a second person before a permit is minted (runbook/approval.py)."""
-
-    def describe(self, report: Report) -> None:
-        """Note the plan's fingerprint."""
-
-    def require(self, report: Report) -> None:
-        """Raises where nobody approved the plan."""
 
 
 @dataclass

@@ -17,11 +17,12 @@ from runbook.contacts import add_contacts
 from runbook.current import current_report, use_report
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed, without_logins
 from runbook.form import form_address
+from runbook.guards import Held
 from runbook.holder import Rank
 from runbook.lock import hold
 from runbook.log import logger
 from runbook.permit import PlanOnly, is_scheduled, is_unattended, launched_by
-from runbook.report import Finding, Held, Report, Status
+from runbook.report import Finding, Report, Status
 from runbook.target import Target
 
 PATIENCE_SECONDS = 3600.0
