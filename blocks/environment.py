@@ -16,8 +16,10 @@ from pydantic import Field, PrivateAttr, field_validator
 
 from blocks.ai_providers import AIProviders
 from blocks.alerts import COLUMNS, Alerts
+from blocks.approval import Approval
 from blocks.cloud import Cloud
 from blocks.docker import Docker
+from blocks.monitoring import Monitoring
 from blocks.nodes import primary_first
 from blocks.places import Application, Backups, Certificates, Endpoint, Logs
 from blocks.postgres import Postgres
@@ -201,6 +203,20 @@ class Environment(Block):
     def prefect_server(self) -> PrefectServer:
         """Prefect's own database and services (`has("prefect_server")`)."""
         return cast(PrefectServer, self._part("prefect_server"))
+
+    @property
+    def monitoring(self) -> Monitoring:
+        """How metrics are served, and who measures other hosts (`has("monitoring")`)."""
+        return cast(Monitoring, self._part("monitoring"))
+
+    @property
+    def approval(self) -> Approval:
+        """Who approves which runbooks (`has("approval")`)."""
+        return cast(Approval, self._part("approval"))
+
+    def approval_of(self, runbook: str) -> Approval | None:
+        """Who must approve a runbook (its name, `full-restore`); None: nobody."""
+        return self.approval if self.has("approval") and runbook in self.approval.required else None
 
     def whom_to_call(self, owners: Collection[str]) -> Sequence[Sequence[str]]:
         """Names of columns, then contacts and vendors, the owners' own first; empty where [alerts] is missing."""

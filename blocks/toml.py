@@ -16,9 +16,11 @@ from pydantic import ValidationError
 
 from blocks.ai_providers import AIProviders
 from blocks.alerts import Alerts
+from blocks.approval import Approval
 from blocks.cloud import Cloud
 from blocks.docker import Docker
 from blocks.environment import CHECKOUT, Environment
+from blocks.monitoring import Monitoring
 from blocks.places import Application, Backups, Certificates, Endpoint, Logs
 from blocks.postgres import Postgres
 from blocks.prefect_server import PrefectServer
@@ -44,6 +46,8 @@ PARTS: dict[str, type[Block]] = {
     "docker": Docker,
     "cloud": Cloud,
     "alerts": Alerts,
+    "approval": Approval,
+    "monitoring": Monitoring,
     "prefect_server": PrefectServer,
 }
 SERVICES: dict[str, type[Block]] = {
@@ -130,6 +134,8 @@ def read(path: Path) -> Environment:
     slugs = {part: f"{type(block).get_block_type_slug()}/{_document(part, name)}" for part, block in parts.items()}
     built = _block(path, "", Environment, {**content, "name": name, "slugs": slugs})
     assert isinstance(built, Environment)
+    if isinstance(approval := parts.get("approval"), Approval) and (both := {*approval.required} & {*built.unattended}):
+        raise _wrong(path, "approval", "required", f"no runbook of unattended: nobody could approve {sorted(both)[0]}")
     return built.with_parts(parts)
 
 
@@ -178,7 +184,7 @@ def _secret(path: Path, section: str, key: str, variable: object) -> object:
 
 def _expanded(path: Path, section: str, key: str, value: object) -> object:
     if isinstance(value, dict):
-        return {inner: _expanded(path, section, f"{key}.{inner}", item) for inner, item in value.items()}
+        return dict(_inner(path, section, key, inner, item) for inner, item in value.items())
     if isinstance(value, list):
         return [_expanded(path, section, key, item) for item in value]
     if not isinstance(value, str):
@@ -190,6 +196,14 @@ def _expanded(path: Path, section: str, key: str, value: object) -> object:
         return os.environ[match[1]]
 
     return re.sub(r"\$\{(\w+)\}", variable, value)
+
+
+def _inner(path: Path, section: str, key: str, inner: str, value: object) -> tuple[str, object]:
+    """An entry of a table within a section; its `secret_env` names a variable too."""
+    within = f"{key}.{inner}"
+    if inner == "secret_env":
+        return "secret", _secret(path, section, within, value)
+    return inner, _expanded(path, section, within, value)
 
 
 def _seconds(path: Path, key: str, text: object) -> float:

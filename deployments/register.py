@@ -9,9 +9,12 @@ import argparse
 import os
 import sys
 
+import yaml  # type: ignore[import-untyped]
+
 from blocks import toml
 from blocks.environment import Environment
 from deployments.alerting import block_name, server_channel
+from flows.launch import CONTENTS, find_flow
 from runbook.errors import OpsError
 from runbook.lease import ensure_limit
 from tasks.gx.suites import read_suites
@@ -29,6 +32,8 @@ def register(environment: str) -> list[str]:
     found = toml.environment(environment)
     if found.suites:
         read_suites(found.suites)
+    if found.has("approval"):
+        check_approvable(found)
     Environment.register_type_and_schema()
     done = []
     for part, block in found.parts().items():
@@ -60,6 +65,29 @@ def describe_expectations(environment: str) -> list[str]:
         return [f"{environment}: {len(suites)} suites of expectations; could not check them against the database: "
                 f"{error.message}"]  # fmt: skip
     return [f"{environment}: {len(suites)} suites of expectations", *(f"  not applicable: {one}" for one in absent)]
+
+
+def check_approvable(env: Environment) -> None:
+    """Each runbook that needs an approval is one that changes something, and no schedule confirms it.
+
+    Raises:
+        OpsError: `[approval] required` names another.
+    """
+    entries = yaml.safe_load(CONTENTS.read_text(encoding="utf-8"))["deployments"]
+    for name in env.approval.required:
+        try:
+            parameters = find_flow(name).parameters.properties
+        except OpsError as error:
+            raise OpsError(f"[approval] required names {name}, which is no runbook", error.hint) from None
+        if "confirm" not in parameters:
+            raise OpsError(f"[approval] required names {name}, which only reads: it never needs an approval",
+                           "remove it from required")  # fmt: skip
+        function = f".{name.replace('-', '_')}"
+        own = [entry for entry in entries if entry["entrypoint"].endswith(function)]
+        given = [one.get("parameters") or {} for entry in own for one in (entry, *(entry.get("schedules") or []))]
+        if any(one.get("confirm") for one in given):
+            raise OpsError(f"[approval] required names {name}, which a schedule confirms: nobody would approve it",
+                           "remove confirm from its schedule in prefect.yaml, or the name from required")  # fmt: skip
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ from prefect import Flow
 from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 from prefect.settings import PREFECT_API_URL
 
+from flows.approval import call_approved
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.render import dumps
 from runbook.report import Report
@@ -107,7 +108,7 @@ def launch(
     try:
         given = checked(flow, parameters)
         call = flow if not alone and prefect_answers() else flow.fn
-        report = call(**given)
+        report = call_approved(flow.name, call, given)
     except RunbookFailed as error:
         print(tell(error.report), end="")
         print(error, file=sys.stderr)

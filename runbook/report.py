@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed, without_logins
+from runbook.guards import Approving, Held
 from runbook.permit import Act, Permit, PlanOnly
 
 
@@ -78,13 +79,6 @@ class Measure:
     seconds: float
 
 
-class Held(Protocol):
-    """The environment's lock, as a report needs it."""
-
-    def require(self) -> None:
-        """Raises LockLost when it is no longer held."""
-
-
 @dataclass
 class Report:
     """Collects; never prints. Minted by `runbook(...)` only."""
@@ -106,6 +100,9 @@ class Report:
     form: str = ""
     pins: dict[str, object] = field(default_factory=dict)
     lock: Held | None = None
+    acts: tuple[Act, ...] = ()
+    gate: Approving | None = None
+    approved: str = ""
     contained: str = ""
     unattended: bool = False
     closing: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -235,17 +232,22 @@ class Report:
         Raises:
             RunbookFailed: a critical finding stands.
             PlanOnly: `confirm` is empty and the run not unattended (caught by `runbook(...)`, which ends PLANNED).
-            NotConfirmed: `confirm` is something else than the environment's name.
+            NotConfirmed: `confirm` is something else than the environment's name, or nobody approved the plan.
         """
         self.fail_if_critical()
+        self.acts = acts
         if not self.confirm and not self.unattended:
             self.planned = True
+            if self.gate:
+                self.gate.describe(self)
             raise PlanOnly
         if self.confirm and self.confirm != self.environment:
             raise NotConfirmed(
                 f"confirm is “{self.confirm[:40]}”, which is not the environment's name",
                 f"type {self.environment} in the field confirm, or leave it empty to see the plan",
             )
+        if self.gate:
+            self.gate.require(self)
         self.require_lock()
         return Permit(self.environment, acts)
 

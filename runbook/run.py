@@ -12,16 +12,17 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from runbook import chain, containment, render, repeats
+from runbook import approval, chain, containment, render, repeats
 from runbook.contacts import add_contacts
 from runbook.current import current_report, use_report
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed, without_logins
 from runbook.form import form_address
+from runbook.guards import Held
 from runbook.holder import Rank
 from runbook.lock import hold
 from runbook.log import logger
 from runbook.permit import PlanOnly, is_scheduled, is_unattended, launched_by
-from runbook.report import Finding, Held, Report, Status
+from runbook.report import Finding, Report, Status
 from runbook.target import Target
 
 PATIENCE_SECONDS = 3600.0
@@ -31,20 +32,22 @@ PATIENCE_SECONDS = 3600.0
 @contextlib.contextmanager
 def runbook(
     title: str, target: Target, confirm: str = "", *, changes: bool = False, rank: Rank = "maintenance",
-    often: bool = False,
+    often: bool = False, name: str = "",
 ) -> Iterator[Report]:  # fmt: skip
     """Everything around a procedure: the environment's lock, the report, its artifact and JSON file, the end state.
 
     `changes` takes the environment's lock before anything is judged (a scheduled run waits for it); maintenance with a
     `confirm` is refused while the environment is contained. A run with an empty `confirm` that reaches
-    `report.permit(...)` leaves the block there, PLANNED. `often`, of a check that runs every few minutes: what it found
-    before already is counted, not filed.
+    `report.permit(...)` leaves the block there, PLANNED; so does one that waits for a second person's approval, which
+    then suspends. `often`, of a check that runs every few minutes: what it found before already is counted, not filed.
+    `name` is the flow's, where the title differs: [approval] names flows.
 
     Raises:
         RunbookFailed: the report is CRITICAL.
         NotConfirmed, Locked: as they are.
     """
     report, within = Report(title, target.name, confirm, target.limits), current_report()
+    pending: approval.ApprovalPending | None = None
     if by := launched_by() if within is None else "":
         report.fact("launched by", f"the automation {by}")
     if within is None and not confirm and is_unattended(target):
@@ -60,9 +63,13 @@ def runbook(
                 report.fact("lock", f"keeps out {lock.keeps_out}")
                 if within is None or within.lock is None:  # a runbook inside another one may do what that one may
                     _respect_containment(report, target, rank)
+            report.gate = approval.gate(report, target, name or render.key(report), within)
             yield report
     except PlanOnly:
         report.form = _form(report)
+    except approval.ApprovalPending as waits:
+        pending, report.planned = waits, True
+        report.form = "a second person resumes this run with a one-time code (its page, menu Resume)"
     except RunbookFailed as error:
         if error.report is not report:  # a runbook inside this one failed
             _failed(report, error)
@@ -87,6 +94,8 @@ def runbook(
         raise
     finally:
         _finish(report, target, often)
+    if pending:  # the lock is free, and the plan is filed
+        approval.suspend(pending)
     if report.status is Status.CRITICAL:
         raise RunbookFailed(report) from None
 

@@ -6,6 +6,31 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from pydantic import SecretStr
+
+
+class Approver(Protocol):
+    """A person who approves runs."""
+
+    @property
+    def secret(self) -> SecretStr:
+        """Of the person's authenticator app."""
+
+    @property
+    def logins(self) -> Sequence[str]:
+        """The person's accounts."""
+
+
+class Approvals(Protocol):
+    """What a runbook that needs a second person's approval must know."""
+
+    def people(self) -> Mapping[str, Approver]:
+        """By name."""
+
+    @property
+    def minutes(self) -> float:
+        """For so long a run waits."""
+
 
 class Target(Protocol):
     """An environment as a runbook sees it."""
@@ -28,3 +53,9 @@ class Target(Protocol):
 
     def whom_to_call(self, owners: Collection[str]) -> Sequence[Sequence[str]]:
         """Names of columns, then a row for each contact, the owners' own first; empty where nobody is named."""
+
+    def approval_of(self, runbook: str) -> Approvals | None:
+        """Who must approve a runbook (its name, `full-restore`); None: nobody."""
+
+    def has(self, part: str) -> bool:
+        """Whether the environment names such a part, e.g. `alerts`."""

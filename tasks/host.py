@@ -17,18 +17,25 @@ LOCAL = ("localhost", "127.0.0.1", "::1", "")
 @dataclass(frozen=True)
 class Disk:
     """The file system that a path is on (or its nearest parent that exists). `device` tells two apart. Without inodes
-    left it is full too, however many bytes are free."""
+    left it is full too, however many bytes are free. `reserved_bytes` are free for root only."""
 
     path: str
     total_bytes: int
     free_bytes: int
     device: int
     inodes_ratio: float = 0.0
+    reserved_bytes: int = 0
+
+    @property
+    def bytes_ratio(self) -> float:
+        """As df shows it: of what is not reserved for root (https://man7.org/linux/man-pages/man1/df.1.html)."""
+        usable = self.total_bytes - self.reserved_bytes
+        return 1 - self.free_bytes / usable if usable > 0 else 0.0
 
     @property
     def used_ratio(self) -> float:
-        """As df shows it to this user, of bytes or of inodes, whichever are fewer."""
-        return max(1 - self.free_bytes / self.total_bytes if self.total_bytes else 0.0, self.inodes_ratio)
+        """As df shows it, of bytes or of inodes, whichever are fewer."""
+        return max(self.bytes_ratio, self.inodes_ratio)
 
     @property
     def told(self) -> str:
@@ -51,8 +58,9 @@ def disk_of(path: Path) -> Disk:
             there = there.parent
         found = os.statvfs(there)
         inodes = 1 - found.f_favail / found.f_files if found.f_files else 0.0  # btrfs counts none
+        reserved = (found.f_bfree - found.f_bavail) * found.f_frsize
         return Disk(str(path), found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize, there.stat().st_dev,
-                    inodes)  # fmt: skip
+                    inodes, reserved)  # fmt: skip
     except OSError as error:
         raise OpsError(f"the disk of {path} cannot be measured: {error.strerror}", "let this user see it") from None
 

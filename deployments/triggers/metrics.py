@@ -1,4 +1,5 @@
-"""What Prefect does about a metric that is exceeded (付録B): what the table says, once an hour each.
+"""What Prefect does about a metric that is exceeded (付録B): what the table says, once an hour each. People are called
+within minutes.
 
 Two of one kind never run at once: what changes something holds the environment's lock, and who comes second is refused.
 What deletes (clear-cache, clean-logs, clean-docker) does so only where the environment's `unattended` names it; else it
@@ -7,7 +8,7 @@ ends with its plan, whose form is filled in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,8 @@ from prefect.events.schemas.events import ResourceSpecification
 
 from blocks.environment import Environment
 from deployments.triggers.launch import launch
-from flows.monitoring.table import BESIDES, METRICS
+from flows.monitoring.sources import other_hosts
+from flows.monitoring.table import METRICS
 from tasks.monitoring.events import PREFIX
 
 WITHIN = timedelta(hours=1)
@@ -29,7 +31,8 @@ TOLD = {name: f"{{{{ event.payload.{name} }}}}" for name in ("what", "owner", "k
 
 @dataclass(frozen=True)
 class Deed:
-    """One automation: of a metric (`*`: of any) that was measured, or could not be; or that is exceeded `again`."""
+    """One automation: of a metric (`*`: of any) that was measured, or could not be; or that is exceeded `again`;
+    `elsewhere`: of a host that another watcher measures."""
 
     name: str
     metric: str
@@ -37,21 +40,27 @@ class Deed:
     parameters: Mapping[str, object] = field(default_factory=dict)
     measured: bool = True
     again: bool = False
+    elsewhere: bool = False
 
     @property
     def description(self) -> str:
         """For the UI."""
         if self.again:
-            return f"{self.flow} when a metric is exceeded an hour later still: what was done about it did not help"
+            return f"{self.flow} when a metric is still exceeded after ten minutes, and every hour"
         what = f"{self.metric} is exceeded" if self.measured else f"{self.metric} could not be measured"
         action = METRICS[self.metric].action if self.measured and self.metric in METRICS else "調査"
         return f"付録B {action}: {self.flow} when {what}, once an hour at most"
 
 
 def deeds(env: Environment) -> Iterator[Deed]:
-    """The table's actions, for what the environment has."""
+    """The table's actions, for what the environment has; and whom people are called for."""
+    acts = list(_acts(env))
     if env.has("alerts"):
-        yield from escalations()
+        yield from escalations(env, {deed.metric for deed in acts if deed.flow in env.unattended})
+    yield from acts
+
+
+def _acts(env: Environment) -> Iterator[Deed]:
     if env.has("postgres"):
         yield Deed("investigate-replication", "postgres.replication.lag_seconds", "diagnose-database")
         yield Deed("investigate-database", "postgres.connections.used_ratio", "diagnose-database", measured=False)
@@ -67,11 +76,15 @@ def deeds(env: Environment) -> Iterator[Deed]:
         yield Deed("clean-docker", "host.disk.used_ratio", "clean-docker")
 
 
-def escalations() -> Iterator[Deed]:
-    """Whom people are called for."""
-    for metric in ("api.error_ratio", "api.response_seconds", *(one.name for one in BESIDES)):
-        severity = METRICS[metric].severity
-        yield Deed(f"escalate-{metric}", metric, "escalate", {"severity": severity, **TOLD})
+def escalations(env: Environment, acted_on: Collection[str]) -> Iterator[Deed]:
+    """People are called at once, except for a metric on which a pre-authorised runbook acts: it has ten minutes to
+    help. A runbook that only advises or plans helps nobody."""
+    for metric in METRICS.values():
+        if metric.name not in acted_on:
+            yield Deed(f"escalate-{metric.name}", metric.name, "escalate", {"severity": metric.severity, **TOLD})
+    if other_hosts(env):
+        severity = {"severity": "{{ event.payload.severity }}", **TOLD}
+        yield Deed("escalate-hosts", "host.*", "escalate", severity, elsewhere=True)
     yield Deed("escalate-not-measured", "*", "escalate", {"severity": "{{ event.payload.severity }}", **TOLD}, False)
     yield Deed("escalate-persisting", "*", "escalate", {"severity": "{{ event.payload.severity }}", **TOLD}, again=True)
 
@@ -108,6 +121,7 @@ def _automation(client: SyncPrefectClient, environment: str, deed: Deed) -> Auto
     labels: dict[str, str | list[str]] = {
         "prefect.resource.id": f"{PREFIX}.{environment}.{deed.metric}",
         **({f"{PREFIX}.again": "yes"} if deed.again else {f"{PREFIX}.measured": "yes" if deed.measured else "no"}),
+        **({f"{PREFIX}.elsewhere": "yes"} if deed.elsewhere else {}),
     }
     return AutomationCore(
         name=f"{deed.name}-{environment}",

@@ -14,6 +14,7 @@ from flows.database import expectations, taking, wal_pruning
 from flows.database.cluster_verification import verify_cluster
 from flows.database.verification import tell_trend, verify_database
 from flows.pruning import find_prunable, prune
+from flows.recovery import board
 from flows.redis.verification import verify_redis
 from flows.store import measured, note, store_for, tell_backups, tidy
 from runbook.errors import OpsError
@@ -107,7 +108,7 @@ def verify_backup(
     wanted = kind_of(backup, kind)
     if RESOURCE[wanted] == "postgres":
         expectations.prepare(env)
-    with runbook("Verify backup", env, changes=True) as report:
+    with board.rebuilt(env), runbook("Verify backup", env, changes=True) as report:
         report.fact("kind", wanted)
         workers = check_jobs(jobs)
         if wanted == "redis":

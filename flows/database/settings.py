@@ -95,7 +95,7 @@ def apply_postgres_settings(
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Apply PostgreSQL settings", env, confirm, changes=True) as report:
+    with runbook("Apply PostgreSQL settings", env, confirm, changes=True, name="apply-postgres-settings") as report:
         found = read_settings(env.postgres)
         overrides = find_overrides(env, found)
         wanted = parse_override(found, override) if override else find_wanted(report, found, names, overrides)
@@ -136,7 +136,7 @@ def undo_postgres_settings(environment: str, record: str = "", confirm: str = ""
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Undo PostgreSQL settings", env, confirm, changes=True) as report:
+    with runbook("Undo PostgreSQL settings", env, confirm, changes=True, name="undo-postgres-settings") as report:
         found = read_settings(env.postgres)
         chosen = records.find_record(records.read_all(env.reports_directory), found.identity, record)
         report.fact("record", f"{chosen.name} of {chosen.taken}")

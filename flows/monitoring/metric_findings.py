@@ -6,7 +6,7 @@ from datetime import datetime
 
 from blocks.environment import Environment
 from flows.monitoring.rounds import TIMING, Round
-from flows.monitoring.table import METRICS, Metric
+from flows.monitoring.table import METRICS, Metric, metric_of
 from runbook.plots import Trace, traces
 from runbook.report import Evidence, Report, Status
 from tasks.monitoring.history import Sample, histories
@@ -19,8 +19,8 @@ def judge_metrics(report: Report, env: Environment, found: Round) -> None:
     """Each metric; whether Prefect was told."""
     report.fact("measured", f"{found.at:%Y-%m-%d %H:%M:%S} UTC" + (" by another run" if found.by_another else ""))
     for name, standing in found.standings.items():
-        _judge(report, env, METRICS[name], standing)
-    exceeded = [METRICS[name].title for name, standing in found.standings.items() if standing.exceeded]
+        _judge(report, env, metric_of(name), standing)
+    exceeded = [metric_of(name).title for name, standing in found.standings.items() if standing.exceeded]
     for name, change in found.changed.items():
         report.fact(f"{change} now", ", ".join(filter(None, [report.facts.get(f"{change} now"), name])))
     if found.problem:
@@ -53,8 +53,8 @@ def tell_history(report: Report, env: Environment, since: datetime, now: datetim
     except OSError as error:
         report.warn("the history", "correct the owner of reports/metrics", value=f"not read: {error.strerror}")
         return
-    lines = [_trace(env, METRICS[name], samples, since, now) for name, samples in sorted(found.items())
-             if name in METRICS]  # fmt: skip
+    lines = [_trace(env, metric_of(name), samples, since, now) for name, samples in sorted(found.items())
+             if name.partition("@")[0] in METRICS]  # fmt: skip
     if lines:
         report.attach(Evidence("The last 24 hours (dashed: the limit)", svg=traces(lines)))
 

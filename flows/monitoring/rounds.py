@@ -11,7 +11,7 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from flows.monitoring.sources import Reading, read_host, sources
-from flows.monitoring.table import METRICS, Metric
+from flows.monitoring.table import Metric, metric_of
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.logs.spending import read_spent
@@ -25,7 +25,8 @@ ANSWER_SECONDS = 15.0
 NEXT_SECONDS = 30.0
 """Two that watch the same environment take turns: who comes sooner after the other has nothing to do."""
 TOKENS_EVERY = timedelta(hours=1)
-REMIND_EVERY = timedelta(hours=1)
+REMIND_FIRST, REMIND_EVERY = timedelta(minutes=10), timedelta(hours=1)
+"""What a runbook did about it has not helped after ten minutes: people learn of it then, and every hour."""
 WATCHING_EVERY = timedelta(minutes=5)
 TIDY_MINUTE = 7
 
@@ -132,17 +133,18 @@ def _tokens(env: Environment, kept: State, now: datetime) -> dict[str, Reading]:
 def _judge(
     env: Environment, kept: State, readings: Mapping[str, Reading], now: datetime, timing: Timing
 ) -> dict[str, Change]:
-    """Every metric a step further; what changed, and once an hour what is still exceeded, becomes an event."""
+    """Every metric a step further; what changed, and what is still exceeded, becomes an event."""
     kept.standings = {name: one for name, one in kept.standings.items() if name in readings}
     changed = dict[str, Change]()
     for name, reading in readings.items():
-        metric, before = METRICS[name], kept.standings.get(name, Standing())
+        metric, before = metric_of(name), kept.standings.get(name, Standing())
         after, change = step(before, reading.value, reading.told, now, metric.bounds(env.limits), timing)
         kept.standings[name] = after
         if change:
             changed[name] = change
         last = kept.told.get(name)
-        is_due = after.exceeded and (not last or not timedelta() <= now - last < REMIND_EVERY)
+        wait = REMIND_FIRST if last == after.since else REMIND_EVERY
+        is_due = after.exceeded and (not last or not timedelta() <= now - last < wait)
         if change or (is_due and after.against == 0):
             kept.told[name] = now
             kept.unsent.append(events.event(change or "exceeded", payload(env, metric, after), now, again=not change))

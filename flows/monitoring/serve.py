@@ -3,6 +3,9 @@
 A round each minute, in this one process: a flow run as a process of its own takes more CPU to start than a round takes
 in all. Rounds need no Prefect. Where something changed, and once an hour, watch-metrics runs as a flow: its report and
 its run are what people look at. Two of these may watch the same environment: they take turns.
+
+With [monitoring] metrics_address it serves /metrics for Prometheus. With --host it measures that host alone, disks and
+processors, and serves them to the environment's own watcher ([monitoring.hosts]).
 """
 
 from __future__ import annotations
@@ -13,19 +16,26 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 
 import httpx
 from prefect.settings import PREFECT_API_URL
 
 from blocks.environment import Environment
+from flows.monitoring.exposition import Exposition, known_of, serve
 from flows.monitoring.metrics import watch_metrics
 from flows.monitoring.rounds import Round, take_round, tell_watching
+from flows.monitoring.sources import CPU, Reading, read_disks, read_host
+from flows.monitoring.table import named
+from flows.recovery import board
 from flows.recovery.objectives import serves_elsewhere
+from flows.recovery.points import read_reach
 from runbook.errors import OpsError
+from tasks.recovery_points import standing
 
 EVERY_SECONDS, REPORT_SECONDS, ANSWER_SECONDS = 60.0, 3600.0, 3.0
+REFRESH = timedelta(minutes=10)
 
 
 class Watcher:
@@ -34,6 +44,7 @@ class Watcher:
     def __init__(self, environment: str, every_seconds: float = EVERY_SECONDS) -> None:
         self.environment, self.every_seconds = environment, every_seconds
         self.stop = threading.Event()
+        self.serves = False
         self._said, self._reported_at = "", -REPORT_SECONDS
 
     def run(self) -> None:
@@ -66,6 +77,17 @@ class Watcher:
         if found.changed or time.monotonic() - self._reported_at >= REPORT_SECONDS:
             self._reported_at = time.monotonic()
             self._report()
+        if self.serves:
+            _refresh(env)
+
+    def exposition(self) -> Exposition:
+        """What /metrics shows."""
+        self.serves = True
+        return Exposition(self.find, known_of(self.find), lambda: datetime.now(UTC))
+
+    def find(self) -> Environment:
+        """The environment, read anew."""
+        return Environment.find(self.environment)
 
     def _tell(self, found: Round, took: str) -> None:
         for name, change in found.changed.items():
@@ -86,6 +108,41 @@ class Watcher:
         if text != self._said:
             self._said = text
             say(text + more)
+
+
+class HostWatcher(Watcher):
+    """Measures the disks and processors of this host, which the environment's TOML calls `host`; tells nobody but who
+    reads its metrics."""
+
+    def __init__(self, environment: str, host: str, every_seconds: float = EVERY_SECONDS) -> None:
+        super().__init__(environment, every_seconds)
+        self.host, self._counters = host, ("", 0.0, 0.0)
+        self._at: datetime | None = None
+        self._readings = dict[str, Reading]()
+
+    def round(self) -> None:
+        """One.
+
+        Raises:
+            OpsError: the environment's TOML is wrong.
+        """
+        processors, self._counters = read_host(self._counters, f" of {self.host}")
+        found = {**read_disks(self.find(), self.host), CPU: processors}
+        self._readings = {named(metric, self.host): reading for metric, reading in found.items()}
+        self._at = datetime.now(UTC)
+        unknown = [one.told for one in found.values() if one.value is None]
+        self._say_once(f"not measured: {'; '.join(unknown)}" if unknown else f"{len(found)} metrics are measured")
+
+    def exposition(self) -> Exposition:
+        """What /metrics shows."""
+        return Exposition(self.find, lambda: (self._at, self._readings, {}), lambda: datetime.now(UTC))
+
+
+def _refresh(env: Environment) -> None:
+    """Where check-recovery-objectives has not run for a while (Prefect is down), its record is read here."""
+    found = standing.read(env.reports_directory)
+    if not found or datetime.now(UTC) - found.checked > REFRESH:
+        board.rebuild(env, read_reach(env))
 
 
 def is_there() -> bool:
@@ -109,18 +166,33 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.monitoring.serve", description=__doc__)
     parser.add_argument("--environment", required=True)
     parser.add_argument("--every-seconds", type=float, default=EVERY_SECONDS)
+    parser.add_argument("--host", default="", help="measure this host alone, which the TOML calls so")
     given = parser.parse_args(arguments or None)
-    watcher = Watcher(given.environment, given.every_seconds)
+    watcher = (
+        HostWatcher(given.environment, given.host, given.every_seconds)
+        if given.host
+        else Watcher(given.environment, given.every_seconds)
+    )
     try:
-        Environment.find(given.environment)
+        close = _serve(watcher)
     except OpsError as error:
         say(str(error))
         return 1
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: watcher.stop.set())
-    say(f"watching {given.environment}")
+    say(f"watching {given.environment}{f' on {given.host}' if given.host else ''}")
     watcher.run()
+    close()
     return 0
+
+
+def _serve(watcher: Watcher) -> Callable[[], None]:
+    env = watcher.find()
+    listens = env.monitoring.listens() if env.has("monitoring") else None
+    if not listens:
+        return lambda: None
+    say(f"serving /metrics on {env.monitoring.metrics_address}")
+    return serve(watcher.exposition(), *listens)
 
 
 if __name__ == "__main__":

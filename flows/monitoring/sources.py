@@ -6,17 +6,20 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 from blocks import nodes
 from blocks.environment import Environment
 from blocks.postgres import Postgres
+from flows.monitoring.table import named
 from runbook.errors import OpsError
 from runbook.render import size
 from tasks.application import health_checks, wait_healthy
-from tasks.host import Disk, disk_of, disk_on
+from tasks.host import Disk, disk_of, is_here
 from tasks.host_load import read_processors
 from tasks.logs.access import Access, read_access
+from tasks.monitoring import scrape
 from tasks.postgres.connections import read_activity
 from tasks.postgres.replication import Replication, Standby, read_replication
 from tasks.redis.memory.info import read_memory
@@ -28,6 +31,7 @@ LEAST_REQUESTS = 20
 """One failed request alone is no rate: fewer requests than these count as so many."""
 NO_REQUESTS = "there were no requests"
 SILENT_SECONDS = 25.0
+DISK, CPU = "host.disk.used_ratio", "host.cpu.used_ratio"
 CONNECTIONS, LAG = "postgres.connections.used_ratio", "postgres.replication.lag_seconds"
 STREAMS = "postgres.wal.streams_missing"
 NO_SLOTS = ("too many clients", "too many connections", "connection slots are reserved")
@@ -185,17 +189,27 @@ def read_service_states(env: Environment) -> Readings:
     return {"services.stopped": Reading(len(stopped), told)}
 
 
-def read_disks(env: Environment) -> Readings:
-    """The fullest file system of those that this host has of the environment."""
-    disks = dict[int, Disk]()
-    for host, path in _places(env):
-        if found := disk_on(host, path):
+def read_disks(env: Environment, host: str = "") -> Readings:
+    """The fullest file system of those that this host has of the environment; `host`: what its TOML calls this host.
+    Where one cannot be measured, the metric is not measured."""
+    disks, closed = dict[int, Disk](), list[str]()
+    paths = {path for where, path in _places(env) if is_here(where) or where == host} | {env.reports_directory}
+    for path in sorted(paths):
+        try:
+            found = disk_of(path)
             disks.setdefault(found.device, found)
-    here = disk_of(env.reports_directory)
-    disks.setdefault(here.device, here)
-    full = max(disks.values(), key=lambda one: 1 - one.free_bytes / one.total_bytes)
+        except OpsError as error:
+            closed.append(error.message)
+    if closed or not disks:
+        return {DISK: Reading(None, "; ".join(closed))}
+    full = max(disks.values(), key=lambda one: one.bytes_ratio)
     of = f"{size(full.free_bytes)} free at {full.path}; {len(disks)} file systems"
-    return {"host.disk.used_ratio": Reading(1 - full.free_bytes / full.total_bytes, of)}
+    return {DISK: Reading(full.bytes_ratio, of)}
+
+
+def other_hosts(env: Environment) -> list[str]:
+    """Hosts of the environment whose disks and processors nobody sees from here."""
+    return sorted({host for host, _ in _places(env) if not is_here(host)})
 
 
 def _places(env: Environment) -> list[tuple[str, Path]]:
@@ -228,6 +242,23 @@ def sources(env: Environment, now: datetime, window: timedelta = WINDOW) -> dict
         "database": (lambda: read_database(env), _of_database(env) if env.has("postgres") else (), env.has("postgres")),
         "redis": (lambda: read_redis(env), ("redis.memory.used_ratio",), env.has("redis")),
         "services": (lambda: read_service_states(env), ("services.stopped",), bool(env.services.names)),
-        "disks": (lambda: read_disks(env), ("host.disk.used_ratio",), True),
+        "disks": (lambda: read_disks(env), (DISK,), True),
     }  # fmt: skip
-    return {name: (ask, metrics) for name, (ask, metrics, there) in known.items() if there}
+    asked = {name: (ask, metrics) for name, (ask, metrics, there) in known.items() if there}
+    for host in other_hosts(env):
+        metrics = (named(DISK, host), named(CPU, host))
+        asked[f"host {host}"] = (partial(read_other_host, env, host, now), metrics)
+    return asked
+
+
+def read_other_host(env: Environment, host: str, now: datetime) -> Readings:
+    """What the watcher on that host serves (`[monitoring.hosts]`).
+
+    Raises:
+        OpsError: there is none, or it does not answer.
+    """
+    address = env.monitoring.hosts.get(host, "") if env.has("monitoring") else ""
+    if not address:
+        raise OpsError(f"nobody measures {host}", f"run a watcher there and name it in [monitoring.hosts] {host}")
+    found = scrape.read_host_values(address, env.name, host, now)
+    return {named(metric, host): Reading(value, f"by the watcher of {host}") for metric, value in found.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tasks.monitoring.hysteresis import Bounds
@@ -31,7 +31,7 @@ class Metric:
 
     def limit(self, limits: Mapping[str, tuple[float, float]]) -> float:
         """Above it the table's action is due."""
-        return limits.get(self.name, self.default)[self.alarm == "critical"]
+        return limits.get(self.name.partition("@")[0], self.default)[self.alarm == "critical"]
 
     def bounds(self, limits: Mapping[str, tuple[float, float]]) -> Bounds:
         """With the lower limit at which it is well again."""
@@ -68,3 +68,14 @@ BESIDES = (
            "start the standby or the receiver that does not stream: until then a lost primary loses writes", "severe"),
 )  # fmt: skip
 METRICS: Mapping[str, Metric] = {one.name: one for one in (*TABLE, *BESIDES)}
+
+
+def named(metric: str, host: str) -> str:
+    """A metric of another host than the watcher's: `host.disk.used_ratio@db1`."""
+    return f"{metric}@{host}"
+
+
+def metric_of(name: str) -> Metric:
+    """The row of a metric, whichever host it is of."""
+    row, _, host = name.partition("@")
+    return replace(METRICS[row], name=name, title=f"{METRICS[row].title} ({host})") if host else METRICS[row]

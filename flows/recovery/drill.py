@@ -12,6 +12,7 @@ from prefect import flow
 
 from blocks.environment import Environment
 from flows.database import expectations
+from flows.recovery import board
 from flows.recovery.drills import checklist, control, leftovers, page, record, steady, telling, trend, turns
 from flows.recovery.drills.bad_release import BadRelease
 from flows.recovery.drills.data_corruption import DataCorruption
@@ -66,7 +67,8 @@ def run_drill(
         confirm: 実行するには訓練を行う環境の名前を入力。空なら計画のみ表示
     """
     env = where_disposable(Environment.find(environment))
-    with page.beside() as pages, runbook("DR drill", env, confirm, changes=True, rank="recovery") as report:
+    work = runbook("DR drill", env, confirm, changes=True, rank="recovery", name="run-drill")
+    with board.rebuilt(env), page.beside() as pages, work as report:
         pages.append(report)
         require_disposable(env)
         if env.name != environment:

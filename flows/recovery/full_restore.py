@@ -17,7 +17,7 @@ from pydantic import Field
 from blocks.environment import Environment, Stores
 from flows.database import expectations
 from flows.launch import launch
-from flows.recovery import bring_up, build, choose, revive
+from flows.recovery import board, bring_up, build, choose, revive
 from flows.recovery.held import services_held
 from runbook.errors import OpsError
 from runbook.report import Report
@@ -73,7 +73,7 @@ def full_restore(
     """
     env = Environment.find(environment)
     expectations.prepare(env)
-    with runbook("Full restore", env, confirm, changes=True, rank="recovery") as report:
+    with board.rebuilt(env), runbook("Full restore", env, confirm, changes=True, rank="recovery") as report:
         workers = check_jobs(jobs)
         if stop_services not in ("first", "at_swap"):
             raise OpsError(f"stop_services is “{stop_services}”", "choose first or at_swap")

@@ -8,6 +8,7 @@ from typing import get_args
 from prefect import flow
 
 from blocks.environment import Environment
+from flows.recovery import board
 from flows.recovery.points import OPTIONS, Reach, judge_sources, read_reach, resources_of
 from runbook.render import duration, size
 from runbook.report import Report, Status
@@ -54,6 +55,7 @@ def check_recovery_objectives(environment: str) -> Report:
         _judge_duration(report, env, reach)
         judge_sources(report, env, reach)
         report.outcome = _outcome(env, reach)
+        board.rebuild(env, reach)
     return report
 
 

@@ -17,6 +17,7 @@ from prefect import flow
 
 from blocks.environment import Environment
 from flows.launch import launch
+from flows.recovery import board
 from flows.recovery.points import Reach, judge_sources, read_reach, resources_of
 from flows.recovery.ways import Way, find_ways, names_of
 from runbook.form import Forms, read_forms
@@ -49,6 +50,7 @@ def show_recovery_options(environment: str) -> Report:
     env = Environment.find(environment)
     with runbook("Show recovery options", env) as report:
         reach = read_reach(env)
+        board.rebuild(env, reach)
         ways = find_ways(env, reach)
         report.fact("as of", f"{reach.now.astimezone(env.zone):%Y-%m-%d %H:%M:%S %Z}")
         report.fact("primary of the database", "takes writes" if reach.written.end else reach.written.problem)

@@ -76,7 +76,9 @@ def postgres_failover(
         confirm: 実行するには環境名を入力。空なら計画のみ表示
     """
     env = Environment.find(environment)
-    with runbook("PostgreSQL failover", env, confirm, changes=True, rank="recovery") as report:
+    with runbook(
+        "PostgreSQL failover", env, confirm, changes=True, rank="recovery", name="postgres-failover"
+    ) as report:
         started, phases = time.monotonic(), Phases()
         pair = read_pair(env, mode, new_primary)
         tell_pair(report, "before", pair)

@@ -44,7 +44,9 @@ def undo_restore_redis(environment: str, kept: str = "latest", confirm: str = ""
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Undo restore of Redis", env, confirm, changes=True, rank="recovery") as report:
+    with runbook(
+        "Undo restore of Redis", env, confirm, changes=True, rank="recovery", name="undo-restore-redis"
+    ) as report:
         aside = _choose(env, kept)
         report.fact("put back", aside.name)
         report.pin("kept", aside.name)

@@ -29,8 +29,8 @@ class Filled:
 
     @property
     def used_ratio(self) -> float:
-        """Of all of it; what only root may use counts as used."""
-        return 1 - self.disk.free_bytes / self.disk.total_bytes if self.disk.total_bytes else 1.0
+        """As df shows it."""
+        return self.disk.bytes_ratio if self.disk.total_bytes else 1.0
 
 
 def places_of(env: Environment) -> Iterator[Place]:

@@ -33,6 +33,7 @@ def event(kind: str, payload: Mapping[str, Any], at: datetime, *, again: bool = 
             f"{PREFIX}.environment": environment,
             f"{PREFIX}.measured": "no" if payload["value"] is None else "yes",
             f"{PREFIX}.again": "yes" if again else "no",
+            f"{PREFIX}.elsewhere": "yes" if "@" in metric else "no",
         },
         "payload": dict(payload),
     }

@@ -40,6 +40,7 @@ TEXTS = {
 REVIEWED = {
     "set -a; . /etc/interview-ops/secrets.env; set +a": "a file of the reader's own",
     "cd interview-ops": "after the clone",
+    "python -c 'import pyotp; print(pyotp.random_base32())'": "as tests/routine/test_approval.py calls it",
     "pip check": "told of as what the flow does",
     "pip install pip-audit": "told of as what the manual does",
     "pip list --outdated": "told of as what the manual does",
@@ -194,7 +195,7 @@ def test_a_part_of_an_environment_is_understood(block: Block, tmp_path: Path, mo
     path = tmp_path / "production.toml"
     path.write_text(as_toml(content), encoding="utf-8")
     for name in OURS.findall(path.read_text(encoding="utf-8")):
-        monkeypatch.setenv(name, "secret")
+        monkeypatch.setenv(name, "SECRET" * 4)  # base32 too
     assert toml.read(path).name == "production"
 
 

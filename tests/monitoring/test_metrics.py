@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,20 +14,24 @@ import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import httpx
 import psutil
 import psycopg
 import pytest
 
 from blocks import toml
 from blocks.places import Logs
+from flows.monitoring import sources
 from flows.monitoring.metrics import watch_metrics
 from flows.monitoring.scaling import advise_scaling
 from flows.monitoring.serve import Watcher
 from flows.monitoring.table import METRICS, TABLE
-from runbook.errors import RunbookFailed
+from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Status
 from runbook.wait import until
+from tasks.host import Disk, disk_of
 from tasks.monitoring import history, state
 from tests.monitoring.watched import (
     MOST_CONNECTIONS,
@@ -39,6 +44,7 @@ from tests.monitoring.watched import (
     watched,
     without_prefect,
 )
+from tests.servers import free_port
 
 __all__ = ["backend", "small_postgres", "small_redis", "watched"]
 Seed = Callable[[Watched], AbstractContextManager[object]]
@@ -264,10 +270,12 @@ def test_a_log_that_cannot_be_read_is_not_measured(watched: Watched) -> None:
     assert found.standings["api.response_seconds"].measured, "/health tells it"
 
 
-def test_an_alarm_that_stays_is_told_again_once_an_hour(watched: Watched, backend: Backend) -> None:
+def test_an_alarm_that_stays_is_told_again_after_ten_minutes_and_then_once_an_hour(
+    watched: Watched, backend: Backend
+) -> None:
     backend.status = 500
     watched.rounds(3)
-    for skipped, told in ((30, 1), (30, 2), (10, 2), (60, 3)):
+    for skipped, told in ((9, 1), (1, 2), (50, 2), (10, 3), (10, 3)):
         watched.minute += skipped - 1
         watched.round()
         assert [one["payload"]["metric"] for one in found_events(watched)] == ["api.error_ratio"] * told
@@ -321,6 +329,35 @@ def test_what_is_kept_of_the_past_is_small_and_its_peaks_stay(watched: Watched) 
     assert history.history(watched.reports, "x", begin) == []
 
 
+def test_disk_usage_agrees_with_df(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def agrees() -> bool:
+        """Others write to this disk meanwhile."""
+        shown = subprocess.run(["df", "--output=pcent", tmp_path], capture_output=True, text=True, check=True).stdout
+        return int(shown.split()[-1].rstrip("%")) == math.ceil(100 * disk_of(tmp_path).bytes_ratio)
+
+    until(agrees, what="the same figure", seconds=120, every_seconds=0.02)
+    reserved = os.statvfs_result((4096, 4096, 1000, 100, 50, 0, 0, 0, 0, 255))  # 900 used, 50 for all, 50 for root
+    monkeypatch.setattr(os, "statvfs", lambda _: reserved)
+    assert disk_of(tmp_path).bytes_ratio == pytest.approx(900 / 950)
+
+
+def test_a_disk_that_nobody_may_see_is_not_measured(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = watched.root / "closed"
+    watched.toml.write_text(
+        watched.toml.read_text().replace("[services]", f'[backups]\npostgres = "{closed}"\n[services]')
+    )
+
+    def refused(path: Path) -> Disk:
+        if path == closed:
+            raise OpsError(f"the disk of {path} cannot be measured: Permission denied")
+        return disk_of(path)
+
+    monkeypatch.setattr(sources, "disk_of", refused)
+    reading = sources.read_disks(watched.environment)["host.disk.used_ratio"]
+    assert reading.value is None
+    assert str(closed) in reading.told
+
+
 def test_scaling_says_by_how_much(watched: Watched) -> None:
     with crowded(watched):
         watched.round()
@@ -340,6 +377,8 @@ def test_scaling_without_a_past_says_so_and_what_is_enough_is_enough(watched: Wa
 
 
 def test_a_served_round_is_cheap_and_its_process_ends_when_it_is_told_to(watched: Watched) -> None:
+    port = free_port()
+    watched.toml.write_text(watched.toml.read_text() + f'[monitoring]\nmetrics_address = "127.0.0.1:{port}"\n')
     argv = [sys.executable, "-m", "flows.monitoring.serve", "--environment", NAME, "--every-seconds", "0.5"]
     told = watched.root / "served.txt"
     with told.open("w") as out:
@@ -349,6 +388,10 @@ def test_a_served_round_is_cheap_and_its_process_ends_when_it_is_told_to(watched
         seconds = float(told.read_text().partition("metrics are well (")[2].split(",")[1].split()[0])
         assert seconds <= 2.0, told.read_text()
         until(lambda: list(watched.reports.glob("*-watch-metrics.json")), what="its report", seconds=120)
+        until((watched.reports / "recoverability.json").exists, what="what can be recovered", seconds=120)
+        served = httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text
+        assert 'ops_postgres_connections_used_ratio{environment="watched"}' in served
+        assert 'ops_recovery_loss_seconds_measured{environment="watched",resource="database"} 0.0' in served
         process.send_signal(signal.SIGTERM)
         assert process.wait(120) == 0, told.read_text()
     finally:

@@ -25,6 +25,7 @@ MOST_CONNECTIONS = 20
 TOML = """
 name = "watched"
 disposable = true
+unattended = ["clean-logs"]
 reports = "{root}/reports"
 [objectives]
 rpo = "1h"

@@ -22,7 +22,9 @@ from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Finding, Measure, Report, Status
 from runbook.wait import until
 from tasks import catalogue, manifest
+from tasks.recovery_points import standing
 from tasks.recovery_points.following import read_replica_point
+from tasks.recovery_points.standing import Recoverable
 from tasks.stores.store import store_of
 from tasks.wal.destinations import ship_now
 from tests.clusters import NAME, Cluster
@@ -49,6 +51,13 @@ def finding(report: Report, name: str) -> Finding:
     found = [one for one in report.findings if one.name == name]
     assert len(found) == 1, f"{name} in {[(one.name, one.value) for one in report.findings]}"
     return found[0]
+
+
+def board(cluster: Cluster) -> dict[str, Recoverable]:
+    """What the board's record says of each resource."""
+    found = standing.read(cluster.environment.reports_directory)
+    assert found
+    return {one.resource: one for one in found.resources}
 
 
 def rows(report: Report) -> list[tuple[str, ...]]:
@@ -116,7 +125,11 @@ def test_with_all_in_place_nothing_is_lost_and_what_was_never_tried_is_said(clus
 
 
 def test_a_proven_restore_is_what_the_time_is_estimated_from(cluster: Cluster, base: str) -> None:
+    check()
+    before = board(cluster)
+    assert before["database"].why.startswith("its duration was never measured")
     assert [one.what for one in verify_backup.fn(NAME, kind="cluster").measures] == ["database point in time"]
+    assert board(cluster)["database"] != before["database"], "verify-backup rebuilds the board"
     told = finding(check(), f"time for database by point in time ({base})")
     assert told.status is Status.OK
     assert "from 1 measured" in told.value
@@ -125,6 +138,9 @@ def test_a_proven_restore_is_what_the_time_is_estimated_from(cluster: Cluster, b
     told = finding(check(), f"time for database by point in time ({base})")
     assert told.status is Status.CRITICAL, "the RTO is 4 h"
     assert "from 4 measured" in told.value
+    assert board(cluster)["database"].why.startswith("data corrupted: it takes 27 h")
+    page = (cluster.environment.reports_directory / "recovery-board.html").read_text()
+    assert page.index("✗ database") < page.index("✗ files")
 
 
 def test_a_dead_standby_is_no_means_and_a_stopped_receiver_makes_the_loss_grow(cluster: Cluster, base: str) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from runbook.target import Approvals
+
 
 @dataclass(frozen=True)
 class System:
@@ -20,3 +22,9 @@ class System:
 
     def whom_to_call(self, owners: Collection[str]) -> Sequence[Sequence[str]]:
         return self.contacts
+
+    def approval_of(self, runbook: str) -> Approvals | None:
+        return None
+
+    def has(self, part: str) -> bool:
+        return False

@@ -1,0 +1,89 @@
+"""Four eyes on the command line: the plan is shown, a second person types a code, and the same plan is carried out.
+
+The code is read from the terminal (or another standard input), or from the variable OPS_APPROVAL_CODE; never from the
+command line, where everybody on the host reads it. Nothing is locked meanwhile: the confirmed run judges again.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from blocks.approval import Approval
+from blocks.environment import Environment
+from runbook import approval
+from runbook.approval import Approved, PlanChanged
+from runbook.approval_form import described
+from runbook.codes import Refused
+from runbook.errors import NotConfirmed
+from runbook.report import Report, Status
+
+CODE, OVERRIDE = "OPS_APPROVAL_CODE", "OPS_APPROVAL_OVERRIDE"
+MOST_PLANS, MOST_CODES = 5, 5
+PREFIX = "override:"
+
+
+def call_approved(name: str, call: Callable[..., Report], given: Mapping[str, Any]) -> Report:
+    """Call a runbook; one that needs an approval is planned first.
+
+    Raises:
+        NotConfirmed: nobody approved its plan.
+    """
+    if not given.get("confirm"):
+        return call(**given)
+    env = Environment.find(given["environment"])
+    approvals = env.approval_of(name)
+    if approvals is None or given["confirm"] != env.name:
+        return call(**given)
+    for _ in range(MOST_PLANS):
+        planned = call(**{**given, "confirm": ""})
+        if planned.status is not Status.PLANNED:
+            return planned
+        with approval.approved_here(_asked(env, approvals, planned)):
+            try:
+                return call(**given)
+            except PlanChanged as error:
+                print(error, file=sys.stderr)
+    raise NotConfirmed(f"the plan changed {MOST_PLANS} times before it was carried out", "launch it in a quiet moment")
+
+
+def _asked(env: Environment, approvals: Approval, planned: Report) -> Approved:
+    plan, launcher = planned.facts["plan"], os.environ.get("SUDO_USER") or getpass.getuser()
+    ends = datetime.now(UTC) + timedelta(minutes=approvals.minutes)
+    override = f" In an emergency: {PREFIX} and the reason; this pages people." if env.has("alerts") else ""
+    print(f"{described(planned)}\nPlan {plan} of {planned.runbook} on {env.name} needs the code of a second "
+          f"person ({', '.join(approvals.approvers)}) within {approvals.minutes:g} minutes.{override}")  # fmt: skip
+    why = "no code was given"
+    for text in _texts():
+        now = datetime.now(UTC)
+        if now > ends:
+            why = f"{approvals.minutes:g} minutes are over"
+            break
+        try:
+            if text.startswith(PREFIX) and override:
+                return Approved(plan, "", now, approval.checked_reason(text.removeprefix(PREFIX)), launcher)
+            name = approval.use_code(env, approvals, text, now, str(uuid.uuid4()), launcher)
+            return Approved(plan, name, now, launcher=launcher)
+        except Refused as error:
+            why = str(error)
+            print(why, file=sys.stderr)
+    raise NotConfirmed(f"nobody approved plan {plan}: {why}", "launch it again with the second person present")
+
+
+def _texts() -> Iterator[str]:
+    """What was typed, a few times; a variable counts once."""
+    if override := os.environ.get(OVERRIDE):
+        yield PREFIX + override
+    elif code := os.environ.get(CODE):
+        yield code
+    else:
+        for _ in range(MOST_CODES):
+            print("code: ", end="", flush=True)
+            if not (line := sys.stdin.readline()):
+                return
+            yield line.strip()

@@ -1,0 +1,25 @@
+"""What a report asks before it mints a permit: the environment's lock, and a second person."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from runbook.report import Report
+
+
+class Held(Protocol):
+    """The environment's lock, as a report needs it."""
+
+    def require(self) -> None:
+        """Raises LockLost when it is no longer held."""
+
+
+class Approving(Protocol):
+    """What asks a second person before a permit is minted (runbook/approval.py)."""
+
+    def describe(self, report: Report) -> None:
+        """Note the plan's fingerprint."""
+
+    def require(self, report: Report) -> None:
+        """Raises where nobody approved the plan."""
