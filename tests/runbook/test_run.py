@@ -155,6 +155,7 @@ def test_our_own_error_becomes_a_finding_with_its_hint(system: System) -> None:
         "value": "",
         "expected": "",
         "hint": "start it",
+        "stops": True,
     }
 
 
