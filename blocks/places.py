@@ -29,6 +29,28 @@ def _needed(section: str, key: str, value: str) -> str:
     return value
 
 
+class Keep(BaseModel):
+    """Tiered retention of one set of stores: every backup of the last `hours`; then the newest of each day, of each ISO
+    week and of each month, for so many of each. `verified`: so many of the newest verified backups stay whatever their
+    age, and none is deleted before there are that many."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    hours: int = Field(default=48, ge=1, le=87600)
+    daily: int = Field(default=30, ge=0, le=3650)
+    weekly: int = Field(default=8, ge=0, le=520)
+    monthly: int = Field(default=12, ge=0, le=240)
+    verified: int = Field(default=3, ge=1, le=1000)
+
+
+class KeepSuperseded(BaseModel):
+    """Retention of what restores replaced: everything of the last `hours`, so that each restore can be undone for so
+    long, and the `newest` of each kind whatever their age."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    newest: int = Field(default=1, ge=0, le=20)
+    hours: int = Field(default=168, ge=0, le=87600)
+
+
 class Backups(Block):
     """A place for each resource's backups: a directory of this host, or `s3://bucket/prefix`. An environment has one
     such set (`[backups]`) and may have a second elsewhere (`[copies]`), which replicate-backups fills."""
@@ -57,6 +79,10 @@ class Backups(Block):
     kms_key: str = ""
     lock_mode: Literal["", "GOVERNANCE", "COMPLIANCE"] = Field(default="", description="object lock of the backups")
     lock_days: int = Field(default=0, ge=0, description="for how long nobody can delete them")
+    keep: Keep = Field(default=Keep(), description="tiered retention: what prune-backups keeps")
+    keep_superseded: KeepSuperseded = Field(
+        default=KeepSuperseded(), description="[backups] only: what discard-superseded keeps of what restores replaced"
+    )
     patience_seconds: float = Field(default=120.0, gt=0, description="how long a request is tried again")
 
     def bucket(self, place: str) -> Bucket:

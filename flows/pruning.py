@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from blocks.environment import Environment, Stores
 from flows.store import mark_failed, note, store_for
+from runbook import clock
 from runbook.permit import Permit
 from runbook.render import duration, size
 from runbook.report import Report
 from tasks.catalogue import Backup
 from tasks.manifest import Kind
-from tasks.retention import Rule, delete_backups, read_backup, read_store
+from tasks.retention import (
+    MOST_SHARE,
+    Rule,
+    Stored,
+    delete_backups,
+    most_unattended,
+    read_backup,
+    read_store,
+    reasons_to_stay,
+)
 
 
 def find_prunable(
     report: Report, env: Environment, kind: Kind, rule: Rule, which: Stores = "backups"
 ) -> Sequence[Backup]:
-    """What the safe rule lets go; planned line by line.
+    """What the rule lets go; planned line by line.
 
     Raises:
         RunbookFailed: the clock jumped.
@@ -31,19 +42,42 @@ def find_prunable(
         report.warn("manifests that cannot be read", f"look at them in {store.where}; they are never deleted here",
                     value=", ".join(stored.unreadable[:5]))  # fmt: skip
     verified = [backup for backup in stored.backups if backup.verified]
-    if stored.backups and len(verified) < rule.keep_verified:
-        report.warn("verified backups", f"verify-backup with kind={kind} verifies more; until there are "
-                    f"{rule.keep_verified} none goes", value=len(verified),
-                    expected=f"at least {rule.keep_verified}")  # fmt: skip
+    if stored.backups and len(verified) < rule.keep.verified:
+        report.warn("verified backups", f"verify-backup with kind={kind} verifies more; none is deleted before there "
+                    f"are {rule.keep.verified}", value=len(verified),
+                    expected=f"at least {rule.keep.verified}")  # fmt: skip
     report.fail_if_critical()
-    doomed = stored.doomed(rule)
+    _tell_rule(report, stored, rule)
+    doomed = _limited(report, stored, stored.doomed(rule))
     if doomed:
         _judge_kept(report, verified[-1])
     for backup in doomed:
         kept = "" if backup.manifest.environment == env.name else ", kept by a restore"
-        why = kept or (", another of its day stays" if backup.age_seconds < rule.age.total_seconds() else "")
-        report.plan("delete", f"{backup.name}, {duration(backup.age_seconds)} old{why}", size=backup.manifest.bytes)
+        report.plan("delete", f"{backup.name}, {duration(backup.age_seconds)} old{kept}", size=backup.manifest.bytes)
     return doomed
+
+
+def _tell_rule(report: Report, stored: Stored, rule: Rule) -> None:
+    """The rule, and why each backup that stays does."""
+    keep = rule.keep
+    report.fact("retention", f"all of {keep.hours} hours, then the newest of {keep.daily} days, {keep.weekly} weeks "
+                f"and {keep.monthly} months; the {keep.verified} newest verified ones in any case")  # fmt: skip
+    if stored.backups:
+        stays = Counter(reasons_to_stay(stored.backups, rule, clock.now()).values())
+        report.table("Backups that stay", ("number", "why"), [(number, why) for why, number in stays.items()])
+
+
+def _limited(report: Report, stored: Stored, doomed: Sequence[Backup]) -> Sequence[Backup]:
+    """An unattended run deletes a part of them at most: a wrong `keep` must not empty a store in one night."""
+    number = len(stored.backups) + len(stored.kept)
+    most = most_unattended(number)
+    if not report.unattended or len(doomed) <= most:
+        return doomed
+    report.warn("share that is deleted", "the next run deletes more; check the plan, then launch prune-backups with "
+                "confirm to delete them all now, or correct keep in the environment's TOML",
+                value=f"{len(doomed)} of {number} backups can be deleted; this run deletes {most}",
+                expected=f"at most {MOST_SHARE:.0%} of a store in one unattended run")  # fmt: skip
+    return doomed[:most]
 
 
 def _judge_kept(report: Report, newest: Backup) -> None:

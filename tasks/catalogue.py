@@ -12,11 +12,12 @@ import re
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import psutil
 
+from runbook import clock
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import action, probe
 from tasks import manifest as manifests
@@ -75,7 +76,7 @@ class Backup:
     @property
     def age_seconds(self) -> float:
         """Since its snapshot."""
-        return (datetime.now(UTC) - self.manifest.taken).total_seconds()
+        return (clock.now() - self.manifest.taken).total_seconds()
 
 
 def hand_of(store: Store, environment: str) -> Path:
@@ -260,7 +261,7 @@ def mark_broken(store: Store, name: str, facts: dict[str, str]) -> str:
 
 
 def _note(store: Store, name: str, how: str, facts: dict[str, str]) -> str:
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = clock.now().isoformat(timespec="seconds")
     noted = {how: now, "seal": store.read(f"{name}/{SEAL}") or "", **facts}
     store.write(note_of(name), json.dumps(noted, ensure_ascii=False, indent=1))
     return now

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from runbook import clock
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
@@ -107,7 +107,7 @@ def begin(store: Store, kind: Kind, environment: str, zone: ZoneInfo) -> tuple[s
         store.spool.mkdir(parents=True, exist_ok=True)
 
     def free_name() -> str:
-        name = f"{PREFIX[kind]}_{datetime.now(zone):%Y%m%d_%H%M%S}"
+        name = f"{PREFIX[kind]}_{clock.now().astimezone(zone):%Y%m%d_%H%M%S}"
         return name if not (store.spool / name).exists() and store.claim(environment, name) else ""
 
     name = until(free_name, what="a free name for the backup", seconds=15)

@@ -1,14 +1,16 @@
-"""Which backups may go, by the safe rule: only what verified newer ones stand in for (§1.2, manual-traps)."""
+"""Which backups stay, by tiers of age and by what was proven (§1.2, manual-traps), and which can be deleted."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
+from blocks.environment import Environment, Stores
+from blocks.places import Keep
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.kinds import action, probe
 from runbook.permit import Permit
@@ -19,21 +21,81 @@ from tasks.manifest import Kind
 from tasks.stores.store import Store
 
 DELETE = "delete backup"
-KEPT_DAYS, KEPT_VERIFIED, THIN_AFTER_HOURS = 30, 3, 48
-"""prune-backups' own; the days are the manual's (§1.2)."""
-THINNED: tuple[Kind, ...] = ("postgres", "redis", "files")
-"""What take-due-backups takes many of a day. Others are taken on purpose; a base backup carries the WAL after it."""
+MOST_SHARE = 0.5
+"""The largest share of a store's backups that one unattended run deletes. The next run continues."""
+ON_PURPOSE: tuple[Kind, ...] = ("schema", "tables", "sql")
+"""Taken by hand, each with its own content: none of them represents another one of its day."""
+AS_TOML = -1
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How long backups stay: all of them for `thin_after`, then one of each day of `zone` (an aware moment's own day:
-    23 or 25 hours where clocks change), until they are older than `age`. The newest `keep_verified` stay anyway."""
+    """What `keep` says, with days, weeks and months of `zone` (a day of 23 or 25 hours where clocks change)."""
 
-    age: timedelta
-    keep_verified: int
-    thin_after: timedelta
+    keep: Keep
     zone: ZoneInfo
+
+    @property
+    def window(self) -> timedelta:
+        """How far back the daily tier goes: single backups stay so long, and so far back the cluster can be brought to
+        any moment."""
+        return max(timedelta(hours=self.keep.hours), timedelta(days=self.keep.daily))
+
+
+def rule_of(env: Environment, which: Stores = "backups", **given: int) -> Rule:
+    """The rule of a set of stores, from the TOML. `given` replaces single keys of `keep`, but for `AS_TOML`."""
+    keep = env.stores(which).keep
+    return Rule(Keep(**(keep.model_dump() | {key: n for key, n in given.items() if n != AS_TOML})), env.zone)
+
+
+def reasons_to_stay(backups: Sequence[Backup], rule: Rule, now: datetime) -> dict[str, str]:
+    """Why each backup of one kind stays, by name. What is not in the result can be deleted.
+
+    Everything stays while fewer than `keep.verified` backups are verified, or one is of the future (the clock jumped).
+    Nothing newer than the newest verified backup goes: nobody knows whether it restores. Ages are counted from the
+    newest backup, so that a clock that jumped ahead, or backups that stopped, make none old.
+    """
+    ordered = sorted(backups, key=lambda one: one.manifest.taken)
+    verified = [one for one in ordered if one.verified]
+    if len(verified) < rule.keep.verified or ordered[-1].manifest.taken > now:
+        return {one.name: "too few are verified" if ordered[-1].manifest.taken <= now else "the clock jumped"
+                for one in ordered}  # fmt: skip
+    stays = {one.name: f"one of the {rule.keep.verified} newest verified" for one in verified[-rule.keep.verified :]}
+    for one in ordered:
+        if one.manifest.taken > verified[-1].manifest.taken:
+            stays.setdefault(one.name, "newer than the newest verified")
+    for name, why in _of_tiers(ordered, rule):
+        stays.setdefault(name, why)
+    if ordered[0].manifest.kind == "cluster":
+        for name in needed_by([one for one in ordered if one.name in stays], ordered):
+            stays.setdefault(name, "a later one is incremental to it")
+    return stays
+
+
+def _of_tiers(ordered: Sequence[Backup], rule: Rule) -> Iterator[tuple[str, str]]:
+    """What the tiers keep, oldest first in `ordered`; the first reason counts."""
+    keep, newest = rule.keep, ordered[-1].manifest
+    single = newest.kind in ON_PURPOSE
+    youngest = rule.window if single else timedelta(hours=keep.hours)
+    for one in ordered:
+        if newest.taken - one.manifest.taken < youngest:
+            yield one.name, f"younger than {youngest.days} days" if single else f"younger than {keep.hours} hours"
+    tiers: tuple[tuple[str, int, Callable[[datetime], Hashable]], ...] = (
+        ("day", keep.daily, lambda taken: taken.date()),
+        ("week", keep.weekly, lambda taken: taken.isocalendar()[:2]),
+        ("month", keep.monthly, lambda taken: (taken.year, taken.month)),
+    )
+    for period, number, period_of in () if single else tiers:
+        chosen = dict[Hashable, Backup]()
+        for one in sorted(ordered, key=_by_proof):
+            chosen[period_of(one.manifest.taken.astimezone(rule.zone))] = one
+        last = sorted(chosen.values(), key=lambda one: one.manifest.taken)[-number:] if number else []
+        yield from ((one.name, f"of its {period}") for one in last)
+
+
+def _by_proof(backup: Backup) -> tuple[bool, bool, datetime]:
+    """Of one period the last of this order stays: a verified one, else one that did not fail, else the newest."""
+    return bool(backup.verified), not backup.failed, backup.manifest.taken
 
 
 @dataclass(frozen=True)
@@ -46,47 +108,26 @@ class Stored:
     kept: tuple[Backup, ...] = ()
 
     def doomed(self, rule: Rule) -> tuple[Backup, ...]:
-        """What the rule lets go, and is neither among the newest verified ones nor newer than the newest of those.
-
-        While there are not that many verified ones nothing may go: an older backup may be the only one that restores.
-        """
-        verified = [backup for backup in self.backups if backup.verified]
-        if len(verified) < rule.keep_verified:
-            return ()
-        staying = {backup.name for backup in verified[-rule.keep_verified :]}
-        newest, now = verified[-1].manifest.taken, datetime.now(UTC)
-        surplus = {backup.name for backup in self._surplus(now - rule.thin_after, rule.zone)}
-        doomed = [
-            backup
-            for backup in (*self.backups, *self.kept)
-            if (backup.manifest.taken < now - rule.age or backup.name in surplus)
-            and backup.manifest.taken < newest
-            and backup.name not in staying
-        ]
-        return tuple(self._without_needed(doomed))
-
-    def _surplus(self, before: datetime, zone: ZoneInfo) -> Iterator[Backup]:
-        """Taken before a moment, and not the one of its day that stays: the last, of those that are verified best."""
-        days = defaultdict[date, list[Backup]](list)
-        for backup in self.backups:
-            if backup.manifest.kind in THINNED:
-                days[backup.manifest.taken.astimezone(zone).date()].append(backup)
-        for of_day in days.values():
-            stays = max(of_day, key=lambda one: (bool(one.verified), not one.failed, one.manifest.taken))
-            yield from (one for one in of_day if one.name != stays.name and one.manifest.taken < before)
-
-    def _without_needed(self, doomed: Sequence[Backup]) -> list[Backup]:
-        """Base backups go by chain: never one on which another stands that stays. Those that stand on others go first,
-        so that a run that is killed leaves none without what it stands on."""
-        if not doomed or doomed[0].manifest.kind != "cluster":
-            return list(doomed)
-        names = {backup.name for backup in doomed}
-        needed = needed_by([backup for backup in self.backups if backup.name not in names], self.backups)
-        return [backup for backup in reversed(doomed) if backup.name not in needed]
+        """What the rule lets go, oldest first; of base backups those that are incremental to others first, so that a
+        run that is killed leaves none without its base. Kept live data goes when it is older than the daily tier, and
+        only with a newer verified backup."""
+        now = clock.now()
+        stays = reasons_to_stay(self.backups, rule, now) if self.backups else {}
+        verified = [one for one in self.backups if one.verified]
+        doomed = [one for one in self.backups if one.name not in stays]
+        if len(verified) >= rule.keep.verified and not self.from_the_future():
+            before = min(now - rule.window, verified[-1].manifest.taken)
+            doomed += [one for one in self.kept if one.manifest.taken < before]
+        return tuple(reversed(doomed)) if doomed and doomed[0].manifest.kind == "cluster" else tuple(doomed)
 
     def from_the_future(self) -> tuple[str, ...]:
         """Backups that were taken later than now: the clock jumped, and ages mean nothing."""
         return tuple(backup.name for backup in self.backups if backup.age_seconds < 0)
+
+
+def most_unattended(number: int) -> int:
+    """How many of so many backups one unattended run deletes at most."""
+    return max(1, int(number * MOST_SHARE))
 
 
 @probe

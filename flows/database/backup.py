@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Annotated
 
 from prefect import flow
@@ -27,10 +26,8 @@ from tasks.manifest import Kind
 from tasks.postgres.copy import check_jobs
 from tasks.postgres.dump import Form
 from tasks.postgres.server import read_server
-from tasks.retention import DELETE, KEPT_DAYS, KEPT_VERIFIED, THIN_AFTER_HOURS, Rule
+from tasks.retention import AS_TOML, DELETE, rule_of
 from tasks.stores.store import RESOURCE
-
-DAY_HOURS = 24
 
 
 @flow(name="backup-database", flow_run_name="backup-database {environment} {kind}")
@@ -128,27 +125,30 @@ def verify_backup(
     return report
 
 
-@flow(name="prune-backups", flow_run_name="prune-backups {environment}")
+@flow(name="prune-backups", flow_run_name="prune-backups {environment} {kind} {source}")
 def prune_backups(
     environment: str,
     kind: Kind = "postgres",
     source: Stores = "backups",
-    days: Annotated[int, Field(ge=1, le=3650)] = KEPT_DAYS,
-    keep_verified: Annotated[int, Field(ge=1, le=1000)] = KEPT_VERIFIED,
-    thin_after_hours: Annotated[int, Field(ge=24, le=87600)] = THIN_AFTER_HOURS,
+    hours: Annotated[int, Field(ge=AS_TOML, le=87600)] = AS_TOML,
+    daily: Annotated[int, Field(ge=AS_TOML, le=3650)] = AS_TOML,
+    weekly: Annotated[int, Field(ge=AS_TOML, le=520)] = AS_TOML,
+    monthly: Annotated[int, Field(ge=AS_TOML, le=240)] = AS_TOML,
+    keep_verified: Annotated[int, Field(ge=AS_TOML, le=1000)] = AS_TOML,
     confirm: str = "",
 ) -> Report:
     """古いバックアップの削除 (§1.2)
 
-    Removes backups that are older than `days`, and before that, of the database, Redis and the files, all but one of a
-    day (a verified one, else the last) once they are older than `thin_after_hours`: take-due-backups takes one or more
-    an hour where no WAL is archived. Run it daily, after the backup.
+    Deletes backups of one kind by the tiers of `keep` in the environment's TOML: every backup of the last `hours`
+    stays, then the newest of each day, ISO week and month of the environment's time zone (a verified one before
+    others). Run it daily for each kind, in both sets of stores.
 
-    The newest verified backups stay whatever their age, and nothing newer than them goes: while no backup is verified,
-    none is deleted. Of base backups (cluster) none goes on which another stands, and of the archived WAL what lies
-    before the oldest that stays. What a restore kept of the live data before (kind=redis) goes by the same rule, and
-    counts as no backup. It cannot be undone: the plan lists every name first. Evidence: that list, and what
-    remains.
+    No backup is deleted that is newer than the newest verified one, nor while fewer than `keep_verified` are verified;
+    those stay whatever their age. A base backup stays while an incremental one needs it. Archived WAL stays as far as a
+    recovery to any moment of the daily tier needs it; older base backups keep the WAL of their own time. Live data that
+    a restore kept (kind=redis) is deleted when it is older than the daily tier. A run without a person deletes at most
+    half of a store's backups, and the next one continues. It cannot be undone: the plan lists every name first.
+    Evidence: that list, and what remains with the reason.
 
     Departs from the manual: deleting by age alone removes the last good copy when the newer ones are bad.
 
@@ -156,21 +156,21 @@ def prune_backups(
         environment: 対象の環境
         kind: バックアップの種類 (postgres は完全バックアップ)
         source: 保管先。copies は複製先
-        days: これより古いものを削除
-        keep_verified: 残す検証済みバックアップの数
-        thin_after_hours: これより古いものは1日1つだけを残す (データベース・Redis・ファイル)
+        hours: この時間内のものはすべて残す。-1 は TOML の keep
+        daily: 1日1つを残す日数。-1 は TOML の keep
+        weekly: 1週1つを残す週数。-1 は TOML の keep
+        monthly: 1月1つを残す月数。-1 は TOML の keep
+        keep_verified: 古さにかかわらず残す検証済みバックアップの数。-1 は TOML の keep
         confirm: 環境名を入力すると実行。空なら一覧だけを表示
     """
     env = Environment.find(environment)
     with runbook("Prune backups", env, confirm, changes=True) as report:
-        if days < 1 or keep_verified < 1:
-            raise OpsError(f"days is {days}, keep_verified is {keep_verified}", "choose 1 or more for both")
-        if thin_after_hours < DAY_HOURS:
-            raise OpsError(f"thin_after_hours is {thin_after_hours}", "choose 24 or more: those of today all stay")
+        if hours == 0 or keep_verified == 0:
+            raise OpsError(f"hours is {hours}, keep_verified is {keep_verified}", "choose 1 or more for both")
         tidy(report, env, store_for(env, kind, source))
-        rule = Rule(timedelta(days=days), keep_verified, timedelta(hours=thin_after_hours), env.zone)
+        rule = rule_of(env, source, hours=hours, daily=daily, weekly=weekly, monthly=monthly, verified=keep_verified)
         doomed = find_prunable(report, env, kind, rule, source)
-        wal = wal_pruning.find_prunable_wal(report, env, doomed, source) if kind == "cluster" else []
+        wal = wal_pruning.find_prunable_wal(report, env, doomed, rule, source) if kind == "cluster" else []
         if not doomed and not wal:
             tell_backups(report, env)
             report.outcome = "there is nothing to delete"

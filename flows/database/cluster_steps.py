@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 
 from blocks.environment import Environment
 from flows.store import judge_key
@@ -24,6 +25,9 @@ from tasks.wal.names import lsn_text
 
 # Compressed by gzip's fastest level; a database of texts takes a third.
 SPACE_RATIO = 0.8
+FULL_EVERY_SECONDS = 8 * 86_400.0
+"""A week, and a day of grace."""
+NO_INCREMENTAL = "no incremental base backups"
 
 
 def judge_source(report: Report, env: Environment, source: Source, kind: Form) -> None:
@@ -52,6 +56,34 @@ def judge_source(report: Report, env: Environment, source: Source, kind: Form) -
             report.warn(name, hint, value="off", expected="on")
 
 
+def daily_form(report: Report, env: Environment, store: Store, source: Source) -> Form | None:
+    """What the run of a day between the weekly full backups takes: an incremental one, a full one where this cluster
+    has none of the last week; None, and why, where the server takes no incremental ones."""
+    if why := why_not_incremental(source):
+        report.fact(NO_INCREMENTAL, why)
+        return None
+    if by_pgbackrest(env):
+        return "incremental"
+    own = _own_bases(env, open_all(store, "cluster")[0], source)
+    fresh = [one for one in own if cluster_in(one).form == "full" and one.age_seconds < FULL_EVERY_SECONDS]
+    return "incremental" if fresh else "full"
+
+
+def why_not_incremental(source: Source) -> str:
+    """ "" where the server takes incremental base backups."""
+    if source.major < INCREMENTAL_VERSION:
+        return f"PostgreSQL {source.major} takes no incremental base backups ({INCREMENTAL_VERSION} and later do)"
+    return "" if source.summarizes else "summarize_wal is off (ALTER SYSTEM SET summarize_wal = on)"
+
+
+def _own_bases(env: Environment, backups: Sequence[Backup], source: Source) -> list[Backup]:
+    return [
+        backup
+        for backup in backups
+        if backup.manifest.environment == env.name and not backup.failed and cluster_in(backup).system == source.system
+    ]
+
+
 def choose_base(report: Report, env: Environment, store: Store, source: Source) -> Backup:
     """The newest base backup of this cluster, on which an incremental one is to stand.
 
@@ -60,11 +92,7 @@ def choose_base(report: Report, env: Environment, store: Store, source: Source) 
         VerificationFailed: what it stands on itself is gone.
     """
     backups, _ = open_all(store, "cluster")
-    own = [
-        backup
-        for backup in backups
-        if backup.manifest.environment == env.name and not backup.failed and cluster_in(backup).system == source.system
-    ]
+    own = _own_bases(env, backups, source)
     if not own:
         raise OpsError(f"{store.where} has no base backup of this cluster", "take a full one first (kind=full)")
     base = max(own, key=lambda backup: backup.manifest.taken)

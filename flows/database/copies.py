@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 from prefect import flow
 
 from blocks.environment import Environment
 from flows.store import mark_failed, note, store_for, tell_backups, tidy
+from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.render import duration, size
 from runbook.report import Report, Status
@@ -16,6 +18,7 @@ from tasks.catalogue import Backup
 from tasks.manifest import Kind
 from tasks.publishing import sweep_spool
 from tasks.replicas import Copied, Gap, copy_backup, note_verified, prove_copy, read_copies, read_gap
+from tasks.retention import reasons_to_stay, rule_of
 from tasks.stores.store import Store, has_place
 
 MOST_SHOWN = 50
@@ -65,7 +68,7 @@ def replicate_backups(environment: str, kind: Literal["all", Kind] = "all", read
 
 def _replicate(report: Report, env: Environment, kind: Kind, read: Reading) -> list[Copied]:
     first, second = store_for(env, kind), store_for(env, kind, "copies")
-    gap = read_gap(first, second, kind, env.name)
+    gap = _kept_there(report, env, read_gap(first, second, kind, env.name))
     missing = [backup.name for backup in gap.missing]
     sweep_spool(first, kind, missing)
     tidy(report, env, second, kind=kind, wanted=missing)
@@ -81,6 +84,15 @@ def _replicate(report: Report, env: Environment, kind: Kind, read: Reading) -> l
     bad = _read_there(report, gap, second, read)
     _judge_newest(report, env, second, gap, copied, bad)
     return copied
+
+
+def _kept_there(report: Report, env: Environment, gap: Gap) -> Gap:
+    """Without the missing backups that prune-backups would delete there again by [copies] keep."""
+    stays = reasons_to_stay([*gap.there, *gap.missing], rule_of(env, "copies"), clock.now()) if gap.missing else {}
+    wanted = tuple(backup for backup in gap.missing if backup.name in stays)
+    if left := len(gap.missing) - len(wanted):
+        report.fact(f"not copied of {gap.kind}", f"{left} that [copies] keep does not keep")
+    return replace(gap, missing=wanted)
 
 
 def _read_there(report: Report, gap: Gap, second: Store, read: Reading) -> set[str]:

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,7 +16,9 @@ from psycopg import sql
 from pydantic import Field
 
 from blocks.environment import Environment
+from blocks.places import KeepSuperseded
 from blocks.postgres import Postgres
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.kinds import action
 from runbook.permit import Act, Permit
@@ -26,8 +29,10 @@ from tasks.files_copy import superseded_files
 from tasks.postgres.superseded import find_superseded
 from tasks.postgres.table_kept import find_superseded_tables
 from tasks.redis.restore.swap import superseded_redis
+from tasks.retention import AS_TOML
 
 DISCARD = "discard"
+STAMP = "%Y%m%d_%H%M%S"
 MOST_KEPT = 20
 
 
@@ -39,36 +44,43 @@ class Aside:
     name: str
     bytes: int
     replaced: str
+    at: datetime | None = None
     tables: tuple[tuple[str, str], ...] = ()
+
+    def is_older(self, hours: int) -> bool:
+        """Whether it was replaced longer ago; false where nobody knows when."""
+        return self.at is not None and clock.now() - self.at > timedelta(hours=hours)
 
 
 @flow(name="discard-superseded", flow_run_name="discard-superseded {environment}")
 def discard_superseded(
     environment: str,
-    keep: Annotated[int, Field(ge=0, le=MOST_KEPT)] = 1,
+    keep: Annotated[int, Field(ge=AS_TOML, le=MOST_KEPT)] = AS_TOML,
     names: tuple[str, ...] = (),
     confirm: str = "",
 ) -> Report:
     """旧データの削除 (§1.2, §8.2)
 
     Removes what restores replaced and kept: old databases, old rows of tables, and old directories of Redis, the
-    application and PostgreSQL. Run it when a restore has proven itself and the space is needed. The newest `keep` of
-    each kind stay; rows that were replaced together go together. What is confirmed in the plan's form is what the plan
-    names, whatever was replaced since.
+    application, PostgreSQL and its WAL receiver. It follows keep_superseded in the environment's TOML: everything of
+    the last `hours` stays, so that each restore can be undone for so long, and the `newest` of each kind. A person who
+    gives `keep` keeps the newest so many, whatever their age. Rows that were replaced together go together. What is
+    confirmed in the plan's form is what the plan names, whatever was replaced since.
 
     It cannot be undone: the plan lists every name with its size first. Evidence: that list.
 
     Args:
         environment: 対象の環境
-        keep: 種類ごとに残す数 (新しい順)
+        keep: 種類ごとに残す数 (新しい順)。-1 は TOML の keep_superseded
         names: 削除する名前 (計画が表示したもの)。空なら keep に従う
         confirm: 環境名を入力すると実行。空なら一覧だけを表示
     """
     env = Environment.find(environment)
     with runbook("Discard superseded", env, confirm, changes=True) as report:
-        if not 0 <= keep <= MOST_KEPT:
-            raise OpsError(f"keep is {keep}", f"choose 0 to {MOST_KEPT}")
-        doomed = [item for item in find_aside(env, 0 if names else keep) if not names or item.name in names]
+        if not AS_TOML <= keep <= MOST_KEPT:
+            raise OpsError(f"keep is {keep}", f"choose 0 to {MOST_KEPT}, or {AS_TOML} for the TOML's keep_superseded")
+        found = find_aside(env, 0) if names else find_discardable(env) if keep == AS_TOML else find_aside(env, keep)
+        doomed = [item for item in found if not names or item.name in names]
         report.pin("names", [item.name for item in doomed])
         if gone := [name for name in names if name not in {item.name for item in doomed}]:
             report.fact("gone already", ", ".join(gone))
@@ -89,15 +101,25 @@ def discard_superseded(
     return report
 
 
+def find_discardable(env: Environment) -> list[Aside]:
+    """By keep_superseded: what is older than its hours, but the newest so many of each kind. Something of which nobody
+    knows when it was replaced stays."""
+    rule = env.backups.keep_superseded if env.has("backups") else KeepSuperseded()
+    return [item for item in find_aside(env, rule.newest) if item.is_older(rule.hours)]
+
+
 def find_aside(env: Environment, keep: int) -> list[Aside]:
     """Everything superseded but the newest `keep` of each kind."""
     found = [
-        Aside("database", old.name, old.bytes, f"{old.since} by {old.backup}") for old in find_superseded(env.postgres)
+        Aside("database", old.name, old.bytes, f"{old.since} by {old.backup}", _moment(old.name))
+        for old in find_superseded(env.postgres)
     ][keep:]
     found += _tables_aside(env, keep)
     for aside in directories_aside(env):
         plain = [path for path in reversed(aside) if path.is_dir() and not path.is_symlink()]
-        found += [Aside("directory", str(path), _bytes(path), path.name[-15:]) for path in plain[keep:]]
+        found += [
+            Aside("directory", str(path), _bytes(path), path.name[-15:], _moment(path.name)) for path in plain[keep:]
+        ]
     return found
 
 
@@ -112,7 +134,8 @@ def _tables_aside(env: Environment, keep: int) -> list[Aside]:
         if all(seen[old.table] > keep for old in together):
             name, size_ = ", ".join(old.name for old in together), sum(old.bytes for old in together)
             where = tuple((old.schema, old.relation) for old in together)
-            found.append(Aside("table", name, size_, f"{together[0].since} by {together[0].backup}", where))
+            replaced = f"{together[0].since} by {together[0].backup}"
+            found.append(Aside("table", name, size_, replaced, _moment(together[0].stamp), where))
     return found
 
 
@@ -120,6 +143,9 @@ def directories_aside(env: Environment) -> Iterator[list[Path]]:
     """What lies beside each live directory, oldest first: beside the directory itself, where a link leads to it."""
     for data in (Path(node.data_directory) for node in env.nodes()):
         yield sorted(path for live in {data, data.resolve()} for path in live.parent.glob(f"{live.name}.superseded_*"))
+    if env.has("wal") and env.wal.directory:
+        received = Path(env.wal.directory)
+        yield sorted(received.parent.glob(f"{received.name}.superseded_*"))
     if env.has("redis"):
         yield superseded_redis(env.redis)
     if env.has("application") and env.application.directory:
@@ -140,6 +166,14 @@ def discard(permit: Permit, postgres: Postgres, item: Aside) -> str:
         with postgres.connect() as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(item.name)))
     return item.name
+
+
+def _moment(name: str) -> datetime | None:
+    """When something was set aside, by the end of its name (UTC)."""
+    try:
+        return datetime.strptime(name[-15:], STAMP).replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 def _bytes(directory: Path) -> int:

@@ -1,4 +1,4 @@
-"""What deleting old WAL consists of, called with the open report: it goes with the base backups that needed it."""
+"""What deleting old WAL consists of, called with the open report: what no kept base backup needs is deleted."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from runbook.render import size
 from runbook.report import Report
 from tasks.catalogue import Backup
 from tasks.cluster.content import cluster_in
-from tasks.retention import read_store
+from tasks.retention import Rule, read_store
 from tasks.wal.destinations import archive_of
 from tasks.wal.prune import DELETE_WAL, OldWal, delete_wal, find_old_wal
 
 
-def find_prunable_wal(report: Report, env: Environment, doomed: Sequence[Backup], which: Stores) -> list[OldWal]:
-    """WAL before the oldest base backup that stays; planned line by line. A backup whose manifest cannot be read may
-    need any: then nothing goes. pgBackRest removes its own."""
+def find_prunable_wal(
+    report: Report, env: Environment, doomed: Sequence[Backup], rule: Rule, which: Stores
+) -> list[OldWal]:
+    """WAL that no base backup that stays needs (`find_old_wal`); planned line by line. A backup whose manifest cannot
+    be read may need any: then nothing is deleted. pgBackRest deletes its own."""
     if which == "backups" and by_pgbackrest(env):
         return []
     stored = read_store(store_for(env, "cluster", which), "cluster", env.name)
@@ -29,7 +31,7 @@ def find_prunable_wal(report: Report, env: Environment, doomed: Sequence[Backup]
     kept = [backup for backup in stored.backups if backup.name not in names]
     found = list[OldWal]()
     for system in sorted({cluster_in(backup).system for backup in kept}):
-        old = find_old_wal(archive_of(env, which, system), system, kept)
+        old = find_old_wal(archive_of(env, which, system), system, kept, rule.window)
         if old.doomed:
             report.plan("delete WAL", f"{len(old.doomed)} files: {old.where}", size=old.bytes)
             found.append(old)

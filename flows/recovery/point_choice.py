@@ -17,10 +17,10 @@ from tasks.cluster.content import ClusterContent, cluster_in, lineage
 from tasks.cluster.origin import is_on, own_backups
 from tasks.cluster.target import Target
 from tasks.pgbackrest.backup import require_kept
-from tasks.wal.archive import Archive, timeline_in
+from tasks.wal.archive import Archive, Listing, timeline_in
 from tasks.wal.continuity import Chain, chain_from, require_begun
 from tasks.wal.destinations import archive_of, ship_now
-from tasks.wal.names import lsn_text
+from tasks.wal.names import Timeline, lsn_text
 from tasks.wal.receiver import wait_received
 
 AUTO = "auto"
@@ -111,10 +111,22 @@ def choose_origin(
     if not of:
         require_begun(chain, chosen.name)
     whole = lineage(chosen, backups)
-    _tell(report, whole, chain, usable[0], archive)
+    oldest = _oldest_before(chosen, usable, listing, history)
+    _tell(report, whole, chain, oldest, archive)
     if not of:
         judge_origin(report, env, chosen, wanted)
-    return Origin(tuple(whole), archive, chain, usable[0])
+    return Origin(tuple(whole), archive, chain, oldest)
+
+
+def _oldest_before(chosen: Backup, usable: Sequence[Backup], listing: Listing, history: Timeline) -> Backup:
+    """The oldest base backup from which the WAL goes on to the chosen one: those that prune-backups keeps for longer
+    have the WAL of their own time only."""
+    stop = cluster_in(chosen).stop
+
+    def goes_on(content: ClusterContent) -> bool:
+        return content.stop >= stop or chain_from(listing, history, content.stop, content.segment_bytes).end >= stop
+
+    return next(one for one in usable if goes_on(cluster_in(one)))
 
 
 def _own(env: Environment, backups: Sequence[Backup], wanted: str, where: str, of: str) -> list[Backup]:

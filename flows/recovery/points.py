@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import get_args
 
 from blocks.environment import Environment, Stores
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.render import size
 from runbook.report import Report
@@ -70,7 +71,7 @@ def sets_of(env: Environment) -> tuple[Stores, ...]:
 def read_reach(env: Environment) -> Reach:
     """Ask everything there is, beside each other. Whatever does not answer is part of the result."""
     resources, places = resources_of(env), [(w, r) for w in sets_of(env) for r in resources_of(env)]
-    written = read_written(env) if "database" in resources else Written(datetime.now(UTC))
+    written = read_written(env) if "database" in resources else Written(clock.now())
     standby = read_standby_point.submit(env, written) if env.has("standby") else None
     wal = [read_wal_points.submit(env, written, which) for which in sets_of(env) if "database" in resources]
     replica = read_replica_point.submit(env) if "redis" in resources else None
@@ -82,7 +83,8 @@ def read_reach(env: Environment) -> Reach:
     points += [point for found in wal for point in found.result()]
     for (which, resource), found in stored.items():
         beside = is_beside(env, resource, which, [KINDS[resource]])
-        of_backups = [replace(point, beside=beside) for point in backup_points(resource, which, found)]
+        kept = timedelta(hours=env.stores(which).keep.hours)
+        of_backups = [replace(point, beside=beside) for point in backup_points(resource, which, found, kept)]
         points += unchanged_since(of_backups, *unchanged.result()) if unchanged and resource == "files" else of_backups
     if replica and (point := replica.result()):
         points.append(point)

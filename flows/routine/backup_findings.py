@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from flows.recovery.objectives import tell_points
 from flows.recovery.points import Reach, read_reach, resources_of
 from flows.routine.past import AHEAD, is_ahead
 from flows.routine.steps import Page
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.render import duration
 from runbook.report import Status
@@ -86,7 +87,7 @@ def _judge_proof(page: Page, resource: Resource, there: list[Backup]) -> None:
     proven = max((one.verified for one in there if one.verified), default="")
     page.report.fact(f"last proven backup of {resource}", proven or "never")
     at = datetime.fromisoformat(proven) if proven else None
-    well = at is not None and not is_ahead(at) and datetime.now(UTC) - at <= WEEKLY
+    well = at is not None and not is_ahead(at) and clock.now() - at <= WEEKLY
     page.report.expect(f"a backup of {resource} was proven by a restore", well,
                        f"{page.launch('verify-backup', kind=_KIND[resource])} restores one beside, and compares it",
                        value=f"last at {proven}" if proven else "never", expected=f"within {WEEKLY.days} days",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from flows.routine.steps import Page
+from runbook import clock
 from runbook.render import duration
 from runbook.report import Status
 from tasks.reports import Filed, filed
@@ -32,7 +33,7 @@ def told(one: Filed) -> str:
 
 def is_ahead(moment: datetime) -> bool:
     """Whether it is of the future: a clock was set back since, and how old it is means nothing."""
-    return moment > datetime.now(UTC) + CLOCKS
+    return moment > clock.now() + CLOCKS
 
 
 def judge_last(
@@ -46,7 +47,7 @@ def judge_last(
         page.not_measured(name, f"{runbook} was never launched here", f"{launch} measures it")
         return None
     link(page, runbook, found)
-    age = datetime.now(UTC) - found.started
+    age = clock.now() - found.started
     expected = f"within {within.days} days"
     if is_ahead(found.started):
         page.report.warn(name, AHEAD, value=f"of the future: {told(found)}", expected=expected)

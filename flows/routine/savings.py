@@ -18,7 +18,7 @@ from tasks.docker.inventory import read_inventory
 from tasks.logs.files import find_logs
 from tasks.manifest import Kind
 from tasks.postgres.indexes import find_duplicates, read_indexes, read_statistics
-from tasks.retention import KEPT_DAYS, KEPT_VERIFIED, THIN_AFTER_HOURS, Rule, Stored, read_stores
+from tasks.retention import Stored, read_stores, rule_of
 from tasks.stores.store import store_of
 
 SCANNED_SECONDS = 30 * 86_400
@@ -96,8 +96,7 @@ def _indexes(env: Environment) -> Iterator[Saving]:
 
 def _backups(env: Environment) -> Iterator[Saving]:
     """By prune-backups' own rule: never the newest verified ones."""
-    stores = []
-    rule = Rule(timedelta(days=KEPT_DAYS), KEPT_VERIFIED, timedelta(hours=THIN_AFTER_HOURS), env.zone)
+    stores, rule = [], rule_of(env)
     for kind in KINDS:
         try:
             stores.append((store_of(env, kind, patience_seconds=PATIENCE_SECONDS), (kind,)))
@@ -105,7 +104,7 @@ def _backups(env: Environment) -> Iterator[Saving]:
             continue
     for (_, kinds), stored in zip(stores, read_stores(stores, env.name), strict=True):
         if isinstance(stored, Stored) and (gone := stored.doomed(rule)):
-            what = f"{len(gone)} {kinds[0]} backups of over {KEPT_DAYS} days, or further ones of a day"
+            what = f"{len(gone)} {kinds[0]} backups that [backups] keep does not keep"
             yield Saving(what, sum(one.manifest.bytes for one in gone), "prune-backups")
 
 

@@ -32,6 +32,11 @@ TAR_VERSION = 18
 FULL_BYTES = 1 << 20
 
 
+class NoSummaries(CommandFailed):
+    """An incremental backup is not possible: the server has no WAL summaries since the backup that it would stand on,
+    or does not accept that."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A server of which a base backup is to be taken. `tablespaces` beside its own two; `bytes` of all databases."""
@@ -136,8 +141,8 @@ def _run(postgres: Postgres, source: Source, directory: Path, argv: list[str]) -
         if (free := disk_of(directory).free_bytes) < FULL_BYTES:
             raise OpsError(f"the store is full: {size(free)} free", f"free space at {directory.parent}") from None
         if "incremental" in error.stderr or "WAL summaries" in error.stderr:
-            error.hint = "take a full one (kind=full): what changed since that backup is not known any more"
-            raise CommandFailed(argv, error.exit_code, error.stderr, error.hint) from None
+            hint = "take a full one (kind=full): what changed since that backup is not known any more"
+            raise NoSummaries(argv, error.exit_code, error.stderr, hint) from None
         raise
 
 

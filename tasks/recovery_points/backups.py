@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
 from blocks.environment import Environment, Stores
+from runbook import clock
 from runbook.errors import OpsError
 from tasks.catalogue import Backup
 from tasks.host import is_here
@@ -57,12 +58,14 @@ def lives_here(env: Environment, resource: Resource) -> bool:
     return True
 
 
-def backup_points(resource: Resource, which: Stores, stored: Stored | OpsError) -> list[Point]:
+def backup_points(
+    resource: Resource, which: Stores, stored: Stored | OpsError, all_kept: timedelta = LOOKED_AT
+) -> list[Point]:
     """The newest backup that is proven, and one that is newer and not; of an unreadable store the one that nobody
-    knows."""
+    knows. `all_kept`: for how long prune-backups deletes none of them."""
     if isinstance(stored, OpsError):
         return [Point(resource, "backup", which, problem=stored.message, hint=stored.hint, unknown=True)]
-    now = datetime.now(UTC)
+    now = clock.now()
     whole = [one for one in stored.backups if not one.failed and one.manifest.taken <= now]
     if not whole:
         hint = f"{TAKEN_BY[resource]} takes one" if which == "backups" else "replicate-backups brings them there"
@@ -70,7 +73,7 @@ def backup_points(resource: Resource, which: Stores, stored: Stored | OpsError) 
         return [Point(resource, "backup", which, problem=why, hint=hint)]
     proven = [one for one in whole if one.verified]
     wanted = [*proven[-1:], *([] if proven and proven[-1] is whole[-1] else whole[-1:])]
-    every = longest_gap([one.manifest.taken for one in stored.backups], now)
+    every = longest_gap([one.manifest.taken for one in stored.backups], now, all_kept)
     return [_point(resource, which, one, every) for one in wanted]
 
 
@@ -93,10 +96,12 @@ def _restored(backup: Backup) -> int:
     return backup.manifest.bytes
 
 
-def longest_gap(taken: Sequence[datetime], now: datetime) -> float:
-    """Seconds: the longest time between two backups, of the last week. Of fewer than two the manual's day."""
-    lately = [one for one in sorted(taken) if one >= now - LOOKED_AT]
-    earlier = [one for one in sorted(taken) if one < now - LOOKED_AT][-1:]
+def longest_gap(taken: Sequence[datetime], now: datetime, all_kept: timedelta = LOOKED_AT) -> float:
+    """Seconds: the longest time between two backups, of the last week, or of the time from which all are kept: before
+    that prune-backups made the gaps. Of fewer than two the manual's day."""
+    since = now - min(LOOKED_AT, all_kept)
+    lately = [one for one in sorted(taken) if one >= since]
+    earlier = [one if all_kept >= LOOKED_AT else since for one in sorted(taken) if one < since][-1:]
     times = [*earlier, *lately]
     gaps = [(two - one).total_seconds() for one, two in itertools.pairwise(times)]
     return max(gaps, default=DAILY_SECONDS)

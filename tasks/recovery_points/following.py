@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from blocks.environment import Environment
 from blocks.places import Application
 from blocks.redis import Redis
+from runbook import clock
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.render import size
@@ -24,7 +25,7 @@ from tasks.redis.failover.group import Member, ask_group, read_member
 def read_replica_point(env: Environment) -> Point | None:
     """By a failover to the replica that has the most; None where the environment knows of none."""
     master, others = _servers(env.redis)
-    asked = datetime.now(UTC)
+    asked = clock.now()
     if not others:
         return None
     points = [_replica(master, one, asked) for one in others]
@@ -69,7 +70,7 @@ def _before(moment: datetime, seconds: float) -> datetime:
 @probe
 def read_unchanged(application: Application) -> tuple[datetime, datetime | None]:
     """When it was looked, and the last change in the application's directory; None where it cannot be read."""
-    asked = datetime.now(UTC)
+    asked = clock.now()
     try:
         directory = directory_of(application)
         newest = max(os.lstat(path).st_ctime for path in (directory, *walk(directory)))

@@ -11,7 +11,7 @@ import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import psycopg
@@ -19,6 +19,7 @@ import psycopg
 from blocks import nodes
 from blocks.environment import Environment
 from blocks.postgres import Postgres, execute, first_line
+from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 from tasks.host import is_here
@@ -63,7 +64,7 @@ class Moment:
 
 def ask_written(primary: Postgres, names: Sequence[str]) -> Written:
     """Ask the primary; those of these names who stream get a moment to catch up with what it had then."""
-    asked = datetime.now(UTC)
+    asked = clock.now()
     try:
         with primary.connect(seconds=nodes.ASK_SECONDS) as connection:
             execute(connection, "SET statement_timeout = '10s'")

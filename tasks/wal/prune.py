@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from runbook.kinds import action, probe
 from runbook.permit import Permit
@@ -17,7 +18,7 @@ DELETE_WAL = "delete WAL"
 
 @dataclass(frozen=True)
 class OldWal:
-    """Segments of a cluster before the first that a kept base backup needs. `before` is the name of that one, without
+    """Segments of a cluster that no kept base backup needs. All are before the segment `before`, whose name is without
     its timeline."""
 
     system: int
@@ -37,26 +38,37 @@ class OldWal:
 
 
 @probe
-def find_old_wal(archive: Archive, system: int, kept: Sequence[Backup]) -> OldWal:
-    """What lies before the beginning of the oldest base backup of `kept`, on whatever timeline: histories stay.
+def find_old_wal(archive: Archive, system: int, kept: Sequence[Backup], window: timedelta) -> OldWal:
+    """What no base backup of `kept` needs, on whatever timeline: histories stay.
 
-    Nothing, where no base backup of the cluster is kept: its WAL may be all that is left of it.
+    A recovery to any moment of the last `window` (counted from the newest base backup) needs everything from the newest
+    base backup before that on; where a verified one is older still, from the newest verified one on; while none is
+    verified, from the oldest. An older base backup is restored to its own end, and needs what it spans. Nothing is
+    deleted where no base backup of the cluster is kept: its WAL may be all that is left.
     """
-    own = [content for content in map(cluster_in, kept) if content.system == system]
+    own = sorted((one for one in kept if cluster_in(one).system == system), key=lambda one: one.manifest.taken)
     if not own:
         return OldWal(system, archive, (), "")
-    listing, bytes_ = archive.listing(), own[0].segment_bytes
-    first = min(content.start for content in own) // bytes_
+    verified = [one.manifest.taken for one in own if one.verified]
+    since = min(own[-1].manifest.taken - window, verified[-1] if verified else own[0].manifest.taken)
+    begin = max((one.manifest.taken for one in own if one.manifest.taken <= since), default=own[0].manifest.taken)
+    contents = [cluster_in(one) for one in own]
+    listing, bytes_ = archive.listing(), contents[0].segment_bytes
+    first = min(cluster_in(one).start for one in own if one.manifest.taken >= begin) // bytes_
+    spans = [range(content.start // bytes_, (content.stop - 1) // bytes_ + 1) for content in contents]
     files = [one for found in (listing.segments, listing.partials) for same in found.values() for one in same]
-    doomed = tuple(
-        sorted((one for one in files if Segment.named(one.of, bytes_).number < first), key=lambda one: one.of[8:])
-    )
+
+    def is_old(one: Stored) -> bool:
+        number = Segment.named(one.of, bytes_).number
+        return number < first and not any(number in span for span in spans)
+
+    doomed = tuple(sorted(filter(is_old, files), key=lambda one: one.of[8:]))
     return OldWal(system, archive, doomed, Segment(first, 1, bytes_).name[8:])
 
 
 @action(idempotent=True)
 def delete_wal(permit: Permit, old: OldWal) -> int:
-    """Remove it, oldest first: killed in between, what is left is without a gap. Returns its bytes.
+    """Remove it, oldest first: killed in between, what later base backups need is without a gap. Returns its bytes.
 
     Raises:
         OpsError: the store refuses (an object lock).
