@@ -154,7 +154,8 @@ def told(cron: str) -> str:
         return f"{minute.removeprefix('*/')}分ごと" if minute.startswith("*/") else f"毎時{minute}分"
     at = f"{int(hour):02}:{int(minute):02}"
     if weekday != "*":
-        return f"毎週{WEEKDAYS[int(weekday) % 7]}曜 {at}"
+        days = "から".join(f"{WEEKDAYS[int(each) % 7]}曜" for each in weekday.split("-"))
+        return f"毎週{days} {at}"
     if day == "*":
         return f"毎日 {at}"
     months = f"{month.replace(',', '・')}月" if month != "*" else "毎月"

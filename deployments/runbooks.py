@@ -22,6 +22,8 @@ HELP = "\nArgs:\n"
 _SECTION = re.compile(r"§\d+(?:\.\d+)?|付録[ABC]")
 _OF_BACKUPS = {"backup_prefect": "prefect", "verify_backup": "postgres", "prune_backups": "postgres"}
 """Flows that are scheduled for each kind of backups, with the kind that they are of when nothing else is said."""
+DAILY_BASE = "auto"
+"""What backup-cluster takes between the weekly full ones: for a recovery to a point in time, which needs [wal]."""
 _PLAIN = {str: "text", int: "number", float: "number", bool: "switch"}
 
 
@@ -151,6 +153,8 @@ def has_to_run(entry: Mapping[str, Any], environment: Environment) -> bool:
     """Whether an environment has what an entry of prefect.yaml works on, so that its schedule is for it: of backups, a
     store of their kind."""
     flow, parameters = entry["entrypoint"].rpartition(".")[2], entry["parameters"]
+    if flow == "backup_cluster" and parameters.get("kind") == DAILY_BASE:
+        return environment.has("wal")
     if flow not in _OF_BACKUPS:
         return True
     kind, which = parameters.get("kind", _OF_BACKUPS[flow]), parameters.get("source", "backups")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import psutil
@@ -30,6 +31,10 @@ from tests.database.conftest import NAME, Trial, with_expectations
 from tests.database.test_backup import ROOT, newest
 from tests.database.test_restore import GOOD, flip, largest, newest_path, reseal
 from tests.servers import PATIENT
+
+
+OLDER_THAN_30_DAYS: dict[str, Any] = {"hours": 720, "daily": 0, "weekly": 0, "monthly": 0}
+"""What parameters of prune-backups delete, in the place of the TOML's tiers."""
 
 
 def databases(trial: Trial) -> list[str]:
@@ -98,10 +103,10 @@ def test_the_safe_rule(trial: Trial) -> None:
     backup_database.fn(NAME)
     today = newest_path(trial).name
     unverified = aged(trial, 35)
-    assert prune_backups.fn(NAME, confirm=NAME).status is Status.WARN, "nothing is verified: nothing goes"
+    assert prune_backups.fn(NAME, **OLDER_THAN_30_DAYS, confirm=NAME).status is Status.WARN, "nothing is verified: nothing goes"
     old, older, oldest = (aged(trial, days, verified=True) for days in (40, 50, 60))
     stranger = aged(trial, 70, environment="staging")
-    plan = prune_backups.fn(NAME, keep_verified=2)
+    plan = prune_backups.fn(NAME, keep_verified=2, **OLDER_THAN_30_DAYS)
     assert plan.status is Status.PLANNED
     assert [step.detail.split(",")[0] for step in plan.plan_steps] == [oldest]
     assert set(catalogue.names(DirectoryStore(trial.store), "postgres")) == {
@@ -112,13 +117,13 @@ def test_the_safe_rule(trial: Trial) -> None:
         oldest,
         stranger,
     }
-    report = prune_backups.fn(NAME, keep_verified=2, confirm=NAME)
+    report = prune_backups.fn(NAME, keep_verified=2, **OLDER_THAN_30_DAYS, confirm=NAME)
     assert report.status is Status.OK
     assert set(catalogue.names(DirectoryStore(trial.store), "postgres")) == {today, unverified, old, older, stranger}
     catalogue.mark_verified.work(DirectoryStore(trial.store), today, {"by": "test"})
-    prune_backups.fn(NAME, keep_verified=1, confirm=NAME)
+    prune_backups.fn(NAME, keep_verified=1, **OLDER_THAN_30_DAYS, confirm=NAME)
     assert set(catalogue.names(DirectoryStore(trial.store), "postgres")) == {today, stranger}
-    prune_backups.fn(NAME, days=1, keep_verified=1, confirm=NAME)
+    prune_backups.fn(NAME, keep_verified=1, **{**OLDER_THAN_30_DAYS, "hours": 1}, confirm=NAME)
     assert today in catalogue.names(DirectoryStore(trial.store), "postgres")
     log = Path(trial.environment.logs.backup).read_text().splitlines()
     assert [line.split(": ", 1)[1].split(" - ")[0] for line in log] == ["Backup completed", "Pruned 1", "Pruned 3"]
@@ -131,7 +136,7 @@ def test_a_clock_that_jumped_deletes_nothing(trial: Trial) -> None:
     aged(trial, -2, verified=True)
     before = catalogue.names(DirectoryStore(trial.store), "postgres")
     with pytest.raises(RunbookFailed, match="clock.*of the future"):
-        prune_backups.fn(NAME, confirm=NAME)
+        prune_backups.fn(NAME, **OLDER_THAN_30_DAYS, confirm=NAME)
     assert catalogue.names(DirectoryStore(trial.store), "postgres") == before
 
 
@@ -140,7 +145,7 @@ def test_killed_between_name_and_files_the_rest_goes_with_the_next_backup(trial:
     catalogue.mark_verified.work(DirectoryStore(trial.store), newest_path(trial).name, {"by": "test"})
     doomed = aged(trial, 40)
     code = f"{PATIENT}from flows.database.backup import prune_backups; "
-    code += f"prune_backups.fn({NAME!r}, keep_verified=1, confirm={NAME!r})"
+    code += f"prune_backups.fn({NAME!r}, keep_verified=1, hours=720, daily=0, weekly=0, monthly=0, confirm={NAME!r})"
     environment = {**os.environ, "OPS_FAILPOINT": "prune: renamed"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, timeout=600)
     assert done.returncode == -signal.SIGKILL
@@ -155,7 +160,7 @@ def test_while_there_are_fewer_verified_ones_than_are_to_stay_none_goes(trial: T
     aged(trial, 40, verified=True)
     aged(trial, 60)
     before = catalogue.names(DirectoryStore(trial.store), "postgres")
-    report = prune_backups.fn(NAME, keep_verified=2, confirm=NAME)
+    report = prune_backups.fn(NAME, keep_verified=2, **OLDER_THAN_30_DAYS, confirm=NAME)
     assert report.outcome == "there is nothing to delete"
     assert any(found.name == "verified backups" and found.value == "1" for found in report.findings)
     assert catalogue.names(DirectoryStore(trial.store), "postgres") == before
@@ -167,10 +172,10 @@ def test_what_went_bad_since_it_was_verified_stands_in_for_nothing(trial: Trial)
     good, bad = aged(trial, 60, verified=True), aged(trial, 40, verified=True)
     flip(largest(trial.store / bad))
     with pytest.raises(RunbookFailed, match=f"files of {bad}, the newest that is verified.*SHA-256"):
-        prune_backups.fn(NAME, keep_verified=1, confirm=NAME)
+        prune_backups.fn(NAME, keep_verified=1, **OLDER_THAN_30_DAYS, confirm=NAME)
     assert good in catalogue.names(DirectoryStore(trial.store), "postgres")
     assert not catalogue.open_backup(DirectoryStore(trial.store), bad).verified, "it counts no longer"
-    assert prune_backups.fn(NAME, keep_verified=1, confirm=NAME).outcome == "there is nothing to delete"
+    assert prune_backups.fn(NAME, keep_verified=1, **OLDER_THAN_30_DAYS, confirm=NAME).outcome == "there is nothing to delete"
 
 
 def test_a_failed_verification_takes_the_note_back(trial: Trial) -> None:

@@ -23,7 +23,7 @@ from tasks.stores.store import store_of
 from tests.database.conftest import NAME, Trial
 from tests.database.places import configure, encrypted, in_bucket, killed, names, spool_of, spooled
 from tests.database.test_restore import GOOD, reseal
-from tests.database.test_verify_and_prune import aged, claimed_by
+from tests.database.test_verify_and_prune import OLDER_THAN_30_DAYS, aged, claimed_by
 from tests.s3.servers import S3Server
 
 
@@ -283,7 +283,7 @@ def test_pruning_where_versions_cannot_be_asked_for_is_no_failure(
     aged(trial, 40)
     asked = list[int]()
     monkeypatch.setattr(DirectoryStore, "keeps_deleted", lambda store: asked.append(len(store.names())))
-    report = prune_backups.fn(NAME, keep_verified=1, confirm=NAME)
+    report = prune_backups.fn(NAME, keep_verified=1, **OLDER_THAN_30_DAYS, confirm=NAME)
     assert report.status in GOOD
     assert "1 deleted" in report.outcome
     assert "s3:GetBucketVersioning" in report.outcome

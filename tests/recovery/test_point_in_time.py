@@ -8,6 +8,7 @@ import shutil
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -24,6 +25,8 @@ from tasks.wal.receiver import wait_received
 from tests.clusters import NAME, Cluster, Template, running_cluster
 
 OFTEN = timedelta(seconds=6)
+YOUNG: dict[str, Any] = {"hours": 24, "daily": 0, "weekly": 0, "monthly": 0}
+"""prune-backups keeps the last day only."""
 
 
 @pytest.fixture(autouse=True)
@@ -286,13 +289,13 @@ def test_base_backups_go_by_chain_and_none_on_which_another_stands(cluster: Clus
     for name in chain:
         age(store / name)  # before it is verified: a note is of one very manifest
     verify_backup.fn(NAME, kind="cluster", backup=chain[-1])
-    plan = prune_backups.fn(NAME, kind="cluster", days=1, keep_verified=1)
+    plan = prune_backups.fn(NAME, kind="cluster", keep_verified=1, **YOUNG)
     assert doomed(plan) == [], "the newest that is verified stands on both"
     new = backup_cluster.fn(NAME).facts["backup"]
     verify_backup.fn(NAME, kind="cluster", backup=new)
-    plan = prune_backups.fn(NAME, kind="cluster", days=1, keep_verified=1)
+    plan = prune_backups.fn(NAME, kind="cluster", keep_verified=1, **YOUNG)
     assert doomed(plan) == chain[::-1], "what stands on another goes before it"
-    prune_backups.fn(NAME, kind="cluster", days=1, keep_verified=1, confirm=NAME)
+    prune_backups.fn(NAME, kind="cluster", keep_verified=1, **YOUNG, confirm=NAME)
     assert [path.name for path in store.glob("base_*")] == [new]
 
 
@@ -314,14 +317,14 @@ def test_wal_goes_with_the_backups_that_needed_it(cluster: Cluster) -> None:
     verify_backup.fn(NAME, kind="cluster", backup=second)
     before = segments(cluster)
     oldest = before[0].read_bytes()
-    report = prune_backups.fn(NAME, kind="cluster", days=1, keep_verified=1, confirm=NAME)
+    report = prune_backups.fn(NAME, kind="cluster", keep_verified=1, **YOUNG, confirm=NAME)
     assert not (cluster.root / "backups" / "cluster" / first).exists()
     left = segments(cluster)
     assert 0 < len(left) < len(before), report.facts
     assert report.outcome.startswith("1 deleted, ")
     assert "of WAL deleted" in report.outcome
     before[0].write_bytes(oldest)  # as if the run had been killed before this one
-    alone = prune_backups.fn(NAME, kind="cluster", days=1, keep_verified=1, confirm=NAME)
+    alone = prune_backups.fn(NAME, kind="cluster", keep_verified=1, **YOUNG, confirm=NAME)
     assert alone.outcome.startswith("no backup, 1 files of WAL deleted, "), "it says what went"
     xid = bug(cluster)
     restore_to_point.fn(NAME, by="before_transaction", target=str(xid), confirm=NAME)
