@@ -77,6 +77,12 @@ def take_due_backups(environment: str, minutes: Annotated[int, Field(ge=1, le=14
     return report
 
 
+def is_late(loss_seconds: float | None, took_seconds: float, within_seconds: float, rpo_seconds: float) -> bool:
+    """Whether more than the RPO would be lost before the next run, `within_seconds` from now, has taken its backup.
+    `loss_seconds` is what would be lost now, None everything; `took_seconds` how long the newest backup took."""
+    return loss_seconds is None or loss_seconds + within_seconds + took_seconds + LATE_SECONDS > rpo_seconds
+
+
 def _due(report: Report, env: Environment, dangers: tuple[Danger, ...], within_seconds: float) -> list[Resource]:
     """What would lose more than the RPO before the next run, in one of these dangers, and would not with a new backup
     (or copy of it); told. One on the very host does not help against its loss: check-recovery-objectives says so."""
@@ -84,8 +90,7 @@ def _due(report: Report, env: Environment, dangers: tuple[Danger, ...], within_s
     tell_points(report, reach)
 
     def late(point: Point | None) -> bool:
-        loss = point.loss_seconds(reach.now) if point else None
-        return loss is None or loss + within_seconds + took + LATE_SECONDS > env.rpo_seconds
+        return is_late(point.loss_seconds(reach.now) if point else None, took, within_seconds, env.rpo_seconds)
 
     for resource in resources_of(env):
         stored = reach.stored["backups", resource]
