@@ -17,7 +17,6 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from blocks.places import KeepSuperseded
-from blocks.postgres import Postgres
 from runbook import clock
 from runbook.errors import OpsError
 from runbook.kinds import action
@@ -96,7 +95,7 @@ def discard_superseded(
             report.plan(f"remove {item.kind}", item.name, size=item.bytes)
         permit = report.permit(*(Act(DISCARD, item.name) for item in doomed))
         for item in doomed:
-            discard(permit, env.postgres, item)
+            discard(permit, env, item)
         report.outcome = f"{len(doomed)} removed, {size(sum(item.bytes for item in doomed))} free again"
     return report
 
@@ -110,11 +109,11 @@ def find_discardable(env: Environment) -> list[Aside]:
 
 def find_aside(env: Environment, keep: int) -> list[Aside]:
     """Everything superseded but the newest `keep` of each kind."""
+    databases = find_superseded(env.postgres) if env.has("postgres") else ()
     found = [
-        Aside("database", old.name, old.bytes, f"{old.since} by {old.backup}", _moment(old.name))
-        for old in find_superseded(env.postgres)
+        Aside("database", old.name, old.bytes, f"{old.since} by {old.backup}", _moment(old.name)) for old in databases
     ][keep:]
-    found += _tables_aside(env, keep)
+    found += _tables_aside(env, keep) if env.has("postgres") else []
     for aside in directories_aside(env):
         plain = [path for path in reversed(aside) if path.is_dir() and not path.is_symlink()]
         found += [
@@ -153,17 +152,17 @@ def directories_aside(env: Environment) -> Iterator[list[Path]]:
 
 
 @action(idempotent=True)
-def discard(permit: Permit, postgres: Postgres, item: Aside) -> str:
+def discard(permit: Permit, env: Environment, item: Aside) -> str:
     """Remove one of them."""
     permit.require(DISCARD, item.name)
     if item.kind == "directory":
         shutil.rmtree(item.name)
     elif item.kind == "table":
-        with postgres.connect(postgres.database) as connection:
+        with env.postgres.connect(env.postgres.database) as connection:
             tables = sql.SQL(", ").join(sql.Identifier(*table) for table in item.tables)
             connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(tables))
     else:
-        with postgres.connect() as connection:
+        with env.postgres.connect() as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(item.name)))
     return item.name
 

@@ -67,6 +67,9 @@ def test_a_copy_that_is_not_what_the_server_sent_is_never_offered(
 def test_an_incremental_one_needs_a_full_one_and_a_server_that_keeps_account(trial: Trial) -> None:
     with pytest.raises(OpsError, match="summarize_wal"):
         backup_cluster.fn(NAME, kind="incremental")
+    report = backup_cluster.fn(NAME, kind="auto")
+    assert report.status is Status.OK, "the daily run of such a server is not red: the weekly full ones are kept"
+    assert "summarize_wal is off" in report.outcome
     assert not store_of(trial).exists() or list(store_of(trial).glob("base_*")) == []
 
 

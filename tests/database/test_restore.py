@@ -18,6 +18,7 @@ import pytest
 from flows.database.backup import backup_database
 from flows.database.restore import restore_database, undo_restore
 from flows.database.superseded import discard_superseded, find_aside
+from runbook import clock
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.report import Status, StepTime
 from runbook.wait import until
@@ -375,6 +376,38 @@ def test_discard_finds_directories_beside_what_links_lead_to(trial: Trial, tmp_p
     assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["grc", "redis"]
     assert (tmp_path / "grc" / "content").exists()
     assert not plain.exists()
+
+
+def test_what_the_toml_keeps_of_what_restores_replaced(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its schedule launches it: each restore can be undone for so many hours, then the newest of each kind."""
+    monkeypatch.setattr(clock, "now", lambda: datetime(2026, 11, 10, 6, tzinfo=UTC))
+    stamps = ("20261101_000000", "20261102_000000", "20261109_120000", "20261110_030000")
+    for stamp in stamps:
+        trial.server.sql(f'CREATE DATABASE "{trial.database}__old_{stamp}"')
+        (tmp_path / f"wal.superseded_{stamp}").mkdir()
+    (tmp_path / "redis").mkdir()
+    (tmp_path / "redis.superseded_20260101_000000").mkdir()
+    path = Path(os.environ["OPS_ENVIRONMENT_FILE"])
+    path.write_text(
+        path.read_text() + f'[wal]\ndirectory = "{tmp_path}/wal"\n[redis]\ndata_directory = "{tmp_path}/redis"\n'
+    )
+
+    def left(keep: str) -> list[list[str]]:
+        plain = path.read_text()
+        path.write_text(plain.replace("[backups]", f"[backups]\nkeep_superseded = {keep}"))
+        discard_superseded.fn(NAME, confirm=NAME)
+        path.write_text(plain)
+        databases = [name[-15:] for name in trial.databases() if name.startswith(f"{trial.database}__old_")]
+        return [databases, sorted(one.name[-15:] for one in tmp_path.glob("wal.superseded_*"))]
+
+    assert left("{ newest = 3 }") == [[*stamps[1:]]] * 2, "the newest, whatever their age"
+    assert left("{ newest = 1, hours = 48 }") == [[*stamps[2:]]] * 2, "and all of two days"
+    assert left("{ newest = 0, hours = 10 }") == [[stamps[3]]] * 2, "the last undo"
+    assert left("{ newest = 1, hours = 0 }") == [[stamps[3]]] * 2, "as in the lab"
+    assert left("{ newest = 0, hours = 1 }") == [[], []]
+    assert not list(tmp_path.glob("redis.superseded_*"))
 
 
 def test_sequences_can_be_advanced_past_the_replaced_database(trial: Trial) -> None:

@@ -32,7 +32,6 @@ from tests.database.test_backup import ROOT, newest
 from tests.database.test_restore import GOOD, flip, largest, newest_path, reseal
 from tests.servers import PATIENT
 
-
 OLDER_THAN_30_DAYS: dict[str, Any] = {"hours": 720, "daily": 0, "weekly": 0, "monthly": 0}
 """What parameters of prune-backups delete, in the place of the TOML's tiers."""
 
@@ -103,7 +102,9 @@ def test_the_safe_rule(trial: Trial) -> None:
     backup_database.fn(NAME)
     today = newest_path(trial).name
     unverified = aged(trial, 35)
-    assert prune_backups.fn(NAME, **OLDER_THAN_30_DAYS, confirm=NAME).status is Status.WARN, "nothing is verified: nothing goes"
+    assert prune_backups.fn(NAME, **OLDER_THAN_30_DAYS, confirm=NAME).status is Status.WARN, (
+        "nothing is verified: nothing goes"
+    )
     old, older, oldest = (aged(trial, days, verified=True) for days in (40, 50, 60))
     stranger = aged(trial, 70, environment="staging")
     plan = prune_backups.fn(NAME, keep_verified=2, **OLDER_THAN_30_DAYS)
@@ -127,6 +128,21 @@ def test_the_safe_rule(trial: Trial) -> None:
     assert today in catalogue.names(DirectoryStore(trial.store), "postgres")
     log = Path(trial.environment.logs.backup).read_text().splitlines()
     assert [line.split(": ", 1)[1].split(" - ")[0] for line in log] == ["Backup completed", "Pruned 1", "Pruned 3"]
+
+
+def test_a_run_without_a_person_deletes_half_of_a_store_at_most(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong `keep` must not empty a store in one night; the next runs go on, the oldest first."""
+    backup_database.fn(NAME)
+    old = [aged(trial, days) for days in range(46, 40, -1)]
+    catalogue.mark_verified.work(DirectoryStore(trial.store), newest(trial).name, {"by": "test"})
+    monkeypatch.setattr("runbook.run.is_unattended", lambda target: True)
+    left = []
+    for _ in range(4):
+        report = prune_backups.fn(NAME, keep_verified=1, **OLDER_THAN_30_DAYS)
+        left.append(sorted(set(catalogue.names(DirectoryStore(trial.store), "postgres")) & set(old)))
+        said = [found.value for found in report.findings if found.name == "share that is deleted"]
+        assert len(said) == (1 if len(left) < 3 else 0), "what is left over is said, with the numbers"
+    assert left == [old[3:], old[5:], [], []]
 
 
 def test_a_clock_that_jumped_deletes_nothing(trial: Trial) -> None:
@@ -175,7 +191,10 @@ def test_what_went_bad_since_it_was_verified_stands_in_for_nothing(trial: Trial)
         prune_backups.fn(NAME, keep_verified=1, **OLDER_THAN_30_DAYS, confirm=NAME)
     assert good in catalogue.names(DirectoryStore(trial.store), "postgres")
     assert not catalogue.open_backup(DirectoryStore(trial.store), bad).verified, "it counts no longer"
-    assert prune_backups.fn(NAME, keep_verified=1, **OLDER_THAN_30_DAYS, confirm=NAME).outcome == "there is nothing to delete"
+    assert (
+        prune_backups.fn(NAME, keep_verified=1, **OLDER_THAN_30_DAYS, confirm=NAME).outcome
+        == "there is nothing to delete"
+    )
 
 
 def test_a_failed_verification_takes_the_note_back(trial: Trial) -> None:

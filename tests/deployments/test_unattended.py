@@ -45,6 +45,7 @@ files = "{base}/b/files"
 cluster = "{base}/b/cluster"
 wal = "{base}/b/wal"
 spool = "{base}/spool"
+keep = {{ hours = 24, daily = 0, weekly = 0, monthly = 0 }}
 [logs]
 app = "{base}/log/app.log"
 audit = "{base}/log/audit.log"

@@ -267,7 +267,7 @@ def test_incremental_backups_stand_on_each_other(cluster: Cluster) -> None:
     cluster.sql("postgres", "INSERT INTO accounts VALUES (101, 101)")
     middle = backup_cluster.fn(NAME, kind="incremental")
     cluster.sql("postgres", "INSERT INTO accounts VALUES (102, 102)")
-    last = backup_cluster.fn(NAME, kind="incremental")
+    last = backup_cluster.fn(NAME, kind="auto")
     assert last.facts["kind"] == f"incremental, on {middle.facts['backup']}"
     assert verify_backup.fn(NAME, kind="cluster").facts["backup"].startswith(last.facts["backup"])
     xid = bug(cluster)
@@ -291,12 +291,23 @@ def test_base_backups_go_by_chain_and_none_on_which_another_stands(cluster: Clus
     verify_backup.fn(NAME, kind="cluster", backup=chain[-1])
     plan = prune_backups.fn(NAME, kind="cluster", keep_verified=1, **YOUNG)
     assert doomed(plan) == [], "the newest that is verified stands on both"
-    new = backup_cluster.fn(NAME).facts["backup"]
+    daily = backup_cluster.fn(NAME, kind="auto")
+    assert daily.facts["kind"] == "full", "there is no full one of the last week"
+    new = daily.facts["backup"]
     verify_backup.fn(NAME, kind="cluster", backup=new)
     plan = prune_backups.fn(NAME, kind="cluster", keep_verified=1, **YOUNG)
     assert doomed(plan) == chain[::-1], "what stands on another goes before it"
     prune_backups.fn(NAME, kind="cluster", keep_verified=1, **YOUNG, confirm=NAME)
     assert [path.name for path in store.glob("base_*")] == [new]
+    ((lsn,),) = cluster.sql("postgres", "SELECT pg_current_wal_lsn()::text")
+    cluster.sql("postgres", "CHECKPOINT")
+    summarized = f"SELECT 1 FROM pg_available_wal_summaries() WHERE end_lsn >= '{lsn}'"
+    until(lambda: cluster.sql("postgres", summarized), what="the summary of that WAL", seconds=60)
+    for path in (cluster.node("postgres").data / "pg_wal" / "summaries").iterdir():
+        path.unlink()
+    again = backup_cluster.fn(NAME, kind="auto")
+    assert again.facts["kind"] == "full", "what changed since is not known any more"
+    assert any(one.name == "incremental base backup" for one in again.findings)
 
 
 def age(path: Path) -> None:

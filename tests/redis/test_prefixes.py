@@ -141,7 +141,9 @@ def test_what_restores_kept_is_listed_and_goes_by_the_safe_rule(filled: RedisSer
     away.rename(note)
     plan = prune_backups.fn(NAME, kind="redis", keep_verified=1, hours=720, daily=0, weekly=0, monthly=0)
     assert [step.detail.split(",")[0] for step in plan.plan_steps] == [old]
-    report = prune_backups.fn(NAME, kind="redis", keep_verified=1, hours=720, daily=0, weekly=0, monthly=0, confirm=NAME)
+    report = prune_backups.fn(
+        NAME, kind="redis", keep_verified=1, hours=720, daily=0, weekly=0, monthly=0, confirm=NAME
+    )
     (table,) = [each for each in report.evidence if each.name.startswith("All backups")]
     assert [(row[0], row[1]) for row in table.rows if "kept" in row[1]] == [(kept, "redis, kept by a restore")]
     assert not (store / old).exists()

@@ -90,7 +90,9 @@ def test_what_is_verified_lets_older_ones_go(rig: Rig, backup: str) -> None:
     old = f"dump_{taken:%Y%m%d_%H%M%S}"
     shutil.copytree(rig.store / backup, rig.store / old)
     manifest.write(rig.store / old, Manifest.model_validate(told | {"name": old, "taken": taken.isoformat()}))
-    report = prune_backups.fn(NAME, kind="redis", keep_verified=1, hours=720, daily=0, weekly=0, monthly=0, confirm=NAME)
+    report = prune_backups.fn(
+        NAME, kind="redis", keep_verified=1, hours=720, daily=0, weekly=0, monthly=0, confirm=NAME
+    )
     [hint] = [found.hint for found in report.findings if found.name == "verified backups"]
     assert hint.startswith("verify-backup with kind=redis verifies more")
     verify_backup.fn(NAME, kind="redis")

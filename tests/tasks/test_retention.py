@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -13,11 +14,16 @@ import pytest
 from blocks.places import Keep
 from runbook import clock
 from tasks.catalogue import Backup
-from tasks.cluster.content import ClusterContent
+from tasks.cluster.content import ClusterContent, cluster_in
+from tasks.encryption import Key
 from tasks.manifest import Kind, Manifest
 from tasks.retention import Rule, Stored, most_unattended, reasons_to_stay
 from tasks.retention_need import expected_backups
 from tasks.stores.directory import DirectoryStore
+from tasks.wal.archive import Archive
+from tasks.wal.names import SEGMENT_BYTES, Segment, lsn_text
+from tasks.wal.place import DirectoryPlace
+from tasks.wal.prune import OldWal, find_old_wal
 
 NEW_YORK = ZoneInfo("America/New_York")
 NOW = datetime(2026, 12, 31, 20, tzinfo=UTC)
@@ -186,3 +192,47 @@ def test_what_is_taken_by_hand_is_not_thinned_but_goes_with_the_daily_tier(kind:
 
 def test_what_one_unattended_run_deletes_at_most() -> None:
     assert [most_unattended(number) for number in (1, 3, 10, 961)] == [1, 1, 5, 480]
+
+
+def test_wal_stays_as_far_as_the_kept_base_backups_need_it(tmp_path: Path) -> None:
+    """Half a year of weekly full and daily incremental base backups, four segments a day: the daily tier's time without a gap,
+    of older base backups what they span, and nothing else."""
+    archive = Archive(DirectoryPlace(tmp_path), Key())
+    begin, a_day = NOW - timedelta(days=181), 4
+    for number in range(182 * a_day):
+        (tmp_path / f"{Segment(number, 1).name}-{number:064x}.gz").touch()
+    every, base = list[Backup](), ""
+    for day in range(182):
+        one = based(begin + timedelta(days=day), day * a_day, "" if day % 7 == 0 else base, verified=day % 7 == 0)
+        every, base = [*every, one], one.name
+    keep = Keep(hours=48, daily=30, weekly=8, monthly=12, verified=3)
+    kept = stay(every, keep)
+    old = find_old_wal.work(archive, 1, kept, Rule(keep, NEW_YORK).window)
+    gone = {Segment.named(one.of).number for one in old.doomed}
+    left = set(range(182 * a_day)) - gone
+    window = next(day for day in range(181, 0, -1) if NOW - (begin + timedelta(days=day)) >= timedelta(days=30))
+    assert left >= set(range(window * a_day, 182 * a_day)), "any moment of thirty days"
+    spans = {n for one in kept for n in range(cluster_in(one).start // SEGMENT_BYTES,
+             -(-cluster_in(one).stop // SEGMENT_BYTES))}  # fmt: skip
+    assert left == spans | set(range(window * a_day, 182 * a_day))
+    assert len(left) < 31 * a_day + 2 * len(kept)
+    unproven = [replace(one, verified="") for one in kept]
+    before_all = old_before(old, kept[0])
+    assert find_old_wal.work(archive, 1, unproven, timedelta(days=30)).doomed == before_all, "none of them may restore"
+    only = [replace(one, verified="x" if one is kept[0] else "") for one in kept]
+    assert find_old_wal.work(archive, 1, only, timedelta(days=30)).doomed == before_all
+    assert find_old_wal.work(archive, 2, kept, timedelta(days=30)).doomed == (), "another cluster's is all that is left"
+
+
+def based(taken: datetime, first: int, base: str, *, verified: bool) -> Backup:
+    """A base backup that spans two segments from `first` on."""
+    made = backup(taken, "cluster", verified=verified, base=base)
+    start = first * SEGMENT_BYTES + 40
+    content = made.manifest.content | {"start_lsn": lsn_text(start), "stop_lsn": lsn_text(start + SEGMENT_BYTES)}
+    return replace(made, manifest=made.manifest.model_copy(update={"content": content}))
+
+
+def old_before(old: OldWal, first: Backup) -> tuple[object, ...]:
+    """Of those only what lies before a base backup."""
+    number = cluster_in(first).start // SEGMENT_BYTES
+    return tuple(one for one in old.doomed if Segment.named(one.of).number < number)
