@@ -23,6 +23,7 @@ from tasks.retention import (
     read_store,
     reasons_to_stay,
 )
+from tasks.retention_need import need_of
 
 
 def find_prunable(
@@ -47,7 +48,7 @@ def find_prunable(
                     f"are {rule.keep.verified}", value=len(verified),
                     expected=f"at least {rule.keep.verified}")  # fmt: skip
     report.fail_if_critical()
-    _tell_rule(report, stored, rule)
+    _tell_rule(report, stored, rule, which)
     doomed = _limited(report, stored, stored.doomed(rule))
     if doomed:
         _judge_kept(report, verified[-1])
@@ -57,12 +58,15 @@ def find_prunable(
     return doomed
 
 
-def _tell_rule(report: Report, stored: Stored, rule: Rule) -> None:
+def _tell_rule(report: Report, stored: Stored, rule: Rule, which: Stores) -> None:
     """The rule, and why each backup that stays does."""
     keep = rule.keep
     report.fact("retention", f"all of {keep.hours} hours, then the newest of {keep.daily} days, {keep.weekly} weeks "
                 f"and {keep.monthly} months; the {keep.verified} newest verified ones in any case")  # fmt: skip
     if stored.backups:
+        need = need_of(which, stored.backups[0].manifest.kind, stored.backups, keep)
+        report.fact("disk for this retention", f"up to {size(need.bytes)}: {need.number} backups of about "
+                    f"{size(int(need.each_bytes))}; there are {size(need.there_bytes)} now")  # fmt: skip
         stays = Counter(reasons_to_stay(stored.backups, rule, clock.now()).values())
         report.table("Backups that stay", ("number", "why"), [(number, why) for why, number in stays.items()])
 

@@ -11,6 +11,7 @@ from blocks.environment import Environment, Stores
 from flows.database import choosing, expectations, steps
 from flows.database.choosing import NEWEST, Restorable
 from flows.database.commits import alone_act, free_commits, judge_commits
+from flows.database.superseded import discard_surplus
 from flows.store import mark_verified, measured
 from runbook.permit import Act, Permit
 from runbook.report import Report
@@ -90,6 +91,7 @@ def restore_database(
         else:
             _tell_swapped(report, permit, env, chosen, swapped, advance=advance)
             report.outcome = f"{env.postgres.database} is what it was in {chosen.name}, {how}"
+            discard_surplus(report, env)
         if chosen.backup:
             mark_verified(report, chosen.backup)
             report.measure(*measured(chosen.backup))

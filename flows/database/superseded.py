@@ -100,6 +100,20 @@ def discard_superseded(
     return report
 
 
+def discard_surplus(report: Report, env: Environment) -> None:
+    """At the end of a restore: what keep_superseded no longer keeps is discarded at once, so that many restores in one
+    day do not fill the disk. Only where the TOML lets discard-superseded run unattended, and never in a contained
+    environment: it may be evidence. The restore is none the worse if this fails."""
+    if discard_superseded.name not in env.unattended or report.contained:
+        return
+    try:
+        if find_discardable(env):
+            report.fact("superseded before", discard_superseded.fn(env.name, confirm=env.name).outcome)
+    except OpsError as error:
+        hint = error.hint or "launch discard-superseded"
+        report.warn("what earlier restores replaced could not be discarded", hint, value=error.message)
+
+
 def find_discardable(env: Environment) -> list[Aside]:
     """By keep_superseded: what is older than its hours, but the newest so many of each kind. Something of which nobody
     knows when it was replaced stays."""

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows.database import expectations
+from flows.database.superseded import discard_surplus
 from flows.launch import launch
 from flows.recovery import board, bring_up, build, choose, revive
 from flows.recovery.held import services_held
@@ -91,6 +92,7 @@ def full_restore(
             bring_up.swap(report, permit, env, guard, held, copies, live, chosen, advance=advance)
         bring_up.start(report, env, copies, held)
         bring_up.tell(report, env, chosen, held)
+        discard_surplus(report, env)
     return report
 
 

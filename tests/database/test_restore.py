@@ -354,6 +354,13 @@ def test_discard_removes_old_databases_with_a_permit_only(trial: Trial) -> None:
     assert len([name for name in trial.databases() if name.startswith(trial.database)]) == 3
     discard_superseded.fn(NAME, keep=1, confirm=NAME)
     assert len([name for name in trial.databases() if name.startswith(trial.database)]) == 2
+    path = Path(os.environ["OPS_ENVIRONMENT_FILE"])
+    lab = "[backups]\nkeep_superseded = { newest = 1, hours = 0 }"
+    path.write_text('unattended = ["discard-superseded"]\n' + path.read_text().replace("[backups]", lab))
+    for _ in range(2):  # as in the lab: the disk does not fill, however many restores there are
+        report = restore_database.fn(NAME, confirm=NAME)
+        assert report.facts["superseded before"].startswith("1 removed")
+        assert len([name for name in trial.databases() if name.startswith(trial.database)]) == 2, "the last undo"
     discard_superseded.fn(NAME, keep=0, confirm=NAME)
     assert [name for name in trial.databases() if name.startswith(trial.database)] == [trial.database]
 
