@@ -40,6 +40,7 @@ from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 from tests.templates import new_directory
 
 ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENTS = ROOT / "deployments" / "environments"
 NAME, DATABASE = "production", "thirty_days"
 # Midnight in Tokyo, over the end of a month, and later than any change of the files of this test.
 BEGIN, DAYS = datetime(2050, 3, 19, 15, tzinfo=UTC), 30
@@ -106,12 +107,13 @@ class Days:
 def shipped(base: Path, server: PostgresServer, redis_port: int, redis_data: Path) -> str:
     """production.toml with other addresses, directories and secrets; the second place is a mount in the place of a
     bucket. Nothing else is changed."""
-    text = (ROOT / "deployments" / "environments" / "production.toml").read_text(encoding="utf-8")
+    text = (ENVIRONMENTS / "production.toml").read_text(encoding="utf-8")
     for pattern, new in {
         r'"/var/lib/interview-ops/': f'"{base}/ops/',
         r'"/(var/backups|backup)/': f'"{base}/backups/',
         r'"s3://grc-backups-copies/': f'"{base}/copies/',
         r'(?m)^region = "ap-northeast-3"\nsse = "AES256"$': 'survives = "server"',
+        r'(?m)^directory = "expectations/': f'directory = "{ENVIRONMENTS}/expectations/',
         r'"/opt/grc': f'"{base}/grc',
         r'"/var/log/': f'"{base}/log/',
         r"(?m)^port = 5432$": f"port = {server.port}",
