@@ -64,7 +64,7 @@ class AIProviders(Block):
     vertex_models: list[str] = Field(default=[])
     vertex_endpoint: str = Field(default="", description="empty: Google's own of the location")
     vertex_token_variable: str = Field(
-        default="", description="the worker's variable that holds an access token; empty: gcloud is asked for one"
+        default="", description="the worker's variable that holds an access token; empty: Google's own credential chain"
     )
 
     @model_validator(mode="after")

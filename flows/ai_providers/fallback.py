@@ -11,6 +11,7 @@ from typing import Literal
 
 from prefect import flow
 
+from blocks.ai_providers import Provider
 from blocks.environment import Environment
 from runbook import record
 from runbook.errors import OpsError
@@ -108,7 +109,7 @@ def _judge_means(report: Report, env: Environment, fault: RehearsedFault) -> Non
     report.fail_if_critical()
 
 
-def _judge_use(report: Report, env: Environment, before: Mapping[str, int], first: str) -> None:
+def _judge_use(report: Report, env: Environment, before: Mapping[str, int], first: Provider) -> None:
     """Whether the application's requests go through the proxy: else a fault would reach nobody.
 
     Raises:
@@ -119,7 +120,7 @@ def _judge_use(report: Report, env: Environment, before: Mapping[str, int], firs
     passed = read_received(env).get(first, 0) - before.get(first, 0)
     report.expect("the application uses the proxy", passed > 0,
                   f"set the base URL of {first} in the application to http://{env.ai_providers.proxy[first]} "
-                  "and restart it",  # type: ignore[index]
+                  "and restart it",
                   value=f"{passed} requests for {first}", expected="at least 1 for one question")  # fmt: skip
     report.fail_if_critical()
 
