@@ -48,7 +48,7 @@ run_drill.fn(sys.argv[1], "declared", "refused", confirm=sys.argv[1])
 
 
 def test_the_examples_are_valid() -> None:
-    env = Environment(name="trial", drills="drills", rpo_seconds=1, rto_seconds=1)
+    env = Environment(name="trial", drills="deployments/environments/drills", rpo_seconds=1, rto_seconds=1)
     names = sorted(path.stem for path in (toml.DIRECTORY / "drills").glob("*.toml"))
     assert len(names) >= 4
     assert {read_declaration(env, name).fault.kind for name in names} == {
@@ -75,7 +75,8 @@ def relay(system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
                                ("clock", "clock", "application")):  # fmt: skip
         text = DECLARATION.format(kind=kind, sensor=sensor, control=f"http://127.0.0.1:{control[1]}")
         (drills / f"{name}.toml").write_text(text)
-    text = toml.file_of(system.name).read_text()
+    file = toml.file_of(system.name)
+    text = file.read_text().replace('"expectations/', f'"{file.parent}/expectations/')
     (tmp_path / "lab.toml").write_text(f'drills = "{drills}"\n{text}')
     monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(tmp_path / "lab.toml"))
     env_file = Path(env.application.env_file)

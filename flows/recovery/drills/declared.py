@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from blocks import toml
-from blocks.environment import Environment
+from blocks.environment import CHECKOUT, Environment
 from flows.launch import find_flow
 from flows.monitoring.sources import read_application, read_disks
 from flows.recovery.drills import detection
@@ -70,14 +69,14 @@ class Declaration(BaseModel):
 
 
 def read_declaration(env: Environment, name: str) -> Declaration:
-    """`NAME.toml` in the directory that the environment's `drills` names, relative to the environments' own.
+    """`NAME.toml` in the directory that `drills` of the environment's TOML names.
 
     Raises:
         OpsError: there is none of that name, or it is wrong; the message names the key.
     """
     if not env.drills:
         raise OpsError(f"{env.name} names no directory of declared drills", "set drills at the top of its TOML")
-    directory = toml.DIRECTORY / env.drills
+    directory = CHECKOUT / env.drills
     names = sorted(path.stem for path in directory.glob("*.toml"))
     if name not in names:
         raise OpsError(
