@@ -10,6 +10,7 @@ from pathlib import Path
 from prefect import flow
 
 from blocks.environment import Environment, Stores
+from flows.application.live_checks import report_health
 from flows.store import choose_backup, mark_failed, mark_verified, measured
 from runbook.errors import OpsError
 from runbook.permit import Act, Permit
@@ -87,7 +88,8 @@ def undo_restore_files(environment: str, kept: str = "latest", confirm: str = ""
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Undo restore of files", env, confirm, changes=True, rank="recovery") as report:
+    name = "undo-restore-files"
+    with runbook("Undo restore of files", env, confirm, changes=True, rank="recovery", name=name) as report:
         aside = choose_aside(env.application, kept, env.reports_directory)
         report.pin("kept", aside.name)
         report.fact("return to", aside.name)
@@ -207,7 +209,7 @@ def _start(report: Report, env: Environment, swapped: FilesSwapped) -> None:
     started = start_services.after(swapped)(env.services, roles)
     if "backend" in roles:
         health = wait_healthy.after(started)(env.application, seconds=HEALTH_SECONDS, services=env.services)
-        report.expect("health", True, "", value=health.answer)
+        report_health(report, health)
 
 
 def _tell_aside(report: Report, env: Environment, aside: Path) -> None:
