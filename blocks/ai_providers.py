@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Literal, Self
 
 from prefect.blocks.core import Block
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 
 Provider = Literal["azure", "bedrock", "vertex"]
+ProviderFault = Literal["500", "429", "timeout", "refused", "slow"]
 Prices = Annotated[list[float], Field(min_length=2, max_length=2)]
 Limit = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)]
 
@@ -34,6 +36,10 @@ class AIProviders(Block):
     control: str = Field(
         default="", description="of a disposable environment: where its providers are told to fail; empty: they cannot"
     )
+    proxy: dict[Provider, str] = Field(
+        default={},
+        description="provider → host:port where tasks.ai.proxy listens: the application's base URL for that provider",
+    )
     timeout_seconds: float = Field(default=30, gt=0, description="for a provider's whole answer")
     slow_seconds: float = Field(default=10, gt=0, description="an answer that takes longer warns")
     canary_tokens: int = Field(default=64, ge=1, description="what the canary's answer may take")
@@ -58,5 +64,17 @@ class AIProviders(Block):
     vertex_models: list[str] = Field(default=[])
     vertex_endpoint: str = Field(default="", description="empty: Google's own of the location")
     vertex_token_variable: str = Field(
-        default="", description="the worker's variable that holds an access token; empty: gcloud is asked for one"
+        default="", description="the worker's variable that holds an access token; empty: Google's own credential chain"
     )
+
+    @model_validator(mode="after")
+    def _proxy_is_whole(self) -> Self:
+        for name, address in self.proxy.items():
+            if not re.fullmatch(r"[\w.-]+:\d{1,5}", address):
+                raise ValueError(f"proxy: {name} is “{address}”; expected is host:port, e.g. 127.0.0.1:9101")
+        if self.proxy and not re.fullmatch(r"http://[\w.-]+:\d{1,5}/?", self.control):
+            raise ValueError(f"control is “{self.control}”; with proxy it is where the proxy takes faults, e.g. "
+                             "http://127.0.0.1:9100")  # fmt: skip
+        if self.proxy and (left := [name for name in self.chain if name not in self.proxy]):
+            raise ValueError(f"proxy lacks {', '.join(left)}: give every provider of chain an address")
+        return self

@@ -56,6 +56,7 @@ class Environment(Block):
     timezone: str = "Asia/Tokyo"
     disposable: bool = Field(default=False, description="faults and drills refuse anything else")
     drill_environment: str = Field(default="", description="the disposable environment for drills and load, if another")
+    drills: str = Field(default="", description="directory of declared drills, from the checkout's root or absolute")
     pools: dict[str, str] = Field(default={}, description="chapter → work pool of the host that runs it, if another")
     unattended: list[str] = Field(default=[], description="runbooks that may run without a person's confirm")
     reports: str = Field(default="/var/lib/interview-ops/reports")

@@ -277,7 +277,21 @@ class Certificates(Block):
     authorities: str = Field(default="", description="a file of authorities that are trusted beside the system's")
     web_server: str = Field(default="nginx", description="the unit to reload after a renewal")
     reload: list[str] = Field(default=[], description="what reloads it; empty: systemctl reload <web_server>")
+    challenge: Literal["webroot", "dns-01", "standalone"] = Field(
+        default="webroot", description="how the authority is shown that the names are ours; wildcards need dns-01"
+    )
     webroot: str = Field(default="/var/www/html", description="what it serves by HTTP: challenges are answered there")
+    standalone_port: int = Field(default=80, ge=1, le=65535, description="certbot listens there for standalone")
+    dns_plugin: list[str] = Field(
+        default=[], description="certbot's options for dns-01, e.g. --dns-route53, or with a file of credentials"
+    )
+    dns_auth_hook: list[str] = Field(
+        default=[], description="argv that adds the TXT record CERTBOT_VALIDATION and waits until it is served"
+    )
+    dns_cleanup_hook: list[str] = Field(default=[], description="argv that removes that record; empty: it stays")
+    renew_command: list[str] = Field(
+        default=[], description="argv run in certbot's place; writes fullchain.pem and privkey.pem of OPS_CERTIFICATE"
+    )
     email: str = Field(default="", description="of the account at the authority; empty: none")
     acme_server: str = Field(default="", description="another authority than Let's Encrypt")
     acme_authorities: str = Field(default="", description="a file of authorities that vouch for that server's own TLS")
@@ -296,6 +310,14 @@ class Certificates(Block):
         for text in served:
             TlsServer.parse(text)
         return served
+
+    @model_validator(mode="after")
+    def _challenge_is_whole(self) -> Self:
+        if bool(self.dns_plugin) + bool(self.dns_auth_hook) != (self.challenge == "dns-01"):
+            raise ValueError("dns_plugin or dns_auth_hook: dns-01 needs exactly one of them, other challenges neither")
+        if self.dns_plugin and not self.dns_plugin[0].startswith("--dns-"):
+            raise ValueError(f"dns_plugin is “{self.dns_plugin[0]}”; expected is an option such as --dns-route53")
+        return self
 
     def lineages(self) -> list[tuple[str, ...]]:
         """The names of each certificate."""

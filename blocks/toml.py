@@ -124,6 +124,7 @@ def read(path: Path) -> Environment:
     for key in ("rpo", "rto"):
         content[f"{key}_seconds"] = _seconds(path, key, objectives.get(key))
     content["expectations"] = _suites(path, _table(path, "expectations", content.pop("expectations", {})))
+    content["drills"] = _directory(path, "", "drills", content.get("drills", ""))
     name = str(_expanded(path, "", "name", content.get("name", path.stem)))
     if not _NAME.fullmatch(name):
         raise _wrong(path, "", "name", "a lower-case letter, then at most 30 of a-z, 0-9 and -")
@@ -219,9 +220,14 @@ def _suites(path: Path, section: dict[str, Any]) -> str:
     for key in section:
         if key != "directory":
             raise _wrong(path, "expectations", key, "a known key (did you mean directory?)")
-    directory = _expanded(path, "expectations", "directory", section.get("directory", ""))
+    return _directory(path, "expectations", "directory", section.get("directory", ""))
+
+
+def _directory(path: Path, section: str, key: str, given: Any) -> str:
+    """Relative to the file that names it, as it is stored."""
+    directory = _expanded(path, section, key, given)
     if not isinstance(directory, str):
-        raise _wrong(path, "expectations", "directory", "the path of a directory, relative to this file")
+        raise _wrong(path, section, key, "the path of a directory, relative to this file")
     if not directory:
         return ""
     found = (path.parent / directory).resolve()

@@ -39,7 +39,7 @@ RESTORED_BY = {
     "redis": "restore-redis restores it",
     "cluster": "restore-to-point restores it",
     "prefect": "restore-prefect restores it",
-    "files": "full-restore restores the files of the time of the database's backup, verify-backup tries these",
+    "files": "restore-files restores it",
 }
 VERIFIED = ".verified"
 AT_HAND = ".at-hand-"

@@ -6,6 +6,7 @@ its own), extended attributes and ACLs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -158,18 +159,32 @@ def swap_files(permit: Permit, application: Application, copy: FilesCopy) -> Fil
     live = directory_of(application)
     if copy.path != _beside(live):
         raise VerificationFailed(f"{application.directory} leads elsewhere now, to {live}", "launch this again")
+    return exchange(live, copy.path, free_name(live) if live.exists() or live.is_symlink() else None)
+
+
+def exchange(live: Path, incoming: Path, kept: Path | None) -> FilesSwapped:
+    """Two renames: `live` becomes `kept` (None: nothing is live), `incoming` becomes `live`. Where the second one is
+    refused, the first is undone.
+
+    Raises:
+        OpsError: a rename is refused.
+    """
+    renamed = False
     try:
         failpoint("files: before first rename")
-        kept = _free_name(live) if live.exists() or live.is_symlink() else None
         if kept:
             live.rename(kept)
+            renamed = True
         failpoint("files: between renames")
-        copy.path.rename(live)
+        incoming.rename(live)
         durable.sync(live.parent)
         failpoint("files: after second rename")
     except OSError as error:
+        if kept and renamed and not live.exists():
+            with contextlib.suppress(OSError):  # the first error is the one to read
+                kept.rename(live)
         raise OpsError(
-            f"{live} cannot be replaced: {error}", f"look at {live} and its neighbours, then again"
+            f"{live} cannot be replaced: {error}", f"check the permissions of {live.parent}, then run this again"
         ) from None
     return FilesSwapped(live, kept)
 
@@ -189,7 +204,9 @@ def _notes(entries: Sequence[Entry]) -> tuple[str, ...]:
     return (*listing.unknown_owners(entries), *listing.leads_out(entries))
 
 
-def _free_name(live: Path) -> Path:
+def free_name(live: Path) -> Path:
+    """A name alongside the live directory that nothing has: `<dir>.superseded_<UTC time>`."""
+
     def free() -> Path | None:
         path = live.with_name(f"{live.name}{SUPERSEDED}{datetime.now(UTC):%Y%m%d_%H%M%S}")
         return None if path.exists() else path

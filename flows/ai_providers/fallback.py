@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 from prefect import flow
 
+from blocks.ai_providers import Provider
 from blocks.environment import Environment
 from runbook import record
 from runbook.errors import OpsError
@@ -20,11 +22,21 @@ from runbook.run import runbook
 from tasks.ai.interview import Interview, Reply, ask_application, begin_interview, read_stored, require_question
 from tasks.application import wait_healthy
 from tasks.faults.disposable import BREAK, require_disposable
-from tasks.faults.providers import FAILING, fail_provider, heal_providers, provider, read_provider_states
+from tasks.faults.providers import (
+    FAILING,
+    MEANING,
+    PROXY_HINT,
+    fail_provider,
+    heal_providers,
+    provider,
+    read_provider_states,
+    read_received,
+)
 
 FILE = ".fallback-half-done"
 AGAIN = "launch rehearse-fallback again: it gives the providers back first"
 UNAVAILABLE = 503
+RehearsedFault = Literal["500", "429", "timeout", "refused"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,7 @@ class HalfDone:
 
 
 @flow(name="rehearse-fallback", flow_run_name="rehearse-fallback {environment}")
-def rehearse_fallback(environment: str, confirm: str = "") -> Report:
+def rehearse_fallback(environment: str, fault: RehearsedFault = "500", confirm: str = "") -> Report:
     """フォールバック設定: マルチプロバイダーフォールバックの訓練 (§5.4)
 
     Takes the AI providers away, one by one in the order in which the application asks them, and asks it as a user does
@@ -48,21 +60,26 @@ def rehearse_fallback(environment: str, confirm: str = "") -> Report:
     What it changes: providers that fail for some seconds, and one interview of the operators' user. They are given back
     however the run ends; after a kill, by the next launch. Evidence: who answered each question, and how long it took.
 
+    Real providers cannot be made to fail; a proxy in front of them can (`[ai_providers] proxy`). Without a proxy, or a
+    control of the providers' own, the plan is CRITICAL: the fallback cannot be rehearsed here.
+
     Departs from the manual: its chain raises a bare Exception when all fail, which users see as 500.
 
     Args:
         environment: 対象の環境。disposable な環境のみ
+        fault: 障害の種類 (500、429、timeout、refused)。500 以外はプロキシが必要
         confirm: 実行するには環境名を入力。空なら計画のみ表示
     """
     env = Environment.find(environment)
     with runbook("Rehearse fallback", env, confirm, changes=True) as report:
         require_disposable(env)
         chain, path = list(env.ai_providers.chain), env.reports_directory / FILE
+        _judge_means(report, env, fault)
         left = record.read(path, HalfDone, "give the providers back by hand, then remove the file")
         _judge_states(report, env, chain, left)
         require_question(env.application)
         for name in chain:
-            report.plan(BREAK, provider(env, name), seconds=1)
+            report.plan(BREAK, f"{provider(env, name)}: {MEANING[fault]}", seconds=1)
         report.plan("give back", ", ".join(chain), seconds=1)
         permit = report.permit(*(Act(BREAK, provider(env, name)) for name in chain))
         if left:
@@ -70,10 +87,42 @@ def rehearse_fallback(environment: str, confirm: str = "") -> Report:
             path.unlink()
         wait_healthy(env.application, seconds=30, in_a_row=1)
         interview = begin_interview(env.application)
-        replies = _rehearse(report, permit, env, chain, interview, path)
+        replies = _rehearse(report, permit, env, fault, interview, path)
         _tell(report, replies)
         report.outcome = f"{len(chain)} providers taken away and given back"
     return report
+
+
+def _judge_means(report: Report, env: Environment, fault: RehearsedFault) -> None:
+    """Whether providers can be made to fail here, in this way.
+
+    Raises:
+        RunbookFailed: they cannot.
+    """
+    ai = env.ai_providers
+    report.expect("means to make a provider fail", bool(ai.control), PROXY_HINT,
+                  value="the proxy" if ai.proxy else f"the providers' own control at {ai.control}" if ai.control else
+                  "none: the fallback cannot be rehearsed here")  # fmt: skip
+    if ai.control and not ai.proxy:
+        report.expect("kind of fault", fault == "500", PROXY_HINT, value=f"{fault}, without the proxy",
+                      expected="500: the providers' own control knows no other")  # fmt: skip
+    report.fail_if_critical()
+
+
+def _judge_use(report: Report, env: Environment, before: Mapping[str, int], first: Provider) -> None:
+    """Whether the application's requests go through the proxy: else a fault would reach nobody.
+
+    Raises:
+        RunbookFailed: they do not.
+    """
+    if not env.ai_providers.proxy:
+        return
+    passed = read_received(env).get(first, 0) - before.get(first, 0)
+    report.expect("the application uses the proxy", passed > 0,
+                  f"set the base URL of {first} in the application to http://{env.ai_providers.proxy[first]} "
+                  "and restart it",
+                  value=f"{passed} requests for {first}", expected="at least 1 for one question")  # fmt: skip
+    report.fail_if_critical()
 
 
 def _judge_states(report: Report, env: Environment, chain: Sequence[str], left: HalfDone | None) -> None:
@@ -92,17 +141,19 @@ def _judge_states(report: Report, env: Environment, chain: Sequence[str], left: 
 
 
 def _rehearse(
-    report: Report, permit: Permit, env: Environment, chain: Sequence[str], interview: Interview, path: Path
+    report: Report, permit: Permit, env: Environment, fault: RehearsedFault, interview: Interview, path: Path
 ) -> list[tuple[str, Reply]]:
     """Who was away, and what the user got."""
+    chain, received = list(env.ai_providers.chain), read_received(env)
     replies = [("nobody", ask_application(interview))]
     _judge_reply(report, "with all providers", replies[0][1], chain[0])
     report.fail_if_critical()
+    _judge_use(report, env, received, chain[0])
     record.write(path, HalfDone(tuple(chain), datetime.now(UTC).isoformat(timespec="seconds"), os.getpid()))
     report.state_is("AI providers are away", AGAIN)
     try:
         for number, name in enumerate(chain, 1):
-            fail_provider(permit, env, name)
+            fail_provider(permit, env, name, fault)
             away = ", ".join(chain[:number])
             replies.append((away, ask_application(interview)))
             if number < len(chain):

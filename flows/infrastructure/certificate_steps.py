@@ -92,6 +92,8 @@ def do(report: Report, permit: Permit, block: Certificates, work: Work, known: S
         if work.kind == RELOAD:
             certbot.reload_web_server(permit, block, work.files.name)
             wrong = ""
+        elif block.renew_command:
+            wrong = certbot.run_given(permit, block, work.kind, work.files.names)
         else:
             wrong = certbot.run_certbot(permit, block, work.kind, work.files.names)
     except OpsError as error:
@@ -118,7 +120,9 @@ def _prove(report: Report, block: Certificates, work: Work, known: Sequence[Cert
     files = read_files(Path(block.directory), work.files.names)
     before = work.files.chain[0].parsed if work.files.chain else None
     new = bool(files.chain) and (work.kind == RELOAD or files.chain[0].parsed != before)
-    if not report.expect(f"{files.name}: new", new, "look into certbot's log: it says that it went well",
+    made = "renew_command exited 0: check where it writes" if block.renew_command else "look into certbot's log: it " \
+        "says that it went well"  # fmt: skip
+    if not report.expect(f"{files.name}: new", new, made,
                          value=f"serial {files.chain[0].serial_text}" if new else files.trouble[0] or "the old one",
                          ):  # fmt: skip
         return False

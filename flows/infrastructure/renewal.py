@@ -34,8 +34,8 @@ def renew_certificates(environment: str, domain: str = "", force: bool = False, 
     failed. certbot keeps what it replaces in its archive directory. A renewal is undone by the one before from there.
 
     Departs from the manual: it runs once, here, and not from cron beside the package's own timer (other schedules are
-    told); challenges are answered by the web server itself (webroot), since --standalone wants the port that it holds;
-    a file renewed is not yet a certificate served.
+    told); challenges are answered by the web server itself (webroot), since --standalone wants the port that it holds,
+    or by DNS (`challenge`); `renew_command` replaces certbot. A file renewed is not yet a certificate served.
 
     Args:
         environment: 対象の環境
@@ -97,8 +97,12 @@ def _plan(report: Report, block: Certificates, due: Sequence[Work]) -> None:
     for work in due:
         line = shlex.join(certbot.command(block, work.kind, work.files.names))
         report.plan(f"{work.kind} {work.files.name}", f"{work.why}: {line}")
-    if all(work.kind == certbot.RELOAD for work in due):
+    if all(work.kind == certbot.RELOAD for work in due) or block.renew_command:
         return
+    if block.challenge == "standalone":
+        problem = certbot.read_port_problem(block.standalone_port)
+        report.expect("port for standalone", not problem, "stop what listens there, or use webroot or dns-01",
+                      value=problem or f"{block.standalone_port} is free")  # fmt: skip
     try:
         report.fact("certbot", certbot.read_version())
     except OpsError as error:

@@ -13,10 +13,12 @@ from prefect import flow
 from blocks.environment import Environment
 from flows.database import expectations
 from flows.recovery import board
-from flows.recovery.drills import checklist, control, leftovers, page, record, steady, telling, trend, turns
+from flows.recovery.drills import calling, checklist, control, leftovers, record, steady, telling, trend, turns
+from flows.recovery.drills import page as html
 from flows.recovery.drills.bad_release import BadRelease
 from flows.recovery.drills.data_corruption import DataCorruption
 from flows.recovery.drills.database_failure import DatabaseFailure
+from flows.recovery.drills.declared import Declared, left_behind, read_declaration
 from flows.recovery.drills.full_restore import FullRestore
 from flows.recovery.drills.play import AGAIN, play
 from flows.recovery.drills.record import HalfDone
@@ -31,7 +33,9 @@ from tasks.drill.direct import drop_table
 from tasks.drill.writer import require_writes
 from tasks.faults.disposable import BREAK, require_disposable, where_disposable
 
-ScenarioName = Literal["database_failure", "region_outage", "data_corruption", "full_restore", "bad_release", "next"]
+ScenarioName = Literal[
+    "database_failure", "region_outage", "data_corruption", "full_restore", "bad_release", "declared", "next"
+]
 SCENARIOS: dict[str, Scenario] = {
     one.name: one for one in (DatabaseFailure(), RegionOutage(), DataCorruption(), FullRestore(), BadRelease())
 }
@@ -39,8 +43,9 @@ SCENARIOS: dict[str, Scenario] = {
 
 @flow(name="run-drill", flow_run_name="run-drill {environment} {scenario}")
 def run_drill(
-    environment: str, scenario: ScenarioName = "database_failure", participants: tuple[str, ...] = (), confirm: str = ""
-) -> Report:
+    environment: str, scenario: ScenarioName = "database_failure", declaration: str = "", page: bool = False,
+    participants: tuple[str, ...] = (), confirm: str = "",
+) -> Report:  # fmt: skip
     """災害復旧訓練 (§8.4)
 
     Holds one of the manual's drills, for real: while clients write through the application and to the database, it
@@ -50,6 +55,10 @@ def run_drill(
     copy: where it does not refuse that, the drill is CRITICAL. Run it every quarter, in an environment of which nothing
     is needed: one that is not `disposable` has its drills in its `drill_environment`, whose name is then the confirm;
     where it names none, it is refused. `next` is the scenario whose turn it is, by the reports of the drills before.
+
+    `declared` holds a drill that a file describes (`drills` in the TOML): slow or refused connections, an AI provider
+    that fails, a full disk. With `page` the on-call person is really paged and must acknowledge (acknowledge-incident)
+    within 15 minutes; otherwise a test channel stands in.
 
     What it changes: everything that the scenario breaks; at the end the system is healthy again, also where the drill
     fails. What its recoveries kept aside goes when it ends well and a new base backup was taken, else it is told.
@@ -62,13 +71,15 @@ def run_drill(
     Args:
         environment: 対象の環境。disposable でない環境では、その drill_environment で実施する
         scenario: database_failure DB障害、region_outage リージョン障害、data_corruption データ破損、
-            full_restore 全喪失、bad_release 不良リリース、next 前回の次のシナリオ
+            full_restore 全喪失、bad_release 不良リリース、declared ファイルで定義した訓練、next 前回の次のシナリオ
+        declaration: scenario=declared のとき、訓練の定義ファイル名 (拡張子なし)
+        page: オンコール担当者を実際に呼び出し、応答時間を測る
         participants: 参加者 (レポートに記載)。空でもよい
         confirm: 実行するには訓練を行う環境の名前を入力。空なら計画のみ表示
     """
     env = where_disposable(Environment.find(environment))
     work = runbook("DR drill", env, confirm, changes=True, rank="recovery", name="run-drill")
-    with board.rebuilt(env), page.beside() as pages, work as report:
+    with board.rebuilt(env), html.beside() as pages, work as report:
         pages.append(report)
         require_disposable(env)
         if env.name != environment:
@@ -79,14 +90,15 @@ def run_drill(
             _end_half_done(report, permit, env, left)
             return report
         name = turns.choose(report, env, SCENARIOS) if scenario == "next" else scenario
-        if name not in SCENARIOS:
+        if name not in SCENARIOS and name != "declared":
             raise OpsError(f"there is no scenario “{name}”", f"choose one of {', '.join(SCENARIOS)}")
         require_writes(env.application)
         expectations.prepare(env)
-        chosen, directory = SCENARIOS[name], env.reports_directory / "drills" / f"{report.started:%Y%m%dT%H%M%S}"
+        chosen = Declared(read_declaration(env, declaration)) if name == "declared" else SCENARIOS[name]
+        directory = env.reports_directory / "drills" / f"{report.started:%Y%m%dT%H%M%S}"
         checked = _judge(report, env, chosen, directory)
         permit = report.permit(*chosen.acts(env))
-        _hold(report, permit, env, chosen, directory, checked)
+        _hold(report, permit, env, chosen, directory, checked, page)
     return report
 
 
@@ -103,12 +115,14 @@ def _judge(report: Report, env: Environment, scenario: Scenario, directory: Path
 
 
 def _hold(
-    report: Report, permit: Permit, env: Environment, scenario: Scenario, directory: Path, checked: dict[str, str]
-) -> None:
+    report: Report, permit: Permit, env: Environment, scenario: Scenario, directory: Path, checked: dict[str, str],
+    page: bool,
+) -> None:  # fmt: skip
     """Played, brought back, told."""
     targets = " | ".join(act.target for act in permit.acts)
-    half_done = HalfDone.now(scenario.name, directory).noted(env.reports_directory, breaks=targets)
-    drill = Drill(env, report, permit, directory, Clients.at(directory, f"{directory.name}-"), half_done, done=checked)
+    half_done = HalfDone.now(scenario.name, directory).noted(env.reports_directory, breaks=targets, **scenario.notes())
+    clients = Clients.at(directory, f"{directory.name}-")
+    drill = Drill(env, report, permit, directory, clients, half_done, page, done=checked)
     leftovers.note(drill)
     report.fact("ledgers", directory)
     seconds, controls = dict[str, float](), list[Refusal]()
@@ -167,6 +181,7 @@ def _end(drill: Drill, scenario: Scenario, controls: list[Refusal]) -> None:
     drill.phases.tell(report)
     telling.tell_measured(report, drill, outcome)
     drop_table(live.postgres, live.postgres.database)
+    calling.close(drill)
     leftovers.clear(drill)
     record.forget(drill.env.reports_directory)
 
@@ -179,7 +194,7 @@ def _plan_healing(report: Report, left: HalfDone) -> list[Act]:
 
 def _end_half_done(report: Report, permit: Permit, env: Environment, left: HalfDone) -> None:
     """A drill that was killed: the system is healed, its clients' account is told, and no other drill is held."""
-    scenario = SCENARIOS.get(left.scenario)
+    scenario = SCENARIOS.get(left.scenario) or left_behind(left)
     if scenario is None:
         raise OpsError(f"a drill of {left.scenario} has not ended, and this version knows no such scenario",
                        "heal the system by hand, then remove .drill-half-done from the reports")  # fmt: skip
@@ -200,5 +215,6 @@ def _heal(report: Report, env: Environment, scenario: Scenario, permit: Permit, 
     telling.account(drill, live)
     telling.tell_problems(report, drill)
     drop_table(live.postgres, live.postgres.database)
+    calling.close(drill)
     leftovers.tell(drill)
     record.forget(env.reports_directory)

@@ -18,6 +18,7 @@ from flows.database.room import WAL_RATIO
 from flows.recovery.points import RESOURCES, Reach, resources_of, sets_of
 from runbook.errors import OpsError
 from runbook.render import size
+from tasks.files_copy import superseded_files
 from tasks.host import disk_on
 from tasks.postgres.superseded import find_superseded
 from tasks.postgres.table_kept import find_superseded_tables
@@ -102,6 +103,9 @@ def _of_points(env: Environment, reach: Reach) -> Iterator[Way]:
                 yield _way(env, reach, point, "redis-failover", "Redis: failover to a replica", {"mode": mode})
             case "redis", "backup":
                 yield _way(env, reach, point, "restore-redis", "Redis from a backup", {"backup": point.name, **source})
+            case "files", "backup":
+                yield _way(env, reach, point, "restore-files", "application files from a backup",
+                           {"backup": point.name, **source})  # fmt: skip
 
 
 def _way(
@@ -210,6 +214,9 @@ def _undos(env: Environment, reach: Reach) -> Iterator[Way]:
     for aside in superseded_redis(env.redis)[-1:] if env.has("redis") and not env.redis.remote else ():
         moment = datetime.fromtimestamp(aside.stat().st_ctime, UTC).isoformat()
         yield _undo(env, "undo-restore-redis", "back to Redis's data before the restore", aside.name, moment)
+    for aside in superseded_files(env.application)[-1:] if env.has("application") and env.application.directory else ():
+        moment = datetime.fromtimestamp(aside.stat().st_ctime, UTC).isoformat()
+        yield _undo(env, "undo-restore-files", "back to the files before the restore", aside.name, moment)
 
 
 def _undo(env: Environment, flow: str, what: str, kept: str, since: str) -> Way:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -17,37 +18,71 @@ from runbook import shell
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.ai import shape
-from tasks.ai.answer import HINTS, PROMPT, Answer, Failed, answered, without_secrets
+from tasks.ai.answer import HINTS, PROMPT, SAID_LETTERS, Answer, Failed, answered, without_secrets
 from tasks.ai.http import call
+from tasks.logs.masking import masked
 
 GCLOUD = ("gcloud", "auth", "print-access-token")
+SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+ADC_FILE = "GOOGLE_APPLICATION_CREDENTIALS"
 LOG_IN = (
-    "put an access token into the worker's variable that [ai_providers] vertex_token_variable names; or install the"
-    " Google Cloud CLI (https://cloud.google.com/sdk/docs/install) and log in: gcloud auth login"
+    f"give the worker Application Default Credentials: a file of them in {ADC_FILE}, its host's service account,"
+    " or: gcloud auth application-default login"
 )
 MOST_ENDPOINTS = 100
 
 
 @probe
 def find_vertex_token(ai: AIProviders) -> SecretStr:
-    """From the worker's environment, or by gcloud: it lives for an hour, so it is in no block.
+    """An access token: from the worker's variable where one is named, else by Google's own credential chain, else from
+    gcloud. It lives for an hour, so it is in no block.
 
     Raises:
         OpsError: there is none.
     """
     if ai.vertex_token_variable:
-        found = os.environ.get(ai.vertex_token_variable, "").strip()
-        told = f"the variable {ai.vertex_token_variable}"
+        found, source = os.environ.get(ai.vertex_token_variable, "").strip(), f"the variable {ai.vertex_token_variable}"
     else:
-        try:
-            found = shell.run(GCLOUD, timeout_seconds=ai.timeout_seconds).stdout.strip()
-        except OpsError as error:
-            raise OpsError(f"there is no access token for Vertex AI: {error.message}", LOG_IN) from None
-        told = "gcloud"
+        found, source = _default_token(ai)
     if not re.fullmatch(r"[\x21-\x7e]{8,}", found):
         what = "nothing" if not found else "something else than a token"
-        raise OpsError(f"there is no access token for Vertex AI: {told} gives {what}", LOG_IN)
+        raise OpsError(f"there is no access token for Vertex AI: {source} gives {what}", LOG_IN)
     return SecretStr(found)
+
+
+def _default_token(ai: AIProviders) -> tuple[str, str]:
+    """A token and its source, by Application Default Credentials: the file that GOOGLE_APPLICATION_CREDENTIALS names,
+    gcloud's own file of them, the metadata server; where there are none, of who is logged in to gcloud.
+
+    https://cloud.google.com/docs/authentication/application-default-credentials
+    """
+    import google.auth  # 0.3 s that only this needs
+    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+    from google.auth.transport.requests import Request
+
+    try:
+        credentials, _ = google.auth.default(scopes=[SCOPE])
+        credentials.refresh(partial(Request(), timeout=ai.timeout_seconds))  # type: ignore[no-untyped-call]
+    except DefaultCredentialsError as error:
+        if ADC_FILE in os.environ:
+            raise OpsError(f"there is no access token for Vertex AI: {_first(error)}", LOG_IN) from None
+        return _gcloud_token(ai), "gcloud"
+    except (GoogleAuthError, ValueError) as error:
+        raise OpsError(f"Google refuses the credentials for Vertex AI: {_first(error)}", LOG_IN) from None
+    return str(credentials.token or ""), "Google's credential chain"
+
+
+def _first(error: Exception) -> str:
+    """The message; what follows it is the whole answer."""
+    return masked(" ".join(str(error.args[0] if error.args else error).split()))[:SAID_LETTERS]
+
+
+def _gcloud_token(ai: AIProviders) -> str:
+    try:
+        return shell.run(GCLOUD, timeout_seconds=ai.timeout_seconds).stdout.strip()
+    except OpsError as error:
+        raise OpsError(f"there is no access token for Vertex AI: no default credentials, and {error.message}",
+                       LOG_IN) from None  # fmt: skip
 
 
 @probe

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,8 @@ _FAILED = re.compile(
 )
 _HINTS = {
     "connection": "the authority reaches no web server under that name: open port 80, or correct the name's address",
-    "unauthorized": "another host, or another directory, answers under that name: correct its address, or webroot",
-    "dns": "correct the name's record (A, AAAA, CAA) where its zone is kept",
+    "unauthorized": "another host, directory or TXT record answers under that name: correct address, webroot or hook",
+    "dns": "correct the name's record (A, AAAA, CAA; TXT _acme-challenge for dns-01) where its zone is kept",
     "caa": "let the authority issue for that name in its CAA record",
     "rateLimited": "wait: the authority says until when; do not launch it again before",
 }
@@ -73,35 +74,107 @@ def command(block: Certificates, kind: Kind, names: Sequence[str]) -> list[str]:
     """What is run. Whether it is time was judged before, so certbot is not asked again; nor does it sleep first.
 
     Raises:
-        OpsError: the directory of certificates is not certbot's.
+        OpsError: the directory of certificates is not certbot's, or a name needs another challenge.
     """
     if kind == RELOAD:
         return block.reloading()
+    if block.renew_command:
+        return list(block.renew_command)
     live = Path(block.directory)
     if live.name != "live":
-        hint = "name its directory live in [certificates] directory, or renew them with what made them"
+        hint = "name its directory live in [certificates] directory, or set renew_command to what makes them"
         raise OpsError(f"{live} is no directory of certbot's", hint)
+    if block.challenge != "dns-01" and (wild := [name for name in names if name.startswith("*.")]):
+        hint = 'set [certificates] challenge = "dns-01" with dns_plugin or dns_auth_hook'
+        raise OpsError(f"{wild[0]} is a wildcard, which no authority issues by {block.challenge}", hint)
     places = ["--config-dir", str(live.parent)]
     if block.certbot_directory:
         places += ["--work-dir", block.certbot_directory, "--logs-dir", f"{block.certbot_directory}/logs"]
     common = ["--non-interactive", "--cert-name", names[0], *places, "--deploy-hook", shlex.join(block.reloading())]
+    how = challenge_options(block)
     if kind == RENEW:
-        how = ["--webroot", "--webroot-path", block.webroot] if _is_standalone(live.parent, names[0]) else []
+        how = how if _has_another(block, live.parent, names[0]) else []
         return ["certbot", "renew", "--no-random-sleep-on-renew", "--force-renewal", *how, *common]
     account = ["--email", block.email] if block.email else ["--register-unsafely-without-email"]
     server = ["--server", block.acme_server] if block.acme_server else []
     domains = [word for name in names for word in ("--domain", name)]
-    how = ["--agree-tos", *account, *server, "--renew-with-new-domains", "--webroot", "--webroot-path", block.webroot]
-    return ["certbot", "certonly", *how, *common, *domains]
+    return [
+        "certbot",
+        "certonly",
+        "--agree-tos",
+        *account,
+        *server,
+        "--renew-with-new-domains",
+        *how,
+        *common,
+        *domains,
+    ]
 
 
-def _is_standalone(configuration: Path, name: str) -> bool:
-    """Issued with --standalone, as the manual does: renewed in the same way it would want the web server's port."""
+def challenge_options(block: Certificates) -> list[str]:
+    """How certbot answers the authority's challenges. The kind is named: one that was issued by DNS keeps that."""
+    by_http = ["--preferred-challenges", "http"]
+    match block.challenge:
+        case "webroot":
+            return ["--webroot", "--webroot-path", block.webroot, *by_http]
+        case "standalone":
+            return ["--standalone", "--http-01-port", str(block.standalone_port), *by_http]
+        case "dns-01":
+            if block.dns_plugin:
+                return list(block.dns_plugin)
+            cleanup = ["--manual-cleanup-hook", shlex.join(block.dns_cleanup_hook)] if block.dns_cleanup_hook else []
+            hooks = ["--manual-auth-hook", shlex.join(block.dns_auth_hook), *cleanup]
+            return ["--manual", "--preferred-challenges", "dns", *hooks]
+
+
+def _has_another(block: Certificates, configuration: Path, name: str) -> bool:
+    """Whether a renewal must be told how: the hooks of the TOML count, not those of the first issue. A certificate that
+    another tool issued by standalone, as the manual does, would want the web server's port again."""
     try:
         text = (configuration / "renewal" / f"{name}.conf").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return False
-    return bool(re.search(r"^authenticator\s*=\s*standalone\s*$", text, re.MULTILINE))
+        text = ""
+    found = re.search(r"^authenticator\s*=\s*(\S+)\s*$", text, re.MULTILINE)
+    stored = found[1] if found else ""
+    match block.challenge:
+        case "webroot":
+            return stored == "standalone"
+        case "standalone":
+            return stored != "standalone"
+        case "dns-01":
+            return True
+
+
+@probe
+def read_port_problem(port: int) -> str:
+    """Why a program cannot listen on a port of this host; "" where it can."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+        except OSError as error:
+            return f"port {port}: {error.strerror}"
+    return ""
+
+
+@action
+def run_given(permit: Permit, block: Certificates, kind: Kind, names: Sequence[str]) -> str:
+    """Issue or renew one certificate by `renew_command`, with OPS_CERTIFICATE (its directory) and OPS_CERTIFICATE_NAMES
+    in its environment; then reload the web server. Returns how the reload failed, "" where it did not.
+
+    Raises:
+        CommandFailed: the command failed.
+        OpsError: it did not end in time.
+    """
+    permit.require(kind, names[0])
+    variables = {"OPS_CERTIFICATE": str(Path(block.directory) / names[0]), "OPS_CERTIFICATE_NAMES": " ".join(names)}
+    hint = "fix what renew_command prints, then run this again"
+    shell.run(block.renew_command, environment=variables, timeout_seconds=CERTBOT_SECONDS, hint=hint)
+    try:
+        shell.run(block.reloading(), timeout_seconds=RELOAD_SECONDS)
+    except OpsError as error:
+        return error.message
+    return ""
 
 
 @action

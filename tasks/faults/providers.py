@@ -1,6 +1,8 @@
-"""AI providers taken away, one by one, and given back: where a disposable environment's own ones can be told to fail.
+"""AI providers of a disposable environment made to fail, one by one, and healed: by the proxy in front of them
+(`tasks.ai.proxy`), or by their own control, as the lab's have it.
 
-They take `POST {control}/control/{provider} {"failing": true}` and tell by `GET {control}/health` which of them do.
+Both take `POST {control}/control/{provider} {"failing": true}` and return the providers' states by
+`GET {control}/health`. Only the proxy takes a kind of `fault`, and counts requests.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+from blocks.ai_providers import ProviderFault
 from blocks.environment import Environment
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
@@ -18,6 +21,17 @@ from tasks.faults.disposable import Fault, require_allowed, require_disposable
 
 SECONDS = 10.0
 FAILING = "failing"
+MEANING: dict[ProviderFault, str] = {
+    "500": "every request is refused with a server error",
+    "429": "every request is refused with 429 Too Many Requests",
+    "timeout": "no request is answered",
+    "refused": "connections are refused",
+    "slow": "every answer is delayed",
+}
+PROXY_HINT = (
+    "real providers cannot be made to fail: set [ai_providers] proxy and control, run python -m tasks.ai.proxy, and use"
+    " its addresses as the base URLs of the application (docs/ai-providers.md)"
+)
 
 
 def provider(env: Environment, name: str) -> str:
@@ -40,17 +54,36 @@ def read_provider_states(env: Environment) -> dict[str, str]:
     return {str(name): str(state) for name, state in found.items()}
 
 
-@action(idempotent=True)
-def fail_provider(permit: Permit, env: Environment, name: str) -> Fault:
-    """From now on it refuses every request.
+@probe
+def read_received(env: Environment) -> dict[str, int]:
+    """Provider → how many requests the proxy has received for it since it started; empty without a proxy.
 
     Raises:
-        OpsError: the environment is not disposable, or its provider cannot be told to fail.
+        Unreachable: the proxy does not answer.
+        OpsError: something else answers at its address.
+    """
+    if not env.ai_providers.proxy:
+        return {}
+    found = _asked(env, "GET", "/health").get("received")
+    if not isinstance(found, dict):
+        raise OpsError(f"{env.ai_providers.control} is not the proxy", "run python -m tasks.ai.proxy there, or correct "
+                       "[ai_providers] control")  # fmt: skip
+    return {str(name): int(count) for name, count in found.items()}
+
+
+@action(idempotent=True)
+def fail_provider(
+    permit: Permit, env: Environment, name: str, fault: ProviderFault = "500", delay_seconds: float = 0.0
+) -> Fault:
+    """From now on it fails every request in this way; `slow`: every answer is delayed.
+
+    Raises:
+        OpsError: the environment is not disposable, or its provider cannot be made to fail in this way.
     """
     require_allowed(env, permit, provider(env, name))
     began = datetime.now(UTC)
-    _set(env, name, failing=True)
-    return Fault(f"{name} refuses every request", began, datetime.now(UTC))
+    _set(env, name, failing=True, fault=fault, delay_seconds=delay_seconds)
+    return Fault(f"{name}: {MEANING[fault]}", began, datetime.now(UTC))
 
 
 @action(idempotent=True)
@@ -72,23 +105,32 @@ def heal_providers(env: Environment, names: Sequence[str]) -> None:
         raise problems[0]
 
 
-def _set(env: Environment, name: str, *, failing: bool) -> None:
-    _asked(env, "POST", f"/control/{name}", {"failing": failing})
+def _set(
+    env: Environment, name: str, *, failing: bool, fault: ProviderFault = "500", delay_seconds: float = 0.0
+) -> None:
+    kind: dict[str, str | float] = {"fault": fault, "delay_seconds": delay_seconds} if env.ai_providers.proxy else {}
+    if fault != "500" and not kind:
+        raise OpsError(f"{fault} needs the proxy: the providers' own control only makes them fail",
+                       "set [ai_providers] proxy and run python -m tasks.ai.proxy")  # fmt: skip
+    _asked(env, "POST", f"/control/{name}", {"failing": failing, **kind})
     state = read_provider_states.work(env).get(name)
     if (state == FAILING) is not failing:
         raise OpsError(f"{name} was told to {'fail' if failing else 'answer'}, and is {state}",
                        "restart the providers: they forget it then")  # fmt: skip
 
 
-def _asked(env: Environment, method: str, path: str, body: Mapping[str, bool] | None = None) -> dict[str, object]:
+def _asked(
+    env: Environment, method: str, path: str, body: Mapping[str, bool | str | float] | None = None
+) -> dict[str, object]:
     control = env.ai_providers.control.rstrip("/")
     if not control:
         raise OpsError(f"nothing says how the AI providers of {env.name} are told to fail",
-                       "name the address in [ai_providers] control; real providers cannot be taken away")  # fmt: skip
+                       PROXY_HINT)  # fmt: skip
     try:
         return call(method, control + path, {}, SECONDS, body, proxied=False)
     except Failed as error:
         kind = Unreachable if error.kind in ("unreachable", "hangs") else OpsError
         raise kind(
-            f"the AI providers at {control}: {error.said}", "start them; or correct [ai_providers] control"
+            f"the AI providers at {control}: {error.said}",
+            "start them (the proxy: python -m tasks.ai.proxy); or correct [ai_providers] control",
         ) from None

@@ -13,7 +13,7 @@ from runbook.kinds import probe
 from tasks.recovery_points.estimate import Sample
 
 MEASURING = (
-    *("verify-backup", "restore-database", "restore-redis", "restore-to-point", "full-restore"),
+    *("verify-backup", "restore-database", "restore-redis", "restore-files", "restore-to-point", "full-restore"),
     *("postgresql-failover", "redis-failover", "region-failover"),
 )
 """Runbooks whose reports may hold a measure: others are not even opened, the frequent checks among them."""

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from google.auth.compute_engine import _metadata
 
 from flows.ai_providers.check import check_ai_providers
 from runbook.errors import RunbookFailed
@@ -250,12 +251,14 @@ def test_gcloud_is_asked_for_a_token_and_each_way_without_one_is_told(
     programs = place.base / "bin"
     programs.mkdir()
     monkeypatch.setenv("PATH", f"{programs}:/usr/bin:/bin")
+    monkeypatch.setenv("HOME", str(programs))
+    monkeypatch.setattr(_metadata, "_NO_GCE_CHECK", True)
     if program:
         (programs / "gcloud").write_text(f"#!/bin/sh\n{program}\n")
         (programs / "gcloud").chmod(0o755)
     report = check()
     assert said in bad(report)["vertex: an access token"][1]
-    assert "gcloud auth login" in hint(report, "vertex: an access token")
+    assert "gcloud auth application-default login" in hint(report, "vertex: an access token")
     (programs / "gcloud").write_text(f"#!/bin/sh\necho {TOKEN}\n")
     (programs / "gcloud").chmod(0o755)
     place.describe(vertex_token_variable="", azure_deployments="[]", bedrock_models="[]", chain='["vertex"]')

@@ -30,6 +30,7 @@ from tasks.env_file import read_variable
 from tasks.faults.providers import read_provider_states
 from tasks.services import start_services, stop_services
 from tests.providers import KEY, ProviderServer, providers
+from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 OLD, NEW = "2024-02-15-preview", "2024-10-21"
@@ -111,6 +112,50 @@ def test_answers_go_on_and_when_all_are_gone_the_user_is_told_and_a_killed_run_i
     status, _ = finding(caught.value.report, "without any provider the user gets a clear refusal")
     assert status is Status.CRITICAL
     assert (read_provider_states(env), half_done.exists()) == (WELL, False)
+
+
+def test_through_the_proxy_each_kind_of_fault_is_rehearsed_and_an_application_beside_it_is_found(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, fakes = toml.file_of(lab.name).read_text(), toml.environment(lab.name).ai_providers.control
+    at = {name: f"127.0.0.1:{free_port()}" for name in WELL}
+    own = "".join(f'{key} = "{fakes}"\n' for key in ("azure_endpoint", "bedrock_runtime_endpoint", "vertex_endpoint"))
+    own += f'control = "http://127.0.0.1:{free_port()}"\n[ai_providers.proxy]\n'
+    own += "".join(f'{name} = "{address}"\n' for name, address in at.items())
+    before = text[: text.index("[ai_providers]")]
+    rest = text[text.index("[alerts]") :]
+    (tmp_path / "lab.toml").write_text(f"{before}[ai_providers]\n{own}\n{rest}")
+    (tmp_path / "none.toml").write_text(f"{before}[ai_providers]\n\n{rest}")
+    monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(tmp_path / "none.toml"))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RunbookFailed, match="cannot be rehearsed here.*run python -m tasks.ai.proxy"):
+        rehearse_fallback.fn(lab.name)
+    monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(tmp_path / "lab.toml"))
+    env = toml.environment(lab.name)
+    env_file = Path(env.application.env_file)
+    was = env_file.read_text()
+    argv = [sys.executable, "-m", "tasks.ai.proxy", "--environment", lab.name]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as proxy:
+        try:
+            assert proxy.stdout
+            assert proxy.stdout.readline().startswith("listening: azure 127.0.0.1:")
+            with pytest.raises(RunbookFailed, match="the application uses the proxy: 0 requests for azure"):
+                rehearse_fallback.fn(lab.name, confirm=lab.name)
+            assert read_provider_states(env) == WELL
+            env_file.write_text(was + "".join(f"{name.upper()}_BASE_URL=http://{at[name]}\n" for name in at))
+            restart(env)
+            for fault in ("refused", "429"):
+                report = rehearse_fallback.fn(lab.name, fault=fault, confirm=lab.name)
+                assert report.status is Status.OK, report.sentence()
+                answers = [row[1].split()[0] for row in rows(report, "What the user got")]
+                assert answers == ["azure", "bedrock", "vertex", "nobody:", "azure"]
+                assert read_provider_states(env) == WELL
+        finally:
+            env_file.write_text(was)
+            restart(env)
+            proxy.send_signal(signal.SIGTERM)
+    assert proxy.returncode == 0
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def test_nothing_is_taken_away_from_what_is_not_disposable_or_cannot_be_told(log
 
 def test_providers_that_cannot_be_told_to_fail_are_refused(logs: Path) -> None:
     describe(logs, disposable=True)
-    assert "name the address in [ai_providers] control" in critical(rehearse_fallback, confirm=NAME).sentence()
+    assert "set [ai_providers] proxy and control" in critical(rehearse_fallback, confirm=NAME).sentence()
 
 
 def test_another_server_at_the_address_is_refused(logs: Path) -> None:

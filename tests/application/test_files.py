@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from blocks import toml
 from flows.application.files import backup_files
-from runbook.errors import RunbookFailed
+from flows.application.files_restore import restore_files, undo_restore_files
+from runbook.errors import OpsError, RunbookFailed
 from runbook.permit import Act, Permit
 from runbook.report import Status
 from tasks import archive, at_hand, catalogue
-from tasks.files_copy import REPLACE_FILES, build_files_copy
+from tasks import entries as listing
+from tasks.entries import Entry
+from tasks.files import ARCHIVE
+from tasks.files_copy import REPLACE_FILES, build_files_copy, superseded_files
 from tasks.stores.directory import DirectoryStore
 from tests.bits import flip
 
@@ -130,3 +138,106 @@ def test_a_killed_backup_is_never_offered_and_cleaned_by_the_next(store: Path) -
     assert report.facts["removed unfinished backups"]
     assert len(catalogue.names(DirectoryStore(store), "files")) == 1
     assert list(store.glob(".partial-*")) == []
+
+
+def states(live: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Mode, owner and content of every file."""
+    found = (path for path in live.rglob("*") if path.is_file())
+    return {str(p.relative_to(live)): (p.stat().st_mode, p.stat().st_uid, p.read_bytes()) for p in found}
+
+
+def forked(run: Callable[[], object], **variables: str) -> int:
+    """The exit status of a run in a process of its own, which has everything imported already."""
+    if (pid := os.fork()) == 0:
+        os.environ.update(variables)
+        try:
+            run()
+        finally:
+            os._exit(0)
+    return os.waitpid(pid, 0)[1]
+
+
+def reached(run: Callable[[], object], log: Path) -> list[str]:
+    """Every failpoint at which files are changed, in order."""
+    forked(run, OPS_FAILPOINT_LOG=str(log))
+    return [name for name in dict.fromkeys(log.read_text().splitlines()) if "files" in name]
+
+
+def killed(run: Callable[[], object], point: str) -> bool:
+    return os.WTERMSIG(forked(run, OPS_FAILPOINT=point)) == signal.SIGKILL
+
+
+def test_files_are_restored_alone_undone_and_survive_a_kill_at_every_failpoint(
+    live: Path, store: Path, tmp_path: Path
+) -> None:
+    application = toml.environment(NAME).application
+    (live / "uploads" / "cv.pdf").chmod(0o640)
+    name, good = backup_files.fn(NAME).facts["backup"], states(live)
+    (live / "main.py").unlink()
+    (live / "uploads" / "cv.pdf").chmod(0o604)
+    (live / "uploads" / "new.pdf").write_text("written since the backup")
+    damaged = states(live)
+
+    plan = restore_files.fn(NAME)
+    assert (plan.status, plan.pins["backup"], states(live)) == (Status.PLANNED, name, damaged)
+    report = restore_files.fn(NAME, backup=name, confirm=NAME)
+    assert (report.status, states(live)) == (Status.OK, good), report.sentence()
+    [aside] = superseded_files(application)
+    assert report.facts["undo"] == f"undo-restore-files with kept={aside.name}"
+    assert states(aside) == damaged
+    assert catalogue.open_backup(DirectoryStore(store), name).verified
+
+    (live / "uploads" / "later.pdf").write_text("written since the restore")
+    os.utime(live / "uploads" / "later.pdf", (time.time() + 60, time.time() + 60))
+    plan = undo_restore_files.fn(NAME)
+    assert (plan.status, plan.pins["kept"]) == (Status.PLANNED, aside.name)
+    assert ("uploads/later.pdf",) in [row for kept in plan.evidence for row in kept.rows]
+    report = undo_restore_files.fn(NAME, kept=aside.name, confirm=NAME)
+    assert (report.status, states(live)) == (Status.WARN, damaged), report.sentence()
+    restored = good | {"uploads/later.pdf": states(superseded_files(application)[-1])["uploads/later.pdf"]}
+    assert states(superseded_files(application)[-1]) == restored
+
+    restore, undo = partial(restore_files.fn, NAME, confirm=NAME), partial(undo_restore_files.fn, NAME, confirm=NAME)
+    points = reached(restore, tmp_path / "points")
+    assert {"files: between renames", "before swap_files", "after build_files_copy"} <= set(points)
+    for point in points:
+        for old in (live, *superseded_files(application)):
+            shutil.rmtree(old)
+        live.mkdir()
+        (live / "main.py").write_text(point)
+        assert killed(restore, point), point
+        assert restore().status is Status.OK, point
+        assert states(live) == good, point
+        assert point in [(old / "main.py").read_text() for old in superseded_files(application)], point
+        assert not live.with_name("grc.restoring").exists(), point
+
+    (live / "main.py").write_text("restored")
+    points = reached(undo, tmp_path / "undo-points")
+    assert {"files: between renames", "after swap_files_back"} <= set(points)
+    for number, point in enumerate(points[points.index("before swap_files_back") :]):
+        (live / "main.py").write_text(f"before undo {number}")
+        wanted = states(superseded_files(application)[-1])
+        assert killed(undo, point), point
+        assert undo().status in (Status.OK, Status.WARN), point
+        assert states(live) == wanted, point
+        assert (superseded_files(application)[-1] / "main.py").read_text() == f"before undo {number}", point
+
+
+def test_damage_is_found_before_anything_is_replaced(live: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, good = backup_files.fn(NAME).facts["backup"], states(live)
+
+    def altered(directory: Path, entries: Sequence[Entry]) -> list[str]:
+        (directory / "main.py").chmod(0o777)
+        return compare(directory, entries)
+
+    compare = listing.compare
+    with monkeypatch.context() as patch:
+        patch.setattr(listing, "compare", altered)
+        with pytest.raises(RunbookFailed, match="files equal to the backup: main.py has mode 0777"):
+            restore_files.fn(NAME, confirm=NAME)
+    flip(store / name / ARCHIVE)
+    with pytest.raises(RunbookFailed, match=f"files of {name}"):
+        restore_files.fn(NAME)
+    with pytest.raises(OpsError, match="no restore has set application files aside"):
+        undo_restore_files.fn(NAME)
+    assert (states(live), superseded_files(toml.environment(NAME).application)) == (good, [])

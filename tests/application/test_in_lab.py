@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from blocks import toml
 from flows.application.dependencies import check_dependencies
+from flows.application.files import backup_files
+from flows.application.files_restore import restore_files, undo_restore_files
 from flows.application.hooks import install_pre_commit
 from flows.application.lint import lint_code
 from flows.application.patching import patch_vulnerability
@@ -27,6 +32,8 @@ from tests.application.test_types import finding
 from tests.checkouts import Checkout, bring, replace
 from tests.packaged import bad, rows
 from tests.seeded import PYTHON_FILE, WEB_FILE, endanger, endanger_node, ill_type
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -141,3 +148,28 @@ def test_seeded_old_and_vulnerable_packages_are_found(lab: Lab, checkout: Checko
     assert rows(patched, "Vulnerable")[0][:4] == ("backend", "redis", rows(patched, "Vulnerable")[0][2], "99.0.0")
     assert "backend: installed" in bad(patched), "the index has nothing else"
     assert checkout.git("ls-remote", "--heads", "origin").split()[1::2] == ["refs/heads/main"]
+
+
+STOPPED = "from flows.application.files_restore import restore_files as run; run.fn({0!r}, confirm={0!r})"
+
+
+def test_files_are_restored_with_the_services_stopped_and_a_killed_run_leaves_none_stopped_for_good(lab: Lab) -> None:
+    env = toml.environment(lab.name)
+    backup_files.fn(lab.name)
+    source = Path(env.application.backend_directory) / "grc_backend" / "ai.py"
+    good, pid = source.read_bytes(), env.services.state("backend").pid
+    source.unlink()
+    variables = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "OPS_FAILPOINT": "after stop_services"}
+    argv = [sys.executable, "-c", STOPPED.format(lab.name)]
+    done = subprocess.run(argv, env=variables, cwd=ROOT, check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not env.services.is_running("backend")
+
+    report = restore_files(lab.name, confirm=lab.name)  # as a flow run
+
+    assert report.status is Status.OK, report.sentence()
+    assert source.read_bytes() == good
+    assert env.services.is_running("backend")
+    assert env.services.is_running("frontend")
+    assert env.services.state("backend").pid != pid
+    assert undo_restore_files.fn(lab.name).status is Status.PLANNED

@@ -292,7 +292,7 @@ def test_pruning_where_versions_cannot_be_asked_for_is_no_failure(
 
 @pytest.mark.parametrize(("name", "said"), [("dump_20260101_000000", "redis"), ("app_20260101_000000", "files")])
 def test_a_backup_of_something_else_is_refused_with_what_takes_it(trial: Trial, name: str, said: str) -> None:
-    hint = {"redis": "restore-redis restores it", "files": "verify-backup tries these"}[said]
+    hint = {"redis": "restore-redis restores it", "files": "restore-files restores it"}[said]
     with pytest.raises(RunbookFailed, match=f"{name} is a backup of {said}, not of postgres.*{hint}"):
         restore_database.fn(NAME, backup=name)
     shutil.rmtree(trial.store, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,6 +123,71 @@ def test_a_certbot_that_does_not_renew_is_told_and_the_old_one_stays(
     )
     assert content(live) == before
     assert len(found) == (2 if "4.0" in (version or "") else 1), "the next one is tried all the same"
+
+
+def test_challenges_other_than_webroot_are_in_the_command_and_checked_when_registered(
+    register: Register, authority: Authority, program: Certbot
+) -> None:
+    program("exit 9")
+    hooks = 'challenge = "dns-01"\ndns_auth_hook = ["/opt/add record"]\ndns_cleanup_hook = ["/opt/remove", "-q"]'
+    live = register([f"{APP} *.{APP}", "old.test"], more=hooks)
+    authority.issue("old.test", days=5).write(live / "old.test")
+    steps = {step.step: step.detail for step in renew().plan_steps}
+    manual = (
+        "--manual --preferred-challenges dns --manual-auth-hook ''\"'\"'/opt/add record'\"'\"'' --manual-cleanup-hook"
+    )
+    assert manual in steps["issue certificate app.test"], steps
+    assert manual in steps["renew certificate old.test"], "the hooks of the TOML count"
+    register([APP], more='challenge = "dns-01"\ndns_plugin = ["--dns-route53"]')
+    assert " --renew-with-new-domains --dns-route53 " in renew().plan_steps[0].detail
+    register([f"{APP} *.{APP}"])
+    assert any("*.app.test is a wildcard" in name for name in bad(renew()))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        register([APP], more=f'challenge = "standalone"\nstandalone_port = {port}')
+        report = renew()
+    assert f"--standalone --http-01-port {port} " in report.plan_steps[0].detail
+    assert bad(report)["port for standalone"].value == f"port {port}: Address already in use"
+    for wrong in ('challenge = "dns-01"', 'dns_plugin = ["--dns-route53"]', 'challenge = "dns-01"\ndns_plugin = ["x"]'):
+        register([APP], more=wrong)
+        with pytest.raises(OpsError, match="dns_plugin"):
+            renew_certificates.fn(NAME)
+
+
+def test_a_given_command_renews_and_what_it_does_not_do_is_found(
+    register: Register, authority: Authority, tmp_path: Path
+) -> None:
+    made, log = tmp_path / "made", tmp_path / "log"
+    script = f'test "$OPS_CERTIFICATE_NAMES" = "{APP} www.{APP}" && mkdir -p "$OPS_CERTIFICATE" && '
+    good = script + f'cp {made}/*.pem "$OPS_CERTIFICATE"'
+
+    def given(script: str, reload: str = "true") -> Path:
+        more = (
+            f'renew_command = ["sh", "-c", """{script}"""]\nreload = ["sh", "-c", "{reload}; echo reloaded >> {log}"]'
+        )
+        return register([f"{APP} www.{APP}"], more=more)
+
+    live = given(good)
+    authority.issue(APP, f"www.{APP}").write(made)
+    plan = renew()
+    assert [step.step for step in plan.plan_steps] == ["issue certificate app.test"]
+    assert plan.plan_steps[0].detail.startswith("there is none: sh -c ")
+    report = renew(confirm=NAME)
+    assert [name for name, found in bad(report).items() if found.status is Status.CRITICAL] == [], report.sentence()
+    assert (live / APP / "fullchain.pem").read_bytes() == (made / "fullchain.pem").read_bytes()
+    assert log.read_text() == "reloaded\n"
+
+    authority.issue(APP, f"www.{APP}").write(made)
+    before = content(live)
+    for script, reload, name, told in (
+        ("echo no route to the authority >&2; exit 7", "true", f"{APP}: renew certificate", "exited 7"),
+        ("true", "true", f"{APP}: new", "the old one"),
+        (good, "exit 3", f"{APP}: renew certificate", "exited 3"),
+    ):
+        given(script, reload)
+        assert content(live) == before
+        found = bad(renew(force=True, confirm=NAME))[name]
+        assert (found.status, told in found.value) == (Status.CRITICAL, True), found
 
 
 def test_one_that_cannot_be_read_is_left_alone_and_keeps_no_other(

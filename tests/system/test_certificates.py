@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import ssl
+import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.certificates import served
+from tasks.certificates.certbot import read_port_problem
 from tests.infrastructure.authority import Authority, Issued
 from tests.infrastructure.conftest import NAME, Register, authority, bad, register
 from tests.servers import PostgresServer, free_port
@@ -213,6 +215,55 @@ reload = {json.dumps(place.reload)}
     assert [step.step for step in loaded.plan_steps] == ["reload web server for app.test"]
     assert bad(loaded) == {}
     assert serials() == [file] * 3
+
+
+HOOK = """
+import json, os, sys, urllib.request
+action, management, value = sys.argv[1], sys.argv[2], os.environ.get("OPS_TEST_VALUE") or os.environ["CERTBOT_VALIDATION"]
+body = {"host": f"_acme-challenge.{os.environ['CERTBOT_DOMAIN']}."} | ({"value": value} if action == "set-txt" else {})
+urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{management}/{action}", json.dumps(body).encode()))
+"""
+
+
+def test_a_wildcard_by_dns_a_record_that_is_wrong_and_a_certificate_by_standalone(
+    place: Place, register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, served = place.base, [f"{APP}@127.0.0.1:{place.https}", f"{WWW}@127.0.0.1:{place.https}"]
+    (base / "hook.py").write_text(HOOK)
+    hooks = {key: [sys.executable, str(base / "hook.py"), action, str(place.names)]
+             for key, action in (("dns_auth_hook", "set-txt"), ("dns_cleanup_hook", "clear-txt"))}  # fmt: skip
+    common = f"""
+acme_server = "https://localhost:{place.acme}/dir"
+acme_authorities = "{base}/acme.pem"
+certbot_directory = "{base}/certbot"
+reload = {json.dumps(place.reload)}
+"""
+    by_dns = common + 'challenge = "dns-01"\n' + "".join(f"{key} = {json.dumps(argv)}\n" for key, argv in hooks.items())
+    live = register([f"{APP} *.{APP}"], served, by_dns)
+    (base / "root.pem").write_bytes(place.root)
+    monkeypatch.setenv("OPS_TEST_VALUE", "something else")
+    (finding,) = bad(renew(confirm=NAME)).values()
+    assert f"the challenge of {APP} failed (unauthorized)" in finding.value
+    assert not (live / APP).exists()
+    monkeypatch.delenv("OPS_TEST_VALUE")
+    assert {found.status for found in bad(renew(confirm=NAME)).values()} == {Status.WARN}, "no server has it yet"
+    place.serve()
+    until(lambda: bad(check()) == {}, what="nginx' reload", seconds=120)
+    before = serials()
+    renewed = renew(force=True, confirm=NAME)
+    assert (bad(renewed), renewed.outcome) == ({}, "1 of 1 done")
+    assert before != serials() == serials()[:1] * 3
+
+    port = place.http
+    live = register(["alone.test"], [], f'{common}challenge = "standalone"\nstandalone_port = {port}\n')
+    assert bad(renew(confirm=NAME))["port for standalone"].value == f"port {port}: Address already in use"
+    place.http = free_port()
+    place.serve()
+    until(lambda: not read_port_problem(port), what="nginx' other port", seconds=120)
+    assert {name: found.status for name, found in bad(renew(confirm=NAME)).items()} == {
+        "alone.test: served": Status.WARN
+    }
+    assert (live / "alone.test" / "fullchain.pem").exists()
 
 
 def test_postgres_tls_and_what_is_not_stapled(register: Register, authority: Authority, tmp_path: Path) -> None:

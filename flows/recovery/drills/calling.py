@@ -1,8 +1,9 @@
 """Phases 1 and 2 of §8.4: the alarm calls people, somebody takes it, the incident is declared, stakeholders are told.
 
-It is the real escalation of 付録C, on a test channel: a file beside the drill's evidence. Nobody's phone rings, and the
-incidents of a drill are not among the environment's own. Whoever is on call answers at once here, since the drill does
-so itself: what is timed is how long it takes until they could.
+It is the real escalation of 付録C. With `page` the on-call person is paged by the channels of `[alerts]`, and the drill
+waits until somebody acknowledges. Without it, a file beside the drill's evidence is the test channel: nobody's phone
+rings, the incidents of a drill are not among the environment's own, and the drill answers at once: what is timed is how
+long it takes until somebody could.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from blocks.environment import Environment
 from flows.monitoring import incident
 from flows.monitoring.table import METRICS
 from flows.recovery.drills.scenario import Drill, Symptom
-from runbook.errors import OpsError
+from runbook.errors import OpsError, Unreachable
 from runbook.render import duration
 from runbook.wait import until
 from tasks.alerts.incident import Incident
@@ -28,6 +29,7 @@ METRIC_OF = {
 }
 """Of the sensors that are metrics."""
 ARRIVES_SECONDS = 30.0
+ANSWER_SECONDS = 15 * 60.0
 HINT = "look at [alerts] of the environment's TOML; the drill went on without it"
 
 
@@ -52,7 +54,7 @@ def declare(drill: Drill, taken: Incident | None) -> None:
     """The start of phase 2."""
     if taken is None:
         return
-    env = drilled(drill, "alerts.jsonl")
+    env = drill.env if drill.page else drilled(drill, "alerts.jsonl")
     try:
         found = incident.declare(drill.report, env, taken.id, _by(drill))
         found = incident.notify_stakeholders(drill.report, env, found)
@@ -77,13 +79,18 @@ def drilled(drill: Drill, channel: str, *, at_once: bool = False) -> Environment
 
 
 def _taken(drill: Drill, symptom: Symptom) -> Incident:
-    env, metric = drilled(drill, "alerts.jsonl"), METRICS.get(METRIC_OF.get(symptom.sensor, ""))
+    env = drill.env if drill.page else drilled(drill, "alerts.jsonl")
+    metric = METRICS.get(METRIC_OF.get(symptom.sensor, ""))
     what = f"訓練: {metric.title if metric else symptom.sensor}: {symptom.told}"
     key = f"drill {metric.name if metric else symptom.sensor}"
     owner = metric.owner if metric else "SRE"
     opened = incident.open_incident(drill.report, env, what=what, severity="severe", owner=owner, key=key)
-    until(lambda: _arrived(env.alerts, opened), what="the message on the test channel", seconds=ARRIVES_SECONDS)
-    taken = incident.acknowledge(drill.report, env, opened.id, _by(drill), "訓練")
+    if drill.page:
+        drill.note(paged=opened.id)
+        taken = _answered(drill, opened)
+    else:
+        until(lambda: _arrived(env.alerts, opened), what="the message on the test channel", seconds=ARRIVES_SECONDS)
+        taken = incident.acknowledge(drill.report, env, opened.id, _by(drill), "訓練")
     took = taken.acknowledged_seconds or 0.0
     assert drill.fault
     assert taken.acknowledged
@@ -91,6 +98,44 @@ def _taken(drill: Drill, symptom: Symptom) -> Incident:
     drill.report.fact("alarm answered", f"{duration(since)} after the fault, {duration(took)} after the escalation")
     drill.done["on-call"] = f"told and acknowledged by {taken.acknowledged_by} after {duration(took)}"
     return taken
+
+
+def _answered(drill: Drill, opened: Incident) -> Incident:
+    """Until the person who was paged acknowledges (acknowledge-incident); the next levels are paged at their minutes.
+
+    Raises:
+        OpsError: nobody did in time.
+    """
+    env = drill.env
+    kept = incident.incidents(env)
+    drill.report.fact("paged", f"{opened.id}: {', '.join(f'{one.contact} by {one.channel}' for one in opened.told)}")
+
+    def acknowledged() -> Incident | None:
+        found = kept.get(opened.id)
+        if found.acknowledged:
+            return found
+        incident.go_on(drill.report, env, found)
+        return None
+
+    try:
+        found = until(acknowledged, what="the acknowledgement", seconds=ANSWER_SECONDS, every_seconds=1.0)
+    except Unreachable:
+        hint = "check the on-call rota, the phone and the channels of [alerts]; the drill went on"
+        raise OpsError(f"nobody acknowledged {opened.id} within {duration(ANSWER_SECONDS)}", hint) from None
+    assert found
+    return found
+
+
+def close(drill: Drill) -> None:
+    """Resolve the incident by which people were paged, however the drill ended; those who were told learn of it."""
+    name = drill.half_done.notes.get("paged")
+    if not name:
+        return
+    try:
+        incident.resolve(drill.report, drill.env, name, _by(drill), "訓練は終了しました")
+    except OpsError as error:
+        drill.report.warn(f"incident {name} of the drill", error.hint or "run acknowledge-incident with action=resolve",
+                          value=error.message)  # fmt: skip
 
 
 def _rehearse_levels(drill: Drill) -> None:

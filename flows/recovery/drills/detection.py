@@ -31,7 +31,7 @@ IN_A_ROW = 2
 
 def application(env: Environment, _: Path) -> str:
     """Health of backend and frontend, as their users' load balancer asks for it: nothing of the minutes before."""
-    return _exceeded(env, read_application(env, now(), timedelta()), "api.error_ratio")
+    return exceeded(env, read_application(env, now(), timedelta()), "api.error_ratio")
 
 
 def database(env: Environment, _: Path) -> str:
@@ -45,11 +45,11 @@ def database(env: Environment, _: Path) -> str:
 
 def replication(env: Environment, _: Path) -> str:
     """Everybody who is to follow the primary streams from it."""
-    return _exceeded(env, read_database(env), STREAMS)
+    return exceeded(env, read_database(env), STREAMS)
 
 
-def _exceeded(env: Environment, readings: Readings, name: str) -> str:
-    """What is told of a metric that is over its limit, or was not measured; "" where it is well or not watched here."""
+def exceeded(env: Environment, readings: Readings, name: str) -> str:
+    """The text of a metric that is over its limit, or was not measured; "" where it is well or not watched here."""
     found = readings.get(name, Reading(0.0, ""))
     is_well = found.value is not None and found.value <= METRICS[name].limit(env.limits)
     return "" if is_well else found.told
@@ -97,9 +97,9 @@ ALARM = Bounds(0, 0)
 
 
 @probe
-def ask_all(env: Environment, evidence: Path) -> dict[str, str]:
+def ask_all(env: Environment, evidence: Path, sensors: Mapping[str, Sensor] = SENSORS) -> dict[str, str]:
     """What every sensor says now, "" where all is well. Whoever tells of something is asked `IN_A_ROW` times."""
-    return {name: _told(sensor, env, evidence) for name, sensor in SENSORS.items()}
+    return {name: _told(sensor, env, evidence) for name, sensor in sensors.items()}
 
 
 def _told(sensor: Sensor, env: Environment, evidence: Path) -> str:
@@ -116,19 +116,19 @@ def quick(env: Environment) -> dict[str, str]:
 
 
 @probe
-def watch(env: Environment, evidence: Path, seconds: float) -> Symptom:
+def watch(env: Environment, evidence: Path, seconds: float, sensors: Mapping[str, Sensor] = SENSORS) -> Symptom:
     """Listen to all of them until one says `IN_A_ROW` times that something is wrong.
 
     Raises:
         OpsError: none did within `seconds`.
     """
-    standings = dict.fromkeys(SENSORS, Standing())
+    standings = dict.fromkeys(sensors, Standing())
     pending = dict[str, Future[str]]()
     pool = ThreadPoolExecutor(len(SLOW), thread_name_prefix="sensor")
 
     def heard() -> Symptom | None:
-        for name in SENSORS:
-            told = _answer(pool, pending, name, env, evidence)
+        for name, sensor in sensors.items():
+            told = _answer(pool, pending, name, sensor, env, evidence)
             if told is None:
                 continue
             timing = Timing(1 if name in SLOW else IN_A_ROW, seconds=0)
@@ -147,13 +147,14 @@ def watch(env: Environment, evidence: Path, seconds: float) -> Symptom:
 
 
 def _answer(
-    pool: ThreadPoolExecutor, pending: dict[str, Future[str]], name: str, env: Environment, evidence: Path
-) -> str | None:
+    pool: ThreadPoolExecutor, pending: dict[str, Future[str]], name: str, sensor: Sensor, env: Environment,
+    evidence: Path,
+) -> str | None:  # fmt: skip
     """A slow sensor answers from beside; None: not yet."""
     if name not in SLOW:
-        return SENSORS[name](env, evidence)
+        return sensor(env, evidence)
     if name not in pending:
-        pending[name] = pool.submit(SENSORS[name], env, evidence)
+        pending[name] = pool.submit(sensor, env, evidence)
     return pending.pop(name).result() if pending[name].done() else None
 
 

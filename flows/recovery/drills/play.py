@@ -28,7 +28,7 @@ def play(drill: Drill, scenario: Scenario) -> None:
     with writing(clients, env.application, url, lambda: scenario.servers(env), database):
         clients.wait(STEADY_WRITES)
         _strike(drill, scenario)
-        taken = _detect(drill)
+        taken = _detect(drill, scenario)
         with drill.phases.phase(2):
             calling.declare(drill, taken)
             _scope(drill, scenario)
@@ -60,11 +60,12 @@ def _strike(drill: Drill, scenario: Scenario) -> None:
     failpoint("drill: struck")
 
 
-def _detect(drill: Drill) -> Incident | None:
+def _detect(drill: Drill, scenario: Scenario) -> Incident | None:
     """Phase 1: until somebody has taken the alarm."""
     assert drill.fault
     with drill.phases.phase(1, drill.fault.began):
-        symptom = detection.watch(drill.env, drill.directory / "evidence", DETECT_SECONDS)
+        sensors = {**detection.SENSORS, **scenario.more_sensors()}
+        symptom = detection.watch(drill.env, drill.directory / "evidence", DETECT_SECONDS, sensors)
         took = (symptom.at - drill.fault.began).total_seconds()
         drill.symptoms.append(symptom)
         drill.done["alarm"] = f"{symptom.sensor}: {symptom.told}"
@@ -74,7 +75,8 @@ def _detect(drill: Drill) -> Incident | None:
 
 def _scope(drill: Drill, scenario: Scenario) -> None:
     """What else is wrong, as every sensor says; the one that knows this kind of fault must be among them."""
-    found = detection.ask_all(drill.env, drill.directory / "evidence")
+    sensors = {**detection.SENSORS, **scenario.more_sensors()}
+    found = detection.ask_all(drill.env, drill.directory / "evidence", sensors)
     known = {one.sensor for one in drill.symptoms}
     drill.symptoms += [Symptom(name, told, now()) for name, told in found.items() if told and name not in known]
     noticed = [one for one in drill.symptoms if one.sensor in scenario.sensors]

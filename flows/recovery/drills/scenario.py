@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -61,6 +61,8 @@ class Drill:
     directory: Path
     clients: Clients
     half_done: HalfDone
+    page: bool = False
+    """Whether the on-call person is really paged, and must acknowledge."""
     phases: Phases = field(default_factory=Phases)
     fault: Fault | None = None
     symptoms: list[Symptom] = field(default_factory=list)
@@ -152,6 +154,14 @@ class Scenario(abc.ABC):
     @abc.abstractmethod
     def heal(self, drill: Drill) -> None:
         """From wherever the drill stopped (`drill.half_done` says it) to a healthy system. Idempotent."""
+
+    def more_sensors(self) -> Mapping[str, Callable[[Environment, Path], str]]:
+        """Besides `detection.SENSORS`."""
+        return {}
+
+    def notes(self) -> dict[str, str]:
+        """What a run after a killed one must know of it."""
+        return {}
 
     def address(self, env: Environment) -> str | Callable[[], str]:
         """Where users are sent."""

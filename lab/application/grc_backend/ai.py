@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -88,14 +88,14 @@ class AIService:
         self._providers = tuple(providers)
 
     @classmethod
-    def at(cls, url: str, executor: ThreadPoolExecutor) -> AIService:
-        """Return the production chain with all three providers below `url`."""
+    def at(cls, url: str, executor: ThreadPoolExecutor, others: Mapping[str, str]) -> AIService:
+        """Return the production chain with all three providers below `url`, or below another one (`others`)."""
         chain = (
             ("azure", "gpt-4o"),
             ("bedrock", "anthropic.claude-3-5-sonnet"),
             ("vertex", "gemini-1.5-pro"),
         )
-        return cls([HTTPProvider(name, model, f"{url}/{name}", executor) for name, model in chain])
+        return cls([HTTPProvider(name, model, f"{others.get(name, url)}/{name}", executor) for name, model in chain])
 
     async def generate_response(self, prompt: str, *, user_id: str, request_id: str) -> Completion:
         """Return the first provider's reply that arrives. Raises `AllProvidersFailed`."""

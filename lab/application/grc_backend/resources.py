@@ -39,7 +39,7 @@ class Resources:
             settings,
             create_engine(settings),
             _redis(settings),
-            AIService.at(settings.ai_providers_url, executor),
+            AIService.at(settings.ai_providers_url, executor, settings.ai_base_urls),
             executor,
         )
 

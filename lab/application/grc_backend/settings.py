@@ -28,6 +28,9 @@ def read_environment(directory: Path | None = None) -> dict[str, str]:
     return {key: value for key, value in {**written, **os.environ}.items() if value is not None}
 
 
+AI_PROVIDERS = ("azure", "bedrock", "vertex")
+
+
 @dataclass(frozen=True)
 class Settings:
     """The backend's settings; the ``database_*`` keys are those of manual §1.5 (durations in seconds)."""
@@ -46,6 +49,7 @@ class Settings:
     ai_rate_limit: int = 100
     redis_sentinels: tuple[tuple[str, int], ...] = ()
     redis_master: str = "mymaster"
+    ai_base_urls: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def load(cls, directory: Path | None = None) -> Settings:
@@ -74,6 +78,7 @@ class Settings:
             ai_rate_limit=_integer(values, "AI_RATE_LIMIT", 100),
             redis_sentinels=_addresses(values.get("REDIS_SENTINELS") or ""),
             redis_master=values.get("REDIS_MASTER") or "mymaster",
+            ai_base_urls={name: url for name in AI_PROVIDERS if (url := values.get(f"{name.upper()}_BASE_URL"))},
         )
 
 

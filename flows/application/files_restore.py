@@ -1,0 +1,224 @@
+"""Restore of the application's files alone, and its undo (§8.2)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import flow
+
+from blocks.environment import Environment, Stores
+from flows.application.live_checks import report_health
+from flows.store import choose_backup, mark_failed, mark_verified, measured
+from runbook.errors import OpsError
+from runbook.permit import Act, Permit
+from runbook.render import size
+from runbook.report import Report
+from runbook.run import runbook
+from tasks.application import wait_healthy
+from tasks.catalogue import Backup
+from tasks.connection_string import SWITCH, switch_target
+from tasks.files_copy import REPLACE_FILES, FilesCopy, FilesSwapped, build_files_copy, judge_files_backup, swap_files
+from tasks.files_undo import UNDO, choose_aside, end_undo, read_aside, swap_files_back
+from tasks.services import read_services, start_services, stop_services
+
+HEALTH_SECONDS = 120
+MOST_SHOWN = 50
+
+
+@flow(name="restore-files", flow_run_name="restore-files {environment} {backup}")
+def restore_files(environment: str, backup: str = "latest", source: Stores = "backups", confirm: str = "") -> Report:
+    """アプリケーションファイルのリストア (§8.2)
+
+    Restores the application's files alone: code, settings, uploads. Run it when files are deleted or corrupt and the
+    database and Redis are intact. The backup is unpacked alongside the live directory and compared with its manifest:
+    content, mode and owner of every entry.
+
+    What it changes: backend and frontend are stopped, the live directory is renamed to
+    `<directory>.superseded_<time>`, the copy takes its name, and both are started. Where the restored settings name
+    another database server than the present primary, the connection string is corrected. It is safe to run again after
+    a kill. To undo: undo-restore-files; discard-superseded deletes the old files. Evidence: the comparison.
+
+    Args:
+        environment: 対象の環境
+        backup: latest、日付 (YYYYMMDD)、またはバックアップ名
+        source: バックアップの保管場所 (backups は通常、copies は第二の場所)
+        confirm: 環境名を入力すると実行。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Restore files", env, confirm, changes=True, rank="recovery") as report:
+        chosen = choose_backup(report, env, "files", backup, source)
+        _judge(report, env, chosen)
+        report.plan("restore alongside", f"{chosen.name} into {env.application.directory}.restoring, and compare it",
+                    size=chosen.manifest.bytes, seconds=1)  # fmt: skip
+        _plan_swap(report, env, f"{env.application.directory}.restoring", env.application.directory)
+        permit = report.permit(Act(REPLACE_FILES, env.application.directory), *_switch_act(env))
+        report.state_is("the live files are unchanged", "fix the findings above, then run this again")
+        copy = build_files_copy(permit, env.application, chosen)
+        _prove(report, chosen, copy)
+        with services_stopped(report, env) as stopped:
+            swapped = swap_files.after(stopped.last)(permit, env.application, copy)
+            stopped.exchanged(report, f"{chosen.name} is live")
+            _switch(report, permit, env, swapped)
+        _start(report, env, swapped)
+        report.measure(*measured(chosen))
+        mark_verified(report, chosen)
+        report.fact("undo", f"undo-restore-files with kept={swapped.kept.name}" if swapped.kept else "nothing was live")
+        report.outcome = f"{chosen.name} is live, equal to its manifest"
+    return report
+
+
+@flow(name="undo-restore-files", flow_run_name="undo-restore-files {environment}")
+def undo_restore_files(environment: str, kept: str = "latest", confirm: str = "") -> Report:
+    """アプリケーションファイルのリストアの取り消し (§8.2)
+
+    Returns to the files that restore-files or full-restore set aside. Run it when the restored files turn out to be
+    wrong. Files that were written since the restore are set aside with the directory that they are in; the plan counts
+    them.
+
+    What it changes: backend and frontend are stopped, the two directories exchange their names, and both are
+    started. It is safe to run again after a kill: the next run finishes the exchange. To undo: run it again. Evidence:
+    the number and size of the files, and the list of those written since.
+
+    Args:
+        environment: 対象の環境
+        kept: latest、または取り置きディレクトリの名前 (….superseded_YYYYMMDD_HHMMSS)
+        confirm: 環境名を入力すると実行。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    name = "undo-restore-files"
+    with runbook("Undo restore of files", env, confirm, changes=True, rank="recovery", name=name) as report:
+        aside = choose_aside(env.application, kept, env.reports_directory)
+        report.pin("kept", aside.name)
+        report.fact("return to", aside.name)
+        if aside.exists():
+            _tell_aside(report, env, aside)
+        _plan_swap(report, env, str(aside), env.application.directory)
+        permit = report.permit(Act(UNDO, str(aside)), *_switch_act(env))
+        with services_stopped(report, env) as stopped:
+            swapped = swap_files_back.after(stopped.last)(permit, env.application, aside, env.reports_directory)
+            stopped.exchanged(report, f"the files of {aside.name} are live")
+            _switch(report, permit, env, swapped)
+        _start(report, env, swapped)
+        end_undo(env.reports_directory)
+        report.fact("set aside", swapped.kept or "nothing was live")
+        report.outcome = f"the files of {aside.name} are live again"
+    return report
+
+
+@dataclass
+class Stopped:
+    """The services while the files are exchanged. `last` is the step that the next one follows in the graph."""
+
+    running: tuple[str, ...]
+    last: object
+    done: bool = False
+
+    def exchanged(self, report: Report, what: str) -> None:
+        """From here on the services are started on the new files, not put back as they were."""
+        self.done = True
+        report.state_is(f"{what}; backend and frontend may be stopped", "run this again: it is safe")
+
+
+@contextlib.contextmanager
+def services_stopped(report: Report, env: Environment) -> Iterator[Stopped]:
+    """Backend and frontend, proven stopped. Where the run fails before the exchange, those that ran are started
+    again."""
+    roles = _roles(env)
+    states = read_services(env.services, roles) if roles else None
+    stopped = Stopped(tuple(role for role in roles if states and states.running[role]), states)
+    report.state_is("services may be stopped; no file was deleted", "run this again: it is safe")
+    try:
+        if roles:
+            stopped.last = stop_services.after(states)(env.services, roles)
+        yield stopped
+    except BaseException:
+        if not stopped.done:
+            _start_again(report, env, stopped)
+        raise
+
+
+def _start_again(report: Report, env: Environment, stopped: Stopped) -> None:
+    try:
+        start_services(env.services, list(stopped.running))
+        report.state_is("the live files are unchanged; services run as before", "fix the findings above, then run this "
+                        "again")  # fmt: skip
+    except OpsError as error:  # the first error is the one to read first
+        report.expect("services started again", False, error.hint, value=error.message)
+
+
+def _roles(env: Environment) -> list[str]:
+    """The services that work in the application's directory, in the order in which they are stopped and started."""
+    return env.services_in(("backend", "frontend")) if env.has("services") else []
+
+
+def _judge(report: Report, env: Environment, chosen: Backup) -> None:
+    found = judge_files_backup(env.application, chosen)
+    report.expect(
+        "place of the restored files",
+        not found.problems,
+        "free space there, or correct [application] directory",
+        value="; ".join(found.problems[:3]) or f"{size(found.bytes_needed)} needed, {size(found.bytes_free)} free",
+        expected="space for a staged copy, in a directory that can be renamed",
+    )
+    report.table("Worth knowing of this restore", ("what",), [(text,) for text in found.notes])
+
+
+def _prove(report: Report, chosen: Backup, copy: FilesCopy) -> None:
+    equal = report.expect("files equal to the backup", not copy.differences,
+                          "restore another backup (backup=…); the live files are unchanged",
+                          value="; ".join(copy.differences[:3]) or f"{copy.entries:,} entries, {size(copy.bytes)}",
+                          expected="content, mode and owner of every entry")  # fmt: skip
+    if not equal:
+        mark_failed(report, chosen, copy.differences[0])
+    report.fail_if_critical()
+
+
+def _plan_swap(report: Report, env: Environment, incoming: str, live: str) -> None:
+    roles = _roles(env)
+    if roles:
+        report.plan("stop services", ", ".join(roles), seconds=2)
+    report.plan("swap", f"{live} is kept as {live}.superseded_<time>; {incoming} becomes {live}", seconds=0.1)
+    if roles:
+        report.plan("start services", f"{', '.join(roles)}, then wait until healthy", seconds=8)
+
+
+def _switch_act(env: Environment) -> list[Act]:
+    return [Act(SWITCH, env.application.env_file)] * bool(env.application.env_file and env.has("postgres"))
+
+
+def _switch(report: Report, permit: Permit, env: Environment, swapped: FilesSwapped) -> None:
+    """The files carry the connection string of their time: a failover may have been since."""
+    if not _switch_act(env):
+        return
+    try:
+        done = switch_target.after(swapped)(permit, env.application, env.postgres)
+    except OpsError as error:
+        report.warn("connection string of the application", error.hint, value=error.message)
+        return
+    if done.changed:
+        report.fact("connection string of the application", f"{done.before} → {done.after}")
+
+
+def _start(report: Report, env: Environment, swapped: FilesSwapped) -> None:
+    """All that work in the directory, whether they ran before or not: a killed run may have stopped them."""
+    if not (roles := _roles(env)):
+        return
+    started = start_services.after(swapped)(env.services, roles)
+    if "backend" in roles:
+        health = wait_healthy.after(started)(env.application, seconds=HEALTH_SECONDS, services=env.services)
+        report_health(report, health)
+
+
+def _tell_aside(report: Report, env: Environment, aside: Path) -> None:
+    found = read_aside(env.application, aside)
+    report.fact("files there", f"{found.files:,}, {size(found.bytes)}")
+    report.expect("files in the directory", found.files > 0, "name another directory in kept", value=f"{found.files:,}",
+                  expected="at least 1")  # fmt: skip
+    if found.written:
+        report.warn("files written since the restore", "copy those that are needed out of the directory set aside",
+                    value=f"{len(found.written):,}; the undo sets them aside")  # fmt: skip
+        report.table(f"Files written since {found.since:%Y-%m-%d %H:%M:%S UTC}", ("file",),
+                     [(name,) for name in found.written[:MOST_SHOWN]])  # fmt: skip

@@ -1,0 +1,204 @@
+"""Faults that a file declares: a relay that slows or refuses connections, an AI provider that fails, a full disk.
+
+Each is ended by `heal_declared`, also after a kill: a relay and the proxy are told, the file that fills a disk has a
+fixed name. What cannot be made in an environment is refused with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from blocks.ai_providers import Provider, ProviderFault
+from blocks.environment import Environment
+from runbook.errors import OpsError, Unreachable
+from runbook.failpoint import failpoint
+from runbook.kinds import action, probe
+from runbook.permit import Permit
+from runbook.render import size
+from tasks.ai.answer import Failed
+from tasks.ai.http import call
+from tasks.faults.disposable import Fault, require_allowed, require_disposable
+from tasks.faults.providers import fail_provider, heal_providers, provider, read_provider_states
+
+FILLING = ".filled-by-a-drill"
+MOST_DISK_BYTES = 4 << 30
+SECONDS = 10.0
+CLOCK = (
+    "a host has one wall clock: a step would end leases, sessions and certificates of everything on it, and of other"
+    " hosts' clients. Set a clock back in a virtual machine of its own"
+)
+
+
+class DeclaredFault(BaseModel):
+    """`[fault]` of a declared drill. Which keys belong to which `kind`: docs/drills.md."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["latency", "refused", "timeout", "provider", "full_disk", "clock"]
+    control: str = Field(default="", pattern=r"^(http://[\w.-]+:\d{1,5})?$")
+    """Of latency, refused and timeout: the relay's control address."""
+    provider: Provider = "azure"
+    error: ProviderFault = "500"
+    delay_seconds: float = Field(default=0.0, ge=0, le=60)
+    directory: str = ""
+    """Of full_disk: a mount point of its own."""
+    leave_bytes: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if self.kind in ("latency", "refused", "timeout") and not self.control:
+            raise ValueError(f"{self.kind} needs control, the relay's address, e.g. http://127.0.0.1:6401")
+        if self.kind == "latency" and not self.delay_seconds:
+            raise ValueError("latency needs delay_seconds")
+        if self.kind == "full_disk" and not Path(self.directory).is_absolute():
+            raise ValueError("full_disk needs directory, an absolute path")
+        return self
+
+    def target(self, env: Environment) -> str:
+        """What the permit names."""
+        match self.kind:
+            case "provider":
+                return provider(env, self.provider)
+            case "full_disk":
+                return f"disk {self.directory} of {env.name}"
+            case "clock":
+                return f"clock of {env.name}"
+        return f"relay {self.control} of {env.name}"
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        delay = f" ({self.delay_seconds:g} s)" if self.delay_seconds else ""
+        match self.kind:
+            case "provider":
+                return f"AI provider {self.provider}: {self.error}{delay}"
+            case "full_disk":
+                return f"{self.directory} is full but for {size(self.leave_bytes)}"
+        return f"{self.kind}{delay} at the relay {self.control}" if self.control else self.kind
+
+
+@probe
+def read_obstacle(env: Environment, fault: DeclaredFault) -> str:
+    """Why the fault cannot be made here, with what to do; "" where it can.
+
+    Raises:
+        OpsError: the environment is not disposable.
+    """
+    require_disposable(env)
+    try:
+        match fault.kind:
+            case "clock":
+                return CLOCK
+            case "full_disk":
+                return _disk_obstacle(Path(fault.directory))
+            case "provider":
+                if not env.has("ai_providers") or not env.ai_providers.control:
+                    return "[ai_providers] names no proxy (docs/ai-providers.md)"
+                states = read_provider_states.work(env)
+                return "" if states.get(fault.provider) == "ok" else f"{fault.provider} does not answer already"
+        state = _relay(fault, "GET", "/health")
+        if not state.get("relay"):
+            return f"{fault.control} is no relay: run python -m tasks.faults.relay"
+        if state.get("fault"):
+            return f"the relay has a fault already: {state['fault']}"
+        return "" if int(str(state.get("connections", 0))) else "the application does not connect through the relay"
+    except OpsError as error:
+        return f"{error.message} — {error.hint}"
+
+
+@action(idempotent=True)
+def strike_declared(permit: Permit, env: Environment, fault: DeclaredFault) -> Fault:
+    """Make the fault.
+
+    Raises:
+        OpsError: the environment is not disposable, or the fault cannot be made here.
+    """
+    require_allowed(env, permit, fault.target(env))
+    began = datetime.now(UTC)
+    match fault.kind:
+        case "clock":
+            raise OpsError("a clock is not stepped", CLOCK)
+        case "provider":
+            fail_provider.work(permit, env, fault.provider, fault.error, fault.delay_seconds)
+        case "full_disk":
+            _fill(Path(fault.directory), fault.leave_bytes)
+        case _:
+            _relay(fault, "POST", "/control/relay", {"failing": True, "fault": fault.kind,
+                                                     "delay_seconds": fault.delay_seconds})  # fmt: skip
+    return Fault(fault.text, began, datetime.now(UTC))
+
+
+@action(idempotent=True)
+def heal_declared(env: Environment, fault: DeclaredFault) -> None:
+    """End the fault. No permit: neither a lost lock nor a containment may leave it.
+
+    Raises:
+        Unreachable, OpsError: it could not be ended.
+    """
+    require_disposable(env)
+    match fault.kind:
+        case "clock":
+            return
+        case "provider":
+            heal_providers.work(env, [fault.provider])
+        case "full_disk":
+            (Path(fault.directory) / FILLING).unlink(missing_ok=True)
+        case _:
+            _relay(fault, "POST", "/control/relay", {"failing": False})
+
+
+@action(idempotent=True)
+def strike_without_effect(permit: Permit, env: Environment, fault: DeclaredFault) -> bool:
+    """The negative control: the same fault so small that nobody notices it (a relay's latency of 1 ms). Whether this
+    kind has one.
+
+    Raises:
+        Unreachable, OpsError: the relay does not take it.
+    """
+    require_allowed(env, permit, fault.target(env))
+    if not fault.control:
+        return False
+    _relay(fault, "POST", "/control/relay", {"failing": True, "fault": "latency", "delay_seconds": 0.001})
+    return True
+
+
+def _disk_obstacle(directory: Path) -> str:
+    if not directory.is_mount() or directory == Path("/"):
+        return f"{directory} is no mount point: a full disk is made on a file system of its own only"
+    if (total := shutil.disk_usage(directory).total) > MOST_DISK_BYTES:
+        return f"{directory} has {size(total)}; at most {size(MOST_DISK_BYTES)} are filled"
+    return ""
+
+
+def _fill(directory: Path, leave_bytes: int) -> None:
+    """By one file of a fixed name, reserved and not written."""
+    if obstacle := _disk_obstacle(directory):
+        raise OpsError(obstacle, "mount one there, e.g. tmpfs")
+    path = directory / FILLING
+    path.unlink(missing_ok=True)
+    wanted = shutil.disk_usage(directory).free - leave_bytes
+    if wanted <= 0:
+        return
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, wanted)
+            failpoint("fault: disk filled")
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise OpsError(f"{directory} cannot be filled: {error.strerror}", "run the worker as its owner") from None
+
+
+def _relay(
+    fault: DeclaredFault, method: str, path: str, body: dict[str, bool | str | float] | None = None
+) -> dict[str, object]:
+    try:
+        return call(method, fault.control + path, {}, SECONDS, body, proxied=False)
+    except Failed as error:
+        kind = Unreachable if error.kind in ("unreachable", "hangs") else OpsError
+        raise kind(f"the relay at {fault.control}: {error.said}", "run python -m tasks.faults.relay there") from None
