@@ -1,7 +1,7 @@
 """Everything that an environment has in Prefect, from its TOML: blocks, deployments, automations. Idempotent.
 
 Each runbook goes to the work pool of the host that it is for: `[pools]` in the TOML names one by chapter (database,
-redis, application …), the others go to the pool that is called as the environment. The pools must be there.
+redis, application …), the others go to the pool that is called as the environment. The named pools must be there.
 
 OPS_ENVIRONMENT=production OPS_ROOT=/opt/interview-ops python -m deployments.deploy
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
 
 from blocks import toml
@@ -31,7 +32,7 @@ from runbook.errors import OpsError
 from tasks.worktree import git
 
 ROOT = Path(__file__).parent.parent
-KIND_OF_DOCKER = "docker"
+KIND_OF_DOCKER, KIND_OF_PROCESS = "docker", "process"
 
 
 def chapter_of(entry: Mapping[str, Any]) -> str:
@@ -80,10 +81,10 @@ def _container() -> dict[str, Any]:
 
 
 def kinds_of(environment: Environment) -> dict[str, str]:
-    """The type of each pool that the environment names.
+    """The type of each pool that the environment names. The pool of its own name is made where it is missing.
 
     Raises:
-        OpsError: one is not there, or a chapter that is none has one.
+        OpsError: another one is not there, or a chapter that is none has one.
     """
     chapters = {path.name for path in (ROOT / "flows").iterdir() if path.is_dir()}
     if unknown := sorted(set(environment.pools) - chapters):
@@ -94,6 +95,9 @@ def kinds_of(environment: Environment) -> dict[str, str]:
             try:
                 kinds[pool] = client.read_work_pool(pool).type
             except ObjectNotFound:
+                if pool == environment.name:  # its own; another host's is made there
+                    kinds[pool] = client.create_work_pool(WorkPoolCreate(name=pool, type=KIND_OF_PROCESS)).type
+                    continue
                 hint = f"start its worker, or: prefect work-pool create {pool} --type process"
                 raise OpsError(f"there is no work pool {pool}", hint) from None
     return kinds

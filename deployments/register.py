@@ -14,6 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from blocks import toml
 from blocks.environment import Environment
 from deployments.alerting import block_name, server_channel
+from deployments.names import require_known_names
 from flows.launch import CONTENTS, find_flow
 from runbook.errors import OpsError
 from runbook.lease import ensure_limit
@@ -34,6 +35,7 @@ def register(environment: str) -> list[str]:
         read_suites(found.suites)
     if found.has("approval"):
         check_approvable(found)
+    require_known_names(found)
     Environment.register_type_and_schema()
     done = []
     for part, block in found.parts().items():

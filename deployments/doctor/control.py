@@ -76,6 +76,15 @@ def _secret(value: Any) -> str:
     return str(value.get_secret_value() if hasattr(value, "get_secret_value") else value or "")
 
 
+def is_registered(env: Environment) -> bool:
+    """Whether Prefect knows the environment at all."""
+    try:
+        Block.load(f"ops-environment/{env.name}")
+    except ValueError:
+        return False
+    return True
+
+
 def look_at_blocks(env: Environment) -> Iterator[Line]:
     """Each block is registered, and what the TOML (with this shell's secrets) says."""
     todo = REGISTER.format(env.name)

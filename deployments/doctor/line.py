@@ -1,43 +1,65 @@
-"""One thing that was looked at, and what to do where it is not well."""
+"""One thing that was checked: what was found, what is expected, the next step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from runbook.errors import OpsError, without_logins
+
+Level = Literal["OK", "WARN", "CRITICAL"]
+WIDTH = len("CRITICAL")
 
 
 @dataclass(frozen=True)
 class Line:
-    """`todo` is empty where it is well."""
+    """`todo` is the next step, empty where nothing is wrong; `otherwise` says how bad it is."""
 
     what: str
     todo: str = ""
+    expected: str = ""
+    otherwise: Level = "CRITICAL"
 
     @property
     def ok(self) -> bool:
-        """Whether it is well."""
+        """Whether nothing is wrong."""
         return not self.todo
 
+    @property
+    def level(self) -> Level:
+        """OK, WARN or CRITICAL."""
+        return "OK" if self.ok else self.otherwise
+
     def __str__(self) -> str:
-        return without_logins(f"✔ {self.what}" if self.ok else f"✘ {self.what}: {self.todo}")
+        expected = f" — expected: {self.expected}" if self.expected and not self.ok else ""
+        return without_logins(f"{self.level:<{WIDTH}}  {self.what}{expected}{f' — {self.todo}' if self.todo else ''}")
 
 
 Look = Callable[[], Iterable[Line]]
 
 
-def expect(ok: object, what: str, todo: str) -> Line:
-    """A line by whether it holds."""
-    return Line(what, "" if ok else todo)
+def expect(ok: object, what: str, todo: str, expected: str = "") -> Line:
+    """A line by whether it holds: OK or CRITICAL."""
+    return Line(what, "" if ok else todo, expected)
+
+
+def prefer(ok: object, what: str, todo: str, expected: str = "") -> Line:
+    """A line by whether it holds: OK or WARN."""
+    return replace(expect(ok, what, todo, expected), otherwise="WARN")
+
+
+def refused(what: str, error: OpsError) -> Line:
+    """What kept a check from its answer."""
+    return Line(f"{what}: {error.message}", error.hint or "check it by hand")
 
 
 def looked(what: str, look: Look) -> Iterator[Line]:
-    """What a look tells, to its end or to what kept it from that: nothing that breaks is passed over."""
+    """The lines of a check, to its end or to what kept it from that: an error is a line too."""
     try:
         yield from look()
     except OpsError as error:
-        yield Line(f"{what}: {error.message}", error.hint or "look at it by hand")
+        yield refused(what, error)
     except Exception as error:
         told = str(error).splitlines()
         yield Line(f"{what}: not looked at", f"{type(error).__name__}: {told[0][:200] if told else ''}")

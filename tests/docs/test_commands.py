@@ -1,7 +1,7 @@
 """Everything that the documentation tells a reader to type: it is there, and takes what it is given.
 
 A command that is none of these kinds fails until somebody has looked at it and put it into REVIEWED with a reason.
-What needs a Prefect server or a lab is really run by `tests/ui/test_adopting.py` and the tests that it names.
+What needs a Prefect server or a lab is really run by `tests/stranger/test_guide.py` and the tests that it names.
 """
 
 from __future__ import annotations

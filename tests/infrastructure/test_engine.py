@@ -109,7 +109,7 @@ def test_a_size_that_is_none_is_told_by_its_key(described: Callable[[str], None]
     described("")
     path = tmp_path / "trial.toml"
     path.write_text(path.read_text() + 'memory = "much"\n')
-    with pytest.raises(OpsError, match=r"containers.backend.memory is wrong — expected: .*512m"):
+    with pytest.raises(OpsError, match=r"containers.backend.memory is wrong: found “much” — expected: .*512m"):
         check_docker_usage.fn(NAME)
     path.write_text(path.read_text().replace("memory", "memry"))
     with pytest.raises(OpsError, match=r"containers.backend.memry is wrong"):

@@ -286,5 +286,5 @@ def test_what_makes_no_sense_is_told(
 )
 def test_the_toml_is_checked(domains: list[str], served: list[str], told: str, register: Register) -> None:
     register(domains, served)
-    with pytest.raises(OpsError, match=rf"trial.toml: \[certificates\] \w+ is wrong — expected: .*{told}"):
+    with pytest.raises(OpsError, match=rf"trial.toml: \[certificates\] \w+ is wrong: found .* — expected: .*{told}"):
         renew_certificates.fn(NAME)

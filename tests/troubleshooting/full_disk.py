@@ -45,11 +45,11 @@ data_directory = "{base}/tmp/ops-redis-ours/data"
 kind = "supervisor"
 names = {{}}
 [backups]
-postgres = "{base}/backups"
-redis = "{base}/backups"
-files = "{base}/backups"
-cluster = "{base}/backups"
-wal = "{base}/backups"
+postgres = "{base}/backups/postgresql"
+redis = "{base}/backups/redis"
+files = "{base}/backups/files"
+cluster = "{base}/backups/cluster"
+wal = "{base}/backups/wal"
 spool = "{base}/spool"
 [logs]
 app = "{base}/log/app.log"
@@ -60,9 +60,9 @@ FILES = {
     "log/app.log.1": 10 * 86_400,
     "log/app.log.2": 20 * 86_400,
     "log/app.log.3": 86_400,
-    "backups/.partial-full-postgres_20260101_000000/toc.dat": 86_400,
-    "backups/.partial-other-postgres_20260101_000000/toc.dat": 86_400,
-    "backups/.partial-full-redis_20260101_000000/dump.rdb": 86_400,
+    "backups/postgresql/.partial-full-postgres_20260101_000000/toc.dat": 86_400,
+    "backups/postgresql/.partial-other-postgres_20260101_000000/toc.dat": 86_400,
+    "backups/redis/.partial-full-redis_20260101_000000/dump.rdb": 86_400,
     "tmp/ops-redis-ours/data/dump.rdb": 7200,
     "tmp/ops-wal-dead/segment": 7200,
     "tmp/ops-pg-live/postmaster.pid": 7200,
@@ -72,7 +72,7 @@ FILES = {
 works in ops-pg-live, and ops-redis-ours is what the environment names as the data of its Redis, which is down."""
 
 
-HELD = ("log/app.log.2", "backups/.partial-full-redis_20260101_000000/dump.rdb")
+HELD = ("log/app.log.2", "backups/redis/.partial-full-redis_20260101_000000/dump.rdb")
 
 
 def seed(base: Path) -> None:
