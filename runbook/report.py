@@ -15,6 +15,7 @@ from typing import Any
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed, without_logins
 from runbook.guards import Approving, Held
 from runbook.permit import Act, Permit, PlanOnly
+from runbook.thresholds import DEFAULTS
 
 
 class Status(StrEnum):
@@ -162,19 +163,28 @@ class Report:
     def judge(
         self, metric: str, value: float, hint: str = "", *, of: str = "", worst: Status = Status.CRITICAL
     ) -> Status:
-        """Compare a number with the environment's thresholds (warn above, critical above).
+        """Compare a number with the environment's thresholds (warn above, critical above), or with the defaults.
 
         `of` tells what it is of; with `worst=WARN` it stops nothing, however bad.
         """
-        if metric not in self.limits:
-            raise OpsError(f"no threshold for {metric}", "add it under [thresholds] in the environment's TOML")
-        warn, critical = self.limits[metric]
+        warn, critical = self.limit(metric)
         status = Status.OK if value <= warn else Status.WARN if value <= critical else worst  # NaN too
         shown = "" if status is Status.OK else hint
         limits = f"≤ {_number(warn)} (critical above {_number(critical)})"
         name = f"{metric} ({of})" if of else metric
         self.findings.append(Finding(name, status, _number(value), limits, shown))
         return status
+
+    def limit(self, metric: str) -> tuple[float, float]:
+        """The environment's threshold of a metric, or its default: warn above, critical above.
+
+        Raises:
+            OpsError: there is no such metric.
+        """
+        found = self.limits.get(metric) or DEFAULTS.get(metric)
+        if found is None:
+            raise OpsError(f"no threshold for {metric}", "add the metric to runbook/thresholds.py")
+        return found
 
     def warn(self, name: str, hint: str, *, value: object = "", expected: object = "") -> None:
         """Something an operator should know that stops nothing."""

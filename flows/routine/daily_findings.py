@@ -33,8 +33,6 @@ from tasks.redis.sentinels import Watch, read_sentinels
 HEALTH_SECONDS = 10.0
 HOURS = 24
 SHOWN = 10
-# [warn above, critical above] where the environment's [thresholds] say nothing; of the disk the manual's (appendix B).
-ERRORS, DISK, LOAD, MEMORY = (20, 1000), (0.85, 0.95), (1.5, 4.0), (0.9, 0.97)
 Judge = Callable[[], object]
 
 
@@ -86,7 +84,7 @@ def _count_errors(page: Page) -> None:
     count = sum(one.count for one in found)
     hint = f"{page.launch('summarise-errors')} says what is new and when it began"
     worst = found[0].text[:60] if found else "none"
-    page.judge("logs.errors.day_count", count, ERRORS, hint, of=f"last {HOURS} h, most: {masked(worst)}")
+    page.judge("logs.errors.day_count", count, hint, of=f"last {HOURS} h, most: {masked(worst)}")
     if timeless:
         report.warn("errors without a time", "they may be of today: correct the application's formatter (§6.1)",
                     value=f"{timeless:,}, in no count")  # fmt: skip
@@ -114,7 +112,7 @@ def judge_disks(page: Page) -> None:
         hint = (
             f"{page.launch('free-disk-emergency')} finds what holds the space; clean-logs, clean-docker, prune-backups"
         )
-        page.judge("host.disk.used_ratio", one.used_ratio, DISK, hint, of=f"{shown}; {free}")
+        page.judge("host.disk.used_ratio", one.used_ratio, hint, of=f"{shown}; {free}")
     for place, why in unknown:
         page.not_measured(f"disk of {place.what}", why, f"look at {place.path} there")
     if filled:
@@ -168,9 +166,9 @@ def ask_load(page: Page) -> Judge:
 
 
 def _judge_load(page: Page, report: Report, found: Load) -> None:
-    page.judge("host.load.per_processor", found.load_ratio, LOAD, "look who takes them: top; is a backup running?",
+    page.judge("host.load.per_processor", found.load_ratio, "look who takes them: top; is a backup running?",
                of=f"{found.load:.1f} of {found.processors} processors, 15 min", worst=Status.WARN)  # fmt: skip
     free = f"{size(found.available_bytes)} of {size(found.memory_bytes)} to be had"
-    page.judge("host.memory.used_ratio", found.memory_ratio, MEMORY, "look who takes it: top, by memory", of=free,
+    page.judge("host.memory.used_ratio", found.memory_ratio, "look who takes it: top, by memory", of=free,
                worst=Status.WARN)  # fmt: skip
     report.fact("this host", f"load {found.load:.1f} on {found.processors} processors; memory: {free}")

@@ -62,10 +62,6 @@ class Page:
         told = f"{began.astimezone(self.env.zone):%Y-%m-%d %H:%M} {self.env.zone.key}" if began else "no known time"
         self.not_measured(name, f"the log begins at {told}, later than that", hint)
 
-    def judge(
-        self, metric: str, value: float, limits: tuple[float, float], hint: str, *, of: str,
-        worst: Status = Status.CRITICAL,
-    ) -> Status:  # fmt: skip
-        """`Report.judge` with `limits` where the environment's [thresholds] say nothing."""
-        self.report.limits = {metric: limits, **self.report.limits}
+    def judge(self, metric: str, value: float, hint: str, *, of: str, worst: Status = Status.CRITICAL) -> Status:
+        """`Report.judge` of a rounded value."""
         return self.report.judge(metric, round(value, 3), hint, of=of, worst=worst)
