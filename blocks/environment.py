@@ -281,7 +281,7 @@ class Environment(Block):
             _stand_ins.reset(token)
 
     def has(self, part: str) -> bool:
-        """Whether the environment names a part (`redis`), a field of a part that is not empty (`application.repository`),
+        """Whether the environment has a part (`redis`), a field of a part that is not empty (`application.repository`),
         a service (`services.backend`), or a setting of its own that is not empty (`disposable`)."""
         name, _, field = part.partition(".")
         if name not in self.slugs:

@@ -54,10 +54,12 @@ def chosen(
     kept: Collection[str] = (),
 ) -> dict[str, Any]:
     """prefect.yaml for one environment: the runbooks of the parts that it has, each with the pool of its chapter, its
-    description as people read it, and its schedules in the environment's time zone (hourly ones stay in UTC). `kinds`
-    is the type of each pool. `paused`: schedules wait until somebody resumes them, or the next deployment without it
-    does; `kept`: entries that somebody paused, and that stay so. All have the version of this checkout: Prefect would ask git for it nine
-    times for each entry."""
+    description as people read it, and its schedules in the environment's time zone (hourly ones stay in UTC).
+
+    `kinds` is the type of each pool. `paused`: schedules wait until somebody resumes them, or the next deployment
+    without it does; `kept`: entries that somebody paused, and that stay so. All have the version of this checkout:
+    Prefect would ask git for it nine times for each entry.
+    """
     deployments, version = [], {"version": project_version(), "version_type": "prefect:simple"}
     for entry in filter(lambda entry: has_to_run(entry, environment), content["deployments"]):
         pool = environment.pools.get(chapter_of(entry), environment.name)

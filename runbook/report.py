@@ -17,6 +17,8 @@ from runbook.guards import Approving, Held
 from runbook.permit import Act, Permit, PlanOnly
 from runbook.thresholds import DEFAULTS
 
+NOT_CONFIGURED = "not configured"
+
 
 class Status(StrEnum):
     """How a run, a finding or a step ended, from good to bad."""
@@ -202,6 +204,11 @@ class Report:
     def fact(self, name: str, value: object) -> None:
         """One line of the page's head: what somebody reads first."""
         self.facts[name] = without_logins(str(value))
+
+    def leave_out(self, *parts: str) -> None:
+        """Parts that the environment does not have, and that this run therefore leaves out: one fact, no finding."""
+        known = self.facts.get(NOT_CONFIGURED, "").split(", ")
+        self.facts[NOT_CONFIGURED] = ", ".join(sorted({*filter(None, known), *parts}))
 
     def measure(self, what: str, size: int = 0) -> None:
         """What this run did, which took all of its time until now: `database backup`, so many bytes."""

@@ -15,7 +15,6 @@ from psycopg import sql
 from pydantic import Field
 
 from blocks.environment import Environment
-from blocks.postgres import Postgres
 from runbook.errors import OpsError
 from runbook.kinds import action
 from runbook.permit import Act, Permit
@@ -84,17 +83,18 @@ def discard_superseded(
             report.plan(f"remove {item.kind}", item.name, size=item.bytes)
         permit = report.permit(*(Act(DISCARD, item.name) for item in doomed))
         for item in doomed:
-            discard(permit, env.postgres, item)
+            discard(permit, env, item)
         report.outcome = f"{len(doomed)} removed, {size(sum(item.bytes for item in doomed))} free again"
     return report
 
 
 def find_aside(env: Environment, keep: int) -> list[Aside]:
     """Everything superseded but the newest `keep` of each kind."""
-    found = [
-        Aside("database", old.name, old.bytes, f"{old.since} by {old.backup}") for old in find_superseded(env.postgres)
-    ][keep:]
-    found += _tables_aside(env, keep)
+    found = list[Aside]()
+    if env.has("postgres"):
+        old = find_superseded(env.postgres)
+        found += [Aside("database", one.name, one.bytes, f"{one.since} by {one.backup}") for one in old][keep:]
+        found += _tables_aside(env, keep)
     for aside in directories_aside(env):
         plain = [path for path in reversed(aside) if path.is_dir() and not path.is_symlink()]
         found += [Aside("directory", str(path), _bytes(path), path.name[-15:]) for path in plain[keep:]]
@@ -127,17 +127,17 @@ def directories_aside(env: Environment) -> Iterator[list[Path]]:
 
 
 @action(idempotent=True)
-def discard(permit: Permit, postgres: Postgres, item: Aside) -> str:
+def discard(permit: Permit, env: Environment, item: Aside) -> str:
     """Remove one of them."""
     permit.require(DISCARD, item.name)
     if item.kind == "directory":
         shutil.rmtree(item.name)
     elif item.kind == "table":
-        with postgres.connect(postgres.database) as connection:
+        with env.postgres.connect(env.postgres.database) as connection:
             tables = sql.SQL(", ").join(sql.Identifier(*table) for table in item.tables)
             connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(tables))
     else:
-        with postgres.connect() as connection:
+        with env.postgres.connect() as connection:
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(item.name)))
     return item.name
 

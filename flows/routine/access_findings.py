@@ -31,7 +31,7 @@ def judge_access(page: Page, found: Traffic) -> str:
 
 def judge_log_ins(page: Page, days: int) -> str | None:
     """Of the last days, against all that the audit log knows of before."""
-    if not page.names("log-ins", "logs"):
+    if not page.names("logs"):
         return None
     env, since = page.env, datetime.now(UTC) - timedelta(days=days)
     wanted = Conditions(logins.FIELDS).holds(logins.LOGIN, "login")

@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 5.0
 
 def judge_backups(page: Page) -> None:
     """Of the database, Redis and the files."""
-    if page.names("backups", "backups"):
+    if page.names("backups"):
         page.part("backups", lambda: _judge(page))
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows.database.session_findings import judge_used
+from flows.database.wraparound import judge_wraparound
 from flows.logs.errors import LEVELS
 from flows.logs.steps import tell_read
 from flows.redis.master import judge_master
@@ -26,18 +27,23 @@ from tasks.logs.masking import masked
 from tasks.logs.samples import begins_at
 from tasks.logs.source import Choice, reading
 from tasks.postgres.connections import Activity, read_activity
+from tasks.postgres.rates import measure_rates
+from tasks.postgres.wraparound import read_wraparound
 from tasks.redis.memory.info import read_memory
 from tasks.redis.sentinels import Watch, read_sentinels
 
 # An answer that takes longer is none for its users either.
 HEALTH_SECONDS = 10.0
 HOURS = 24
+RATE_SECONDS = 1.0
 SHOWN = 10
 Judge = Callable[[], object]
 
 
 def ask_health(page: Page) -> Judge:
-    """Backend and frontend, each with its own finding; a check that is not configured is one fact."""
+    """Backend and frontend, each with its own finding; what has no health check is left out."""
+    if not page.names("application"):
+        return lambda: None
     application, asked = page.env.application, dict[str, Pending[Health]]()
     for name, others in (
         ("backend", {"frontend_health_path": ""}),
@@ -59,7 +65,7 @@ def _judge_health(page: Page, asked: Mapping[str, Pending[Health]]) -> None:
 
 def judge_errors(page: Page) -> None:
     """Those of exactly the last hours, over rotated files too; what cannot be counted is told."""
-    if page.names("errors", "logs"):
+    if page.names("logs"):
         page.part("errors", lambda: _count_errors(page), hint=page.launch("check-logging"))
 
 
@@ -124,7 +130,7 @@ def judge_disks(page: Page) -> None:
 
 def ask_connections(page: Page) -> Judge:
     """Of the primary."""
-    if not page.names("PostgreSQL", "postgres"):
+    if not page.names("postgres"):
         return lambda: None
     pending = read_activity.submit(page.env.postgres)
     return lambda: _judge_connections(page, pending)
@@ -143,9 +149,22 @@ def _judge_connections(page: Page, pending: Pending[Activity]) -> None:
                           f"make {page.env.postgres.admin_user} a member of pg_read_all_stats")  # fmt: skip
 
 
+def ask_wraparound(page: Page) -> Judge:
+    """How far transaction ids are from their end: a server that reaches it takes no more writes."""
+    if not page.names("postgres"):
+        return lambda: None
+    postgres = page.env.postgres
+    ages, rates = read_wraparound.submit(postgres, postgres.database), measure_rates.submit(postgres, RATE_SECONDS)
+    return lambda: page.part(
+        "transaction ids",
+        lambda: judge_wraparound(page.report, ages.result(), rates.result().xids, postgres.database),
+        hint=page.launch("check-replication"),
+    )
+
+
 def ask_redis(page: Page) -> Judge:
     """Of the master."""
-    if not page.names("Redis", "redis"):
+    if not page.names("redis"):
         return lambda: None
     pending = read_sentinels.submit(page.env.redis)
     return lambda: page.part("Redis", lambda: _judge_redis(page, pending), hint=page.launch("diagnose-redis"),

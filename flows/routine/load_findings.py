@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 from blocks.environment import Environment
+from flows.monitoring.table import METRICS
 from runbook.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from tasks.load.driving import Driven, Load

@@ -112,9 +112,8 @@ def judge_bottlenecks(
                            f"{page.launch('check-connections')} shows who blocks whom",
                            value=f"{locked:.0%} of {waits.busy:.1f} busy sessions", otherwise=Status.WARN,
                            expected=f"under {LOCKED_SHARE:.0%}")  # fmt: skip
-    missing = [
-        what for what, found in (("requests", traffic), ("statements", statements), ("waits", waits)) if not found
-    ]
+    needed = (("requests", "logs", traffic), ("statements", "postgres", statements), ("waits", "postgres", waits))
+    missing = [what for what, part, found in needed if not found and page.names(part)]
     if missing:
         page.not_measured("all places where time goes", f"{', '.join(missing)} could not be looked at",
                           "see what is said of them")  # fmt: skip
