@@ -65,7 +65,7 @@ def chosen(
         pool = environment.pools.get(chapter_of(entry), environment.name)
         variables = _container() if kinds[pool] == KIND_OF_DOCKER else {}
         own = {"name": pool, **({"job_variables": variables} if variables else {})}
-        told = {"work_pool": own, "description": shown(entry["entrypoint"]), **version}
+        told: dict[str, Any] = {"work_pool": own, "description": shown(entry["entrypoint"]), **version}
         if "schedules" in entry:  # what somebody added by hand to another stays
             told["schedules"] = _schedules(entry, environment) if has_schedule(entry, environment) else []
         if called(entry, environment.name) in kept:

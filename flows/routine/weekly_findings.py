@@ -34,7 +34,7 @@ def judge_verifications(page: Page) -> None:
     resources = [one for one in get_args(Resource) if one in resources_of(page.env)]
     kinds: list[Kind] = [KINDS[one] for one in resources]
     kinds += ["cluster"] if page.env.has("wal") else []
-    kinds += ["prefect"] if page.env.has("prefect_server") and page.env.has("backups.prefect") else []
+    kinds += ["prefect"] if page.env.has("backups.prefect") else []
     if not kinds:
         page.not_measured("restores", "the environment names nothing that is backed up", "add [postgres], [redis] …")
     reports = list(done(page, VERIFY)) if kinds else []

@@ -18,6 +18,7 @@ from blocks.systemd import SystemdServices
 from runbook.errors import OpsError
 from runbook.target import Target
 from tasks.gx.suites import read_suites
+from runbook.thresholds import default_limits
 
 SHIPPED = ["production", "staging", "development", "lab", "lab-dr"]
 LAB = ("lab", "lab-dr")
@@ -170,7 +171,7 @@ def test_variables_are_expanded_everywhere_and_secrets_are_taken_as_they_are(fil
     assert found.postgres.password.get_secret_value() == "p@ss ${HOME} word"
     assert isinstance(found.services, SupervisorServices)
     assert (found.rpo_seconds, found.rto_seconds) == (90 * 60, 2 * DAY)
-    assert found.limits == {"backup.age_seconds": (3600, 86400)}
+    assert found.limits == {**default_limits(90 * 60), "backup.age_seconds": (3600, 86400)}
 
 
 def test_a_star_in_a_protected_prefix_is_written_as_a_byte(file: File) -> None:
@@ -265,6 +266,8 @@ def test_a_secret_is_in_no_text_of_a_block(file: File) -> None:
         ('"${OPS_TEST_NUMBER}"', "70000", "[postgres] port is wrong — expected: Input should be less than"),
         ("[3600, 86400]", "[3600]", "thresholds.backup.age_seconds is wrong — expected: List should have at least 2"),
         ("[3600, 86400]", '["a", 1]', "thresholds.backup.age_seconds.0 is wrong — expected: Input should be a valid n"),
+        ('"backup.age_seconds"', '"backup.age_second"', "thresholds is wrong — expected: Value error, backup.age_second is not a metric (did you mean backup.age_seconds?)"),
+        ("[3600, 86400]", "[3600, 60]", "thresholds is wrong — expected: Value error, backup.age_seconds = [3600, 60] warns above its crit"),
         ('rpo = "90m"', 'rpo = "soon"', "[objectives] rpo is wrong — expected: a duration such as 30m, 1h or 7d"),
         ('rpo = "90m"', "rpo = 90", "[objectives] rpo is wrong — expected: a duration"),
         ('rpo = "90m"', "", "[objectives] rpo is wrong — expected: a duration"),
