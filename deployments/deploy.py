@@ -36,6 +36,8 @@ from tasks.worktree import git
 ROOT = Path(__file__).parent.parent
 KIND_OF_DOCKER = "docker"
 UTC, PAGE = "UTC", 200
+REQUIRED = ("postgres", "redis")
+"""One of them; every other part of an environment is optional."""
 WAITS = "deployed-paused"
 """A tag of what was deployed with --paused: the next deployment without it resumes that."""
 
@@ -134,9 +136,13 @@ def deploy(name: str, *, paused: bool = False) -> str:
     done. Without `paused` the schedules that `paused` had left waiting begin; what somebody paused stays paused.
 
     Raises:
-        OpsError: a pool is not there, or Prefect refuses an entry.
+        OpsError: the environment has neither PostgreSQL nor Redis, a pool is not there, or Prefect refuses an entry.
     """
     environment = toml.environment(name)
+    if not any(map(environment.has, REQUIRED)):
+        raise OpsError(
+            f"{name} has neither [postgres] nor [redis]", "describe one of them; every other part is optional"
+        )
     content = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     there = deployed(content["deployments"], name)
     kept = [one for one, found in there.items() if found.paused and WAITS not in found.tags]

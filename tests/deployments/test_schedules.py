@@ -18,6 +18,7 @@ from prefect.client.schemas.schedules import CronSchedule
 
 from blocks.environment import Environment
 from deployments import deploy
+from runbook.errors import OpsError
 
 NAME = "schedules-trial"
 DAILY, COPIES, HOURLY, BY_HAND = f"{NAME}-redis", f"{NAME}-copies-redis", f"{NAME}!", NAME
@@ -106,6 +107,10 @@ def test_what_is_deployed_and_scheduled_follows_the_toml(file: Path) -> None:
     def described(*more: str, zone: str = "Asia/Tokyo") -> None:
         file.write_text("".join((TOML, *more)).format(name=NAME, base=file.parent, zone=zone))
 
+    described(SECOND_PLACE)
+    file.write_text(file.read_text().partition("[postgres]")[0])
+    with pytest.raises(OpsError, match=r"neither \[postgres\] nor \[redis\]"):
+        deploy.deploy(NAME)
     described(REDIS, SECOND_PLACE)
     deploy.deploy(NAME, paused=True)
     assert set(deployed()) == {DAILY, COPIES, HOURLY, BY_HAND}
