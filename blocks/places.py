@@ -175,6 +175,8 @@ class Application(Block):
     @property
     def uses_alembic(self) -> bool:
         """Whether Alembic migrates the database's schema."""
+        if self.migrate_command:
+            return False
         if self.migrations:
             return self.migrations == "alembic"
         return bool(self.backend_directory) and (Path(self.backend_directory) / "alembic.ini").is_file()

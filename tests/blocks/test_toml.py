@@ -17,8 +17,8 @@ from blocks.services import SupervisorServices
 from blocks.systemd import SystemdServices
 from runbook.errors import OpsError
 from runbook.target import Target
-from tasks.gx.suites import read_suites
 from runbook.thresholds import default_limits
+from tasks.gx.suites import read_suites
 
 SHIPPED = ["production", "staging", "development", "lab", "lab-dr"]
 LAB = ("lab", "lab-dr")
