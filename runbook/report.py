@@ -12,10 +12,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from runbook.errors import NotConfirmed, OpsError, RunbookFailed, without_logins
+from runbook.errors import NotConfirmed, RunbookFailed, without_logins
 from runbook.guards import Approving, Held
-from runbook.permit import Act, Permit, PlanOnly
-from runbook.thresholds import DEFAULTS
+from runbook.permit import Act, Permit, PlannedStep, PlanOnly
+from runbook.thresholds import limit_of
 
 NOT_CONFIGURED = "not configured"
 
@@ -50,16 +50,6 @@ class StepTime:
     started: datetime
     seconds: float
     status: Status
-
-
-@dataclass(frozen=True)
-class PlannedStep:
-    """One line of a plan. `bytes` and `seconds` are estimates, 0 where there is none."""
-
-    step: str
-    detail: str
-    bytes: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -178,15 +168,8 @@ class Report:
         return status
 
     def limit(self, metric: str) -> tuple[float, float]:
-        """The environment's threshold of a metric, or its default: warn above, critical above.
-
-        Raises:
-            OpsError: there is no such metric.
-        """
-        found = self.limits.get(metric) or DEFAULTS.get(metric)
-        if found is None:
-            raise OpsError(f"no threshold for {metric}", "add the metric to runbook/thresholds.py")
-        return found
+        """Warn above, critical above: the environment's threshold of a metric, or its default."""
+        return limit_of(self.limits, metric)
 
     def warn(self, name: str, hint: str, *, value: object = "", expected: object = "") -> None:
         """Something an operator should know that stops nothing."""
@@ -206,7 +189,7 @@ class Report:
         self.facts[name] = without_logins(str(value))
 
     def leave_out(self, *parts: str) -> None:
-        """Parts that the environment does not have, and that this run therefore leaves out: one fact, no finding."""
+        """Parts that the environment lacks, and that this run therefore leaves out: one fact, no finding."""
         known = self.facts.get(NOT_CONFIGURED, "").split(", ")
         self.facts[NOT_CONFIGURED] = ", ".join(sorted({*filter(None, known), *parts}))
 

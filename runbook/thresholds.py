@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from runbook.errors import OpsError
+
 Limits = Mapping[str, tuple[float, float]]
 DAY_SECONDS = 86_400.0
-DEFAULTS: Limits = {
+DEFAULTS: dict[str, tuple[float, float]] = {
     # 付録B
     "api.response_seconds": (2.0, 5.0),
     "api.error_ratio": (0.05, 0.05),
@@ -50,3 +52,15 @@ def by_rpo(rpo_seconds: float) -> Limits:
 def default_limits(rpo_seconds: float) -> Limits:
     """Every metric of an environment that has this RPO."""
     return {**DEFAULTS, **by_rpo(rpo_seconds)}
+
+
+def limit_of(limits: Limits, metric: str) -> tuple[float, float]:
+    """A metric's limit: an environment's own, or the default.
+
+    Raises:
+        OpsError: there is no such metric.
+    """
+    found = limits.get(metric) or DEFAULTS.get(metric)
+    if found is None:
+        raise OpsError(f"no threshold for {metric}", "add the metric to runbook/thresholds.py")
+    return found
