@@ -14,10 +14,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from flows.database import connections, session_findings
+from flows.database import connections
 from flows.database.connections import check_connections, check_pool_settings, close_idle_connections
-from runbook import kinds
-from runbook import thresholds
+from runbook import kinds, thresholds
 from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.permit import Act, Permit
 from runbook.report import Finding, Report, Status

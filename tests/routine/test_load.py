@@ -20,6 +20,7 @@ from flows.recovery.drill import run_drill
 from flows.routine import load_findings
 from flows.routine.load import run_performance_test
 from lab.client import Lab
+from runbook import thresholds
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from tasks.load import driving, results
