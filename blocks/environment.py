@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -29,6 +30,7 @@ from blocks.services import Services
 from blocks.wal import Wal
 from runbook.brief import asked_briefly
 from runbook.errors import OpsError
+from runbook.thresholds import default_limits
 
 Stores = Literal["backups", "copies"]
 Tier = Literal["production", "staging", "development"]
@@ -73,6 +75,20 @@ class Environment(Block):
             raise ValueError(f"{name} is no time zone; one is Asia/Tokyo")
         return name
 
+    @field_validator("thresholds")
+    @classmethod
+    def _known_metrics(cls, thresholds: dict[str, Pair]) -> dict[str, Pair]:
+        """A misspelt metric would leave the default in force."""
+        known = sorted(default_limits(1))
+        for name, (warn, critical) in thresholds.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                raise ValueError(f"{name} is not a metric" + (f" (did you mean {near[0]}?)" if near else
+                                 f"; one of {', '.join(known)}"))  # fmt: skip
+            if warn > critical:
+                raise ValueError(f"{name} = [{warn:g}, {critical:g}] warns above its critical limit")
+        return thresholds
+
     @classmethod
     def find(cls, name: str) -> Environment:
         """Load an environment: its block inside a flow run, its TOML outside (Prefect may be down).
@@ -99,8 +115,9 @@ class Environment(Block):
 
     @property
     def limits(self) -> Mapping[str, tuple[float, float]]:
-        """Thresholds as pairs."""
-        return {metric: (pair[0], pair[1]) for metric, pair in self.thresholds.items()}
+        """The limits of every metric: [thresholds], and the defaults of those that it does not set."""
+        own = {metric: (pair[0], pair[1]) for metric, pair in self.thresholds.items()}
+        return {**default_limits(self.rpo_seconds), **own}
 
     @property
     def suites(self) -> Path | None:
@@ -265,8 +282,15 @@ class Environment(Block):
             _stand_ins.reset(token)
 
     def has(self, part: str) -> bool:
-        """Whether the environment names such a part."""
-        return part in self.slugs
+        """Whether the environment has a part (`redis`), a field of a part that is not empty (`application.repository`),
+        a service (`services.backend`), or a setting of its own that is not empty (`disposable`)."""
+        name, _, field = part.partition(".")
+        if name not in self.slugs:
+            return not field and name in Environment.model_fields and bool(getattr(self, name))
+        if not field:
+            return True
+        block = self._part(name)
+        return field in block.names if isinstance(block, Services) else bool(getattr(block, field))
 
     def services_in(self, order: Sequence[str]) -> list[str]:
         """The roles of an order that this environment has."""

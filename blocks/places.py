@@ -176,6 +176,9 @@ class Application(Block):
     advisories: str = Field(default="https://api.osv.dev", description="the OSV server that pip-audit asks")
     env_file: str = Field(default="", description="backend/.env, in which a failover changes the connection string")
     dsn_variable: str = Field(default="DATABASE_URL", description="the connection string's name in it")
+    migrations: Literal["", "alembic", "none"] = Field(
+        default="", description="what migrates the schema; empty: alembic where backend_directory has an alembic.ini"
+    )
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
@@ -194,6 +197,15 @@ class Application(Block):
         if (self.health_path and not self.url) or (self.frontend_health_path and not self.frontend_url):
             raise ValueError("health_path needs url, and frontend_health_path needs frontend_url")
         return self
+
+    @property
+    def uses_alembic(self) -> bool:
+        """Whether Alembic migrates the database's schema."""
+        if self.migrate_command:
+            return False
+        if self.migrations:
+            return self.migrations == "alembic"
+        return bool(self.backend_directory) and (Path(self.backend_directory) / "alembic.ini").is_file()
 
     @property
     def source(self) -> Path:

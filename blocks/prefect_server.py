@@ -26,6 +26,9 @@ class PrefectServer(Postgres):
     containers: dict[str, str] = Field(
         default={}, description="role → container, where Prefect runs in containers; empty: the roles of [services]"
     )
+    keep_days: int = Field(
+        default=0, ge=0, description="flow runs that ended longer ago are deleted, with their logs; 0: all are kept"
+    )
     docker_host: str = Field(default="", description="the engine of those; empty: this host's own")
 
     def manager(self, services: Services) -> Services:

@@ -47,7 +47,7 @@ class ServiceState:
 class Services(Block, abc.ABC):
     """What every service manager offers. `names` maps a role to the manager's own name for it."""
 
-    names: dict[str, str] = Field(description="role → unit, container or program")
+    names: dict[str, str] = Field(default={}, description="role → unit, container or program")
 
     def name_of(self, role: str) -> str:
         """The manager's name of a role.

@@ -20,6 +20,8 @@ from runbook.errors import OpsError
 
 Causes = Sequence[Callable[[SyncPrefectClient, str], list[AutomationCore]]]
 TAG, OF_ONE, OF_ALL = "interview-ops", "of-one-environment", "of-all-environments"
+WAITS = "registered-paused"
+"""A tag of what was registered with --paused: registering it without that switches it on."""
 MOST = 200
 # Each returns the automations of an environment; those of all environments have the same name in each.
 CAUSES: Causes = (deaths.automations, failures.automations, metrics.automations, overdue.automations)
@@ -43,7 +45,7 @@ def _with_tags(automation: AutomationCore, environment: str) -> AutomationCore:
 def register(environment: str, *, paused: bool = False, causes: Causes = CAUSES) -> list[str]:
     """Create or update every automation of an environment, and delete what it had besides (of another name, or twice);
     returns their names. One that somebody switched off stays off. `paused`: new ones that start flows are off until
-    somebody switches them on."""
+    somebody switches them on, or this is called without it."""
     with get_client(sync_client=True) as client:
         automations = wanted(client, environment, causes)
         left = {one.id: one.name for one in _tagged(client, _tag(environment))}
@@ -53,19 +55,27 @@ def register(environment: str, *, paused: bool = False, causes: Causes = CAUSES)
                     left[one.id] = one.name
                 else:
                     left.pop(one.id, None)
-                    _update(client, one, automation)
+                    _update(client, one, automation, paused=paused)
             if not found:
-                starts = any(isinstance(action, RunDeployment) for action in automation.actions)
-                client.create_automation(automation.model_copy(update={"enabled": not (paused and starts)}))
+                waits = paused and any(isinstance(action, RunDeployment) for action in automation.actions)
+                client.create_automation(_waiting(automation) if waits else automation)
         for identity in left:
             client.delete_automation(identity)
     return [automation.name for automation in automations]
 
 
-def _update(client: SyncPrefectClient, found: Automation, automation: AutomationCore) -> None:
+def _waiting(automation: AutomationCore) -> AutomationCore:
+    return automation.model_copy(update={"enabled": False, "tags": [*automation.tags, WAITS]})
+
+
+def _update(client: SyncPrefectClient, found: Automation, automation: AutomationCore, *, paused: bool) -> None:
     """Only what is new: an update makes Prefect forget what it has counted ("once an hour") and for whom it waits (a
     run that has died just now)."""
-    kept = automation.model_copy(update={"enabled": found.enabled})
+    waits = WAITS in found.tags and not found.enabled
+    if waits and paused:
+        kept = _waiting(automation)
+    else:
+        kept = automation.model_copy(update={"enabled": found.enabled or waits})
     if kept.model_dump() != found.model_dump(exclude={"id"}):
         client.update_automation(found.id, kept)
 

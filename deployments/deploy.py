@@ -13,26 +13,34 @@ import contextlib
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 
 from blocks import toml
 from blocks.environment import Environment
 from deployments import automations
+from deployments.maintenance import NAME
 from deployments.register import describe_expectations, register
-from deployments.runbooks import has_to_run, shown
+from deployments.runbooks import has_schedule, has_to_run, shown
 from runbook import shell
 from runbook.errors import OpsError
 from tasks.worktree import git
 
 ROOT = Path(__file__).parent.parent
 KIND_OF_DOCKER, KIND_OF_PROCESS = "docker", "process"
+UTC, PAGE = "UTC", 200
+REQUIRED = ("postgres", "redis")
+"""One of them; every other part of an environment is optional."""
+WAITS = "deployed-paused"
+"""A tag of what was deployed with --paused: the next deployment without it resumes that."""
 
 
 def chapter_of(entry: Mapping[str, Any]) -> str:
@@ -41,21 +49,45 @@ def chapter_of(entry: Mapping[str, Any]) -> str:
 
 
 def chosen(
-    content: Mapping[str, Any], environment: Environment, kinds: Mapping[str, str], *, paused: bool = False
+    content: Mapping[str, Any],
+    environment: Environment,
+    kinds: Mapping[str, str],
+    *,
+    paused: bool = False,
+    kept: Collection[str] = (),
 ) -> dict[str, Any]:
-    """prefect.yaml with the pool of each entry's chapter, and its description as people read it; `paused`, what is
-    scheduled waits until somebody turns it on. `kinds` is the type of each pool. All have the version of this checkout:
-    Prefect would ask git for it nine times for each entry."""
+    """prefect.yaml for one environment: the runbooks of the parts that it has, each with the pool of its chapter, its
+    description as people read it, and its schedules in the environment's time zone (hourly ones stay in UTC).
+
+    `kinds` is the type of each pool. `paused`: schedules wait until somebody resumes them, or the next deployment
+    without it does; `kept`: entries that somebody paused, and that stay so. All have the version of this checkout:
+    Prefect would ask git for it nine times for each entry.
+    """
     deployments, version = [], {"version": project_version(), "version_type": "prefect:simple"}
-    for entry in content["deployments"]:
+    for entry in filter(lambda entry: has_to_run(entry, environment), content["deployments"]):
         pool = environment.pools.get(chapter_of(entry), environment.name)
         variables = _container() if kinds[pool] == KIND_OF_DOCKER else {}
         own = {"name": pool, **({"job_variables": variables} if variables else {})}
-        entry = entry if has_to_run(entry, environment) else {**entry, "schedules": []}
-        waits = {"paused": True} if paused and entry.get("schedules") else {}
-        deployments.append({**entry, "work_pool": own, "description": shown(entry["entrypoint"]), **version,
-                            **waits})  # fmt: skip
+        told: dict[str, Any] = {"work_pool": own, "description": shown(entry["entrypoint"]), **version}
+        if "schedules" in entry:  # what somebody added by hand to another stays
+            told["schedules"] = _schedules(entry, environment) if has_schedule(entry, environment) else []
+        if called(entry, environment.name) in kept:
+            told |= {"paused": True}
+        elif paused and told.get("schedules"):
+            told |= {"paused": True, "tags": [*entry["tags"], WAITS]}
+        deployments.append({**entry, **told})
     return {**content, "deployments": deployments}
+
+
+def _schedules(entry: Mapping[str, Any], environment: Environment) -> list[dict[str, Any]]:
+    zone = environment.timezone
+    return [{**one, "timezone": UTC if one["timezone"] == UTC else zone} for one in entry["schedules"]]
+
+
+def called(entry: Mapping[str, Any], environment: str) -> str:
+    """What Prefect calls an entry of prefect.yaml: `daily-check/production-health`."""
+    flow = str(entry["entrypoint"]).rpartition(".")[2].replace("_", "-")
+    return f"{flow}/{str(entry['name']).replace(NAME, environment)}"
 
 
 def project_version() -> str:
@@ -104,28 +136,59 @@ def kinds_of(environment: Environment) -> dict[str, str]:
 
 
 def deploy(name: str, *, paused: bool = False) -> str:
-    """Deploy every entry of prefect.yaml; returns what was done.
+    """Deploy the runbooks of what an environment has, and delete those of parts that it has no more; returns what was
+    done. Without `paused` the schedules that `paused` had left waiting begin; what somebody paused stays paused.
 
     Raises:
-        OpsError: a pool is not there, or Prefect refuses an entry.
+        OpsError: the environment has neither PostgreSQL nor Redis, a pool is not there, or Prefect refuses an entry.
     """
     environment = toml.environment(name)
+    if not any(map(environment.has, REQUIRED)):
+        raise OpsError(
+            f"{name} has neither [postgres] nor [redis]", "describe one of them; every other part is optional"
+        )
     content = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
-    described = chosen(content, environment, kinds_of(environment), paused=paused)
+    there = deployed(content["deployments"], name)
+    kept = [one for one, found in there.items() if found.paused and WAITS not in found.tags]
+    described = chosen(content, environment, kinds_of(environment), paused=paused, kept=kept)
+    _deploy(name, described)
+    wanted = {called(entry, name) for entry in content["deployments"] if has_to_run(entry, environment)}
+    gone = [found for one, found in there.items() if one not in wanted]
+    with get_client(sync_client=True) as client:
+        for found in gone:
+            with contextlib.suppress(ObjectNotFound):
+                client.delete_deployment(found.id)
+    pools = ", ".join(f"{chapter} → {pool}" for chapter, pool in environment.pools.items())
+    scheduled = sum(bool(entry.get("schedules")) for entry in described["deployments"])
+    return (f"deployed {len(described['deployments'])} runbooks to {name}" + (f" ({pools})" if pools else "")
+            + f", {scheduled} of them scheduled in {environment.timezone}"
+            + (": paused, deploy again without --paused to begin" if paused else "")
+            + (f"; deleted {len(gone)} of parts that it has no more" if gone else ""))  # fmt: skip
+
+
+def deployed(entries: Sequence[Mapping[str, Any]], environment: str) -> dict[str, DeploymentResponse]:
+    """What Prefect has of these entries, by what it calls them."""
+    names = sorted({called(entry, environment).partition("/")[2] for entry in entries})
+    known, found = {called(entry, environment) for entry in entries}, dict[str, DeploymentResponse]()
+    wanted, page = DeploymentFilter(name=DeploymentFilterName(any_=names)), list[DeploymentResponse]()
+    with get_client(sync_client=True) as client:
+        offset = 0
+        while page := client.read_deployments(deployment_filter=wanted, limit=PAGE, offset=offset):
+            offset += len(page)
+            for one in page:
+                flow = str(one.entrypoint).rpartition(".")[2].replace("_", "-")
+                if f"{flow}/{one.name}" in known:
+                    found[f"{flow}/{one.name}"] = one
+    return found
+
+
+def _deploy(name: str, described: Mapping[str, Any]) -> None:
     text = yaml.safe_dump(described, allow_unicode=True, sort_keys=False)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "prefect.yaml"
         path.write_text(text, encoding="utf-8")
-        argv: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "prefect",
-            "--no-prompt",
-            "deploy",
-            "--all",
-            "--prefect-file",
-            path,
-        ]
+        argv: list[str | Path] = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file",
+                                  path]  # fmt: skip
         given = {
             "OPS_ENVIRONMENT": name,
             "OPS_ROOT": os.environ.get("OPS_ROOT", str(ROOT)),
@@ -133,8 +196,6 @@ def deploy(name: str, *, paused: bool = False) -> str:
             "PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY": "true",
         }
         shell.run(argv, environment=given, directory=ROOT, hint="correct what it says, then launch this again")
-    pools = ", ".join(f"{chapter} → {pool}" for chapter, pool in environment.pools.items())
-    return f"deployed {len(content['deployments'])} runbooks to {name}" + (f" ({pools})" if pools else "")
 
 
 def main() -> int:
@@ -142,7 +203,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--environment", default=os.environ.get("OPS_ENVIRONMENT", ""))
     parser.add_argument(
-        "--paused", action="store_true", help="schedules wait, new automations that start flows are off"
+        "--paused",
+        action="store_true",
+        help="schedules wait and new automations that start flows are off, until it is deployed without this",
     )
     parser.add_argument("--registered", action="store_true", help="its blocks are in Prefect already")
     given = parser.parse_args()

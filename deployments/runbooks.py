@@ -20,10 +20,6 @@ from runbook.errors import OpsError
 ROOT = Path(__file__).resolve().parents[1]
 HELP = "\nArgs:\n"
 _SECTION = re.compile(r"§\d+(?:\.\d+)?|付録[ABC]")
-_OF_BACKUPS = {"backup_prefect": "prefect", "verify_backup": "postgres", "prune_backups": "postgres"}
-"""Flows that are scheduled for each kind of backups, with the kind that they are of when nothing else is said."""
-DAILY_BASE = "auto"
-"""What backup-cluster takes between the weekly full ones: for a recovery to a point in time, which needs [wal]."""
 _PLAIN = {str: "text", int: "number", float: "number", bool: "switch"}
 
 
@@ -150,12 +146,22 @@ def _schedule(one: Mapping[str, Any]) -> str:
 
 
 def has_to_run(entry: Mapping[str, Any], environment: Environment) -> bool:
-    """Whether an environment has what an entry of prefect.yaml works on, so that its schedule is for it: of backups, a
-    store of their kind."""
-    flow, parameters = entry["entrypoint"].rpartition(".")[2], entry["parameters"]
-    if flow == "backup_cluster" and parameters.get("kind") == DAILY_BASE:
-        return environment.has("wal")
-    if flow not in _OF_BACKUPS:
-        return True
-    kind, which = parameters.get("kind", _OF_BACKUPS[flow]), parameters.get("source", "backups")
-    return environment.has(which) and bool(getattr(environment.stores(which), kind))
+    """Whether an environment has everything that an entry of prefect.yaml `needs`: only then it is deployed. A need is
+    what `Environment.has` takes; `docker|cloud` is one of the two."""
+    return _has_all(environment, entry.get("needs", ()))
+
+
+def has_schedule(entry: Mapping[str, Any], environment: Environment) -> bool:
+    """Whether its schedules are for this environment: it has the entry's `schedule_needs` as well."""
+    return has_to_run(entry, environment) and _has_all(environment, entry.get("schedule_needs", ()))
+
+
+def _has_all(environment: Environment, needs: Sequence[str]) -> bool:
+    return all(any(map(environment.has, need.split("|"))) for need in needs)
+
+
+def flows_for(environment: Environment, path: Path = ROOT / "prefect.yaml") -> set[str]:
+    """The names of the flows that are deployed for an environment, such as `clear-cache`."""
+    entries = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
+    found = {str(entry["entrypoint"]) for entry in entries if has_to_run(entry, environment)}
+    return {entrypoint.rpartition(".")[2].replace("_", "-") for entrypoint in found}

@@ -47,6 +47,10 @@ def append(directory: Path, name: str, report: Mapping[str, Any]) -> tuple[Path,
     return path, content
 
 
+RECORD = "recoverability.json"
+"""What the recovery board is made from: beside the reports, and none of them."""
+
+
 def verify_chain(directory: Path) -> list[str]:
     """Every way in which the chains in `directory` are broken, as sentences; empty when they are whole."""
     with contextlib.ExitStack() as locks:  # no run appends meanwhile
@@ -58,7 +62,7 @@ def verify_chain(directory: Path) -> list[str]:
 def _verify(directory: Path) -> list[str]:
     chains: dict[str, list[tuple[int, Path, dict[str, Any]]]] = {}
     problems = []
-    for path in sorted(directory.glob("*.json")):
+    for path in sorted(set(directory.glob("*.json")) - {directory / RECORD}):
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             chains.setdefault(report["chain"], []).append((int(report["number"]), path, report))

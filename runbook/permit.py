@@ -75,3 +75,13 @@ class Permit:
         """
         if environment != self.environment:
             raise NotConfirmed(f"this permit is for {self.environment}, not for {environment}")
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One line of a plan. `bytes` and `seconds` are estimates, 0 where there is none."""
+
+    step: str
+    detail: str
+    bytes: int = 0
+    seconds: float = 0.0

@@ -12,9 +12,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from runbook.errors import NotConfirmed, OpsError, RunbookFailed, without_logins
+from runbook.errors import NotConfirmed, RunbookFailed, without_logins
 from runbook.guards import Approving, Held
-from runbook.permit import Act, Permit, PlanOnly
+from runbook.permit import Act, Permit, PlannedStep, PlanOnly
+from runbook.thresholds import limit_of
+
+NOT_CONFIGURED = "not configured"
 
 
 class Status(StrEnum):
@@ -47,16 +50,6 @@ class StepTime:
     started: datetime
     seconds: float
     status: Status
-
-
-@dataclass(frozen=True)
-class PlannedStep:
-    """One line of a plan. `bytes` and `seconds` are estimates, 0 where there is none."""
-
-    step: str
-    detail: str
-    bytes: int = 0
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -162,19 +155,21 @@ class Report:
     def judge(
         self, metric: str, value: float, hint: str = "", *, of: str = "", worst: Status = Status.CRITICAL
     ) -> Status:
-        """Compare a number with the environment's thresholds (warn above, critical above).
+        """Compare a number with the environment's thresholds (warn above, critical above), or with the defaults.
 
         `of` tells what it is of; with `worst=WARN` it stops nothing, however bad.
         """
-        if metric not in self.limits:
-            raise OpsError(f"no threshold for {metric}", "add it under [thresholds] in the environment's TOML")
-        warn, critical = self.limits[metric]
+        warn, critical = self.limit(metric)
         status = Status.OK if value <= warn else Status.WARN if value <= critical else worst  # NaN too
         shown = "" if status is Status.OK else hint
         limits = f"≤ {_number(warn)} (critical above {_number(critical)})"
         name = f"{metric} ({of})" if of else metric
         self.findings.append(Finding(name, status, _number(value), limits, shown))
         return status
+
+    def limit(self, metric: str) -> tuple[float, float]:
+        """Warn above, critical above: the environment's threshold of a metric, or its default."""
+        return limit_of(self.limits, metric)
 
     def warn(self, name: str, hint: str, *, value: object = "", expected: object = "") -> None:
         """Something an operator should know that stops nothing."""
@@ -192,6 +187,11 @@ class Report:
     def fact(self, name: str, value: object) -> None:
         """One line of the page's head: what somebody reads first."""
         self.facts[name] = without_logins(str(value))
+
+    def leave_out(self, *parts: str) -> None:
+        """Parts that the environment lacks, and that this run therefore leaves out: one fact, no finding."""
+        known = self.facts.get(NOT_CONFIGURED, "").split(", ")
+        self.facts[NOT_CONFIGURED] = ", ".join(sorted({*filter(None, known), *parts}))
 
     def measure(self, what: str, size: int = 0) -> None:
         """What this run did, which took all of its time until now: `database backup`, so many bytes."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from blocks.prefect_server import PrefectServer
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
 from runbook.permit import Permit
+from runbook.progress import progress
 from runbook.wait import until
 from tasks.postgres.copy import REPLACE, Copy
 
@@ -27,6 +29,9 @@ MOST_RUNS = PAGE = 200
 TABLES = {"deployments": "public.deployment", "automations": "public.automation"}
 # Their process may still live; nobody but itself can say how such a run ended.
 UNDER_WAY = ("RUNNING", "PENDING", "CANCELLING")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
+MOST_DELETED = 50
+"""Prefect's own limit of one bulk deletion."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,60 @@ def end_lost_runs(server: PrefectServer) -> tuple[str, ...]:
     return tuple(str(run["name"]) for run in runs)
 
 
+@probe
+def count_old_runs(server: PrefectServer, before: datetime) -> int:
+    """Flow runs that ended before a moment; whatever runs, waits or is scheduled is not among them.
+
+    Raises:
+        Unreachable: nobody answers.
+        OpsError: the password is refused, or an answer is an error.
+    """
+    with _client(server) as client:
+        return int(_ask(client, "POST", "/flow_runs/count", {"flow_runs": _old(before)}))
+
+
+@action(idempotent=True)
+def delete_old_runs(server: PrefectServer, before: datetime) -> int:
+    """Delete the flow runs that ended before a moment, with their task runs, artifacts and logs (Prefect deletes the
+    logs a moment later). Returns how many.
+
+    Raises:
+        Unreachable: nobody answers.
+        OpsError: the password is refused, or an answer is an error.
+    """
+    deleted = 0
+    with _client(server) as client, progress(lambda: f"{deleted:,} flow runs are deleted"):
+        while runs := _ask(client, "POST", "/flow_runs/filter", {"flow_runs": _old(before), "limit": MOST_DELETED}):
+            chosen = {"any_": [run["id"] for run in runs]}
+            of_them = {"artifacts": {"flow_run_id": chosen}, "limit": PAGE}
+            while artifacts := _ask(client, "POST", "/artifacts/filter", of_them):
+                for artifact in artifacts:
+                    _ask(client, "DELETE", f"/artifacts/{artifact['id']}")
+            gone = _ask(client, "POST", "/flow_runs/bulk_delete", {"flow_runs": {**_old(before), "id": chosen}})
+            deleted += len(gone["deleted"])
+            if not gone["deleted"]:
+                raise OpsError("Prefect's API deletes none of the old flow runs", "look at its log")
+    return deleted
+
+
+def _old(before: datetime) -> dict[str, object]:
+    return {"state": {"type": {"any_": list(ENDED)}}, "end_time": {"before_": before.isoformat()}}
+
+
+@probe
+def count_old_events(server: PrefectServer, before: datetime) -> int:
+    """Events from before a moment, which Prefect's own vacuum deletes.
+
+    Raises:
+        Unreachable: nobody answers.
+        OpsError: the password is refused, or an answer is an error.
+    """
+    wanted = {"filter": {"occurred": {"since": datetime(2020, 1, 1, tzinfo=UTC).isoformat(),
+                                      "until": before.isoformat()}}, "limit": 1}  # fmt: skip
+    with _client(server) as client:
+        return int(_ask(client, "POST", "/events/filter", wanted)["total"])
+
+
 def missing_in(rows: Mapping[str, int], answer: Answer) -> list[str]:
     """What the API knows fewer of than there are rows (per table), as sentences."""
     return [f"{answer.counts[what]} of {rows[table]} {what}" for what, table in TABLES.items()
@@ -167,4 +226,4 @@ def _ask(client: httpx.Client, method: str, path: str, body: object = None) -> A
         raise OpsError(f"Prefect's API at {client.base_url} refuses the password", "correct [prefect_server] auth_env")
     if answer.is_error:
         raise OpsError(f"Prefect's API answers {answer.status_code} to {path}", "look at its log")
-    return answer.json()
+    return answer.json() if answer.content else None

@@ -42,11 +42,11 @@ def _versions(env: Environment) -> Iterator[Version]:
             yield _asked("postgres", where, lambda node=node: read_server.work(node).text.split()[0])  # type: ignore[misc]
     if env.has("redis"):
         yield _redis(env)
-    if env.has("application"):
-        if python := env.application.python:
-            yield _asked("python", f"the backend ({python})", lambda: _program(python, "--version"))
-        if env.application.web_directory:
-            yield _asked("node", "this host", lambda: _program("node", "--version").removeprefix("v"))
+    if env.has("application.python"):
+        python = env.application.python
+        yield _asked("python", f"the backend ({python})", lambda: _program(python, "--version"))
+    if env.has("application.web_directory"):
+        yield _asked("node", "this host", lambda: _program("node", "--version").removeprefix("v"))
     if env.has("docker"):
         yield _asked("docker", env.docker.host or "this host", lambda: _docker(env.docker.host))
     yield _asked("python", "the worker", lambda: platform.python_version())

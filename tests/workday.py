@@ -63,6 +63,7 @@ frontend_url = "{frontend}"
 health_path = "/health"
 frontend_health_path = "/health"
 web_directory = "{web}"
+repository = "{web}"
 [logs]
 app = "{base}/log/app.log"
 audit = "{base}/log/audit.log"

@@ -22,7 +22,7 @@ from blocks.environment import Environment
 from deployments import automations
 from deployments.doctor.host import ANSWER_SECONDS, clock
 from deployments.doctor.line import Line, expect
-from deployments.runbooks import has_to_run
+from deployments.runbooks import has_schedule, has_to_run
 from runbook.errors import OpsError, Unreachable
 
 ROOT = Path(__file__).parents[2]
@@ -121,7 +121,8 @@ def look_at_pools(env: Environment) -> Iterator[Line]:
 def look_at_deployments(env: Environment) -> Iterator[Line]:
     """Every runbook is deployed, to the pool that the TOML says; in production no schedule is paused that prefect.yaml
     has active."""
-    entries = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    every = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    entries = [entry for entry in every if has_to_run(entry, env)]
     # A flow may have several entries, each with a name of its own: `daily-check/production-health`.
     wanted = {_named(entry, env.name): entry for entry in entries}
     with get_client(sync_client=True) as client:
@@ -136,7 +137,7 @@ def look_at_deployments(env: Environment) -> Iterator[Line]:
         if found := there.get((entrypoint, name)):
             pool = env.pools.get(entrypoint.split(".")[1], env.name)
             wrong += [f"{entrypoint} ({found.work_pool_name})"] if found.work_pool_name != pool else []
-            paused += [f"{entrypoint} ({name})"] if has_to_run(entry, env) and _is_paused(entry, found) else []
+            paused += [f"{entrypoint} ({name})"] if has_schedule(entry, env) and _is_paused(entry, found) else []
     yield expect(not wrong, "deployments are in the pools of their hosts",
                  f"{', '.join(wrong[:3])}: {REGISTER.format(env.name)}")  # fmt: skip
     if env.tier == "production":

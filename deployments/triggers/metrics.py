@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
 from blocks.environment import Environment
+from deployments.runbooks import flows_for
 from deployments.triggers.launch import launch
 from flows.monitoring.sources import other_hosts
 from flows.monitoring.table import METRICS
@@ -25,7 +25,6 @@ from tasks.monitoring.events import PREFIX
 
 WITHIN = timedelta(hours=1)
 SILENCE = timedelta(minutes=30)
-TABLE_OF_CONTENTS = Path(__file__).parents[2] / "prefect.yaml"
 TOLD = {name: f"{{{{ event.payload.{name} }}}}" for name in ("what", "owner", "key")}
 
 
@@ -90,11 +89,11 @@ def escalations(env: Environment, acted_on: Collection[str]) -> Iterator[Deed]:
 
 
 def automations(client: SyncPrefectClient, environment: str) -> list[AutomationCore]:
-    """One for each deed whose flow this version has."""
-    there = TABLE_OF_CONTENTS.read_text(encoding="utf-8")
-    found = deeds(Environment.find(environment))
-    acts = [_automation(client, environment, deed) for deed in found if f".{deed.flow.replace('-', '_')}\n" in there]
-    return [*acts, *([silent(client, environment)] if Environment.find(environment).has("alerts") else [])]
+    """One for each deed whose flow is deployed for the environment."""
+    env = Environment.find(environment)
+    there = flows_for(env)
+    acts = [_automation(client, environment, deed) for deed in deeds(env) if deed.flow in there]
+    return [*acts, *([silent(client, environment)] if env.has("alerts") else [])]
 
 
 def silent(client: SyncPrefectClient, environment: str, silence: timedelta = SILENCE) -> AutomationCore:

@@ -6,6 +6,7 @@ Runs that nobody even took, Late ones, are told for all deployments by `failures
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
@@ -14,7 +15,9 @@ from prefect.events.actions import RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-from deployments.maintenance import Planned, Table, name_in, read_table, seconds_of
+from blocks import toml
+from deployments.maintenance import Planned, Table, entries, name_in, read_table, seconds_of
+from deployments.runbooks import has_schedule
 from deployments.triggers.launch import deployed, launch
 
 TIMES = 2
@@ -38,17 +41,31 @@ def automations(
     client: SyncPrefectClient, environment: str, table: Table | None = None, stuck_seconds: float = STUCK_SECONDS
 ) -> list[AutomationCore]:
     """For each row one that fires when it takes too long; for all of them one that fires when a run does not begin.
+    None where the environment names nobody to tell.
 
     Raises:
         OpsError: a deployment of the table, or escalate, is not there.
     """
-    rows = (table or read_table()).planned()
+    rows = table.planned() if table else _planned(environment)
+    if not rows:
+        return []
     ids = {
         one: deployed(client, environment, one, name_in(environment, one)) for row in rows for one in row.deployments
     }
     escalation = launch(client, environment, FLOW, {})
     too_long = [_too_long(escalation, environment, row, [ids[one] for one in row.deployments]) for row in rows]
     return [*too_long, _stuck(escalation, environment, list(ids.values()), stuck_seconds)]
+
+
+def _planned(name: str) -> list[Planned]:
+    """The rows of the maintenance table, with those of their deployments that the environment has."""
+    env = toml.environment(name)
+    if not env.has("alerts"):
+        return []
+    there = {one for one, entry in entries().items() if has_schedule(entry, env)}
+    rows = [replace(row, deployments=tuple(filter(there.__contains__, row.deployments)))
+            for row in read_table().planned()]  # fmt: skip
+    return [row for row in rows if row.deployments]
 
 
 def _too_long(escalation: RunDeployment, environment: str, row: Planned, ids: Sequence[UUID]) -> AutomationCore:

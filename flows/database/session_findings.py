@@ -4,18 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from flows.database.pool import ALARM_RATIO
 from runbook.render import duration
 from runbook.report import Report, Status
 from tasks.postgres.blocking import tree_of
 from tasks.postgres.connections import Activity, Session
 
-# [warn above, critical above] where the environment's [thresholds] say nothing. The manual's alarm is 80 % (appendix).
-DEFAULTS = {
-    "postgres.connections.used_ratio": (ALARM_RATIO, 0.95),
-    "postgres.sessions.idle_in_transaction_seconds": (60.0, 900.0),
-    "postgres.sessions.blocked_seconds": (5.0, 60.0),
-}
 MANUAL_IDLE_SECONDS = 300
 MOST_ROWS = 50
 CLOSE_FLOW = "close-idle-connections"
@@ -26,7 +19,6 @@ WORKING = (
 
 
 def _judge(report: Report, metric: str, value: float, hint: str, of: str) -> Status:
-    report.limits = {**DEFAULTS, **report.limits}
     return report.judge(metric, round(value, 3), hint, of=of)
 
 
@@ -54,7 +46,7 @@ def judge_idle(report: Report, activity: Activity, database: str) -> None:
         f"correct the code that forgets it; to end it: {CLOSE_FLOW} with min_seconds={MANUAL_IDLE_SECONDS} or less",
         f"{len(held)} sessions" + (f", the longest is process {held[0].pid}" if held else ""),
     )
-    limit = report.limits["postgres.sessions.idle_in_transaction_seconds"][0]
+    limit = report.limit("postgres.sessions.idle_in_transaction_seconds")[0]
     if others and others[0].state_seconds > limit:
         counted = Counter(session.database for session in others)
         report.warn(
@@ -65,7 +57,7 @@ def judge_idle(report: Report, activity: Activity, database: str) -> None:
         )
     long = [session for session in activity.clients if session.is_idle and session.state_seconds > MANUAL_IDLE_SECONDS]
     long.sort(key=lambda session: -session.state_seconds)
-    warn_ratio = report.limits["postgres.connections.used_ratio"][0]
+    warn_ratio = report.limit("postgres.connections.used_ratio")[0]
     report.expect(
         "idle for more than 5 minutes",
         not long or activity.used_ratio <= warn_ratio,

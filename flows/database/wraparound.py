@@ -29,7 +29,7 @@ def judge_wraparound(report: Report, found: Wraparound, xids: Rate, database: st
         report.expect(
             f"age of database {age.name}",
             False,
-            f"end what holds xmin back (above), then VACUUM (FREEZE, INDEX_CLEANUP OFF) {tables}",
+            f"end what holds xmin back (check-replication lists it), then VACUUM (FREEZE, INDEX_CLEANUP OFF) {tables}",
             value=f"{age.xids:,} transactions, {age.multixacts:,} multixacts; {_days(_left(age, xids))} left",
             expected=f"autovacuum freezes at {found.freeze_max_age:,} and {found.multixact_freeze_max_age:,}",
             otherwise=_status(age, found, xids),

@@ -48,6 +48,10 @@ def advise_scaling(
     """
     env = Environment.find(environment)
     with runbook("Advise scaling", env) as report:
+        if part == "connections" and not env.has("postgres"):
+            report.leave_out("postgres")
+            report.outcome = "there is no PostgreSQL whose connections could be short"
+            return report
         try:
             found = history(env.reports_directory, METRIC[part], datetime.now(UTC) - timedelta(days=days))
         except OSError as error:

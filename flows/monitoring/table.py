@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from runbook.thresholds import DEFAULTS
 from tasks.monitoring.hysteresis import Bounds
 
 Severity = Literal["severe", "normal"]
@@ -14,14 +15,13 @@ Unit = Literal["s", "ratio", "count"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A row. `default`: [warn above, critical above] where the environment's [thresholds] say nothing; `alarm` is which
-    of them is the table's. `severity` of a value over it; `blind`: of not being measured at all."""
+    """A row. Its limits are the environment's [thresholds], or runbook.thresholds; `alarm` is which of the two is the
+    table's. `severity` of a value over it; `blind`: of not being measured at all."""
 
     name: str
     category: str
     title: str
     unit: Unit
-    default: tuple[float, float]
     action: str
     owner: str
     hint: str
@@ -31,7 +31,8 @@ class Metric:
 
     def limit(self, limits: Mapping[str, tuple[float, float]]) -> float:
         """Above it the table's action is due."""
-        return limits.get(self.name.partition("@")[0], self.default)[self.alarm == "critical"]
+        name = self.name.partition("@")[0]
+        return limits.get(name, DEFAULTS[name])[self.alarm == "critical"]
 
     def bounds(self, limits: Mapping[str, tuple[float, float]]) -> Bounds:
         """With the lower limit at which it is well again."""
@@ -43,28 +44,28 @@ class Metric:
 
 
 TABLE = (
-    Metric("api.response_seconds", "API", "レスポンスタイム", "s", (2.0, 5.0), "アラート", "SRE",
+    Metric("api.response_seconds", "API", "レスポンスタイム", "s", "アラート", "SRE",
            "look for the slow requests: search-logs with duration_ms>2000; then check-connections"),
-    Metric("api.error_ratio", "API", "エラーレート", "ratio", (0.05, 0.05), "緊急対応", "SRE",
+    Metric("api.error_ratio", "API", "エラーレート", "ratio", "緊急対応", "SRE",
            "summarise-errors says which; diagnose-application why, and what to run next", "severe", "severe"),
-    Metric("postgres.connections.used_ratio", "DB", "接続数", "ratio", (0.8, 0.95), "スケールアップ", "DBA",
+    Metric("postgres.connections.used_ratio", "DB", "接続数", "ratio", "スケールアップ", "DBA",
            "advise-scaling says by how much; close-idle-connections ends what holds them for nothing", blind="severe"),
-    Metric("postgres.replication.lag_seconds", "DB", "レプリケーション遅延", "s", (10.0, 10.0), "調査", "DBA",
+    Metric("postgres.replication.lag_seconds", "DB", "レプリケーション遅延", "s", "調査", "DBA",
            "diagnose-database and check-replication say what holds the standby back: a long query there, its disk, the "
            "network, or a paused replay"),
-    Metric("redis.memory.used_ratio", "Redis", "メモリ使用率", "ratio", (0.8, 0.9), "キャッシュクリア", "SRE",
+    Metric("redis.memory.used_ratio", "Redis", "メモリ使用率", "ratio", "キャッシュクリア", "SRE",
            "clear-cache for what is made anew; check-redis-memory says what fills it", alarm="critical"),
-    Metric("host.cpu.used_ratio", "インフラ", "CPU使用率", "ratio", (0.8, 0.95), "スケールアップ", "SRE",
+    Metric("host.cpu.used_ratio", "インフラ", "CPU使用率", "ratio", "スケールアップ", "SRE",
            "advise-scaling says by how much; look for what takes it: check-docker-usage, check-connections"),
-    Metric("host.disk.used_ratio", "インフラ", "ディスク使用率", "ratio", (0.85, 0.95), "クリーンアップ", "DevOps",
+    Metric("host.disk.used_ratio", "インフラ", "ディスク使用率", "ratio", "クリーンアップ", "DevOps",
            "clean-logs, clean-docker, prune-backups; never anything in pg_wal by hand"),
-    Metric("ai.tokens.budget_ratio", "AI", "トークン使用量", "ratio", (0.8, 1.0), "コスト最適化", "SRE",
+    Metric("ai.tokens.budget_ratio", "AI", "トークン使用量", "ratio", "コスト最適化", "SRE",
            "report-token-usage says which models and days; lower the limit per user"),
 )  # fmt: skip
 BESIDES = (
-    Metric("services.stopped", "サービス", "停止中のサービス", "count", (0.0, 0.0), "アラート", "SRE",
+    Metric("services.stopped", "サービス", "停止中のサービス", "count", "アラート", "SRE",
            "find out why it stopped (its log), then start it; diagnose-application tells causes", "severe"),
-    Metric("postgres.wal.streams_missing", "DB", "WALの受信停止", "count", (0.0, 0.0), "調査", "DBA",
+    Metric("postgres.wal.streams_missing", "DB", "WALの受信停止", "count", "調査", "DBA",
            "start the standby or the receiver that does not stream: until then a lost primary loses writes", "severe"),
 )  # fmt: skip
 METRICS: Mapping[str, Metric] = {one.name: one for one in (*TABLE, *BESIDES)}

@@ -10,8 +10,6 @@ from runbook.report import Report, Status
 from tasks.redis.client_list import Client
 from tasks.redis.clients import Clients
 
-# [warn above, critical above] where the environment's [thresholds] say nothing. The manual's alarm is 80 % (appendix).
-DEFAULTS = {"redis.clients.used_ratio": (0.8, 0.95), "redis.clients.memory_ratio": (0.1, 0.25)}
 MANUAL_IDLE_SECONDS = 3600
 MANUAL_TIMEOUT_SECONDS = 300
 KEEPALIVE_SECONDS = 300
@@ -44,7 +42,6 @@ def judge_complete(report: Report, found: Clients) -> None:
 
 def judge_places(report: Report, found: Clients) -> None:
     """Against maxclients, and whether anybody was turned away already."""
-    report.limits = {**DEFAULTS, **report.limits}
     report.judge(
         "redis.clients.used_ratio",
         round(found.used_ratio, 3),
@@ -65,7 +62,7 @@ def judge_places(report: Report, found: Clients) -> None:
 def judge_idle(report: Report, found: Clients) -> None:
     """Idle connections only take places: they matter while those are scarce."""
     long = [one for one in found.clients if one.kind == "normal" and one.idle_seconds >= MANUAL_IDLE_SECONDS]
-    warn_ratio = report.limits["redis.clients.used_ratio"][0]
+    warn_ratio = report.limit("redis.clients.used_ratio")[0]
     report.expect(
         "idle for 3600 s and more",
         not long or found.used_ratio <= warn_ratio,

@@ -11,8 +11,6 @@ from tasks.redis.memory.estimates import ZERO, Estimate
 from tasks.redis.memory.info import Activity, Memory
 from tasks.redis.memory.sweep import Survey
 
-# [warn above, critical above] where the environment's [thresholds] say nothing. The manual's alarm is 90 % (appendix).
-DEFAULTS = {"redis.memory.used_ratio": (0.8, 0.9), "redis.memory.host_ratio": (0.8, 0.9)}
 # Below this the ratio compares the program's own pages with nearly nothing (https://valkey.io/topics/memory-optimization/).
 LEAST_FRAGMENTABLE = 100_000_000
 MOST_FRAGMENTATION = 1.5
@@ -25,7 +23,6 @@ FREE = f"clear-cache for what is made anew, or raise it: {RAISE}"
 
 def judge_memory(report: Report, memory: Memory) -> None:
     """Used memory against its limit, or the host's where there is none; fragmentation; swap."""
-    report.limits = {**DEFAULTS, **report.limits}
     if memory.limit:
         used = memory.used - memory.not_counted
         of = f"{size(used)} of maxmemory {size(memory.limit)}"

@@ -7,13 +7,11 @@ from datetime import UTC, datetime
 
 from runbook.render import duration, size
 from runbook.report import Report, Status
+from runbook.thresholds import by_rpo
 from tasks.redis.persistence.place import Place
 from tasks.redis.persistence.state import Persistence
 from tasks.redis.settings.recommended import MANUAL_RULES, OF_PERSISTENCE, Judged, judged
 
-# [warn above, critical above] where the environment's [thresholds] say nothing: clients stand still during a fork; a
-# delayed fsync makes them wait, and doubles what a power cut loses.
-DEFAULTS = {"redis.fork_seconds": (0.1, 1.0), "redis.aof.delayed_fsyncs_per_hour": (1.0, 60.0)}
 LOSS = "redis.loss_seconds"
 SHOWN = "%Y-%m-%d %H:%M:%S UTC"
 # What the kernel keeps before it writes by itself (vm.dirty_expire_centisecs).
@@ -126,7 +124,6 @@ def judge_last(report: Report, server: Persistence) -> None:
 
 def judge_cost(report: Report, server: Persistence) -> None:
     """What saving costs clients and memory."""
-    report.limits = {**DEFAULTS, **report.limits}
     state = server.state
     report.judge(
         "redis.fork_seconds",
@@ -158,7 +155,7 @@ def judge_cost(report: Report, server: Persistence) -> None:
 def judge_loss(report: Report, server: Persistence, place: Place, rpo_seconds: float) -> None:
     """What would be gone if the server, or its host, died now; against the environment's RPO."""
     seconds, told = loss_of(server, place)
-    report.limits = {LOSS: (rpo_seconds / 2, rpo_seconds), **report.limits}
+    report.limits = {**by_rpo(rpo_seconds), **report.limits}
     hint = place.remedy or f"{SAVE_FLOW} now (kind={'rewrite' if server.appendonly else 'bgsave'}); then see below why"
     report.judge(LOSS, round(seconds, 1), hint, of=told)
     report.fact("a kill now would lose", told)

@@ -15,7 +15,6 @@ from tasks.logs.conditions import Conditions
 from tasks.logs.files import find_logs
 from tasks.logs.source import Choice, reading
 
-REFUSED = (0.1, 0.3)
 FAILURES, MINUTES = 10, 10  # search-audit-log's own
 SHOWN = 20
 
@@ -24,7 +23,7 @@ def judge_access(page: Page, found: Traffic) -> str:
     """Answers by status; far too many refusals are somebody who tries."""
     use = found.use
     page.report.table("Answers by status", ("status", "requests", "most of them"), found.statuses)
-    page.judge("api.refused_ratio", use.refused / use.count, REFUSED,
+    page.judge("api.refused_ratio", use.refused / use.count,
                f"{page.launch('search-logs')} with fields=status>=400: who asks for what is not his?",
                of=f"{use.refused:,} of {use.count:,} answered 4xx", worst=Status.WARN)  # fmt: skip
     return f"{use.count:,} requests: {use.errors:,} failed (5xx), {use.refused:,} refused (4xx)"
@@ -32,7 +31,7 @@ def judge_access(page: Page, found: Traffic) -> str:
 
 def judge_log_ins(page: Page, days: int) -> str | None:
     """Of the last days, against all that the audit log knows of before."""
-    if not page.names("log-ins", "logs"):
+    if not page.names("logs"):
         return None
     env, since = page.env, datetime.now(UTC) - timedelta(days=days)
     wanted = Conditions(logins.FIELDS).holds(logins.LOGIN, "login")

@@ -18,7 +18,6 @@ from tasks.recovery_points.point import Resource
 from tasks.retention import Stored, read_stores
 from tasks.stores.store import store_of
 
-DAY_SECONDS = 86400.0
 # A week, and a day of grace: verify-backup and backup-cluster run weekly.
 WEEKLY = LOOKED_AT + timedelta(days=1)
 PATIENCE_SECONDS = 5.0
@@ -26,7 +25,7 @@ PATIENCE_SECONDS = 5.0
 
 def judge_backups(page: Page) -> None:
     """Of the database, Redis and the files."""
-    if page.names("backups", "backups"):
+    if page.names("backups"):
         page.part("backups", lambda: _judge(page))
 
 
@@ -78,8 +77,7 @@ def _judge_age(page: Page, reach: Reach, resource: Resource, newest: Backup, tak
                            otherwise=Status.WARN)  # fmt: skip
         return
     hint = f"{take} takes one now; a daily one cannot hold {duration(env.rpo_seconds)}: archive WAL, or take it oftener"
-    limits = (env.rpo_seconds, max(env.rpo_seconds, DAY_SECONDS))
-    page.judge("backup.age_seconds", age, limits, hint, of=f"{resource}: {told}, RPO {duration(env.rpo_seconds)}")
+    page.judge("backup.age_seconds", age, hint, of=f"{resource}: {told}, RPO {duration(env.rpo_seconds)}")
 
 
 def _judge_proof(page: Page, resource: Resource, there: list[Backup]) -> None:

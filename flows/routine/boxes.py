@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from flows.routine.steps import NOT_MEASURED, Page
 from runbook.render import MARK
-from runbook.report import Status
+from runbook.report import NOT_CONFIGURED, Status
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "依存パッケージ更新": (
@@ -38,7 +38,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 TABLE = "月次保守チェックリスト"
 COLUMNS = ("", "グループ", "項目", "結果", "次の一手")
-UNMEASURED = "未計測"
+UNMEASURED, NOT_APPLICABLE = "未計測", "対象外"
 Work = Callable[[Page], str | None]
 
 
@@ -49,13 +49,19 @@ class Sheet:
     page: Page
     rows: list[tuple[str, str, str, str, str]] = field(default_factory=list)
     worst: list[Status] = field(default_factory=list)
+    left_out: int = 0
 
     def fill(self, group: str, box: str, work: Work) -> None:
         """`work` adds findings of its own, and returns in a sentence what it saw; where it cannot read its source, or
-        finds nothing at all, that is told and is no pass."""
+        finds nothing at all, that is told and is no pass. A box of a part that the environment lacks is 対象外."""
         report = self.page.report
-        before = len(report.findings)
+        before, self.page.left_out[:] = len(report.findings), []
         told = self.page.part(box, lambda: work(self.page))
+        if len(report.findings) == before and not told and self.page.left_out:
+            parts = ", ".join(dict.fromkeys(self.page.left_out))
+            self.left_out += 1
+            self.rows.append((NOT_APPLICABLE, group, box, f"{NOT_CONFIGURED}: {parts}", ""))
+            return
         if len(report.findings) == before and not told:
             self.page.not_measured(box, "it has no source here", "see the report's other findings")
         if len(report.findings) == before:
@@ -83,5 +89,7 @@ class Sheet:
         unmeasured = sum(row[0].endswith(UNMEASURED) for row in self.rows)
         well = self.worst.count(Status.OK)
         critical = self.worst.count(Status.CRITICAL)
-        rest = len(self.rows) - well - critical - unmeasured
-        return f"{well} well, {rest} to look at, {critical} critical, {unmeasured} {UNMEASURED}, of {len(self.rows)}"
+        rest = len(self.rows) - well - critical - unmeasured - self.left_out
+        left_out = f", {self.left_out} {NOT_APPLICABLE}" if self.left_out else ""
+        told = f"{well} well, {rest} to look at, {critical} critical, {unmeasured} {UNMEASURED}{left_out}"
+        return f"{told}, of {len(self.rows)}"

@@ -37,14 +37,16 @@ def judge_resources(page: Page) -> Bill:
         bill = dict(review_cloud(page.report, env))
         if not bill:
             page.not_measured("the cloud's bill", "it could not be read, or is empty", "see what is said of it")
-    else:
+    elif env.has("docker"):
         judge_last(page, "cloud resources", "review-resources", MONTHLY)
+    if not bill and not env.has("cloud"):
+        page.names("cloud", "docker")
     return bill
 
 
 def judge_tokens(page: Page, month: str = "") -> str | None:
     """Of this month, against the budget. None in a month without any call tells nothing."""
-    if not page.names("AI tokens", "logs"):
+    if not page.names("ai_providers", "logs"):
         return None
     told = page.part("AI tokens", lambda: tell_tokens(page.report, page.env, month))
     if told and told.endswith(" in 0 calls"):
@@ -187,7 +189,7 @@ def tell_sums(page: Page, found: list[Sum]) -> None:
     page.report.table(TABLE, COLUMNS, [tuple(vars(one).values()) for one in found])
     lines = [Bar(one.month, (_number(one.total),), one.total) for one in found]
     page.report.attach(Evidence("Cost by month", svg=bars(lines)))
-    if found and found[-1].total == UNKNOWN:
+    if found and found[-1].total == UNKNOWN and any(map(page.env.has, ("cloud", "ai_providers"))):
         page.not_measured("what this month cost", "neither a bill nor prices of AI models could be read",
                           "add [cloud], and [ai_providers] with prices, to the environment's TOML")  # fmt: skip
 

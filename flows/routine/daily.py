@@ -15,6 +15,7 @@ from flows.routine.daily_findings import (
     ask_health,
     ask_load,
     ask_redis,
+    ask_wraparound,
     judge_disks,
     judge_errors,
 )
@@ -27,7 +28,7 @@ Judge = Callable[[], object]
 PARTS: Mapping[str, Sequence[Callable[[Page], Judge]]] = {
     "health": (ask_health, lambda page: lambda: judge_errors(page)),
     "backup": (lambda page: lambda: judge_backups(page),),
-    "resources": (ask_connections, ask_redis, ask_load, lambda page: lambda: judge_disks(page)),
+    "resources": (ask_connections, ask_wraparound, ask_redis, ask_load, lambda page: lambda: judge_disks(page)),
 }
 
 
@@ -37,11 +38,12 @@ def daily_check(environment: str, part: Part = "all") -> Report:
 
     The manual's six on one page, asked at the same time: health of backend and frontend; errors of exactly the last 24
     hours; the newest backups, their age against the RPO, and when one was last proven by a restore; every disk that
-    data, logs or backups are on; connections of the database with those reserved; Redis' memory against its limit. Each
-    row of the maintenance table launches its `part`. Run it every morning.
+    data, logs or backups are on; connections of the database with those reserved, and how far its transaction ids are
+    from wraparound; Redis' memory against its limit. Each row of the maintenance table launches its `part`. Run it
+    every morning.
 
-    It changes nothing. What does not answer is one finding with the runbook to launch next, and the others go on; what
-    has no source is told as not measured, never as well.
+    It changes nothing. What does not answer is one finding with the runbook to launch next, and the others go on. Parts
+    that the environment does not have are left out, and named once.
 
     Departs from the manual: `jq … | wc -l` counts lines of pretty-printed objects, of the whole file and no rotated
     one; the newest file of a directory says nothing of whether it restores; used memory means nothing without a limit.

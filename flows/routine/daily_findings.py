@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows.database.session_findings import judge_used
+from flows.database.wraparound import judge_wraparound
 from flows.logs.errors import LEVELS
 from flows.logs.steps import tell_read
 from flows.redis.master import judge_master
@@ -26,20 +27,23 @@ from tasks.logs.masking import masked
 from tasks.logs.samples import begins_at
 from tasks.logs.source import Choice, reading
 from tasks.postgres.connections import Activity, read_activity
+from tasks.postgres.rates import measure_rates
+from tasks.postgres.wraparound import read_wraparound
 from tasks.redis.memory.info import read_memory
 from tasks.redis.sentinels import Watch, read_sentinels
 
 # An answer that takes longer is none for its users either.
 HEALTH_SECONDS = 10.0
 HOURS = 24
+RATE_SECONDS = 1.0
 SHOWN = 10
-# [warn above, critical above] where the environment's [thresholds] say nothing; of the disk the manual's (appendix B).
-ERRORS, DISK, LOAD, MEMORY = (20, 1000), (0.85, 0.95), (1.5, 4.0), (0.9, 0.97)
 Judge = Callable[[], object]
 
 
 def ask_health(page: Page) -> Judge:
-    """Backend and frontend, each with its own finding; a check that is not configured is one fact."""
+    """Backend and frontend, each with its own finding; what has no health check is left out."""
+    if not page.names("application"):
+        return lambda: None
     application, asked = page.env.application, dict[str, Pending[Health]]()
     for name, others in (
         ("backend", {"frontend_health_path": ""}),
@@ -61,7 +65,7 @@ def _judge_health(page: Page, asked: Mapping[str, Pending[Health]]) -> None:
 
 def judge_errors(page: Page) -> None:
     """Those of exactly the last hours, over rotated files too; what cannot be counted is told."""
-    if page.names("errors", "logs"):
+    if page.names("logs"):
         page.part("errors", lambda: _count_errors(page), hint=page.launch("check-logging"))
 
 
@@ -86,7 +90,7 @@ def _count_errors(page: Page) -> None:
     count = sum(one.count for one in found)
     hint = f"{page.launch('summarise-errors')} says what is new and when it began"
     worst = found[0].text[:60] if found else "none"
-    page.judge("logs.errors.day_count", count, ERRORS, hint, of=f"last {HOURS} h, most: {masked(worst)}")
+    page.judge("logs.errors.day_count", count, hint, of=f"last {HOURS} h, most: {masked(worst)}")
     if timeless:
         report.warn("errors without a time", "they may be of today: correct the application's formatter (§6.1)",
                     value=f"{timeless:,}, in no count")  # fmt: skip
@@ -114,7 +118,7 @@ def judge_disks(page: Page) -> None:
         hint = (
             f"{page.launch('free-disk-emergency')} finds what holds the space; clean-logs, clean-docker, prune-backups"
         )
-        page.judge("host.disk.used_ratio", one.used_ratio, DISK, hint, of=f"{shown}; {free}")
+        page.judge("host.disk.used_ratio", one.used_ratio, hint, of=f"{shown}; {free}")
     for place, why in unknown:
         page.not_measured(f"disk of {place.what}", why, f"look at {place.path} there")
     if filled:
@@ -126,7 +130,7 @@ def judge_disks(page: Page) -> None:
 
 def ask_connections(page: Page) -> Judge:
     """Of the primary."""
-    if not page.names("PostgreSQL", "postgres"):
+    if not page.names("postgres"):
         return lambda: None
     pending = read_activity.submit(page.env.postgres)
     return lambda: _judge_connections(page, pending)
@@ -145,9 +149,22 @@ def _judge_connections(page: Page, pending: Pending[Activity]) -> None:
                           f"make {page.env.postgres.admin_user} a member of pg_read_all_stats")  # fmt: skip
 
 
+def ask_wraparound(page: Page) -> Judge:
+    """How far transaction ids are from their end: a server that reaches it takes no more writes."""
+    if not page.names("postgres"):
+        return lambda: None
+    postgres = page.env.postgres
+    ages, rates = read_wraparound.submit(postgres, postgres.database), measure_rates.submit(postgres, RATE_SECONDS)
+    return lambda: page.part(
+        "transaction ids",
+        lambda: judge_wraparound(page.report, ages.result(), rates.result().xids, postgres.database),
+        hint=page.launch("check-replication"),
+    )
+
+
 def ask_redis(page: Page) -> Judge:
     """Of the master."""
-    if not page.names("Redis", "redis"):
+    if not page.names("redis"):
         return lambda: None
     pending = read_sentinels.submit(page.env.redis)
     return lambda: page.part("Redis", lambda: _judge_redis(page, pending), hint=page.launch("diagnose-redis"),
@@ -168,9 +185,9 @@ def ask_load(page: Page) -> Judge:
 
 
 def _judge_load(page: Page, report: Report, found: Load) -> None:
-    page.judge("host.load.per_processor", found.load_ratio, LOAD, "look who takes them: top; is a backup running?",
+    page.judge("host.load.per_processor", found.load_ratio, "look who takes them: top; is a backup running?",
                of=f"{found.load:.1f} of {found.processors} processors, 15 min", worst=Status.WARN)  # fmt: skip
     free = f"{size(found.available_bytes)} of {size(found.memory_bytes)} to be had"
-    page.judge("host.memory.used_ratio", found.memory_ratio, MEMORY, "look who takes it: top, by memory", of=free,
+    page.judge("host.memory.used_ratio", found.memory_ratio, "look who takes it: top, by memory", of=free,
                worst=Status.WARN)  # fmt: skip
     report.fact("this host", f"load {found.load:.1f} on {found.processors} processors; memory: {free}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from blocks.environment import Environment
@@ -32,12 +33,16 @@ def collect(report: Report, env: Environment, evidence: Evidence, since: datetim
         if other:
             evidence.secrets = [*evidence.secrets, *secrets_of(other.whole().values())]
             _reports(report, evidence, other, since)
-    if not any(name.endswith(f"-{DRILL}.json") for name in evidence.files):
+    if not (env.has("disposable") or env.drill_environment):
+        report.leave_out("drill_environment")
+    elif not any(name.endswith(f"-{DRILL}.json") for name in evidence.files):
         evidence.lacks("drills", "there is no report of a drill in that time: run-drill")
-    _postgres(report, evidence, env)
-    _redis(report, evidence, env)
     _services(report, evidence, env)
-    _users(report, evidence, env, since)
+    for part, gather in (("postgres", _postgres), ("redis", _redis), ("logs", partial(_users, since=since))):
+        if env.has(part):
+            gather(report, evidence, env)
+        else:
+            report.leave_out(part)
     _versions(report, evidence, env)
     evidence.add("settings/environment.json", _described(env))
 
@@ -115,7 +120,7 @@ def _services(report: Report, evidence: Evidence, env: Environment) -> None:
         if not one.user:
             evidence.lacks(f"user of {one.role}", one.problem)
     if not accounts:
-        evidence.lacks("users of services", f"{env.name} names no services")
+        report.leave_out("services")
     evidence.add("access/services.json", accounts)
     report.table("Users of services", ("service", "user"),
                  [(f"{one.role} ({one.service})", one.user or "not measured") for one in accounts])  # fmt: skip
@@ -124,7 +129,7 @@ def _services(report: Report, evidence: Evidence, env: Environment) -> None:
                   value=", ".join(roots) or "none", expected="none", otherwise=Status.WARN)  # fmt: skip
 
 
-def _users(report: Report, evidence: Evidence, env: Environment, since: datetime) -> None:
+def _users(report: Report, evidence: Evidence, env: Environment, *, since: datetime) -> None:
     found = evidence.ask("users of the application", lambda: read_users(env.logs, env.zone, since))
     if found is None:
         return

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 from blocks.environment import Environment
+from flows.monitoring.table import METRICS
 from runbook.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from tasks.load.driving import Driven, Load
@@ -15,9 +16,7 @@ from tasks.load.saturation import CLIENTS, CONNECTIONS, CPU, MEMORY, Saturation
 from tasks.reports import Filed, filed
 
 RUNBOOK, TABLE, FACT = "run-performance-test", "Endpoints", "load"
-# Appendix B; an environment's own thresholds come first.
-RESPONSE_SECONDS, ERROR_RATIO = 2.0, 0.05
-SATURATED: Mapping[str, float] = {CPU: 0.80, CONNECTIONS: 0.80, CLIENTS: 0.80, MEMORY: 0.90}
+SATURABLE = (CPU, CONNECTIONS, CLIENTS, MEMORY)
 HINTS = {
     CPU: "more or faster processors, or more workers on another host (スケールアップ)",
     CONNECTIONS: "check-connections says who holds them, check-pool-settings what the pool may take",
@@ -42,7 +41,7 @@ def tell(report: Report, env: Environment, load: Load, driven: Driven, taken: Sa
         _judge_endpoint(report, env, one)
     _judge_errors(report, env, found.whole)
     _judge_coverage(report, env, load, found)
-    _judge_saturation(report, taken)
+    _judge_saturation(report, env, taken)
     report.expect("the generator was not the limit", driven.generator <= GENERATOR,
                   "Locust had no processor left: the times are its own too; use fewer users, or another host",
                   value=f"{driven.generator:.0%} of a processor", expected=f"at most {GENERATOR:.0%}",
@@ -53,24 +52,25 @@ def tell(report: Report, env: Environment, load: Load, driven: Driven, taken: Sa
                       f"{whole.error_ratio:.1%} failed")  # fmt: skip
 
 
-def _limit(env: Environment, metric: str, otherwise: float) -> float:
-    return env.limits[metric][0] if metric in env.limits else otherwise
+def _limit(env: Environment, metric: str) -> float:
+    """The alarm of 付録B, or the first of the metric's two limits."""
+    return METRICS[metric].limit(env.limits) if metric in METRICS else env.limits[metric][0]
 
 
 def _judge_endpoint(report: Report, env: Environment, one: Endpoint) -> None:
-    most = _limit(env, "api.response_seconds", RESPONSE_SECONDS)
+    most = _limit(env, "api.response_seconds")
     report.expect(f"{one.name}: response time", one.p95 <= most,
                   "look at what was saturated below, at review-performance (slow queries), and at check-ai-providers",
                   value=f"p95 {one.p95:.2f} s, p99 {one.p99:.2f} s", expected=f"p95 at most {most:g} s",
                   otherwise=Status.WARN)  # fmt: skip
-    ratio = _limit(env, "api.error_ratio", ERROR_RATIO)
+    ratio = _limit(env, "api.error_ratio")
     report.expect(f"{one.name}: errors", one.error_ratio <= ratio,
                   "search-logs by level ERROR for these minutes; check-ai-providers where only the AI's answers fail",
                   value=f"{one.error_ratio:.1%} of {one.requests}", expected=f"at most {ratio:.0%}")  # fmt: skip
 
 
 def _judge_errors(report: Report, env: Environment, whole: Endpoint) -> None:
-    ratio = _limit(env, "api.error_ratio", ERROR_RATIO)
+    ratio = _limit(env, "api.error_ratio")
     report.expect("errors of all requests", whole.error_ratio <= ratio,
                   "the endpoints above say which; this load is more than the system takes",
                   value=f"{whole.error_ratio:.1%} of {whole.requests}", expected=f"at most {ratio:.0%}")  # fmt: skip
@@ -90,9 +90,10 @@ def _judge_coverage(report: Report, env: Environment, load: Load, found: Results
                     value=f"{refused} times")  # fmt: skip
 
 
-def _judge_saturation(report: Report, taken: Saturation) -> None:
+def _judge_saturation(report: Report, env: Environment, taken: Saturation) -> None:
     rows = list[tuple[str, ...]]()
-    for metric, most in SATURATED.items():
+    for metric in SATURABLE:
+        most = _limit(env, metric)
         samples = taken.samples.get(metric, [])
         if not samples:
             why = taken.missing.get(metric, "the test was too short for a second sample")

@@ -67,7 +67,7 @@ class Seen:
 
     def slow(self, page: Page) -> str | None:
         """Statements by the time that they took."""
-        if not page.names("スロークエリ分析", "postgres"):
+        if not page.names("postgres"):
             return None
         self.statements = read_statements(page.env.postgres)
         return performance.judge_statements(page, self.statements)
@@ -112,6 +112,8 @@ def _of(traffic: Traffic | None, judge: Callable[[Page, Traffic], str]) -> Work:
 
     def work(page: Page) -> str | None:
         if traffic is None:
+            if not page.names("logs"):
+                return None
             page.not_measured("requests", "no access line could be counted", "see what is said of the log above")
             return None
         return judge(page, traffic)

@@ -8,7 +8,7 @@ from flows.database.autovacuum import judge_tables
 from flows.database.index_findings import judge_bloat, judge_duplicates, judge_invalid, judge_unused
 from flows.routine.past import MONTHLY, done, is_ahead, judge_last, link, told
 from flows.routine.steps import Page
-from flows.routine.weekly_findings import LOUD, SCAN, judge_alerts
+from flows.routine.weekly_findings import LOUD, SCAN, can_scan, judge_alerts
 from runbook.render import size
 from runbook.report import Status
 from tasks.postgres.autovacuum import read_autovacuum
@@ -22,13 +22,12 @@ STATISTICS_DAYS = 30
 
 def backend_packages(page: Page) -> str | None:
     """pip's, by the last update."""
-    return _updated(page, "Backend依存関係更新", "backend")
+    return _updated(page, "Backend依存関係更新", "backend") if page.names("application.repository") else None
 
 
 def frontend_packages(page: Page) -> str | None:
     """pnpm's, by the last update."""
-    if not (page.env.has("application") and page.env.application.web_directory):
-        page.not_measured("Frontend依存関係更新", "the environment names no web_directory", "add it to [application]")
+    if not page.names("application.repository", "application.web_directory"):
         return None
     return _updated(page, "Frontend依存関係更新", "web")
 
@@ -48,6 +47,8 @@ def scan(page: Page) -> str | None:
 
 def tests(page: Page) -> str | None:
     """Those of the last update, patch or deployment that ran any."""
+    if not page.names("application.repository"):
+        return None
     runs = [found[0] for runbook in TESTED_BY if (found := _tested(page, runbook))]
     if not runs:
         hint = f"{page.launch(UPDATE)} runs them, as do {PATCH} and deploy-application"
@@ -74,6 +75,8 @@ def _suites(one: Filed) -> list[dict[str, str]]:
 def patches(page: Page) -> str | None:
     """Nothing high or critical is left by the last scan; or what was patched since."""
     name = "セキュリティパッチ適用"
+    if not can_scan(page):
+        return None
     scanned, patched = next(done(page, SCAN), None), next(done(page, PATCH), None)
     if scanned is None:
         page.not_measured(name, "nobody knows what is vulnerable", f"{page.launch(SCAN)} finds it")
@@ -100,7 +103,7 @@ def patches(page: Page) -> str | None:
 
 def vacuum(page: Page) -> str | None:
     """By hand, and whether autovacuum keeps up."""
-    if not page.names("VACUUM実行", "postgres"):
+    if not page.names("postgres"):
         return None
     judge_last(page, "VACUUM実行", "vacuum-database", MONTHLY)
     found = read_autovacuum(page.env.postgres)
@@ -111,7 +114,7 @@ def vacuum(page: Page) -> str | None:
 
 def indexes(page: Page) -> str | None:
     """Invalid, doubled, never scanned, mostly air."""
-    if not page.names("インデックス使用状況確認", "postgres"):
+    if not page.names("postgres"):
         return None
     found = read_indexes(page.env.postgres)
     judge_invalid(page.report, found)
@@ -124,7 +127,7 @@ def indexes(page: Page) -> str | None:
 def statistics(page: Page) -> str | None:
     """Of every table that has rows: analyzed, and not long before much of it changed."""
     name = "統計情報更新"
-    if not page.names(name, "postgres"):
+    if not page.names("postgres"):
         return None
     found = read_autovacuum(page.env.postgres)
     if not found.counted:

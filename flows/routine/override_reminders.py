@@ -34,7 +34,11 @@ def _remind(report: Report, env: Environment, record: Record, today: date) -> No
 def tell_owner(
     report: Report, env: Environment, name: str, what: str, owner: str, key: str, today: date, *, run: str = ""
 ) -> None:
-    """Escalated, once a day and as one incident; where nobody can be told, that is critical."""
+    """Escalated, once a day and as one incident; where nobody can be told, that is critical. Without [alerts] nobody is
+    to be told: the report's own finding is all."""
+    if not env.has("alerts"):
+        report.leave_out("alerts")
+        return
     try:
         launched = launch_escalation(env.name, what=what, owner=owner, run=run, key=key, once=f"{key}-{today}")
     except OpsError as error:

@@ -37,7 +37,7 @@ def review_performance(environment: str, days: Annotated[int, Field(ge=1, le=366
     env = Environment.find(environment)
     with runbook("Review performance", env) as report:
         page = Page.of(report, env)
-        has = page.names("slow statements", "postgres")
+        has = page.names("postgres")
         waiting = sample_waits.submit(env.postgres) if has else None
         asked = read_statements.submit(env.postgres) if has else None
         traffic = read_traffic(page, days)

@@ -11,8 +11,6 @@ from runbook.report import Evidence, Status
 from tasks.logs.requests import Use
 from tasks.postgres.statements import Statement, Statements, Waits
 
-# [warn above, critical above] where the environment's [thresholds] say nothing. The manual's alarms: 2 s, 5 % (B).
-RESPONSE, ERRORS = (2.0, 5.0), (0.01, 0.05)
 SLOWER_TIMES, LEAST_REQUESTS = 1.5, 20
 SLOW_STATEMENT_MS, LOCKED_SHARE, LEAST_BUSY = 1000.0, 0.2, 0.5
 SHOWN, MOST_DAYS = 30, 62
@@ -23,8 +21,8 @@ def judge_response(page: Page, found: Traffic) -> str:
     """p95 of all against the alarm, each path that is over it, and whether it became slower."""
     report = page.report
     of = f"p95 of {found.told}; p50 {found.use.p50:,.0f} ms, p99 {found.use.p99:,.0f} ms"
-    page.judge("api.response_seconds", found.use.p95 / 1000, RESPONSE, "look at the slow paths below", of=of)
-    limit = report.limits["api.response_seconds"][0] * 1000
+    page.judge("api.response_seconds", found.use.p95 / 1000, "look at the slow paths below", of=of)
+    limit = report.limit("api.response_seconds")[0] * 1000
     slow = [(name, use) for name, use in found.paths if use.p95 > limit]
     told = "; ".join(f"{name}: p95 {use.p95 / 1000:.1f} s of {use.count:,}" for name, use in slow[:5])
     report.expect("slow paths", not slow, "look at their statements below; ask the developers for an index or a cache",
@@ -44,9 +42,9 @@ def judge_error_rate(page: Page, found: Traffic) -> str:
     """5xx of all requests, and the paths where they are many."""
     use = found.use
     hint = page.launch("summarise-errors")
-    page.judge("api.error_ratio", use.error_ratio, ERRORS, f"{hint} says what fails",
+    page.judge("api.error_ratio", use.error_ratio, f"{hint} says what fails",
                of=f"{use.errors:,} of {use.count:,} requests")  # fmt: skip
-    limit = page.report.limits["api.error_ratio"][1]
+    limit = page.report.limit("api.error_ratio")[1]
     bad = [(name, one) for name, one in found.paths if one.count >= LEAST_REQUESTS and one.error_ratio > limit]
     told = "; ".join(f"{name}: {one.error_ratio:.0%} of {one.count:,}" for name, one in bad[:5])
     page.report.expect("paths that fail", not bad, f"{hint}; search-logs with fields=path=…", value=told or "none",
@@ -114,9 +112,8 @@ def judge_bottlenecks(
                            f"{page.launch('check-connections')} shows who blocks whom",
                            value=f"{locked:.0%} of {waits.busy:.1f} busy sessions", otherwise=Status.WARN,
                            expected=f"under {LOCKED_SHARE:.0%}")  # fmt: skip
-    missing = [
-        what for what, found in (("requests", traffic), ("statements", statements), ("waits", waits)) if not found
-    ]
+    needed = (("requests", "logs", traffic), ("statements", "postgres", statements), ("waits", "postgres", waits))
+    missing = [what for what, part, found in needed if not found and page.names(part)]
     if missing:
         page.not_measured("all places where time goes", f"{', '.join(missing)} could not be looked at",
                           "see what is said of them")  # fmt: skip

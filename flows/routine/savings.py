@@ -41,14 +41,13 @@ def judge_savings(page: Page) -> str:
     costs in a month; what cannot be looked at is told, and nothing found elsewhere is then no pass."""
     found, looked = list[Saving](), list[bool]()
     for part, name, find in _FINDERS:
-        if not page.env.has(part):
-            page.report.fact(f"unused: {name}", f"not looked at: the environment names no [{part}]")
+        if not page.names(part):
             continue
         seen = page.part(f"unused: {name}", lambda find=find: list(find(page.env)))  # type: ignore[misc]
         looked.append(seen is not None)
         found += [one for one in seen or () if one.bytes >= LEAST_BYTES]
     told = _tell(page, sorted(found, key=lambda one: -one.bytes))
-    if not found and not (looked and all(looked)):
+    if not found and not all(looked):
         page.not_measured("what could be saved", "not every place could be looked at", "see what is said of them")
         return NOT_MEASURED
     page.report.expect("what could be saved", not found, "see the table: each has the runbook that frees it",

@@ -4,7 +4,7 @@ on; and links to what to launch next."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
@@ -24,6 +24,8 @@ class Page:
     report: Report
     env: Environment
     forms: Forms
+    left_out: list[str] = field(default_factory=list)
+    """The parts that were asked for and that the environment does not have."""
 
     @classmethod
     def of(cls, report: Report, env: Environment) -> Page:
@@ -48,13 +50,12 @@ class Page:
         """What has no source is never well."""
         self.report.warn(name, hint, value=f"{NOT_MEASURED}: {why}")
 
-    def names(self, name: str, *parts: str) -> bool:
-        """Whether the environment names what a measurement needs; where not, that is told."""
-        missing = " and ".join(f"[{one}]" for one in parts if not self.env.has(one))
+    def names(self, *parts: str) -> bool:
+        """Whether the environment has what a measurement needs; where it has not, the measurement is left out."""
+        missing = [one for one in parts if not self.env.has(one)]
         if missing:
-            self.not_measured(
-                name, f"the environment names no {missing}", f"add {missing} to its TOML, and register it"
-            )
+            self.left_out.extend(missing)
+            self.report.leave_out(*missing)
         return not missing
 
     def log_begins(self, name: str, began: datetime | None, hint: str) -> None:
@@ -62,10 +63,6 @@ class Page:
         told = f"{began.astimezone(self.env.zone):%Y-%m-%d %H:%M} {self.env.zone.key}" if began else "no known time"
         self.not_measured(name, f"the log begins at {told}, later than that", hint)
 
-    def judge(
-        self, metric: str, value: float, limits: tuple[float, float], hint: str, *, of: str,
-        worst: Status = Status.CRITICAL,
-    ) -> Status:  # fmt: skip
-        """`Report.judge` with `limits` where the environment's [thresholds] say nothing."""
-        self.report.limits = {metric: limits, **self.report.limits}
+    def judge(self, metric: str, value: float, hint: str, *, of: str, worst: Status = Status.CRITICAL) -> Status:
+        """`Report.judge` of a rounded value."""
         return self.report.judge(metric, round(value, 3), hint, of=of, worst=worst)

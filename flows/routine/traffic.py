@@ -41,7 +41,7 @@ class Traffic:
 
 def read_traffic(page: Page, days: int) -> Traffic | None:
     """Of the last days; None where there is no request that could be counted, which is told."""
-    if not page.names("requests", "logs"):
+    if not page.names("logs"):
         return None
     return page.part("requests", lambda: _read(page, days), hint=page.launch("check-logging"))
 

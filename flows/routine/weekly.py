@@ -38,7 +38,7 @@ def weekly_check(environment: str) -> Report:
         judge_alerts(page)
         judge_docker(page)
         judge_sizes(page)
-        if page.names("certificates", "certificates"):
+        if page.names("certificates"):
             told = page.part("certificates", lambda: judge_certificates(report, env.certificates))
             report.fact("certificates", told or "not measured")
         bad = sum(finding.hint != "" for finding in report.findings)

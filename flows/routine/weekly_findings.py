@@ -29,10 +29,12 @@ LOUD = (Severity.CRITICAL.name, Severity.HIGH.name)
 
 def judge_verifications(page: Page) -> None:
     """Of each kind that there can be backups of: the last time that one was really restored and compared."""
+    if not page.names("backups"):
+        return
     resources = [one for one in get_args(Resource) if one in resources_of(page.env)]
     kinds: list[Kind] = [KINDS[one] for one in resources]
     kinds += ["cluster"] if page.env.has("wal") else []
-    kinds += ["prefect"] if page.env.has("backups") and page.env.backups.prefect else []
+    kinds += ["prefect"] if page.env.has("backups.prefect") else []
     if not kinds:
         page.not_measured("restores", "the environment names nothing that is backed up", "add [postgres], [redis] …")
     reports = list(done(page, VERIFY)) if kinds else []
@@ -66,7 +68,10 @@ def _judge_verification(page: Page, kind: Kind, found: Filed | None) -> None:
 
 
 def judge_alerts(page: Page, within: timedelta = WEEKLY) -> str | None:
-    """High and critical vulnerabilities of the last scan, and what it had no answer for."""
+    """High and critical vulnerabilities of the last scan, and what it had no answer for; None where there is nothing to
+    scan, or no scan."""
+    if not can_scan(page):
+        return None
     hint = f"{page.launch('patch-vulnerability')} for each of them"
     found = judge_last(page, "vulnerability scan", SCAN, within, grave=True, next_hint=hint)
     if found is None:
@@ -86,10 +91,15 @@ def judge_alerts(page: Page, within: timedelta = WEEKLY) -> str | None:
     return value
 
 
+def can_scan(page: Page) -> bool:
+    """Whether the application has anything that scan-vulnerabilities looks at."""
+    scanned = ("application.python", "application.web_directory", "application.images")
+    return any(map(page.env.has, scanned)) or page.names("application")
+
+
 def judge_docker(page: Page) -> None:
     """What nobody uses on the engine; where it cannot be asked, what check-docker-usage found last."""
-    if not page.env.has("docker"):
-        judge_last(page, "unused Docker resources", "check-docker-usage", WEEKLY)
+    if not page.names("docker"):
         return
     try:
         found = read_inventory(page.env.docker.host)
@@ -103,7 +113,7 @@ def judge_docker(page: Page) -> None:
 
 def judge_sizes(page: Page) -> None:
     """Every log with its rotated files, and how long the disk lasts."""
-    if not page.names("logs", "logs"):
+    if not page.names("logs"):
         return
     rows, total = [], 0
     logs = page.env.logs

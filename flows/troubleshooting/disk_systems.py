@@ -14,7 +14,6 @@ from tasks.host import Disk, disk_of, is_here
 from tasks.space import temporary_directory
 
 METRIC = "host.disk.used_ratio"
-LIMITS = (0.85, 0.95)  # the manual's alarm is 85 % (appendix B)
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class FileSystem:
 
     def is_over(self, report: Report) -> bool:
         """Whether it is fuller than the environment's threshold."""
-        return self.disk.used_ratio > report.limits.get(METRIC, LIMITS)[0]
+        return self.disk.used_ratio > report.limit(METRIC)[0]
 
 
 def paths_of(env: Environment) -> Iterator[tuple[str, Path]]:
@@ -82,7 +81,7 @@ def read_systems(report: Report, env: Environment) -> list[FileSystem]:
 
 def judge_systems(report: Report, systems: Sequence[FileSystem], *, otherwise: Status, when: str = "") -> None:
     """A full disk is this run's reason, not its obstacle: before something was removed it is no more than a warning."""
-    warn, critical = report.limits.get(METRIC, LIMITS)
+    warn, critical = report.limit(METRIC)
     for one in systems:
         where = one.paths[0].rpartition(" ")[2]
         status = otherwise if one.disk.used_ratio > critical else Status.WARN

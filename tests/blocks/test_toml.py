@@ -272,6 +272,8 @@ def test_a_secret_is_in_no_text_of_a_block(file: File) -> None:
         ('"${OPS_TEST_NUMBER}"', "70000", "[postgres] port is wrong: found 70000 — expected: less than or equal to 65535"),
         ("[3600, 86400]", "[3600]", "thresholds.backup.age_seconds is wrong: found [3600] — expected: at least 2 items"),
         ("[3600, 86400]", '["a", 1]', "thresholds.backup.age_seconds.0 is wrong: found “a” — expected: a valid number"),
+        ('"backup.age_seconds"', '"backup.age_second"', "thresholds is wrong: found {'backup.age_second': [3600, 86400]} — expected: backup.age_second is not a metric (did you mean backup.age_seconds?)"),
+        ("[3600, 86400]", "[3600, 60]", "backup.age_seconds = [3600, 60] warns above its crit"),
         ('rpo = "90m"', 'rpo = "soon"', "[objectives] rpo is wrong: found “soon” — expected: a duration above 0, as 30m, 1h or 7d"),
         ('rpo = "90m"', "rpo = 90", "[objectives] rpo is wrong: found 90 — expected: a duration"),
         ('rpo = "90m"', "", "[objectives] rpo is wrong: found nothing — expected: a duration"),

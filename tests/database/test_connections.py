@@ -14,9 +14,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from flows.database import connections, session_findings
+from flows.database import connections
 from flows.database.connections import check_connections, check_pool_settings, close_idle_connections
-from runbook import kinds
+from runbook import kinds, thresholds
 from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.permit import Act, Permit
 from runbook.report import Finding, Report, Status
@@ -59,8 +59,8 @@ def client(trial: Trial) -> Iterator[Open]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sessions count as forgotten after a moment, and are never so for too long; whoever is ended may take its time."""
     monkeypatch.setattr(connections, "LEAST_SECONDS", 0)
-    monkeypatch.setitem(session_findings.DEFAULTS, "postgres.sessions.idle_in_transaction_seconds", (0.05, 86400.0))
-    monkeypatch.setitem(session_findings.DEFAULTS, "postgres.sessions.blocked_seconds", (0.05, 86400.0))
+    monkeypatch.setitem(thresholds.DEFAULTS, "postgres.sessions.idle_in_transaction_seconds", (0.05, 86400.0))
+    monkeypatch.setitem(thresholds.DEFAULTS, "postgres.sessions.blocked_seconds", (0.05, 86400.0))
     monkeypatch.setattr(closing, "END_MILLISECONDS", 120_000)
 
 
@@ -168,7 +168,7 @@ def test_a_prepared_transaction_that_blocks_is_named(trial: Trial, client: Open,
 def test_scarce_connections_are_critical(trial: Trial, client: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(8):
         client("crowd")
-    monkeypatch.setitem(session_findings.DEFAULTS, "postgres.connections.used_ratio", (0.02, 0.05))
+    monkeypatch.setitem(thresholds.DEFAULTS, "postgres.connections.used_ratio", (0.02, 0.05))
     with pytest.raises(RunbookFailed, match="postgres.connections.used_ratio"):
         check_connections.fn(NAME)
 

@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from blocks import toml
 from blocks.environment import Environment
 from deployments.catalogue import covered, main, manual, pages
-from deployments.deploy import chosen, project_version
+from deployments.deploy import called, chosen, project_version
 from deployments.runbooks import ROOT, Runbook, read_runbooks, shown
 from tests.test_deployments import FLOWS
 
@@ -56,11 +56,11 @@ def test_what_the_ui_shows_reads_as_markdown(one: Runbook) -> None:
     assert not {"code_block", "html_block", "html_inline", "heading_open", "hr"} & kinds
 
 
-def test_every_entry_is_deployed_with_that() -> None:
+def test_what_is_deployed_has_that_and_its_version() -> None:
     environment = toml.environment(os.environ["OPS_ENVIRONMENT"])
     content = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     entries = chosen(content, environment, {environment.name: "process"})["deployments"]
-    assert len(entries) == len(content["deployments"])
+    assert len(entries) > 100
     for entry in entries:
         assert entry["description"] == shown(entry["entrypoint"])
         assert "Args:" not in entry["description"]
@@ -69,30 +69,64 @@ def test_every_entry_is_deployed_with_that() -> None:
     assert project_version().removesuffix("-dirty") == commit.strip()
 
 
-def test_only_what_an_environment_has_is_scheduled() -> None:
+CONTENT = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+EVERY = {called(entry, "x"): entry for entry in CONTENT["deployments"]}
+
+
+def deployed(environment: Environment, *, scheduled: bool = False) -> set[str]:
+    """What an environment gets, as it is called in one of the name x."""
+    named = environment.model_copy(update={"name": "x", "pools": {}}).with_parts(environment.parts())
+    entries = chosen(CONTENT, named, {"x": "process"})["deployments"]
+    return {called(entry, "x") for entry in entries if entry.get("schedules") or not scheduled}
+
+
+def without(environment: Environment, *parts: str) -> Environment:
+    return environment.derived({}, without=parts, reports=environment.reports_directory)
+
+
+def test_only_what_an_environment_has_is_deployed() -> None:
     """`Failed` each night, where there is nothing to prune, would call somebody."""
-    content = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
-    environment = toml.environment(os.environ["OPS_ENVIRONMENT"])
-    assert environment.has("copies")
-    assert not environment.has("prefect_server")
-    without = environment.derived({}, without=["copies"], reports=environment.reports_directory)
+    lab = toml.environment(os.environ["OPS_ENVIRONMENT"])
+    whole = deployed(lab)
+    absent = {need for one in EVERY.keys() - whole for need in EVERY[one]["needs"]}
+    assert absent <= {"docker", "docker.checkout", "docker|cloud", "certificates", "certificates.domains", "cloud",
+                      "backups.prefect", "copies.prefect", "prefect_server", "prefect_server.keep_days"}  # fmt: skip
+    gone = whole - deployed(without(lab, "copies"))
+    assert gone == {"replicate-backups/x", *(f"prune-backups/x-copies{kind}"
+                                             for kind in ("", "-redis", "-files", "-cluster"))}  # fmt: skip
+    assert whole - deployed(without(lab, "alerts")) == {"escalate/x", "acknowledge-incident/x"}
+    for part, chapter in (("redis", "redis"), ("logs", "logs"), ("ai_providers", "ai_providers")):
+        left = {EVERY[one]["entrypoint"].split(".")[1] for one in deployed(without(lab, part))}
+        assert chapter not in left, part
+    real = lab.model_copy(update={"disposable": False}).with_parts(lab.parts())
+    assert whole - deployed(real) == {"run-drill/x", "run-performance-test/x", *(
+        f"run-checklist/x-drill-{when}" for when in ("preparation", "day", "follow-up"))}  # fmt: skip
+    assert deployed(real.model_copy(update={"drill_environment": "lab"}).with_parts(lab.parts())) == whole
+    bare = without(lab, *(lab.slugs.keys() - {"postgres", "services"}))
+    assert len(deployed(bare)) < 50
+    alone = deployed(bare, scheduled=True)
+    assert "check-replication/x" not in alone, "there is nothing that follows"
+    assert "daily-check/x-resources" in alone, "which judges how far transaction ids are from wraparound"
+    assert "check-corruption/x" in alone
 
-    def scheduled(one: Environment) -> set[str]:
-        entries = chosen(content, one, {one.name: "process"})["deployments"]
-        return {f"{entry['entrypoint'].rpartition('.')[2]} {entry['name'].partition('}}')[2]}"
-                for entry in entries if entry.get("schedules")}  # fmt: skip
 
-    every = {f"{entry['entrypoint'].rpartition('.')[2]} {entry['name'].partition('}}')[2]}"
-             for entry in content["deployments"] if entry.get("schedules")}  # fmt: skip
-    of_prefect = {
-        "backup_prefect ",
-        "verify_backup -prefect",
-        "prune_backups -prefect",
-        "prune_backups -copies-prefect",
-    }
-    of_copies = {f"prune_backups -copies{kind}" for kind in ("", "-redis", "-files", "-cluster")}
-    assert every - scheduled(environment) == of_prefect
-    assert every - scheduled(without) == of_prefect | of_copies
+def test_what_an_entry_needs_is_a_part_that_there_can_be() -> None:
+    """A misspelt one would be deployed nowhere; a part that a chapter is of is among its entries' needs."""
+    for name, entry in EVERY.items():
+        for need in [one for each in (*entry.get("needs", ()), *entry.get("schedule_needs", ())) for one in
+                     each.split("|")]:  # fmt: skip
+            part, _, field = need.partition(".")
+            kind = toml.PARTS.get(part)
+            assert kind or need in Environment.model_fields, (name, need)
+            assert not field or (kind and (field in kind.model_fields or hasattr(kind, field))), (name, need)
+        chapter = entry["entrypoint"].split(".")[1]
+        if wanted := {"redis": "redis", "logs": "logs", "ai_providers": "ai_providers"}.get(chapter):
+            assert wanted in {need.partition(".")[0] for need in entry["needs"]}, name
+
+
+def test_what_has_a_frequency_has_a_schedule() -> None:
+    for name, entry in EVERY.items():
+        assert bool(entry.get("schedules")) == (entry["tags"][2] != "on-demand"), name
 
 
 def test_the_pages_are_current() -> None:

@@ -177,11 +177,15 @@ def test_what_is_registered_is_listed_stays_off_and_can_be_removed(prefect_serve
     with get_client(sync_client=True) as client:
         client.create_deployment(client.create_flow(rehearsed), name)
     own = f"rehearsal-{name}"
-    automations.register(name, paused=True, causes=[rehearsal])
-    automations.register(name, causes=[rehearsal])
+    states = list[bool]()
     with get_client(sync_client=True) as client:
-        (found,) = client.read_automations_by_name(own)
-        assert not found.enabled, "who switched it off wants it off"
+        for paused in (True, True, False, False):
+            automations.register(name, paused=paused, causes=[rehearsal])
+            states.append(client.read_automations_by_name(own)[0].enabled)
+            if len(states) == 3:
+                (found,) = client.read_automations_by_name(own)
+                httpx.patch(f"{prefect_server}/automations/{found.id}", json={"enabled": False}, timeout=120)
+    assert states == [False, False, True, False], "what was registered paused begins; who switched it off wants it off"
     assert own in automations.remove(name)
     assert automations.remove(name) == []
     automations.register(name, causes=[rehearsal])

@@ -1,12 +1,15 @@
-"""What is scheduled follows the environment's TOML: what it has no more is not launched any more."""
+"""What is deployed and scheduled follows the environment's TOML: what it has no more is neither."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import WorkPoolFilter, WorkPoolFilterName
@@ -15,20 +18,33 @@ from prefect.client.schemas.schedules import CronSchedule
 
 from blocks.environment import Environment
 from deployments import deploy
+from runbook.errors import OpsError
 
 NAME = "schedules-trial"
-DAILY, COPIES, BY_HAND = f"{NAME}-redis", f"{NAME}-copies-redis", NAME
+DAILY, COPIES, HOURLY, BY_HAND = f"{NAME}-redis", f"{NAME}-copies-redis", f"{NAME}!", NAME
+LOOKED_AT = {("prune_backups", "-redis"), ("prune_backups", "-copies-redis"), ("take_due_backups", ""),
+             ("clear_cache", "")}  # fmt: skip
 TOML = """
 name = "{name}"
+timezone = "{zone}"
 reports = "{base}/reports"
 [objectives]
 rpo = "1h"
 rto = "4h"
 [services]
 names = {{}}
+[postgres]
+database = "d"
+user = "u"
+password_env = "OPS_TRIAL_PASSWORD"
+admin_password_env = "OPS_TRIAL_PASSWORD"
 [backups]
 redis = "{base}/backups"
 spool = "{base}/spool"
+"""
+REDIS = """
+[redis]
+port = 1
 """
 SECOND_PLACE = """
 [copies]
@@ -42,10 +58,11 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: str) -
     """The environment's TOML. Of prefect.yaml only what this test looks at is deployed, into a pool of its own."""
     monkeypatch.setenv("OPS_ENVIRONMENT", NAME)
     monkeypatch.setenv("OPS_ENVIRONMENT_FILE", str(tmp_path / "trial.toml"))
+    monkeypatch.setenv("OPS_TRIAL_PASSWORD", "trial")
     whole = deploy.chosen
 
     def few(
-        content: Mapping[str, Any], environment: Environment, kinds: Mapping[str, str], **more: bool
+        content: Mapping[str, Any], environment: Environment, kinds: Mapping[str, str], **more: Any
     ) -> dict[str, Any]:
         described = whole(content, environment, kinds, **more)
         return {**described, "deployments": [entry for entry in described["deployments"] if looked_at(entry)]}
@@ -62,37 +79,64 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: str) -
 
 
 def looked_at(entry: Mapping[str, Any]) -> bool:
-    """The two that are pruned by a schedule, and a runbook that has none."""
-    flow, suffix = entry["entrypoint"].rpartition(".")[2], entry["name"].partition("}}")[2]
-    return (flow, suffix) in {
-        ("prune_backups", "-redis"),
-        ("prune_backups", "-copies-redis"),
-        ("check_redis_memory", ""),
-    }
+    """Three that have a schedule, one of them an hourly one, and a runbook that has none."""
+    return (entry["entrypoint"].rpartition(".")[2], entry["name"].partition("}}")[2]) in LOOKED_AT
 
 
 def deployed() -> dict[str, DeploymentResponse]:
-    """By their names."""
+    """By their names; that of the hourly one with a mark."""
     with get_client(sync_client=True) as client:
         found = client.read_deployments(work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[NAME])))
-    return {one.name: one for one in found}
+    return {one.name + "!" * str(one.entrypoint).endswith("take_due_backups"): one for one in found}
 
 
 def scheduled() -> set[str]:
     return {name for name, one in deployed().items() if one.schedules}
 
 
-def test_a_schedule_goes_with_what_it_is_for(file: Path) -> None:
-    text, second = (one.format(name=NAME, base=file.parent) for one in (TOML, SECOND_PLACE))
-    file.write_text(text + second)
-    deploy.deploy(NAME)
-    assert set(deployed()) == {DAILY, COPIES, BY_HAND}
-    assert scheduled() == {DAILY, COPIES}
+def zones() -> dict[str, set[str | None]]:
+    return {name: {one.schedule.timezone for one in found.schedules if isinstance(one.schedule, CronSchedule)}
+            for name, found in deployed().items() if found.schedules}  # fmt: skip
+
+
+def paused() -> set[str]:
+    return {name for name, one in deployed().items() if one.paused}
+
+
+def test_what_is_deployed_and_scheduled_follows_the_toml(file: Path) -> None:
+    def described(*more: str, zone: str = "Asia/Tokyo") -> None:
+        file.write_text("".join((TOML, *more)).format(name=NAME, base=file.parent, zone=zone))
+
+    described(SECOND_PLACE)
+    file.write_text(file.read_text().partition("[postgres]")[0])
+    with pytest.raises(OpsError, match=r"neither \[postgres\] nor \[redis\]"):
+        deploy.deploy(NAME)
+    described(REDIS, SECOND_PLACE)
+    deploy.deploy(NAME, paused=True)
+    assert set(deployed()) == {DAILY, COPIES, HOURLY, BY_HAND}
+    assert scheduled() == paused() == {DAILY, COPIES, HOURLY}
     with get_client(sync_client=True) as client:
         client.create_deployment_schedules(deployed()[BY_HAND].id, [(CronSchedule(cron="0 6 * * *"), True)])
-    file.write_text(text)
-    deploy.deploy(NAME)
-    assert scheduled() == {DAILY, BY_HAND}, "what somebody added by hand stays"
-    file.write_text(text + second)
-    deploy.deploy(NAME)
-    assert scheduled() == {DAILY, COPIES, BY_HAND}
+    described(REDIS, SECOND_PLACE, zone="America/New_York")
+    assert "3 of them scheduled in America/New_York" in deploy.deploy(NAME)
+    assert paused() == set(), "what was deployed paused begins with the next deployment"
+    assert zones() == {DAILY: {"America/New_York"}, COPIES: {"America/New_York"}, HOURLY: {"UTC"}, BY_HAND: {None}}
+    with get_client(sync_client=True) as client:
+        client.pause_deployment(deployed()[DAILY].id)
+    described(REDIS)
+    assert "deleted 1 of parts that it has no more" in deploy.deploy(NAME)
+    assert scheduled() == {DAILY, HOURLY, BY_HAND}, "what somebody added by hand stays"
+    assert paused() == {DAILY}, "what somebody paused stays paused"
+
+
+def test_prefect_s_own_command_deploys_as_well(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As prefect.yaml's head says: what it names, in the zone that it names."""
+    monkeypatch.setenv("OPS_ROOT", str(deploy.ROOT))
+    content = yaml.safe_load((deploy.ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    few = {**content, "deployments": [entry for entry in content["deployments"] if looked_at(entry)][:1]}
+    (file.parent / "prefect.yaml").write_text(yaml.safe_dump(few, allow_unicode=True))
+    argv = (sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file",
+            file.parent / "prefect.yaml")  # fmt: skip
+    done = subprocess.run(argv, cwd=deploy.ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert zones() == {DAILY: {"Asia/Tokyo"}}

@@ -21,11 +21,11 @@ import pytest
 from prefect import Flow, State
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import ArtifactCreate, LogCreate, WorkPoolCreate
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.events.actions import DoNothing
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.states import Completed, Running, Scheduled
+from prefect.states import Completed, Failed, Running, Scheduled, Suspended
 from prefect.workers.process import ProcessWorker
 from websockets import Subprotocol
 from websockets.exceptions import ConnectionClosed
@@ -42,6 +42,7 @@ from deployments.doctor.watcher import look_at_watcher
 from deployments.register import register
 from deployments.stopping import end_flows
 from flows.database.backup import verify_backup
+from flows.infrastructure.prefect_history import clean_prefect_history
 from flows.infrastructure.prefect_server import backup_prefect, rehearse_prefect_upgrade, restore_prefect
 from flows.monitoring.metrics import watch_metrics
 from lab.base import CHECKOUT
@@ -443,6 +444,45 @@ def told_by_doctor(level: Level = "CRITICAL") -> dict[str, str]:
     lines = list(examine(NAME))
     assert len(lines) > 25
     return {line.what: line.todo for line in lines if line.level == level}
+
+
+def test_old_history_is_deleted_and_what_runs_or_waits_is_kept(prefect: Installation) -> None:
+    states = {"completed": Completed(), "failed": Failed(message="x"), "running": Running(), "scheduled": Scheduled(),
+              "suspended": Suspended(timeout_seconds=3600)}  # fmt: skip
+    identity = deploy("history")
+    runs = {name: start(identity, f"old-{name}") for name in (*states, "young")}
+    with get_client(sync_client=True) as client:
+        for name, run in runs.items():
+            for state in (Running(), states.get(name, Completed())):
+                client.set_flow_run_state(run, state, force=True)
+        at = datetime.now(UTC)
+        client.create_logs([LogCreate(name="trial", level=20, message="hello", timestamp=at, flow_run_id=run)
+                            for run in runs.values()])  # fmt: skip
+        for name in ("completed", "young"):
+            client.create_artifact(ArtifactCreate(key=f"of-{name}", type="markdown", flow_run_id=runs[name], data="x"))
+
+    def left(table: str) -> set[str]:
+        found = prefect.sql(f"SELECT DISTINCT flow_run_id::text FROM {table} WHERE flow_run_id IS NOT NULL")
+        return {name for name, run in runs.items() if (str(run),) in found}
+
+    until(lambda: left("log") == set(runs), what="the logs of the runs", seconds=60)
+    prefect.sql("UPDATE flow_run SET end_time = end_time - interval '40 days', start_time = start_time "
+                "- interval '40 days' WHERE name LIKE 'old-%' AND name <> 'old-young' RETURNING id")  # fmt: skip
+    with described(lambda text: text.replace("auth_env", "keep_days = 30\nauth_env")):
+        report = clean_prefect_history.fn(NAME)
+    assert report.outcome == "2 flow runs deleted"
+    assert report.status is Status.OK, report.sentence()
+    stays = {"running", "scheduled", "suspended", "young"}
+    assert {name for name, run in runs.items() if prefect.sql("SELECT 1 FROM flow_run WHERE id = %s", run)} == stays
+    assert left("artifact") == {"young"}
+    until(lambda: left("log") == stays, what="that the logs are gone as well", seconds=60)
+    (vacuumed,) = prefect.sql("SELECT last_vacuum > now() - interval '5 min' FROM pg_stat_user_tables "
+                              "WHERE relname = 'flow_run'")  # fmt: skip
+    assert vacuumed == (True,)
+    with get_client(sync_client=True) as client:
+        for name in stays:
+            client.delete_flow_run(runs[name])
+        client.delete_deployment(identity)
 
 
 def test_the_doctor_finds_nothing_where_all_is_well(prefect: Installation, deployed: None) -> None:

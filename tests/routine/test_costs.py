@@ -12,7 +12,7 @@ import pytest
 
 from flows.database.backup import backup_database
 from flows.routine.costs import review_costs
-from runbook.report import Report, Status
+from runbook.report import NOT_CONFIGURED, Report, Status
 from tests.broken import reported
 from tests.routine.test_weekly import file
 from tests.s3.servers import running_moto
@@ -118,10 +118,14 @@ def test_a_sum_without_one_of_its_parts_is_no_sum(day: Day) -> None:
     day.log(call(0, 1_000_000))
     report = review(1)
     assert rows(report, "Sums by month")[0][1:] == ("not measured", "1", "1,000,000", "5.00 USD", "at least 5.00 USD")
-    assert finding(report, "cloud resources").value == "not measured: review-resources was never launched here"
+    assert report.facts[NOT_CONFIGURED] == "cloud, docker"
 
 
 def test_without_any_source_nothing_is_measured(day: Day) -> None:
+    report = review(1)
+    assert report.facts[NOT_CONFIGURED] == "ai_providers, cloud, docker"
+    assert not [one for one in report.findings if one.name in ("what this month cost", "AI tokens")]
+    day.write('[ai_providers]\nprices_from = "a test"\n')
     report = review(1)
     assert report.status is Status.WARN
     assert finding(report, "what this month cost").value.startswith("not measured")

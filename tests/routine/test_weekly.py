@@ -11,7 +11,7 @@ import pytest
 from flows.database.backup import backup_database, verify_backup
 from flows.routine.weekly import weekly_check
 from runbook import chain, render
-from runbook.report import Finding, Report, Status
+from runbook.report import NOT_CONFIGURED, Finding, Report, Status
 from tasks.certificates import schedules
 from tests.broken import reported
 from tests.database.test_restore import flip
@@ -65,13 +65,12 @@ def test_a_week_in_which_all_was_done_is_well(day: Day, monkeypatch: pytest.Monk
 def test_what_was_never_done_is_not_measured(day: Day) -> None:
     report = check()
     for name, flow in (("restore of a postgres backup", "verify-backup"), ("restore of a redis backup", "verify-backup"),
-                       ("vulnerability scan", "scan-vulnerabilities"),
-                       ("unused Docker resources", "check-docker-usage")):  # fmt: skip
+                       ("vulnerability scan", "scan-vulnerabilities")):  # fmt: skip
         found = finding(report, name)
         assert found.status is Status.WARN
         assert found.value.startswith("not measured")
         assert f"launch {flow}/{NAME}" in found.hint
-    assert finding(report, "certificates").value == "not measured: the environment names no [certificates]"
+    assert report.facts[NOT_CONFIGURED] == "certificates, docker", "said once, and no finding"
     assert finding(report, "size of audit.log").value.startswith("not measured: there is no log")
 
 
