@@ -17,6 +17,7 @@ from blocks.services import SupervisorServices
 from blocks.systemd import SystemdServices
 from runbook.errors import OpsError
 from runbook.target import Target
+from runbook.thresholds import default_limits
 from tasks.gx.suites import read_suites
 
 SHIPPED = ["production", "staging", "development", "lab", "lab-dr"]
@@ -171,7 +172,7 @@ def test_variables_are_expanded_everywhere_and_secrets_are_taken_as_they_are(fil
     assert found.postgres.password.get_secret_value() == "p@ss ${HOME} word"
     assert isinstance(found.services, SupervisorServices)
     assert (found.rpo_seconds, found.rto_seconds) == (90 * 60, 2 * DAY)
-    assert found.limits == {"backup.age_seconds": (3600, 86400)}
+    assert found.limits == {**default_limits(90 * 60), "backup.age_seconds": (3600, 86400)}
 
 
 def test_a_star_in_a_protected_prefix_is_written_as_a_byte(file: File) -> None:
@@ -272,8 +273,6 @@ def test_a_secret_is_in_no_text_of_a_block(file: File) -> None:
         ('"${OPS_TEST_NUMBER}"', "70000", "[postgres] port is wrong: found 70000 — expected: less than or equal to 65535"),
         ("[3600, 86400]", "[3600]", "thresholds.backup.age_seconds is wrong: found [3600] — expected: at least 2 items"),
         ("[3600, 86400]", '["a", 1]', "thresholds.backup.age_seconds.0 is wrong: found “a” — expected: a valid number"),
-        ('"backup.age_seconds"', '"backup.age_second"', "thresholds is wrong: found {'backup.age_second': [3600, 86400]} — expected: backup.age_second is not a metric (did you mean backup.age_seconds?)"),
-        ("[3600, 86400]", "[3600, 60]", "backup.age_seconds = [3600, 60] warns above its crit"),
         ('rpo = "90m"', 'rpo = "soon"', "[objectives] rpo is wrong: found “soon” — expected: a duration above 0, as 30m, 1h or 7d"),
         ('rpo = "90m"', "rpo = 90", "[objectives] rpo is wrong: found 90 — expected: a duration"),
         ('rpo = "90m"', "", "[objectives] rpo is wrong: found nothing — expected: a duration"),
@@ -290,6 +289,8 @@ def test_a_secret_is_in_no_text_of_a_block(file: File) -> None:
         ("grc-${OPS_TEST_NUMBER}", "${OPS_NOWHERE}", "1 variable is not set: OPS_NOWHERE ([services] names.backend) — set"),
         ('"OPS_TEST_PASSWORD"', '"OPS_NOWHERE"', "1 variable is not set: OPS_NOWHERE ([postgres] password_env) — set"),
         ('"OPS_TEST_PASSWORD"', "3", "[postgres] password_env is wrong: found something else (not shown) — expected: the name of an environment variable"),
+        ('"backup.age_seconds"', '"backup.age_second"', "thresholds is wrong: found {'backup.age_second': [3600, 86400]} — expected: backup.age_second is not a metric (did you mean backup.age_seconds?)"),
+        ("[3600, 86400]", "[3600, 60]", "thresholds is wrong: found {'backup.age_seconds': [3600, 60]} — expected: backup.age_seconds = [3600, 60] warns above its critical limit"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told_with_its_key_and_what_is_expected(file: File, old: str, new: str, message: str) -> None:

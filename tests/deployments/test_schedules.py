@@ -48,7 +48,11 @@ port = 1
 """
 SECOND_PLACE = """
 [copies]
-redis = "{base}/copies"
+postgres = "{base}/copies/postgresql"
+redis = "{base}/copies/redis"
+files = "{base}/copies/files"
+cluster = "{base}/copies/cluster"
+wal = "{base}/copies/wal"
 spool = "{base}/spool"
 """
 

@@ -19,7 +19,7 @@ import yaml  # type: ignore[import-untyped]
 from prefect.server.schemas.schedules import CronSchedule
 
 from blocks.environment import Environment, Stores
-from deployments.runbooks import has_to_run
+from deployments.runbooks import has_schedule
 from flows.application.files import backup_files
 from flows.database.backup import backup_database, prune_backups, verify_backup
 from flows.database.copies import replicate_backups
@@ -177,7 +177,11 @@ def events(env: Environment) -> list[tuple[datetime, str, Mapping[str, Any]]]:
     found = list[tuple[datetime, str, Mapping[str, Any]]]()
     for entry in content["deployments"]:
         flow = entry["entrypoint"].rpartition(".")[2]
-        if flow not in FLOWS or not has_to_run(entry, env) or entry["parameters"].get("kind") in ("cluster", "prefect"):
+        if (
+            flow not in FLOWS
+            or not has_schedule(entry, env)
+            or entry["parameters"].get("kind") in ("cluster", "prefect")
+        ):
             continue
         for one in entry.get("schedules") or []:
             schedule = CronSchedule(cron=one["cron"], timezone=one["timezone"])
