@@ -42,7 +42,7 @@ def find_prunable(
     if stored.unreadable:
         report.warn("manifests that cannot be read", f"look at them in {store.where}; they are never deleted here",
                     value=", ".join(stored.unreadable[:5]))  # fmt: skip
-    verified = [backup for backup in stored.backups if backup.verified]
+    verified = [backup for backup in stored.backups if backup.is_proven]
     if stored.backups and len(verified) < rule.keep.verified:
         report.warn("verified backups", f"verify-backup with kind={kind} verifies more; none is deleted before there "
                     f"are {rule.keep.verified}", value=len(verified),

@@ -69,6 +69,11 @@ class Backup:
         return self.manifest.name
 
     @property
+    def is_proven(self) -> bool:
+        """Whether a restore of it was equal by content: also where its data broke a rule already when it was taken."""
+        return bool(self.verified or self.broken)
+
+    @property
     def where(self) -> str:
         """Store and name, for people and permits."""
         return f"{self.store.where}/{self.name}"

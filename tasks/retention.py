@@ -51,18 +51,20 @@ def rule_of(env: Environment, which: Stores = "backups", **given: int) -> Rule:
 def reasons_to_stay(backups: Sequence[Backup], rule: Rule, now: datetime) -> dict[str, str]:
     """Why each backup of one kind stays, by name. What is not in the result can be deleted.
 
-    Everything stays while fewer than `keep.verified` backups are verified, or one is of the future (the clock jumped).
-    Nothing newer than the newest verified backup goes: nobody knows whether it restores. Ages are counted from the
+    Everything stays while fewer than `keep.verified` backups are proven, or one is of the future (the clock jumped).
+    Nothing newer than the newest proven backup goes: nobody knows whether it restores. The newest verified ones stay
+    beside them: data that breaks its rules must not push out the last that kept them. Ages are counted from the
     newest backup, so that a clock that jumped ahead, or backups that stopped, make none old.
     """
     ordered = sorted(backups, key=lambda one: one.manifest.taken)
-    verified = [one for one in ordered if one.verified]
-    if len(verified) < rule.keep.verified or ordered[-1].manifest.taken > now:
+    proven, verified = [one for one in ordered if one.is_proven], [one for one in ordered if one.verified]
+    if len(proven) < rule.keep.verified or ordered[-1].manifest.taken > now:
         return {one.name: "too few are verified" if ordered[-1].manifest.taken <= now else "the clock jumped"
                 for one in ordered}  # fmt: skip
-    stays = {one.name: f"one of the {rule.keep.verified} newest verified" for one in verified[-rule.keep.verified :]}
+    newest = [*proven[-rule.keep.verified :], *verified[-rule.keep.verified :]]
+    stays = {one.name: f"one of the {rule.keep.verified} newest verified" for one in newest}
     for one in ordered:
-        if one.manifest.taken > verified[-1].manifest.taken:
+        if one.manifest.taken > proven[-1].manifest.taken:
             stays.setdefault(one.name, "newer than the newest verified")
     for name, why in _of_tiers(ordered, rule):
         stays.setdefault(name, why)
@@ -93,9 +95,9 @@ def _of_tiers(ordered: Sequence[Backup], rule: Rule) -> Iterator[tuple[str, str]
         yield from ((one.name, f"of its {period}") for one in last)
 
 
-def _by_proof(backup: Backup) -> tuple[bool, bool, datetime]:
-    """Of one period the last of this order stays: a verified one, else one that did not fail, else the newest."""
-    return bool(backup.verified), not backup.failed, backup.manifest.taken
+def _by_proof(backup: Backup) -> tuple[bool, bool, bool, datetime]:
+    """Of one period the last of this order stays: a verified one, else a proven one, else one that did not fail."""
+    return bool(backup.verified), backup.is_proven, not backup.failed, backup.manifest.taken
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,10 @@ class Stored:
         only with a newer verified backup."""
         now = clock.now()
         stays = reasons_to_stay(self.backups, rule, now) if self.backups else {}
-        verified = [one for one in self.backups if one.verified]
+        proven = [one for one in self.backups if one.is_proven]
         doomed = [one for one in self.backups if one.name not in stays]
-        if len(verified) >= rule.keep.verified and not self.from_the_future():
-            before = min(now - rule.window, verified[-1].manifest.taken)
+        if len(proven) >= rule.keep.verified and not self.from_the_future():
+            before = min(now - rule.window, proven[-1].manifest.taken)
             doomed += [one for one in self.kept if one.manifest.taken < before]
         return tuple(reversed(doomed)) if doomed and doomed[0].manifest.kind == "cluster" else tuple(doomed)
 

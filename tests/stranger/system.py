@@ -78,10 +78,6 @@ names = {{ postgres = "database", redis = "keys", backend = "members" }}
 postgres = "{root}/backups/postgres"
 redis = "{root}/backups/redis"
 
-[thresholds]
-"backup.age_seconds" = [3600, 86400]
-"backup.gap_seconds" = [3600, 86400]
-
 [application]
 url = "http://127.0.0.1:{application}"
 health_path = "/ready"
@@ -232,7 +228,7 @@ class Stranger:
         return [
             Program("database", postgres, self.root / "pg", user=user, stop_signal="INT"),
             Program("keys", [self.redis_program, self.root / "redis/redis.conf"], self.root, user=user),
-            Program("members", [sys.executable, APPLICATION], self.root, environment),
+            Program("members", [sys.executable, APPLICATION], self.backend if self.alembic else self.root, environment),
         ]
 
     def sql(self, statement: str, *, database: str = DATABASE) -> list[Any]:

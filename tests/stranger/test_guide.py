@@ -25,10 +25,12 @@ from runbook.errors import Unreachable
 from runbook.wait import until
 from tests.docs.commands import ROOT, blocks
 from tests.servers import free_port
-from tests.stranger.system import ADMIN_PASSWORD, Stranger
+from tests.stranger.system import ADMIN_PASSWORD, Stranger, running_stranger
+from tests.ui.browser import operator
 
 NAME = "blue"
 GUIDE, JAPANESE = ROOT / "docs" / "adopting.md", ROOT / "docs" / "adopting.ja.md"
+POSTGRES_17 = Path("/usr/lib/postgresql/17/bin")
 ENDS_SECONDS, STARTS_SECONDS = 120, 300
 # As a person's shell starts it, or a supervisor. What a script starts behind an `&`, these tests perhaps, passes on that
 # SIGINT is ignored; and Prefect's worker turns SIGTERM into SIGINT.
@@ -92,6 +94,13 @@ class Reader:
                 started.wait()
 
 
+@pytest.fixture(params=[False, True], ids=["plain", "alembic"])
+def stranger(request: pytest.FixtureRequest) -> Iterator[Stranger]:
+    """On Debian's PostgreSQL 17."""
+    with running_stranger(POSTGRES_17, alembic=request.param) as found:
+        yield found
+
+
 @pytest.fixture
 def reader(stranger: Stranger, tmp_path: Path) -> Reader:
     ports = {"application": stranger.ports["application"], "prefect": free_port()}
@@ -100,6 +109,7 @@ def reader(stranger: Stranger, tmp_path: Path) -> Reader:
         "XDG_STATE_HOME": str(tmp_path / "state"),
         "PREFECT_HOME": str(tmp_path / "prefect"),
         "PREFECT_SERVER_API_PORT": str(ports["prefect"]),
+        "PREFECT_UI_API_URL": f"http://127.0.0.1:{ports['prefect']}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "OPS_ENVIRONMENT": NAME,
         "OPS_ENVIRONMENT_FILE": str(tmp_path / f"{NAME}.toml"),
@@ -111,7 +121,7 @@ def test_both_languages_have_the_same_commands() -> None:
     assert guide() == guide(JAPANESE)
 
 
-def test_adopted_destroyed_and_restored(stranger: Stranger, reader: Reader) -> None:
+def test_adopted_destroyed_and_restored(stranger: Stranger, reader: Reader, tmp_path: Path) -> None:
     install, adopt, server, deploy, runs = guide()
     reader.type(install)
     reader.shell["PATH"] = f"{ROOT / '.venv' / 'bin'}:{reader.shell['PATH']}"  # as in that shell from here on
@@ -134,13 +144,23 @@ def test_adopted_destroyed_and_restored(stranger: Stranger, reader: Reader) -> N
             reader.type(runs)
             before = stranger.content()
             stranger.destroy()
-            shell = runs.splitlines()[0]
-            reader.type(f"{shell}\nprefect deployment run full-restore/{NAME} --param confirm={NAME} --watch")
+            restore_in_the_browser(f"http://127.0.0.1:{reader.ports['prefect']}/v2", tmp_path)
     assert stranger.content() == before
     assert stranger.ready()
     planned, restored = (one["status"] for one in reader.reports("*full-restore*"))
     assert planned == "PLANNED"
     assert restored in ("OK", "WARN")
+
+
+def restore_in_the_browser(address: str, pictures: Path) -> None:
+    """The form of full-restore, with the environment's name in confirm."""
+    with operator(address, NAME, pictures) as somebody:
+        somebody.choose("full-restore", "recovery")
+        form = somebody.custom_run()
+        form.text("confirm").fill(NAME)
+        somebody.submit()
+        somebody.state("Completed", "Failed")
+    assert not somebody.strangers
 
 
 def answers(reader: Reader) -> bool:

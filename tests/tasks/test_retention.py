@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -134,6 +135,16 @@ def test_no_unproven_backup_goes_while_no_newer_one_is_proven() -> None:
     assert stay([*every, middle], Keep(verified=2)) == [*every[:1000], middle, *every[1000:]], "two are to be verified"
     proofs = [backup(NOW - timedelta(hours=n + 0.5), verified=True) for n in (1900, 1000, 1)]
     assert {one.name for one in proofs} < {one.name for one in stay([*every, *proofs], Keep(verified=3, monthly=0))}
+
+
+def test_data_that_breaks_a_rule_is_pruned_and_leaves_the_last_that_kept_it() -> None:
+    """A rule that is broken for a year must not fill the disk; and its backups replace no good one."""
+    keep = Keep(hours=24, daily=7, weekly=0, monthly=0, verified=2)
+    good = [backup(NOW - timedelta(days=100 + n), verified=True) for n in range(3)]
+    bad = [dataclasses.replace(backup(NOW - timedelta(days=n, hours=1)), broken="x") for n in range(90)]
+    stays = stay([*good, *bad], keep)
+    assert [one.name for one in good if one in stays] == [one.name for one in good[:2]]
+    assert len(stays) < 12
 
 
 def test_of_one_period_the_verified_one_stays_and_a_failed_one_is_the_last_choice() -> None:
