@@ -1,5 +1,6 @@
 """What PostgreSQL stored of a definition: whole catalogue rows, so that a property which a later version adds is
-compared too. Left out are identities (OIDs, files) and parse trees; the server prints these.
+compared too. Left out are identities (OIDs, files, the version that 17.12 notes of each column as pg_attver) and parse
+trees; the server prints these.
 """
 
 RELATION = """
@@ -10,8 +11,10 @@ SELECT jsonb_build_object(
     'toast', (SELECT to_jsonb(t.reloptions) FROM pg_class t WHERE t.oid = c.reltoastrelid),
     'foreign', (SELECT to_jsonb(f) - 'ftrelid' FROM pg_foreign_table f WHERE f.ftrelid = c.oid),
     'parents', ARRAY(SELECT to_jsonb(i) - 'inhrelid' FROM pg_inherits i WHERE i.inhrelid = c.oid ORDER BY i.inhseqno),
-    'columns', ARRAY(SELECT to_jsonb(a) - 'attrelid' FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0
-        ORDER BY a.attnum),
+    'columns', ARRAY(SELECT to_jsonb(a) - '{attrelid,attoptions}'::text[]
+        || jsonb_build_object('options', ARRAY(SELECT o FROM unnest(a.attoptions) o
+            WHERE NOT starts_with(o, 'pg_attver=') ORDER BY o))
+        FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 ORDER BY a.attnum),
     'defaults', ARRAY(SELECT jsonb_build_object(d.adnum::text, pg_get_expr(d.adbin, d.adrelid)) FROM pg_attrdef d
         WHERE d.adrelid = c.oid ORDER BY d.adnum),
     'constraints', ARRAY(SELECT to_jsonb(k) - '{oid,conrelid,conindid,conbin}'::text[]
