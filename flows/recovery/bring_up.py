@@ -111,7 +111,7 @@ def start(report: Report, env: Environment, copies: Beside, held: Held) -> None:
         report.warn("Redis data directory", "look at what is in it; take backups of Redis too", value=done)
     checking = check.start(report, env, env.postgres.database, after=held.last, origin=copies.origin)
     counting = read_counts.after(held.last).submit(env.postgres, env.postgres.database)
-    started: object = start_services.after(held.last)(env.services, [env.postgres.service])
+    started: object = start_services.after(held.last)(env.services, env.services_in((env.postgres.service,)))
     if env.has("redis"):
         started = start_redis.after(started)(env.redis, env.services)
     problems = verify_live_redis.after(started)(env.redis, copies.redis) if copies.redis else ()

@@ -43,13 +43,17 @@ def full_restore(
 ) -> Report:
     """完全システムリストア (§8.2)
 
-    Brings the whole system back from backups: database, Redis and application files. Run it after a disaster, or when
-    data is corrupt in more than one place. It works with the database or Redis down, and with their data gone.
+    Restores the whole system from backups: database, Redis and application files. Run it after a disaster, or when data
+    is corrupt in more than one place. It works with the database or Redis down, and with their data missing. Parts that
+    the environment does not describe are left out.
 
-    Three phases. Build: copies of all three beside the live ones, proven against their manifests and the expectations,
-    then migrated; nothing live is touched, and a copy that fails its proof leaves the services as they were found.
-    Swap: all three by rename; what they replace is kept (undo-restore, discard-superseded). Start: services in order,
-    health, the expectations again, and a log-in, a session, an AI answer, a reading back.
+    Three phases. Build: staged copies of all three, proven against their manifests and the expectations, then migrated;
+    nothing live is touched, and a copy that fails its proof leaves the services as they were found. Swap: all three by
+    rename; the replaced data is kept (undo-restore, discard-superseded). Start: services in order, the health check,
+    the expectations again, and the smoke checks that [application] describes.
+
+    The plan judges everything that the confirmed run needs: rights, locale, extensions, log-ins, service names, the
+    migrations' scripts. What would refuse later refuses now.
 
     An expectation that the backup already broke is CRITICAL in the report, and does not keep the data from going live:
     it is as it was backed up. With `strict` the run ends before the swap.

@@ -104,8 +104,10 @@ def _judge_loss(report: Report, env: Environment, reach: Reach, resource: Resour
     if chosen is None:
         first = next((one for one in points if one.unknown), points[0] if points else None)
         if not first and any(one.at and one.beside for one in reach.points if one.resource == resource):
-            report.expect(name, False, f"{ELSEWHERE}; {OPTIONS}", expected=expected,
-                          value="everything is lost: what there is lies on the same host")  # fmt: skip
+            # A decision, not an incident: where no second place is described, nobody is paged for it.
+            value = "if this host were lost, everything would be: all backups are on it"
+            report.expect(name, False, f"{ELSEWHERE}; {OPTIONS}", expected=expected, value=value,
+                          otherwise=Status.CRITICAL if env.has("copies") else Status.WARN)  # fmt: skip
             return
         why = f"not known: {first.problem}" if first and first.unknown else "everything is lost: nothing is left of it"
         hint = first.hint if first else f"{TAKEN_BY[resource]} takes backups"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from flows.database.backup import backup_database
+from flows.recovery.full_restore import full_restore
+from runbook.report import Status
+from runbook.wait import until
 from tests.stranger.system import NAME, Stranger, running_stranger
 
 GOOD = ("OK", "WARN")
@@ -27,6 +31,22 @@ def test_everything_comes_back_without_a_prefect_server(stranger: Stranger) -> N
     assert stranger.report()["status"] in GOOD
     hints = " ".join(finding["hint"] for finding in stranger.report()["findings"])
     assert "undo-restore" not in hints, "DROP DATABASE left nothing that could be put back"
+
+
+def test_postgresql_alone_is_a_complete_environment(stranger: Stranger) -> None:
+    """Neither Redis nor an application nor a service manager is described; the application goes on asking meanwhile."""
+    text = stranger.toml.read_text()
+    parts = text.split("\n\n")
+    kept = [part for part in parts if not part.startswith(("[redis]", "[application]", "[services]"))]
+    stranger.toml.write_text("\n\n".join(kept).replace(f'redis = "{stranger.root}/backups/redis"', ""))
+    assert backup_database.fn(NAME).status.value in GOOD
+    before = stranger.content()
+    stranger.sql("DROP DATABASE members WITH (FORCE)", database="postgres")
+    assert full_restore.fn(NAME).status is Status.PLANNED
+    report = full_restore.fn(NAME, confirm=NAME)
+    assert report.status.value in GOOD
+    assert stranger.content() == before
+    assert until(stranger.ready, what="the application, which opens new connections", seconds=120)
 
 
 def test_a_release_with_alembic_is_migrated_on_the_copy() -> None:
