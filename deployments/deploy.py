@@ -37,8 +37,8 @@ from tasks.worktree import git
 ROOT = Path(__file__).parent.parent
 KIND_OF_DOCKER, KIND_OF_PROCESS = "docker", "process"
 UTC, PAGE = "UTC", 200
-REQUIRED = ("postgres", "redis")
-"""One of them; every other part of an environment is optional."""
+REQUIRED = ("postgres", "redis", "prefect_server")
+"""One of them: Prefect itself is looked after as an environment too. Every other part of an environment is optional."""
 WAITS = "deployed-paused"
 """A tag of what was deployed with --paused: the next deployment without it resumes that."""
 

@@ -55,7 +55,7 @@ names = {{ backend = "grc-backend" }}
 """
 LIVE = """
 url = "http://127.0.0.1:{port}"
-frontend_url = ""
+health_path = "/health"
 directory = "{base}/live"
 backend_directory = "{base}/live/backend"
 backend_source = "{base}/grc/backend"

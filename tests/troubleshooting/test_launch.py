@@ -16,13 +16,14 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from prefect.settings import PREFECT_UI_URL, temporary_settings
 
+from blocks.redis import Redis
 from flows.launch import command, find_flow, launch, parsed
 from flows.troubleshooting import diagnosis
 from flows.troubleshooting.database_outside import full_cause
 from flows.troubleshooting.diagnosis import Diagnosis
 from flows.troubleshooting.disk import free_disk_emergency
 from flows.troubleshooting.disk_holders import _ADVICE
-from flows.troubleshooting.redis_tree import CLEAR, _more_memory
+from flows.troubleshooting.redis_tree import _clear, _more_memory
 from runbook.errors import OpsError
 from runbook.form import Forms
 from tests.troubleshooting.conftest import Host
@@ -32,8 +33,9 @@ CHAPTER = sorted((ROOT / "flows/troubleshooting").glob("*.py"))
 
 
 def test_what_a_diagnosis_offers_is_taken_by_its_runbook() -> None:
+    block = Redis(data_directory="/d", drop_prefixes=["cache:"])
     cause = full_cause(Diagnosis(None, None), "h:1", most=400)  # type: ignore[arg-type]
-    offered = [*cause.follow, CLEAR, *_more_memory(None)]
+    offered = [*cause.follow, _clear(block), *_more_memory(None)]
     for one in offered:
         words = shlex.split(command(one.flow, "lab", one.parameters))
         values = parsed(find_flow(words[3]), words[4:])
