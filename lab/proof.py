@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.runs import Run
+from runbook.chain import reports_in
 from runbook.render import duration
 from tasks.drill.account import Account
 from tasks.drill.ledger import Ledger
@@ -119,7 +120,7 @@ class Proof:
 def find_report(directory: Path, since: datetime, runbook: str = RUNBOOK) -> dict[str, Any] | None:
     """The newest report of a runbook that began after a moment, with its `path`."""
     newest = None
-    for path in sorted(directory.glob("*.json")):
+    for path in reports_in(directory):
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if report["runbook"] == runbook and datetime.fromisoformat(report["started"]) >= since:
             newest = {**report, "path": str(path)}

@@ -51,6 +51,11 @@ RECORD = "recoverability.json"
 """What the recovery board is made from: beside the reports, and none of them."""
 
 
+def reports_in(directory: Path) -> list[Path]:
+    """The files in `directory` that should be reports of a chain, oldest first."""
+    return sorted(set(directory.glob("*.json")) - {directory / RECORD})
+
+
 def verify_chain(directory: Path) -> list[str]:
     """Every way in which the chains in `directory` are broken, as sentences; empty when they are whole."""
     with contextlib.ExitStack() as locks:  # no run appends meanwhile
@@ -62,7 +67,7 @@ def verify_chain(directory: Path) -> list[str]:
 def _verify(directory: Path) -> list[str]:
     chains: dict[str, list[tuple[int, Path, dict[str, Any]]]] = {}
     problems = []
-    for path in sorted(set(directory.glob("*.json")) - {directory / RECORD}):
+    for path in reports_in(directory):
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
             chains.setdefault(report["chain"], []).append((int(report["number"]), path, report))

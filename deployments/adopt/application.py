@@ -207,9 +207,8 @@ def _find_health(address: str) -> str:
 
 
 def _described(client: httpx.Client) -> Iterator[str]:
-    for place in ("/openapi.json", "/api/v1/openapi.json", "/api/openapi.json"):
-        with contextlib.suppress(httpx.HTTPError, ValueError, AttributeError):
-            paths = client.get(place).json().get("paths", {})
-            yield from (
-                path for path, calls in paths.items() if _HEALTH.search(path) and "get" in calls and "{" not in path
-            )
+    with contextlib.suppress(httpx.HTTPError, ValueError, AttributeError):
+        paths = client.get("/openapi.json").json().get("paths", {})
+        yield from (
+            path for path, calls in paths.items() if _HEALTH.search(path) and "get" in calls and "{" not in path
+        )

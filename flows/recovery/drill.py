@@ -72,7 +72,7 @@ def run_drill(
         environment: 対象の環境。disposable でない環境では、その drill_environment で実施する
         scenario: database_failure DB障害、region_outage リージョン障害、data_corruption データ破損、
             full_restore 全喪失、bad_release 不良リリース、declared ファイルで定義した訓練、next 前回の次のシナリオ
-        declaration: scenario=declared のとき、訓練の定義ファイル名 (拡張子なし)
+        declaration: scenario=declared のとき、訓練の定義ファイル名 (拡張子なし)。他のシナリオでは空
         page: オンコール担当者を実際に呼び出し、応答時間を測る
         participants: 参加者 (レポートに記載)。空でもよい
         confirm: 実行するには訓練を行う環境の名前を入力。空なら計画のみ表示

@@ -60,8 +60,9 @@ def check_recovery_objectives(environment: str) -> Report:
 
 
 def serves_elsewhere(env: Environment) -> str:
-    """Where users are sent instead of this environment; "" where they are sent here, or nobody can say."""
-    if not (env.has("endpoint") and env.has("application")):
+    """Where users are sent instead of this environment; "" where they are sent here, or nobody can say: an application
+    without an address of its own is judged."""
+    if not (env.has("endpoint") and env.has("application.url")):
         return ""
     try:
         sent = Path(env.endpoint.file).read_text(encoding="utf-8").strip()

@@ -21,6 +21,7 @@ from tasks import manifest as manifests
 _ARCHIVED = re.compile(r"(?P<of>.+)-(?P<sha256>[0-9a-f]{64})\.gz")
 _UNFINISHED = shutil.ignore_patterns(".writing-*", ".at-hand-*")
 _COPIES = 20
+_ANY = rb'(?:"(?:[^"]|"")+"|[^",()\s]+)'
 NULL = b"\\N"
 
 
@@ -139,11 +140,22 @@ def _dump_of(backup: Path) -> Path:
 def _place_of(backup: Path, schema: str, table: str, column: str) -> int:
     """Which of the columns in a row of the dump it is: its table of contents has each COPY statement."""
     contents = (_dump_of(backup) / "toc.dat").read_bytes()
-    copied = re.search(rb"COPY %s\.%s \(([^)]*)\)" % (re.escape(schema.encode()), re.escape(table.encode())), contents)
-    columns = [name.strip() for name in copied[1].decode().split(",")] if copied else []
+    copied = re.search(rb"COPY %s\.%s \((%s(?:, %s)*)\) FROM" % (_named(schema), _named(table), _ANY, _ANY), contents)
+    columns = [_bare(found[0]) for found in re.finditer(_ANY, copied[1])] if copied else []
     if column not in columns:
         raise OpsError(f"{backup.name} has no column {table}.{column}", "correct stored_in in [application.writes]")
     return columns.index(column)
+
+
+def _named(name: str) -> bytes:
+    """A pattern of a name as pg_dump writes it: within quotes where it is a word of SQL (`"position"`)."""
+    quoted = '"' + name.replace('"', '""') + '"'
+    return b"(?:%s|%s)" % (re.escape(name.encode()), re.escape(quoted.encode()))
+
+
+def _bare(name: bytes) -> str:
+    text = name.decode()
+    return text[1:-1].replace('""', '"') if text.startswith('"') else text
 
 
 def _data_of(postgres: Postgres, backup: Path, schema: str, table: str) -> Path:

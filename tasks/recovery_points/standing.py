@@ -21,12 +21,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from runbook import record
 from runbook.brief import asked_briefly
+from runbook.chain import RECORD
 from runbook.errors import OpsError
 from runbook.log import logger
 from tasks.manifest import Kind
 from tasks.recovery_points.point import Resource
 
-FILE, VARIABLE = "recoverability.json", "ops-recoverability-"
+FILE, VARIABLE = RECORD, "ops-recoverability-"
 MOST = 200
 State = Literal["red", "yellow", "green"]
 

@@ -11,7 +11,7 @@ import pytest
 from flows.database.backup import backup_database, verify_backup
 from flows.database.copies import replicate_backups
 from flows.database.restore import restore_database
-from runbook.errors import RunbookFailed
+from runbook.errors import OpsError, RunbookFailed
 from tasks import catalogue, replicas
 from tasks.host import Disk
 from tasks.stores import bucket as bucket_store
@@ -242,7 +242,7 @@ def test_there_must_be_a_second_place(trial: Trial) -> None:
     with pytest.raises(RunbookFailed, match="no second place for backups.*add \\[copies\\]"):
         replicate_backups.fn(NAME)
     configure(trial, "copies", postgres=str(trial.store), redis="/nowhere/r", files="/nowhere/f")
-    with pytest.raises(RunbookFailed, match="both stores are"):
+    with pytest.raises(OpsError, match="a directory of its own: \\[backups\\] postgres is there"):
         replicate_backups.fn(NAME)
 
 

@@ -61,7 +61,7 @@ def test_a_failure_after_the_swap_says_that_it_happened(trial: Trial, monkeypatc
         restore_database.fn(NAME, confirm=NAME)
     told = json.loads(max(trial.reports.glob("*restore-database.json")).read_text())["findings"]
     state = next(finding for finding in told if finding["name"] == "state of the system")
-    assert "is live, proven; the database it replaced is kept as" in state["value"]
+    assert "is live, proven; the replaced database is kept as" in state["value"]
     assert "do not restore again" in state["hint"]
     assert not [finding for finding in told if "launch it again" in finding["hint"]]
 

@@ -585,10 +585,10 @@ def test_kept_rows_are_discarded_with_a_permit_but_the_newest(trial: Trial) -> N
     for _ in range(2):
         restore_tables.fn(NAME, tables=["by_mood"], confirm=NAME)
     newest, oldest = (old.name for old in find_superseded_tables(trial.environment.postgres))
-    plan = discard_superseded.fn(NAME)
+    plan = discard_superseded.fn(NAME, keep=1)
     assert plan.status is Status.PLANNED
     assert [step.detail for step in plan.plan_steps] == [oldest]
-    discard_superseded.fn(NAME, confirm=NAME)
+    discard_superseded.fn(NAME, keep=1, confirm=NAME)
     assert [old.name for old in find_superseded_tables(trial.environment.postgres)] == [newest]
     assert trial.sql("SELECT count(*) FROM by_mood") == [(300,)]
 

@@ -135,19 +135,12 @@ def test_each_row_starts_its_flow_with_its_parameters_once(
     assert cleared.created_by
     assert cleared.created_by.display_value == f"clear-cache-{NAME}"
     assert one(deployed["advise-scaling"]).parameters == {"environment": NAME, "part": "cpu"}
-    if is_there("diagnose-database"):
-        assert one(deployed["diagnose-database"]).parameters == {"environment": NAME}
-    if is_there("escalate"):
-        _escalated(deployed["escalate"])
+    assert one(deployed["diagnose-database"]).parameters == {"environment": NAME}
+    _escalated(deployed["escalate"])
     tell(watched, "host.disk.used_ratio", 0.9)  # what was told before it has been handled when this is
     one(deployed["clean-logs"])
     assert [len(runs(deployed[name])) for name in ("clear-cache", "advise-scaling", "clean-logs")] == [1, 1, 1]
     assert len(runs(deployed["report-token-usage"])) == 0
-
-
-def is_there(flow: str) -> bool:
-    """Whether this version has it: automations of what it has not are left out."""
-    return f".{flow.replace('-', '_')}\n" in metrics.TABLE_OF_CONTENTS.read_text(encoding="utf-8")
 
 
 def _escalated(of: DeploymentFilter) -> None:

@@ -42,6 +42,7 @@ admin_password_env = "WATCHED_ADMIN_PASSWORD"
 [redis]
 port = {redis}
 password_env = "WATCHED_REDIS_PASSWORD"
+drop_prefixes = ["cache:"]
 [services]
 kind = "supervisor"
 names = {{}}

@@ -35,7 +35,7 @@ def test_all_comes_back_and_every_sabotaged_dump_is_refused(system: System) -> N
     assert len(controls) == 3
     assert any("every checksum right again" in name for name in controls)
     assert not [name for name, refused in controls.items() if refused.startswith("NO")]
-    assert "interview_messages" in controls["one row changed in the dump, every checksum right again"]
+    assert "interview_sessions" in controls["one row changed in the dump, every checksum right again"]
     boxes = {row[2]: row[1] for row in table(report, "Training checklist (§8.4)")}
     assert boxes["Redisデータのリストア"] == boxes["ファイルシステムのリストア"] == boxes["マイグレーション実行"] == "☑"
     assert {path.name for path in Path(environment(system).backups.postgres).glob("backup_*")} == dumps
@@ -50,9 +50,7 @@ def test_a_restore_that_does_not_compare_makes_the_drill_critical_and_the_good_d
     report = critical(system, NAME)
     assert "one row changed" in finding(report, "negative controls")
     assert system.healthy()
-    assert system.sql("SELECT count(*) FROM interview_messages WHERE role = 'assistant' AND content LIKE 'x%'") == [
-        (0,)
-    ]
+    assert system.sql("SELECT count(*) FROM interview_sessions WHERE position LIKE 'x%'") == [(0,)]
 
 
 @pytest.mark.soak

@@ -313,6 +313,8 @@ def test_a_region_that_does_not_serve_is_not_judged(cluster: Cluster) -> None:
     endpoint = cluster.root / "endpoint"
     endpoint.write_text("https://elsewhere.example\n")
     configure(cluster, r"\[logs\]", f'[endpoint]\nfile = "{endpoint}"\n[logs]')
+    assert finding(check(), "database, server lost"), "without an address of its own nobody can say that it is not this"
+    configure(cluster, r"\[application\]", '[application]\nurl = "http://127.0.0.1:8000"')
     report = check()
     assert report.status is Status.OK
     assert "does not serve" in report.outcome

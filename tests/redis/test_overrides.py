@@ -10,13 +10,16 @@ import pytest
 import redis
 import yaml  # type: ignore[import-untyped]
 
-from flows.redis.settings import check_redis_settings
+from blocks.environment import Environment
+from flows.routine.override_reminders import remind_overrides
+from flows.routine.reminders import remind_checklists
 from runbook import kinds
 from runbook.errors import RunbookFailed
 from runbook.report import Finding, Report, Status
+from runbook.run import runbook
 from runbook.wait import until
 from tasks import setting_records as records
-from tests.redis.servers import Group, RedisServer, running_redis
+from tests.redis.servers import NAME, Group, RedisServer, running_redis
 from tests.redis.setting_runs import (
     MANUAL,
     ROOT,
@@ -102,11 +105,30 @@ def test_the_manual_s_temporary_maxmemory(kept: RedisServer) -> None:
     assert told_of(kept, 0)["replaced"]
 
 
-def test_the_end_of_one_is_looked_for_daily() -> None:
+def test_the_end_of_one_is_looked_for_daily(kept: RedisServer) -> None:
+    """By remind-checklists, in every environment; check-redis-settings looks once a week."""
     entries = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
-    entrypoint = f"{check_redis_settings.fn.__module__}.check_redis_settings"
-    (tags,) = [entry["tags"] for entry in entries if entry["entrypoint"] == entrypoint]
-    assert "daily" in tags
+    entrypoint = f"{remind_checklists.fn.__module__}.remind_checklists"
+    (entry,) = [entry for entry in entries if entry["entrypoint"] == entrypoint]
+    ((_, _, *days),) = [schedule["cron"].split() for schedule in entry["schedules"]]
+    assert ("daily" in entry["tags"], days) == (True, ["*", "*", "*"])
+    assert not {"needs", "schedule_needs"} & entry.keys()
+    apply(override="maxmemory 2gb")
+    assert _reminded() == []
+    expire(kept)
+    (told,) = _reminded()
+    assert (told.name, told.status) == ("temporary setting maxmemory of redis", Status.WARN)
+    assert f"undo-redis-settings with record={record_paths(kept)[0].stem}" in told.hint
+    undo()
+    assert _reminded() == []
+
+
+def _reminded() -> list[Finding]:
+    """What remind-checklists finds of overrides; an environment without [alerts] escalates to nobody."""
+    env = Environment.find(NAME)
+    with runbook("Remind checklists", env) as report:
+        remind_overrides(report, env, datetime.now(env.zone).date())
+    return report.findings
 
 
 def test_one_is_ended_by_hand(kept: RedisServer) -> None:

@@ -261,6 +261,7 @@ def test_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     server.configuration = Path("--port")
     try:
         server.start(str(server.port), "--bind", "127.0.0.1", "--requirepass", PASSWORD, "--dir", str(server.data))
+        server.configuration = server.root / "no-such.conf"
         server.register(monkeypatch)
         assert "without a configuration file" in found(check(), "configuration file: not measured").value
         planned = plan(names=("timeout",))

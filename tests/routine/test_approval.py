@@ -286,7 +286,8 @@ def test_each_runbook_that_changes_something_is_known_by_its_flows_name() -> Non
                 names = {
                     keyword.arg: ast.literal_eval(keyword.value) for keyword in flow.keywords if keyword.arg == "name"
                 }
-                found[names["name"]] = [_known_as(one) for one in calls if _name(one) == "runbook"]
+                constants = _constants(node)
+                found[names["name"]] = [_known_as(one, constants) for one in calls if _name(one) == "runbook"]
     assert len(found) > 30
     assert {name: known for name, known in found.items() if known != [name]} == {}
 
@@ -295,6 +296,18 @@ def _name(call: ast.Call) -> str:
     return str(getattr(call.func, "id", ""))
 
 
-def _known_as(call: ast.Call) -> str:
-    named = [ast.literal_eval(one.value) for one in call.keywords if one.arg == "name"]
+def _constants(function: ast.FunctionDef) -> dict[str, ast.expr]:
+    """What its body calls by a name, and is written there."""
+    return {
+        target.id: one.value
+        for one in function.body
+        if isinstance(one, ast.Assign) and isinstance(one.value, ast.Constant)
+        for target in one.targets
+        if isinstance(target, ast.Name)
+    }
+
+
+def _known_as(call: ast.Call, constants: dict[str, ast.expr]) -> str:
+    given = [one.value for one in call.keywords if one.arg == "name"]
+    named = [ast.literal_eval(constants.get(one.id, one) if isinstance(one, ast.Name) else one) for one in given]
     return str(named[0]) if named else key(Report(ast.literal_eval(call.args[0]), "x"))

@@ -29,12 +29,21 @@ from tests.routine.escalated import escalate
 from tests.routine.waiting import Waiting, waiting
 from tests.servers import free_port
 
+ALERTS = """
+[alerts]
+channels = ["file"]
+file = "{0}/alerts.jsonl"
+path = [{{ contacts = ["on-call"] }}]
+[alerts.contacts.on-call]
+role = "オンコールSRE"
+"""
 BOXES = ("date", "environment", "backups", "procedures")
 
 
 @pytest.fixture(scope="module")
 def place(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Waiting]:
-    with waiting(tmp_path_factory.mktemp("checklist"), [run_checklist]) as made:
+    directory = tmp_path_factory.mktemp("checklist")
+    with waiting(directory, [run_checklist], ALERTS.format(directory)) as made:
         made.start_worker()
         yield made
 

@@ -65,7 +65,7 @@ def test_a_slow_path_and_an_error_rate_are_found(day: Day) -> None:
 def test_without_access_lines_nothing_is_measured_and_nothing_is_well(day: Day) -> None:
     report = review()
     assert report.status is Status.WARN
-    assert finding(report, "requests").value.startswith("not measured: no line of grc_backend.access")
+    assert finding(report, "requests").value.startswith("not measured: no request line in the last 30 days")
     assert "requests, statements" in finding(report, "all places where time goes").value
     (day.logs / "app.log").unlink()
     assert finding(review(), "requests").value.startswith("not measured: there is no log")

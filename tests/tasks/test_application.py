@@ -254,7 +254,7 @@ def test_wrong_credentials_and_a_dead_backend_show_no_password() -> None:
         ('writes = { steps = [{ path = "/", stored_in = "t.c", body = "no text" }] }', "a write sends {text}"),
         ('writes = { steps = [{ path = "/", stored_in = "t", body = "{text}" }] }', "write it like table.column"),
         ('ai = { ask = { path = "/", body = "{text}" } }', "takes answer"),
-        ('[application.secrets_env]\nkey = "OPS_NOWHERE_SET"', "OPS_NOWHERE_SET to be set"),
+        ('[application.secrets_env]\nkey = "OPS_NOWHERE_SET"', "1 variable is not set: OPS_NOWHERE_SET ([application] secrets_env.key)"),
         ('frontend_health_path = "/"', "frontend_health_path needs frontend_url"),
     ],
 )  # fmt: skip

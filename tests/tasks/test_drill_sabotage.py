@@ -31,3 +31,14 @@ def test_what_is_replaced_while_it_is_copied_is_copied_again(tmp_path: Path, mon
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(OpsError, match="cannot be copied"):
         copy_of(tmp_path / "nowhere", tmp_path / "copy")
+
+
+def test_a_column_is_found_under_a_name_that_pg_dump_quotes(tmp_path: Path) -> None:
+    (tmp_path / "toc.dat").write_bytes(
+        b'\0COPY public.plain ("x,(y", b) FROM stdin;\n\0COPY public."order" (id, "position", "One ""1""") FROM stdin;\n'
+    )
+    assert [sabotage._place_of(tmp_path, "public", "plain", name) for name in ("x,(y", "b")] == [0, 1]
+    places = [sabotage._place_of(tmp_path, "public", "order", name) for name in ("id", "position", 'One "1"')]
+    assert places == [0, 1, 2]
+    with pytest.raises(OpsError, match=r"has no column order\.posit"):
+        sabotage._place_of(tmp_path, "public", "order", "posit")

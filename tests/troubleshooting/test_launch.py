@@ -83,7 +83,7 @@ def test_with_prefect_they_are_forms_filled_in(monkeypatch: pytest.MonkeyPatch) 
     assert "undo it then" in told
 
 
-@pytest.mark.parametrize("words", [["environment"], ["environment=lab", "overide=x"], ["environment=lab", "keep=-1"]])
+@pytest.mark.parametrize("words", [["environment"], ["environment=lab", "overide=x"], ["environment=lab", "keep=-2"]])
 def test_what_it_does_not_take_is_told(words: list[str]) -> None:
     with pytest.raises(OpsError):
         parsed(find_flow("discard-superseded"), words)
