@@ -68,8 +68,16 @@ def test_stakeholders_that_cannot_be_told(duty: Duty) -> None:
         ("minutes = 15", "minutes = 45", "path goes from few minutes to many"),
         ('channels = ["email"]', 'channels = ["file"]', "on-call is told by file, which is not set up"),
         (', email = "lead@example.com"', "", "lead is told by e-mail only, and has no address"),
-        ('channels = ["email"]', 'channels = ["fax"]', r"\[alerts\] channels\.0 is wrong: found “fax” — expected: 'pagerduty', 'slack'"),
-        ('phone = "000-0000-0004"', 'fone = "000-0000-0004"', r"contacts\.lead\.fone is wrong: found an unknown key .*did you mean phone"),
+        (
+            'channels = ["email"]',
+            'channels = ["fax"]',
+            r"\[alerts\] channels\.0 is wrong: found “fax” — expected: 'pagerduty', 'slack'",
+        ),
+        (
+            'phone = "000-0000-0004"',
+            'fone = "000-0000-0004"',
+            r"contacts\.lead\.fone is wrong: found an unknown key .*did you mean phone",
+        ),
     ],
 )
 def test_what_is_wrong_is_found_when_it_is_read(duty: Duty, old: str, new: str, said: str) -> None:
