@@ -251,7 +251,9 @@ def test_copy_that_fails_its_proof_leaves_the_old_database_live(trial: Trial) ->
     backup_database.fn(NAME)
     reseal(newest_path(trial), lambda m: m.update(content=morning))
     oid = trial.oid()
-    with pytest.raises(RunbookFailed, match=f"answers_2026_01: 288 rows instead of 287.*{first.name} is the one before it"):
+    with pytest.raises(
+        RunbookFailed, match=f"answers_2026_01: 288 rows instead of 287.*{first.name} is the one before it"
+    ):
         restore_database.fn(NAME, confirm=NAME)
     assert trial.oid() == oid
     assert not newest(trial).verified
