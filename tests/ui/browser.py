@@ -91,7 +91,12 @@ class Operator:
         return str(run["id"])
 
     def state(self, *states: str) -> None:
-        """Wait for a run's badge, on its page that is open; it changes there by itself."""
+        """Wait for a run's badge, on its page that is open; it changes there by itself.
+
+        The address changes before the page does: without its tab Logs, which a deployment's page has not, the badge
+        could be the one of an earlier run in the deployment's list.
+        """
+        expect(self.page.get_by_role("tab", name="Logs")).to_be_visible()
         badge = self.page.get_by_role("main").get_by_text(re.compile(f"^({'|'.join(states)})$"))
         expect(badge.first).to_be_visible()
 
