@@ -91,12 +91,11 @@ def _links(runbooks: Sequence[Runbook]) -> str:
 
 
 def chapters_table(runbooks: Sequence[Runbook], columns: Sequence[str]) -> str:
-    """For a README: the names of all runbooks, by chapter, each with its entry in the catalogue."""
+    """For a README: how many runbooks each chapter has, with a link to them in the catalogue."""
     rows = []
     for folder, chapter in manual()["folders"].items():
-        links = [f"[{one.name}](docs/catalogue.md#{one.name})" for one in runbooks if one.chapter == folder]
-        if links:
-            rows.append((f"`{folder}`", chapter, ", ".join(links)))
+        if count := sum(one.chapter == folder for one in runbooks):
+            rows.append((f"[{folder}](docs/catalogue.md#{folder})", chapter, str(count)))
     return _table(columns, rows)
 
 
@@ -104,8 +103,8 @@ def pages() -> dict[Path, str]:
     """What is made, by the file that it is kept in."""
     runbooks = read_runbooks()
     readmes = {
-        ROOT / "README.md": ("tag", "manual", f"{len(runbooks)} runbooks"),
-        ROOT / "README.ja.md": ("タグ", "マニュアル", f"手順 ({len(runbooks)})"),
+        ROOT / "README.md": ("chapter", "manual", f"{len(runbooks)} runbooks"),
+        ROOT / "README.ja.md": ("章", "マニュアル", f"手順 ({len(runbooks)})"),
     }
     return {
         DOCS / "catalogue.md": catalogue_page(runbooks),

@@ -134,11 +134,13 @@ def test_the_pages_are_current() -> None:
     assert stale == [], "run: make catalogue"
 
 
-def test_both_readmes_name_every_runbook() -> None:
+def test_both_readmes_count_every_runbook_and_fit_on_two_screens() -> None:
+    chapters = [found.entrypoint.split(".")[1] for found in FLOWS]
     for path, text in pages().items():
         if path.name.startswith("README"):
-            named = re.findall(r"catalogue\.md#([\w-]+)\)", text)
-            assert sorted(named) == sorted(found.flow.name for found in FLOWS), path.name
+            counted = re.findall(r"\[(\w+)\]\(docs/catalogue\.md#\1\) \| [^|]+ \| (\d+) \|", text)
+            assert dict(counted) == {one: str(chapters.count(one)) for one in chapters}, path.name
+            assert len(text.split()) <= 1000, path.name
 
 
 def test_its_command_writes_what_is_not_current(
