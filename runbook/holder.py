@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import IO, Literal
 
-import psutil
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_UI_URL
 from prefect.variables import Variable
 
 from runbook.errors import Locked
+from runbook.process import Process, parse, this_process
 
 Rank = Literal["maintenance", "recovery"]
 
@@ -30,20 +30,20 @@ class Holder:
     run_name: str
     host: str
     pid: int
-    pid_started: float
+    process: str
     since: str
     lease_id: str = ""
 
     def is_dead(self) -> bool:
-        """True when it ran on this host and its process is gone; unknown elsewhere, so False."""
-        if self.host != socket.gethostname():
-            return False
-        try:
-            process = psutil.Process(self.pid)
-            # A zombie holds nothing any more, and PID 1 of a container may never collect it.
-            return abs(process.create_time() - self.pid_started) > 1 or process.status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
+        """True only where its process is certainly dead. Elsewhere its lease has to end by itself."""
+        process = self.identity
+        return process is not None and process.is_dead()
+
+    @property
+    def identity(self) -> Process | None:
+        """Its process, where this one can judge it."""
+        process = parse(self.process)
+        return process if process and process.is_judgeable and self.host == socket.gethostname() else None
 
     def sentence(self, environment: str) -> Locked:
         """What the refused run says."""
@@ -69,7 +69,7 @@ def this_run(runbook: str, rank: Rank) -> Holder:
         run_name=run.name if run else "",
         host=socket.gethostname(),
         pid=os.getpid(),
-        pid_started=psutil.Process().create_time(),
+        process=this_process().text,
         since=datetime.now(UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z"),
     )
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import fcntl
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -155,7 +154,7 @@ def _retake(environment: str, me: Holder) -> UUID | None:
 
     def nobody_since() -> bool:
         holder = remembered(environment)
-        return holder is not None and holder.run_id == me.run_id
+        return holder is not None and (holder.run_id, holder.process) == (me.run_id, me.process)
 
     if not nobody_since() or not (taken := leases.take(environment, UUID(me.run_id))):
         return None
@@ -173,13 +172,15 @@ def _outranks(me: Holder, holder: Holder) -> bool:
 def _end(holder: Holder, environment: str, file: IO[str]) -> None:
     """A recovery ends the maintenance that holds this host's lock: TERM, then KILL."""
     me = this_run("", "recovery")
-    # A shared directory: its process id means another process here. Our own process holds it in another thread.
-    if holder.host != me.host or holder.pid == me.pid:
+    process = holder.identity
+    # Another host or container that shares the directory: its process id means another process here. Or our own
+    # process holds it in another thread.
+    if process is None or process.is_this_process:
         raise holder.sentence(environment)
     for number in (signal.SIGTERM, signal.SIGKILL):
         if not holder.is_dead():
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(holder.pid, number)
+                process.send(number)
         try:
             until(lambda: taken(file), what=f"the end of “{holder.runbook}”", seconds=END_SECONDS)
         except Unreachable:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import probe
+from runbook.process import is_abandoned
 from runbook.render import size
 from tasks import manifest as manifests
 from tasks.catalogue import AT_HAND, Backup, hand_of
@@ -71,14 +68,6 @@ def put_away(backup: Backup) -> None:
 def sweep(store: Store) -> None:
     """Remove what dead processes of this host had at hand: it may be in clear."""
     for path in store.hands.glob(f"{AT_HAND}*") if store.hands.is_dir() else ():
-        match = re.fullmatch(rf"{re.escape(AT_HAND)}.+-{re.escape(socket.gethostname())}-(\d+)-(\d+)", path.name)
-        if match and not lives(int(match[1]), int(match[2])):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def lives(pid: int, started: int) -> bool:
-    """Whether a process that began at that time (in seconds) runs still, and not another of its number."""
-    try:
-        return abs(psutil.Process(pid).create_time() - started) < 2
-    except psutil.NoSuchProcess:
-        return False
+        with contextlib.suppress(OSError):  # another run removes it too
+            if is_abandoned(path.name.rpartition(".")[2], path):
+                shutil.rmtree(path, ignore_errors=True)

@@ -9,17 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import socket
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import psutil
-
 from runbook import clock
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import action, probe
+from runbook.process import this_process
 from tasks import manifest as manifests
 from tasks.manifest import MANIFEST, SEAL, Kind, Manifest
 from tasks.stores.store import RESOURCE, Store
@@ -87,8 +85,7 @@ class Backup:
 def hand_of(store: Store, environment: str) -> Path:
     """The directory of this host into which this process brings backups: named after a process that can be told from
     another of the same number."""
-    me = psutil.Process()
-    return store.hands / f"{AT_HAND}{environment}-{socket.gethostname()}-{me.pid}-{me.create_time():.0f}"
+    return store.hands / f"{AT_HAND}{environment}.{this_process().text}"
 
 
 def names(store: Store, *kinds: Kind) -> list[str]:

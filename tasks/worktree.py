@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, excerpt
+from runbook.process import is_abandoned, this_process
 
 SECONDS = 120.0
 PREFIX = "ops-worktree"
@@ -133,7 +132,7 @@ def worktree(repository: Path, branch: str, base: str = "HEAD") -> Iterator[Work
     sweep(repository)
     commit = git(repository, "rev-parse", "--verify", f"{base}^{{commit}}").strip()
     known = git(repository, "for-each-ref", f"refs/heads/{branch}").strip()
-    directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{os.getpid()}-")).resolve()
+    directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-{this_process().text}.")).resolve()
     try:
         git(repository, "worktree", "add", "--quiet", "-b", branch, str(directory / "tree"), commit)
         tree = Worktree(repository, directory / "tree", branch, commit)
@@ -158,9 +157,16 @@ def _forget(repository: Path, tree: Path) -> None:
 def sweep(repository: Path) -> None:
     """Worktrees of runs that live no longer. Their branches stay: what was committed is somebody's to look at."""
     for line in git(repository, "worktree", "list", "--porcelain").splitlines():
-        found = re.fullmatch(rf"worktree (.*/{PREFIX}-(\d+)-[^/]+/tree)", line)
-        if found and not psutil.pid_exists(int(found[2])):
+        found = re.fullmatch(rf"worktree (.*/{PREFIX}-([^/]+)\.[^/.]+/tree)", line)
+        if found and _is_abandoned(found[2], Path(found[1]).parent):
             _forget(repository, Path(found[1]))
+
+
+def _is_abandoned(owner: str, directory: Path) -> bool:
+    try:
+        return is_abandoned(owner, directory)
+    except OSError:  # a container's private /tmp: git lists a worktree that this process cannot see
+        return False
 
 
 def bring_packages(tree: Worktree, web: Path) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
-from tasks.at_hand import lives
+from runbook.process import is_abandoned, this_process
 
 PREFIX = "ops-redis-"
 OWNER = ".of-run"
@@ -26,18 +23,16 @@ def scratch_place(parent: str = "") -> Iterator[Path]:
     where = Path(parent or tempfile.gettempdir())
     _sweep(where)
     place = Path(tempfile.mkdtemp(prefix=PREFIX, dir=where))
-    me = psutil.Process()
     try:
-        (place / OWNER).write_text(f"{socket.gethostname()} {me.pid} {me.create_time():.0f}")
+        (place / OWNER).write_text(this_process().text)
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
 
 def _sweep(where: Path) -> None:
-    """Remove those of dead processes of this host; one without an owner's name, or that is not ours to read, stays."""
+    """Remove those of dead processes; one without an owner's name, or that is not ours to read, stays."""
     for note in where.glob(f"{PREFIX}*/{OWNER}"):
-        with contextlib.suppress(OSError, ValueError):
-            host, pid, started = note.read_text().split()
-            if host == socket.gethostname() and not lives(int(pid), int(started)):
+        with contextlib.suppress(OSError):
+            if is_abandoned(note.read_text(errors="replace"), note.parent):
                 shutil.rmtree(note.parent, ignore_errors=True)

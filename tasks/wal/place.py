@@ -16,6 +16,7 @@ from blocks.s3 import Bucket
 from runbook.durable import sync
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
+from runbook.process import is_abandoned, this_process
 from tasks.s3 import objects
 from tasks.stores.directory import told
 
@@ -75,7 +76,7 @@ class DirectoryPlace:
         return {entry.name: entry.stat().st_size for entry in os.scandir(self.path) if not entry.name.startswith(".")}
 
     def put(self, name: str, content: bytes, *, lasting: bool = True) -> None:
-        target, beside = self.path / name, self.path / f"{WRITING}{os.getpid()}-{name}"
+        target, beside = self.path / name, self.path / f"{WRITING}{this_process().text}.{name}"
         with told(target):
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             beside.write_bytes(content)
@@ -102,9 +103,9 @@ class DirectoryPlace:
     def sweep(self) -> None:
         """Remove what killed writers left."""
         for path in self.path.glob(f"{WRITING}*"):
-            pid = path.name.removeprefix(WRITING).partition("-")[0]
-            if not pid.isdecimal() or not Path(f"/proc/{pid}").exists():
-                path.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if is_abandoned(path.name.removeprefix(WRITING).partition(".")[0], path):
+                    path.unlink()
 
 
 @dataclass(frozen=True)

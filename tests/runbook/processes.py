@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -21,15 +21,19 @@ from runbook.wait import until
 from tests.runbook.system import System
 
 ROOT = Path(__file__).resolve().parents[2]
+CONTAINER = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+"""What runs a program like a container on the host's network: the same host name, other process ids."""
 
 
 class Actor:
     """`python -m tests.runbook.MODULE …` as a process of its own; what it prints is read from a file."""
 
-    def __init__(self, directory: Path, module: str, *words: object, **environment: str) -> None:
+    def __init__(
+        self, directory: Path, module: str, *words: object, launcher: Sequence[str] = (), **environment: str
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.printed = directory / f"actor-{uuid.uuid4().hex[:6]}.txt"
-        argv = [sys.executable, "-m", f"tests.runbook.{module}", *map(str, words)]
+        argv = [*launcher, sys.executable, "-m", f"tests.runbook.{module}", *map(str, words)]
         with self.printed.open("w") as out:
             self.process = subprocess.Popen(
                 argv,

@@ -30,7 +30,7 @@ from runbook.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.wait import until
-from tests.runbook.processes import Actor, is_alive
+from tests.runbook.processes import CONTAINER, Actor, is_alive
 from tests.runbook.system import System
 from tests.servers import free_port
 
@@ -71,9 +71,10 @@ def elsewhere(system: System, tmp_path: Path) -> System:
 
 
 @pytest.fixture
-def holder(system: System, actors: list[Actor], tmp_path: Path) -> Actor:
+def holder(system: System, actors: list[Actor], tmp_path: Path, request: pytest.FixtureRequest) -> Actor:
     """A maintenance flow run in a process of its own, working."""
-    actors.append(Actor(tmp_path / "out", "holder", "flow", system.name, system.reports_directory, "maintenance"))
+    words = ("holder", "flow", system.name, system.reports_directory, "maintenance")
+    actors.append(Actor(tmp_path / "out", *words, launcher=getattr(request, "param", ())))
     actors[-1].says("held")
     return actors[-1]
 
@@ -112,6 +113,32 @@ def test_another_host_is_refused_and_a_killed_holder_frees_it_at_once(
     assert released == [UUID(known["lease_id"])], "not by its end"
     assert time.monotonic() - started < 300
     assert taken(system) == 0
+
+
+@pytest.mark.parametrize("holder", [CONTAINER], indirect=True)
+def test_a_living_run_of_a_container_with_this_host_s_name_keeps_its_lease(
+    holder: Actor, elsewhere: System, system: System
+) -> None:
+    """Its process id means nothing here: neither its life nor its death can be judged, so its lease has to end."""
+    known = holder_of(system)
+    assert (known["host"], known["pid"]) == (socket.gethostname(), 1)
+    with pytest.raises(Locked, match="process 1 on"):
+        run(elsewhere)
+    holder.kill()
+    holder.process.wait(120)
+    with pytest.raises(Locked):
+        run(elsewhere)
+
+
+@pytest.mark.usefixtures("holder")
+def test_a_clock_that_is_set_does_not_kill_a_living_run(
+    elsewhere: System, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start time of a process in seconds is derived from the boot time, which moves with the clock."""
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: time.time() - 3600.0)
+    with pytest.raises(Locked):
+        run(elsewhere)
+    assert taken(system) == 1
 
 
 def test_a_recovery_ends_a_maintenance_run_of_this_host(

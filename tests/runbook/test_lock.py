@@ -17,10 +17,11 @@ from runbook import lock, run
 from runbook.errors import Locked
 from runbook.holder import Rank
 from runbook.lock import hold
+from runbook.process import Process
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.wait import until
-from tests.runbook.processes import Actor, is_alive
+from tests.runbook.processes import CONTAINER, Actor, is_alive
 from tests.runbook.system import System
 
 
@@ -123,14 +124,14 @@ def test_a_recovery_that_is_only_planned_ends_nobody(
 def test_a_recovery_kills_maintenance_that_does_not_listen(
     system: System, actors: list[Actor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernel = os.kill
+    send = Process.send
 
-    def kill(pid: int, number: int) -> None:
+    def kill(process: Process, number: signal.Signals) -> None:
         """It is given half a second for what it does not do, and all the time that it needs to die."""
         monkeypatch.setattr("runbook.lock.END_SECONDS", 0.5 if number == signal.SIGTERM else 120.0)
-        kernel(pid, number)
+        send(process, number)
 
-    monkeypatch.setattr("runbook.lock.os.kill", kill)
+    monkeypatch.setattr(Process, "send", kill)
     actors.append(Actor(tmp_path / "out", "holder", "deaf", system.name, system.reports_directory, "maintenance"))
     child = int(actors[0].says("held"))
     take(system, "recovery")
@@ -146,6 +147,17 @@ def test_a_holder_on_another_host_is_not_looked_for_among_our_processes(
     lock_file(system).write_text(json.dumps(json.loads(text) | {"host": "db-2"}))  # a directory that two hosts share
     assert f"process {actor.pid} on db-2" in refused(system, "recovery").message
     assert is_alive(actor.pid)
+
+
+def test_a_holder_in_a_container_is_not_looked_for_among_our_processes(
+    system: System, actors: list[Actor], tmp_path: Path
+) -> None:
+    """It has this host's name, and process id 1: here that is init."""
+    words = ("holder", "hold", system.name, system.reports_directory, "maintenance")
+    actors.append(Actor(tmp_path / "out", *words, launcher=CONTAINER))
+    actors[0].says("held")
+    assert f"process 1 on {socket.gethostname()}" in refused(system, "recovery").message
+    assert actors[0].process.poll() is None
 
 
 def test_a_recovery_does_not_end_its_own_process(system: System) -> None:

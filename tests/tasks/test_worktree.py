@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from runbook.errors import CommandFailed, OpsError
+from runbook.process import this_process
 from tasks.worktree import PREFIX, inside, packages_of, require_repository, uncommitted, worktree
 from tests.checkouts import Checkout
 
@@ -56,9 +57,7 @@ def test_a_branch_without_a_commit_goes_too(repository: Checkout) -> None:
 
 
 def test_the_worktree_of_a_run_that_was_killed_is_removed_by_the_next(repository: Checkout, tmp_path: Path) -> None:
-    with subprocess.Popen(["true"]) as dead:
-        pass
-    left = tmp_path / f"{PREFIX}-{dead.pid}-abc"
+    left = tmp_path / f"{PREFIX}-{replace(this_process(), ticks=0).text}.abc"
     own = tmp_path / "somebody's"
     repository.git("worktree", "add", "--quiet", "-b", "ops/killed", str(left / "tree"))
     repository.git("worktree", "add", "--quiet", "-b", "mine", str(own))
