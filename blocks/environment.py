@@ -20,6 +20,7 @@ from blocks.alerts import COLUMNS, Alerts
 from blocks.approval import Approval
 from blocks.cloud import Cloud
 from blocks.docker import Docker
+from blocks.exclusion import Cluster, Directory, Exclusion, Keyspace, Part, is_local
 from blocks.monitoring import Monitoring
 from blocks.nodes import primary_first
 from blocks.places import Application, Backups, Certificates, Endpoint, Logs
@@ -231,6 +232,19 @@ class Environment(Block):
     def approval(self) -> Approval:
         """Who approves which runbooks (`has("approval")`)."""
         return cast(Approval, self._part("approval"))
+
+    def exclusion(self, runbook: str) -> Exclusion:
+        """The locks of its servers and of the directories of this host that it describes, not taken yet. All parts are
+        loaded here: a run that was permitted its acts does not have to query Prefect in the middle of an outage."""
+        run, parts = f"interview-ops {self.name}: {runbook}", self.whole()
+        nodes = [one for one in parts.values() if isinstance(one, Postgres) and not isinstance(one, PrefectServer)]
+        found: list[Part] = [Cluster(node, run) for node in nodes]
+        directories = [node.data_directory for node in nodes if is_local(node.host)]
+        if self.has("redis"):
+            found.append(Keyspace(self.redis, run))
+            directories += [self.redis.data_directory] if is_local(self.redis.host) and not self.redis.remote else []
+        directories.append(self.application.directory)
+        return Exclusion([*found, *(Directory(path) for path in dict.fromkeys(directories) if path)])
 
     def approval_of(self, runbook: str) -> Approval | None:
         """Who must approve a runbook (its name, `full-restore`); None: nobody."""

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import httpx
 from prefect.context import FlowRunContext
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.variables import Variable
 from pydantic import TypeAdapter, ValidationError
 
 from runbook import record
+from runbook.brief import asked_briefly
 from runbook.errors import Locked, OpsError, Unreachable
 from runbook.lease import BUSY_SECONDS, busy
 from runbook.wait import until
@@ -122,7 +122,7 @@ def _told(ask: Callable[[], object]) -> str:
             raise busy(error) from None
 
     with (
-        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}),
+        asked_briefly(),
         contextlib.suppress(httpx.HTTPError, Unreachable),
     ):
         return str(until(answer, what="an answer of Prefect", seconds=BUSY_SECONDS)[0])

@@ -12,6 +12,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterNam
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_UI_URL
 
+from runbook.brief import asked_briefly
 from runbook.log import logger
 from runbook.render import dumps
 
@@ -47,7 +48,7 @@ def read_forms(environments: Sequence[str]) -> Forms:
         return Forms()
     named = DeploymentFilter(name=DeploymentFilterName(any_=list(environments)))
     try:
-        with get_client(sync_client=True) as client:
+        with asked_briefly(), get_client(sync_client=True) as client:
             found = client.read_deployments(deployment_filter=named, limit=MOST)
     except Exception as error:  # a report without links is a report
         logger().warning("the forms of %s could not be asked for: %s", ", ".join(environments), error)

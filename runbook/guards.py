@@ -14,6 +14,22 @@ class Held(Protocol):
     def require(self) -> None:
         """Raises LockLost when it is no longer held."""
 
+    def exclude(self) -> str:
+        """Lock what the run is about to change as well, once; returns what, for people. Raises Locked."""
+
+
+class Excluding(Protocol):
+    """Locks that what is changed holds itself (blocks/exclusion.py)."""
+
+    def take(self) -> str:
+        """Raises Locked."""
+
+    def require(self) -> None:
+        """Raises LockLost."""
+
+    def close(self) -> None:
+        """Free them."""
+
 
 class Approving(Protocol):
     """What asks a second person before a permit is minted (runbook/approval.py)."""

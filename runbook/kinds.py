@@ -119,6 +119,7 @@ def _timed(work: Callable[P, R]) -> Callable[P, R]:
             if report:
                 report.require_lock()
                 permit.require_environment(report.environment)
+                report.permitted_steps.append(work.__name__)
         failpoint(f"before {work.__name__}")
         started, clock = datetime.now(UTC), time.monotonic()
         status = Status.CRITICAL

@@ -7,7 +7,9 @@ so that a lost lease is noticed where it matters (before an irreversible act) in
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID
@@ -25,7 +27,7 @@ from runbook.wait import until
 LEASE_SECONDS = 90.0
 RENEW_EVERY_SECONDS = 20.0
 BUSY_SECONDS = 30.0
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 3.0
 
 
 def limit_name(environment: str) -> str:
@@ -49,8 +51,9 @@ def ensure_limit(environment: str) -> None:
 
 def acquire(environment: str, flow_run_id: UUID) -> Lease | None:
     """Take the slot and keep it, or None when it is taken."""
+    asked = boot_seconds()
     taken = take(environment, flow_run_id)
-    return Lease(taken) if taken else None
+    return Lease(taken, asked) if taken else None
 
 
 def take(environment: str, flow_run_id: UUID) -> UUID | None:
@@ -98,12 +101,22 @@ def release(lease_id: UUID) -> None:
         client.release_concurrency_slots_with_lease(lease_id)
 
 
-class Lease:
-    """A slot that is held and renewed by a thread. `retake` is asked for another lease's id when this one is gone."""
+def boot_seconds() -> float:
+    """A clock that nobody can set, and that goes on while the machine sleeps, as the lease does."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
-    def __init__(self, lease_id: UUID, retake: Callable[[], UUID | None] = lambda: None) -> None:
+
+class Lease:
+    """A slot that is held and renewed by a thread. `asked` is when it was asked for, by `boot_seconds`. `retake` is
+    asked for another lease's id when this one is gone."""
+
+    def __init__(self, lease_id: UUID, asked: float, retake: Callable[[], UUID | None] = lambda: None) -> None:
         self.id = lease_id
         self.retake = retake
+        self._confirmed = asked
+        self._silent_since = math.nan
+        self._silent_seconds = 0.0
+        self._waited_seconds = 0.0
         self._renewing = threading.Lock()
         self._gone = threading.Event()
         self._stop = threading.Event()
@@ -111,25 +124,53 @@ class Lease:
         self._thread.start()
 
     def require(self) -> None:
-        """Raises LockLost when Prefect says that the lease is gone. A Prefect that does not answer gives no lease to
-        anybody else either, and a recovery must survive its death: then the lease counts as held."""
-        self._renew()
+        """Raises LockLost when Prefect reports that the lease is gone, and when it has not confirmed the lease for as
+        long as it lasts: another run may hold the environment then. A Prefect that does not answer is waited for once;
+        until it answers again only the thread asks."""
+        if not self._is_silent or self._has_expired:
+            began = time.monotonic()
+            self._renew()
+            if self._is_silent:
+                self._waited_seconds += time.monotonic() - began
         if self._gone.is_set():
             raise LockLost(
                 "this run's lock on the environment expired and may be another run's now",
                 "nothing irreversible was done after that; look for the other run, then launch this one again",
             )
+        if self._has_expired:
+            raise LockLost(
+                f"Prefect has not confirmed this run's lock for {boot_seconds() - self._confirmed:.0f} s (limit "
+                f"{LEASE_SECONDS:.0f} s): another run may hold the environment now",
+                "nothing irreversible was done after that; make sure that no other run changes this environment, then "
+                "run it again (a recovery: with python -m flows.launch, which needs no Prefect)",
+            )
+
+    @property
+    def silence(self) -> str:
+        """For people: for how long Prefect did not confirm the lease, and how long this run waited for it; "" where it
+        always did."""
+        seconds = self._silent_seconds + (boot_seconds() - self._silent_since if self._is_silent else 0.0)
+        return f"no answer for {seconds:.0f} s; this run waited {self._waited_seconds:.1f} s for it" if seconds else ""
+
+    @property
+    def _is_silent(self) -> bool:
+        return not math.isnan(self._silent_since)
+
+    @property
+    def _has_expired(self) -> bool:
+        return boot_seconds() - self._confirmed >= LEASE_SECONDS
 
     def close(self) -> None:
         """Stop renewing and give the slot back."""
         self._stop.set()
         self._thread.join()
         # Where Prefect is down the lease ends by itself. Where it is busy, the next run would find the slot taken.
+        seconds = ANSWER_SECONDS if self._is_silent else BUSY_SECONDS
         with contextlib.suppress(httpx.HTTPError, Unreachable):
-            until(self._given_back, what="the end of the lease", seconds=BUSY_SECONDS)
+            until(lambda: self._given_back(seconds), what="the end of the lease", seconds=seconds)
 
-    def _given_back(self) -> bool:
-        with _impatient_client(BUSY_SECONDS) as client:
+    def _given_back(self, seconds: float) -> bool:
+        with _impatient_client(seconds) as client:
             try:
                 client.release_concurrency_slots_with_lease(self.id)
             except httpx.HTTPStatusError as error:
@@ -137,28 +178,49 @@ class Lease:
         return True
 
     def _keep(self) -> None:
-        while not self._stop.wait(RENEW_EVERY_SECONDS):
+        while not self._stop.wait(ANSWER_SECONDS if self._is_silent else RENEW_EVERY_SECONDS):
             self._renew()
 
     def _renew(self) -> None:
-        with self._renewing, contextlib.suppress(httpx.HTTPError, Unreachable):
-            if _renewed(self.id):
-                return
-            self._gone.set()
-            if taken := self.retake():
+        """Only an answer confirms the lease; 401, 403 and 500 are none."""
+        asked = boot_seconds()
+        if not self._renewing.acquire(timeout=ANSWER_SECONDS):  # the thread waits for an answer
+            return
+        try:
+            answered = _renewed(self.id)
+            if not answered:
+                self._gone.set()
+                asked = boot_seconds()
+                if not (taken := self.retake()):
+                    return
                 self.id = taken
                 self._gone.clear()
+            self._confirmed = asked
+            if self._is_silent:
+                self._silent_seconds += boot_seconds() - self._silent_since
+                self._silent_since = math.nan
+        except (httpx.HTTPError, Unreachable):
+            if not self._is_silent:
+                self._silent_since = asked
+        finally:
+            self._renewing.release()
 
 
 def _renewed(lease_id: UUID) -> bool:
-    """False when Prefect says that the lease is gone."""
+    """False when Prefect says that the lease is gone.
+
+    Raises:
+        httpx.HTTPError: it does not answer, or does not say.
+    """
     try:
         with _impatient_client() as client:
             client.renew_concurrency_lease(lease_id, lease_duration=LEASE_SECONDS)
     except ObjectNotFound:
         return False
     except httpx.HTTPStatusError as error:
-        return error.response.status_code not in (httpx.codes.GONE, httpx.codes.NOT_FOUND)
+        if error.response.status_code in (httpx.codes.GONE, httpx.codes.NOT_FOUND):
+            return False
+        raise
     return True
 
 

@@ -27,6 +27,7 @@ from prefect.states import Cancelled, Cancelling
 
 from runbook import lease as leases
 from runbook.errors import Locked, Unreachable
+from runbook.guards import Excluding
 from runbook.holder import Holder, Rank, read, remember, remembered, this_run, write
 from runbook.log import logger
 from runbook.wait import until
@@ -34,6 +35,7 @@ from runbook.wait import until
 END_SECONDS = 30.0
 LAST_WORDS_SECONDS = 5.0
 POLL_SECONDS = 5.0
+_Acquired = tuple[leases.Lease | None]
 _NONE: Mapping[str, EnvironmentLock] = MappingProxyType({})
 _held: contextvars.ContextVar[Mapping[str, EnvironmentLock]] = contextvars.ContextVar("held", default=_NONE)
 
@@ -41,8 +43,11 @@ _held: contextvars.ContextVar[Mapping[str, EnvironmentLock]] = contextvars.Conte
 class EnvironmentLock:
     """The lock as its holder sees it."""
 
-    def __init__(self, lease: leases.Lease | None) -> None:
+    def __init__(self, lease: leases.Lease | None, exclusion: Callable[[], Excluding] | None = None) -> None:
         self._lease = lease
+        self._exclusion = exclusion
+        self._excluding: Excluding | None = None
+        self._excluded = ""
 
     @property
     def keeps_out(self) -> str:
@@ -53,12 +58,33 @@ class EnvironmentLock:
         """Raises LockLost when it is no longer held. The file lock cannot be lost while the process lives."""
         if self._lease:
             self._lease.require()
+        if self._excluding:
+            self._excluding.require()
+
+    def exclude(self) -> str:
+        """The second key: what is changed is locked itself, once, whatever environment describes it. Returns what."""
+        if self._exclusion and self._excluding is None:
+            excluding = self._exclusion()
+            self._excluded = excluding.take()
+            self._excluding = excluding
+        return self._excluded
+
+    def close(self) -> None:
+        """Free what `exclude` locked."""
+        if self._excluding:
+            self._excluding.close()
+
+    @property
+    def silence(self) -> str:
+        """For how long Prefect did not confirm it, and how long this run waited for that; "" where it always did."""
+        return self._lease.silence if self._lease else ""
 
 
 @contextlib.contextmanager
 def hold(
-    environment: str, directory: Path, runbook: str, rank: Rank, patience_seconds: float = 0.0
-) -> Iterator[EnvironmentLock]:
+    environment: str, directory: Path, runbook: str, rank: Rank, patience_seconds: float = 0.0, *,
+    excluding: Callable[[str], Excluding] | None = None,
+) -> Iterator[EnvironmentLock]:  # fmt: skip
     """Hold an environment; a runbook inside a runbook passes at once. Held, it is waited for `patience_seconds`.
 
     Raises:
@@ -68,16 +94,19 @@ def hold(
         yield outer
         return
     with contextlib.ExitStack() as stack:
-        lock = _patiently(lambda: _acquired(stack, environment, directory, this_run(runbook, rank)), patience_seconds)
+        me = this_run(runbook, rank)
+        lease = _patiently(lambda: _acquired(stack, environment, directory, me), patience_seconds)[0]
+        lock = EnvironmentLock(lease, partial(excluding, runbook) if excluding else None)
+        stack.callback(lock.close)
         token = _held.set({**_held.get(), environment: lock})
         stack.callback(_held.reset, token)
         yield lock
 
 
-def _patiently(attempt: Callable[[], EnvironmentLock], seconds: float) -> EnvironmentLock:
+def _patiently(attempt: Callable[[], _Acquired], seconds: float) -> _Acquired:
     refused: Locked | Unreachable | None = None
 
-    def once() -> EnvironmentLock | None:
+    def once() -> _Acquired | None:
         nonlocal refused
         try:
             return attempt()
@@ -96,7 +125,7 @@ def _patiently(attempt: Callable[[], EnvironmentLock], seconds: float) -> Enviro
     return found
 
 
-def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me: Holder) -> EnvironmentLock:
+def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me: Holder) -> _Acquired:
     """Both parts of it; `stack` gives them back."""
     with contextlib.ExitStack() as own:
         file = own.enter_context(_file_lock(environment, directory, me))
@@ -108,7 +137,7 @@ def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me
             write(file, me)
             lease.retake = partial(_retake, environment, me)
         stack.push(own.pop_all())
-    return EnvironmentLock(lease)
+    return (lease,)
 
 
 @contextlib.contextmanager

@@ -128,5 +128,5 @@ def is_abandoned(owner: str, path: Path) -> bool:
     process = parse(owner)
     if process and process.is_judgeable:
         return process.is_dead()
-    newest = max(one.lstat().st_mtime for one in (path, *(path.rglob("*") if path.is_dir() else ())))
+    newest: float = max(one.lstat().st_mtime for one in (path, *(path.rglob("*") if path.is_dir() else ())))
     return time.time() - newest > ABANDONED_SECONDS

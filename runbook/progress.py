@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from typing import cast
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
+from runbook.brief import asked_briefly
 from runbook.errors import OpsError
 from runbook.log import logger
 
 EVERY_SECONDS = 5.0
+ANSWER_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -75,15 +78,18 @@ class _Bar:
             self._put(min(max(told.ratio, 0.0), 1.0) * 100, told.text)
 
     def finish(self) -> None:
-        if self._artifact:
+        if self._artifact and self._shown:
             self._put(100.0, "")
 
     def _put(self, percent: float, text: str) -> None:
         try:
-            if self._artifact is None:
-                self._artifact = cast(UUID, create_progress_artifact(progress=percent, description=text[:250]))
-            else:
-                update_progress_artifact(self._artifact, progress=percent, description=text[:250] or None)
+            with asked_briefly(ANSWER_SECONDS):  # the work waits for the last one
+                if self._artifact is None:
+                    self._artifact = cast(UUID, create_progress_artifact(progress=percent, description=text[:250]))
+                else:
+                    update_progress_artifact(self._artifact, progress=percent, description=text[:250] or None)
+        except httpx.HTTPStatusError:  # busy: the next one is drawn
+            return
         except Exception as error:
             self._shown = False
             logger().info("the progress bar cannot be drawn: %s", error)

@@ -83,6 +83,7 @@ class Report:
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     finished: datetime | None = None
     steps: list[StepTime] = field(default_factory=list)
+    permitted_steps: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     evidence: list[Evidence] = field(default_factory=list)
     plan_steps: list[PlannedStep] = field(default_factory=list)
@@ -248,6 +249,8 @@ class Report:
             )
         if self.gate:
             self.gate.require(self)
+        if self.lock and (also := self.lock.exclude()):
+            self.fact("also locked", also)
         self.require_lock()
         return Permit(self.environment, acts)
 

@@ -13,13 +13,14 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
 from runbook import approval, chain, containment, render, repeats
+from runbook.brief import asked_briefly
 from runbook.contacts import add_contacts
 from runbook.current import current_report, use_report
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed, without_logins
 from runbook.form import form_address
 from runbook.guards import Held
 from runbook.holder import Rank
-from runbook.lock import hold
+from runbook.lock import EnvironmentLock, hold
 from runbook.log import logger
 from runbook.permit import PlanOnly, is_scheduled, is_unattended, launched_by
 from runbook.report import Finding, Report, Status
@@ -58,8 +59,11 @@ def runbook(
             if changes:
                 allowed = rank if confirm == target.name else "maintenance"  # a plan ends nobody's work
                 patience = PATIENCE_SECONDS if within is None and is_scheduled() else 0.0
-                lock = stack.enter_context(hold(target.name, target.reports_directory, title, allowed, patience))
+                lock = stack.enter_context(hold(target.name, target.reports_directory, title, allowed, patience,
+                                                excluding=target.exclusion))  # fmt: skip
                 report.lock = lock
+                if within is None or within.lock is None:
+                    report.at_end(partial(_report_silence, report, lock))
                 report.fact("lock", f"keeps out {lock.keeps_out}")
                 if within is None or within.lock is None:  # a runbook inside another one may do what that one may
                     _respect_containment(report, target, rank)
@@ -75,7 +79,13 @@ def runbook(
             _failed(report, error)
         else:
             _tell_state(report)
-    except (NotConfirmed, Locked, LockLost) as error:
+    except LockLost as error:
+        if not report.state:
+            done = ", ".join(report.permitted_steps) or "none"
+            report.state_is(f"irreversible steps done before: {done}", error.hint)
+        _failed(report, error)
+        raise
+    except (NotConfirmed, Locked) as error:
         _failed(report, error)
         raise
     except OpsError as error:
@@ -131,10 +141,19 @@ class _Uncontained:
     lock: Held
     target: Target
 
+    def exclude(self) -> str:
+        return self.lock.exclude()
+
     def require(self) -> None:
         self.lock.require()
         if found := containment.read(self.target.name, self.target.reports_directory):
             raise found.refusal(self.target.name)
+
+
+def _report_silence(report: Report, lock: EnvironmentLock) -> None:
+    if silence := lock.silence:
+        report.warn("Prefect did not answer", "check the Prefect server: states, logs and artifacts of this run may be "
+                    "missing there; this report is complete", value=silence)  # fmt: skip
 
 
 def _failed(report: Report, error: OpsError) -> None:
@@ -154,7 +173,8 @@ def _finish(report: Report, target: Target, often: bool) -> None:
     logger().info("%s (report: %s)", report.sentence(), report.path)
     if FlowRunContext.get():
         try:
-            create_markdown_artifact(markdown=page, key=render.key(report), description=report.sentence()[:250])
+            with asked_briefly(retries=2):
+                create_markdown_artifact(markdown=page, key=render.key(report), description=report.sentence()[:250])
         except Exception as error:  # the report is on disk: a dead Prefect must not fail a good recovery
             logger().warning("the report could not be shown in Prefect: %s", error)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from prefect.artifacts import create_table_artifact
 from prefect.context import FlowRunContext
 
+from runbook.brief import asked_briefly
 from runbook.log import logger
 
 
@@ -19,6 +20,7 @@ def show_table(key: str, description: str, columns: Sequence[str], rows: Sequenc
         return
     content = [dict(zip(columns, map(str, row), strict=True)) for row in rows]
     try:
-        create_table_artifact(table=content, key=key, description=description)
+        with asked_briefly(retries=2):
+            create_table_artifact(table=content, key=key, description=description)
     except Exception as error:
         logger().warning("the table %s could not be shown in Prefect: %s", key, error)

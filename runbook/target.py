@@ -8,6 +8,8 @@ from typing import Protocol
 
 from pydantic import SecretStr
 
+from runbook.guards import Excluding
+
 
 class Approver(Protocol):
     """A person who approves runs."""
@@ -42,6 +44,9 @@ class Target(Protocol):
     @property
     def reports_directory(self) -> Path:
         """Where the JSON reports and the host's lock file are kept."""
+
+    def exclusion(self, runbook: str) -> Excluding:
+        """The locks of the servers and directories that it describes, not taken yet."""
 
     @property
     def limits(self) -> Mapping[str, tuple[float, float]]:

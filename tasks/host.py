@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from blocks.exclusion import is_local
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.render import size
 
 INODES_RATIO = 0.8  # nobody asks for them before
-LOCAL = ("localhost", "127.0.0.1", "::1", "")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def disk_of(path: Path) -> Disk:
 
 def is_here(host: str) -> bool:
     """Whether a server's address, or the directory of its socket, is this host's."""
-    return host in LOCAL or host.startswith("/")
+    return is_local(host)
 
 
 def disk_on(host: str, path: Path) -> Disk | None:

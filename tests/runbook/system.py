@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from blocks.exclusion import Exclusion
 from runbook.target import Approvals
 
 
@@ -22,6 +23,9 @@ class System:
 
     def whom_to_call(self, owners: Collection[str]) -> Sequence[Sequence[str]]:
         return self.contacts
+
+    def exclusion(self, runbook: str) -> Exclusion:
+        return Exclusion([])
 
     def approval_of(self, runbook: str) -> Approvals | None:
         return None

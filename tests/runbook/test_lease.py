@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
+import psutil
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -23,6 +25,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.variables import Variable
 
 from runbook import lease as leases
+from runbook import progress
 from runbook.errors import Locked, LockLost
 from runbook.holder import Rank
 from runbook.kinds import action
@@ -279,8 +282,91 @@ def test_a_lease_is_held_while_prefect_does_not_answer(
             report.require_lock()
         seconds.append(time.monotonic() - started)
 
-    run(system, inside=inside)
+    run(system, "recovery", inside)
     assert seconds[0] < 120
+
+
+@action
+def drop(permit: Permit) -> None:
+    """Something that cannot be undone."""
+
+
+@pytest.mark.parametrize("how", ["nobody listens", "it answers 401", "it answers 403", "it answers 500"])
+def test_a_lease_that_nobody_confirmed_for_as_long_as_it_lasts_is_lost(
+    system: System, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A partition: Prefect gives the slot to the next run then. Only an answer counts, and one makes it good again."""
+    now, later, reports = leases.boot_seconds, [0.0], list[Report]()
+    monkeypatch.setattr(leases, "boot_seconds", lambda: now() + later[0])
+
+    def inside(report: Report) -> None:
+        reports.append(report)
+        permit = report.permit(DROP)
+        later[0] = leases.LEASE_SECONDS + 1
+        drop(permit)  # Prefect answers: it is confirmed
+        with a_prefect_that(how) as address, temporary_settings({PREFECT_API_URL: f"http://{address}/api"}):
+            drop(permit)
+            later[0] *= 2
+            drop(permit)
+
+    with pytest.raises(LockLost, match=r"has not confirmed this run's lock for \d+ s \(limit 90 s\)"):
+        run(system, "recovery", inside)
+    assert [step.name for step in reports[0].steps] == ["drop", "drop"], "not the third"
+    assert "irreversible steps done before: drop, drop" in [one.value for one in reports[0].findings]
+
+
+@contextlib.contextmanager
+def stopped_prefect() -> Iterator[None]:
+    """The real server, hung: its port accepts, and nobody answers."""
+    port = int(os.environ["PREFECT_API_URL"].split(":")[2].split("/")[0])
+    pids = {one.pid for one in psutil.net_connections("tcp") if one.laddr and one.laddr.port == port
+            and one.status == psutil.CONN_LISTEN and one.pid}  # fmt: skip
+    servers = [child for pid in pids for child in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True))]
+    assert servers
+    try:
+        for server in servers:
+            server.suspend()
+        yield
+    finally:
+        for server in servers:
+            server.resume()
+
+
+def test_a_prefect_that_hangs_is_waited_for_once(system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before each act of a recovery: an outage must not grow with Prefect's."""
+    asked, renewed, bars = list[str](), leases._renewed, list[float]()
+
+    def counted(lease_id: UUID) -> bool:
+        asked.append(threading.current_thread().name)
+        return renewed(lease_id)
+
+    monkeypatch.setattr(leases, "_renewed", counted)
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.2)
+
+    def inside(report: Report) -> None:
+        permit = report.permit(DROP)
+        drawn = threading.Event()
+
+        def half() -> progress.Done:
+            drawn.set()
+            return progress.Done("half", 0.5)
+
+        with stopped_prefect():
+            asked.clear()
+            for _ in range(8):
+                drop(permit)
+            began = time.monotonic()
+            with progress.progress(half):
+                assert drawn.wait(60)
+            bars.append(time.monotonic() - began)
+            assert report.facts["lock"], "Prefect hangs until here"
+
+    report = run(system, "recovery", inside)
+    assert len([name for name in asked if name != "lease"]) == 1
+    assert len(report.permitted_steps) == 8
+    (finding,) = [one for one in report.findings if one.name == "Prefect did not answer"]
+    assert float(finding.value.split("waited ")[1].split()[0]) < 2 * leases.ANSWER_SECONDS + 1
+    assert bars[0] < 30, "its own client would wait for minutes"
 
 
 @contextlib.contextmanager
@@ -297,9 +383,10 @@ def a_prefect_that(how: str) -> Iterator[str]:
                 while True:
                     connection, _address = server.accept()
                     asked.append(connection)
-                    if how == "it answers 503":
+                    if how.startswith("it answers"):
                         connection.recv(65536)
-                        connection.sendall(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                        answer = f"HTTP/1.1 {how[-3:]} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                        connection.sendall(answer.encode())
                         connection.close()
 
         threading.Thread(target=serve, daemon=True).start()

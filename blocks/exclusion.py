@@ -1,0 +1,275 @@
+"""Locks that what is changed holds itself: two environments that describe one server or directory exclude each other.
+
+Each is held by a session or an open file, so it ends with its process, wherever that runs and whatever it is called: a
+PostgreSQL advisory lock in the cluster, a name on a Redis connection, `flock` on a directory. They are the second key
+beside the environment's lock, and need no Prefect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import secrets
+import select
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import psycopg
+import redis
+from psycopg import sql
+
+from blocks.postgres import Connection, Postgres, execute
+from blocks.redis import Redis
+from runbook.errors import Locked, LockLost, OpsError, Unreachable
+from runbook.wait import until
+
+SECONDS = 2
+ENDING_SECONDS = 1.0
+LOCAL = ("localhost", "127.0.0.1", "::1", "")
+PREFIX = "interview-ops-lock-"
+
+
+class Part(Protocol):
+    """One server or directory."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def held(self) -> bool:
+        """Whether it is locked now. A server that stopped frees its lock."""
+
+    def take(self) -> bool:
+        """Lock it; False where it cannot be reached or locked from here.
+
+        Raises:
+            Locked: another run holds it.
+        """
+
+    def close(self) -> None:
+        """Free it."""
+
+
+class Cluster:
+    """A database of a PostgreSQL server, primary or standby. The key is the database's name in that cluster."""
+
+    def __init__(self, postgres: Postgres, run: str) -> None:
+        self.postgres = postgres
+        self.run = run
+        self.name = f"{postgres.database} on {postgres.host}:{postgres.port}"
+        self._session: Connection | None = None
+        self._backend = 0
+
+    @property
+    def held(self) -> bool:
+        """An idle session has nothing to read: what is there is its end."""
+        if self._session is None or self._session.closed:
+            return False
+        with contextlib.suppress(psycopg.Error, OSError, ValueError):
+            while select.select([self._session.pgconn.socket], [], [], 0)[0]:
+                self._session.pgconn.consume_input()
+            return bool(self._session.pgconn.status == psycopg.pq.ConnStatus.OK)
+        return False
+
+    def take(self) -> bool:
+        self.close()
+        digest = hashlib.sha256(f"interview-ops run {self.postgres.database}".encode()).digest()
+        key = int.from_bytes(digest[:8], "big", signed=True)
+        try:
+            session = self.postgres.connect(seconds=SECONDS)
+        except OpsError:
+            return False
+        self._session = session
+        try:
+            execute(session, sql.SQL("SET application_name = {}").format(sql.Literal(self.run[:63])))
+            execute(session, "SET idle_session_timeout = 0")
+            if execute(session, "SELECT pg_try_advisory_lock(%s)", key)[0][0]:
+                self._backend = session.info.backend_pid
+                return True
+            rows = execute(session, _HOLDER, key & 0xFFFFFFFF)
+        except psycopg.Error:
+            self.close()
+            return False
+        self.close()
+        if rows and rows[0][1] == self._backend:  # its own session, whose connection broke, has not ended yet
+            return False
+        raise _locked(self.name, f"“{rows[0][0]}”, session {rows[0][1]}" if rows else "another run")
+
+    def close(self) -> None:
+        if self._session is not None:
+            with contextlib.suppress(psycopg.Error):
+                self._session.close()
+        self._session = None
+
+
+_HOLDER = """
+SELECT a.application_name, a.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'advisory' AND l.granted AND l.objid::bigint = %s
+"""
+
+
+class Keyspace:
+    """A Redis server. A key would be part of the data that a restore swaps, and expire or stay; a connection's name
+    ends with its process. Of two that take it at once both may be refused, never none."""
+
+    def __init__(self, block: Redis, run: str) -> None:
+        self.block = block
+        self.name = f"Redis {block.address}"
+        self._mine = f"{PREFIX}{secrets.token_hex(6)}:{_word(run)}".encode()
+        self._client: redis.Redis | None = None
+
+    @property
+    def held(self) -> bool:
+        if self._client is None:
+            return False
+        try:  # single connection: a new one would not have the name
+            return self._ask("GETNAME") == self._mine
+        except (redis.RedisError, OSError):
+            return False
+
+    def take(self) -> bool:
+        self.close()
+        try:
+            self._client = cast(Any, self.block.client(answer_seconds=SECONDS)).client()  # one connection, no pool
+            self._ask("SETNAME", self._mine)
+            listed = self._ask("LIST")
+        except (redis.RedisError, OSError):
+            self.close()
+            return False
+        others = [name for name in _names(listed) if name.startswith(PREFIX.encode()) and name != self._mine]
+        if others:
+            self.close()
+            raise _locked(self.name, f"“{others[0].partition(b':')[2].decode(errors='replace')}”")
+        return True
+
+    def _ask(self, *words: str | bytes) -> bytes:
+        return cast(bytes, cast(Any, self._client).execute_command("CLIENT", *words))
+
+    def close(self) -> None:
+        if self._client is not None:
+            with contextlib.suppress(redis.RedisError, OSError):
+                self._client.close()
+        self._client = None
+
+
+def _word(text: str) -> str:
+    """Names of connections have no spaces."""
+    return "".join(one if one.isascii() and one.isalnum() else "-" for one in text)
+
+
+def _names(listed: bytes) -> list[bytes]:
+    lines = (line.split() for line in listed.splitlines())
+    return [word.removeprefix(b"name=") for words in lines for word in words if word.startswith(b"name=")]
+
+
+class Directory:
+    """A directory of this host, by device and inode: also one that is mounted in two places. Where a run swaps it, the
+    one that has its name by then is locked as well."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self.name = path
+        self._open: dict[tuple[int, int], int] = {}
+
+    @property
+    def held(self) -> bool:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return bool(self._open)  # renamed or deleted: by this run
+        return (found.st_dev, found.st_ino) in self._open
+
+    def take(self) -> bool:
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise _locked(self.name, "another run of this host") from None
+        except OSError:  # a network file system that cannot
+            os.close(descriptor)
+            return False
+        found = os.fstat(descriptor)
+        self._open[found.st_dev, found.st_ino] = descriptor
+        return True
+
+    def close(self) -> None:
+        for descriptor in self._open.values():
+            os.close(descriptor)
+        self._open = {}
+
+
+def is_local(host: str) -> bool:
+    """Whether a server's address, or the directory of its socket, is this host's."""
+    return host in LOCAL or host.startswith("/")
+
+
+def _locked(what: str, who: str) -> Locked:
+    return Locked(f"{what} is being changed by {who}",
+                  "wait for that run to end; if it belongs to another environment, two environments describe the same "
+                  "system: run python -m deployments.doctor")  # fmt: skip
+
+
+def _take(part: Part) -> bool:
+    """A session that has just been closed keeps its lock for some milliseconds more."""
+    refused: list[Locked] = []
+
+    def once() -> tuple[bool] | None:
+        try:
+            return (part.take(),)
+        except Locked as error:
+            refused.append(error)
+            return None
+
+    try:
+        taken = until(once, what=part.name, seconds=ENDING_SECONDS)
+    except Unreachable:
+        raise refused[-1] from None
+    return bool(taken and taken[0])
+
+
+class Exclusion:
+    """All that one run may change. What cannot be locked from here (down, remote, no rights) is left out."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+        self._taken: list[Part] = []
+
+    def take(self) -> str:
+        """Lock everything that can be; returns what is locked, for people.
+
+        Raises:
+            Locked: another run holds a part; nothing is locked then.
+        """
+        try:
+            self._taken = [part for part in self._parts if _take(part)]
+        except Locked:
+            self.close()
+            raise
+        return ", ".join(part.name for part in self._taken)
+
+    def require(self) -> None:
+        """Take again what was lost: this run, or a failure, restarted the server. One that does not answer holds
+        nobody's lock.
+
+        Raises:
+            LockLost: another run took it since.
+        """
+        for part in self._taken:
+            if not part.held:
+                try:
+                    _take(part)
+                except Locked as error:
+                    raise LockLost(error.message, error.hint) from None
+
+    def close(self) -> None:
+        """Free everything."""
+        for part in self._parts:
+            part.close()
