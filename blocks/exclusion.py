@@ -152,7 +152,8 @@ class Keyspace:
     def close(self) -> None:
         if self._client is not None:
             with contextlib.suppress(redis.RedisError, OSError):
-                self._client.close()
+                self._client.close()  # gives the connection back to its pool
+                self._client.connection_pool.disconnect()
         self._client = None
 
 

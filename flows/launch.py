@@ -1,10 +1,14 @@
 """Runbooks from the command line: with Prefect where it answers, without it where it died with the rest. Any of them:
 
 python -m flows.launch apply-postgres-settings environment=lab override="max_connections = 300"
+
+Without it a recovery runs, and a plan, a check or a backup. Maintenance that is confirmed needs `--without-prefect`:
+only this host's file lock protects the environment then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -21,6 +25,7 @@ from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 from prefect.settings import PREFECT_API_URL
 
 from flows.approval import call_approved
+from runbook.alone import OPTION, refuse_maintenance
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.render import dumps
 from runbook.report import Report
@@ -28,7 +33,7 @@ from runbook.wait import until
 
 CONTENTS = Path(__file__).parents[1] / "prefect.yaml"
 PREFECT_SECONDS = 10.0
-USAGE = "python -m flows.launch RUNBOOK environment=NAME [parameter=value …]"
+USAGE = f"python -m flows.launch RUNBOOK environment=NAME [parameter=value …] [{OPTION}]"
 
 
 def command(flow: str, environment: str, parameters: Mapping[str, object]) -> str:
@@ -101,14 +106,16 @@ def _json(text: str) -> Any:
 
 def launch(
     flow: Flow[..., Any], parameters: Mapping[str, Any], tell: Callable[[Report], str] = lambda report: "",
-    *, alone: bool = False,
+    *, alone: bool = False, without_prefect: bool = False,
 ) -> int:  # fmt: skip
     """Run a runbook and print its sentence, after what there is to `tell` of its report; the exit code. `alone`: not as
-    a flow run, even where Prefect answers. Without it nobody else would look at the parameters' bounds."""
+    a flow run, even where Prefect answers. Where it does not answer, maintenance that changes something needs
+    `without_prefect`. The parameters' bounds are checked here: outside a flow run nobody else does."""
     try:
         given = checked(flow, parameters)
-        call = flow if not alone and prefect_answers() else flow.fn
-        report = call_approved(flow.name, call, given)
+        answers = not alone and prefect_answers()
+        with contextlib.nullcontext() if answers or alone or without_prefect else refuse_maintenance():
+            report = call_approved(flow.name, flow if answers else flow.fn, given)
     except RunbookFailed as error:
         print(tell(error.report), end="")
         print(error, file=sys.stderr)
@@ -143,12 +150,13 @@ def main() -> int:
     try:
         if len(sys.argv) < 2:
             raise OpsError("no runbook is named", USAGE)
+        words = [word for word in sys.argv[2:] if word != OPTION]
         flow = find_flow(sys.argv[1])
-        parameters = parsed(flow, sys.argv[2:])
+        parameters = parsed(flow, words)
     except OpsError as error:
         print(error, file=sys.stderr)
         return 2
-    return launch(flow, parameters)
+    return launch(flow, parameters, without_prefect=len(words) < len(sys.argv) - 2)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Cancelling
 
 from runbook import lease as leases
@@ -129,7 +130,8 @@ def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me
     """Both parts of it; `stack` gives them back."""
     with contextlib.ExitStack() as own:
         file = own.enter_context(_file_lock(environment, directory, me))
-        lease = _lease(environment, me) if me.run_id else None
+        # Without its address Prefect starts a temporary server: a lease there would keep out nobody.
+        lease = _lease(environment, me) if me.run_id and PREFECT_API_URL.value() else None
         if lease:
             own.callback(lease.close)
             me = replace(me, lease_id=str(lease.id))

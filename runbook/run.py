@@ -12,7 +12,7 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from runbook import approval, chain, containment, render, repeats
+from runbook import alone, approval, chain, containment, render, repeats
 from runbook.brief import asked_briefly
 from runbook.contacts import add_contacts
 from runbook.current import current_report, use_report
@@ -56,6 +56,8 @@ def runbook(
         report.fact("unattended", f"{'this automation' if by else 'its schedule'} may: the environment's TOML says so")
     try:
         with use_report(report), report.closing as stack:
+            if within is None and rank == "maintenance" and confirm == target.name:
+                alone.require_prefect(target.name)
             if changes:
                 allowed = rank if confirm == target.name else "maintenance"  # a plan ends nobody's work
                 patience = PATIENCE_SECONDS if within is None and is_scheduled() else 0.0

@@ -20,6 +20,7 @@ from flows.launch import launch
 from flows.troubleshooting.disk_acts import Removal, carry_out, find_removals
 from flows.troubleshooting.disk_holders import find_holders, tell_holders
 from flows.troubleshooting.disk_systems import FileSystem, judge_systems, read_systems
+from runbook.alone import OPTION, RISK
 from runbook.render import markdown, size
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -96,7 +97,10 @@ def main() -> int:
     parser.add_argument("--log-days", type=int, default=7)
     parser.add_argument("--scratch-hours", type=int, default=1)
     parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
-    return launch(free_disk_emergency, vars(parser.parse_args()), markdown)
+    parser.add_argument(OPTION, action="store_true", help=f"where none answers: {RISK}")
+    given = vars(parser.parse_args())
+    without = given.pop("without_prefect")
+    return launch(free_disk_emergency, given, markdown, without_prefect=without)
 
 
 if __name__ == "__main__":

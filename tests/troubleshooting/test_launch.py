@@ -14,10 +14,10 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from prefect.settings import PREFECT_UI_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 
 from blocks.redis import Redis
-from flows.launch import command, find_flow, launch, parsed
+from flows.launch import command, find_flow, launch, main, parsed
 from flows.troubleshooting import diagnosis
 from flows.troubleshooting.database_outside import full_cause
 from flows.troubleshooting.diagnosis import Diagnosis
@@ -97,3 +97,30 @@ def test_it_runs_without_a_prefect_server(host: Host) -> None:
     done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Diagnose Redis on sick: OK — nothing found" in done.stdout
+
+
+def test_without_prefect_maintenance_needs_a_flag_that_states_the_risk(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only Prefect keeps runs of other hosts away. Plans, backups and recoveries run without it."""
+
+    def run(runbook: str, *words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["launch", runbook, "environment=sick", *words])
+        return main(), "".join(capsys.readouterr())
+
+    clear = ("clear-cache", 'prefixes=["cache:"]')
+    with temporary_settings(restore_defaults={PREFECT_API_URL}), host.redis.block().client() as client:
+        client.set("cache:1", "x")
+        code, told = run(*clear)
+        assert (code, "PLANNED" in told) == (0, True), told
+        code, told = run(*clear, "confirm=sick")
+        assert code == 1
+        assert "add --without-prefect and accept the risk: only this host's file lock" in told
+        assert client.exists("cache:1")
+        code, told = run(*clear, "confirm=sick", "--without-prefect")
+        assert code == 0, told
+        assert not client.exists("cache:1")
+        code, told = run("contain-incident", "confirm=sick", "reason=trial", "by=me")
+        assert "--without-prefect" not in told, "a recovery"
+        code, told = run("release-containment", "confirm=sick")
+        assert code == 0, told
