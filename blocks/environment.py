@@ -61,6 +61,7 @@ class Environment(Block):
     drill_environment: str = Field(default="", description="the disposable environment for drills and load, if another")
     drills: str = Field(default="", description="directory of declared drills, from the checkout's root or absolute")
     pools: dict[str, str] = Field(default={}, description="chapter → work pool of the host that runs it, if another")
+    shares: list[str] = Field(default=[], description="environments that describe the same servers or directories")
     unattended: list[str] = Field(default=[], description="runbooks that may run without a person's confirm")
     reports: str = Field(default="/var/lib/interview-ops/reports")
     rpo_seconds: float = Field(gt=0)
@@ -234,17 +235,22 @@ class Environment(Block):
         return cast(Approval, self._part("approval"))
 
     def exclusion(self, runbook: str) -> Exclusion:
-        """The locks of its servers and of the directories of this host that it describes, not taken yet. All parts are
-        loaded here: a run that was permitted its acts does not have to query Prefect in the middle of an outage."""
-        run, parts = f"interview-ops {self.name}: {runbook}", self.whole()
-        nodes = [one for one in parts.values() if isinstance(one, Postgres) and not isinstance(one, PrefectServer)]
+        """The locks of its servers and of the directories of this host that it describes, not taken yet."""
+        run, nodes = f"interview-ops {self.name}: {runbook}", self.nodes()
         found: list[Part] = [Cluster(node, run) for node in nodes]
         directories = [node.data_directory for node in nodes if is_local(node.host)]
         if self.has("redis"):
             found.append(Keyspace(self.redis, run))
             directories += [self.redis.data_directory] if is_local(self.redis.host) and not self.redis.remote else []
         directories.append(self.application.directory)
+        self._load_the_rest()
         return Exclusion([*found, *(Directory(path) for path in dict.fromkeys(directories) if path)])
+
+    def _load_the_rest(self) -> None:
+        """A run that is permitted its acts does not have to query Prefect in the middle of an outage."""
+        for part in self.slugs:
+            with contextlib.suppress(Exception), asked_briefly():  # whoever needs it is told then
+                self._part(part)
 
     def approval_of(self, runbook: str) -> Approval | None:
         """Who must approve a runbook (its name, `full-restore`); None: nobody."""

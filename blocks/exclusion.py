@@ -43,6 +43,9 @@ class Part(Protocol):
     def held(self) -> bool:
         """Whether it is locked now. A server that stopped frees its lock."""
 
+    def identity(self) -> str:
+        """The same for every description of it; "" where it cannot be reached."""
+
     def take(self) -> bool:
         """Lock it; False where it cannot be reached or locked from here.
 
@@ -74,6 +77,14 @@ class Cluster:
                 self._session.pgconn.consume_input()
             return bool(self._session.pgconn.status == psycopg.pq.ConnStatus.OK)
         return False
+
+    def identity(self) -> str:
+        try:
+            with self.postgres.connect(seconds=SECONDS) as session:
+                system = execute(session, "SELECT system_identifier FROM pg_control_system()")[0][0]
+        except (OpsError, psycopg.Error):
+            return ""
+        return f"PostgreSQL {system} {self.postgres.database}"
 
     def take(self) -> bool:
         self.close()
@@ -131,6 +142,13 @@ class Keyspace:
         except (redis.RedisError, OSError):
             return False
 
+    def identity(self) -> str:
+        try:
+            with self.block.client(answer_seconds=SECONDS) as client:
+                return f"Redis {cast(dict[str, Any], client.info('server'))['run_id']}"
+        except (redis.RedisError, OSError, KeyError):
+            return ""
+
     def take(self) -> bool:
         self.close()
         try:
@@ -183,6 +201,13 @@ class Directory:
         except OSError:
             return bool(self._open)  # renamed or deleted: by this run
         return (found.st_dev, found.st_ino) in self._open
+
+    def identity(self) -> str:
+        try:
+            found = self.path.stat()
+        except OSError:
+            return ""
+        return f"directory {found.st_dev} {found.st_ino}"
 
     def take(self) -> bool:
         try:
@@ -242,6 +267,11 @@ class Exclusion:
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
         self._taken: list[Part] = []
+
+    def identities(self) -> dict[str, str]:
+        """Of all that can be reached: identity → name for people."""
+        found = {part.identity(): part.name for part in self._parts}
+        return {identity: name for identity, name in found.items() if identity}
 
     def take(self) -> str:
         """Lock everything that can be; returns what is locked, for people.

@@ -19,6 +19,7 @@ from blocks import toml
 from blocks.environment import Environment
 from deployments.doctor import control, databases, host, places, services
 from deployments.doctor.line import Level, Line, Look, expect, looked, prefer
+from deployments.doctor.sharing import look_at_sharing
 from deployments.doctor.watcher import look_at_watcher
 from deployments.names import find_wrong_names
 from deployments.register import describe_expectations
@@ -43,6 +44,7 @@ def looks(env: Environment) -> dict[str, Look]:
         "free disk space" if part == "postgres" else part: look for part, look in OF_PART.items() if env.has(part)
     }
     found |= {what: partial(look, env) for what, look in of_part.items()}
+    found["shared systems"] = partial(look_at_sharing, env)
     return found | {"expectations": partial(look_at_expectations, env)}
 
 
