@@ -27,7 +27,7 @@ from runbook.errors import Locked, LockLost, OpsError, Unreachable
 from runbook.wait import until
 
 SECONDS = 2
-ENDING_SECONDS = 1.0
+ENDING_SECONDS = 5.0
 LOCAL = ("localhost", "127.0.0.1", "::1", "")
 PREFIX = "interview-ops-lock-"
 

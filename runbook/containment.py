@@ -61,8 +61,9 @@ class Contained:
         return Locked(f"{environment} is {self.told}", f"{hint}, with confirm={environment}")
 
 
-def read(environment: str, directory: Path) -> Contained | None:
-    """The containment that is in force, by this host's file and by Prefect, where this is one of its runs.
+def read(environment: str, directory: Path, *, asks: bool = True) -> Contained | None:
+    """The containment that is in force, by this host's file and, where this is one of its runs, by Prefect: `asks` is
+    False where that is known not to answer.
 
     A file of one that was released on another host is removed, one that Prefect does not know (it was away) is told to
     it, and one that this host does not know is noted here.
@@ -70,11 +71,12 @@ def read(environment: str, directory: Path) -> Contained | None:
     Raises:
         OpsError: the file cannot be read: nothing may be changed then.
     """
-    here, there = record.read(_path(environment, directory), Contained, _HINT), _published(environment)
+    here = record.read(_path(environment, directory), Contained, _HINT)
+    there = _published(environment) if asks else None
     if here and there and (there.released if there.id == here.id else there.began > here.began):
         _path(environment, directory).unlink(missing_ok=True)
         here = None
-    if here and there != here:
+    if here and there != here and asks:
         _publish(environment, here)
     if there and not here and not there.released:
         with contextlib.suppress(OpsError):  # for this host's programs that ask no Prefect: `is_here`

@@ -127,10 +127,10 @@ class Lease:
         """Raises LockLost when Prefect reports that the lease is gone, and when it has not confirmed the lease for as
         long as it lasts: another run may hold the environment then. A Prefect that does not answer is waited for once;
         until it answers again only the thread asks."""
-        if not self._is_silent or self._has_expired:
+        if not self.is_silent or self._has_expired:
             began = time.monotonic()
             self._renew()
-            if self._is_silent:
+            if self.is_silent:
                 self._waited_seconds += time.monotonic() - began
         if self._gone.is_set():
             raise LockLost(
@@ -149,11 +149,12 @@ class Lease:
     def silence(self) -> str:
         """For people: for how long Prefect did not confirm the lease, and how long this run waited for it; "" where it
         always did."""
-        seconds = self._silent_seconds + (boot_seconds() - self._silent_since if self._is_silent else 0.0)
+        seconds = self._silent_seconds + (boot_seconds() - self._silent_since if self.is_silent else 0.0)
         return f"no answer for {seconds:.0f} s; this run waited {self._waited_seconds:.1f} s for it" if seconds else ""
 
     @property
-    def _is_silent(self) -> bool:
+    def is_silent(self) -> bool:
+        """Whether Prefect did not answer the last question."""
         return not math.isnan(self._silent_since)
 
     @property
@@ -165,7 +166,7 @@ class Lease:
         self._stop.set()
         self._thread.join()
         # Where Prefect is down the lease ends by itself. Where it is busy, the next run would find the slot taken.
-        seconds = ANSWER_SECONDS if self._is_silent else BUSY_SECONDS
+        seconds = ANSWER_SECONDS if self.is_silent else BUSY_SECONDS
         with contextlib.suppress(httpx.HTTPError, Unreachable):
             until(lambda: self._given_back(seconds), what="the end of the lease", seconds=seconds)
 
@@ -178,7 +179,7 @@ class Lease:
         return True
 
     def _keep(self) -> None:
-        while not self._stop.wait(ANSWER_SECONDS if self._is_silent else RENEW_EVERY_SECONDS):
+        while not self._stop.wait(ANSWER_SECONDS if self.is_silent else RENEW_EVERY_SECONDS):
             self._renew()
 
     def _renew(self) -> None:
@@ -196,11 +197,11 @@ class Lease:
                 self.id = taken
                 self._gone.clear()
             self._confirmed = asked
-            if self._is_silent:
+            if self.is_silent:
                 self._silent_seconds += boot_seconds() - self._silent_since
                 self._silent_since = math.nan
         except (httpx.HTTPError, Unreachable):
-            if not self._is_silent:
+            if not self.is_silent:
                 self._silent_since = asked
         finally:
             self._renewing.release()

@@ -76,6 +76,11 @@ class EnvironmentLock:
             self._excluding.close()
 
     @property
+    def is_silent(self) -> bool:
+        """Whether Prefect does not answer now."""
+        return self._lease is not None and self._lease.is_silent
+
+    @property
     def silence(self) -> str:
         """For how long Prefect did not confirm it, and how long this run waited for that; "" where it always did."""
         return self._lease.silence if self._lease else ""

@@ -249,9 +249,9 @@ class Report:
             )
         if self.gate:
             self.gate.require(self)
+        self.require_lock()
         if self.lock and (also := self.lock.exclude()):
             self.fact("also locked", also)
-        self.require_lock()
         return Permit(self.environment, acts)
 
     def require_lock(self) -> None:

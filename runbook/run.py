@@ -18,7 +18,6 @@ from runbook.contacts import add_contacts
 from runbook.current import current_report, use_report
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed, without_logins
 from runbook.form import form_address
-from runbook.guards import Held
 from runbook.holder import Rank
 from runbook.lock import EnvironmentLock, hold
 from runbook.log import logger
@@ -131,7 +130,7 @@ def _respect_containment(report: Report, target: Target, rank: Rank) -> None:
     if found:
         report.warn("the environment is contained", "what deletes or changes is refused until release-containment",
                     value=found.told)  # fmt: skip
-    assert report.lock
+    assert isinstance(report.lock, EnvironmentLock)
     report.lock = _Uncontained(report.lock, target)
 
 
@@ -140,7 +139,7 @@ class _Uncontained:
     """The lock of maintenance: asked before every irreversible act, it also tells whether somebody contained the
     environment since."""
 
-    lock: Held
+    lock: EnvironmentLock
     target: Target
 
     def exclude(self) -> str:
@@ -148,7 +147,7 @@ class _Uncontained:
 
     def require(self) -> None:
         self.lock.require()
-        if found := containment.read(self.target.name, self.target.reports_directory):
+        if found := containment.read(self.target.name, self.target.reports_directory, asks=not self.lock.is_silent):
             raise found.refusal(self.target.name)
 
 

@@ -194,6 +194,9 @@ def test_every_try_is_in_the_report(where: Where) -> None:
 class Lost:
     """A lock that is held no longer."""
 
+    def exclude(self) -> str:
+        return ""
+
     def require(self) -> None:
         raise LockLost("the lock expired")
 

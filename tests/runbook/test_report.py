@@ -24,6 +24,9 @@ def new(confirm: str = "") -> Report:
 class Lost:
     """A lock that is held no longer."""
 
+    def exclude(self) -> str:
+        return ""
+
     def require(self) -> None:
         raise LockLost("the lock expired")
 
