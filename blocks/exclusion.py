@@ -135,10 +135,10 @@ class Keyspace:
 
     @property
     def held(self) -> bool:
-        if self._client is None:
-            return False
-        try:  # single connection: a new one would not have the name
-            return self._ask("GETNAME") == self._mine
+        """An idle connection has nothing to read: what is there is its end. (A hung server is not waited for.)"""
+        connection = cast(Any, self._client).connection if self._client else None
+        try:
+            return bool(connection and connection.is_connected and not connection.can_read(timeout=0))
         except (redis.RedisError, OSError):
             return False
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from blocks import exclusion
 from blocks.exclusion import PREFIX, Cluster, Directory, Exclusion, Keyspace, Part
 from blocks.postgres import Postgres
 from blocks.redis import Redis
@@ -22,6 +23,11 @@ from tests.runbook.system import System
 from tests.servers import PostgresServer, free_port
 
 ACT = Act("replace", "it")
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exclusion, "ENDING_SECONDS", 2.0)
 
 
 @dataclass(frozen=True)
