@@ -13,6 +13,7 @@ import hashlib
 import os
 import secrets
 import select
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -267,6 +268,7 @@ class Exclusion:
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
         self._taken: list[Part] = []
+        self._checking = threading.Lock()  # steps that run beside each other
 
     def identities(self) -> dict[str, str]:
         """Of all that can be reached: identity → name for people."""
@@ -293,12 +295,13 @@ class Exclusion:
         Raises:
             LockLost: another run took it since.
         """
-        for part in self._taken:
-            if not part.held:
-                try:
-                    _take(part)
-                except Locked as error:
-                    raise LockLost(error.message, error.hint) from None
+        with self._checking:
+            for part in self._taken:
+                if not part.held:
+                    try:
+                        _take(part)
+                    except Locked as error:
+                        raise LockLost(error.message, error.hint) from None
 
     def close(self) -> None:
         """Free everything."""

@@ -100,8 +100,9 @@ def hold(
         yield outer
         return
     with contextlib.ExitStack() as stack:
-        me = this_run(runbook, rank)
-        lease = _patiently(lambda: _acquired(stack, environment, directory, me), patience_seconds)[0]
+        (lease,) = _patiently(
+            lambda: _acquired(stack, environment, directory, this_run(runbook, rank)), patience_seconds
+        )
         lock = EnvironmentLock(lease, partial(excluding, runbook) if excluding else None)
         stack.callback(lock.close)
         token = _held.set({**_held.get(), environment: lock})
