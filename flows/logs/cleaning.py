@@ -12,6 +12,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.logs.steps import Log, path_of
+from flows.pinned import pin_deleted
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.render import size
@@ -28,6 +29,7 @@ def clean_logs(
     environment: str,
     days: Annotated[int, Field(ge=1)] = MANUAL_DAYS,
     logs: tuple[Log, ...] = ("app",),
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """ログローテーション: 古いログの削除 (§6.2)
@@ -44,10 +46,11 @@ def clean_logs(
         environment: 対象の環境
         days: 最後の書き込みからこの日数を過ぎたファイルを削除する
         logs: 対象のログ。監査ログ (audit) は指定したときだけ
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Clean logs", env, confirm, changes=True) as report:
+    with runbook("Clean logs", env, confirm, plan, changes=True) as report:
         if not logs:
             raise OpsError("no log is named", "choose app, audit or both in logs")
         before = datetime.now(UTC) - timedelta(days=days)
@@ -64,6 +67,7 @@ def clean_logs(
         for file in chosen:
             age = (report.started - file.modified).days
             report.plan(REMOVE, f"{file.path}, last written {age} days ago", size=file.bytes)
+        pin_deleted(report, "rotated logs", ((f"{file.path} {file.inode}", file.bytes) for file in chosen))
         permit = report.permit(*(Act(REMOVE, str(file.path)) for file in chosen))
         gone = remove_logs(permit, chosen, before)
         left = [file.path.name for file in chosen if file not in gone]
