@@ -175,7 +175,7 @@ class Pinned:
             raise PlanChanged(
                 "the plan no longer fits, and nothing was changed: "
                 + "; ".join(f"{what} was {before}, is {after}" for what, before, after in changes[:3]),
-                "check the new plan in this report, then confirm that one",
+                "check the new plan in this report, then confirm that one (with an empty plan nothing is compared)",
             )
 
     def _judge_writes(self, report: Report, written: Mapping[str, int], changes: list[tuple[str, str, str]]) -> None:
@@ -238,7 +238,7 @@ class Pinned:
             if not name.startswith("plan-"):  # a disk that fails must not refuse a recovery
                 return None
             what = f"{self._directory / name} cannot be read: this plan may have been carried out ({error})"
-            raise CarriedOut(what, AGAIN) from None
+            raise CarriedOut(what, "check what was done, then launch it with an empty plan") from None
 
     def _prune(self) -> None:
         for old in self._directory.iterdir():

@@ -138,7 +138,9 @@ def test_a_failed_run_s_plan_may_be_confirmed_again_while_it_fits(system: System
 def test_a_record_that_cannot_be_written_makes_the_run_no_worse(system: System) -> None:
     plan = replace_it.fn(system)
     (system.reports_directory / "carried-out").write_text("a file where the directory should be")
-    report = confirmed(system, plan)
+    with pytest.raises(CarriedOut, match="cannot be read: this plan may have been carried out"):
+        confirmed(system, plan)
+    report = replace_it.fn(system, confirm=system.name)
     assert (report.status, len(DONE)) == (Status.WARN, 1)
     assert "record that the plan was carried out" in report.sentence()
 
