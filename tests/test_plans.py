@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from blocks.environment import Environment
+from flows.deleting import limit_unattended
+from runbook.errors import RunbookFailed
 from runbook.permit import Act, Pin
 from runbook.pins import CarriedOut, Pinned
 from runbook.report import Report
+from tasks.clocks import Skew
 from tests.test_deployments import FLOWS, Found
 
 NAME = "twice"
@@ -50,3 +53,21 @@ def _required(found: Found) -> dict[str, Any]:
     needed = [one for one in found.parameters.values() if one.default is inspect.Parameter.empty]
     return {one.name: fillers.get(found.hints[one.name], ("x",) if typing.get_origin(found.hints[one.name]) else "x")
             for one in needed if one.name != "environment"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["clean-logs", "discard-superseded", "clean-docker", "free-disk-emergency"])
+def test_what_deletes_by_age_refuses_a_wrong_clock(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How clocks are read, and prune-backups: tests/database/test_verify_and_prune.py."""
+    env = Environment(name=NAME, reports=str(tmp_path / "reports"), rpo_seconds=1, rto_seconds=1)
+    monkeypatch.setattr("flows.deleting.read_skews", lambda servers, stores: (Skew("Prefect", 86400.0),))
+    (found,) = (found for found in CONFIRMED if found.flow.name == name)
+    with env.stands_in(), pytest.raises(RunbookFailed, match="this host's clock: 24 h 00 min ahead of Prefect"):
+        found.flow.fn(NAME, confirm=NAME)
+
+
+def test_an_unattended_run_deletes_a_share_at_most() -> None:
+    env = Environment(name=NAME, rpo_seconds=1, rto_seconds=1, unattended_share=0.25)
+    for unattended, number in ((False, 8), (True, 2)):
+        report = Report("Delete", NAME, unattended=unattended)
+        assert list(limit_unattended(report, env, "files", range(8), 10)) == list(range(number))
+    assert report.findings[0].value == "8 of 10 files can be deleted; this run deletes 2"

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from blocks.places import KeepSuperseded
+from flows.deleting import judge_clocks, limit_unattended
 from flows.pinned import pin_deleted
 from runbook import clock
 from runbook.errors import OpsError
@@ -82,7 +83,11 @@ def discard_superseded(
         if not AS_TOML <= keep <= MOST_KEPT:
             raise OpsError(f"keep is {keep}", f"choose 0 to {MOST_KEPT}, or {AS_TOML} for the TOML's keep_superseded")
         found = find_aside(env, 0) if names else find_discardable(env) if keep == AS_TOML else find_aside(env, keep)
+        if not names:
+            judge_clocks(report, env)
         doomed = [item for item in found if not names or item.name in names]
+        if report.unattended:
+            doomed = list(limit_unattended(report, env, "superseded copies", doomed[::-1], len(find_aside(env, 0))))
         report.pin("names", [item.name for item in doomed])
         if gone := [name for name in names if name not in {item.name for item in doomed}]:
             report.fact("gone already", ", ".join(gone))

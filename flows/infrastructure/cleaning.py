@@ -10,6 +10,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from blocks.services import DockerServices
+from flows.deleting import judge_clocks, limit_unattended
 from flows.pinned import pin_deleted
 from runbook.errors import OpsError
 from runbook.render import duration, size
@@ -68,10 +69,12 @@ def clean_docker(
     with runbook("Clean Docker", env, confirm, plan, changes=True) as report:
         if not parts and not volumes:
             raise OpsError("nothing is chosen", "choose containers, images, networks or build cache, or name volumes")
+        judge_clocks(report, env)
         before = datetime.now(UTC) - timedelta(hours=older_than_hours)
         kinds = [KINDS[part] for part in parts]
         found = read_inventory(env.docker.host)
         doomed = choose(found, Wish(kinds, before, keep_tags, label, _own(env), volumes))
+        doomed = list(limit_unattended(report, env, "parts of Docker", doomed, found.parts))
         report.fact("layers before", size(found.layers_bytes))
         if not doomed:
             report.outcome = f"nothing that nobody uses is older than {older_than_hours} h"

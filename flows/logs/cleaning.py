@@ -11,6 +11,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
+from flows.deleting import judge_clocks, limit_unattended
 from flows.logs.steps import Log, path_of
 from flows.pinned import pin_deleted
 from runbook.errors import OpsError
@@ -53,14 +54,18 @@ def clean_logs(
     with runbook("Clean logs", env, confirm, plan, changes=True) as report:
         if not logs:
             raise OpsError("no log is named", "choose app, audit or both in logs")
-        before = datetime.now(UTC) - timedelta(days=days)
+        judge_clocks(report, env)
+        before, number = datetime.now(UTC) - timedelta(days=days), 0
         chosen = list[LogFile]()
         for log in dict.fromkeys(logs):
             path = Path(path_of(env, log))
             files = find_logs(path)
             old = [file for file in files if file.path != path and file.modified < before]
+            number += len(files)
             chosen += _not_held(report, old, read_holders(old))
             report.fact(log, f"{size(sum(file.bytes for file in files))} in {len(files)} files, {len(old)} of them old")
+        oldest_first = sorted(chosen, key=lambda file: file.modified)
+        chosen = list(limit_unattended(report, env, "log files", oldest_first, number))
         if not chosen:
             report.outcome = f"nothing that was rotated is older than {days} days"
             return report

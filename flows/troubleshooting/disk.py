@@ -16,6 +16,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
+from flows.deleting import judge_clocks
 from flows.launch import launch
 from flows.pinned import pin_deleted
 from flows.troubleshooting.disk_acts import Removal, carry_out, find_removals
@@ -65,6 +66,7 @@ def free_disk_emergency(
         if not full:
             report.outcome = "no file system of this environment is over its limit"
             return report
+        judge_clocks(report, env)
         before = datetime.now(UTC) - timedelta(days=log_days)
         removals = find_removals(report, env, {one.device for one in full}, before, scratch_hours * 3600)
         if not removals:

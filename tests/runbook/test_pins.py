@@ -61,7 +61,7 @@ def test_two_people_confirm_the_same_plan(system: System) -> None:
     assert first.facts["writes since the plan (WAL)"] == "0 B; they will be lost too"
     with pytest.raises(CarriedOut, match=rf"carried out at 20.* UTC \({first.path}\).*nothing was changed"):
         confirmed(system, plan)
-    assert DONE == [system.name]
+    assert [system.name] == DONE
     assert replace_it.fn(system, confirm=system.name).status is Status.OK, "at night nobody copies a fingerprint"
 
 
