@@ -17,11 +17,10 @@ from typing import Any
 from blocks.approval import Approval
 from blocks.environment import Environment
 from runbook import approval
-from runbook.approval import Approved
+from runbook.approval import Approved, PlanChanged
 from runbook.approval_form import described
 from runbook.codes import Refused
 from runbook.errors import NotConfirmed
-from runbook.pins import PlanChanged
 from runbook.report import Report, Status
 
 CODE, OVERRIDE = "OPS_APPROVAL_CODE", "OPS_APPROVAL_OVERRIDE"

@@ -28,7 +28,8 @@ from runbook.approval_form import approval_form, describe_request
 from runbook.codes import Refused, approver_of, claim, refuse_launcher
 from runbook.errors import NotConfirmed, OpsError
 from runbook.permit import launched_by
-from runbook.pins import PARAMETER, PlanChanged
+from runbook.pins import PARAMETER
+from runbook.pins import PlanChanged as AnyPlanChanged
 from runbook.report import Report, Status
 from runbook.target import Approvals, Target
 
@@ -50,6 +51,10 @@ class Approved:
     at: datetime
     override: str = ""
     launcher: str = ""
+
+
+class PlanChanged(AnyPlanChanged):
+    """The plan is no longer the approved one."""
 
 
 class ApprovalPending(Exception):

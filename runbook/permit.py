@@ -95,7 +95,7 @@ class PlannedStep:
 @dataclass(frozen=True)
 class Pin:
     """A value that a confirmed run must find again. `written` is a position in bytes that ordinary writes advance; −1
-    where nothing counts them. `lost`: what is written after the plan is lost too."""
+    where nothing counts them. `lost`: it is replaced, and what is written to it after the plan is lost too."""
 
     value: str
     written: int = -1

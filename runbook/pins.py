@@ -32,11 +32,12 @@ DIRECTORY = "carried-out"
 VALID = timedelta(days=7)
 KEPT_SECONDS = 400 * 86400.0
 AGAIN = "launch it with an empty confirm to see a new plan"
+NO_ANSWER = "no answer"
 _TIME, _ACTS = "at", "acts"
 
 
 class PlanChanged(NotConfirmed):
-    """The plan is no longer the confirmed or approved one."""
+    """The plan is no longer the one that was confirmed."""
 
 
 class CarriedOut(NotConfirmed):
@@ -127,23 +128,26 @@ class Pinned:
     inner: bool = False
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     judged: bool = False
+    begun: bool = False
 
     def refuse_second_use(self) -> None:
-        """Call it once the lock is held, before anything is judged. A retry of a run that was killed or failed is
-        compared with what the first attempt was permitted.
+        """Call it once the lock is held, before anything is judged. A run that goes on with what a killed or failed one
+        was permitted may find its half-done work, but not that what it would replace was replaced since.
 
         Raises:
             CarriedOut: this plan, or an earlier attempt of this flow run, was carried out.
         """
         if self.given and (done := self._find(f"plan-{_name(self.given)}")):
-            raise CarriedOut(f"this plan was carried out {done.described}: nothing was changed now", AGAIN)
+            self.begun = True
+            if done.ended:
+                raise CarriedOut(f"this plan was carried out {done.described}: nothing was changed now", AGAIN)
         run, attempt = _own_run()
         done = self._find(f"run-{run}") if run and not self.inner else None
         if done and done.attempt != attempt:
             if done.ended:
                 raise CarriedOut(f"this flow run was carried out {done.described}: a retry changes nothing",
                                  "launch the runbook anew with an empty confirm to see a new plan")  # fmt: skip
-            self.given = self.given or done.plan
+            self.given, self.begun = self.given or done.plan, True
 
     def describe(self, report: Report) -> None:
         """Pin the plan in the report."""
@@ -165,6 +169,9 @@ class Pinned:
         self.judged = True
         planned, now = read_plan(self.given), self._now(report)
         changes = planned.changes(now)
+        if self.begun:  # it stopped a server itself, perhaps: nobody writes there
+            replaced = {name for name, pin in report.states.items() if pin.lost}
+            changes = [row for row in changes if row[0] in replaced and row[2] not in (NO_ANSWER, "nothing")]
         if (done := self._find(f"last-{self.key}")) and datetime.fromisoformat(done.at) > planned.at:
             changes.append(("the same runbook", "not yet carried out", f"carried out {done.described}"))
         if now.at - planned.at > VALID:
@@ -175,7 +182,8 @@ class Pinned:
             raise PlanChanged(
                 "the plan no longer fits, and nothing was changed: "
                 + "; ".join(f"{what} was {before}, is {after}" for what, before, after in changes[:3]),
-                "check the new plan in this report, then confirm that one (with an empty plan nothing is compared)",
+                "check the new plan in this report, then confirm that one in its form; "
+                "a new run with an empty plan is compared with nothing",
             )
 
     def _judge_writes(self, report: Report, written: Mapping[str, int], changes: list[tuple[str, str, str]]) -> None:
@@ -190,21 +198,23 @@ class Pinned:
                             "again", value=f"{size(number)}{end}", expected=f"at most {size(warn)}")  # fmt: skip
 
     def begin(self, report: Report) -> None:
-        """Note what this flow run is permitted, for a retry of it."""
-        run, _ = _own_run()
-        if run and not self.inner:
-            self._write(report, [f"run-{run}"], ended=False)
+        """Note what this run is permitted, for one that goes on with it."""
+        self._write(report, self._own_names(), ended=False)
 
     def record(self, report: Report) -> None:
         """Note that the run did what it was permitted: called before the lock is free."""
-        run, _ = _own_run()
-        own = [f"run-{run}"] if run and not self.inner else []
-        self._write(report, [f"last-{self.key}", *own, *([f"plan-{_name(self.given)}"] if self.given else [])])
+        self._write(report, [f"last-{self.key}", *self._own_names()])
 
     def link(self, report: Report) -> None:
         """Where no flow run can be linked, the record names the report, once it has a path."""
         if self.given and not _own_run()[0]:
             self._write(report, [f"plan-{_name(self.given)}"])
+
+    def _own_names(self) -> list[str]:
+        """Of the files for this plan and this flow run."""
+        run, _ = _own_run()
+        return [*([f"plan-{_name(self.given)}"] if self.given else []),
+                *([f"run-{run}"] if run and not self.inner else [])]  # fmt: skip
 
     def _write(self, report: Report, names: Sequence[str], *, ended: bool = True) -> None:
         """That it cannot be noted makes a good recovery no worse."""
@@ -212,6 +222,8 @@ class Pinned:
         ui = PREFECT_UI_URL.value()
         link = f"{ui}/runs/flow-run/{run}" if run and ui else str(report.path or "")
         plan = self._now(report).text
+        if not names:
+            return
         done = Done(report.runbook, datetime.now(UTC).isoformat(), plan, ended, attempt, link)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)

@@ -211,7 +211,8 @@ class Report:
 
     def pin_state(self, what: str, value: object, *, written: int = -1, lost: bool = False) -> None:
         """What the plan found and a confirmed run must find again, such as the live database's OID. `written`: a
-        position in bytes that ordinary writes advance (LSN, replication offset); `lost`: later writes are lost."""
+        position in bytes that ordinary writes advance (LSN, replication offset); `lost`: it is replaced, and later
+        writes are lost."""
         self.states[what] = Pin(str(value), written, lost)
 
     def state_is(self, what: str, hint: str) -> None:

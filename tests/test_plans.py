@@ -55,7 +55,7 @@ def _required(found: Found) -> dict[str, Any]:
             for one in needed if one.name != "environment"}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["clean-logs", "discard-superseded", "clean-docker", "free-disk-emergency"])
+@pytest.mark.parametrize("name", ["clean-logs", "discard-superseded", "clean-docker"])
 def test_what_deletes_by_age_refuses_a_wrong_clock(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How clocks are read, and prune-backups: tests/database/test_verify_and_prune.py."""
     env = Environment(name=NAME, reports=str(tmp_path / "reports"), rpo_seconds=1, rto_seconds=1)

@@ -55,9 +55,9 @@ class Chosen:
         return tuple(acts)
 
 
-def pin(report: Report, env: Environment, chosen: Chosen) -> None:
-    """What a full restore replaces: writes after its plan are lost."""
-    pin_database(report, env.postgres, replaced=True)
+def pin(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> None:
+    """What a full restore replaces: writes after its plan are lost. `up`: whether the database server answers."""
+    pin_database(report, env.postgres, replaced=True, up=up)
     if chosen.redis:
         report.pin_state("backup of Redis", chosen.redis.name)
         pin_redis(report, env.redis, replaced=True)

@@ -89,7 +89,7 @@ def full_restore(
         chosen = choose.choose(report, env, backup, source, without)
         found = revive.judge(report, env, chosen.database, workers)
         build.plan(report, env, chosen, found, stop_services)
-        choose.pin(report, env, chosen)
+        choose.pin(report, env, chosen, up=found.presence == "up")
         permit = report.permit(*chosen.acts(env))
         live = revive.revive(report, permit, env, chosen.database, found, workers)
         holding = services_held(report, permit, env, chosen, found, stop_services, live)
