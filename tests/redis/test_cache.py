@@ -608,6 +608,10 @@ def test_a_plan_that_was_carried_out_takes_no_new_key(server: RedisServer) -> No
         clear(prefixes=("cache:",), plan=plans[1].pins["plan"])
     assert len(names(server)) == 300
     plan = clear_cache.fn(NAME, prefixes=("cache:",)).pins["plan"]
+    fill(client, 310)
+    clear(prefixes=("cache:",), plan=plan)
+    fill(client, 300)
+    plan = clear_cache.fn(NAME, prefixes=("cache:",)).pins["plan"]
     server.stop()
     server.start()
     fill(server.client(), 300)
