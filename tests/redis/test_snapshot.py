@@ -63,7 +63,7 @@ def unsaved(monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
 def launch(kind: Kind = "bgsave", confirm: str = "") -> Report:
     """The flow's report, however it ended."""
     try:
-        return snapshot_redis.fn(NAME, kind, confirm or (NAME if kind == "save" else ""))
+        return snapshot_redis.fn(NAME, kind, confirm=confirm or (NAME if kind == "save" else ""))
     except RunbookFailed as error:
         return error.report
 
