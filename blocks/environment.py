@@ -63,12 +63,16 @@ class Environment(Block):
     pools: dict[str, str] = Field(default={}, description="chapter → work pool of the host that runs it, if another")
     shares: list[str] = Field(default=[], description="environments that describe the same servers or directories")
     unattended: list[str] = Field(default=[], description="runbooks that may run without a person's confirm")
+    unattended_share: float = Field(
+        default=0.5, ge=0.01, le=1, description="the largest share of backups, logs … that one unattended run deletes"
+    )
     reports: str = Field(default="/var/lib/interview-ops/reports")
     rpo_seconds: float = Field(gt=0)
     rto_seconds: float = Field(gt=0)
     thresholds: dict[str, Pair] = Field(default={}, description="metric → [warn above, critical above]")
     expectations: str = Field(default="", description="directory of the suites, from the checkout's root or absolute")
     slugs: dict[str, str] = Field(default={}, description="part → type/name of its block")
+    reviewed: str = Field(default="", description="SHA-256 of the TOML that this was registered from")
 
     @field_validator("timezone")
     @classmethod
@@ -106,9 +110,10 @@ class Environment(Block):
         if FlowRunContext.get() is None:
             return toml.environment(name)
         try:
-            return cast(Environment, cls.load(name))
+            found = cast(Environment, cls.load(name))
         except ValueError:
             raise toml.unknown(name) from None
+        return found.model_copy(update=toml.reviewed(found))
 
     @property
     def reports_directory(self) -> Path:

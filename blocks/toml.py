@@ -4,6 +4,7 @@ mistake gets one message: file, key, what was found, what is expected. Missing v
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tomllib
@@ -42,6 +43,7 @@ from blocks.services import DockerServices, SupervisorServices
 from blocks.systemd import SystemdServices
 from blocks.wal import Wal
 from runbook.errors import OpsError
+from runbook.log import logger
 
 DIRECTORY = Path(__file__).parent.parent / "deployments" / "environments"
 PARTS: dict[str, type[Block]] = {
@@ -68,6 +70,7 @@ SERVICES: dict[str, type[Block]] = {
     "systemd": SystemdServices,
     "docker": DockerServices,
 }
+BY_US = ("slugs", "rpo_seconds", "rto_seconds", "reviewed")
 NAMED_BY = ("OPS_ENVIRONMENT", "OPS_OTHER_REGION")
 DEFAULTS = {"standby": {"service": "standby"}}
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -86,6 +89,23 @@ def environment(name: str) -> Environment:
     if found.name != name:
         raise OpsError(f"{path.name} describes the environment {found.name}, not {name}", "correct its key name")
     return found
+
+
+def reviewed(block: Environment) -> dict[str, Any]:
+    """`unattended` and `disposable` of a registered environment, from its TOML on this host: a person who can edit a
+    block in the UI could name any runbook there. Both are off where this host has another TOML than was registered, or
+    none."""
+    try:
+        content = file_of(block.name).read_bytes()
+        found = tomllib.loads(content.decode())
+    except (OpsError, OSError, ValueError):
+        content, found = b"", {}
+    keys = {"unattended": found.get("unattended", []), "disposable": bool(found.get("disposable", False))}
+    if hashlib.sha256(content).hexdigest() == block.reviewed:
+        return keys
+    logger().warning("%s was not registered from this host's TOML: nothing runs unattended and no drill starts before "
+                     "`python -m deployments.register %s`", block.name, block.name)  # fmt: skip
+    return {"unattended": [], "disposable": False}
 
 
 def file_of(name: str) -> Path:
@@ -125,7 +145,8 @@ def read(path: Path) -> Environment:
         OpsError: the file is wrong; the message names the key.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
+        content = tomllib.loads(text.decode())
     except (OSError, ValueError) as error:  # TOML's own error and a file that is not UTF-8
         raise OpsError(f"{path.name} cannot be read: {error}", "correct the file") from None
     file = _File(path, variables_of(path))
@@ -149,7 +170,8 @@ def read(path: Path) -> Environment:
     parts["services"] = file.block("services", kind, services)
     file.check(find_place_mistakes(parts))
     slugs = {part: f"{type(block).get_block_type_slug()}/{_document(part, name)}" for part, block in parts.items()}
-    built = file.block("", Environment, {**content, "name": name, "slugs": slugs})
+    found = {**content, "name": name, "slugs": slugs, "reviewed": hashlib.sha256(text).hexdigest()}
+    built = file.block("", Environment, found)
     assert isinstance(built, Environment)
     if isinstance(approval := parts.get("approval"), Approval) and (both := {*approval.required} & {*built.unattended}):
         expected = "no runbook of unattended: nobody could approve it"
@@ -197,7 +219,7 @@ class _File:
         return dict(value)
 
     def check_keys(self, section: str, keys: Iterable[str], kind: type[Block]) -> None:
-        own = [name for name in kind.model_fields if section or name not in ("slugs", "rpo_seconds", "rto_seconds")]
+        own = [name for name in kind.model_fields if section or name not in BY_US]
         known = [*own, *(() if section else (*PARTS, "services", "objectives"))]
         named = [f"{name}_env" if is_secret(kind, name) else name for name in known]
         for key in keys:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from blocks.environment import Environment, Stores
+from flows.deleting import judge_clocks, limit_unattended
 from flows.store import mark_failed, note, store_for
 from runbook import clock
 from runbook.permit import Permit
@@ -14,11 +15,9 @@ from runbook.report import Report
 from tasks.catalogue import Backup
 from tasks.manifest import Kind
 from tasks.retention import (
-    MOST_SHARE,
     Rule,
     Stored,
     delete_backups,
-    most_unattended,
     read_backup,
     read_store,
     reasons_to_stay,
@@ -35,6 +34,7 @@ def find_prunable(
         RunbookFailed: the clock jumped.
     """
     store = store_for(env, kind, which)
+    judge_clocks(report, env, store)
     stored = read_store(store, kind, env.name)
     ahead = stored.from_the_future()
     report.expect("clock", not ahead, "correct this host's clock, or look who took them: ages mean nothing now",
@@ -49,7 +49,8 @@ def find_prunable(
                     expected=f"at least {rule.keep.verified}")  # fmt: skip
     report.fail_if_critical()
     _tell_rule(report, stored, rule, which)
-    doomed = _limited(report, stored, stored.doomed(rule))
+    number = len(stored.backups) + len(stored.kept)
+    doomed = limit_unattended(report, env, "backups", stored.doomed(rule), number)
     if doomed:
         _judge_kept(report, verified[-1])
     for backup in doomed:
@@ -69,19 +70,6 @@ def _tell_rule(report: Report, stored: Stored, rule: Rule, which: Stores) -> Non
                     f"{size(int(need.each_bytes))}; there are {size(need.there_bytes)} now")  # fmt: skip
         stays = Counter(reasons_to_stay(stored.backups, rule, clock.now()).values())
         report.table("Backups that stay", ("number", "why"), [(number, why) for why, number in stays.items()])
-
-
-def _limited(report: Report, stored: Stored, doomed: Sequence[Backup]) -> Sequence[Backup]:
-    """An unattended run deletes a part of them at most: a wrong `keep` must not empty a store in one night."""
-    number = len(stored.backups) + len(stored.kept)
-    most = most_unattended(number)
-    if not report.unattended or len(doomed) <= most:
-        return doomed
-    report.warn("share that is deleted", "the next run deletes more; check the plan, then launch prune-backups with "
-                "confirm to delete them all now, or correct keep in the environment's TOML",
-                value=f"{len(doomed)} of {number} backups can be deleted; this run deletes {most}",
-                expected=f"at most {MOST_SHARE:.0%} of a store in one unattended run")  # fmt: skip
-    return doomed[:most]
 
 
 def _judge_kept(report: Report, newest: Backup) -> None:

@@ -79,6 +79,7 @@ def choose_backup(report: Report, env: Environment, kind: Kind, wanted: str, sou
     backup = catalogue.find_backup(store_for(env, kind, source), kind, wanted, of or env.name)
     report.fact("backup", f"{backup.name}, snapshot of {backup.manifest.taken:%Y-%m-%d %H:%M:%S UTC}")
     report.pin("backup", backup.name)
+    report.pin_state("backup", backup.name)
     problems = read_files(report, backup)
     report.expect(
         f"files of {backup.name}",

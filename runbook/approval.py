@@ -28,6 +28,8 @@ from runbook.approval_form import approval_form, describe_request
 from runbook.codes import Refused, approver_of, claim, refuse_launcher
 from runbook.errors import NotConfirmed, OpsError
 from runbook.permit import launched_by
+from runbook.pins import PARAMETER
+from runbook.pins import PlanChanged as AnyPlanChanged
 from runbook.report import Report, Status
 from runbook.target import Approvals, Target
 
@@ -51,7 +53,7 @@ class Approved:
     launcher: str = ""
 
 
-class PlanChanged(NotConfirmed):
+class PlanChanged(AnyPlanChanged):
     """The plan is no longer the approved one."""
 
 
@@ -82,12 +84,15 @@ def approved_here(approved: Approved) -> Iterator[None]:
 
 
 def plan_id(report: Report) -> str:
-    """The fingerprint of a plan: its acts, pinned parameters and steps. Row counts, sizes and seconds are left out, as
-    they change from minute to minute."""
+    """The fingerprint of a plan that a person approves: its acts, pinned parameters, states and steps. Row counts,
+    sizes, seconds and positions in a log are left out, as they change from minute to minute."""
     context = FlowRunContext.get()
-    given = {name: value for name, value in ((context and context.parameters) or {}).items() if name != "confirm"}
+    left_out = ("confirm", PARAMETER)
+    given = {name: value for name, value in ((context and context.parameters) or {}).items() if name not in left_out}
+    pins = {name: value for name, value in report.pins.items() if name != PARAMETER}
+    states = {name: pin.value for name, pin in report.states.items()}
     steps = [(one.step, _COUNTS.sub("#", one.detail)) for one in report.plan_steps]
-    content = [report.runbook, report.environment, [str(act) for act in report.acts], report.pins, given, steps]
+    content = [report.runbook, report.environment, [str(act) for act in report.acts], pins, states, given, steps]
     text = json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from prefect.input import RunInput
 from pydantic import Field, create_model
 
+from runbook.pins import PARAMETER
 from runbook.report import Report, Status
 
 
@@ -47,7 +48,7 @@ def describe_request(report: Report, plan: str, why: str, seconds: float) -> str
 def described(report: Report) -> str:
     """The plan and what warns, as Markdown."""
     steps = [f"{number}. {one.step}: {one.detail}" for number, one in enumerate(report.plan_steps, 1)]
-    pins = [f"- {name}: `{value}`" for name, value in report.pins.items()]
+    pins = [f"- {name}: `{value}`" for name, value in report.pins.items() if name != PARAMETER]
     warnings = [f"- ⚠️ {one.name}: {one.value}" for one in report.findings if one.status is Status.WARN]
     return "\n".join(_blocks(steps, pins, warnings))
 

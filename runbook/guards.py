@@ -1,4 +1,4 @@
-"""What a report asks before it mints a permit: the environment's lock, and a second person."""
+"""What a report asks before it mints a permit: the environment's lock, its confirmed plan, and a second person."""
 
 from __future__ import annotations
 
@@ -39,3 +39,16 @@ class Approving(Protocol):
 
     def require(self, report: Report) -> None:
         """Raises where nobody approved the plan."""
+
+
+class Planned(Protocol):
+    """What compares a confirmed plan with what is found now (runbook/pins.py)."""
+
+    def describe(self, report: Report) -> None:
+        """Pin the plan in the report."""
+
+    def require(self, report: Report) -> None:
+        """Raises where the confirmed plan no longer fits."""
+
+    def begin(self, report: Report) -> None:
+        """Note what the run is permitted."""

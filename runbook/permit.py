@@ -30,6 +30,11 @@ def launched_by() -> str:
     return str(by.display_value) if by and by.type == AUTOMATION else ""
 
 
+def is_without_person(confirm: str) -> bool:
+    """Whether a schedule or an automation filled in `confirm`: no person did."""
+    return bool(confirm and (is_scheduled() or launched_by()))
+
+
 def is_unattended(target: Target) -> bool:
     """Whether a schedule or an automation launched this very run, and the environment's TOML (`unattended`, reviewed in
     git) lets it do without a person what it does. Somebody who launches it with an empty `confirm` gets the plan all
@@ -85,3 +90,13 @@ class PlannedStep:
     detail: str
     bytes: int = 0
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A value that a confirmed run must find again. `written` is a position in bytes that ordinary writes advance; −1
+    where nothing counts them. `lost`: it is replaced, and what is written to it after the plan is lost too."""
+
+    value: str
+    written: int = -1
+    lost: bool = False

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from runbook.errors import NotConfirmed, RunbookFailed, without_logins
-from runbook.guards import Approving, Held
-from runbook.permit import Act, Permit, PlannedStep, PlanOnly
+from runbook.guards import Approving, Held, Planned
+from runbook.permit import Act, Permit, Pin, PlannedStep, PlanOnly
 from runbook.thresholds import limit_of
 
 NOT_CONFIGURED = "not configured"
@@ -93,6 +93,10 @@ class Report:
     planned: bool = False
     form: str = ""
     pins: dict[str, object] = field(default_factory=dict)
+    states: dict[str, Pin] = field(default_factory=dict)
+    pinned: Planned | None = None
+    permitted: bool = False
+    refused: str = ""
     lock: Held | None = None
     acts: tuple[Act, ...] = ()
     gate: Approving | None = None
@@ -206,6 +210,12 @@ class Report:
         """What a parameter such as `latest` meant when this was judged: the plan's form says that instead."""
         self.pins[parameter] = value
 
+    def pin_state(self, what: str, value: object, *, written: int = -1, lost: bool = False) -> None:
+        """What the plan found and a confirmed run must find again, such as the live database's OID. `written`: a
+        position in bytes that ordinary writes advance (LSN, replication offset); `lost`: it is replaced, and later
+        writes are lost."""
+        self.states[what] = Pin(str(value), written, lost)
+
     def state_is(self, what: str, hint: str) -> None:
         """What state the system is in from here on, and what to run next, should the run fail from any cause."""
         self.state = Finding("state of the system", Status.CRITICAL, what, "", hint)
@@ -233,10 +243,13 @@ class Report:
         Raises:
             RunbookFailed: a critical finding stands.
             PlanOnly: `confirm` is empty and the run not unattended (caught by `runbook(...)`, which ends PLANNED).
-            NotConfirmed: `confirm` is something else than the environment's name, or nobody approved the plan.
+            NotConfirmed: `confirm` is something else than the environment's name, a schedule filled it in, the plan no
+                longer fits, or nobody approved it.
         """
         self.fail_if_critical()
         self.acts = acts
+        if self.pinned:
+            self.pinned.describe(self)
         if not self.confirm and not self.unattended:
             self.planned = True
             if self.gate:
@@ -247,11 +260,18 @@ class Report:
                 f"confirm is “{self.confirm[:40]}”, which is not the environment's name",
                 f"type {self.environment} in the field confirm, or leave it empty to see the plan",
             )
+        if self.refused:
+            raise NotConfirmed(self.refused, "name the runbook in unattended in the TOML, or remove confirm from it")
+        if self.pinned:
+            self.pinned.require(self)
         if self.gate:
             self.gate.require(self)
         self.require_lock()
         if self.lock and (also := self.lock.exclude()):
             self.fact("also locked", also)
+        if self.pinned:
+            self.pinned.begin(self)
+        self.permitted = True
         return Permit(self.environment, acts)
 
     def require_lock(self) -> None:

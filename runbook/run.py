@@ -12,7 +12,7 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from runbook import alone, approval, chain, containment, render, repeats
+from runbook import alone, approval, chain, containment, pins, render, repeats
 from runbook.brief import asked_briefly
 from runbook.contacts import add_contacts
 from runbook.current import current_report, use_report
@@ -21,7 +21,7 @@ from runbook.form import form_address
 from runbook.holder import Rank
 from runbook.lock import EnvironmentLock, hold
 from runbook.log import logger
-from runbook.permit import PlanOnly, is_scheduled, is_unattended, launched_by
+from runbook.permit import PlanOnly, is_scheduled, is_unattended, is_without_person, launched_by
 from runbook.report import Finding, Report, Status
 from runbook.target import Target
 
@@ -31,8 +31,8 @@ PATIENCE_SECONDS = 3600.0
 
 @contextlib.contextmanager
 def runbook(
-    title: str, target: Target, confirm: str = "", *, changes: bool = False, rank: Rank = "maintenance",
-    often: bool = False, name: str = "",
+    title: str, target: Target, confirm: str = "", plan: str = "", *, changes: bool = False,
+    rank: Rank = "maintenance", often: bool = False, name: str = "",
 ) -> Iterator[Report]:  # fmt: skip
     """Everything around a procedure: the environment's lock, the report, its artifact and JSON file, the end state.
 
@@ -40,7 +40,8 @@ def runbook(
     `confirm` is refused while the environment is contained. A run with an empty `confirm` that reaches
     `report.permit(...)` leaves the block there, PLANNED; so does one that waits for a second person's approval, which
     then suspends. `often`, of a check that runs every few minutes: what it found before already is counted, not filed.
-    `name` is the flow's, where the title differs: [approval] names flows.
+    `name` is the flow's, where the title differs: [approval] names flows. `plan` is the fingerprint of the plan that is
+    confirmed: one that no longer fits, or that was carried out, is refused.
 
     Raises:
         RunbookFailed: the report is CRITICAL.
@@ -50,9 +51,13 @@ def runbook(
     pending: approval.ApprovalPending | None = None
     if by := launched_by() if within is None else "":
         report.fact("launched by", f"the automation {by}")
-    if within is None and not confirm and is_unattended(target):
+    if within is None and is_unattended(target):
         report.unattended = True
         report.fact("unattended", f"{'this automation' if by else 'its schedule'} may: the environment's TOML says so")
+    elif within is None and is_without_person(confirm):
+        report.refused = f"{'an automation' if by else 'a schedule'} filled in confirm, and unattended does not name it"
+    planned = pins.Pinned(target.reports_directory, name or render.key(report), plan, inner=within is not None)
+    report.pinned = planned
     try:
         with use_report(report), report.closing as stack:
             if within is None and rank == "maintenance" and confirm == target.name:
@@ -68,8 +73,11 @@ def runbook(
                 report.fact("lock", f"keeps out {lock.keeps_out}")
                 if within is None or within.lock is None:  # a runbook inside another one may do what that one may
                     _respect_containment(report, target, rank)
+            planned.refuse_second_use()
             report.gate = approval.gate(report, target, name or render.key(report), within)
             yield report
+            if report.permitted and not report.is_stopped:  # before the lock is free
+                planned.record(report)
     except PlanOnly:
         report.form = _form(report)
     except approval.ApprovalPending as waits:
@@ -87,6 +95,8 @@ def runbook(
         _failed(report, error)
         raise
     except (NotConfirmed, Locked) as error:
+        if isinstance(error, pins.PlanChanged):
+            report.planned, report.form = True, _form(report)
         _failed(report, error)
         raise
     except OpsError as error:
@@ -105,6 +115,8 @@ def runbook(
         raise
     finally:
         _finish(report, target, often)
+    if report.permitted and not report.is_stopped:
+        planned.link(report)
     if pending:  # the lock is free, and the plan is filed
         approval.suspend(pending)
     if report.status is Status.CRITICAL:

@@ -25,6 +25,8 @@ DEFAULTS: dict[str, tuple[float, float]] = {
     # watched as well
     "services.stopped": (0.0, 0.0),
     "postgres.wal.streams_missing": (0.0, 0.0),
+    # between a plan and its confirmation; the plan shows it
+    "plan.writes_bytes": (64e6, 1e9),
     # of check runbooks
     "api.refused_ratio": (0.1, 0.3),
     "backup.gap_seconds": (3600.0, DAY_SECONDS),

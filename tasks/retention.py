@@ -21,8 +21,6 @@ from tasks.manifest import Kind
 from tasks.stores.store import Store
 
 DELETE = "delete backup"
-MOST_SHARE = 0.5
-"""The largest share of a store's backups that one unattended run deletes. The next run continues."""
 ON_PURPOSE: tuple[Kind, ...] = ("schema", "tables", "sql")
 """Taken by hand, each with its own content: none of them represents another one of its day."""
 AS_TOML = -1
@@ -127,9 +125,9 @@ class Stored:
         return tuple(backup.name for backup in self.backups if backup.age_seconds < 0)
 
 
-def most_unattended(number: int) -> int:
-    """How many of so many backups one unattended run deletes at most."""
-    return max(1, int(number * MOST_SHARE))
+def most_unattended(number: int, share: float) -> int:
+    """How many of so many things one unattended run deletes at most. The next run continues."""
+    return max(1, int(number * share))
 
 
 @probe

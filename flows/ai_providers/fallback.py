@@ -49,7 +49,7 @@ class HalfDone:
 
 
 @flow(name="rehearse-fallback", flow_run_name="rehearse-fallback {environment}")
-def rehearse_fallback(environment: str, fault: RehearsedFault = "500", confirm: str = "") -> Report:
+def rehearse_fallback(environment: str, fault: RehearsedFault = "500", plan: str = "", confirm: str = "") -> Report:
     """フォールバック設定: マルチプロバイダーフォールバックの訓練 (§5.4)
 
     Takes the AI providers away, one by one in the order in which the application asks them, and asks it as a user does
@@ -68,10 +68,11 @@ def rehearse_fallback(environment: str, fault: RehearsedFault = "500", confirm: 
     Args:
         environment: 対象の環境。disposable な環境のみ
         fault: 障害の種類 (500、429、timeout、refused)。500 以外はプロキシが必要
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 実行するには環境名を入力。空なら計画のみ表示
     """
     env = Environment.find(environment)
-    with runbook("Rehearse fallback", env, confirm, changes=True) as report:
+    with runbook("Rehearse fallback", env, confirm, plan, changes=True) as report:
         require_disposable(env)
         chain, path = list(env.ai_providers.chain), env.reports_directory / FILE
         _judge_means(report, env, fault)
@@ -81,6 +82,7 @@ def rehearse_fallback(environment: str, fault: RehearsedFault = "500", confirm: 
         for name in chain:
             report.plan(BREAK, f"{provider(env, name)}: {MEANING[fault]}", seconds=1)
         report.plan("give back", ", ".join(chain), seconds=1)
+        report.pin_state("providers", ", ".join(chain))
         permit = report.permit(*(Act(BREAK, provider(env, name)) for name in chain))
         if left:
             heal_providers(env, list(dict.fromkeys([*left.providers, *chain])))

@@ -30,6 +30,7 @@ def update_ai_api_version(
     version: str = "",
     staging: str = "",
     health_seconds: Annotated[float, Field(ge=5, le=600)] = 120,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """APIバージョン更新: Azure OpenAI (§5.1)
@@ -51,10 +52,11 @@ def update_ai_api_version(
         version: 新しいAPIバージョン (必須。例 2024-10-21、v1)
         staging: カナリアを実行するステージング環境。本番環境では必須
         health_seconds: 切替後、アプリケーションが正常になるまで待つ秒数
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Update AI API version", env, confirm, changes=True) as report:
+    with runbook("Update AI API version", env, confirm, plan, changes=True) as report:
         if not _VERSION.fullmatch(version):
             raise OpsError(f"“{version[:40]}” is no API version", "write it like 2024-10-21, 2025-04-01-preview or v1")
         env.services.name_of(steps.BACKEND)
@@ -76,6 +78,7 @@ def update_ai_api_version(
         old = left.before if left else before
         report.plan(SET, f"{variable}: {before} → {version}", seconds=1)
         report.plan(steps.RESTART, steps.BACKEND, seconds=10)
+        report.pin_state(variable, before)
         permit = report.permit(Act(SET, f"{variable} in {env.application.env_file}"), Act(steps.RESTART, steps.BACKEND))
         steps.switch(report, permit, env, old, version, path, health_seconds)
         if old != version:

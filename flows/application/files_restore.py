@@ -11,6 +11,7 @@ from prefect import flow
 
 from blocks.environment import Environment, Stores
 from flows.application.live_checks import report_health
+from flows.pinned import pin_paths
 from flows.store import choose_backup, mark_failed, mark_verified, measured
 from runbook.errors import OpsError
 from runbook.permit import Act, Permit
@@ -29,7 +30,9 @@ MOST_SHOWN = 50
 
 
 @flow(name="restore-files", flow_run_name="restore-files {environment} {backup}")
-def restore_files(environment: str, backup: str = "latest", source: Stores = "backups", confirm: str = "") -> Report:
+def restore_files(
+    environment: str, backup: str = "latest", source: Stores = "backups", plan: str = "", confirm: str = ""
+) -> Report:
     """アプリケーションファイルのリストア (§8.2)
 
     Restores the application's files alone: code, settings, uploads. Run it when files are deleted or corrupt and the
@@ -45,15 +48,17 @@ def restore_files(environment: str, backup: str = "latest", source: Stores = "ba
         environment: 対象の環境
         backup: latest、日付 (YYYYMMDD)、またはバックアップ名
         source: バックアップの保管場所 (backups は通常、copies は第二の場所)
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Restore files", env, confirm, changes=True, rank="recovery") as report:
+    with runbook("Restore files", env, confirm, plan, changes=True, rank="recovery") as report:
         chosen = choose_backup(report, env, "files", backup, source)
         _judge(report, env, chosen)
         report.plan("restore alongside", f"{chosen.name} into {env.application.directory}.restoring, and compare it",
                     size=chosen.manifest.bytes, seconds=1)  # fmt: skip
         _plan_swap(report, env, f"{env.application.directory}.restoring", env.application.directory)
+        pin_paths(report, "live files", env.application.directory)
         permit = report.permit(Act(REPLACE_FILES, env.application.directory), *_switch_act(env))
         report.state_is("the live files are unchanged", "fix the findings above, then run this again")
         copy = build_files_copy(permit, env.application, chosen)
@@ -71,7 +76,7 @@ def restore_files(environment: str, backup: str = "latest", source: Stores = "ba
 
 
 @flow(name="undo-restore-files", flow_run_name="undo-restore-files {environment}")
-def undo_restore_files(environment: str, kept: str = "latest", confirm: str = "") -> Report:
+def undo_restore_files(environment: str, kept: str = "latest", plan: str = "", confirm: str = "") -> Report:
     """アプリケーションファイルのリストアの取り消し (§8.2)
 
     Returns to the files that restore-files or full-restore set aside. Run it when the restored files turn out to be
@@ -85,17 +90,19 @@ def undo_restore_files(environment: str, kept: str = "latest", confirm: str = ""
     Args:
         environment: 対象の環境
         kept: latest、または取り置きディレクトリの名前 (….superseded_YYYYMMDD_HHMMSS)
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
     name = "undo-restore-files"
-    with runbook("Undo restore of files", env, confirm, changes=True, rank="recovery", name=name) as report:
+    with runbook("Undo restore of files", env, confirm, plan, changes=True, rank="recovery", name=name) as report:
         aside = choose_aside(env.application, kept, env.reports_directory)
         report.pin("kept", aside.name)
         report.fact("return to", aside.name)
         if aside.exists():
             _tell_aside(report, env, aside)
         _plan_swap(report, env, str(aside), env.application.directory)
+        pin_paths(report, "live files", env.application.directory)
         permit = report.permit(Act(UNDO, str(aside)), *_switch_act(env))
         with services_stopped(report, env) as stopped:
             swapped = swap_files_back.after(stopped.last)(permit, env.application, aside, env.reports_directory)

@@ -33,6 +33,7 @@ def install_pre_commit(
     environment: str,
     origin: Origin = "auto",
     seconds: Annotated[int, Field(ge=10, le=7200)] = 900,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """Pre-commit Hooks設定 (§3.4)
@@ -52,10 +53,11 @@ def install_pre_commit(
         environment: 対象の環境
         origin: フックの取得元 (auto は到達できなければ local)
         seconds: 各手順の制限時間 (秒)
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力するとライブのチェックアウトにも pre-commit install を実行。空なら計画のみ
     """
     env = Environment.find(environment)
-    with runbook("Install pre-commit", env, confirm) as report:
+    with runbook("Install pre-commit", env, confirm, plan) as report:
         repository, application = the_repository(report, env), env.application
         program = python_program(application, "pre-commit")
         place = _place(application, repository, the_workspace(env), seconds)
@@ -68,6 +70,7 @@ def install_pre_commit(
         added = _added(report, env, place, missing, origin)
         _on_branch(report, env, program, hooks.merged(text, added) if added else text, seconds)
         report.plan(INSTALL, f"{repository}: git runs pre-commit before every commit there")
+        report.pin_state("commit", git(repository, "rev-parse", "HEAD").strip())
         permit = report.permit(Act(INSTALL, str(repository)))
         report.fact("hook", hooks.install_hook(permit, program, repository, seconds))
         report.outcome = f"{', '.join(missing) or 'no hook'} added, pre-commit is installed in {repository}"

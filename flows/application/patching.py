@@ -35,6 +35,7 @@ def patch_vulnerability(
     seconds: Annotated[int, Field(ge=30, le=14400)] = 1800,
     deploy: bool = False,
     health_seconds: Annotated[int, Field(ge=1)] = 120,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """セキュリティパッチ適用: Critical脆弱性の緊急対応 (§3.2)
@@ -61,10 +62,11 @@ def patch_vulnerability(
         seconds: 各ツールとテストを待つ秒数の上限
         deploy: 検証とプッシュの後、そのまま配備する (deploy-application と同じ手順)
         health_seconds: 配備後この秒数以内に正常にならなければ元のバージョンに戻す
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力するとプッシュ (と配備) する。空ならブランチの作成と検証まで
     """
     env = Environment.find(environment)
-    with runbook("Patch vulnerability", env, confirm, changes=deploy) as report:
+    with runbook("Patch vulnerability", env, confirm, plan, changes=deploy) as report:
         if deploy:
             require_way(env)
         application = env.application
@@ -98,6 +100,7 @@ def patch_vulnerability(
         then = "deploy it, review and merge it" if deploy else "review, merge and deploy it"
         report.plan("push", f"{branch} to {remote}, then {then}")
         way = way_of_branch(report, env, repository, branch, commit, health_seconds) if deploy else None
+        report.pin_state("commit", git(repository, "rev-parse", "HEAD").strip())
         permit = report.permit(Act(PUSH, f"{branch} to {remote}"), *(way.plan(report) if way else ()))
         require_unmoved(repository, branch, commit)
         push_branch(permit, repository, remote, branch)

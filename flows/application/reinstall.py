@@ -30,6 +30,7 @@ def reinstall_dependencies(
     environment: str,
     parts: tuple[Part, ...] = ("web", "backend"),
     seconds: Annotated[int, Field(ge=10, le=7200)] = 1800,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """全パッケージの再インストール (§3.1)
@@ -50,14 +51,16 @@ def reinstall_dependencies(
         environment: 対象の環境
         parts: 対象 (web は node_modules、backend は Python の仮想環境)
         seconds: 各手順の制限時間 (秒)
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Reinstall dependencies", env, confirm, changes=True) as report:
+    with runbook("Reinstall dependencies", env, confirm, plan, changes=True) as report:
         if not parts:
             raise OpsError("no part is named", "choose web, backend or both in parts")
         acts = [_plan_web(report, env)] if "web" in parts else []
         acts += [_plan_backend(report, env)] if "backend" in parts else []
+        report.pin_state("parts", ", ".join(parts))
         permit = report.permit(*acts)
         done = [_web(report, env, permit, seconds)] if "web" in parts else []
         done += [_backend(report, env, permit, seconds)] if "backend" in parts else []

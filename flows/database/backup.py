@@ -12,6 +12,7 @@ from flows.application.verification import verify_files
 from flows.database import expectations, taking, wal_pruning
 from flows.database.cluster_verification import verify_cluster
 from flows.database.verification import tell_trend, verify_database
+from flows.pinned import pin_deleted
 from flows.pruning import find_prunable, prune
 from flows.recovery import board
 from flows.redis.verification import verify_redis
@@ -135,6 +136,7 @@ def prune_backups(
     weekly: Annotated[int, Field(ge=AS_TOML, le=520)] = AS_TOML,
     monthly: Annotated[int, Field(ge=AS_TOML, le=240)] = AS_TOML,
     keep_verified: Annotated[int, Field(ge=AS_TOML, le=1000)] = AS_TOML,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """古いバックアップの削除 (§1.2)
@@ -161,10 +163,11 @@ def prune_backups(
         weekly: 1週1つを残す週数。-1 は TOML の keep
         monthly: 1月1つを残す月数。-1 は TOML の keep
         keep_verified: 古さにかかわらず残す検証済みバックアップの数。-1 は TOML の keep
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら一覧だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Prune backups", env, confirm, changes=True) as report:
+    with runbook("Prune backups", env, confirm, plan, changes=True) as report:
         if hours == 0 or keep_verified == 0:
             raise OpsError(f"hours is {hours}, keep_verified is {keep_verified}", "choose 1 or more for both")
         tidy(report, env, store_for(env, kind, source))
@@ -175,6 +178,7 @@ def prune_backups(
             tell_backups(report, env)
             report.outcome = "there is nothing to delete"
             return report
+        pin_deleted(report, "backups", ((backup.where, backup.manifest.bytes) for backup in doomed))
         permit = report.permit(*(Act(DELETE, backup.where) for backup in doomed), *wal_pruning.acts(wal))
         if doomed:
             prune(report, permit, env, doomed)

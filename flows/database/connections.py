@@ -11,6 +11,7 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.database.pool import judge_recycle, judge_total, judge_values
 from flows.database.session_findings import MANUAL_IDLE_SECONDS, MOST_ROWS, judge_blocked, judge_idle, judge_used
+from flows.pinned import pin_database
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.render import duration
@@ -62,6 +63,7 @@ def close_idle_connections(
     also_idle: bool = False,
     keep_applications: tuple[str, ...] = (),
     pool_applications: tuple[str, ...] = (),
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """PostgreSQL側の接続数設定: アイドル接続の切断 (§1.5)
@@ -84,10 +86,11 @@ def close_idle_connections(
         keep_applications: 切断しない application_name の一覧。空でもよい
         pool_applications: 接続プールの application_name (空なら [postgres] の値)。トランザクション外のアイドル接続は
             切断しない
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Close idle connections", env, confirm, changes=True) as report:
+    with runbook("Close idle connections", env, confirm, plan, changes=True) as report:
         if min_seconds < LEAST_SECONDS:
             raise OpsError(f"min_seconds is {min_seconds}", f"choose {LEAST_SECONDS} or more: clients pause that long")
         activity = read_activity(env.postgres)
@@ -103,6 +106,7 @@ def close_idle_connections(
             return report
         for session in chosen:
             report.plan("close session", _described(session))
+        pin_database(report, env.postgres)
         permit = report.permit(*(Act(CLOSE, session.target) for session in chosen))
         done = close_sessions(permit, env.postgres, chosen, min_seconds)
         report.table("Closed", ("session", "result"), [(_described(item.session), item.why) for item in done])

@@ -10,6 +10,7 @@ from pydantic import Field
 from blocks.environment import Environment
 from blocks.postgres import Postgres
 from flows.database.corruption_findings import judge_checked, judge_checksums, judge_collations, tell
+from flows.pinned import pin_database
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.report import Report
@@ -37,6 +38,7 @@ def check_corruption(
     heapallindexed: bool = False,
     budget_seconds: Annotated[int, Field(ge=1, le=86400)] = 600,
     install: bool = False,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """データ破損の検査 (§1)
@@ -63,10 +65,11 @@ def check_corruption(
         heapallindexed: 全ての行が索引にあることも確認 (時間とメモリがかかる)
         budget_seconds: amcheckに使う時間の上限 (秒)
         install: amcheckがなければCREATE EXTENSIONを実行 (プライマリで)
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: installの場合だけ環境名を入力。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Check corruption", env, confirm, changes=install) as report:
+    with runbook("Check corruption", env, confirm, plan, changes=install) as report:
         server = _server(env, where)
         name = database or server.database
         report.fact("database", name)
@@ -74,6 +77,7 @@ def check_corruption(
         standby = _told_server(report, env, server, extension)
         if install and not extension.schema:
             if _needs_installing(report, env, name):
+                pin_database(report, env.postgres)
                 install_amcheck(report.permit(Act(INSTALL, f"{EXTENSION} in {name}")), env.postgres, name)
             extension = wait_for_amcheck(server, name)
             report.fact("installed", f"{EXTENSION} {extension.version} in {name}")

@@ -19,6 +19,7 @@ from flows.database.index_findings import (
     show_all,
 )
 from flows.database.vacuum import judge_space, require_primary
+from flows.pinned import pin_database
 from runbook.errors import OpsError
 from runbook.permit import Act, Permit
 from runbook.render import size
@@ -76,6 +77,7 @@ def rebuild_indexes(
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
     lock_seconds: Annotated[int, Field(ge=1, le=600)] = LOCK_SECONDS,
     long_seconds: Annotated[int, Field(ge=0, le=86400)] = LONG_SECONDS,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """インデックス再構築 (§1.4)
@@ -99,10 +101,11 @@ def rebuild_indexes(
         jobs: 同時に処理するテーブル数。0 は CPU の数
         lock_seconds: ロックを待つ最大秒数
         long_seconds: この秒数より長く開いているトランザクションがあれば始めない
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 実行するときは環境名を入力。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Rebuild indexes", env, confirm, changes=True) as report:
+    with runbook("Rebuild indexes", env, confirm, plan, changes=True) as report:
         require_primary(env)
         lanes = check_jobs(jobs)
         known = read_indexes(env.postgres)
@@ -113,6 +116,7 @@ def rebuild_indexes(
             return report
         _judge_beginning(report, env, chosen, lanes, long_seconds)
         _plan(report, leftovers, chosen)
+        pin_database(report, env.postgres)
         acts = [*(Act(DROP_LEFTOVER, i.name) for i in leftovers), *(Act(REBUILD, i.name) for i in chosen)]
         permit = report.permit(*acts)
         for index in leftovers:

@@ -13,6 +13,7 @@ from flows.database import migration_steps as steps
 from flows.database.migration_evidence import expect_sound
 from flows.database.migration_review import find_unfinished, judge_new, rehearse_new, scratch_at
 from flows.database.migration_run import carry_out
+from flows.pinned import pin_database
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.report import Report, Status
@@ -75,7 +76,7 @@ def check_migrations(environment: str, rehearse: bool = False, longest_lock_seco
 
 @flow(name="apply-migrations", flow_run_name="apply-migrations {environment} {revision}")
 def apply_migrations(
-    environment: str, revision: str = "head", longest_lock_seconds: Seconds = 10.0, confirm: str = ""
+    environment: str, revision: str = "head", longest_lock_seconds: Seconds = 10.0, plan: str = "", confirm: str = ""
 ) -> Report:
     """マイグレーションの適用 (§1.1)
 
@@ -94,10 +95,11 @@ def apply_migrations(
         environment: 対象の環境 (lab, staging, production …)
         revision: head、+1 (次の一つ)、またはリビジョンの ID (先頭の数文字でもよい)
         longest_lock_seconds: 複製でこれより長く他を待たせるロックがあれば本番に触れず中止
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 実行するときは環境名を入力。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Apply migrations", env, confirm, changes=True) as report:
+    with runbook("Apply migrations", env, confirm, plan, changes=True) as report:
         name = env.postgres.database
         current, heads = read_revision(env.postgres, name), read_heads(env.application)
         pending = steps.judge_pending(report, heads, current, revision)
@@ -115,6 +117,8 @@ def apply_migrations(
             report.plan("migrate", f"{', '.join(script.down) or 'nothing'} → {script.revision}: {script.title}")
         sound = ", expectations on the migrated data" * bool(env.suites)
         report.plan("check", f"revision, schema as rehearsed{sound}", seconds=2)
+        pin_database(report, env.postgres)
+        report.pin_state("revision of the database", current or BASE)
         permit = report.permit(Act(MIGRATE, name))
         report.state_is(f"{name} was not touched: it is at {current or BASE}", "put that right, then launch this again")
         target = pending[-1].revision
@@ -141,6 +145,7 @@ def rollback_migrations(
     revision: str = "-1",
     lose_rows: Annotated[int, Field(ge=0)] = 0,
     longest_lock_seconds: Seconds = 10.0,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """マイグレーションのロールバック (§1.1)
@@ -160,10 +165,11 @@ def rollback_migrations(
         revision: -1 (一つ前)、-2 …、リビジョンの ID (先頭の数文字でもよい)、または base (初期状態)
         lose_rows: データが失われてもよい行数 (削除される行 + 削除列に値がある行。計画に表示される数)
         longest_lock_seconds: 複製でこれより長く他を待たせるロックがあれば中止
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Rollback migrations", env, confirm, changes=True) as report:
+    with runbook("Rollback migrations", env, confirm, plan, changes=True) as report:
         name = env.postgres.database
         current, heads = read_revision(env.postgres, name), read_heads(env.application)
         report.fact("revision of the database", current or "none")
@@ -184,6 +190,8 @@ def rollback_migrations(
         steps.plan_backup(report, env)
         for script in gone:
             report.plan("roll back", f"{script.revision} → {', '.join(script.down) or BASE}: {script.title}")
+        pin_database(report, env.postgres, replaced=True)
+        report.pin_state("revision of the database", current or BASE)
         permit = report.permit(undo.act(name))
         steps.secure_backup(report, env)
         ends = current, target

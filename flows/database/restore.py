@@ -12,6 +12,7 @@ from flows.database import choosing, expectations, steps
 from flows.database.choosing import NEWEST, Restorable
 from flows.database.commits import alone_act, free_commits, judge_commits
 from flows.database.superseded import discard_surplus
+from flows.pinned import pin_database
 from flows.store import mark_verified, measured
 from runbook.permit import Act, Permit
 from runbook.report import Report
@@ -32,6 +33,7 @@ def restore_database(
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
     advance: bool = False,
     strict: bool = False,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """データベースのリストア手順 (§1.2)
@@ -56,12 +58,13 @@ def restore_database(
         jobs: 並列数。0 は CPU の数
         advance: 旧データベースで既に使われた番号まで連番を進める
         strict: マニフェストのないファイルが期待値 (expectations) を破っていれば、本番データベースがなくても中止する
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
     if is_foreign(backup):
         expectations.prepare(env)
-    with runbook("Restore database", env, confirm, changes=True, rank="recovery") as report:
+    with runbook("Restore database", env, confirm, plan, changes=True, rank="recovery") as report:
         workers = check_jobs(jobs)
         if into:
             choosing.judge_name(report, env, into)
@@ -73,6 +76,7 @@ def restore_database(
         steps.judge_space(report, env, chosen.bytes)
         judge_commits(report, env)
         choosing.plan(report, env, chosen, into)
+        pin_database(report, env.postgres, replaced=not into)
         permit = report.permit(choosing.act(env, into), alone_act(env))
         report.state_is("the live database was not touched", "launch it again when what is said above is put right")
         free_commits(report, permit, env, after=live)
@@ -118,7 +122,7 @@ def _tell_swapped(
 
 
 @flow(name="undo-restore", flow_run_name="undo-restore {environment}")
-def undo_restore(environment: str, kept: str = NEWEST, confirm: str = "") -> Report:
+def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: str = "") -> Report:
     """リストアの取り消し (§1.2)
 
     Swaps back: the database that the last restore replaced becomes live again, and the restored one is kept under
@@ -130,10 +134,11 @@ def undo_restore(environment: str, kept: str = NEWEST, confirm: str = "") -> Rep
     Args:
         environment: 対象の環境
         kept: newest、または保存されたデータベース名 (…__old_YYYYMMDD_HHMMSS)
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Undo restore", env, confirm, changes=True, rank="recovery") as report:
+    with runbook("Undo restore", env, confirm, plan, changes=True, rank="recovery") as report:
         name = env.postgres.database
         old = choosing.choose_superseded(report, find_superseded(env.postgres), kept)
         live = read_identity(env.postgres, name)
@@ -143,6 +148,7 @@ def undo_restore(environment: str, kept: str = NEWEST, confirm: str = "") -> Rep
         report.fact("written since the swap, and not in the old database", lost)
         report.plan("swap back", f"{old.name} (replaced {old.since} by {old.backup}) becomes {name}; "
                     f"the present {name} is kept", size=old.bytes, seconds=0.2)  # fmt: skip
+        pin_database(report, env.postgres, replaced=True)
         permit = report.permit(Act(UNDO, old.name))
         report.state_is("the live database was not touched", "launch it again when what is said above is put right")
         with advisory_lock(env.postgres) as guard, steps.swapping(report):

@@ -73,6 +73,7 @@ def apply_postgres_settings(
     override: str = "",
     override_hours: Annotated[int, Field(ge=1, le=MOST_HOURS)] = 24,
     reason: str = "",
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """postgresql.conf推奨設定の適用・VACUUM設定チューニング (§1.5, §1.3)
@@ -92,10 +93,13 @@ def apply_postgres_settings(
         override: 一時的な設定。例 max_connections = 300。空ならマニュアルの値を適用
         override_hours: 一時的な設定の有効期間 (時間)
         reason: 一時的な設定の理由。記録に残る。空でもよい
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Apply PostgreSQL settings", env, confirm, changes=True, name="apply-postgres-settings") as report:
+    with runbook(
+        "Apply PostgreSQL settings", env, confirm, plan, changes=True, name="apply-postgres-settings"
+    ) as report:
         found = read_settings(env.postgres)
         overrides = find_overrides(env, found)
         wanted = parse_override(found, override) if override else find_wanted(report, found, names, overrides)
@@ -106,6 +110,7 @@ def apply_postgres_settings(
             return report
         judge_order(report, found, wanted)
         plan_changes(report, found, changes)
+        report.pin_state("cluster", found.identity)
         permit = report.permit(*(Act(CHANGE, str(change)) for change in changes), Act(CHANGE, RELOAD))
         if changes:
             pairs = [Changed(c.name, found.by_name[c.name].auto, wanted[c.name]) for c in changes]
@@ -121,7 +126,7 @@ def apply_postgres_settings(
 
 
 @flow(name="undo-postgres-settings", flow_run_name="undo-postgres-settings {environment}")
-def undo_postgres_settings(environment: str, record: str = "", confirm: str = "") -> Report:
+def undo_postgres_settings(environment: str, record: str = "", plan: str = "", confirm: str = "") -> Report:
     """postgresql.conf推奨設定の復元 (§1.5)
 
     Puts back what apply-postgres-settings had replaced: the value that ALTER SYSTEM had written before, or none, so
@@ -133,10 +138,11 @@ def undo_postgres_settings(environment: str, record: str = "", confirm: str = ""
     Args:
         environment: 対象の環境
         record: 元に戻す記録の名前。空なら最新のもの
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Undo PostgreSQL settings", env, confirm, changes=True, name="undo-postgres-settings") as report:
+    with runbook("Undo PostgreSQL settings", env, confirm, plan, changes=True, name="undo-postgres-settings") as report:
         found = read_settings(env.postgres)
         chosen = records.find_record(records.read_all(env.reports_directory), found.identity, record)
         report.fact("record", f"{chosen.name} of {chosen.taken}")
@@ -148,6 +154,7 @@ def undo_postgres_settings(environment: str, record: str = "", confirm: str = ""
         judge_order(report, found, {change.name: change.value for change in changes if change.value is not None})
         plan_changes(report, found, changes)
         report.plan("reload", f"the configuration; record {chosen.name} is then undone")
+        report.pin_state("cluster", found.identity)
         permit = report.permit(*(Act(CHANGE, str(change)) for change in changes), Act(CHANGE, RELOAD))
         tell_done(report, alter_system(permit, env.postgres, changes))
         records.close_replaced(env.reports_directory, read_settings(env.postgres), at_once=True)

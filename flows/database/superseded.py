@@ -17,6 +17,8 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from blocks.places import KeepSuperseded
+from flows.deleting import judge_clocks, limit_unattended
+from flows.pinned import pin_deleted
 from runbook import clock
 from runbook.errors import OpsError
 from runbook.kinds import action
@@ -56,6 +58,7 @@ def discard_superseded(
     environment: str,
     keep: Annotated[int, Field(ge=AS_TOML, le=MOST_KEPT)] = AS_TOML,
     names: tuple[str, ...] = (),
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """旧データの削除 (§1.2, §8.2)
@@ -72,14 +75,19 @@ def discard_superseded(
         environment: 対象の環境
         keep: 種類ごとに残す数 (新しい順)。-1 は TOML の keep_superseded
         names: 削除する名前 (計画が表示したもの)。空なら keep に従う
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら一覧だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Discard superseded", env, confirm, changes=True) as report:
+    with runbook("Discard superseded", env, confirm, plan, changes=True) as report:
         if not AS_TOML <= keep <= MOST_KEPT:
             raise OpsError(f"keep is {keep}", f"choose 0 to {MOST_KEPT}, or {AS_TOML} for the TOML's keep_superseded")
         found = find_aside(env, 0) if names else find_discardable(env) if keep == AS_TOML else find_aside(env, keep)
+        if not names:
+            judge_clocks(report, env)
         doomed = [item for item in found if not names or item.name in names]
+        if report.unattended:
+            doomed = list(limit_unattended(report, env, "superseded copies", doomed[::-1], len(find_aside(env, 0))))
         report.pin("names", [item.name for item in doomed])
         if gone := [name for name in names if name not in {item.name for item in doomed}]:
             report.fact("gone already", ", ".join(gone))
@@ -93,6 +101,7 @@ def discard_superseded(
             return report
         for item in doomed:
             report.plan(f"remove {item.kind}", item.name, size=item.bytes)
+        pin_deleted(report, "superseded", ((item.name, 0) for item in doomed))  # a database's size varies by itself
         permit = report.permit(*(Act(DISCARD, item.name) for item in doomed))
         for item in doomed:
             discard(permit, env, item)

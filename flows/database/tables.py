@@ -11,6 +11,7 @@ from pydantic import Field
 from blocks.environment import Environment, Stores
 from flows.database import steps, table_steps
 from flows.database.choosing import NEWEST
+from flows.pinned import pin_database
 from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
@@ -32,6 +33,7 @@ def restore_tables(
     backup: str = "latest",
     source: Stores = "backups",
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """テーブル単位のリストア (§1.2)
@@ -55,10 +57,11 @@ def restore_tables(
         backup: latest、日付 (YYYYMMDD)、またはバックアップ名
         source: 保管先。copies は複製先
         jobs: 並列数。0 は CPU の数
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Restore tables", env, confirm, changes=True, rank="recovery") as report:
+    with runbook("Restore tables", env, confirm, plan, changes=True, rank="recovery") as report:
         workers = check_jobs(jobs)
         table_steps.require_names(tables)
         chosen = steps.choose_backup(report, env, backup, source)
@@ -73,6 +76,7 @@ def restore_tables(
             table_steps.judge_definitions(report, pairs, ties, chosen)
             table_steps.judge_space(report, env, wanted)
             table_steps.plan(report, wanted, chosen.name)
+            pin_database(report, env.postgres, replaced=True)
             permit = report.permit(*table_steps.acts(pairs))
             report.state_is("the live tables were not touched", "launch it again when what is said above is put right")
             with advisory_lock(env.postgres) as guard:
@@ -92,7 +96,7 @@ def restore_tables(
 
 
 @flow(name="undo-restore-tables", flow_run_name="undo-restore-tables {environment} {kept}")
-def undo_restore_tables(environment: str, kept: str = NEWEST, confirm: str = "") -> Report:
+def undo_restore_tables(environment: str, kept: str = NEWEST, plan: str = "", confirm: str = "") -> Report:
     """テーブル単位のリストアの取り消し (§1.2)
 
     Puts back the rows that the last restore-tables replaced, by the same way: in one transaction, foreign keys asked,
@@ -107,10 +111,11 @@ def undo_restore_tables(environment: str, kept: str = NEWEST, confirm: str = "")
     Args:
         environment: 対象の環境
         kept: newest、または保存テーブル名の末尾の時刻 (YYYYMMDD_HHMMSS)
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Undo restore tables", env, confirm, changes=True, rank="recovery") as report:
+    with runbook("Undo restore tables", env, confirm, plan, changes=True, rank="recovery") as report:
         old = table_steps.choose_kept(find_superseded_tables(env.postgres), kept)
         report.pin("kept", old[0].stamp)
         pairs = pair_kept(env.postgres, [(table.oid, table.table) for table in old])
@@ -122,6 +127,7 @@ def undo_restore_tables(environment: str, kept: str = NEWEST, confirm: str = "")
         table_steps.judge_space(report, env, wanted)
         report.fact("old rows", f"replaced {old[0].since} by {old[0].backup}")
         table_steps.plan(report, wanted, old[0].stamp)
+        pin_database(report, env.postgres, replaced=True)
         permit = report.permit(*table_steps.acts(pairs))
         report.state_is("the live tables were not touched", "launch it again when what is said above is put right")
         with advisory_lock(env.postgres) as guard:

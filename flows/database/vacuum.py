@@ -10,6 +10,7 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.database.autovacuum import judge_ages, judge_settings, judge_tables
 from flows.database.holders import LONG_SECONDS, judge_holders, of_database
+from flows.pinned import pin_database
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.render import size
@@ -43,6 +44,7 @@ def vacuum_database(
     tables: list[str] = [],  # noqa: B006 (Prefect copies it; the form shows a list)
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
     long_seconds: Annotated[int, Field(ge=0, le=86400)] = LONG_SECONDS,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """手動VACUUM実行 (§1.3)
@@ -65,10 +67,11 @@ def vacuum_database(
         tables: 対象のテーブル (スキーマ.テーブル)。空なら全テーブル (full では必須)
         jobs: 並列数。0 は CPU の数 (full は常に 1)
         long_seconds: この秒数より長く開いているトランザクションを報告する
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: full を実行するときは環境名を入力。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Vacuum database", env, confirm, changes=True) as report:
+    with runbook("Vacuum database", env, confirm, plan, changes=True) as report:
         require_primary(env)
         workers = check_jobs(jobs)
         before = _chosen(read_tables(env.postgres), tables, mode)
@@ -81,6 +84,7 @@ def vacuum_database(
             _judge_space(report, env, before)
             report.fail_if_critical()
             _plan(report, before)
+            pin_database(report, env.postgres)
             permit = report.permit(*(Act(REWRITE, table.name) for table in before))
             done = rewrite_tables(permit, env.postgres, before)
         else:

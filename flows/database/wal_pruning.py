@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from blocks.environment import Environment, Stores
 from flows.database.cluster_steps import by_pgbackrest
+from flows.deleting import limit_unattended
 from flows.store import store_for
 from runbook.permit import Act, Permit
 from runbook.render import size
@@ -32,6 +34,8 @@ def find_prunable_wal(
     found = list[OldWal]()
     for system in sorted({cluster_in(backup).system for backup in kept}):
         old = find_old_wal(archive_of(env, which, system), system, kept, rule.window)
+        some = limit_unattended(report, env, "files of WAL", old.doomed, old.of)
+        old = replace(old, doomed=tuple(some))
         if old.doomed:
             report.plan("delete WAL", f"{len(old.doomed)} files: {old.where}", size=old.bytes)
             found.append(old)

@@ -27,7 +27,12 @@ from tasks.docker.source import Source, read_source
 
 @flow(name="build-images", flow_run_name="build-images {environment} {version}")
 def build_images(
-    environment: str, version: str = "", roles: tuple[str, ...] = (), push: bool = False, confirm: str = ""
+    environment: str,
+    version: str = "",
+    roles: tuple[str, ...] = (),
+    push: bool = False,
+    plan: str = "",
+    confirm: str = "",
 ) -> Report:
     """イメージのビルドとプッシュ (§4.1)
 
@@ -47,10 +52,11 @@ def build_images(
         version: バージョン (必須。イメージのタグ。例 v1.2.3)
         roles: ビルドするコンテナ ([docker.containers] の名前)。空ならすべて
         push: レジストリにプッシュする (confirm が必要)
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力するとプッシュまで実行。空ならプッシュは計画だけ (push なしのビルドには不要)
     """
     env = Environment.find(environment)
-    with runbook("Build images", env, confirm, changes=True) as report:
+    with runbook("Build images", env, confirm, plan, changes=True) as report:
         check_version(version)
         block = env.docker
         chosen = list(dict.fromkeys(roles)) or [role for role, one in block.containers.items() if one.dockerfile]
@@ -66,6 +72,7 @@ def build_images(
         if push:
             for reference in references:
                 report.plan("push", reference)
+            report.pin_state("commit", source.short)
             permit = report.permit(*map(push_act, references))
         built = [build_role(report, block, role, source, version) for role in chosen if role not in pushed]
         report.table("Images", ("role", "image", "id", "bytes"),

@@ -10,6 +10,8 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from blocks.services import DockerServices
+from flows.deleting import judge_clocks, limit_unattended
+from flows.pinned import pin_deleted
 from runbook.errors import OpsError
 from runbook.render import duration, size
 from runbook.report import Report
@@ -36,6 +38,7 @@ def clean_docker(
     keep_tags: Annotated[int, Field(ge=1)] = 3,
     label: str = "",
     volumes: tuple[str, ...] = (),
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """未使用イメージのクリーンアップ (§4.1)
@@ -59,16 +62,19 @@ def clean_docker(
         keep_tags: リポジトリごとに残す最新イメージの数
         label: このラベルを持つものだけを対象にする (key または key=value)。空なら問わない
         volumes: 削除するボリュームの名前。指定したものだけを削除する。空なら削除しない
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Clean Docker", env, confirm, changes=True) as report:
+    with runbook("Clean Docker", env, confirm, plan, changes=True) as report:
         if not parts and not volumes:
             raise OpsError("nothing is chosen", "choose containers, images, networks or build cache, or name volumes")
+        judge_clocks(report, env)
         before = datetime.now(UTC) - timedelta(hours=older_than_hours)
         kinds = [KINDS[part] for part in parts]
         found = read_inventory(env.docker.host)
         doomed = choose(found, Wish(kinds, before, keep_tags, label, _own(env), volumes))
+        doomed = list(limit_unattended(report, env, "parts of Docker", doomed, found.parts))
         report.fact("layers before", size(found.layers_bytes))
         if not doomed:
             report.outcome = f"nothing that nobody uses is older than {older_than_hours} h"
@@ -77,6 +83,7 @@ def clean_docker(
             age = duration((report.started - one.since).total_seconds())
             report.plan(f"remove {one.kind}", f"{one.name}: {one.why}, {age} old", size=one.bytes)
         report.fact("comes free", f"at least {size(sum(one.bytes for one in doomed))}")
+        pin_deleted(report, "unused in Docker", ((one.id, one.bytes) for one in doomed))
         permit = report.permit(*map(act_of, doomed))
         done = remove(permit, env.docker.host, doomed)
         report.table("Removed", ("kind", "name", "bytes", "result"),

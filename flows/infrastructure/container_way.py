@@ -57,6 +57,11 @@ class Containers:
         now = read_deployed(env.docker, chosen)
         return cls(env, version, seconds, again, now, find_images(env.docker, chosen, version))
 
+    @property
+    def identity(self) -> str:
+        """The digest (or id) of each image."""
+        return ", ".join(f"{one.role} {one.digest or one.image_id}" for one in self.wanted)
+
     def plan(self, report: Report) -> list[Act]:
         """What is there, what would be done; returns what has to be permitted."""
         _tell(report, self.env, self.now, self.wanted)

@@ -20,6 +20,10 @@ from runbook.run import runbook
 class Way(Protocol):
     """How a version gets to where it runs, planned first."""
 
+    @property
+    def identity(self) -> str:
+        """What would run: a commit, or the images."""
+
     def plan(self, report: Report) -> Sequence[Act]:
         """What is there, what would be done; returns what has to be permitted."""
 
@@ -34,6 +38,7 @@ def deploy_application(
     roles: tuple[str, ...] = (),
     health_seconds: Annotated[int, Field(ge=1)] = 120,
     recreate: bool = False,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """Dockerイメージ更新: バージョンの配備と切り戻し (§4.1)
@@ -56,14 +61,16 @@ def deploy_application(
         roles: 対象のコンテナ ([docker.containers] の名前)。空ならすべて
         health_seconds: この秒数以内に正常にならなければ元のバージョンに戻す
         recreate: 同じバージョンでもやり直す (設定を変えたとき)
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Deploy application", env, confirm, changes=True) as report:
+    with runbook("Deploy application", env, confirm, plan, changes=True) as report:
         way = way_of(env, version, health_seconds, roles=roles, again=recreate)
         acts = way.plan(report)
         if isinstance(way, Unpack):
             report.pin("version", way.release.commit)  # a branch may move until it is confirmed
+        report.pin_state("version", way.identity)
         permit = report.permit(*acts)
         report.outcome = way.carry_out(report, permit)
     return report

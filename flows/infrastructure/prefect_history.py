@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from prefect import flow
 
 from blocks.environment import Environment
+from flows.deleting import judge_clocks
 from runbook.errors import OpsError
 from runbook.render import size
 from runbook.report import Report, Status
@@ -39,6 +40,7 @@ def clean_prefect_history(environment: str) -> Report:
         server = env.prefect_server
         if not server.keep_days:
             raise OpsError("[prefect_server] keep_days is 0: all history is kept", "set it in the environment's TOML")
+        judge_clocks(report, env, database=server)
         before = datetime.now(UTC) - timedelta(days=server.keep_days)
         report.fact("kept", f"{server.keep_days} days: what ended since {before:%Y-%m-%d %H:%M} UTC")
         report.fact("old flow runs", f"{count_old_runs(server, before):,}")

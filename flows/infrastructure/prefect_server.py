@@ -24,6 +24,7 @@ from flows.database import steps, taking
 from flows.database.commits import alone_act, free_commits, judge_commits
 from flows.infrastructure import prefect_steps, upgrade_steps
 from flows.launch import launch
+from flows.pinned import pin_database
 from flows.store import mark_verified, measured, note, store_for, tidy
 from runbook.render import size
 from runbook.report import Report
@@ -78,6 +79,7 @@ def restore_prefect(
     backup: str = "latest",
     source: Stores = "backups",
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """Prefect 自身のデータベースのリストア (§8.2)
@@ -98,10 +100,11 @@ def restore_prefect(
         backup: latest、日付 (YYYYMMDD)、またはバックアップ名 (prefect_…)
         source: 保管先。copies は複製先
         jobs: 並列数。0 は CPU の数
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行 (コマンドラインのみ)。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Restore Prefect", env, confirm, changes=True, rank="recovery") as report:
+    with runbook("Restore Prefect", env, confirm, plan, changes=True, rank="recovery") as report:
         own, workers = env.of_prefect(), check_jobs(jobs)
         prefect_steps.judge_caller(report, env, confirm)
         server = read_server(own.postgres)
@@ -114,6 +117,7 @@ def restore_prefect(
         live = read_identity(own.postgres, own.postgres.database)
         found = prefect_steps.judge_services(report, env, live)
         prefect_steps.plan(report, env, own, chosen, server)
+        pin_database(report, own.postgres, replaced=True)
         permit = report.permit(steps.replace_act(own), alone_act(own))
         report.state_is("Prefect's database was not touched", "launch it again when what is said above is put right")
         free_commits(report, permit, own, after=live)

@@ -12,16 +12,19 @@ from blocks.environment import Environment
 from blocks.places import Certificates
 from flows.infrastructure.certificate_findings import judge_schedules, tell_certificates
 from flows.infrastructure.certificate_steps import Work, do, find_work, read_all, read_known, shown_for
+from flows.pinned import pin_paths
 from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.certificates import certbot
-from tasks.certificates.files import Files
+from tasks.certificates.files import CHAIN, Files
 from tasks.certificates.served import Served
 
 
 @flow(name="renew-certificates", flow_run_name="renew-certificates {environment}")
-def renew_certificates(environment: str, domain: str = "", force: bool = False, confirm: str = "") -> Report:
+def renew_certificates(
+    environment: str, domain: str = "", force: bool = False, plan: str = "", confirm: str = ""
+) -> Report:
     """SSL証明書管理: Let's Encrypt証明書の取得・更新 (§4.3)
 
     Has certbot issue the certificates of `[certificates]` that are missing or lack a name, and renew those in the last
@@ -41,10 +44,11 @@ def renew_certificates(environment: str, domain: str = "", force: bool = False, 
         environment: 対象の環境
         domain: この証明書だけ (ディレクトリ名)。空ならすべて
         force: 期限前でも更新する (鍵の漏洩など)
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Renew certificates", env, confirm, changes=True) as report:
+    with runbook("Renew certificates", env, confirm, plan, changes=True) as report:
         block, now = env.certificates, datetime.now(UTC)
         every, served = read_all(block)
         chosen = _chosen(every, domain)
@@ -59,6 +63,7 @@ def renew_certificates(environment: str, domain: str = "", force: bool = False, 
             return report
         known = read_known(report, block)
         _plan(report, block, due)
+        pin_paths(report, "certificates", *(work.files.directory / CHAIN for work in due))
         permit = report.permit(*(work.act for work in due))
         done = [do(report, permit, block, work, known) for work in due]
         report.outcome = f"{sum(done)} of {len(due)} done"

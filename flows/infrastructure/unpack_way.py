@@ -64,6 +64,11 @@ class Unpack:
         """The services that run from there."""
         return self.env.services_in(SERVICES)
 
+    @property
+    def identity(self) -> str:
+        """The release's commit."""
+        return self.release.commit
+
     def plan(self, report: Report) -> list[Act]:
         """What is there, what would be done; returns what has to be permitted.
 

@@ -11,7 +11,9 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
+from flows.deleting import judge_clocks, limit_unattended
 from flows.logs.steps import Log, path_of
+from flows.pinned import pin_deleted
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.render import size
@@ -28,6 +30,7 @@ def clean_logs(
     environment: str,
     days: Annotated[int, Field(ge=1)] = MANUAL_DAYS,
     logs: tuple[Log, ...] = ("app",),
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """ログローテーション: 古いログの削除 (§6.2)
@@ -44,26 +47,32 @@ def clean_logs(
         environment: 対象の環境
         days: 最後の書き込みからこの日数を過ぎたファイルを削除する
         logs: 対象のログ。監査ログ (audit) は指定したときだけ
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Clean logs", env, confirm, changes=True) as report:
+    with runbook("Clean logs", env, confirm, plan, changes=True) as report:
         if not logs:
             raise OpsError("no log is named", "choose app, audit or both in logs")
-        before = datetime.now(UTC) - timedelta(days=days)
+        judge_clocks(report, env)
+        before, number = datetime.now(UTC) - timedelta(days=days), 0
         chosen = list[LogFile]()
         for log in dict.fromkeys(logs):
             path = Path(path_of(env, log))
             files = find_logs(path)
             old = [file for file in files if file.path != path and file.modified < before]
+            number += len(files)
             chosen += _not_held(report, old, read_holders(old))
             report.fact(log, f"{size(sum(file.bytes for file in files))} in {len(files)} files, {len(old)} of them old")
+        oldest_first = sorted(chosen, key=lambda file: file.modified)
+        chosen = list(limit_unattended(report, env, "log files", oldest_first, number))
         if not chosen:
             report.outcome = f"nothing that was rotated is older than {days} days"
             return report
         for file in chosen:
             age = (report.started - file.modified).days
             report.plan(REMOVE, f"{file.path}, last written {age} days ago", size=file.bytes)
+        pin_deleted(report, "rotated logs", ((f"{file.path} {file.inode}", file.bytes) for file in chosen))
         permit = report.permit(*(Act(REMOVE, str(file.path)) for file in chosen))
         gone = remove_logs(permit, chosen, before)
         left = [file.path.name for file in chosen if file not in gone]

@@ -9,6 +9,7 @@ from prefect import flow
 
 from blocks.environment import Environment
 from flows.logs.steps import path_of
+from flows.pinned import pin_paths
 from runbook.errors import OpsError
 from runbook.permit import Act
 from runbook.render import size
@@ -21,7 +22,7 @@ from tasks.logs.rotation import program, read_rotation
 
 
 @flow(name="rotate-logs", flow_run_name="rotate-logs {environment}")
-def rotate_logs(environment: str, confirm: str = "") -> Report:
+def rotate_logs(environment: str, plan: str = "", confirm: str = "") -> Report:
     """ログローテーションの実施と確認 (§6.2)
 
     Has logrotate rotate the logs now, by its own configuration, and proves that the application went along: the lines
@@ -35,10 +36,11 @@ def rotate_logs(environment: str, confirm: str = "") -> Report:
 
     Args:
         environment: 対象の環境
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Rotate logs", env, confirm, changes=True) as report:
+    with runbook("Rotate logs", env, confirm, plan, changes=True) as report:
         log, configuration = Path(path_of(env, "app")), Path(env.logs.need("rotation"))
         program()
         before = next((file for file in find_logs(log) if file.path == log), None)
@@ -51,6 +53,7 @@ def rotate_logs(environment: str, confirm: str = "") -> Report:
                       expected="1 block")  # fmt: skip
         report.fail_if_critical()
         report.plan(ROTATE, f"{configuration}: {log} gets another name", size=before.bytes, seconds=1)
+        pin_paths(report, "log", log)
         permit = report.permit(Act(ROTATE, str(configuration)))
         said = rotate(permit, configuration)
         report.attach(Evidence("What logrotate said", text=f"```\n{worth_reading(said)[-6000:]}\n```"))

@@ -11,6 +11,7 @@ from typing import Literal
 from blocks.environment import Environment, Stores
 from flows.database import steps as database
 from flows.database.commits import alone_act
+from flows.pinned import pin_database, pin_paths, pin_redis
 from flows.redis.steps import judge_redis
 from flows.store import read_files, store_for
 from runbook.permit import Act
@@ -52,6 +53,17 @@ class Chosen:
             acts.append(Act(REPLACE_FILES, env.application.directory))
             acts += [Act(SWITCH, env.application.env_file)] * bool(env.application.env_file)
         return tuple(acts)
+
+
+def pin(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> None:
+    """What a full restore replaces: writes after its plan are lost. `up`: whether the database server answers."""
+    pin_database(report, env.postgres, replaced=True, up=up)
+    if chosen.redis:
+        report.pin_state("backup of Redis", chosen.redis.name)
+        pin_redis(report, env.redis, replaced=True)
+    if chosen.files:
+        report.pin_state("backup of the files", chosen.files.name)
+        pin_paths(report, "live files", env.application.directory)
 
 
 def choose(report: Report, env: Environment, wanted: str, source: Stores, without: Sequence[Part] = ()) -> Chosen:

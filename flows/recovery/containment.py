@@ -18,7 +18,7 @@ from runbook.run import runbook
 
 @flow(name="contain-incident", flow_run_name="contain-incident {environment}")
 def contain_incident(
-    environment: str, block_writes: bool = False, reason: str = "", by: str = "", confirm: str = ""
+    environment: str, block_writes: bool = False, reason: str = "", by: str = "", plan: str = "", confirm: str = ""
 ) -> Report:
     """障害の封じ込め (§8.4)
 
@@ -42,14 +42,16 @@ def contain_incident(
         block_writes: アプリケーションのロールの書き込みも止める
         reason: 理由 (必須)。拒否されたメンテナンスの表示に出る
         by: 実施者の名前 (必須)
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Contain incident", env, confirm, changes=True, rank="recovery") as report:
+    with runbook("Contain incident", env, confirm, plan, changes=True, rank="recovery") as report:
         if not reason.strip() or not by.strip():
             raise OpsError("who contains it, and why, is not said", "fill in by and reason: refused runs show them")
         scene = steps.survey(report, env, block_writes=block_writes)
         known = containment.read(env.name, env.reports_directory)
+        report.pin_state("contained", known.id if known else "no")
         permit = report.permit(*steps.plan_containment(report, env, scene))
         contained = steps.noted(env, known, scene, reason.strip(), by.strip())
         report.state_is("maintenance is frozen; not all is held still yet", "launch it again, or release-containment")
@@ -59,7 +61,7 @@ def contain_incident(
 
 
 @flow(name="release-containment", flow_run_name="release-containment {environment}")
-def release_containment(environment: str, confirm: str = "") -> Report:
+def release_containment(environment: str, plan: str = "", confirm: str = "") -> Report:
     """封じ込めの解除 (§8.4)
 
     Puts back what contain-incident changed, and nothing else: replay goes on where that had paused it, roles get the
@@ -73,14 +75,16 @@ def release_containment(environment: str, confirm: str = "") -> Report:
 
     Args:
         environment: 対象の環境
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Release containment", env, confirm, changes=True, rank="recovery") as report:
+    with runbook("Release containment", env, confirm, plan, changes=True, rank="recovery") as report:
         found = containment.read(env.name, env.reports_directory)
         if found is None:
             report.outcome = "it is not contained: there is nothing to release"
             return report
+        report.pin_state("contained", found.id)
         permit = report.permit(*steps.plan_release(report, found))
         steps.release(report, permit, env, found)
     return report

@@ -44,7 +44,7 @@ SCENARIOS: dict[str, Scenario] = {
 @flow(name="run-drill", flow_run_name="run-drill {environment} {scenario}")
 def run_drill(
     environment: str, scenario: ScenarioName = "database_failure", declaration: str = "", page: bool = False,
-    participants: tuple[str, ...] = (), confirm: str = "",
+    participants: tuple[str, ...] = (), plan: str = "", confirm: str = "",
 ) -> Report:  # fmt: skip
     """災害復旧訓練 (§8.4)
 
@@ -75,10 +75,11 @@ def run_drill(
         declaration: scenario=declared のとき、訓練の定義ファイル名 (拡張子なし)。他のシナリオでは空
         page: オンコール担当者を実際に呼び出し、応答時間を測る
         participants: 参加者 (レポートに記載)。空でもよい
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 実行するには訓練を行う環境の名前を入力。空なら計画のみ表示
     """
     env = where_disposable(Environment.find(environment))
-    work = runbook("DR drill", env, confirm, changes=True, rank="recovery", name="run-drill")
+    work = runbook("DR drill", env, confirm, plan, changes=True, rank="recovery", name="run-drill")
     with board.rebuilt(env), html.beside() as pages, work as report:
         pages.append(report)
         require_disposable(env)
@@ -86,6 +87,7 @@ def run_drill(
             report.fact("held in", f"{env.name}, the drill_environment of {environment}")
         report.fact("participants", ", ".join(participants) or "nobody is named")
         if left := record.find(env.reports_directory):
+            report.pin_state("left by", left.scenario)
             permit = report.permit(*_plan_healing(report, left))
             _end_half_done(report, permit, env, left)
             return report
@@ -97,6 +99,7 @@ def run_drill(
         chosen = Declared(read_declaration(env, declaration)) if name == "declared" else SCENARIOS[name]
         directory = env.reports_directory / "drills" / f"{report.started:%Y%m%dT%H%M%S}"
         checked = _judge(report, env, chosen, directory)
+        report.pin_state("scenario", name)
         permit = report.permit(*chosen.acts(env))
         _hold(report, permit, env, chosen, directory, checked, page)
     return report

@@ -39,6 +39,7 @@ def full_restore(
     advance: bool = False,
     without: tuple[choose.Part, ...] = (),
     strict: bool = False,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """完全システムリストア (§8.2)
@@ -74,11 +75,12 @@ def full_restore(
         advance: 旧データベースで既に使われた番号まで連番を進める
         without: 戻さない部分。バックアップも本番データもない部分は、ここに指定したときだけ空で始める
         strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、切り替え前に中止する
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
     expectations.prepare(env)
-    with board.rebuilt(env), runbook("Full restore", env, confirm, changes=True, rank="recovery") as report:
+    with board.rebuilt(env), runbook("Full restore", env, confirm, plan, changes=True, rank="recovery") as report:
         workers = check_jobs(jobs)
         if stop_services not in ("first", "at_swap"):
             raise OpsError(f"stop_services is “{stop_services}”", "choose first or at_swap")
@@ -87,6 +89,7 @@ def full_restore(
         chosen = choose.choose(report, env, backup, source, without)
         found = revive.judge(report, env, chosen.database, workers)
         build.plan(report, env, chosen, found, stop_services)
+        choose.pin(report, env, chosen, up=found.presence == "up")
         permit = report.permit(*chosen.acts(env))
         live = revive.revive(report, permit, env, chosen.database, found, workers)
         holding = services_held(report, permit, env, chosen, found, stop_services, live)

@@ -14,6 +14,7 @@ from flows.database.cluster_verification import judge_space, judge_version
 from flows.database.table_steps import require_names
 from flows.database.tables import restore_tables
 from flows.launch import launch
+from flows.pinned import pin_database
 from flows.recovery import point_build, point_choice, point_swap, point_tables, point_target
 from flows.recovery.point_choice import Origin
 from flows.recovery.point_target import Found
@@ -45,6 +46,7 @@ def restore_to_point(
     backup: str = "auto",
     timeline: Annotated[int, Field(ge=0, le=1_000_000)] = 0,
     source: Stores = "backups",
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """任意の時点への復旧 (§8.2)
@@ -74,10 +76,11 @@ def restore_to_point(
         backup: auto、またはベースバックアップ名 (base_YYYYMMDD_HHMMSS)
         timeline: たどるタイムライン。0 はアーカイブの最新
         source: 保管先。copies は複製先
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Restore to point", env, confirm, changes=True, rank="recovery") as report:
+    with runbook("Restore to point", env, confirm, plan, changes=True, rank="recovery") as report:
         point_target.require_target(target, by)
         wanted = parse_target(by, target, env.zone)
         _require_mode(mode, tables)
@@ -97,6 +100,7 @@ def restore_to_point(
         stop = point_target.judge_target(report, origin, wanted, found)
         _plan(report, env, origin, found, mode, tables)
         acts = point_swap.acts(env) if mode == "swap" else point_tables.acts(tables)
+        pin_database(report, env.postgres, replaced=True)
         permit = report.permit(*acts)
         report.state_is("nothing live was touched", "launch it again when what is said above is put right")
         point_choice.bring_files(report, origin)

@@ -46,6 +46,7 @@ def postgres_failover(
     fence: bool = False,
     fenced_by: str = "",
     max_lag_megabytes: Annotated[int, Field(ge=0, le=1_000_000)] = 16,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """フェイルオーバー手順: データベースフェイルオーバー（PostgreSQL） (§8.3)
@@ -73,11 +74,12 @@ def postgres_failover(
         fence: 応答しない古いプライマリをサービス管理で停止させてから昇格する (再起動を繰り返している時など)
         fenced_by: 古いホストに到達できない時のみ必須。誰が、どう停止・隔離したか (例 山田 iDRACで電源断)
         max_lag_megabytes: 許容するスタンバイの遅れ (MB)。これを超えると昇格しない
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 実行するには環境名を入力。空なら計画のみ表示
     """
     env = Environment.find(environment)
     with runbook(
-        "PostgreSQL failover", env, confirm, changes=True, rank="recovery", name="postgres-failover"
+        "PostgreSQL failover", env, confirm, plan, changes=True, rank="recovery", name="postgres-failover"
     ) as report:
         started, phases = time.monotonic(), Phases()
         pair = read_pair(env, mode, new_primary)
@@ -87,6 +89,7 @@ def postgres_failover(
         judge(report, pair, mode, fenced_by, fence, max_lag_megabytes * MIB)
         _plan(report, env, pair, fence)
         report.pin("new_primary", address(pair.new))
+        report.pin_state("timeline", pair.old_timeline)
         permit = report.permit(*acts(env, pair))
         _judge_again(report, env, pair, mode, fenced_by, fence, max_lag_megabytes * MIB)
         phases.seconds["decision"] = time.monotonic() - started
@@ -213,7 +216,7 @@ def _unfinished(env: Environment, pair: Pair) -> list[str]:
 
 
 @flow(name="rejoin-standby", flow_run_name="rejoin-standby {environment}")
-def rejoin_standby(environment: str, method: Method = "auto", confirm: str = "") -> Report:
+def rejoin_standby(environment: str, method: Method = "auto", plan: str = "", confirm: str = "") -> Report:
     """旧プライマリのスタンバイとしての再参加 (§8.3)
 
     Makes the server that is not the primary its standby: the old primary after a failover, or a standby that has fallen
@@ -228,10 +231,11 @@ def rejoin_standby(environment: str, method: Method = "auto", confirm: str = "")
     Args:
         environment: 対象の環境 (lab, staging, production …)
         method: auto は pg_rewind、不可能ならベースバックアップ。rewind、base_backup はその方法のみ
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 実行するには環境名を入力。空なら計画のみ表示
     """
     env = Environment.find(environment)
-    with runbook("Rejoin standby", env, confirm, changes=True, rank="recovery") as report:
+    with runbook("Rejoin standby", env, confirm, plan, changes=True, rank="recovery") as report:
         if not env.has("standby"):
             raise OpsError("the environment names no standby", "add [standby] to its TOML")
         joining = rejoin_steps.read_joining(env.postgres, env.standby)
@@ -241,6 +245,7 @@ def rejoin_standby(environment: str, method: Method = "auto", confirm: str = "")
             return report
         rejoin_steps.judge_joining(report, joining, method)
         rejoin_steps.plan_joining(report, joining, method)
+        report.pin_state("roles", f"{address(joining.node)} behind {address(joining.primary)}")
         permit = report.permit(*rejoin_steps.rejoin_acts(joining))
         rejoin_steps.join(report, permit, env, joining, method)
         report.outcome = f"{address(joining.node)} is a standby of {address(joining.primary)}"

@@ -28,7 +28,9 @@ RECENT_SECONDS = 3600.0
 
 
 @flow(name="redis-failover", flow_run_name="redis-failover {environment} {mode}")
-def redis_failover(environment: str, mode: Mode = "planned", new_master: str = "", confirm: str = "") -> Report:
+def redis_failover(
+    environment: str, mode: Mode = "planned", new_master: str = "", plan: str = "", confirm: str = ""
+) -> Report:
     """Redisフェイルオーバー（Redis Sentinel使用時） (§8.3)
 
     Makes a replica the master. `planned`, while the master lives (before work on its host): no acknowledged write is
@@ -48,10 +50,11 @@ def redis_failover(environment: str, mode: Mode = "planned", new_master: str = "
         environment: 対象の環境 (lab, staging, production …)
         mode: planned はマスターが生きている時 (書き込み損失なし)、unplanned はマスターが停止した時
         new_master: 昇格させるレプリカ host:port。空なら Sentinel が選ぶもの
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 実行するには環境名を入力。空なら計画のみ表示
     """
     env = Environment.find(environment)
-    with runbook("Redis failover", env, confirm, changes=True, rank="recovery") as report:
+    with runbook("Redis failover", env, confirm, plan, changes=True, rank="recovery") as report:
         started, block = time.monotonic(), env.redis
         _require_sentinels(block, mode)
         group = read_group(block)
@@ -66,6 +69,7 @@ def redis_failover(environment: str, mode: Mode = "planned", new_master: str = "
         _plan(report, choice, mode)
         if mode == "planned":  # of a dead master's replicas the Sentinels choose
             report.pin("new_master", choice.candidate)
+        report.pin_state("master", choice.master)
         permit = report.permit(Act(ACT, choice.target))
         _judge_again(report, block, choice, mode, new_master, before)
         report.state_is(

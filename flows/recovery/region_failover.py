@@ -17,6 +17,7 @@ from prefect import flow
 from blocks.environment import Environment
 from flows.database import expectations
 from flows.launch import launch
+from flows.pinned import pin_database
 from flows.recovery import choose, point_choice, point_swap, region_account, region_build, region_fence
 from flows.recovery.held import Held
 from flows.recovery.region_account import Phases
@@ -38,6 +39,7 @@ def region_failover(
     fenced_by: str = "",
     without: tuple[choose.Part, ...] = (),
     strict: bool = False,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """リージョン切り替え (§8.3)
@@ -67,11 +69,12 @@ def region_failover(
         fenced_by: 旧リージョンを遮断した人と方法。ここから確認できない場合に必須
         without: 戻さない部分。バックアップも既存データもない部分は、ここに指定したときだけ空で始める
         strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、ユーザーを切り替える前に中止する
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 切り替え先の環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
     expectations.prepare(env)
-    with runbook("Region failover", env, confirm, changes=True, rank="recovery") as report:
+    with runbook("Region failover", env, confirm, plan, changes=True, rank="recovery") as report:
         old, phases = region_fence.other_region(env, source), Phases()
         if unknown := set(without) - set(get_args(choose.Part)):
             raise OpsError(f"without is {', '.join(sorted(unknown))}", "choose redis, files or both")
@@ -87,6 +90,7 @@ def region_failover(
             way, chosen = _choose(report, env, ways, fence, without)
         region_build.plan(report, env, way, chosen)
         report.plan("send users here", f"{env.endpoint.file}: {env.application.url}, when all of it is proven")
+        pin_database(report, env.postgres)
         permit = report.permit(*_acts(env, chosen))
         report.state_is("nothing serves here, and no user is sent here", "launch it again when that is put right")
         fence.judge(report, "after the confirmation")

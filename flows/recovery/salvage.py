@@ -11,6 +11,7 @@ from pydantic import Field
 from blocks.environment import Environment
 from blocks.postgres import Postgres
 from flows.database.table_steps import judge_ties
+from flows.pinned import pin_database
 from flows.recovery import salvage_account as account
 from flows.recovery.salvage_account import Salvage
 from flows.recovery.salvage_source import NEWEST, Source, opened
@@ -35,6 +36,7 @@ def salvage_writes(
     differing: Differing = "unchanged",
     since_transaction: Annotated[int, Field(ge=0, le=4_294_967_295)] = 0,
     reviewed: str = "",
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """復旧で失われた書き込みの救出 (§8.2)
@@ -63,10 +65,11 @@ def salvage_writes(
         differing: 値が異なる行。unchanged 復旧後に更新されていない行だけ更新、overwrite すべて更新、none 更新しない
         since_transaction: 復旧後の最初のトランザクション番号。0 は自動 (旧データベースのみ)
         reviewed: 計画が書き出した差分の名前 (計画のフォームが入力する)。空なら改めて比較する
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら比較して SQL と CSV を書き出すだけ
     """
     env = Environment.find(environment)
-    with runbook("Salvage writes", env, confirm, changes=True, rank="recovery") as report:
+    with runbook("Salvage writes", env, confirm, plan, changes=True, rank="recovery") as report:
         if reviewed.strip():
             salvage = account.find(env, reviewed)
         else:
@@ -85,6 +88,8 @@ def salvage_writes(
         ties = read_ties.after(live)(env.postgres, live)
         judge_ties(report, ties)
         account.plan(report, salvage)
+        pin_database(report, env.postgres)
+        report.pin_state("reviewed", salvage.digest)
         permit = report.permit(*account.acts(salvage))
         report.state_is("it may have been committed", "launch it again: what is written already is passed over")
         place = account.folder(env, salvage.stamp)

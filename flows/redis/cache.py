@@ -8,6 +8,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
+from flows.pinned import pin_redis
 from flows.redis.cache_request import Flushing, Wanted
 from flows.redis.cache_steps import (
     count,
@@ -41,6 +42,7 @@ def clear_cache(
     keys_per_second: Annotated[int, Field(ge=0)] = 0,
     expected_keys: Annotated[int, Field(ge=0)] = 0,
     master: str = "",
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """キャッシュクリア手順 (§2.2)
@@ -77,10 +79,11 @@ def clear_cache(
         keys_per_second: 1秒あたりの最大削除数。0 は制限なし (1回の呼び出しは常に短い)
         expected_keys: 計画が示すキー数 (±10 %)。flush、only_without_ttl、保護キー、先頭のないパターン (*) では必須
         master: 過半数のSentinelがマスターを示さないときだけ、マスターと確認したサーバーの host:port。通常は空
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 実行するには環境名を入力。空なら計画のみ表示
     """
     env = Environment.find(environment)
-    with runbook("Clear cache", env, confirm, changes=True) as report:
+    with runbook("Clear cache", env, confirm, plan, changes=True) as report:
         wanted = Wanted(
             tuple(env.redis.protected_prefixes), prefixes, pattern, databases, all_databases, only_without_ttl, flush,
             include_protected,
@@ -105,6 +108,7 @@ def clear_cache(
             plan_flush(report, flushes)
         elif found:
             plan_unlink(report, order, found)
+        pin_redis(report, env.redis.at(server.address))
         acts = [Act(FLUSHING, each.target) for each in flushes] if wanted.flush else [Act(UNLINK, order.target)]
         permit = report.permit(*acts)
         if wanted.flush:

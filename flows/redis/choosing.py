@@ -38,6 +38,7 @@ def choose(report: Report, env: Environment, wanted: str, which: Stores) -> Rest
     backup = find_backup(stores.store_for(env, "redis", which), "redis", wanted, env.name)
     report.fact("backup", backup.name)
     report.pin("backup", backup.name)
+    report.pin_state("backup", backup.name)
     if backup.manifest.environment == KEPT.format(env.name):
         report.fact("it is", f"what {backup.manifest.content.get('kept_by', 'a restore')} kept of the live data")
     else:

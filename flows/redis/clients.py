@@ -10,6 +10,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
+from flows.pinned import pin_redis
 from flows.redis.client_findings import (
     MANUAL_IDLE_SECONDS,
     MOST_ROWS,
@@ -80,6 +81,7 @@ def close_idle_redis_clients(
     keep_users: tuple[str, ...] = (),
     keep_addresses: tuple[str, ...] = (),
     master: str = "",
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """接続数管理: アイドル接続の切断 (§2.4)
@@ -106,10 +108,11 @@ def close_idle_redis_clients(
         keep_users: 切断しないACLユーザーの一覧。空でもよい
         keep_addresses: 切断しないアドレス (ip または ip:port) の一覧。空でもよい
         master: 過半数のSentinelがマスターを示さないときだけ、マスターと確認したサーバーの host:port。通常は空
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Close idle Redis clients", env, confirm, changes=True) as report:
+    with runbook("Close idle Redis clients", env, confirm, plan, changes=True) as report:
         _require_sense(min_seconds, address, client_id)
         found = _read(report, env, changes=True, waiver=master)
         judge_role(report, found, Status.CRITICAL)
@@ -127,6 +130,7 @@ def close_idle_redis_clients(
             raise refusal
         for one in chosen:
             report.plan("close", described(one))
+        pin_redis(report, block)
         permit = report.permit(*(Act(CLOSE, f"{one.target} at {found.address}") for one in chosen))
         done = close_clients(permit, block, found, chosen, seconds)
         _tell_done(report, done, len(chosen))

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from blocks.environment import Environment, Stores
 from flows import store as stores
+from flows.pinned import pin_redis
 from flows.redis import choosing, keeping, restoring, taking
 from flows.redis import persistence_findings as findings
 from flows.redis import persistence_place as places
@@ -65,7 +66,7 @@ def check_redis_persistence(environment: str) -> Report:
 
 
 @flow(name="snapshot-redis", flow_run_name="snapshot-redis {environment} {kind}")
-def snapshot_redis(environment: str, kind: Kind = "bgsave", confirm: str = "") -> Report:
+def snapshot_redis(environment: str, kind: Kind = "bgsave", plan: str = "", confirm: str = "") -> Report:
     """手動でのスナップショット作成 (§2.3)
 
     Saves now: BGSAVE, SAVE or BGREWRITEAOF, and waits for its proven end, with progress. A save that is under way is
@@ -82,10 +83,11 @@ def snapshot_redis(environment: str, kind: Kind = "bgsave", confirm: str = "") -
     Args:
         environment: 対象の環境 (lab, staging, production …)
         kind: bgsave はバックグラウンド保存、save は同期保存 (全クライアントが停止)、rewrite は AOF の書き換え
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: kind=save の実行には環境名を入力。空なら計画のみ表示。他の kind では不要
     """
     env = Environment.find(environment)
-    with runbook("Snapshot Redis", env, confirm, changes=True) as report:
+    with runbook("Snapshot Redis", env, confirm, plan, changes=True) as report:
         watch = read_sentinels(env.redis)
         block = judge_master(report, env.redis, watch, changes=False)
         server = read_persistence(block)
@@ -93,6 +95,7 @@ def snapshot_redis(environment: str, kind: Kind = "bgsave", confirm: str = "") -
         report.fail_if_critical()
         if kind == "save":
             saving.judge_standstill(report, server, watch)
+            pin_redis(report, block)
             saved = save_blocking(report.permit(Act(BLOCK, server.address)), block, server)
         else:
             saved = (save_in_background if kind == "bgsave" else rewrite_aof)(block, server)
@@ -142,6 +145,7 @@ def restore_redis(
     prefixes: list[str] = [],  # noqa: B006 (Prefect copies it; the form shows a list)
     extra: Extra = "keep",
     expected_removed: Annotated[int, Field(ge=0)] = 0,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """Redisのリストア (§2.3)
@@ -174,12 +178,14 @@ def restore_redis(
         prefixes: 戻すキーの接頭辞 (例 session:)。空なら全データを入れ替え
         extra: prefixes の下にありバックアップにないキー。keep は残す、remove は削除
         expected_removed: extra=remove で削除されるキー数 (計画が示す値。10 % を超えて多ければ拒否)
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 実行するには環境名を入力。空なら計画のみ表示
     """
     env = Environment.find(environment)
-    with runbook("Restore Redis", env, confirm, changes=True, rank="recovery") as report:
+    with runbook("Restore Redis", env, confirm, plan, changes=True, rank="recovery") as report:
         chosen = choosing.choose(report, env, backup, source)
         with restoring.prepare(report, env, chosen, prefixes, extra, expected_removed) as restore:
+            pin_redis(report, env.redis, replaced=True)
             restore.run(report.permit(*restore.acts))
         report.fail_if_critical()
         if chosen.proven:

@@ -15,7 +15,7 @@ from tasks.redis.restore.surroundings import find_record, read_surroundings
 
 
 @flow(name="reattach-redis", flow_run_name="reattach-redis {environment}")
-def reattach_redis(environment: str, confirm: str = "") -> Report:
+def reattach_redis(environment: str, plan: str = "", confirm: str = "") -> Report:
     """Redisフェイルオーバー（Redis Sentinel使用時）: レプリカとSentinelの再登録 (§8.3)
 
     Puts back what restore-redis or full-restore took off before it replaced the data and could not put back, because it
@@ -28,10 +28,11 @@ def reattach_redis(environment: str, confirm: str = "") -> Report:
 
     Args:
         environment: 対象の環境
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Reattach Redis", env, confirm, changes=True, rank="recovery") as report:
+    with runbook("Reattach Redis", env, confirm, plan, changes=True, rank="recovery") as report:
         if find_record(env.reports_directory) is None:
             report.outcome = "nothing was taken off: there is nothing to put back"
             return report
@@ -46,6 +47,7 @@ def reattach_redis(environment: str, confirm: str = "") -> Report:
                 report.plan("follow", f"{address} follows {lead}; what it holds is replaced by the master's")
         for watcher in around.watchers:
             report.plan("watch", f"Sentinel {watcher.address} watches {lead} as {env.redis.sentinel_master}")
+        report.pin_state("master", lead)
         permit = report.permit(Act(TAKE_OFF, env.redis.data_directory))
         put_back(report, env, permit, around)
         report.outcome = f"{lead} is the master for all"

@@ -8,6 +8,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
+from flows.pinned import pin_redis
 from flows.redis import setting_findings as findings
 from flows.redis import setting_orders as choosing
 from flows.redis import setting_steps as steps
@@ -62,6 +63,7 @@ def apply_redis_settings(
     reason: str = "",
     everywhere: bool = False,
     master: str = "",
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """永続化設定（RDB/AOF）・接続数制限設定の適用 (§2.3, §2.4)
@@ -87,10 +89,11 @@ def apply_redis_settings(
         reason: 一時的な設定の理由。記録に残る。空でもよい
         everywhere: 到達できるレプリカにも適用する。指定しない場合、レプリカは元の値のまま
         master: 過半数のSentinelがマスターを示さないときだけ、マスターと確認したサーバーの host:port。通常は空
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Apply Redis settings", env, confirm, changes=True) as report:
+    with runbook("Apply Redis settings", env, confirm, plan, changes=True) as report:
         choosing.require_sense(names, override)
         change = choosing.parse_override(override) if override else None
         servers = findings.find_servers(report, env, changes=True, waiver=master)
@@ -111,6 +114,7 @@ def apply_redis_settings(
         steps.tell_left_out(report, orders, [found for found in servers if found not in chosen])
         steps.require_rights(orders)
         steps.plan(report, orders)
+        pin_redis(report, env.redis.at(servers[0].address))
         permit = report.permit(*(act for order in orders for act in order.acts))
         steps.keep(report, env, orders, hours=override_hours if override else 0, reason=reason)
         results = [steps.carry_out(report, env, permit, order, findings.APPLY) for order in orders]
@@ -120,7 +124,7 @@ def apply_redis_settings(
 
 @flow(name="undo-redis-settings", flow_run_name="undo-redis-settings {environment}")
 def undo_redis_settings(
-    environment: str, record: str = "", everywhere: bool = False, master: str = "", confirm: str = ""
+    environment: str, record: str = "", everywhere: bool = False, master: str = "", plan: str = "", confirm: str = ""
 ) -> Report:
     """永続化設定（RDB/AOF）・接続数制限設定の復元 (§2.3, §2.4)
 
@@ -137,10 +141,11 @@ def undo_redis_settings(
         record: 元に戻す記録の名前。空なら現在のマスターの最新のもの
         everywhere: 到達できるレプリカの最新の記録も元に戻す
         master: 過半数のSentinelがマスターを示さないときだけ、マスターと確認したサーバーの host:port。通常は空
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Undo Redis settings", env, confirm, changes=True) as report:
+    with runbook("Undo Redis settings", env, confirm, plan, changes=True) as report:
         servers = findings.find_servers(report, env, changes=True, waiver=master)
         findings.judge_role(report, servers[0], Status.CRITICAL)
         report.fail_if_critical()
@@ -159,6 +164,7 @@ def undo_redis_settings(
         for each in undone:
             if not each.left:
                 report.plan("close", f"record {each.record.name}: its old values are back then")
+        pin_redis(report, env.redis.at(servers[0].address))
         permit = report.permit(*(act for order in orders for act in order.acts))
         results = [steps.undo(report, env, permit, each) for each in undone]
         report.outcome = steps.told_of(results, "back")

@@ -7,6 +7,7 @@ from pathlib import Path
 from prefect import flow
 
 from blocks.environment import Environment
+from flows.pinned import pin_redis
 from flows.redis.steps import judge_preconditions, plan_detaching, put_back, start_again
 from runbook.errors import OpsError
 from runbook.permit import Act, Permit
@@ -23,7 +24,7 @@ from tasks.redis.server import connected, key_counts
 
 
 @flow(name="undo-restore-redis", flow_run_name="undo-restore-redis {environment}")
-def undo_restore_redis(environment: str, kept: str = "latest", confirm: str = "") -> Report:
+def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", confirm: str = "") -> Report:
     """Redisのリストアの取り消し (§2.3)
 
     Gives the data that restore-redis or full-restore set aside its place again. Run it when what was restored turns out
@@ -41,11 +42,12 @@ def undo_restore_redis(environment: str, kept: str = "latest", confirm: str = ""
     Args:
         environment: 対象の環境
         kept: latest、または取り置きディレクトリの名前 (….superseded_YYYYMMDD_HHMMSS)
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
     with runbook(
-        "Undo restore of Redis", env, confirm, changes=True, rank="recovery", name="undo-restore-redis"
+        "Undo restore of Redis", env, confirm, plan, changes=True, rank="recovery", name="undo-restore-redis"
     ) as report:
         aside = _choose(env, kept)
         report.fact("put back", aside.name)
@@ -71,6 +73,7 @@ def undo_restore_redis(environment: str, kept: str = "latest", confirm: str = ""
             report.plan("convert", f"its {form}, which is its newest data: the server starts from the other form now")
         report.plan("start", "and wait until it has loaded the old data", seconds=2)
         path = env.redis.data_directory
+        pin_redis(report, env.redis, replaced=True)
         permit = report.permit(Act(UNDO, str(aside)), Act(TAKE_OFF, path))
         _exchange(report, env, permit, aside, around, kept_data)
         report.fact("keys after", _keys(env))

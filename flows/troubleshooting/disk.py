@@ -16,7 +16,9 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
+from flows.deleting import judge_clocks
 from flows.launch import launch
+from flows.pinned import pin_deleted
 from flows.troubleshooting.disk_acts import Removal, carry_out, find_removals
 from flows.troubleshooting.disk_holders import find_holders, tell_holders
 from flows.troubleshooting.disk_systems import FileSystem, judge_systems, read_systems
@@ -31,6 +33,7 @@ def free_disk_emergency(
     environment: str,
     log_days: Annotated[int, Field(ge=1, le=3650)] = 7,
     scratch_hours: Annotated[int, Field(ge=1, le=720)] = 1,
+    plan: str = "",
     confirm: str = "",
 ) -> Report:
     """ディスク逼迫時の緊急対応 (付録A, 付録B)
@@ -52,10 +55,11 @@ def free_disk_emergency(
         environment: 対象の環境
         log_days: 最後の書き込みからこの日数を過ぎたローテーション済みログを削除する
         scratch_hours: 最後の書き込みからこの時間を過ぎた、実行中でない一時ディレクトリを削除する
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
     env = Environment.find(environment)
-    with runbook("Free disk emergency", env, confirm, changes=True) as report:
+    with runbook("Free disk emergency", env, confirm, plan, changes=True) as report:
         systems = read_systems(report, env)
         judge_systems(report, systems, otherwise=Status.WARN)
         full = [one for one in systems if one.is_over(report)]
@@ -63,6 +67,7 @@ def free_disk_emergency(
         if not full:
             report.outcome = "no file system of this environment is over its limit"
             return report
+        judge_clocks(report, env)
         before = datetime.now(UTC) - timedelta(days=log_days)
         removals = find_removals(report, env, {one.device for one in full}, before, scratch_hours * 3600)
         if not removals:
@@ -71,6 +76,7 @@ def free_disk_emergency(
             report.fail_if_critical()
         for one in removals:
             report.plan(one.act.kind, one.detail, size=one.bytes)
+        pin_deleted(report, "files", ((one.act, one.bytes) for one in removals))
         permit = report.permit(*(one.act for one in removals))
         gone = carry_out(report, permit, removals, before, scratch_hours * 3600)
         _tell_after(report, env, full, gone, removals)

@@ -116,6 +116,11 @@ class Inventory:
     volumes: tuple[SeenVolume, ...]
     cache: tuple[SeenCache, ...]
 
+    @property
+    def parts(self) -> int:
+        """How many things there are that could be removed."""
+        return sum(map(len, (self.containers, self.images, self.networks, self.volumes, self.cache)))
+
     def dangling_networks(self) -> list[SeenNetwork]:
         """Those that no container is on, stopped ones included: those could not be started again without theirs."""
         used = {network for one in self.containers for network in one.networks}

@@ -157,6 +157,37 @@ def read_identity(postgres: Postgres, database: str) -> Identity:
     return Identity(database, int(rows[0][0]) if rows else 0)
 
 
+@dataclass(frozen=True)
+class Position:
+    """Which database is behind a name (OID, 0: none), in which cluster, and how far its WAL is (bytes)."""
+
+    oid: int
+    system: str
+    timeline: int
+    lsn: int
+
+
+def read_position(postgres: Postgres, database: str) -> Position:
+    """Where a plan begins: what is written behind it is written later. No step, and not retried: a server that is down
+    is pinned as that.
+
+    Raises:
+        OpsError: the server does not answer or refuses.
+    """
+    with postgres.connect() as connection:
+        oid, system, timeline, lsn = execute(connection, _POSITION, database)[0]
+    return Position(int(oid), str(system), int(timeline), int(lsn))
+
+
+_POSITION = """
+SELECT coalesce((SELECT oid::bigint FROM pg_database WHERE datname = %s), 0),
+       (SELECT system_identifier FROM pg_control_system()),
+       CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id FROM pg_control_checkpoint())
+            ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END,
+       CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END - '0/0'::pg_lsn
+"""
+
+
 @probe
 def find_obstacles(postgres: Postgres, database: str) -> tuple[Obstacle, ...]:
     """Prepared transactions, logical slots and subscriptions that are tied to a database (recovery-rules, swap)."""

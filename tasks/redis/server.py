@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,6 +83,25 @@ def version_of(client: redis.Redis) -> str:
     if info.get("server_name") == "valkey":
         return f"valkey {info['valkey_version']}"
     return f"redis {info['redis_version']}"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One run of a server, and how many bytes of writes it has counted for replicas."""
+
+    run_id: str
+    offset: int
+
+
+def read_progress(block: Redis) -> Progress:
+    """Where a plan begins: `run_id` is another one after each start. No step, and not retried: a server that is down is
+    pinned as that.
+
+    Raises:
+        OpsError: the server does not answer or refuses.
+    """
+    with connected(block) as client:
+        return Progress(str(client.info("server")["run_id"]), int(client.info("replication")["master_repl_offset"]))
 
 
 def program_version(block: Redis) -> str:

@@ -19,12 +19,13 @@ DELETE_WAL = "delete WAL"
 @dataclass(frozen=True)
 class OldWal:
     """Segments of a cluster that no kept base backup needs. All are before the segment `before`, whose name is without
-    its timeline."""
+    its timeline. `of`: how many files there are."""
 
     system: int
     archive: Archive
     doomed: tuple[Stored, ...]
     before: str
+    of: int = 0
 
     @property
     def where(self) -> str:
@@ -63,7 +64,7 @@ def find_old_wal(archive: Archive, system: int, kept: Sequence[Backup], window: 
         return number < first and not any(number in span for span in spans)
 
     doomed = tuple(sorted(filter(is_old, files), key=lambda one: one.of[8:]))
-    return OldWal(system, archive, doomed, Segment(first, 1, bytes_).name[8:])
+    return OldWal(system, archive, doomed, Segment(first, 1, bytes_).name[8:], len(files))
 
 
 @action(idempotent=True)

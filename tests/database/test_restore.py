@@ -20,6 +20,7 @@ from flows.database.restore import restore_database, undo_restore
 from flows.database.superseded import discard_superseded, find_aside
 from runbook import clock
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
+from runbook.pins import CarriedOut, PlanChanged
 from runbook.report import Status, StepTime
 from runbook.wait import until
 from tasks import catalogue, manifest
@@ -505,17 +506,24 @@ def test_a_plan_says_which_backup_and_which_kept_database_and_a_confirmation_kee
     done = restore_database.fn(NAME, **planned.pins, confirm=NAME)
     assert done.facts["backup"].startswith(str(first))
     assert trial.sql("SELECT count(*) FROM answers") == [(500,)]
+    trial.sql("INSERT INTO answers SELECT person, at + interval '1 second', body FROM answers LIMIT 100")
+    with pytest.raises(CarriedOut, match="this plan was carried out at .* nothing was changed"):
+        restore_database.fn(NAME, **planned.pins, confirm=NAME)  # somebody else who has the same plan
+    assert trial.sql("SELECT count(*) FROM answers") == [(600,)], "what users wrote since stays"
 
     undo = undo_restore.fn(NAME)
     assert undo.facts["database to go back to"] == undo.pins["kept"]
     discard = discard_superseded.fn(NAME, keep=0)
-    assert discard.pins == {"names": [undo.pins["kept"]]}
+    assert discard.pins["names"] == [undo.pins["kept"]]
     restore()
     assert trial.sql("SELECT count(*) FROM answers") == [(0,)]
-    undo_restore.fn(NAME, **undo.pins, confirm=NAME)
+    with pytest.raises(PlanChanged, match="database .* was OID"):
+        undo_restore.fn(NAME, **undo.pins, confirm=NAME)
+    kept = str(undo.pins["kept"])
+    undo_restore.fn(NAME, kept=kept, confirm=NAME)
     assert trial.sql("SELECT count(*) FROM answers") == [(0,)], "the one that was planned"
     with pytest.raises(RunbookFailed, match="there is no database “.*” to go back to"):
-        undo_restore.fn(NAME, **undo.pins, confirm=NAME)
+        undo_restore.fn(NAME, kept=kept, confirm=NAME)
     before = trial.databases()
-    assert discard_superseded.fn(NAME, keep=0, **discard.pins, confirm=NAME).facts["gone already"] == undo.pins["kept"]
+    assert discard_superseded.fn(NAME, keep=0, names=(kept,), confirm=NAME).facts["gone already"] == kept
     assert trial.databases() == before, "it is live again, and what came since was not planned"

@@ -124,7 +124,7 @@ def test_a_plan_changes_nothing_then_values_are_set_and_undone(server: PostgresS
     assert apply().outcome == "there is nothing to change", "what waits for a restart is not written again"
     server.restart()
     assert check_postgres_settings.fn(NAME).status is Status.OK
-    assert undo_postgres_settings.fn(NAME).pins == {"record": record_path(tmp_path).stem}
+    assert undo_postgres_settings.fn(NAME).pins["record"] == record_path(tmp_path).stem
     undone = undo_postgres_settings.fn(NAME, confirm=NAME)
     assert found(undone, "waits for a restart").value == "max_connections"
     assert sorted(auto(server).splitlines()) == sorted(before.splitlines())

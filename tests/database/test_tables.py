@@ -608,6 +608,6 @@ def test_what_was_replaced_together_is_put_back_or_discarded_together(trial: Tri
     with pytest.raises(RunbookFailed, match="is not whole: the rows of public.answers are gone"):
         undo_restore_tables.fn(NAME, kept=both[0].stamp, confirm=NAME)
     planned = undo_restore_tables.fn(NAME)
-    assert planned.pins == {"kept": kept[0].stamp}
+    assert planned.pins["kept"] == kept[0].stamp
     discard_superseded.fn(NAME, keep=0, confirm=NAME)
     assert find_superseded_tables(trial.environment.postgres) == ()

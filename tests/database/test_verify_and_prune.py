@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from flows.database.backup import backup_database, prune_backups, verify_backup
+from runbook import clock
 from runbook.errors import RunbookFailed
 from runbook.report import Status
 from runbook.wait import until
@@ -131,7 +132,7 @@ def test_the_safe_rule(trial: Trial) -> None:
 
 
 def test_a_run_without_a_person_deletes_half_of_a_store_at_most(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong `keep` must not empty a store in one night; the next runs go on, the oldest first."""
+    """Half is unattended_share's default. A wrong `keep` must not empty a store in one night; the next runs go on, the oldest first."""
     backup_database.fn(NAME)
     old = [aged(trial, days) for days in range(46, 40, -1)]
     catalogue.mark_verified.work(DirectoryStore(trial.store), newest(trial).name, {"by": "test"})
@@ -143,6 +144,24 @@ def test_a_run_without_a_person_deletes_half_of_a_store_at_most(trial: Trial, mo
         said = [found.value for found in report.findings if found.name == "share that is deleted"]
         assert len(said) == (1 if len(left) < 3 else 0), "what is left over is said, with the numbers"
     assert left == [old[3:], old[5:], [], []]
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(90, "ahead of"), (-90, "behind"), (50, "")])
+def test_a_clock_that_differs_from_the_database_s_deletes_nothing(
+    trial: Trial, monkeypatch: pytest.MonkeyPatch, seconds: int, told: str
+) -> None:
+    backup_database.fn(NAME)
+    aged(trial, 40, verified=True)
+    old = aged(trial, 60)
+    monkeypatch.setattr(clock, "of_host", lambda: datetime.now(UTC) + timedelta(seconds=seconds))
+    given = {"keep_verified": 1, **OLDER_THAN_30_DAYS}
+    if told:
+        where = rf"1 min 30 s {told} PostgreSQL at .*; 1 min 30 s {told} {trial.store}"
+        with pytest.raises(RunbookFailed, match=f"this host's clock: {where}"):
+            prune_backups.fn(NAME, **given, confirm=NAME)
+    else:
+        prune_backups.fn(NAME, **given, confirm=NAME)
+    assert (old in catalogue.names(DirectoryStore(trial.store), "postgres")) is bool(told)
 
 
 def test_a_clock_that_jumped_deletes_nothing(trial: Trial) -> None:

@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
@@ -78,6 +79,28 @@ def documents(name: str, *, secrets: bool = False) -> dict[str, dict[str, object
         while page := client.read_block_documents(include_secrets=secrets, limit=PAGE, offset=len(found)):
             found += page
     return {document.block_type.slug: dict(document.data) for document in found if document.name == name}  # type: ignore[union-attr]
+
+
+@flow(name="reading-rights")
+def read_rights(environment: str) -> tuple[bool, list[str]]:
+    """What a flow run takes for disposable and unattended."""
+    found = Environment.find(environment)
+    return found.disposable, found.unattended
+
+
+def test_what_may_run_unattended_is_the_reviewed_file_s_not_the_block_s(name: str, tmp_path: Path) -> None:
+    register.register(name)
+    assert read_rights(name) == (True, [])
+    block = cast(Environment, Environment.load(name))
+    block.model_copy(update={"unattended": ["prune-backups"]}).save(name, overwrite=True)
+    assert read_rights(name) == (True, []), "edited in the UI"
+    path = tmp_path / "environment.toml"
+    path.write_text('unattended = ["prune-backups"]\n' + path.read_text())
+    assert read_rights(name) == (False, []), "reviewed and not registered: nothing until both agree"
+    register.register(name)
+    assert read_rights(name) == (True, ["prune-backups"])
+    path.unlink()
+    assert read_rights(name) == (False, []), "a host without the file"
 
 
 @flow(name="reading")

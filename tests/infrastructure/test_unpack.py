@@ -42,7 +42,7 @@ def test_a_version_and_the_one_before_it(served: Served) -> None:
     first, second = served.git("rev-parse", "HEAD").strip(), served.release("v2", '"one"', '"two"')
     plan = deployed("v2", confirm="")
     assert (plan.status, served.answer()["greeting"], served.left()) == (Status.PLANNED, "one", [])
-    assert plan.pins == {"version": second}
+    assert plan.pins["version"] == second
     assert rows(plan, "Release") == [("now", "not known", ""), ("then", "v2", second)]
     report = deployed("v2")
     assert bad(report) == {}, report.sentence()

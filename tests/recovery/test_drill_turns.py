@@ -66,7 +66,7 @@ def test_the_scenarios_come_in_turn_and_those_that_cannot_be_held_are_left_out(
     assert turn(alone) == "data_corruption"
     report = Report("DR drill", alone.name)
     turns.choose(report, alone, SCENARIOS)
-    assert report.pins == {"scenario": "data_corruption"}, "what is confirmed is what was planned"
+    assert report.pins["scenario"] == "data_corruption", "what is confirmed is what was planned"
     assert report.facts["never held here"] == "database_failure: no standby; region_outage: no endpoint"
 
 

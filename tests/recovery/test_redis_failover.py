@@ -168,7 +168,7 @@ def test_without_confirm_it_plans_and_changes_nothing(group: Group) -> None:
     report = redis_failover.fn(NAME)
     assert report.status is Status.PLANNED
     assert report.facts["from → to"] == f"{group.master.address} → {group.replicas[0].address}"
-    assert report.pins == {"new_master": group.replicas[0].address}
+    assert report.pins["new_master"] == group.replicas[0].address
     (table,) = [item for item in report.evidence if item.name == "Candidates"]
     assert table.rows[0][1] == group.replicas[0].address
     assert table.rows[0][-1] == "fit"

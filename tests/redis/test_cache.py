@@ -20,6 +20,7 @@ from flows.redis.persistence import backup_redis
 from runbook import kinds
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.permit import Act, Permit
+from runbook.pins import CarriedOut, PlanChanged
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.cache import pages as cache_pages
@@ -592,3 +593,28 @@ def test_globs_and_their_beginnings() -> None:
     assert bytes_of("\udcff") == b"\xff"
     with pytest.raises(OpsError):
         bytes_of("\ud800")
+
+
+def test_a_plan_that_was_carried_out_takes_no_new_key(server: RedisServer) -> None:
+    """Confirmed again, by a copied run or by a second person who planned it too: 300 new keys stay."""
+    client = server.client()
+    fill(client, 500)
+    plans = [clear_cache.fn(NAME, prefixes=("cache:",)) for _ in range(2)]
+    clear(prefixes=("cache:",), plan=plans[0].pins["plan"])
+    fill(client, 300)
+    with pytest.raises(CarriedOut, match="this plan was carried out at"):
+        clear(prefixes=("cache:",), plan=plans[0].pins["plan"])
+    with pytest.raises(PlanChanged, match="carried out at"):
+        clear(prefixes=("cache:",), plan=plans[1].pins["plan"])
+    assert len(names(server)) == 300
+    plan = clear_cache.fn(NAME, prefixes=("cache:",)).pins["plan"]
+    fill(client, 310)
+    clear(prefixes=("cache:",), plan=plan)
+    fill(client, 300)
+    plan = clear_cache.fn(NAME, prefixes=("cache:",)).pins["plan"]
+    server.stop()
+    server.start()
+    fill(server.client(), 300)
+    with pytest.raises(PlanChanged, match="was run .*, is run"):
+        clear(prefixes=("cache:",), plan=plan)
+    assert len(names(server)) == 300

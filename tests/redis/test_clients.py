@@ -331,7 +331,7 @@ def test_an_address_that_is_another_s_since_the_plan(limited: RedisServer) -> No
     hangs = Guest(limited, "batch-that-hangs")
     planned = close(address=hangs.address, confirm="")
     (one,) = (one for one in limited.client().client_list() if one["name"] == "batch-that-hangs")
-    assert planned.pins == {"client_id": int(one["id"])}
+    assert planned.pins["client_id"] == int(one["id"])
     assert f"client_id={one['id']}" in planned.form
     hangs.close()
     until(lambda: "batch-that-hangs" not in names(limited), what="its end", seconds=120)

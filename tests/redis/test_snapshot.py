@@ -63,7 +63,7 @@ def unsaved(monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
 def launch(kind: Kind = "bgsave", confirm: str = "") -> Report:
     """The flow's report, however it ended."""
     try:
-        return snapshot_redis.fn(NAME, kind, confirm or (NAME if kind == "save" else ""))
+        return snapshot_redis.fn(NAME, kind, confirm=confirm or (NAME if kind == "save" else ""))
     except RunbookFailed as error:
         return error.report
 
@@ -167,7 +167,7 @@ def test_save_asks_first(kept: RedisServer) -> None:
     assert step.bytes > 0
     assert "no client is served" in step.detail
     with pytest.raises(NotConfirmed):
-        snapshot_redis.fn(NAME, "save", "yes")
+        snapshot_redis.fn(NAME, "save", confirm="yes")
     server = read_persistence(kept.block())
     with pytest.raises(NotConfirmed):
         save_blocking(Permit(NAME, (Act(BLOCK, "127.0.0.1:1"),)), kept.block(), server)

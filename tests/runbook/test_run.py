@@ -326,7 +326,8 @@ class TestInAFlowRun:
         link = urllib.parse.urlparse(report.form)
         assert link.path == f"/v2/deployments/deployment/{run.deployment_id}/run"
         assert link.netloc == urllib.parse.urlparse(str(PREFECT_UI_URL.value())).netloc
-        assert json.loads(urllib.parse.parse_qs(link.query)["parameters"][0]) == {"environment": "本番", "jobs": 2}
+        filled = {"environment": "本番", "jobs": 2, "plan": report.pins["plan"]}
+        assert json.loads(urllib.parse.parse_qs(link.query)["parameters"][0]) == filled
         (artifact,) = artifacts(run.id)
         assert f"open [the form]({link.geturl()}), type `{system.name}` in `confirm`" in str(artifact.data)
 
@@ -341,9 +342,10 @@ class TestInAFlowRun:
         run = launched(restore, {"environment": "本番", "backup": "latest", "confirm": ""})
         report = cast(Report, run_flow(restore, flow_run=run, parameters=run.parameters))
         parameters = urllib.parse.parse_qs(urllib.parse.urlparse(report.form).query)["parameters"][0]
-        assert json.loads(parameters) == {"environment": "本番", "backup": "backup_20260101_000000"}
+        filled = {"environment": "本番", "backup": "backup_20260101_000000", "plan": report.pins["plan"]}
+        assert json.loads(parameters) == filled
         by_hand = restore.fn("本番")
-        assert by_hand.form.endswith(', backup="backup_20260101_000000"')
+        assert ', backup="backup_20260101_000000", plan="at=' in by_hand.form
 
 
 def launched(work: Flow[..., Report], parameters: dict[str, Any]) -> FlowRun:

@@ -16,7 +16,7 @@ from prefect.states import Pending
 
 from runbook import containment
 from runbook.containment import Contained
-from runbook.errors import Locked
+from runbook.errors import Locked, NotConfirmed
 from runbook.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -25,7 +25,7 @@ from tests.runbook.system import System
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 DONE: list[str] = []
-RUNS = 4
+RUNS = 6
 
 
 @flow(name="nightly-trial", validate_parameters=False)
@@ -57,11 +57,11 @@ def scheduled() -> Iterator[list[FlowRun]]:
             client.delete_deployment(deployment)
 
 
-def launch(system: System, run: FlowRun) -> Report:
+def launch(system: System, run: FlowRun, **given: str) -> Report:
     """In this process, now."""
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run.id, Pending(), force=True)
-    report = run_flow_sync(nightly_trial, flow_run=run, parameters={"system": system})
+    report = run_flow_sync(nightly_trial, flow_run=run, parameters={"system": system, **given})
     assert isinstance(report, Report)
     return report
 
@@ -76,6 +76,11 @@ def test_a_schedule_s_run_of_a_named_runbook_needs_nobody(system: System, schedu
     assert launch(system, scheduled[1]).status is Status.PLANNED, "a schedule alone confirms nothing"
     other = System(system.reports_directory, system.name, unattended=("other-trial",))
     assert launch(other, scheduled[2]).status is Status.PLANNED
+    with pytest.raises(NotConfirmed, match="a schedule filled in confirm, and unattended does not name it"):
+        launch(system, scheduled[4], confirm=system.name)
+    filled = launch(named, scheduled[5], confirm=system.name)
+    assert (filled.status, filled.unattended) == (Status.OK, True), "and it is limited as an unattended run is"
+    assert [system.name] * 2 == DONE
     contained = Contained("one", time.time(), "Sato", "rows are gone", "2026-11-26 09:00:00 JST", "db1")
     containment.write(system.name, system.reports_directory, contained)
     try:
@@ -83,4 +88,4 @@ def test_a_schedule_s_run_of_a_named_runbook_needs_nobody(system: System, schedu
             launch(named, scheduled[3])
     finally:
         containment.end(system.name, system.reports_directory, contained)
-    assert [system.name] == DONE
+    assert [system.name] * 2 == DONE

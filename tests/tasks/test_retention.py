@@ -202,7 +202,7 @@ def test_what_is_taken_by_hand_is_not_thinned_but_goes_with_the_daily_tier(kind:
 
 
 def test_what_one_unattended_run_deletes_at_most() -> None:
-    assert [most_unattended(number) for number in (1, 3, 10, 961)] == [1, 1, 5, 480]
+    assert [most_unattended(number, 0.5) for number in (1, 3, 10, 961)] == [1, 1, 5, 480]
 
 
 def test_wal_stays_as_far_as_the_kept_base_backups_need_it(tmp_path: Path) -> None:

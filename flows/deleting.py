@@ -1,0 +1,56 @@
+"""What must hold before anything is deleted by its age, and how much a run without a person may delete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from blocks.environment import Environment
+from blocks.postgres import Postgres
+from runbook import clock
+from runbook.render import duration
+from runbook.report import Report
+from tasks.clocks import Skew, read_skews
+from tasks.retention import most_unattended
+from tasks.stores.store import Store
+
+T = TypeVar("T")
+
+
+def judge_clocks(report: Report, env: Environment, *stores: Store, database: Postgres | None = None) -> None:
+    """This host's clock against the database's, the stores' and Prefect's.
+
+    Raises:
+        RunbookFailed: one differs by more than a minute.
+    """
+    servers = [database] if database else env.nodes()
+    skews = read_skews(servers, stores)
+    over = [one for one in skews if one.is_over]
+    report.expect(
+        "this host's clock",
+        not over,
+        "synchronise both clocks (chronyc tracking, timedatectl), then launch it again; nothing was deleted",
+        value="; ".join(map(_described, over or [one for one in skews if one.ahead_seconds is not None])) or "no other",
+        expected=f"within {clock.MOST_SKEW_SECONDS:.0f} s of the database's, the store's and Prefect's",
+    )
+    if missing := [one.of for one in skews if one.ahead_seconds is None]:
+        report.fact("clocks that could not be read", ", ".join(missing))
+    report.fail_if_critical()
+
+
+def _described(skew: Skew) -> str:
+    seconds = skew.ahead_seconds or 0.0
+    return f"{duration(abs(seconds))} {'ahead of' if seconds >= 0 else 'behind'} {skew.of}"
+
+
+def limit_unattended(report: Report, env: Environment, what: str, doomed: Sequence[T], total: int) -> Sequence[T]:
+    """The first of `doomed`: a run without a person deletes a share of `total` at most ([unattended_share]). A wrong
+    rule or clock must not delete nearly everything in one night."""
+    most = most_unattended(total, env.unattended_share)
+    if not report.unattended or len(doomed) <= most:
+        return doomed
+    report.warn("share that is deleted", "the next run deletes more; to delete them all now, check the plan and launch "
+                "this with confirm",
+                value=f"{len(doomed)} of {total} {what} can be deleted; this run deletes {most}",
+                expected=f"at most {env.unattended_share:.0%} in one unattended run (unattended_share)")  # fmt: skip
+    return doomed[:most]

@@ -1,0 +1,61 @@
+"""What plans pin: each flow that takes a `confirm` says in one line what a confirmed run must find again."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from blocks.postgres import Postgres
+from blocks.redis import Redis
+from runbook.errors import OpsError
+from runbook.pins import NO_ANSWER, digest
+from runbook.render import size
+from runbook.report import Report
+from tasks.postgres.server import read_position
+from tasks.redis.server import read_progress
+
+
+def pin_database(report: Report, postgres: Postgres, *, replaced: bool = False, up: bool = True) -> None:
+    """The database behind the live name, its cluster and timeline. `replaced`: writes after the plan are lost, so that
+    the WAL position is pinned too. A server that is down (not `up`) is pinned as that: its return is a change."""
+    name, found = f"database {postgres.database}", None
+    with contextlib.suppress(OpsError):
+        found = read_position(postgres, postgres.database) if up else None
+    if found is None:
+        report.pin_state(name, NO_ANSWER, lost=replaced)
+        return
+    report.pin_state(name, f"OID {found.oid or 'none'}", lost=replaced)
+    report.pin_state("WAL", f"{found.system}/{found.timeline}", written=found.lsn if replaced else -1, lost=replaced)
+
+
+def pin_redis(report: Report, block: Redis, *, replaced: bool = False) -> None:
+    """The running Redis server, by its run id. `replaced`: writes after the plan are lost, so that the replication
+    offset is pinned too (a server that never had a replica counts none)."""
+    name = f"Redis {block.address}"
+    try:
+        found = read_progress(block)
+    except OpsError:
+        report.pin_state(name, NO_ANSWER, lost=replaced)
+        return
+    report.pin_state(name, f"run {found.run_id}", written=found.offset if replaced else -1, lost=replaced)
+
+
+def pin_deleted(report: Report, what: str, items: Iterable[tuple[object, int]]) -> None:
+    """Everything that is to be deleted: names (or ids) with bytes."""
+    rows = sorted((str(name), number) for name, number in items)
+    total = size(sum(number for _, number in rows))
+    report.pin_state(what, f"{len(rows)}, {total}, {digest(rows)}")
+
+
+def pin_paths(report: Report, what: str, *paths: Path | str) -> None:
+    """Which directories or files are behind some paths, by device and inode: after a replacement they differ."""
+    report.pin_state(what, ", ".join(map(_identity, paths)), lost=True)
+
+
+def _identity(path: Path | str) -> str:
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return "none"
+    return f"{found.st_dev}:{found.st_ino}"

@@ -1,0 +1,273 @@
+"""What a plan pins: a confirmed run changes only what its plan found, and each plan is carried out once.
+
+A plan's link fills in the parameter `plan`: when it was made, its acts, and what its flow pinned with
+`report.pin_state`. Beside the reports, `carried-out/` has a small file for each plan, flow run and runbook that was
+carried out. A run without `plan` is compared with nothing: whoever restores at night types `confirm` only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import time
+import urllib.parse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_UI_URL
+
+from runbook import durable
+from runbook.errors import NotConfirmed
+from runbook.permit import Pin
+from runbook.render import size
+from runbook.report import Report
+
+PARAMETER = "plan"
+WRITES = "plan.writes_bytes"
+DIRECTORY = "carried-out"
+VALID = timedelta(days=7)
+KEPT_SECONDS = 400 * 86400.0
+AGAIN = "launch it with an empty confirm to see a new plan"
+NO_ANSWER = "no answer"
+_TIME, _ACTS = "at", "acts"
+_COUNTS = re.compile(r"(: )?\d[\d,]* (rows|keys|others)\b")
+"""In acts, numbers that ordinary writes change: their runbooks have a tolerance for them."""
+
+
+class PlanChanged(NotConfirmed):
+    """The plan is no longer the one that was confirmed."""
+
+
+class CarriedOut(NotConfirmed):
+    """The plan, or this very flow run, was carried out before."""
+
+
+def digest(lines: Iterable[object]) -> str:
+    """12 hexadecimal digits for a list: another list has others."""
+    return hashlib.sha256(json.dumps([str(line) for line in lines]).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A fingerprint: when it was made, the digest of its acts, and its pins."""
+
+    at: datetime
+    acts: str
+    pins: Mapping[str, Pin]
+
+    @property
+    def text(self) -> str:
+        """As the parameter `plan`."""
+        rows = [(_TIME, self.at.isoformat()), (_ACTS, self.acts)]
+        rows += [(name, f"{pin.value}@{pin.written}") for name, pin in self.pins.items()]
+        return urllib.parse.urlencode(rows, safe=":/,")
+
+    def changes(self, now: Plan) -> list[tuple[str, str, str]]:
+        """What differs: (what, in this plan, now). Bytes that were written since are not among it."""
+        names = dict.fromkeys([*self.pins, *now.pins])
+        rows = [(name, _value(self.pins, name), _value(now.pins, name)) for name in names]
+        rows += [(name, str(pin.written), str(now.pins[name].written)) for name, pin in self.pins.items()
+                 if name in now.pins and pin.written > now.pins[name].written]  # fmt: skip
+        return [row for row in (*rows, ("acts", self.acts, now.acts)) if row[1] != row[2]]
+
+    def written(self, now: Plan) -> dict[str, int]:
+        """Bytes that were written since this plan, by pin."""
+        return {name: pin.written - self.pins[name].written for name, pin in now.pins.items()
+                if name in self.pins and pin.written >= 0 <= self.pins[name].written}  # fmt: skip
+
+
+def _value(pins: Mapping[str, Pin], name: str) -> str:
+    return pins[name].value if name in pins else "nothing"
+
+
+def read_plan(text: str) -> Plan:
+    """A fingerprint from the parameter `plan`.
+
+    Raises:
+        NotConfirmed: the text is none.
+    """
+    try:
+        rows = dict(urllib.parse.parse_qsl(text.strip(), keep_blank_values=True, strict_parsing=True))
+        at, acts = datetime.fromisoformat(rows.pop(_TIME)), rows.pop(_ACTS)
+        parts = {name: value.rpartition("@") for name, value in rows.items()}
+        plan = Plan(at, acts, {name: Pin(value, int(written)) for name, (value, _, written) in parts.items()})
+        if at.tzinfo is not None:
+            return plan
+    except (KeyError, ValueError):
+        pass
+    raise NotConfirmed(f"plan is “{text[:40]}”, which is no plan's fingerprint",
+                       "use the link in the plan's report, or leave plan empty")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run that was permitted to carry out a plan; `ended` where it did."""
+
+    runbook: str
+    at: str
+    plan: str = ""
+    ended: bool = True
+    attempt: str = ""
+    link: str = ""
+
+    @property
+    def described(self) -> str:
+        """When, and where to read about it."""
+        return f"at {datetime.fromisoformat(self.at):%Y-%m-%d %H:%M:%S} UTC" + (f" ({self.link})" if self.link else "")
+
+
+@dataclass
+class Pinned:
+    """The plan of one run: `given` is its parameter `plan`. `inner`: another runbook called this one."""
+
+    reports: Path
+    key: str
+    given: str = ""
+    inner: bool = False
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    judged: bool = False
+    begun: bool = False
+
+    def refuse_second_use(self) -> None:
+        """Call it once the lock is held, before anything is judged. A run that goes on with what a killed or failed one
+        was permitted may find its half-done work, but not that what it would replace was replaced since.
+
+        Raises:
+            CarriedOut: this plan, or an earlier attempt of this flow run, was carried out.
+        """
+        if self.given and (done := self._find(f"plan-{_name(self.given)}")):
+            self.begun = True
+            if done.ended:
+                raise CarriedOut(f"this plan was carried out {done.described}: nothing was changed now", AGAIN)
+        run, attempt = _own_run()
+        done = self._find(f"run-{run}") if run and not self.inner else None
+        if done and done.attempt != attempt:
+            if done.ended:
+                raise CarriedOut(f"this flow run was carried out {done.described}: a retry changes nothing",
+                                 "launch the runbook anew with an empty confirm to see a new plan")  # fmt: skip
+            self.given, self.begun = self.given or done.plan, True
+
+    def describe(self, report: Report) -> None:
+        """Pin the plan in the report."""
+        report.pins[PARAMETER] = self._now(report).text
+        counted = [name for name, pin in report.states.items() if pin.written >= 0]
+        if report.states and not report.confirm:
+            told = "; ".join(f"{name} {pin.value}" for name, pin in report.states.items())
+            most = f"; refused after {size(report.limit(WRITES)[1])} more writes" if counted else ""
+            report.fact("pinned", f"{told}{most}")
+
+    def require(self, report: Report) -> None:
+        """The confirmed plan against what is found now; once in a run.
+
+        Raises:
+            PlanChanged: it no longer fits. The report has the new plan.
+        """
+        if not self.given or self.judged:
+            return
+        self.judged = True
+        planned, now = read_plan(self.given), self._now(report)
+        changes = planned.changes(now)
+        if self.begun:  # it stopped a server itself, perhaps: nobody writes there
+            replaced = {name for name, pin in report.states.items() if pin.lost}
+            changes = [row for row in changes if row[0] in replaced and row[2] not in (NO_ANSWER, "nothing")]
+        if (done := self._find(f"last-{self.key}")) and datetime.fromisoformat(done.at) > planned.at:
+            changes.append(("the same runbook", "not yet carried out", f"carried out {done.described}"))
+        if now.at - planned.at > VALID:
+            changes.append(("age of the plan", f"{planned.at:%Y-%m-%d}", f"more than {VALID.days} days"))
+        self._judge_writes(report, planned.written(now), changes)
+        if changes:
+            report.table("What changed since the plan", ("what", "in the plan", "now"), changes)
+            raise PlanChanged(
+                "the plan no longer fits, and nothing was changed: "
+                + "; ".join(f"{what} was {before}, is {after}" for what, before, after in changes[:3]),
+                "check the new plan in this report, then confirm that one in its form; "
+                "a new run with an empty plan is compared with nothing",
+            )
+
+    def _judge_writes(self, report: Report, written: Mapping[str, int], changes: list[tuple[str, str, str]]) -> None:
+        warn, most = report.limit(WRITES)
+        for name, number in written.items():
+            end = "; they will be lost too" if report.states[name].lost else ""
+            report.fact(f"writes since the plan ({name})", f"{size(number)}{end}")
+            if number > most:
+                changes.append((f"writes ({name})", "none", f"{size(number)}, more than {size(most)}{end}"))
+            elif number > warn:
+                report.warn(f"writes since the plan ({name})", "nothing to do if that was expected; else stop and plan "
+                            "again", value=f"{size(number)}{end}", expected=f"at most {size(warn)}")  # fmt: skip
+
+    def begin(self, report: Report) -> None:
+        """Note what this run is permitted, for one that goes on with it."""
+        self._write(report, self._own_names(), ended=False)
+
+    def record(self, report: Report) -> None:
+        """Note that the run did what it was permitted: called before the lock is free."""
+        self._write(report, [f"last-{self.key}", *self._own_names()])
+
+    def link(self, report: Report) -> None:
+        """Where no flow run can be linked, the record names the report, once it has a path."""
+        if self.given and not _own_run()[0]:
+            self._write(report, [f"plan-{_name(self.given)}"])
+
+    def _own_names(self) -> list[str]:
+        """Of the files for this plan and this flow run."""
+        run, _ = _own_run()
+        return [*([f"plan-{_name(self.given)}"] if self.given else []),
+                *([f"run-{run}"] if run and not self.inner else [])]  # fmt: skip
+
+    def _write(self, report: Report, names: Sequence[str], *, ended: bool = True) -> None:
+        """That it cannot be noted makes a good recovery no worse."""
+        run, attempt = _own_run()
+        ui = PREFECT_UI_URL.value()
+        link = f"{ui}/runs/flow-run/{run}" if run and ui else str(report.path or "")
+        plan = self._now(report).text
+        if not names:
+            return
+        done = Done(report.runbook, datetime.now(UTC).isoformat(), plan, ended, attempt, link)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._prune()
+            for name in names:
+                durable.write(self._directory / name, json.dumps(asdict(done)) + "\n")
+        except OSError as error:
+            report.warn("record that the plan was carried out", "do not retry this run: nothing would refuse it",
+                        value=f"cannot be written to {self._directory}: {error.strerror}")  # fmt: skip
+
+    def _now(self, report: Report) -> Plan:
+        return Plan(self.started, digest(_COUNTS.sub("", str(act)) for act in report.acts), report.states)
+
+    @property
+    def _directory(self) -> Path:
+        return self.reports / DIRECTORY
+
+    def _find(self, name: str) -> Done | None:
+        try:
+            return Done(**json.loads((self._directory / name).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            if not name.startswith("plan-"):  # a disk that fails must not refuse a recovery
+                return None
+            what = f"{self._directory / name} cannot be read: this plan may have been carried out ({error})"
+            raise CarriedOut(what, "check what was done, then launch it with an empty plan") from None
+
+    def _prune(self) -> None:
+        for old in self._directory.iterdir():
+            with contextlib.suppress(OSError):
+                if time.time() - old.stat().st_mtime > KEPT_SECONDS:
+                    old.unlink()
+
+
+def _name(plan: str) -> str:
+    return hashlib.sha256(plan.strip().encode()).hexdigest()[:24]
+
+
+def _own_run() -> tuple[str, str]:
+    """This flow run, and this attempt at it; empty outside Prefect."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    return (str(run.id), context.start_time.isoformat()) if context and run else ("", "")
