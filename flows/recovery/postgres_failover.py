@@ -13,7 +13,7 @@ from blocks.environment import Environment
 from flows.recovery import rejoin_steps
 from flows.recovery.pair import Mode, Pair, read_pair, tell_pair
 from flows.recovery.pair_account import tell_after, tell_done, tell_loss, tell_phases
-from flows.recovery.pair_findings import MIB, judge
+from flows.recovery.pair_findings import MIB, feeds_old_wal, judge
 from flows.recovery.pair_steps import (
     AGAIN,
     WRITE_SECONDS,
@@ -119,7 +119,8 @@ def _plan(report: Report, env: Environment, pair: Pair, fence: bool) -> None:
     elif fence:
         report.plan("stop", f"{address(pair.old)} through its supervisor, where it would start it again", seconds=1.0)
     report.plan("fence", "port closed, not started again, no process left; its files say that it is a standby")
-    report.plan("replay", f"on {address(pair.new)} everything that it and the receiver of WAL have", seconds=1.0)
+    more = ", and what only the old primary's directory of WAL has" if feeds_old_wal(pair) else ""
+    report.plan("replay", f"on {address(pair.new)} everything that it and the receiver of WAL have{more}", seconds=1.0)
     report.plan("promote", f"{address(pair.new)}: pg_promote, then slots and the receiver of WAL", seconds=1.0)
     if env.has("application") and env.application.env_file:
         report.plan("redirect", f"the application: {env.application.env_file}, then its restart", seconds=10.0)

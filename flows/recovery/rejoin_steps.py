@@ -67,7 +67,8 @@ class Joining:
             return "base_backup"
         standby = "in recovery" in self.control.state or "archive recovery" in self.control.state
         # After a restore to a point in time; or an old primary that was started as a standby meanwhile.
-        ahead = self.parted_at and (self.control.reached > self.parted_at or bool(self.diverged and self.diverged.bytes))
+        diverged = self.diverged is not None and self.diverged.bytes > 0
+        ahead = self.parted_at and (self.control.reached > self.parted_at or diverged)
         return "start" if standby and not ahead else "rewind"
 
 

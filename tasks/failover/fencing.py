@@ -12,6 +12,7 @@ import psutil
 
 from blocks.postgres import Postgres
 from blocks.services import Services
+from runbook.durable import sync
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
 from runbook.permit import Permit
@@ -161,6 +162,14 @@ def keep_down(permit: Permit, postgres: Postgres) -> Evidence:
     return Evidence(what, True, f"{SIGNAL} is in {data}")
 
 
+def remove_signal(postgres: Postgres) -> None:
+    """Have a stopped server of this host come up as the primary that it was."""
+    data = Path(postgres.data_directory)
+    (data / SIGNAL).unlink(missing_ok=True)
+    if data.is_dir():
+        sync(data)
+
+
 def give_like(data: Path, path: Path, text: str) -> None:
     """Write a file on disk in one step, which then belongs to the owner of the data directory."""
     beside, owner = path.with_name(f".{path.name}.new"), data.stat()
@@ -172,6 +181,4 @@ def give_like(data: Path, path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
+    sync(path.parent)

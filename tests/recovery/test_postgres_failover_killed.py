@@ -85,12 +85,14 @@ def reboot(cluster: Cluster, role: str) -> None:
     """Its service is started, as at the start of its host: it does not run, or it is a standby."""
     postgres = next(node for node in cluster.environment.nodes() if node.service == role)
 
+    standby = Path(postgres.data_directory, "standby.signal")
+
     def decided() -> bool:
-        """Whether its supervisor has seen it fail, its data directory says that it replays, or it answers."""
+        """Whether its supervisor has seen it fail, it replays as a standby, or it answers."""
         control = control_of(postgres)
         return (
             cluster.supervisor.services()[PROGRAMS[role]].state in ("BACKOFF", "FATAL")
-            or (control is not None and control.state == "in archive recovery")
+            or (standby.exists() and control is not None and control.state == "in archive recovery")
             or not ask_member(postgres).problem
         )
 
