@@ -120,6 +120,8 @@ def judge_fencing(report: Report, fencing: Fencing, attested: str, fence: bool) 
             report.warn(f"the old primary: {row.what}", "nothing to do: this run stops it first", value=row.seen)
         else:
             report.expect(f"the old primary: {row.what}", False, row.hint, value=row.seen)
+    for row in fencing.by_run:
+        report.fact(f"the old primary: {row.what}", f"not yet ({row.seen}): this run sees to that before it promotes")
     if not fencing.against:
         report.expect("fence, proven", bool(proven), "nothing is proven", value="; ".join(proven) or "nothing",
                       otherwise=Status.WARN)  # fmt: skip

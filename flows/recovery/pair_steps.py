@@ -22,7 +22,7 @@ from tasks.application import wait_healthy
 from tasks.connection_string import SWITCH, switch_target
 from tasks.failover.begun import Begun, forget, remember
 from tasks.failover.feeding import FEED, Fed, Feeding, feed
-from tasks.failover.fencing import FENCE, SIGNAL, Evidence, Fencing, find_fencing, keep_down, remove_signal
+from tasks.failover.fencing import FENCE, SIGNAL, Evidence, Fencing, allow_start, find_fencing, keep_down, remove_signal
 from tasks.failover.ledger import Ledger
 from tasks.failover.member import Control, read_control
 from tasks.failover.promotion import (
@@ -133,14 +133,15 @@ def _fence(
         raise OpsError(f"{address(pair.old)} did not shut down in good order: “{control.state}”",
                        "look at its log; launch it again: mode=unplanned where it does not start again")  # fmt: skip
     fencing = find_fencing.after(control)(env.services, pair.old)
-    fencing.require(attested)
-    return control, fencing, keep_down.after(fencing)(permit, pair.old)
+    fencing.require(attested, kept_down=False)
+    return control, fencing, keep_down.after(fencing)(permit, env.services, pair.old)
 
 
 def _go_back(report: Report, env: Environment, pair: Pair) -> None:
     """A planned one that cannot go on: the old primary takes writes again. Why it is done is told, whatever happens."""
     roles = [pair.old.service, *([pair.wal.service] if pair.wal and pair.wal.service in env.services.names else [])]
     try:
+        allow_start(env.services, pair.old.service)
         remove_signal(pair.old)
         start_services(env.services, roles)
     except (OpsError, OSError) as error:
@@ -158,6 +159,8 @@ def _let_go(report: Report, env: Environment, pair: Pair) -> None:
     control = read_control(pair.old)
     if control is None or control.state in ("in archive recovery", "shut down in recovery"):
         return
+    with contextlib.suppress(OpsError):  # why this is done is the message
+        allow_start(env.services, pair.old.service)
     remove_signal(pair.old)
     forget(env.reports_directory)
     report.state_is(f"nobody was promoted; {address(pair.old)} is stopped, and is the primary when it is started",
@@ -173,7 +176,7 @@ def fence_again(report: Report, permit: Permit, env: Environment, pair: Pair) ->
         report.warn(f"the old primary: {row.what}", f"stop its service {pair.old.service}, then rejoin-standby",
                     value=row.seen)  # fmt: skip
     if not fencing.against:
-        keep_down.after(fencing)(permit, pair.old)
+        keep_down.after(fencing)(permit, env.services, pair.old)
 
 
 def settle(report: Report, permit: Permit, env: Environment, pair: Pair, after: object) -> None:

@@ -9,12 +9,13 @@ from typing import Literal
 
 from blocks.environment import Environment
 from blocks.postgres import Postgres, execute
+from flows.launch import command
 from flows.recovery.pair_steps import AGAIN, tell_receiver
 from runbook.errors import CommandFailed, OpsError
 from runbook.permit import Act, Permit
 from runbook.render import size
 from runbook.report import Report, Status
-from tasks.failover.fencing import FENCE, keep_down
+from tasks.failover.fencing import FENCE, allow_start, keep_down
 from tasks.failover.member import Control, Member, read_control, read_member
 from tasks.failover.promotion import (
     ATTACH_SECONDS,
@@ -94,7 +95,7 @@ def is_joined(joining: Joining) -> bool:
     return joining.says.follows and streams(joining.primary, joining.node.name)
 
 
-def judge_joining(report: Report, joining: Joining, method: Method) -> None:
+def judge_joining(report: Report, env: Environment, joining: Joining, method: Method) -> None:
     """What speaks against it.
 
     Raises:
@@ -107,8 +108,7 @@ def judge_joining(report: Report, joining: Joining, method: Method) -> None:
     report.expect(f"{says.address} takes no writes", not says.is_primary,
                   f"stop its service {node.service} now: two servers take writes, and what it takes is lost",
                   value=says.problem or ("in recovery" if says.in_recovery else "it takes writes"))  # fmt: skip
-    report.expect("its files are on this host", is_here(node.host), "launch it on a worker of that host",
-                  value=node.host)  # fmt: skip
+    report.expect("its files are on this host", is_here(node.host), join_there(env, node), value=node.host)
     report.expect("its application_name and slot are named", bool(node.name and node.slot),
                   "add name and slot to its table in the environment's TOML",
                   value=f"{node.name or 'no name'}, {node.slot or 'no slot'}", otherwise=Status.WARN)  # fmt: skip
@@ -127,6 +127,11 @@ def judge_joining(report: Report, joining: Joining, method: Method) -> None:
     _judge_room(report, joining, method)
     _tell_diverged(report, joining)
     report.fail_if_critical()
+
+
+def join_there(env: Environment, node: Postgres) -> str:
+    """How a server is joined whose files are on another host than this one."""
+    return f"on {node.host}, in the checkout of its worker: {command('rejoin-standby', env.name, {})}"
 
 
 def _judge_room(report: Report, joining: Joining, method: Method) -> None:
@@ -176,7 +181,7 @@ def join(report: Report, permit: Permit, env: Environment, joining: Joining, met
     node, primary = joining.node, joining.primary
     state = f"{address(primary)} takes writes; {address(node)} is stopped and is no standby yet"
     report.state_is(state, AGAIN)
-    signal = keep_down(permit, node)  # first: its host may reboot at any time from now on
+    signal = keep_down(permit, env.services, node)  # first: its host may reboot at any time from now on
     stopped = stop_services.after(signal)(env.services, [node.service])
     made = make_slots.after(stopped)(primary, [node.slot])
     _save(report, permit, joining)
@@ -184,6 +189,8 @@ def join(report: Report, permit: Permit, env: Environment, joining: Joining, met
     done = _first_way(report, permit, joining, way, method)
     if done is None:
         done = copy_anew.after(made)(permit, primary, node)
+    if left := allow_start.after(done)(env.services, node.service):
+        report.warn(f"{node.service} at boot", left, value="its manager does not start it with its host")
     if not _starts(env, joining, done, last=method != "auto" or done.way == "base_backup"):
         done = _copy_after_all(report, permit, env, joining, method)
     report.fact("joined by", f"{done.way}, {done.seconds:.1f} s" + (f"; old files: {done.kept}" if done.kept else ""))
