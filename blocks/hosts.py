@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import ipaddress
 import socket
 
 import psutil
@@ -22,5 +23,7 @@ def _is_own(host: str) -> bool:
         found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError):
         return False
+    if any(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found):
+        return True
     own = {address.address.partition("%")[0] for name in psutil.net_if_addrs().values() for address in name}
     return bool(found & own)
