@@ -97,16 +97,16 @@ class SystemdServices(Services):
         """`systemctl mask`; `disable` where the unit's own file is in the place of the mask (/etc/systemd/system)."""
         unit = self._unit(role)
         try:
-            self._systemctl(unit.host, "mask", unit.name)
+            self._change_file(unit, "mask")
         except CommandFailed:
-            self._systemctl(unit.host, "disable", unit.name)
+            self._change_file(unit, "disable")
 
     def enable(self, role: str) -> str:
         """`systemctl unmask`. One that is disabled stays so: somebody else may have disabled it."""
         unit = self._unit(role)
         found = self._shown(unit).get("UnitFileState")
         if found == "masked":
-            self._systemctl(unit.host, "unmask", unit.name)
+            self._change_file(unit, "unmask")
         elif found == "disabled":
             return f"its unit is disabled, and does not start at boot: systemctl enable {unit.name}"
         return ""
@@ -114,10 +114,7 @@ class SystemdServices(Services):
     def logs(self, role: str, lines: int = 50) -> str:
         """`journalctl -u`."""
         unit = self._unit(role)
-        argv = ["journalctl", "-u", unit.name, "-n", str(lines), "--no-pager"]
-        if unit.host:  # journalctl has no --host; systemctl's own is ssh too
-            argv = ["ssh", "-o", "BatchMode=yes", unit.host, shlex.join(argv)]
-        return self._run(unit.host, argv, LOG_SECONDS)
+        return self._there(unit.host, "journalctl", "-u", unit.name, "-n", str(lines), "--no-pager")
 
     def environment(self, role: str) -> dict[str, str]:
         """`systemctl show --property=Environment`, masked: the command itself prints secrets."""
@@ -156,6 +153,15 @@ class SystemdServices(Services):
         """One property, which may have several lines."""
         text = self._systemctl(unit.host, "show", unit.name, f"--property={name}", seconds=LOG_SECONDS)
         return text.strip().removeprefix(f"{name}=")
+
+    def _change_file(self, unit: _Unit, verb: str) -> None:
+        """Not by `systemctl -H`: on a worker without systemd (a container's) that changes the worker's own files, and
+        reports success. src/systemctl/systemctl-util.c: install_client_side"""
+        self._there(unit.host, "systemctl", verb, unit.name)
+
+    def _there(self, host: str, *argv: str) -> str:
+        """A program that has no `--host`; systemctl's own is ssh too."""
+        return self._run(host, ["ssh", "-o", "BatchMode=yes", host, shlex.join(argv)] if host else [*argv], LOG_SECONDS)
 
     def _systemctl(self, host: str, *words: str, seconds: float = CALL_SECONDS) -> str:
         return self._run(host, ["systemctl", *(["--host", host] if host else []), *words], seconds)
