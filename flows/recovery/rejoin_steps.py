@@ -15,7 +15,7 @@ from runbook.errors import CommandFailed, OpsError
 from runbook.permit import Act, Permit
 from runbook.render import size
 from runbook.report import Report, Status
-from tasks.failover.fencing import FENCE, allow_start, keep_down
+from tasks.failover.fencing import FENCE, allow_start, mark_standby
 from tasks.failover.member import Control, Member, read_control, read_member
 from tasks.failover.promotion import (
     ATTACH_SECONDS,
@@ -181,7 +181,7 @@ def join(report: Report, permit: Permit, env: Environment, joining: Joining, met
     node, primary = joining.node, joining.primary
     state = f"{address(primary)} takes writes; {address(node)} is stopped and is no standby yet"
     report.state_is(state, AGAIN)
-    signal = keep_down(permit, env.services, node)  # first: its host may reboot at any time from now on
+    signal = mark_standby(permit, node)  # first: its host may reboot at any time from now on
     stopped = stop_services.after(signal)(env.services, [node.service])
     made = make_slots.after(stopped)(primary, [node.slot])
     _save(report, permit, joining)

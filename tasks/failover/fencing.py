@@ -197,10 +197,21 @@ def keep_down(permit: Permit, services: Services, postgres: Postgres) -> Evidenc
     """Disable the service of a stopped server, and have one of this host come up as a standby, should anybody start it:
     that takes no writes. Whether the service is disabled is judged right before the promotion."""
     permit.require(FENCE, address(postgres))
-    what, data = "started by hand it takes no writes", Path(postgres.data_directory)
-    if services.can_disable:
+    if services.can_disable:  # of a stopped one: masked, a unit has lost how it is stopped
         with contextlib.suppress(OpsError):
             services.disable(postgres.service)
+    return _mark(postgres)
+
+
+@action(idempotent=True)
+def mark_standby(permit: Permit, postgres: Postgres) -> Evidence:
+    """Have a server of this host come up as a standby at its next start: that takes no writes."""
+    permit.require(FENCE, address(postgres))
+    return _mark(postgres)
+
+
+def _mark(postgres: Postgres) -> Evidence:
+    what, data = "started by hand it takes no writes", Path(postgres.data_directory)
     if not is_here(postgres.host):
         return Evidence(what, None, "not checked: its files are on another host")
     if not (data / "PG_VERSION").exists():
