@@ -15,7 +15,7 @@ import pytest
 from flows.recovery import pair
 from flows.recovery.postgres_failover import postgres_failover, rejoin_standby
 from lab.supervision import Program
-from runbook.errors import RunbookFailed
+from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Status
 from runbook.wait import until
 from tests.clusters import NAME, Cluster, Template, running_cluster
@@ -245,6 +245,8 @@ def test_an_attested_fence_is_told_apart_from_a_proven_one(cluster: Cluster) -> 
     file.write_text(file.read_text().replace(f":{port}", ":9"))
     report = refused("unplanned")
     assert "does not answer" in finding(report, "its supervisor does not run it")
+    with pytest.raises(OpsError, match="names nobody"):
+        fail_over("unplanned", fenced_by="1")
     report = fail_over("unplanned", fenced_by="山田 iDRACで電源断")
     told = finding(report, "fence, attested and not proven")
     assert told.startswith("WARN")
