@@ -20,7 +20,8 @@ from blocks.alerts import COLUMNS, Alerts
 from blocks.approval import Approval
 from blocks.cloud import Cloud
 from blocks.docker import Docker
-from blocks.exclusion import Cluster, Directory, Exclusion, Keyspace, Part, is_local
+from blocks.exclusion import Cluster, Directory, Exclusion, Keyspace, Part
+from blocks.hosts import is_here
 from blocks.monitoring import Monitoring
 from blocks.nodes import primary_first
 from blocks.places import Application, Backups, Certificates, Endpoint, Logs
@@ -243,10 +244,10 @@ class Environment(Block):
         """The locks of its servers and of the directories of this host that it describes, not taken yet."""
         run, nodes = f"interview-ops {self.name}: {runbook}", self.nodes()
         found: list[Part] = [Cluster(node, run) for node in nodes]
-        directories = [node.data_directory for node in nodes if is_local(node.host)]
+        directories = [node.data_directory for node in nodes if is_here(node.host)]
         if self.has("redis"):
             found.append(Keyspace(self.redis, run))
-            directories += [self.redis.data_directory] if is_local(self.redis.host) and not self.redis.remote else []
+            directories += [self.redis.data_directory] if is_here(self.redis.host) and not self.redis.remote else []
         directories.append(self.application.directory)
         self._load_the_rest()
         return Exclusion([*found, *(Directory(path) for path in dict.fromkeys(directories) if path)])

@@ -29,7 +29,6 @@ from runbook.wait import until
 
 SECONDS = 2
 ENDING_SECONDS = 5.0
-LOCAL = ("localhost", "127.0.0.1", "::1", "")
 PREFIX = "interview-ops-lock-"
 
 
@@ -231,11 +230,6 @@ class Directory:
         for descriptor in self._open.values():
             os.close(descriptor)
         self._open = {}
-
-
-def is_local(host: str) -> bool:
-    """Whether a server's address, or the directory of its socket, is this host's."""
-    return host in LOCAL or host.startswith("/")
 
 
 def _locked(what: str, who: str) -> Locked:

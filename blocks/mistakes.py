@@ -133,6 +133,12 @@ def find_role_mistakes(services: Mapping[str, Any], sections: Mapping[str, Mappi
         if role not in known and not NUMBERED.fullmatch(role):
             expected = f"a known role{near(role, [name for name in known if not name.startswith('prefect')])}"
             yield Mistake("services", f"names.{role}", "an unknown role", expected)
+    hosts = services.get("hosts", {})
+    for role in hosts if isinstance(hosts, Mapping) else ():
+        if isinstance(names, Mapping) and role not in names:
+            yield Mistake(
+                "services", f"hosts.{role}", "an unknown role", f"a role of [services.names]{near(role, list(names))}"
+            )
 
 
 _OWN_ROLES = (("postgres", "service"), ("standby", "service"), ("wal", "service"), ("wal", "archiver"))

@@ -16,8 +16,8 @@ ASK_SECONDS = 5
 
 @dataclass(frozen=True)
 class Standing:
-    """What a server says of itself. `system` is its cluster's identifier, which begins with the second of its initdb;
-    `timeline` is the one that it writes, 0 on a standby."""
+    """What a server says of itself. `system` is its cluster's identifier; `timeline` is the one that it writes, 0 on a
+    standby."""
 
     in_recovery: bool
     system: int
@@ -43,20 +43,32 @@ SELECT pg_is_in_recovery(), (SELECT system_identifier FROM pg_control_system()),
 
 
 def primary_first(nodes: Sequence[Postgres]) -> list[Postgres]:
-    """The nodes, the primary first. A single one is not asked.
+    """The nodes, the primary first. A single one is not queried.
 
-    Of two that are not in recovery the one of the cluster that was made later (a recovery made it in the place of the
-    other), and of one cluster the higher timeline. Where all that answer are in recovery, the one that does not answer.
-    Where nobody answers, or all are in recovery: in the order of the configuration.
+    Where all that answer are in recovery, the one that does not answer is the primary. Where nobody answers, or all are
+    in recovery: the order of the configuration.
+
+    Raises:
+        OpsError: two servers take writes. Which of them has the users' data only a person can say: choosing one would
+            lose what the other has.
     """
     if len(nodes) < 2:
         return list(nodes)
-    said = [ask(node) for node in nodes]
+    standings = [ask(node) for node in nodes]
+    primaries = [(node, found) for node, found in zip(nodes, standings, strict=True) if found and not found.in_recovery]
+    if len(primaries) > 1:
+        raise OpsError(
+            "two servers take writes: " + " and ".join(_described(node, found) for node, found in primaries),
+            "find out which one the application writes to; stop the other's service, and see that nothing starts it "
+            "again; then launch rejoin-standby, which saves what only that one has",
+        )
 
-    def rank(index: int) -> tuple[bool, bool, int, int]:
-        standing = said[index]
-        if standing is None or standing.in_recovery:
-            return (False, standing is None and any(said), 0, 0)
-        return (True, False, standing.system, standing.timeline)
+    def rank(index: int) -> tuple[bool, bool]:
+        standing = standings[index]
+        return (bool(standing and not standing.in_recovery), standing is None and any(standings))
 
     return [nodes[index] for index in sorted(range(len(nodes)), key=rank, reverse=True)]
+
+
+def _described(node: Postgres, found: Standing) -> str:
+    return f"{node.host}:{node.port} ({node.service}, timeline {found.timeline}, cluster {found.system})"

@@ -45,9 +45,11 @@ class ServiceState:
 
 
 class Services(Block, abc.ABC):
-    """What every service manager offers. `names` maps a role to the manager's own name for it."""
+    """What every service manager offers. `names` maps a role to the manager's own name for it; `hosts` a role to its
+    manager's address (user@host, tcp://…, http://…), where that is another host's than the rest's: a standby's."""
 
     names: dict[str, str] = Field(default={}, description="role → unit, container or program")
+    hosts: dict[str, str] = Field(default={}, description="role → its manager's address, where it is on another host")
 
     def name_of(self, role: str) -> str:
         """The manager's name of a role.
@@ -84,6 +86,33 @@ class Services(Block, abc.ABC):
     @abc.abstractmethod
     def state(self, role: str) -> ServiceState:
         """Whether it would come back: "not running" may be the moment between two starts."""
+
+    @abc.abstractmethod
+    def starts_at_boot(self, role: str) -> str:
+        """What would start it when its host, or the manager itself, starts; "" where nothing does."""
+
+    @property
+    def can_disable(self) -> bool:
+        """Whether the manager offers `disable`."""
+        return True
+
+    @abc.abstractmethod
+    def disable(self, role: str) -> None:
+        """Keep it from being started at boot, until `enable`.
+
+        Raises:
+            OpsError: the manager refuses, or offers no way.
+        """
+
+    @property
+    def how_to_disable(self) -> str:
+        """What a person does where `disable` cannot."""
+        return "disable it on its host"
+
+    def enable(self, role: str) -> str:
+        """Undo `disable`; what is left to do by hand, "" where nothing is. Nothing happens where it is not disabled."""
+        self.name_of(role)
+        return ""
 
     @abc.abstractmethod
     def logs(self, role: str, lines: int = 50) -> str:
@@ -131,6 +160,24 @@ class DockerServices(Services):
             told = f"{state['Status']}, restart: {(host.get('RestartPolicy') or {}).get('Name') or 'no'}"
             return ServiceState(told, int(state["Pid"]), state["Status"] in ("running", "restarting", "paused"))
 
+    def starts_at_boot(self, role: str) -> str:
+        """`docker inspect`: its restart policy. The engine starts those of any policy but `no` when it starts itself;
+        whether a person stopped one before, which would matter, it does not report."""
+        with self._container(role) as container:
+            policy = (container.attrs["HostConfig"].get("RestartPolicy") or {}).get("Name") or "no"
+            return "" if policy == "no" else f"restart: {policy}"
+
+    def disable(self, role: str) -> None:
+        """`docker update --restart no`."""
+        with self._container(role) as container:
+            container.update(restart_policy={"Name": "no"})
+
+    def enable(self, role: str) -> str:
+        """The engine has forgotten the policy that it had."""
+        if self.starts_at_boot(role):
+            return ""
+        return f"its restart policy is no: docker update --restart unless-stopped {self.name_of(role)}"
+
     def logs(self, role: str, lines: int = 50) -> str:
         """`docker logs --tail`, both streams."""
         with self._container(role) as container:
@@ -144,7 +191,7 @@ class DockerServices(Services):
     @contextlib.contextmanager
     def _container(self, role: str) -> Iterator[Any]:
         name = self.name_of(role)
-        with engine(self.host, seconds=self.stop_seconds + CALL_SECONDS) as client:
+        with engine(self.hosts.get(role, self.host), seconds=self.stop_seconds + CALL_SECONDS) as client:
             try:
                 yield client.containers.get(name)
             except docker.errors.NotFound:
@@ -181,14 +228,14 @@ class SupervisorServices(Services):
 
     def start(self, role: str) -> None:
         """`supervisor.startProcess`, not waiting for the second after which supervisord believes in it."""
-        self._call("startProcess", self.name_of(role), False, ignore=ALREADY_STARTED)
+        self._call(role, "startProcess", self.name_of(role), False, ignore=ALREADY_STARTED)
 
     def stop(self, role: str) -> None:
         """`supervisor.stopProcess`, waiting. What has just exited is not running, and is started again at once: it is
         stopped when it is."""
 
         def stopped() -> bool:
-            self._call("stopProcess", self.name_of(role), True, ignore=NOT_RUNNING)
+            self._call(role, "stopProcess", self.name_of(role), True, ignore=NOT_RUNNING)
             return not self.state(role).comes_back
 
         if not stopped():
@@ -196,19 +243,41 @@ class SupervisorServices(Services):
 
     def is_running(self, role: str) -> bool:
         """Whether supervisord says RUNNING."""
-        info = self._call("getProcessInfo", self.name_of(role))
+        info = self._call(role, "getProcessInfo", self.name_of(role))
         return isinstance(info, dict) and info.get("statename") == "RUNNING"
 
     def state(self, role: str) -> ServiceState:
         """`supervisor.getProcessInfo`: STOPPED and FATAL are final, BACKOFF is not."""
-        info = cast(dict[str, Any], self._call("getProcessInfo", self.name_of(role)))
+        info = cast(dict[str, Any], self._call(role, "getProcessInfo", self.name_of(role)))
         state, since = str(info["statename"]), int(info["now"]) - int(info["stop"])
         final = state in ("STOPPED", "FATAL") or (state == "EXITED" and since > EXITED_SECONDS)
         return ServiceState(state, int(info["pid"]), not final)
 
+    def starts_at_boot(self, role: str) -> str:
+        """`supervisor.getAllConfigInfo`: whether supervisord starts it with itself."""
+        name = self.name_of(role)
+        for found in cast(list[dict[str, Any]], self._call(role, "getAllConfigInfo")):
+            if name in (found["name"], f"{found['group']}:{found['name']}"):
+                return "autostart=true" if found.get("autostart") else ""
+        raise OpsError(f"supervisord knows no program {name}", "correct it under [services.names]")
+
+    @property
+    def can_disable(self) -> bool:
+        """Its interface changes no configuration."""
+        return False
+
+    def disable(self, role: str) -> None:
+        """See `can_disable`."""
+        raise OpsError(f"supervisord cannot disable {self.name_of(role)}", self.how_to_disable)
+
+    @property
+    def how_to_disable(self) -> str:
+        """supervisord's interface changes no configuration."""
+        return "set autostart=false for it in supervisord's configuration, then: supervisorctl update"
+
     def logs(self, role: str, lines: int = 50) -> str:
         """The end of its standard output."""
-        text = self._call("readProcessStdoutLog", self.name_of(role), -lines * 200, 0, ignore=NO_FILE) or ""
+        text = self._call(role, "readProcessStdoutLog", self.name_of(role), -lines * 200, 0, ignore=NO_FILE) or ""
         return "\n".join(str(text).splitlines()[-lines:])
 
     def environment(self, role: str) -> dict[str, str]:
@@ -216,18 +285,21 @@ class SupervisorServices(Services):
         self.name_of(role)
         return {}
 
-    def _call(self, method: str, *arguments: object, ignore: int = 0) -> object:
+    def _call(self, role: str, method: str, *arguments: object, ignore: int = 0) -> object:
+        url = self.hosts.get(role, self.url)
         login = f"{self.username}:{self.password.get_secret_value()}".encode()
         headers = [("Authorization", f"Basic {b64encode(login).decode()}")] if self.username else []
         transport = _Transport(CALL_SECONDS if method in ("startProcess", "stopProcess") else READ_SECONDS, headers)
         try:
-            with xmlrpc.client.ServerProxy(f"{self.url}/RPC2", transport, allow_none=True) as server:
+            with xmlrpc.client.ServerProxy(f"{url}/RPC2", transport, allow_none=True) as server:
                 return getattr(server.supervisor, method)(*arguments)
         except xmlrpc.client.Fault as fault:
             if fault.faultCode == ignore:
                 return None
-            raise OpsError(f"supervisord refuses {method} of {arguments[0]}: {fault.faultString}") from None
+            raise OpsError(
+                f"supervisord refuses {' of '.join(map(str, (method, *arguments[:1])))}: {fault.faultString}"
+            ) from None
         except xmlrpc.client.ProtocolError as error:
-            raise OpsError(f"supervisord at {self.url} answers {error.errcode} {error.errmsg}") from None
+            raise OpsError(f"supervisord at {url} answers {error.errcode} {error.errmsg}") from None
         except (OSError, http.client.HTTPException):
-            raise Unreachable(f"supervisord at {self.url} does not answer", "start it: services cannot run") from None
+            raise Unreachable(f"supervisord at {url} does not answer", "start it: services cannot run") from None

@@ -6,11 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from blocks.exclusion import is_local
+from blocks.hosts import is_here
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.render import size
 
+__all__ = ["Disk", "disk_of", "disk_on", "is_here", "read_disk"]
 INODES_RATIO = 0.8  # nobody asks for them before
 
 
@@ -63,11 +64,6 @@ def disk_of(path: Path) -> Disk:
                     inodes, reserved)  # fmt: skip
     except OSError as error:
         raise OpsError(f"the disk of {path} cannot be measured: {error.strerror}", "let this user see it") from None
-
-
-def is_here(host: str) -> bool:
-    """Whether a server's address, or the directory of its socket, is this host's."""
-    return is_local(host)
 
 
 def disk_on(host: str, path: Path) -> Disk | None:

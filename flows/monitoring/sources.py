@@ -138,7 +138,7 @@ def find_primary(env: Environment) -> Postgres:
             with standing[0][0].connect(seconds=nodes.ASK_SECONDS):
                 pass
         raise OpsError("no database server takes writes", "diagnose-database, then show-recovery-options")
-    primary = nodes.primary_first(takes)[0]
+    primary = nodes.primary_first(takes)[0]  # raises where two take writes
     with primary.connect(primary.database, seconds=nodes.ASK_SECONDS):
         return primary
 

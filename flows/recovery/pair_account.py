@@ -6,11 +6,13 @@ from blocks.environment import Environment
 from flows.recovery.pair import Pair
 from flows.recovery.pair_findings import is_synchronous
 from flows.recovery.pair_steps import Done, Phases
+from flows.recovery.rejoin_steps import join_there
 from runbook.render import size
 from runbook.report import Report
 from tasks.failover.ledger import Account
 from tasks.failover.member import read_member
 from tasks.failover.segments import Beyond
+from tasks.host import is_here
 from tasks.postgres.synchronous import address, read_synchrony
 from tasks.wal.names import lsn_text
 
@@ -34,13 +36,14 @@ def tell_phases(report: Report, phases: Phases) -> None:
         report.fact(name, f"{seconds:.3f} s")
 
 
-def tell_done(report: Report, pair: Pair, done: Done) -> None:
-    """Fence, tail and promotion: the evidence."""
+def tell_done(report: Report, pair: Pair, done: Done, attested: str) -> None:
+    """Fence, tail and promotion: the evidence; `attested` by whom, where not all of the fence is proven."""
     fencing = done.promoted.fencing
+    unproven = f"attested by {attested}" if attested and fencing.unknown else "not known"
     report.table(
         f"Fence of {fencing.server}, looked at last before pg_promote",
         ("what", "holds", "seen"),
-        [(row.what, "proven" if row.holds else "attested", row.seen) for row in (*fencing.rows, done.kept_down)],
+        [(row.what, "proven" if row.holds else unproven, row.seen) for row in (*fencing.rows, done.kept_down)],
     )
     report.table(
         "Received WAL, all of it replayed",
@@ -107,7 +110,8 @@ def tell_after(report: Report, env: Environment, pair: Pair, *, rejoined: bool) 
     told = f"wait for {sync.needed} of {', '.join(sync.connected)}" if sync.needed else "wait for nobody"
     report.fact("commits on the new primary", told)
     if not rejoined:
-        report.warn("standby", "find out why it died, then launch rejoin-standby: until then there is none",
+        where = "" if is_here(pair.old.host) else f" ({join_there(env, pair.old)})"
+        report.warn("standby", f"find out why it died, then launch rejoin-standby{where}: until then there is none",
                     value=f"{old.address} is not joined again")  # fmt: skip
     if env.has("wal"):
         report.warn("base backup", "launch backup-cluster: a recovery to a point on the new timeline begins with the "

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from flows.recovery.pair import Mode, Pair
 from runbook.render import size
 from runbook.report import Report, Status
-from tasks.failover.feeding import RECEIVER, source_of, sources_of
+from tasks.failover.feeding import RECEIVER, own_wal, sources_of
 from tasks.failover.fencing import Fencing
 from tasks.host import is_here
 from tasks.postgres.replication import parse_sync_names
@@ -122,6 +120,8 @@ def judge_fencing(report: Report, fencing: Fencing, attested: str, fence: bool) 
             report.warn(f"the old primary: {row.what}", "nothing to do: this run stops it first", value=row.seen)
         else:
             report.expect(f"the old primary: {row.what}", False, row.hint, value=row.seen)
+    for row in fencing.by_run:
+        report.fact(f"the old primary: {row.what}", f"not yet ({row.seen}): this run sees to that before it promotes")
     if not fencing.against:
         report.expect("fence, proven", bool(proven), "nothing is proven", value="; ".join(proven) or "nothing",
                       otherwise=Status.WARN)  # fmt: skip
@@ -154,6 +154,11 @@ def _judge_lag(report: Report, pair: Pair, limit_bytes: int) -> None:
         report.warn("lag of the standby", "what the old primary had beyond is not known: compare with "
                     "the application's records", value="not measured: its files cannot be read")  # fmt: skip
         return
+    if feeds_old_wal(pair):
+        report.fact(
+            "WAL that only the old primary has", f"{size(missing)}: it is fed to the standby before the promotion"
+        )
+        return
     _expect_lag(report, missing, limit_bytes, "start the old primary if it can be, or bring its WAL to the standby; "
                 "allow that loss with max_lag_megabytes")  # fmt: skip
 
@@ -166,11 +171,19 @@ def missing_bytes(pair: Pair) -> int | None:
     """What a dead primary's own WAL has beyond the standby and its receiver; None where it cannot be read."""
     if not is_here(pair.old.host) or pair.control is None:
         return None
-    own = source_of("", pair.old, str(Path(pair.old.data_directory, "pg_wal")), pair.will.timeline, pair.will.written)
-    if own.problem:
+    own = own_wal(pair.old, pair.will)
+    if own is None:
         return None
     reachable = max((source.beyond.end for source in sources_of(pair.new, pair.wal, pair.will)), default=0)
     return max(0, own.beyond.end - max(reachable, pair.will.written))
+
+
+def feeds_old_wal(pair: Pair) -> bool:
+    """Whether the standby is fed from a dead primary's own directory of WAL: that alone has acknowledged writes, or the
+    checkpoint of an orderly shutdown. What synchronous replication did not acknowledge is not worth the wait."""
+    if pair.course != "take over" or not missing_bytes(pair):
+        return False
+    return not is_synchronous(pair) or bool(pair.control and pair.control.shut_down)
 
 
 def tell_mode(report: Report, pair: Pair) -> None:

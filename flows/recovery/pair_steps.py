@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from blocks.environment import Environment
 from blocks.postgres import Postgres
@@ -14,6 +13,7 @@ from blocks.services import DockerServices
 from blocks.wal import Wal
 from flows.database.commits import alone_act
 from flows.recovery.pair import Mode, Pair
+from flows.recovery.pair_findings import feeds_old_wal
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.permit import Act, Permit
@@ -21,8 +21,8 @@ from runbook.report import Report, Status
 from tasks.application import wait_healthy
 from tasks.connection_string import SWITCH, switch_target
 from tasks.failover.begun import Begun, forget, remember
-from tasks.failover.feeding import FEED, Fed, feed
-from tasks.failover.fencing import FENCE, SIGNAL, Evidence, Fencing, find_fencing, keep_down
+from tasks.failover.feeding import FEED, Fed, Feeding, feed
+from tasks.failover.fencing import FENCE, SIGNAL, Evidence, Fencing, allow_start, find_fencing, keep_down, remove_signal
 from tasks.failover.ledger import Ledger
 from tasks.failover.member import Control, read_control
 from tasks.failover.promotion import (
@@ -102,10 +102,14 @@ def stop_and_promote(
         with phases.timed("fencing"):
             control, fencing, kept = _fence(permit, env, pair, attested, stop=planned or fence)
         with phases.timed("replay of the tail"):
-            fed = feed.after(kept)(permit, pair.new, pair.wal, control if control and control.shut_down else None)
+            old = pair.old if feeds_old_wal(pair) else None
+            clean = control if control and control.shut_down else None
+            fed = feed.after(kept)(permit, Feeding(pair.new, pair.wal, clean, old))
     except OpsError:
         if planned:
             _go_back(report, env, pair)
+        else:
+            _let_go(report, env, pair)
         raise
     promoted = promote.after(fed)(permit, env.services, pair.old, pair.new, attested)
     phases.seconds["promote"] = promoted.seconds
@@ -129,15 +133,16 @@ def _fence(
         raise OpsError(f"{address(pair.old)} did not shut down in good order: “{control.state}”",
                        "look at its log; launch it again: mode=unplanned where it does not start again")  # fmt: skip
     fencing = find_fencing.after(control)(env.services, pair.old)
-    fencing.require(attested)
-    return control, fencing, keep_down.after(fencing)(permit, pair.old)
+    fencing.require(attested, kept_down=False)
+    return control, fencing, keep_down.after(fencing)(permit, env.services, pair.old)
 
 
 def _go_back(report: Report, env: Environment, pair: Pair) -> None:
     """A planned one that cannot go on: the old primary takes writes again. Why it is done is told, whatever happens."""
     roles = [pair.old.service, *([pair.wal.service] if pair.wal and pair.wal.service in env.services.names else [])]
     try:
-        Path(pair.old.data_directory, SIGNAL).unlink(missing_ok=True)
+        allow_start(env.services, pair.old.service)
+        remove_signal(pair.old)
         start_services(env.services, roles)
     except (OpsError, OSError) as error:
         report.expect("the old primary started again", False, f"start {pair.old.service} by hand, without {SIGNAL}",
@@ -146,6 +151,20 @@ def _go_back(report: Report, env: Environment, pair: Pair) -> None:
     forget(env.reports_directory)
     report.state_is(f"nobody was promoted; {address(pair.old)} was started again, and takes writes",
                     "put right what is said above, and launch it again")  # fmt: skip
+
+
+def _let_go(report: Report, env: Environment, pair: Pair) -> None:
+    """An unplanned one that cannot go on: nobody was promoted, so the old primary must take writes when it is started,
+    as before this run. One that was a standby stays one."""
+    control = read_control(pair.old)
+    if control is None or control.state in ("in archive recovery", "shut down in recovery"):
+        return
+    with contextlib.suppress(OpsError):  # why this is done is the message
+        allow_start(env.services, pair.old.service)
+    remove_signal(pair.old)
+    forget(env.reports_directory)
+    report.state_is(f"nobody was promoted; {address(pair.old)} is stopped, and is the primary when it is started",
+                    "fix the finding above, then launch it again; or start the old primary")  # fmt: skip
 
 
 def fence_again(report: Report, permit: Permit, env: Environment, pair: Pair) -> None:
@@ -157,7 +176,7 @@ def fence_again(report: Report, permit: Permit, env: Environment, pair: Pair) ->
         report.warn(f"the old primary: {row.what}", f"stop its service {pair.old.service}, then rejoin-standby",
                     value=row.seen)  # fmt: skip
     if not fencing.against:
-        keep_down.after(fencing)(permit, pair.old)
+        keep_down.after(fencing)(permit, env.services, pair.old)
 
 
 def settle(report: Report, permit: Permit, env: Environment, pair: Pair, after: object) -> None:

@@ -13,7 +13,7 @@ from blocks.environment import Environment
 from flows.recovery import rejoin_steps
 from flows.recovery.pair import Mode, Pair, read_pair, tell_pair
 from flows.recovery.pair_account import tell_after, tell_done, tell_loss, tell_phases
-from flows.recovery.pair_findings import MIB, judge
+from flows.recovery.pair_findings import MIB, feeds_old_wal, judge
 from flows.recovery.pair_steps import (
     AGAIN,
     WRITE_SECONDS,
@@ -31,6 +31,7 @@ from runbook.report import Report
 from runbook.run import runbook
 from tasks.connection_string import read_target
 from tasks.failover.begun import forget
+from tasks.failover.fencing import named_person
 from tasks.failover.ledger import Ledger
 from tasks.failover.promotion import checkpoint, streams
 from tasks.failover.segments import Beyond, read_beyond
@@ -72,7 +73,7 @@ def postgres_failover(
         mode: planned はプライマリが生きている時 (書き込み損失なし)、unplanned はプライマリが停止した時
         new_primary: 昇格させるサーバー host:port。空ならもう一方。計画のフォームには入力済み
         fence: 応答しない古いプライマリをサービス管理で停止させてから昇格する (再起動を繰り返している時など)
-        fenced_by: 古いホストに到達できない時のみ必須。誰が、どう停止・隔離したか (例 山田 iDRACで電源断)
+        fenced_by: 古いホストに到達できない時のみ必須。停止・隔離した人の氏名と方法 (例 山田 iDRACで電源断)
         max_lag_megabytes: 許容するスタンバイの遅れ (MB)。これを超えると昇格しない
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 実行するには環境名を入力。空なら計画のみ表示
@@ -82,6 +83,7 @@ def postgres_failover(
         "PostgreSQL failover", env, confirm, plan, changes=True, rank="recovery", name="postgres-failover"
     ) as report:
         started, phases = time.monotonic(), Phases()
+        fenced_by = named_person(fenced_by)
         pair = read_pair(env, mode, new_primary)
         tell_pair(report, "before", pair)
         if pair.course == "finish":
@@ -121,12 +123,14 @@ def _plan(report: Report, env: Environment, pair: Pair, fence: bool) -> None:
         report.plan("stop", f"{address(pair.old)} in good order (fast shutdown): writes stand still", seconds=1.0)
     elif fence:
         report.plan("stop", f"{address(pair.old)} through its supervisor, where it would start it again", seconds=1.0)
-    report.plan("fence", "port closed, not started again, no process left; its files say that it is a standby")
-    report.plan("replay", f"on {address(pair.new)} everything that it and the receiver of WAL have", seconds=1.0)
+    report.plan("fence", "port closed, not started again, no process left; its service disabled, so that a reboot does "
+                "not start it; its files say that it is a standby")  # fmt: skip
+    more = ", and what only the old primary's directory of WAL has" if feeds_old_wal(pair) else ""
+    report.plan("replay", f"on {address(pair.new)} everything that it and the receiver of WAL have{more}", seconds=1.0)
     report.plan("promote", f"{address(pair.new)}: pg_promote, then slots and the receiver of WAL", seconds=1.0)
     if env.has("application") and env.application.env_file:
         report.plan("redirect", f"the application: {env.application.env_file}, then its restart", seconds=10.0)
-    if pair.course == "hand over":
+    if pair.course == "hand over" and is_here(pair.old.host):
         report.plan("rejoin", f"{address(pair.old)} as standby of {address(pair.new)}", seconds=5.0)
 
 
@@ -137,7 +141,7 @@ def _fail_over(
     with Ledger(servers) as ledger:
         done = stop_and_promote(report, permit, env, pair, mode, attested, fence, phases, ledger)
         report.state_is(f"{address(pair.new)} is the primary, on timeline {done.promoted.timeline}", AGAIN)
-        tell_done(report, pair, done)
+        tell_done(report, pair, done, attested)
         settle(report, permit, env, pair, done.promoted)
         first = ledger.wait_for(address(pair.new), WRITE_SECONDS)
         phases.seconds["first acknowledged write"] = first.at - done.promoted.began
@@ -162,11 +166,11 @@ def _end(report: Report, permit: Permit, env: Environment, pair: Pair, mode: str
     """Of every course: checkpoint, the old primary where it is this run's, what is so now."""
     checkpoint(pair.new)
     rejoined = False
-    if mode == "planned":
+    if mode == "planned" and is_here(pair.old.host):
         with phases.timed("rejoin"):
             joining = rejoin_steps.read_joining(pair.new, pair.old)
             if not rejoin_steps.is_joined(joining):
-                rejoin_steps.judge_joining(report, joining, "auto")
+                rejoin_steps.judge_joining(report, env, joining, "auto")
                 rejoin_steps.join(report, permit, env, joining, "auto")
         rejoined = True
     tell_phases(report, phases)
@@ -243,7 +247,7 @@ def rejoin_standby(environment: str, method: Method = "auto", plan: str = "", co
         if rejoin_steps.is_joined(joining):
             report.outcome = f"nothing to do: {address(joining.node)} streams from {address(joining.primary)}"
             return report
-        rejoin_steps.judge_joining(report, joining, method)
+        rejoin_steps.judge_joining(report, env, joining, method)
         rejoin_steps.plan_joining(report, joining, method)
         report.pin_state("roles", f"{address(joining.node)} behind {address(joining.primary)}")
         permit = report.permit(*rejoin_steps.rejoin_acts(joining))

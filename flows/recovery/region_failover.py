@@ -29,6 +29,7 @@ from runbook.report import Report
 from runbook.run import runbook
 from tasks.catalogue import LATEST
 from tasks.endpoint import SEND, send_users
+from tasks.failover.fencing import named_person
 
 
 @flow(name="region-failover", flow_run_name="region-failover {source} to {environment}")
@@ -66,7 +67,7 @@ def region_failover(
         environment: 切り替え先の環境 (リージョン)
         source: 障害が起きた環境 (必須)。そのバックアップが切り替え先の保管先にある
         backup: latest は損失が最小の方法を自動選択。または最初に試すバックアップ名 (base_… または backup_…)
-        fenced_by: 旧リージョンを遮断した人と方法。ここから確認できない場合に必須
+        fenced_by: 旧リージョンを遮断した人の氏名と方法。ここから確認できない場合に必須
         without: 戻さない部分。バックアップも既存データもない部分は、ここに指定したときだけ空で始める
         strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、ユーザーを切り替える前に中止する
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
@@ -83,7 +84,7 @@ def region_failover(
             region_account.tell_after(report, env, old)
             report.outcome = f"users are sent to {env.name} already: nothing was changed"
             return report
-        fence = region_fence.Fence(old, fenced_by.strip())
+        fence = region_fence.Fence(old, named_person(fenced_by))
         with phases.of("decision"):
             fence.judge(report, "before the plan")
             ways = Ways(report, env, source, backup)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from blocks.environment import Environment
 from blocks.postgres import Postgres, execute
+from flows.launch import command
 from flows.recovery.pair_steps import AGAIN, tell_receiver
 from runbook.errors import CommandFailed, OpsError
 from runbook.permit import Act, Permit
 from runbook.render import size
 from runbook.report import Report, Status
+from tasks.failover.fencing import FENCE, allow_start, mark_standby
 from tasks.failover.member import Control, Member, read_control, read_member
 from tasks.failover.promotion import (
     ATTACH_SECONDS,
@@ -33,6 +36,7 @@ from tasks.failover.rejoin import (
     save_diverged,
     was_interrupted,
 )
+from tasks.failover.segments import Beyond
 from tasks.host import disk_of, is_here
 from tasks.postgres.synchronous import ALONE, address, commit_alone, commit_together
 from tasks.services import start_services, stop_services
@@ -47,13 +51,15 @@ START_SECONDS = 45.0
 @dataclass(frozen=True)
 class Joining:
     """The server that is to follow `primary`. `parted_at`: where its timeline ended, 0 where the primary is on the
-    same one still."""
+    same one still. `diverged`: what its own WAL has after that; None where that cannot be read; `problem` says why."""
 
     primary: Postgres
     node: Postgres
     says: Member
     control: Control | None
     parted_at: int
+    diverged: Beyond | None = None
+    problem: OpsError | None = None
 
     @property
     def way(self) -> str:
@@ -61,7 +67,9 @@ class Joining:
         if self.control is None or was_interrupted(self.node):
             return "base_backup"
         standby = "in recovery" in self.control.state or "archive recovery" in self.control.state
-        ahead = self.parted_at and self.control.reached > self.parted_at  # after a restore to a point in time
+        # After a restore to a point in time; or an old primary that was started as a standby meanwhile.
+        diverged = self.diverged is not None and self.diverged.bytes > 0
+        ahead = self.parted_at and (self.control.reached > self.parted_at or diverged)
         return "start" if standby and not ahead else "rewind"
 
 
@@ -73,7 +81,13 @@ def read_joining(primary: Postgres, node: Postgres) -> Joining:
     """
     control = read_control(node)
     parted = switched_at(primary, control.timeline) if control else 0
-    return Joining(primary, node, read_member(node), control, parted)
+    joining = Joining(primary, node, read_member(node), control, parted)
+    if not (control and parted):
+        return joining
+    try:
+        return replace(joining, diverged=read_diverged(node, control.timeline, parted))
+    except OpsError as error:
+        return replace(joining, problem=error)
 
 
 def is_joined(joining: Joining) -> bool:
@@ -81,7 +95,7 @@ def is_joined(joining: Joining) -> bool:
     return joining.says.follows and streams(joining.primary, joining.node.name)
 
 
-def judge_joining(report: Report, joining: Joining, method: Method) -> None:
+def judge_joining(report: Report, env: Environment, joining: Joining, method: Method) -> None:
     """What speaks against it.
 
     Raises:
@@ -94,8 +108,7 @@ def judge_joining(report: Report, joining: Joining, method: Method) -> None:
     report.expect(f"{says.address} takes no writes", not says.is_primary,
                   f"stop its service {node.service} now: two servers take writes, and what it takes is lost",
                   value=says.problem or ("in recovery" if says.in_recovery else "it takes writes"))  # fmt: skip
-    report.expect("its files are on this host", is_here(node.host), "launch it on a worker of that host",
-                  value=node.host)  # fmt: skip
+    report.expect("its files are on this host", is_here(node.host), join_there(env, node), value=node.host)
     report.expect("its application_name and slot are named", bool(node.name and node.slot),
                   "add name and slot to its table in the environment's TOML",
                   value=f"{node.name or 'no name'}, {node.slot or 'no slot'}", otherwise=Status.WARN)  # fmt: skip
@@ -106,10 +119,19 @@ def judge_joining(report: Report, joining: Joining, method: Method) -> None:
         report.expect("a rewind is possible", joining.way != "base_backup", "method=base_backup",
                       value="its files are gone, or a rewind of them was killed" if joining.way == "base_backup"
                       else control.state if control else "")  # fmt: skip
+    mounted = os.path.ismount(node.data_directory)
+    report.expect("its data directory can be renamed", not mounted, "mount that file system on the parent directory, "
+                  "and have data_directory name a directory in it: a mount point cannot be renamed",
+                  value=f"{node.data_directory} is a mount point" if mounted else node.data_directory)  # fmt: skip
     report.fail_if_critical()
     _judge_room(report, joining, method)
     _tell_diverged(report, joining)
     report.fail_if_critical()
+
+
+def join_there(env: Environment, node: Postgres) -> str:
+    """How a server is joined whose files are on another host than this one."""
+    return f"on {node.host}, in the checkout of its worker: {command('rejoin-standby', env.name, {})}"
 
 
 def _judge_room(report: Report, joining: Joining, method: Method) -> None:
@@ -124,20 +146,17 @@ def _judge_room(report: Report, joining: Joining, method: Method) -> None:
 
 
 def _tell_diverged(report: Report, joining: Joining) -> None:
-    if not (joining.control and joining.parted_at):
-        return
-    try:
-        beyond = read_diverged(joining.node, joining.control.timeline, joining.parted_at)
-    except OpsError as error:
-        report.warn("its WAL beyond the new timeline's beginning", error.hint, value=error.message)
-        return
-    told = f"{beyond.commits:,} transactions, {beyond.bytes:,} bytes after {lsn_text(joining.parted_at)}"
-    report.fact("only in its own WAL", told if beyond.bytes else "nothing")
+    if joining.problem:
+        report.warn("its WAL beyond the new timeline's beginning", joining.problem.hint, value=joining.problem.message)
+    if beyond := joining.diverged:
+        told = f"{beyond.commits:,} transactions, {beyond.bytes:,} bytes after {lsn_text(joining.parted_at)}"
+        report.fact("only in its own WAL", told if beyond.bytes else "nothing")
 
 
 def rejoin_acts(joining: Joining) -> list[Act]:
     """What a permit is needed for."""
-    return [Act(REJOIN, address(joining.node)), Act(ALONE, address(joining.primary))]
+    node = address(joining.node)
+    return [Act(FENCE, node), Act(REJOIN, node), Act(ALONE, address(joining.primary))]
 
 
 def plan_joining(report: Report, joining: Joining, method: Method) -> None:
@@ -162,13 +181,16 @@ def join(report: Report, permit: Permit, env: Environment, joining: Joining, met
     node, primary = joining.node, joining.primary
     state = f"{address(primary)} takes writes; {address(node)} is stopped and is no standby yet"
     report.state_is(state, AGAIN)
-    stopped = stop_services(env.services, [node.service])
+    signal = mark_standby(permit, node)  # first: its host may reboot at any time from now on
+    stopped = stop_services.after(signal)(env.services, [node.service])
     made = make_slots.after(stopped)(primary, [node.slot])
     _save(report, permit, joining)
     way = joining.way if method == "auto" else method
     done = _first_way(report, permit, joining, way, method)
     if done is None:
         done = copy_anew.after(made)(permit, primary, node)
+    if left := allow_start.after(done)(env.services, node.service):
+        report.warn(f"{node.service} at boot", left, value="its manager does not start it with its host")
     if not _starts(env, joining, done, last=method != "auto" or done.way == "base_backup"):
         done = _copy_after_all(report, permit, env, joining, method)
     report.fact("joined by", f"{done.way}, {done.seconds:.1f} s" + (f"; old files: {done.kept}" if done.kept else ""))

@@ -7,6 +7,8 @@ streamed may end in the middle of a record.
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ PATIENCE_SECONDS = 3.0
 """A standby asks its own archive every `wal_retrieve_retry_interval` (5 s, the lab 0.5 s)."""
 FEED_SECONDS = 120.0
 RECEIVER = "the receiver of WAL"
+OLD_PRIMARY = "the old primary's own WAL"
 
 
 @dataclass(frozen=True)
@@ -76,37 +79,102 @@ def source_of(name: str, postgres: Postgres, directory: str, timeline: int, plac
     return Source(name, directory, beyond, newest.system if newest else 0, newest.timeline if newest else 0)
 
 
+@dataclass(frozen=True)
+class Feeding:
+    """What is fed to `standby`: the receiver's WAL, where there is one, and that of `old`, a dead primary on this host,
+    where it is needed. `control`: of a primary that was shut down in good order; its last checkpoint must have been
+    replayed."""
+
+    standby: Postgres
+    wal: Wal | None
+    control: Control | None
+    old: Postgres | None = None
+
+
 @action
-def feed(permit: Permit, postgres: Postgres, wal: Wal | None, control: Control | None) -> Fed:
-    """Wait until the standby has replayed all that it and the receiver of WAL have; where its own `restore_command`
-    does not bring it the receiver's, give it one that does, for the time of this. `control`: of a primary that was shut
-    down in good order; its last checkpoint must have been replayed.
+def feed(permit: Permit, feeding: Feeding) -> Fed:
+    """Wait until the standby has replayed all WAL that is named; where its own `restore_command` does not bring it, it
+    is given one that does, for the time of this.
 
     Raises:
         OpsError: it does not get there; nobody was promoted.
     """
-    permit.require(FEED, address(postgres))
+    standby, old = feeding.standby, feeding.old
+    permit.require(FEED, address(standby))
     failpoint("failover: before feeding")
-    with contextlib.suppress(Unreachable):
-        return until(lambda: _fed(postgres, wal, control), what="the replay", seconds=PATIENCE_SECONDS)
-    with _restoring(postgres, wal):
+    if old is None:
+        with contextlib.suppress(Unreachable):
+            return until(lambda: _fed(feeding), what="the replay", seconds=PATIENCE_SECONDS)
+    directory = feeding.wal.directory if feeding.wal else ""
+    with contextlib.ExitStack() as stack:
+        if old:
+            directory = str(stack.enter_context(_staged(feeding, old)))
+        stack.enter_context(_restoring(standby, directory))
         try:
-            return until(lambda: _fed(postgres, wal, control), what="the replay", seconds=FEED_SECONDS)
+            return until(lambda: _fed(feeding), what="the replay", seconds=FEED_SECONDS)
         except Unreachable as error:
             raise OpsError(
-                f"{address(postgres)} does not replay everything that was received: {error.message}",
-                "look at its log; bring what it misses from the receiver's directory into its restore_command's place",
+                f"{address(standby)} does not replay everything that was received: {error.message}", _otherwise(old)
             ) from None
 
 
-def _fed(postgres: Postgres, wal: Wal | None, control: Control | None) -> Fed:
+def _otherwise(old: Postgres | None) -> str:
+    if old is None:
+        return "check its log; copy what it misses from the receiver's directory to where its restore_command reads"
+    return (
+        "check its log; or start the old primary. To lose what only the old primary has: rename "
+        f"{old.data_directory} aside, and launch this again"
+    )
+
+
+def own_wal(old: Postgres, now: Member) -> Source | None:
+    """What a dead primary's own directory of WAL has beyond what the standby `now` has replayed; None where that is not
+    on this host, is of another cluster or timeline, or cannot be decoded from there on."""
+    if not is_here(old.host):
+        return None
+    found = source_of(OLD_PRIMARY, old, str(Path(old.data_directory, "pg_wal")), now.timeline, now.written)
+    return None if found.problem or (found.system, found.timeline) != (now.system, now.timeline) else found
+
+
+@contextlib.contextmanager
+def _staged(feeding: Feeding, old: Postgres) -> Iterator[Path]:
+    """Copies of the old primary's segments that the standby has not replayed to their end, next to the standby's data
+    directory and readable for its user. Segments that were kept for later use are not among them: their names are ahead
+    of their content, and the standby would put them in the place of its own."""
+    standby, now = feeding.standby, ask_member(feeding.standby)
+    found = own_wal(old, now)
+    if found is None or any(other.beyond.end > found.beyond.end for other in sources_of(standby, feeding.wal, now)):
+        raise OpsError(f"{OLD_PRIMARY} in {old.data_directory} does not go on from {lsn_text(now.written)}",
+                       "launch this again: it judges anew what can be fed")  # fmt: skip
+    data = Path(standby.data_directory)
+    staged, owner = data.with_name(f"{data.name}.feed"), data.stat()
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(mode=0o700)
+    try:
+        for one in find_segments(Path(found.directory)):
+            if one.timeline == now.timeline and now.written < one.start + one.bytes and one.start < found.beyond.end:
+                shutil.copy(one.path, staged / one.name)
+        if os.geteuid() == 0:
+            for path in (*staged.iterdir(), staged):
+                os.chown(path, owner.st_uid, owner.st_gid)
+        failpoint("failover: old primary's WAL staged")
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _fed(feeding: Feeding) -> Fed:
     """Raises Unreachable, with the reason, while it has not come to the end."""
+    postgres, control = feeding.standby, feeding.control
     now = ask_member(postgres)
     if not now.follows:
         raise OpsError(f"{now.address} is no standby any more: {now.problem or 'it takes writes'}", "launch it again")
     if now.receiver == "streaming":
         raise Unreachable(f"{now.address} is still being streamed to")
-    sources = sources_of(postgres, wal, now)
+    sources = sources_of(postgres, feeding.wal, now)
+    if feeding.old:
+        unread = Source(OLD_PRIMARY, feeding.old.data_directory, Beyond(now.written), problem="it cannot be decoded")
+        sources += (own_wal(feeding.old, now) or unread,)
     for source in sources:
         if source.problem and source.name != RECEIVER:  # of the receiver's the plan has warned
             raise Unreachable(f"{source.name} cannot be compared: {source.problem}")
@@ -151,12 +219,12 @@ def sources_of(postgres: Postgres, wal: Wal | None, now: Member) -> tuple[Source
 
 
 @contextlib.contextmanager
-def _restoring(postgres: Postgres, wal: Wal | None) -> Iterator[None]:
-    """Its `restore_command` reads the receiver's directory, also the segment that is not whole; then as it was."""
-    if wal is None or not is_here(postgres.host):
+def _restoring(postgres: Postgres, directory: str) -> Iterator[None]:
+    """Its `restore_command` reads a directory of this host, also a segment that is not whole; then as it was."""
+    if not directory or not is_here(postgres.host):
         yield
         return
-    command = restore_command(wal.directory)
+    command = restore_command(directory)
     with postgres.connect() as connection:
         rows = execute(connection, "SELECT setting, sourcefile FROM pg_settings WHERE name = 'restore_command'")
         execute(connection, sql.SQL("ALTER SYSTEM SET restore_command = {}").format(sql.Literal(command)))

@@ -12,6 +12,7 @@ import psutil
 
 from blocks.postgres import Postgres
 from blocks.services import Services
+from runbook.durable import sync
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
 from runbook.permit import Permit
@@ -21,16 +22,20 @@ from tasks.postgres.synchronous import address
 FENCE = "fence"
 CONNECT_SECONDS = 2.0
 SIGNAL = "standby.signal"
+LETTERS_OF_A_NAME = 2
+BOOT = "nothing starts it when its host starts"
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One thing that must be so: `holds` is None where nobody here can tell."""
+    """One thing that must be so: `holds` is None where nobody here can tell. `by_run`: it does not hold yet, and
+    `keep_down` makes it so."""
 
     what: str
     holds: bool | None
     seen: str
     hint: str = ""
+    by_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,21 +53,26 @@ class Fencing:
     @property
     def against(self) -> tuple[Evidence, ...]:
         """What was seen to be otherwise: it lives, or would be started again."""
-        return tuple(row for row in self.rows if row.holds is False)
+        return tuple(row for row in self.rows if row.holds is False and not row.by_run)
+
+    @property
+    def by_run(self) -> tuple[Evidence, ...]:
+        """What is so when `keep_down` has done its work."""
+        return tuple(row for row in self.rows if row.holds is False and row.by_run)
 
     @property
     def unknown(self) -> tuple[Evidence, ...]:
         """What a person has to attest."""
         return tuple(row for row in self.rows if row.holds is None)
 
-    def require(self, attested: str) -> None:
-        """That it may be replaced.
+    def require(self, attested: str, *, kept_down: bool = True) -> None:
+        """That it may be replaced; before `keep_down` has done its work, that it can be (`kept_down=False`).
 
         Raises:
             OpsError: it lives, would come back, or nobody has proven or attested that it does not.
         """
-        if self.against:
-            first = self.against[0]
+        if against := (*self.against, *(self.by_run if kept_down else ())):
+            first = against[0]
             raise OpsError(f"{self.server} is not fenced: {first.what}: {first.seen}", first.hint)
         if self.unknown and not attested:
             first = self.unknown[0]
@@ -78,10 +88,25 @@ def find_fencing(services: Services, postgres: Postgres) -> Fencing:
 def fencing_of(services: Services, postgres: Postgres) -> Fencing:
     """Port, supervisor, processes: as they are now."""
     supervised = _supervisor(services, postgres)
-    return Fencing(address(postgres), (_port(postgres), supervised, _processes(postgres, supervised)))
+    rows = (_port(postgres), supervised, _boot(services, postgres), _processes(postgres, supervised))
+    return Fencing(address(postgres), rows)
 
 
-ATTEST = "have somebody switch it off or cut it off, and say who and how in fenced_by"
+ATTEST = "have somebody switch it off or cut it off, and name that person and the way in fenced_by"
+
+
+def named_person(fenced_by: str) -> str:
+    """Who attests the fence, and how, "" where nobody does.
+
+    Raises:
+        OpsError: something else than a name is given.
+    """
+    given = fenced_by.strip()
+    if given and sum(letter.isalpha() for letter in given) < LETTERS_OF_A_NAME:
+        raise OpsError(
+            f"fenced_by “{given[:40]}” names nobody", "give the name of the person who cut it off, and the way"
+        )
+    return given
 
 
 def _port(postgres: Postgres) -> Evidence:
@@ -120,6 +145,25 @@ def _supervisor(services: Services, postgres: Postgres) -> Evidence:
                     f"{services.names[postgres.service]} there")  # fmt: skip
 
 
+def _boot(services: Services, postgres: Postgres) -> Evidence:
+    """Stopped is not enough: a reboot starts an enabled unit."""
+    role, data = postgres.service, Path(postgres.data_directory)
+    try:
+        name, reason = services.name_of(role), services.starts_at_boot(role)
+    except Unreachable as error:
+        return Evidence(BOOT, None, error.message, ATTEST)
+    except OpsError as error:
+        return Evidence(BOOT, None, error.message, error.hint or ATTEST)
+    if not reason:
+        return Evidence(BOOT, True, f"{name} is disabled or masked")
+    if services.can_disable:
+        return Evidence(BOOT, False, f"{name}: {reason}", f"disable {name} there", by_run=True)
+    told, files = f"{name}: {reason}", is_here(postgres.host) and (data / "PG_VERSION").exists()
+    if files and (data / SIGNAL).exists():
+        return Evidence(BOOT, True, f"{told}; it would be a standby ({SIGNAL} is in {data})")
+    return Evidence(BOOT, False, told, services.how_to_disable, by_run=files)
+
+
 def _processes(postgres: Postgres, supervised: Evidence) -> Evidence:
     what = "none of its processes is left"
     if not is_here(postgres.host):
@@ -149,16 +193,45 @@ def look_for_processes(data: Path) -> tuple[list[int], int]:
 
 
 @action(idempotent=True)
-def keep_down(permit: Permit, postgres: Postgres) -> Evidence:
-    """Have a stopped server of this host come up as a standby, should anybody start it: that takes no writes."""
+def keep_down(permit: Permit, services: Services, postgres: Postgres) -> Evidence:
+    """Disable the service of a stopped server, and have one of this host come up as a standby, should anybody start it:
+    that takes no writes. Whether the service is disabled is judged right before the promotion."""
     permit.require(FENCE, address(postgres))
-    what, data = "started again it would take no writes", Path(postgres.data_directory)
+    if services.can_disable:  # of a stopped one: masked, a unit has lost how it is stopped
+        with contextlib.suppress(OpsError):
+            services.disable(postgres.service)
+    return _mark(postgres)
+
+
+@action(idempotent=True)
+def mark_standby(permit: Permit, postgres: Postgres) -> Evidence:
+    """Have a server of this host come up as a standby at its next start: that takes no writes."""
+    permit.require(FENCE, address(postgres))
+    return _mark(postgres)
+
+
+def _mark(postgres: Postgres) -> Evidence:
+    what, data = "started by hand it takes no writes", Path(postgres.data_directory)
     if not is_here(postgres.host):
-        return Evidence(what, None, "its files are on another host", ATTEST)
+        return Evidence(what, None, "not checked: its files are on another host")
     if not (data / "PG_VERSION").exists():
         return Evidence(what, True, f"there is no cluster in {data}")
     give_like(data, data / SIGNAL, "")
     return Evidence(what, True, f"{SIGNAL} is in {data}")
+
+
+@action(idempotent=True)
+def allow_start(services: Services, role: str) -> str:
+    """Undo what `keep_down` did to a service; what is left to do by hand, "" where nothing is."""
+    return services.enable(role)
+
+
+def remove_signal(postgres: Postgres) -> None:
+    """Have a stopped server of this host come up as the primary that it was."""
+    data = Path(postgres.data_directory)
+    (data / SIGNAL).unlink(missing_ok=True)
+    if data.is_dir():
+        sync(data)
 
 
 def give_like(data: Path, path: Path, text: str) -> None:
@@ -172,6 +245,4 @@ def give_like(data: Path, path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     beside.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    os.fsync(directory)
-    os.close(directory)
+    sync(path.parent)

@@ -17,6 +17,7 @@ LIVES = (
     "it lives: what it takes from now on would be lost. Repair it there, or stop all its services (application first) "
     "and see that nothing starts them again, then launch this again"
 )
+DISABLE = "disable it there (systemctl mask, autostart=false, docker update --restart no), then launch this again"
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -73,12 +74,14 @@ def _services(old: Environment, *, reachable: bool) -> Evidence:
         return Evidence(what, None, "not asked: none of its addresses can be reached from here", ATTEST)
     for role, name in old.services.names.items():
         try:
-            state = old.services.state(role)
+            state, boot = old.services.state(role), old.services.starts_at_boot(role)
         except OpsError as error:
             return Evidence(what, None, error.message, ATTEST)
         if state.comes_back:
             return Evidence(what, False, f"{name}: {state.told}", LIVES)
-    return Evidence(what, True, "its service manager has all of them stopped")
+        if boot:
+            return Evidence(what, False, f"{name} is stopped, and starts with its host: {boot}", f"{DISABLE} ({name})")
+    return Evidence(what, True, "its service manager has all of them stopped and disabled")
 
 
 def _processes(old: Environment) -> list[Evidence]:

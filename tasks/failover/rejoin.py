@@ -6,30 +6,34 @@ https://www.postgresql.org/docs/current/app-pgrewind.html
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from blocks.postgres import Postgres
 from runbook import shell
+from runbook.durable import sync
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.permit import Permit
+from tasks.cluster.swap import free_name
 from tasks.failover.fencing import SIGNAL, give_like, look_for_processes
 from tasks.failover.following import follow, put_back, read_kept, upstream_of
+from tasks.failover.member import control_of
 from tasks.failover.segments import Beyond, read_beyond
 from tasks.postgres.synchronous import address
 from tasks.wal.local import find_segments
 
 REJOIN = "make a standby of"
 KEPT = "interview-ops.rejoin.json"
-"""Beside the data directory while it is rewound: its own configuration, which pg_rewind overwrites. Where it is found
-later, a run was killed meanwhile, and only a base backup is safe."""
+"""Next to the data directory while it is rewound: its own configuration, which pg_rewind overwrites."""
+REWINDING = ".rewinding"
+"""Ends the name of a data directory while it is rewound: no service starts a server there. Where it is found later, a
+run was killed meanwhile, and only a base backup is safe."""
+CLEAN = ("shut down", "shut down in recovery")
 Way = Literal["start", "rewind", "base_backup"]
 
 
@@ -54,7 +58,17 @@ class Rejoined:
 
 def was_interrupted(postgres: Postgres) -> bool:
     """Whether a rewind of its data directory was killed."""
-    return Path(postgres.data_directory).with_name(KEPT).exists()
+    return _rewinding(postgres).exists()
+
+
+def _data(postgres: Postgres) -> Path:
+    """Its data directory. A symbolic link stays: it leads to the disk that was chosen."""
+    return Path(postgres.data_directory).resolve()
+
+
+def _rewinding(postgres: Postgres) -> Path:
+    data = _data(postgres)
+    return data.with_name(f"{data.name}{REWINDING}")
 
 
 @probe
@@ -83,9 +97,9 @@ def save_diverged(permit: Permit, postgres: Postgres, timeline: int, place: int)
         for one in find_segments(data / "pg_wal"):
             if one.timeline == timeline and one.start + one.bytes > place and one.start <= beyond.end:
                 shutil.copy2(one.path, beside / one.path.name)
-                _sync(beside / one.path.name)
+                sync(beside / one.path.name)
         beside.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
     return Diverged(beyond, str(target), len(list(target.iterdir())))
 
 
@@ -93,30 +107,66 @@ def save_diverged(permit: Permit, postgres: Postgres, timeline: int, place: int)
 def rewind(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
     """`pg_rewind` of the stopped server, then the configuration of a standby. Its own configuration files stay.
 
+    The data directory is renamed aside meanwhile, and has its `standby.signal` before it gets its name back: whenever
+    its service is started, by a reboot too, it finds no server or a standby, never a second primary.
+
     Raises:
-        CommandFailed: pg_rewind could not; the data directory may be unusable then, a base backup replaces it.
+        CommandFailed: pg_rewind could not; the data directory stays aside, a base backup replaces it.
         OpsError: something still runs there.
     """
     permit.require(REJOIN, address(standby))
-    started, data = time.monotonic(), Path(standby.data_directory)
-    _require_stopped(standby)
+    started, data, aside = time.monotonic(), _data(standby), _rewinding(standby)
+    _require_stopped(data)
     note = data.with_name(KEPT)
     give_like(data, note, json.dumps(read_kept(data)))
     upstream = upstream_of(primary, standby)
-    (data / SIGNAL).unlink(missing_ok=True)  # pg_rewind recovers a crashed server in single-user mode
+    _set_aside(data, aside)
     failpoint("rejoin: before pg_rewind")
-    settings = [f"--config-file={standby.config_file}"] if standby.config_file else []
+    _finish_recovery(standby, aside)
+    failpoint("rejoin: recovered")
     shell.run(
-        [standby.program("pg_rewind"), "-D", data, f"--source-server={_source(primary, 'rewind')}", *settings],
-        environment=_login(primary), user=standby.os_user, directory=Path("/"),
-        hint="launch rejoin-standby with method=base_backup",
+        [standby.program("pg_rewind"), "-D", aside, f"--source-server={_source(primary, 'rewind')}",
+         "--no-ensure-shutdown"],
+        environment=_login(primary), user=standby.os_user, directory=Path("/"), hint=_instead(aside),
     )  # fmt: skip
     failpoint("rejoin: rewound")
-    kept = json.loads(note.read_text(encoding="utf-8"))
-    put_back(data, kept)
-    follow(standby, upstream)
+    put_back(aside, json.loads(note.read_text(encoding="utf-8")))
+    follow(standby, upstream, aside)
     note.unlink()
+    failpoint("rejoin: rewound, still aside")
+    aside.rename(data)
+    sync(data.parent)
     return Rejoined("rewind", time.monotonic() - started)
+
+
+def _set_aside(data: Path, aside: Path) -> None:
+    """Rename it; back again where a server started there in the last moment."""
+    data.rename(aside)
+    sync(data.parent)
+    try:
+        _require_stopped(aside)
+    except OpsError:
+        aside.rename(data)
+        raise
+
+
+def _finish_recovery(standby: Postgres, aside: Path) -> None:
+    """Crash recovery in single-user mode, as pg_rewind would run it, but in the directory aside: a `data_directory` in
+    the configuration would name the old path. Single-user mode knows no standby."""
+    (aside / SIGNAL).unlink(missing_ok=True)
+    control = control_of(standby.model_copy(update={"data_directory": str(aside)}))
+    if control and control.state in CLEAN:
+        return
+    settings = ["-c", f"config_file={standby.config_file}"] if standby.config_file else []
+    shell.run(
+        [standby.program("postgres"), "--single", "-F", "-D", aside, *settings, "-c", f"data_directory={aside}",
+         standby.maintenance_database],
+        user=standby.os_user, directory=Path("/"), hint=_instead(aside),
+    )  # fmt: skip
+
+
+def _instead(aside: Path) -> str:
+    return f"launch rejoin-standby with method=base_backup; its old files are in {aside}"
 
 
 @action(idempotent=True)
@@ -127,7 +177,7 @@ def configure(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
         OpsError: something still runs there.
     """
     permit.require(REJOIN, address(standby))
-    _require_stopped(standby)
+    _require_stopped(_data(standby))
     follow(standby, upstream_of(primary, standby))
     return Rejoined("start", 0.0)
 
@@ -139,11 +189,11 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
     The copying has a name of its own: under the standby's, commits would wait for it, and it is on no disk yet.
     """
     permit.require(REJOIN, address(standby))
-    started, data = time.monotonic(), Path(standby.data_directory).resolve()
-    _require_stopped(standby)
+    started, data, rewinding = time.monotonic(), _data(standby), _rewinding(standby)
+    _require_stopped(data)
     note, beside = data.with_name(KEPT), data.with_name(f"{data.name}.new")
     shutil.rmtree(beside, ignore_errors=True)
-    kept = json.loads(note.read_text(encoding="utf-8")) if note.exists() else read_kept(data)
+    kept = _own_configuration(data, rewinding, note)
     upstream = upstream_of(primary, standby)
     slot = [f"--slot={standby.slot}"] if standby.slot else []
     shell.run(
@@ -155,21 +205,30 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
     put_back(beside, kept)
     follow(standby, upstream, beside)
     failpoint("rejoin: copied")
-    aside = ""
-    if data.exists():
-        aside = str(data.with_name(f"{data.name}.superseded_{datetime.now(UTC):%Y%m%d_%H%M%S}"))
-        data.rename(aside)
+    aside = []
+    for old in (data, rewinding):
+        if old.exists():
+            aside.append(free_name(data))
+            old.rename(aside[-1])
     failpoint("rejoin: old one aside")
     beside.rename(data)
+    sync(data.parent)
     note.unlink(missing_ok=True)
-    return Rejoined("base_backup", time.monotonic() - started, aside)
+    return Rejoined("base_backup", time.monotonic() - started, ", ".join(map(str, aside)))
 
 
-def _require_stopped(standby: Postgres) -> None:
-    left, _ = look_for_processes(Path(standby.data_directory))
+def _own_configuration(data: Path, rewinding: Path, note: Path) -> dict[str, str]:
+    """Of the data directory; of one whose rewind was killed, as it was before."""
+    if data.exists():
+        return read_kept(data)
+    return json.loads(note.read_text(encoding="utf-8")) if note.exists() else read_kept(rewinding)
+
+
+def _require_stopped(data: Path) -> None:
+    left, _ = look_for_processes(data)
     if left:
         raise OpsError(
-            f"processes still work in {standby.data_directory}: {', '.join(map(str, left[:5]))}",
+            f"processes still work in {data}: {', '.join(map(str, left[:5]))}",
             "stop its service, or end them, the oldest first: kill -INT; then launch it again",
         )
 
@@ -182,9 +241,3 @@ def _source(primary: Postgres, name: str) -> str:
 
 def _login(primary: Postgres) -> dict[str, str]:
     return {"PGPASSWORD": primary.admin_password.get_secret_value(), "LC_ALL": "C"}
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)

@@ -12,9 +12,11 @@ import pytest
 
 from blocks import toml
 from blocks.environment import Environment
-from blocks.nodes import ask, primary_first
+from blocks.nodes import ask
+from flows.monitoring.sources import find_primary
+from runbook.errors import OpsError
 from runbook.wait import until
-from tests.clusters import Cluster, Template, running_cluster
+from tests.clusters import Cluster
 
 ONE_NODE = """
 name = "one"
@@ -67,26 +69,19 @@ def test_after_a_failover_the_roles_are_found_anew_when_they_are_forgotten(clust
     assert roles(cluster.environment) == ("standby", "postgres"), "the next run asks"
 
 
-def test_of_two_primaries_the_higher_timeline(cluster: Cluster) -> None:
-    """The old primary lives on: as long as nobody has fenced it, it takes writes too."""
+def test_two_primaries_are_both_named_and_none_is_chosen(cluster: Cluster) -> None:
+    """The old primary still runs: as long as nobody has fenced it, it takes writes too."""
     cluster.promote("standby")
     assert not cluster.is_standby("postgres")
+    with pytest.raises(OpsError, match="two servers take writes") as caught:
+        roles(cluster.environment)
+    for role, timeline in (("postgres", 1), ("standby", 2)):
+        assert f"127.0.0.1:{cluster.node(role).port} ({role}, timeline {timeline}" in caught.value.message
+    assert "rejoin-standby" in caught.value.hint
+    with pytest.raises(OpsError, match="two servers take writes"):
+        find_primary(cluster.environment)
+    cluster.stop("postgres")
     assert roles(cluster.environment) == ("standby", "postgres")
-
-
-def test_of_two_clusters_the_one_that_was_made_later(cluster: Cluster, cluster_template: Template) -> None:
-    """A recovery made a new one in the place of a primary whose standby had been promoted: its timeline is 1 again."""
-    cluster.promote("standby")
-    with running_cluster(cluster_template, fresh=True) as later:
-        promoted = cluster.environment.postgres
-        made = promoted.model_copy(
-            update={
-                "port": later.node("postgres").port,
-                "admin_password": type(promoted.admin_password)(later.state.passwords.postgres_admin),
-            }
-        )
-        assert ask(made).timeline == 1  # type: ignore[union-attr]
-        assert primary_first([promoted, made]) == primary_first([made, promoted]) == [made, promoted]
 
 
 def test_where_all_that_answer_follow_it_is_the_one_that_does_not_answer(cluster: Cluster) -> None:

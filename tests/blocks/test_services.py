@@ -94,6 +94,7 @@ def test_its_life(supervisor: SupervisorServices) -> None:
 def test_whether_it_comes_back(supervisor: SupervisorServices) -> None:
     """A program that fails is started again, until supervisord gives it up."""
     assert supervisor.state("backend").comes_back is False
+    assert supervisor.starts_at_boot("backend") == ""
     supervisor.start("backend")
     until(lambda: supervisor.state("backend").told == "RUNNING", what="its start", seconds=120)
     running = supervisor.state("backend")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 
 import pytest
 
+from runbook.errors import Unreachable
 from runbook.wait import until
-from tests.clusters import Cluster, Template, running_cluster
-from tests.recovery.postgres_failovers import fail_over, lost, process, rejoin, verify_turned
+from tasks.failover.member import ask_member, control_of
+from tests.clusters import PROGRAMS, Cluster, Template, running_cluster
+from tests.recovery.postgres_failovers import fail_over, found, lost, process, rejoin, verify_turned
 
 # Around every irreversible step; `soak` takes all that there are.
 PLANNED = (
@@ -24,7 +27,8 @@ PLANNED = (
     "rejoin: rewound",
 )
 UNPLANNED = ("failover: remembered", "after keep_down", "failover: before feeding", "failover: promoted")
-REJOIN = ("after save_diverged", "rejoin: before pg_rewind", "rejoin: rewound", "before start_services")
+REJOIN = ("after stop_services", "rejoin: before pg_rewind", "rejoin: rewound", "before start_services")
+ROLES = ("postgres", "standby")
 
 
 def killed(what: str, place: str) -> None:
@@ -57,18 +61,45 @@ def test_an_unplanned_one_killed_is_launched_again_and_ends_well(cluster: Cluste
     assert lost(cluster, "standby", writes) == set()
 
 
-@pytest.mark.parametrize("place", REJOIN)
-def test_a_rejoin_killed_is_launched_again_and_ends_well(cluster: Cluster, place: str) -> None:
+def test_a_rejoin_killed_and_its_host_rebooted_leaves_one_primary_and_is_launched_again(cluster: Cluster) -> None:
+    """One after the other, the roles turned each time."""
     with cluster.writing() as writes:
-        writes.wait(20)
-        cluster.crash("postgres")
-        fail_over("unplanned")
-        writes.wait(20)
-        killed("rejoin", place)
-        rejoin()
-        writes.wait(20)
-    verify_turned(cluster, joined=True)
-    assert lost(cluster, "standby", writes) == set()
+        for number, place in enumerate(REJOIN):
+            old, new = ROLES[number % 2], ROLES[1 - number % 2]
+            writes.wait(20)
+            cluster.crash(old)
+            fail_over("unplanned")
+            writes.wait(20)
+            killed("rejoin", place)
+            reboot(cluster, old)
+            assert not cluster.is_standby(new), place
+            assert cluster.environment.postgres.service == new, place
+            rejoin()
+            until(lambda new=new: cluster.streaming(new) >= {"standby", "receiver"}, what="both", seconds=120)  # type: ignore[misc]
+            acknowledged = set(writes.acknowledged)  # they go on
+            assert acknowledged - {row[0] for row in found(cluster, new)} == set(), place
+    assert not list(cluster.node("postgres").data.parent.glob("*.rewinding"))
+
+
+def reboot(cluster: Cluster, role: str) -> None:
+    """Its service is started, as at the start of its host: it does not run, or it is a standby."""
+    postgres = next(node for node in cluster.environment.nodes() if node.service == role)
+
+    standby = Path(postgres.data_directory, "standby.signal")
+
+    def decided() -> bool:
+        """Whether its supervisor has seen it fail, it replays as a standby, or it answers."""
+        control = control_of(postgres)
+        return (
+            cluster.supervisor.services()[PROGRAMS[role]].state in ("BACKOFF", "FATAL")
+            or (standby.exists() and control is not None and control.state == "in archive recovery")
+            or not ask_member(postgres).problem
+        )
+
+    with contextlib.suppress(Unreachable):  # supervisord waits for a second of life
+        cluster.supervisor.start(PROGRAMS[role])
+    until(decided, what=f"what {role} becomes", seconds=120)
+    assert not ask_member(postgres).is_primary
 
 
 @pytest.mark.soak
@@ -90,6 +121,7 @@ def test_killed_at_every_single_place(
                 _break(cluster, what)
                 killed(what, place)
                 if what == "rejoin":
+                    reboot(cluster, "postgres")
                     rejoin()
                 else:
                     fail_over(what)

@@ -37,6 +37,12 @@ def test_a_container_that_waits_for_its_restart_comes_back(engine: Engine) -> No
     services = DockerServices(host=engine.host, names={"backend": f"{engine.prefix}-backend"})
     until(lambda: "restarting" in services.state("backend").told, what="a wait", seconds=120)
     assert services.state("backend").comes_back
+    assert services.starts_at_boot("backend") == "restart: always"
+    services.stop("backend")
+    assert services.starts_at_boot("backend"), "stopped is not enough"
+    services.disable("backend")
+    assert services.starts_at_boot("backend") == ""
+    assert "docker update --restart" in services.enable("backend")
 
 
 def test_an_unknown_container_is_told(engine: Engine) -> None:

@@ -147,6 +147,38 @@ def test_a_unit_that_waits_for_its_restart_comes_back(host: SystemdHost, service
     assert services.is_running("redis")
 
 
+def test_a_disabled_unit_is_not_started_at_boot_until_it_is_enabled(
+    host: SystemdHost, services: SystemdServices
+) -> None:
+    """Debian's instance is wanted by postgresql.service, and masked. The backend's own file is in the mask's place."""
+    for role, expected in (("postgres", "masked"), ("backend", "disabled")):
+        assert services.starts_at_boot(role)
+        services.stop(role)
+        assert services.starts_at_boot(role), "stopped is not enough"
+        services.disable(role)
+        services.stop(role)  # nothing happens
+        assert services.starts_at_boot(role) == ""
+        assert host.program("systemctl", "is-enabled", UNITS[role]).text.strip() == expected
+        host.program("systemctl", "start", "postgresql")
+        assert not services.is_running(role)
+        if expected == "masked":
+            with pytest.raises(OpsError, match="is masked"):
+                services.start(role)
+        left = services.enable(role)
+        assert ("systemctl enable grc-backend" in left) == (expected == "disabled")
+        host.program("systemctl", "enable", "grc-backend")
+        services.start(role)
+        assert services.is_running(role)
+        assert services.starts_at_boot(role)
+
+
+def test_a_role_of_another_host_is_reached_there_and_one_of_this_machine_here(services: SystemdServices) -> None:
+    apart = SystemdServices(names=NAMES, hosts={"backend": "app-1", "redis": "root@127.0.0.1"})
+    assert apart.state("backend").pid == services.state("backend").pid
+    assert apart._host("backend") == "app-1"
+    assert apart._host("redis") == apart._host("postgres") == ""
+
+
 def test_a_unit_that_systemd_does_not_know_is_no_stopped_one(services: SystemdServices) -> None:
     for ask in (services.is_running, services.state, services.start, services.stop):
         with pytest.raises(OpsError, match="systemd knows no unit nobody — correct it under"):
