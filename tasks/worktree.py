@@ -15,6 +15,7 @@ import psutil
 
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, excerpt
+from tasks.programs import GIT_VARIABLES
 
 SECONDS = 120.0
 PREFIX = "ops-worktree"
@@ -79,6 +80,7 @@ def git(directory: Path, *arguments: str) -> str:
         ["git", *AUTHOR, *NO_HOOKS, *arguments],
         directory=directory,
         environment={"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"},
+        inherit=GIT_VARIABLES,
         timeout_seconds=SECONDS,
         hint="look at the repository: git status there says more",
     ).stdout

@@ -40,7 +40,7 @@ def prove_branch(
                                                python or Path(application.need("python"))), seconds)  # fmt: skip
     if "web" in parts and application.web_directory:
         web = tree.at(Path(application.web_directory))
-        judge_suite(report, env, web_suite("web tests", application.web_test_command, web), seconds)
+        judge_suite(report, env, web_suite("web tests", application, application.web_test_command, web), seconds)
 
 
 def judge_suite(report: Report, env: Environment, suite: Suite, seconds: float) -> None:

@@ -128,5 +128,7 @@ def _prove(report: Report, env: Environment, tree: Worktree, holes: list[steps.H
     judge_tests(report, env, tree, parts, seconds)
     if "web" in parts:
         web = tree.at(Path(env.application.web_directory))
-        judge_suite(report, env, web_suite("web build", env.application.web_build_command, web), seconds)
+        judge_suite(
+            report, env, web_suite("web build", env.application, env.application.web_build_command, web), seconds
+        )
     steps.prove_gone(report, env, tree, holes, seconds)
