@@ -15,6 +15,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 
 from runbook.errors import OpsError
 from runbook.log import logger
+from runbook.markdown import escaped
 
 EVERY_SECONDS = 5.0
 
@@ -81,9 +82,9 @@ class _Bar:
     def _put(self, percent: float, text: str) -> None:
         try:
             if self._artifact is None:
-                self._artifact = cast(UUID, create_progress_artifact(progress=percent, description=text[:250]))
+                self._artifact = cast(UUID, create_progress_artifact(progress=percent, description=escaped(text[:200])))
             else:
-                update_progress_artifact(self._artifact, progress=percent, description=text[:250] or None)
+                update_progress_artifact(self._artifact, progress=percent, description=escaped(text[:200]) or None)
         except Exception as error:
             self._shown = False
             logger().info("the progress bar cannot be drawn: %s", error)

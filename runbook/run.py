@@ -21,6 +21,7 @@ from runbook.guards import Held
 from runbook.holder import Rank
 from runbook.lock import hold
 from runbook.log import logger
+from runbook.markdown import escaped
 from runbook.permit import PlanOnly, is_scheduled, is_unattended, launched_by
 from runbook.report import Finding, Report, Status
 from runbook.target import Target
@@ -154,7 +155,9 @@ def _finish(report: Report, target: Target, often: bool) -> None:
     logger().info("%s (report: %s)", report.sentence(), report.path)
     if FlowRunContext.get():
         try:
-            create_markdown_artifact(markdown=page, key=render.key(report), description=report.sentence()[:250])
+            create_markdown_artifact(
+                markdown=page, key=render.key(report), description=escaped(report.sentence()[:200])
+            )
         except Exception as error:  # the report is on disk: a dead Prefect must not fail a good recovery
             logger().warning("the report could not be shown in Prefect: %s", error)
 

@@ -231,7 +231,6 @@ class _Outputs:
             raise CommandFailed([str(part) for part in argv], code, said, hint, printed)
         return Completed(text, said, time.monotonic() - started, code)
 
-
     def _said(self) -> bytes:
         data = _behind_hole(self.err.fileno())
         return bytes(self.head + "\n…\n".encode() + (self.tail + data)[-HEAD_BYTES:]) if self.head else data

@@ -16,6 +16,7 @@ from flows.application.hotfix import require_unmoved, way_of_branch
 from flows.application.update_steps import judge_tests
 from flows.infrastructure.deployment import require_way
 from runbook.errors import OpsError
+from runbook.markdown import fenced
 from runbook.permit import Act
 from runbook.report import Evidence, Report
 from runbook.run import runbook
@@ -123,7 +124,7 @@ def _branches(report: Report, repository: Path, name: str) -> tuple[str, str, st
 
 def _prove(report: Report, env: Environment, tree: Worktree, holes: list[steps.Hole], seconds: float) -> None:
     diff = git(tree.directory, "diff", "--no-color", "--no-ext-diff", "HEAD~1..HEAD")
-    report.attach(Evidence("Diff", text=f"````diff\n{diff[:MOST_DIFF]}\n````"))
+    report.attach(Evidence("Diff", text=fenced(diff[:MOST_DIFF], "diff")))
     parts = {one.part for one in holes}
     judge_tests(report, env, tree, parts, seconds)
     if "web" in parts:

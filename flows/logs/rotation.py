@@ -10,6 +10,7 @@ from prefect import flow
 from blocks.environment import Environment
 from flows.logs.steps import path_of
 from runbook.errors import OpsError
+from runbook.markdown import fenced
 from runbook.permit import Act
 from runbook.render import size
 from runbook.report import Evidence, Report
@@ -53,7 +54,7 @@ def rotate_logs(environment: str, confirm: str = "") -> Report:
         report.plan(ROTATE, f"{configuration}: {log} gets another name", size=before.bytes, seconds=1)
         permit = report.permit(Act(ROTATE, str(configuration)))
         said = rotate(permit, configuration)
-        report.attach(Evidence("What logrotate said", text=f"```\n{worth_reading(said)[-6000:]}\n```"))
+        report.attach(Evidence("What logrotate said", text=fenced(worth_reading(said)[-6000:])))
         became = verify_rotated(log, before, lambda: _ask(env))
         report.expect("lines of before", bool(became.kept), "look for them: nothing has the old file's number",
                       value=became.kept or "gone")  # fmt: skip
