@@ -12,7 +12,7 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from runbook import approval, chain, containment, render, repeats
+from runbook import approval, chain, containment, durable, render, repeats
 from runbook.contacts import add_contacts
 from runbook.current import current_report, use_report
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed, without_logins
@@ -180,7 +180,7 @@ def _file(report: Report, directory: Path) -> None:
     report.path, content = chain.append(directory, render.key(report), report.as_json())
     report.previous, report.hash = content["previous"], content["hash"]
     page = render.markdown(report)
-    report.path.with_suffix(".md").write_text(page, encoding="utf-8", errors="backslashreplace")
+    durable.write(report.path.with_suffix(".md"), page, errors="backslashreplace", mode=durable.PRIVATE)
 
 
 def _form(report: Report) -> str:
