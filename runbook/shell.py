@@ -10,6 +10,7 @@ import select
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,22 +110,34 @@ def feed(
 ) -> Completed:
     """Run a program that reads `source` to its end; see `run`. Where `source` fails to read, the program is ended.
 
-    `stall` is watched once everything was read: until then whatever feeds it is watched instead.
+    A thread writes: this one started the program, which dies with it, and watches it.
     """
+    failed = list[BaseException]()
     with _outputs() as printed:
         started = time.monotonic()
         with spawn(
             argv, environment=environment, stdin=subprocess.PIPE, stdout=printed.out, stderr=printed.err
         ) as child:
-            assert child.stdin
-            with contextlib.suppress(BrokenPipeError):  # it ended early: its exit code tells
-                while chunk := source.read(FEED_BYTES):
-                    child.stdin.write(chunk)
-                    printed.require_bounded(argv, hint)
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.close()
+            writer = threading.Thread(target=_write, args=(child, source, failed), daemon=True)
+            writer.start()
             code = _wait(argv, child, printed, None, stall, hint)
+        writer.join(STOP_SECONDS)
+        if failed:
+            raise failed[0]
         return printed.completed(argv, code, environment or {}, hint, started)
+
+
+def _write(child: subprocess.Popen[bytes], source: IO[bytes], failed: list[BaseException]) -> None:
+    assert child.stdin
+    try:
+        with contextlib.suppress(BrokenPipeError):  # it ended early: its exit code tells
+            while chunk := source.read(FEED_BYTES):
+                child.stdin.write(chunk)
+    except BaseException as error:
+        failed.append(error)
+        child.kill()  # before the pipe is closed: half of a script must not look like all of it
+    with contextlib.suppress(BrokenPipeError):
+        child.stdin.close()
 
 
 def _wait(

@@ -109,7 +109,7 @@ def rewind(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
     shell.run(
         [standby.program("pg_rewind"), "-D", data, f"--source-server={_source(primary, 'rewind')}", *settings],
         environment=_login(primary), user=standby.os_user, directory=Path("/"),
-        hint="launch rejoin-standby with method=base_backup",
+        stall=shell.Stall(primary.stall_seconds), hint="launch rejoin-standby with method=base_backup",
     )  # fmt: skip
     failpoint("rejoin: rewound")
     kept = json.loads(note.read_text(encoding="utf-8"))
@@ -150,6 +150,7 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
         [standby.program("pg_basebackup"), "-D", beside, "-X", "stream", "-c", "fast", "--no-password", *slot,
          "-d", _source(primary, "base-backup")],
         environment=_login(primary), user=standby.os_user, directory=Path("/"),
+        stall=shell.Stall(primary.stall_seconds),
         hint="look at the primary's log and at the room on this disk, then launch it again",
     )  # fmt: skip
     put_back(beside, kept)
@@ -181,7 +182,7 @@ def _source(primary: Postgres, name: str) -> str:
 
 
 def _login(primary: Postgres) -> dict[str, str]:
-    return {"PGPASSWORD": primary.admin_password.get_secret_value(), "LC_ALL": "C"}
+    return {"PGPASSWORD": primary.admin_password.get_secret_value(), "LC_ALL": "C", **primary.security()}
 
 
 def _sync(path: Path) -> None:
