@@ -62,7 +62,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	  || { echo "$(PYTHON) has no venv module: install it (Debian: apt install python3-venv)" >&2; exit 1; }
 	@echo "Installing packages into $(VENV)"
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-	@[ -x $(UV) ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/tools uv==0.13.9
+	@[ -x $(UV) ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/tools \
+	    --require-hashes --requirement deployments/tools.lock
 	@$(UV) pip sync --quiet --python $(BIN)/python requirements.lock
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@

@@ -166,6 +166,9 @@ class Application(Block):
     start_variables: dict[str, str] = Field(
         default={}, description="variables that such a start gets in the place of the application's: logs elsewhere"
     )
+    inherit: list[str] = Field(
+        default=[], description="variables of the worker that these commands and tests may read; patterns too: TEST_*"
+    )
     test_command: list[str] = Field(default=[], description="the backend's tests, run in the backend")
     web_test_command: list[str] = Field(default=["pnpm", "test"], description="run in web_directory")
     web_build_command: list[str] = Field(default=["pnpm", "build"], description="run in web_directory")
@@ -303,6 +306,9 @@ class Certificates(Block):
     dns_cleanup_hook: list[str] = Field(default=[], description="argv that removes that record; empty: it stays")
     renew_command: list[str] = Field(
         default=[], description="argv run in certbot's place; writes fullchain.pem and privkey.pem of OPS_CERTIFICATE"
+    )
+    inherit: list[str] = Field(
+        default=[], description="variables of the worker that certbot, its hooks or renew_command may read: AWS_*"
     )
     email: str = Field(default="", description="of the account at the authority; empty: none")
     acme_server: str = Field(default="", description="another authority than Let's Encrypt")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
+import os
 from pathlib import Path
 from types import TracebackType
-from typing import LiteralString
+from typing import Any, Literal, LiteralString
 from urllib.parse import quote
 
 import psycopg
@@ -14,13 +16,23 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 from pydantic import Field, SecretStr
 
+from runbook import shell
 from runbook.errors import OpsError, Unreachable
 
 Connection = psycopg.Connection[TupleRow]
 
 CONNECT_SECONDS = 5
+KEEPALIVES = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+VERIFIED = ("verify-ca", "verify-full")
 # libpq tells no SQLSTATE of a refused log-in, and a server with lc_messages=ja_JP says it in Japanese.
 PASSWORD = ("password authentication", "no password supplied", "パスワード認証")
+METHOD = ("authentication method requirement", "server requested")
+# Backends that somebody waits for and that do nothing themselves: a lock, the client's next bytes, a standby.
+_WORKING = """
+SELECT CASE WHEN count(*) > 0 THEN clock_timestamp()::text ELSE '' END FROM pg_stat_activity
+WHERE datname = %s AND pid <> pg_backend_pid() AND state = 'active' AND application_name = 'interview-ops'
+  AND coalesce(wait_event_type, '') NOT IN ('Lock', 'Client') AND coalesce(wait_event, '') <> 'SyncRep'
+"""
 # Starting, stopping, recovering; or its end came between the greeting and the answer.
 NOT_YET = ("FATAL:  the database system is ", "FATAL:  データベースシステムは", "terminating connection", "接続を終了")
 
@@ -77,6 +89,17 @@ class Postgres(Block):
     service: str = Field(default="postgres", description="this server's role in [services] names")
     name: str = Field(default="", description="its application_name, and in synchronous_standby_names, as a standby")
     slot: str = Field(default="", description="the physical slot that it streams from on the primary, as a standby")
+    sslmode: Literal["", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = Field(
+        default="", description="as libpq's; empty: PGSSLMODE, else prefer"
+    )
+    sslrootcert: str = Field(default="", description="a file of authorities, or system, for verify-ca and verify-full")
+    require_auth: str = Field(
+        default="", description="libpq's; empty: no password in cleartext to another host, unless sslmode verifies it"
+    )
+    unanswered_seconds: int = Field(default=60, ge=1, description="a session ends when TCP is not answered for so long")
+    stall_seconds: int = Field(
+        default=900, ge=1, description="pg_dump, pg_restore, pg_rewind end when they make no progress for so long"
+    )
 
     def connect(
         self, database: str = "", *, as_application: bool = False, autocommit: bool = True, seconds: int = 0
@@ -102,6 +125,7 @@ class Postgres(Block):
                 application_name="interview-ops",
                 # Of a database in SQL_ASCII (`initdb` under LC_ALL=C) psycopg would answer in bytes, names included.
                 client_encoding="UTF8",
+                **self.transport(),
             )
         except psycopg.OperationalError as error:
             raise self._refused(error, user, name) from None
@@ -117,7 +141,39 @@ class Postgres(Block):
             "PGAPPNAME": "interview-ops",
             "PGCONNECT_TIMEOUT": "10",
             "LC_MESSAGES": "C",
+            **self.security(),
         }
+
+    def security(self) -> dict[str, str]:
+        """TLS and the allowed log-ins, in libpq's variables (https://www.postgresql.org/docs/current/libpq-envars.html).
+
+        libpq knows PGREQUIREAUTH from version 16 on; older programs ignore it.
+        """
+        given = {"PGSSLMODE": self.sslmode, "PGSSLROOTCERT": self.sslrootcert, "PGREQUIREAUTH": self._methods()}
+        return {name: value for name, value in given.items() if value}
+
+    def transport(self) -> dict[str, Any]:
+        """The same as parameters of a connection, with what ends one whose peer is gone."""
+        found = {name.removeprefix("PG").lower(): value for name, value in self.security().items()}
+        if "requireauth" in found:
+            found["require_auth"] = found.pop("requireauth")
+        return {**found, **KEEPALIVES, "tcp_user_timeout": self.unanswered_seconds * 1000}
+
+    def stall(self, database: str = "") -> shell.Stall:
+        """How long one of libpq's programs may make no progress: it does none itself, and the server none for it."""
+
+        def activity() -> str:
+            with self.connect() as connection:
+                return str(execute(connection, _WORKING, database or self.database)[0][0])
+
+        return shell.Stall(self.stall_seconds, activity)
+
+    def _methods(self) -> str:
+        """`require_auth`. A server that is not verified may be somebody else's, who asks for the password as it is."""
+        verified = (self.sslmode or os.environ.get("PGSSLMODE", "")) in VERIFIED
+        if self.require_auth or verified or _is_local(self.host) or "PGREQUIREAUTH" in os.environ:
+            return self.require_auth
+        return "!password"
 
     def url(self, database: str, *, driver: str = "postgresql", as_application: bool = True) -> str:
         """A connection URL with the password: for a child's environment, never for a log or a report."""
@@ -143,6 +199,12 @@ class Postgres(Block):
         lines = [line.strip() for line in str(error).strip().splitlines() if not line.startswith("\t")]
         text = ([line for line in lines if " failed: " in line] or lines)[-1]
         where = f"PostgreSQL at {self.host}:{self.port}"
+        if METHOD[0] in text and METHOD[1] in text:
+            return OpsError(
+                f"{where} asks for another log-in than [postgres] require_auth allows: {text.rpartition(': ')[2]}",
+                "set sslmode = 'verify-full' and sslrootcert, or scram-sha-256 in its pg_hba.conf; "
+                "only on a network that nobody else reads: require_auth = 'password'",
+            )
         if any(part in text for part in PASSWORD):
             return OpsError(
                 f"{where} refuses the password of role {user}",
@@ -154,6 +216,15 @@ class Postgres(Block):
         if any(part in text for part in NOT_YET):
             return Unreachable(f"{where} does not answer: {why}", "it starts or stops: wait, then launch this again")
         return Unreachable(f"{where} does not answer: {why}", "start it, or look at its log")
+
+
+def _is_local(host: str) -> bool:
+    """Whether nothing leaves this host: a socket's directory, or a loopback address."""
+    if host.startswith(("/", "@")) or host in ("", "localhost"):
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
 
 
 def first_line(error: psycopg.Error) -> str:

@@ -168,7 +168,7 @@ class SystemdServices(Services):
 
     def _run(self, host: str, argv: list[str], seconds: float) -> str:
         try:
-            return shell.run(argv, environment={"LC_ALL": "C"}, timeout_seconds=seconds).stdout
+            return shell.run(argv, environment={"LC_ALL": "C"}, inherit=shell.SSH, timeout_seconds=seconds).stdout
         except CommandFailed as error:
             if host and (error.exit_code == SSH_FAILED or NO_TRANSPORT in error.stderr):
                 reason = next(iter(error.stderr.splitlines()), "")

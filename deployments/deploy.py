@@ -195,7 +195,13 @@ def _deploy(name: str, described: Mapping[str, Any]) -> None:
             # What an environment has no more (`schedules: []`) is not launched any more; without it Prefect keeps it.
             "PREFECT_DEPLOYMENTS_CLEAR_SCHEDULES_ON_EMPTY": "true",
         }
-        shell.run(argv, environment=given, directory=ROOT, hint="correct what it says, then launch this again")
+        shell.run(
+            argv,
+            environment=given,
+            inherit=(*shell.NETWORK, "PREFECT_*"),
+            directory=ROOT,
+            hint="correct what it says, then launch this again",
+        )
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from prefect.input import RunInput
 from pydantic import Field, create_model
 
+from runbook.markdown import code, escaped
 from runbook.pins import PARAMETER
 from runbook.report import Report, Status
 
@@ -37,19 +38,21 @@ def _shown(kind: Any, title: str, description: str, **bounds: Any) -> Any:
 
 def describe_request(report: Report, plan: str, why: str, seconds: float) -> str:
     """What the approver reads above the form."""
-    lines = [f"**{report.runbook}** on **{report.environment}**: plan `{plan}`. "
+    lines = [f"**{escaped(report.runbook)}** on **{escaped(report.environment)}**: plan {code(plan)}. "
              f"Without an approval within {seconds / 60:.0f} minutes the run fails."]  # fmt: skip
     if why:
-        lines.insert(0, f"**Not approved yet: {why}.**")
+        lines.insert(0, f"**Not approved yet: {escaped(why)}.**")
     lines.append(described(report))
     return "\n\n".join(lines)
 
 
 def described(report: Report) -> str:
     """The plan and what warns, as Markdown."""
-    steps = [f"{number}. {one.step}: {one.detail}" for number, one in enumerate(report.plan_steps, 1)]
-    pins = [f"- {name}: `{value}`" for name, value in report.pins.items() if name != PARAMETER]
-    warnings = [f"- ⚠️ {one.name}: {one.value}" for one in report.findings if one.status is Status.WARN]
+    steps = [f"{number}. {escaped(one.step)}: {escaped(one.detail)}" for number, one in enumerate(report.plan_steps, 1)]
+    pins = [f"- {escaped(name)}: {code(str(value))}" for name, value in report.pins.items() if name != PARAMETER]
+    warnings = [
+        f"- ⚠️ {escaped(one.name)}: {escaped(one.value)}" for one in report.findings if one.status is Status.WARN
+    ]
     return "\n".join(_blocks(steps, pins, warnings))
 
 

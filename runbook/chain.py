@@ -42,8 +42,8 @@ def append(directory: Path, name: str, report: Mapping[str, Any]) -> tuple[Path,
         path = directory / f"{stamp}Z-{host}-{number + 1:06d}-{name}.json"
         text = json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
         # File names that are not UTF-8 reach us as lone surrogates: written as JSON's own escapes.
-        durable.write(path, text, errors="backslashreplace")
-        durable.write(head, f"{number + 1} {content['hash']}\n")
+        durable.write(path, text, errors="backslashreplace", mode=durable.PRIVATE)
+        durable.write(head, f"{number + 1} {content['hash']}\n", mode=durable.PRIVATE)
     return path, content
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from runbook.logins import mask_logins
+
 if TYPE_CHECKING:
     from runbook.report import Report
 
@@ -13,14 +15,11 @@ if TYPE_CHECKING:
 # pg_dump's two lines for a lost server, in any order with those of its other workers: that a call failed, and why.
 _CALL = re.compile(r": PQ\w+\(\) failed\.$")
 _REASON = "Error message from server: "
-# A quotation mark or a question mark ends an address's host: what follows may be somebody's e-mail address.
-_LOGIN = re.compile(r"(https?://)[^/\s@\"?]+@")
-_PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]{0,30}://[^/\s:@\"?]*:)[^/\s@\"?]+@", re.IGNORECASE)
 
 
 def without_logins(text: str) -> str:
     """Tools repeat the addresses that they were given: tokens and passwords in them are nobody's to read."""
-    return _PASSWORD.sub(r"\1********@", _LOGIN.sub(r"\1********@", text))
+    return mask_logins(text, "********")
 
 
 def excerpt(text: str, most: int = 80) -> str:

@@ -14,6 +14,7 @@ from prefect.settings import PREFECT_UI_URL
 
 from runbook.brief import asked_briefly
 from runbook.log import logger
+from runbook.markdown import code, link
 from runbook.render import dumps
 
 MOST = 200
@@ -37,9 +38,9 @@ class Forms:
         deployment = self.deployments.get((flow, environment))
         address = form_address(deployment, parameters) if deployment else ""
         if address:
-            return f"[{flow}/{environment}]({address})"
+            return link(f"{flow}/{environment}", address)
         given = "".join(f", {name}={dumps(value)}" for name, value in parameters.items() if name != "environment")
-        return f"`{otherwise}`" if otherwise else f"launch {flow}/{environment}{given}"
+        return code(otherwise) if otherwise else f"launch {flow}/{environment}{given}"
 
 
 def read_forms(environments: Sequence[str]) -> Forms:

@@ -17,6 +17,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from runbook.brief import asked_briefly
 from runbook.errors import OpsError
 from runbook.log import logger
+from runbook.markdown import escaped
 
 EVERY_SECONDS = 5.0
 ANSWER_SECONDS = 3.0
@@ -83,11 +84,12 @@ class _Bar:
 
     def _put(self, percent: float, text: str) -> None:
         try:
+            shown = escaped(text[:200])
             with asked_briefly(ANSWER_SECONDS):  # the work waits for the last one
                 if self._artifact is None:
-                    self._artifact = cast(UUID, create_progress_artifact(progress=percent, description=text[:250]))
+                    self._artifact = cast(UUID, create_progress_artifact(progress=percent, description=shown))
                 else:
-                    update_progress_artifact(self._artifact, progress=percent, description=text[:250] or None)
+                    update_progress_artifact(self._artifact, progress=percent, description=shown or None)
         except httpx.HTTPStatusError:  # busy: the next one is drawn
             return
         except Exception as error:

@@ -21,7 +21,7 @@ def write(path: Path, content: object) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        durable.write(path, TypeAdapter(type(content)).dump_json(content, indent=1).decode())
+        durable.write(path, TypeAdapter(type(content)).dump_json(content, indent=1).decode(), mode=durable.PRIVATE)
     except OSError as error:
         raise OpsError(f"{path} cannot be written: {error.strerror}", "make room there or correct its owner") from None
 

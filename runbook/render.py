@@ -10,6 +10,7 @@ from datetime import datetime
 from html import escape
 from typing import Any
 
+from runbook.markdown import code, escaped
 from runbook.report import Evidence, Report, Status, StepTime
 
 MARK = {Status.PLANNED: "📝", Status.OK: "✅", Status.WARN: "⚠️", Status.CRITICAL: "🛑"}
@@ -60,19 +61,19 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def markdown(report: Report) -> str:
     """The whole page."""
-    title = f"# {MARK[report.status]} {report.runbook} · {report.environment} · {report.status}"
-    parts = [title, escape(report.sentence(), quote=False)]
+    title = f"# {MARK[report.status]} {escaped(report.runbook)} · {escaped(report.environment)} · {report.status}"
+    parts = [title, escaped(report.sentence())]
     head = {"started": report.started.strftime("%Y-%m-%d %H:%M:%S UTC"), "took": duration(report.seconds)}
     parts.append(table(("", ""), list((head | report.facts).items())))
     if report.planned:
         parts.append("## Plan (nothing was changed)\n" + _plan(report))
         parts.append(
-            f"**To carry it out:** open [the form]({report.form}), type `{report.environment}` in `confirm`."
+            f"**To carry it out:** open [the form]({report.form}), type {code(report.environment)} in `confirm`."
             if report.form.startswith("http")
-            else f"**To carry it out:** {report.form}"
+            else f"**To carry it out:** {escaped(report.form)}"
         )
     parts.append("## Findings\n" + _findings(report))
-    parts += [f"## {item.name}\n{_evidence(item)}" for item in report.evidence]
+    parts += [f"## {escaped(item.name)}\n{_evidence(item)}" for item in report.evidence]
     if report.steps:
         parts.append("## Steps\n" + image("steps", timeline(report)) + "\n\n" + _steps(report))
     parts.append(f"<details><summary>chain</summary>\n\n`{report.hash}` follows `{report.previous}`\n</details>")
@@ -81,7 +82,7 @@ def markdown(report: Report) -> str:
 
 def image(name: str, svg: str) -> str:
     """An SVG as an image in Markdown."""
-    return f"![{name}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
+    return f"![{escaped(name)}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
 
 
 def timeline(report: Report) -> str:
@@ -161,7 +162,5 @@ def _evidence(item: Evidence) -> str:
 
 
 def _cell(value: object) -> str:
-    """Text as it is, whatever it has in it: in a cell a backslash escapes, a bar ends it, `<` and `&` begin HTML."""
     text = " ".join(str(value).split())
-    text = text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + "…"
-    return escape(text.replace("\\", "\\\\").replace("|", "\\|"), quote=False)
+    return escaped(text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + "…")

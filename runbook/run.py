@@ -12,7 +12,7 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from runbook import alone, approval, chain, containment, pins, render, repeats
+from runbook import alone, approval, chain, containment, durable, pins, render, repeats
 from runbook.brief import asked_briefly
 from runbook.contacts import add_contacts
 from runbook.current import current_report, use_report
@@ -21,6 +21,7 @@ from runbook.form import form_address
 from runbook.holder import Rank
 from runbook.lock import EnvironmentLock, hold
 from runbook.log import logger
+from runbook.markdown import escaped
 from runbook.permit import PlanOnly, is_scheduled, is_unattended, is_without_person, launched_by
 from runbook.report import Finding, Report, Status
 from runbook.target import Target
@@ -187,7 +188,9 @@ def _finish(report: Report, target: Target, often: bool) -> None:
     if FlowRunContext.get():
         try:
             with asked_briefly(retries=2):
-                create_markdown_artifact(markdown=page, key=render.key(report), description=report.sentence()[:250])
+                create_markdown_artifact(
+                    markdown=page, key=render.key(report), description=escaped(report.sentence()[:200])
+                )
         except Exception as error:  # the report is on disk: a dead Prefect must not fail a good recovery
             logger().warning("the report could not be shown in Prefect: %s", error)
 
@@ -210,7 +213,7 @@ def _file(report: Report, directory: Path) -> None:
     report.path, content = chain.append(directory, render.key(report), report.as_json())
     report.previous, report.hash = content["previous"], content["hash"]
     page = render.markdown(report)
-    report.path.with_suffix(".md").write_text(page, encoding="utf-8", errors="backslashreplace")
+    durable.write(report.path.with_suffix(".md"), page, errors="backslashreplace", mode=durable.PRIVATE)
 
 
 def _form(report: Report) -> str:

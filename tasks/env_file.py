@@ -3,13 +3,13 @@ all. Nothing else of the file is changed, or told: it has passwords."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
 from dotenv import dotenv_values
 
 from blocks.places import Application
+from runbook import durable
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
@@ -45,21 +45,10 @@ def write_text(path: Path, text: str) -> None:
         OpsError: it cannot be written. What was there still is.
     """
     path = path.resolve()  # a link leads on to the one file that others read too
-    beside = path.with_name(f".{path.name}.switched")
     try:
-        was = path.stat()
-        beside.unlink(missing_ok=True)
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            os.fchown(file.fileno(), was.st_uid, was.st_gid)
-            os.fchmod(file.fileno(), was.st_mode & 0o7777)
+        with durable.replacing(path) as file:
             file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        failpoint("env file: before rename")
-        beside.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
+            failpoint("env file: before rename")
     except OSError as error:
         raise OpsError(
             f"{path} cannot be written: {error.strerror}", "let this user write it and its directory"

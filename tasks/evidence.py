@@ -42,20 +42,13 @@ def seal(path: Path, files: Mapping[str, bytes], about: Mapping[str, object], at
     """
     listed = [_listed(name, data) for name, data in sorted(files.items())]
     manifest = json.dumps({**about, "files": listed}, ensure_ascii=False, indent=1).encode()
-    unfinished = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-        unfinished.unlink(missing_ok=True)
-        unfinished.touch(mode=MODE)
-        with tarfile.open(unfinished, "w:gz") as tar:
+        with durable.replacing(path, mode=MODE) as out, tarfile.open(fileobj=out, mode="w:gz") as tar:
             for name, data in ((MANIFEST, manifest), *sorted(files.items())):
                 member = tarfile.TarInfo(f"{path.name.removesuffix('.tar.gz')}/{name}")
                 member.size, member.mtime, member.mode = len(data), int(at.timestamp()), MODE
                 tar.addfile(member, io.BytesIO(data))
-        unfinished.chmod(MODE)
-        durable.sync(unfinished)
-        unfinished.replace(path)
-        durable.sync(path.parent)
         content = path.read_bytes()
     except OSError as error:
         raise OpsError(f"{path} cannot be written: {error.strerror}", "make room there or correct its owner") from None

@@ -118,6 +118,7 @@ def _request(postgres: Postgres, database: str, suites: Mapping[str, Suite], evi
         "port": postgres.port,
         "user": postgres.admin_user,
         "password": postgres.admin_password.get_secret_value(),
+        "transport": postgres.transport(),
         "database": database,
         "suites": suites,
         "evidence": str(evidence),

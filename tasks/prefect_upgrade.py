@@ -4,13 +4,12 @@ it. Nothing here touches the live database, nor the live Redis."""
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +30,9 @@ MIGRATE_SECONDS = 6 * 3600.0
 """Indexes of years of events are built in it; a hang must end some day."""
 START_SECONDS = 240.0
 HINT = f"do not upgrade to Prefect {prefect.__version__}: look in its release notes, choose another version"
+PROGRAM = (sys.executable, "-m", "prefect", "server")
 KEPT = ("PREFECT_SERVER_ENCRYPTION_KEY",)
+"""None of its other settings is a running Prefect's: they would name the live Redis."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ def migrate_copy(server: PrefectServer, copy: Copy) -> Migrated:
     """
     with tempfile.TemporaryDirectory(prefix="ops-prefect-") as home:
         variables = _variables(server, copy, home)
-        argv = [*_program(variables), "database", "upgrade", "-y"]
+        argv = [*PROGRAM, "database", "upgrade", "-y"]
         try:
-            done = shell.run(argv, environment=variables, timeout_seconds=MIGRATE_SECONDS, hint=HINT)
+            done = shell.run(argv, environment=variables, inherit=KEPT, timeout_seconds=MIGRATE_SECONDS, hint=HINT)
         except OpsError as error:
             text = f"{error.stdout}\n{error.stderr}" if isinstance(error, CommandFailed) else error.message
             raise VerificationFailed(f"the migration of the copy failed: {_last(text)}", HINT) from None
@@ -99,9 +100,12 @@ def _served(server: PrefectServer, copy: Copy) -> Iterator[PrefectServer]:
         variables = _variables(server, copy, home) | {
             "PREFECT_SERVER_API_AUTH_STRING": auth.get_secret_value(), "PREFECT_API_URL": url,
         }  # fmt: skip
-        argv = [*_program(variables), "start", "--no-services", "--host", "127.0.0.1", "--port", str(port)]
+        argv = [*PROGRAM, "start", "--no-services", "--host", "127.0.0.1", "--port", str(port)]
         log = Path(home) / "log"
-        with log.open("wb") as out, shell.spawn(argv, environment=variables, stdout=out, stderr=out) as child:
+        with (
+            log.open("wb") as out,
+            shell.spawn(argv, environment=variables, inherit=KEPT, stdout=out, stderr=out) as child,
+        ):
             _wait(child, url, log)
             yield server.model_copy(update={"api_url": url, "auth": auth})
 
@@ -118,13 +122,6 @@ def _wait(child: subprocess.Popen[bytes], url: str, log: Path) -> None:
         if child.poll() is None:
             return
     raise VerificationFailed(f"its API does not start on the upgraded copy: {_last(log.read_text())}", HINT)
-
-
-def _program(variables: Mapping[str, str]) -> list[str]:
-    """None of its settings is a running Prefect's, but for these `variables`: they would name the live Redis."""
-    kept = {*variables, *KEPT}
-    unset = [f"--unset={name}" for name in os.environ if name.startswith("PREFECT_") and name not in kept]
-    return ["env", *unset, sys.executable, "-m", "prefect", "server"]
 
 
 def _variables(server: PrefectServer, copy: Copy, home: str) -> dict[str, str]:

@@ -29,6 +29,13 @@ INSTALL = {
 }
 
 
+GIT_VARIABLES = (*shell.NETWORK, *shell.SSH, "GIT_*")
+PYTHON_VARIABLES = (*shell.NETWORK, "PIP_*", "UV_*", "PYTHONUTF8")
+NODE_VARIABLES = (*shell.NETWORK, "NODE_*", "npm_config_*", "NPM_*", "PNPM_*", "COREPACK_*", "YARN_*")
+PACKAGE_VARIABLES = (*PYTHON_VARIABLES, *NODE_VARIABLES, *GIT_VARIABLES, "PRE_COMMIT_*")
+"""The variables of this worker by which these programs reach their indexes and registries."""
+
+
 def find_program(name: str, *beside: Path, last: Sequence[Path] = ()) -> Path:
     """The program in one of the directories `beside`, else on PATH, else in one of `last`.
 
@@ -66,8 +73,9 @@ def answer(
     seconds: float,
     accepted: Collection[int] = (0,),
     environment: Mapping[str, str] | None = None,
+    inherit: Collection[str] = (),
 ) -> shell.Completed:
-    """What a tool answered within `seconds`.
+    """What a tool answered within `seconds`; `inherit`: see `shell.run`.
 
     Raises:
         OpsError: it failed, hung (its processes are ended), or is not there; the message begins with its name.
@@ -79,6 +87,7 @@ def answer(
             argv,
             directory=directory,
             environment={**plain, **(environment or {})},
+            inherit=("NODE_OPTIONS", *inherit),
             timeout_seconds=seconds,
             accepted=accepted,
             hint=f"run {name} in {directory} by hand, or give it more seconds",

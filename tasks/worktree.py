@@ -14,6 +14,7 @@ from pathlib import Path
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, excerpt
 from runbook.process import is_abandoned, this_process
+from tasks.programs import GIT_VARIABLES
 
 SECONDS = 120.0
 PREFIX = "ops-worktree"
@@ -78,6 +79,7 @@ def git(directory: Path, *arguments: str) -> str:
         ["git", *AUTHOR, *NO_HOOKS, *arguments],
         directory=directory,
         environment={"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C.UTF-8"},
+        inherit=GIT_VARIABLES,
         timeout_seconds=SECONDS,
         hint="look at the repository: git status there says more",
     ).stdout

@@ -39,6 +39,9 @@ def look_at_api() -> Iterator[Line]:
     if not address:
         raise OpsError("PREFECT_API_URL is not set", "set it in this shell, and in the worker's environment file")
     user, _, password = (_secret(PREFECT_API_AUTH_STRING.value())).partition(":")
+    if user and not password:
+        raise OpsError("PREFECT_API_AUTH_STRING has an empty password",
+                       "set a password on the server (compose.env: PREFECT_PASSWORD), then here")  # fmt: skip
     with httpx.Client(base_url=address, timeout=ANSWER_SECONDS, trust_env=False) as client:
         try:
             asked = time.time()

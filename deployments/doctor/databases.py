@@ -74,7 +74,7 @@ def _replicate(postgres: Postgres) -> None:
     try:
         psycopg.connect(
             host=postgres.host, port=postgres.port, user=found["PGUSER"], password=found["PGPASSWORD"],
-            replication="true", connect_timeout=CONNECT_SECONDS,
+            replication="true", connect_timeout=CONNECT_SECONDS, **postgres.transport(),
         ).close()  # fmt: skip
     except psycopg.Error as error:
         hint = "add a line for replication to pg_hba.conf, or give the role REPLICATION"

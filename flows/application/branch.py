@@ -8,6 +8,7 @@ from pathlib import Path
 from blocks.environment import Environment
 from flows.application.code_findings import evidence_path
 from flows.application.kept import keep
+from runbook.markdown import fenced
 from runbook.report import Evidence, Report
 from tasks.code.suite import Suite, backend_suite, run_suite, web_suite
 from tasks.worktree import Worktree
@@ -23,7 +24,7 @@ def keep_branch(report: Report, env: Environment, tree: Worktree) -> None:
     path.chmod(0o600)
     lines = patch.splitlines()
     more = f"\n… {len(lines) - SHOWN_LINES} lines more in {path}" if len(lines) > SHOWN_LINES else ""
-    text = "````diff\n" + "\n".join(lines[:SHOWN_LINES]) + more + "\n````"
+    text = fenced("\n".join(lines[:SHOWN_LINES]) + more, "diff")
     report.attach(Evidence("Difference", text=text))
     report.fact("branch", f"{tree.branch}, {tree.head()[:12]}: git merge {tree.branch}, or git branch -D {tree.branch}")
     report.fact("patch", path)
@@ -40,7 +41,7 @@ def prove_branch(
                                                python or Path(application.need("python"))), seconds)  # fmt: skip
     if "web" in parts and application.web_directory:
         web = tree.at(Path(application.web_directory))
-        judge_suite(report, env, web_suite("web tests", application.web_test_command, web), seconds)
+        judge_suite(report, env, web_suite("web tests", application, application.web_test_command, web), seconds)
 
 
 def judge_suite(report: Report, env: Environment, suite: Suite, seconds: float) -> None:
@@ -53,6 +54,6 @@ def judge_suite(report: Report, env: Environment, suite: Suite, seconds: float) 
     kept = keep(report, env, f"{suite.name}.txt", tested.output)
     if not tested.passed and tested.output:
         last = "\n".join(tested.output.splitlines()[-LAST_LINES:])
-        report.attach(Evidence(f"End of {suite.name}", text=f"````\n{last}\n````"))
+        report.attach(Evidence(f"End of {suite.name}", text=fenced(last)))
     report.expect(suite.name, tested.passed, f"look at {kept}; the branch stays, nothing was merged",
                   value=tested.told, expected="all pass")  # fmt: skip

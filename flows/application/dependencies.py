@@ -11,6 +11,7 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.application import dependency_findings as findings
 from flows.application.update_steps import Wish, judge_tests, update_node, update_python
+from runbook.markdown import fenced
 from runbook.report import Evidence, Report
 from runbook.run import runbook
 from tasks.dependencies import node_packages as node
@@ -108,7 +109,7 @@ def update_dependencies(
             if not tree.commit(f"Update dependencies ({level}): {', '.join(one.name for one in done)[:200]}"):
                 report.outcome = f"nothing to update by a {level} version"
                 return report
-            report.attach(Evidence("Diff", text=f"````diff\n{tree.diff()[:MOST_DIFF]}\n````"))
+            report.attach(Evidence("Diff", text=fenced(tree.diff()[:MOST_DIFF], "diff")))
             report.fact("branch", f"{branch} in {repository}, from {tree.base[:12]}")
             judge_tests(report, env, tree, {one.part for one in done}, seconds)
             report.outcome = f"{len(done)} packages are updated on the branch {branch}: look at it, and merge it"

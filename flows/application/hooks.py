@@ -16,6 +16,7 @@ from blocks.places import Application
 from flows.application.branch import keep_branch
 from flows.application.code_findings import the_repository, the_workspace
 from runbook.errors import OpsError, without_logins
+from runbook.markdown import fenced
 from runbook.permit import Act
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
@@ -154,7 +155,7 @@ def _on_branch(report: Report, env: Environment, program: Path, text: str, secon
             tree.commit("What the hooks repaired")
         ran = hooks.run_hooks(program, tree, cache, seconds) if repaired else first
         _judge(report, ran.hooks)
-        report.attach(Evidence("pre-commit run --all-files", text=f"````\n{without_logins(ran.text)[-8000:]}\n````"))
+        report.attach(Evidence("pre-commit run --all-files", text=fenced(without_logins(ran.text)[-8000:])))
         report.fact("repaired by the hooks", f"{len(repaired)} files")
         if there:
             report.fact("branch", f"{BRANCH} is there already, with these hooks, and was tried again: merge it")

@@ -14,6 +14,7 @@ from blocks.places import Application
 from flows.application.update_steps import Part, beside, set_node
 from flows.application.vulnerability_findings import judge_unanswered
 from runbook.errors import OpsError
+from runbook.markdown import fenced
 from runbook.report import Evidence, Report
 from tasks.dependencies import node_packages as node
 from tasks.dependencies.advisory import Advisory, Scan, canonical
@@ -82,7 +83,7 @@ def tell_dependents(report: Report, application: Application, holes: Sequence[Ho
         except OpsError as error:
             report.warn(f"who depends on {name}", error.hint, value=f"not known: {error.message}")
             continue
-        report.attach(Evidence(f"Who depends on {name} ({hole.part})", text=f"```\n{text}\n```"))
+        report.attach(Evidence(f"Who depends on {name} ({hole.part})", text=fenced(text)))
 
 
 def apply(application: Application, tree: Worktree, holes: Sequence[Hole], seconds: float) -> None:

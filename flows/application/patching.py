@@ -16,6 +16,7 @@ from flows.application.hotfix import require_unmoved, way_of_branch
 from flows.application.update_steps import judge_tests
 from flows.infrastructure.deployment import require_way
 from runbook.errors import OpsError
+from runbook.markdown import fenced
 from runbook.permit import Act
 from runbook.report import Evidence, Report
 from runbook.run import runbook
@@ -126,10 +127,12 @@ def _branches(report: Report, repository: Path, name: str) -> tuple[str, str, st
 
 def _prove(report: Report, env: Environment, tree: Worktree, holes: list[steps.Hole], seconds: float) -> None:
     diff = git(tree.directory, "diff", "--no-color", "--no-ext-diff", "HEAD~1..HEAD")
-    report.attach(Evidence("Diff", text=f"````diff\n{diff[:MOST_DIFF]}\n````"))
+    report.attach(Evidence("Diff", text=fenced(diff[:MOST_DIFF], "diff")))
     parts = {one.part for one in holes}
     judge_tests(report, env, tree, parts, seconds)
     if "web" in parts:
         web = tree.at(Path(env.application.web_directory))
-        judge_suite(report, env, web_suite("web build", env.application.web_build_command, web), seconds)
+        judge_suite(
+            report, env, web_suite("web build", env.application, env.application.web_build_command, web), seconds
+        )
     steps.prove_gone(report, env, tree, holes, seconds)

@@ -11,6 +11,7 @@ import psycopg
 from blocks.environment import Environment
 from flows.database.rehearsal import put_away
 from runbook.errors import OpsError
+from runbook.markdown import fenced
 from runbook.report import Evidence, Report, Status
 from tasks.migrations.program import require_reached
 from tasks.migrations.rehearsal import Direction, compare_schemas, migrate_rehearsal, read_state
@@ -109,8 +110,8 @@ def judge_new(report: Report, script: Script, *, generated: bool) -> None:
                  [(item, what, _places(pattern, text)) for item, what, pattern in CHECKLIST])  # fmt: skip
     lines = text.splitlines()
     more = f"\n… {len(lines) - MOST_LINES} more lines" if lines[MOST_LINES:] else ""
-    shown = "\n".join(lines[:MOST_LINES]).replace("```", "'''")
-    report.attach(Evidence(script.path.name, text=f"```python\n{shown}{more}\n```"))
+    shown = "\n".join(lines[:MOST_LINES]) + more
+    report.attach(Evidence(script.path.name, text=fenced(shown, "python")))
     if generated:
         report.warn(
             "review",

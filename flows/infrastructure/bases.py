@@ -14,6 +14,7 @@ from blocks.environment import Environment
 from flows.infrastructure.base_findings import judge_age, judge_drift, judge_support
 from runbook.errors import OpsError
 from runbook.form import read_forms
+from runbook.markdown import fenced
 from runbook.report import Evidence, Report
 from runbook.run import runbook
 from tasks.docker.base_images import BaseImage, forget_image, read_base_images, try_image
@@ -86,7 +87,7 @@ def update_base_images(environment: str, to: tuple[str, ...] = (), branch: str =
             for dockerfile in {image.dockerfile for image, _ in changes}:
                 _write(tree, dockerfile, [(image, by) for image, by in changes if image.dockerfile == dockerfile])
             if tree.commit(f"Base images: {', '.join(sorted({by for _, by in changes})) or 'as they were'}"):
-                report.attach(Evidence("Diff", text=f"```diff\n{tree.diff()[-8000:]}\n```"))
+                report.attach(Evidence("Diff", text=fenced(tree.diff()[-8000:], "diff")))
                 report.fact("branch", name)
             roles = list(dict.fromkeys(role for image in images for role in image.roles))
             for role in roles:
@@ -137,14 +138,14 @@ def _prove(report: Report, block: Docker, tree: Worktree, role: str) -> None:
     """
     built = build_image(block, role, read_source(str(tree.directory)), f"try-{tree.head()[:12]}", trial=True)
     try:
-        report.attach(Evidence(f"Build of {role}", text=f"```\n{built.log[-2000:]}\n```"))
+        report.attach(Evidence(f"Build of {role}", text=fenced(built.log[-2000:])))
         test = block.container(role).test
         if not test:
             report.warn(f"test of {role}", f"add test under [docker.containers.{role}]: a command that proves it",
                         value="there is none: it builds, nobody knows whether it works")  # fmt: skip
             return
         said = try_image(block, built.id, test)
-        report.attach(Evidence(f"Test of {role}", text=f"```\n{said[-2000:]}\n```"))
+        report.attach(Evidence(f"Test of {role}", text=fenced(said[-2000:])))
         report.expect(f"test of {role}", True, "", value="passed")
     finally:
         forget_image(block.host, built.references)

@@ -7,6 +7,7 @@ from prefect import flow
 from blocks.docker import Docker
 from blocks.environment import Environment
 from runbook.errors import OpsError
+from runbook.markdown import fenced
 from runbook.render import size
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
@@ -124,7 +125,7 @@ def build_role(report: Report, block: Docker, role: str, source: Source, version
     try:
         built = build_image(block, role, source, version)
     except BuildFailed as error:
-        report.attach(Evidence(f"End of the build of {role}", text=f"```\n{error.log}\n```"))
+        report.attach(Evidence(f"End of the build of {role}", text=fenced(error.log)))
         raise
-    report.attach(Evidence(f"Build of {role}", text=f"```\n{built.log[-4000:]}\n```"))
+    report.attach(Evidence(f"Build of {role}", text=fenced(built.log[-4000:])))
     return built

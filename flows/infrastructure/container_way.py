@@ -10,6 +10,7 @@ from blocks.docker import Docker
 from blocks.environment import START_ORDER, Environment
 from runbook.errors import Locked, LockLost, OpsError, RunbookFailed, Unreachable
 from runbook.form import read_forms
+from runbook.markdown import fenced
 from runbook.permit import Act, Permit
 from runbook.report import Evidence, Report, Status
 from runbook.wait import until
@@ -193,7 +194,7 @@ def _go_back(
             log = read_log(env.docker, one.role)
         except OpsError as unread:  # a logging driver that cannot be read, say: what matters is the way back
             log = f"not known: {unread.message}"
-        report.attach(Evidence(f"End of the log of {one.name}", text=f"```\n{log[-3000:]}\n```"))
+        report.attach(Evidence(f"End of the log of {one.name}", text=fenced(log[-3000:])))
     report.expect("the new version is healthy", False, "look at its logs below; what was before runs again",
                   value=error.message)  # fmt: skip
     without = take_back(permit, env.docker, touched, made)

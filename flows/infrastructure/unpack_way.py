@@ -11,6 +11,7 @@ from pathlib import Path
 from blocks.environment import Environment
 from runbook.errors import Locked, LockLost, OpsError, RunbookFailed
 from runbook.form import read_forms
+from runbook.markdown import fenced
 from runbook.permit import Act, Permit
 from runbook.report import Evidence, Report
 from tasks.application import wait_healthy
@@ -31,7 +32,8 @@ STEADY = 20
 # What was well before gets this long at least to be so again.
 BACK_SECONDS = 60
 PACKAGE_SECONDS = 1800.0
-LOG_LINES = 30
+LOG_LINES, LOG_CHARACTERS = 100, 6000
+"""What was before has written a few lines of its own by then."""
 
 
 @dataclass(frozen=True)
@@ -217,12 +219,6 @@ class Unpack:
             RunbookFailed: always: the version is not there.
         """
         application, services = self.env.application, self.env.services
-        for role in self.roles:
-            try:
-                log = masked(services.logs(role, LOG_LINES))
-            except OpsError as unread:  # what matters is the way back
-                log = f"not known: {unread.message}"
-            report.attach(Evidence(f"End of the log of {role}", text=f"```\n{log[-3000:]}\n```"))
         report.expect("the new version is healthy", False, "look at its logs below; what was before runs again",
                       value=error.message)  # fmt: skip
         hint = "launch deploy-application with a version that is known to be well"
@@ -241,4 +237,13 @@ class Unpack:
             report.expect("what was before runs again", True, hint, value="and is healthy")
         except OpsError as second:
             report.expect("what was before runs again", False, hint, value=second.message)
+        self._attach_logs(report)  # last: the way back waits for no log
         raise RunbookFailed(report)
+
+    def _attach_logs(self, report: Report) -> None:
+        for role in self.roles:
+            try:
+                log = masked(self.env.services.logs(role, LOG_LINES))
+            except OpsError as unread:
+                log = f"not known: {unread.message}"
+            report.attach(Evidence(f"End of the log of {role}", text=fenced(log[-LOG_CHARACTERS:])))

@@ -11,6 +11,7 @@ from blocks.environment import Environment
 from flows.logs.steps import path_of
 from flows.pinned import pin_paths
 from runbook.errors import OpsError
+from runbook.markdown import fenced
 from runbook.permit import Act
 from runbook.render import size
 from runbook.report import Evidence, Report
@@ -56,7 +57,7 @@ def rotate_logs(environment: str, plan: str = "", confirm: str = "") -> Report:
         pin_paths(report, "log", log)
         permit = report.permit(Act(ROTATE, str(configuration)))
         said = rotate(permit, configuration)
-        report.attach(Evidence("What logrotate said", text=f"```\n{worth_reading(said)[-6000:]}\n```"))
+        report.attach(Evidence("What logrotate said", text=fenced(worth_reading(said)[-6000:])))
         became = verify_rotated(log, before, lambda: _ask(env))
         report.expect("lines of before", bool(became.kept), "look for them: nothing has the old file's number",
                       value=became.kept or "gone")  # fmt: skip

@@ -21,6 +21,7 @@ from flows.recovery import board
 from flows.recovery.points import Reach, judge_sources, read_reach, resources_of
 from flows.recovery.ways import Way, find_ways, names_of
 from runbook.form import Forms, read_forms
+from runbook.markdown import escaped
 from runbook.render import duration, size, table
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
@@ -87,7 +88,7 @@ def told_loss(way: Way, now: datetime) -> str:
 def _forms(ways: Sequence[Way], forms: Forms) -> str:
     """Not in the table: its cells are cut, and a form's address is long."""
     return "\n".join(
-        f"{number}. {way.what}: {forms.link(way.flow, way.environment, way.parameters, way.command)}"
+        f"{number}. {escaped(way.what)}: {forms.link(way.flow, way.environment, way.parameters, way.command)}"
         for number, way in enumerate(ways, 1)
     )
 

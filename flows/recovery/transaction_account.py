@@ -9,6 +9,7 @@ from blocks.environment import Environment
 from flows.recovery.transaction_tables import Files, Tables
 from flows.recovery.transaction_window import Window, judge_window
 from runbook.form import read_forms
+from runbook.markdown import escaped
 from runbook.report import Evidence, Report
 from tasks.wal.names import lsn_text
 from tasks.wal.touches import Touches
@@ -118,8 +119,10 @@ def _links(env: Environment, account: Account, deeds: Sequence[Deed]) -> str:
         ways = [f"the whole cluster, just before it: {forms.link('restore-to-point', env.name, target)}"]
         if account.table.strip() and "DROP" not in deed.whole:
             only = {**target, "mode": "tables", "tables": [account.table]}
-            ways.append(f"{account.table} only: {forms.link('restore-to-point', env.name, only)}")
-        lines.append(f"- transaction {deed.end.xid} ({deed.end.at:%H:%M:%S} UTC, {deed.told}): {'; '.join(ways)}")
+            ways.append(f"{escaped(account.table)} only: {forms.link('restore-to-point', env.name, only)}")
+        lines.append(
+            f"- transaction {deed.end.xid} ({deed.end.at:%H:%M:%S} UTC, {escaped(deed.told)}): {'; '.join(ways)}"
+        )
     if len(deeds) > len(chosen):
         lines.append(f"- {len(deeds) - len(chosen)} smaller ones: by=before_transaction and their number")
     return "\n".join(lines)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from flows.troubleshooting.diagnosis import Diagnosis, fenced
+from flows.troubleshooting.diagnosis import Diagnosis
 from runbook import containment
 from runbook.lock import hold
+from runbook.markdown import code, escaped, fenced
 from runbook.render import duration
 from runbook.report import Evidence
 from tasks.start_trial import HOOKS, Trial, start_in_foreground
@@ -37,5 +38,5 @@ def _tell(found: Diagnosis, trial: Trial) -> None:
     down = "what keeps the service down is not in its code" if trial.hooks else \
         "its code and settings load; its hooks, its unit or its user keep the service down"  # fmt: skip
     found.told(QUESTION, f"{told}: {down}" if trial.served else told)
-    head = f"`{trial.command}` — {told}\n\n"
+    head = f"{code(trial.command)} — {escaped(told)}\n\n"
     found.report.attach(Evidence("Foreground start on a free port", text=head + fenced(trial.output or "(nothing)")))

@@ -18,6 +18,7 @@ from blocks.services import MASK, ServiceState
 from flows.launch import command
 from runbook.errors import OpsError
 from runbook.form import Forms, read_forms
+from runbook.markdown import escaped, fenced
 from runbook.report import Evidence, Finding, Report, Status
 from runbook.wait import within
 from tasks.env_file import read_variables
@@ -157,7 +158,7 @@ def line_of(number: int, one: Next, forms: Forms, environment: str) -> str:
     """A runbook to launch, as a line of Markdown: its form, or its command where Prefect does not know it."""
     given = {"environment": environment, **one.parameters}
     link = forms.link(one.flow, environment, given, command(one.flow, environment, one.parameters))
-    return f"{number}. {one.why}: {link}" + (f" — **{one.reminder}**" if one.reminder else "")
+    return f"{number}. {escaped(one.why)}: {link}" + (f" — **{escaped(one.reminder)}**" if one.reminder else "")
 
 
 def worst_of(report: Report, judge: Callable[[], None], metric: str) -> Status:
@@ -213,8 +214,3 @@ def _tell_environment(found: Diagnosis, role: str) -> None:
         found.report.fact(f"environment of {role}", f"could not be read: {error.message}")
     told = sorted(names.items()) or [("(none, or neither its manager nor its process tells them)", "")]
     found.report.table(f"Environment of {role}", ("name", "value"), told)
-
-
-def fenced(text: str) -> str:
-    """As a block of code."""
-    return "```\n" + text.replace("```", "'''") + "\n```"

@@ -15,6 +15,7 @@ from flows.launch import command
 from flows.troubleshooting.disk_systems import FileSystem, paths_of
 from runbook.errors import OpsError, Unreachable
 from runbook.form import read_forms
+from runbook.markdown import escaped
 from runbook.render import size
 from runbook.report import Evidence, Report
 from tasks.docker.inventory import read_inventory
@@ -156,6 +157,6 @@ def tell_holders(report: Report, env: Environment, holders: Sequence[Holder], sy
         given = dict(one.parameters)
         otherwise = command(one.flow, env.name, given)
         link = forms.link(one.flow, env.name, {"environment": env.name, **given}, otherwise)
-        lines.append(f"- {one.what}: {link}")
+        lines.append(f"- {escaped(one.what)}: {link}")
     if lines:
         report.attach(Evidence("Run next", text="\n".join(lines)))

@@ -79,7 +79,9 @@ def _first(error: Exception) -> str:
 
 def _gcloud_token(ai: AIProviders) -> str:
     try:
-        return shell.run(GCLOUD, timeout_seconds=ai.timeout_seconds).stdout.strip()
+        return shell.run(
+            GCLOUD, inherit=(*shell.NETWORK, "CLOUDSDK_*", "GOOGLE_*"), timeout_seconds=ai.timeout_seconds
+        ).stdout.strip()
     except OpsError as error:
         raise OpsError(f"there is no access token for Vertex AI: no default credentials, and {error.message}",
                        LOG_IN) from None  # fmt: skip

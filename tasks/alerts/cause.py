@@ -15,6 +15,7 @@ from prefect.settings import PREFECT_UI_URL
 from runbook.brief import asked_briefly
 from runbook.errors import excerpt
 from runbook.kinds import probe
+from runbook.markdown import plain
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def read_cause(run: str) -> Cause:
             shown = client.read_artifacts(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[wanted])))
     except (ValueError, httpx.HTTPError, PrefectException):
         return Cause(address=address)
-    told = [one.description for one in shown if one.type == "markdown" and one.description]
+    told = [plain(one.description) for one in shown if one.type == "markdown" and one.description]
     state = found.state
     return Cause(
         found.name,

@@ -157,6 +157,10 @@ def read_port_problem(port: int) -> str:
     return ""
 
 
+def _inherit(block: Certificates) -> tuple[str, ...]:
+    return (*shell.NETWORK, *block.inherit)
+
+
 @action
 def run_given(permit: Permit, block: Certificates, kind: Kind, names: Sequence[str]) -> str:
     """Issue or renew one certificate by `renew_command`, with OPS_CERTIFICATE (its directory) and OPS_CERTIFICATE_NAMES
@@ -169,7 +173,8 @@ def run_given(permit: Permit, block: Certificates, kind: Kind, names: Sequence[s
     permit.require(kind, names[0])
     variables = {"OPS_CERTIFICATE": str(Path(block.directory) / names[0]), "OPS_CERTIFICATE_NAMES": " ".join(names)}
     hint = "fix what renew_command prints, then run this again"
-    shell.run(block.renew_command, environment=variables, timeout_seconds=CERTBOT_SECONDS, hint=hint)
+    shell.run(block.renew_command, environment=variables, inherit=_inherit(block), timeout_seconds=CERTBOT_SECONDS,
+              hint=hint)  # fmt: skip
     try:
         shell.run(block.reloading(), timeout_seconds=RELOAD_SECONDS)
     except OpsError as error:
@@ -189,7 +194,8 @@ def run_certbot(permit: Permit, block: Certificates, kind: Kind, names: Sequence
     permit.require(kind, names[0])
     trust = {"REQUESTS_CA_BUNDLE": block.acme_authorities} if block.acme_authorities else {}
     argv, hint = command(block, kind, names), "look into certbot's log (letsencrypt.log)"
-    done = shell.run(argv, environment={**trust, "LC_ALL": "C"}, timeout_seconds=CERTBOT_SECONDS, hint=hint)
+    done = shell.run(argv, environment={**trust, "LC_ALL": "C"}, inherit=_inherit(block),
+                     timeout_seconds=CERTBOT_SECONDS, hint=hint)  # fmt: skip
     wrong = [line.strip() for line in (done.stdout + done.stderr).splitlines() if "reported error code" in line]
     return "; ".join(wrong)
 

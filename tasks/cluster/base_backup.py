@@ -136,7 +136,8 @@ def _run(postgres: Postgres, source: Source, directory: Path, argv: list[str]) -
 
     try:
         with progress(tell):
-            shell.run(argv, environment=postgres.environment(), hint="nothing was published")
+            stall = shell.Stall(postgres.stall_seconds)
+            shell.run(argv, environment=postgres.environment(), stall=stall, hint="nothing was published")
     except CommandFailed as error:
         if (free := disk_of(directory).free_bytes) < FULL_BYTES:
             raise OpsError(f"the store is full: {size(free)} free", f"free space at {directory.parent}") from None

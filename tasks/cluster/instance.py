@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from blocks.postgres import Postgres
-from runbook import shell
+from runbook import durable, shell
 from runbook.errors import Unreachable
 from runbook.kinds import action
 from runbook.wait import until
@@ -169,20 +169,21 @@ def running(
 ) -> Iterator[Instance]:
     """The instance, recovering up to `stop`; `as_standby`: a standby that nobody feeds. Ended when the block is left. A
     child: it dies with its run."""
-    (instance.root / "postgresql.conf").write_text("")
-    (instance.root / "pg_hba.conf").write_text(_HBA)
+    # Its directory is the server's user's: this one, who may be root, opens nothing there that it did not make.
+    durable.write(instance.root / "postgresql.conf", "", mode=0o600)
+    durable.write(instance.root / "pg_hba.conf", _HBA, mode=0o600)
     signals = [instance.data / name for name in ("standby.signal", "recovery.signal")]
     for path in signals:
         path.unlink(missing_ok=True)
     if as_standby or stop is not None:
-        signals[0 if as_standby else 1].touch(mode=0o600)
+        durable.write(signals[0 if as_standby else 1], "", mode=0o600)
     give(instance.root, instance.postgres.os_user)
     options = [
         word for name, value in settings_of(instance, stop, timeline).items() for word in ("-c", f"{name}={value}")
     ]
     argv = [instance.postgres.program("postgres"), "-D", str(instance.data), *options]
     with (
-        instance.log.open("ab") as log,
+        durable.append(instance.log) as log,
         shell.spawn(argv, user=instance.postgres.os_user, directory=instance.root, stdout=log, stderr=log) as child,
     ):
         try:

@@ -17,7 +17,7 @@ import yaml  # type: ignore[import-untyped]
 from runbook.errors import CommandFailed, OpsError, excerpt
 from runbook.kinds import action, probe
 from runbook.permit import Permit
-from tasks.programs import answer
+from tasks.programs import PACKAGE_VARIABLES, answer
 from tasks.worktree import Worktree, git
 
 FILE = ".pre-commit-config.yaml"
@@ -165,7 +165,8 @@ def run_hooks(program: Path, tree: Worktree, cache: Path, seconds: float) -> Ran
         OpsError: pre-commit failed, hung, or did not say how any hook ended.
     """
     argv: list[str | Path] = [program, "run", "--all-files", "--color", "never"]
-    said = answer(argv, tree.directory, seconds=seconds, accepted=(0, 1), environment={"PRE_COMMIT_HOME": str(cache)})
+    said = answer(argv, tree.directory, seconds=seconds, accepted=(0, 1), inherit=PACKAGE_VARIABLES,
+                  environment={"PRE_COMMIT_HOME": str(cache)})  # fmt: skip
     hooks = {name.strip(): how for name, how in _RESULT.findall(said.stdout)}
     if not hooks or (said.code and "Failed" not in hooks.values()):
         raise OpsError(f"pre-commit did not tell how its hooks ended: {excerpt(said.stdout)}",
@@ -182,7 +183,7 @@ def install_hook(permit: Permit, program: Path, repository: Path, seconds: float
         OpsError: pre-commit refuses (core.hooksPath is set), or the hook is not there then.
     """
     permit.require(INSTALL, str(repository))
-    answer([program, "install", "--allow-missing-config"], repository, seconds=seconds)
+    answer([program, "install", "--allow-missing-config"], repository, seconds=seconds, inherit=PACKAGE_VARIABLES)
     hook = (repository / git(repository, "rev-parse", "--git-common-dir").strip() / "hooks" / "pre-commit").resolve()
     if not hook.is_file() or "pre-commit" not in hook.read_text(encoding="utf-8", errors="replace"):
         raise OpsError("pre-commit ended well and installed no hook", "run pre-commit install by hand")

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from blocks.places import Application
+from runbook import shell
 from runbook.errors import OpsError
 from runbook.kinds import action
-from tasks.programs import answer
+from tasks.programs import NODE_VARIABLES, answer
 
 _FAILS = re.compile(r"^\s*(?:FAILED |ERROR[: ]|FAIL: |not ok |✖ |× )\S.*", re.MULTILINE)
 
@@ -25,6 +26,7 @@ class Suite:
     command: Sequence[str]
     directory: Path
     variables: Mapping[str, str] = field(default_factory=dict)
+    inherit: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,13 @@ def backend_suite(application: Application, backend: Path, python: Path) -> Suit
         # Before what is installed, which may lead back to the live sources (pip install -e).
         "PYTHONPATH": os.pathsep.join(map(str, (backend / "src", backend))),
     }
-    return Suite("backend tests", command, backend, variables)
+    return Suite("backend tests", command, backend, variables, (*shell.NETWORK, *application.inherit))
 
 
-def web_suite(name: str, command: Sequence[str], web: Path) -> Suite:
+def web_suite(name: str, application: Application, command: Sequence[str], web: Path) -> Suite:
     """One of the workspace's commands; a script of pnpm's only where package.json has it."""
     missing = len(command) == 2 and command[0] == "pnpm" and command[1] not in _scripts(web)
-    return Suite(name, () if missing else command, web, {"CI": "true"})
+    return Suite(name, () if missing else command, web, {"CI": "true"}, (*NODE_VARIABLES, *application.inherit))
 
 
 @action(idempotent=True)
@@ -62,7 +64,7 @@ def run_suite(suite: Suite, seconds: float) -> Tested:
     """Run it; one that hangs or is not there did not pass."""
     try:
         done = answer(suite.command, suite.directory, seconds=seconds, accepted=range(256),
-                      environment=suite.variables)  # fmt: skip
+                      environment=suite.variables, inherit=suite.inherit)  # fmt: skip
     except OpsError as error:
         return Tested(False, error.message)
     output = done.stdout + done.stderr

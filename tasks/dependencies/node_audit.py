@@ -12,7 +12,7 @@ from runbook.kinds import probe
 from tasks.dependencies.advisory import Advisory, Scan
 from tasks.dependencies.form import known_form
 from tasks.dependencies.severity import of_word
-from tasks.programs import answer, find_program, parsed
+from tasks.programs import NODE_VARIABLES, answer, find_program, parsed
 
 LOCKS = {"pnpm-lock.yaml": "pnpm", "package-lock.json": "npm"}
 # One try each: a registry that is away would be waited for by minutes.
@@ -43,7 +43,7 @@ def audit_node(web: Path, tool: str, only_production: bool, seconds: float) -> S
     find_program("node")
     narrow = {"pnpm": ["--prod"], "npm": ["--omit=dev"]}[tool] if only_production else []
     done = answer([find_program(tool), "audit", "--json", *narrow], web, seconds=seconds, accepted=(0, 1),
-                  environment=PATIENCE)  # fmt: skip
+                  environment=PATIENCE, inherit=NODE_VARIABLES)  # fmt: skip
     content = parsed(f"{tool} audit", done.stdout, dict)
     if problem := content.get("error") or content.get("message"):
         raise OpsError(f"{tool} audit gave no answer: {_said(problem)}",

@@ -17,7 +17,7 @@ from runbook.kinds import action, probe
 from tasks.dependencies.form import known_form
 from tasks.dependencies.node_audit import PATIENCE
 from tasks.dependencies.versions import Outdated, Package
-from tasks.programs import answer, find_program, parsed
+from tasks.programs import NODE_VARIABLES, answer, find_program, parsed
 
 MANIFESTS = ("package.json", "pnpm-lock.yaml", "pnpm-workspace.yaml", ".npmrc", ".pnpmfile.cjs")
 _KINDS = ("dependencies", "devDependencies", "optionalDependencies")
@@ -32,7 +32,7 @@ def pnpm(web: Path, *arguments: str, seconds: float, accepted: Sequence[int] = (
     """
     find_program("node")
     return answer([find_program("pnpm"), *arguments], web, seconds=seconds, accepted=accepted,
-                  environment={**PATIENCE, "CI": "true"})  # fmt: skip
+                  environment={**PATIENCE, "CI": "true"}, inherit=NODE_VARIABLES)  # fmt: skip
 
 
 def require_pnpm_lock(web: Path) -> None:

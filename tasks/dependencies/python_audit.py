@@ -14,7 +14,7 @@ from runbook.kinds import probe
 from tasks.dependencies.advisory import Advisory, Scan
 from tasks.dependencies.form import known_form
 from tasks.dependencies.osv import Osv
-from tasks.programs import answer, parsed, python_program
+from tasks.programs import PYTHON_VARIABLES, answer, parsed, python_program
 
 # Directories whose packages a Python can import; -I: none of the caller's.
 _SITES = "import json, os, site; print(json.dumps([d for d in site.getsitepackages() if os.path.isdir(d)]))"
@@ -47,7 +47,8 @@ def audit_python(application: Application, seconds: float) -> Scan:
         ]
         paths = [part for site in sites for part in ("--path", site)]
         argv = [program, *service, "--timeout", str(SOCKET_SECONDS), *form, *paths]
-        done = answer(argv, Path(folder), seconds=seconds, accepted=(0, 1))  # 1: it found some, or it failed
+        # 1: it found some, or it failed
+        done = answer(argv, Path(folder), seconds=seconds, accepted=(0, 1), inherit=PYTHON_VARIABLES)
         raw = out.read_text(encoding="utf-8", errors="replace") if out.exists() else ""
     if not raw:
         raise OpsError(f"pip-audit gave no answer: {_last(done.stderr)}",

@@ -14,7 +14,7 @@ from runbook.errors import CommandFailed, OpsError, excerpt
 from runbook.kinds import probe
 from tasks.dependencies.form import known_form
 from tasks.dependencies.versions import Outdated, Package
-from tasks.programs import answer, find_program, parsed
+from tasks.programs import PYTHON_VARIABLES, answer, find_program, parsed
 
 # One try each: an index that is away would be waited for by minutes.
 PATIENCE = {"PIP_RETRIES": "0", "PIP_TIMEOUT": "30", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}
@@ -38,7 +38,7 @@ def pip(python: Path, *arguments: str | Path, seconds: float, accepted: Sequence
     """
     program = find_program("pip", Path(sys.executable).parent)
     return answer([program, "--python", python, *arguments], Path("/"), seconds=seconds, accepted=accepted,
-                  environment=PATIENCE)  # fmt: skip
+                  environment=PATIENCE, inherit=PYTHON_VARIABLES)  # fmt: skip
 
 
 @probe

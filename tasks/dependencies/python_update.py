@@ -11,7 +11,7 @@ from runbook.kinds import action
 from tasks.dependencies.advisory import canonical
 from tasks.dependencies.python_packages import PATIENCE, conflicts_in, pip
 from tasks.dependencies.requirements import out_of_step, pin, read_requirements
-from tasks.programs import answer
+from tasks.programs import PYTHON_VARIABLES, answer
 
 
 def pinned(application: Application, backend: Path) -> tuple[dict[str, str], list[str]]:
@@ -49,7 +49,8 @@ def pin_python(
                 f"{files[0].read_text(encoding='utf-8').rstrip()}\n{name}>={version}\n", encoding="utf-8"
             )
     if lock and application.lock_command:
-        answer(application.lock_command, backend, seconds=seconds, environment=PATIENCE)
+        answer(application.lock_command, backend, seconds=seconds, environment=PATIENCE,
+               inherit=(*PYTHON_VARIABLES, *application.inherit))  # fmt: skip
     if lock and (problems := out_of_step(read_requirements(files), read_requirements([lock]))):
         raise OpsError(f"{lock.name} would be out of step: {'; '.join(problems[:3])}",
                        "a requirement file holds it back; or name [application] lock_command")  # fmt: skip

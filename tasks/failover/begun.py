@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from runbook import durable
+
 FILE = "postgres-failover.json"
 
 
@@ -32,12 +34,7 @@ class Begun:
 def remember(directory: Path, begun: Begun) -> None:
     """Write it down, on disk before anything is done."""
     directory.mkdir(parents=True, exist_ok=True)
-    beside = directory / f".{FILE}.new"
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(asdict(begun), file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(directory / FILE)
+    durable.write(directory / FILE, json.dumps(asdict(begun)), mode=durable.PRIVATE)
 
 
 def find_begun(directory: Path) -> Begun | None:

@@ -12,6 +12,7 @@ import psutil
 
 from blocks.postgres import Postgres
 from blocks.services import Services
+from runbook import durable
 from runbook.durable import sync
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
@@ -236,13 +237,5 @@ def remove_signal(postgres: Postgres) -> None:
 
 def give_like(data: Path, path: Path, text: str) -> None:
     """Write a file on disk in one step, which then belongs to the owner of the data directory."""
-    beside, owner = path.with_name(f".{path.name}.new"), data.stat()
-    beside.unlink(missing_ok=True)
-    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        if os.geteuid() == 0:
-            os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    sync(path.parent)
+    owner = data.stat()
+    durable.write(path, text, mode=0o600, owner=(owner.st_uid, owner.st_gid))

@@ -21,8 +21,8 @@ _DROPPED = ("hostaddr", "target_session_attrs", "load_balance_hosts", "dbname", 
 
 
 def upstream_of(primary: Postgres, standby: Postgres) -> str:
-    """How `standby` logs in to `primary`: as `primary` did when it was a standby itself; where it never was, as
-    administrator. It may hold a password: it goes into the data directory's own file, and nowhere else.
+    """How `standby` logs in to `primary`: as `primary` did when it was a standby itself; where it never was, or where
+    its passfile cannot be read here, as administrator. It may hold a password, which `follow` puts into a passfile.
 
     Raises:
         Unreachable: the primary is down.
@@ -32,6 +32,11 @@ def upstream_of(primary: Postgres, standby: Postgres) -> str:
     known = {key: value for key, value in conninfo_to_dict(told).items() if key not in _DROPPED} if told else {}
     if not known:
         known = {"user": primary.admin_user, "password": primary.admin_password.get_secret_value()}
+    if (passfile := str(known.get("passfile") or "")) and "password" not in known:
+        own = primary.admin_password.get_secret_value() if known.get("user") == primary.admin_user else ""
+        if password := _password_in(passfile) or own:
+            known = {**known, "password": password}
+            del known["passfile"]
     known |= {"host": primary.host, "port": str(primary.port)}
     known |= {"application_name": standby.name} if standby.name else {}
     return make_conninfo("", **known)
@@ -39,15 +44,45 @@ def upstream_of(primary: Postgres, standby: Postgres) -> str:
 
 def follow(standby: Postgres, upstream: str, data: Path | None = None, before: str = "") -> None:
     """Have a stopped server (or the copy in `data`) start as a standby of `upstream`. `before` is what stood in its
-    postgresql.auto.conf, where that was overwritten."""
+    postgresql.auto.conf, where that was overwritten.
+
+    The password goes into a passfile beside the data directory: postgresql.auto.conf is in every base backup, and
+    `SHOW primary_conninfo` shows it. https://www.postgresql.org/docs/current/libpq-pgpass.html
+    """
     directory = data or Path(standby.data_directory)
     auto = directory / AUTO
     text = before or (auto.read_text(encoding="utf-8") if auto.exists() else "")
     lines = [line for line in text.splitlines() if not _OWN.match(line)]
-    lines.append(f"primary_conninfo = {_quoted(upstream)}")
+    lines.append(f"primary_conninfo = {_quoted(_with_passfile(standby, directory, upstream))}")
     lines += [f"primary_slot_name = {_quoted(standby.slot)}"] if standby.slot else []
     give_like(directory, auto, "\n".join((*lines, "")))
     give_like(directory, directory / SIGNAL, "")
+
+
+def _with_passfile(standby: Postgres, directory: Path, upstream: str) -> str:
+    known = conninfo_to_dict(upstream)
+    if not (password := str(known.pop("password", "") or "")):
+        return upstream
+    path = passfile_of(standby)
+    fields = (*(str(known.get(name) or "*") for name in ("host", "port")), "*", str(known.get("user") or "*"), password)
+    give_like(directory, path, ":".join(re.sub(r"([\\:])", r"\\\1", field) for field in fields) + "\n")
+    return make_conninfo("", **{**known, "passfile": str(path)})
+
+
+def passfile_of(standby: Postgres) -> Path:
+    """Where a standby has the password of its log-in to the primary: not in what a base backup copies."""
+    data = Path(standby.data_directory).resolve()
+    return data.with_name(f"{data.name}.pgpass")
+
+
+def _password_in(passfile: str) -> str:
+    """The password of the only line of a passfile that `follow` wrote; "" where it is another or not on this host."""
+    try:
+        (line,) = Path(passfile).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return ""
+    fields = re.findall(r"((?:\\.|[^\\:])*)(?::|$)", line)[:5]
+    return re.sub(r"\\(.)", r"\1", fields[4]) if len(fields) == 5 else ""
 
 
 def read_kept(data: Path) -> dict[str, str]:

@@ -127,7 +127,8 @@ def rewind(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
     shell.run(
         [standby.program("pg_rewind"), "-D", aside, f"--source-server={_source(primary, 'rewind')}",
          "--no-ensure-shutdown"],
-        environment=_login(primary), user=standby.os_user, directory=Path("/"), hint=_instead(aside),
+        environment=_login(primary), user=standby.os_user, directory=Path("/"),
+        stall=shell.Stall(primary.stall_seconds), hint=_instead(aside),
     )  # fmt: skip
     failpoint("rejoin: rewound")
     put_back(aside, json.loads(note.read_text(encoding="utf-8")))
@@ -200,6 +201,7 @@ def copy_anew(permit: Permit, primary: Postgres, standby: Postgres) -> Rejoined:
         [standby.program("pg_basebackup"), "-D", beside, "-X", "stream", "-c", "fast", "--no-password", *slot,
          "-d", _source(primary, "base-backup")],
         environment=_login(primary), user=standby.os_user, directory=Path("/"),
+        stall=shell.Stall(primary.stall_seconds),
         hint="look at the primary's log and at the room on this disk, then launch it again",
     )  # fmt: skip
     put_back(beside, kept)
@@ -240,4 +242,4 @@ def _source(primary: Postgres, name: str) -> str:
 
 
 def _login(primary: Postgres) -> dict[str, str]:
-    return {"PGPASSWORD": primary.admin_password.get_secret_value(), "LC_ALL": "C"}
+    return {"PGPASSWORD": primary.admin_password.get_secret_value(), "LC_ALL": "C", **primary.security()}

@@ -11,6 +11,7 @@ from typing import Any
 
 from psycopg import sql
 
+from runbook import durable
 from tasks.gx.declared import Bounds, Column, Reference, Table
 from tasks.gx.suites import ROWS, TAKEN, Suite, name_for
 
@@ -55,13 +56,13 @@ def write(directory: Path, table: Table, suite: Suite) -> str:
         return f"{table.schema}.{table.name}: nothing to suggest" if not suite else f"{path.name}: no name for a file"
     text = text_of(suite)
     if not path.exists():
-        path.write_text(text, encoding="utf-8")
+        durable.write(path, text)
         return f"{path}: {len(suite)} expectations, review them"
     there = path.read_text(encoding="utf-8")
     if there == text:
         return f"{path}: as suggested"
     beside = path.with_name(path.name + SUGGESTED)
-    beside.write_text(text, encoding="utf-8")
+    durable.write(beside, text)
     changes = [line for line in difflib.ndiff(there.splitlines(), text.splitlines()) if line[0] in "+-"]
     return f"{path}: unchanged; {len(changes)} lines differ in {beside.name}"
 

@@ -95,7 +95,10 @@ def define(
     host, port = request["host"], request["port"]
     login, database = quote(request["user"], safe=""), quote(request["database"], safe="")
     shown_host = host if re.fullmatch(r"[\w.-]+", host) else "localhost"  # it takes nothing else
-    connection = {"host": host, "passfile": str(passfile), "options": SESSION, "connect_timeout": 10}
+    connection = {
+        **request.get("transport", {}), "host": host, "passfile": str(passfile), "options": SESSION,
+        "connect_timeout": 10,
+    }  # fmt: skip
     source = context.data_sources.add_postgres(
         name,
         connection_string=f"postgresql+psycopg://{login}@{shown_host}:{port}/{database}",

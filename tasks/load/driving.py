@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 
 from blocks.places import Application
+from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.kinds import action
-from runbook.shell import spawn
 from runbook.wait import until
 from tasks.http_steps import hide, secrets_of, values_of
 from tasks.load.results import Results, read_results, write_results
@@ -69,8 +69,8 @@ def drive_load(application: Application, load: Load, directory: Path, look: Call
     directory.mkdir(parents=True, exist_ok=True)
     taken = list[float]()
     with (directory / LOG).open("wb") as log:
-        with spawn(_argv(application, load, directory), environment=_secrets(application, load), directory=directory,
-                   stdout=log, stderr=log) as child:  # fmt: skip
+        with shell.spawn(_argv(application, load, directory), environment=_secrets(application, load),
+                         inherit=shell.NETWORK, directory=directory, stdout=log, stderr=log) as child:  # fmt: skip
             _wait(child, load, look, taken)
         code = child.returncode
     if code:

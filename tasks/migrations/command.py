@@ -46,6 +46,7 @@ def run_command(
         done = shell.run(
             application.migrate_command,
             environment=environment,
+            inherit=application.inherit,
             directory=directory if directory.is_dir() else Path("/"),
             timeout_seconds=TIMEOUT_SECONDS,
         )

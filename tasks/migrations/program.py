@@ -50,6 +50,7 @@ def run_alembic(
             done = shell.run(
                 [application.need("python"), "-c", _PROGRAM, *command],
                 environment=_environment(postgres, database, options or LOCK_TIMEOUT),
+                inherit=application.inherit,
                 directory=backend_directory or Path(application.need("backend_directory")),
                 timeout_seconds=TIMEOUT_SECONDS,
                 hint=HINT,

@@ -111,7 +111,7 @@ def _pipe(postgres: Postgres, scratch: str, *options: str) -> float:
     ):
         assert dumping.stdout
         try:
-            done = shell.feed(restore, dumping.stdout, environment=target, hint=HINT)
+            done = shell.feed(restore, dumping.stdout, environment=target, stall=postgres.stall(scratch), hint=HINT)
         except CommandFailed:
             with contextlib.suppress(subprocess.TimeoutExpired):  # it waits for a reader: then it is not the cause
                 _judge(dump, dumping.wait(1.0), said)

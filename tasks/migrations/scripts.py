@@ -221,6 +221,7 @@ def _scripts_there(application: Application, file: Path) -> tuple[Script, ...]:
         done = shell.run(
             [application.need("python"), "-c", _SCRIPTS, file],
             environment={"PYTHONDONTWRITEBYTECODE": "1"},
+            inherit=application.inherit,
             directory=file.parent,
             timeout_seconds=60,
         )

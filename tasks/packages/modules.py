@@ -20,7 +20,7 @@ from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.permit import Permit
 from tasks.packages.users import users_of
-from tasks.programs import answer, find_program, parsed
+from tasks.programs import NODE_VARIABLES, answer, find_program, parsed
 from tasks.worktree import git, packages_of
 
 REINSTALL = "reinstall"
@@ -103,7 +103,7 @@ def build_modules(permit: Permit, web: Path, seconds: float) -> Installed:
                 (staging / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(web / name, staging / name, follow_symlinks=False)
         said = answer([pnpm, "install", "--frozen-lockfile", "--prefer-offline"], staging, seconds=seconds,
-                      environment={"CI": "true"})  # fmt: skip
+                      environment={"CI": "true"}, inherit=NODE_VARIABLES)  # fmt: skip
         _require_there(staging)
         proven = _prove(pnpm, staging, seconds)
         _retarget(staging, web)
@@ -203,7 +203,7 @@ def _require_there(staging: Path) -> None:
 
 def _prove(pnpm: Path, web: Path, seconds: float) -> int:
     """Direct dependencies that are there, by what pnpm lists and by their own package.json."""
-    said = answer([pnpm, "list", "--recursive", "--depth", "0", "--json"], web, seconds=seconds)
+    said = answer([pnpm, "list", "--recursive", "--depth", "0", "--json"], web, seconds=seconds, inherit=NODE_VARIABLES)
     problems, count = list[str](), 0
     for package in parsed("pnpm list", said.stdout, list):
         own = Path(str(package.get("path")))

@@ -26,7 +26,7 @@ from runbook.permit import Permit
 from tasks.dependencies.python_packages import conflicts_in
 from tasks.packages.modules import REINSTALL
 from tasks.packages.users import users_of
-from tasks.programs import answer
+from tasks.programs import PYTHON_VARIABLES, answer
 from tasks.worktree import git
 
 BUILDING = ".ops-building"
@@ -133,7 +133,9 @@ def build_venv(permit: Permit, application: Application, lock: Lock, now: dateti
         failpoint("reinstall: venv made")
         backend = Path(application.need("backend_directory"))
         pip: list[str | Path] = [built / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "--no-input"]
-        answer([*pip, "install", "--quiet", "--requirement", lock.path], backend, seconds=seconds)
+        answer(
+            [*pip, "install", "--quiet", "--requirement", lock.path], backend, seconds=seconds, inherit=PYTHON_VARIABLES
+        )
         problems = conflicts_in(answer([*pip, "check"], backend, seconds=seconds, accepted=(0, 1)))
     except BaseException:
         shutil.rmtree(built, ignore_errors=True)

@@ -17,6 +17,8 @@ from runbook import shell
 from runbook.errors import OpsError
 from runbook.kinds import probe
 
+INHERIT = ("PGBACKREST_*",)
+
 
 @dataclass(frozen=True)
 class Label:
@@ -44,6 +46,7 @@ def call(wal: Wal, postgres: Postgres, command: str, *options: str, hint: str = 
     return shell.run(
         argv_of(wal, command, *options),
         environment=environment_of(postgres),
+        inherit=INHERIT,
         directory=Path("/"),
         user=postgres.os_user,
         hint=hint or f"look at pgbackrest.conf; `pgbackrest --stanza={wal.stanza} check` tells more",

@@ -22,7 +22,7 @@ from blocks.postgres import Postgres
 from blocks.wal import Wal
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
-from tasks.pgbackrest.command import argv_of, call, environment_of
+from tasks.pgbackrest.command import INHERIT, argv_of, call, environment_of
 from tasks.wal.archive import Archive, Listing, Stored
 
 _NAME = re.compile(
@@ -63,8 +63,8 @@ class Repository:
         argv = argv_of(self.wal, "repo-get", self._path(name))
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             with shell.spawn(
-                argv, environment=environment_of(self.postgres), directory=Path("/"), user=self.postgres.os_user,
-                stdout=out, stderr=err,
+                argv, environment=environment_of(self.postgres), inherit=INHERIT, directory=Path("/"),
+                user=self.postgres.os_user, stdout=out, stderr=err,
             ) as child:  # fmt: skip
                 code = child.wait()
             err.seek(0)

@@ -172,7 +172,8 @@ def analyze(postgres: Postgres, database: str, jobs: int, *, everything: bool = 
         options = set_known(connection, NO_TIMEOUTS)
         everything = everything or connection.info.server_version < STATISTICS_VERSION
         missing = [] if everything else ["--missing-stats-only"]
-        shell.run([*argv, *missing], environment={**postgres.environment(), "PGOPTIONS": options})
+        environment = {**postgres.environment(), "PGOPTIONS": options}
+        shell.run([*argv, *missing], environment=environment, stall=postgres.stall(database))
         for schema, table in execute(connection, _PARENTS) if everything else []:
             connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(schema, table)))
     return database

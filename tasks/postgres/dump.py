@@ -154,7 +154,8 @@ def dump_globals(postgres: Postgres, directory: Path) -> Path:
     """Roles and tablespaces, without password hashes."""
     path = directory / GLOBALS
     argv = [postgres.program("pg_dumpall"), "--globals-only", "--no-role-passwords", "--no-password"]
-    shell.run([*argv, f"--file={path}"], environment=postgres.environment())
+    stall = postgres.stall(postgres.maintenance_database)
+    shell.run([*argv, f"--file={path}"], environment=postgres.environment(), stall=stall)
     return path
 
 
@@ -222,7 +223,8 @@ def _pg_dump(postgres: Postgres, target: Path, options: Sequence[str], done: Dum
     environment = {**postgres.environment(), "PGDATABASE": postgres.database, "PGOPTIONS": "-c lc_messages=C"}
     with progress(done.tell), _telling_contention():
         try:
-            return shell.run(argv, environment=environment, nice=NICE, hint="nothing was published").seconds
+            return shell.run(argv, environment=environment, nice=NICE, stall=postgres.stall(),
+                             hint="nothing was published").seconds  # fmt: skip
         except CommandFailed as error:
             if _ENDED in error.stderr:
                 raise Unreachable("PostgreSQL ended the session of pg_dump as it began", _AGAIN) from None

@@ -101,7 +101,9 @@ def _pg_restore(postgres: Postgres, source: Source, database: str, jobs: int, se
             chosen.flush()
             argv.append(f"--use-list={chosen.name}")
         try:
-            return shell.run([*argv, str(source.path)], environment=environment, hint=source.hint).seconds
+            return shell.run(
+                [*argv, str(source.path)], environment=environment, stall=postgres.stall(database), hint=source.hint
+            ).seconds
         except CommandFailed as error:
             if source.foreign:
                 raise does_not_restore(source.path.name, error, source.hint) from None

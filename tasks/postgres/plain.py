@@ -69,7 +69,7 @@ def run_plain(postgres: Postgres, path: Path, database: str, settings: Mapping[s
     }
     script = cast(IO[bytes], _Script(path, fenced=restricts(postgres)))
     try:
-        return shell.feed(argv, script, environment=environment, hint=hint).seconds
+        return shell.feed(argv, script, environment=environment, stall=postgres.stall(database), hint=hint).seconds
     except CommandFailed as error:
         raise does_not_restore(path.name, error, hint) from None
 

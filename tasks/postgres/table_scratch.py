@@ -128,7 +128,8 @@ def _restore(postgres: Postgres, backup: Backup, database: str, *what: str) -> s
         *(postgres.program("pg_restore"), "--format=directory", "--exit-on-error", "--no-password"),
         *("--no-owner", "--no-privileges", *what, "--dbname", database, str(backup.path / DUMP)),
     ]
-    return shell.run(argv, environment={**postgres.environment(), "PGOPTIONS": settings}, hint=_HINT)
+    environment = {**postgres.environment(), "PGOPTIONS": settings}
+    return shell.run(argv, environment=environment, stall=postgres.stall(database), hint=_HINT)
 
 
 @action

@@ -14,7 +14,8 @@ from pydantic import SecretStr
 
 from blocks.postgres import Postgres, execute, psycopg_url
 from runbook import shell
-from runbook.errors import OpsError, Unreachable
+from runbook.errors import CommandFailed, OpsError, Unreachable
+from tasks.failover.following import _password_in, follow, passfile_of
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, free_port
 
 DATABASE = 'blocks "候補者"'
@@ -183,3 +184,95 @@ def test_what_a_standby_s_recovery_cancels_is_worth_another_try(postgres_server:
         postgres.connect() as connection,
     ):
         connection.execute(raised.encode())
+
+
+@contextlib.contextmanager
+def asking_for_the_password_as_it_is() -> Iterator[tuple[int, list[bytes]]]:
+    """A server that asks for a cleartext password: what it is sent."""
+    sent = list[bytes]()
+    with socket.create_server(("0.0.0.0", 0)) as listening:  # noqa: S104 - this host under an address that is not loopback
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    line, _ = listening.accept()
+                    with line:
+                        while (asked := line.recv(4096))[4:8] in (b"\x04\xd2\x16\x2f", b"\x04\xd2\x16\x30"):  # TLS, GSS
+                            line.sendall(b"N")
+                        line.sendall(b"R\0\0\0\x08\0\0\0\x03")
+                        sent.append(asked and line.recv(4096))
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield listening.getsockname()[1], sent
+
+
+def test_no_password_goes_over_a_network_as_it_is(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither psycopg nor PostgreSQL's programs send it; over loopback they do, and where somebody allows it."""
+    secret = postgres.admin_password.get_secret_value().encode()
+    with asking_for_the_password_as_it_is() as (port, sent):
+        away = changed(postgres, host="0.0.0.0", port=port)  # noqa: S104
+        error = refused(away)
+        assert "asks for another log-in than [postgres] require_auth allows: server requested" in error.message
+        assert "require_auth = 'password'" in error.hint
+        with pytest.raises(CommandFailed, match="authentication method requirement"):
+            shell.run([away.program("psql"), "-c", "SELECT 1"], environment=away.environment())
+        assert not any(secret in message for message in sent)
+        for allowing in (changed(away, require_auth="password"), changed(away, host="127.0.0.1")):
+            sent.clear()
+            refused(allowing)
+            assert any(secret in message for message in sent)
+    monkeypatch.delenv("PGSSLMODE", raising=False)
+    verified = changed(postgres, host="db.example.com", sslmode="verify-full", sslrootcert="system")
+    assert verified.security() == {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": "system"}
+    assert changed(postgres, host="db.example.com").security() == {"PGREQUIREAUTH": "!password"}
+    assert changed(postgres, host="/run/postgresql").security() == changed(postgres, host="::1").security() == {}
+
+
+def test_a_session_whose_peer_is_gone_ends(postgres: Postgres) -> None:
+    with changed(postgres, unanswered_seconds=7).connect() as connection:
+        told = connection.info.get_parameters()
+        assert {name: told[name] for name in ("keepalives_idle", "tcp_user_timeout")} == {
+            "keepalives_idle": "30", "tcp_user_timeout": "7000",
+        }  # fmt: skip
+        descriptor = socket.socket(fileno=connection.fileno())
+        try:
+            assert descriptor.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 7000
+            assert descriptor.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        finally:
+            descriptor.detach()
+
+
+def test_a_program_that_waits_for_a_lock_is_ended_and_one_whose_server_works_is_not(postgres: Postgres) -> None:
+    block = changed(postgres, stall_seconds=1)
+    environment = {**block.environment(), "PGDATABASE": block.database}
+
+    def run(statement: str) -> float:
+        argv = [block.program("psql"), "-X", "-c", statement]
+        return shell.run(argv, environment=environment, stall=block.stall()).seconds
+
+    with block.connect(block.database, autocommit=False) as holding:
+        holding.execute("CREATE TABLE held (n int)")
+        holding.commit()
+        holding.execute("LOCK TABLE held")
+        with pytest.raises(OpsError, match="psql made no progress for 1 s and was ended"):
+            run("SELECT * FROM held")
+    assert run("SELECT pg_sleep(2.5)") > 2.4, "nothing is read or written, and the server works"
+
+
+def test_the_superuser_s_password_is_in_a_passfile_and_nowhere_else(postgres: Postgres, tmp_path: Path) -> None:
+    """Also one with what separates the fields of a passfile; and the next standby finds it there."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    standby = changed(postgres, data_directory=str(data))
+    for password in (r"a:b\'c d", ADMIN_PASSWORD):
+        login = {"host": postgres.host, "port": postgres.port, "user": postgres.admin_user}
+        follow(standby, psycopg.conninfo.make_conninfo("", **login, password=password))
+        text, path = (data / "postgresql.auto.conf").read_text(), passfile_of(standby)
+        assert "password=" not in text
+        assert ADMIN_PASSWORD not in text
+        assert path.parent == tmp_path
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert _password_in(str(path)) == password
+    (told,) = [line.split(" = ", 1)[1] for line in text.splitlines() if line.startswith("primary_conninfo")]
+    with psycopg.connect(told.strip("'").replace("''", "'"), dbname="postgres") as connection:
+        assert connection.execute("SELECT current_user").fetchone() == (postgres.admin_user,)

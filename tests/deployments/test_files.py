@@ -43,7 +43,8 @@ def test_the_compose_file_holds_no_secret_and_gives_each_service_its_own() -> No
     for name, service in services().items():
         for variable, value in (service.get("environment") or {}).items():
             if SECRET.search(variable) and "://" not in str(value):
-                assert re.fullmatch(r"\$\{\w+:\?is not set\}", str(value)), (name, variable)
+                # With an empty one `:?` refuses to start: `ops:` was a value, and a password that everybody knows.
+                assert re.fullmatch(r"(\$\{\w+:-ops\}:)?\$\{\w+:\?is not set\}", str(value)), (name, variable)
             assert not re.search(r"://[^$@]*:[^$@]+@", str(value)), f"a password in {name}: {variable}"
         words = " ".join(service.get("command") or [])
         assert not re.search(r"(?<!\$)\$\{[A-Z_]*(PASSWORD|AUTH)", words), (
@@ -53,6 +54,29 @@ def test_the_compose_file_holds_no_secret_and_gives_each_service_its_own() -> No
         given = " ".join(map(str, services()[worker]["environment"].values()))
         assert "PREFECT_DATABASE_PASSWORD" not in given
         assert "PREFECT_REDIS_PASSWORD" not in given
+
+
+def test_the_example_starts_nothing_until_each_secret_is_set() -> None:
+    """Every secret of compose.yaml is empty there; compose itself says which one is missing."""
+    text = (DEPLOYMENTS / "compose.yaml").read_text()
+    lines = (DEPLOYMENTS / "compose.env.example").read_text().splitlines()
+    example = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    wanted = set(re.findall(r"\$\{(\w*PASSWORD\w*)", text))
+    assert wanted == set(re.findall(r"\$\{(\w*PASSWORD\w*):\?", text)) == {
+        "PREFECT_PASSWORD", "PREFECT_DATABASE_PASSWORD", "PREFECT_REDIS_PASSWORD",
+    }  # fmt: skip
+    assert {name: example[name] for name in wanted} == dict.fromkeys(wanted, "")
+
+
+def test_what_installs_everything_is_installed_by_hash() -> None:
+    """One version for the checkout and the image, each by the hashes of tools.lock."""
+    root = DEPLOYMENTS.parent
+    lock = (DEPLOYMENTS / "tools.lock").read_text()
+    assert re.search(r"^uv==[\d.]+ \\\n( +--hash=sha256:[0-9a-f]{64}( \\)?\n)+\Z", lock, re.MULTILINE)
+    for path in (root / "Makefile", DEPLOYMENTS / "Dockerfile"):
+        text = path.read_text()
+        assert "uv==" not in text
+        assert re.search(r"--require-hashes\s+--requirement \S*tools\.lock", text)
 
 
 def test_its_settings_are_prefect_s_own() -> None:

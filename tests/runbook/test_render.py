@@ -7,14 +7,18 @@ import itertools
 import re
 import xml.etree.ElementTree as ElementTree
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 
 from runbook import render
+from runbook.markdown import code, escaped, fenced, link, plain
 from runbook.report import Evidence, Report, Status, StepTime
 
-NASTY = ["a|b", "a\\|b", "\\", "a\\", "<script>x</script>", "a & b &lt;", "one\ntwo", "`a|b`", "|" * 5, "候補者 <名前>"]
+NASTY = ["a|b", "a\\|b", "\\", "a\\", "<script>x</script>", "a & b &lt;", "one\ntwo", "`a|b`", "|" * 5, "候補者 <名前>",
+         "![x](http://evil/p.png)", "[log in](http://evil)", "[a]: http://evil", "*a* _b_ ~~c~~", "```", "a ` ![x](y) `b",
+         "\\[x](y)", "<http://evil>", "[[x](y)](z)", "![x][a]"]  # fmt: skip
 
 
 def new() -> Report:
@@ -49,11 +53,40 @@ def test_no_content_becomes_html() -> None:
         report.warn(text, text, value=text)
         report.fact(text, text)
     report.table("Rows", NASTY, [NASTY])
+    report.attach(Evidence(" ".join(NASTY), text="\n\n".join(map(fenced, NASTY))))
+    report.plan(*NASTY[-2:])
     tokens = MarkdownIt("commonmark").enable("table").parse(render.markdown(report))
     inline = [child for token in tokens for child in token.children or []]
     html = [token.content for token in [*tokens, *inline] if token.type in ("html_block", "html_inline")]
     assert [text for text in html if "script" in text] == []
+    assert {token.type for token in inline} & {"link_open", "image", "em_open", "strong_open", "s_open"} == set()
     assert len(html) == 2, "the chain's details, opened and closed"
+
+
+@pytest.mark.parametrize("text", [*NASTY, "````\n![x](y)\n`````", "~~~\n# a"])
+def test_a_block_of_code_ends_where_its_text_ends(text: str) -> None:
+    tokens = MarkdownIt("commonmark").parse(fenced(text, "diff") + "\n\nbehind")
+    assert [(token.type, token.content) for token in tokens if token.content] == [
+        ("fence", text + "\n"), ("inline", "behind"),
+    ]  # fmt: skip
+    one_line = " ".join(text.split())
+    (inline,) = [token for token in MarkdownIt("commonmark").parse(f"a {code(text)} b") if token.type == "inline"]
+    assert [child.content for child in inline.children or [] if child.type == "code_inline"] == [one_line]
+    assert plain(escaped(text)) == text
+
+
+def test_only_our_own_links_are_links() -> None:
+    ours = link("restore [x]/production", "http://prefect/v2/run?parameters=%7B%7D")
+    tokens = MarkdownIt("commonmark").parse(escaped(f"see {ours}, not [this](http://evil)"))
+    found = [child.attrs["href"] for token in tokens for child in token.children or [] if child.type == "link_open"]
+    assert found == ["http://prefect/v2/run?parameters=%7B%7D"]
+
+
+def test_nobody_builds_a_fence_by_hand() -> None:
+    """A log with three backticks in it would end it."""
+    root = Path(__file__).parents[2]
+    sources = [path for layer in ("runbook", "tasks", "flows") for path in (root / layer).rglob("*.py")]
+    assert [path.name for path in sources if "```" in path.read_text(encoding="utf-8")] == []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,82 @@ def test_the_environment_is_added_and_the_directory_is_entered(tmp_path: Path) -
         directory=tmp_path,
     )
     assert done.stdout.split() == ["値", "True", str(tmp_path)]
+
+
+def test_a_child_gets_none_of_this_process_s_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a scratch server, pg_rewind or a test suite prints of its environment."""
+    secrets = {"PREFECT_API_AUTH_STRING": "u:s3cret", "OPS_POSTGRES_PASSWORD": "s3cret", "PGPASSWORD": "s3cret",
+               "PIP_INDEX_URL": "https://u:s3cret@index", "https_proxy": "http://u:s3cret@proxy"}  # fmt: skip
+    for name, value in {**secrets, "LC_TIME": "C", "PGSSLROOTCERT": "/ca.pem"}.items():
+        monkeypatch.setenv(name, value)
+
+    def seen(*inherit: str, **given: str) -> dict[str, str]:
+        printed = shell.run(["env"], inherit=inherit, environment=given).stdout
+        return dict(line.split("=", 1) for line in printed.splitlines())
+
+    assert secrets.keys() & seen().keys() == set()
+    assert seen().keys() >= {"PATH", "HOME", "LC_TIME", "PGSSLROOTCERT"}
+    assert secrets.keys() & seen(*shell.NETWORK, "PIP_*").keys() == {"PIP_INDEX_URL", "https_proxy"}
+    assert seen(PGPASSWORD="its own")["PGPASSWORD"] == "its own"
+
+
+def test_no_caller_hands_all_of_its_environment_on() -> None:
+    """`environment={**os.environ, …}` would undo the allow-list."""
+    root = Path(__file__).parents[2]
+    whole = re.compile(r"\*\*os\.environ|os\.environ\.copy|dict\(os\.environ|\| ?os\.environ")
+    found = {
+        str(path.relative_to(root))
+        for layer in ("runbook", "blocks", "tasks", "flows", "deployments")
+        for path in (root / layer).rglob("*.py")
+        if whole.search(path.read_text(encoding="utf-8"))
+    }
+    assert found == {"blocks/secrets.py"}, "which resolves the secrets that the TOML names"
+
+
+def test_output_without_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shell, "MOST_BYTES", 8 << 20)
+    with pytest.raises(OpsError, match="yes printed more than 8 MB and was ended"):
+        shell.run(["yes"])
+    with pytest.raises(OpsError, match="printed more than 8 MB"):
+        shell.run(["head", "-c", "9000000", "/dev/zero"])
+    monkeypatch.setattr(shell, "MOST_ERROR_BYTES", 1 << 20)
+    noisy = "echo first >&2; yes | head -c 30000000 >&2; echo last >&2; echo answer"
+    done = shell.run(["sh", "-c", noisy])
+    assert done.stdout == "answer\n"
+    assert done.stderr.startswith("first\n")
+    assert done.stderr.endswith("y\nlast\n")
+    assert len(done.stderr) < 2 * shell.HEAD_BYTES + 9, "what was between is not kept"
+
+
+def test_a_program_without_progress_is_ended_and_a_working_one_is_not() -> None:
+    """By its own processor and bytes, by its children's, and by what a server does for it."""
+    stall = shell.Stall(1.0)
+    with pytest.raises(OpsError, match=r"sleep made no progress for 1 s and was ended — check the server's log"):
+        shell.run(["sleep", "300"], stall=stall)
+    busy = "import time\nfor _ in range(22): time.sleep(.1); open('/proc/self/stat').read()"
+    assert shell.run(["sh", "-c", f'{PYTHON} -c "$0"; true', busy], stall=stall).seconds > 2
+    assert shell.run(["sleep", "2.2"], stall=shell.Stall(1.0, time.monotonic)).seconds > 2
+
+    def silent() -> int:
+        raise OpsError("nobody answers")
+
+    with pytest.raises(OpsError, match="made no progress"):
+        shell.run(["sleep", "300"], stall=shell.Stall(1.0, silent))
+
+
+def test_protection_from_the_oom_killer_is_not_inherited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many containers let nobody lower a score: this process's is raised instead, and is said to be a protected one."""
+    own, said = shell.OOM_SCORE, tmp_path / "oom_score_adj"
+    said.write_text("-500\n")
+    monkeypatch.setattr(shell, "OOM_SCORE", said)
+    before = own.read_text()
+    own.write_text("300")
+    try:
+        assert shell.run(["cat", own]).stdout == "0\n"
+        said.write_text("0\n")
+        assert shell.run(["cat", own]).stdout == "300\n", "it runs like this process, where that is not protected"
+    finally:
+        own.write_text(before)
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ class Site:
         )
         self.ports = {name: free_port() for name in names}
         self.secrets = {
-            "PREFECT_AUTH": f"ops:{secrets.token_hex(12)}",
+            "PREFECT_PASSWORD": secrets.token_hex(12),
             "PREFECT_DATABASE_PASSWORD": secrets.token_hex(12),
             "PREFECT_REDIS_PASSWORD": secrets.token_hex(12),
         }
@@ -133,7 +133,7 @@ class Site:
         }  # fmt: skip
         own = {
             "TRIAL_PASSWORD": self.secrets["PREFECT_DATABASE_PASSWORD"],
-            "TRIAL_AUTH": self.secrets["PREFECT_AUTH"],
+            "TRIAL_AUTH": f"ops:{self.secrets['PREFECT_PASSWORD']}",
             "TRIAL_IDENTITY": identities[0],
         }
         for name, values in (("compose.env", lines), ("secrets.env", own)):
@@ -178,7 +178,7 @@ class Site:
         )  # fmt: skip
 
     def ask(self, method: str, path: str, body: object = None) -> Any:
-        user, _, password = self.secrets["PREFECT_AUTH"].partition(":")
+        user, password = "ops", self.secrets["PREFECT_PASSWORD"]
         answer = httpx.request(
             method, f"{self.api}{path}", json=body, auth=(user, password), trust_env=False, timeout=60
         )

@@ -105,15 +105,18 @@ def test_forms_are_usable(place: Lab, somebody: Operator) -> None:
 
 
 def test_a_run_that_found_something_critical_is_red(place: Lab, somebody: Operator) -> None:
-    """It says in a sentence what is wrong, and its report is there all the same."""
+    """It says in a sentence what is wrong, and its report is there all the same. Markdown in a value stays text."""
+    hostile = "backup_20200101_000000 ![p](q) [log in](q) *b*"
     somebody.choose("restore-database", "§1.2")
     form = somebody.custom_run()
-    form.text("backup").fill("backup_20200101_000000")
+    form.text("backup").fill(hostile)
     somebody.submit()
     somebody.state("Failed")
     report = somebody.report("restore-database")
     expect(report.get_by_role("heading", level=1)).to_contain_text("CRITICAL")
-    expect(report).to_contain_text("backup_20200101_000000")
+    expect(report).to_contain_text(hostile)
+    expect(report.get_by_role("link", name="log in", exact=True)).to_have_count(0)
+    expect(report.get_by_role("img", name="p", exact=True)).to_have_count(0)
 
 
 def test_the_ui_asks_nobody_else(somebody: Operator) -> None:

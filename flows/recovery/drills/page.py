@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from runbook import durable
 from runbook.log import logger
 from runbook.render import MARK, duration, timeline
 from runbook.report import Evidence, Report, Status
@@ -33,7 +34,7 @@ def _write(report: Report) -> None:
     if report.path is None:  # the report itself could not be written, and says so
         return
     try:
-        report.path.with_suffix(".html").write_text(html(report), encoding="utf-8", errors="backslashreplace")
+        durable.write(report.path.with_suffix(".html"), html(report), errors="backslashreplace", mode=durable.PRIVATE)
     except OSError as error:
         logger().warning("the page of the report could not be written: %s", error.strerror)
 
