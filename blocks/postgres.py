@@ -79,10 +79,16 @@ class Postgres(Block):
     slot: str = Field(default="", description="the physical slot that it streams from on the primary, as a standby")
 
     def connect(
-        self, database: str = "", *, as_application: bool = False, autocommit: bool = True, seconds: int = 0
+        self,
+        database: str = "",
+        *,
+        as_application: bool = False,
+        autocommit: bool = True,
+        seconds: int = 0,
+        options: str = "",
     ) -> Connection:
         """Connect as administrator (or as the application's role), to the maintenance database by default, within
-        `seconds` (0: `CONNECT_SECONDS`; libpq knows no less than 2).
+        `seconds` (0: `CONNECT_SECONDS`; libpq knows no less than 2). `options`: the session's settings, as PGOPTIONS.
 
         Raises:
             Unreachable: nobody answers there.
@@ -102,6 +108,7 @@ class Postgres(Block):
                 application_name="interview-ops",
                 # Of a database in SQL_ASCII (`initdb` under LC_ALL=C) psycopg would answer in bytes, names included.
                 client_encoding="UTF8",
+                options=options or None,
             )
         except psycopg.OperationalError as error:
             raise self._refused(error, user, name) from None

@@ -95,7 +95,8 @@ def define(
     host, port = request["host"], request["port"]
     login, database = quote(request["user"], safe=""), quote(request["database"], safe="")
     shown_host = host if re.fullmatch(r"[\w.-]+", host) else "localhost"  # it takes nothing else
-    connection = {"host": host, "passfile": str(passfile), "options": SESSION, "connect_timeout": 10}
+    options = f"{SESSION} {request.get('options', '')}"
+    connection = {"host": host, "passfile": str(passfile), "options": options, "connect_timeout": 10}
     source = context.data_sources.add_postgres(
         name,
         connection_string=f"postgresql+psycopg://{login}@{shown_host}:{port}/{database}",

@@ -27,6 +27,7 @@ from psycopg import sql
 from blocks.postgres import Connection, Postgres, execute, first_line
 from runbook.kinds import probe
 from tasks.postgres.equivalence_queries import DOMAIN, FUNCTIONS, RELATION
+from tasks.postgres.quiet import copy_options
 from tasks.postgres.session import LOCK_SECONDS, PINNED
 from tasks.postgres.upkeep import refusals, set_known
 
@@ -122,7 +123,7 @@ def compare_definitions(
 def rolled_back(postgres: Postgres, database: str) -> Iterator[Connection]:
     """A transaction in which objects are created for a comparison, in the schema `ASIDE` too: without event triggers,
     with a time limit for each statement, and always rolled back."""
-    with postgres.connect(database) as connection:
+    with postgres.connect(database, options=copy_options(postgres)) as connection:
         set_known(connection, _SETTINGS)
         with refusals(connection, LOCK_SECONDS), connection.transaction(force_rollback=True):
             execute(connection, "SET TRANSACTION READ WRITE")
@@ -135,16 +136,18 @@ def rolled_back(postgres: Postgres, database: str) -> Iterator[Connection]:
 
 def _same(connection: Connection, key: str, expected: str, actual: str) -> bool:
     """Whether both texts create the same. The statements after the first (owner, statistics targets) are compared
-    letter by letter.
+    letter by letter, in any order: they follow that of the columns, which a restored child has in another.
 
     Raises:
         _Undecided: the server cannot create one of them.
     """
     if key.startswith("DEFAULT ACL "):
         return _spelled(expected) == _spelled(actual)
-    (wanted, more), (found, others) = _split(expected), _split(actual)
+    (wanted, *more), (found, *others) = _statements(expected), _statements(actual)
+    if key.startswith("ACL "):
+        return sorted([wanted, *more]) == sorted([found, *others])
     named, subject = _subject(key, wanted), _subject(key, found)
-    if more != others or (wanted != found and (subject is None or named != subject)):
+    if sorted(more) != sorted(others) or (wanted != found and (subject is None or named != subject)):
         return False
     if wanted == found or subject is None:
         return True
@@ -164,6 +167,15 @@ def _alike(connection: Connection, subject: Subject, wanted: str, found: str, *,
         there = _created(connection, subject, found, "the copy's text")
         return _created(connection, subject, wanted, "the backup's text") == there
     raise AssertionError
+
+
+def _statements(text: str) -> list[str]:
+    first, rest = _split(text)
+    found = [first]
+    while rest.strip():
+        statement, rest = _split(rest.lstrip("\n"))
+        found.append(statement)
+    return found
 
 
 def _split(text: str) -> tuple[str, str]:

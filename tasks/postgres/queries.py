@@ -28,6 +28,38 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'm' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
 """
 
+# Those that have another than the database's own, and than PostgreSQL's own.
+TABLESPACES = """
+SELECT format('%I.%I', n.nspname, c.relname), t.spcname
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_tablespace t ON t.oid = c.reltablespace
+LEFT JOIN pg_index i ON i.indexrelid = c.oid
+WHERE c.relkind IN ('r', 'p', 'm', 'i', 'I') AND c.relpersistence <> 't'
+  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+  AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
+                  AND d.objid = coalesce(i.indrelid, c.oid) AND d.deptype = 'e')
+"""
+
+ACCESS_METHODS = """
+SELECT format('%I.%I', n.nspname, c.relname), a.amname
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am a ON a.oid = c.relam
+WHERE c.relkind IN ('r', 'p', 'm') AND a.amname <> 'heap' AND c.relpersistence <> 't'
+  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+  AND NOT EXISTS (
+    SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+"""
+
+# Filled materialised views that read a foreign table, through other views too.
+REMOTE_VIEWS = """
+WITH RECURSIVE remote(oid) AS (
+    SELECT oid FROM pg_class WHERE relkind = 'f'
+    UNION SELECT reader.oid FROM remote JOIN (
+        SELECT d.refobjid AS source, r.ev_class AS oid FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
+        WHERE d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_rewrite'::regclass
+        UNION ALL SELECT inhrelid, inhparent FROM pg_inherits) reader ON reader.source = remote.oid)
+SELECT n.nspname, c.relname FROM remote JOIN pg_class c ON c.oid = remote.oid
+JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm' AND c.relispopulated ORDER BY c.oid
+"""
+
 NOT_COMPARED = """
 SELECT 'rows of foreign table ' || format('%I.%I', n.nspname, c.relname)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
