@@ -237,7 +237,7 @@ def _tell_unlike(report: Report, comparison: Comparison, copy: Copy) -> None:
         report.warn(
             "materialised views of foreign tables",
             "queries of these views fail: REFRESH MATERIALIZED VIEW when the foreign server answers",
-            value=f"empty: {'; '.join(copy.unfilled)}",
+            value="; ".join(f"{name} is empty: {why}" for name, why in copy.unfilled.items()),
             expected="filled",
         )
 

@@ -100,7 +100,7 @@ def _is_reordered(expected: str, actual: str) -> bool:
 
 
 _CHILD = "\nINHERITS ("
-_COLUMN = re.compile(r'^    ((?:"(?:[^"]|"")+"|[\w$]+) [^\n]*?),?$', re.MULTILINE)
+_COLUMN = re.compile(r'^    ("(?:[^"]|"")+"|(?!CONSTRAINT )[\w$]+) ', re.MULTILINE)
 
 
 # A foreign key that looks at rows which are not in the backup cannot be made.

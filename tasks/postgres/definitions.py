@@ -14,6 +14,7 @@ from blocks.postgres import Postgres
 from tasks.postgres.equivalence import Judged
 from tasks.postgres.printed import codec, printed
 from tasks.postgres.quiet import copy_options
+from tasks.postgres.session import read_names
 
 LOCK_WAIT = "60s"
 _HEADER = re.compile(
@@ -44,14 +45,17 @@ def read_definitions(postgres: Postgres, database: str) -> dict[str, str]:
 
 def definitions_seen(postgres: Postgres, database: str, *options: str, settings: str = "") -> dict[str, str]:
     """The same, with options that say in which snapshot, and settings of the session (as PGOPTIONS)."""
-    argv = [postgres.program("pg_dump"), "--schema-only", "--no-password", *options]
+    with postgres.connect(database, options=settings) as connection:
+        encoding, of_ascii = connection.info.parameter_status("server_encoding"), read_names(connection)
+    argv = [postgres.program("pg_dump"), "--schema-only", "--no-password", f"--encoding={encoding}", *options]
     environment = {**postgres.environment(), "PGDATABASE": database, "PGOPTIONS": f"-c lc_messages=C {settings}"}
-    return parse(printed(argv, environment))
+    return parse(printed(postgres, argv, environment, of_ascii=of_ascii))
 
 
-def dumped_definitions(postgres: Postgres, dump: Path) -> dict[str, str]:
-    """The same of a dump in directory format: the texts that pg_dump wrote, without asking the server again."""
-    return parse(printed([postgres.program("pg_restore"), "--schema-only", dump]))
+def dumped_definitions(postgres: Postgres, dump: Path, of_ascii: str = "utf-8") -> dict[str, str]:
+    """The same of a dump in directory format: the texts that pg_dump wrote, without asking the server again.
+    `of_ascii`: how the names of a database in SQL_ASCII are read."""
+    return parse(printed(postgres, [postgres.program("pg_restore"), "--schema-only", dump], of_ascii=of_ascii))
 
 
 def parse(text: str) -> dict[str, str]:

@@ -30,6 +30,7 @@ from tasks.postgres.definitions import definitions_seen, dumped_definitions
 from tasks.postgres.dump_progress import DumpProgress, Weights, weights_of
 from tasks.postgres.dumped_sequences import column_maxima, dumped_sequences, find_behind, set_by, spelled_by_server
 from tasks.postgres.plain import COMPRESSED, PLAIN, read_plain
+from tasks.postgres.printed import decoded
 from tasks.postgres.server import program_version
 from tasks.postgres.session import LOCK_SECONDS
 from tasks.postgres.snapshot import exported_snapshot
@@ -151,12 +152,14 @@ def _read_back(
         VerificationFailed: it is a text without its end.
     """
     if target.name == DUMP:
-        return dumped_definitions(postgres, target), dumped_sequences(postgres, target, of_ascii)
-    complete, setting = read_plain(target, of_ascii)
+        return dumped_definitions(postgres, target, of_ascii), dumped_sequences(postgres, target, of_ascii)
+    complete, setting = read_plain(target)
     if not complete:
         raise VerificationFailed(f"{target.name} has no end: pg_dump was cut off", "launch it again")
     with _telling_contention():
-        return definitions_seen(postgres, postgres.database, *_in_snapshot(snapshot)), set_by(setting)
+        return definitions_seen(postgres, postgres.database, *_in_snapshot(snapshot)), set_by(
+            decoded(postgres, setting, of_ascii=of_ascii)
+        )
 
 
 @action

@@ -26,7 +26,7 @@ def dumped_sequences(postgres: Postgres, dump: Path, of_ascii: str = "utf-8") ->
     chosen.write_text("\n".join(entries) + "\n", encoding="utf-8")
     try:
         argv: list[str | Path] = [postgres.program("pg_restore"), f"--use-list={chosen}", dump]
-        setting = printed(argv, of_ascii=of_ascii)
+        setting = printed(postgres, argv, of_ascii=of_ascii)
     finally:
         chosen.unlink()
     return set_by(setting)

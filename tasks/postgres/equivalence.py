@@ -23,12 +23,13 @@ from dataclasses import dataclass, field
 
 import psycopg
 from psycopg import sql
+from psycopg.types.json import set_json_loads
 
 from blocks.postgres import Connection, Postgres, execute, first_line
 from runbook.kinds import probe
 from tasks.postgres.equivalence_queries import DOMAIN, FUNCTIONS, RELATION
 from tasks.postgres.quiet import copy_options
-from tasks.postgres.session import LOCK_SECONDS, PINNED
+from tasks.postgres.session import LOCK_SECONDS, PINNED, read_names
 from tasks.postgres.upkeep import refusals, set_known
 
 ASIDE = "interview-ops aside"
@@ -125,6 +126,8 @@ def rolled_back(postgres: Postgres, database: str) -> Iterator[Connection]:
     with a time limit for each statement, and always rolled back."""
     with postgres.connect(database, options=copy_options(postgres)) as connection:
         set_known(connection, _SETTINGS)
+        if read_names(connection) != "utf-8":
+            set_json_loads(lambda value: value, connection)  # compared, and not read: psycopg takes it for UTF-8
         with refusals(connection, LOCK_SECONDS), connection.transaction(force_rollback=True):
             execute(connection, "SET TRANSACTION READ WRITE")
             # `event_triggers = off` needs 17; session_replication_role leaves those that are ENABLE ALWAYS.
@@ -287,7 +290,7 @@ def _created(connection: Connection, subject: Subject, statement: str, whose: st
         statement = statement.replace("CREATE ", "CREATE OR REPLACE ", 1)
     with _deciding(connection, whose), connection.transaction(force_rollback=True):
         # Results in binary ask for the extended protocol, which refuses a text of several statements.
-        connection.execute(statement.encode(), binary=True)
+        connection.execute(statement.encode(connection.info.encoding, "replace"), binary=True)
         return _describe(connection, subject)
     raise AssertionError
 

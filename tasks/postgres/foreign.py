@@ -111,7 +111,7 @@ def _form(path: Path) -> str:
 def _tables(postgres: Postgres, path: Path) -> tuple[frozenset[str], tuple[str, ...]]:
     """The tables that an archive makes (`public.users`), and its foreign keys to others, as its list's lines end."""
     with _telling(path):
-        found = parse(printed([postgres.program("pg_restore"), "--schema-only", path]))
+        found = parse(printed(postgres, [postgres.program("pg_restore"), "--schema-only", path]))
     made = {name[1] for text in found.values() if (name := _CREATE.search(text))}
     tables = frozenset(key[6:].rpartition(" (owner ")[0] for key in found if key.startswith("TABLE "))
     orphans = []

@@ -17,8 +17,9 @@ def content(connection: Connection) -> tuple[int, int]:
     count, total, longer = execute(connection, _FIRST, PART_BYTES, PART_BYTES)[0]
     offset = PART_BYTES
     while longer:
-        part, longer = execute(connection, _NEXT, offset, PART_BYTES, offset, PART_BYTES, longer)[0]
-        total, offset = total + part, offset + PART_BYTES
+        beyond = offset + PART_BYTES
+        part, longer = execute(connection, _NEXT, offset, offset, PART_BYTES, beyond, longer)[0]
+        total, offset = total + part, beyond
     return int(count), int(total)
 
 
@@ -28,16 +29,15 @@ def rights(connection: Connection) -> tuple[int, int]:
     return int(count), int(total)
 
 
-# One part at a time is in memory.
 _FIRST = """
-SELECT count(*), coalesce(sum(hashtextextended(oid::text || ':' || md5(part), 0)::numeric), 0),
-       array_agg(oid) FILTER (WHERE length(part) = %s)
-FROM (SELECT oid, lo_get(oid, 0, %s) AS part FROM pg_largeobject_metadata OFFSET 0) AS parts
+SELECT count(*), coalesce(sum(hashtextextended(oid::text || ':' || md5(lo_get(oid, 0, %s)), 0)::numeric), 0),
+       array_agg(oid) FILTER (WHERE length(lo_get(oid, %s, 1)) > 0)
+FROM pg_largeobject_metadata
 """
 _NEXT = """
-SELECT coalesce(sum(hashtextextended(oid::text || ':' || %s::bigint || ':' || md5(part), 0)::numeric), 0),
-       array_agg(oid) FILTER (WHERE length(part) = %s)
-FROM (SELECT oid, lo_get(oid, %s, %s) AS part FROM unnest(%s::oid[]) AS oid OFFSET 0) AS parts
+SELECT sum(hashtextextended(oid::text || ':' || %s::bigint || ':' || md5(lo_get(oid, %s, %s)), 0)::numeric),
+       array_agg(oid) FILTER (WHERE length(lo_get(oid, %s, 1)) > 0)
+FROM unnest(%s::oid[]) AS oid
 """
 _RIGHTS = """
 SELECT count(*), coalesce(sum(hashtextextended(concat_ws(chr(10), oid, pg_get_userbyid(lomowner),

@@ -16,7 +16,6 @@ from typing import IO, cast
 from blocks.postgres import Postgres
 from runbook import shell
 from runbook.errors import CommandFailed
-from tasks.postgres.printed import decoded
 from tasks.postgres.quiet import copy_options
 from tasks.postgres.refusal import does_not_restore
 from tasks.postgres.script import Part, lines_of
@@ -28,9 +27,8 @@ TRAILER = b"-- PostgreSQL database dump complete"
 RESTRICTS = {13: 22, 14: 19, 15: 14, 16: 10, 17: 6}
 
 
-def read_plain(path: Path, of_ascii: str = "utf-8") -> tuple[bool, str]:
-    """Whether pg_dump wrote it to its end, and its lines that set sequences. `of_ascii`: how the names of a database in
-    SQL_ASCII are read.
+def read_plain(path: Path) -> tuple[bool, bytes]:
+    """Whether pg_dump wrote it to its end, and its lines that set the encoding and sequences.
 
     Raises:
         OpsError, VerificationFailed: see `lines_of`.
@@ -43,7 +41,7 @@ def read_plain(path: Path, of_ascii: str = "utf-8") -> tuple[bool, str]:
             complete = True
         elif line.startswith((b"SELECT pg_catalog.setval(", b"SET client_encoding = ")):
             setting.append(line)
-    return complete, decoded(b"".join(setting), of_ascii=of_ascii)
+    return complete, b"".join(setting)
 
 
 def restricts(postgres: Postgres) -> bool:

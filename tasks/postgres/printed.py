@@ -12,6 +12,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import psycopg
+
+from blocks.postgres import Postgres, execute
 from runbook import shell
 
 SQL_ASCII = "SQL_ASCII"
@@ -20,7 +23,11 @@ _HEAD_BYTES = 4096
 
 
 def printed(
-    argv: Sequence[str | Path], environment: Mapping[str, str] | None = None, *, of_ascii: str = "utf-8"
+    postgres: Postgres,
+    argv: Sequence[str | Path],
+    environment: Mapping[str, str] | None = None,
+    *,
+    of_ascii: str = "utf-8",
 ) -> str:
     """What such a program writes with `--file`. `of_ascii`: how the bytes of a database in SQL_ASCII are read.
 
@@ -29,13 +36,21 @@ def printed(
     """
     with tempfile.NamedTemporaryFile(prefix="ops-printed-") as file:
         shell.run([*argv, f"--file={file.name}"], environment=environment)
-        return decoded(Path(file.name).read_bytes(), of_ascii=of_ascii)
+        return decoded(postgres, Path(file.name).read_bytes(), of_ascii=of_ascii)
 
 
-def decoded(content: bytes, *, of_ascii: str = "utf-8") -> str:
-    """The text of a dump. A byte that is not of its encoding is shown as `\\xe9`, so that two of them stay two."""
+def decoded(postgres: Postgres, content: bytes, *, of_ascii: str = "utf-8") -> str:
+    """The text of a dump, converted by the server, which knows more characters of EUC_JP and Shift JIS than Python. A
+    byte that is not of its encoding is shown as `\\xe9`, so that two of them stay two."""
     named = _NAMED.search(content[:_HEAD_BYTES])
-    return content.decode(codec(named[1].decode() if named else "UTF8", of_ascii), "backslashreplace")
+    encoding = named[1].decode() if named else "UTF8"
+    if encoding not in ("UTF8", SQL_ASCII) and not content.isascii():
+        try:
+            with postgres.connect() as connection:
+                return bytes(execute(connection, "SELECT convert(%s, %s, 'UTF8')", content, encoding)[0][0]).decode()
+        except psycopg.DataError:  # a character that UTF-8 does not have
+            pass
+    return content.decode(codec(encoding, of_ascii), "backslashreplace")
 
 
 def codec(encoding: str, of_ascii: str = "utf-8") -> str:

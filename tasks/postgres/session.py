@@ -45,17 +45,23 @@ def pinned(postgres: Postgres, database: str, options: str = "") -> Iterator[Con
 
 
 def pin(connection: Connection) -> None:
-    """Set what of `PINNED` this server's version knows. Where names of a database in SQL_ASCII are no UTF-8, they are
-    read byte by byte, as Latin-1."""
+    """Set what of `PINNED` this server's version knows, and read names as `read_names` does."""
     set_known(connection, PINNED)
+    read_names(connection)
+
+
+def read_names(connection: Connection) -> str:
+    """Where names of a database in SQL_ASCII are no UTF-8, have this session read and write byte by byte, as Latin-1.
+    Returns Python's name of the session's encoding."""
     if connection.info.parameter_status("server_encoding") == SQL_ASCII:
         try:
             execute(connection, _NAMES)
         except psycopg.errors.CharacterNotInRepertoire:
             execute(connection, "SET client_encoding = 'LATIN1'")
+    return connection.info.encoding
 
 
-_NAMES = (
-    "SELECT nspname FROM pg_namespace UNION SELECT relname FROM pg_class UNION SELECT attname FROM pg_attribute "
-    "UNION SELECT description FROM pg_shdescription"
-)
+_NAMES = """
+SELECT nspname FROM pg_namespace UNION SELECT relname FROM pg_class UNION SELECT attname FROM pg_attribute
+UNION SELECT description FROM pg_shdescription
+"""
