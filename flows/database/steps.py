@@ -205,7 +205,7 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
         value="; ".join(comparison.differences[:4]) or f"{expected.rows:,} rows, every definition",
         expected="every row and definition",
     )
-    _tell_unlike(report, comparison, copy)
+    _tell_unlike(report, expected, comparison, copy)
     if comparison.differences:
         store.mark_failed(report, backup, comparison.differences[0])
     if comparison.differences[4:]:
@@ -217,7 +217,7 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
     return found
 
 
-def _tell_unlike(report: Report, comparison: Comparison, copy: Copy) -> None:
+def _tell_unlike(report: Report, expected: DatabaseContent, comparison: Comparison, copy: Copy) -> None:
     """What a restore cannot keep."""
     if comparison.versions:
         report.warn(
@@ -226,6 +226,9 @@ def _tell_unlike(report: Report, comparison: Comparison, copy: Copy) -> None:
             value="; ".join(comparison.versions),
             expected="as in the backup",
         )
+    if fragile := expected.volatile_checks:
+        named = ", ".join(f"{schema}.{table}: {name}" for schema, table, name in fragile)
+        report.fact("CHECK constraints that restored rows were not checked against", named)
     if comparison.reordered:
         report.warn(
             "order of columns",

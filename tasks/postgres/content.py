@@ -61,6 +61,7 @@ class DatabaseContent(BaseModel):
     sequences: dict[str, SequenceValue]
     populated: dict[str, bool]
     remote_views: tuple[tuple[str, str], ...] = ()
+    volatile_checks: tuple[tuple[str, str, str], ...] = ()
     definitions: dict[str, str]
     not_compared: tuple[str, ...]
     form: str = ""
@@ -109,6 +110,7 @@ def content_in_session(
         sequences={} if part == "schema" else sequence_values(connection),
         populated={str(a): bool(b) for a, b in execute(connection, queries.POPULATED)},
         remote_views=tuple((str(a), str(b)) for a, b in execute(connection, queries.REMOTE_VIEWS)),
+        volatile_checks=tuple((str(a), str(b), str(c)) for a, b, c in execute(connection, queries.VOLATILE_CHECKS)),
         definitions={},
         not_compared=tuple(str(row[0]) for row in execute(connection, queries.NOT_COMPARED)),
         form=FORM,

@@ -74,8 +74,10 @@ def dump_in(backup: Backup) -> Source:
     """The dump of a database's backup that is at hand."""
     content = content_in(backup)
     source = source_in(backup.path, content.bytes, parts=content.part == "tables")
-    whole = content.part == "full" and source.form == "directory"
-    return replace(source, remote=content.remote_views) if whole else source
+    if source.form == "plain":
+        return source
+    fragile = frozenset((schema, table) for schema, table, _ in content.volatile_checks)
+    return replace(source, remote=content.remote_views if content.part == "full" else (), unchecked=fragile)
 
 
 def scratch_name(database: str) -> str:

@@ -25,6 +25,7 @@ from runbook.log import logger
 from runbook.progress import progress
 from runbook.render import size
 from tasks.host import disk_of
+from tasks.postgres.checks import find_unrestorable
 from tasks.postgres.content import DatabaseContent, Part, SequenceValue, content_in_session
 from tasks.postgres.definitions import definitions_seen, dumped_definitions
 from tasks.postgres.dump_progress import DumpProgress, Weights, weights_of
@@ -62,6 +63,7 @@ class Dumped:
     dump_seconds: float
     manifest_seconds: float
     behind: tuple[str, ...]
+    unrestorable: tuple[str, ...] = ()
 
 
 class _Contended(Exception):
@@ -133,13 +135,16 @@ def _dump_once(postgres: Postgres, directory: Path, jobs: int, compression: str,
         content = content_in_session(exporter, postgres.database, what.part, what.chosen)
         manifest_seconds = time.monotonic() - started
         maxima = column_maxima(exporter) if what.part == "full" else {}
+        unrestorable = find_unrestorable(exporter) if what.part != "schema" else ()
         seconds = dumping.result()
         definitions, dumped = _read_back(postgres, target, snapshot, exporter.info.encoding)
         sequences = spelled_by_server(exporter, dumped) if what.part != "schema" else {}
     content = content.model_copy(update={"sequences": sequences, "definitions": definitions})
     told = "gzip:6" if what.form == "sql.gz" else "not compressed" if what.form == "sql" else compression
     behind = find_behind(sequences, maxima)
-    return Dumped(taken, content, told, jobs if what.file == DUMP else 1, seconds, manifest_seconds, behind)
+    return Dumped(
+        taken, content, told, jobs if what.file == DUMP else 1, seconds, manifest_seconds, behind, unrestorable
+    )
 
 
 def _read_back(

@@ -18,6 +18,7 @@ from runbook import shell
 from runbook.errors import CommandFailed, VerificationFailed
 from runbook.progress import Done, progress
 from runbook.render import size
+from tasks.postgres.checks import unchecked
 from tasks.postgres.dump import DUMP, carries_statistics
 from tasks.postgres.plain import COMPRESSED, PLAIN, run_plain
 from tasks.postgres.quiet import copy_options
@@ -36,7 +37,8 @@ NEED_OTHER_ROWS = (" FK CONSTRAINT ", " MATERIALIZED VIEW DATA ")
 class Source:
     """A dump: where, in which form, and how large its database was (0: nobody knows). `parts`: rows are missing;
     `foreign`: none of our backups; `without`: how the lines of its list end that are not restored. `remote`:
-    materialised views that read foreign tables; they are filled last, and may stay empty."""
+    materialised views that read foreign tables; they are filled last, and may stay empty. `unchecked`: tables
+    whose CHECK constraints are not checked again."""
 
     path: Path
     form: Form
@@ -45,6 +47,7 @@ class Source:
     foreign: bool = False
     without: tuple[str, ...] = ()
     remote: tuple[tuple[str, str], ...] = ()
+    unchecked: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def hint(self) -> str:
@@ -105,8 +108,17 @@ def _pg_restore(postgres: Postgres, source: Source, database: str, jobs: int, se
             chosen.write("\n".join(_entries(postgres, source)) + "\n")
             chosen.flush()
             argv.append(f"--use-list={chosen.name}")
+
+        def run(*options: str) -> float:
+            return shell.run([*argv, *options, str(source.path)], environment=environment, hint=source.hint).seconds
+
         try:
-            return shell.run([*argv, str(source.path)], environment=environment, hint=source.hint).seconds
+            if not source.unchecked:
+                return run()
+            seconds = run("--section=pre-data")
+            with unchecked(postgres, database, source.unchecked):
+                seconds += run("--section=data")
+            return seconds + run("--section=post-data")
         except CommandFailed as error:
             if source.foreign:
                 raise does_not_restore(source.path.name, error, source.hint) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psycopg
 import pytest
 
 from flows.database.backup import backup_database, verify_backup
@@ -37,8 +38,14 @@ def version(trial: Trial) -> int:
 
 
 # A child with other columns first, whose statements follow them; a guard against DDL with a filled materialised view;
-# children and readers of a foreign table that cannot be read; a template with the C library's locale.
-ODD = """
+# children and readers of a foreign table that cannot be read; rows that their CHECK refuses by now; a template.
+RATED = """
+CREATE TABLE rates (rate int); INSERT INTO rates VALUES (2);
+CREATE FUNCTION rated(int) RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RETURN $1 * (SELECT rate FROM rates); END $$;
+"""
+ODD = (
+    RATED
+    + """
 CREATE TABLE parent (a int, b text, CONSTRAINT positive CHECK (a > 0));
 CREATE TABLE second (z int, b text);
 CREATE TABLE child (b text DEFAULT 'q' NOT NULL, z int DEFAULT -1::int, a int, CONSTRAINT positive CHECK (a > 0), UNIQUE (b, a));
@@ -66,11 +73,16 @@ CREATE VIEW reads_far AS SELECT 1 AS n;
 CREATE MATERIALIZED VIEW "Kept far" AS SELECT n FROM reads_far;
 CREATE MATERIALIZED VIEW kept_further AS SELECT n FROM "Kept far";
 CREATE OR REPLACE VIEW reads_far AS SELECT n FROM far;
+CREATE TABLE until (at timestamptz, CONSTRAINT future CHECK (at >= now()));
+CREATE TABLE until_child () INHERITS (until);
+INSERT INTO until VALUES (now()); INSERT INTO until_child VALUES (now());
+CREATE TABLE sums (n int CONSTRAINT rated CHECK (rated(n) > 0)); INSERT INTO sums VALUES (1);
 CREATE TABLE log_ins (who text);
 GRANT INSERT ON log_ins TO PUBLIC;
 CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no definitions here'; END $$;
 CREATE FUNCTION note() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO public.log_ins VALUES (session_user); END $$;
 """
+)
 AT_LOGIN = "CREATE EVENT TRIGGER note ON login EXECUTE FUNCTION note();"
 GUARD = "CREATE EVENT TRIGGER refuse ON ddl_command_start EXECUTE FUNCTION refuse();"
 
@@ -93,6 +105,10 @@ def test_a_database_of_everything_that_was_refused_is_restored(trial: Trial) -> 
         assert '"public"."near_parts"' in found["planner statistics"]
         empty = found["materialised views of foreign tables"]
         assert 'public."Kept far" is empty: foreign-data wrapper "nothing" has no handler; public.kept_further' in empty
+        unchecked = report.facts["CHECK constraints that restored rows were not checked against"]
+        assert unchecked == "public.sums: rated, public.until: future, public.until_child: future"
+        with pytest.raises(psycopg.errors.CheckViolation):
+            trial.sql("INSERT INTO until VALUES ('2020-01-01')")
         after = content_of(trial.environment.postgres, name)
         assert after.properties == before.properties
         assert after.properties.template
@@ -109,6 +125,15 @@ def test_a_database_of_everything_that_was_refused_is_restored(trial: Trial) -> 
             trial.server.sql(f'ALTER DATABASE "{database}" IS_TEMPLATE false')
             if database != name:
                 trial.server.drop_database(database)
+
+
+def test_a_generated_column_that_pg_dump_cannot_restore_is_named(trial: Trial) -> None:
+    trial.sql(RATED + "CREATE TABLE bought (n int, sum int GENERATED ALWAYS AS (rated(n)) STORED)")
+    trial.sql("INSERT INTO bought VALUES (1)")
+    report = backup_database.fn(NAME)
+    assert report.status in GOOD
+    named = values(report)["generated columns that pg_dump cannot restore"]
+    assert named == 'public.bought.sum: relation "rates" does not exist'
 
 
 def test_two_long_names_have_copies_of_their_own() -> None:
