@@ -18,6 +18,7 @@ from tasks import manifest
 from tasks.postgres import large_objects
 from tasks.postgres.content import content_of
 from tasks.postgres.copy import content_in, copy_name
+from tasks.postgres.definitions import as_once_stored
 from tasks.postgres.printed import codec
 from tasks.postgres.session import pinned
 from tests.database import test_kinds
@@ -199,6 +200,11 @@ def test_encodings_are_read_as_the_server_reads_them(trial: Trial) -> None:
         (row,) = trial.sql("SELECT convert_to(%s, %s)", text, encoding)
         assert bytes(row[0]).decode(codec(encoding)) == text, encoding  # type: ignore[call-overload]
     assert codec("MULE_INTERNAL") == "latin-1"
+    # Manifests of earlier versions.
+    stored = {"COMMENT T Gr\ufffd\ufffde": "\ufffd"}
+    assert as_once_stored({"COMMENT T Größe": "é"}, stored, "LATIN1") == stored
+    assert as_once_stored({"COMMENT T": "\\xe9"}, {"COMMENT T": "\ufffd"}, "SQL_ASCII") == {"COMMENT T": "\ufffd"}
+    assert as_once_stored({"COMMENT T": "é"}, {"COMMENT T": "è"}, "LATIN1") == {"COMMENT T": "é"}
 
 
 @contextmanager
