@@ -102,10 +102,16 @@ class Postgres(Block):
     )
 
     def connect(
-        self, database: str = "", *, as_application: bool = False, autocommit: bool = True, seconds: int = 0
+        self,
+        database: str = "",
+        *,
+        as_application: bool = False,
+        autocommit: bool = True,
+        seconds: int = 0,
+        options: str = "",
     ) -> Connection:
         """Connect as administrator (or as the application's role), to the maintenance database by default, within
-        `seconds` (0: `CONNECT_SECONDS`; libpq knows no less than 2).
+        `seconds` (0: `CONNECT_SECONDS`; libpq knows no less than 2). `options`: the session's settings, as PGOPTIONS.
 
         Raises:
             Unreachable: nobody answers there.
@@ -125,6 +131,7 @@ class Postgres(Block):
                 application_name="interview-ops",
                 # Of a database in SQL_ASCII (`initdb` under LC_ALL=C) psycopg would answer in bytes, names included.
                 client_encoding="UTF8",
+                options=options or None,
                 **self.transport(),
             )
         except psycopg.OperationalError as error:

@@ -19,6 +19,7 @@ from blocks.postgres import Connection, Postgres, execute
 from runbook.kinds import probe
 from tasks.gx import process
 from tasks.gx.suites import TAKEN, Suite, name_of, read_suites, table_of
+from tasks.postgres.quiet import copy_options
 
 Table = tuple[str, str]
 """Schema and name."""
@@ -120,6 +121,7 @@ def _request(postgres: Postgres, database: str, suites: Mapping[str, Suite], evi
         "password": postgres.admin_password.get_secret_value(),
         "transport": postgres.transport(),
         "database": database,
+        "options": copy_options(postgres),
         "suites": suites,
         "evidence": str(evidence),
     }

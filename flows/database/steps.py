@@ -15,12 +15,11 @@ from runbook.report import Report, Status
 from tasks import catalogue
 from tasks.catalogue import Backup
 from tasks.manifest import Kind
-from tasks.postgres.comparison import compare
+from tasks.postgres.comparison import Comparison, compare
 from tasks.postgres.content import DatabaseContent, read_content
 from tasks.postgres.copy import (
     REPLACE,
     Copy,
-    analyze,
     content_in,
     copy_name,
     create_copy,
@@ -28,9 +27,11 @@ from tasks.postgres.copy import (
     fill_copy,
     try_login,
 )
+from tasks.postgres.definitions import as_once_stored
 from tasks.postgres.dump import compression_of, knows_compression
 from tasks.postgres.equivalence import compare_definitions
 from tasks.postgres.fill import Source
+from tasks.postgres.planner_statistics import Statistics, analyze
 from tasks.postgres.properties import Properties
 from tasks.postgres.requirements import Requirement, read_login, read_requirements
 from tasks.postgres.rowhash import FORM
@@ -189,8 +190,10 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
     """
     expected = content_in(backup)
     found = read_content.after(copy)(env.postgres, copy.database)
+    found = found.model_copy(update={"definitions": as_once_stored(found.definitions, expected.definitions,
+                                                                    expected.properties.encoding)})  # fmt: skip
     texts = compare_definitions.after(found)(env.postgres, copy.database, expected.definitions, found.definitions)
-    comparison = compare(expected, found, texts)
+    comparison = compare(expected, found, texts, unfilled=copy.unfilled)
     report.table("Proven equal to the backup", ("what", "expected", "found", "equal"), [
         (what, wanted, seen, "✅" if equal else "🛑") for what, wanted, seen, equal in comparison.proven
     ])  # fmt: skip
@@ -202,6 +205,20 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
         value="; ".join(comparison.differences[:4]) or f"{expected.rows:,} rows, every definition",
         expected="every row and definition",
     )
+    _tell_unlike(report, expected, comparison, copy)
+    if comparison.differences:
+        store.mark_failed(report, backup, comparison.differences[0])
+    if comparison.differences[4:]:
+        report.table("All differences", ("difference",), [(text,) for text in comparison.differences])
+    if expected.not_compared or comparison.not_compared:
+        not_compared = (*expected.not_compared, *comparison.not_compared)
+        report.table("Not compared", ("what",), [(what,) for what in not_compared])
+    report.fail_if_critical()
+    return found
+
+
+def _tell_unlike(report: Report, expected: DatabaseContent, comparison: Comparison, copy: Copy) -> None:
+    """What a restore cannot keep."""
     if comparison.versions:
         report.warn(
             "versions of extensions",
@@ -209,20 +226,41 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
             value="; ".join(comparison.versions),
             expected="as in the backup",
         )
-    if comparison.differences:
-        store.mark_failed(report, backup, comparison.differences[0])
-    if comparison.differences[4:]:
-        report.table("All differences", ("difference",), [(text,) for text in comparison.differences])
-    if expected.not_compared:
-        report.table("Not compared", ("what",), [(what,) for what in expected.not_compared])
-    report.fail_if_critical()
-    return found
+    if fragile := expected.volatile_checks:
+        named = ", ".join(f"{schema}.{table}: {name}" for schema, table, name in fragile)
+        report.fact("CHECK constraints that restored rows were not checked against", named)
+    if comparison.reordered:
+        report.warn(
+            "order of columns",
+            "a restored child has its parent's columns first: name the columns in INSERT and SELECT",
+            value=f"changed in {', '.join(comparison.reordered)}",
+            expected="as in the backup",
+        )
+    if copy.unfilled:
+        report.warn(
+            "materialised views of foreign tables",
+            "queries of these views fail: REFRESH MATERIALIZED VIEW when the foreign server answers",
+            value="; ".join(f"{name} is empty: {why}" for name, why in copy.unfilled.items()),
+            expected="filled",
+        )
 
 
 def ready_database(report: Report, env: Environment, copy: Copy, jobs: int, *, after: object) -> str:
     """Statistics, and a log-in as the application's role, before the copy takes the live name."""
     analyzed = analyze.after(after)(env.postgres, copy.database, jobs)
+    tell_statistics(report, analyzed)
     return try_application_login(report, env, copy, after=analyzed)
+
+
+def tell_statistics(report: Report, found: Statistics) -> None:
+    """Tables that could not be analysed."""
+    if found.missing:
+        report.warn(
+            "planner statistics",
+            "queries of these tables may be slow: ANALYZE them when the foreign server answers",
+            value=f"missing: {'; '.join(found.missing)}",
+            expected="of every table",
+        )
 
 
 def try_application_login(report: Report, env: Environment, copy: Copy, *, after: object) -> str:

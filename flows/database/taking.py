@@ -123,6 +123,12 @@ def _tell(report: Report, dumped: Dumped, backup: Backup) -> None:
         expected="not behind their columns",
         otherwise=Status.WARN,
     )
+    if dumped.unrestorable:
+        hint = "a restore of this backup fails: have the function name its tables with their schema, or SET search_path"
+        report.warn("generated columns that pg_dump cannot restore", hint, value="; ".join(dumped.unrestorable))
+    if content.volatile_checks:
+        named = ", ".join(f"{schema}.{table}: {name}" for schema, table, name in content.volatile_checks)
+        report.fact("CHECK constraints that a restore does not check (time, functions)", named)
     report.table(
         "Content",
         ("table", "rows", "size"),

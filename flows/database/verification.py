@@ -13,7 +13,8 @@ from runbook.render import duration
 from runbook.report import Report
 from tasks.catalogue import PREFIX, Backup
 from tasks.manifest import Kind
-from tasks.postgres.copy import analyze, content_in, create_scratch, drop_scratch, dump_in, fill_scratch
+from tasks.postgres.copy import content_in, create_scratch, drop_scratch, dump_in, fill_scratch
+from tasks.postgres.planner_statistics import analyze
 from tasks.postgres.server import read_server
 from tasks.reports import filed
 
@@ -53,7 +54,7 @@ def verify(report: Report, env: Environment, backup: Backup, jobs: int) -> None:
         origin = expectations.origin_of(backup)
         checking = expectations.start(report, env, scratch.database, after=scratch, origin=origin) if whole else None
         proven = steps.prove_database(report, env, backup, scratch)
-        analyzing.result()
+        steps.tell_statistics(report, analyzing.result())
         expectations.tell(report, checking, "on the scratch database")
         steps.try_application_login(report, env, scratch, after=proven)
         report.fail_if_critical()

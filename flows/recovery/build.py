@@ -18,7 +18,8 @@ from runbook.report import Report
 from tasks.files_copy import FilesCopy, build_files_copy
 from tasks.integrity import Expectations
 from tasks.postgres.content import read_counts
-from tasks.postgres.copy import Copy, analyze, content_in, create_copy, dump_in, fill_copy
+from tasks.postgres.copy import Copy, content_in, create_copy, dump_in, fill_copy
+from tasks.postgres.planner_statistics import analyze
 from tasks.redis.restore.copy import RedisCopy, build_redis_copy
 
 START_ESTIMATE_SECONDS = 8.0
@@ -128,7 +129,7 @@ def prove(
     # Beside the comparison: both only read.
     checking = check.start(report, env, name, after=copies.database, origin=copies.origin)
     content = database.prove_database(report, env, chosen.database, copies.database)
-    analyzing.result()
+    database.tell_statistics(report, analyzing.result())
     copies.rules = check.tell(report, checking, "on the copy", strict=strict)
     copies.rows = {table: found.rows for table, found in content.tables.items()}
     revision = content_in(chosen.database).revision
@@ -136,7 +137,7 @@ def prove(
         report, permit, env, copies.database.database, copies.files, revision=revision, after=content
     )
     if migrated:
-        analyze.after(migrated)(env.postgres, name, jobs, everything=True)
+        database.tell_statistics(report, analyze.after(migrated)(env.postgres, name, jobs, everything=True))
         checking = check.start(report, env, name, after=migrated, origin=copies.origin)
         copies.rules = check.tell(report, checking, "on the migrated copy", strict=strict, before=copies.rules)
         copies.rows = dict(read_counts.after(migrated)(env.postgres, name).rows)

@@ -28,7 +28,7 @@ from tasks.cluster.swap import (
     superseded_clusters,
     swap_cluster,
 )
-from tasks.postgres.copy import analyze
+from tasks.postgres.planner_statistics import analyze
 from tasks.postgres.synchronous import ALONE, address
 from tasks.services import read_services, start_services, stop_services
 

@@ -96,8 +96,8 @@ def define(
     login, database = quote(request["user"], safe=""), quote(request["database"], safe="")
     shown_host = host if re.fullmatch(r"[\w.-]+", host) else "localhost"  # it takes nothing else
     connection = {
-        **request.get("transport", {}), "host": host, "passfile": str(passfile), "options": SESSION,
-        "connect_timeout": 10,
+        **request.get("transport", {}), "host": host, "passfile": str(passfile), "connect_timeout": 10,
+        "options": f"{SESSION} {request.get('options', '')}",
     }  # fmt: skip
     source = context.data_sources.add_postgres(
         name,

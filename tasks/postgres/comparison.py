@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tasks.postgres.content import DatabaseContent, Part, SequenceValue, TableSum
+from tasks.postgres.content import LARGE_OBJECTS, DatabaseContent, Part, SequenceValue, TableSum
 from tasks.postgres.definitions import differences as definition_differences
 from tasks.postgres.equivalence import Judged
 from tasks.postgres.properties import Properties
@@ -14,16 +15,21 @@ from tasks.postgres.properties import Properties
 @dataclass(frozen=True)
 class Comparison:
     """What was compared (what, expected, found, equal) and every difference as a sentence. `versions` are extensions of
-    another version: a dump names none, so the copy has the one that is installed now."""
+    another version: a dump names none, so the copy has the one that is installed now. `reordered`: children that
+    have their parent's columns first now; `not_compared`: what an older manifest does not have."""
 
     proven: tuple[tuple[str, str, str, bool], ...]
     differences: tuple[str, ...]
     versions: tuple[str, ...] = ()
+    reordered: tuple[str, ...] = ()
+    not_compared: tuple[str, ...] = ()
 
 
-def compare(expected: DatabaseContent, actual: DatabaseContent, judged: Judged) -> Comparison:
+def compare(
+    expected: DatabaseContent, actual: DatabaseContent, judged: Judged, *, unfilled: Collection[str] = ()
+) -> Comparison:
     """Whether a restored copy is what its manifest says, as far as the backup goes. `judged`: the definitions that
-    differ in text, by `compare_definitions`."""
+    differ in text, by `compare_definitions`; `unfilled`: views that stayed empty, which is reported by itself."""
     whole = expected.part == "full"
     proven, problems = [], []
     for name, table in expected.tables.items():
@@ -40,7 +46,9 @@ def compare(expected: DatabaseContent, actual: DatabaseContent, judged: Judged) 
         problems += _unequal("sequence", expected.sequences, actual.sequences)
     if whole:
         problems += [f"{name}: not in the backup" for name in actual.tables if name not in expected.tables]
-        problems += _unequal("materialised view populated", expected.populated, actual.populated)
+        empty = {name: False for name in expected.populated if name in unfilled}
+        problems += _unequal("materialised view populated", {**expected.populated, **empty}, actual.populated)
+    problems += _unequal_storage(expected, actual)
     problems += _unequal("database", _attributes(expected.properties), _attributes(actual.properties))
     if whole and expected.revision != actual.revision:
         problems.append(f"Alembic revision: expected {expected.revision}, found {actual.revision}")
@@ -55,7 +63,44 @@ def compare(expected: DatabaseContent, actual: DatabaseContent, judged: Judged) 
         for name, version in expected.extensions.items()
         if actual.extensions.get(name, version) != version
     )
-    return Comparison((*proven, *_proven(expected, actual, problems)), tuple(problems), tuple(versions))
+    reordered = [key for key in judged.equal if _is_reordered(definitions[key], actual.definitions[key])]
+    return Comparison(
+        (*proven, *_proven(expected, actual, problems)),
+        tuple(problems),
+        tuple(versions),
+        tuple(sorted(key.removeprefix("TABLE ").rpartition(" (owner ")[0] for key in reordered)),
+        tuple(what for what, known in _of_later_manifests(expected) if known is None),
+    )
+
+
+def _of_later_manifests(content: DatabaseContent) -> Iterator[tuple[str, object]]:
+    old = "(the backup was taken by an earlier version)"
+    yield f"tablespaces of tables and indexes {old}", content.tablespaces
+    yield f"access methods of tables {old}", content.access_methods
+    if content.part == "full":
+        yield f"owners, privileges and comments of large objects {old}", content.large_object_rights
+
+
+def _unequal_storage(expected: DatabaseContent, actual: DatabaseContent) -> list[str]:
+    """What pg_dump prints beside an object instead of in its definition."""
+    problems = []
+    if expected.tablespaces is not None:
+        problems += _unequal("tablespace of", expected.tablespaces, actual.tablespaces or {})
+    if expected.access_methods is not None:
+        problems += _unequal("access method of", expected.access_methods, actual.access_methods or {})
+    if expected.large_object_rights not in (None, actual.large_object_rights):
+        problems.append(f"{LARGE_OBJECTS}: their owners, privileges or comments differ")
+    return problems
+
+
+def _is_reordered(expected: str, actual: str) -> bool:
+    """Whether a child's columns are the same ones in another order."""
+    ours, theirs = (_COLUMN.findall(text) for text in (expected, actual))
+    return _CHILD in expected and ours != theirs and sorted(ours) == sorted(theirs)
+
+
+_CHILD = "\nINHERITS ("
+_COLUMN = re.compile(r'^    ("(?:[^"]|"")+"|(?!CONSTRAINT )[\w$]+) ', re.MULTILINE)
 
 
 # A foreign key that looks at rows which are not in the backup cannot be made.

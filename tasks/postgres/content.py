@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, LiteralString
 
 from psycopg import sql
 from pydantic import BaseModel, ConfigDict
 
 from blocks.postgres import Connection, Postgres, execute
 from runbook.kinds import probe
-from tasks.postgres import queries
+from tasks.postgres import large_objects, queries
 from tasks.postgres.definitions import read_definitions
 from tasks.postgres.properties import Properties, read_properties
+from tasks.postgres.quiet import copy_options
 from tasks.postgres.rowhash import FORM, row_hash
 from tasks.postgres.session import pinned
 
@@ -41,12 +42,16 @@ class SequenceValue(BaseModel):
 
 class DatabaseContent(BaseModel):
     """Everything that a restore is compared with. `form` says what of a row was hashed; `part` what of the database is
-    there: all, its definitions, or those with the rows of chosen tables."""
+    there: all, its definitions, or those with the rows of chosen tables. What an older manifest does not have is None:
+    tablespaces and access methods other than the defaults, the large objects' owners, privileges and comments."""
 
     model_config = ConfigDict(frozen=True)
     database: str
     server_version: int
     properties: Properties
+    tablespaces: dict[str, str] | None = None
+    access_methods: dict[str, str] | None = None
+    large_object_rights: TableSum | None = None
     roles: tuple[str, ...]
     extensions: dict[str, str]
     revision: str
@@ -55,6 +60,8 @@ class DatabaseContent(BaseModel):
     tables: dict[str, TableSum]
     sequences: dict[str, SequenceValue]
     populated: dict[str, bool]
+    remote_views: tuple[tuple[str, str], ...] = ()
+    volatile_checks: tuple[tuple[str, str, str], ...] = ()
     definitions: dict[str, str]
     not_compared: tuple[str, ...]
     form: str = ""
@@ -73,10 +80,11 @@ def read_content(postgres: Postgres, database: str) -> DatabaseContent:
 
 
 def content_of(postgres: Postgres, database: str) -> DatabaseContent:
-    """The content of a database as it is; its definitions are read beside its rows."""
+    """The content of a database as it is; its definitions are read beside its rows. No event trigger fires: one that
+    notes each log-in would change what is read."""
     with ThreadPoolExecutor(1) as beside:
         definitions = beside.submit(read_definitions, postgres, database)
-        with pinned(postgres, database) as connection:
+        with pinned(postgres, database, copy_options(postgres)) as connection:
             found = content_in_session(connection, database)
         return found.model_copy(update={"definitions": definitions.result()})
 
@@ -90,6 +98,9 @@ def content_in_session(
         database=database,
         server_version=connection.info.server_version,
         properties=properties,
+        tablespaces=_named(connection, queries.TABLESPACES),
+        access_methods=_named(connection, queries.ACCESS_METHODS),
+        large_object_rights=_rights(connection) if part == "full" else None,
         roles=_roles(connection, properties),
         extensions={str(a): str(b) for a, b in execute(connection, queries.EXTENSIONS)},
         revision=revision(connection),
@@ -98,11 +109,22 @@ def content_in_session(
         tables={} if part == "schema" else dict(_tables(connection, None if part == "full" else chosen)),
         sequences={} if part == "schema" else sequence_values(connection),
         populated={str(a): bool(b) for a, b in execute(connection, queries.POPULATED)},
+        remote_views=tuple((str(a), str(b)) for a, b in execute(connection, queries.REMOTE_VIEWS)),
+        volatile_checks=tuple((str(a), str(b), str(c)) for a, b, c in execute(connection, queries.VOLATILE_CHECKS)),
         definitions={},
         not_compared=tuple(str(row[0]) for row in execute(connection, queries.NOT_COMPARED)),
         form=FORM,
         part=part,
     )
+
+
+def _named(connection: Connection, query: LiteralString) -> dict[str, str]:
+    return {str(name): str(value) for name, value in execute(connection, query)}
+
+
+def _rights(connection: Connection) -> TableSum:
+    rows, total = large_objects.rights(connection)
+    return TableSum(rows=rows, hash=str(total))
 
 
 def _roles(connection: Connection, properties: Properties) -> tuple[str, ...]:
@@ -136,13 +158,9 @@ def _tables(connection: Connection, chosen: Collection[str] | None) -> Iterator[
     yield from found.items()
     if chosen is not None:
         return
-    rows, total = execute(
-        connection,
-        "SELECT count(*), coalesce(sum(hashtextextended(oid::text || ':' || md5(lo_get(oid)), 0)::numeric), 0) "
-        "FROM pg_largeobject_metadata",
-    )[0]
+    rows, total = large_objects.content(connection)
     if rows:
-        yield LARGE_OBJECTS, TableSum(rows=int(rows), hash=str(int(total)))
+        yield LARGE_OBJECTS, TableSum(rows=rows, hash=str(total))
 
 
 def sequence_values(connection: Connection) -> dict[str, SequenceValue]:

@@ -5,40 +5,45 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import psycopg
 from psycopg import sql
 
 from blocks.postgres import Connection, Postgres, execute
-from runbook import shell
 from runbook.errors import OpsError
 from runbook.kinds import action, probe
 from runbook.permit import Permit
 from tasks.catalogue import Backup
 from tasks.postgres.content import DatabaseContent
-from tasks.postgres.dump import STATISTICS_VERSION
-from tasks.postgres.fill import Source, fill, source_in
+from tasks.postgres.fill import Source, fill, fill_remote, source_in
 from tasks.postgres.properties import Properties, apply_properties, creation
-from tasks.postgres.upkeep import NO_TIMEOUTS, refusals, set_known
+from tasks.postgres.upkeep import refusals
 
 REPLACE = "replace database"
 MAKE = "make database"
+MOST_BYTES = 63
 
 
 @dataclass(frozen=True)
 class Copy:
-    """A database beside the live one, and the server's identity of it."""
+    """A database beside the live one, and the server's identity of it. `unfilled`: materialised views that read foreign
+    tables and could not be filled, with the reason."""
 
     database: str
     oid: int
     seconds: float = 0.0
+    unfilled: Mapping[str, str] = field(default_factory=dict)
 
 
 def name_beside(database: str, suffix: str) -> str:
-    """A name for a database beside another, within PostgreSQL's 63 bytes."""
-    room = 63 - len(suffix.encode())
-    return database.encode()[:room].decode(errors="ignore") + suffix
+    """A name for a database beside another, within PostgreSQL's 63 bytes; where that must be cut, a hash of it keeps
+    two alike apart."""
+    if len((database + suffix).encode()) <= MOST_BYTES:
+        return database + suffix
+    mark = f"_{hashlib.sha256(database.encode()).hexdigest()[:8]}{suffix}"
+    return database.encode()[: MOST_BYTES - len(mark.encode())].decode(errors="ignore") + mark
 
 
 def copy_name(database: str) -> str:
@@ -68,7 +73,11 @@ def content_in(backup: Backup) -> DatabaseContent:
 def dump_in(backup: Backup) -> Source:
     """The dump of a database's backup that is at hand."""
     content = content_in(backup)
-    return source_in(backup.path, content.bytes, parts=content.part == "tables")
+    source = source_in(backup.path, content.bytes, parts=content.part == "tables")
+    if source.form == "plain":
+        return source
+    fragile = frozenset((schema, table) for schema, table, _ in content.volatile_checks)
+    return replace(source, remote=content.remote_views if content.part == "full" else (), unchecked=fragile)
 
 
 def scratch_name(database: str) -> str:
@@ -134,9 +143,10 @@ def fill_scratch(postgres: Postgres, source: Source, properties: Properties, scr
 
 def _fill(postgres: Postgres, source: Source, properties: Properties, copy: Copy, jobs: int) -> Copy:
     seconds = fill(postgres, source, copy.database, copy.oid, jobs)
+    unfilled = fill_remote(postgres, copy.database, source.remote) if source.remote else {}
     with postgres.connect() as connection:
         apply_properties(connection, copy.database, properties)
-    return Copy(copy.database, copy.oid, seconds)
+    return Copy(copy.database, copy.oid, seconds, unfilled)
 
 
 @action
@@ -159,31 +169,6 @@ def rename_copy(permit: Permit, postgres: Postgres, copy: Copy, target: str) -> 
                 "see who it is (pg_stat_activity) and end that session; launch this again, which builds it anew",
             ) from None
     return target
-
-
-@action(idempotent=True)
-def analyze(postgres: Postgres, database: str, jobs: int, *, everything: bool = False) -> str:
-    """Planner statistics, without which the first queries are ten thousand times dearer (recovery-rules).
-
-    From 18 on they come with the dump, and only what lacks them is analysed, unless `everything` is to be.
-    """
-    argv = [postgres.program("vacuumdb"), "--analyze-only", f"--jobs={jobs}", "--no-password", "--dbname", database]
-    with postgres.connect(database) as connection, refusals(connection):
-        options = set_known(connection, NO_TIMEOUTS)
-        everything = everything or connection.info.server_version < STATISTICS_VERSION
-        missing = [] if everything else ["--missing-stats-only"]
-        environment = {**postgres.environment(), "PGOPTIONS": options}
-        shell.run([*argv, *missing], environment=environment, stall=postgres.stall(database))
-        for schema, table in execute(connection, _PARENTS) if everything else []:
-            connection.execute(sql.SQL("ANALYZE {}").format(sql.Identifier(schema, table)))
-    return database
-
-
-# vacuumdb passes over partitioned parents.
-_PARENTS = """
-SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE c.relkind = 'p' AND NOT c.relispartition
-"""
 
 
 @action
@@ -213,8 +198,11 @@ def drop(connection: Connection, database: str) -> None:
     Raises:
         OpsError: the server refuses it.
     """
+    name = sql.Identifier(database)
     with refusals(connection):
-        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database)))
+        if execute(connection, "SELECT 1 FROM pg_database WHERE datname = %s AND datistemplate", database):
+            connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(name))
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
 
 
 def oid_of(connection: Connection, database: str) -> int:

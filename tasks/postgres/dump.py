@@ -25,13 +25,17 @@ from runbook.log import logger
 from runbook.progress import progress
 from runbook.render import size
 from tasks.host import disk_of
+from tasks.postgres.checks import find_unrestorable
 from tasks.postgres.content import DatabaseContent, Part, SequenceValue, content_in_session
 from tasks.postgres.definitions import definitions_seen, dumped_definitions
 from tasks.postgres.dump_progress import DumpProgress, Weights, weights_of
 from tasks.postgres.dumped_sequences import column_maxima, dumped_sequences, find_behind, set_by, spelled_by_server
 from tasks.postgres.plain import COMPRESSED, PLAIN, read_plain
+from tasks.postgres.printed import decoded
 from tasks.postgres.server import program_version
+from tasks.postgres.session import LOCK_SECONDS
 from tasks.postgres.snapshot import exported_snapshot
+from tasks.postgres.upkeep import refusals
 
 Form = Literal["full", "schema", "tables", "sql", "sql.gz"]
 DUMP = "dump"
@@ -59,6 +63,7 @@ class Dumped:
     dump_seconds: float
     manifest_seconds: float
     behind: tuple[str, ...]
+    unrestorable: tuple[str, ...] = ()
 
 
 class _Contended(Exception):
@@ -116,37 +121,50 @@ def dump_database(postgres: Postgres, directory: Path, jobs: int, what: What = F
 def _dump_once(postgres: Postgres, directory: Path, jobs: int, compression: str, what: What) -> Dumped:
     """The manifest is read by the session that exports the snapshot: it holds its locks already."""
     target = directory / what.file
-    with exported_snapshot(postgres) as (exporter, snapshot, taken), ThreadPoolExecutor(1) as beside:
+    with (
+        exported_snapshot(postgres) as (exporter, snapshot, taken),
+        ThreadPoolExecutor(1) as beside,
+        refusals(exporter, LOCK_SECONDS),
+    ):
         failpoint("dump: snapshot exported")
-        options = [*_options(postgres, what, compression, jobs), *_in_snapshot(snapshot)]
+        encoding = exporter.info.parameter_status("server_encoding")  # a database may set another for its clients
+        options = [*_options(postgres, what, compression, jobs), *_in_snapshot(snapshot), f"--encoding={encoding}"]
         done = DumpProgress(postgres, target, _weights(exporter, what))
         dumping = beside.submit(_pg_dump, postgres, target, options, done)
         started = time.monotonic()
         content = content_in_session(exporter, postgres.database, what.part, what.chosen)
         manifest_seconds = time.monotonic() - started
         maxima = column_maxima(exporter) if what.part == "full" else {}
+        unrestorable = find_unrestorable(exporter) if what.part != "schema" else ()
         seconds = dumping.result()
-        definitions, dumped = _read_back(postgres, target, snapshot)
+        definitions, dumped = _read_back(postgres, target, snapshot, exporter.info.encoding)
         sequences = spelled_by_server(exporter, dumped) if what.part != "schema" else {}
     content = content.model_copy(update={"sequences": sequences, "definitions": definitions})
     told = "gzip:6" if what.form == "sql.gz" else "not compressed" if what.form == "sql" else compression
     behind = find_behind(sequences, maxima)
-    return Dumped(taken, content, told, jobs if what.file == DUMP else 1, seconds, manifest_seconds, behind)
+    return Dumped(
+        taken, content, told, jobs if what.file == DUMP else 1, seconds, manifest_seconds, behind, unrestorable
+    )
 
 
-def _read_back(postgres: Postgres, target: Path, snapshot: str) -> tuple[dict[str, str], dict[str, SequenceValue]]:
-    """The definitions and the sequences' values of a dump.
+def _read_back(
+    postgres: Postgres, target: Path, snapshot: str, of_ascii: str
+) -> tuple[dict[str, str], dict[str, SequenceValue]]:
+    """The definitions and the sequences' values of a dump. `of_ascii`: how the exporter's session reads the names of a
+    database in SQL_ASCII.
 
     Raises:
         VerificationFailed: it is a text without its end.
     """
     if target.name == DUMP:
-        return dumped_definitions(postgres, target), dumped_sequences(postgres, target)
+        return dumped_definitions(postgres, target, of_ascii), dumped_sequences(postgres, target, of_ascii)
     complete, setting = read_plain(target)
     if not complete:
         raise VerificationFailed(f"{target.name} has no end: pg_dump was cut off", "launch it again")
     with _telling_contention():
-        return definitions_seen(postgres, postgres.database, *_in_snapshot(snapshot)), set_by("".join(setting))
+        return definitions_seen(postgres, postgres.database, *_in_snapshot(snapshot)), set_by(
+            decoded(postgres, setting, of_ascii=of_ascii)
+        )
 
 
 @action

@@ -10,12 +10,14 @@ from psycopg import sql
 from blocks.postgres import Connection, Postgres, execute
 from runbook import shell
 from tasks.postgres.content import SequenceValue
+from tasks.postgres.printed import printed
 
 _SETVAL = re.compile(r"setval\((E?'(?:[^']|'')*'), (-?\d+), (true|false)\)")
 
 
-def dumped_sequences(postgres: Postgres, dump: Path) -> dict[str, SequenceValue]:
-    """Every sequence's value as the dump will set it: sequences ignore snapshots, so only the dump knows."""
+def dumped_sequences(postgres: Postgres, dump: Path, of_ascii: str = "utf-8") -> dict[str, SequenceValue]:
+    """Every sequence's value as the dump will set it: sequences ignore snapshots, so only the dump knows. `of_ascii`:
+    how the names of a database in SQL_ASCII are read."""
     listed = shell.run([postgres.program("pg_restore"), "--list", dump]).stdout
     entries = [line for line in listed.splitlines() if " SEQUENCE SET " in line]
     if not entries:
@@ -23,10 +25,11 @@ def dumped_sequences(postgres: Postgres, dump: Path) -> dict[str, SequenceValue]
     chosen = dump.parent / ".sequences"
     chosen.write_text("\n".join(entries) + "\n", encoding="utf-8")
     try:
-        printed = shell.run([postgres.program("pg_restore"), f"--use-list={chosen}", "--file=-", dump]).stdout
+        argv: list[str | Path] = [postgres.program("pg_restore"), f"--use-list={chosen}", dump]
+        setting = printed(postgres, argv, of_ascii=of_ascii)
     finally:
         chosen.unlink()
-    return set_by(printed)
+    return set_by(setting)
 
 
 def set_by(statements: str) -> dict[str, SequenceValue]:
@@ -72,7 +75,7 @@ _FED = """
 SELECT format('%I.%I', sn.nspname, s.relname), tn.nspname, t.relname, a.attname FROM pg_depend d
 JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S' JOIN pg_namespace sn ON sn.oid = s.relnamespace
 JOIN pg_sequence q ON q.seqrelid = s.oid AND q.seqincrement > 0 AND NOT q.seqcycle
-JOIN pg_class t ON t.oid = d.refobjid JOIN pg_namespace tn ON tn.oid = t.relnamespace
+JOIN pg_class t ON t.oid = d.refobjid AND t.relpersistence <> 't' JOIN pg_namespace tn ON tn.oid = t.relnamespace
 JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
 WHERE d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i') AND t.relkind IN ('r', 'p')
   AND EXISTS (SELECT FROM pg_index i WHERE i.indrelid = t.oid AND i.indkey[0] = a.attnum)

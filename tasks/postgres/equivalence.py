@@ -23,11 +23,13 @@ from dataclasses import dataclass, field
 
 import psycopg
 from psycopg import sql
+from psycopg.types.json import set_json_loads
 
 from blocks.postgres import Connection, Postgres, execute, first_line
 from runbook.kinds import probe
 from tasks.postgres.equivalence_queries import DOMAIN, FUNCTIONS, RELATION
-from tasks.postgres.session import LOCK_SECONDS, PINNED
+from tasks.postgres.quiet import copy_options
+from tasks.postgres.session import LOCK_SECONDS, PINNED, read_names
 from tasks.postgres.upkeep import refusals, set_known
 
 ASIDE = "interview-ops aside"
@@ -122,8 +124,10 @@ def compare_definitions(
 def rolled_back(postgres: Postgres, database: str) -> Iterator[Connection]:
     """A transaction in which objects are created for a comparison, in the schema `ASIDE` too: without event triggers,
     with a time limit for each statement, and always rolled back."""
-    with postgres.connect(database) as connection:
+    with postgres.connect(database, options=copy_options(postgres)) as connection:
         set_known(connection, _SETTINGS)
+        if read_names(connection) != "utf-8":
+            set_json_loads(lambda value: value, connection)  # compared, and not read: psycopg takes it for UTF-8
         with refusals(connection, LOCK_SECONDS), connection.transaction(force_rollback=True):
             execute(connection, "SET TRANSACTION READ WRITE")
             # `event_triggers = off` needs 17; session_replication_role leaves those that are ENABLE ALWAYS.
@@ -135,16 +139,18 @@ def rolled_back(postgres: Postgres, database: str) -> Iterator[Connection]:
 
 def _same(connection: Connection, key: str, expected: str, actual: str) -> bool:
     """Whether both texts create the same. The statements after the first (owner, statistics targets) are compared
-    letter by letter.
+    letter by letter, in any order: they follow that of the columns, which a restored child has in another.
 
     Raises:
         _Undecided: the server cannot create one of them.
     """
     if key.startswith("DEFAULT ACL "):
         return _spelled(expected) == _spelled(actual)
-    (wanted, more), (found, others) = _split(expected), _split(actual)
+    (wanted, *more), (found, *others) = _statements(expected), _statements(actual)
+    if key.startswith("ACL "):
+        return sorted([wanted, *more]) == sorted([found, *others])
     named, subject = _subject(key, wanted), _subject(key, found)
-    if more != others or (wanted != found and (subject is None or named != subject)):
+    if sorted(more) != sorted(others) or (wanted != found and (subject is None or named != subject)):
         return False
     if wanted == found or subject is None:
         return True
@@ -164,6 +170,15 @@ def _alike(connection: Connection, subject: Subject, wanted: str, found: str, *,
         there = _created(connection, subject, found, "the copy's text")
         return _created(connection, subject, wanted, "the backup's text") == there
     raise AssertionError
+
+
+def _statements(text: str) -> list[str]:
+    first, rest = _split(text)
+    found = [first]
+    while rest.strip():
+        statement, rest = _split(rest.lstrip("\n"))
+        found.append(statement)
+    return found
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -275,7 +290,7 @@ def _created(connection: Connection, subject: Subject, statement: str, whose: st
         statement = statement.replace("CREATE ", "CREATE OR REPLACE ", 1)
     with _deciding(connection, whose), connection.transaction(force_rollback=True):
         # Results in binary ask for the extended protocol, which refuses a text of several statements.
-        connection.execute(statement.encode(), binary=True)
+        connection.execute(statement.encode(connection.info.encoding, "replace"), binary=True)
         return _describe(connection, subject)
     raise AssertionError
 

@@ -4,20 +4,26 @@ backups or a file that somebody else's pg_dump left."""
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import psutil
+import psycopg
+from psycopg import sql
 
-from blocks.postgres import Postgres, execute
+from blocks.postgres import Postgres, execute, first_line
 from runbook import shell
 from runbook.errors import CommandFailed, VerificationFailed
 from runbook.progress import Done, progress
 from runbook.render import size
+from tasks.postgres.checks import unchecked
 from tasks.postgres.dump import DUMP, carries_statistics
 from tasks.postgres.plain import COMPRESSED, PLAIN, run_plain
+from tasks.postgres.quiet import copy_options
 from tasks.postgres.refusal import blames_server, does_not_restore
+from tasks.postgres.upkeep import NO_TIMEOUTS, set_known
 
 Form = Literal["directory", "custom", "plain"]
 MOST_MAINTENANCE_MB = 512
@@ -30,7 +36,9 @@ NEED_OTHER_ROWS = (" FK CONSTRAINT ", " MATERIALIZED VIEW DATA ")
 @dataclass(frozen=True)
 class Source:
     """A dump: where, in which form, and how large its database was (0: nobody knows). `parts`: rows are missing;
-    `foreign`: none of our backups; `without`: how the lines of its list end that are not restored."""
+    `foreign`: none of our backups; `without`: how the lines of its list end that are not restored. `remote`:
+    materialised views that read foreign tables; they are filled last, and may stay empty. `unchecked`: tables
+    whose CHECK constraints are not checked again."""
 
     path: Path
     form: Form
@@ -38,6 +46,8 @@ class Source:
     parts: bool = False
     foreign: bool = False
     without: tuple[str, ...] = ()
+    remote: tuple[tuple[str, str], ...] = ()
+    unchecked: frozenset[tuple[str, str]] = frozenset()
 
     @property
     def hint(self) -> str:
@@ -84,10 +94,8 @@ def fill(postgres: Postgres, source: Source, database: str, oid: int, jobs: int)
 
 
 def _pg_restore(postgres: Postgres, source: Source, database: str, jobs: int, settings: dict[str, str]) -> float:
-    environment = {
-        **postgres.environment(),
-        "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in settings.items()),
-    }
+    options = [copy_options(postgres), *(f"-c {name}={value}" for name, value in settings.items())]
+    environment = {**postgres.environment(), "PGOPTIONS": " ".join(options)}
     argv = [
         *(postgres.program("pg_restore"), f"--format={source.form}", f"--jobs={jobs}"),
         *("--exit-on-error", "--no-password"),
@@ -96,14 +104,24 @@ def _pg_restore(postgres: Postgres, source: Source, database: str, jobs: int, se
         *("--enable-row-security", "--dbname", database),
     ]
     with tempfile.NamedTemporaryFile("w", prefix="ops-restore-", suffix=".list") as chosen:
-        if source.parts or source.without:
+        if source.parts or source.without or source.remote:
             chosen.write("\n".join(_entries(postgres, source)) + "\n")
             chosen.flush()
             argv.append(f"--use-list={chosen.name}")
-        try:
+
+        def run(*options: str) -> float:
             return shell.run(
-                [*argv, str(source.path)], environment=environment, stall=postgres.stall(database), hint=source.hint
-            ).seconds
+                [*argv, *options, str(source.path)], environment=environment, stall=postgres.stall(database),
+                hint=source.hint,
+            ).seconds  # fmt: skip
+
+        try:
+            if not source.unchecked:
+                return run()
+            seconds = run("--section=pre-data")
+            with unchecked(postgres, database, source.unchecked):
+                seconds += run("--section=data")
+            return seconds + run("--section=post-data")
         except CommandFailed as error:
             if source.foreign:
                 raise does_not_restore(source.path.name, error, source.hint) from None
@@ -116,4 +134,28 @@ def _entries(postgres: Postgres, source: Source) -> list[str]:
     """The lines of an archive's list that are restored."""
     listed = shell.run([postgres.program("pg_restore"), "--list", source.path]).stdout.splitlines()
     kept = [line for line in listed if not (source.without and line.endswith(source.without))]
-    return [line for line in kept if not (source.parts and any(entry in line for entry in NEED_OTHER_ROWS))]
+    left = [f"{NEED_OTHER_ROWS[1]}{schema} {name} " for schema, name in source.remote]
+    left += NEED_OTHER_ROWS if source.parts else ()
+    return [line for line in kept if not any(entry in line for entry in left)]
+
+
+def fill_remote(postgres: Postgres, database: str, views: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Fill the materialised views that read foreign tables, those first that others read; returns which could not be
+    filled (quoted names) and why: the foreign server may be down."""
+    with postgres.connect(database, options=copy_options(postgres)) as connection:
+        set_known(connection, {**NO_TIMEOUTS, "search_path": ""})
+        left, failed = list(views), list[tuple[tuple[str, str], str]]()
+        while left:
+            failed = []
+            for view in left:
+                try:
+                    connection.execute(sql.SQL("REFRESH MATERIALIZED VIEW {}").format(sql.Identifier(*view)))
+                except psycopg.Error as error:
+                    if connection.broken:
+                        raise
+                    failed.append((view, first_line(error)))
+            if len(failed) == len(left):
+                break
+            left = [view for view, _ in failed]
+        quoted = "SELECT format('%%I.%%I', %s::text, %s::text)"
+        return {str(execute(connection, quoted, *view)[0][0]): why for view, why in failed}

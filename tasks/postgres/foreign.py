@@ -7,6 +7,8 @@ Nothing says what was in the database: such a dump may restore well and never be
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from tasks.manifest import MANIFEST
 from tasks.postgres.definitions import parse
 from tasks.postgres.fill import Source
 from tasks.postgres.plain import read_plain, restricts
+from tasks.postgres.printed import printed
 
 ENDINGS = (".dump", ".sql", ".sql.gz", ".tar")
 SUPPORTED = "a file in custom format (pg_dump -F c), a directory (-F d), or SQL text that ends in .sql or .sql.gz"
@@ -107,7 +110,8 @@ def _form(path: Path) -> str:
 
 def _tables(postgres: Postgres, path: Path) -> tuple[frozenset[str], tuple[str, ...]]:
     """The tables that an archive makes (`public.users`), and its foreign keys to others, as its list's lines end."""
-    found = parse(_told(postgres, path, "--schema-only", "--file=-"))
+    with _telling(path):
+        found = parse(printed(postgres, [postgres.program("pg_restore"), "--schema-only", path]))
     made = {name[1] for text in found.values() if (name := _CREATE.search(text))}
     tables = frozenset(key[6:].rpartition(" (owner ")[0] for key in found if key.startswith("TABLE "))
     orphans = []
@@ -127,15 +131,17 @@ _KEY = re.compile(r"FK CONSTRAINT (?P<schema>[^.]+)\.(?P<name>.*) \(owner (?P<ow
 
 def _header(postgres: Postgres, path: Path) -> tuple[str, int]:
     """The database's name and the server's major version, as the archive tells them."""
-    listed = _told(postgres, path, "--list")
+    with _telling(path):
+        listed = shell.run([postgres.program("pg_restore"), "--list", path]).stdout
     database = re.search(r"^;\s+dbname: (.*)$", listed, re.MULTILINE)
     version = re.search(r"^;\s+Dumped from database version: (\d+)", listed, re.MULTILINE)
     return database[1] if database else "", int(version[1]) if version else 0
 
 
-def _told(postgres: Postgres, path: Path, *options: str) -> str:
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
     try:
-        return shell.run([postgres.program("pg_restore"), *options, path]).stdout
+        yield
     except CommandFailed as error:
         what = (error.stderr.strip().splitlines() or ["pg_restore cannot read it"])[-1]
         raise OpsError(

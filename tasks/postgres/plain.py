@@ -16,6 +16,7 @@ from typing import IO, cast
 from blocks.postgres import Postgres
 from runbook import shell
 from runbook.errors import CommandFailed
+from tasks.postgres.quiet import copy_options
 from tasks.postgres.refusal import does_not_restore
 from tasks.postgres.script import Part, lines_of
 
@@ -26,21 +27,21 @@ TRAILER = b"-- PostgreSQL database dump complete"
 RESTRICTS = {13: 22, 14: 19, 15: 14, 16: 10, 17: 6}
 
 
-def read_plain(path: Path) -> tuple[bool, list[str]]:
-    """Whether pg_dump wrote it to its end, and its lines that set sequences.
+def read_plain(path: Path) -> tuple[bool, bytes]:
+    """Whether pg_dump wrote it to its end, and its lines that set the encoding and sequences.
 
     Raises:
         OpsError, VerificationFailed: see `lines_of`.
     """
-    complete, setting = False, []
+    complete, setting = False, list[bytes]()
     for part, line in lines_of(path):
         if part is not Part.SQL:
             continue
         if line.startswith(TRAILER):
             complete = True
-        elif line.startswith(b"SELECT pg_catalog.setval("):
-            setting.append(line.decode(errors="replace"))
-    return complete, setting
+        elif line.startswith((b"SELECT pg_catalog.setval(", b"SET client_encoding = ")):
+            setting.append(line)
+    return complete, b"".join(setting)
 
 
 def restricts(postgres: Postgres) -> bool:
@@ -63,10 +64,8 @@ def run_plain(postgres: Postgres, path: Path, database: str, settings: Mapping[s
     """
     argv = [postgres.program("psql"), "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1"]
     argv += ["--no-password", "--output=/dev/null", "--dbname", database]
-    environment = {
-        **postgres.environment(),
-        "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in settings.items()),
-    }
+    options = [copy_options(postgres), *(f"-c {name}={value}" for name, value in settings.items())]
+    environment = {**postgres.environment(), "PGOPTIONS": " ".join(options)}
     script = cast(IO[bytes], _Script(path, fenced=restricts(postgres)))
     try:
         return shell.feed(argv, script, environment=environment, stall=postgres.stall(database), hint=hint).seconds

@@ -29,6 +29,7 @@ class Properties(BaseModel):
     comment: str
     acl: tuple[str, ...]
     settings: tuple[tuple[str, str, str], ...]
+    template: bool = False
 
 
 def read_properties(connection: Connection, database: str) -> Properties:
@@ -47,13 +48,15 @@ def read_properties(connection: Connection, database: str) -> Properties:
                ARRAY(SELECT ARRAY[coalesce(r.rolname, ''), split_part(item, '=', 1),
                                   substr(item, strpos(item, '=') + 1)]
                      FROM pg_db_role_setting s LEFT JOIN pg_roles r ON r.oid = s.setrole
-                     CROSS JOIN unnest(s.setconfig) item WHERE s.setdatabase = d.oid ORDER BY 1)
+                     CROSS JOIN unnest(s.setconfig) item WHERE s.setdatabase = d.oid ORDER BY 1),
+               d.datistemplate
         FROM pg_catalog.pg_database d JOIN pg_catalog.pg_tablespace t ON t.oid = d.dattablespace
         WHERE d.datname = %s
         """,
         database,
     )[0]
-    owner, encoding, provider, collate, ctype, locale, rules, version, tablespace, limit, comment, acl, settings = row
+    owner, encoding, provider, collate, ctype, locale, rules, version, tablespace, limit, comment, acl = row[:12]
+    settings, template = row[12:]
     return Properties(
         owner=owner,
         encoding=encoding,
@@ -68,6 +71,7 @@ def read_properties(connection: Connection, database: str) -> Properties:
         comment=comment,
         acl=tuple(acl),
         settings=tuple((str(a), str(b), str(c)) for a, b, c in settings),
+        template=template,
     )
 
 
@@ -78,9 +82,10 @@ def creation(database: str, properties: Properties) -> sql.Composed:
         sql.SQL("OWNER {}").format(sql.Identifier(properties.owner)),
         sql.SQL("ENCODING {}").format(properties.encoding),
         sql.SQL("LC_COLLATE {} LC_CTYPE {}").format(properties.collate, properties.ctype),
+        # Named always: without it that of template0 counts, which may be another.
+        sql.SQL("LOCALE_PROVIDER {}").format(sql.Identifier(properties.provider)),
     ]
     if properties.provider != "libc":
-        parts.append(sql.SQL("LOCALE_PROVIDER {}").format(sql.Identifier(properties.provider)))
         kind = "ICU_LOCALE {}" if properties.provider == "icu" else "BUILTIN_LOCALE {}"
         parts.append(sql.SQL(kind).format(properties.locale))
     if properties.rules:
@@ -107,6 +112,7 @@ def apply_properties(connection: Connection, database: str, wanted: Properties) 
         _apply_setting(connection, name, role, setting, value)
     connection.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT {}").format(name, wanted.connection_limit))
     connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(name, wanted.comment or None))
+    connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE {}").format(name, wanted.template))
 
 
 def _apply_setting(connection: Connection, database: sql.Identifier, role: str, setting: str, value: str) -> None:

@@ -28,6 +28,65 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind = 'm' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
 """
 
+# Those that have another than the database's own, and than PostgreSQL's own.
+TABLESPACES = """
+SELECT format('%I.%I', n.nspname, c.relname), t.spcname
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_tablespace t ON t.oid = c.reltablespace
+LEFT JOIN pg_index i ON i.indexrelid = c.oid
+WHERE c.relkind IN ('r', 'p', 'm', 'i', 'I') AND c.relpersistence <> 't'
+  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+  AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass
+                  AND d.objid = coalesce(i.indrelid, c.oid) AND d.deptype = 'e')
+"""
+
+ACCESS_METHODS = """
+SELECT format('%I.%I', n.nspname, c.relname), a.amname
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_am a ON a.oid = c.relam
+WHERE c.relkind IN ('r', 'p', 'm') AND a.amname <> 'heap' AND c.relpersistence <> 't'
+  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+  AND NOT EXISTS (
+    SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
+"""
+
+# Filled materialised views that read a foreign table, through other views too.
+REMOTE_VIEWS = """
+WITH RECURSIVE remote(oid) AS (
+    SELECT oid FROM pg_class WHERE relkind = 'f'
+    UNION SELECT reader.oid FROM remote JOIN (
+        SELECT d.refobjid AS source, r.ev_class AS oid FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid
+        WHERE d.refclassid = 'pg_class'::regclass AND d.classid = 'pg_rewrite'::regclass
+        UNION ALL SELECT inhrelid, inhparent FROM pg_inherits) reader ON reader.source = remote.oid)
+SELECT n.nspname, c.relname FROM remote JOIN pg_class c ON c.oid = remote.oid
+JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relkind = 'm' AND c.relispopulated ORDER BY c.oid
+"""
+
+# CHECK constraints that rows may break though they were checked once: the expression depends on the time, or on tables
+# that a function reads by `search_path`, which is empty in a restore.
+VOLATILE_CHECKS = r"""
+SELECT n.nspname, c.relname, k.conname FROM pg_constraint k
+JOIN pg_class c ON c.oid = k.conrelid AND c.relkind = 'r' AND c.relpersistence <> 't'
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE k.contype = 'c' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+  AND (k.conbin::text ~ '\{SQLVALUEFUNCTION ' OR EXISTS (
+    SELECT FROM regexp_matches(k.conbin::text, ':(?:op)?funcid (\d+)', 'g') AS called
+    JOIN pg_proc p ON p.oid = called[1]::oid JOIN pg_language l ON l.oid = p.prolang
+    WHERE p.provolatile <> 'i' OR l.lanname NOT IN ('internal', 'c')))
+ORDER BY 1, 2, 3
+"""
+
+# Stored columns that a function computes which may read tables by `search_path`.
+COMPUTED = r"""
+SELECT n.nspname, c.relname, a.attname, pg_get_expr(d.adbin, d.adrelid)
+FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+JOIN pg_class c ON c.oid = a.attrelid AND c.relkind = 'r' AND c.relpersistence <> 't'
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE a.attgenerated = 's' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND EXISTS (
+    SELECT FROM regexp_matches(d.adbin::text, ':(?:op)?funcid (\d+)', 'g') AS called
+    JOIN pg_proc p ON p.oid = called[1]::oid JOIN pg_language l ON l.oid = p.prolang
+    WHERE l.lanname NOT IN ('internal', 'c'))
+ORDER BY 1, 2, 3
+"""
+
 NOT_COMPARED = """
 SELECT 'rows of foreign table ' || format('%I.%I', n.nspname, c.relname)
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace

@@ -11,6 +11,7 @@ from runbook.kinds import action, probe
 from runbook.permit import Permit
 from tasks.postgres.content import sequence_values
 from tasks.postgres.copy import REPLACE
+from tasks.postgres.session import read_names
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,11 @@ class Rewound:
 def find_rewound(postgres: Postgres, replaced: str, restored: str) -> tuple[Rewound, ...]:
     """Compare the sequences of both. A replaced database that cannot be read (it may be the reason) gives none."""
     with postgres.connect(restored) as connection:
+        read_names(connection)
         now = sequence_values(connection)
     try:
         with postgres.connect(replaced) as connection:
+            read_names(connection)
             before = sequence_values(connection)
     except OpsError:
         return ()
@@ -44,6 +47,7 @@ def advance_sequences(permit: Permit, postgres: Postgres, database: str, rewound
     """Set a restored database's sequences to where the replaced one's stand; returns how many."""
     permit.require(REPLACE, postgres.database)
     with postgres.connect(database) as connection:
+        read_names(connection)
         for item in rewound:
             execute(connection, "SELECT setval(to_regclass(%s), %s)", item.sequence, item.live)
     return len(rewound)

@@ -67,7 +67,7 @@ _SERVER = """
 SELECT current_setting('server_version_num'), current_setting('server_version'), rolsuper OR rolbypassrls,
        current_setting('data_checksums'), current_setting('fsync'), pg_is_in_recovery(),
        ARRAY(SELECT rolname::text FROM pg_roles WHERE rolname !~ '^pg_' ORDER BY 1),
-       ARRAY(SELECT datname::text FROM pg_database WHERE NOT datistemplate ORDER BY 1)
+       ARRAY(SELECT datname::text FROM pg_database WHERE datname NOT IN ('template0', 'template1') ORDER BY 1)
 FROM pg_roles WHERE rolname = current_user
 """
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psycopg
+
 from blocks.postgres import Connection, Postgres, execute
+from tasks.postgres.printed import SQL_ASCII
 from tasks.postgres.upkeep import NO_TIMEOUTS, refusals, set_known
 
 LOCK_SECONDS = 60
@@ -28,20 +31,37 @@ PINNED = {
 
 
 @contextmanager
-def pinned(postgres: Postgres, database: str) -> Iterator[Connection]:
-    """A read-only REPEATABLE READ transaction under the pinned settings.
+def pinned(postgres: Postgres, database: str, options: str = "") -> Iterator[Connection]:
+    """A read-only REPEATABLE READ transaction under the pinned settings. `options`: as `Postgres.connect`.
 
     Raises:
         OpsError: a lock was not to be had within `LOCK_SECONDS`, or the server refused a statement.
     """
-    with postgres.connect(database) as connection:
+    with postgres.connect(database, options=options) as connection, refusals(connection, LOCK_SECONDS):
         pin(connection)
-        with refusals(connection, LOCK_SECONDS):
-            execute(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ")
-            yield connection
-            execute(connection, "COMMIT")
+        execute(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ")
+        yield connection
+        execute(connection, "COMMIT")
 
 
 def pin(connection: Connection) -> None:
-    """Set what of `PINNED` this server's version knows."""
+    """Set what of `PINNED` this server's version knows, and read names as `read_names` does."""
     set_known(connection, PINNED)
+    read_names(connection)
+
+
+def read_names(connection: Connection) -> str:
+    """Where names of a database in SQL_ASCII are no UTF-8, have this session read and write byte by byte, as Latin-1.
+    Returns Python's name of the session's encoding."""
+    if connection.info.parameter_status("server_encoding") == SQL_ASCII:
+        try:
+            execute(connection, _NAMES)
+        except psycopg.errors.CharacterNotInRepertoire:
+            execute(connection, "SET client_encoding = 'LATIN1'")
+    return connection.info.encoding
+
+
+_NAMES = """
+SELECT nspname FROM pg_namespace UNION SELECT relname FROM pg_class UNION SELECT attname FROM pg_attribute
+UNION SELECT description FROM pg_shdescription
+"""

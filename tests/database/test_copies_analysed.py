@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tasks.migrations.scratch import create_rehearsal, drop_rehearsal, fill_rehearsal
-from tasks.postgres.copy import analyze
+from tasks.postgres.planner_statistics import analyze
 from tests.database.conftest import Trial
 
 # Analysing this table evaluates its index's expression, which takes longer than any client may: a setting says so.
