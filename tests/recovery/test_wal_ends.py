@@ -8,9 +8,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tasks.failover.segments import read_beyond, record_end
+from tasks.failover.segments import read_beyond
 from tasks.wal.local import find_segments
 from tasks.wal.names import lsn_of, lsn_text
+from tasks.wal.pages import record_end
 from tests.clusters import Cluster
 
 PAGE = 8192
