@@ -87,7 +87,7 @@ def judge_target(report: Report, origin: Origin, target: Target, found: Found) -
     reason = found.damage or origin.chain.trouble
     if found.damage or found.behind:
         behind = f"; behind it: {found.behind.told}" if found.behind else ""
-        report.expect("WAL of the archive", False, _beyond(found, origin), value=f"{reason}{behind}",
+        report.expect("WAL of the archive", False, _beyond(found, origin, newest), value=f"{reason}{behind}",
                       expected="whole, of this cluster",
                       otherwise=Status.WARN if found.stop and target.by != "latest" else Status.CRITICAL)  # fmt: skip
         if target.by == "latest":
@@ -121,13 +121,13 @@ def judge_target(report: Report, origin: Origin, target: Target, found: Found) -
     return stop
 
 
-def _beyond(found: Found, origin: Origin) -> str:
+def _beyond(found: Found, origin: Origin, newest: str) -> str:
     """What to do about a gap: mend it, or accept in so many words what is lost behind it."""
     there = f"by=transaction target={found.newest.xid}" if found.newest else f"by=lsn target={origin.content.stop_lsn}"
     return (
-        "look for an intact copy of that segment: the second store (source=copies), the receiver's directory, pg_wal of "
-        "the old primary and the standby; put it into [wal] directory, then launch this again. Without one, launch it "
-        f"with {there}: that restores everything before the gap, and loses what is behind it"
+        "look for an intact copy of that segment: the second store (source=copies), the receiver's directory, pg_wal "
+        "of the old primary and the standby; put it into [wal] directory, then launch this again. Without one, launch "
+        f"it with {there}: that restores everything before the gap (up to {newest}), and loses what is behind it"
     )
 
 

@@ -125,8 +125,8 @@ class Ways:
         why = way.replay.found.damage or way.replay.origin.chain.trouble
         self.report.expect(
             "WAL without a gap", False,
-            "look for an intact copy of that segment: the old region's receiver and pg_wal, another bucket; put it into "
-            f"the store. Without one, launch this again with backup={way.backup.name}, which accepts that loss",
+            "look for an intact copy of that segment: the old region's receiver and pg_wal, another bucket; put it "
+            f"into the store. Without one, launch this again with backup={way.backup.name}, which accepts that loss",
             value=f"{why}; behind it: {behind.told}", expected="whole",
             otherwise=Status.WARN if way.backup.name == self.wanted else Status.CRITICAL,
         )  # fmt: skip

@@ -54,14 +54,15 @@ def restricts(postgres: Postgres) -> bool:
 
 
 def run_plain(postgres: Postgres, path: Path, database: str, settings: Mapping[str, str], hint: str) -> float:
-    """Run a dump through psql in one transaction that ends at the first error; returns the seconds. A text that ends
-    the transaction itself (pg_dump writes no COMMIT) leaves what it did until then in `database`.
+    """Run a dump through psql, up to the first error; returns the seconds. After an error `database` holds a part of
+    it. Not in one transaction: that would hold a lock for every table, index and sequence until its end, which is more
+    than a server with the default settings can hold of a few thousand tables.
 
     Raises:
         VerificationFailed: it is compressed, and was cut off or altered.
-        OpsError: a statement failed, or psql would take a line for a command: everything of it is undone.
+        OpsError: a statement failed, or psql would take a line for a command.
     """
-    argv = [postgres.program("psql"), "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1"]
+    argv = [postgres.program("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]
     argv += ["--no-password", "--output=/dev/null", "--dbname", database]
     environment = {
         **postgres.environment(),

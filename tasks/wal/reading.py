@@ -153,8 +153,8 @@ class Reader:
         self.end = begin or self.read[-1].end
         if begin:
             link = self.undecodable = next(link for link in links if link.segment.end > begin)
-            self.damage = (f"{link.segment.name} in {self.archive.place.where} is damaged: its WAL does not decode from "
-                           f"{lsn_text(begin)} on, although its checksum is right")  # fmt: skip
+            self.damage = (f"{link.segment.name} in {self.archive.place.where} is damaged: its WAL does not decode "
+                           f"from {lsn_text(begin)} on, although its checksum is right")  # fmt: skip
 
     def _decode(self, files: Files, *, is_last: bool) -> tuple[list[Commit], int]:
         """The commits, and the LSN at which a record that cannot be read begins (0: it was read to its end). Of the
