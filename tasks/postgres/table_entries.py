@@ -17,10 +17,12 @@ from runbook import shell
 _ENTRY = re.compile(r"(\d+); \d+ \d+ (.+)")
 _NEEDS = re.compile(r";\s+depends on: ([\d ]+)")
 _PLAIN = re.compile(r"(?:([a-z_][a-z0-9_$]*)\.)?([a-z_][a-z0-9_$]*)")
-# What there are thousands of where there are thousands of tables. Everything else (types, functions …) is restored.
+# What there are thousands of where there are thousands of tables, and what comes after the rows. Everything else
+# (types, functions …) is restored.
 _OF_TABLES = (
     *("TABLE ", "VIEW ", "MATERIALIZED VIEW ", "FOREIGN TABLE ", "SEQUENCE ", "DEFAULT ", "COMMENT ", "ACL "),
-    *("SECURITY LABEL ", "STATISTICS ", "RULE "),
+    *("SECURITY LABEL ", "STATISTICS ", "RULE ", "CONSTRAINT ", "CHECK CONSTRAINT ", "FK CONSTRAINT ", "INDEX "),
+    *("TRIGGER ", "EVENT TRIGGER ", "POLICY ", "ROW SECURITY ", "PUBLICATION ", "SUBSCRIPTION "),
 )
 _ATTACH, _DEFAULT = "TABLE ATTACH ", "DEFAULT "
 

@@ -41,8 +41,8 @@ def tables_scratch_name(database: str) -> str:
 
 @action(idempotent=True)
 def open_schema(postgres: Postgres, backup: Backup, typed: Sequence[str] = ()) -> Copy:
-    """A scratch database with what of the backup stands before its data: types, functions, the named tables, empty, with
-    all that they depend on. Where a name is not one plain table's, or that does not restore: with every table.
+    """A scratch database with what stands before the data in a backup: types, functions, and the named tables, empty,
+    with all that they depend on. Where a name is not one plain table's, or that does not restore: with every table.
 
     Without owners and privileges, keys and triggers: only the administrator reads it, and nothing else writes there.
 
