@@ -25,6 +25,7 @@ from runbook.render import size
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.files_copy import superseded_files
+from tasks.postgres.copy import drop
 from tasks.postgres.superseded import find_superseded
 from tasks.postgres.table_kept import find_superseded_tables
 from tasks.redis.restore.swap import superseded_redis
@@ -177,7 +178,7 @@ def discard(permit: Permit, env: Environment, item: Aside) -> str:
             connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(tables))
     else:
         with env.postgres.connect() as connection:
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(item.name)))
+            drop(env.postgres, connection, item.name)
     return item.name
 
 

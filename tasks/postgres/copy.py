@@ -20,6 +20,7 @@ from tasks.postgres.content import DatabaseContent
 from tasks.postgres.dump import STATISTICS_VERSION
 from tasks.postgres.fill import Source, fill, source_in
 from tasks.postgres.properties import Properties, apply_properties, creation
+from tasks.postgres.subscriptions import detach_subscriptions
 from tasks.postgres.upkeep import NO_TIMEOUTS, refusals, set_known
 
 REPLACE = "replace database"
@@ -96,7 +97,7 @@ def drop_scratch(postgres: Postgres) -> str:
     """Remove what a verification made."""
     name = scratch_name(postgres.database)
     with postgres.connect() as connection:
-        drop(connection, name)
+        drop(postgres, connection, name)
     return name
 
 
@@ -111,7 +112,7 @@ def require(permit: Permit, postgres: Postgres, target: str) -> None:
 
 def _create(postgres: Postgres, properties: Properties, name: str) -> Copy:
     with postgres.connect() as connection:
-        drop(connection, name)
+        drop(postgres, connection, name)
         connection.execute(creation(name, properties))
         connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
         return Copy(name, oid_of(connection, name))
@@ -134,6 +135,7 @@ def fill_scratch(postgres: Postgres, source: Source, properties: Properties, scr
 
 def _fill(postgres: Postgres, source: Source, properties: Properties, copy: Copy, jobs: int) -> Copy:
     seconds = fill(postgres, source, copy.database, copy.oid, jobs)
+    detach_subscriptions(postgres, copy.database)
     with postgres.connect() as connection:
         apply_properties(connection, copy.database, properties)
     return Copy(copy.database, copy.oid, seconds)
@@ -191,7 +193,7 @@ def drop_copy(permit: Permit, postgres: Postgres) -> str:
     permit.require(REPLACE, postgres.database)
     name = copy_name(postgres.database)
     with postgres.connect() as connection:
-        drop(connection, name)
+        drop(postgres, connection, name)
     return name
 
 
@@ -206,13 +208,15 @@ def try_login(postgres: Postgres, database: str) -> str:
         return str(execute(connection, "SELECT current_user")[0][0])
 
 
-def drop(connection: Connection, database: str) -> None:
-    """Drop a database beside the live one; backends of a killed pg_restore live on for seconds, so FORCE.
+def drop(postgres: Postgres, connection: Connection, database: str) -> None:
+    """Drop a database beside the live one; backends of a killed pg_restore live on for seconds, so FORCE. Subscriptions
+    in it are dropped first, without a word to their publisher.
 
     Raises:
         OpsError: the server refuses it.
     """
     with refusals(connection):
+        detach_subscriptions(postgres, database, dropped=True)
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(database)))
 
 

@@ -65,7 +65,7 @@ def open_schema(postgres: Postgres, backup: Backup, typed: Sequence[str] = ()) -
 
 def _open(postgres: Postgres, backup: Backup, name: str, *what: str) -> Copy:
     with postgres.connect() as connection:
-        drop(connection, name)
+        drop(postgres, connection, name)
         connection.execute(creation(name, content_in(backup).properties))
         connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
         scratch = Copy(name, oid_of(connection, name))
@@ -154,5 +154,5 @@ def drop_tables_scratch(postgres: Postgres) -> str:
     """Remove it."""
     name = tables_scratch_name(postgres.database)
     with postgres.connect() as connection:
-        drop(connection, name)
+        drop(postgres, connection, name)
     return name
