@@ -157,16 +157,23 @@ class Reader:
                            f"from {lsn_text(begin)} on, although its checksum is right")  # fmt: skip
 
     def _decode(self, files: Files, *, is_last: bool) -> tuple[list[Commit], int]:
-        """The commits, and the LSN at which a record that cannot be read begins (0: it was read to its end). Of the
-        last segments of all the last record may not be whole yet: no other follows it then."""
+        """The commits, and the LSN at which a record that cannot be read begins (0: it was read to its end). Where the
+        archive ends the last record may not be whole yet: no other follows it then."""
         ends = list[int]()
         commits = commits_in(self.postgres, files, ends.append)
         if not ends:
             return commits, 0
         begin = next_record(files, ends[0])
-        if begin >= files[-1][0].end or (is_last and not records_follow(files, begin)):
+        if begin >= files[-1][0].end or (is_last and not records_follow(files, self._last_place(begin))):
             return commits, 0
         return commits, begin
+
+    def _last_place(self, begin: int) -> int:
+        """Records behind this place are there only where the one at `begin` is damaged: a segment is flushed before it
+        is finished, and before the next one is written. Of an unfinished one, after a power failure, the end may be
+        there and the middle not."""
+        link = next(link for link in self.read if link.segment.end > begin)
+        return link.segment.end - 1 if link.stored.end else begin
 
     def _replace(
         self, links: Sequence[Link], files: Files, begin: int, *, is_last: bool
