@@ -18,7 +18,7 @@ from typing import Literal
 
 import psycopg
 
-from blocks.postgres import Connection, Postgres
+from blocks.postgres import Connection, Postgres, first_line
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
@@ -102,16 +102,17 @@ def dump_database(postgres: Postgres, directory: Path, jobs: int, what: What = F
         CommandFailed: pg_dump failed.
         OpsError: tables are locked, truncated or altered again and again.
     """
-    compression = best_compression(postgres)
+    compression, last = best_compression(postgres), ""
     for workers in (jobs, jobs, *[1] * SERIAL_ATTEMPTS):
         try:
             return _dump_once(postgres, directory, workers, compression, what)
         except _Contended as why:
             shutil.rmtree(directory / DUMP, ignore_errors=True)
             (directory / what.file).unlink(missing_ok=True)
+            last = str(why)
             logger().info("%s while the database was being dumped: again", why)
     raise OpsError(
-        "objects are truncated, altered or dropped again and again while they are dumped",
+        f"objects are truncated, altered or dropped again and again while they are dumped; last: {last}",
         "look for TRUNCATE, ALTER and DROP in pg_stat_activity, pause them, and try again",
     )
 
@@ -243,13 +244,13 @@ def _telling_contention(postgres: Postgres) -> Iterator[None]:
         # pg_dump's own --lock-wait-timeout is a statement_timeout around LOCK TABLE; it sets none otherwise.
         if re.search(r"could not obtain lock|lock timeout|55P03|due to statement timeout", error.stderr):
             raise _Contended("a table was truncated or altered") from None
-        if _DROPPED.search(error.stderr):
-            raise _Contended("an object was dropped") from None
+        if dropped := _DROPPED.search(error.stderr):
+            raise _Contended(f"an object was dropped ({dropped[0]})") from None
         if "out of shared memory" in error.stderr:
             raise too_many_tables(postgres) from None
         raise
-    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedObject, psycopg.errors.UndefinedFunction):
-        raise _Contended("an object was dropped") from None
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedObject, psycopg.errors.UndefinedFunction) as error:
+        raise _Contended(f"an object was dropped ({first_line(error)})") from None
 
 
 # What the server says of an object that is in pg_dump's snapshot and no longer in its catalogue.

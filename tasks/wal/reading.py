@@ -202,12 +202,13 @@ def copies_of(env: Environment, system: int) -> Copies:
     def find(link: Link) -> Iterator[bytes]:
         if not env.has("wal") or not env.wal.directory or not Path(env.wal.directory).is_dir():
             return
-        for one in find_segments(Path(env.wal.directory)):
-            if one.segment == link.segment and one.system == system and not one.path.name.endswith(".partial"):
-                with contextlib.suppress(OSError, VerificationFailed):
-                    content = one.path.read_bytes()
-                    require_own(content, link.segment, system)
-                    yield content
+        with contextlib.suppress(OpsError):
+            for one in find_segments(Path(env.wal.directory)):
+                if one.segment == link.segment and one.system == system and not one.path.name.endswith(".partial"):
+                    with contextlib.suppress(OSError, VerificationFailed):
+                        content = one.path.read_bytes()
+                        require_own(content, link.segment, system)
+                        yield content
 
     return find
 
