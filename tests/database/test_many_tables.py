@@ -106,7 +106,7 @@ def test_more_tables_than_locks_are_backed_up_and_one_comes_back_alone(crowded: 
     drop_tables_scratch.work(postgres)
     assert backup_database.fn(NAME, kind="sql.gz").status in GOOD
     assert verify_backup.fn(NAME).status in GOOD, (
-        "a script is not run in one transaction, and a copy is read in batches"
+        "a script is run without one transaction, and a copy is read in batches"
     )
     crowded.sql(MANY.format(first=1001, last=2400, key="int"))
     with pytest.raises(OpsError) as caught:
