@@ -251,6 +251,8 @@ def _telling_contention(postgres: Postgres) -> Iterator[None]:
         raise
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedObject, psycopg.errors.UndefinedFunction) as error:
         raise _Contended(f"an object was dropped ({first_line(error)})") from None
+    except psycopg.errors.OutOfMemory as error:
+        raise (too_many_tables(postgres) if "shared memory" in str(error) else error) from None
 
 
 # What the server says of an object that is in pg_dump's snapshot and no longer in its catalogue.
