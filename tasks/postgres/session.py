@@ -11,7 +11,7 @@ from tasks.postgres.upkeep import NO_TIMEOUTS, refusals, set_known
 
 Item = TypeVar("Item")
 LOCK_SECONDS = 60
-BATCH = 100
+BATCH = 25
 
 # recovery-rules, content manifest. extra_float_digits ≥ 1 prints the shortest text that reads back exactly.
 PINNED = {

@@ -102,13 +102,16 @@ def too_many_tables(postgres: Postgres) -> OpsError:
     wanted = max(2 * per, -(-2 * tables // sessions))
     return OpsError(
         f"the server's table of locks is full: the database has {tables:,} tables, a dump locks each of them, and "
-        f"max_locks_per_transaction = {per} with {sessions} sessions makes room for about {per * sessions:,}",
+        f"max_locks_per_transaction = {per} with {sessions} processes makes room for about {per * sessions:,}",
         f"ALTER SYSTEM SET max_locks_per_transaction = {wanted} (on the standby first), restart PostgreSQL, and launch "
         "this again",
     )
 
 
+# https://www.postgresql.org/docs/current/runtime-config-locks.html: the table is shared by all processes.
 _LOCKS = """
 SELECT current_setting('max_locks_per_transaction')::int,
        current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int
+       + current_setting('max_wal_senders')::int + current_setting('max_worker_processes')::int
+       + coalesce(current_setting('autovacuum_worker_slots', true), current_setting('autovacuum_max_workers'))::int
 """
