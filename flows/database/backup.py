@@ -86,7 +86,8 @@ def verify_backup(
 
     Really restores a backup, the newest by default, and notes that it is verified: of the database into a scratch
     database, compared row by row, with the expectations run on it; of Redis on a scratch server, key by key; of the
-    files into a scratch directory, entry by entry; of the whole cluster on a private instance, every row read.
+    files into a scratch directory, entry by entry; of the whole cluster on a private instance, every row read, and the
+    archived WAL after it, up to its end.
     Run it weekly for each kind: only this makes a backup one to rely on, and prune-backups
     deletes none of a kind before.
 

@@ -8,6 +8,7 @@ from blocks.environment import Environment, Stores
 from blocks.wal import Wal
 from flows import store
 from flows.database.room import judge_room
+from flows.database.wal_reading import judge_wal
 from flows.store import mark_failed, mark_verified, store_for
 from runbook.errors import RunbookFailed, VerificationFailed
 from runbook.render import duration
@@ -105,4 +106,5 @@ def verify_cluster(report: Report, env: Environment, wanted: str, source: Stores
                   value="; ".join(read.problems[:3]) or f"{len(read.rows)} databases")  # fmt: skip
     report.fail_if_critical()
     mark_verified(report, chosen)
+    judge_wal(report, env, chosen, source)
     return chosen

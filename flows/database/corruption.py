@@ -43,7 +43,7 @@ def check_corruption(
 ) -> Report:
     """データ破損の検査 (§1)
 
-    Reads every heap page and every B-tree of a database with amcheck, and reports failed checksums and collations
+    Reads every heap page, B-tree and GIN index of a database with amcheck, and reports failed checksums and collations
     whose provider has another version than they were recorded with. Run it weekly, and after a power cut, a disk fault
     or a move to another operating system.
 

@@ -187,7 +187,7 @@ def discard(permit: Permit, env: Environment, item: Aside) -> str:
             connection.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(tables))
     else:
         with env.postgres.connect() as connection:
-            drop(connection, item.name)
+            drop(env.postgres, connection, item.name)
     return item.name
 
 

@@ -68,7 +68,7 @@ def restore_tables(
         steps.judge_server(report, env, chosen, read_server(env.postgres))
         report.fail_if_critical()
         try:
-            scratch = open_schema(env.postgres, chosen)
+            scratch = open_schema(env.postgres, chosen, tables)
             pairs = match_tables.after(scratch)(env.postgres, scratch.database, tables)
             sums = content_in(chosen).tables
             wanted = [(pair, expected_of(pair.wanted, sums)) for pair in pairs]

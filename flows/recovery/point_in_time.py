@@ -13,6 +13,7 @@ from blocks.environment import Environment, Stores
 from flows.database.cluster_verification import judge_space, judge_version
 from flows.database.table_steps import require_names
 from flows.database.tables import restore_tables
+from flows.database.wal_reading import mend
 from flows.launch import launch
 from flows.pinned import pin_database
 from flows.recovery import point_build, point_choice, point_swap, point_tables, point_target
@@ -97,6 +98,7 @@ def restore_to_point(
         instance = prepare_instance(env.postgres, root)
         report.at_end(lambda: put_away(instance))
         found = point_target.find_in_wal(env, origin, wanted, root / "wal")
+        mend(report, origin.archive, found.replaced, found.undecodable, root / "wal")
         stop = point_target.judge_target(report, origin, wanted, found)
         _plan(report, env, origin, found, mode, tables)
         acts = point_swap.acts(env) if mode == "swap" else point_tables.acts(tables)

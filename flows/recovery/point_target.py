@@ -10,20 +10,21 @@ from blocks.environment import Environment
 from flows.recovery.point_choice import Origin, full_xid
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from runbook.report import Report
+from runbook.report import Report, Status
 from tasks.cluster.content import cluster_in
 from tasks.cluster.target import Stop, Target, find_stop
 from tasks.stores.directory import told
 from tasks.wal.continuity import Link
-from tasks.wal.dump import Commit, commits_in
-from tasks.wal.fetch import fetch_batches
+from tasks.wal.dump import Commit
 from tasks.wal.names import lsn_text
+from tasks.wal.reading import Behind, Reader, copies_of
 
 
 @dataclass(frozen=True)
 class Found:
     """The stop, None where the target is not in what could be read; the segments that are needed for it; the newest
-    commit that was seen; how many follow the stop (`more`: there are others that were not read); why reading ended."""
+    commit that was seen; how many follow the stop (`more`: there are others that were not read); why reading ended, and
+    what lies behind that; the segment that does not decode; those that were read from an intact copy."""
 
     stop: Stop | None
     links: tuple[Link, ...]
@@ -31,6 +32,9 @@ class Found:
     lost: int
     more: bool
     damage: str
+    behind: Behind | None = None
+    undecodable: Link | None = None
+    replaced: tuple[Link, ...] = ()
 
 
 @probe
@@ -40,28 +44,27 @@ def find_in_wal(env: Environment, origin: Origin, target: Target, directory: Pat
     Raises:
         OpsError, Unreachable: the archive does not answer, or the disk is full.
     """
-    content, links = origin.content, origin.chain.links
-    commits, stop, read, damage = list[Commit](), None, tuple[Link, ...](), ""
+    content, stop = origin.content, None
     with told(directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for fetched in fetch_batches(origin.archive, content.system, links, directory):
-        begun = max(len(read) - 1, 0)  # a record may go over the edge of two batches
-        read, damage = fetched.links, fetched.damage
-        files = [(link.segment, directory / link.segment.name) for link in read[begun:]]
-        last = commits[-1].lsn if commits else -1
-        commits += [commit for commit in commits_in(env.postgres, files) if commit.lsn > last]
-        whole = len(read) == len(links) and not damage
-        end = read[-1].end if read else content.stop
-        if stop := find_stop(target, commits, content.stop, end, whole=whole):
+    reader = Reader(env.postgres, origin.archive, content.system, origin.chain, directory,
+                    copies_of(env, content.system), end=content.stop)  # fmt: skip
+    for _ in reader.batches():
+        if stop := find_stop(target, reader.commits, content.stop, reader.end, whole=reader.is_whole):
             break
+    commits = reader.commits
     after = [one for one in commits if stop and one.lsn >= stop.lsn and one != stop.before and stop.lsn]
+    is_cut_off = reader.is_whole or bool(reader.damage)  # else the target was found before
     return Found(
         stop,
-        _needed(read, stop),
+        _needed(reader.read, stop),
         commits[-1] if commits else None,
         len(after),
-        len(read) < len(links),
-        damage,
+        len(reader.read) < len(origin.chain.links) or bool(origin.chain.behind),
+        reader.damage,
+        reader.behind() if is_cut_off else None,
+        reader.undecodable,
+        tuple(reader.replaced),
     )
 
 
@@ -82,9 +85,13 @@ def judge_target(report: Report, origin: Origin, target: Target, found: Found) -
     oldest = cluster_in(origin.oldest)
     report.fact("newest reachable point" if not found.more or found.damage else "newest point that was read", newest)
     reason = found.damage or origin.chain.trouble
-    if found.damage:
-        report.expect("WAL of the archive", found.stop is not None, f"reachable from here is up to: {newest}",
-                      value=found.damage, expected="whole, of this cluster")  # fmt: skip
+    if found.damage or found.behind:
+        behind = f"; behind it: {found.behind.told}" if found.behind else ""
+        report.expect("WAL of the archive", False, _beyond(found, origin, newest), value=f"{reason}{behind}",
+                      expected="whole, of this cluster",
+                      otherwise=Status.WARN if found.stop and target.by != "latest" else Status.CRITICAL)  # fmt: skip
+        if target.by == "latest":
+            found = replace(found, stop=None)
     early = _is_early(target, origin)
     if early and target.by == "time":  # the first commit after it is in the archive, and those before it are not
         found = replace(found, stop=None)
@@ -112,6 +119,16 @@ def judge_target(report: Report, origin: Origin, target: Target, found: Found) -
     more = " or more (not all of the WAL was read)" if found.more else ""
     report.fact("transactions after the target", f"{found.lost}{more}")
     return stop
+
+
+def _beyond(found: Found, origin: Origin, newest: str) -> str:
+    """What to do about a gap: mend it, or accept in so many words what is lost behind it."""
+    there = f"by=transaction target={found.newest.xid}" if found.newest else f"by=lsn target={origin.content.stop_lsn}"
+    return (
+        "look for an intact copy of that segment: the second store (source=copies), the receiver's directory, pg_wal "
+        "of the old primary and the standby; put it into [wal] directory, then launch this again. Without one, launch "
+        f"it with {there}: that restores everything before the gap (up to {newest}), and loses what is behind it"
+    )
 
 
 def _is_early(target: Target, origin: Origin) -> bool:

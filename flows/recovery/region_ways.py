@@ -11,6 +11,7 @@ from datetime import datetime
 from blocks.environment import Environment
 from flows.database import steps as database
 from flows.database.cluster_verification import judge_space, judge_version
+from flows.database.wal_reading import mend
 from flows.recovery import point_choice
 from flows.recovery.point_choice import Origin
 from flows.recovery.point_target import Found, find_in_wal
@@ -113,8 +114,22 @@ class Ways:
             if not weighed.why:
                 self.report.fact("database from", f"{way.kind}: {way.told}")
                 self.report.pin("backup", way.backup.name)
+                self._judge_gap(way)
                 return way
             self.tried.add(way.backup.name)
+
+    def _judge_gap(self, way: Way) -> None:
+        """What lies behind a gap is lost by this way: whoever wants it names the backup."""
+        if not way.replay or not (behind := way.replay.found.behind):
+            return
+        why = way.replay.found.damage or way.replay.origin.chain.trouble
+        self.report.expect(
+            "WAL without a gap", False,
+            "look for an intact copy of that segment: the old region's receiver and pg_wal, another bucket; put it "
+            f"into the store. Without one, launch this again with backup={way.backup.name}, which accepts that loss",
+            value=f"{why}; behind it: {behind.told}", expected="whole",
+            otherwise=Status.WARN if way.backup.name == self.wanted else Status.CRITICAL,
+        )  # fmt: skip
 
     def _ranked(self) -> list[Way]:
         report, reasons = self.report, dict[str, str]()
@@ -166,6 +181,7 @@ class Ways:
         instance = prepare_instance(env.postgres, root)
         report.at_end(lambda: put_away(instance))
         found = find_in_wal(env, origin, NEWEST, root / "wal")
+        mend(report, origin.archive, found.replaced, found.undecodable, root / "wal")
         stop = self._end_of(origin, found)
         newest = stop.before.at if stop.before else cluster_in(origin.backup).stopped
         return Way(origin.backup, newest, Replay(origin, found, stop, instance))

@@ -17,6 +17,7 @@ from tasks.cluster.unpack import BASE
 from tasks.postgres.filenodes import Filed
 
 PG_DATABASE, PG_CLASS = "1262", "1259"
+_MAP, _MAP_MAGIC = "pg_filenode.map", 0x592717
 _PAGE, _HEAD = 8192, 24
 _NAME = 64
 # pg_class: oid, relname, relnamespace, reltype, reloftype, relowner, relam, relfilenode
@@ -34,16 +35,20 @@ def find_in_backup(backup: Path, database: str, typed: str, directory: Path, whe
         VerificationFailed: the backup cannot be read.
     """
     argv = ["tar", "--extract", "--gzip", f"--file={backup / BASE}", f"--directory={directory}", "--no-same-owner"]
+    maps = [f"global/{_MAP}", f"base/*/{_MAP}"]
     try:
-        shell.run([*argv, "--wildcards", f"global/{PG_DATABASE}", f"base/*/{PG_CLASS}"])
+        shell.run([*argv, "--wildcards", *maps])
+        databases = directory / "global" / _file_in(directory / "global", PG_DATABASE)
+        classes = {path: path / _file_in(path, PG_CLASS) for path in sorted((directory / "base").iterdir())}
+        shell.run([*argv, *(str(path.relative_to(directory)) for path in (databases, *classes.values()))])
     except CommandFailed as error:
         what = f"the catalog of {where} cannot be read: {error.message}"
         raise VerificationFailed(what, "name the table's OID") from None
     schema, _, name = typed.strip().replace('"', "").rpartition(".")
     found = dict[tuple[int, int, int], Filed]()
-    for oid in _databases(directory / "global" / PG_DATABASE, database):
-        path = directory / "base" / str(oid) / PG_CLASS
-        for row in rows_in(path.read_bytes()) if path.exists() else ():
+    for oid in _databases(databases, database):
+        path = classes.get(directory / "base" / str(oid))
+        for row in rows_in(path.read_bytes()) if path else ():
             if len(row) < _CLASS.size:
                 continue
             table, called, namespace, *_, file = _CLASS.unpack_from(row)
@@ -51,6 +56,21 @@ def find_in_backup(backup: Path, database: str, typed: str, directory: Path, whe
             if fits and file and _text(called) == name and namespace not in _SYSTEM_SCHEMAS:
                 found[oid, table, file] = Filed(oid, table, typed, file, 0, where)
     return tuple(found.values())
+
+
+def _file_in(directory: Path, oid: str) -> str:
+    """The file of a catalog whose rows say nothing of that: VACUUM FULL gives it another one.
+
+    src/backend/utils/cache/relmapper.c: RelMapFile
+    """
+    content = (directory / _MAP).read_bytes()
+    magic, count = struct.unpack_from("<ii", content)
+    if magic == _MAP_MAGIC:
+        for index in range(count):
+            mapped, file = struct.unpack_from("<II", content, 8 + 8 * index)
+            if mapped == int(oid):
+                return str(file)
+    return oid
 
 
 def _databases(path: Path, wanted: str) -> set[int]:

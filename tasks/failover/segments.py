@@ -18,11 +18,11 @@ from runbook import shell
 from runbook.errors import CommandFailed, OpsError
 from tasks.wal.local import Local, find_segments
 from tasks.wal.names import lsn_of, lsn_text
+from tasks.wal.pages import record_end, records_follow
 
 WALDUMP_SECONDS = 300
 _END = re.compile(r"error in WAL record at ([0-9A-F]+/[0-9A-F]+)")
 _RECORD = re.compile(r"len \(rec/tot\): +\d+/ *(\d+), tx: +\d+, lsn: ([0-9A-F]+/[0-9A-F]+), prev \S+, desc: (\w+)")
-_PAGE_BYTES, _PAGE_HEAD, _SEGMENT_HEAD, _ALIGNED = 8192, 24, 40, 8
 _TAIL_BYTES = 1 << 20
 _COMMITS = re.compile(r"^\s*Transaction/COMMIT\w*\s+(\d+)", re.MULTILINE)
 
@@ -43,6 +43,29 @@ def read_beyond(postgres: Postgres, directory: Path, timeline: int, place: int) 
     Raises:
         OpsError: it cannot be read; or it holds what is later, and not what comes before that.
     """
+    beyond = _read_beyond(postgres, directory, timeline, place)
+    while _goes_on(directory, timeline, beyond.end):
+        again = _read_beyond(postgres, directory, timeline, place)
+        if again.end == beyond.end:
+            raise OpsError(
+                f"{directory} is damaged: from {lsn_text(beyond.end)} on nothing can be read, and later WAL is there",
+                "bring an intact copy of it there (the archive, another server's pg_wal), then launch it again",
+            )
+        beyond = again  # it was written meanwhile
+    return beyond
+
+
+def _goes_on(directory: Path, timeline: int, end: int) -> bool:
+    """Whether records are in a later segment than the last one that could be read: a server flushes a segment before it
+    writes the next. (Of one and the same segment the end may be there and the middle not, after a power failure.) A
+    file that is renamed meanwhile says nothing."""
+    with contextlib.suppress(FileNotFoundError):
+        there = [one for one in find_segments(directory) if one.timeline == timeline and one.start > end]
+        return records_follow([(one.segment, one.path) for one in there], end)
+    return False
+
+
+def _read_beyond(postgres: Postgres, directory: Path, timeline: int, place: int) -> Beyond:
     there = [one for one in find_segments(directory) if one.timeline == timeline and one.start + one.bytes > place]
     if not there:
         return Beyond(place)
@@ -88,18 +111,6 @@ def _last_end(argv: list[str | Path], segment_bytes: int) -> int:
     bytes_, start, what = found[-1]
     end = record_end(lsn_of(start), int(bytes_), segment_bytes)
     return -(-end // segment_bytes) * segment_bytes if what == "SWITCH" else end
-
-
-def record_end(start: int, bytes_: int, segment_bytes: int) -> int:
-    """Where the record after one of so many bytes begins: every page that it goes on in has a header of its own.
-
-    src/backend/access/transam/xlogreader.c: XLogDecodeNextRecord
-    """
-    place, left = start, bytes_
-    while left > (room := _PAGE_BYTES - place % _PAGE_BYTES):
-        place, left = place + room, left - room
-        place += _PAGE_HEAD if place % segment_bytes else _SEGMENT_HEAD
-    return -(-(place + left) // _ALIGNED) * _ALIGNED
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ def create_rehearsal(postgres: Postgres) -> str:
     """An empty database under the reserved name, with the live one's owner, locale, privileges and settings."""
     name = scratch_name(postgres.database)
     with postgres.connect() as connection:
-        drop(connection, name)
+        drop(postgres, connection, name)
         properties = read_properties(connection, postgres.database)
         connection.execute(creation(name, properties))
         connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
@@ -53,7 +53,7 @@ def drop_rehearsal(postgres: Postgres) -> str:
     """Remove it."""
     name = scratch_name(postgres.database)
     with postgres.connect() as connection:
-        drop(connection, name)
+        drop(postgres, connection, name)
     return name
 
 

@@ -17,7 +17,7 @@ from tasks.postgres.definitions import read_definitions
 from tasks.postgres.properties import Properties, read_properties
 from tasks.postgres.quiet import copy_options
 from tasks.postgres.rowhash import FORM, row_hash
-from tasks.postgres.session import pinned
+from tasks.postgres.session import in_batches, pinned
 
 LARGE_OBJECTS = "large objects"
 Part = Literal["full", "schema", "tables"]
@@ -144,7 +144,7 @@ def revision(connection: Connection) -> str:
 def _tables(connection: Connection, chosen: Collection[str] | None) -> Iterator[tuple[str, TableSum]]:
     """ONLY: a parent's children are counted for themselves. None: all tables, and the large objects."""
     found: dict[str, TableSum] = {}
-    for schema, table, columns, size, unit in execute(connection, queries.TABLES):
+    for schema, table, columns, size, unit in in_batches(connection, execute(connection, queries.TABLES)):
         if chosen is not None and unit not in chosen:
             continue
         query = sql.SQL("SELECT count(*), coalesce(sum({}::numeric), 0) FROM ONLY {}").format(
@@ -166,7 +166,7 @@ def _tables(connection: Connection, chosen: Collection[str] | None) -> Iterator[
 def sequence_values(connection: Connection) -> dict[str, SequenceValue]:
     """Every sequence's value as it stands, by its quoted name."""
     found = {}
-    for schema, name, quoted in execute(connection, queries.SEQUENCES):
+    for schema, name, quoted in in_batches(connection, execute(connection, queries.SEQUENCES)):
         query = sql.SQL("SELECT last_value, is_called FROM {}").format(sql.Identifier(schema, name))
         last, called = execute(connection, query)[0]
         found[str(quoted)] = SequenceValue(last=int(last), called=bool(called))
@@ -185,7 +185,7 @@ def read_counts(postgres: Postgres, database: str) -> RowCounts:
     """Count every table, without reading its content."""
     counts: dict[str, int] = {}
     with pinned(postgres, database) as connection:
-        for schema, table, _, _, unit in execute(connection, queries.TABLES):
+        for schema, table, _, _, unit in in_batches(connection, execute(connection, queries.TABLES)):
             query = sql.SQL("SELECT count(*) FROM ONLY {}").format(sql.Identifier(schema, table))
             counts[unit] = counts.get(unit, 0) + int(execute(connection, query)[0][0])
         lobs = int(execute(connection, "SELECT count(*) FROM pg_largeobject_metadata")[0][0])

@@ -19,6 +19,7 @@ from tasks.catalogue import Backup
 from tasks.postgres.content import DatabaseContent
 from tasks.postgres.fill import Source, fill, fill_remote, source_in
 from tasks.postgres.properties import Properties, apply_properties, creation
+from tasks.postgres.subscriptions import detach_subscriptions
 from tasks.postgres.upkeep import refusals
 
 REPLACE = "replace database"
@@ -105,7 +106,7 @@ def drop_scratch(postgres: Postgres) -> str:
     """Remove what a verification made."""
     name = scratch_name(postgres.database)
     with postgres.connect() as connection:
-        drop(connection, name)
+        drop(postgres, connection, name)
     return name
 
 
@@ -120,7 +121,7 @@ def require(permit: Permit, postgres: Postgres, target: str) -> None:
 
 def _create(postgres: Postgres, properties: Properties, name: str) -> Copy:
     with postgres.connect() as connection:
-        drop(connection, name)
+        drop(postgres, connection, name)
         connection.execute(creation(name, properties))
         connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
         return Copy(name, oid_of(connection, name))
@@ -144,6 +145,7 @@ def fill_scratch(postgres: Postgres, source: Source, properties: Properties, scr
 def _fill(postgres: Postgres, source: Source, properties: Properties, copy: Copy, jobs: int) -> Copy:
     seconds = fill(postgres, source, copy.database, copy.oid, jobs)
     unfilled = fill_remote(postgres, copy.database, source.remote) if source.remote else {}
+    detach_subscriptions(postgres, copy.database)
     with postgres.connect() as connection:
         apply_properties(connection, copy.database, properties)
     return Copy(copy.database, copy.oid, seconds, unfilled)
@@ -177,7 +179,7 @@ def drop_copy(permit: Permit, postgres: Postgres) -> str:
     permit.require(REPLACE, postgres.database)
     name = copy_name(postgres.database)
     with postgres.connect() as connection:
-        drop(connection, name)
+        drop(postgres, connection, name)
     return name
 
 
@@ -192,8 +194,9 @@ def try_login(postgres: Postgres, database: str) -> str:
         return str(execute(connection, "SELECT current_user")[0][0])
 
 
-def drop(connection: Connection, database: str) -> None:
-    """Drop a database beside the live one; backends of a killed pg_restore live on for seconds, so FORCE.
+def drop(postgres: Postgres, connection: Connection, database: str) -> None:
+    """Drop a database beside the live one; backends of a killed pg_restore live on for seconds, so FORCE. Subscriptions
+    in it are dropped first, without a word to their publisher.
 
     Raises:
         OpsError: the server refuses it.
@@ -202,6 +205,7 @@ def drop(connection: Connection, database: str) -> None:
     with refusals(connection):
         if execute(connection, "SELECT 1 FROM pg_database WHERE datname = %s AND datistemplate", database):
             connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(name))
+        detach_subscriptions(postgres, database, dropped=True)
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
 
 

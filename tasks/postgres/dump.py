@@ -16,7 +16,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from blocks.postgres import Connection, Postgres
+import psycopg
+
+from blocks.postgres import Connection, Postgres, first_line
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
@@ -34,7 +36,7 @@ from tasks.postgres.plain import COMPRESSED, PLAIN, read_plain
 from tasks.postgres.printed import decoded
 from tasks.postgres.server import program_version
 from tasks.postgres.session import LOCK_SECONDS
-from tasks.postgres.snapshot import exported_snapshot
+from tasks.postgres.snapshot import exported_snapshot, too_many_tables
 from tasks.postgres.upkeep import refusals
 
 Form = Literal["full", "schema", "tables", "sql", "sql.gz"]
@@ -67,7 +69,8 @@ class Dumped:
 
 
 class _Contended(Exception):
-    """Somebody waits for an exclusive lock on a table that is being dumped: whoever comes later waits behind him."""
+    """Why a dump begins anew: somebody waits for an exclusive lock on a table that is being dumped, and whoever comes
+    later waits behind him; or an object that cannot be locked (a view, a sequence, a function) was dropped."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +107,18 @@ def dump_database(postgres: Postgres, directory: Path, jobs: int, what: What = F
         CommandFailed: pg_dump failed.
         OpsError: tables are locked, truncated or altered again and again.
     """
-    compression = best_compression(postgres)
+    compression, last = best_compression(postgres), ""
     for workers in (jobs, jobs, *[1] * SERIAL_ATTEMPTS):
         try:
             return _dump_once(postgres, directory, workers, compression, what)
-        except _Contended:
+        except _Contended as why:
             shutil.rmtree(directory / DUMP, ignore_errors=True)
             (directory / what.file).unlink(missing_ok=True)
-            logger().info("a table was truncated or altered while it was being dumped: again")
+            last = str(why)
+            logger().info("%s while the database was being dumped: again", why)
     raise OpsError(
-        "tables are truncated or altered again and again while they are dumped",
-        "look for TRUNCATE and ALTER TABLE in pg_stat_activity, pause them, and try again",
+        f"objects are truncated, altered or dropped again and again while they are dumped; last: {last}",
+        "look for TRUNCATE, ALTER and DROP in pg_stat_activity, pause them, and try again",
     )
 
 
@@ -132,10 +136,11 @@ def _dump_once(postgres: Postgres, directory: Path, jobs: int, compression: str,
         done = DumpProgress(postgres, target, _weights(exporter, what))
         dumping = beside.submit(_pg_dump, postgres, target, options, done)
         started = time.monotonic()
-        content = content_in_session(exporter, postgres.database, what.part, what.chosen)
-        manifest_seconds = time.monotonic() - started
-        maxima = column_maxima(exporter) if what.part == "full" else {}
-        unrestorable = find_unrestorable(exporter) if what.part != "schema" else ()
+        with _telling_contention(postgres):
+            content = content_in_session(exporter, postgres.database, what.part, what.chosen)
+            manifest_seconds = time.monotonic() - started
+            maxima = column_maxima(exporter) if what.part == "full" else {}
+            unrestorable = find_unrestorable(exporter) if what.part != "schema" else ()
         seconds = dumping.result()
         definitions, dumped = _read_back(postgres, target, snapshot, exporter.info.encoding)
         sequences = spelled_by_server(exporter, dumped) if what.part != "schema" else {}
@@ -161,7 +166,7 @@ def _read_back(
     complete, setting = read_plain(target)
     if not complete:
         raise VerificationFailed(f"{target.name} has no end: pg_dump was cut off", "launch it again")
-    with _telling_contention():
+    with _telling_contention(postgres):
         return definitions_seen(postgres, postgres.database, *_in_snapshot(snapshot)), set_by(
             decoded(postgres, setting, of_ascii=of_ascii)
         )
@@ -239,7 +244,7 @@ def _weights(exporter: Connection, what: What) -> Weights:
 def _pg_dump(postgres: Postgres, target: Path, options: Sequence[str], done: DumpProgress) -> float:
     argv = [postgres.program("pg_dump"), *options, "--no-sync", "--no-password", "--file", str(target)]
     environment = {**postgres.environment(), "PGDATABASE": postgres.database, "PGOPTIONS": "-c lc_messages=C"}
-    with progress(done.tell), _telling_contention():
+    with progress(done.tell), _telling_contention(postgres):
         try:
             return shell.run(argv, environment=environment, nice=NICE, stall=postgres.stall(),
                              hint="nothing was published").seconds  # fmt: skip
@@ -252,11 +257,25 @@ def _pg_dump(postgres: Postgres, target: Path, options: Sequence[str], done: Dum
 
 
 @contextmanager
-def _telling_contention() -> Iterator[None]:
+def _telling_contention(postgres: Postgres) -> Iterator[None]:
     try:
         yield
     except CommandFailed as error:
         # pg_dump's own --lock-wait-timeout is a statement_timeout around LOCK TABLE; it sets none otherwise.
         if re.search(r"could not obtain lock|lock timeout|55P03|due to statement timeout", error.stderr):
-            raise _Contended from None
+            raise _Contended("a table was truncated or altered") from None
+        if dropped := _DROPPED.search(error.stderr):
+            raise _Contended(f"an object was dropped ({dropped[0]})") from None
+        if "out of shared memory" in error.stderr:
+            raise too_many_tables(postgres) from None
         raise
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedObject, psycopg.errors.UndefinedFunction) as error:
+        raise _Contended(f"an object was dropped ({first_line(error)})") from None
+    except psycopg.errors.OutOfMemory as error:
+        raise (too_many_tables(postgres) if "shared memory" in str(error) else error) from None
+
+
+# What the server says of an object that is in pg_dump's snapshot and no longer in its catalogue.
+_DROPPED = re.compile(
+    r"could not open relation with OID|cache lookup failed for|(?:relation|schema|function|type) .* does not exist"
+)

@@ -11,6 +11,7 @@ from blocks.postgres import Connection, Postgres, execute
 from runbook import shell
 from tasks.postgres.content import SequenceValue
 from tasks.postgres.printed import printed
+from tasks.postgres.session import in_batches
 
 _SETVAL = re.compile(r"setval\((E?'(?:[^']|'')*'), (-?\d+), (true|false)\)")
 
@@ -62,7 +63,7 @@ def spelled_by_server(connection: Connection, sequences: dict[str, SequenceValue
 def column_maxima(connection: Connection) -> dict[str, tuple[str, int]]:
     """The largest number in each column that a sequence feeds, in the snapshot: sequence → (column, number)."""
     found = {}
-    for sequence, schema, table, column in execute(connection, _FED):
+    for sequence, schema, table, column in in_batches(connection, execute(connection, _FED)):
         query = sql.SQL("SELECT max({}) FROM {}").format(sql.Identifier(column), sql.Identifier(schema, table))
         largest = execute(connection, query)[0][0]
         if isinstance(largest, int):

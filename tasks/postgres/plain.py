@@ -16,6 +16,7 @@ from typing import IO, cast
 from blocks.postgres import Postgres
 from runbook import shell
 from runbook.errors import CommandFailed
+from runbook.log import logger
 from tasks.postgres.quiet import copy_options
 from tasks.postgres.refusal import does_not_restore
 from tasks.postgres.script import Part, lines_of
@@ -56,19 +57,32 @@ def restricts(postgres: Postgres) -> bool:
 
 def run_plain(postgres: Postgres, path: Path, database: str, settings: Mapping[str, str], hint: str) -> float:
     """Run a dump through psql in one transaction that ends at the first error; returns the seconds. A text that ends
-    the transaction itself (pg_dump writes no COMMIT) leaves what it did until then in `database`.
+    the transaction itself (pg_dump writes no COMMIT) leaves what it did until then in `database`. Of thousands of
+    tables the server may have no room for the locks of one transaction: then each statement is one.
 
     Raises:
         VerificationFailed: it is compressed, and was cut off or altered.
         OpsError: a statement failed, or psql would take a line for a command: everything of it is undone.
     """
-    argv = [postgres.program("psql"), "--no-psqlrc", "--quiet", "--single-transaction", "--set=ON_ERROR_STOP=1"]
+    argv = [postgres.program("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]
     argv += ["--no-password", "--output=/dev/null", "--dbname", database]
     options = [copy_options(postgres), *(f"-c {name}={value}" for name, value in settings.items())]
     environment = {**postgres.environment(), "PGOPTIONS": " ".join(options)}
-    script = cast(IO[bytes], _Script(path, fenced=restricts(postgres)))
+
+    def run(*more: str) -> float:
+        script = cast(IO[bytes], _Script(path, fenced=restricts(postgres)))
+        return shell.feed(
+            [*argv, *more], script, environment=environment, stall=postgres.stall(database), hint=hint
+        ).seconds
+
     try:
-        return shell.feed(argv, script, environment=environment, stall=postgres.stall(database), hint=hint).seconds
+        try:
+            return run("--single-transaction")
+        except CommandFailed as error:
+            if "out of shared memory" not in error.stderr:
+                raise
+            logger().info("the server has no room for the locks of one transaction: %s again, by statements", path.name)
+            return run()
     except CommandFailed as error:
         raise does_not_restore(path.name, error, hint) from None
 

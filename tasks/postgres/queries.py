@@ -101,7 +101,8 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
 WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
 UNION ALL SELECT 'user mapping on server ' || srvname FROM pg_user_mappings
-UNION ALL SELECT 'subscription ' || subname FROM pg_stat_subscription
+UNION ALL SELECT 'subscription ' || subname || ' (a copy has it disabled and without a slot)'
+FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
 SEQUENCES = """

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import psycopg
 
@@ -11,7 +12,9 @@ from blocks.postgres import Connection, Postgres, execute
 from tasks.postgres.printed import SQL_ASCII
 from tasks.postgres.upkeep import NO_TIMEOUTS, refusals, set_known
 
+Item = TypeVar("Item")
 LOCK_SECONDS = 60
+BATCH = 25
 
 # recovery-rules, content manifest. extra_float_digits ≥ 1 prints the shortest text that reads back exactly.
 PINNED = {
@@ -42,6 +45,14 @@ def pinned(postgres: Postgres, database: str, options: str = "") -> Iterator[Con
         execute(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ")
         yield connection
         execute(connection, "COMMIT")
+
+
+def in_batches(connection: Connection, items: Sequence[Item], most: int = BATCH) -> Iterator[Item]:
+    """The items, so many in a savepoint that is rolled back: the locks of what is read for them (a table's indexes too)
+    end with it, and the session's snapshot stays. Thousands of tables would fill the server's table of locks."""
+    for start in range(0, len(items), most):
+        with connection.transaction(force_rollback=True):
+            yield from items[start : start + most]
 
 
 def pin(connection: Connection) -> None:

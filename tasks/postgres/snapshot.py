@@ -1,7 +1,8 @@
 """A snapshot of a database that other sessions can read in.
 
 The tables are locked before the snapshot is taken: a TRUNCATE between the two would leave dump and manifest agreeing
-on an empty table.
+on an empty table. Nothing else stays locked: who reads in that session does so in savepoints that are rolled back, and
+the locks of indexes and TOAST tables end with them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from runbook.errors import OpsError
 from runbook.log import logger
 from tasks.postgres.session import pin
 
-ATTEMPTS = 3
+ATTEMPTS = 10
+BATCH = 500
+_Table = tuple[int, str, str]
 
 
 @contextmanager
@@ -26,26 +29,26 @@ def exported_snapshot(postgres: Postgres) -> Iterator[tuple[Connection, str, dat
     """A pinned session that has every table locked against changes of definition, its snapshot's name, and its time.
 
     Raises:
-        OpsError: a table is locked by somebody else, or tables keep coming and going.
+        OpsError: a table is locked by somebody else, tables keep coming and going, or the server cannot hold a lock for
+            each of them.
     """
     for attempt in range(ATTEMPTS):
-        with postgres.connect(postgres.database) as connection:
+        with postgres.connect(postgres.database) as connection, postgres.connect(postgres.database) as lister:
             pin(connection)
-            before = _lockable(connection)
+            pin(lister)
             execute(connection, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             try:
-                for schema, table in before:
-                    name = sql.Identifier(schema, table)
-                    connection.execute(sql.SQL("LOCK TABLE ONLY {} IN ACCESS SHARE MODE").format(name))
+                _lock_all(connection, lister)
                 row = execute(connection, "SELECT pg_export_snapshot(), clock_timestamp()")[0]
-                changed = _lockable(connection) != before
-            except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-                changed = True
+                held = {int(oid) for (oid,) in execute(connection, _HELD)}
+                changed = not {oid for oid, _, _ in _lockable(connection)} <= held
             except psycopg.errors.LockNotAvailable:
                 raise OpsError(
                     "a table is locked by somebody else for more than a minute",
                     "look for an ALTER TABLE or a long transaction in pg_stat_activity, end it, and try again",
                 ) from None
+            except psycopg.errors.OutOfMemory:
+                raise too_many_tables(postgres) from None
             if not changed:
                 yield connection, str(row[0]), row[1].astimezone(UTC)
                 return
@@ -53,11 +56,62 @@ def exported_snapshot(postgres: Postgres) -> Iterator[tuple[Connection, str, dat
     raise OpsError("tables keep coming and going, so no snapshot could be taken", "stop the migrations, then try again")
 
 
-def _lockable(connection: Connection) -> list[tuple[str, str]]:
+def _lock_all(connection: Connection, lister: Connection) -> None:
+    """Lock every table before the snapshot is taken, so `connection` must not read anything yet. One that is dropped
+    meanwhile is none of them; one that is made meanwhile is locked too."""
+    locked = set[_Table]()
+    for _ in range(ATTEMPTS):
+        new = [one for one in _lockable(lister) if one not in locked]
+        if not new:
+            return
+        for start in range(0, len(new), BATCH):
+            locked |= _lock(connection, new[start : start + BATCH])
+
+
+def _lock(connection: Connection, tables: list[_Table]) -> set[_Table]:
+    """Those that are locked now; of several one by one, where one of them was dropped."""
+    names = sql.SQL(", ").join(sql.SQL("ONLY {}").format(sql.Identifier(*table[1:])) for table in tables)
+    try:
+        with connection.transaction():
+            connection.execute(sql.SQL("LOCK TABLE {} IN ACCESS SHARE MODE").format(names))
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName, psycopg.errors.WrongObjectType):
+        return set[_Table]().union(*(_lock(connection, [one]) for one in tables)) if len(tables) > 1 else set()
+    return set(tables)
+
+
+_HELD = """
+SELECT relation::bigint FROM pg_locks WHERE pid = pg_backend_pid() AND mode = 'AccessShareLock' AND relation IS NOT NULL
+"""
+
+
+def _lockable(connection: Connection) -> list[_Table]:
     rows = execute(
         connection,
-        "SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+        "SELECT c.oid::bigint, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
         "WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' "
-        "AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY 1, 2",
+        "AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY 2, 3",
     )
-    return [(str(schema), str(table)) for schema, table in rows]
+    return [(int(oid), str(schema), str(table)) for oid, schema, table in rows]
+
+
+def too_many_tables(postgres: Postgres) -> OpsError:
+    """That the server has no room for the locks of a dump, and the setting with which it would."""
+    with postgres.connect(postgres.database) as connection:
+        tables = len(_lockable(connection))
+        per, sessions = (int(value) for value in execute(connection, _LOCKS)[0])
+    wanted = max(2 * per, -(-2 * tables // sessions))
+    return OpsError(
+        f"the server's table of locks is full: the database has {tables:,} tables, a dump locks each of them, and "
+        f"max_locks_per_transaction = {per} with {sessions} processes makes room for about {per * sessions:,}",
+        f"ALTER SYSTEM SET max_locks_per_transaction = {wanted} (on the standby first), restart PostgreSQL, and launch "
+        "this again",
+    )
+
+
+# https://www.postgresql.org/docs/current/runtime-config-locks.html: the table is shared by all processes.
+_LOCKS = """
+SELECT current_setting('max_locks_per_transaction')::int,
+       current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int
+       + current_setting('max_wal_senders')::int + current_setting('max_worker_processes')::int
+       + coalesce(current_setting('autovacuum_worker_slots', true), current_setting('autovacuum_max_workers'))::int
+"""

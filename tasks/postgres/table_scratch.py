@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import psycopg
 from psycopg import sql
 
 from blocks.postgres import Postgres, execute
 from runbook import shell
-from runbook.errors import OpsError, Unreachable
+from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.kinds import action
 from runbook.permit import Permit
 from runbook.progress import Done, progress
@@ -20,6 +21,7 @@ from tasks.postgres.copy import Copy, content_in, drop, name_beside, oid_of
 from tasks.postgres.dump import DUMP
 from tasks.postgres.properties import creation
 from tasks.postgres.session import pinned
+from tasks.postgres.table_entries import choose_entries, list_entries
 from tasks.postgres.tables import Table, expected_of
 
 REPLACE_ROWS = "replace rows"
@@ -38,8 +40,9 @@ def tables_scratch_name(database: str) -> str:
 
 
 @action(idempotent=True)
-def open_schema(postgres: Postgres, backup: Backup) -> Copy:
-    """A scratch database with everything of the backup that stands before its data: types, functions, empty tables.
+def open_schema(postgres: Postgres, backup: Backup, typed: Sequence[str] = ()) -> Copy:
+    """A scratch database with what stands before the data in a backup: types, functions, and the named tables, empty,
+    with all that they depend on. Where a name is not one plain table's, or that does not restore: with every table.
 
     Without owners and privileges, keys and triggers: only the administrator reads it, and nothing else writes there.
 
@@ -53,13 +56,30 @@ def open_schema(postgres: Postgres, backup: Backup) -> Copy:
             f"{backup.name} is a script, of which no single tables can be taken",
             "choose a backup in directory format; or restore-database into=… and copy by hand",
         )
+    wanted = choose_entries(list_entries(postgres, backup.path / DUMP), typed) if typed else None
+    if wanted is not None:
+        with contextlib.suppress(CommandFailed), _listed(wanted) as chosen:
+            return _open(postgres, backup, name, f"--use-list={chosen}")
+    return _open(postgres, backup, name)
+
+
+def _open(postgres: Postgres, backup: Backup, name: str, *what: str) -> Copy:
     with postgres.connect() as connection:
-        drop(connection, name)
+        drop(postgres, connection, name)
         connection.execute(creation(name, content_in(backup).properties))
         connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
         scratch = Copy(name, oid_of(connection, name))
-    done = _restore(postgres, backup, name, "--section=pre-data", "--no-tablespaces")
+    done = _restore(postgres, backup, name, "--section=pre-data", "--no-tablespaces", *what)
     return Copy(name, scratch.oid, done.seconds)
+
+
+@contextlib.contextmanager
+def _listed(lines: Sequence[str]) -> Iterator[str]:
+    """A file of entries, as pg_restore takes it."""
+    with tempfile.NamedTemporaryFile("w", suffix=".list", encoding="utf-8") as chosen:
+        chosen.write("".join(f"{line}\n" for line in lines))
+        chosen.flush()
+        yield chosen.name
 
 
 @action
@@ -76,10 +96,8 @@ def fill_tables(
     listed = shell.run([postgres.program("pg_restore"), "--list", str(backup.path / DUMP)]).stdout
     wanted = _entries(postgres, scratch, tables)
     entries = [line for line in listed.splitlines() if line.partition(" TABLE DATA ")[2].startswith(wanted)]
-    with tempfile.NamedTemporaryFile("w", suffix=".list", encoding="utf-8") as chosen, progress(tell):
-        chosen.write("".join(f"{line}\n" for line in entries))
-        chosen.flush()
-        done = _restore(postgres, backup, scratch.database, f"--use-list={chosen.name}", f"--jobs={jobs}")
+    with _listed(entries) as chosen, progress(tell):
+        done = _restore(postgres, backup, scratch.database, f"--use-list={chosen}", f"--jobs={jobs}")
     return Copy(scratch.database, scratch.oid, done.seconds)
 
 
@@ -137,5 +155,5 @@ def drop_tables_scratch(postgres: Postgres) -> str:
     """Remove it."""
     name = tables_scratch_name(postgres.database)
     with postgres.connect() as connection:
-        drop(connection, name)
+        drop(postgres, connection, name)
     return name

@@ -165,7 +165,7 @@ def _with_tail(env: Environment, listing: Listing, system: int) -> Listing:
         return listing
     segments, partials = dict(listing.segments), dict(listing.partials)
     for segment, path in local_files(Path(env.wal.directory), system):
-        if segment.name in segments:
+        if any(not one.damaged for one in segments.get(segment.name, ())):
             continue
         if path.name == segment.name:
             segments[segment.name] = (Stored(str(path), segment.name, "", segment.bytes),)

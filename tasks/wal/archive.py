@@ -4,6 +4,7 @@ SHA-256 of what it holds, so that what comes back is proven and two contents of 
     000000010000000000000003-<sha256>.gz[.age]                  a finished segment
     000000010000000000000003.partial.00A3F2C8-<sha256>.gz[.age] one that is still written, up to that byte
     00000002.history-<sha256>.gz[.age]                          the history of a timeline
+    000000010000000000000003-<sha256>.gz[.age].damaged          a mark: the WAL in the file of that name is damaged
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyrage
 
@@ -28,17 +29,20 @@ _NAME = re.compile(
     r"-(?P<sha256>[0-9a-f]{64})\.gz(?:\.age)?"
 )
 LEVEL = 1
+DAMAGED = ".damaged"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One file of the archive. `of` is the segment's or history's own name; `end` where a partial one ends, 0 else."""
+    """One file of the archive. `of` is the segment's or history's own name; `end` where a partial one ends, 0 else;
+    `damaged`: its SHA-256 is right, and the WAL in it was found not to decode."""
 
     name: str
     of: str
     sha256: str
     bytes: int
     end: int = 0
+    damaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,8 @@ class Archive:
             OpsError, Unreachable: it cannot be listed.
         """
         segments, partials = defaultdict[str, list[Stored]](list), defaultdict[str, list[Stored]](list)
-        histories = defaultdict[int, list[Stored]](list)
-        for name, size in self.place.names().items():
+        histories, names = defaultdict[int, list[Stored]](list), self.place.names()
+        for name, size in names.items():
             if not (match := _NAME.fullmatch(name)):
                 continue
             if match["history"]:
@@ -81,7 +85,8 @@ class Archive:
                     Stored(name, match["segment"], match["sha256"], size, int(match["end"], 16))
                 )
             else:
-                segments[match["segment"]].append(Stored(name, match["segment"], match["sha256"], size))
+                one = Stored(name, match["segment"], match["sha256"], size, damaged=name + DAMAGED in names)
+                segments[match["segment"]].append(one)
         return Listing(
             {name: tuple(found) for name, found in segments.items()},
             {name: tuple(sorted(found, key=lambda one: one.end)) for name, found in partials.items()},
@@ -118,8 +123,19 @@ class Archive:
         return found
 
     def remove(self, doomed: Sequence[Stored]) -> None:
-        """Take files away."""
-        self.place.remove([one.name for one in doomed])
+        """Delete files, with their marks."""
+        marks = [one.name + DAMAGED for one in doomed if one.damaged]
+        self.place.remove([*marks, *(one.name for one in doomed)])
+
+    def mark(self, stored: Stored) -> Stored:
+        """Note that the WAL in a segment's file does not decode: the file stays, as evidence, and an intact copy may be
+        stored alongside it.
+
+        Raises:
+            OpsError, Unreachable: it cannot be written.
+        """
+        self.place.put(stored.name + DAMAGED, b"this WAL does not decode\n", lasting=False)
+        return replace(stored, damaged=True)
 
 
 def timeline_in(archive: Archive, listing: Listing, number: int = 0) -> Timeline:

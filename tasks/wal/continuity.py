@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from runbook.errors import OpsError
@@ -26,12 +27,15 @@ class Link:
 @dataclass(frozen=True)
 class Chain:
     """The segments from a point on, without a gap. `missing`: the first that is not there, of a history that goes on
-    behind it (a gap); "" where the chain ends with the archive. `double`: there with two contents."""
+    behind it (a gap); "" where the chain ends with the archive. `double`: there with two contents. `damaged`: marked as
+    damaged (it is the last of the links). `behind`: the segments after that place, as far as they are there."""
 
     timeline: Timeline
     links: tuple[Link, ...]
     missing: str = ""
     double: str = ""
+    damaged: str = ""
+    behind: tuple[Link, ...] = ()
 
     @property
     def end(self) -> int:
@@ -41,9 +45,14 @@ class Chain:
     @property
     def trouble(self) -> str:
         """Why it ends where it ends, as a sentence; "" where nothing is wrong."""
+        later = ""
+        if self.behind:
+            later = f", and {len(self.behind)} later ones are there, up to {lsn_text(self.behind[-1].end)}"
         if self.double:
-            return f"{self.double} is in the archive with two contents"
-        return f"{self.missing} is missing in the archive, and later ones are there" if self.missing else ""
+            return f"{self.double} is in the archive with two contents{later}"
+        if self.damaged:
+            return f"{self.damaged} is damaged in the archive{later}"
+        return f"{self.missing} is missing in the archive{later}" if self.missing else ""
 
     @property
     def told(self) -> str:
@@ -55,31 +64,43 @@ def chain_from(listing: Listing, timeline: Timeline, lsn: int, bytes_: int = SEG
     """Follow a history from the segment of `lsn` on."""
     links, number = list[Link](), lsn // bytes_
     newest = _newest(listing, timeline, bytes_)
+
+    def broken(**why: str) -> Chain:
+        later = (_link(listing, timeline, one, bytes_)[0] for one in range(number + 1, newest + 1))
+        return Chain(timeline, tuple(links), **why, behind=tuple(link for link in later if link))
+
     while number <= newest:
         link, double = _link(listing, timeline, number, bytes_)
         if link is None:
             wanted = timeline.candidates(number, bytes_)[0].name
-            return Chain(timeline, tuple(links), double="" if not double else wanted, missing="" if double else wanted)
+            return broken(double=wanted) if double else broken(missing=wanted)
         links.append(link)
+        if link.stored.damaged and number < newest:
+            return broken(damaged=link.segment.name)
         if link.stored.end and number < newest:
-            name = link.segment.name
-            return Chain(timeline, tuple(links), missing=f"the end of {name}")
+            return broken(missing=f"the end of {link.segment.name}")
         number += 1
     return Chain(timeline, tuple(links))
 
 
 def _link(listing: Listing, timeline: Timeline, number: int, bytes_: int) -> tuple[Link | None, bool]:
     """The file that goes furthest along the history, finished or the longest partial one; and whether there are two
-    contents. A finished one of an older timeline goes no further than to where that was left: where the newer one is
-    still written, what was committed since is there alone."""
+    contents. One that is marked as damaged is taken where there is no other. A finished one of an older timeline goes
+    no further than to where that was left: where the newer one is still written, what was committed since is there
+    alone."""
     links = list[Link]()
     for segment in timeline.candidates(number, bytes_):
-        if there := listing.segments.get(segment.name) or listing.partials.get(segment.name):
+        if there := intact(listing.segments.get(segment.name, ())) or listing.partials.get(segment.name):
             links.append(Link(segment, there[-1]))
     if not links:
         return None, False
     best = max(links, key=lambda link: min(link.end, timeline.left_at(link.segment.timeline) or 0))
-    return (None, True) if len(listing.segments.get(best.segment.name, ())) > 1 else (best, False)
+    return (None, True) if len(intact(listing.segments.get(best.segment.name, ()))) > 1 else (best, False)
+
+
+def intact(found: Sequence[Stored]) -> Sequence[Stored]:
+    """Those that are not marked as damaged; all, where all are."""
+    return [one for one in found if not one.damaged] or found
 
 
 def _newest(listing: Listing, timeline: Timeline, bytes_: int) -> int:

@@ -41,13 +41,15 @@ class Commit:
         return f"transaction {self.xid}, committed {self.at:%Y-%m-%d %H:%M:%S.%f UTC}, at {lsn_text(self.lsn)}"
 
 
-def commits_in(postgres: Postgres, files: Sequence[tuple[Segment, Path]]) -> list[Commit]:
-    """Every commit in consecutive segments of one history, in the order of WAL.
+def commits_in(
+    postgres: Postgres, files: Sequence[tuple[Segment, Path]], stopped: Callable[[int], None] = lambda _: None
+) -> list[Commit]:
+    """Every commit in consecutive segments of one history, in the order of WAL. `stopped`: see `lines_in`.
 
     Raises:
         CommandFailed: pg_waldump failed otherwise than by reaching the end.
     """
-    return [commit for line in lines_in(postgres, files, ["Transaction"]) if (commit := _commit(line))]
+    return [commit for line in lines_in(postgres, files, ["Transaction"], stopped) if (commit := _commit(line))]
 
 
 def lines_in(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class Fetched:
 
 
 def fetch(archive: Archive, system: int, links: Sequence[Link], target: Path) -> Fetched:
-    """Make files of segments, in batches, up to the first that is missing, damaged, or another cluster's."""
+    """Make files of segments, several at a time, up to the first that is missing, damaged, or another cluster's."""
 
     def one(link: Link) -> str:
         try:
@@ -43,15 +43,6 @@ def fetch(archive: Archive, system: int, links: Sequence[Link], target: Path) ->
             if why:
                 return Fetched(tuple(links[:index]), why)
     return Fetched(tuple(links))
-
-
-def fetch_batches(archive: Archive, system: int, links: Sequence[Link], target: Path) -> Iterator[Fetched]:
-    """The same, batch by batch: each with all that are at hand by then."""
-    for start in range(0, len(links), BATCH):
-        found = fetch(archive, system, links[start : start + BATCH], target)
-        yield Fetched((*links[:start], *found.links), found.damage)
-        if found.damage:
-            return
 
 
 def fetch_histories(archive: Archive, target: Path) -> list[str]:

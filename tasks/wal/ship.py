@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
-from tasks.wal.archive import Archive, Listing
+from tasks.wal.archive import DAMAGED, Archive, Listing
 from tasks.wal.header import HEADER, read_header, require_own
 from tasks.wal.names import HISTORY, PARTIAL, SEGMENT, Segment
 
@@ -91,10 +91,13 @@ def _ship_one(directory: Path, path: Path, destination: Destination) -> bool:
     header = read_header(content, path.name)
     archive, listing = destination.known(header.system)
     segment = Segment.named(path.name[:24], header.segment_bytes)
-    there = [one.sha256 for one in listing.segments.get(segment.name, ())]
+    stored = listing.segments.get(segment.name, ())
+    there = [one.sha256 for one in stored]
     if PARTIAL.fullmatch(path.name):
         return not there and _put_partial(archive, listing, segment, header.system, content)
     require_own(content, segment, header.system)
+    if stored and all(one.damaged for one in stored) and hashlib.sha256(content).hexdigest() not in there:
+        there = []  # an intact copy goes beside what is marked as damaged
     done = _put_new(archive, segment.name, content, there)
     if done:
         old = listing.partials.pop(segment.name, ())
@@ -158,7 +161,8 @@ def _has(destination: Destination, path: Path, mark: tuple[str, int, int]) -> bo
     archive = destination.known(read_header(content, path.name).system)[0]
     there = archive.place.names()
     digest = hashlib.sha256(content).hexdigest()
-    return any(name.startswith(f"{path.name}-{digest}.") for name in there)
+    own = [name for name in there if name.startswith(f"{path.name}-{digest}.")]
+    return any(name + DAMAGED not in there for name in own if not name.endswith(DAMAGED))
 
 
 def _files(directory: Path) -> list[Path]:

@@ -18,6 +18,7 @@ from runbook.kinds import probe
 from tasks.host import is_here
 from tasks.stores.directory import told
 from tasks.wal.archive import Archive, Stored, timeline_in
+from tasks.wal.continuity import intact
 from tasks.wal.destinations import archive_of
 from tasks.wal.dump import commits_in
 from tasks.wal.header import require_own
@@ -121,7 +122,7 @@ def read_supply(env: Environment, source: Stores, system: int, timeline: int = 0
     bytes_ = found[0].segment.bytes if found else SEGMENT_BYTES
     if listing:
         for whole, names in ((True, listing.segments), (False, listing.partials)):
-            found += [Piece(Segment.named(name, bytes_), "the archive", whole, stored=same[-1])
+            found += [Piece(Segment.named(name, bytes_), "the archive", whole, stored=intact(same)[-1])
                       for name, same in names.items()]  # fmt: skip
     if not found:
         hint = "look at [wal] directory and [backups] wal of the environment, and at the receiver's log"

@@ -244,6 +244,33 @@ def test_a_server_that_dies_meanwhile_is_no_pass(damaged: PostgresServer, monkey
 
 
 @pytest.mark.contrib
+def test_a_damaged_gin_index_and_the_missing_end_of_a_table_are_found(damaged: PostgresServer) -> None:
+    damaged.sql(
+        "CREATE TABLE papers (id int PRIMARY KEY, words tsvector); "
+        "INSERT INTO papers SELECT g, to_tsvector('simple', 'w' || g) FROM generate_series(1, 5000) g; "
+        "CREATE INDEX papers_words ON papers USING gin (words)", database=DATABASE,
+    )  # fmt: skip
+    damaged.sql("VACUUM ANALYZE papers", database=DATABASE)
+    damaged.sql("UPDATE pg_class SET relpages = relpages + 100 WHERE relname = 'papers'", database=DATABASE)
+    damaged.sql("CHECKPOINT")
+    sound = check()
+    assert bad(sound) == [], "an old count of pages is no damage"
+    has_check = damaged.sql("SELECT 1 FROM pg_proc WHERE proname = 'gin_index_check'", database=DATABASE)
+    path = damaged.data / str(damaged.sql("SELECT pg_relation_filepath('people')", database=DATABASE)[0][0])
+    alter(damaged, "papers_words", 3, flip, sums=False)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // PAGE // 2 * PAGE)
+    damaged.stop()
+    damaged.start()
+    report = check()
+    found = [name for name in bad(report) if not name.startswith("failed checksums")]
+    assert found == [*(["index public.papers_words"] if has_check else []), "table public.people"]
+    assert "could not read blocks" in finding(report, "table public.people").value
+    if has_check:
+        assert "invalid page" in finding(report, "index public.papers_words").value
+
+
+@pytest.mark.contrib
 def test_nothing_is_installed_silently(trial: Trial) -> None:
     report = check()
     assert finding(report, "heap and indexes").status is Status.WARN

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import json
 import random
 import shutil
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ import pytest
 
 from flows.database.backup import prune_backups, verify_backup
 from flows.database.base_backup import backup_cluster
+from flows.recovery.objectives import check_recovery_objectives
 from flows.recovery.point_in_time import restore_to_point
 from flows.recovery.postgres_failover import rejoin_standby
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.wal.destinations import ship_now
+from tasks.wal.archive import Archive
+from tasks.wal.continuity import intact
+from tasks.wal.destinations import archive_of, ship_now
+from tasks.wal.names import SEGMENT_BYTES, Segment, lsn_of
 from tasks.wal.receiver import wait_received
 from tests.clusters import NAME, Cluster, Template, running_cluster
 
@@ -260,6 +265,73 @@ def test_bad_wal_is_refused_with_the_point_that_can_be_reached(
     assert f"transaction {found[0]}," in sentence
     report = restore_to_point.fn(NAME, by="transaction", target=str(found[0]), confirm=NAME)
     assert cluster.sql("postgres", "SELECT max(id) FROM accounts") == [(101,)], findings(report)
+
+
+def flipped(cluster: Cluster, name: str, lsn: int) -> Archive:
+    """One bit of a record in an archived segment, and the file named with the SHA-256 of that."""
+    archive = archive_of(cluster.environment, "backups", cluster.node("postgres").system)
+    stored = archive.listing().segments[name]
+    content = bytearray(archive.get(intact(stored)[0]))
+    content[lsn % len(content) + 30] ^= 1
+    archive.remove(stored)
+    archive.put(name, bytes(content))
+    return archive
+
+
+def test_wal_that_does_not_decode_is_replaced_from_an_intact_copy_or_else_critical(cluster: Cluster) -> None:
+    """Its checksum is right, and whole segments follow."""
+    accounts(cluster)
+    found, places = list[int](), list[int]()
+    for number in range(101, 107):
+        places.append(lsn_of(cluster.sql("postgres", "SELECT pg_current_wal_insert_lsn()::text")[0][0]))
+        found.append(transaction(cluster, f"INSERT INTO accounts VALUES ({number}, {number})"))
+        ((name,),) = cluster.sql("postgres", "SELECT pg_walfile_name(pg_switch_wal())")
+    assert wait_received(cluster.environment.postgres, "receiver")
+    until(lambda: ship_now(cluster.environment).newest >= name, what=f"{name} in the archive", seconds=120)
+    damaged = Segment(places[2] // SEGMENT_BYTES, 1).name
+    archive = flipped(cluster, damaged, places[2])
+    plan = restore_to_point.fn(NAME, by="latest")
+    (sides,) = [evidence.rows for evidence in plan.evidence if evidence.name == "Both sides of the target"]
+    assert sides[0][1] == str(found[-1])
+    assert "decodes" in plan.facts[f"damaged segment {damaged}"]
+    assert sorted(one.damaged for one in archive.listing().segments[damaged]) == [False, True]
+    for path in cluster.wal.iterdir():
+        path.unlink()
+    flipped(cluster, damaged, places[2])
+    assert [one.damaged for one in archive.listing().segments[damaged]] == [False], "as if nobody had noticed"
+    with pytest.raises(OpsError) as caught:
+        verify_backup.fn(NAME, kind="cluster")
+    assert "WAL after the base backup" in str(caught.value)
+    assert [one.damaged for one in archive.listing().segments[damaged]] == [True]
+    report = check(cluster)
+    assert f"{damaged} is damaged" in next(
+        text for name, text in report.items() if name.startswith("database by point in time")
+    )
+    archive.place.remove([f"{archive.listing().segments[damaged][0].name}.damaged"])
+    later = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    for parameters in (
+        {"by": "latest"},
+        {"by": "time", "target": later},
+        {"by": "transaction", "target": str(found[4])},
+    ):
+        said = refused(cluster, **parameters)
+        assert f"{damaged} in " in said or f"{damaged} is damaged" in said, parameters
+        assert "does not decode" in said or parameters["by"] != "latest", "marked from then on"
+        assert "later segments are in the archive, with commits until" in said, parameters
+        assert f"transaction {found[-1]}," in said, parameters
+        assert "holds nothing" not in said, parameters
+        assert f"by=transaction target={found[1]}" in said, parameters
+    done = restore_to_point.fn(NAME, by="transaction", target=str(found[1]), confirm=NAME)
+    assert cluster.sql("postgres", "SELECT max(id) FROM accounts") == [(102,)], findings(done)
+    assert done.status is Status.WARN
+
+
+def check(cluster: Cluster) -> dict[str, str]:
+    """What check-recovery-objectives finds."""
+    with pytest.raises(OpsError):
+        check_recovery_objectives.fn(NAME)
+    newest = max((cluster.root / "reports").glob("*-check-recovery-objectives.json"))
+    return {row["name"]: row["value"] for row in json.loads(newest.read_text())["findings"]}
 
 
 def test_incremental_backups_stand_on_each_other(cluster: Cluster) -> None:

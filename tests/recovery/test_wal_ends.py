@@ -8,9 +8,13 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tasks.failover.segments import read_beyond, record_end
+import pytest
+
+from runbook.errors import OpsError
+from tasks.failover.segments import read_beyond
 from tasks.wal.local import find_segments
 from tasks.wal.names import lsn_of, lsn_text
+from tasks.wal.pages import record_end
 from tests.clusters import Cluster
 
 PAGE = 8192
@@ -69,3 +73,10 @@ def test_a_record_of_which_only_the_first_page_was_written_is_not_there(cluster:
     assert beyond.end == record_end(*whole, size) == torn, "this one's beginning, in the middle of a page"
     assert beyond.bytes == torn - start
     assert read_beyond(cluster.environment.postgres, tmp_path, 1, torn).end == torn
+    for one in find_segments(pg_wal):
+        shutil.copy(one.path, tmp_path / one.name)
+    with last.open("r+b") as file:
+        file.seek(torn % size + 30)
+        file.write(b"?!")
+    with pytest.raises(OpsError, match="later WAL is there"):
+        read_beyond(cluster.environment.postgres, tmp_path, 1, start)
