@@ -14,13 +14,12 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 from pydantic import Field, SecretStr
 
+from blocks.postgres_refusals import WRONG_PASSWORD, LoginRefused, hint_for, sqlstate_of
 from runbook.errors import OpsError, Unreachable
 
 Connection = psycopg.Connection[TupleRow]
 
 CONNECT_SECONDS = 5
-# libpq tells no SQLSTATE of a refused log-in, and a server with lc_messages=ja_JP says it in Japanese.
-PASSWORD = ("password authentication", "no password supplied", "パスワード認証")
 # Starting, stopping, recovering; or its end came between the greeting and the answer.
 NOT_YET = ("FATAL:  the database system is ", "FATAL:  データベースシステムは", "terminating connection", "接続を終了")
 
@@ -86,7 +85,7 @@ class Postgres(Block):
 
         Raises:
             Unreachable: nobody answers there.
-            OpsError: the server answers and refuses (password, role, database).
+            LoginRefused: the server answers and refuses (password, role, database, connection limit).
         """
         user, password = self._login(as_application)
         name = database or self.maintenance_database
@@ -143,13 +142,11 @@ class Postgres(Block):
         lines = [line.strip() for line in str(error).strip().splitlines() if not line.startswith("\t")]
         text = ([line for line in lines if " failed: " in line] or lines)[-1]
         where = f"PostgreSQL at {self.host}:{self.port}"
-        if any(part in text for part in PASSWORD):
-            return OpsError(
-                f"{where} refuses the password of role {user}",
-                "correct the secret in the environment's variables and register the blocks again",
-            )
+        said, code = text.split("FATAL:")[-1].strip(), sqlstate_of(text)
+        if code == WRONG_PASSWORD:
+            return LoginRefused(f"{where} refuses the password of role {user}", hint_for(text), code)
         if "FATAL" in text and not any(part in text for part in NOT_YET):
-            return OpsError(f"{where} refuses {user} in database {database}: {text.split('FATAL:')[-1].strip()}")
+            return LoginRefused(f"{where} refuses {user} in database {database}: {said}", hint_for(text), code)
         why = text.rpartition(" failed: ")[2]
         if any(part in text for part in NOT_YET):
             return Unreachable(f"{where} does not answer: {why}", "it starts or stops: wait, then launch this again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,9 @@ from tasks.stores.directory import told
 
 MANIFEST = "backup_manifest"
 BASE, WAL = "base.tar.gz", "pg_wal.tar.gz"
+_REFUSED_HERE = re.compile(
+    "Permission denied|Operation not permitted|Cannot allocate memory|Read-only file system|quota"
+)
 
 
 def unpack_tar(source: Path, data: Path, *, wal: bool = True) -> None:
@@ -30,11 +34,15 @@ def unpack_tar(source: Path, data: Path, *, wal: bool = True) -> None:
             target.mkdir(mode=0o700, exist_ok=True)
         try:
             shell.run(
-                ["tar", "--extract", "--gzip", f"--file={source / name}", f"--directory={target}", "--no-same-owner"]
+                ["tar", "--extract", "--gzip", f"--file={source / name}", f"--directory={target}", "--no-same-owner"],
+                environment={"LC_ALL": "C"},
             )
         except CommandFailed as error:
             if "No space left" in error.stderr:
                 raise OpsError(f"the disk is full at {data}", f"free space there; {data} is removed") from None
+            if _REFUSED_HERE.search(error.stderr):
+                hint = "correct the rights there, or this host's limits, then launch it again"
+                raise OpsError(f"{name} cannot be unpacked into {target}: {error.message}", hint) from None
             raise VerificationFailed(f"{name} cannot be unpacked: {error.message}", "choose another backup") from None
 
 
