@@ -49,8 +49,8 @@ def check_redis_memory(
     its read-only script until its next start, and counts its reads in keyspace_hits and commandstats); there is nothing
     to undo. Evidence: the tables and two pictures.
 
-    Departs from the manual: biggest means bytes (MEMORY USAGE), not elements; the biggest keys are measured exactly (up to
-    50,000 elements), and data of the server that no key explains is a finding; TTL −1 is told as "no expiry"; the
+    Departs from the manual: biggest means bytes (MEMORY USAGE), not elements; the biggest keys are measured exactly
+    (up to 50,000 elements), and data that no key explains is a finding; TTL −1 is told as "no expiry"; the
     fragmentation ratio is not judged where it tells nothing; no command is started for each key. There is no hit rate:
     reports like this one make most of it.
 

@@ -91,7 +91,7 @@ def test_keys_and_bytes_of_every_type_in_sixteen_databases_are_those_of_the_comm
                 p: keys for p, (keys, _) in expected.items()
             }
             for prefix, (_, size) in expected.items():  # the biggest collections are measured, the others guessed
-                assert math.isclose(found[prefix][1], size, rel_tol=0.0 if prefix == b"plain:" else 0.03), prefix
+                assert math.isclose(found[prefix][1], size, rel_tol=0.0 if prefix == b"plain:" else 0.06), prefix
         database = survey.databases[3]
         assert database.keys.value == clients[3].dbsize()
         assert set(database.sizes_by_type) == {"string", "list", "set", "zset", "hash", "stream"}
