@@ -10,7 +10,7 @@ from pathlib import Path
 
 from blocks.postgres import Postgres
 from runbook import shell
-from runbook.errors import CommandFailed, OpsError, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from tasks.catalogue import Backup
 from tasks.stores.directory import told
@@ -43,7 +43,7 @@ def unpack_tar(source: Path, data: Path, *, wal: bool = True) -> None:
             if _REFUSED_HERE.search(error.stderr):
                 hint = "correct the rights there, or this host's limits, then launch it again"
                 raise OpsError(f"{name} cannot be unpacked into {target}: {error.message}", hint) from None
-            raise VerificationFailed(f"{name} cannot be unpacked: {error.message}", "choose another backup") from None
+            raise VerificationFailed(f"{name} cannot be unpacked: {error.message}", OTHER_BACKUPS) from None
 
 
 def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Path:
@@ -74,7 +74,7 @@ def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Pat
         )  # fmt: skip
     except CommandFailed as error:
         raise VerificationFailed(
-            f"{', '.join(one.name for one in lineage)} do not fit together: {error.message}", "choose a full backup"
+            f"{', '.join(one.name for one in lineage)} do not fit together: {error.message}", OTHER_BACKUPS
         ) from None
     for part in parts:
         shutil.rmtree(part)
