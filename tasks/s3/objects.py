@@ -40,6 +40,17 @@ def list_objects(bucket: Bucket, below: str) -> dict[str, int]:
     }
 
 
+def list_stamps(bucket: Bucket, folder: str) -> dict[str, str]:
+    """The objects directly in a "directory": name → its ETag, which changes whenever it is written."""
+    start = bucket.key(f"{folder.strip('/')}/")
+    return {
+        entry["Key"][len(start) :]: str(entry["ETag"])
+        for page in _pages(bucket, start, Delimiter="/")
+        for entry in page.get("Contents", [])
+        if entry["Key"] != start
+    }
+
+
 def read_small(bucket: Bucket, key: str) -> bytes | None:
     """A small object's content; None: it is not there.
 
