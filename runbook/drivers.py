@@ -57,7 +57,7 @@ def described(error: BaseException) -> OpsError | None:
         return found
     code = str(getattr(error, "sqlstate", None) or "")
     primary = getattr(getattr(error, "diag", None), "message_primary", None)
-    said = excerpt(_REST.split(str(primary or error).strip(), maxsplit=1)[0], 200)
+    said = excerpt(_REST.split(str(primary or _text(error)).strip(), maxsplit=1)[0], 200)
     if code:
         hint = _BY_CODE.get(code) or _BY_CODE.get(code[:2], OTHERWISE)
         kind = Unreachable if code[:2] in ("08", "57") and code != "57014" else OpsError
@@ -65,6 +65,13 @@ def described(error: BaseException) -> OpsError | None:
     if any(word in type(error).__name__ for word in _AWAY):
         return Unreachable(f"{service} does not answer: {said}", "start it where it is down, then launch this again")
     return OpsError(f"{service} refuses: {said}", OTHERWISE)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # one that was made by half, by another process's pickle for example
+        return str(error.args[0]) if error.args else "no message"
 
 
 def _package(kind: type[object]) -> str:

@@ -18,11 +18,10 @@ from great_expectations.data_context.types.base import ProgressBarsConfig
 from great_expectations.expectations.core.unexpected_rows_expectation import UnexpectedRowsExpectation
 from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 from psycopg import sql
-from sqlalchemy.dialects.postgresql import psycopg as psycopg_dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import NullType
 
-from tasks.gx.suites import SCHEMA, name_of, table_of
+from tasks.gx.suites import name_of, table_of
 
 THREADS = 2
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
@@ -33,10 +32,6 @@ SESSION = "-c search_path=pg_catalog -c default_transaction_read_only=on -c quot
 for _name in list(logging.root.manager.loggerDict):  # several of its modules set a level of their own
     if _name.startswith("great_expectations"):
         logging.getLogger(_name).setLevel(logging.ERROR)
-
-
-# A value of a suite is sent without a type: the server takes it for the column's own (an enum is no VARCHAR).
-psycopg_dialect._PGString.render_bind_cast = False
 
 
 @compiles(NullType)
@@ -109,11 +104,16 @@ def define(
         kwargs={"connect_args": {**connection, "application_name": "interview-ops"}},
         create_temp_table=False,
     )
-    if schema == SCHEMA and _PLAIN.fullmatch(table):
+    texts = request.get("texts", {}).get(name)
+    if texts is None and _PLAIN.fullmatch(schema) and _PLAIN.fullmatch(table):
         asset = source.add_table_asset(name=name, table_name=table, schema_name=schema)
         batch = asset.add_batch_definition_whole_table(name)
-    else:  # GX does not quote such a name, and looks for some of its values without the schema
-        rows = sql.SQL("SELECT * FROM {}").format(sql.Identifier(schema, table)).as_string()
+    else:  # GX does not quote such a name, and compares an enum with VARCHAR, for which there is no operator
+        columns = [
+            sql.SQL("{0}::text AS {0}" if text else "{0}").format(sql.Identifier(one)) for one, text in texts or ()
+        ]
+        listed = sql.SQL(", ").join(columns) if columns else sql.SQL("*")
+        rows = sql.SQL("SELECT {} FROM {}").format(listed, sql.Identifier(schema, table)).as_string()
         batch = source.add_query_asset(name=name, query=rows).add_batch_definition_whole_table(name)
     definition = gx.ValidationDefinition(
         name=name,
