@@ -16,6 +16,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 from pydantic import Field, SecretStr
 
+from blocks.postgres_refusals import WRONG_PASSWORD, LoginRefused, hint_for, sqlstate_of
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 
@@ -24,8 +25,6 @@ Connection = psycopg.Connection[TupleRow]
 CONNECT_SECONDS = 5
 KEEPALIVES = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 VERIFIED = ("verify-ca", "verify-full")
-# libpq tells no SQLSTATE of a refused log-in, and a server with lc_messages=ja_JP says it in Japanese.
-PASSWORD = ("password authentication", "no password supplied", "パスワード認証")
 METHOD = ("authentication method requirement", "server requested")
 # Backends that somebody waits for and that do nothing themselves: a lock, the client's next bytes, a standby.
 _WORKING = """
@@ -115,7 +114,7 @@ class Postgres(Block):
 
         Raises:
             Unreachable: nobody answers there.
-            OpsError: the server answers and refuses (password, role, database).
+            LoginRefused: the server answers and refuses (password, role, database, connection limit).
         """
         user, password = self._login(as_application)
         name = database or self.maintenance_database
@@ -212,13 +211,11 @@ class Postgres(Block):
                 "set sslmode = 'verify-full' and sslrootcert, or scram-sha-256 in its pg_hba.conf; "
                 "only on a network that nobody else reads: require_auth = 'password'",
             )
-        if any(part in text for part in PASSWORD):
-            return OpsError(
-                f"{where} refuses the password of role {user}",
-                "correct the secret in the environment's variables and register the blocks again",
-            )
+        said, code = text.split("FATAL:")[-1].strip(), sqlstate_of(text)
+        if code == WRONG_PASSWORD:
+            return LoginRefused(f"{where} refuses the password of role {user}", hint_for(text), code)
         if "FATAL" in text and not any(part in text for part in NOT_YET):
-            return OpsError(f"{where} refuses {user} in database {database}: {text.split('FATAL:')[-1].strip()}")
+            return LoginRefused(f"{where} refuses {user} in database {database}: {said}", hint_for(text), code)
         why = text.rpartition(" failed: ")[2]
         if any(part in text for part in NOT_YET):
             return Unreachable(f"{where} does not answer: {why}", "it starts or stops: wait, then launch this again")

@@ -84,7 +84,7 @@ def choose_backup(report: Report, env: Environment, kind: Kind, wanted: str, sou
     report.expect(
         f"files of {backup.name}",
         not problems,
-        catalogue.instead_of(backup),
+        catalogue.instead_of(backup) if problems else "",
         value="; ".join(problems[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
         expected="as in the manifest (SHA-256)",
     )

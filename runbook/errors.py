@@ -28,6 +28,10 @@ def excerpt(text: str, most: int = 80) -> str:
     return (line[:most] if most > 0 else line[most:]) or "nothing"
 
 
+OTHER_BACKUPS = "show-recovery-options lists the other backups, and which of them a restore proved"
+"""The next step where a backup is bad and no other one is known to be better."""
+
+
 class OpsError(Exception):
     """Something an operator can act on: `message` says what is wrong, `hint` what to do next."""
 

@@ -16,6 +16,7 @@ from runbook import alone, approval, chain, containment, durable, pins, render, 
 from runbook.brief import asked_briefly
 from runbook.contacts import add_contacts
 from runbook.current import current_report, use_report
+from runbook.drivers import described
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed, without_logins
 from runbook.form import form_address
 from runbook.holder import Rank
@@ -103,6 +104,10 @@ def runbook(
     except OpsError as error:
         _failed(report, error)
     except BaseException as error:
+        if refused := described(error):
+            logger().debug("a driver's error that no step has put into words", exc_info=error)
+            _failed(report, refused)
+            raise RunbookFailed(report) from None
         report.findings.append(
             Finding(
                 "the run ended early",

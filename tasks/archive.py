@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from runbook.errors import OpsError, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
 from tasks.entries import (
     Archived,
     Entry,
@@ -226,7 +226,7 @@ def _opened(source: Path) -> Iterator[tarfile.TarFile]:
         with gzip.open(source, "rb") as packed, tarfile.open(fileobj=packed, mode="r|") as tar:
             yield tar
     except (tarfile.TarError, zlib.error, EOFError, gzip.BadGzipFile, FileNotFoundError) as error:
-        raise VerificationFailed(f"{source.name} cannot be read to its end: {error}", "choose another backup") from None
+        raise VerificationFailed(f"{source.name} cannot be read to its end: {error}", OTHER_BACKUPS) from None
 
 
 def _require_named(member: tarfile.TarInfo, named: Mapping[str, Entry], made: set[str]) -> Entry:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from runbook import clock
@@ -19,6 +20,7 @@ from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import action, probe
 from runbook.process import this_process
 from tasks import manifest as manifests
+from tasks.known_texts import known_texts
 from tasks.manifest import MANIFEST, SEAL, Kind, Manifest
 from tasks.stores.store import RESOURCE, Store
 
@@ -42,6 +44,7 @@ RESTORED_BY = {
 VERIFIED = ".verified"
 AT_HAND = ".at-hand-"
 LATEST = "latest"
+STAMP, PUT_BACK = "%Y%m%d_%H%M%S", timedelta(hours=2)
 KEPT = "{} (kept)"
 """Whose backup it is called that a restore took of the live data before: `latest` never means it."""
 
@@ -102,39 +105,63 @@ def kind_of(name: str, otherwise: Kind) -> Kind:
 
 
 def open_backup(store: Store, name: str) -> Backup:
-    """One backup by name.
+    """One backup by name, read anew.
 
     Raises:
         VerificationFailed: its manifest is missing or altered.
     """
-    seal = store.read(f"{name}/{SEAL}")
-    manifest = manifests.parse(name, store.read(f"{name}/{MANIFEST}"), seal)
-    local = None if manifest.clear else store.local(name)
-    path = local or hand_of(store, manifest.environment) / name / "clear"
-    return Backup(path, manifest, store, *_noted(store, name, seal or ""))
+    text, seal, note = (store.read(path) for path in (f"{name}/{MANIFEST}", f"{name}/{SEAL}", note_of(name)))
+    return _opened(store, name, text, seal, note)
 
 
 def open_all(store: Store, *kinds: Kind) -> tuple[list[Backup], list[str]]:
-    """Every backup of some kinds, oldest first, and the names of those whose manifest cannot be read."""
+    """Every backup of some kinds, oldest first, and the names of those whose manifest cannot be read. A run reads each
+    manifest once: it is written once. Notes are read again only where they changed."""
     wanted = names(store, *kinds)
+    return _open(store, wanted, _stamps(store) if wanted else {})
 
-    def opened(name: str) -> Backup | None:
+
+def _open(store: Store, wanted: Sequence[str], notes: Mapping[str, str]) -> tuple[list[Backup], list[str]]:
+    known, found, unreadable = known_texts(), list[Backup](), list[str]()
+
+    def read(name: str) -> Backup | str | None:
+        text, seal = (known.read(store, f"{name}/{file}", name) for file in (MANIFEST, SEAL))
+        if text is None and seal is None and store.local(name) is None:
+            return None  # in a bucket: nothing that was ever offered
+        stamp = notes.get(f"{name}.json", "")
         with contextlib.suppress(VerificationFailed):
-            return open_backup(store, name)
-        return None
+            return _opened(store, name, text, seal, known.read(store, note_of(name), stamp) if stamp else None)
+        return name
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(opened, wanted))
-    return [backup for backup in found if backup], [
-        name for name, backup in zip(wanted, found, strict=True) if backup is None
-    ]
+        for one in pool.map(read, wanted):
+            if isinstance(one, Backup):
+                found.append(one)
+            elif one:
+                unreadable.append(one)
+    return found, unreadable
 
 
-def _noted(store: Store, name: str, seal: str) -> tuple[str, str, str]:
+def _stamps(store: Store) -> dict[str, str]:
+    """A folder of notes that cannot be listed says nothing, and must not stand in a restore's way."""
+    try:
+        return store.stamps(VERIFIED)
+    except OpsError:
+        return {}
+
+
+def _opened(store: Store, name: str, text: str | None, seal: str | None, note: str | None) -> Backup:
+    manifest = manifests.parse(name, text, seal)
+    local = None if manifest.clear else store.local(name)
+    path = local or hand_of(store, manifest.environment) / name / "clear"
+    return Backup(path, manifest, store, *_noted(note, seal or ""))
+
+
+def _noted(note: str | None, seal: str) -> tuple[str, str, str]:
     """When this very manifest was proven by a restore, or failed, and which rules its data broke; a note that cannot be
     read says nothing, and must not stand in a restore's way."""
     try:
-        noted = json.loads(store.read(note_of(name)) or "")
+        noted = json.loads(note or "")
         if noted.get("seal", seal) != seal:
             return "", "", ""
         return str(noted.get("verified", "")), str(noted.get("failed", "")), str(noted.get("rules", ""))
@@ -161,26 +188,46 @@ def find_backup(store: Store, kind: Kind, wanted: str = LATEST, environment: str
     asked, kind = RESOURCE[kind], kind_of(wanted, kind)
     if RESOURCE[kind] != asked:
         raise OpsError(f"{wanted} is a backup of {RESOURCE[kind]}, not of {asked}", RESTORED_BY[RESOURCE[kind]])
-    if wanted in names(store, kind):
+    there = names(store, kind)
+    if wanted in there:
         return open_backup(store, wanted)
-    known, unreadable = open_all(store, kind)
+    day = f"_{wanted}_" if re.fullmatch(r"\d{8}", wanted) else "_" if wanted == LATEST else "nothing"
+    if chosen := _newest(store, [name for name in there if day in name], environment):
+        return chosen
+    known, _ = open_all(store, kind)
     own = sorted(
         (backup for backup in known if environment in ("", backup.manifest.environment)),
         key=lambda backup: backup.manifest.taken,
     )
-    day = f"_{wanted}_" if re.fullmatch(r"\d{8}", wanted) else "_" if wanted == LATEST else "nothing"
-    chosen = [backup for backup in own if day in backup.name][-1:]
-    for name in (name for name in unreadable if day in name):
-        if not chosen or name > chosen[0].name:
+    newest = ", ".join(backup.name for backup in reversed(own[-3:])) or "none at all"
+    others = [backup for backup in known if backup not in own]
+    more = f"; another environment's is taken by its name only, e.g. {others[-1].name}" if others else ""
+    raise OpsError(
+        f"there is no {kind} backup “{wanted[:80]}” in {store.where}", f"the newest in the store: {newest}{more}"
+    )
+
+
+def _newest(store: Store, wanted: Sequence[str], environment: str) -> Backup | None:
+    """The newest of these of one's own: by its name, which tells a time of the environment's zone, and among those of
+    some hours by the moment itself, since a clock may be put back. Older ones are not even read.
+
+    Raises:
+        VerificationFailed: the manifest of a newer one is missing or altered.
+    """
+    found, oldest, notes = list[Backup](), "", _stamps(store) if wanted else {}
+    for name in reversed(wanted):
+        if found and name.partition("_")[2] < oldest:
+            break
+        opened, unreadable = _open(store, [name], notes)
+        if unreadable and not found:
             return open_backup(store, name)  # which says what is wrong with it
-    if not chosen:
-        newest = ", ".join(backup.name for backup in reversed(own[-3:])) or "none at all"
-        others = [backup for backup in known if backup not in own]
-        more = f"; another environment's is taken by its name only, e.g. {others[-1].name}" if others else ""
-        raise OpsError(
-            f"there is no {kind} backup “{wanted[:80]}” in {store.where}", f"the newest in the store: {newest}{more}"
-        )
-    return chosen[0]
+        for backup in opened:
+            if environment in ("", backup.manifest.environment):
+                found.append(backup)
+                with contextlib.suppress(ValueError):  # a name that is no time: all are read
+                    at = datetime.strptime(backup.name.partition("_")[2], STAMP) - PUT_BACK
+                    oldest = oldest or at.strftime(STAMP)
+    return max(found, key=lambda backup: backup.manifest.taken, default=None)
 
 
 @probe

@@ -14,7 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from runbook.errors import VerificationFailed
+from runbook.errors import OTHER_BACKUPS, VerificationFailed
 from tasks.manifest import Manifest, sum_of
 
 Kind = Literal["file", "directory", "symlink"]
@@ -64,11 +64,11 @@ def entries_of(manifest: Manifest) -> tuple[Entry, ...]:
         entries = Archived.model_validate(manifest.content).entries
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise VerificationFailed(f"the manifest of {manifest.name} lists no files: {where}", "choose another") from None
+        raise VerificationFailed(f"the manifest of {manifest.name} lists no files: {where}", OTHER_BACKUPS) from None
     for entry in entries:
         require_inside(entry.path)
     if problems := root_problems(entries):
-        raise VerificationFailed(f"{manifest.name} cannot be unpacked: {problems[0]}", "choose another backup")
+        raise VerificationFailed(f"{manifest.name} cannot be unpacked: {problems[0]}", OTHER_BACKUPS)
     return entries
 
 

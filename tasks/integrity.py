@@ -77,8 +77,9 @@ def run_expectations(
     wanted = _dated(read_suites(suites), taken or datetime.now(UTC))
     with postgres.connect(database) as connection:
         runnable, rows, absent = judgeable(wanted, read_columns(connection), contained)
+        texts = _enums_as_text(connection, runnable)
     evidence = _new_directory(directory)
-    answer = process.ask(_request(postgres, database, runnable, evidence))
+    answer = process.ask({**_request(postgres, database, runnable, evidence), "texts": texts})
     docs = Path(answer["docs"]) if answer["docs"] else None
     rows += [Checked(*row) for row in answer["rows"]]
     text = json.dumps([row._asdict() for row in rows], ensure_ascii=False, indent=1)
@@ -125,6 +126,30 @@ def _request(postgres: Postgres, database: str, suites: Mapping[str, Suite], evi
         "suites": suites,
         "evidence": str(evidence),
     }
+
+
+def _enums_as_text(connection: Connection, suites: Mapping[str, Suite]) -> dict[str, list[tuple[str, bool]]]:
+    """Of each suite that compares an enum with values: its table's columns, and which of them are read as text."""
+    found = dict[str, list[tuple[str, bool]]]()
+    for name, suite in suites.items():
+        columns = [(str(column), bool(enum)) for column, enum in execute(connection, _ENUMS, *table_of(name))]
+        enums = {column for column, enum in columns if enum}
+        if any(item["kwargs"].get("column") in enums and item["type"] not in _ANY_TYPE for item in suite):
+            found[name] = columns
+    return found
+
+
+_ANY_TYPE = (
+    "expect_column_values_to_not_be_null",
+    "expect_column_values_to_be_null",
+    "expect_column_values_to_be_unique",
+)
+_ENUMS = """
+SELECT a.attname, coalesce(b.typtype, t.typtype) = 'e' FROM pg_catalog.pg_attribute a
+JOIN pg_catalog.pg_class c ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_type t ON t.oid = a.atttypid LEFT JOIN pg_catalog.pg_type b ON b.oid = t.typbasetype
+WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+"""
 
 
 def judgeable(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from runbook.errors import VerificationFailed
+from runbook.errors import OTHER_BACKUPS, VerificationFailed
 
 Kind = Literal["postgres", "schema", "tables", "sql", "redis", "files", "cluster", "prefect"]
 MANIFEST = "manifest.json"
@@ -92,7 +92,7 @@ def text_in(directory: Path) -> str:
     try:
         return (directory / MANIFEST).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise VerificationFailed(f"{directory.name} has no readable manifest", "choose another backup") from None
+        raise VerificationFailed(f"{directory.name} has no readable manifest", OTHER_BACKUPS) from None
 
 
 def seal_of(text: str) -> str:
@@ -129,17 +129,17 @@ def parse(name: str, text: str | None, seal: str | None) -> Manifest:
         VerificationFailed: it is missing (None), altered, not a manifest, or names what lies outside of its backup.
     """
     if text is None or seal is None:
-        raise VerificationFailed(f"{name} has no readable manifest", "choose another backup")
+        raise VerificationFailed(f"{name} has no readable manifest", OTHER_BACKUPS)
     if seal != seal_of(text):
-        raise VerificationFailed(f"the manifest of {name} was altered", "choose another backup")
+        raise VerificationFailed(f"the manifest of {name} was altered", OTHER_BACKUPS)
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise VerificationFailed(f"the manifest of {name} is not one: {where}", "choose another") from None
+        raise VerificationFailed(f"the manifest of {name} is not one: {where}", OTHER_BACKUPS) from None
     if manifest.name != name:
         raise VerificationFailed(
-            f"{name} has the manifest of {manifest.name}", "choose another backup: this one was mixed up"
+            f"{name} has the manifest of {manifest.name}", f"this one was mixed up; {OTHER_BACKUPS}"
         )
     for path in (*manifest.files, *manifest.clear, manifest.environment):  # all of them become paths
         pure = PurePosixPath(path)

@@ -12,6 +12,7 @@ import psycopg
 
 from blocks.environment import Environment
 from blocks.postgres import Connection, Postgres, execute, first_line
+from blocks.postgres_refusals import NO_RIGHT, NOT_ADMITTED, hint_for, sqlstate_of
 from blocks.services import DockerServices
 from deployments.doctor.host import clock
 from deployments.doctor.line import Line, expect, prefer, refused
@@ -77,7 +78,10 @@ def _replicate(postgres: Postgres) -> None:
             replication="true", connect_timeout=CONNECT_SECONDS, **postgres.transport(),
         ).close()  # fmt: skip
     except psycopg.Error as error:
+        said = str(error)
         hint = "add a line for replication to pg_hba.conf, or give the role REPLICATION"
+        if sqlstate_of(said) not in (NOT_ADMITTED, NO_RIGHT):
+            hint = hint_for(said) if "FATAL" in said else "start it, or read its log"
         raise OpsError(first_line(error), hint) from None
 
 

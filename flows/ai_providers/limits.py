@@ -12,7 +12,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.ai_providers.steps import told
-from flows.logs.steps import tell_read
+from flows.logs.steps import tell_read, tell_undated
 from flows.redis.master import judge_master
 from runbook.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
@@ -22,7 +22,7 @@ from tasks.logs.conditions import Conditions, parse_moment
 from tasks.logs.files import find_logs
 from tasks.logs.masking import masked
 from tasks.logs.refusals import Refusals
-from tasks.logs.source import reading
+from tasks.logs.source import reading, utc
 from tasks.redis.counters import Counted, Counter, read_counters
 from tasks.redis.sentinels import read_sentinels
 
@@ -135,10 +135,12 @@ def _tell_counters(report: Report, prefixes: Sequence[Counted]) -> None:
 def _judge_refusals(report: Report, env: Environment, since: datetime, end: datetime, storm: int) -> None:
     wanted = Conditions().holds(refusals.refused(env.logs.ai_message)).within(since, end)
     with reading(find_logs(Path(env.logs.need("app"))), env.zone, since=since, names=env.logs.fields) as source:
-        bad = source.pick(refusals.columns(env.logs.ai_message), wanted.sql, wanted.parameters, wanted.needles)
+        columns = refusals.columns(env.logs.ai_message)
+        bad = source.pick_each(picked=wanted.choice(columns), undated=wanted.undated())
         found, calls = refusals.read_refusals(source)
         hours = refusals.by_hour(source)
         tell_read(report, source, bad)
+        tell_undated(report, source)
     users, providers = ([one for one in found if one.kind == kind] for kind in ("user", "provider"))
     counts = sum(one.count for one in users), sum(one.count for one in providers)
     report.fact("refusals", f"{counts[0]:,} of users, {counts[1]:,} by providers, beside {calls:,} AI calls")
@@ -147,7 +149,7 @@ def _judge_refusals(report: Report, env: Environment, since: datetime, end: date
     report.expect("providers refused (429)", not providers,
                   "ask the provider for a higher quota, or spread the calls; the application falls back meanwhile",
                   value=_most(providers), expected="none", otherwise=Status.WARN)  # fmt: skip
-    _judge_storms(report, [one for one in found if one.most >= storm], end, env, storm)
+    _judge_storms(report, [one for one in found if one.most >= storm], end, storm)
     if found:
         report.table("Refusals (429)", ("of", "who", "how many", "first", "last", "most within a minute", "at"),
                      [(one.kind, masked(one.who), f"{one.count:,}", f"{one.first:%m-%d %H:%M:%S}",
@@ -158,10 +160,9 @@ def _judge_refusals(report: Report, env: Environment, since: datetime, end: date
         report.attach(Evidence(f"Refusals by hour ({env.zone.key}), hours without any left out", svg=bars(drawn)))
 
 
-def _judge_storms(report: Report, storms: Sequence[Refusals], end: datetime, env: Environment, storm: int) -> None:
+def _judge_storms(report: Report, storms: Sequence[Refusals], end: datetime, storm: int) -> None:
     """Who tries again at once makes it worse for everybody: the manual waits 4 to 60 s between 5 attempts."""
-    latest = end.astimezone(env.zone).replace(tzinfo=None) - NOW
-    goes_on = [one for one in storms if one.last >= latest]
+    goes_on = [one for one in storms if one.ended >= utc(end) - NOW]
     worst = storms[0] if storms else None
     value = (
         f"{len(storms)}; the worst: {worst.most:,} within a minute, {worst.kind} {masked(worst.who)}, at "

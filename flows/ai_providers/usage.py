@@ -11,7 +11,7 @@ from pathlib import Path
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.logs.steps import tell_read
+from flows.logs.steps import tell_read, tell_undated
 from runbook.errors import OpsError
 from runbook.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
@@ -62,9 +62,10 @@ def tell_tokens(report: Report, env: Environment, month: str = "") -> str:
         since, datetime.combine(last + timedelta(days=1), time(), env.zone)
     )
     with reading(find_logs(Path(env.logs.need("app"))), env.zone, since=since, names=env.logs.fields) as source:
-        bad = source.pick(tokens.COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
+        bad = source.pick_each(picked=wanted.choice(tokens.COLUMNS), undated=wanted.undated())
         uses = tokens.read_use(source)
         tell_read(report, source, bad)
+        tell_undated(report, source)
     own = [use for use in uses if use.day >= first]
     _tell_use(report, env, own, first, last)
     _judge_budget(report, env, uses, own, today if not month or last == today else None)
@@ -127,6 +128,10 @@ def _judge_budget(
     unpriced = sorted({use.model for use in own if use.model not in ai.prices})
     report.expect("every model has a price", not unpriced, "add it to [ai_providers] prices: its cost is in no sum",
                   value=", ".join(unpriced) or "yes", otherwise=Status.WARN)  # fmt: skip
+    unsplit = sum(use.unsplit for use in own)
+    report.expect("every call tells its prompt and completion tokens", not unsplit, "the cost is too small: have the "
+                  "application log both, prices differ", value=f"{unsplit:,} tell a total only" if unsplit else "yes",
+                  otherwise=Status.WARN)  # fmt: skip
     costs = defaultdict[date, float](float)
     for use in uses:
         costs[use.day] += use.cost(ai.prices) or 0.0

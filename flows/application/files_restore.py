@@ -19,7 +19,7 @@ from runbook.render import size
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.application import wait_healthy
-from tasks.catalogue import Backup
+from tasks.catalogue import Backup, instead_of
 from tasks.connection_string import SWITCH, switch_target
 from tasks.files_copy import REPLACE_FILES, FilesCopy, FilesSwapped, build_files_copy, judge_files_backup, swap_files
 from tasks.files_undo import UNDO, choose_aside, end_undo, read_aside, swap_files_back
@@ -175,7 +175,7 @@ def _judge(report: Report, env: Environment, chosen: Backup) -> None:
 
 def _prove(report: Report, chosen: Backup, copy: FilesCopy) -> None:
     equal = report.expect("files equal to the backup", not copy.differences,
-                          "restore another backup (backup=…); the live files are unchanged",
+                          f"the live files are unchanged; {instead_of(chosen)}" if copy.differences else "",
                           value="; ".join(copy.differences[:3]) or f"{copy.entries:,} entries, {size(copy.bytes)}",
                           expected="content, mode and owner of every entry")  # fmt: skip
     if not equal:

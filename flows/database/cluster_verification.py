@@ -10,7 +10,7 @@ from flows import store
 from flows.database.room import judge_room
 from flows.database.wal_reading import judge_wal
 from flows.store import mark_failed, mark_verified, store_for
-from runbook.errors import RunbookFailed, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, RunbookFailed, VerificationFailed
 from runbook.render import duration
 from runbook.report import Report
 from tasks.catalogue import Backup, open_all
@@ -53,7 +53,7 @@ def at_hand(report: Report, env: Environment, chosen: Backup, source: Stores) ->
     whole = lineage(chosen, open_all(store_for(env, "cluster", source), "cluster")[0])
     for backup in whole[:-1]:
         problems = store.read_files(report, backup)
-        report.expect(f"files of {backup.name}", not problems, f"{chosen.name} stands on it: choose another backup",
+        report.expect(f"files of {backup.name}", not problems, f"{chosen.name} stands on it; {OTHER_BACKUPS}",
                       value="; ".join(problems[:3]) or "whole", expected="as in the manifest (SHA-256)")  # fmt: skip
     report.fact("stands on", " ← ".join(backup.name for backup in reversed(whole)))
     report.fail_if_critical()

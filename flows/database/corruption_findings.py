@@ -101,7 +101,7 @@ def _remedy(one: Checked, damaged: list[Checked], live: bool) -> str:
         rebuild = f"REINDEX INDEX CONCURRENTLY {one.relation.name}"
         return f"its table is sound: {rebuild}" if heap_is_sound else f"the table's damage first, then {rebuild}"
     first = "keep a copy of the files, check disk and memory of the host, then restore: restore-database, "
-    copy = "this copy's backup is not to be trusted: check the live database, then verify an older backup"
+    copy = "this copy's backup is not to be trusted: check the live database, then verify-backup the one before"
     return first + "or single tables of it; do not VACUUM or rewrite the table before" if live else copy
 
 

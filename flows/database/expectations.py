@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from blocks.environment import Environment
-from runbook.errors import OpsError, Unreachable
+from runbook.errors import OTHER_BACKUPS, OpsError, Unreachable
 from runbook.kinds import Pending
 from runbook.report import Report
 from tasks.catalogue import Backup
@@ -18,11 +18,11 @@ from tasks.postgres.copy import content_in
 FACT = "expectations"
 NONE = "no expectations are configured ([expectations] directory)"
 KNOWN = "the data is as it was backed up; this rule was already broken"
-AND_NOW = ". Correct the rows or the rule (docs/expectations.md); an earlier backup may keep it"
+AND_NOW = f". Correct the rows or the rule (docs/expectations.md); {OTHER_BACKUPS}"
 YOUNGER = "the backup is older than this rule's table or column: check what the migration filled it with"
 CHANGED = (
     "the backup's data keeps this rule: a migration or a client broke it since. Check the table of expectations, "
-    "correct the migration, or restore an earlier backup"
+    "correct the migration, then launch this again"
 )
 UNREAD = "fix the suites; the data was not checked against its rules"
 

@@ -19,7 +19,7 @@ from runbook.report import Report
 from runbook.run import runbook
 from tasks.postgres.copy import check_jobs, rename_copy
 from tasks.postgres.foreign import is_foreign
-from tasks.postgres.server import find_obstacles, read_identity, read_server
+from tasks.postgres.server import find_obstacles, has_own_types, read_identity, read_server
 from tasks.postgres.superseded import find_superseded, read_writes
 from tasks.postgres.swap import UNDO, Swapped, advisory_lock, swap_back, swap_databases
 
@@ -78,7 +78,10 @@ def restore_database(
         choosing.plan(report, env, chosen, into)
         pin_database(report, env.postgres, replaced=not into)
         permit = report.permit(choosing.act(env, into), alone_act(env))
-        report.state_is("the live database was not touched", "launch it again when what is said above is put right")
+        untouched = (
+            f"{env.postgres.database} was not touched" if live.oid else f"there is no {env.postgres.database} yet"
+        )
+        report.state_is(untouched, "fix the findings above, then launch it again")
         free_commits(report, permit, env, after=live)
         with advisory_lock(env.postgres) as guard:
             copy = steps.build_database(permit, env, chosen.source, chosen.properties, workers, into)
@@ -91,7 +94,7 @@ def restore_database(
                     swapped = swap_databases.after(ready)(permit, env.postgres, guard, copy, live.oid, chosen.name)
         how = "proven by content" if chosen.backup else "not proven: there is no manifest"
         if into:
-            report.outcome = f"{into} is what was in {chosen.name}, {how}; the live database was not touched"
+            report.outcome = f"{into} is what was in {chosen.name}, {how}; nothing else was changed"
         else:
             _tell_swapped(report, permit, env, chosen, swapped, advance=advance)
             report.outcome = f"{env.postgres.database} is what it was in {chosen.name}, {how}"
@@ -116,9 +119,9 @@ def _tell_swapped(
     choosing.tell_lost(report, env, chosen)
     report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
     report.fact("old database", f"kept as {swapped.kept}" if swapped.kept else "there was none")
-    if roles := env.services_in(("backend", "frontend")):
-        names = ", ".join(env.services.names[role] for role in roles)
-        report.fact("restart", f"clients that cache type OIDs (asyncpg, psycopg): {names}")
+    if swapped.kept and "backend" in env.services.names and has_own_types(env.postgres, env.postgres.database):
+        name = env.services.names["backend"]
+        report.fact("restart", f"{name}: drivers cache the OIDs of the database's own types (psycopg, asyncpg)")
 
 
 @flow(name="undo-restore", flow_run_name="undo-restore {environment}")

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from blocks.environment import Environment, Stores
 from flows import store
 from flows.database.room import WAL_RATIO, judge_room
-from runbook.errors import VerificationFailed
+from runbook.errors import OTHER_BACKUPS, VerificationFailed
 from runbook.permit import Act, Permit
 from runbook.render import duration
 from runbook.report import Report, Status
@@ -74,7 +74,7 @@ def _judge_content(report: Report, env: Environment, backup: Backup) -> None:
     try:
         content = content_in(backup)
     except ValueError as error:
-        raise VerificationFailed(f"{backup.name} has no readable content manifest", "choose another backup") from error
+        raise VerificationFailed(f"{backup.name} has no readable content manifest", OTHER_BACKUPS) from error
     report.expect(
         "database in the backup",
         content.database == env.postgres.database,
@@ -200,8 +200,9 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
     report.expect(
         "copy equal to the backup",
         not comparison.differences,
-        f"the live database was not touched; the copy is {copy.database}: see the differences, then "
-        + catalogue.instead_of(backup),
+        f"the copy is {copy.database}: see the differences, then {catalogue.instead_of(backup)}"
+        if comparison.differences
+        else "",
         value="; ".join(comparison.differences[:4]) or f"{expected.rows:,} rows, every definition",
         expected="every row and definition",
     )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from blocks.environment import Environment
 from flows.database.choosing import NEWEST
 from flows.database.room import WAL_RATIO, judge_room
-from runbook.errors import OpsError
+from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.permit import Act
 from runbook.report import Report, Status
 from tasks.catalogue import Backup
@@ -154,7 +154,7 @@ def prove(report: Report, wanted: Wanted, found: Sequence[TableSum]) -> None:
     report.expect(
         "rows equal to the backup",
         not unequal,
-        "the live tables were not touched; launch it again with the backup before",
+        f"the live tables were not touched; {OTHER_BACKUPS}",
         value=f"not equal: {', '.join(unequal)}" if unequal else f"{sum(one.rows for one in found):,} rows",
         expected="every row",
     )

@@ -11,13 +11,13 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.logs.evidence import keep_lines
-from flows.logs.steps import tell_read
+from flows.logs.steps import tell_read, tell_undated
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.logs import logins
 from tasks.logs.conditions import Conditions, parse_moment
 from tasks.logs.files import find_logs
-from tasks.logs.source import Choice, Source, reading
+from tasks.logs.source import Source, reading
 
 SHOWN = 100
 FIELDS = logins.FIELDS[1:]
@@ -81,11 +81,13 @@ def search_audit_log(
             find_logs(Path(env.logs.need("audit"))), env.zone, fields=logins.FIELDS, names=env.logs.fields
         ) as source:
             bad = source.pick_each(
-                picked=Choice(COLUMNS, wanted.sql, wanted.parameters, wanted.needles),
-                logins=Choice(logins.COLUMNS, usual.sql, usual.parameters, usual.needles),
+                picked=wanted.choice(COLUMNS),
+                logins=usual.choice(logins.COLUMNS),
+                undated=(wanted if wanted.times else usual).undated(),
             )
             count = _tell_history(report, env, source, first)
             tell_read(report, source, bad)
+            tell_undated(report, source)
             judge_logins(report, env, source, begin or datetime.min.replace(tzinfo=UTC), failures, minutes)
         report.outcome = f"{count:,} events found"
     return report

@@ -54,7 +54,7 @@ def judge_form(report: Report, env: Environment, log: Log, form: Form) -> None:
             not form.tokenless,
             "logging puts extra= on the record itself, and the manual's formatter reads record.extra: merge "
             "the record's own attributes, as docs/logs.md shows",
-            value=f"{form.tokenless:,} AI calls without total_tokens" if form.tokenless else "all",
+            value=f"{form.tokenless:,} AI calls without a number of tokens" if form.tokenless else "all",
             otherwise=Status.WARN,
         )
     _judge_clock(report, env, log, form)

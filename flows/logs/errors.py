@@ -11,7 +11,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.logs.steps import tell_read
+from flows.logs.steps import tell_read, tell_undated
 from runbook.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
@@ -23,6 +23,7 @@ from tasks.logs.samples import begins_at
 from tasks.logs.source import Source, reading, utc
 
 LEVELS = ("ERROR", "CRITICAL")
+"""As `tasks.logs.conditions.LEVELS` has them: FATAL and error are among them."""
 SHOWN = 30
 MORE_RATIO, MORE_LINES = 2.0, 20
 
@@ -54,11 +55,11 @@ def summarise_errors(
     with runbook("Summarise errors", env) as report:
         end = parse_moment(until, env.zone, "until") or datetime.now(UTC)
         since, before = end - timedelta(hours=hours), end - timedelta(hours=2 * hours)
-        levels = (*LEVELS, "WARNING", "WARN") if warnings else LEVELS
-        wanted = Conditions().within(before, end).equals("level", levels)
+        levels = (*LEVELS, "WARNING") if warnings else LEVELS
+        wanted = Conditions().within(before, end).levels(levels)
         files = find_logs(Path(env.logs.need("app")))
         with reading(files, env.zone, since=before, names=env.logs.fields) as source:
-            bad = source.pick(COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
+            bad = source.pick_each(picked=wanted.choice(COLUMNS), undated=wanted.undated())
             found = kinds(source, since)
             reaches = (
                 len(source.files) < len(files) or (begins_at(files[0], env.logs.field("timestamp")) or end) <= before
@@ -66,6 +67,7 @@ def summarise_errors(
             _tell_kinds(report, found, known=reaches)
             _tell_hours(report, source, since, end, env.zone)
             tell_read(report, source, bad)
+            tell_undated(report, source)
         total = sum(one.count for one in found)
         report.outcome = f"{total:,} errors of {len(found)} kinds in {hours} h"
     return report
@@ -97,15 +99,18 @@ def _tell_kinds(report: Report, found: list[Kind], *, known: bool) -> None:
 
 
 def _tell_hours(report: Report, source: Source, since: datetime, end: datetime, zone: ZoneInfo) -> None:
-    """When, and where from."""
-    of = {"since": utc(since)}
-    query = "SELECT date_trunc('hour', here), count(*) FROM picked WHERE time >= $since GROUP BY 1"
-    counts = dict(source.rows(query, of))
-    hour, last = (moment.astimezone(zone).replace(tzinfo=None) for moment in (since, end))
-    hour, lines = hour.replace(minute=0, second=0, microsecond=0), list[Bar]()
-    while hour < last and len(lines) < 24 * 7:
-        lines.append(Bar(f"{hour:%m-%d %H:00}", (counts.get(hour, 0),), f"{counts.get(hour, 0):,}"))
+    """When, and where from. Hours are counted in UTC: where the clock is put back one of them is there twice."""
+    minutes = (since.astimezone(zone).utcoffset() or timedelta()) % timedelta(hours=1)
+    query = (
+        "SELECT date_trunc('hour', time + $minutes) - $minutes, count(*) FROM picked WHERE time >= $since GROUP BY 1"
+    )
+    counts = dict(source.rows(query, {"since": utc(since), "minutes": minutes}))
+    hour, lines = (utc(since) + minutes).replace(minute=0, second=0, microsecond=0) - minutes, list[Bar]()
+    while hour < utc(end) and len(lines) < 24 * 7:
+        here = hour.replace(tzinfo=UTC).astimezone(zone)
+        again = f" {here:%Z}" if here.utcoffset() != here.replace(fold=1 - here.fold).utcoffset() else ""
+        lines.append(Bar(f"{here:%m-%d %H:00}{again}", (counts.get(hour, 0),), f"{counts.get(hour, 0):,}"))
         hour += timedelta(hours=1)
     report.attach(Evidence(f"Errors by hour ({zone.key})", svg=bars(lines)))
     query = "SELECT module, level, count(*) FROM picked WHERE time >= $since GROUP BY ALL ORDER BY 3 DESC LIMIT 20"
-    report.table("By module", ("module", "level", "lines"), source.rows(query, of))
+    report.table("By module", ("module", "level", "lines"), source.rows(query, {"since": utc(since)}))

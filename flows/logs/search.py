@@ -10,7 +10,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.logs.evidence import keep_lines
-from flows.logs.steps import Log, path_of, tell_read
+from flows.logs.steps import Log, path_of, tell_read, tell_undated
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.logs.conditions import Conditions, parse_moment
@@ -72,15 +72,17 @@ def search_logs(
     env = Environment.find(environment)
     with runbook("Search logs", env) as report:
         begin, end = parse_moment(since, env.zone, "since"), parse_moment(until, env.zone, "until")
-        wanted = Conditions().within(begin, end).equals("level", level).equals("user_id", user)
+        wanted = Conditions().within(begin, end).levels(level).equals("user_id", user)
         if module:
             wanted.equals("coalesce(module, logger)", module)
         wanted.contains(text).matches(regex).fields(fields)
         with reading(find_logs(Path(path_of(env, log))), env.zone, since=begin, names=env.logs.fields) as source:
-            bad = source.pick(COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
+            bad = source.pick_each(picked=wanted.choice(COLUMNS), undated=wanted.undated())
             count = _tell_counts(report, env, source)
             _keep(report, env, source, first)
             tell_read(report, source, bad)
+            if wanted.times:  # else they are among those found
+                tell_undated(report, source)
         report.outcome = f"{count:,} lines found"
     return report
 

@@ -9,7 +9,7 @@ from runbook.render import size
 from runbook.report import Report
 from tasks.logs.masking import masked
 from tasks.logs.samples import find_bad_lines, is_half_written
-from tasks.logs.source import Source
+from tasks.logs.source import Source, count_undated
 
 Log = Literal["app", "audit"]
 
@@ -34,6 +34,16 @@ def tell_read(report: Report, source: Source, bad: int, of: str = "") -> None:
                 value=f"{bad:,}", expected="none")  # fmt: skip
     samples = [(one.file, one.line, masked(one.text)) for one in find_bad_lines(source.files)]
     report.table(f"{of}Lines that are no JSON objects (the first ones)", ("file", "line", "text"), samples)
+
+
+def tell_undated(report: Report, source: Source, of: str = "") -> None:
+    """Valid lines of what was looked for without a readable time, of the table `undated`: they may be of that time."""
+    if count := count_undated(source):
+        report.warn(f"{of}lines without a readable time", "they are in none of the counts, and may be of that time: "
+                    "correct the application's formatter (§6.1)", value=f"{count:,}", expected="none")  # fmt: skip
+        rows = source.rows("SELECT line FROM undated LIMIT 5")
+        report.table(f"{of}Lines without a readable time (the first ones)", ("line",),
+                     [(masked(str(row[0])[:300]),) for row in rows])  # fmt: skip
 
 
 def path_of(env: Environment, log: Log) -> str:

@@ -123,7 +123,7 @@ def _tokens(env: Environment, kept: State, now: datetime) -> dict[str, Reading]:
         except OpsError as error:
             return {name: Reading(None, error.message)}
         missing = f"; no price: {', '.join(found.unpriced)}" if found.unpriced else ""
-        missing += f"; {found.tokenless} calls tell no tokens" if found.tokenless else ""
+        missing += f"; {found.tokenless} calls are in no sum: no tokens, or no time" if found.tokenless else ""
         kept.logs, kept.spent = found.files, (now, found.cost, missing)
     at, cost, missing = kept.spent
     told = f"{cost:,.2f} of {ai.budget:,.2f} {ai.currency}, as of {at:%H:%M} UTC{missing}"

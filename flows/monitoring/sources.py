@@ -12,6 +12,7 @@ from pathlib import Path
 from blocks import nodes
 from blocks.environment import Environment
 from blocks.postgres import Postgres
+from blocks.postgres_refusals import TOO_MANY, LoginRefused
 from flows.monitoring.table import named
 from runbook.errors import OpsError
 from runbook.render import size
@@ -34,7 +35,6 @@ SILENT_SECONDS = 25.0
 DISK, CPU = "host.disk.used_ratio", "host.cpu.used_ratio"
 CONNECTIONS, LAG = "postgres.connections.used_ratio", "postgres.replication.lag_seconds"
 STREAMS = "postgres.wal.streams_missing"
-NO_SLOTS = ("too many clients", "too many connections", "connection slots are reserved")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def read_database(env: Environment) -> Readings:
         found = read_replication.work(primary) if wanted else None
     except OpsError as error:
         unknown = dict.fromkeys(_of_database(env), Reading(None, error.message))
-        if any(text in error.message for text in NO_SLOTS):
+        if isinstance(error, LoginRefused) and error.sqlstate == TOO_MANY:
             unknown[CONNECTIONS] = Reading(1.0, error.message)
         return unknown
     of = f"{len(activity.clients) + 1} of {activity.limits.most} connections at {primary.host}:{primary.port}"

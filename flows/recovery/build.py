@@ -12,6 +12,7 @@ from flows.recovery import migration
 from flows.recovery.choose import Chosen
 from flows.recovery.revive import Found
 from flows.redis.steps import plan_detaching, tell_redis_proof
+from runbook.errors import OTHER_BACKUPS
 from runbook.permit import Permit
 from runbook.render import size
 from runbook.report import Report
@@ -155,7 +156,7 @@ def prove_others(report: Report, env: Environment, chosen: Chosen, copies: Besid
         tell_redis_proof(report, env, chosen.redis, copies.redis)
     if not (copy := copies.files):
         return
-    report.expect("files equal to the backup", not copy.differences, "choose another backup; nothing live was touched",
+    report.expect("files equal to the backup", not copy.differences, f"nothing live was touched; {OTHER_BACKUPS}",
                   value="; ".join(copy.differences[:3]) or f"{copy.entries:,} entries, {size(copy.bytes)}",
                   expected="every entry's content, mode and owner")  # fmt: skip
     report.fail_if_critical()

@@ -9,7 +9,7 @@ from blocks.environment import Environment
 from flows.database.cluster_verification import wal_of
 from flows.recovery.point_choice import Origin
 from flows.recovery.point_target import epochs
-from runbook.errors import OpsError
+from runbook.errors import OTHER_BACKUPS, OpsError
 from runbook.failpoint import failpoint
 from runbook.kinds import action
 from runbook.report import Report, Status
@@ -73,7 +73,7 @@ def prove(report: Report, env: Environment, instance: Instance, origin: Origin, 
     )
     if stop.before:
         report.expect(f"the last transaction before the target ({stop.before.xid}) is there",
-                      found.before == "committed", "nothing live was touched; choose another base backup",
+                      found.before == "committed", f"nothing live was touched; {OTHER_BACKUPS}",
                       value=found.before, expected="committed")  # fmt: skip
     else:
         report.fact("the last transaction before the target", "none was committed since the base backup")

@@ -12,7 +12,7 @@ from blocks.environment import Environment, Stores
 from flows.store import judge_origin, mark_failed, read_files, store_for
 from runbook.errors import OpsError, VerificationFailed
 from runbook.report import Report, Status
-from tasks.catalogue import Backup, open_all
+from tasks.catalogue import Backup, instead_of, open_all
 from tasks.cluster.content import ClusterContent, cluster_in, lineage
 from tasks.cluster.origin import is_on, own_backups
 from tasks.cluster.target import Target
@@ -203,7 +203,7 @@ def bring_files(report: Report, origin: Origin) -> None:
         report.expect(
             f"files of {backup.name}",
             not problems,
-            "launch it again with the name of an earlier base backup, or with source=copies",
+            f"the replica store may have it whole (source=copies); {instead_of(backup)}" if problems else "",
             value="; ".join(problems[:3]) or f"{len(backup.manifest.files)} files",
             expected="as in the manifest (SHA-256)",
         )

@@ -91,6 +91,13 @@ def _adopted(report: Report, env: Environment, wanted: str, which: Stores) -> Re
             value=f"{adopted.cut_bytes:,} bytes of a command or transaction that had not ended were left off",
             expected="a whole command",
         )
+    if adopted.has_more:
+        report.warn(
+            "bytes after the end of the RDB",
+            "they are left off. Where they are commands the file is an AOF that begins with an RDB: name it *.aof",
+            value=f"{found.path.name} does not end with the RDB's last byte",
+            expected="nothing after it",
+        )
     _tell_lost(report, adopted.backup)
     return Restorable(adopted.backup, proven=False)
 

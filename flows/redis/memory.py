@@ -11,7 +11,9 @@ from blocks.environment import Environment
 from flows.redis.master import judge_master, judge_same_master
 from flows.redis.memory_change import judge_role, judge_same_data
 from flows.redis.memory_findings import (
+    about,
     judge_coverage,
+    judge_explained,
     judge_memory,
     judge_policy,
     judge_without_expiry,
@@ -21,6 +23,7 @@ from flows.redis.memory_tables import tell_databases, tell_keys, tell_pattern, t
 from runbook.render import duration, size
 from runbook.report import Report
 from runbook.run import runbook
+from tasks.redis.memory.estimates import ZERO
 from tasks.redis.memory.info import read_activity, read_afterwards, read_memory
 from tasks.redis.memory.listing import find_first_keys
 from tasks.redis.memory.sweep import survey_keys
@@ -46,7 +49,8 @@ def check_redis_memory(
     its read-only script until its next start, and counts its reads in keyspace_hits and commandstats); there is nothing
     to undo. Evidence: the tables and two pictures.
 
-    Departs from the manual: biggest means bytes (MEMORY USAGE), not elements; TTL −1 is told as "no expiry"; the
+    Departs from the manual: biggest means bytes (MEMORY USAGE), not elements; the biggest keys are measured exactly
+    (up to 50,000 elements), and data that no key explains is a finding; TTL −1 is told as "no expiry"; the
     fragmentation ratio is not judged where it tells nothing; no command is started for each key. There is no hit rate:
     reports like this one make most of it.
 
@@ -73,13 +77,15 @@ def check_redis_memory(
         judge_same_data(report, memory, after, survey)
         judge_policy(report, memory, survey, env.redis.protected_prefixes, after.evicted)
         judge_coverage(report, memory, survey, budget_seconds)
+        judge_explained(report, (memory.dataset, after.dataset), survey)
         judge_without_expiry(report, survey, env.redis.drop_prefixes)
         tell_databases(report, survey)
         tell_prefixes(report, survey)
         tell_keys(report, survey)
         tell_activity(report, memory, survey, activity)
         judge_same_master(report, server.address, read_sentinels.after(survey)(env.redis))
-        measured = sum(found.size.value for found in survey.databases)
+        measured = sum((found.size for found in survey.databases), ZERO)
+        held = about(measured, size(measured.value), size(measured.error))
         limit = f" of {size(memory.limit)}" if memory.limit else ", no limit set"
-        report.outcome = f"{size(memory.used)} used{limit}; {memory.keys:,} keys hold {size(measured)}"
+        report.outcome = f"{size(memory.used)} used{limit}; {memory.keys:,} keys hold {held}"
     return report

@@ -16,7 +16,8 @@ LEAST_FRAGMENTABLE = 100_000_000
 MOST_FRAGMENTATION = 1.5
 LEAST_EXPIRING_SHARE = 0.1
 # Of the server's data: tables and rounding make a sample's sum differ by some percent from the server's own count.
-LEAST_REST_SHARE = 0.1
+LEAST_REST_SHARE, LEAST_REST_BYTES = 0.1, 2_000_000
+UNEXPLAINED, SAMPLE_UNEXPLAINED = "data that the keys do not explain", "data that the sample does not explain"
 RAISE = "apply-redis-settings with override=“maxmemory …gb” for a time, its configuration file for good"
 FREE = f"clear-cache for what is made anew, or raise it: {RAISE}"
 
@@ -139,7 +140,6 @@ def judge_coverage(report: Report, memory: Memory, survey: Survey, budget_second
             value=f"{read} were read when the {budget_seconds:g} s were over",
             expected="all keys",
         )
-        _tell_rest(report, memory, survey)
     if denied := sum(found.denied for found in survey.databases):
         hint = "give the user all keys: ACL SETUSER <user> %R~*"
         report.warn("not measured", hint, value=f"{denied:,} keys that the user may not read", expected="0")
@@ -154,16 +154,28 @@ def judge_coverage(report: Report, memory: Memory, survey: Survey, budget_second
         )
 
 
-def _tell_rest(report: Report, memory: Memory, survey: Survey) -> None:
-    """What a sample does not explain of the server's own count of its data: a big key that no page has seen."""
+def judge_explained(report: Report, dataset: tuple[int, int], survey: Survey) -> None:
+    """Whether the keys' sum is the server's own count of its data, before and after the sweep: MEMORY USAGE guesses a
+    collection by its first elements, and a big key that no page has seen is in no estimate."""
     told = sum((found.size for found in survey.databases), ZERO)
-    rest = memory.dataset - told.value
-    if rest > max(told.error, LEAST_REST_SHARE * memory.dataset):  # not where the error is unknown (NaN)
+    least, most = min(dataset), max(dataset)
+    rest, excess = least - told.value, told.value - most
+    bound = max(told.error, LEAST_REST_SHARE * least, LEAST_REST_BYTES)
+    if rest > bound:
         report.warn(
-            "data that the sample does not explain",
-            "big keys that were not read, most likely (or clients' buffers): give it more budget_seconds",
-            value=f"{size(rest)} of the {size(memory.dataset)} that the server counts; estimated: {size(told.value)}",
+            UNEXPLAINED if survey.is_complete else SAMPLE_UNEXPLAINED,
+            "the bytes of some prefixes are too low: measure their biggest collections with MEMORY USAGE key SAMPLES 0"
+            if survey.is_complete
+            else "big keys that were not read, most likely: launch it with more budget_seconds",
+            value=f"{size(rest)} of the {size(least)} that the server counts; the keys hold {size(told.value)}",
             expected=f"less than {LEAST_REST_SHARE:.0%}",
+        )
+    elif excess > max(told.error, LEAST_REST_SHARE * most, LEAST_REST_BYTES):
+        report.warn(
+            "the keys' sum is more than the server counts",
+            "the bytes of some prefixes are too high: MEMORY USAGE key SAMPLES 0 measures their biggest collections",
+            value=f"{size(told.value)}, {size(excess)} more than the server's {size(most)}",
+            expected=f"at most {LEAST_REST_SHARE:.0%} more",
         )
 
 

@@ -12,7 +12,7 @@ from tasks.redis.content.reading import shown
 from tasks.redis.memory.estimates import ZERO, Estimate, PrefixSum
 from tasks.redis.memory.listing import Listing
 from tasks.redis.memory.script import TTL_NAMES, TYPES
-from tasks.redis.memory.sweep import BigKey, Survey
+from tasks.redis.memory.sweep import MEASURED_ELEMENTS, BigKey, Survey
 
 MOST_ROWS = 30
 MOST_BARS = 15
@@ -135,7 +135,8 @@ def _by_type(survey: Survey) -> Sequence[BigKey]:
 
 def _key_row(key: BigKey) -> tuple[str, ...]:
     elements = f"{key.elements:,}" if key.elements >= 0 else ""
-    return f"db {key.database}", key_name(key.key), key.type, size(key.size), elements, ttl(key.ttl_ms)
+    guess = "" if key.is_exact else f"about (by its first {MEASURED_ELEMENTS:,} elements) "
+    return f"db {key.database}", key_name(key.key), key.type, guess + size(key.size), elements, ttl(key.ttl_ms)
 
 
 def _prefix_row(found: PrefixSum, total: float) -> tuple[str, ...]:

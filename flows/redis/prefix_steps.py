@@ -18,7 +18,7 @@ from runbook.errors import OpsError
 from runbook.permit import Act, Permit
 from runbook.render import size
 from runbook.report import Report
-from tasks.catalogue import Backup
+from tasks.catalogue import Backup, instead_of
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.cache.flushing import slack
 from tasks.redis.content.manifest import COLUMNS as PROOF
@@ -149,7 +149,7 @@ def loaded(report: Report, env: Environment, chosen: Restorable) -> Iterator[red
             found = compare(expected, backup.path / EXPIRING, actual, sidecar)
             report.table("The backup, loaded, against its manifest", PROOF, found.rows())
             report.expect(
-                "the backup holds what its manifest says", found.is_equal, "choose another backup",
+                "the backup holds what its manifest says", found.is_equal, "" if found.is_equal else instead_of(backup),
                 value="; ".join(found.differences[:3]) or f"every key, in {len(found.proofs)} databases",
                 expected="no difference",
             )  # fmt: skip

@@ -36,7 +36,7 @@ def judge_files(report: Report, backup: Backup, damage: list[str]) -> bool:
     return report.expect(
         f"files of {backup.name}",
         not damage,
-        f"move it out of {backup.store.where}; {instead_of(backup)}",
+        f"move it out of {backup.store.where}; {instead_of(backup)}" if damage else "",
         value="; ".join(damage[:3]) or f"{len(backup.manifest.files)} files, {size(backup.manifest.bytes)}",
         expected="as in its manifest",
     )
@@ -127,7 +127,7 @@ def tell_redis_proof(report: Report, env: Environment, backup: Backup, copy: Red
     report.expect(
         "Redis copy equal to the backup",
         comparison.is_equal,
-        f"the live data is untouched; {instead_of(backup)}",
+        "" if comparison.is_equal else f"the live data is untouched; {instead_of(backup)}",
         value="; ".join(comparison.differences[:3]) or f"every key, in {len(comparison.proofs)} databases",
         expected="no difference",
     )
@@ -217,5 +217,5 @@ def put_back(report: Report, env: Environment, permit: Permit, taken: Surroundin
 def undo(swapped: SwappedRedis) -> str:
     """How to go back to the old data."""
     if swapped.kept is None:
-        return "there was no data to go back to; restore another backup"
+        return "nothing to undo: there was no data before"
     return f"undo-restore-redis with kept={swapped.kept.name}"

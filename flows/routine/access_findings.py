@@ -6,14 +6,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows.logs.audit import judge_logins
-from flows.logs.steps import tell_read
+from flows.logs.steps import tell_read, tell_undated
 from flows.routine.steps import Page
 from flows.routine.traffic import Traffic
 from runbook.report import Status
 from tasks.logs import logins
 from tasks.logs.conditions import Conditions
 from tasks.logs.files import find_logs
-from tasks.logs.source import Choice, reading
+from tasks.logs.source import reading
 
 FAILURES, MINUTES = 10, 10  # search-audit-log's own
 SHOWN = 20
@@ -38,9 +38,9 @@ def judge_log_ins(page: Page, days: int) -> str | None:
     with reading(
         find_logs(Path(env.logs.need("audit"))), env.zone, fields=logins.FIELDS, names=env.logs.fields
     ) as source:
-        picked = Choice(logins.COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
-        bad = source.pick_each(logins=picked)
+        bad = source.pick_each(logins=wanted.choice(logins.COLUMNS), undated=wanted.undated())
         tell_read(page.report, source, bad, of="audit: ")
+        tell_undated(page.report, source, of="audit: ")
         query = "SELECT count(*), count(*) FILTER (NOT success) FROM logins WHERE time >= $since"
         count, failed = source.rows(query, {"since": since.replace(tzinfo=None)})[0]
         if not count:

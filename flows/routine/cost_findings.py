@@ -19,7 +19,7 @@ from runbook.report import Evidence
 from tasks.logs import tokens
 from tasks.logs.files import find_logs
 from tasks.logs.samples import begins_at
-from tasks.logs.source import reading
+from tasks.logs.source import count_undated, reading
 from tasks.reports import filed
 
 TABLE = "Sums by month"
@@ -79,9 +79,9 @@ def read_months(page: Page, first: date) -> Mapping[str, Month]:
     wanted = tokens.calls(page.env.logs.ai_message).within(since, None)
     files = find_logs(Path(env.logs.need("app")))
     with reading(files, env.zone, since=since, names=env.logs.fields) as source:
-        source.pick(tokens.COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
+        bad = source.pick_each(picked=wanted.choice(tokens.COLUMNS), undated=wanted.undated())
         uses = tokens.read_use(source)
-        damaged = bool(source.unreadable)
+        damaged = bool(bad or source.unreadable or count_undated(source))
     began, prices = (
         begins_at(files[0], env.logs.field("timestamp")),
         env.ai_providers.prices if env.has("ai_providers") else {},
@@ -94,7 +94,8 @@ def read_months(page: Page, first: date) -> Mapping[str, Month]:
         costs = [cost for use in found if (cost := use.cost(prices)) is not None]
         whole = began is not None and began <= datetime.fromisoformat(f"{name}-01").replace(tzinfo=env.zone)
         return Month(sum(use.calls for use in found), sum(use.total for use in found), sum(costs) if costs else None,
-                     whole and not damaged, len(costs) == len(found))  # fmt: skip
+                     whole and not damaged,
+                     len(costs) == len(found) and not any(use.tokenless or use.unsplit for use in found))  # fmt: skip
 
     return {name: month(name, found) for name, found in by_month.items()}
 

@@ -25,7 +25,7 @@ from tasks.logs.conditions import Conditions
 from tasks.logs.files import find_logs
 from tasks.logs.masking import masked
 from tasks.logs.samples import begins_at
-from tasks.logs.source import Choice, reading
+from tasks.logs.source import count_undated, reading
 from tasks.postgres.connections import Activity, read_activity
 from tasks.postgres.rates import measure_rates
 from tasks.postgres.wraparound import read_wraparound
@@ -74,17 +74,16 @@ def _count_errors(page: Page) -> None:
     end = datetime.now(UTC)
     since = end - timedelta(hours=HOURS)
     files = find_logs(Path(env.logs.need("app")))
-    wanted = Conditions().within(since - timedelta(hours=HOURS), end).equals("level", LEVELS)
-    undated = Conditions().holds("time IS NULL").equals("level", LEVELS)
-    ahead = Conditions().within(end + CLOCKS, None).equals("level", LEVELS)
+    wanted = Conditions().within(since - timedelta(hours=HOURS), end).levels(LEVELS)
+    ahead = Conditions().within(end + CLOCKS, None).levels(LEVELS)
     with reading(files, env.zone, since=since - timedelta(hours=HOURS), names=env.logs.fields) as source:
         bad = source.pick_each(
-            picked=Choice(errors.COLUMNS, wanted.sql, wanted.parameters, wanted.needles),
-            undated=Choice({"line": "line"}, undated.sql, undated.parameters, undated.needles),
-            ahead=Choice({"time": "time"}, ahead.sql, ahead.parameters, ahead.needles),
+            picked=wanted.choice(errors.COLUMNS),
+            undated=wanted.undated(),
+            ahead=ahead.choice({"time": "time"}),
         )
         found = errors.kinds(source, since)
-        timeless = int(source.rows("SELECT count(*) FROM undated")[0][0])
+        timeless = count_undated(source)
         future = int(source.rows("SELECT count(*) FROM ahead")[0][0])
         tell_read(report, source, bad)
     count = sum(one.count for one in found)

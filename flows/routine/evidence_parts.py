@@ -140,6 +140,8 @@ def _users(report: Report, evidence: Evidence, env: Environment, *, since: datet
     report.fact("users of the application", f"{len(found.users):,} in the audit log")
     if found.bad:
         evidence.lacks("lines of the audit log", f"{found.bad:,} are no JSON")
+    if found.undated:
+        evidence.lacks("lines of the audit log", f"{found.undated:,} have no readable time")
     if found.unreadable:
         evidence.lacks("files of the audit log", f"could not be read: {', '.join(found.unreadable)}")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-from flows.logs.steps import tell_read
+from flows.logs.steps import tell_read, tell_undated
 from flows.routine.steps import Page
 from tasks.logs import requests
 from tasks.logs.files import find_logs
@@ -52,8 +52,10 @@ def _read(page: Page, days: int) -> Traffic | None:
     stamp = env.logs.field("timestamp")
     files = find_logs(Path(env.logs.need("app")))
     with reading(files, env.zone, since=before, names=env.logs.fields) as source:
-        bad = source.pick_each(requests=requests.choice(env.logs, before, until))
+        wanted = requests.wanted_requests(env.logs, before, until)
+        bad = source.pick_each(requests=wanted.choice(requests.COLUMNS), undated=wanted.undated())
         tell_read(page.report, source, bad, of="requests: ")
+        tell_undated(page.report, source, of="requests: ")
         use, unusable = requests.read_use(source, since, until), requests.count_unusable(source)
         if use is None:
             why = f"no request line in the last {days} days tells a status and a duration"

@@ -67,6 +67,17 @@ def _judge_places(found: Diagnosis, activity: Activity) -> None:
     by = f", {counted[0][1]} by {counted[0][0][0]} ({counted[0][0][1]})" if counted else ""
     node = found.env.postgres
     own = sum(one.user == node.user for one in activity.clients)
+    inside = sum(one.database == node.database for one in activity.clients)
+    narrow = (("role", node.user, own, limits.of_role), ("database", node.database, inside, limits.of_database))
+    limited = [(kind, name, most) for kind, name, there, most in narrow if 0 <= most <= there]
+    if limited:
+        kind, name, most = limited[0]
+        found.blame(question, told, Cause(
+            f"the {kind} {name} has reached its own connection limit of {most}: max_connections does not matter",
+            f"ALTER {kind.upper()} {name} CONNECTION LIMIT raises it; close-idle-connections ends idle sessions",
+            (CLOSE, CHECK),
+        ))  # fmt: skip
+        return
     full = len(activity.clients) >= limits.ordinary or own >= limits.application
     if full or (status is not Status.OK and activity.used_ratio >= 0.95):
         found.blame(question, told, full_cause(found, f"{node.host}:{node.port}", f" ({told}{by})", limits.most))

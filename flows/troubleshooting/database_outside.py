@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from blocks.postgres_refusals import DISK_FULL, TOO_MANY, UNKNOWN, LoginRefused, is_own_limit
 from flows.troubleshooting.diagnosis import Cause, Diagnosis, Next, read_state, tell_service
 from runbook.errors import OpsError
 from runbook.report import Status
@@ -16,7 +17,6 @@ MANUAL_CONNECTIONS, REMEDY_HOURS = 300, 24
 LEAST_BYTES = 64 * 1024**2  # four files of WAL
 PLACES = "places"
 DISK = "disk"
-NO_ROOM = "No space left on device"
 OPTIONS = Next("show-recovery-options", "every way to bring the data back, with what each loses")
 FREE_DISK = Next("free-disk-emergency", "make room (plan first; pg_wal is never touched)")
 
@@ -149,13 +149,28 @@ def judge_own_login(found: Diagnosis) -> None:
         if trial.ok:
             found.well(question, "it logs in")
             return
-        what = "the password" if trial.kind == "password" else "the log-in"
-        found.blame(question, trial.said, Cause(
-            f"PostgreSQL refuses {what} of the application's own connection string ({application.dsn_variable} in "
-            f"{application.env_file}): {trial.said}",
-            "correct that line and restart the backend, or give the role that password (ALTER ROLE … PASSWORD)",
-            (Next("diagnose-application", "then see that it is healthy"),),
-        ))  # fmt: skip
+        then = (Next("diagnose-application", "then see that it is healthy"),)
+        string = f"the application's own connection string ({application.dsn_variable} in {application.env_file})"
+        match trial.kind:
+            case "full":
+                cause = full_cause(found, f"{found.env.postgres.host}:{found.env.postgres.port}")
+            case "disk":
+                cause = _full_disk(trial.said)
+            case "password":
+                cause = Cause(
+                    f"PostgreSQL refuses the password of {string}: {trial.said}",
+                    "correct that line and restart the backend, or give the role that password (ALTER ROLE … PASSWORD)",
+                    then,
+                )
+            case "no answer":
+                cause = Cause(
+                    f"nothing answers at the address of {string}: {trial.said}",
+                    "compare its host and port with [postgres]: it may name another server",
+                    then,
+                )
+            case _:
+                cause = Cause(f"PostgreSQL refuses the log-in of {string}: {trial.said}", trial.hint, then)
+        found.blame(question, trial.said, cause)
 
 
 def _judge_logins(found: Diagnosis) -> bool:
@@ -166,12 +181,18 @@ def _judge_logins(found: Diagnosis) -> bool:
             node.connect(database, as_application=as_application).close()
             found.well(question, f"into {database or node.maintenance_database}")
         except OpsError as error:
-            found.blame(question, error.message, _full_disk(error.message) if NO_ROOM in error.message else Cause(
-                error.message,
-                error.hint or "its own words say which: database, pg_hba.conf, or a limit of that role or database",
-                (Next("check-connections", "see who has the places"),) if "connection" in error.message else (),
-                kind=PLACES if "connection" in error.message else "",
-            ))  # fmt: skip
+            found.blame(question, error.message, _login_cause(found, error))
             if not as_application:
                 return False
     return True
+
+
+def _login_cause(found: Diagnosis, error: OpsError) -> Cause:
+    """By the SQLSTATE: a server without a free connection has refused no password."""
+    code = error.sqlstate if isinstance(error, LoginRefused) else UNKNOWN
+    if code == DISK_FULL:
+        return _full_disk(error.message)
+    if code == TOO_MANY and not is_own_limit(error.message):
+        return full_cause(found, f"{found.env.postgres.host}:{found.env.postgres.port}")
+    who = (Next("check-connections", "see who holds the connections"),) if code == TOO_MANY else ()
+    return Cause(error.message, error.hint, who)

@@ -24,6 +24,7 @@ from runbook.wait import within
 from tasks.env_file import read_variables
 from tasks.evidence import secrets_of
 from tasks.logs.masking import masked, secret_parts, without
+from tasks.postgres.upkeep import as_ops_error
 from tasks.services import names_of
 
 T = TypeVar("T")
@@ -94,8 +95,11 @@ class Diagnosis:
             yield
         except OpsError as error:
             self.skip(question, error.message, error.hint)
-        except psycopg.Error as error:
+        except psycopg.errors.InsufficientPrivilege as error:
             self.skip(question, f"PostgreSQL refuses: {first_line(error)}", "give the administrator that right")
+        except psycopg.Error as error:
+            refused = as_ops_error(error)
+            self.skip(question, refused.message, refused.hint)
         except OSError as error:
             self.skip(question, f"{error.filename or 'this host'}: {error.strerror or error}", "let this user do that")
 

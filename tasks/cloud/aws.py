@@ -161,14 +161,26 @@ def _mean(watch: Any, namespace: str, metric: str, places: Sequence[tuple[str, s
     return sum(point["Average"] for point in points) / len(points) if points else None
 
 
+def _hint(code: str) -> str:
+    """https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html"""
+    if any(part in code for part in ("AccessDenied", "Unauthorized", "NotAuthorized")):
+        return "give the worker's role the right to read it"
+    if any(part in code for part in ("Token", "Signature", "Credential", "AuthFailure", "UnrecognizedClient")):
+        return "correct the worker's credentials, and compare this host's clock"
+    return "correct [cloud] in the environment's TOML: the message names what it refuses"
+
+
 @contextlib.contextmanager
 def _asked(service: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
         said = error.response.get("Error", {})
-        raise OpsError(f"{service} refuses: {said.get('Code', '')} {str(said.get('Message', ''))[:200]}".strip(),
-                       "give the worker's role the right to read it") from None  # fmt: skip
+        code = str(said.get("Code", ""))
+        told = f"{service} refuses: {code} {str(said.get('Message', ''))[:200]}".strip()
+        if "Throttl" in code or code == "RequestLimitExceeded":
+            raise Unreachable(told, "wait a minute, then launch it again") from None
+        raise OpsError(told, _hint(code)) from None
     except BotoCoreError as error:
         raise Unreachable(f"{service} does not answer: {excerpt(str(error), 200)}",
                           "look at [cloud] endpoint, region and credentials") from None  # fmt: skip

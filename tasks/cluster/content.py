@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from runbook.errors import VerificationFailed
+from runbook.errors import OTHER_BACKUPS, VerificationFailed
 from tasks.catalogue import Backup
 from tasks.wal.names import lsn_of
 
@@ -61,7 +61,7 @@ def cluster_in(backup: Backup) -> ClusterContent:
     try:
         return ClusterContent.model_validate(backup.manifest.content)
     except ValidationError:
-        raise VerificationFailed(f"{backup.name} has no readable content", "choose another base backup") from None
+        raise VerificationFailed(f"{backup.name} has no readable content", OTHER_BACKUPS) from None
 
 
 def lineage(backup: Backup, backups: Sequence[Backup]) -> list[Backup]:
@@ -75,7 +75,7 @@ def lineage(backup: Backup, backups: Sequence[Backup]) -> list[Backup]:
         if base not in known or len(found) > len(known):
             raise VerificationFailed(
                 f"{backup.name} stands on {base}, which is not in {backup.store.where}",
-                "choose a full backup, or one whose full backup is there (the second store may have it: source=copies)",
+                f"the replica store may have it (source=copies); {OTHER_BACKUPS}",
             )
         found.insert(0, known[base])
     return found

@@ -13,7 +13,7 @@ from psycopg import sql
 from blocks.postgres import Postgres, execute, first_line
 from blocks.wal import Wal
 from runbook import shell
-from runbook.errors import CommandFailed, OpsError, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, VerificationFailed
 from runbook.kinds import action, probe
 from tasks.catalogue import Backup
 from tasks.cluster.content import cluster_in
@@ -63,7 +63,7 @@ def build_instance(
         try:
             shell.run([*argv, str(data)], environment={"LC_ALL": "C", "PATH": _path(instance.postgres)})
         except CommandFailed as error:
-            raise VerificationFailed(f"{lineage[-1].name} is not whole: {error.message}", "choose another") from None
+            raise VerificationFailed(f"{lineage[-1].name} is not whole: {error.message}", OTHER_BACKUPS) from None
     with told(data):
         (data / "tablespace_map").unlink(missing_ok=True)  # it would lead to the live ones
     return Built(data, seconds)

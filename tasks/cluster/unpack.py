@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from blocks.postgres import Postgres
 from runbook import shell
-from runbook.errors import CommandFailed, OpsError, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from tasks.catalogue import Backup
 from tasks.stores.directory import told
 
 MANIFEST = "backup_manifest"
 BASE, WAL = "base.tar.gz", "pg_wal.tar.gz"
+_REFUSED_HERE = re.compile(
+    "Permission denied|Operation not permitted|Cannot allocate memory|Read-only file system|quota"
+)
 
 
 def unpack_tar(source: Path, data: Path, *, wal: bool = True) -> None:
@@ -30,12 +34,16 @@ def unpack_tar(source: Path, data: Path, *, wal: bool = True) -> None:
             target.mkdir(mode=0o700, exist_ok=True)
         try:
             shell.run(
-                ["tar", "--extract", "--gzip", f"--file={source / name}", f"--directory={target}", "--no-same-owner"]
+                ["tar", "--extract", "--gzip", f"--file={source / name}", f"--directory={target}", "--no-same-owner"],
+                environment={"LC_ALL": "C"},
             )
         except CommandFailed as error:
             if "No space left" in error.stderr:
                 raise OpsError(f"the disk is full at {data}", f"free space there; {data} is removed") from None
-            raise VerificationFailed(f"{name} cannot be unpacked: {error.message}", "choose another backup") from None
+            if _REFUSED_HERE.search(error.stderr):
+                hint = "correct the rights there, or this host's limits, then launch it again"
+                raise OpsError(f"{name} cannot be unpacked into {target}: {error.message}", hint) from None
+            raise VerificationFailed(f"{name} cannot be unpacked: {error.message}", OTHER_BACKUPS) from None
 
 
 def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Path:
@@ -66,7 +74,7 @@ def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Pat
         )  # fmt: skip
     except CommandFailed as error:
         raise VerificationFailed(
-            f"{', '.join(one.name for one in lineage)} do not fit together: {error.message}", "choose a full backup"
+            f"{', '.join(one.name for one in lineage)} do not fit together: {error.message}", OTHER_BACKUPS
         ) from None
     for part in parts:
         shutil.rmtree(part)

@@ -25,14 +25,16 @@ from tasks.gx.suites import name_of, table_of
 
 THREADS = 2
 _PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
-# Nothing is looked up by the search path (a stranger's operator would be), and nothing can be written.
-SESSION = "-c search_path=pg_catalog -c default_transaction_read_only=on"
+# Nothing is looked up by the search path (a stranger's operator would be), nothing can be written, and the server names
+# its own types as SQLAlchemy knows them (with quote_all_identifiers it writes "text").
+SESSION = "-c search_path=pg_catalog -c default_transaction_read_only=on -c quote_all_identifiers=off"
 
 for _name in list(logging.root.manager.loggerDict):  # several of its modules set a level of their own
     if _name.startswith("great_expectations"):
         logging.getLogger(_name).setLevel(logging.ERROR)
 
 
+@compiles(NullType)
 @compiles(NullType, "postgresql")
 def _unknown_type(_type: NullType, _compiler: object, **_: object) -> str:
     """GX writes out the type of every column, and SQLAlchemy does not know them all (point, an extension's)."""
@@ -105,11 +107,16 @@ def define(
         kwargs={"connect_args": {**connection, "application_name": "interview-ops"}},
         create_temp_table=False,
     )
-    if _PLAIN.fullmatch(schema) and _PLAIN.fullmatch(table):
+    texts = request.get("texts", {}).get(name)
+    if texts is None and _PLAIN.fullmatch(schema) and _PLAIN.fullmatch(table):
         asset = source.add_table_asset(name=name, table_name=table, schema_name=schema)
         batch = asset.add_batch_definition_whole_table(name)
-    else:  # GX does not quote such a name
-        rows = sql.SQL("SELECT * FROM {}").format(sql.Identifier(schema, table)).as_string()
+    else:  # GX does not quote such a name, and compares an enum with VARCHAR, for which there is no operator
+        columns = [
+            sql.SQL("{0}::text AS {0}" if text else "{0}").format(sql.Identifier(one)) for one, text in texts or ()
+        ]
+        listed = sql.SQL(", ").join(columns) if columns else sql.SQL("*")
+        rows = sql.SQL("SELECT {} FROM {}").format(listed, sql.Identifier(schema, table)).as_string()
         batch = source.add_query_asset(name=name, query=rows).add_batch_definition_whole_table(name)
     definition = gx.ValidationDefinition(
         name=name,

@@ -23,7 +23,7 @@ SLOWEST_SHARE = 0.05
 @dataclass(frozen=True)
 class Access:
     """`errors`: answers of 500 and more. `slow_seconds`: 95 of 100 requests took no longer. `whole`: every line of that
-    time was read."""
+    time was read, and told its time."""
 
     requests: int
     errors: int
@@ -51,7 +51,7 @@ def read_access(logs: Logs, since: datetime) -> Access:
                 seconds.append(took / 1000)
                 errors += status >= 500
         left -= tail.read
-        whole = whole and tail.reached
+        whole = whole and tail.reached and not tail.undated
     seconds.sort()
     slow = seconds[min(int(len(seconds) * (1 - SLOWEST_SHARE)), len(seconds) - 1)] if seconds else 0.0
     return Access(len(seconds), errors, slow, whole)
@@ -72,7 +72,7 @@ class _Tail:
 
     def __init__(self, file: LogFile, since: datetime, most: int, logger: bytes, stamp: str) -> None:
         self.file, self.since, self.most, self.logger, self.stamp = file, since, most, logger, stamp
-        self.read, self.reached = 0, False
+        self.read, self.reached, self.undated = 0, False, 0
 
     def entries(self) -> Iterator[dict[str, Any]]:
         try:
@@ -95,7 +95,11 @@ class _Tail:
             lines = (content.read(size) + rest).split(b"\n")
             rest = lines.pop(0) if place else b""
             for line in lines:
-                if self.logger in line and (entry := _entry(line, self.stamp)) and entry["at"] >= self.since:
+                if self.logger not in line:
+                    continue
+                entry = _entry(line, self.stamp)
+                self.undated += entry is None and line.endswith(b"}")  # whole, and no time in it that could be read
+                if entry and entry["at"] >= self.since:
                     yield entry
             first = next((entry for line in lines if (entry := _entry(line, self.stamp))), None)
             if first and first["at"] < self.since:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import count
 from zoneinfo import ZoneInfo
 
 from runbook.errors import OpsError
-from tasks.logs.source import utc
+from tasks.logs.source import Choice, utc
 
 _FIELD = re.compile(r"\s*([A-Za-z_][\w.-]*)\s*(>=|<=|!=|=|>|<|~)\s*(.*)", re.DOTALL)
 # What may be written in many ways: numbers, and the JSON of objects and lists.
 _MANY_WAYS = re.compile(r"\s*([-+.\d{\[]|inf|nan)", re.IGNORECASE)
 _NUMBERS = count()  # parameters of several conditions may stand in one statement
+# A level, and as what other loggers write it (log4j, syslog, zap …), in capitals, small letters or mixed.
+LEVELS = {
+    "DEBUG": ("DEBUG", "TRACE", "VERBOSE"),
+    "INFO": ("INFO", "INFORMATION", "NOTICE"),
+    "WARNING": ("WARNING", "WARN"),
+    "ERROR": ("ERROR", "ERR", "SEVERE"),
+    "CRITICAL": ("CRITICAL", "CRIT", "FATAL", "ALERT", "EMERG", "EMERGENCY", "PANIC"),
+}
 _EXAMPLE = "write it like status>=500, model=gpt-4o, path~^/items/ or http.code!=200"
 
 
@@ -26,13 +34,22 @@ class Conditions:
 
     known: Sequence[str] = ()
     parts: list[str] = field(default_factory=list)
+    times: list[str] = field(default_factory=list)
     parameters: dict[str, object] = field(default_factory=dict)
     needles: list[Sequence[str]] = field(default_factory=list)
 
     @property
     def sql(self) -> str:
         """The whole condition."""
-        return " AND ".join(self.parts) or "true"
+        return " AND ".join((*self.parts, *self.times)) or "true"
+
+    def choice(self, columns: Mapping[str, str]) -> Choice:
+        """What `Source.pick_each` takes."""
+        return Choice(columns, self.sql, self.parameters, self.needles)
+
+    def undated(self) -> Choice:
+        """The lines that hold everything but the span of time, and tell no readable time: they may be of that time."""
+        return Choice({"line": "line"}, " AND ".join((*self.parts, "time IS NULL")), self.parameters, self.needles)
 
     def holds(self, expression: str, *needles: str) -> Conditions:
         """An expression of this project's own; no line holds it without one of the texts."""
@@ -43,9 +60,17 @@ class Conditions:
     def within(self, since: datetime | None, until: datetime | None) -> Conditions:
         """From a moment on, and before another one."""
         if since:
-            self._add("time >= {}", utc(since))
+            self.times.append(f"time >= {self._bind(utc(since))}")
         if until:
-            self._add("time < {}", utc(until))
+            self.times.append(f"time < {self._bind(utc(until))}")
+        return self
+
+    def levels(self, names: Sequence[str]) -> Conditions:
+        """Lines of these LEVELS, however their loggers write them; with none, it does not matter."""
+        if names:
+            written = [word for name in names for word in LEVELS[name]]
+            self._add("list_contains({}, upper(trim(level)))", written)
+            self._need([form for word in written for form in (word, word.lower(), word.title())])
         return self
 
     def equals(self, name: str, values: Sequence[str]) -> Conditions:
@@ -109,7 +134,8 @@ class Conditions:
 
 
 def parse_moment(text: str, zone: ZoneInfo, what: str) -> datetime | None:
-    """A form's field: a day or a time; without a zone it is the operators' own. None where it is empty.
+    """A form's field: a day or a time; without a zone it is the operators' own. None where it is empty. In UTC: Python
+    subtracts hours from a moment of a zone by the clock on its wall, which a change of daylight saving time moves.
 
     Raises:
         OpsError: it is no time.
@@ -121,4 +147,4 @@ def parse_moment(text: str, zone: ZoneInfo, what: str) -> datetime | None:
     except ValueError:
         raise OpsError(f"{what} “{text[:40]}” is no time",
                        "write it like 2026-02-15, 2026-02-15 03:00 or 2026-02-15T03:00:00+09:00") from None  # fmt: skip
-    return moment if moment.tzinfo else moment.replace(tzinfo=zone)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)

@@ -28,7 +28,7 @@ def template(expression: str) -> str:
 COLUMNS = {
     "time": "time",
     "here": "here",
-    "level": "level",
+    "level": "upper(trim(level))",
     "module": "coalesce(module, logger, '')",
     "kind": template("coalesce(message, '')"),
     "message": "left(message, 1000)",

@@ -11,17 +11,18 @@ from datetime import datetime
 from tasks.logs.files import LogFile
 from tasks.logs.masking import kinds_in, masked
 from tasks.logs.source import Source
-from tasks.logs.tokens import call
+from tasks.logs.tokens import COLUMNS, call
 
 APP = ("timestamp", "level", "logger", "message", "module", "function", "line")
 AUDIT = ("timestamp", "user_id", "action", "resource", "result", "ip_address", "user_agent")
+TOKENS = COLUMNS["total"]
 SAMPLE_BYTES = 4_000_000
 LONGEST = 20_000
 
 
 @dataclass(frozen=True)
 class Form:
-    """Lines of one log. `missing`: by field, how many lines lack it; `tokenless`: AI calls without total_tokens."""
+    """Lines of one log. `missing`: by field, how many lines lack it; `tokenless`: AI calls without tokens."""
 
     lines: int
     bad: int
@@ -42,7 +43,7 @@ def read_form(source: Source, required: Sequence[str], ai_message: str) -> Form:
     columns = {
         "time": "time",
         "naive": "time IS NOT NULL AND NOT regexp_matches(timestamp, '(?:[Zz]|[+-][0-9]{2}:?(?:[0-9]{2})?)$')",
-        "tokenless": f"{call(ai_message)} AND NOT json_exists(line, '$.total_tokens')",
+        "tokenless": f"{call(ai_message)} AND {TOKENS} IS NULL",
         **{f"lacks_{name}": f"NOT json_exists(line, '$.{name}')" for name in required},
     }
     bad = source.pick(columns, "true", {})

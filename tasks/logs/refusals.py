@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from tasks.logs.conditions import LEVELS
 from tasks.logs.source import Source
 from tasks.logs.tokens import call
 
 STATUS = "try_cast(json_extract_string(line, '$.status') AS INTEGER)"
 SAID = "concat_ws(' ', message, json_extract_string(line, '$.error'), json_extract_string(line, '$.exception'))"
 _WORDS = r"\b429\b|rate.?limit|too many requests|throttl|RESOURCE_EXHAUSTED|quota"
+_LEVELS = ", ".join(f"'{word}'" for name in ("WARNING", "ERROR", "CRITICAL") for word in LEVELS[name])
 USER = f"({STATUS} = 429)"
-PROVIDER = (
-    f"({STATUS} IS NULL AND upper(level) IN ('WARN', 'WARNING', 'ERROR', 'CRITICAL')"
-    f" AND regexp_matches({SAID}, '(?i){_WORDS}'))"
-)
+PROVIDER = f"({STATUS} IS NULL AND upper(trim(level)) IN ({_LEVELS}) AND regexp_matches({SAID}, '(?i){_WORDS}'))"
 
 
 def refused(ai_message: str) -> str:
@@ -47,13 +46,15 @@ class Refusals:
     last: datetime
     most: int
     most_at: datetime
+    ended: datetime
+    """`last` in UTC, without its zone."""
 
 
 def read_refusals(source: Source) -> tuple[list[Refusals], int]:
     """Of what was picked with `columns` where `refused`: the stormiest first; and how many AI calls succeeded."""
     rows = source.rows(
         """
-        SELECT kind, who, count(*), min(here), max(here), max(n), arg_max(here, n) FROM (
+        SELECT kind, who, count(*), min(here), max(here), max(n), arg_max(here, n), max(time) FROM (
             SELECT *, count(*) OVER (PARTITION BY kind, who ORDER BY time
                                      RANGE BETWEEN INTERVAL 1 MINUTE PRECEDING AND CURRENT ROW) AS n
             FROM picked WHERE kind <> 'call')

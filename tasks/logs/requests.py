@@ -11,7 +11,7 @@ from datetime import date, datetime
 from blocks.places import Logs
 from tasks.logs.conditions import Conditions
 from tasks.logs.refusals import STATUS
-from tasks.logs.source import Choice, Source, utc
+from tasks.logs.source import Source, utc
 
 MOST = 200
 _ID = "/(?:[0-9]+|[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12})(/|$)"
@@ -36,14 +36,14 @@ COLUMNS = {
 _COUNTED = "time >= $since AND status IS NOT NULL AND ms IS NOT NULL"
 
 
-def choice(logs: Logs, since: datetime, until: datetime) -> Choice:
-    """What `Source.pick_each` takes, for a table `requests`."""
+def wanted_requests(logs: Logs, since: datetime, until: datetime) -> Conditions:
+    """Access lines of a span of time."""
     wanted = Conditions().within(since, until)
     if logs.access_logger:
         wanted.equals("logger", [logs.access_logger])
     else:
         wanted.holds(f"{STATUS} IS NOT NULL AND {COLUMNS['ms']} IS NOT NULL")
-    return Choice(COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
+    return wanted
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,11 @@ def _lines(places: Sequence[str], zone: str, fields: Sequence[str], near: str) -
     """  # noqa: S608 - paths of open files and this module's own names
 
 
+def count_undated(source: Source) -> int:
+    """Lines of the table `undated` (`Conditions.undated`)."""
+    return int(source.rows("SELECT count(*) FROM undated")[0][0])
+
+
 def utc(moment: datetime) -> datetime:
     """As `time` has it: UTC without its zone."""
     return moment.astimezone(UTC).replace(tzinfo=None)

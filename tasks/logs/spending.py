@@ -13,13 +13,13 @@ from blocks.places import Logs
 from runbook.kinds import probe
 from tasks.logs import tokens
 from tasks.logs.files import LogFile, find_logs
-from tasks.logs.source import reading
+from tasks.logs.source import count_undated, reading
 
 
 @dataclass(frozen=True)
 class FileUse:
-    """Tokens in one file, of one month (`2026-11`): model → prompt and completion. It is the file's as long as its size
-    and time are these."""
+    """Tokens in one file, of one month (`2026-11`): model → prompt and completion; `tokenless` calls tell none,
+    no time, or only a total. It is the file's as long as its size and time are these."""
 
     bytes: int
     modified: datetime
@@ -72,10 +72,12 @@ def read_spent(
 def _read(file: LogFile, zone: ZoneInfo, begin: datetime, month: str, logs: Logs) -> FileUse:
     wanted = tokens.calls(logs.ai_message).within(begin, None)
     with reading((file,), zone, names=logs.fields) as source:
-        source.pick(tokens.COLUMNS, wanted.sql, wanted.parameters, wanted.needles)
+        source.pick_each(picked=wanted.choice(tokens.COLUMNS), undated=wanted.undated())
         uses = tokens.read_use(source)
+        undated = count_undated(source)
     models = defaultdict[str, tuple[int, int]](lambda: (0, 0))
     for use in uses:
         prompt, completion = models[use.model]
         models[use.model] = (prompt + use.prompt, completion + use.completion)
-    return FileUse(file.bytes, file.modified, month, dict(models), sum(use.tokenless for use in uses))
+    uncounted = sum(use.tokenless + use.unsplit for use in uses) + undated
+    return FileUse(file.bytes, file.modified, month, dict(models), uncounted)

@@ -28,13 +28,15 @@ def _number(name: str) -> str:
     return f"try_cast(json_extract_string(line, '$.{name}') AS BIGINT)"
 
 
+_PROMPT, _COMPLETION, _TOTAL = map(_number, ("prompt_tokens", "completion_tokens", "total_tokens"))
+# Of the three numbers any two tell the third; some providers write no total, some no parts.
 COLUMNS = {
     "day": "CAST(here AS DATE)",
     "provider": "coalesce(json_extract_string(line, '$.provider'), '?')",
     "model": "coalesce(json_extract_string(line, '$.model'), '?')",
-    "prompt": _number("prompt_tokens"),
-    "completion": _number("completion_tokens"),
-    "total": _number("total_tokens"),
+    "prompt": f"coalesce({_PROMPT}, {_TOTAL} - {_COMPLETION})",
+    "completion": f"coalesce({_COMPLETION}, {_TOTAL} - {_PROMPT})",
+    "total": f"coalesce({_TOTAL}, {_PROMPT} + {_COMPLETION}, {_PROMPT}, {_COMPLETION})",
 }
 # A day is unlike others when it is so many deviations over the median of those before, and half as much again.
 WINDOW_DAYS, LEAST_DAYS, DEVIATIONS, HALF_AGAIN = 28, 7, 5.0, 1.5
@@ -43,13 +45,15 @@ FORECAST_DAYS = 7
 
 @dataclass(frozen=True)
 class Use:
-    """Of one day, provider and model. `tokenless`: calls whose line tells no tokens."""
+    """Of one day, provider and model. `tokenless`: calls whose line tells no tokens; `unsplit`: calls that tell a total
+    only, so that their cost is not known."""
 
     day: date
     provider: str
     model: str
     calls: int
     tokenless: int
+    unsplit: int
     prompt: int
     completion: int
     total: int
@@ -66,7 +70,8 @@ def read_use(source: Source) -> list[Use]:
     """Of what was picked with COLUMNS, by day."""
     rows = source.rows(
         """
-        SELECT day, provider, model, count(*), count(*) FILTER (total IS NULL), sum(coalesce(prompt, 0)),
+        SELECT day, provider, model, count(*), count(*) FILTER (total IS NULL),
+               count(*) FILTER (total IS NOT NULL AND prompt IS NULL AND completion IS NULL), sum(coalesce(prompt, 0)),
                sum(coalesce(completion, 0)), sum(coalesce(total, 0))
         FROM picked WHERE day IS NOT NULL GROUP BY day, provider, model ORDER BY day, provider, model
         """

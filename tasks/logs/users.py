@@ -13,7 +13,7 @@ from runbook.kinds import probe
 from tasks.logs.conditions import Conditions
 from tasks.logs.files import find_logs
 from tasks.logs.logins import COLUMNS, FIELDS
-from tasks.logs.source import reading
+from tasks.logs.source import count_undated, reading
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,12 @@ class User:
 
 @dataclass(frozen=True)
 class Users:
-    """`bad`: lines that are no JSON; `unreadable`: files that could not be read."""
+    """`bad`: lines that are no JSON; `unreadable`: files that could not be read; `undated`: lines without a time."""
 
     users: tuple[User, ...]
     bad: int
     unreadable: tuple[str, ...]
+    undated: int = 0
 
 
 @probe
@@ -48,10 +49,10 @@ def read_users(logs: Logs, zone: ZoneInfo, since: datetime) -> Users:
     wanted = Conditions(FIELDS).within(since, None)
     columns = {**COLUMNS, "action": "coalesce(action, '')"}
     with reading(find_logs(Path(logs.need("audit"))), zone, since=since, fields=FIELDS, names=logs.fields) as source:
-        bad = source.pick(columns, wanted.sql, wanted.parameters, wanted.needles)
+        bad = source.pick_each(picked=wanted.choice(columns), undated=wanted.undated())
         rows = source.rows(
             "SELECT who, count(*), count(*) FILTER (NOT coalesce(success, false)), count(DISTINCT address), min(here), "
             "max(here), string_agg(DISTINCT action, ', ' ORDER BY action) FROM picked WHERE who <> '' GROUP BY who "
             "ORDER BY max(here) DESC, who"
         )
-        return Users(tuple(User(*row) for row in rows), bad, tuple(source.unreadable))
+        return Users(tuple(User(*row) for row in rows), bad, tuple(source.unreadable), count_undated(source))

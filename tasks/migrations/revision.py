@@ -47,7 +47,7 @@ def create_revision(postgres: Postgres, application: Application, message: str, 
     try:
         run_alembic(postgres, application, where[0], command, options=where[1])
     except OpsError as error:
-        if "MetaData" in error.message:
+        if "does not provide a MetaData object" in error.message:
             raise OpsError(
                 "the application's alembic/env.py tells Alembic no models (target_metadata is None)",
                 "set target_metadata there, or launch this with autogenerate=false and write the migration by hand",

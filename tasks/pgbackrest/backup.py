@@ -10,7 +10,7 @@ from pathlib import Path
 
 from blocks.postgres import Postgres, execute
 from blocks.wal import Wal
-from runbook.errors import CommandFailed, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, CommandFailed, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.wait import until
@@ -30,9 +30,7 @@ RECORD = "pgbackrest.json"
 ARCHIVE_SECONDS = 60.0
 _DAMAGE = (26, 28, 29, 55, 95)
 """Its exit codes for a wrong checksum, a file or a format that is invalid, a file that is missing, bad encryption."""
-_EXPIRED = (
-    "choose another base backup; pgBackRest's own retention (repo1-retention-full) decides how long it keeps them"
-)
+_EXPIRED = f"pgBackRest's own retention (repo1-retention-full) decides how long it keeps them; {OTHER_BACKUPS}"
 
 
 def archive_in(wal: Wal, postgres: Postgres) -> RepositoryArchive:
@@ -115,7 +113,7 @@ def require_kept(wal: Wal, postgres: Postgres, content: ClusterContent) -> Label
         raise VerificationFailed(f"pgBackRest has no backup {content.label} any more", _EXPIRED)
     if found.damaged:
         raise VerificationFailed(f"pgBackRest found damaged pages in the cluster when it took {content.label}",
-                                 "choose another base backup")  # fmt: skip
+                                 OTHER_BACKUPS)  # fmt: skip
     return found
 
 
@@ -135,7 +133,7 @@ def build_from_label(instance: Instance, wal: Wal, content: ClusterContent) -> P
         if error.exit_code not in _DAMAGE:
             raise
         told_by = f"pgBackRest's {content.label} cannot be restored: {error.message}"
-        raise VerificationFailed(told_by, "choose another base backup") from None
+        raise VerificationFailed(told_by, OTHER_BACKUPS) from None
     failpoint("pgbackrest: restored")
     archive = archive_in(wal, instance.postgres)
     listing = archive.listing()
@@ -144,7 +142,7 @@ def build_from_label(instance: Instance, wal: Wal, content: ClusterContent) -> P
     found = fetch(archive, content.system, links, instance.wal)
     if found.damage or not links or links[-1].end < content.stop:
         why = found.damage or chain.trouble or "its WAL is not in the archive"
-        raise VerificationFailed(f"{content.label} cannot be made consistent: {why}", "choose another base backup")
+        raise VerificationFailed(f"{content.label} cannot be made consistent: {why}", OTHER_BACKUPS)
     fetch_histories(archive, instance.wal)
     return instance.data
 

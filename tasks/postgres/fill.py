@@ -15,7 +15,7 @@ from psycopg import sql
 
 from blocks.postgres import Postgres, execute, first_line
 from runbook import shell
-from runbook.errors import CommandFailed, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, CommandFailed, VerificationFailed
 from runbook.progress import Done, progress
 from runbook.render import size
 from tasks.postgres.checks import unchecked
@@ -27,8 +27,8 @@ from tasks.postgres.upkeep import NO_TIMEOUTS, set_known
 
 Form = Literal["directory", "custom", "plain"]
 MOST_MAINTENANCE_MB = 512
-HINT = "the live database was not touched; try the backup before"
-FOREIGN_HINT = "the live database was not touched; the dump itself is at fault: take another, or one of our backups"
+HINT = f"nothing was replaced; {OTHER_BACKUPS}"
+FOREIGN_HINT = "nothing was replaced; the dump itself is at fault: take another, or one of our backups"
 # Rows that these would check or read are not in a backup of chosen tables.
 NEED_OTHER_ROWS = (" FK CONSTRAINT ", " MATERIALIZED VIEW DATA ")
 

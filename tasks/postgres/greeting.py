@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from blocks.postgres import Postgres
+from blocks.postgres_refusals import TOO_MANY
 from runbook.kinds import probe
 from tasks.reach import dial, reach_of
 
@@ -19,7 +20,7 @@ ANSWER_SECONDS, UNPROMPTED_SECONDS = 10.0, 5.0
 PROTOCOL = 196_608  # 3.0
 LINE = b"\r\n\r\n"
 """What waits for the end of a line or of a header answers it; a PostgreSQL that hangs does not."""
-NOT_NOW, TOO_MANY = "57P03", "53300"
+NOT_NOW = "57P03"
 State = Literal["ready", "closed", "unreachable", "unknown name", "silent", "not PostgreSQL", "not now", "full"]
 
 

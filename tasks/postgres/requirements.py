@@ -16,8 +16,9 @@ import psycopg
 from psycopg import sql
 
 from blocks.postgres import Connection, Postgres, execute, first_line
+from blocks.postgres_refusals import NO_DATABASE, UNKNOWN, LoginRefused
 from runbook import shell
-from runbook.errors import OpsError, Unreachable
+from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.host import is_here
 from tasks.postgres.content import DatabaseContent
@@ -173,23 +174,23 @@ def read_login(postgres: Postgres, server: Server) -> tuple[Requirement, ...]:
     if postgres.user not in server.roles:
         return ()  # reported as a missing role, or made by the run with this password
     name, copy = "log-in of the application's role", copy_name(postgres.database)
-    hint = "correct the secret and register the environment again; or let pg_hba.conf admit this role to the copy"
-    value = "accepted"
+    hint, value = "", "accepted"
     try:
         postgres.connect(copy, as_application=True).close()
-    except Unreachable:
-        raise
-    except OpsError as error:
-        value = error.message
-        hint = error.hint or hint
-    ok = value == "accepted" or not _refused(value, copy)
+    except LoginRefused as error:
+        value = "accepted" if _is_missing(error, copy) else error.message
+        hint = f"{error.hint}; or let pg_hba.conf admit this role to {copy}"
+    ok = value == "accepted"
     return (Requirement(name, ok, "accepted" if ok else value, f"{postgres.user} may log in to {copy}", hint),)
 
 
-def _refused(message: str, copy: str) -> bool:
-    """What is said of the database itself comes after authentication; a refusal by pg_hba.conf names that file."""
-    said = message.partition(f" in database {copy}: ")[2]
-    return "pg_hba.conf" in said or copy not in said
+def _is_missing(error: LoginRefused, copy: str) -> bool:
+    """Whether only the database is missing: that is said after authentication. In an unknown language a refusal by
+    pg_hba.conf names that file, and one of the database names the copy."""
+    if error.sqlstate == UNKNOWN:
+        said = error.message.partition(f" in database {copy}: ")[2]
+        return "pg_hba.conf" not in said and copy in said
+    return error.sqlstate == NO_DATABASE
 
 
 def _attempt(name: str, hint: str, expected: str, work: Callable[[], str]) -> Requirement:

@@ -189,6 +189,20 @@ SELECT coalesce((SELECT oid::bigint FROM pg_database WHERE datname = %s), 0),
 
 
 @probe
+def has_own_types(postgres: Postgres, database: str) -> bool:
+    """Whether a database has types that were made in it (enums, domains, composites, an extension's): their OIDs change
+    with a restore, and drivers cache them. A table's row type and arrays do not count."""
+    with postgres.connect(database) as connection:
+        return bool(execute(connection, _OWN_TYPES)[0][0])
+
+
+_OWN_TYPES = """
+SELECT EXISTS (SELECT FROM pg_type t LEFT JOIN pg_class c ON c.oid = t.typrelid
+               WHERE t.oid >= 16384 AND t.typcategory <> 'A' AND coalesce(c.relkind, 'c') = 'c')
+"""
+
+
+@probe
 def find_obstacles(postgres: Postgres, database: str) -> tuple[Obstacle, ...]:
     """Prepared transactions, logical slots and subscriptions that are tied to a database (recovery-rules, swap)."""
     with postgres.connect() as connection:

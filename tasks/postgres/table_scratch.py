@@ -11,7 +11,7 @@ from psycopg import sql
 
 from blocks.postgres import Postgres, execute
 from runbook import shell
-from runbook.errors import CommandFailed, OpsError, Unreachable
+from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, Unreachable
 from runbook.kinds import action
 from runbook.permit import Permit
 from runbook.progress import Done, progress
@@ -31,7 +31,7 @@ _SETTINGS = {
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
 }
-_HINT = "the live tables were not touched; try the backup before"
+_HINT = f"the live tables were not touched; {OTHER_BACKUPS}"
 
 
 def tables_scratch_name(database: str) -> str:

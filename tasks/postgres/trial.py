@@ -9,20 +9,23 @@ import psycopg
 from psycopg import errors
 
 from blocks.places import Application
-from blocks.postgres import PASSWORD, Postgres, execute, first_line
+from blocks.postgres import Postgres, execute, first_line
+from blocks.postgres_refusals import DISK_FULL, TOO_MANY, WRONG_PASSWORD, hint_for, is_own_limit, sqlstate_of
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.env_file import read_variable
 
 OWN_SECONDS = 10
+_KINDS = {WRONG_PASSWORD: "password", TOO_MANY: "full", DISK_FULL: "disk"}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What refuses it: the kind, and in its own words; both "" where nothing does."""
+    """What refuses it: the kind, in its own words, and the next step where one is known; all "" where nothing does."""
 
     kind: str
     said: str
+    hint: str = ""
 
     @property
     def ok(self) -> bool:
@@ -49,7 +52,11 @@ def try_own_login(application: Application) -> Trial:
             from None  # fmt: skip
     except psycopg.OperationalError as error:
         said = str(error).strip().splitlines()[-1].strip()
-        return Trial("password" if any(part in said for part in PASSWORD) else "other", said.rpartition(" failed: ")[2])
+        code = sqlstate_of(said)
+        kind = "limit" if code == TOO_MANY and is_own_limit(said) else _KINDS.get(code, "other")
+        if "FATAL" not in said and code != WRONG_PASSWORD:
+            kind = "no answer"
+        return Trial(kind, said.rpartition(" failed: ")[2], hint_for(said))
 
 
 @probe

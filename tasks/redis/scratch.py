@@ -13,7 +13,7 @@ import redis
 
 from blocks.redis import Redis
 from runbook import shell
-from runbook.errors import Unreachable, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, Unreachable, VerificationFailed
 from runbook.wait import until
 from tasks.redis.scratch_place import SOCKETS, scratch_place
 from tasks.redis.server import LOAD_SECONDS, at_once, call
@@ -97,7 +97,7 @@ def _is_loaded(client: redis.Redis, child: subprocess.Popen[bytes], log: Path) -
     if child.poll() is not None:
         raise VerificationFailed(
             f"the server cannot load this data: {reason(log.read_text(errors='replace'), child.returncode)}",
-            "choose another backup, or a server program of the version that took it",
+            f"load it with a server program of the version that took it ([redis] server_program); {OTHER_BACKUPS}",
         )
     try:
         info = client.info("persistence")
@@ -123,4 +123,4 @@ def refuse_empty(path: Path) -> None:
         VerificationFailed: the file is missing or has no content.
     """
     if not path.is_file() or not path.stat().st_size:
-        raise VerificationFailed(f"{path.name} is missing or empty", "choose another backup")
+        raise VerificationFailed(f"{path.name} is missing or empty", OTHER_BACKUPS)

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from blocks.s3 import Bucket
 from runbook import durable
-from runbook.errors import OpsError, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
 from tasks.s3.requests import Refused, attempt
 from tasks.s3.writing import head, unreadable
 
 RANGE_BYTES = 2 * 1024 * 1024
 WORKERS = 8
 PART = ".part"
-OTHER = "use another backup; where the bucket is versioned, an earlier version of the object may be whole"
+OTHER = f"where the bucket is versioned, its version before may be whole; {OTHER_BACKUPS}"
 
 
 def _untold(_: int) -> None:

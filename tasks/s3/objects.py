@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from blocks.s3 import Bucket
-from runbook.errors import OpsError, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
 from runbook.render import size
 from tasks.s3.requests import Refused, attempt
 from tasks.s3.upload import put
@@ -40,6 +40,17 @@ def list_objects(bucket: Bucket, below: str) -> dict[str, int]:
     }
 
 
+def list_stamps(bucket: Bucket, folder: str) -> dict[str, str]:
+    """The objects directly in a "directory": name → its ETag, which changes whenever it is written."""
+    start = bucket.key(f"{folder.strip('/')}/")
+    return {
+        entry["Key"][len(start) :]: str(entry["ETag"])
+        for page in _pages(bucket, start, Delimiter="/")
+        for entry in page.get("Contents", [])
+        if entry["Key"] != start
+    }
+
+
 def read_small(bucket: Bucket, key: str) -> bytes | None:
     """A small object's content; None: it is not there.
 
@@ -53,7 +64,7 @@ def read_small(bucket: Bucket, key: str) -> bytes | None:
         if answer["ContentLength"] > SMALL_BYTES:
             answer["Body"].close()
             told = f"{key} in {bucket.where} has {answer['ContentLength']} bytes"
-            raise VerificationFailed(told, "that is no manifest: use another backup")
+            raise VerificationFailed(told, f"that is no manifest; {OTHER_BACKUPS}")
         return answer, answer["Body"].read()
 
     try:
@@ -66,7 +77,7 @@ def read_small(bucket: Bucket, key: str) -> bytes | None:
     if expected and hashlib.sha256(content).hexdigest() != expected:
         raise VerificationFailed(
             f"{key} in {bucket.where} is not what was written: its SHA-256 differs",
-            "use another backup, or restore an earlier version of the object",
+            f"where the bucket is versioned, restore the object's version before; {OTHER_BACKUPS}",
         )
     return bytes(content)
 

@@ -42,8 +42,22 @@ class BucketStore:
         return self.bucket.where
 
     def names(self) -> list[str]:
-        found = objects.list_objects(self.bucket, "")
-        return [key.partition("/")[0] for key in found if key.endswith(f"/{MANIFEST}")]
+        """One pass over what stands at the top, whatever is in a backup: a store may hold millions of objects. What is
+        being sent or removed has a marker, and is offered only where its manifest is there."""
+        there = objects.list_names(self.bucket)
+        markers = [name for name in there if name.startswith(PARTIAL)]
+        return [
+            name
+            for name in there
+            if not name.startswith(".")
+            and (
+                not any(marker.endswith(f"-{name}") for marker in markers)
+                or self.read(f"{name}/{MANIFEST}") is not None
+            )
+        ]
+
+    def stamps(self, folder: str) -> dict[str, str]:
+        return objects.list_stamps(self.bucket, folder)
 
     def read(self, path: str) -> str | None:
         try:

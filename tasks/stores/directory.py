@@ -52,6 +52,15 @@ class DirectoryStore:
         with told(self.path):
             return [path.name for path in self.path.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
+    def stamps(self, folder: str) -> dict[str, str]:
+        found = dict[str, str]()
+        with told(self.path), contextlib.suppress(FileNotFoundError):
+            for path in (self.path / folder).iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    known = path.stat()
+                    found[path.name] = f"{known.st_mtime_ns} {known.st_size} {known.st_ino}"
+        return found
+
     def read(self, path: str) -> str | None:
         try:
             return (self.path / path).read_text(encoding="utf-8")

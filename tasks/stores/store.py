@@ -47,7 +47,11 @@ class Store(Protocol):
         """Who may read what is put here."""
 
     def names(self) -> list[str]:
-        """What is offered, in no order."""
+        """What is offered, in no order. In a bucket a name may also be a directory without a manifest that nobody is
+        sending: reading it tells."""
+
+    def stamps(self, folder: str) -> dict[str, str]:
+        """The small texts directly in a folder: name → what changes whenever one is written."""
 
     def read(self, path: str) -> str | None:
         """A small text below the store; None where there is none.

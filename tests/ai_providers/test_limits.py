@@ -4,7 +4,7 @@ be looked at is told, and the rest is looked at all the same."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -119,6 +119,18 @@ def test_refusals_are_told_by_user_and_provider_and_a_storm_by_its_worst_minute(
     late = check_late()
     assert late["retry storms"][0] is Status.CRITICAL
     assert late["retry storms"][1].endswith("; it goes on")
+
+
+def test_of_24_hours_across_a_change_of_the_clock_none_is_the_25th(limiter: RedisServer, logs: Path) -> None:
+    toml = logs.parent / "trial.toml"
+    toml.write_text(toml.read_text().replace("Asia/Tokyo", "Europe/Berlin"))
+    noon = datetime(2026, 10, 25, 11, tzinfo=UTC)
+    lines = [line("request", noon - timedelta(hours=hours), **request("42")) for hours in (24.5, 23.5)]
+    lines += [line("request", noon, **request("7")).replace(noon.isoformat(), "0000")]
+    (logs / "app.log").write_text("".join(lines))
+    found = bad(check_rate_limits.fn(NAME, until="2026-10-25 12:00"))
+    assert found["users were refused (429)"] == (Status.WARN, "1 times: 42 1")
+    assert found["lines without a readable time"] == (Status.WARN, "1")
 
 
 def check_late() -> dict[str, tuple[Status, str]]:

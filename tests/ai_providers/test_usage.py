@@ -67,6 +67,25 @@ def test_calls_without_counts_and_models_without_a_price_are_told(logs: Path) ->
     assert "no table of prices" in bad(report_token_usage.fn(NAME, month="2026-02"))["what it costs"]
 
 
+def test_a_call_is_counted_by_what_its_line_tells(logs: Path) -> None:
+    """Of prompt, completion and total any two tell the third; a cost that is not known is no 0."""
+    write(
+        logs,
+        call(1, None, prompt_tokens=600_000, completion_tokens=400_000),
+        call(2, None, prompt_tokens=600_000, total_tokens=1_000_000),
+        call(3, None, prompt_tokens=600_000),
+        call(4, None, total_tokens=1_000_000),
+        call(5).replace(call(5)[: call(5).index(",")], '{"timestamp": "some day"'),
+        budget=100,
+    )
+    report = report_token_usage.fn(NAME, month="2026-02")
+    assert rows(report) == [("azure", "gpt-4o", "4", "1,800,000", "800,000", "3,600,000", "12.50")]
+    found = bad(report)
+    assert found["every call tells its prompt and completion tokens"] == "1 tell a total only"
+    assert found["lines without a readable time"] == "1"
+    assert "token counts are in the log" not in found
+
+
 def test_80_percent_of_the_budget_warns_and_all_of_it_is_critical(logs: Path) -> None:
     write(logs, call(1), call(2), budget=16)  # 12.50
     assert "the budget" not in bad(report_token_usage.fn(NAME, month="2026-02"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from blocks.postgres import Postgres, execute, psycopg_url
+from blocks.postgres_refusals import LoginRefused
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from tasks.failover.following import _password_in, follow, passfile_of
@@ -172,6 +174,35 @@ def test_a_server_that_speaks_japanese(postgres: Postgres) -> None:
         assert "refuses the password of role postgres" in str(refused(changed(postgres, port=port)))
     with server_that_says("57P03", "データベースシステムは起動処理中です") as port, pytest.raises(Unreachable):
         changed(postgres, port=port).connect()
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "hint"),
+    [
+        ("53300", "現在クライアント数が多すぎます", "close-idle-connections"),
+        ("53300", "remaining connection slots are reserved for roles with the SUPERUSER attribute", "close-idle"),
+        ("53300", 'too many connections for role "password"', "ALTER ROLE … CONNECTION LIMIT"),
+        ("53300", 'データベース"grc_db"への接続が多すぎます', "ALTER DATABASE … CONNECTION LIMIT"),
+        ("08P01", "no more connections allowed (max_client_conn)", "PgBouncer is full"),
+        ("28000", 'no pg_hba.conf entry for host "10.0.0.1", user "postgres"', "pg_hba.conf"),
+        ("28000", 'role "too many clients" is not permitted to log in', "LOGIN right"),
+        ("55000", 'database "connections" is not currently accepting connections', "datallowconn"),
+        ("42501", 'permission denied for database "grc_db"', "GRANT CONNECT"),
+        ("53100", 'could not write init file: No space left on device', "free-disk-emergency"),
+        ("28P01", "Passwort-Authentifizierung fehlgeschlagen", "the server's own words"),
+    ],
+)  # fmt: skip
+def test_a_refused_login_is_classified_by_its_code(postgres: Postgres, code: str, said: str, hint: str) -> None:
+    """In a language that is not known no cause is guessed; nothing but 28P01 is blamed on a password."""
+    with server_that_says(code, said) as port:
+        error = refused(changed(postgres, port=port))
+    assert isinstance(error, LoginRefused)
+    assert said in error.message
+    assert hint in error.hint
+    assert "correct the secret" not in error.hint
+    known = error.sqlstate in (code, "53300" if code == "08P01" else code)
+    assert known or (error.sqlstate == "" and "Passwort" in said)
+    assert pickle.loads(pickle.dumps(error)).sqlstate == error.sqlstate  # noqa: S301 - of this very line
 
 
 def test_what_a_standby_s_recovery_cancels_is_worth_another_try(postgres_server: PostgresServer) -> None:

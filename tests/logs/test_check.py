@@ -76,7 +76,7 @@ def test_what_is_right_is_not_complained_about_but_for_the_missing_logrotate(rig
     ("Traceback\n", "app: lines that are JSON", "66.667% of 3"),
     (app(timestamp="2026-11-25T00:00:00"), "app: times have a zone", "1 have none: read as UTC"),
     (json.dumps({"timestamp": now(), "message": "x"}) + "\n", "app: fields of every line", "missing: level in 1"),
-    (app(message="AI API Call"), "token counts reach the log", "1 AI calls without total_tokens"),
+    (app(message="AI API Call"), "token counts reach the log", "1 AI calls without a number of tokens"),
     (app(headers={"Authorization": "Bearer abcdefghijkl"}), "app: secrets and personal data", "secret in 1 of 3 lines"),
     (app(message="\\u30e1 taro@example.com"), "app: secrets and personal data", "mail address in 1 of 3 lines"),
 ], ids=["no JSON", "no zone", "a field", "no tokens", "a secret", "an address"])  # fmt: skip

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows.logs.errors import summarise_errors
+from flows.logs.search import search_logs
 from runbook.report import Report, Status
 from tests.logfiles import NAME, NOON, every, line
 
@@ -64,3 +66,39 @@ def test_a_log_that_does_not_reach_back_says_that_it_does_not_know_what_is_new(l
     report = summarise_errors.fn(NAME, until=UNTIL)
     assert "new kinds of errors" not in values(report)
     assert "does not reach back" in values(report)["what is new"]
+
+
+def test_a_day_has_24_hours_where_the_clock_is_put_back(logs: Path) -> None:
+    """Europe, 2026-10-25: 03:00 is 02:00 once more. By the clock on the wall 24 hours before noon were 25."""
+    toml = logs.parent / "trial.toml"
+    toml.write_text(toml.read_text().replace("Asia/Tokyo", "Europe/Berlin"))
+    noon = datetime(2026, 10, 25, 11, tzinfo=UTC)
+    moments = {"too early": 24.5, "first": 23.5, "twice, first": 10.75, "twice, then": 9.75}
+    (logs / "app.log").write_text(
+        line("began", noon - timedelta(days=3))
+        + "".join(line(name, noon - timedelta(hours=hours), "ERROR") for name, hours in moments.items())
+    )
+    report = summarise_errors.fn(NAME, until="2026-10-25 12:00")
+    assert sorted(row[4] for row in rows(report)) == ["first", "twice, first", "twice, then"]
+    (picture,) = [item.svg for item in report.evidence if item.name == "Errors by hour (Europe/Berlin)"]
+    assert "10-25 02:00 CEST" in picture
+    assert "10-25 02:00 CET" in picture
+
+
+def test_no_error_is_dropped_for_its_time_or_for_how_its_level_is_written(logs: Path) -> None:
+    shapes = {"error": "a", "FATAL": "b", "Error": "c", "ERR": "d", "critical": "e", "info": "no error", "WARN": "no"}
+    undated = [json.dumps(json.loads(line("lost", NOON, "error")) | {"timestamp": text}) for text in ("", "yesterday")]
+    (logs / "app.log").write_text(
+        line("began", NOON - timedelta(days=3))
+        + "".join(line(text, NOON, level) for level, text in shapes.items())
+        + "".join(f"{text}\n" for text in undated)
+        + line("of no interest", NOON).replace(NOON.isoformat(), "never")
+    )
+    report = summarise_errors.fn(NAME, until=UNTIL)
+    assert {(row[3], row[4]) for row in rows(report)} == {
+        ("ERROR", "a"), ("FATAL", "b"), ("ERROR", "c"), ("ERR", "d"), ("CRITICAL", "e"),
+    }  # fmt: skip
+    assert values(report)["lines without a readable time"] == "2"
+    found = search_logs.fn(NAME, level=("ERROR",), since=(NOON - timedelta(days=1)).isoformat(), until=UNTIL)
+    assert found.outcome == "3 lines found"
+    assert values(found)["lines without a readable time"] == "2"

@@ -301,3 +301,15 @@ def test_the_server_program_itself_says_what_it_reads(rig: Rig) -> None:
     own, other = OWN[family(program_version(block))]
     assert read_readable(block, int(own[-3:])).ok
     assert not read_readable(block, int(other[-3:])).ok
+
+
+def test_bytes_after_the_end_of_an_rdb_are_left_off_and_said(rig: Rig) -> None:
+    """A server that loads an RDB stops at its end; as the base of an AOF it read on, and blamed an AOF."""
+    for tail in (b"\n", bytes(4096), b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$1\r\n1\r\n"):
+        path = rig.root / "longer.rdb"
+        path.write_bytes(encoded(b"REDIS0009", {b"a": b"1"}) + tail)
+        report = restore(path)
+        assert found(report, "bytes after the end of the RDB").status is Status.WARN
+        assert {key: rig.client().get(key) for key in rig.client().scan_iter()} == {b"a": b"1"}
+    path.write_bytes(path.read_bytes()[:60])
+    assert "AOF" not in refused(rig, path), "it was cut off: no advice about an AOF"

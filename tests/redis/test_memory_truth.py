@@ -12,6 +12,7 @@ from flows.redis.memory import check_redis_memory
 from flows.redis.memory_findings import judge_memory
 from runbook import kinds
 from runbook.errors import RunbookFailed
+from runbook.render import size
 from runbook.report import Finding, Report, Status
 from runbook.wait import until
 from tasks.redis.memory import sweep
@@ -216,6 +217,35 @@ def test_a_big_key_that_a_sample_has_not_seen_is_missed(server: RedisServer) -> 
     assert told.status is Status.WARN
     assert 50 < float(told.value.split()[0]) < 75, told.value
     assert name not in findings(run())
+
+
+def test_a_hash_whose_bytes_are_in_few_of_its_fields_is_measured_or_missed_aloud(server: RedisServer) -> None:
+    """MEMORY USAGE looks at 5 fields, and takes 40 MB for some kilobytes."""
+    client = server.client()
+    fill(client, 2000)
+
+    def skew() -> None:
+        client.hset("report:daily", mapping={f"f{n}": "x" for n in range(4000)})
+        client.hset("report:daily", mapping={f"big{n}": b"x" * 1_000_000 for n in range(40)})
+
+    skew()
+    true = client.memory_usage("report:daily", samples=0)
+    assert client.memory_usage("report:daily") < true / 20, "the seed is right"
+    report = run()
+    tables = {one.name: one.rows for one in report.evidence}
+    for name in ("Biggest keys", "Biggest prefixes by memory"):
+        (row,) = [row for row in tables[name] if row[1].startswith("report:")]
+        assert row == tables[name][0]
+        assert size(true) in row
+    gap = "data that the keys do not explain"
+    assert gap not in findings(report)
+    assert float(report.outcome.split(" hold ")[1].split()[0]) > 40, report.outcome
+    decoys = dict.fromkeys(range(25), "y" * 30000)
+    for n, text in decoys.items():  # by 5 fields each of them is bigger: the skewed one is no candidate any more
+        client.hset(f"decoy:{n}", mapping={str(field): text for field in range(100)})
+    told = findings(run())[gap]
+    assert told.status is Status.WARN
+    assert 35 < float(told.value.split()[0]) < 45, told.value
 
 
 def test_a_pattern_takes_bytes_as_reports_show_them(server: RedisServer) -> None:

@@ -172,3 +172,42 @@ def test_the_suites_are_readable_and_a_broken_one_is_named(tmp_path: Path) -> No
         read_suites(tmp_path)
     with pytest.raises(OpsError, match="no suite"):
         read_suites(tmp_path / "nowhere")
+
+
+def test_types_of_a_database_s_own_are_judged_whatever_the_server_s_settings(
+    interview: Postgres, postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    """Domains, enums and composites of any schema are no types that SQLAlchemy knows, and with quote_all_identifiers
+    even `text` is none."""
+    name = interview.database
+    postgres_server.sql(
+        "CREATE SCHEMA kinds; CREATE DOMAIN kinds.outcome AS text; CREATE TYPE kinds.way AS ENUM ('in', 'out');"
+        "CREATE TYPE kinds.pair AS (a int, b text);"
+        "CREATE TABLE kinds.events (result kinds.outcome, way kinds.way, pair kinds.pair, place point, note text);"
+        "INSERT INTO kinds.events VALUES ('success', 'in', (1, 'x'), '(1,2)', 'n'), ('odd', 'out', NULL, NULL, NULL)",
+        database=name,
+    )
+    suites = write_suite(
+        tmp_path / "suites",
+        "kinds.events",
+        {"type": "expect_column_values_to_be_in_set", "kwargs": {"column": "result", "value_set": ["success"]}},
+        {"type": "expect_column_values_to_be_in_set", "kwargs": {"column": "way", "value_set": ["in", "out"]}},
+        {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "way"}},
+        {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "note"}},
+        query("SELECT 1 FROM {batch} WHERE way NOT IN ('in', 'out')", "every way is known"),
+    )
+    postgres_server.sql(f'ALTER DATABASE "{name}" SET quote_all_identifiers = on')
+    try:
+        found = run_expectations(interview, name, tmp_path / "evidence", suites)
+        assert [(row.ok, row.observed) for row in found.rows] == [
+            (False, "1 of 2 rows: odd"),
+            (True, "as expected"),
+            (True, "as expected"),
+            (False, "1 of 2 rows: None"),
+            (True, "as expected"),
+        ]
+        whole = run_expectations(interview, name, tmp_path / "evidence", SUITES)
+        assert whole.failed == ()
+    finally:
+        postgres_server.sql(f'ALTER DATABASE "{name}" RESET quote_all_identifiers')
+        postgres_server.sql("DROP SCHEMA kinds CASCADE", database=name)

@@ -119,7 +119,7 @@ def test_an_application_that_calls_its_fields_otherwise_is_read_alike(log: Path)
     assert read_access.work(logs, MOMENT) == Access(3, 1, 0.06, True)
     end = MOMENT + timedelta(hours=1)
     with reading(find_logs.work(log), ZoneInfo("UTC"), names=logs.fields) as source:
-        source.pick_each(requests=requests.choice(logs, MOMENT, end))
+        source.pick_each(requests=requests.wanted_requests(logs, MOMENT, end).choice(requests.COLUMNS))
         use = requests.read_use(source, MOMENT, end)
         assert use
         assert (use.count, use.errors, use.longest) == (3, 1, 60.0)

@@ -192,7 +192,9 @@ def _all_ended(host: Host) -> bool:
 
 
 @pytest.mark.parametrize("reserved", [0, 3], ids=["all but the reserved places", "every place"])
-def test_the_connection_limit_is_reached(host: Host, reserved: int) -> None:
+def test_the_connection_limit_is_reached(host: Host, tmp_path: Path, reserved: int) -> None:
+    """Nobody's password is to blame, the application's own connection string included (SQLSTATE 53300, not 28P01)."""
+    host.describe(tmp_path, env_file=host.write_env())
     with contextlib.ExitStack() as stack:
         stack.enter_context(sessions(host, PLACES - 3))
         stack.enter_context(contextlib.ExitStack())
@@ -206,6 +208,18 @@ def test_the_connection_limit_is_reached(host: Host, reserved: int) -> None:
     assert "undo-postgres-settings" in told
     if not reserved:
         assert f"{PLACES - 3} by grc_user (grc_backend)" in cause(report)
+    assert "PASSWORD" not in "".join(f"{one.value}{one.hint}" for one in report.findings).upper()
+
+
+def test_a_role_s_own_limit_is_no_wrong_password(host: Host, tmp_path: Path) -> None:
+    host.describe(tmp_path, env_file=host.write_env())
+    host.server.sql("ALTER ROLE grc_user CONNECTION LIMIT 0")
+    report = diagnosed()
+    host.server.sql("ALTER ROLE grc_user CONNECTION LIMIT -1")
+    assert 'too many connections for role "grc_user"' in cause(report)
+    critical = [one for one in report.findings if one.status is Status.CRITICAL]
+    assert all("CONNECTION LIMIT" in one.hint for one in critical), critical
+    assert "max_connections" not in following(report)
 
 
 def test_a_lock_pile_up_names_who_holds_it(host: Host) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import redis
 
 from blocks.redis import Redis
-from runbook.errors import OpsError, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
 from tasks.redis.line import log_of
 from tasks.redis.scratch import scratch_server
 
@@ -80,7 +80,7 @@ def read_aof(path: Path) -> Aof:
     if found.base is None:
         raise VerificationFailed(
             f"{manifests[0].name} names no base: what was written before {found.parts[0].path.name} is missing",
-            "choose another; a base that lies there belongs into the manifest (file NAME seq 1 type b)",
+            f"a base that lies there belongs into the manifest (file NAME seq 1 type b); else {OTHER_BACKUPS}",
         )
     return found
 
@@ -98,7 +98,7 @@ def read_parts(manifest: Path) -> Aof:
         if not words:
             continue
         if not {"file", "seq", "type"} <= told.keys():
-            raise VerificationFailed(f"{manifest.name} is no manifest of an AOF: {line[:80]!r}", "choose another")
+            raise VerificationFailed(f"{manifest.name} is no manifest of an AOF: {line[:80]!r}", OTHER_BACKUPS)
         if told["type"] == HISTORY:
             continue
         path = manifest.parent / told["file"]
@@ -107,10 +107,10 @@ def read_parts(manifest: Path) -> Aof:
         except FileNotFoundError:
             raise VerificationFailed(
                 f"{path.name}, which {manifest.name} names, is missing",
-                "it was copied while the server rewrote it: choose another backup",
+                f"it was copied while the server rewrote it; {OTHER_BACKUPS}",
             ) from None
     if not parts:
-        raise VerificationFailed(f"{manifest.name} names no file", "choose another backup")
+        raise VerificationFailed(f"{manifest.name} names no file", OTHER_BACKUPS)
     return Aof(tuple(parts))
 
 

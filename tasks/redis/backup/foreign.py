@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from blocks.redis import Redis
-from runbook.errors import OpsError, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
 from runbook.kinds import action, probe
 from tasks.catalogue import Backup, hand_of
 from tasks.manifest import MANIFEST, Manifest, damage, sums_of
@@ -24,6 +24,7 @@ from tasks.redis.backup.aof import FOLDER, Aof, copy_aof, cut_bytes, loaded_aof,
 from tasks.redis.backup.rdb import RdbFile, read_rdb
 from tasks.redis.backup.snapshot import RDB, manifest_of
 from tasks.redis.content.manifest import RedisContent
+from tasks.redis.scratch import scratch_server
 from tasks.stores.store import Store
 
 ENDINGS = (".rdb", ".aof")
@@ -50,10 +51,11 @@ class Foreign:
 @dataclass(frozen=True)
 class Adopted:
     """A foreign file as a backup of this run; `cut_bytes` were left off the end of an AOF: a command, or transaction,
-    that had not ended."""
+    that had not ended. `has_more`: bytes follow the end of an RDB, and were left off."""
 
     backup: Backup
     cut_bytes: int
+    has_more: bool = False
 
 
 def is_foreign(wanted: str) -> bool:
@@ -104,7 +106,7 @@ def _require_not_ours(path: Path) -> None:
         files, within = read_manifest(backup).files, f"{FOLDER}/"
         stored = {name.removeprefix(within): sums for name, sums in files.items() if name.startswith(within)}
         if problems := damage(path, stored):
-            raise VerificationFailed(problems[0], "choose another backup")
+            raise VerificationFailed(problems[0], OTHER_BACKUPS)
 
 
 def _begins_as_rdb(path: Path) -> bool:
@@ -124,16 +126,33 @@ def adopt(block: Redis, store: Store, environment: str, found: Foreign) -> Adopt
     directory = hand / found.path.name
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(mode=0o700)
-    cut = 0
-    if found.aof:
-        cut = _convert(block, found.aof, directory)
-    else:
-        (directory / RDB).symlink_to(found.path.resolve())
+    cut, has_more = 0, bool(found.rdb and not found.aof and not found.rdb.complete)
     try:
+        if found.aof:
+            cut = _convert(block, found.aof, directory)
+        elif has_more:
+            _save_again(block, found.path, directory)
+        else:
+            (directory / RDB).symlink_to(found.path.resolve())
         content = manifest_of(block, directory)
     except VerificationFailed as error:
         raise VerificationFailed(f"{found.path.name}: {error.message}", "choose another file") from None
-    return Adopted(Backup(directory, _manifest(environment, found, directory, content), store), cut)
+    return Adopted(Backup(directory, _manifest(environment, found, directory, content), store), cut, has_more)
+
+
+def _save_again(block: Redis, path: Path, directory: Path) -> None:
+    """An RDB that a server loads, and that does not end as one: a server stops reading at its end, but would read on
+    where the file is the base of an AOF, which a restore seeds.
+
+    Raises:
+        VerificationFailed: the server cannot load it: it was cut off.
+    """
+    with tempfile.TemporaryDirectory(prefix=".rdb-", dir=directory) as name:
+        place = Path(name)
+        (place / RDB).symlink_to(path.resolve())
+        with scratch_server(block, place) as client:
+            client.save()
+        (place / RDB).rename(directory / RDB)
 
 
 def _convert(block: Redis, aof: Aof, directory: Path) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from blocks.redis import Redis
-from runbook.errors import VerificationFailed
+from runbook.errors import OTHER_BACKUPS, VerificationFailed
 from runbook.kinds import probe
 from tasks.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
@@ -26,7 +26,7 @@ def prove_backup(block: Redis, backup: Backup) -> RedisComparison:
     try:
         expected = RedisContent.model_validate(backup.manifest.content)
     except ValidationError:
-        raise VerificationFailed(f"{backup.name} has no readable content manifest", "choose another backup") from None
+        raise VerificationFailed(f"{backup.name} has no readable content manifest", OTHER_BACKUPS) from None
     refuse_empty(backup.path / RDB)
     with (
         scratch_server(block, backup.path, rdb=RDB) as client,

@@ -28,6 +28,7 @@ CHECKSUM_SINCE = 5
 AUX, END = 0xFA, 0xFF
 POLYNOMIAL = 0x95AC9329AC4BC9B5
 """CRC-64 as Redis uses it (Jones), reflected."""
+_WRONG_VERSION = "payload version or checksum"
 NO_TYPE = 0xFE
 """No value has this type: a payload with it is refused for its version, or for itself."""
 NEWEST_TRIED = 255
@@ -143,21 +144,26 @@ def accepted_versions(client: redis.Redis) -> Iterator[int]:
             pipe.restore("ops:no-such-key", 0, _impossible(version))
         answers = pipe.execute(raise_on_error=False)
     for version, answer in enumerate(answers, start=1):
-        if isinstance(answer, redis.exceptions.NoPermissionError):
-            raise answer
-        if isinstance(answer, redis.ResponseError) and "Bad data format" in str(answer):
+        if _is_accepted(answer):
             yield version
 
 
 def accepts(client: redis.Redis, version: int) -> bool:
     """Whether a server takes payloads of one version; nothing is written."""
     try:
-        call(client, "RESTORE", "ops:no-such-key", 0, _impossible(version))
-    except redis.exceptions.NoPermissionError:
-        raise
-    except redis.ResponseError as error:
-        return "Bad data format" in str(error)
-    return False
+        answer = call(client, "RESTORE", "ops:no-such-key", 0, _impossible(version))
+    except redis.RedisError as error:
+        answer = error
+    return _is_accepted(answer)
+
+
+def _is_accepted(answer: object) -> bool:
+    """The server judges the version first, then the value. Any other refusal (no right, no memory, read only, a failed
+    save) says nothing of the version, and is raised."""
+    said = str(answer)
+    if isinstance(answer, redis.RedisError) and not ("Bad data format" in said or _WRONG_VERSION in said):
+        raise answer
+    return "Bad data format" in said
 
 
 def payload_version(payload: bytes) -> int:

@@ -123,10 +123,8 @@ def find_refusals(block: Redis, commands: Sequence[Sequence[Any]]) -> list[OpsEr
 def _has_database(client: redis.Redis, number: int) -> bool:
     try:
         call(client, "SELECT", number)
-    except redis.exceptions.NoPermissionError:
-        raise
     except redis.ResponseError as error:
-        if "unknown command" in str(error):
+        if "DB index is out of range" not in str(error):
             raise
         return False
     return True

@@ -49,6 +49,16 @@ class Sums:
         self.key_square += keys * keys
         self.key_times += keys * page_keys
 
+    def correct(self, kind: int, old: int, new: int, page_keys: float, *, persistent: bool) -> None:
+        """One key of type `kind` has `new` bytes, not the `old` that were guessed. Its page held about `page_keys`; of
+        its page's other bytes nothing is known any more, so that the error is a little too small."""
+        change = new - old
+        self.numbers[BYTES.start + kind] += change
+        if persistent:
+            self.numbers[BYTES_WITHOUT_TTL] += change
+        self.size_square += new * new - old * old
+        self.size_times += round(change * page_keys)
+
     @property
     def keys(self) -> int:
         """That were read."""

@@ -71,6 +71,7 @@ class Afterwards:
     role: str
     evicted: int
     expired: int
+    dataset: int
 
 
 @dataclass(frozen=True)
@@ -172,6 +173,7 @@ def read_afterwards(block: Redis) -> Afterwards:
             role=str(client.info("replication")["role"]),
             evicted=int(stats["evicted_keys"]),
             expired=int(stats["expired_keys"]),
+            dataset=int(client.info("memory")["used_memory_dataset"]),
         )
 
 

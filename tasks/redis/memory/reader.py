@@ -12,7 +12,6 @@ import redis
 from tasks.redis.memory.script import (
     BYTES,
     BYTES_WITHOUT_TTL,
-    MOST_PREFIX_BYTES,
     PAGE,
     SHA,
     TTL_LIMITS_MS,
@@ -23,6 +22,7 @@ from tasks.redis.memory.script import (
     Page,
     Request,
     parsed,
+    prefix_of,
 )
 from tasks.redis.server import call
 
@@ -153,7 +153,7 @@ def _place(kind: bytes) -> int:
 def _grouped(found: Sequence[KeyFacts], parted: bytes) -> dict[bytes, list[int]]:
     groups: dict[bytes, list[int]] = {}
     for facts in found:
-        group = groups.setdefault(_prefix(facts.key, parted), [0] * WIDTH)
+        group = groups.setdefault(prefix_of(facts.key, parted), [0] * WIDTH)
         group[facts.type] += 1
         group[BYTES.start + facts.type] += facts.size
         bucket = 0 if facts.ttl_ms < 0 else 1 + sum(facts.ttl_ms >= limit for limit in TTL_LIMITS_MS)
@@ -161,14 +161,6 @@ def _grouped(found: Sequence[KeyFacts], parted: bytes) -> dict[bytes, list[int]]
         if facts.ttl_ms < 0:
             group[BYTES_WITHOUT_TTL] += facts.size
     return groups
-
-
-def _prefix(key: bytes, parted: bytes) -> bytes:
-    colon = key.find(b":") + 1
-    prefix = key[: min(colon, MOST_PREFIX_BYTES)]
-    if prefix and prefix == parted and (second := key.find(b":", colon) + 1):
-        return key[: min(second, MOST_PREFIX_BYTES)]
-    return prefix
 
 
 def _hits(client: redis.Redis, request: Request, found: Sequence[KeyFacts]) -> tuple[tuple[int, bytes], ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tasks.redis.memory.estimates import LEAST_PAGES, DatabaseSum, PrefixSum, Stratum, Sums, database_sum, prefix_sum
-from tasks.redis.memory.script import KEYS, TYPES, WIDTH, KeyFacts, Page, Request, first_level
+from tasks.redis.memory.script import BYTES, KEYS, TYPES, WIDTH, KeyFacts, Page, Request, first_level, prefix_of
 
 T = TypeVar("T", bound=tuple[Any, ...])
 MOST_PREFIXES = 1000
@@ -168,6 +168,20 @@ class Tally:
     def _part(self, prefix: bytes) -> None:
         if prefix != self.parted:
             self.parted, self.parts = prefix, Bounded(self.parts.most)
+
+    def correct(self, name: BigName, size: int, *, persistent: bool) -> None:
+        """A key that a page counted by a guess has so many bytes: its database's and its prefix's sums change."""
+        stratum, key = self.strata[name.database], (name.database, prefix_of(name.key))
+        sums = [stratum.total, self.prefixes.kept.get(key)]
+        if (part := self.parts.kept.get((name.database, prefix_of(name.key, self.parted)))) and part.size >= name.size:
+            sums.append(part)
+        for one in sums:
+            if one is not None:
+                one.correct(name.type, name.size, size, stratum.read / max(stratum.pages, 1), persistent=persistent)
+        if sums[1] is None and size > name.size:  # it was let go as small
+            numbers = [0] * WIDTH
+            numbers[name.type], numbers[BYTES.start + name.type] = 1, size
+            self.prefixes.add(key, numbers, stratum.read // max(stratum.pages, 1))
 
     def databases(self) -> list[DatabaseSum]:
         """By number."""

@@ -139,6 +139,15 @@ def first_level(name: bytes) -> bytes:
     return name[: min(colon, MOST_PREFIX_BYTES)] if colon else name
 
 
+def prefix_of(key: bytes, parted: bytes = b"") -> bytes:
+    """A key's group, as the script makes it: to its first colon, of the prefix `parted` to its second."""
+    colon = key.find(b":") + 1
+    prefix = key[: min(colon, MOST_PREFIX_BYTES)]
+    if prefix and prefix == parted and (second := key.find(b":", colon) + 1):
+        return key[: min(second, MOST_PREFIX_BYTES)]
+    return prefix
+
+
 def parsed(answer: Sequence[Any]) -> Page:
     """The script's answer."""
     cursor, head, names, sums, big, hot = answer

@@ -89,7 +89,7 @@ def _rdb(server: Persistence, path: Path) -> tuple[DataFile, str]:
         if file == file_at(path, "RDB"):  # else it was replaced in between
             break
     if not found.complete:
-        return file, f"{path} has no end: it was cut off"
+        return file, f"{path} does not end as an RDB does: it was cut off, or something was written behind it"
     # A file's own time is that of the save's begin, the last one's end (of a SAVE nobody knows how long it took).
     last, written = server.state.last_save, found.written.timestamp() + max(server.state.save_seconds, 0)
     replaced = file.modified is None or abs(file.modified.timestamp() - last) > SLACK_SECONDS

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from blocks.redis import Redis
-from runbook.errors import OpsError, Unreachable, VerificationFailed
+from runbook.errors import OTHER_BACKUPS, OpsError, Unreachable, VerificationFailed
 from runbook.kinds import probe
 from runbook.render import size
 from tasks.catalogue import Backup
@@ -105,7 +105,7 @@ def _loads(block: Redis, backup: Backup, content: RedisContent, program: str) ->
     except OpsError as error:
         return Precondition(name, False, error.hint, error.message, expected), 0.0
     ok = content.rdb_keys - content.may_vanish <= count <= content.rdb_keys
-    return Precondition(name, ok, "choose another backup", f"{count:,} keys", expected), time.monotonic() - started
+    return Precondition(name, ok, OTHER_BACKUPS, f"{count:,} keys", expected), time.monotonic() - started
 
 
 def _memory(content: RedisContent) -> Iterator[Precondition]:

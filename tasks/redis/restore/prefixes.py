@@ -13,7 +13,7 @@ from typing import Literal
 import redis
 
 from blocks.redis import Redis
-from runbook.errors import OpsError
+from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.permit import Permit
@@ -154,6 +154,8 @@ def find_refusal(block: Redis, scratch: redis.Redis, live: Line, held: Order, *,
     for number in {one.database for one in held.held}:
         try:
             live.call(number, "PING")
+        except Unreachable:
+            raise
         except OpsError as error:
             return f"{block.address} has no database {number}: {error.message}"
     return ""
