@@ -76,7 +76,7 @@ lint: $(INSTALLED)
 
 test: lint
 	@tests/node/install
-	@$(BIN)/python -m pytest -n 4 --dist loadfile -m "not system and not soak"
+	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not system and not soak"
 
 # The database chapter on the other majors that are still supported (and 15), from wheels; the Redis chapter on Redis 8.
 # What no major changes (stores, deaths, Alembic's states and drivers) runs once, in make test; migrations here on 15 only.

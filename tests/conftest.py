@@ -33,6 +33,7 @@ pytest_plugins = (
     "tests.prefect_client",
     "tests.tidy",
     "tests.soaked",
+    "tests.ordered",
     "tests.redis.servers",
     "tests.s3.servers",
     "tests.clusters",

@@ -1,0 +1,100 @@
+"""A lab prunes its backups and its WAL by itself, with the runbooks of a real environment."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from deployments.deploy import called
+from lab import lifecycle, retention
+from lab.base import CHECKOUT
+from lab.client import Lab
+from lab.environment import api_url, ui_url
+from lab.layout import Layout
+from lab.runs import Run, Runs
+from runbook.errors import OpsError
+
+KB = 1 << 10
+
+
+@dataclass(frozen=True)
+class Recorded(Runs):
+    """Runs that end at once; `busy` is what runs beside, by the number of launches before."""
+
+    api: str = ""
+    ui: str = ""
+    launched: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    refused: str = "none"
+    busy: dict[int, str] = field(default_factory=dict)
+
+    def run(self, deployment: str, parameters: Any, *_: Any, **__: Any) -> Run:
+        self.launched.append((deployment, dict(parameters)))
+        if deployment.startswith(self.refused):
+            raise OpsError("it is refused")
+        return Run("1", "one", "COMPLETED", "", 1.0, ())
+
+    def call(self, *_: Any) -> Any:
+        name = self.busy.get(len(self.launched))
+        return [{"name": name}] if name else []
+
+
+@pytest.fixture
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
+    """A lab's directories: two clusters of 64 KB, WAL of 200 KB in each region."""
+    made = Layout(tmp_path, "small")
+    monkeypatch.setattr(retention, "LEAST_BYTES", 200 * KB)
+    monkeypatch.setattr(lifecycle, "existing", lambda name: (type("S", (), {"layout": made})(), None))
+    for directory, size in {
+        made.postgres_data: 64, made.standby_data: 64, made.store("wal"): 200, made.second.store("wal"): 200,
+    }.items():  # fmt: skip
+        directory.mkdir(parents=True)
+        (directory / "file").write_bytes(os.urandom(size * KB))
+    return made
+
+
+def test_what_is_over_the_limit_is_proven_and_then_pruned(layout: Layout) -> None:
+    runs, told = Recorded(refused="verify-backup"), list[str]()
+    assert retention.look("small", runs, told.append)
+    names = [name for name, _ in runs.launched]
+    assert names[:2] == ["backup-cluster/small-daily", "verify-backup/small-cluster"]
+    assert names.index("replicate-backups/small") < names.index("prune-backups/small") < len(names) - 1
+    confirmed = {name for name, parameters in runs.launched if parameters == {"confirm": "small"}}
+    assert confirmed == {name for name in names if name.startswith(("prune-backups", "discard-superseded"))}
+    assert any("refused" in line for line in told), "one that is refused ends no other"
+    assert "of 0 MB before the pruning" in told[-1]
+
+
+def test_below_the_limit_or_beside_a_flow_nothing_is_pruned(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = Recorded(busy={2: "full-restore small"})
+    assert not retention.look("small", runs, lambda _: None)
+    assert len(runs.launched) == 2, "a recovery that began meanwhile is waited for"
+    assert not retention.look("small", Recorded(busy={0: "a drill"}), lambda _: None)
+    monkeypatch.setattr(retention, "SHARE", 4)
+    few = Recorded()
+    assert not retention.look("small", few, lambda _: None)
+    assert not few.launched, f"{retention.read_use(layout)}"
+
+
+def test_every_runbook_that_it_launches_is_deployed_in_a_lab() -> None:
+    content = yaml.safe_load((CHECKOUT / "prefect.yaml").read_text(encoding="utf-8"))
+    there = {called(entry, "lab") for entry in content["deployments"]}
+    assert {name.format("lab") for name in (*retention.PROOF, *retention.PRUNING)} <= there
+
+
+@pytest.mark.soak  # a dozen runs of a worker
+def test_a_labs_wal_is_pruned_as_far_as_a_proven_base_backup_allows(
+    deployed: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twice: WAL between two base backups goes when there is a third, later than the hours of `keep` (here: at once)."""
+    monkeypatch.setattr(retention, "LEAST_BYTES", 1)
+    monkeypatch.setattr(retention, "SHARE", 0)
+    services, control = lifecycle.existing(deployed.name)
+    runs, told = Runs(api_url(control.state), ui_url(control.state)), list[str]()
+    assert retention.look(deployed.name, runs, told.append), told
+    assert not [line for line in told if "COMPLETED" not in line and "before the pruning" not in line], told
+    assert list(services.layout.store("cluster").glob("*/manifest.json")), "a proven base backup is there"
