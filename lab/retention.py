@@ -1,9 +1,9 @@
 """The lab's retention: its backups and its archived WAL are pruned without anybody launching it.
 
 A lab's schedules are paused, and a day of restores of 1 GB made it grow to 37 GB. So a program beside its worker looks
-every ten minutes. Where backups and WAL use more than the clusters allow (`limit`), and no flow of the lab runs, it
-launches what a real environment has as schedules: a base backup, its proof, the copies, then the pruning. These are the
-runbooks with their rules: nothing unproven is pruned, and each is a run in Prefect's UI.
+every hour. Where the lab uses more than its database allows (`limit`), and none of its flows runs, it launches what a
+real environment has as schedules: a base backup, its proof, the copies, then the pruning. These are the runbooks with
+their rules: nothing unproven is pruned, and each is a run in Prefect's UI.
 
 python -m lab.retention --name lab
 """
@@ -19,18 +19,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
+
 from lab import lifecycle
 from lab.environment import api_url, ui_url
-from lab.layout import STORES, Layout
+from lab.postgres import DATABASE
 from lab.processes import heed_interrupts
 from lab.progress import Tell
 from lab.runs import Runs
+from lab.services import Services
 from runbook.errors import OpsError
 
-EVERY_SECONDS = 600
-LEAST_BYTES = 1_000_000_000
-SHARE = 2
-"""Backups and WAL may use so many times what both clusters use."""
+EVERY_SECONDS = 3600
+LEAST_BYTES = 2_000_000_000
+SHARE = 8
+"""A lab may use so many times what its database does: two nodes, each with WAL; what a restore replaced; its dumps; two
+archives of WAL and base backups."""
 # In this order: WAL goes as far as a proven base backup is there from which to recover.
 PROOF = ("backup-cluster/{}-daily", "verify-backup/{}-cluster", "verify-backup/{}", "replicate-backups/{}")
 PRUNING = (
@@ -45,31 +49,37 @@ PRUNING = (
 
 @dataclass(frozen=True)
 class Use:
-    """Bytes on disk: of backups and WAL in both regions, and of the clusters."""
+    """Bytes on disk: of a lab with its second region, and of the application's database."""
 
-    kept: int
-    clusters: int
+    lab: int
+    database: int
 
     @property
     def limit(self) -> int:
         """Above which the lab is pruned."""
-        return max(LEAST_BYTES, SHARE * self.clusters)
+        return max(LEAST_BYTES, SHARE * self.database)
 
     @property
     def is_over(self) -> bool:
-        return self.kept > self.limit
+        return self.lab > self.limit
 
     def __str__(self) -> str:
-        return f"backups and WAL use {_mb(self.kept)} of {_mb(self.limit)}"
+        return f"the lab uses {_mb(self.lab)} of {_mb(self.limit)}"
 
 
-def read_use(layout: Layout) -> Use:
-    """What a lab uses now."""
-    both = (layout.first, layout.second)
-    stores = (region.store(resource) for region in both for resource in STORES)
-    kept = sum(map(disk_bytes, (*stores, *(region.wal for region in both))))
-    data = {region.postgres_data for region in both} | {region.standby_data for region in both}
-    return Use(kept, sum(map(disk_bytes, data)))
+def read_use(services: Services) -> Use:
+    """What a lab uses now.
+
+    Raises:
+        OpsError: its database does not answer.
+    """
+    layout = services.layout
+    try:
+        with psycopg.connect(services.admin_dsn, connect_timeout=20) as connection:
+            row = connection.execute("SELECT pg_database_size(%s)", [DATABASE]).fetchone()
+    except psycopg.Error as error:
+        raise OpsError(f"the database of {layout.name} does not answer: {error}") from None
+    return Use(sum(disk_bytes(region.root) for region in (layout.first, layout.second)), int(row[0]) if row else 0)
 
 
 def disk_bytes(directory: Path) -> int:
@@ -118,11 +128,11 @@ def running(name: str, runs: Runs) -> list[str]:
 
 def look(name: str, runs: Runs, tell: Tell) -> bool:
     """One round: prune where the lab uses too much and nothing runs; whether all was launched."""
-    layout = Layout(lifecycle.existing(name)[0].layout.base, name)
-    before = read_use(layout)
+    services, _ = lifecycle.existing(name)
+    before = read_use(services)
     if not before.is_over or running(name, runs) or not prune(name, runs, tell):
         return False
-    tell(f"{before} before the pruning, {_mb(read_use(layout).kept)} after it")
+    tell(f"{before} before the pruning, {_mb(read_use(services).lab)} after it")
     return True
 
 

@@ -15,11 +15,9 @@ from lab import lifecycle, retention
 from lab.base import CHECKOUT
 from lab.client import Lab
 from lab.environment import api_url, ui_url
-from lab.layout import Layout
+from lab.retention import Use
 from lab.runs import Run, Runs
 from runbook.errors import OpsError
-
-KB = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -44,20 +42,25 @@ class Recorded(Runs):
 
 
 @pytest.fixture
-def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
-    """A lab's directories: two clusters of 64 KB, WAL of 200 KB in each region."""
-    made = Layout(tmp_path, "small")
-    monkeypatch.setattr(retention, "LEAST_BYTES", 200 * KB)
-    monkeypatch.setattr(lifecycle, "existing", lambda name: (type("S", (), {"layout": made})(), None))
-    for directory, size in {
-        made.postgres_data: 64, made.standby_data: 64, made.store("wal"): 200, made.second.store("wal"): 200,
-    }.items():  # fmt: skip
-        directory.mkdir(parents=True)
-        (directory / "file").write_bytes(os.urandom(size * KB))
-    return made
+def used(monkeypatch: pytest.MonkeyPatch) -> Use:
+    """A lab of 1 MB over its limit."""
+    over = Use(9 * 10**9, 10**9)
+    monkeypatch.setattr(retention, "read_use", lambda services: over)
+    monkeypatch.setattr(lifecycle, "existing", lambda name: (None, None))
+    return over
 
 
-def test_what_is_over_the_limit_is_proven_and_then_pruned(layout: Layout) -> None:
+def test_a_lab_is_measured_with_its_second_region_and_each_file_once(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_bytes(os.urandom(200 << 10))
+    os.link(tmp_path / "a" / "file", tmp_path / "another name")
+    assert 200 << 10 <= retention.disk_bytes(tmp_path) < 300 << 10
+    assert (Use(2 * 10**9, 1).is_over, Use(2 * 10**9 + 1, 1).is_over) == (False, True)
+    assert (Use(8 * 10**9, 10**9).is_over, Use(8 * 10**9 + 1, 10**9).is_over) == (False, True)
+
+
+@pytest.mark.usefixtures("used")
+def test_what_is_over_the_limit_is_proven_and_then_pruned() -> None:
     runs, told = Recorded(refused="verify-backup"), list[str]()
     assert retention.look("small", runs, told.append)
     names = [name for name, _ in runs.launched]
@@ -66,18 +69,18 @@ def test_what_is_over_the_limit_is_proven_and_then_pruned(layout: Layout) -> Non
     confirmed = {name for name, parameters in runs.launched if parameters == {"confirm": "small"}}
     assert confirmed == {name for name in names if name.startswith(("prune-backups", "discard-superseded"))}
     assert any("refused" in line for line in told), "one that is refused ends no other"
-    assert "of 0 MB before the pruning" in told[-1]
+    assert "uses 9,000 MB of 8,000 MB before the pruning" in told[-1]
 
 
-def test_below_the_limit_or_beside_a_flow_nothing_is_pruned(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_below_the_limit_or_beside_a_flow_nothing_is_pruned(used: Use, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = Recorded(busy={2: "full-restore small"})
     assert not retention.look("small", runs, lambda _: None)
     assert len(runs.launched) == 2, "a recovery that began meanwhile is waited for"
     assert not retention.look("small", Recorded(busy={0: "a drill"}), lambda _: None)
-    monkeypatch.setattr(retention, "SHARE", 4)
+    monkeypatch.setattr(retention, "SHARE", used.lab // used.database)
     few = Recorded()
     assert not retention.look("small", few, lambda _: None)
-    assert not few.launched, f"{retention.read_use(layout)}"
+    assert not few.launched
 
 
 def test_every_runbook_that_it_launches_is_deployed_in_a_lab() -> None:

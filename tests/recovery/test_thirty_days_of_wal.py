@@ -53,6 +53,8 @@ class Days:
     taken: dict[str, datetime] = field(default_factory=dict)
     days: dict[datetime, str] = field(default_factory=dict)
     """A position in the WAL of each day, after its base backup."""
+    rows: dict[str, int] = field(default_factory=dict)
+    """How many the table had there."""
     forms: list[str] = field(default_factory=list)
     deleted: dict[Stores, int] = field(default_factory=dict)
 
@@ -69,7 +71,8 @@ class Days:
         self.forms.append(cluster_in(one).form)
         for _ in range(SEGMENTS_A_DAY):
             self.cluster.sql("postgres", "INSERT INTO t SELECT count(*) FROM t; SELECT pg_switch_wal()")
-        self.days[self.now] = str(self.cluster.sql("postgres", "SELECT pg_current_wal_insert_lsn()")[0][0])
+        lsn = str(self.cluster.sql("postgres", "SELECT pg_current_wal_insert_lsn()")[0][0])
+        self.days[self.now], self.rows[lsn] = lsn, SEGMENTS_A_DAY * len(self.taken)
         self.cluster.settle()
         Archiver(Path(self.env.wal.directory), destinations_of(self.env), keep=1).round(last=True)
 
@@ -140,11 +143,14 @@ def test_base_backups_and_wal_stay_bounded_and_every_day_of_the_window_can_be_re
     for which in get_args(Stores):
         _judge(days, which, window)
     reached = [lsn for moment, lsn in sorted(days.days.items()) if days.now - window <= moment][:-1]
-    for lsn in (reached[0], reached[-1]):
-        plan = restore_to_point.fn(NAME, by="lsn", target=lsn)
-        assert plan.status is Status.PLANNED, plan.sentence()
     oldest = days.read()[0].name
     assert verify_backup.fn(NAME, kind="cluster", backup=oldest).status in GOOD
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("runbook.run.is_unattended", lambda target: False)
+        assert restore_to_point.fn(NAME, by="lsn", target=reached[-1]).status is Status.PLANNED
+        back = restore_to_point.fn(NAME, by="lsn", target=reached[0], confirm=NAME)
+    assert back.status in GOOD, back.sentence()
+    assert days.cluster.sql("postgres", "SELECT count(*) FROM t") == [(days.rows[reached[0]],)]
 
 
 def _judge(days: Days, which: Stores, window: timedelta) -> None:
