@@ -71,13 +71,16 @@ $(INSTALLED): requirements.lock pyproject.toml
 .PHONY: lint test test-matrix test-matrix-brief test-matrix-installed test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
 .PHONY: test-system soak lock
 
+# A file is one worker's; tests/ordered.py has the longest begun first, where xdist would begin with the most tests.
+PARALLEL := --dist loadfile --no-loadscope-reorder
+
 # The newest failures first: style, types, layers; then everything else on two workers.
 lint: $(INSTALLED)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo 2>&1 | tail -3
 
 test: lint
 	@tests/node/install
-	@$(BIN)/python -m pytest -n 4 --dist loadfile -m "not system and not soak"
+	@$(BIN)/python -m pytest $(PARALLEL) -n 4 -m "not system and not soak"
 
 # The database chapter on the other majors that are still supported (and 15), from wheels; the Redis chapter on Redis 8.
 # What no major changes (stores, deaths, Alembic's states and drivers) runs once, in make test; migrations here on 15 only.
@@ -104,24 +107,24 @@ test-matrix-installed: $(INSTALLED)
 	@$(BIN)/python -m tests.matrix.versions
 
 test-matrix-15 test-matrix-16 test-matrix-17: test-matrix-%: test-matrix-installed
-	@OPS_TEST_POSTGRES=$* $(BIN)/python -m pytest $(MATRIX_$*) -n 4 --dist loadfile -m "not system and not soak" \
+	@OPS_TEST_POSTGRES=$* $(BIN)/python -m pytest $(MATRIX_$*) $(PARALLEL) -n 4 -m "not system and not soak" \
 	  -k "not killed" $(patsubst %,--ignore=tests/database/test_%.py,$(ONCE_$*))
 
 test-matrix-redis: $(INSTALLED)
 	@tests/matrix/install-redis
-	@OPS_TEST_REDIS=8 $(BIN)/python -m pytest $(MATRIX_REDIS) -n 4 --dist loadfile \
+	@OPS_TEST_REDIS=8 $(BIN)/python -m pytest $(MATRIX_REDIS) $(PARALLEL) -n 4 \
 	  -m "not system and not soak" -k "not killed" $(patsubst %,--ignore=tests/redis/test_%.py,$(ONCE_REDIS))
 
 test-system: $(INSTALLED)
 	@tests/system/install
 	@tests/node/install
-	@$(BIN)/python -m pytest -m "system and not soak" --ignore=tests/ui -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -m "system and not soak" --ignore=tests/ui $(PARALLEL) -n 2
 	@$(BIN)/python -m pytest -m system tests/ui
 
 # What is marked soak, at the test or in tests/soak.txt; the system's as root, after the others.
 soak: $(INSTALLED)
 	@tests/node/install
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "soak and not system"
+	@$(BIN)/python -m pytest $(PARALLEL) -n 2 -m "soak and not system"
 	@tests/system/install
 	@$(BIN)/python -m pytest -m "soak and system" tests/system
 

@@ -126,16 +126,22 @@ class Control:
         if answer.status_code not in (httpx.codes.CREATED, httpx.codes.CONFLICT):
             raise OpsError(f"the work pool {name} cannot be created: {answer.status_code} {answer.text[:200]}")
 
-    def start_worker(self, name: str, environment: Mapping[str, str]) -> None:
-        """Start the environment's worker; a running one is restarted only if its environment is new."""
+    def start_worker(self, name: str, environment: Mapping[str, str], *, retention: bool = False) -> None:
+        """Start the environment's worker, and what prunes its backups; a running one is restarted only if its
+        environment is new."""
         argv = (PYTHON, "-m", "prefect", "worker", "start", "--pool", name, "--type", "process", "--name", name)
         program = Program(f"worker-{name}", argv, CHECKOUT, environment, autostart=True)
-        text, path = self.supervisor.section(program), self.layout.worker(name)
+        programs = [program]
+        if retention:
+            pruning = (PYTHON, "-m", "lab.retention", "--name", name)
+            programs.append(Program(f"retention-{name}", pruning, CHECKOUT, environment, autostart=True))
+        text, path = "\n".join(map(self.supervisor.section, programs)), self.layout.worker(name)
         with exclusive(self.layout.base / ".control.lock"):
             if not path.exists() or path.read_text() != text:
                 write(path, text, 0o600)
             self.supervisor.reread()
-            self.supervisor.start(program.name)
+            for one in programs:
+                self.supervisor.start(one.name)
 
     def stop_worker(self, name: str) -> None:
         """Stop the environment's worker and take it out of the configuration."""
@@ -196,8 +202,9 @@ class Control:
             **prefect_variables(self.layout, self.state),
             # In memory, a slot that is held when the server restarts would stay taken for ever.
             "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
-            # An event of a run that was deleted fails and is tried again, one a flush, and delays every later task run
-            # by the interval (3.9.1): a second in the place of five.
+            # The recorder (3.9.1) tries the events of a deleted run again, one a flush, and everybody's later tasks
+            # wait: of 15 such tasks for 78 s at an interval of 1 s, the least there is. A larger batch is over in 6 s,
+            # but fails as a whole: after six times the tasks of healthy runs that are in it are lost.
             "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
         }
         return Program("server", argv, self.layout.root, environment, stop_group=True, autostart=True)

@@ -201,7 +201,10 @@ def _control_plane(services: Services, second: Services | None, tell: Tell, runb
         control.register(name, environment, tell)
         if runbooks:
             control.deploy(name, environment, tell)
-            control.start_worker(name, environment)  # what a worker writes every second, a deployment would wait for
+            # What a worker writes every second, a deployment would wait for. Tests and benchmarks, which have a base
+            # directory of their own, look at every run of their labs: nothing begins there by itself.
+            retention = place is services and "OPS_LAB_BASE" not in os.environ
+            control.start_worker(name, environment, retention=retention)
     return control
 
 

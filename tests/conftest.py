@@ -30,8 +30,10 @@ from runbook.errors import OpsError  # noqa: E402
 pytest_plugins = (
     "tests.servers",
     "tests.shared",
+    "tests.prefect_client",
     "tests.tidy",
     "tests.soaked",
+    "tests.ordered",
     "tests.redis.servers",
     "tests.s3.servers",
     "tests.clusters",
@@ -45,6 +47,8 @@ pytest_plugins = (
 
 _BASE = "OPS_LAB_BASE"
 _LOG_LINES = 30
+_LOGGING = {"lab", "prefect_server"}
+"""Fixtures with servers of ours."""
 
 
 def _remove(base: Path) -> None:
@@ -102,7 +106,7 @@ def deployed(lab: Lab) -> Lab:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """With a failing test that uses the lab: the ends of the servers' logs."""
     report = yield
-    if report.failed and "lab" in getattr(item, "fixturenames", ()):
+    if report.failed and _LOGGING & set(getattr(item, "fixturenames", ())):
         with contextlib.suppress(OpsError, OSError):  # it is down already
             for path in PREPARED.logs():
                 lines = path.read_text(errors="replace").splitlines()[-_LOG_LINES:]

@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_API_URL
 
 from blocks import toml
 from blocks.environment import Environment
-from deployments.doctor import control, databases, host, places, services
+from deployments.doctor import control, databases, host, places, recorder, services
 from deployments.doctor.line import Level, Line, Look, expect, looked, prefer
 from deployments.doctor.sharing import look_at_sharing
 from deployments.doctor.watcher import look_at_watcher
@@ -25,7 +25,7 @@ from deployments.names import find_wrong_names
 from deployments.register import describe_expectations
 from runbook.errors import OpsError
 
-PREFECT = "blocks, work pools, deployments, automations, monitoring"
+PREFECT = "blocks, work pools, deployments, automations, monitoring, recorded tasks"
 OF_PART = {
     "services": services.look_at_services,
     "redis": databases.look_at_redis,
@@ -62,6 +62,7 @@ def looks_at_prefect(env: Environment) -> dict[str, Look]:
         "deployments": partial(control.look_at_deployments, env),
         "automations": partial(control.look_at_automations, env),
         "monitoring": partial(look_at_watcher, env),
+        "recorded tasks": recorder.look_at_recorder,
     }
 
 

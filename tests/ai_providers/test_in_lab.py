@@ -29,6 +29,7 @@ from tasks.application import wait_healthy
 from tasks.env_file import read_variable
 from tasks.faults.providers import read_provider_states
 from tasks.services import start_services, stop_services
+from tests import forked
 from tests.providers import KEY, ProviderServer, providers
 from tests.servers import free_port
 
@@ -84,8 +85,7 @@ def test_answers_go_on_and_when_all_are_gone_the_user_is_told_and_a_killed_run_i
     assert not half_done.exists()
 
     variables = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "OPS_FAILPOINT": "after read_stored"}
-    argv = [sys.executable, "-c", KILLED, lab.name]
-    done = subprocess.run(argv, cwd=ROOT, env=variables, check=False, capture_output=True, text=True, timeout=900)
+    done = forked.run(["-c", KILLED, lab.name], variables)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert set(read_provider_states(env).values()) == {"failing"}
     assert "azure, bedrock, vertex away" in finding(rehearse_fallback.fn(lab.name), "a rehearsal that had not ended")[1]

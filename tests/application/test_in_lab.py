@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from lab.client import Lab
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks.packages.venv import _imports
+from tests import forked
 from tests.advisories import CVE, NODE_CVE, Registry
 from tests.application.test_types import finding
 from tests.checkouts import Checkout, bring, replace
@@ -160,8 +160,7 @@ def test_files_are_restored_with_the_services_stopped_and_a_killed_run_leaves_no
     good, pid = source.read_bytes(), env.services.state("backend").pid
     source.unlink()
     variables = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "OPS_FAILPOINT": "after stop_services"}
-    argv = [sys.executable, "-c", STOPPED.format(lab.name)]
-    done = subprocess.run(argv, env=variables, cwd=ROOT, check=False, capture_output=True, text=True)
+    done = forked.run(["-c", STOPPED.format(lab.name)], variables)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not env.services.is_running("backend")
 

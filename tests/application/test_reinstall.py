@@ -23,7 +23,8 @@ from runbook.wait import until
 from tasks.packages.modules import NODE, REINSTALL, SUPERSEDED, keep_modules, settle_modules, staging_of, swap_modules
 from tasks.packages.users import users_of
 from tasks.packages.venv import BUILDING, _imported, read_failing_imports, settle_venv, swap_venv, venv_of
-from tests.checkouts import NAME, ROOT, Checkout, program, replace
+from tests import forked
+from tests.checkouts import NAME, Checkout, program, replace
 
 
 def wheel(folder: Path, name: str, version: str, code: str, needs: str = "") -> None:
@@ -88,10 +89,8 @@ def killed(point: str, part: str) -> None:
         "from flows.application.reinstall import reinstall_dependencies as f;"
         f" f.fn({NAME!r}, parts=({part!r},), confirm={NAME!r})"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "OPS_FAILPOINT": point}, capture_output=True
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
+    done = forked.run(["-c", code], {**os.environ, "OPS_FAILPOINT": point})
+    assert done.returncode == -signal.SIGKILL, done.stderr[-500:]
 
 
 def test_a_python_of_no_virtual_environment_is_refused(tmp_path: Path) -> None:

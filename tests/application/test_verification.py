@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +18,8 @@ from tasks import archive, catalogue, files, files_copy, manifest
 from tasks.files import ARCHIVE
 from tasks.host import Disk, disk_of
 from tasks.stores.directory import DirectoryStore
-from tests.application.test_files import NAME, ROOT, live, store
+from tests import forked
+from tests.application.test_files import NAME, live, store
 
 __all__ = ["live", "store"]
 
@@ -88,8 +87,8 @@ def test_what_does_not_come_out_as_it_went_in_is_not_verified(
 def test_what_a_killed_verification_unpacked_goes_with_the_next(backup: str, tmp_path: Path) -> None:
     code = f"from flows.database.backup import verify_backup; verify_backup.fn({NAME!r}, kind='files')"
     environment = {**os.environ, "OPS_FAILPOINT": "files: unpacked"}
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = forked.run(["-c", code], environment)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert left(tmp_path)
     verify_backup.fn(NAME, kind="files")
     assert left(tmp_path) == []

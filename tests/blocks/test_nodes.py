@@ -110,10 +110,11 @@ def test_where_nobody_answers_it_is_the_configured_one(
     cluster: Cluster, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.promote("standby")
-    monkeypatch.setattr("blocks.nodes.ASK_SECONDS", 2)
     with contextlib.ExitStack() as faults:
         for role in ("postgres", "standby"):
             faults.enter_context(cluster.crashed(role) if how == "dead" else cluster.frozen(role))
+        for name in ("blocks.postgres.CONNECT_SECONDS", "blocks.nodes.ASK_SECONDS"):
+            monkeypatch.setattr(name, 2)
         assert [ask(node) for node in cluster.environment.nodes()] == [None, None]
         assert roles(cluster.environment) == ("postgres", "standby")
 

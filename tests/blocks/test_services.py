@@ -134,12 +134,11 @@ def test_a_service_that_never_ran_has_no_log(supervisor: SupervisorServices) -> 
     assert supervisor.logs("frontend") == ""
 
 
-def test_a_service_that_does_not_start_is_told(supervisor: SupervisorServices, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_does_not_start_is_told(supervisor: SupervisorServices) -> None:
     """`start` does not wait for it; whoever starts a service asks until a deadline whether it runs."""
-    monkeypatch.setattr("tasks.services.PROVE_SECONDS", 2.0)
     supervisor.start("frontend")
     with pytest.raises(OpsError, match="frontend does not start: frontend does not run"):
-        start_services.work(supervisor, ["frontend"])
+        start_services.work(supervisor, ["frontend"], seconds=2.0)
     assert supervisor.is_running("frontend") is False
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 from pyrage import x25519
@@ -14,8 +12,8 @@ from blocks.environment import Stores
 from blocks.s3 import Bucket
 from tasks import catalogue
 from tasks.stores.store import store_of
+from tests import forked
 from tests.database.conftest import ESCROWED, NAME, OPERATIONS, Trial
-from tests.database.test_backup import ROOT
 from tests.s3.servers import ACCESS_KEY
 from tests.servers import PATIENT
 
@@ -58,8 +56,8 @@ def killed(point: str, flow: str = "flows.database.backup.backup_database") -> N
     module, _, name = flow.rpartition(".")
     code = f"{PATIENT}from {module} import {name}; {name}.fn({NAME!r})"
     environment = {**os.environ, "OPS_FAILPOINT": point}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, timeout=600)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
+    done = forked.run(["-c", code], environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
 def encrypted(trial: Trial, *recipients: x25519.Identity) -> None:

@@ -18,6 +18,7 @@ from runbook.wait import until
 from tasks import catalogue, host, manifest
 from tasks.postgres.copy import content_in
 from tasks.stores.directory import DirectoryStore
+from tests import forked
 from tests.database.conftest import NAME, Trial
 from tests.servers import PATIENT
 
@@ -35,14 +36,8 @@ def run(call: str, **variables: str) -> subprocess.CompletedProcess[str]:
     code = PATIENT + "import importlib,sys\nmodule,name=sys.argv[1].rsplit('.',1)\n"
     code += "getattr(importlib.import_module(module),name).fn(**eval(sys.argv[2]))\n"
     flow, _, arguments = call.partition(" ")
-    return subprocess.run(
-        [sys.executable, "-c", code, flow, arguments or f"dict(environment={NAME!r})"],
-        env={**os.environ, **variables},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    words = ["-c", code, flow, arguments or f"dict(environment={NAME!r})"]
+    return forked.run(words, {**os.environ, **variables}, timeout=600)
 
 
 def test_backup_holds_what_the_database_holds(trial: Trial) -> None:

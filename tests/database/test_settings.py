@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,6 +24,7 @@ from tasks.postgres import settings
 from tasks.postgres.recommended import MANUAL
 from tasks.postgres.settings import CHANGE, Change, alter_system, read_settings
 from tasks.setting_records import FOLDER
+from tests import forked
 from tests.database.conftest import NAME, write_environment
 from tests.servers import ADMIN_PASSWORD, PATIENT, ROLE_PASSWORD, PostgresServer, running_postgres
 
@@ -161,9 +160,7 @@ def launch(parameters: str, **environment: str) -> int:
     """apply-postgres-settings in a process of its own; returns how that ended."""
     call = f"apply_postgres_settings.fn({NAME!r}, confirm={NAME!r}, {parameters})"
     code = f"{PATIENT}from flows.database.settings import *; {call}"
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, cwd=ROOT, check=False
-    ).returncode
+    return forked.run(["-c", code], {**os.environ, **environment}, capture=False).returncode
 
 
 def test_an_override_that_was_recorded_and_never_written_is_none(server: PostgresServer, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +27,9 @@ from tasks import catalogue, manifest, publishing
 from tasks.manifest import Manifest
 from tasks.stores.directory import DirectoryStore
 from tasks.stores.store import Store
+from tests import forked
 from tests.database.conftest import NAME, Trial, with_expectations
-from tests.database.test_backup import ROOT, newest
+from tests.database.test_backup import newest
 from tests.database.test_restore import GOOD, flip, largest, newest_path, reseal
 from tests.servers import PATIENT
 
@@ -182,7 +182,7 @@ def test_killed_between_name_and_files_the_rest_goes_with_the_next_backup(trial:
     code = f"{PATIENT}from flows.database.backup import prune_backups; "
     code += f"prune_backups.fn({NAME!r}, keep_verified=1, hours=720, daily=0, weekly=0, monthly=0, confirm={NAME!r})"
     environment = {**os.environ, "OPS_FAILPOINT": "prune: renamed"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, timeout=600)
+    done = forked.run(["-c", code], environment)
     assert done.returncode == -signal.SIGKILL
     assert doomed not in catalogue.names(DirectoryStore(trial.store), "postgres")
     assert list(trial.store.glob(".partial-*"))

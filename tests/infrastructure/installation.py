@@ -21,6 +21,7 @@ from lab.base import CHECKOUT
 from lab.environment import operator_environment
 from lab.supervision import Program, Supervisor
 from runbook.wait import until
+from tests.prefect_client import other_server
 from tests.redis.servers import PASSWORD as REDIS_PASSWORD
 from tests.redis.servers import RedisServer
 from tests.servers import ADMIN_PASSWORD, ROLE, ROLE_PASSWORD, PostgresServer, free_port
@@ -123,6 +124,7 @@ class Installation:
             "PREFECT_REDIS_MESSAGING_PASSWORD": REDIS_PASSWORD,
             "PREFECT_REDIS_MESSAGING_PUBLISHER_PUBLISH_EVERY": "1",
             "PREFECT_SERVER_DOCKET_URL": f"{redis}/1",
+            "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
         }
@@ -190,7 +192,7 @@ class Installation:
             prefect.settings.PREFECT_CLIENT_MAX_RETRIES: 8,
             prefect.settings.PREFECT_FLOWS_HEARTBEAT_FREQUENCY: 30,
         }
-        with prefect.settings.temporary_settings(wanted):
+        with other_server(wanted):
             yield
 
     def worker(self, pool: str, *options: str, api: str = "") -> subprocess.Popen[bytes]:

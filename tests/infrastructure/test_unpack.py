@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from flows.infrastructure import unpack_way
 from flows.infrastructure.deployment import deploy_application
 from runbook.errors import LockLost, RunbookFailed
 from runbook.report import Report, Status
+from tests import forked
 from tests.packaged import IN_GIT, NAME, bad, rows
 from tests.served import DEAD, Served
 
@@ -34,7 +34,7 @@ def killed(version: str, place: str) -> None:
     """A run in a process of its own, dead at that place."""
     code = f"from flows.infrastructure.deployment import deploy_application as f; f.fn({NAME!r}, {version!r}, confirm={NAME!r})"
     environment = {**os.environ, "OPS_FAILPOINT": place}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=Path(__file__).parents[2], check=False)
+    done = forked.run(["-c", code], environment, capture=False)
     assert done.returncode == -signal.SIGKILL
 
 

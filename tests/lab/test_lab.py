@@ -221,19 +221,11 @@ def test_a_port_that_a_stranger_took_is_given_up(second: Lab) -> None:
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
-def test_edited_configuration_stays(lab: Lab, second: Lab) -> None:
+def test_edited_configuration_stays_and_a_lost_data_directory_is_not_replaced_by_an_empty_one(second: Lab) -> None:
     Lab.up(second.name, 1)
     second.down(remove=False)
     conf = Path(second.status()["root"]) / "etc" / "postgresql" / "postgresql.conf"
     conf.write_text(conf.read_text() + "work_mem = '7MB'\n")
-    Lab.up(second.name, 1)
-    with psycopg.connect(second.status()["postgres"]["dsn"]) as connection:
-        assert connection.execute("SHOW work_mem").fetchone() == ("7MB",)
-
-
-def test_a_lost_data_directory_is_not_replaced_by_an_empty_one(second: Lab) -> None:
-    Lab.up(second.name, 1)
-    second.down(remove=False)
     data = Path(second.status()["postgres"]["data"])
     data.rename(data.with_name("data.lost"))
     try:
@@ -243,6 +235,9 @@ def test_a_lost_data_directory_is_not_replaced_by_an_empty_one(second: Lab) -> N
     finally:
         data.with_name("data.lost").rename(data)
     until(lambda: second.status()["prefect_running"], what="an answer of Prefect", seconds=120)
+    Lab.up(second.name, 1)
+    with psycopg.connect(second.status()["postgres"]["dsn"]) as connection:
+        assert connection.execute("SHOW work_mem").fetchone() == ("7MB",)
 
 
 def streaming(lab: Lab) -> set[str]:

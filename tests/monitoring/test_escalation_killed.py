@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from flows.monitoring.escalation import escalate
 from flows.monitoring.incident import incidents
+from tests import forked
 from tests.monitoring.duty import NAME, Duty
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,10 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def program(module: str, *words: str, failpoint: str = "") -> subprocess.CompletedProcess[str]:
     """As cron starts it: without Prefect."""
     variables = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
-    return subprocess.run(
-        [sys.executable, "-m", f"flows.monitoring.{module}", "--environment", NAME, *words],
-        cwd=ROOT, env={**variables, "OPS_FAILPOINT": failpoint}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    argv = ["-m", f"flows.monitoring.{module}", "--environment", NAME, *words]
+    return forked.run(argv, {**variables, "OPS_FAILPOINT": failpoint})
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from flows.redis.persistence import backup_redis
 from lab import lifecycle
 from lab.client import Lab
 from runbook.wait import until
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,9 +96,9 @@ class System:
 
 def restore(system: System, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """full_restore from the command line, without a Prefect server: it may have died with the rest."""
-    argv = [sys.executable, "-m", "flows.recovery.full_restore", "--environment", system.name, "--confirm", system.name]
+    argv = ["-m", "flows.recovery.full_restore", "--environment", system.name, "--confirm", system.name]
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
-    return subprocess.run([*argv, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    return forked.run([*argv, *words], environment)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from runbook.permit import Permit
 from runbook.report import Report
 from runbook.wait import until
 from tasks.drill.clients import Clients
+from tests import forked
 from tests.recovery.conftest import System
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,8 +52,7 @@ def critical(system: System, scenario: Any, **parameters: Any) -> Report:
 def process(system: System, scenario: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own, without a Prefect server."""
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
-    argv = [sys.executable, "-c", RUN, system.name, scenario]
-    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1800)
+    return forked.run(["-c", RUN, system.name, scenario], environment, timeout=1800)
 
 
 def steady(system: System) -> None:

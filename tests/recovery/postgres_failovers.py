@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from flows.recovery.postgres_failover import postgres_failover, rejoin_standby
 from runbook.errors import RunbookFailed
 from runbook.report import Report
 from runbook.wait import until
+from tests import forked
 from tests.clusters import NAME, Cluster, Writes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,8 +52,7 @@ def refused(mode: Any = "planned", **parameters: Any) -> Report:
 def process(what: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """A failover (`planned`, `unplanned`) or `rejoin` in a process of its own, without a Prefect server."""
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
-    argv = [sys.executable, "-c", RUN, NAME, what]
-    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    return forked.run(["-c", RUN, NAME, what], environment)
 
 
 def finding(report: Report, name: str) -> str:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import warnings
 from pathlib import Path
 
 import pytest
@@ -57,11 +56,7 @@ def test_everything_comes_back_from_ruins_through_prefect(system: System) -> Non
     written = json.loads(report.path.read_text()) if report.path else {}
     assert written["hash"] == report.hash
     assert written["status"] in ("OK", "WARN")
-    try:
-        begin = steps_without_edge(system, report)
-    except Unreachable as lost:  # seen once: Prefect never heard of a task that ran. Another run has them all.
-        warnings.warn(str(lost), stacklevel=1)
-        begin = steps_without_edge(system, full_restore(system.name, confirm=system.name))
+    begin = steps_without_edge(system, report)
     assert begin <= ROOTS, "the graph shows what stands behind what"
 
 
@@ -102,7 +97,7 @@ def steps_without_edge(system: System, report: Report) -> set[str]:
                 raise Unreachable(f"{len(found)} tasks, without {', '.join(sorted(missing))}")
             return found
 
-        tasks = until(noted, what="all steps in Prefect", seconds=300)
+        tasks = until(noted, what="all steps in Prefect", seconds=120)
     assert len(tasks) > 25
     return {step_of(task) for task in tasks if not any(task.task_inputs.values())}
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from flows.database.base_backup import backup_cluster
+from tests import forked
 from tests.clusters import NAME, Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,12 +24,10 @@ TABLES = ("--mode", "tables", "--tables", "accounts")
 
 def launch(xid: int, *more: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """As an operator launches a plan's form: with the timeline that was pinned."""
-    argv = [sys.executable, "-m", "flows.recovery.point_in_time", "--environment", NAME, "--confirm", NAME]
+    argv = ["-m", "flows.recovery.point_in_time", "--environment", NAME, "--confirm", NAME]
     words = ["--by", "before_transaction", "--target", str(xid), "--timeline", "1", *more]
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
-    return subprocess.run(
-        [*argv, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False
-    )
+    return forked.run([*argv, *words], environment)
 
 
 def prepared(cluster: Cluster) -> int:

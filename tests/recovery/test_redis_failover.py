@@ -6,8 +6,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,6 +27,7 @@ from tasks.redis.failover.group import Group as Group_
 from tasks.redis.failover.group import Member
 from tasks.redis.sentinels import SentinelView, Watch
 from tasks.redis.server import call
+from tests import forked
 from tests.redis.servers import (
     ANSWER,
     MASTER,
@@ -93,22 +92,19 @@ def refused(mode: Any = "planned", **parameters: Any) -> Report:
 
 def process(
     mode: str = "planned", *words: str, answer_seconds: float = PATIENCE_SECONDS, **variables: str
-) -> subprocess.Popen[str]:
+) -> forked.Child:
     """In a process of its own, without a Prefect server."""
-    argv = [sys.executable, "-c", RUN, NAME, mode, str(answer_seconds), *words]
     environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", **variables}
-    return subprocess.Popen(
-        argv, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )  # fmt: skip
+    return forked.launch(["-c", RUN, NAME, mode, str(answer_seconds), *words], environment, merge=True)
 
 
-def wait_until_stopped(child: subprocess.Popen[str]) -> None:
+def wait_until_stopped(child: forked.Child) -> None:
     """It stands at its failpoint."""
     found = psutil.Process(child.pid)
     until(lambda: found.status() == psutil.STATUS_STOPPED, what="the failpoint", seconds=120)
 
 
-def end(child: subprocess.Popen[str]) -> str:
+def end(child: forked.Child) -> str:
     """Let it go on; what it said."""
     child.send_signal(signal.SIGCONT)
     return child.communicate(timeout=300)[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from tasks.redis.failover import handover
 from tasks.redis.failover.promotion import Choice
 from tasks.redis.restore.surroundings import RECORD, Surroundings
 from tasks.redis.server import call
+from tests import forked
 from tests.recovery.test_redis_failover import (
     end,
     fail_over,
@@ -96,7 +96,7 @@ def wait_until_it_follows(server: RedisServer, master: RedisServer) -> None:
 
 
 @contextlib.contextmanager
-def standing_still(group: Group, log: Path, **named: float) -> Iterator[subprocess.Popen[str]]:
+def standing_still(group: Group, log: Path, **named: float) -> Iterator[forked.Child]:
     """A run whose replica stops just before the Sentinels are asked to promote it: they would do that within moments."""
     child = process("planned", "forced", OPS_FAILPOINT="failover: held:pause", OPS_FAILPOINT_LOG=str(log), **named)  # type: ignore[arg-type]
     wait_until_stopped(child)

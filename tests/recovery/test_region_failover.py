@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,8 +27,9 @@ from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks import manifest
 from tasks.manifest import MANIFEST, SEAL
+from tests import forked
 from tests.bits import flip
-from tests.recovery.conftest import ROOT, System
+from tests.recovery.conftest import System
 from tests.shipped import commit, forget, wait_shipped
 
 ATTESTED = "the test: every process killed with -9, their supervisor first"
@@ -39,10 +39,10 @@ BOUNDARIES = ("after promote_instance", "cluster: between renames", "before send
 
 def launch(lost: Lost, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """From the command line, without a Prefect server: it was in the region that is gone."""
-    argv = [sys.executable, "-m", "flows.recovery.region_failover", "--environment", lost.region.name]
+    argv = ["-m", "flows.recovery.region_failover", "--environment", lost.region.name]
     argv += ["--source", lost.first.name, "--confirm", lost.region.name, "--fenced-by", ATTESTED, *words]
     environment = {name: text for name, text in os.environ.items() if name != "PREFECT_API_URL"} | variables
-    return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    return forked.run(argv, environment)
 
 
 @dataclass(frozen=True)

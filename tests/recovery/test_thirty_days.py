@@ -8,7 +8,7 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -171,24 +171,27 @@ def days(postgres_server: PostgresServer, base: Path, monkeypatch: pytest.Monkey
     postgres_server.drop_database(DATABASE)
 
 
-def events(env: Environment) -> list[tuple[datetime, str, Mapping[str, Any]]]:
-    """Every run of the schedules in prefect.yaml that this simulation plays, in order."""
+def is_played(flow: str, parameters: Mapping[str, Any]) -> bool:
+    """Base backups, with their WAL, are test_base_backups_of_a_month's."""
+    return flow in FLOWS and parameters.get("kind") not in ("cluster", "prefect")
+
+
+def events(
+    env: Environment, played: Callable[[str, Mapping[str, Any]], bool] = is_played, days: int = DAYS
+) -> list[tuple[datetime, str, Mapping[str, Any]]]:
+    """Every run of the schedules in prefect.yaml that a simulation plays, in order."""
     content = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
     found = list[tuple[datetime, str, Mapping[str, Any]]]()
     for entry in content["deployments"]:
         flow = entry["entrypoint"].rpartition(".")[2]
-        if (
-            flow not in FLOWS
-            or not has_schedule(entry, env)
-            or entry["parameters"].get("kind") in ("cluster", "prefect")
-        ):
+        if not has_schedule(entry, env) or not played(flow, entry["parameters"]):
             continue
         for one in entry.get("schedules") or []:
             schedule = CronSchedule(cron=one["cron"], timezone=one["timezone"])
-            days = [BEGIN + timedelta(days=number) for number in range(DAYS + 1)]
+            each = [BEGIN + timedelta(days=number) for number in range(days + 1)]
             dates = [
                 moment
-                for first, last in itertools.pairwise(days)
+                for first, last in itertools.pairwise(each)
                 for moment in asyncio.run(schedule.get_dates(100, first, last - timedelta(seconds=1)))
             ]
             found += [(datetime.fromtimestamp(one.timestamp(), UTC), flow, entry["parameters"]) for one in dates]

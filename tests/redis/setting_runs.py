@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from runbook.errors import RunbookFailed
 from runbook.report import Finding, Report, Status
 from tasks import setting_records as records
 from tasks.redis.settings.file import read_configuration
+from tests import forked
 from tests.redis.servers import NAME, RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -90,6 +89,4 @@ def plan(**parameters: Any) -> Report:
 def launch(parameters: str = "", flow: str = "apply", **environment: str) -> int:
     """apply- or undo-redis-settings in a process of its own; returns how that ended."""
     code = f"from flows.redis.settings import *; {flow}_redis_settings.fn({NAME!r}, confirm={NAME!r}, {parameters})"
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, cwd=ROOT, check=False
-    ).returncode
+    return forked.run(["-c", code], {**os.environ, **environment}, capture=False).returncode

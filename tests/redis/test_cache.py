@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +28,7 @@ from tasks.redis.cache.clearing import UNLINK, Order, unlink_keys
 from tasks.redis.cache.selection import escaped, literal_head, of_prefixes
 from tasks.redis.cache.server import read_cache_server
 from tasks.redis.keys import bytes_of
+from tests import forked
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, running_redis, settles
 
 ROOT = Path(__file__).parents[2]
@@ -573,11 +572,9 @@ def test_the_run_is_killed_meanwhile(server: RedisServer) -> None:
         "from flows.redis.cache import clear_cache;"
         f"clear_cache.fn({NAME!r}, prefixes=('session:',), expected_keys=1000, confirm={NAME!r})"
     )
-    child = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "OPS_FAILPOINT": "after find_keys"}, check=False
-    )
+    child = forked.run(["-c", code], {**os.environ, "OPS_FAILPOINT": "after find_keys"})
     assert (child.returncode, len(names(server))) == (-signal.SIGKILL, 1001)
-    child = subprocess.run([sys.executable, "-c", DYING + code], cwd=ROOT, check=False)
+    child = forked.run(["-c", DYING + code])
     assert child.returncode == -signal.SIGKILL
     assert 100 < len(names(server)) < 1000
     clear(prefixes=("session:",), expected_keys=1000)

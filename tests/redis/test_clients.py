@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,6 +28,7 @@ from tasks.redis.client_list import Client, list_clients, parse
 from tasks.redis.clients import read_clients
 from tasks.redis.closing import CLOSE, close_clients, why_kept
 from tasks.redis.server import call
+from tests import forked
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, running_redis
 
 ROOT = Path(__file__).parents[2]
@@ -515,9 +514,7 @@ def test_a_run_killed_in_the_middle(limited: RedisServer) -> None:
         "from flows.redis import clients; clients.LEAST_SECONDS = 1; "
         f"clients.close_idle_redis_clients.fn({NAME!r}, 1, confirm={NAME!r})"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "OPS_FAILPOINT": FAILPOINT}, cwd=ROOT, check=False
-    )
+    ended = forked.run(["-c", code], {**os.environ, "OPS_FAILPOINT": FAILPOINT})
     assert ended.returncode == -signal.SIGKILL
     assert len({"a", "b"} & set(names(limited))) == 1
     close()

@@ -210,15 +210,18 @@ def test_after_a_failover_the_new_master_is_backed_up(watched: Watched) -> None:
     assert watched.rig.client().mget("old", "newer") == [b"1", b"1"]
 
 
-def test_killed_anywhere(watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# One of each kind of boundary: before, between and after the renames. The soak takes them all.
+BOUNDARIES = ("redis: sentinels removed", "redis: between renames", "redis: replicas follow")
+OTHERS = ("redis: detachment recorded", "redis: replicas isolated", "redis: after second rename")
+
+
+@pytest.mark.parametrize("points", [BOUNDARIES, pytest.param(OTHERS, marks=pytest.mark.soak)], ids=["some", "others"])
+def test_killed_anywhere(watched: Watched, points: tuple[str, ...]) -> None:
     """kill -9 while Sentinels and replica are off: launched again, all of them are back."""
     fill({0: watched.rig.client()})
     before = account(watched.rig.client())
     backup_redis.fn(NAME)
-    for point in (
-        "redis: detachment recorded", "redis: sentinels removed", "redis: replicas isolated",
-        "redis: between renames", "redis: after second rename", "redis: replicas follow",
-    ):  # fmt: skip
+    for point in points:
         assert _killed(point) == -signal.SIGKILL, point
         assert find_record(watched.rig.root / "reports"), point
         restored(watched)

@@ -21,7 +21,7 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL
 from prefect.variables import Variable
 
 from runbook import lease as leases
@@ -33,6 +33,7 @@ from runbook.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.wait import until
+from tests.prefect_client import other_server
 from tests.runbook.processes import CONTAINER, Actor, is_alive
 from tests.runbook.system import System
 from tests.servers import free_port
@@ -275,7 +276,7 @@ def test_a_lease_is_held_while_prefect_does_not_answer(
         started = time.monotonic()
         with (
             a_prefect_that(how) as address,
-            temporary_settings({PREFECT_API_URL: f"http://{address}/api"}),
+            other_server({PREFECT_API_URL: f"http://{address}/api"}),
             monkeypatch.context() as patch,
         ):
             patch.setattr(leases, "ANSWER_SECONDS", 0.5)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ from blocks.postgres import Postgres
 from runbook.errors import NotConfirmed, OpsError
 from runbook.permit import Act, Permit
 from tasks.connection_string import SWITCH, Switched, read_target, switch_target
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 HIDDEN = "s%3Acret@候"
@@ -127,7 +126,7 @@ def test_killed_before_the_rename_the_old_one_is_whole_and_the_next_run_ends_wel
     path = tmp_path / ".env"
     path.write_text("DATABASE_URL=postgresql://db/x\n")
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "OPS_FAILPOINT": "env file: before rename"}
-    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], env=variables, check=False, cwd=ROOT)
+    done = forked.run(["-c", KILLED, str(path)], variables)
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "DATABASE_URL=postgresql://db/x\n"
     assert switch(path).changed

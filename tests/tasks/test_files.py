@@ -8,8 +8,6 @@ import pwd
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tarfile
 import threading
 from collections.abc import Callable
@@ -28,6 +26,7 @@ from tasks.files_copy import REPLACE_FILES, build_files_copy, judge_files_backup
 from tasks.host import Disk
 from tasks.manifest import Manifest
 from tasks.stores.directory import DirectoryStore
+from tests import forked
 
 IS_ROOT = os.geteuid() == 0
 NOBODY = pwd.getpwnam("nobody")
@@ -459,11 +458,11 @@ def test_killed_at_any_rename_the_next_run_ends_well(application: Application, t
     live = directory_of(application)
     before = listing(live)
     (live / "backend" / "main.py").write_text("broken")
-    argv = [sys.executable, "-c", SWAP, application.directory, str(backup.path.parent), NAME]
+    argv = ["-c", SWAP, application.directory, str(backup.path.parent), NAME]
     environment = {**os.environ, "OPS_FAILPOINT": f"files: {point}"}
 
-    killed = subprocess.run(argv, env=environment, capture_output=True, check=False, cwd=Path(__file__).parents[2])
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    killed = forked.run(argv, environment)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert live.exists() is (point != "between renames")
     copy = build_files_copy(permit_of(application), application, backup)
     swap_files(permit_of(application), application, copy)
