@@ -12,11 +12,11 @@ import hashlib
 import json
 import re
 import time
-import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_UI_URL
@@ -62,10 +62,10 @@ class Plan:
 
     @property
     def text(self) -> str:
-        """As the parameter `plan`."""
+        """As the parameter `plan`: one word, without anything that a shell or Markdown would read differently."""
         rows = [(_TIME, self.at.isoformat()), (_ACTS, self.acts)]
         rows += [(name, f"{pin.value}@{pin.written}") for name, pin in self.pins.items()]
-        return urllib.parse.urlencode(rows, safe=":/,")
+        return ",".join(f"{quote(name, safe='')}={quote(value, safe=':/@')}" for name, value in rows)
 
     def changes(self, now: Plan) -> list[tuple[str, str, str]]:
         """What differs: (what, in this plan, now). Bytes that were written since are not among it."""
@@ -92,7 +92,8 @@ def read_plan(text: str) -> Plan:
         NotConfirmed: the text is none.
     """
     try:
-        rows = dict(urllib.parse.parse_qsl(text.strip(), keep_blank_values=True, strict_parsing=True))
+        pairs = (pair.partition("=") for pair in text.strip().split(","))
+        rows = {unquote(name): unquote(value) for name, _, value in pairs}
         at, acts = datetime.fromisoformat(rows.pop(_TIME)), rows.pop(_ACTS)
         parts = {name: value.rpartition("@") for name, value in rows.items()}
         plan = Plan(at, acts, {name: Pin(value, int(written)) for name, (value, _, written) in parts.items()})

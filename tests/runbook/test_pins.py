@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from prefect.flow_engine import run_flow_sync
 from prefect.states import Pending, Scheduled
 
 from runbook.errors import NotConfirmed, RunbookFailed
-from runbook.permit import Act
+from runbook.permit import Act, Pin
 from runbook.pins import CarriedOut, Plan, PlanChanged, digest, read_plan
 from runbook.report import Report, Status
 from runbook.run import runbook
@@ -113,7 +114,7 @@ def test_ordinary_writes_are_told_and_do_not_make_a_plan_stale(system: System) -
 
 
 def test_what_is_no_plan_is_refused_and_so_is_an_old_one(system: System) -> None:
-    for text in ("yes", "at=2026-01-01", "at=x&acts=y", "at=2026-01-01T00:00:00&acts=y", "a=b&c"):
+    for text in ("yes", "at=2026-01-01", "at=x,acts=y", "at=2026-01-01T00:00:00,acts=y", "a=b,c"):
         with pytest.raises(NotConfirmed, match="no plan's fingerprint"):
             confirmed(system, text)
     plan = read_plan(str(replace_it.fn(system).pins["plan"]))
@@ -149,8 +150,11 @@ def test_a_record_that_cannot_be_written_makes_the_run_no_worse(system: System) 
 
 
 def test_a_fingerprint_is_read_as_it_was_written() -> None:
-    plan = read_plan(str(Plan(read_plan("at=2026-01-01T00:00:00Z&acts=a").at, "abc", {}).text))
-    assert (plan.acts, plan.pins) == ("abc", {})
+    pins = {"database a,b=c&d": Pin("16400@x, 100 % “live”", 42), "Redis": Pin("", -1)}
+    text = Plan(read_plan("at=2026-01-01T00:00:00Z,acts=a").at, "abc", pins).text
+    plan = read_plan(text)
+    assert (plan.acts, plan.pins) == ("abc", pins)
+    assert re.fullmatch(r"[\w%=:/@,.~-]+", text, re.ASCII), "a shell and Markdown leave it as it is"
     lists = [["a"], ["a", "b"], ["ab"], []]
     assert all(digest(one) != digest(other) for one, other in itertools.combinations(lists, 2))
 
