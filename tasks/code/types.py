@@ -18,6 +18,8 @@ from runbook.shell import Completed
 from tasks.code.problem import Checked, Problem, Severity, shown
 from tasks.programs import answer, python_program, web_program
 
+IMPORTING = ("PYTHONPATH", "MYPYPATH")
+"""Where mypy finds its plugins and the application's imports."""
 _MYPY = re.compile(
     r"(?P<file>[^:\n]+):(?:(?P<line>\d+):)? (?P<severity>error|warning): (?P<message>.*?)"
     r"(?:  \[(?P<code>[a-z0-9-]+)\])?"
@@ -44,7 +46,7 @@ def read_mypy(
     """
     backend = application.source
     mypy = python_program(application, "mypy")
-    version = answer([mypy, "--version"], backend, seconds=seconds).stdout.strip()
+    version = answer([mypy, "--version"], backend, seconds=seconds, inherit=IMPORTING).stdout.strip()
     if not version.startswith("mypy "):
         raise OpsError(f"mypy says that its version is “{excerpt(version)}”", f"look at {mypy}: this is not mypy")
     argv: list[str | Path] = [mypy, "--cache-dir", cache, "--no-pretty", "--show-error-codes", "--hide-error-context",
@@ -87,7 +89,8 @@ def _targeted(argv: Sequence[str | Path], files: Sequence[Path], backend: Path, 
     quiet = {"PYTHONDONTWRITEBYTECODE": "1"}
 
     def asked(*targets: str | Path) -> Completed:
-        said = answer([*argv, *targets], backend, seconds=seconds, accepted=(0, 1, 2), environment=quiet)
+        said = answer([*argv, *targets], backend, seconds=seconds, accepted=(0, 1, 2), environment=quiet,
+                      inherit=IMPORTING)  # fmt: skip
         if said.code == 2 and not said.stdout.strip():
             raise CommandFailed([str(part) for part in argv], 2, said.stderr, "run mypy by hand")
         return said

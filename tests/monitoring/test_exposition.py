@@ -150,7 +150,10 @@ def test_rules_and_dashboard_use_only_what_is_exported_and_the_same_limits() -> 
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
 
 
-def test_another_host_is_measured_by_its_own_watcher_and_never_left_out(watched: Watched) -> None:
+def test_another_host_is_measured_by_its_own_watcher_and_never_left_out(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blocks.hosts._is_own", lambda host: False)  # though it is this machine's
     watched.toml.write_text(watched.toml.read_text().replace("[redis]\n", f'[redis]\nhost = "{OTHER}"\n'))
     names = [f"host.disk.used_ratio@{OTHER}", f"host.cpu.used_ratio@{OTHER}"]
     found = measured(watched, 0, names)

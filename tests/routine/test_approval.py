@@ -213,20 +213,20 @@ def test_on_the_command_line_the_code_comes_from_the_variable(
     with pytest.raises(OpsError, match="cannot wait for it"):
         clean_logs.fn(**given)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    assert launch.launch(clean_logs, given) == 1
+    assert launch.launch(clean_logs, given, without_prefect=True) == 1
     assert "no code was given" in capsys.readouterr().err
     for wrong, why in ((code(ALICE), "alice launched this run"), ("000000", "the code is wrong")):
         monkeypatch.setenv(approval.CODE, wrong)
-        assert launch.launch(clean_logs, given) == 1
+        assert launch.launch(clean_logs, given, without_prefect=True) == 1
         assert why in capsys.readouterr().err
     assert old.exists()
     monkeypatch.setenv(approval.CODE, code(BOB, 1))  # valid for a minute yet
-    assert launch.launch(clean_logs, given) == 0
+    assert launch.launch(clean_logs, given, without_prefect=True) == 0, capsys.readouterr().err
     assert not old.exists()
     assert facts(place.reports()[-1])["launched by"] == "asmith"
-    assert launch.launch(clean_logs, given) == 0, "where nothing is due, nobody is asked"
+    assert launch.launch(clean_logs, given, without_prefect=True) == 0, "where nothing is due, nobody is asked"
     place.old_log("app.log.9")
-    assert launch.launch(clean_logs, given) == 1
+    assert launch.launch(clean_logs, given, without_prefect=True) == 1
     assert "used before" in capsys.readouterr().err
 
 
