@@ -121,7 +121,7 @@ def trial(
     if not postgres_server.is_running:
         postgres_server.start()
     for name in made.databases():
-        if name.startswith(database[:40]):
+        if name.startswith(database[:30]):
             postgres_server.drop_database(name)
 
 

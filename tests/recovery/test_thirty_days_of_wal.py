@@ -104,7 +104,9 @@ def days(cluster: Cluster, keep: str, monkeypatch: pytest.MonkeyPatch) -> Days:
     both = own.replace("[backups]", "[backups]\nkeep = " + keep)
     copies = re.sub(f"{cluster.root}/backups", f"{cluster.root}/copies", both).replace("[backups]", "[copies]")
     path.write_text(
-        text.replace(own, both + copies).replace("disposable", 'unattended = ["prune-backups"]\ndisposable')
+        text.replace(own, both + copies).replace(
+            "disposable", 'unattended = ["prune-backups"]\nunattended_share = 1.0\ndisposable'
+        )
     )
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     monkeypatch.setattr("runbook.run.is_unattended", lambda target: "prune-backups" in target.unattended)
