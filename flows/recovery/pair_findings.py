@@ -136,9 +136,9 @@ def judge_fencing(report: Report, fencing: Fencing, attested: str, fence: bool) 
 def _judge_silence(report: Report, pair: Pair, fence: bool) -> None:
     """A primary that still sends WAL lives, whatever anybody attests."""
     silent = pair.will.receiver != "streaming"
-    report.expect("the old primary sends no WAL", silent, "it lives: look at it again; fence=true stops it",
-                  value="none" if silent else f"{pair.will.address} is still streamed to", expected="none",
-                  otherwise=Status.WARN if fence else Status.CRITICAL)  # fmt: skip
+    seen = pair.will.receiver or "none" if silent else f"{pair.will.address} is still streamed to"
+    report.expect("the old primary sends no WAL", silent, "the old primary is alive: stop it, or set fence=true",
+                  value=seen, expected="none", otherwise=Status.WARN if fence else Status.CRITICAL)  # fmt: skip
 
 
 def _judge_lag(report: Report, pair: Pair, limit_bytes: int) -> None:

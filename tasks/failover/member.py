@@ -23,12 +23,15 @@ from tasks.host import is_here
 from tasks.postgres.synchronous import address
 from tasks.wal.names import lsn_of
 
+MOST_SILENT_SECONDS = 120.0
+
 
 @dataclass(frozen=True)
 class Member:
     """One server now. Positions in WAL are bytes: `written` is the end of its own on a primary; on a standby
     `received` is what it was streamed, `written` what it has replayed. `problem` where it does not answer: then the
-    rest is empty, and `dead` says whether nobody answered at all."""
+    rest is empty, and `dead` says whether nobody answered at all. `receiver` is the WAL receiver's status, `silent`
+    where it has heard nothing for longer than a primary that lives lets pass; `heard` when the last message came."""
 
     address: str
     problem: str = ""
@@ -40,6 +43,7 @@ class Member:
     written: int = 0
     paused: str = ""
     receiver: str = ""
+    heard: str = ""
     version: int = 0
     sync_names: str = ""
     sync_commit: str = ""
@@ -63,9 +67,23 @@ def read_member(postgres: Postgres) -> Member:
 
 @probe
 def read_silent(postgres: Postgres, seconds: float) -> Member:
-    """A standby when it is streamed nothing any more, or after so many seconds."""
+    """A standby once it is known whether its primary still sends. The session of one whose host died, or whose network
+    is cut, stays open for `wal_receiver_timeout`: after `seconds`, in which what was under way arrives, only a new
+    message shows that it lives. A standby whose messages this user may not see is taken as it says."""
+
+    def silent() -> Member | None:
+        found = ask_member(postgres)
+        return found if found.receiver != "streaming" else None
+
+    def decided() -> Member | None:
+        found = ask_member(postgres)
+        return found if found.receiver != "streaming" or found.heard != first.heard or not found.heard else None
+
     with contextlib.suppress(Unreachable):
-        until(lambda: ask_member(postgres).receiver != "streaming", what="the stream's end", seconds=seconds)
+        return until(silent, what="the stream's end", seconds=seconds) or ask_member(postgres)
+    first = ask_member(postgres)
+    with contextlib.suppress(Unreachable):
+        return until(decided, what="a message from the primary", seconds=MOST_SILENT_SECONDS) or first
     return ask_member(postgres)
 
 
@@ -80,14 +98,18 @@ def ask_member(postgres: Postgres) -> Member:
         return Member(where, error.message, isinstance(error, Unreachable))
     except psycopg.Error as error:
         return Member(where, first_line(error))
-    recovery, system, timeline, received, written, paused, receiver, version, names, commit = row
+    recovery, system, timeline, received, written, paused, receiver, heard, version, names, commit = row
     return Member(
         where, "", False, bool(recovery), int(system), int(timeline), int(received), int(written), str(paused),
-        str(receiver), int(version), str(names), str(commit),
+        str(receiver), str(heard), int(version), str(names), str(commit),
     )  # fmt: skip
 
 
+# A receiver that hears nothing asks for an answer at half of its timeout, and a primary that lives gives one.
+# https://www.postgresql.org/docs/current/protocol-replication.html
 _MEMBER = """
+WITH ask AS (SELECT coalesce(nullif(setting::int, 0), 60000) * interval '0.5 ms' + interval '5 s' AS patience
+             FROM pg_settings WHERE name = 'wal_receiver_timeout')
 SELECT r, (SELECT system_identifier FROM pg_control_system()),
        CASE WHEN r THEN greatest((SELECT timeline_id FROM pg_control_checkpoint()),
                                  (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
@@ -96,7 +118,9 @@ SELECT r, (SELECT system_identifier FROM pg_control_system()),
        CASE WHEN r THEN coalesce(pg_last_wal_receive_lsn() - '0/0'::pg_lsn, 0) ELSE 0 END,
        CASE WHEN r THEN coalesce(pg_last_wal_replay_lsn() - '0/0'::pg_lsn, 0) ELSE pg_current_wal_lsn() - '0/0' END,
        CASE WHEN r THEN pg_get_wal_replay_pause_state() ELSE 'not paused' END,
-       coalesce((SELECT status FROM pg_stat_wal_receiver), ''),
+       coalesce((SELECT CASE WHEN status = 'streaming' AND clock_timestamp() - last_msg_receipt_time > patience
+                             THEN 'silent' ELSE status END FROM pg_stat_wal_receiver, ask), ''),
+       coalesce((SELECT last_msg_receipt_time::text FROM pg_stat_wal_receiver), ''),
        current_setting('server_version_num'),
        current_setting('synchronous_standby_names'),
        (SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit')

@@ -238,7 +238,11 @@ acme_authorities = "{base}/acme.pem"
 certbot_directory = "{base}/certbot"
 reload = {json.dumps(place.reload)}
 """
-    by_dns = common + 'challenge = "dns-01"\n' + "".join(f"{key} = {json.dumps(argv)}\n" for key, argv in hooks.items())
+    by_dns = (
+        common
+        + 'challenge = "dns-01"\ninherit = ["OPS_TEST_*"]\n'
+        + "".join(f"{key} = {json.dumps(argv)}\n" for key, argv in hooks.items())
+    )
     live = register([f"{APP} *.{APP}"], served, by_dns)
     (base / "root.pem").write_bytes(place.root)
     monkeypatch.setenv("OPS_TEST_VALUE", "something else")
