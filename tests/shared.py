@@ -25,7 +25,7 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 # The role belongs to every database that `create_database` makes.
 _LEFT = f"""
-SELECT 'database ' || datname FROM pg_database WHERE NOT datistemplate AND datname NOT IN ('postgres', '{TEMPLATE}')
+SELECT 'database ' || datname FROM pg_database WHERE datname NOT IN ('postgres', 'template0', 'template1', '{TEMPLATE}')
 UNION ALL SELECT 'role ' || rolname FROM pg_roles
     WHERE rolname NOT LIKE 'pg\\_%' AND rolname NOT IN ('{ADMIN}', '{ROLE}')
 UNION ALL SELECT 'replication slot ' || slot_name FROM pg_replication_slots WHERE NOT temporary

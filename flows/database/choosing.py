@@ -84,7 +84,8 @@ def _properties(env: Environment) -> Properties:
     if there:
         return found
     user = env.postgres.user
-    return found.model_copy(update={"owner": user, "acl": _new_rights(user), "settings": (), "comment": ""})
+    new = {"owner": user, "acl": _new_rights(user), "settings": (), "comment": "", "connection_limit": -1}
+    return found.model_copy(update={**new, "template": False})  # template0 itself is one
 
 
 def _new_rights(owner: str) -> tuple[str, ...]:

@@ -41,7 +41,8 @@ class Trial:
         return rows[0][0] if rows else None
 
     def databases(self) -> list[str]:
-        return [row[0] for row in self.server.sql("SELECT datname FROM pg_database WHERE NOT datistemplate ORDER BY 1")]
+        statement = "SELECT datname FROM pg_database WHERE datname NOT IN ('template0', 'template1') ORDER BY 1"
+        return [row[0] for row in self.server.sql(statement)]
 
 
 TOML = """
