@@ -74,9 +74,11 @@ $(INSTALLED): requirements.lock pyproject.toml
 # A file is one worker's; tests/ordered.py has the longest begun first, where xdist would begin with the most tests.
 PARALLEL := --dist loadfile --no-loadscope-reorder
 
-# The newest failures first: style, types, layers; then everything else on two workers.
+# The newest failures first: style, types, wording, layers; then everything else on two workers.
 lint: $(INSTALLED)
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo 2>&1 | tail -3
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy
+	@$(BIN)/python -m tests.docs.wording
+	@$(BIN)/lint-imports --no-logo 2>&1 | tail -3
 
 test: lint
 	@tests/node/install

@@ -33,9 +33,7 @@ class AIProviders(Block):
     chain: list[Provider] = Field(
         default=["azure", "bedrock", "vertex"], min_length=1, description="in which order the application asks them"
     )
-    control: str = Field(
-        default="", description="of a disposable environment: where its providers are told to fail; empty: they cannot"
-    )
+    control: str = Field(default="", description="only where disposable: the address that makes its providers fail")
     proxy: dict[Provider, str] = Field(
         default={},
         description="provider → host:port where tasks.ai.proxy listens: the application's base URL for that provider",

@@ -51,8 +51,8 @@ class Alerts(Block):
     contacts: dict[str, Contact] = Field(min_length=1)
     vendors: list[Vendor] = Field(default=[])
     path: list[Level] = Field(min_length=1)
-    stakeholders: list[str] = Field(default=[], description="contacts that are told of an incident that was declared")
-    channels: list[Channel] = Field(min_length=1, description="in which order they are tried until one takes it")
+    stakeholders: list[str] = Field(default=[], description="contacts that are informed when an incident is declared")
+    channels: list[Channel] = Field(min_length=1, description="tried in this order until one accepts the message")
     deadline_seconds: float = Field(default=10, gt=0, description="for one channel; then the next is tried")
     reopen_hours: float = Field(default=24, gt=0, description="acknowledged so long ago, it is a new incident")
     keep_days: float = Field(default=90, gt=0, description="over for so long, an incident's file goes; reports stay")
@@ -80,9 +80,9 @@ class Alerts(Block):
         for name, contact in self.contacts.items():
             for channel in contact.channels or self.channels:
                 if not self._set_up(channel):
-                    raise ValueError(f"{name} is told by {channel}, which is not set up")
+                    raise ValueError(f"{name} uses the channel {channel}, which is not set up")
             if not self.channels_of(name):
-                raise ValueError(f"{name} is told by e-mail only, and has no address")
+                raise ValueError(f"{name} uses e-mail only, and has no address")
         return self
 
     def _set_up(self, channel: Channel) -> bool:

@@ -117,8 +117,8 @@ def engine(host: str, *, seconds: int = 0) -> Iterator[Any]:
         if not shape and type(error) is not Exception:  # the SDK's own, where it can make nothing of an answer
             raise
         told = f"{type(error).__name__} {excerpt(str(error))}"
-        raise OpsError(f"what answers at {where} is no Docker that is known here: {told}",
-                       "correct host under [docker], or look at the engine's version") from error  # fmt: skip
+        raise OpsError(f"the program that answers at {where} is not a supported Docker Engine: {told}",
+                       "correct host under [docker], or check the engine's version") from error  # fmt: skip
 
 
 def words(error: docker.errors.APIError) -> str:
@@ -132,7 +132,7 @@ def _unreachable(where: str, error: Exception, seconds: int) -> OpsError:
     if "PermissionError" in text or "Permission denied" in text:
         return OpsError(f"this user may not talk to Docker at {where}", "add the worker's user to the group docker")
     if "timed out" in text.lower():
-        return Unreachable(f"Docker at {where} does not answer within {seconds} s", "look at it: journalctl -u docker")
+        return Unreachable(f"Docker at {where} does not answer within {seconds} s", "check it: journalctl -u docker")
     if any(sign in text for sign in ("FileNotFoundError", "refused", "aborted", "Failed to establish", "Errno")):
         return Unreachable(
             f"Docker at {where} does not answer", "start it (systemctl start docker), or correct host under [docker]"

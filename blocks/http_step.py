@@ -137,7 +137,7 @@ class WriteStep(HttpStep):
     """A write of a drill's client: its body has `{text}`, and `stored_in` names the column that holds it afterwards."""
 
     stored_in: str = Field(description="schema.table.column or table.column")
-    every: int = Field(default=1, ge=1, description="1: each time; 25: in the place of every 25th other write")
+    every: int = Field(default=1, ge=1, description="1: each time; 25: instead of every 25th other write")
 
     @field_validator("stored_in")
     @classmethod

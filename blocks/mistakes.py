@@ -155,7 +155,7 @@ def find_place_mistakes(parts: Mapping[str, Block]) -> Iterator[Mistake]:
                 continue
             name, own = f"[{section}] {kind}", place.rstrip("/")
             if other := taken.get(own):
-                yield Mistake(section, kind, shown(place), f"a directory of its own: {other} is there")
+                yield Mistake(section, kind, shown(place), f"a separate directory: {other} uses this one")
             taken[own] = name
             for part, directory in data.items():
                 if not place.startswith("s3://") and Path(place).is_relative_to(directory):

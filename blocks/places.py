@@ -114,7 +114,7 @@ class Corruption(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     table: str = Field(description="schema.table or table")
-    time: str = Field(description="the column with the time of a row: older rows must come back as they were")
+    time: str = Field(description="the column with the time of a row: older rows must be restored unchanged")
     set: dict[str, str | int | float | bool] = Field(description="column → value that breaks an expectation")
 
     @property
@@ -164,7 +164,7 @@ class Application(Block):
         default=[], description="starts it in the foreground, for diagnose-application; run in backend_directory"
     )
     start_variables: dict[str, str] = Field(
-        default={}, description="variables that such a start gets in the place of the application's: logs elsewhere"
+        default={}, description="variables that replace the application's for such a start, for example where it logs"
     )
     inherit: list[str] = Field(
         default=[], description="variables of the worker that these commands and tests may read; patterns too: TEST_*"
@@ -289,7 +289,7 @@ class Certificates(Block):
         default=[],
         description="where they are served: host:443, name@address:443, smtp://host:25, postgres://host:5432",
     )
-    authorities: str = Field(default="", description="a file of authorities that are trusted beside the system's")
+    authorities: str = Field(default="", description="a file of CAs that are trusted in addition to the system's")
     web_server: str = Field(default="nginx", description="the unit to reload after a renewal")
     reload: list[str] = Field(default=[], description="what reloads it; empty: systemctl reload <web_server>")
     challenge: Literal["webroot", "dns-01", "standalone"] = Field(

@@ -58,7 +58,7 @@ class Session(psycopg.Connection[TupleRow]):
             broken = self.broken
             self.close()
         if broken and isinstance(error, psycopg.OperationalError):
-            hint = "look at its log, start it where it is down, and launch this again"
+            hint = "check its log, start it if it is stopped, and launch this again"
             raise Unreachable(f"{where} ended the session: {first_line(error)}", hint) from None
         if isinstance(error, psycopg.errors.SerializationFailure):  # a standby's recovery cancels who stands in its way
             hint = "launch it again; on a standby hot_standby_feedback = on prevents it"
@@ -219,7 +219,7 @@ class Postgres(Block):
         why = text.rpartition(" failed: ")[2]
         if any(part in text for part in NOT_YET):
             return Unreachable(f"{where} does not answer: {why}", "it starts or stops: wait, then launch this again")
-        return Unreachable(f"{where} does not answer: {why}", "start it, or look at its log")
+        return Unreachable(f"{where} does not answer: {why}", "start it, or check its log")
 
 
 def _is_local(host: str) -> bool:

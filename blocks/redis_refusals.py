@@ -23,7 +23,7 @@ TLS_FILES = ("tls_ca_file", "tls_certificate_file", "tls_key_file")
 _STATES = {
     "MISCONF": (
         "takes no writes, because its last save (or its AOF's last write) failed",
-        "check-redis-persistence says why; once that is mended, a save that ends well (snapshot-redis) lets it write",
+        "check-redis-persistence reports the cause; fix it, then run snapshot-redis: a successful save allows writes",
     ),
     "NOREPLICAS": (
         "takes no writes, because fewer replicas are in sync than its min-replicas-to-write asks for",
@@ -44,9 +44,9 @@ def meaning(block: Redis, error: redis.RedisError) -> OpsError:
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return Unreachable(f"{where} is still loading its data", "wait until it has")
     if isinstance(error, redis.exceptions.MasterDownError):
-        return Unreachable(f"{where} is a replica without its master, and told to answer nothing", "bring that back")
+        return Unreachable(f"{where} is a replica without its master and answers nothing", "start the master")
     if isinstance(error, redis.exceptions.OutOfMemoryError):
-        return OpsError(f"{where} is at its maxmemory: it takes no writes", "look at check-redis-memory")
+        return OpsError(f"{where} is at its maxmemory: it takes no writes", "run check-redis-memory")
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return _unreachable(block, where, error)
     return _state(where, said)
@@ -94,11 +94,11 @@ def _unreachable(block: Redis, where: str, error: redis.RedisError) -> OpsError:
         why = "may want a client's certificate, or be full (maxclients), or speak" if block.tls else "may speak"
         port = f"it {why} {'no ' if block.tls else ''}TLS on this port ([redis] tls)"
         return Unreachable(
-            f"{where} does not answer: it closed the connection", f"start it, or look at its log; where it runs, {port}"
+            f"{where} does not answer: it closed the connection", f"start it, or check its log; where it runs, {port}"
         )
     if isinstance(error, redis.TimeoutError):
-        return Unreachable(f"{where} does not answer in time", "it hangs, or is cut off: look at its host and its log")
-    return Unreachable(f"{where} does not answer", "start it, or look at its log")
+        return Unreachable(f"{where} does not answer in time", "it hangs or is unreachable: check its host and its log")
+    return Unreachable(f"{where} does not answer", "start it, or check its log")
 
 
 def _tls(block: Redis, where: str, causes: list[BaseException]) -> OpsError | None:

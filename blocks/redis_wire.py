@@ -39,7 +39,7 @@ def mistaken(address: str, *, tls: bool) -> str:
     host, _, port = address.rpartition(":")
     place = host.strip("[]"), int(port)
     if tls and speaks_plain(*place):
-        return "speaks no TLS on this port, and [redis] tls is true"
+        return "uses no TLS on this port, but [redis] tls is true"
     if not tls and speaks_tls(*place):
-        return "speaks TLS on this port, and [redis] tls is false"
+        return "uses TLS on this port, but [redis] tls is false"
     return ""

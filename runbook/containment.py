@@ -24,7 +24,7 @@ from runbook.errors import Locked, OpsError, Unreachable
 from runbook.lease import BUSY_SECONDS, busy
 from runbook.wait import until
 
-_HINT = "look at it; it says that the environment is contained: remove it only when you know that it is not"
+_HINT = "check the file: it marks the environment as contained. Delete it only if the environment is not contained"
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def _lease(environment: str, me: Holder) -> leases.Lease | None:
         return taken
     if holder:
         raise holder.sentence(environment)
-    raise Locked(f"{environment} is held by another run", "look at the running flow runs and try again")
+    raise Locked(f"{environment} is held by another run", "check the running flow runs and try again")
 
 
 def _retake(environment: str, me: Holder) -> UUID | None:

@@ -135,7 +135,7 @@ def _findings(report: Report) -> str:
     columns = ("", "finding", "value", "expected", "what to do")
     parts = [table(columns, open_rows)] if open_rows else ["Nothing needs attention."]
     if well := rows[len(open_rows) :]:
-        parts.append(_folded(f"{len(well)} checks are well", table(columns[:4], [row[:4] for row in well])))
+        parts.append(_folded(f"{len(well)} checks passed", table(columns[:4], [row[:4] for row in well])))
     return "\n\n".join(parts)
 
 

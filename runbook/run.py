@@ -114,7 +114,7 @@ def runbook(
                 Status.CRITICAL,
                 without_logins(f"{type(error).__name__}: {error}")[:300],
                 "",
-                "" if report.state else "launch it again: it begins from the start and ends well, or says what to do",
+                "" if report.state else "run it again: it starts over and succeeds, or reports the next step",
             )
         )
         _tell_state(report)

@@ -36,7 +36,7 @@ def within(seconds: float, work: Callable[[], T], what: str) -> T:
         if done.done():
             raise
         raise OpsError(
-            f"{what} did not happen within {seconds:.0f} s", "what was asked hangs: look at its host"
+            f"{what} did not happen within {seconds:.0f} s", "the queried program hangs: check its host"
         ) from None
 
 

@@ -76,7 +76,7 @@ QUESTIONS = (
 BY_KEY = {one.key: one for one in QUESTIONS}
 HEADS = {
     "objectives": "Recovery point and recovery time: every report is judged by them.",
-    "backups": 'On a mount of another machine add survives = "server". A second place is [copies]: docs/backups.md.',
+    "backups": 'On a mount of another machine add survives = "server". Replica store, [copies]: docs/backup-stores.md.',
     "application": "What else an application can offer, as requests that prove that it works: docs/application.md.",
 }
 
@@ -94,9 +94,9 @@ def describe(name: str, answers: Mapping[str, str], passwords: Sequence[str]) ->
     sections["backups"] = _backups(answers)
     for part, key, variable, text in variables(name, answers, passwords):
         sections.setdefault(part, []).append(f'{key} = "{variable}" # {text}')
-    lines = [f"# {name}: written by python -m deployments.adopt. Secrets are in {name}.env beside it, mode 0600.",
+    lines = [f"# {name}: written by python -m deployments.adopt. Secrets are in {name}.env next to it, mode 0600.",
              f'name = "{name}"', *sections.pop("", [])]  # fmt: skip
-    lines += ["unattended = [] # runbooks that may run without a person's confirm (docs/security.md)"]
+    lines += ["unattended = [] # runbooks that may run without a person's confirm (docs/plans.md)"]
     for section, keys in sections.items():
         lines += ["", *([f"# {HEADS[section]}"] if section in HEADS else []), f"[{section}]", *keys]
     return "\n".join([*lines, ""])

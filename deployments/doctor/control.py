@@ -64,8 +64,8 @@ def look_at_api() -> Iterator[Line]:
 
 
 def _settings(told: dict[str, Any]) -> Iterator[Line]:
-    storage = str(told.get("server", {}).get("concurrency", {}).get("lease_storage", "not told"))
-    lasts = "memory" not in storage and storage != "not told"
+    storage = str(told.get("server", {}).get("concurrency", {}).get("lease_storage", "unknown"))
+    lasts = "memory" not in storage and storage != "unknown"
     yield expect(lasts, f"lease storage of the server is {storage}",
                  "set PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect_redis.lease_storage: in memory, a lock that is "
                  "held when the server restarts stays taken for ever")  # fmt: skip

@@ -62,4 +62,4 @@ def looked(what: str, look: Look) -> Iterator[Line]:
         yield refused(what, error)
     except Exception as error:
         told = str(error).splitlines()
-        yield Line(f"{what}: not looked at", f"{type(error).__name__}: {told[0][:200] if told else ''}")
+        yield Line(f"{what}: not checked", f"{type(error).__name__}: {told[0][:200] if told else ''}")

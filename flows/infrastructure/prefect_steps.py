@@ -43,7 +43,7 @@ def judge_encrypted(report: Report, store: Store) -> None:
     report.expect(
         "encryption of the backup",
         bool(store.key.recipients),
-        'add recipients = ["age1…", "age1…"] to [backups], one of them escrowed (docs/backups.md)',
+        'add recipients = ["age1…", "age1…"] to [backups], one of them escrowed (docs/backup-stores.md)',
         value=f"to {len(store.key.recipients)} keys" if store.key.recipients else "none: [backups] has no recipients",
         expected="encrypted: the database holds the key to every secret in it",
     )
@@ -99,7 +99,7 @@ def judge_revision(report: Report, chosen: Backup) -> None:
     report.expect(
         "revision of Prefect's tables",
         content.revision == known[0],
-        f"install the Prefect that took it ({chosen.manifest.tool}), restore, then upgrade (docs/production.md)"
+        f"install the Prefect that took it ({chosen.manifest.tool}), restore, then upgrade (docs/prefect-upgrade.md)"
         if content.revision in known
         else f"install a newer Prefect than {prefect.__version__}: {chosen.manifest.tool} took it",
         value=content.revision or "none",

@@ -108,7 +108,7 @@ def tell_switch(report: Report, env: Environment) -> None:
     """What is left to people: the switch."""
     new, roles = prefect.__version__, ", ".join(reversed(env.prefect_server.roles))
     pools = sorted({env.name, *env.pools.values()})
-    report.table("The upgrade, step by step (docs/production.md)", ("step", "how"), [
+    report.table("The upgrade, step by step (docs/prefect-upgrade.md)", ("step", "how"), [
         ("pause the pools, wait until nothing runs", "; ".join(f"prefect work-pool pause {pool}" for pool in pools)),
         ("stop workers and Prefect", f"the workers of every host, then {roles}"),
         ("the last backup: nothing writes any more", f"{MODULE} backup --environment {env.name}"),

@@ -36,7 +36,7 @@ CLOCK = (
 
 
 class DeclaredFault(BaseModel):
-    """`[fault]` of a declared drill. Which keys belong to which `kind`: docs/drills.md."""
+    """`[fault]` of a declared drill. Which keys belong to which `kind`: docs/declared-drills.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -99,7 +99,7 @@ def read_obstacle(env: Environment, fault: DeclaredFault) -> str:
                 return _disk_obstacle(Path(fault.directory))
             case "provider":
                 if not env.has("ai_providers") or not env.ai_providers.control:
-                    return "[ai_providers] names no proxy (docs/ai-providers.md)"
+                    return "[ai_providers] names no proxy (docs/ai-fallback.md)"
                 states = read_provider_states.work(env)
                 return "" if states.get(fault.provider) == "ok" else f"{fault.provider} does not answer already"
         state = _relay(fault, "GET", "/health")

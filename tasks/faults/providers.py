@@ -30,7 +30,7 @@ MEANING: dict[ProviderFault, str] = {
 }
 PROXY_HINT = (
     "real providers cannot be made to fail: set [ai_providers] proxy and control, run python -m tasks.ai.proxy, and use"
-    " its addresses as the base URLs of the application (docs/ai-providers.md)"
+    " its addresses as the base URLs of the application (docs/ai-fallback.md)"
 )
 
 

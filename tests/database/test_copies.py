@@ -242,7 +242,7 @@ def test_there_must_be_a_second_place(trial: Trial) -> None:
     with pytest.raises(RunbookFailed, match="no second place for backups.*add \\[copies\\]"):
         replicate_backups.fn(NAME)
     configure(trial, "copies", postgres=str(trial.store), redis="/nowhere/r", files="/nowhere/f")
-    with pytest.raises(OpsError, match="a directory of its own: \\[backups\\] postgres is there"):
+    with pytest.raises(OpsError, match="a separate directory: \\[backups\\] postgres uses this one"):
         replicate_backups.fn(NAME)
 
 

@@ -136,5 +136,5 @@ def test_a_look_that_breaks_is_told_and_ends_nothing() -> None:
 
     (line,) = looked("something", breaks)
     assert not line.ok
-    assert "not looked at" in str(line)
+    assert "not checked" in str(line)
     assert "hidden-4720" not in str(line)

@@ -72,7 +72,7 @@ MISTAKES = [
     ("/var/backups/redis", "backups/redis", "[backups] redis", "“backups/redis”", "an absolute path, as /var/backups/app, or s3://"),
     ("/var/lib/postgresql/data", "~/data", "[postgres] data_directory", "“~/data”", "an absolute path"),
     ("/var/backups/redis", "/var/backups/postgresql", "[backups] redis", "“/var/backups/postgresql”",
-     "a directory of its own: [backups] postgres is there"),
+     "a separate directory: [backups] postgres uses this one"),
     ("/var/backups/postgresql", "/var/lib/postgresql/data/b", "[backups] postgres", "“/var/lib/postgresql/data/b”",
      "a directory outside of [postgres] data_directory"),
     ('rpo = "1h"', 'rpo = "1 hour"', "[objectives] rpo", "“1 hour”", "a duration above 0, as 30m, 1h or 7d"),

@@ -66,8 +66,8 @@ def test_stakeholders_that_cannot_be_told(duty: Duty) -> None:
         ('contacts = ["lead"]', 'contacts = ["chief"]', "no contact is named chief"),
         ('stakeholders = ["manager"]', 'stakeholders = ["nobody"]', "no contact is named nobody"),
         ("minutes = 15", "minutes = 45", "path goes from few minutes to many"),
-        ('channels = ["email"]', 'channels = ["file"]', "on-call is told by file, which is not set up"),
-        (', email = "lead@example.com"', "", "lead is told by e-mail only, and has no address"),
+        ('channels = ["email"]', 'channels = ["file"]', "on-call uses the channel file, which is not set up"),
+        (', email = "lead@example.com"', "", "lead uses e-mail only, and has no address"),
         (
             'channels = ["email"]',
             'channels = ["fax"]',

@@ -189,7 +189,7 @@ def test_a_server_that_hangs_is_told_soon(server: RedisServer, monkeypatch: pyte
     server.freeze()
     monkeypatch.setattr("tasks.redis.server.SOCKET_SECONDS", 3600.0)
     monkeypatch.setattr("blocks.redis.SOCKET_SECONDS", 3600.0)
-    assert "does not answer in time — it hangs, or is cut off" in str(told(server.block()))
+    assert "does not answer in time — it hangs or is unreachable" in str(told(server.block()))
     server.thaw()
 
 
@@ -226,16 +226,16 @@ def test_a_port_of_the_other_kind(server: RedisServer, tmp_path: Path, monkeypat
         monkeypatch.setattr("blocks.redis_wire.PATIENCE_SECONDS", 60.0)
         plain = told(server.block(port=port))
         assert not isinstance(plain, Unreachable)
-        assert plain.message.endswith("speaks TLS on this port, and [redis] tls is false")
+        assert plain.message.endswith("uses TLS on this port, but [redis] tls is false")
         monkeypatch.setattr("tasks.redis.server.GREETING_SECONDS", 0.5)
         monkeypatch.setattr("blocks.redis.CONNECT_SECONDS", 0.5)
         secured = server.block(tls=True, tls_ca_file=str(certificate), sentinels=[server.address])
         other = told(secured)
         assert not isinstance(other, Unreachable)
-        assert other.message.endswith("speaks no TLS on this port, and [redis] tls is true")
+        assert other.message.endswith("uses no TLS on this port, but [redis] tls is true")
         assert other.hint == "correct tls or port in [redis], and register the blocks again"
         (view,) = ask_sentinels(secured).views
-        assert view.problem == "speaks no TLS on this port, and [redis] tls is true"
+        assert view.problem == "uses no TLS on this port, but [redis] tls is true"
         server.freeze()
         monkeypatch.setattr("blocks.redis_wire.PATIENCE_SECONDS", 0.3)
         assert isinstance(told(secured), Unreachable)

@@ -1,4 +1,4 @@
-"""A drill that a TOML file declares: its fault, how it must be detected, what recovers from it (docs/drills.md)."""
+"""A drill that a TOML file declares: its fault, its detection, its recovery (docs/declared-drills.md)."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def read_declaration(env: Environment, name: str) -> Declaration:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise OpsError(f"{path.name}: {key or 'the file'} is wrong: {first['msg']}", "see docs/drills.md") from None
+        raise OpsError(
+            f"{path.name}: {key or 'the file'} is wrong: {first['msg']}", "see docs/declared-drills.md"
+        ) from None
     if found.recovery.runbook:
         find_flow(found.recovery.runbook)
     return found
@@ -134,7 +136,7 @@ class Declared(Scenario):
     def judge(self, report: Report, env: Environment) -> None:
         """Whether the fault can be made here, and its sensors are silent."""
         obstacle = read_obstacle(env, self.declared_fault)
-        report.expect("the fault can be made here", not obstacle, "see docs/drills.md, Declared drills",
+        report.expect("the fault can be made here", not obstacle, "see docs/declared-drills.md",
                       value=obstacle or self.declared_fault.text)  # fmt: skip
         for name, sensor in self.more_sensors().items():
             told = sensor(env, env.reports_directory)
