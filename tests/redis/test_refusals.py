@@ -58,7 +58,7 @@ def lack_replicas(client: redis.Redis) -> None:
 @pytest.mark.parametrize(
     ("block_writes", "what", "remedy"),
     [
-        (break_a_save, "takes no writes, because its last save", "check-redis-persistence says why"),
+        (break_a_save, "takes no writes, because its last save", "check-redis-persistence reports the cause"),
         (lack_replicas, "takes no writes, because fewer replicas are in sync", "start the replicas that are down"),
     ],
 )
