@@ -127,6 +127,14 @@ def relay(system: System, disk: Path, tmp_path_factory: pytest.TempPathFactory) 
             restart(system)
 
 
+def test_a_lab_that_comes_up_removes_what_a_killed_drill_left(system: System) -> None:
+    services, left = lifecycle.existing(system.name)[0], drop_ins(system) / "zz-drill-grc-backend.conf"
+    left.write_text("[program:grc-backend]\ncommand = false\n")
+    assert services.configure(), "its services restart"
+    assert not left.exists()
+    assert not services.configure()
+
+
 def answer(system: System) -> None:
     """What the person who is paged does: a command line, as the message says."""
     kept = incident.incidents(environment(system))
