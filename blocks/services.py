@@ -6,10 +6,12 @@ import abc
 import contextlib
 import http.client
 import os
+import shlex
 import xmlrpc.client
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
@@ -115,6 +117,19 @@ class Services(Block, abc.ABC):
         return ""
 
     @abc.abstractmethod
+    def variables_obstacle(self, role: str, directory: str) -> str:
+        """Why `set_variables` cannot be used, with what is missing; "" where it can."""
+
+    def set_variables(self, role: str, directory: str, variables: Mapping[str, str]) -> None:
+        """Restart it with more environment variables than it is configured with, which last until they are set to none:
+        also over restarts by the manager. `directory`: where the manager reads more configuration.
+
+        Raises:
+            OpsError: see `variables_obstacle`.
+        """
+        raise OpsError(self.variables_obstacle(role, directory))
+
+    @abc.abstractmethod
     def logs(self, role: str, lines: int = 50) -> str:
         """The last lines that it printed."""
 
@@ -177,6 +192,13 @@ class DockerServices(Services):
         if self.starts_at_boot(role):
             return ""
         return f"its restart policy is no: docker update --restart unless-stopped {self.name_of(role)}"
+
+    def variables_obstacle(self, role: str, directory: str) -> str:
+        """A container keeps the variables of its creation."""
+        return (
+            f"Docker gives {self.name_of(role)} its variables when it creates the container: a drill would have to "
+            "replace the container, and its image must contain the library"
+        )
 
     def logs(self, role: str, lines: int = 50) -> str:
         """`docker logs --tail`, both streams."""
@@ -255,10 +277,63 @@ class SupervisorServices(Services):
 
     def starts_at_boot(self, role: str) -> str:
         """`supervisor.getAllConfigInfo`: whether supervisord starts it with itself."""
+        return "autostart=true" if self._configured(role).get("autostart") else ""
+
+    def variables_obstacle(self, role: str, directory: str) -> str:
+        """The file is written here, and a group is taken up as a whole."""
+        if role in self.hosts:
+            return f"{self.name_of(role)} is a program of another host's supervisord"
+        if not directory or not Path(directory).is_dir() or not os.access(directory, os.W_OK):
+            return (
+                f"{directory or 'directory'} is no directory that this worker can write: name the one whose *.conf "
+                "supervisord reads ([include] files in its configuration)"
+            )
+        found = self._configured(role)
+        if "command" not in found:
+            return "this supervisord does not report its programs' commands: it needs version 4.2 or newer"
+        return "" if found["group"] == found["name"] else f"{role} is one program of the group {found['group']}"
+
+    def set_variables(self, role: str, directory: str, variables: Mapping[str, str]) -> None:
+        """By a file after all others, which replaces the program's command by `env NAME=value … command`. The file is
+        removed last: after a kill the next call finds it, and begins anew."""
+        path = Path(directory) / f"zz-drill-{self.name_of(role)}.conf"
+        if path.exists():
+            path.write_text("")
+            self._take_up(role)
+            if not variables:
+                path.unlink()
+        if not variables:
+            return
+        if why := self.variables_obstacle(role, directory):
+            raise OpsError(why)
+        words = ["env", *(f"{name}={value}" for name, value in variables.items())]
+        command = f"{shlex.join(words)} {self._configured(role)['command']}".replace("%", "%%")
+        path.write_text(f"[program:{self.name_of(role)}]\ncommand = {command}\n")
+        if not self._take_up(role):
+            path.unlink()
+            raise OpsError(f"supervisord does not read {path}", f"add files = {directory}/*.conf to its [include]")
+
+    def _take_up(self, role: str) -> bool:
+        """Restart a program with its new configuration; False where that is the one it has."""
+        group = self._configured(role, known=False).get("group", self.name_of(role))
+        added, changed, _ = cast(list[list[list[str]]], self._call(role, "reloadConfig"))[0]
+        if group in changed:
+            self.stop(role)
+            self._call(role, "removeProcessGroup", group)
+        if group not in (*added, *changed):
+            return False
+        self._call(role, "addProcessGroup", group)
+        self.start(role)
+        return True
+
+    def _configured(self, role: str, *, known: bool = True) -> dict[str, Any]:
+        """`supervisor.getAllConfigInfo` of one program."""
         name = self.name_of(role)
         for found in cast(list[dict[str, Any]], self._call(role, "getAllConfigInfo")):
             if name in (found["name"], f"{found['group']}:{found['name']}"):
-                return "autostart=true" if found.get("autostart") else ""
+                return found
+        if not known:
+            return {}
         raise OpsError(f"supervisord knows no program {name}", "correct it under [services.names]")
 
     @property

@@ -111,6 +111,13 @@ class SystemdServices(Services):
             return f"its unit is disabled, and does not start at boot: systemctl enable {unit.name}"
         return ""
 
+    def variables_obstacle(self, role: str, directory: str) -> str:
+        """What it would take is known, and was not tried on a real systemd."""
+        return (
+            f"{self.name_of(role)} is a systemd unit: it would take a drop-in with Environment=LD_PRELOAD=… in "
+            f"/run/systemd/system/{self.name_of(role)}.service.d, which a drill does not write"
+        )
+
     def logs(self, role: str, lines: int = 50) -> str:
         """`journalctl -u`."""
         unit = self._unit(role)

@@ -48,6 +48,11 @@ class Layout:
         return self.root / "supervisord.conf"
 
     @property
+    def drop_ins(self) -> Path:
+        """What a drill changes in a program's start: read by the lab's supervisord, removed when the lab comes up."""
+        return self.root / "supervisord.d"
+
+    @property
     def etc(self) -> Path:
         """Configuration, outside the data directories: a recovery may put a new one in place."""
         return self.root / "etc"

@@ -100,7 +100,14 @@ class Services:
     def create_directories(self) -> None:
         """As on the manual's host; the servers' parts belong to the servers' user."""
         us, layout = Account.current(), self.layout
-        for path in (layout.root, layout.etc.parent, layout.application, layout.logs, layout.application_logs):
+        for path in (
+            layout.root,
+            layout.drop_ins,
+            layout.etc.parent,
+            layout.application,
+            layout.logs,
+            layout.application_logs,
+        ):
             us.directory(path, 0o755)
         for path in (*(layout.store(name) for name in STORES), layout.reports):
             us.directory(path, 0o755)
@@ -136,12 +143,15 @@ class Services:
                 known[str(path)], changed = digest, True
         write(ledger, json.dumps(known, indent=2) + "\n", 0o600)
         write(self.layout.rotation, rotation(self.layout), 0o644)
-        return self._configure_supervisor() or changed
+        left = [*self.layout.drop_ins.glob("*.conf")]  # of a drill that was killed
+        for path in left:
+            path.unlink()
+        return self._configure_supervisor() or changed or bool(left)
 
     def _configure_supervisor(self) -> bool:
         path = self.supervisor.configuration
         before = path.read_text() if path.exists() else ""
-        self.supervisor.write(self.programs())
+        self.supervisor.write(self.programs(), include=f"{self.layout.drop_ins.name}/*.conf")
         return path.read_text() != before
 
     def install_application(self) -> bool:

@@ -19,12 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, FlowRunInput
 from prefect.context import FlowRunContext
 from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 
 from runbook.approval_form import approval_form, describe_request
+from runbook.brief import answered
 from runbook.codes import Refused, approver_of, claim, refuse_launcher
 from runbook.errors import NotConfirmed, OpsError
 from runbook.permit import launched_by
@@ -255,8 +256,12 @@ def _own_run() -> FlowRun | None:
 
 def _answers(run: FlowRun) -> tuple[list[Answer], datetime | None]:
     """All answers, in the order of their keys; and when the run asked first."""
-    with get_client(sync_client=True) as client:
-        inputs = client.filter_flow_run_input(run.id, key_prefix="suspended-approval-", limit=200, exclude_keys=set())
+
+    def read_inputs() -> list[FlowRunInput]:
+        with get_client(sync_client=True) as client:
+            return client.filter_flow_run_input(run.id, key_prefix="suspended-approval-", limit=200, exclude_keys=set())
+
+    inputs = answered(read_inputs, "the approval")
     kept = {one.key: one for one in inputs}
     found = list[Answer]()
     while sent := kept.get(f"suspended-approval-{len(found) + 1}-response"):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
 
+import httpx
 from prefect.context import SyncClientContext
 from prefect.settings import PREFECT_API_REQUEST_TIMEOUT, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-SECONDS = 10.0
+from runbook.errors import Unreachable
+from runbook.wait import until
+
+T = TypeVar("T")
+SECONDS, BUSY_SECONDS = 10.0, 30.0
 
 
 @contextlib.contextmanager
@@ -26,3 +31,30 @@ def asked_briefly(seconds: float = SECONDS, *, retries: int = 0) -> Iterator[Non
             yield
         finally:
             own.reset(token)
+
+
+def answered(ask: Callable[[], T], what: str) -> T:
+    """What `ask` returns of Prefect: one that is busy is asked again for `BUSY_SECONDS`. Without this bound Prefect's
+    client tries for ten minutes (60 s, up to nine times) where a server takes connections and does not answer.
+
+    Raises:
+        Unreachable: there was no answer.
+    """
+
+    def once() -> tuple[T]:
+        try:
+            return (ask(),)
+        except httpx.HTTPStatusError as error:
+            raise busy(error) from None
+        except httpx.TransportError as error:
+            raise Unreachable(f"Prefect does not answer ({type(error).__name__})") from None
+
+    with asked_briefly(min(SECONDS, BUSY_SECONDS)):
+        return until(once, what=f"an answer of Prefect about {what}", seconds=BUSY_SECONDS)[0]
+
+
+def busy(error: httpx.HTTPStatusError) -> Exception:
+    """What to raise of an answer: `Unreachable`, worth another try, where Prefect (its SQLite) is only busy, or its
+    database is away for a moment (500)."""
+    code = error.response.status_code
+    return Unreachable(f"Prefect answers {code}: it is busy, or its database is away") if code >= 500 else error

@@ -19,10 +19,8 @@ from prefect.variables import Variable
 from pydantic import TypeAdapter, ValidationError
 
 from runbook import record
-from runbook.brief import asked_briefly
+from runbook.brief import answered
 from runbook.errors import Locked, OpsError, Unreachable
-from runbook.lease import BUSY_SECONDS, busy
-from runbook.wait import until
 
 _HINT = "check the file: it marks the environment as contained. Delete it only if the environment is not contained"
 
@@ -117,17 +115,8 @@ def _told(ask: Callable[[], object]) -> str:
     """What Prefect says; "" where it is away: a recovery must not stand still because Prefect died. One that is only
     busy is asked again: maintenance must not go on because it did not say."""
 
-    def answer() -> tuple[object]:
-        try:
-            return (ask(),)
-        except httpx.HTTPStatusError as error:
-            raise busy(error) from None
-
-    with (
-        asked_briefly(),
-        contextlib.suppress(httpx.HTTPError, Unreachable),
-    ):
-        return str(until(answer, what="an answer of Prefect", seconds=BUSY_SECONDS)[0])
+    with contextlib.suppress(httpx.HTTPError, Unreachable):
+        return str(answered(ask, "the containment"))
     return ""
 
 

@@ -14,6 +14,7 @@ from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_UI_URL
 from prefect.variables import Variable
 
+from runbook.brief import answered
 from runbook.errors import Locked
 from runbook.process import Process, parse, this_process
 
@@ -77,7 +78,7 @@ def this_run(runbook: str, rank: Rank) -> Holder:
 def read(file: IO[str]) -> Holder | None:
     """Who wrote himself into a lock's file."""
     file.seek(0)
-    return _parse(file.read())
+    return parse_holder(file.read())
 
 
 def write(file: IO[str], holder: Holder) -> None:
@@ -93,16 +94,26 @@ def _variable(environment: str) -> str:
 
 
 def remember(environment: str, holder: Holder) -> None:
-    """For other hosts: in Prefect."""
-    Variable.set(_variable(environment), json.dumps(asdict(holder)), overwrite=True)
+    """For other hosts: in Prefect.
+
+    Raises:
+        Unreachable: Prefect does not answer.
+    """
+    text = json.dumps(asdict(holder))
+    answered(lambda: Variable.set(_variable(environment), text, overwrite=True), "the lock's holder")
 
 
 def remembered(environment: str) -> Holder | None:
-    """Who holds or last held an environment, as Prefect knows."""
-    return _parse(str(Variable.get(_variable(environment), default="")))
+    """Who holds or last held an environment, as Prefect knows.
+
+    Raises:
+        Unreachable: Prefect does not answer.
+    """
+    return parse_holder(str(answered(lambda: Variable.get(_variable(environment), default=""), "the lock's holder")))
 
 
-def _parse(text: str) -> Holder | None:
+def parse_holder(text: str) -> Holder | None:
+    """Who holds or last held an environment, from the text that `write` or `remember` stored; None where it is none."""
     try:
         return Holder(**json.loads(text))
     except (ValueError, TypeError):

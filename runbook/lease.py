@@ -21,12 +21,12 @@ from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+from runbook.brief import BUSY_SECONDS, answered, asked_briefly, busy
 from runbook.errors import LockLost, Unreachable
 from runbook.wait import until
 
 LEASE_SECONDS = 90.0
 RENEW_EVERY_SECONDS = 20.0
-BUSY_SECONDS = 30.0
 ANSWER_SECONDS = 3.0
 
 
@@ -36,17 +36,22 @@ def limit_name(environment: str) -> str:
 
 
 def ensure_limit(environment: str) -> None:
-    """Create the environment's limit of one slot where it is not there yet."""
-    with _client() as client:
-        try:
-            client.read_global_concurrency_limit_by_name(limit_name(environment))
-        except ObjectNotFound:
+    """Create the environment's limit of one slot where it is not there yet.
+
+    Raises:
+        Unreachable: Prefect does not answer.
+    """
+    new = GlobalConcurrencyLimitCreate(name=limit_name(environment), limit=1)
+
+    def ensured() -> None:
+        with get_client(sync_client=True) as client:
             try:
-                client.create_global_concurrency_limit(
-                    GlobalConcurrencyLimitCreate(name=limit_name(environment), limit=1)
-                )
-            except ObjectAlreadyExists:
-                return
+                client.read_global_concurrency_limit_by_name(new.name)
+            except ObjectNotFound:
+                with contextlib.suppress(ObjectAlreadyExists):
+                    client.create_global_concurrency_limit(new)
+
+    answered(ensured, "the lock's limit")
 
 
 def acquire(environment: str, flow_run_id: UUID) -> Lease | None:
@@ -88,17 +93,18 @@ def _attempt(environment: str, holder: ConcurrencyLeaseHolder) -> tuple[UUID | N
     return (UUID(response.json()["lease_id"]),)
 
 
-def busy(error: httpx.HTTPStatusError) -> Exception:
-    """What to raise of an answer: `Unreachable`, worth another try, where Prefect (its SQLite) is only busy, or its
-    database is away for a moment (500)."""
-    code = error.response.status_code
-    return Unreachable(f"Prefect answers {code}: it is busy, or its database is away") if code >= 500 else error
-
-
 def release(lease_id: UUID) -> None:
-    """Give a slot back by its lease: also a dead holder's. Nothing happens when the lease is already gone."""
-    with _client() as client:
-        client.release_concurrency_slots_with_lease(lease_id)
+    """Give a slot back by its lease: also a dead holder's. Nothing happens when the lease is already gone.
+
+    Raises:
+        Unreachable: Prefect does not answer.
+    """
+
+    def released() -> None:
+        with get_client(sync_client=True) as client:
+            client.release_concurrency_slots_with_lease(lease_id)
+
+    answered(released, "the end of a lease")
 
 
 def boot_seconds() -> float:
@@ -225,10 +231,6 @@ def _renewed(lease_id: UUID) -> bool:
     return True
 
 
-def _client() -> SyncPrefectClient:
-    return get_client(sync_client=True)
-
-
 @contextlib.contextmanager
 def _impatient_client(seconds: float = 0) -> Iterator[SyncPrefectClient]:
     """A flow run's own client tries for minutes: with Prefect dead, a recovery would stand still before every act.
@@ -246,8 +248,11 @@ def wait_free(environment: str, seconds: float) -> bool:
     """Wait until the slot of an environment may be free, at most `seconds`; returns whether it is."""
 
     def has_room() -> bool:
-        with _client() as client:
-            limit: Any = client.read_global_concurrency_limit_by_name(limit_name(environment))
+        try:
+            with asked_briefly(), get_client(sync_client=True) as client:
+                limit: Any = client.read_global_concurrency_limit_by_name(limit_name(environment))
+        except httpx.TransportError as error:
+            raise Unreachable(f"Prefect does not answer ({type(error).__name__})") from None
         return bool(limit.active_slots < limit.limit)
 
     try:

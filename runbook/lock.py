@@ -27,6 +27,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Cancelling
 
 from runbook import lease as leases
+from runbook.brief import asked_briefly
 from runbook.errors import Locked, Unreachable
 from runbook.guards import Excluding
 from runbook.holder import Holder, Rank, read, remember, remembered, this_run, write
@@ -234,7 +235,11 @@ def _cancel(holder: Holder, me: Holder, state: Callable[..., State]) -> None:
     """Cancelling: the worker on the holder's host ends it. Cancelled: it was ended here, and nobody is to read that as
     a failure of its own."""
     message = f"ended by the recovery “{me.run_name}”, which outranks maintenance"
-    with get_client(sync_client=True) as client, contextlib.suppress(httpx.HTTPError, ObjectNotFound):
+    with (
+        asked_briefly(retries=2),
+        get_client(sync_client=True) as client,
+        contextlib.suppress(httpx.HTTPError, ObjectNotFound),
+    ):
         client.set_flow_run_state(UUID(holder.run_id), state(message=message), force=state is Cancelled)
 
 

@@ -7,15 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 
 import httpx
 from prefect.settings import PREFECT_API_URL
 
+from blocks.environment import Environment
 from blocks.postgres import Postgres, execute
 from runbook import clock
 from runbook.errors import OpsError
 from runbook.kinds import probe
+from tasks.application import health_checks
 from tasks.s3.requests import attempt
 from tasks.stores.bucket import BucketStore
 from tasks.stores.directory import DirectoryStore
@@ -50,6 +53,18 @@ def read_skews(postgres: Sequence[Postgres], stores: Sequence[Store]) -> tuple[S
     return tuple(Skew(of, _ahead(read)) for of, read in asked)
 
 
+@probe
+def read_service_skews(env: Environment) -> tuple[Skew, ...]:
+    """One for each database server, and for each part of the application that answers HTTP: by the date of its answer,
+    which is in whole seconds."""
+    asked: list[tuple[str, Callable[[], datetime]]] = [
+        (f"PostgreSQL at {one.host}:{one.port}", partial(_of_database, one)) for one in env.nodes()
+    ]
+    checks = health_checks(env.application)
+    asked += [(check.role, partial(_of_answer, check.target)) for check in checks if check.kind == "path"]
+    return tuple(Skew(of, _ahead(read)) for of, read in asked)
+
+
 def _ahead(read: Callable[[], datetime]) -> float | None:
     """The other clock was read between two readings of this one."""
     before = clock.of_host()
@@ -80,5 +95,9 @@ def _of_store(store: Store) -> datetime:
 
 
 def _of_prefect(address: str) -> datetime:
-    answer = httpx.get(f"{address}/health", timeout=ANSWER_SECONDS, trust_env=False)
+    return _of_answer(f"{address}/health")
+
+
+def _of_answer(url: str) -> datetime:
+    answer = httpx.get(url, timeout=ANSWER_SECONDS, trust_env=False)
     return parsedate_to_datetime(answer.headers["date"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -17,6 +17,7 @@ from alembic.script import ScriptDirectory
 from blocks.postgres import execute
 from blocks.prefect_server import PrefectServer
 from runbook.errors import OpsError, Unreachable
+from runbook.holder import parse_holder
 from runbook.kinds import action, probe
 from runbook.permit import Permit
 from runbook.progress import progress
@@ -36,10 +37,12 @@ MOST_DELETED = 50
 
 @dataclass(frozen=True)
 class PrefectDatabase:
-    """Whether the key of the secrets is in it (or set outside: PREFECT_SERVER_ENCRYPTION_KEY), and what runs."""
+    """Whether the key of the secrets is in it (or set outside: PREFECT_SERVER_ENCRYPTION_KEY), what runs, and the runs
+    that hold an environment's lock, as sentences."""
 
     has_key: bool
     runs: tuple[str, ...]
+    holders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Answer:
 
 @probe
 def read_prefect_database(server: PrefectServer) -> PrefectDatabase:
-    """Whether the key is in it, and the runs that are under way.
+    """Whether the key is in it, the runs that are under way, and those of them that hold an environment's lock.
 
     Raises:
         Unreachable: it is down.
@@ -71,9 +74,25 @@ def read_prefect_database(server: PrefectServer) -> PrefectDatabase:
         if not execute(connection, "SELECT to_regclass('flow_run') IS NOT NULL")[0][0]:
             raise OpsError(f"{server.database} has no table flow_run", "correct [prefect_server] database")
         key = execute(connection, "SELECT 1 FROM configuration WHERE key = 'ENCRYPTION_KEY'")
-        return PrefectDatabase(bool(key), tuple(str(name) for (name,) in execute(connection, _RUNS, list(UNDER_WAY))))
+        runs = tuple(str(name) for (name,) in execute(connection, _RUNS, list(UNDER_WAY)))
+        return PrefectDatabase(bool(key), runs, _holders(execute(connection, _HOLDERS, list(UNDER_WAY))))
 
 
+def _holders(rows: Iterable[Sequence[object]]) -> tuple[str, ...]:
+    """A holder whose process is certainly dead holds nothing: its lease ends by itself."""
+    found = [(str(environment), parse_holder(str(text))) for environment, text in rows]
+    return tuple(one.sentence(environment).message for environment, one in found if one and not one.is_dead())
+
+
+# Of every environment that this Prefect serves. The names are those of runbook.lease and runbook.holder.
+_HOLDERS = """
+SELECT substr(l.name, 5), v.value #>> '{}'
+FROM concurrency_limit_v2 l
+JOIN variable v ON v.name = l.name || '-holder'
+JOIN flow_run r ON r.id::text = ((v.value #>> '{}')::jsonb ->> 'run_id')
+WHERE l.name LIKE 'env-%%' AND l.active_slots > 0 AND r.state_type::text = ANY (%s)
+ORDER BY l.name
+"""
 _RUNS = "SELECT name FROM flow_run WHERE state_type::text = ANY (%s) ORDER BY start_time DESC LIMIT 50"
 
 
@@ -118,6 +137,14 @@ def read_api(server: PrefectServer) -> Answer:
         while page := _ask(client, "POST", "/block_documents/filter", {**wanted, "offset": blocks}):
             blocks += len(page)
         return Answer(version, counts, blocks)
+
+
+@probe
+def answers(server: PrefectServer) -> bool:
+    """Whether the API gives any answer: only then leases are renewed and given out."""
+    with contextlib.suppress(httpx.HTTPError), _client(server) as client:
+        return bool(client.get("/health").status_code)
+    return False
 
 
 @action(idempotent=True)

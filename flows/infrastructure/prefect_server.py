@@ -92,8 +92,9 @@ def restore_prefect(
     a host: `python -m flows.infrastructure.prefect_server restore --environment … --confirm …`, which needs no Prefect.
 
     Two things are put right in the copy, after its proof: scheduled runs that are overdue by now are removed (all would
-    start at once), slots of locks whose holders are gone are freed. Runs that ended after the backup are marked
-    cancelled. The old database is kept under another name. Evidence: the table of what was proven, the API's answers.
+    start at once), and the slots of all locks are freed. So it is refused while a run holds an environment's lock, and
+    names that run. Runs that ended after the backup are marked cancelled. The old database is kept under another name.
+    Evidence: the table of what was proven, the API's answers.
 
     Args:
         environment: 対象の環境
@@ -128,7 +129,7 @@ def restore_prefect(
             proven = steps.prove_database(report, own, chosen, copy)
             settled = settle_copy.after(proven, made)(permit, env.prefect_server, copy)
             ready = steps.ready_database(report, own, copy, workers, after=settled)
-            with prefect_steps.stopped(report, env, found), steps.swapping(report):
+            with prefect_steps.stopped(report, env, found, live), steps.swapping(report):
                 swapped = swap_databases.after(ready)(permit, own.postgres, guard, copy, live.oid, chosen.name)
         prefect_steps.tell_swapped(report, chosen, swapped, settled)
         prefect_steps.bring_up(report, env, {table: one.rows for table, one in proven.tables.items()}, swapped)

@@ -22,7 +22,9 @@ from tasks.postgres.server import Identity, Server
 from tasks.postgres.swap import Swapped
 from tasks.postgres.swap_outcome import SwapUnknown
 from tasks.prefect_server import (
+    PrefectDatabase,
     Settled,
+    answers,
     end_lost_runs,
     missing_in,
     read_api,
@@ -34,6 +36,8 @@ from tasks.retention import read_store
 from tasks.services import ServiceStates, read_services, start_services, stop_services
 from tasks.stores.store import Store
 
+HOLDERS_HINT = ("wait for them to end, or cancel them; a run that died frees its lock within two minutes. Then run it "
+                "again")  # fmt: skip
 COMMAND = "python -m flows.infrastructure.prefect_server restore --environment {0} --backup {1} --confirm {0}"
 MOST_SHOWN = 20
 
@@ -116,13 +120,34 @@ def judge_services(report: Report, env: Environment, live: Identity) -> ServiceS
         report.fact("live database", "there is none")
         return found
     try:
-        runs = read_prefect_database(server).runs
+        inside = read_prefect_database(server)
     except OpsError as error:  # a damaged database is the reason for a restore
         report.warn("live database", "nothing to do: it is kept aside", value=error.message)
         return found
+    runs = ", ".join(inside.runs[:5])
     report.expect("runs that are under way", not runs, "wait for them or cancel them: their ends would be forgotten, "
-                  "their processes go on", value=", ".join(runs[:5]) or "none", otherwise=Status.WARN)  # fmt: skip
+                  "their processes go on", value=runs or "none", otherwise=Status.WARN)  # fmt: skip
+    judge_holders(report, env, inside)
     return found
+
+
+def judge_holders(report: Report, env: Environment, inside: PrefectDatabase) -> None:
+    """A restore frees every lock: a run that holds one would lose it half-way through its work, and another run could
+    change the same environment. Where the API does not answer, a lease cannot be renewed, and lasts 90 s at most."""
+    held = "; ".join(inside.holders)
+    otherwise = Status.CRITICAL if held and answers(env.prefect_server) else Status.WARN
+    report.expect("runs that hold a lock", not held, HOLDERS_HINT, value=held or "none",
+                  expected="none: a restore frees all locks", otherwise=otherwise)  # fmt: skip
+
+
+def refuse_holders(env: Environment) -> None:
+    """Raises OpsError where a run has taken a lock since it was judged: building and proving a copy takes minutes."""
+    try:
+        held = read_prefect_database.work(env.prefect_server).holders
+    except OpsError:  # a damaged database is the reason for a restore
+        return
+    if held:
+        raise OpsError(f"a run took a lock during the restore: {'; '.join(held)}", HOLDERS_HINT)
 
 
 def plan(report: Report, env: Environment, own: Environment, chosen: Backup, server: Server) -> None:
@@ -152,12 +177,17 @@ def make_roles(report: Report, permit: Permit, own: Environment, chosen: Backup,
 
 
 @contextlib.contextmanager
-def stopped(report: Report, env: Environment, found: ServiceStates) -> Iterator[None]:
-    """Prefect's services, stopped; started again where the swap failed."""
+def stopped(report: Report, env: Environment, found: ServiceStates, live: Identity) -> Iterator[None]:
+    """Prefect's services, stopped; started again where the swap failed, or a run holds a lock."""
     server = env.prefect_server
     manager, roles = server.manager(env.services), list(reversed(server.roles))
+    was_answering = bool(live.oid) and answers(server)
     try:
+        if was_answering:
+            refuse_holders(env)
         stop_services(manager, roles)
+        if was_answering:  # from here on nobody takes one
+            refuse_holders(env)
         yield
     except SwapUnknown:
         raise

@@ -57,8 +57,8 @@ def run_drill(
     where it names none, it is refused. `next` is the scenario whose turn it is, by the reports of the drills before.
 
     `declared` holds a drill that a file describes (`drills` in the TOML): slow or refused connections, an AI provider
-    that fails, a full disk. With `page` the on-call person is really paged and must acknowledge (acknowledge-incident)
-    within 15 minutes; otherwise a test channel stands in.
+    that fails, a full disk, a service with a wrong clock. With `page` the on-call person is really paged and must
+    acknowledge (acknowledge-incident) within 15 minutes; otherwise a test channel stands in.
 
     What it changes: everything that the scenario breaks; at the end the system is healthy again, also where the drill
     fails. What its recoveries kept aside goes when it ends well and a new base backup was taken, else it is told.

@@ -10,6 +10,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.states import Scheduled
 
+from runbook.brief import asked_briefly
 from runbook.kinds import action
 
 FLOW = "escalate"
@@ -21,7 +22,7 @@ def schedule_next(environment: str, incident: str, due: datetime) -> bool:
     if FlowRunContext.get() is None:
         return False
     try:
-        with get_client(sync_client=True) as client:
+        with asked_briefly(retries=2), get_client(sync_client=True) as client:  # the next page must not wait for it
             deployment = client.read_deployment_by_name(f"{FLOW}/{environment}")
             client.create_flow_run_from_deployment(
                 deployment.id,

@@ -1,7 +1,8 @@
-"""Faults that a file declares: a relay that slows or refuses connections, an AI provider that fails, a full disk.
+"""Faults that a file declares: a relay that slows or refuses connections, an AI provider that fails, a full disk, a
+service with a wrong clock.
 
-Each is ended by `heal_declared`, also after a kill: a relay and the proxy are told, the file that fills a disk has a
-fixed name. What cannot be made in an environment is refused with the reason.
+Each is ended by `heal_declared`, also after a kill: a relay and the proxy are told, the file that fills a disk and the
+one that changes a service's start have fixed names. What cannot be made in an environment is refused with the reason.
 """
 
 from __future__ import annotations
@@ -16,23 +17,24 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from blocks.ai_providers import Provider, ProviderFault
 from blocks.environment import Environment
+from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.permit import Permit
-from runbook.render import size
+from runbook.render import duration, size
 from tasks.ai.answer import Failed
 from tasks.ai.http import call
+from tasks.faults import clock as service_clock
 from tasks.faults.disposable import Fault, require_allowed, require_disposable
 from tasks.faults.providers import fail_provider, heal_providers, provider, read_provider_states
 
 FILLING = ".filled-by-a-drill"
 MOST_DISK_BYTES = 4 << 30
+MOST_AHEAD_SECONDS = 10 * 366 * 86400.0
 SECONDS = 10.0
-CLOCK = (
-    "a host has one wall clock: a step would end leases, sessions and certificates of everything on it, and of other"
-    " hosts' clients. Set a clock back in a virtual machine of its own"
-)
+UNNOTICED_SECONDS, UNNOTICED_BYTES = 1.0, 4096
+"""What a fault without an effect makes: far below every limit."""
 
 
 class DeclaredFault(BaseModel):
@@ -47,8 +49,11 @@ class DeclaredFault(BaseModel):
     error: ProviderFault = "500"
     delay_seconds: float = Field(default=0.0, ge=0, le=60)
     directory: str = ""
-    """Of full_disk: a mount point of its own."""
+    """Of full_disk: a mount point of its own. Of clock, under supervisor: where its `[include]` reads `*.conf`."""
     leave_bytes: int = Field(default=0, ge=0)
+    service: str = ""
+    """Of clock: the role whose process gets a wrong clock."""
+    ahead_seconds: float = Field(default=0.0, ge=-MOST_AHEAD_SECONDS, le=MOST_AHEAD_SECONDS)
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -58,6 +63,8 @@ class DeclaredFault(BaseModel):
             raise ValueError("latency needs delay_seconds")
         if self.kind == "full_disk" and not Path(self.directory).is_absolute():
             raise ValueError("full_disk needs directory, an absolute path")
+        if self.kind == "clock" and not (self.service and abs(self.ahead_seconds) > clock.MOST_SKEW_SECONDS):
+            raise ValueError(f"clock needs service and ahead_seconds, more than ±{clock.MOST_SKEW_SECONDS:g}")
         return self
 
     def target(self, env: Environment) -> str:
@@ -68,7 +75,7 @@ class DeclaredFault(BaseModel):
             case "full_disk":
                 return f"disk {self.directory} of {env.name}"
             case "clock":
-                return f"clock of {env.name}"
+                return f"clock of {self.service} of {env.name}"
         return f"relay {self.control} of {env.name}"
 
     @property
@@ -80,6 +87,9 @@ class DeclaredFault(BaseModel):
                 return f"AI provider {self.provider}: {self.error}{delay}"
             case "full_disk":
                 return f"{self.directory} is full but for {size(self.leave_bytes)}"
+            case "clock":
+                how = "ahead" if self.ahead_seconds > 0 else "behind"
+                return f"the clock of {self.service} is {duration(abs(self.ahead_seconds))} {how}"
         return f"{self.kind}{delay} at the relay {self.control}" if self.control else self.kind
 
 
@@ -94,7 +104,7 @@ def read_obstacle(env: Environment, fault: DeclaredFault) -> str:
     try:
         match fault.kind:
             case "clock":
-                return CLOCK
+                return service_clock.obstacle(env, fault.service, fault.directory)
             case "full_disk":
                 return _disk_obstacle(Path(fault.directory))
             case "provider":
@@ -123,7 +133,7 @@ def strike_declared(permit: Permit, env: Environment, fault: DeclaredFault) -> F
     began = datetime.now(UTC)
     match fault.kind:
         case "clock":
-            raise OpsError("a clock is not stepped", CLOCK)
+            service_clock.set_clock(env, fault.service, fault.directory, fault.ahead_seconds)
         case "provider":
             fail_provider.work(permit, env, fault.provider, fault.error, fault.delay_seconds)
         case "full_disk":
@@ -144,7 +154,7 @@ def heal_declared(env: Environment, fault: DeclaredFault) -> None:
     require_disposable(env)
     match fault.kind:
         case "clock":
-            return
+            service_clock.reset_clock(env, fault.service, fault.directory)
         case "provider":
             heal_providers.work(env, [fault.provider])
         case "full_disk":
@@ -155,16 +165,23 @@ def heal_declared(env: Environment, fault: DeclaredFault) -> None:
 
 @action(idempotent=True)
 def strike_without_effect(permit: Permit, env: Environment, fault: DeclaredFault) -> bool:
-    """The negative control: the same fault so small that nobody notices it (a relay's latency of 1 ms). Whether this
-    kind has one.
+    """The negative control: the same fault so small that nobody notices it (a relay's latency of 1 ms, 4 kB of a disk,
+    a clock that is 1 s ahead). Whether this kind has one: a provider that nobody asks meanwhile has none.
 
     Raises:
-        Unreachable, OpsError: the relay does not take it.
+        Unreachable, OpsError: it cannot be made.
     """
     require_allowed(env, permit, fault.target(env))
-    if not fault.control:
-        return False
-    _relay(fault, "POST", "/control/relay", {"failing": True, "fault": "latency", "delay_seconds": 0.001})
+    match fault.kind:
+        case "provider":
+            return False
+        case "clock":
+            service_clock.set_clock(env, fault.service, fault.directory, UNNOTICED_SECONDS)
+        case "full_disk":
+            directory = Path(fault.directory)
+            _fill(directory, shutil.disk_usage(directory).free - UNNOTICED_BYTES)
+        case _:
+            _relay(fault, "POST", "/control/relay", {"failing": True, "fault": "latency", "delay_seconds": 0.001})
     return True
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,6 +56,23 @@ def read_access(logs: Logs, since: datetime) -> Access:
     seconds.sort()
     slow = seconds[min(int(len(seconds) * (1 - SLOWEST_SHARE)), len(seconds) - 1)] if seconds else 0.0
     return Access(len(seconds), errors, slow, whole)
+
+
+@probe
+def read_ai_calls(logs: Logs, since: datetime) -> dict[str, int]:
+    """Provider → how many AI calls it answered from `since` on, by the lines of `[logs] ai_message`.
+
+    Raises:
+        OpsError: there is no log, or it may not be read; or nothing says which lines are AI calls.
+    """
+    if not logs.ai_message:
+        raise OpsError("nothing says which lines are AI calls", "set [logs] ai_message")
+    found, message, provider = Counter[str](), logs.field("message"), logs.field("provider")
+    for file in _recent(Path(logs.need("app")), since):
+        if not file.packed:
+            tail = _Tail(file, since, MOST_BYTES, logs.ai_message.encode(), logs.field("timestamp"))
+            found.update(str(entry.get(provider)) for entry in tail.entries() if entry.get(message) == logs.ai_message)
+    return dict(found)
 
 
 def _recent(log: Path, since: datetime) -> Iterator[LogFile]:

@@ -41,6 +41,7 @@ from deployments.doctor.line import Level
 from deployments.doctor.watcher import look_at_watcher
 from deployments.register import register
 from deployments.stopping import end_flows
+from flows.database import steps
 from flows.database.backup import verify_backup
 from flows.infrastructure.prefect_history import clean_prefect_history
 from flows.infrastructure.prefect_server import backup_prefect, rehearse_prefect_upgrade, restore_prefect
@@ -48,6 +49,7 @@ from flows.monitoring.metrics import watch_metrics
 from lab.base import CHECKOUT
 from runbook.chain import verify_chain
 from runbook.errors import OpsError, RunbookFailed
+from runbook.holder import Holder, remember
 from runbook.lease import ensure_limit
 from runbook.report import Report, Status
 from runbook.wait import until
@@ -322,7 +324,7 @@ def test_a_backup_is_taken_encrypted_and_verifies(prefect: Installation, filled:
 
 
 def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
-    prefect: Installation, filled: object, monkeypatch: pytest.MonkeyPatch
+    prefect: Installation, filled: dict[str, UUID], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backup, before = backups(prefect)[0], oid(prefect)
     monkeypatch.setenv("TRIAL_IDENTITY", str(STRANGER))
@@ -339,8 +341,46 @@ def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
     assert plan.status is Status.PLANNED
     assert "prefect_server restore --environment trial" in plan.facts["to carry it out"]
     assert "under-way" in told(plan, "runs that are under way")
+    assert told(plan, "runs that hold a lock") == "none"
+    holding = r"other is held by “Full restore”, run “under-way” .*process 4711 on db2, since"
+    with monkeypatch.context() as meanwhile:  # a run takes its lock while the copy is built
+        ready = steps.ready_database
+
+        def late(*given: Any, **named: Any) -> object:
+            stack.enter_context(held_by(prefect, filled["under-way"]))
+            return ready(*given, **named)
+
+        meanwhile.setattr(steps, "ready_database", late)
+        with contextlib.ExitStack() as stack, pytest.raises(RunbookFailed) as refused:
+            restore_prefect.fn(NAME, confirm=NAME)
+    assert re.search("took a lock during the restore: " + holding, refused.value.report.sentence())
+    assert "Prefect's database was not replaced" in str(refused.value.report.state)
+    with held_by(prefect, filled["under-way"]):
+        for confirm in ("", NAME):
+            with pytest.raises(RunbookFailed, match="runs that hold a lock: " + holding):
+                restore_prefect.fn(NAME, confirm=confirm)
+        prefect.sql("UPDATE flow_run SET state_type = 'CANCELLED' WHERE id = %s", filled["under-way"])
+        try:
+            assert told(restore_prefect.fn(NAME), "runs that hold a lock") == "none"
+        finally:
+            prefect.sql("UPDATE flow_run SET state_type = 'RUNNING' WHERE id = %s", filled["under-way"])
     assert oid(prefect) == before
     assert prefect.is_ready()
+    assert state_of(filled["under-way"]) == "Running"
+
+
+@contextlib.contextmanager
+def held_by(prefect: Installation, run: UUID) -> Iterator[None]:
+    """A recovery on another host holds another environment, which the same Prefect serves."""
+    holder = Holder("Full restore", "recovery", str(run), "under-way", "db2", 4711, "", "2026-11-29 01:00:00 UTC")
+    ensure_limit("other")
+    remember("other", holder)
+    slots = "UPDATE concurrency_limit_v2 SET active_slots = %s WHERE name = 'env-other'"
+    prefect.sql(slots, 1)
+    try:
+        yield
+    finally:
+        prefect.sql(slots, 0)
 
 
 @pytest.fixture(scope="module")

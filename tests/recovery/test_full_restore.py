@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter
@@ -19,8 +23,11 @@ from flows.database.backup import backup_database
 from flows.recovery import bring_up
 from flows.recovery.full_restore import full_restore
 from lab import lifecycle
+from lab.base import base_directory
 from lab.client import Lab
+from lab.control import Control
 from runbook.errors import OpsError, RunbookFailed, Unreachable
+from runbook.lease import ANSWER_SECONDS, RENEW_EVERY_SECONDS
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks import catalogue
@@ -28,6 +35,7 @@ from tasks.stores.directory import DirectoryStore
 from tests.recovery.conftest import System, restore
 
 GOOD = (Status.OK, Status.WARN)
+HUNG_SECONDS = 70.0
 
 
 def newest(system: System, kind: str = "postgres") -> Path:
@@ -58,6 +66,44 @@ def test_everything_comes_back_from_ruins_through_prefect(system: System) -> Non
     assert written["status"] in ("OK", "WARN")
     begin = steps_without_edge(system, report)
     assert begin <= ROOTS, "the graph shows what stands behind what"
+
+
+@pytest.mark.soak  # it stops the Prefect server that all tests share for a minute
+def test_a_prefect_server_that_hangs_in_the_middle_does_not_prolong_the_outage(system: System) -> None:
+    """SIGSTOP, from the stop of the services on: the application is healthy again before the server goes on."""
+    control = Control.find(base_directory())
+    assert control
+    server = psutil.Process(control.supervisor.services()["server"].pid)
+    hung = [server, *server.children(recursive=True)]
+    began, healthy, resumed = list[float](), list[float](), list[float]()
+
+    def hang() -> None:
+        until(lambda: not system.healthy(), what="the outage", seconds=300, every_seconds=0.1)
+        for process in hung:
+            process.suspend()
+        began.append(time.monotonic())
+        try:
+            until(system.healthy, what="the application's health", seconds=HUNG_SECONDS, every_seconds=0.1)
+            healthy.append(time.monotonic())
+            resumed_at = began[0] + HUNG_SECONDS
+            until(lambda: time.monotonic() > resumed_at, what="the end of the hang", seconds=HUNG_SECONDS + 5)
+        finally:
+            for process in hung:
+                process.resume()
+            resumed.append(time.monotonic())
+
+    watcher = threading.Thread(target=hang)
+    watcher.start()
+    try:
+        report: Report = full_restore(system.name, confirm=system.name)
+    finally:
+        watcher.join()
+    assert healthy, "the application was down for as long as Prefect did not answer"
+    assert report.status is Status.WARN, report.sentence()
+    (found,) = [one for one in report.findings if one.name == "Prefect did not answer"]
+    silent, waited = map(float, re.findall(r"([\d.]+) s", found.value))
+    assert healthy[0] - began[0] - RENEW_EVERY_SECONDS < silent < resumed[0] - began[0] + 1, "until the report"
+    assert waited < 2 * ANSWER_SECONDS + 1, found.value
 
 
 def remove(directory: Path) -> None:

@@ -23,10 +23,10 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL
 from prefect.variables import Variable
 
+from runbook import brief, progress
 from runbook import lease as leases
-from runbook import progress
-from runbook.errors import Locked, LockLost
-from runbook.holder import Rank
+from runbook.errors import Locked, LockLost, Unreachable
+from runbook.holder import Rank, remember, remembered, this_run
 from runbook.kinds import action
 from runbook.permit import Act, Permit
 from runbook.report import Report
@@ -362,6 +362,23 @@ def test_a_prefect_that_hangs_is_waited_for_once(system: System, relay: Relay, m
     (finding,) = [one for one in report.findings if one.name == "Prefect did not answer"]
     assert float(finding.value.split("waited ")[1].split()[0]) < 2 * leases.ANSWER_SECONDS + 1
     assert bars[0] < 30, "its own client would wait for minutes"
+
+
+def test_no_question_about_the_lock_waits_for_minutes(
+    system: System, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prefect's own client tries nine times, for 60 s each, where a server takes connections and does not answer."""
+    monkeypatch.setattr(brief, "BUSY_SECONDS", 0.3)
+    me = this_run("Trial", "recovery")
+    relay.set_fault("timeout")
+    began = time.monotonic()
+    for ask in (
+        lambda: leases.ensure_limit(system.name), lambda: leases.release(uuid.uuid4()),
+        lambda: remember(system.name, me), lambda: remembered(system.name),
+    ):  # fmt: skip
+        with pytest.raises(Unreachable, match="an answer of Prefect about the"):
+            ask()
+    assert time.monotonic() - began < 60
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,8 @@ import pytest
 from pydantic import ValidationError
 
 from blocks.environment import Environment
+from blocks.services import DockerServices, SupervisorServices
+from blocks.systemd import SystemdServices
 from runbook.errors import NotConfirmed, OpsError
 from runbook.permit import Act, Permit
 from tasks.faults.declared import FILLING, DeclaredFault, heal_declared, read_obstacle, strike_declared
@@ -104,9 +107,15 @@ def test_a_relay_slows_hangs_and_refuses_and_is_ended(echo: int) -> None:
 
 def test_what_cannot_be_made_is_refused_with_the_reason(tmp_path: Path) -> None:
     env = disposable()
-    assert "one wall clock" in read_obstacle(env, DeclaredFault(kind="clock"))
-    with pytest.raises(OpsError, match="a clock is not stepped"):
-        strike_declared(permit(env, DeclaredFault(kind="clock")), env, DeclaredFault(kind="clock"))
+    wrong_clock = DeclaredFault(kind="clock", service="backend", ahead_seconds=-7200, directory=str(tmp_path))
+    assert wrong_clock.text == "the clock of backend is 2 h 00 min behind"
+    for services, told in (
+        (DockerServices(names={"backend": "grc"}), "gives grc its variables when it creates the container"),
+        (SystemdServices(names={"backend": "grc"}), "it would take a drop-in with Environment=LD_PRELOAD"),
+        (SystemdServices(names={"backend": "grc"}, host="root@db2"), "the service manager is another host's"),
+        (SupervisorServices(names={"backend": "grc"}, url="http://127.0.0.1:9"), "supervisord at .* does not answer"),
+    ):
+        assert re.search(told, read_obstacle(env.derived({"services": services}, reports=tmp_path), wrong_clock))
     full = DeclaredFault(kind="full_disk", directory=str(tmp_path))
     assert "is no mount point" in read_obstacle(env, full)
     with pytest.raises(OpsError, match="is no mount point"):
@@ -118,7 +127,8 @@ def test_what_cannot_be_made_is_refused_with_the_reason(tmp_path: Path) -> None:
         with pytest.raises(OpsError, match="production is not disposable"):
             call(production, full)
     for wrong in ({"kind": "latency", "control": "http://127.0.0.1:1"}, {"kind": "refused"}, {"kind": "flood"},
-                  {"kind": "full_disk", "directory": "data"}, {"kind": "clock", "hours": 2}):  # fmt: skip
+                  {"kind": "full_disk", "directory": "data"}, {"kind": "clock", "service": "backend", "ahead_seconds": 59},
+                  {"kind": "clock", "ahead_seconds": 7200}):  # fmt: skip
         with pytest.raises(ValidationError):
             DeclaredFault.model_validate(wrong)
 
