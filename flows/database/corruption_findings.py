@@ -114,9 +114,12 @@ def tell(report: Report, checked: tuple[Checked, ...], heapallindexed: bool) -> 
                 f"{duration(sum(one.seconds for one in checked))}; rows missing from indexes: "
                 f"{'looked for' if heapallindexed else 'not looked for (heapallindexed)'}")  # fmt: skip
     if ends := [one.relation.name for one in checked if one.relation.is_unindexed and one.outcome == "sound"]:
-        report.fact("ends of files", f"{len(ends)} tables have no B-tree index that leads to their rows: that the end of "
-                    "their files is there was checked by the visibility map only, which knows what VACUUM has seen: "
-                    + ", ".join(ends[:MOST_FINDINGS]) + " …" * (len(ends) > MOST_FINDINGS))  # fmt: skip
+        names = ", ".join(ends[:MOST_FINDINGS]) + " …" * (len(ends) > MOST_FINDINGS)
+        report.fact(
+            "ends of files",
+            f"{len(ends)} tables without a B-tree index: a cut-off end is noticed only as far "
+            f"as VACUUM had marked pages in the visibility map; rows behind that were not checked: {names}",
+        )
     bad = [one for one in checked if one.outcome != "sound"]
     rows = [(one.relation.name, _kind(one), one.outcome, one.message) for one in bad]
     _table(report, "Damaged, or not checked", ("relation", "kind", "outcome", "why"), rows)

@@ -187,12 +187,10 @@ def lacking(base: Path, file: str) -> Iterator[None]:
 def test_what_is_spoiled_is_not_taken_and_the_next_best_is(lost: Lost) -> None:
     """A segment of WAL: everything up to it. Every base backup, be it only when it is built, after the confirmation,
     with every checksum right: the dump. Told, with the point that is reached."""
-    archive = max((lost.store("wal") / lost.first.name).iterdir(), key=lambda path: path.stat().st_mtime)
-    segments = (path for path in archive.iterdir() if "history" not in path.name)
-    # The finished one counts, where what was written of it before was not taken away yet.
-    newest = max(segments, key=lambda path: (path.name[:24], ".partial" not in path.name, path.name))
     whole = lost.plan()
-    with spoiled(newest):
+    with ExitStack() as stack:  # else the other archive's copy is read
+        for wal in (lost.store("wal"), Path(Environment.find(lost.first.name).backups.wal)):
+            stack.enter_context(spoiled(newest_segment(wal / lost.first.name)))
         plan = lost.plan()
     assert plan.status is Status.PLANNED
     assert "is damaged" in finding(plan, "WAL in the store")
@@ -216,10 +214,17 @@ def test_what_is_spoiled_is_not_taken_and_the_next_best_is(lost: Lost) -> None:
     lost.require_serves("dump")
 
 
+def newest_segment(wal: Path) -> Path:
+    """Of an archive. The finished one counts, where what was written of it before was not taken away yet."""
+    archive = max(wal.iterdir(), key=lambda path: path.stat().st_mtime)
+    segments = (path for path in archive.iterdir() if "history" not in path.name)
+    return max(segments, key=lambda path: (path.name[:24], ".partial" not in path.name, path.name))
+
+
 @contextmanager
 def undecodable(lost: Lost) -> Iterator[str]:
     """The segment in which `wal` was written, with a record altered and a right checksum: gives its name."""
-    (system,) = map(int, os.listdir(lost.store("wal") / lost.first.name))
+    (system,) = (int(path.name) for path in (lost.store("wal") / lost.first.name).iterdir())
     archive = archive_of(Environment.find(lost.region.name), "backups", system, lost.first.name)
     segment = Segment(lost.before_wal // SEGMENT_BYTES, 1)
     (stored,) = archive.listing().segments[segment.name]
