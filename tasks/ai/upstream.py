@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import boto3  # type: ignore[import-untyped]
 from botocore.auth import SigV4Auth  # type: ignore[import-untyped]
 from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped]
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
 from blocks.ai_providers import AIProviders, Provider
 from runbook.errors import OpsError
