@@ -14,7 +14,7 @@ import pytest
 from flows.database.backup import backup_database, verify_backup
 from flows.database.restore import restore_database
 from flows.database.tables import restore_tables
-from runbook.errors import OpsError
+from runbook.errors import RunbookFailed
 from runbook.report import Status
 from tasks.catalogue import open_all
 from tasks.postgres.table_scratch import drop_tables_scratch, open_schema
@@ -101,7 +101,9 @@ def coming_and_going(trial: Trial) -> Iterator[list[int]]:
 
 def test_more_tables_than_locks_are_backed_up_and_one_comes_back_alone(crowded: Trial) -> None:
     with coming_and_going(crowded) as done:
-        assert backup_database.fn(NAME).status in GOOD
+        report = backup_database.fn(NAME)
+    assert report.status in GOOD
+    assert next(one for one in report.findings if one.name == "locks for a dump").status is Status.OK
     assert done
     before = crowded.sql("SELECT * FROM few ORDER BY id")
     crowded.sql("DELETE FROM few WHERE id > 2; DELETE FROM parts")
@@ -126,8 +128,11 @@ def test_more_tables_than_locks_are_backed_up_and_one_comes_back_alone(crowded: 
         "a script is run without one transaction, and a copy is read in batches"
     )
     crowded.sql(MANY.format(first=1001, last=2400, key="int"))
-    with pytest.raises(OpsError) as caught:
+    with pytest.raises(RunbookFailed) as caught:
         backup_database.fn(NAME)
+    locks = next(found for found in caught.value.report.findings if found.name == "locks for a dump")
+    assert locks.status is Status.WARN, "judged before the dump begins"
+    assert "max_locks_per_transaction = 12" in locks.expected
     assert "max_locks_per_transaction = 12" in str(caught.value)
     assert "ALTER SYSTEM SET max_locks_per_transaction" in str(caught.value)
 
