@@ -16,6 +16,7 @@ from prefect.events.filters import AutomationFilter, AutomationFilterTags
 from prefect.events.schemas.automations import Automation, AutomationCore
 
 from deployments.triggers import deaths, failures, metrics, overdue
+from runbook.drivers import exit_code
 from runbook.errors import OpsError
 
 Causes = Sequence[Callable[[SyncPrefectClient, str], list[AutomationCore]]]
@@ -137,4 +138,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -31,6 +31,7 @@ from deployments.maintenance import NAME
 from deployments.register import describe_expectations, register
 from deployments.runbooks import has_schedule, has_to_run, shown
 from runbook import shell
+from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from tasks.worktree import git
 
@@ -230,4 +231,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -20,6 +20,7 @@ from blocks import toml
 from flows.monitoring.exposition import exported
 from flows.monitoring.rounds import TIMING
 from flows.monitoring.table import METRICS, Metric
+from runbook.drivers import exit_code
 from runbook.errors import OpsError
 
 HERE = Path(__file__).parent
@@ -171,4 +172,4 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -16,6 +16,7 @@ from blocks.environment import Environment
 from deployments.alerting import block_name, server_channel
 from deployments.names import require_known_names
 from flows.launch import CONTENTS, find_flow
+from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.lease import ensure_limit
 from tasks.gx.suites import read_suites
@@ -108,4 +109,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from blocks import toml
 from blocks.environment import Environment
+from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from tasks.gx.declared import read_tables
 from tasks.gx.suggestion import left_out, suggest, write
@@ -84,4 +85,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -26,6 +26,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.approval import call_approved
 from runbook.alone import OPTION, refuse_maintenance
+from runbook.drivers import exit_code
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.render import dumps
 from runbook.report import Report
@@ -160,4 +161,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -7,6 +7,8 @@ lines of its own (DETAIL: a row, a statement) stays out: it may be a client's da
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable
 
 from runbook.errors import OpsError, Unreachable, excerpt
 
@@ -65,6 +67,17 @@ def described(error: BaseException) -> OpsError | None:
     if any(word in type(error).__name__ for word in _AWAY):
         return Unreachable(f"{service} does not answer: {said}", "start it where it is down, then launch this again")
     return OpsError(f"{service} refuses: {said}", OTHERWISE)
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """A program's exit code: the error of a driver that it meets outside of any runbook is printed as a sentence."""
+    try:
+        return main()
+    except Exception as error:
+        if not (refused := described(error)):
+            raise
+        print(refused, file=sys.stderr)
+        return 1
 
 
 def _text(error: BaseException) -> str:

@@ -32,6 +32,7 @@ from deployments.adopt.description import (
 )
 from deployments.adopt.servers import Server, Unit, find_postgres, find_redis
 from deployments.doctor.__main__ import examine, show
+from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from tasks.redis.server import setting
 
@@ -235,4 +236,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

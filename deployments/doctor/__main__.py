@@ -23,6 +23,7 @@ from deployments.doctor.sharing import look_at_sharing
 from deployments.doctor.watcher import look_at_watcher
 from deployments.names import find_wrong_names
 from deployments.register import describe_expectations
+from runbook.drivers import exit_code
 from runbook.errors import OpsError
 
 PREFECT = "blocks, work pools, deployments, automations, monitoring, recorded tasks"
@@ -120,4 +121,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -113,6 +113,13 @@ def tell(report: Report, checked: tuple[Checked, ...], heapallindexed: bool) -> 
     report.fact("checked", f"{size(_bytes(one for one in checked if one.outcome in ('sound', 'damaged')))} in "
                 f"{duration(sum(one.seconds for one in checked))}; rows missing from indexes: "
                 f"{'looked for' if heapallindexed else 'not looked for (heapallindexed)'}")  # fmt: skip
+    if ends := [one.relation.name for one in checked if one.relation.is_unindexed and one.outcome == "sound"]:
+        names = ", ".join(ends[:MOST_FINDINGS]) + " …" * (len(ends) > MOST_FINDINGS)
+        report.fact(
+            "ends of files",
+            f"{len(ends)} tables without a B-tree index: a cut-off end is noticed only as far "
+            f"as VACUUM had marked pages in the visibility map; rows behind that were not checked: {names}",
+        )
     bad = [one for one in checked if one.outcome != "sound"]
     rows = [(one.relation.name, _kind(one), one.outcome, one.message) for one in bad]
     _table(report, "Damaged, or not checked", ("relation", "kind", "outcome", "why"), rows)

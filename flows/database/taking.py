@@ -18,11 +18,14 @@ from tasks.manifest import Kind, Manifest, sums_of
 from tasks.postgres.chosen import choose_tables
 from tasks.postgres.dump import FULL, Dumped, Form, What, dump_database, dump_globals
 from tasks.postgres.server import Server, judge_programs, read_database_bytes
+from tasks.postgres.snapshot import read_lock_room
 from tasks.stores.store import Store
 
 # pg_dump's directory format is smaller than the database in all but strange cases (no indexes, compressed); so is its
 # text, without the indexes. Encrypting writes each file once more, two at a time.
 SPACE_RATIO = 0.8
+# Beyond it other sessions leave too little; the dump itself refuses where there is too little.
+LOCK_RATIO = 0.8
 KIND_OF: dict[Form, Kind] = {
     "full": "postgres",
     "schema": "schema",
@@ -51,6 +54,11 @@ def judge_wanted(env: Environment, form: Form, tables: Sequence[str]) -> What:
 def judge_source(report: Report, env: Environment, server: Server) -> None:
     """What must hold of a server whose content is to be trusted."""
     judge_programs(env.postgres, server)
+    locks = read_lock_room(env.postgres, env.postgres.database)
+    report.expect("locks for a dump", locks.tables <= LOCK_RATIO * locks.locks, locks.remedy,
+                  value=f"{locks.tables:,} tables, each of which a dump locks",
+                  expected=f"at most {LOCK_RATIO:.0%} of the server's table of locks: {locks.text}",
+                  otherwise=Status.WARN)  # fmt: skip
     report.expect(
         "rights of the login",
         server.superuser,

@@ -26,6 +26,12 @@ def mend(report: Report, archive: Archive, replaced: Sequence[Link], undecodable
     of which there was no copy is marked, so that no later run takes it for whole."""
     for link in replaced:
         name = f"damaged segment {link.segment.name}"
+        if link.stored.end:  # the archiver would replace it by the receiver's, which has the same damage
+            report.warn(name, "check the disk of [wal] directory; switch to a new segment (SELECT pg_switch_wal()) and "
+                        "run backup-cluster: until then a recovery needs that other copy",
+                        value="the unfinished segment in the archive is damaged; another copy (pg_wal, the other "
+                        "archive) decodes further and is used", expected="decodes to its end")  # fmt: skip
+            continue
         try:
             replace_damaged(archive, link, (directory / link.segment.name).read_bytes())
         except OpsError as error:
@@ -34,7 +40,7 @@ def mend(report: Report, archive: Archive, replaced: Sequence[Link], undecodable
         else:
             report.fact(name, "replaced in the archive by the receiver's copy, which decodes and continues the "
                         "segments next to it")  # fmt: skip
-    if undecodable and not undecodable.stored.damaged:
+    if undecodable and not undecodable.stored.damaged and not undecodable.stored.end:
         with contextlib.suppress(OpsError):  # a repository that only pgBackRest writes: each run finds it again
             mark_damaged(archive, undecodable)
 
@@ -56,7 +62,8 @@ def judge_wal(report: Report, env: Environment, backup: Backup, source: Stores) 
                 history = timeline_in(archive, listing, content.timeline)
             chain = chain_from(listing, history, content.stop, content.segment_bytes)
             reader = Reader(env.postgres, archive, content.system, chain, Path(directory),
-                            copies_of(env, content.system), end=content.stop, keeps=False)  # fmt: skip
+                            copies_of(env, content.system, backup.manifest.environment),
+                            end=content.stop, keeps=False)  # fmt: skip
             for _ in reader.batches():
                 pass
             behind = reader.behind()
@@ -66,11 +73,12 @@ def judge_wal(report: Report, env: Environment, backup: Backup, source: Stores) 
         return
     why = reader.damage or chain.trouble
     more = f"; behind it: {behind.told}" if behind else ""
+    pruned = f"; {chain.end_reason}: only newer base backups reach later points" if chain.pruned else ""
     report.expect(
         "WAL after the base backup",
         not why,
         "run backup-cluster now: nothing behind that place can be restored to a point in time. Then look for an intact "
         "copy of that segment (the second store, pg_wal of primary and standby), and put it into [wal] directory",
-        value=f"{why}{more}" if why else f"{len(reader.read)} segments decode, up to {lsn_text(reader.end)}",
+        value=f"{why}{more}" if why else f"{len(reader.read)} segments decode, up to {lsn_text(reader.end)}{pruned}",
         expected="every segment is there and decodes",
     )

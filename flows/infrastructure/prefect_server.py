@@ -26,6 +26,7 @@ from flows.infrastructure import prefect_steps, upgrade_steps
 from flows.launch import launch
 from flows.pinned import pin_database
 from flows.store import mark_verified, measured, note, store_for, tidy
+from runbook.drivers import exit_code
 from runbook.render import size
 from runbook.report import Report
 from runbook.run import runbook
@@ -206,4 +207,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -11,6 +11,7 @@ from prefect import flow
 from blocks.environment import Environment
 from flows.launch import launch
 from flows.monitoring.incident import acknowledge, resolve
+from runbook.drivers import exit_code
 from runbook.report import Report
 from runbook.run import runbook
 
@@ -57,4 +58,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -12,6 +12,7 @@ from blocks.environment import Environment
 from flows.launch import launch
 from flows.monitoring import wording
 from flows.monitoring.incident import due_next, go_on, incidents, open_incident, prune, required
+from runbook.drivers import exit_code
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.alerts.follow_up import schedule_next
@@ -94,4 +95,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -31,6 +31,7 @@ from flows.monitoring.table import named
 from flows.recovery import board
 from flows.recovery.objectives import serves_elsewhere
 from flows.recovery.points import read_reach
+from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from tasks.recovery_points import standing
 
@@ -196,4 +197,4 @@ def _serve(watcher: Watcher) -> Callable[[], None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

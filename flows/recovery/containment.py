@@ -11,6 +11,7 @@ from blocks.environment import Environment
 from flows.launch import launch
 from flows.recovery import containment_steps as steps
 from runbook import containment
+from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
@@ -106,4 +107,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

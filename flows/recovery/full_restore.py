@@ -20,6 +20,7 @@ from flows.database.superseded import discard_surplus
 from flows.launch import launch
 from flows.recovery import board, bring_up, build, choose, revive
 from flows.recovery.held import services_held
+from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
@@ -123,4 +124,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -20,6 +20,7 @@ from flows.launch import launch
 from flows.recovery import board
 from flows.recovery.points import Reach, judge_sources, read_reach, resources_of
 from flows.recovery.ways import Way, find_ways, names_of
+from runbook.drivers import exit_code
 from runbook.form import Forms, read_forms
 from runbook.markdown import escaped
 from runbook.render import duration, size, table
@@ -124,4 +125,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -183,7 +183,7 @@ def _tell(report: Report, whole: Sequence[Backup], chain: Chain, oldest: Backup,
         not chain.trouble,
         "nothing behind it can be reached from here: look for that segment (the second store: source=copies; the "
         "receiver's directory), or start from a base backup that was taken after it",
-        value=chain.trouble or "without a gap",
+        value=chain.trouble or "without a gap" + f"; {chain.end_reason}" * bool(chain.pruned),
         otherwise=Status.WARN,
     )
 

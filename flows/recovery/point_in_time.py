@@ -19,6 +19,7 @@ from flows.pinned import pin_database
 from flows.recovery import point_build, point_choice, point_swap, point_tables, point_target
 from flows.recovery.point_choice import Origin
 from flows.recovery.point_target import Found
+from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.permit import Permit
 from runbook.report import Report
@@ -179,4 +180,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -48,7 +48,7 @@ def find_in_wal(env: Environment, origin: Origin, target: Target, directory: Pat
     with told(directory):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     reader = Reader(env.postgres, origin.archive, content.system, origin.chain, directory,
-                    copies_of(env, content.system), end=content.stop)  # fmt: skip
+                    copies_of(env, content.system, origin.backup.manifest.environment), end=content.stop)  # fmt: skip
     for _ in reader.batches():
         if stop := find_stop(target, reader.commits, content.stop, reader.end, whole=reader.is_whole):
             break
@@ -84,7 +84,7 @@ def judge_target(report: Report, origin: Origin, target: Target, found: Found) -
     newest = found.newest.told if found.newest else f"the backup's own moment, LSN {origin.content.stop_lsn}"
     oldest = cluster_in(origin.oldest)
     report.fact("newest reachable point" if not found.more or found.damage else "newest point that was read", newest)
-    reason = found.damage or origin.chain.trouble
+    reason = found.damage or origin.chain.end_reason
     if found.damage or found.behind:
         behind = f"; behind it: {found.behind.told}" if found.behind else ""
         report.expect("WAL of the archive", False, _beyond(found, origin, newest), value=f"{reason}{behind}",
@@ -124,6 +124,9 @@ def judge_target(report: Report, origin: Origin, target: Target, found: Found) -
 def _beyond(found: Found, origin: Origin, newest: str) -> str:
     """What to do about a gap: mend it, or accept in so many words what is lost behind it."""
     there = f"by=transaction target={found.newest.xid}" if found.newest else f"by=lsn target={origin.content.stop_lsn}"
+    if origin.chain.pruned and not found.damage:
+        return ("launch it with backup=auto: a newer base backup reaches later points. This one reaches only up to "
+                f"{newest}: that is {there}")  # fmt: skip
     return (
         "look for an intact copy of that segment: the second store (source=copies), the receiver's directory, pg_wal "
         "of the old primary and the standby; put it into [wal] directory, then launch this again. Without one, launch "

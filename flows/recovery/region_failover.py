@@ -23,6 +23,7 @@ from flows.recovery.held import Held
 from flows.recovery.region_account import Phases
 from flows.recovery.region_build import Region
 from flows.recovery.region_ways import Way, Ways, require_known, weighing
+from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.permit import Act, Permit
 from runbook.report import Report
@@ -178,4 +179,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

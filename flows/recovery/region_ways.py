@@ -122,7 +122,7 @@ class Ways:
         """What lies behind a gap is lost by this way: whoever wants it names the backup."""
         if not way.replay or not (behind := way.replay.found.behind):
             return
-        why = way.replay.found.damage or way.replay.origin.chain.trouble
+        why = way.replay.found.damage or way.replay.origin.chain.end_reason
         self.report.expect(
             "WAL without a gap", False,
             "look for an intact copy of that segment: the old region's receiver and pg_wal, another bucket; put it "

@@ -31,6 +31,7 @@ import httpx
 
 from blocks.ai_providers import AIProviders, Provider, ProviderFault
 from blocks.environment import Environment
+from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from tasks.ai.upstream import signed, upstream_of
 from tasks.faults.disposable import require_disposable
@@ -287,4 +288,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import boto3  # type: ignore[import-untyped]
 from botocore.auth import SigV4Auth  # type: ignore[import-untyped]
 from botocore.awsrequest import AWSRequest  # type: ignore[import-untyped]
+from botocore.exceptions import BotoCoreError  # type: ignore[import-untyped]
 
 from blocks.ai_providers import AIProviders, Provider
 from runbook.errors import OpsError
@@ -47,7 +48,11 @@ def signed(ai: AIProviders, method: str, url: str, headers: Mapping[str, str], b
         region_name=ai.bedrock_region or None,
     )
     plain = {name: value for name, value in headers.items() if not _SIGNED.fullmatch(name)}
-    if not (credentials := session.get_credentials()):
+    try:
+        credentials = session.get_credentials()
+    except BotoCoreError:  # a profile, file or endpoint of credentials that cannot be read
+        credentials = None
+    if not credentials:
         return dict(headers)
     kept = {name: value for name, value in plain.items() if name.lower() in ("content-type", "accept")}
     request = AWSRequest(method=method, url=url, data=body, headers=kept)

@@ -18,7 +18,7 @@ from runbook import shell
 from runbook.errors import CommandFailed, OpsError
 from tasks.wal.local import Local, find_segments
 from tasks.wal.names import lsn_of, lsn_text
-from tasks.wal.pages import record_end, records_follow
+from tasks.wal.pages import record_behind, record_end
 
 WALDUMP_SECONDS = 300
 _END = re.compile(r"error in WAL record at ([0-9A-F]+/[0-9A-F]+)")
@@ -61,7 +61,7 @@ def _goes_on(directory: Path, timeline: int, end: int) -> bool:
     file that is renamed meanwhile says nothing."""
     with contextlib.suppress(FileNotFoundError):
         there = [one for one in find_segments(directory) if one.timeline == timeline and one.start > end]
-        return records_follow([(one.segment, one.path) for one in there], end)
+        return bool(record_behind([(one.segment, one.path) for one in there], end))
     return False
 
 

@@ -23,6 +23,7 @@ from blocks.postgres import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.progress import Done, progress
+from tasks.postgres.visibility import lost_end
 
 LOCK_WAIT_MS = 5000
 MOST_MESSAGES = 5
@@ -40,7 +41,7 @@ Outcome = Literal["sound", "damaged", "not reached", "not checked"]
 @dataclass(frozen=True)
 class Relation:
     """A heap or an index of an access `method`; `table` is whose it is. `why_not` tells why amcheck cannot check it, ""
-    where it can."""
+    where it can. `is_unindexed`: a heap to whose rows no B-tree index leads."""
 
     oid: int
     name: str
@@ -49,6 +50,7 @@ class Relation:
     bytes: int
     why_not: str
     method: str = ""
+    is_unindexed: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ def find_relations(postgres: Postgres, database: str, tables: Sequence[str]) -> 
             names = ", ".join(sorted(missing))
             raise OpsError(f"there is no table {names} in {database}", "write table or schema.table, as they are")
         rows = execute(connection, _RELATIONS, not tables, [row[0] for row in found])
-    return tuple(Relation(int(r[0]), str(r[1]), str(r[2]), bool(r[3]), int(r[4]), str(r[5]), str(r[6])) for r in rows)
+    return tuple(Relation(int(r[0]), str(r[1]), str(r[2]), bool(r[3]), int(r[4]), str(r[5]), str(r[6]), bool(r[7]))
+                 for r in rows)  # fmt: skip
 
 
 @contextmanager
@@ -121,7 +124,11 @@ SELECT c.oid, format('%%I.%%I', n.nspname, c.relname), every.owner::regclass::te
                  'this amcheck has no check for gin: ALTER EXTENSION amcheck UPDATE'
             WHEN a.amname NOT IN ('heap', 'btree') THEN 'amcheck has no check for ' || a.amname
             ELSE '' END,
-       a.amname
+       a.amname,
+       c.relkind IN ('r', 'm') AND NOT EXISTS (
+           SELECT FROM pg_index x JOIN pg_class xc ON xc.oid = x.indexrelid JOIN pg_am xa ON xa.oid = xc.relam
+           WHERE x.indrelid = c.oid AND x.indisvalid AND x.indpred IS NULL AND x.indexprs IS NULL
+             AND xa.amname = 'btree')
 FROM (SELECT EXISTS (SELECT FROM pg_proc WHERE proname = 'gin_index_check' AND pronamespace =
                      (SELECT extnamespace FROM pg_extension WHERE extname = 'amcheck')) AS known,
              (SELECT default_version::numeric FROM pg_available_extensions WHERE name = 'amcheck') AS available) AS gin,
@@ -206,6 +213,8 @@ def _ask(connection: Connection, schema: str, relation: Relation, heapallindexed
     rows = execute(connection, statement, relation.oid, MOST_MESSAGES)
     told = "; ".join(f"block {row[0]}" + (f" row {row[1]}" if row[1] else "") + f": {row[2]}" for row in rows)
     if not rows:
+        if lost := lost_end(connection, relation.oid):
+            return lost
         _read_rows_of_index(connection, relation, heapallindexed)
     return f"{rows[0][3]} errors: {told}" if rows else ""
 

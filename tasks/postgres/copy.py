@@ -76,7 +76,7 @@ def dump_in(backup: Backup) -> Source:
     content = content_in(backup)
     source = source_in(backup.path, content.bytes, parts=content.part == "tables")
     if source.form == "plain":
-        return source
+        return replace(source, relations=len(content.tables) + len(content.sequences))
     fragile = frozenset((schema, table) for schema, table, _ in content.volatile_checks)
     return replace(source, remote=content.remote_views if content.part == "full" else (), unchecked=fragile)
 

@@ -38,7 +38,7 @@ class Source:
     """A dump: where, in which form, and how large its database was (0: nobody knows). `parts`: rows are missing;
     `foreign`: none of our backups; `without`: how the lines of its list end that are not restored. `remote`:
     materialised views that read foreign tables; they are filled last, and may stay empty. `unchecked`: tables
-    whose CHECK constraints are not checked again."""
+    whose CHECK constraints are not checked again. `relations`: so many tables and sequences it makes, where known."""
 
     path: Path
     form: Form
@@ -48,6 +48,7 @@ class Source:
     without: tuple[str, ...] = ()
     remote: tuple[tuple[str, str], ...] = ()
     unchecked: frozenset[tuple[str, str]] = frozenset()
+    relations: int = 0
 
     @property
     def hint(self) -> str:
@@ -89,7 +90,7 @@ def fill(postgres: Postgres, source: Source, database: str, oid: int, jobs: int)
 
     with progress(tell):
         if source.form == "plain":
-            return run_plain(postgres, source.path, database, settings, source.hint)
+            return run_plain(postgres, source.path, database, settings, source.hint, source.relations)
         return _pg_restore(postgres, source, database, jobs, settings)
 
 

@@ -20,6 +20,7 @@ from runbook.log import logger
 from tasks.postgres.quiet import copy_options
 from tasks.postgres.refusal import does_not_restore
 from tasks.postgres.script import Part, lines_of
+from tasks.postgres.snapshot import read_lock_room
 
 PLAIN = "dump.sql"
 COMPRESSED = "dump.sql.gz"
@@ -55,10 +56,13 @@ def restricts(postgres: Postgres) -> bool:
     return major >= 18 or minor >= RESTRICTS.get(major, minor + 1)
 
 
-def run_plain(postgres: Postgres, path: Path, database: str, settings: Mapping[str, str], hint: str) -> float:
+def run_plain(
+    postgres: Postgres, path: Path, database: str, settings: Mapping[str, str], hint: str, relations: int = 0
+) -> float:
     """Run a dump through psql in one transaction that ends at the first error; returns the seconds. A text that ends
     the transaction itself (pg_dump writes no COMMIT) leaves what it did until then in `database`. Of thousands of
-    tables the server may have no room for the locks of one transaction: then each statement is one.
+    tables the server may have no room for the locks of one transaction: then each statement is one. `relations`: so
+    many it makes at least, where that is known.
 
     Raises:
         VerificationFailed: it is compressed, and was cut off or altered.
@@ -76,6 +80,9 @@ def run_plain(postgres: Postgres, path: Path, database: str, settings: Mapping[s
         ).seconds
 
     try:
+        if relations and relations > (room := read_lock_room.work(postgres, database)).locks:
+            logger().info("%s makes %d relations, %s: by statements", path.name, relations, room.text)
+            return run()
         try:
             return run("--single-transaction")
         except CommandFailed as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import psycopg
@@ -16,6 +17,7 @@ from psycopg import sql
 
 from blocks.postgres import Connection, Postgres, execute
 from runbook.errors import OpsError
+from runbook.kinds import probe
 from runbook.log import logger
 from tasks.postgres.session import pin
 
@@ -94,17 +96,49 @@ def _lockable(connection: Connection) -> list[_Table]:
     return [(int(oid), str(schema), str(table)) for oid, schema, table in rows]
 
 
+@dataclass(frozen=True)
+class LockRoom:
+    """The table of locks that all processes of a server share, and the tables of a database: a dump locks each of them.
+    `per`: max_locks_per_transaction."""
+
+    tables: int
+    per: int
+    processes: int
+
+    @property
+    def locks(self) -> int:
+        """For about so many objects there is room. (What is left of shared memory makes it a little more.)"""
+        return self.per * self.processes
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        setting = f"max_locks_per_transaction = {self.per}"
+        return f"{setting} with {self.processes} processes makes room for about {self.locks:,}"
+
+    @property
+    def remedy(self) -> str:
+        """How there will be room for twice the tables."""
+        wanted = max(2 * self.per, -(-2 * self.tables // self.processes))
+        setting = f"ALTER SYSTEM SET max_locks_per_transaction = {wanted}"
+        return f"{setting} (on the standby first), restart PostgreSQL, and launch this again"
+
+
+@probe
+def read_lock_room(postgres: Postgres, database: str) -> LockRoom:
+    """How many locks the server has room for, and how many tables a database has."""
+    with postgres.connect(database) as connection:
+        per, processes = (int(value) for value in execute(connection, _LOCKS)[0])
+        return LockRoom(len(_lockable(connection)), per, processes)
+
+
 def too_many_tables(postgres: Postgres) -> OpsError:
     """That the server has no room for the locks of a dump, and the setting with which it would."""
-    with postgres.connect(postgres.database) as connection:
-        tables = len(_lockable(connection))
-        per, sessions = (int(value) for value in execute(connection, _LOCKS)[0])
-    wanted = max(2 * per, -(-2 * tables // sessions))
+    room = read_lock_room.work(postgres, postgres.database)
     return OpsError(
-        f"the server's table of locks is full: the database has {tables:,} tables, a dump locks each of them, and "
-        f"max_locks_per_transaction = {per} with {sessions} processes makes room for about {per * sessions:,}",
-        f"ALTER SYSTEM SET max_locks_per_transaction = {wanted} (on the standby first), restart PostgreSQL, and launch "
-        "this again",
+        f"the server's table of locks is full: the database has {room.tables:,} tables, a dump locks each of them, and "
+        f"{room.text}",
+        room.remedy,
     )
 
 

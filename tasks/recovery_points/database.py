@@ -165,14 +165,15 @@ def _with_tail(env: Environment, listing: Listing, system: int) -> Listing:
         return listing
     segments, partials = dict(listing.segments), dict(listing.partials)
     for segment, path in local_files(Path(env.wal.directory), system):
-        if any(not one.damaged for one in segments.get(segment.name, ())):
+        there = segments.get(segment.name, ())
+        if any(not one.damaged for one in there) or (not there and listing.is_pruned(segment.name)):
             continue
         if path.name == segment.name:
             segments[segment.name] = (Stored(str(path), segment.name, "", segment.bytes),)
         elif end := _written_bytes(path, segment):
             tail = Stored(str(path), segment.name, "", end, end)
             partials[segment.name] = tuple(sorted((*partials.get(segment.name, ()), tail), key=lambda one: one.end))
-    return Listing(segments, partials, listing.histories)
+    return Listing(segments, partials, listing.histories, listing.pruned)
 
 
 def _written_bytes(path: Path, segment: Segment) -> int:

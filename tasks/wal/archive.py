@@ -5,6 +5,7 @@ SHA-256 of what it holds, so that what comes back is proven and two contents of 
     000000010000000000000003.partial.00A3F2C8-<sha256>.gz[.age] one that is still written, up to that byte
     00000002.history-<sha256>.gz[.age]                          the history of a timeline
     000000010000000000000003-<sha256>.gz[.age].damaged          a mark: the WAL in the file of that name is damaged
+    000000010000000000000003.pruned                             a mark: up to that segment its timeline's were deleted
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import hashlib
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import pyrage
 
@@ -30,6 +31,7 @@ _NAME = re.compile(
 )
 LEVEL = 1
 DAMAGED = ".damaged"
+_PRUNED = re.compile(r"(?P<segment>[0-9A-F]{24})\.pruned")
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,23 @@ class Stored:
 
 @dataclass(frozen=True)
 class Listing:
-    """What is in an archive: by segment (more than one: they differ), by segment the partial ones, and by timeline."""
+    """What is in an archive: by segment (more than one: they differ), by segment the partial ones, and by timeline.
+    `pruned`: by the first eight digits of a name, a timeline's, the newest of its segments that were deleted as old."""
 
     segments: dict[str, tuple[Stored, ...]]
     partials: dict[str, tuple[Stored, ...]]
     histories: dict[int, tuple[Stored, ...]]
+    pruned: dict[str, str] = field(default_factory=dict)
+
+    def is_pruned(self, segment: str) -> bool:
+        """Whether a segment that is not there was deleted on purpose: it is not stored again, and its place is no gap.
+        What was deleted on one timeline says nothing of another, which may begin before that."""
+        return segment <= self.pruned.get(segment[:8], "")
+
+    @property
+    def timelines(self) -> set[int]:
+        """All of which anything is there."""
+        return {*self.histories, *(int(name[:8], 16) for name in (*self.segments, *self.partials))}
 
     @property
     def bytes(self) -> int:
@@ -91,6 +105,7 @@ class Archive:
             {name: tuple(found) for name, found in segments.items()},
             {name: tuple(sorted(found, key=lambda one: one.end)) for name, found in partials.items()},
             {number: tuple(found) for number, found in histories.items()},
+            pruned_in(names),
         )
 
     def put(self, of: str, content: bytes, *, end: int = 0) -> Stored:
@@ -137,6 +152,35 @@ class Archive:
         self.place.put(stored.name + DAMAGED, b"this WAL does not decode\n", lasting=False)
         return replace(stored, damaged=True)
 
+    def note_pruned(self, doomed: Sequence[Stored]) -> None:
+        """Note that these are deleted on purpose; to be called before they are. An unfinished segment of the newest
+        timeline is not counted: it is written on, and stored when it is finished.
+
+        Raises:
+            OpsError, Unreachable: it cannot be written.
+        """
+        listing = self.listing()
+        live = f"{max(listing.timelines, default=0):08X}"
+        newest = dict[str, str]()
+        for one in doomed:
+            if not (one.end and one.of.startswith(live)):
+                newest[one.of[:8]] = max(one.of, newest.get(one.of[:8], ""))
+        for timeline, segment in newest.items():
+            if not listing.is_pruned(segment):
+                self.place.put(f"{segment}.pruned", b"the WAL up to here was deleted: no base backup needs it\n",
+                               lasting=False)  # fmt: skip
+                if older := listing.pruned.get(timeline):
+                    self.place.remove([f"{older}.pruned"])
+
+
+def pruned_in(names: Iterable[str]) -> dict[str, str]:
+    """See `Listing.pruned`, from the names of the files of an archive."""
+    found = dict[str, str]()
+    for name in names:
+        if match := _PRUNED.fullmatch(name):
+            found[name[:8]] = max(match["segment"], found.get(name[:8], ""))
+    return found
+
 
 def timeline_in(archive: Archive, listing: Listing, number: int = 0) -> Timeline:
     """A timeline of the archive, the newest by default, with its history.
@@ -145,8 +189,7 @@ def timeline_in(archive: Archive, listing: Listing, number: int = 0) -> Timeline
         OpsError: there is no such timeline.
         VerificationFailed: its history is damaged, or there are two.
     """
-    known = {*listing.histories, *(int(name[:8], 16) for name in (*listing.segments, *listing.partials))}
-    number = number or max(known, default=1)
+    number = number or max(listing.timelines, default=1)
     if number == 1:
         return Timeline(1)
     found = listing.histories.get(number, ())

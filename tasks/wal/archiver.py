@@ -19,6 +19,7 @@ from typing import get_args
 
 from blocks.environment import Environment, Stores
 from runbook import containment
+from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from tasks.wal.destinations import destinations_of
 from tasks.wal.place import DirectoryPlace
@@ -116,4 +117,4 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -27,7 +27,8 @@ class Link:
 @dataclass(frozen=True)
 class Chain:
     """The segments from a point on, without a gap. `missing`: the first that is not there, of a history that goes on
-    behind it (a gap); "" where the chain ends with the archive. `double`: there with two contents. `damaged`: marked as
+    behind it (a gap); "" where the chain ends with the archive. `pruned`: the first that was deleted on purpose (no
+    gap: only newer base backups reach what is behind it). `double`: there with two contents. `damaged`: marked as
     damaged (it is the last of the links). `behind`: the segments after that place, as far as they are there."""
 
     timeline: Timeline
@@ -35,6 +36,7 @@ class Chain:
     missing: str = ""
     double: str = ""
     damaged: str = ""
+    pruned: str = ""
     behind: tuple[Link, ...] = ()
 
     @property
@@ -45,6 +47,8 @@ class Chain:
     @property
     def trouble(self) -> str:
         """Why it ends where it ends, as a sentence; "" where nothing is wrong."""
+        if self.pruned:
+            return ""
         later = ""
         if self.behind:
             later = f", and {len(self.behind)} later ones are there, up to {lsn_text(self.behind[-1].end)}"
@@ -53,6 +57,11 @@ class Chain:
         if self.damaged:
             return f"{self.damaged} is damaged in the archive{later}"
         return f"{self.missing} is missing in the archive{later}" if self.missing else ""
+
+    @property
+    def end_reason(self) -> str:
+        """The same; and where nothing is wrong, that what followed was deleted as old."""
+        return self.trouble or (f"WAL from {self.pruned} on was deleted by prune-backups" if self.pruned else "")
 
     @property
     def told(self) -> str:
@@ -73,6 +82,8 @@ def chain_from(listing: Listing, timeline: Timeline, lsn: int, bytes_: int = SEG
         link, double = _link(listing, timeline, number, bytes_)
         if link is None:
             wanted = timeline.candidates(number, bytes_)[0].name
+            if not double and any(listing.is_pruned(one.name) for one in timeline.candidates(number, bytes_)):
+                return broken(pruned=wanted)
             return broken(double=wanted) if double else broken(missing=wanted)
         links.append(link)
         if link.stored.damaged and number < newest:

@@ -42,22 +42,25 @@ class Commit:
 
 
 def commits_in(
-    postgres: Postgres, files: Sequence[tuple[Segment, Path]], stopped: Callable[[int], None] = lambda _: None
-) -> list[Commit]:
-    """Every commit in consecutive segments of one history, in the order of WAL. `stopped`: see `lines_in`.
+    postgres: Postgres, files: Sequence[tuple[Segment, Path]], stopped: Callable[[int], None] = lambda _: None,
+    start: int = 0,
+) -> list[Commit]:  # fmt: skip
+    """Every commit in consecutive segments of one history, in the order of WAL. `stopped`, `start`: see `lines_in`.
 
     Raises:
         CommandFailed: pg_waldump failed otherwise than by reaching the end.
     """
-    return [commit for line in lines_in(postgres, files, ["Transaction"], stopped) if (commit := _commit(line))]
+    lines = lines_in(postgres, files, ["Transaction"], stopped, start)
+    return [commit for line in lines if (commit := _commit(line))]
 
 
 def lines_in(
     postgres: Postgres, files: Sequence[tuple[Segment, Path]], managers: Sequence[str],
-    stopped: Callable[[int], None] = lambda _: None,
+    stopped: Callable[[int], None] = lambda _: None, start: int = 0,
 ) -> Iterator[str]:  # fmt: skip
-    """What pg_waldump prints of some resource managers' records in consecutive segments of one history. `stopped` is
-    told the LSN behind which it read nothing, where it could not read to the end.
+    """What pg_waldump prints of some resource managers' records in consecutive segments of one history, from the first
+    that begins at or after `start` on (0: from their beginning). `stopped` is told the LSN behind which it read
+    nothing, where it could not read to the end.
 
     Raises:
         CommandFailed: it failed otherwise than by reaching the end.
@@ -72,7 +75,7 @@ def lines_in(
         argv = [
             *(postgres.program("pg_waldump"), f"--path={directory}", f"--timeline={one}"),
             *(f"--rmgr={manager}" for manager in managers),
-            f"--start={lsn_text(files[0][0].start)}",
+            f"--start={lsn_text(max(start, files[0][0].start))}",
             f"--end={lsn_text(files[-1][0].end)}",  # else it waits 5 s for the next one
         ]
         yield from _printed(argv, stopped)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.permit import Permit
 from tasks.catalogue import Backup
@@ -69,12 +70,15 @@ def find_old_wal(archive: Archive, system: int, kept: Sequence[Backup], window: 
 
 @action(idempotent=True)
 def delete_wal(permit: Permit, old: OldWal) -> int:
-    """Remove it, oldest first: killed in between, what later base backups need is without a gap. Returns its bytes.
+    """Remove it, oldest first: killed in between, what later base backups need is without a gap. That it is deleted on
+    purpose is noted before, so that no archiver stores it again. Returns its bytes.
 
     Raises:
         OpsError: the store refuses (an object lock).
     """
     permit.require(DELETE_WAL, old.where)
+    old.archive.note_pruned(old.doomed)
+    failpoint("wal: pruning noted")
     for start in range(0, len(old.doomed), 100):
         old.archive.remove(old.doomed[start : start + 100])
     return old.bytes

@@ -7,24 +7,31 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import get_args
 
-from blocks.environment import Environment
+from blocks.environment import Environment, Stores
 from blocks.postgres import Postgres
-from runbook.errors import OpsError, VerificationFailed
+from runbook.errors import OpsError
 from runbook.kinds import action
 from tasks.stores.directory import told
 from tasks.wal.archive import Archive
 from tasks.wal.continuity import Chain, Link
+from tasks.wal.destinations import archive_of
 from tasks.wal.dump import Commit, commits_in
 from tasks.wal.fetch import BATCH, fetch
 from tasks.wal.header import require_own
 from tasks.wal.local import find_segments
 from tasks.wal.names import lsn_text
-from tasks.wal.pages import Files, next_record, records_follow
+from tasks.wal.pages import PAGE_BYTES, Files, next_record, record_behind, skip_to
+from tasks.wal.supply import RECEIVED, directories_of
 
 Copies = Callable[[Link], Iterator[bytes]]
+"""What other places have of a segment; of one that is not finished it may end earlier or later, or go over into what
+was there before."""
 MOST_LOOKED_AT = 8
+PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,11 @@ class Reader:
             content = self.archive.get(link.stored)
             require_own(content, link.segment, self.system)
             path.write_bytes(content)
-            return [one for one in commits_in(self.postgres, [(link.segment, path)]) if one.lsn >= self.end]
+            files = [(link.segment, path)]
+            start = record_behind(files, self.end) if link.segment.start <= self.end else 0
+            if start % PAGE_BYTES:
+                skip_to(path, link.segment, start)
+            return [one for one in commits_in(self.postgres, files, start=start) if one.lsn >= self.end]
         finally:
             path.unlink(missing_ok=True)
 
@@ -145,72 +156,103 @@ class Reader:
         if not links:
             return
         files = [(link.segment, self.directory / link.segment.name) for link in links]
-        commits, begin = self._decode(files, is_last=is_last)
-        while begin and (better := self._replace(links, files, begin, is_last=is_last)):
-            commits, begin = better
+        found = self._decode(files, is_last=is_last)
+        while better := self._replace(links, files, found, is_last=is_last):
+            found = better
         last = self.commits[-1].lsn if self.commits else -1
-        self.commits += [commit for commit in commits if commit.lsn > last]
-        self.end = begin or self.read[-1].end
-        if begin:
+        self.commits += [commit for commit in found.commits if commit.lsn > last]
+        self.end = found.broken_at or max(self.read[-1].end, found.reached)
+        if begin := found.broken_at:
             link = self.undecodable = next(link for link in links if link.segment.end > begin)
-            self.damage = (f"{link.segment.name} in {self.archive.place.where} is damaged: its WAL does not decode "
+            what = "has records behind the place where decoding ends" if link.stored.end else "is damaged"
+            self.damage = (f"{link.segment.name} in {self.archive.place.where} {what}: its WAL does not decode "
                            f"from {lsn_text(begin)} on, although its checksum is right")  # fmt: skip
 
-    def _decode(self, files: Files, *, is_last: bool) -> tuple[list[Commit], int]:
-        """The commits, and the LSN at which a record that cannot be read begins (0: it was read to its end). Where the
-        archive ends the last record may not be whole yet: no other follows it then."""
+    def _decode(self, files: Files, *, is_last: bool) -> _Decoded:
+        """Where the archive ends the last record may not be whole yet: no other follows it then."""
         ends = list[int]()
         commits = commits_in(self.postgres, files, ends.append)
-        if not ends:
-            return commits, 0
-        begin = next_record(files, ends[0])
-        if begin >= files[-1][0].end or (is_last and not records_follow(files, self._last_place(begin))):
-            return commits, 0
-        return commits, begin
+        reached = next_record(files, ends[0]) if ends else files[-1][0].end
+        is_broken = reached < files[-1][0].end and not (is_last and not record_behind(files, reached))
+        return _Decoded(commits, reached, reached if is_broken else 0)
 
-    def _last_place(self, begin: int) -> int:
-        """Records behind this place are there only where the one at `begin` is damaged: a segment is flushed before it
-        is finished, and before the next one is written. Of an unfinished one, after a power failure, the end may be
-        there and the middle not."""
-        link = next(link for link in self.read if link.segment.end > begin)
-        return link.segment.end - 1 if link.stored.end else begin
-
-    def _replace(
-        self, links: Sequence[Link], files: Files, begin: int, *, is_last: bool
-    ) -> tuple[list[Commit], int] | None:
+    def _replace(self, links: Sequence[Link], files: Files, found: _Decoded, *, is_last: bool) -> _Decoded | None:
         """The same with an intact copy in the place of the damaged segment: one from which WAL can be read on into the
-        next segment, which fits to what is before it and after it by that."""
+        next segment, which fits to what is before it and after it by that; of the last one, which is not finished, one
+        that can be read further."""
         for index, link in enumerate(links):
-            if not begin // link.segment.bytes <= link.segment.number <= begin // link.segment.bytes + 1:
+            is_tail = bool(is_last and link is links[-1] and link.stored.end)
+            first = found.reached // link.segment.bytes
+            if not (found.broken_at and first <= link.segment.number <= first + 1) and not (
+                is_tail and link.segment.start <= found.reached < link.end
+            ):
                 continue
             kept = files[index][1].read_bytes()
             for content in self.copies(link):
-                if content == kept:
+                # What was written meanwhile makes a copy longer: that is no damage here.
+                if content == kept or (not found.broken_at and content.startswith(kept[: link.stored.end])):
                     continue
                 self._write(link, content)
-                commits, reached = self._decode(files, is_last=is_last)
-                if not reached or reached // link.segment.bytes > link.segment.number:
+                better = self._decode(files, is_last=is_last)
+                if is_tail and better.reached > found.reached:
+                    if not better.broken_at:  # what is behind that in a server's own file was there before
+                        there = content[: better.reached - link.segment.start]
+                        self._write(link, there.ljust(link.segment.bytes, b"\0"))
                     self.replaced.append(link)
-                    return commits, reached
+                    return better
+                if not is_tail and (
+                    not better.broken_at or better.broken_at // link.segment.bytes > link.segment.number
+                ):
+                    self.replaced.append(link)
+                    return better
                 self._write(link, kept)
         return None
 
 
-def copies_of(env: Environment, system: int) -> Copies:
-    """Copies of an archived segment on this host: the receiver's, of the same cluster, timeline and place."""
+@dataclass(frozen=True)
+class _Decoded:
+    """The commits of some segments, up to where their records could be read; `broken_at`: others follow a record there
+    that cannot be read (0: none does)."""
+
+    commits: list[Commit]
+    reached: int
+    broken_at: int
+
+
+def copies_of(env: Environment, system: int, of: str = "") -> Copies:
+    """Copies of an archived segment, of the same cluster, timeline and place: the receiver's; of one that is not
+    finished also those of the servers' own pg_wal on this host, and of every archive. `of`: the environment whose WAL
+    it is, where that is another one."""
 
     def find(link: Link) -> Iterator[bytes]:
-        if not env.has("wal") or not env.wal.directory or not Path(env.wal.directory).is_dir():
-            return
-        with contextlib.suppress(OpsError):
-            for one in find_segments(Path(env.wal.directory)):
-                if one.segment == link.segment and one.system == system and not one.path.name.endswith(".partial"):
-                    with contextlib.suppress(OSError, VerificationFailed):
-                        content = one.path.read_bytes()
-                        require_own(content, link.segment, system)
-                        yield content
+        for read in (*_local_copies(env, link, system), *(_archived_copies(env, link, system, of))):
+            with contextlib.suppress(OSError, OpsError):
+                content = read()
+                require_own(content, link.segment, system)
+                yield content
 
     return find
+
+
+def _local_copies(env: Environment, link: Link, system: int) -> Iterator[Callable[[], bytes]]:
+    for where, directory in directories_of(env):
+        if not link.stored.end and where != RECEIVED:
+            continue
+        with contextlib.suppress(OpsError):
+            for one in find_segments(directory):
+                is_whole = not one.path.name.endswith(".partial")
+                if one.segment == link.segment and one.system == system and (is_whole or link.stored.end):
+                    yield one.path.read_bytes
+
+
+def _archived_copies(env: Environment, link: Link, system: int, of: str) -> Iterator[Callable[[], bytes]]:
+    for which in get_args(Stores) if link.stored.end else ():
+        with contextlib.suppress(OpsError):
+            if env.has(which):
+                archive = archive_of(env, which, system, of, patience_seconds=PATIENCE_SECONDS)
+                listing, name = archive.listing(), link.segment.name
+                for one in (*listing.segments.get(name, ()), *reversed(listing.partials.get(name, ()))):
+                    yield partial(archive.get, one)
 
 
 @action(idempotent=True)

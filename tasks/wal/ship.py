@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
-from tasks.wal.archive import DAMAGED, Archive, Listing
+from tasks.wal.archive import DAMAGED, Archive, Listing, pruned_in
 from tasks.wal.header import HEADER, read_header, require_own
 from tasks.wal.names import HISTORY, PARTIAL, SEGMENT, Segment
 
@@ -84,7 +84,7 @@ def _ship_one(directory: Path, path: Path, destination: Destination) -> bool:
     Raises:
         VerificationFailed: it is not what its name says, or the archive has something else of that name.
     """
-    content = path.read_bytes()
+    content = _read(path)
     if HISTORY.fullmatch(path.name):
         archive, listing = destination.known(_system_of(directory))
         return _put_new(archive, path.name, content, [one.sha256 for one in listing.histories.get(_tli(path), ())])
@@ -93,6 +93,8 @@ def _ship_one(directory: Path, path: Path, destination: Destination) -> bool:
     segment = Segment.named(path.name[:24], header.segment_bytes)
     stored = listing.segments.get(segment.name, ())
     there = [one.sha256 for one in stored]
+    if not stored and listing.is_pruned(segment.name):
+        return False
     if PARTIAL.fullmatch(path.name):
         return not there and _put_partial(archive, listing, segment, header.system, content)
     require_own(content, segment, header.system)
@@ -104,6 +106,16 @@ def _ship_one(directory: Path, path: Path, destination: Destination) -> bool:
         with contextlib.suppress(OpsError):  # an object lock holds them: they do no harm
             archive.remove(old)
     return done
+
+
+def _read(path: Path) -> bytes:
+    """A file's content. Of one that is being written, what was there before its second reading began: a page that is
+    read before it is written, followed by one that is read after it was, would look like damage."""
+    content = path.read_bytes()
+    if not PARTIAL.fullmatch(path.name):
+        return content
+    end = len(content.rstrip(b"\0"))
+    return path.read_bytes()[:end].ljust(len(content), b"\0")
 
 
 def _put_new(archive: Archive, of: str, content: bytes, there: Sequence[str]) -> bool:
@@ -137,7 +149,8 @@ def _put_partial(archive: Archive, listing: Listing, segment: Segment, system: i
 
 
 def tidy(directory: Path, destinations: Sequence[Destination], keep: int = KEEP_SEGMENTS) -> list[str]:
-    """Remove finished segments from the receiver's directory that every archive has, but for the newest `keep`."""
+    """Remove finished segments from the receiver's directory that every archive has, or has pruned, but for the newest
+    `keep`."""
     segments = sorted(
         (path for path in _files(directory) if SEGMENT.fullmatch(path.name)),
         key=lambda path: (path.name[8:], path.name[:8]),
@@ -160,6 +173,8 @@ def _has(destination: Destination, path: Path, mark: tuple[str, int, int]) -> bo
     content = path.read_bytes()
     archive = destination.known(read_header(content, path.name).system)[0]
     there = archive.place.names()
+    if path.name <= pruned_in(there).get(path.name[:8], ""):  # deleted there as old
+        return True
     digest = hashlib.sha256(content).hexdigest()
     own = [name for name in there if name.startswith(f"{path.name}-{digest}.")]
     return any(name + DAMAGED not in there for name in own if not name.endswith(DAMAGED))

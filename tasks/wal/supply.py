@@ -26,6 +26,7 @@ from tasks.wal.local import find_segments
 from tasks.wal.names import SEGMENT_BYTES, Segment, Timeline
 
 BATCH = 32
+RECEIVED = "the receiver's directory"
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def read_supply(env: Environment, source: Stores, system: int, timeline: int = 0
         except OpsError as error:
             silent.append(f"the archive: {error.message}")
             archive = None
-    for where, directory in _directories(env):
+    for where, directory in directories_of(env):
         try:
             there = find_segments(directory)
         except OpsError as error:
@@ -131,9 +132,9 @@ def read_supply(env: Environment, source: Stores, system: int, timeline: int = 0
     return Supply(system, history, bytes_, archive, _chosen(found, history, bytes_), tuple(silent))
 
 
-def _directories(env: Environment) -> list[tuple[str, Path]]:
+def directories_of(env: Environment) -> list[tuple[str, Path]]:
     """Those of this host: the receiver's, and the servers' own."""
-    found = [("the receiver's directory", Path(env.wal.directory))] if env.has("wal") else []
+    found = [(RECEIVED, Path(env.wal.directory))] if env.has("wal") else []
     nodes = [env.postgres, *([env.standby] if env.has("standby") else [])]  # the primary's goes further
     found += [(f"pg_wal of {one.host}:{one.port}", Path(one.data_directory) / "pg_wal")
               for one in nodes if is_here(one.host)]  # fmt: skip
@@ -143,7 +144,7 @@ def _directories(env: Environment) -> list[tuple[str, Path]]:
 def system_here(env: Environment) -> int:
     """The system identifier of the cluster whose WAL came here last; 0 where there is none."""
     newest, system = (0, 0), 0
-    for _, directory in _directories(env):
+    for _, directory in directories_of(env):
         for one in find_segments(directory):
             if (one.timeline, one.start) > newest:
                 newest, system = (one.timeline, one.start), one.system
@@ -153,7 +154,7 @@ def system_here(env: Environment) -> int:
 def _history(env: Environment, archive: Archive | None, number: int) -> Timeline:
     if number == 1:
         return Timeline(1)
-    for _, directory in _directories(env):
+    for _, directory in directories_of(env):
         path = directory / f"{number:08X}.history"
         if path.is_file():
             return Timeline.read(number, path.read_text(errors="replace"))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -121,6 +123,11 @@ def point_elsewhere(page: bytearray) -> None:
     """The third entry of a leaf leads to another row of its page: the order of the keys is kept."""
     at = first_item(page, 2) + 4
     page[at : at + 2] = (int.from_bytes(page[at : at + 2], "little") + 100).to_bytes(2, "little")
+
+
+def swap_items(page: bytearray) -> None:
+    """The first two entries of a page stand in the other order: their line pointers are exchanged."""
+    page[24:28], page[28:32] = page[28:32], page[24:28]
 
 
 @pytest.mark.contrib
@@ -248,26 +255,44 @@ def test_a_damaged_gin_index_and_the_missing_end_of_a_table_are_found(damaged: P
     damaged.sql(
         "CREATE TABLE papers (id int PRIMARY KEY, words tsvector); "
         "INSERT INTO papers SELECT g, to_tsvector('simple', 'w' || g) FROM generate_series(1, 5000) g; "
-        "CREATE INDEX papers_words ON papers USING gin (words)", database=DATABASE,
+        "CREATE INDEX papers_words ON papers USING gin (words); CREATE INDEX papers_order ON papers USING gin (words); "
+        "CREATE TABLE heap AS SELECT g AS id, repeat('x', 500) AS text FROM generate_series(1, 5000) g; "
+        "CREATE TABLE cut AS SELECT * FROM heap", database=DATABASE,
     )  # fmt: skip
-    damaged.sql("VACUUM ANALYZE papers", database=DATABASE)
+    for table in ("papers", "heap", "cut"):
+        damaged.sql(f"VACUUM ANALYZE {table}", database=DATABASE)
+    damaged.sql("CHECKPOINT")
+    damaged.sql("DELETE FROM cut WHERE id > 1000", database=DATABASE)
+    damaged.sql("VACUUM cut", database=DATABASE)  # the file is shorter at once, its map's with the next checkpoint
+    assert damaged.sql("SELECT pg_relation_size('cut') < pg_relation_size('heap') / 2", database=DATABASE) == [(True,)]
+    assert bad(check(tables=["cut", "heap"])) == []
     damaged.sql("UPDATE pg_class SET relpages = relpages + 100 WHERE relname = 'papers'", database=DATABASE)
     damaged.sql("CHECKPOINT")
     sound = check()
     assert bad(sound) == [], "an old count of pages is no damage"
     has_check = damaged.sql("SELECT 1 FROM pg_proc WHERE proname = 'gin_index_check'", database=DATABASE)
-    path = damaged.data / str(damaged.sql("SELECT pg_relation_filepath('people')", database=DATABASE)[0][0])
+    paths = damaged.sql("SELECT pg_relation_filepath('people'), pg_relation_filepath('heap')", database=DATABASE)[0]
+    alter(damaged, "papers_order", 3, swap_items, sums=True)
     alter(damaged, "papers_words", 3, flip, sums=False)
-    with path.open("r+b") as file:
-        file.truncate(path.stat().st_size // PAGE // 2 * PAGE)
     damaged.stop()
+    for path in (damaged.data / str(name) for name in paths):
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size // PAGE // 2 * PAGE)
+    os.utime(path, (before := time.time() - 3600, before))  # no VACUUM of just now
     damaged.start()
     report = check()
     found = [name for name in bad(report) if not name.startswith("failed checksums")]
-    assert found == [*(["index public.papers_words"] if has_check else []), "table public.people"]
+    tables = ["table public.heap", "table public.people"]
+    assert sorted(found) == [
+        *(["index public.papers_order", "index public.papers_words"] if has_check else []),
+        *tables,
+    ]
+    assert "the visibility map covers" in finding(report, "table public.heap").value
+    assert "public.cut" in report.facts["ends of files"]
     assert "could not read blocks" in finding(report, "table public.people").value
     if has_check:
         assert "invalid page" in finding(report, "index public.papers_words").value
+        assert "wrong tuple order on entry tree page, block 3" in finding(report, "index public.papers_order").value
 
 
 @pytest.mark.contrib

@@ -326,6 +326,40 @@ def test_wal_that_does_not_decode_is_replaced_from_an_intact_copy_or_else_critic
     assert done.status is Status.WARN
 
 
+def test_damage_in_the_unfinished_segment_is_not_taken_for_the_end_of_wal(cluster: Cluster) -> None:
+    """A bit of the receiver's file is another one: the archive has it so, with the right checksum."""
+    accounts(cluster)
+    switch(cluster)
+    found, place = [transaction(cluster, "INSERT INTO accounts VALUES (101, 101)")], 0
+    for number in (102, 103):
+        place = place or lsn_of(cluster.sql("postgres", "SELECT pg_current_wal_insert_lsn()::text")[0][0])
+        found.append(transaction(cluster, f"INSERT INTO accounts VALUES ({number}, {number})"))
+    assert wait_received(cluster.environment.postgres, "receiver")
+    name = Segment(place // SEGMENT_BYTES, 1).name
+    with (cluster.wal / f"{name}.partial").open("r+b") as file:
+        file.seek(place % SEGMENT_BYTES + 30)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+    plan = restore_to_point.fn(NAME, by="latest")
+    (sides,) = [evidence.rows for evidence in plan.evidence if evidence.name == "Both sides of the target"]
+    assert sides[0][1] == str(found[-1]), "read from the primary's own pg_wal"
+    assert "another copy" in findings(plan)[f"damaged segment {name}"]
+    for role in ("standby", "postgres"):
+        cluster.crash(role)
+        (cluster.node(role).data / "pg_wal" / name).unlink()
+    with pytest.raises(OpsError) as caught:
+        restore_to_point.fn(NAME, by="latest")
+    said = str(caught.value)
+    assert f"{name} in " in said
+    assert "has records behind the place where decoding ends" in said
+    assert "more of that segment follows, with commits until" in said
+    assert f"transaction {found[-1]}," in said
+    assert f"by=transaction target={found[0]}" in said
+    plan = restore_to_point.fn(NAME, by="transaction", target=str(found[0]))
+    assert "has records behind" in findings(plan)["WAL of the archive"]
+
+
 def check(cluster: Cluster) -> dict[str, str]:
     """What check-recovery-objectives finds."""
     with pytest.raises(OpsError):

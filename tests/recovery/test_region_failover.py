@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
+from blocks.environment import Environment
 from flows.database.backup import backup_database
 from flows.database.base_backup import backup_cluster
 from flows.database.copies import replicate_backups
@@ -27,6 +28,8 @@ from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks import manifest
 from tasks.manifest import MANIFEST, SEAL
+from tasks.wal.destinations import archive_of
+from tasks.wal.names import SEGMENT_BYTES, Segment
 from tests import forked
 from tests.bits import flip
 from tests.recovery.conftest import System
@@ -48,13 +51,14 @@ def launch(lost: Lost, *words: str, **variables: str) -> subprocess.CompletedPro
 @dataclass(frozen=True)
 class Lost:
     """Two regions, the first of them dead. Rows of `shipped`: `dump` and `base` were there at the time of the two
-    backups, `wal` is in the WAL alone that came after both. `older` is a base backup too. `users`: the file of that
-    table, of which nothing is in the WAL."""
+    backups, `wal` is in the WAL alone that came after both, in a segment after which another one came; `before_wal`: the
+    LSN before it. `older` is a base backup too. `users`: the file of that table, of which nothing is in the WAL."""
 
     first: Lab
     region: System
     backups: dict[str, str]
     users: str
+    before_wal: int
 
     def rows(self) -> set[str]:
         return {what for (what,) in self.region.sql("SELECT what FROM shipped")}
@@ -95,10 +99,16 @@ def lost(system: System) -> Iterator[Lost]:
     base = backup_cluster.fn(system.name).facts["backup"]
     ((users,),) = system.sql("SELECT pg_relation_filepath('users')")
     assert replicate_backups.fn(system.name).status in (Status.OK, Status.WARN)
-    wait_shipped(system.lab, commit(system.lab, "wal"))
+    system.sql("SELECT pg_switch_wal()")
+    before_wal = commit(system.lab)
+    commit(system.lab, "wal")
+    system.sql("SELECT pg_switch_wal()")
+    system.sql("SELECT pg_logical_emit_message(true, 'test', 'a commit that changes no row')")
+    wait_shipped(system.lab, commit(system.lab))
+    names = {"dump": dump, "older": older, "base": base}
     try:
         system.lab.lose()
-        yield Lost(system.lab, System(system.lab.region()), {"dump": dump, "older": older, "base": base}, users)
+        yield Lost(system.lab, System(system.lab.region()), names, users, before_wal)
     finally:
         system.lab.empty_region()
         forget(system.lab)
@@ -177,12 +187,10 @@ def lacking(base: Path, file: str) -> Iterator[None]:
 def test_what_is_spoiled_is_not_taken_and_the_next_best_is(lost: Lost) -> None:
     """A segment of WAL: everything up to it. Every base backup, be it only when it is built, after the confirmation,
     with every checksum right: the dump. Told, with the point that is reached."""
-    archive = max((lost.store("wal") / lost.first.name).iterdir(), key=lambda path: path.stat().st_mtime)
-    segments = (path for path in archive.iterdir() if "history" not in path.name)
-    # The finished one counts, where what was written of it before was not taken away yet.
-    newest = max(segments, key=lambda path: (path.name[:24], ".partial" not in path.name, path.name))
     whole = lost.plan()
-    with spoiled(newest):
+    with ExitStack() as stack:  # else the other archive's copy is read
+        for wal in (lost.store("wal"), Path(Environment.find(lost.first.name).backups.wal)):
+            stack.enter_context(spoiled(newest_segment(wal / lost.first.name)))
         plan = lost.plan()
     assert plan.status is Status.PLANNED
     assert "is damaged" in finding(plan, "WAL in the store")
@@ -204,6 +212,47 @@ def test_what_is_spoiled_is_not_taken_and_the_next_best_is(lost: Lost) -> None:
     assert "SHA-256" in told[f"not taken: {lost.backups['older']}"]
     assert report["facts"]["database from"].startswith(f"dump: {lost.backups['dump']}")
     lost.require_serves("dump")
+
+
+def newest_segment(wal: Path) -> Path:
+    """Of an archive. The finished one counts, where what was written of it before was not taken away yet."""
+    archive = max(wal.iterdir(), key=lambda path: path.stat().st_mtime)
+    segments = (path for path in archive.iterdir() if "history" not in path.name)
+    return max(segments, key=lambda path: (path.name[:24], ".partial" not in path.name, path.name))
+
+
+@contextmanager
+def undecodable(lost: Lost) -> Iterator[str]:
+    """The segment in which `wal` was written, with a record altered and a right checksum: gives its name."""
+    (system,) = (int(path.name) for path in (lost.store("wal") / lost.first.name).iterdir())
+    archive = archive_of(Environment.find(lost.region.name), "backups", system, lost.first.name)
+    segment = Segment(lost.before_wal // SEGMENT_BYTES, 1)
+    (stored,) = archive.listing().segments[segment.name]
+    content = bytearray(whole := archive.get(stored))
+    content[lost.before_wal % SEGMENT_BYTES + 30] ^= 1
+    archive.remove([stored])
+    archive.put(segment.name, bytes(content))
+    try:
+        yield segment.name
+    finally:
+        archive.remove(archive.listing().segments[segment.name])
+        archive.put(segment.name, whole)
+
+
+def test_wal_behind_a_gap_is_given_up_by_name_only(lost: Lost) -> None:
+    with undecodable(lost) as name:
+        with pytest.raises(RunbookFailed) as caught:
+            lost.plan()
+        gap = next(row for row in caught.value.report.findings if row.name == "WAL without a gap")
+        assert gap.status is Status.CRITICAL
+        assert f"{name} in " in gap.value
+        assert "does not decode" in gap.value
+        assert "later segments are in the archive, with commits until" in gap.value
+        assert f"backup={lost.backups['base']}" in gap.hint
+        plan = lost.plan(backup=lost.backups["base"])
+        assert plan.status is Status.PLANNED, plan.sentence()
+        assert name in finding(plan, "WAL without a gap")
+    assert "WAL without a gap" not in {row.name for row in lost.plan().findings}
 
 
 def point(report: Report) -> datetime:

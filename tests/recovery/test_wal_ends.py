@@ -14,7 +14,7 @@ from runbook.errors import OpsError
 from tasks.failover.segments import read_beyond
 from tasks.wal.local import find_segments
 from tasks.wal.names import lsn_of, lsn_text
-from tasks.wal.pages import record_end
+from tasks.wal.pages import record_behind, record_end
 from tests.clusters import Cluster
 
 PAGE = 8192
@@ -78,5 +78,9 @@ def test_a_record_of_which_only_the_first_page_was_written_is_not_there(cluster:
     with last.open("r+b") as file:
         file.seek(torn % size + 30)
         file.write(b"?!")
+    files = [(one.segment, one.path) for one in find_segments(tmp_path)]
+    last_of_page = max(at for at, _, _ in found if at < torn and at // PAGE == found[0][0] // PAGE)
+    assert record_behind(files, torn) // PAGE > torn // PAGE, "on a later page"
+    assert record_behind(files, found[0][0]) == found[1][0] <= last_of_page, "on the same page"
     with pytest.raises(OpsError, match="later WAL is there"):
         read_beyond(cluster.environment.postgres, tmp_path, 1, start)

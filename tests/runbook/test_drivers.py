@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import botocore.exceptions
 import docker.errors
@@ -14,7 +16,7 @@ import pytest
 import redis.exceptions
 import sqlalchemy.exc
 
-from runbook.drivers import described
+from runbook.drivers import described, exit_code
 from runbook.errors import RunbookFailed, Unreachable
 from runbook.run import runbook
 from tests.runbook.system import System
@@ -76,3 +78,113 @@ def test_a_run_that_meets_one_fails_with_that_sentence(system: System) -> None:
     wrapped = sqlalchemy.exc.OperationalError("SELECT secret", {}, psycopg.errors.AdminShutdown("gone"))
     assert isinstance(described(wrapped), Unreachable)
     assert "SELECT secret" not in str(described(wrapped))
+
+
+ROOT = Path(__file__).resolve().parents[2]
+OPENING = {
+    "psycopg": {"connect"},
+    "redis": {"Redis", "from_url", "Sentinel"},
+    "boto3": {"Session", "client", "resource"},
+    "httpx": {"Client", "AsyncClient", "get", "head", "post", "put", "patch", "delete", "request", "stream"},
+    "docker": {"DockerClient", "APIClient", "from_env"},
+    "sqlalchemy": {"create_engine"},
+}
+ERRORS = {"boto3": {"botocore", "boto3"}}
+TRANSLATED_BY = {
+    "blocks/cloud.py": "tasks/cloud/aws.py",
+    "blocks/redis.py": "tasks/redis/greeting.py",
+    "blocks/s3.py": "tasks/s3/requests.py",
+}
+"""Blocks open a client; these are the modules through which all of its calls go."""
+LEFT_TO_THE_RUN = {"tasks/drill/account.py"}
+"""Its docstring says which errors it raises: a drill calls it inside its runbook."""
+BEFORE_A_RUN = {
+    *("Environment.find", "expectations.prepare", "runbook", "kind_of", "is_foreign", "where_disposable"),
+    *("_target", "_asked"),  # the environment alone; what a checklist asks, before there is a report
+}
+"""What a flow may call before its runbook is open."""
+WITHOUT_A_RUN = {"run_drill"}
+"""It opens its runbook in a function of its own."""
+
+
+def modules(pattern: str) -> dict[str, ast.Module]:
+    """The modules in whose text a pattern is."""
+    paths = [path for layer in ("runbook", "blocks", "tasks", "flows", "deployments")
+             for path in sorted((ROOT / layer).rglob("*.py"))]  # fmt: skip
+    texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in paths}
+    return {name: ast.parse(text) for name, text in texts.items() if re.search(pattern, text, re.MULTILINE)}
+
+
+def origins(module: ast.Module) -> dict[str, str]:
+    """The names of a module that are a driver, or came from one."""
+    found = dict[str, str]()
+    for node in ast.walk(module):
+        if isinstance(node, ast.Import):
+            found |= {(one.asname or one.name).partition(".")[0]: one.name.partition(".")[0] for one in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {one.asname or one.name: node.module.partition(".")[0] for one in node.names}
+    return found
+
+
+def calls(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    return (ast.unparse(one.func) for node in nodes for one in ast.walk(node) if isinstance(one, ast.Call))
+
+
+def opened(module: ast.Module) -> set[str]:
+    """Whose clients a module opens."""
+    known = origins(module)
+    words = (call.split(".") for call in calls([module]))
+    return {driver for first, *_, last in (w * 2 if len(w) == 1 else w for w in words)
+            if (driver := known.get(first, "")) in OPENING and last in OPENING[driver]}  # fmt: skip
+
+
+def caught(module: ast.Module) -> set[str]:
+    """Whose errors a module catches, by name or as whatever a driver raises."""
+    known, found = origins(module), set[str]()
+    for node in ast.walk(module):
+        kinds = [node.type] if isinstance(node, ast.ExceptHandler) and node.type else []
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress"):
+            kinds = list(node.args)
+        names = {ast.unparse(one).partition(".")[0] for kind in kinds for one in ast.walk(kind)
+                 if isinstance(one, ast.Name | ast.Attribute)}  # fmt: skip
+        found |= {known.get(name, "") for name in names} | ({"every"} if "Exception" in names else set())
+    return found
+
+
+def test_who_opens_a_client_translates_its_errors() -> None:
+    parsed = modules(rf"^\s*(?:import|from) (?:{'|'.join([*OPENING, 'botocore'])})\b")
+    openers = {name: drivers for name, module in parsed.items() if (drivers := opened(module))}
+    assert len(openers) > 15, "the walk finds them"
+    raw = [(name, driver) for name, drivers in openers.items() if name not in LEFT_TO_THE_RUN for driver in drivers
+           if not caught(parsed[TRANSLATED_BY.get(name, name)]) & {*ERRORS.get(driver, {driver}), "every"}]  # fmt: skip
+    assert raw == [], "catch that driver's errors there, or go through the block's client"
+    assert TRANSLATED_BY.keys() <= openers.keys()
+
+
+def test_a_flow_speaks_to_servers_only_inside_its_runbook() -> None:
+    """There every error of a driver that no step has put into words becomes a sentence."""
+    outside = dict[str, set[str]]()
+    for name, module in modules(r"^@flow\(").items():
+        for flow in module.body:
+            if not (isinstance(flow, ast.FunctionDef) and "flow(" in " ".join(map(ast.unparse, flow.decorator_list))):
+                continue
+            rest = [
+                one
+                for one in flow.body
+                if not (isinstance(one, ast.With) and any("runbook(" in ast.unparse(item) for item in one.items))
+            ]
+            if flow.name not in WITHOUT_A_RUN and (found := set(calls(rest)) - BEFORE_A_RUN):
+                outside[f"{name}: {flow.name}"] = found
+    assert outside == {}
+
+
+def test_a_program_prints_a_drivers_error_as_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise psycopg.errors.DiskFull("could not extend file")
+
+    assert exit_code(main) == 1
+    assert "free-disk-emergency" in capsys.readouterr().err
+    raw = [name for name, module in modules(r"^    sys\.exit\(main\(\)\)").items()
+           if set(origins(module).values()) & {*OPENING, "blocks", "flows", "prefect"}
+           and not caught(module) & OPENING.keys()]  # fmt: skip
+    assert raw == [], "write sys.exit(exit_code(main))"
