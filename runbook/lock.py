@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO
+from typing import IO, TypeVar
 from uuid import UUID
 
 import httpx
@@ -36,7 +36,7 @@ from runbook.wait import until
 END_SECONDS = 30.0
 LAST_WORDS_SECONDS = 5.0
 POLL_SECONDS = 5.0
-_Acquired = tuple[leases.Lease | None]
+T = TypeVar("T")
 _NONE: Mapping[str, EnvironmentLock] = MappingProxyType({})
 _held: contextvars.ContextVar[Mapping[str, EnvironmentLock]] = contextvars.ContextVar("held", default=_NONE)
 
@@ -44,9 +44,12 @@ _held: contextvars.ContextVar[Mapping[str, EnvironmentLock]] = contextvars.Conte
 class EnvironmentLock:
     """The lock as its holder sees it."""
 
-    def __init__(self, lease: leases.Lease | None, exclusion: Callable[[], Excluding] | None = None) -> None:
+    def __init__(
+        self, lease: leases.Lease | None, exclusion: Callable[[], Excluding] | None = None, patience_seconds: float = 0
+    ) -> None:
         self._lease = lease
         self._exclusion = exclusion
+        self._patience_seconds = patience_seconds
         self._excluding: Excluding | None = None
         self._excluded = ""
 
@@ -63,10 +66,16 @@ class EnvironmentLock:
             self._excluding.require()
 
     def exclude(self) -> str:
-        """The second key: what is changed is locked itself, once, whatever environment describes it. Returns what."""
+        """The second key: what is changed is locked itself, once, whatever environment describes it. Returns what. Where
+        another run has it, it is waited for as long as the environment's lock.
+
+        Raises:
+            Locked: another run has it (which one, what to do).
+            LockLost: the environment's lock was lost meanwhile.
+        """
         if self._exclusion and self._excluding is None:
             excluding = self._exclusion()
-            self._excluded = excluding.take()
+            self._excluded = _patiently(excluding.take, self._patience_seconds, self.require)
             self._excluding = excluding
         return self._excluded
 
@@ -100,23 +109,24 @@ def hold(
         yield outer
         return
     with contextlib.ExitStack() as stack:
-        (lease,) = _patiently(
+        lease = _patiently(
             lambda: _acquired(stack, environment, directory, this_run(runbook, rank)), patience_seconds
         )
-        lock = EnvironmentLock(lease, partial(excluding, runbook) if excluding else None)
+        lock = EnvironmentLock(lease, partial(excluding, runbook) if excluding else None, patience_seconds)
         stack.callback(lock.close)
         token = _held.set({**_held.get(), environment: lock})
         stack.callback(_held.reset, token)
         yield lock
 
 
-def _patiently(attempt: Callable[[], _Acquired], seconds: float) -> _Acquired:
+def _patiently(attempt: Callable[[], T], seconds: float, between: Callable[[], None] = lambda: None) -> T:
     refused: Locked | Unreachable | None = None
 
-    def once() -> _Acquired | None:
+    def once() -> tuple[T] | None:
         nonlocal refused
+        between()
         try:
-            return attempt()
+            return (attempt(),)
         except (Locked, Unreachable) as error:
             if seconds and refused is None:
                 logger().info("waiting for at most %.0f s: %s", seconds, error.message)
@@ -129,10 +139,12 @@ def _patiently(attempt: Callable[[], _Acquired], seconds: float) -> _Acquired:
         assert refused
         raise refused from None
     assert found
-    return found
+    return found[0]
 
 
-def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me: Holder) -> _Acquired:
+def _acquired(
+    stack: contextlib.ExitStack, environment: str, directory: Path, me: Holder
+) -> leases.Lease | None:
     """Both parts of it; `stack` gives them back."""
     with contextlib.ExitStack() as own:
         file = own.enter_context(_file_lock(environment, directory, me))
@@ -145,7 +157,7 @@ def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me
             write(file, me)
             lease.retake = partial(_retake, environment, me)
         stack.push(own.pop_all())
-    return (lease,)
+    return lease
 
 
 @contextlib.contextmanager

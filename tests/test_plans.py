@@ -12,9 +12,10 @@ import pytest
 
 from blocks.environment import Environment
 from flows.deleting import limit_unattended
+from runbook.carried_out import CarriedOut, Records
 from runbook.errors import RunbookFailed
 from runbook.permit import Act, Pin
-from runbook.pins import CarriedOut, Pinned
+from runbook.pins import Pinned
 from runbook.report import Report
 from tasks.clocks import Skew
 from tests.test_deployments import FLOWS, Found
@@ -23,7 +24,7 @@ NAME = "twice"
 PLAN = "at=2026-11-28T00:00:00+00:00&acts=0123456789ab"
 CONFIRMED = [found for found in FLOWS if "confirm" in found.parameters]
 EACH = pytest.mark.parametrize("found", CONFIRMED, ids=lambda found: found.entrypoint)
-PINS = re.compile(r"\bpin_(state|database|redis|deleted|paths)\(|\bchoose\.pin\(")
+PINS = re.compile(r"\bpin_(state|database|redis|keys|deleted|copies|paths)\(|\bchoose\.pin\(")
 
 
 @EACH
@@ -39,8 +40,8 @@ def test_each_takes_a_plan_and_pins_its_own(found: Found) -> None:
 def test_each_refuses_a_plan_that_was_carried_out(found: Found, tmp_path: Path) -> None:
     """Before anything is read: the environment here has no part at all."""
     env = Environment(name=NAME, disposable=True, reports=str(tmp_path / "reports"), rpo_seconds=1, rto_seconds=1)
-    done = Report("Before", NAME, acts=(Act("replace", "it"),), states={"it": Pin("1")})
-    Pinned(env.reports_directory, "before", PLAN).record(done)
+    done = Report("Before", NAME, acts=(Act("replace", "it"),), states={"it": Pin("1")}, permitted=True)
+    Pinned(Records(env.reports_directory, NAME), "before", PLAN).record(done)
     with env.stands_in(), pytest.raises(CarriedOut, match=r"this plan was carried out at .* UTC.*nothing was changed"):
         found.flow.fn(NAME, **_required(found), plan=PLAN, confirm=NAME)
     (page,) = (tmp_path / "reports").glob("*.md")

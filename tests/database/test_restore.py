@@ -19,8 +19,9 @@ from flows.database.backup import backup_database
 from flows.database.restore import restore_database, undo_restore
 from flows.database.superseded import discard_superseded, find_aside
 from runbook import clock
+from runbook.carried_out import CarriedOut
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
-from runbook.pins import CarriedOut, PlanChanged
+from runbook.pins import PlanChanged
 from runbook.report import Status, StepTime
 from runbook.wait import until
 from tasks import catalogue, manifest

@@ -16,9 +16,10 @@ import redis
 from flows.redis.cache import clear_cache
 from flows.redis.persistence import backup_redis
 from runbook import kinds
+from runbook.carried_out import CarriedOut
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.permit import Act, Permit
-from runbook.pins import CarriedOut, PlanChanged
+from runbook.pins import PlanChanged
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.cache import pages as cache_pages

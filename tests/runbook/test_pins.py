@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
+import socket
+import time
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +15,14 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.flow_engine import run_flow_sync
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending, Scheduled
 
+from runbook import carried_out
+from runbook.carried_out import CarriedOut
 from runbook.errors import NotConfirmed, RunbookFailed
-from runbook.permit import Act, Pin
-from runbook.pins import CarriedOut, Plan, PlanChanged, digest, read_plan
+from runbook.permit import Act, Pin, Tolerance
+from runbook.pins import Plan, PlanChanged, digest, read_plan
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tests.runbook.system import System
@@ -32,6 +38,9 @@ def replace_it(system: System, plan: str = "", confirm: str = "", title: str = "
     with runbook(title, system, confirm, plan, changes=True) as report:
         report.pin_state("database app", LIVE["oid"], lost=True)
         report.pin_state("WAL", LIVE["timeline"], written=LIVE["lsn"], lost=True)
+        if LIVE["files"]:
+            report.pin_state("files", digest(LIVE["files"]), items=[digest([one]) for one in LIVE["files"]])
+        report.pin_state("keys", LIVE["keys"], tolerance=Tolerance(0.1, least=5))
         report.plan("replace", "app")
         report.permit(*(Act("replace", one) for one in LIVE["acts"]))
         if LIVE.get("fails"):
@@ -46,7 +55,7 @@ def replace_it(system: System, plan: str = "", confirm: str = "", title: str = "
 def live() -> None:
     DONE.clear()
     LIVE.clear()
-    LIVE.update(oid=16400, timeline="7/1", lsn=100 * MB, acts=["app"])
+    LIVE.update(oid=16400, timeline="7/1", lsn=100 * MB, acts=["app"], files=[], keys=300)
 
 
 def confirmed(system: System, plan: Report | str, **given: Any) -> Report:
@@ -57,7 +66,7 @@ def confirmed(system: System, plan: Report | str, **given: Any) -> Report:
 def test_two_people_confirm_the_same_plan(system: System) -> None:
     plan = replace_it.fn(system)
     assert plan.status is Status.PLANNED
-    assert plan.facts["pinned"] == "database app 16400; WAL 7/1; refused after 1.0 GB more writes"
+    assert plan.facts["pinned"] == "database app 16400; WAL 7/1; keys 300 (± 30); refused after 1.0 GB more writes"
     first = confirmed(system, plan)
     assert first.facts["writes since the plan (WAL)"] == "0 B; they will be lost too"
     with pytest.raises(CarriedOut, match=rf"carried out at 20.* UTC \({first.path}\).*nothing was changed"):
@@ -84,6 +93,9 @@ def test_two_people_each_with_a_plan(system: System) -> None:
         ({"lsn": 99 * MB}, "WAL was 100000000, is 99000000"),
         ({"lsn": 1101 * MB}, r"writes \(WAL\) was none, is 1.0 GB, more than 1.0 GB; they will be lost too"),
         ({"acts": ["app", "more"]}, "acts was"),
+        ({"keys": 331}, "keys was 300, is 331"),
+        ({"keys": 269}, "keys was 300, is 269"),
+        ({"files": ["a"]}, "files was nothing, is"),
     ],
 )
 def test_a_plan_that_no_longer_fits_is_shown_anew_and_changes_nothing(
@@ -105,9 +117,11 @@ def test_a_plan_that_no_longer_fits_is_shown_anew_and_changes_nothing(
 def test_ordinary_writes_are_told_and_do_not_make_a_plan_stale(system: System) -> None:
     plan = replace_it.fn(system)
     LIVE["lsn"] += 12 * MB
+    LIVE["keys"] += 30
     assert confirmed(system, plan).status is Status.OK
     plan = replace_it.fn(system)
     LIVE["lsn"] += 80 * MB
+    LIVE["keys"] -= 33
     report = confirmed(system, plan)
     assert report.status is Status.WARN
     assert report.facts["writes since the plan (WAL)"] == "80.0 MB; they will be lost too"
@@ -139,6 +153,30 @@ def test_a_failed_run_s_plan_may_be_confirmed_again_unless_its_work_was_done(sys
         confirmed(system, plan)
 
 
+@pytest.mark.parametrize(
+    ("left", "told"),
+    [
+        ({"files": ["b"], "keys": 10}, ""),
+        ({"files": ["b", "new"]}, "files was"),
+        ({"keys": 331}, "keys was 300, is 331"),
+    ],
+)
+def test_what_goes_on_with_a_half_done_deletion_deletes_nothing_that_the_plan_did_not_have(
+    system: System, left: dict[str, Any], told: str
+) -> None:
+    LIVE["files"] = ["a", "b"]
+    plan = replace_it.fn(system)
+    LIVE["fails"] = True
+    with pytest.raises(RunbookFailed):
+        confirmed(system, plan)
+    LIVE.update(fails=False, oid=16400, **left)
+    if told:
+        with pytest.raises(PlanChanged, match=told):
+            confirmed(system, plan)
+    else:
+        assert confirmed(system, plan).status is Status.OK
+
+
 def test_a_record_that_cannot_be_written_makes_the_run_no_worse(system: System) -> None:
     plan = replace_it.fn(system)
     (system.reports_directory / "carried-out").write_text("a file where the directory should be")
@@ -157,6 +195,48 @@ def test_a_fingerprint_is_read_as_it_was_written() -> None:
     assert re.fullmatch(r"[\w%=:/@,.~-]+", text, re.ASCII), "a shell and Markdown leave it as it is"
     lists = [["a"], ["a", "b"], ["ab"], []]
     assert all(digest(one) != digest(other) for one, other in itertools.combinations(lists, 2))
+
+
+@pytest.mark.usefixtures("prefect_server")
+class TestHostsThatShareNoReports:
+    """Two directories of reports, one Prefect server."""
+
+    def test_each_sees_what_the_other_carried_out(self, system: System, tmp_path: Path) -> None:
+        other = System(tmp_path / "other", system.name)
+        plans = [replace_it.fn(one) for one in (system, other)]
+        text = str(plans[0].pins["plan"])
+        run = replace_it(system, plan=text, confirm=system.name, return_state=True)
+        assert run.is_completed()
+        link = f"/runs/flow-run/{run.state_details.flow_run_id}"
+        with pytest.raises(CarriedOut, match=rf"plan was carried out at .* UTC \(.*{link}\): nothing was changed"):
+            confirmed(other, plans[0])
+        with pytest.raises(PlanChanged, match=rf"same runbook was not yet carried out, is carried out .*{link}"):
+            confirmed(other, plans[1])
+        assert [system.name] == DONE
+
+    def test_a_plan_that_is_too_old_to_be_confirmed_is_forgotten(
+        self, system: System, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for kept in (1, 0):  # the latest run of the runbook is another record
+            confirmed(system, replace_it.fn(system))
+            mine = {"variables": {"tags": {"all_": [carried_out.DIRECTORY, system.name]}, "name": {"like_": "-plan-"}}}
+            with get_client(sync_client=True) as client:
+                found = client.request("POST", "/variables/filter", json=mine).json()
+            assert len(found) == kept
+            monkeypatch.setattr(carried_out, "KEPT_IN_PREFECT", timedelta(0))
+
+    def test_without_an_answer_the_file_counts_and_the_report_says_so(self, system: System, tmp_path: Path) -> None:
+        plan = replace_it.fn(system)
+        with socket.create_server(("127.0.0.1", 0)) as hung:  # takes connections and never answers
+            where = f"http://127.0.0.1:{hung.getsockname()[1]}/api"
+            with temporary_settings({PREFECT_API_URL: where}):
+                began = time.monotonic()
+                report = confirmed(system, plan)
+                seconds = time.monotonic() - began
+                with pytest.raises(CarriedOut):
+                    confirmed(system, plan)
+        assert report.facts["record of this run"].startswith("on this host only: Prefect does not answer")
+        assert seconds < 5 * carried_out.ANSWER_SECONDS
 
 
 class TestRetry:
@@ -182,6 +262,13 @@ class TestRetry:
             self.run(run, system)
         assert len(DONE) == 1
         assert self.run(self.created(), system).status is Status.OK, "another run is another decision"
+
+    def test_on_a_host_with_other_reports_changes_nothing(self, system: System, tmp_path: Path) -> None:
+        run = self.created()
+        assert self.run(run, system).status is Status.OK
+        with pytest.raises(CarriedOut, match="a retry changes nothing"):
+            self.run(run, System(tmp_path / "other", system.name))
+        assert len(DONE) == 1
 
     def test_of_a_run_that_failed_goes_on_while_what_it_was_permitted_still_fits(self, system: System) -> None:
         LIVE["fails"] = True
