@@ -35,17 +35,19 @@ def found_servers(block: Redis) -> list[str]:
 
 def _of_sentinel(block: Redis, address: str) -> list[str]:
     """The master that one Sentinel watches, and its replicas; nothing where it does not answer."""
-    with contextlib.suppress(redis.RedisError, OSError), contextlib.closing(block.sentinel(address, SECONDS)) as client:
-        master = cast(dict[str, Any], client.sentinel_master(block.sentinel_master))
-        return [_address(one) for one in (master, *client.sentinel_slaves(block.sentinel_master))]
-    return []
+    try:
+        with contextlib.closing(block.sentinel(address, SECONDS)) as client:
+            master = cast(dict[str, Any], client.sentinel_master(block.sentinel_master))
+            return [_address(one) for one in (master, *client.sentinel_slaves(block.sentinel_master))]
+    except (redis.RedisError, OSError, KeyError):
+        return []
 
 
 def _of_server(block: Redis) -> list[str] | None:
     """Whom a server replicates from, and who replicates from it; None where it does not answer."""
     try:
         with contextlib.closing(block.client(answer_seconds=SECONDS)) as client:
-            info = cast(dict[str, Any], client.info("replication"))
+            info = client.info("replication")
     except (redis.RedisError, OSError):
         return None
     replicas: Iterable[Mapping[str, Any]] = [

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import errno
 import fcntl
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -66,8 +68,8 @@ class EnvironmentLock:
             self._excluding.require()
 
     def exclude(self) -> str:
-        """The second key: what is changed is locked itself, once, whatever environment describes it. Returns what. Where
-        another run has it, it is waited for as long as the environment's lock.
+        """The second key: what is changed is locked itself, once, whatever environment describes it. Returns what.
+        Where another run has it, it is waited for as long as the environment's lock.
 
         Raises:
             Locked: another run has it (which one, what to do).
@@ -109,9 +111,7 @@ def hold(
         yield outer
         return
     with contextlib.ExitStack() as stack:
-        lease = _patiently(
-            lambda: _acquired(stack, environment, directory, this_run(runbook, rank)), patience_seconds
-        )
+        lease = _patiently(lambda: _acquired(stack, environment, directory, this_run(runbook, rank)), patience_seconds)
         lock = EnvironmentLock(lease, partial(excluding, runbook) if excluding else None, patience_seconds)
         stack.callback(lock.close)
         token = _held.set({**_held.get(), environment: lock})
@@ -142,9 +142,7 @@ def _patiently(attempt: Callable[[], T], seconds: float, between: Callable[[], N
     return found[0]
 
 
-def _acquired(
-    stack: contextlib.ExitStack, environment: str, directory: Path, me: Holder
-) -> leases.Lease | None:
+def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me: Holder) -> leases.Lease | None:
     """Both parts of it; `stack` gives them back."""
     with contextlib.ExitStack() as own:
         file = own.enter_context(_file_lock(environment, directory, me))
@@ -163,8 +161,9 @@ def _acquired(
 @contextlib.contextmanager
 def _file_lock(environment: str, directory: Path, me: Holder) -> Iterator[IO[str]]:
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / f".lock-{environment}").open("a+", encoding="utf-8") as file:
-        if not taken(file):
+    path = directory / f".lock-{environment}"
+    with _opened(path) as file:
+        while not taken(file):
             holder = read(file)
             if holder is None or not _outranks(me, holder):
                 raise (
@@ -172,13 +171,35 @@ def _file_lock(environment: str, directory: Path, me: Holder) -> Iterator[IO[str
                     if holder
                     else Locked(f"{environment} is held by a run that is just starting", "try again in a few seconds")
                 )
-            _end(holder, environment, file)
+            if _end(holder, environment, file):
+                break
+        if not _is_at(path, file):
+            raise Locked(f"{path} was deleted or replaced by something else than a run", "try again; leave that file")
         write(file, me)  # before the lease is waited for: a refused run must not read the name of the one before
         try:
             yield file
         finally:
             file.seek(0)
             file.truncate()
+
+
+def _opened(path: Path) -> IO[str]:
+    """Never by a link: it could lead to a file that is not ours, which the name of the holder would replace."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise Locked(f"{path} is a symbolic link", "find out who made it, then delete the link") from None
+    return os.fdopen(descriptor, "r+", encoding="utf-8")
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """Whether the locked file has its name still: a deleted one excludes nobody who comes later."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _lease(environment: str, me: Holder) -> leases.Lease | None:
@@ -218,8 +239,9 @@ def _outranks(me: Holder, holder: Holder) -> bool:
     return me.rank == "recovery" and holder.rank == "maintenance"
 
 
-def _end(holder: Holder, environment: str, file: IO[str]) -> None:
-    """A recovery ends the maintenance that holds this host's lock: TERM, then KILL."""
+def _end(holder: Holder, environment: str, file: IO[str]) -> bool:
+    """A recovery ends the maintenance that holds this host's lock: TERM, then KILL. False where another run has it by
+    then: that one is judged anew."""
     me = this_run("", "recovery")
     process = holder.identity
     # Another host or container that shares the directory: its process id means another process here. Or our own
@@ -231,15 +253,23 @@ def _end(holder: Holder, environment: str, file: IO[str]) -> None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 process.send(number)
         try:
-            until(lambda: taken(file), what=f"the end of “{holder.runbook}”", seconds=END_SECONDS)
+            until(lambda: taken(file) or _has_changed(holder, file), what=f"the end of “{holder.runbook}”",
+                  seconds=END_SECONDS)  # fmt: skip
         except Unreachable:
             continue
+        if not taken(file):
+            return False
         if holder.run_id and me.run_id:
             with contextlib.suppress(Unreachable):  # its last words are “Crashed”: after them
                 until(holder.is_dead, what="its end", seconds=LAST_WORDS_SECONDS)
             _cancel(holder, me, Cancelled)
-        return
+        return True
     raise Locked(f"“{holder.runbook}” (process {holder.pid}) could not be ended", "end it by hand, then try again")
+
+
+def _has_changed(holder: Holder, file: IO[str]) -> bool:
+    now = read(file)
+    return now is not None and now.process != holder.process
 
 
 def _cancel(holder: Holder, me: Holder, state: Callable[..., State]) -> None:

@@ -63,7 +63,7 @@ def reinstall_dependencies(
         acts += [_plan_backend(report, env)] if "backend" in parts else []
         locks = [the_workspace(env) / modules.LOCK] if "web" in parts else []
         locks += [venv.read_lock(env.application).path] if "backend" in parts else []
-        report.pin_state("lock files", ", ".join(f"{lock.name} {digest([lock.read_text(encoding='utf-8', errors='surrogateescape')])}" for lock in locks))
+        report.pin_state("lock files", ", ".join(f"{lock.name} {digest([lock.read_bytes()])}" for lock in locks))
         permit = report.permit(*acts)
         done = [_web(report, env, permit, seconds)] if "web" in parts else []
         done += [_backend(report, env, permit, seconds)] if "backend" in parts else []

@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import re
 import socket
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect import flow
+from prefect import Flow, flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.flow_engine import run_flow_sync
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending, Scheduled
 
+from blocks import toml
+from flows.redis.cache import clear_cache
 from runbook import carried_out
 from runbook.carried_out import CarriedOut
 from runbook.errors import NotConfirmed, RunbookFailed
@@ -25,6 +26,8 @@ from runbook.permit import Act, Pin, Tolerance
 from runbook.pins import Plan, PlanChanged, digest, read_plan
 from runbook.report import Report, Status
 from runbook.run import runbook
+from tests.redis import servers
+from tests.redis.servers import running_redis
 from tests.runbook.system import System
 
 MB = 1_000_000
@@ -52,7 +55,8 @@ def replace_it(system: System, plan: str = "", confirm: str = "", title: str = "
 
 
 @pytest.fixture(autouse=True)
-def live() -> None:
+def live(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carried_out, "ANSWER_SECONDS", 60.0)  # on a busy machine Prefect may need as long
     DONE.clear()
     LIVE.clear()
     LIVE.update(oid=16400, timeline="7/1", lsn=100 * MB, acts=["app"], files=[], keys=300)
@@ -225,18 +229,28 @@ class TestHostsThatShareNoReports:
             assert len(found) == kept
             monkeypatch.setattr(carried_out, "KEPT_IN_PREFECT", timedelta(0))
 
-    def test_without_an_answer_the_file_counts_and_the_report_says_so(self, system: System, tmp_path: Path) -> None:
+    def test_without_an_answer_the_file_counts_and_the_report_says_so(
+        self, system: System, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         plan = replace_it.fn(system)
+        asked, brief = list[float](), carried_out.asked_briefly
+        monkeypatch.setattr(carried_out, "ANSWER_SECONDS", 0.5)
+        monkeypatch.setattr(carried_out, "asked_briefly", lambda seconds: (asked.append(seconds), brief(seconds))[1])
         with socket.create_server(("127.0.0.1", 0)) as hung:  # takes connections and never answers
             where = f"http://127.0.0.1:{hung.getsockname()[1]}/api"
             with temporary_settings({PREFECT_API_URL: where}):
-                began = time.monotonic()
                 report = confirmed(system, plan)
-                seconds = time.monotonic() - began
+                assert asked == [0.5], "it is waited for once"
                 with pytest.raises(CarriedOut):
                     confirmed(system, plan)
         assert report.facts["record of this run"].startswith("on this host only: Prefect does not answer")
-        assert seconds < 5 * carried_out.ANSWER_SECONDS
+
+
+def run_again(of: Flow[..., Any], run: FlowRun, given: dict[str, Any]) -> Any:
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, Pending(), force=True)
+        again = client.read_flow_run(run.id)
+    return run_flow_sync(of, flow_run=again, parameters=given)
 
 
 class TestRetry:
@@ -245,11 +259,7 @@ class TestRetry:
     pytestmark = pytest.mark.usefixtures("prefect_server")
 
     def run(self, run: FlowRun, system: System, title: str = "Replace it") -> Any:
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(run.id, Pending(), force=True)
-            again = client.read_flow_run(run.id)
-        given = {"system": system, "confirm": system.name, "title": title}
-        return run_flow_sync(replace_it, flow_run=again, parameters=given)
+        return run_again(replace_it, run, {"system": system, "confirm": system.name, "title": title})
 
     def created(self) -> FlowRun:
         with get_client(sync_client=True) as client:
@@ -284,3 +294,23 @@ class TestRetry:
                 with pytest.raises(PlanChanged, match="database app was 16400, is 16401"):
                     self.run(run, system)
         assert len(DONE) == 1
+
+    def test_of_a_cleared_cache_deletes_nothing_also_where_the_run_found_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with running_redis() as server:
+            server.register(monkeypatch)
+            env, client = toml.environment(servers.NAME), server.client()
+            given = {"environment": env.name, "prefixes": ("cache:",), "confirm": env.name}
+            for keys in (500, 0):
+                client.mset({f"cache:{number}": 1 for number in range(keys)} | {"kept": 1})
+                with get_client(sync_client=True) as prefect:
+                    run = prefect.create_flow_run(clear_cache, parameters={}, state=Scheduled())
+                with env.stands_in():
+                    run_again(clear_cache, run, given)
+                    assert client.dbsize() == 1
+                    client.mset({f"cache:new:{number}": 1 for number in range(300)})
+                    with pytest.raises(CarriedOut, match="a retry changes nothing"):
+                        run_again(clear_cache, run, given)
+                assert client.dbsize() == 301
+                client.flushall()
