@@ -75,10 +75,13 @@ class EnvironmentLock:
             Locked: another run has it (which one, what to do).
             LockLost: the environment's lock was lost meanwhile.
         """
-        if self._exclusion and self._excluding is None:
-            excluding = self._exclusion()
-            self._excluded = _patiently(excluding.take, self._patience_seconds, self.require)
-            self._excluding = excluding
+        if (make := self._exclusion) and self._excluding is None:
+
+            def take() -> tuple[Excluding, str]:
+                excluding = make()  # anew each time: while it is waited for, servers may change
+                return excluding, excluding.take()
+
+            self._excluding, self._excluded = _patiently(take, self._patience_seconds, self.require)
         return self._excluded
 
     def close(self) -> None:
