@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
@@ -20,7 +21,7 @@ from blocks.alerts import COLUMNS, Alerts
 from blocks.approval import Approval
 from blocks.cloud import Cloud
 from blocks.docker import Docker
-from blocks.exclusion import Cluster, Directory, Exclusion, Keyspace, Part
+from blocks.exclusion import Cluster, Directory, Exclusion, Part, keyspaces
 from blocks.hosts import is_here
 from blocks.monitoring import Monitoring
 from blocks.nodes import primary_first
@@ -246,11 +247,12 @@ class Environment(Block):
         found: list[Part] = [Cluster(node, run) for node in nodes]
         directories = [node.data_directory for node in nodes if is_here(node.host)]
         if self.has("redis"):
-            found.append(Keyspace(self.redis, run))
+            found += keyspaces(self.redis, run)
             directories += [self.redis.data_directory] if is_here(self.redis.host) and not self.redis.remote else []
         directories.append(self.application.directory)
         self._load_the_rest()
-        return Exclusion([*found, *(Directory(path) for path in dict.fromkeys(directories) if path)])
+        places = {os.path.realpath(path): path for path in directories if path}  # a link leads to another one, perhaps
+        return Exclusion([*found, *(Directory(path, run) for path in places.values())])
 
     def _load_the_rest(self) -> None:
         """A run that is permitted its acts does not have to query Prefect in the middle of an outage."""

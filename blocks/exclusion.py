@@ -22,8 +22,9 @@ import psycopg
 import redis
 from psycopg import sql
 
-from blocks.postgres import Connection, Postgres, execute
+from blocks.postgres import Connection, Postgres, execute, refuse_pooler
 from blocks.redis import Redis
+from blocks.redis_servers import found_servers
 from runbook.errors import Locked, LockLost, OpsError, Unreachable
 from runbook.wait import until
 
@@ -51,6 +52,7 @@ class Part(Protocol):
 
         Raises:
             Locked: another run holds it.
+            OpsError: what answers there cannot hold a lock.
         """
 
     def close(self) -> None:
@@ -96,15 +98,17 @@ class Cluster:
             return False
         self._session = session
         try:
+            refuse_pooler(session)
             execute(session, sql.SQL("SET application_name = {}").format(sql.Literal(self.run[:63])))
             execute(session, "SET idle_session_timeout = 0")
-            if execute(session, "SELECT pg_try_advisory_lock(%s)", key)[0][0]:
-                self._backend = session.info.backend_pid
-                return True
-            rows = execute(session, _HOLDER, key & 0xFFFFFFFF)
+            taken = execute(session, "SELECT pg_try_advisory_lock(%s)", key)[0][0]
+            rows = execute(session, _HOLDER, key >> 32 & 0xFFFFFFFF, key & 0xFFFFFFFF)
         except psycopg.Error:
             self.close()
             return False
+        if taken and not rows:
+            self._backend = session.info.backend_pid
+            return True
         self.close()
         if rows and rows[0][1] == self._backend:  # its own session, whose connection broke, has not ended yet
             return False
@@ -117,20 +121,24 @@ class Cluster:
         self._session = None
 
 
+# In any database: an advisory lock belongs to the one that its session is connected to, and two environments may name
+# different ones as maintenance_database. Of two that take it at once there both may be refused, never none.
 _HOLDER = """
 SELECT a.application_name, a.pid FROM pg_locks l JOIN pg_stat_activity a USING (pid)
-WHERE l.locktype = 'advisory' AND l.granted AND l.objid::bigint = %s
+WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1 AND l.classid::bigint = %s AND l.objid::bigint = %s
+  AND l.pid <> pg_backend_pid()
 """
 
 
 class Keyspace:
     """A Redis server. A key would be part of the data that a restore swaps, and expire or stay; a connection's name
-    ends with its process. Of two that take it at once both may be refused, never none."""
+    ends with its process. Of two that take it at once both may be refused, never none. `token`: of the run, which may
+    reach one server by two addresses."""
 
-    def __init__(self, block: Redis, run: str) -> None:
+    def __init__(self, block: Redis, run: str, token: str = "") -> None:
         self.block = block
         self.name = f"Redis {block.address}"
-        self._mine = f"{PREFIX}{secrets.token_hex(6)}:{_word(run)}".encode()
+        self._mine = f"{PREFIX}{token or secrets.token_hex(6)}:{_word(run)}".encode()
         self._client: redis.Redis | None = None
 
     @property
@@ -175,6 +183,13 @@ class Keyspace:
         self._client = None
 
 
+def keyspaces(block: Redis, run: str) -> list[Keyspace]:
+    """The server that `[redis]` names, and every other one of the same data set that answers: those that its Sentinels
+    know, its own replicas, its master. A failover or a restore changes all of them."""
+    token = secrets.token_hex(6)
+    return [Keyspace(block.at(address), run, token) for address in (block.address, *found_servers(block))]
+
+
 def _word(text: str) -> str:
     """Names of connections have no spaces."""
     return "".join(one if one.isascii() and one.isalnum() else "-" for one in text)
@@ -187,12 +202,15 @@ def _names(listed: bytes) -> list[bytes]:
 
 class Directory:
     """A directory of this host, by device and inode: also one that is mounted in two places. Where a run swaps it, the
-    one that has its name by then is locked as well."""
+    one that has its name by then is locked as well. `flock` names nobody: the run's name is that of an anonymous file,
+    which others find among the files that the locking process has open."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, run: str) -> None:
         self.path = Path(path)
         self.name = path
+        self.run = run
         self._open: dict[tuple[int, int], int] = {}
+        self._named: dict[tuple[int, int], int] = {}
 
     @property
     def held(self) -> bool:
@@ -217,19 +235,39 @@ class Directory:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            inode = os.fstat(descriptor).st_ino
             os.close(descriptor)
-            raise _locked(self.name, "another run of this host") from None
+            raise _locked(self.name, _who_locks(inode)) from None
         except OSError:  # a network file system that cannot
             os.close(descriptor)
             return False
         found = os.fstat(descriptor)
         self._open[found.st_dev, found.st_ino] = descriptor
+        with contextlib.suppress(OSError):
+            name = os.memfd_create(f"{PREFIX}{found.st_ino}:{self.run[:150]}")
+            self._named[found.st_dev, found.st_ino] = name
         return True
 
     def close(self) -> None:
-        for descriptor in self._open.values():
+        for descriptor in (*self._open.values(), *self._named.values()):
             os.close(descriptor)
-        self._open = {}
+        self._open, self._named = {}, {}
+
+
+def _who_locks(inode: int) -> str:
+    """The run that has locked a directory, for people; source: proc_locks(5). Without rights to look at its files, its
+    process; in a container not even that."""
+    pids = []
+    with contextlib.suppress(OSError):
+        rows = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+        pids = [row[4] for row in rows if row[1] == "FLOCK" and row[5].rpartition(":")[2] == str(inode)]
+    mark = f"/memfd:{PREFIX}{inode}:"
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            names = [str(one.readlink()) for one in Path(f"/proc/{pid}/fd").iterdir() if one.is_symlink()]
+            if found := next((name for name in names if name.startswith(mark)), ""):
+                return f"“{found.removeprefix(mark).removesuffix(' (deleted)')}”, process {pid}"
+    return f"process {pids[0]} of this host" if pids and pids[0] != "0" else "another run of this host"
 
 
 def _locked(what: str, who: str) -> Locked:
@@ -274,10 +312,11 @@ class Exclusion:
 
         Raises:
             Locked: another run holds a part; nothing is locked then.
+            OpsError: a part cannot be locked, ever; nothing is locked then.
         """
         try:
             self._taken = [part for part in self._parts if _take(part)]
-        except Locked:
+        except OpsError:
             self.close()
             raise
         return ", ".join(part.name for part in self._taken)

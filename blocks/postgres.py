@@ -231,6 +231,26 @@ def _is_local(host: str) -> bool:
     return False
 
 
+def is_pooled(connection: Connection) -> bool:
+    """Whether a connection pooler (PgBouncer …) answers in the server's place: it announces a process id of its own.
+
+    In transaction mode it gives the next statement to another session: advisory locks and settings are lost, or stay
+    with a session that others use (https://www.pgbouncer.org/features.html).
+    """
+    return int(execute(connection, "SELECT pg_backend_pid()")[0][0]) != connection.info.backend_pid
+
+
+def refuse_pooler(connection: Connection) -> None:
+    """Raises OpsError where a pooler answers: locks that belong to a session protect nothing there."""
+    if is_pooled(connection):
+        where = f"{connection.info.host}:{connection.info.port}"
+        raise OpsError(f"a connection pooler answers at {where}, not PostgreSQL itself: {POOLED}", DIRECT)
+
+
+POOLED = "an advisory lock taken through it is lost, or held by somebody else's session"
+DIRECT = "set [postgres] host and port to the server itself; the application can go on using the pooler"
+
+
 def first_line(error: psycopg.Error) -> str:
     """What PostgreSQL or libpq said, without what it adds in lines of their own."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -74,29 +74,36 @@ class Redis(Block):
         return self.model_copy(update={"host": host.strip("[]"), "port": int(port)})
 
     def client(self, database: int = 0, answer_seconds: float | None = None) -> redis.Redis:
-        """A client that returns bytes and waits so long for an answer (None: SOCKET_SECONDS). Connects on first use."""
+        """A client that returns bytes and waits so long for an answer (None: SOCKET_SECONDS), and no longer for a
+        connection. Connects on first use."""
         return redis.Redis(
             host=self.host,
             port=self.port,
             db=database,
             username=self.username or None,
             password=self.password.get_secret_value() or None,
-            **self._options() | ({"socket_timeout": answer_seconds} if answer_seconds else {}),
+            **self._options() | self._limits(answer_seconds),
         )
 
-    def sentinel(self, address: str) -> redis.Redis:
-        """A client of one Sentinel, at `host:port`."""
+    def sentinel(self, address: str, seconds: float = 0) -> redis.Redis:
+        """A client of one Sentinel, at `host:port`, which waits so long for it (0: CONNECT_SECONDS)."""
         host, _, port = address.rpartition(":")
         return redis.Redis(
             host=host.strip("[]"),
             port=int(port),
             password=self.sentinel_password.get_secret_value() or None,
-            **self._options() | {"socket_timeout": CONNECT_SECONDS},
+            **self._options() | self._limits(seconds or CONNECT_SECONDS),
         )
 
     def scratch(self, socket: Path, database: int = 0) -> redis.Redis:
         """A client of a scratch server on a Unix socket."""
         return redis.Redis(unix_socket_path=str(socket), db=database, socket_timeout=300)
+
+    @staticmethod
+    def _limits(answer_seconds: float | None) -> dict[str, float]:
+        if not answer_seconds:
+            return {}
+        return {"socket_timeout": answer_seconds, "socket_connect_timeout": min(answer_seconds, CONNECT_SECONDS)}
 
     def _options(self) -> dict[str, Any]:
         secured = {

@@ -6,14 +6,19 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from blocks.postgres import Postgres
+from blocks.postgres import DIRECT, POOLED, Postgres
 from blocks.redis import Redis
 from runbook.errors import OpsError
+from runbook.permit import Tolerance
 from runbook.pins import NO_ANSWER, digest
 from runbook.render import size
 from runbook.report import Report
 from tasks.postgres.server import read_position
+from tasks.redis.cache.flushing import TOLERANCE
 from tasks.redis.server import read_progress
+
+KEY_TOLERANCE = Tolerance(TOLERANCE)
+SIZE_TOLERANCE = Tolerance(0.1, least=1_000_000)
 
 
 def pin_database(report: Report, postgres: Postgres, *, replaced: bool = False, up: bool = True) -> None:
@@ -25,6 +30,9 @@ def pin_database(report: Report, postgres: Postgres, *, replaced: bool = False, 
     if found is None:
         report.pin_state(name, NO_ANSWER, lost=replaced)
         return
+    if found.pooled:
+        report.expect("[postgres] is PostgreSQL itself", False, DIRECT, value=f"a connection pooler: {POOLED}",
+                      expected="no pooler between")  # fmt: skip
     report.pin_state(name, f"OID {found.oid or 'none'}", lost=replaced)
     report.pin_state("WAL", f"{found.system}/{found.timeline}", written=found.lsn if replaced else -1, lost=replaced)
 
@@ -45,7 +53,22 @@ def pin_deleted(report: Report, what: str, items: Iterable[tuple[object, int]]) 
     """Everything that is to be deleted: names (or ids) with bytes."""
     rows = sorted((str(name), number) for name, number in items)
     total = size(sum(number for _, number in rows))
-    report.pin_state(what, f"{len(rows)}, {total}, {digest(rows)}")
+    report.pin_state(what, f"{len(rows)}, {total}, {digest(rows)}", items=[digest([row]) for row in rows])
+
+
+def pin_copies(report: Report, items: Iterable[tuple[object, int]]) -> None:
+    """Databases, tables or directories that are to be deleted: each by name, with its bytes. Vacuum and a server's
+    hint bits change a size a little; more was written by somebody who still uses the copy."""
+    rows = [(str(name), number) for name, number in items]
+    report.pin_state("copies", f"{len(rows)}, {digest(sorted(name for name, _ in rows))}",
+                     items=[digest([name]) for name, _ in rows])  # fmt: skip
+    for name, number in rows:
+        report.pin_state(f"bytes of {name}", number, tolerance=SIZE_TOLERANCE)
+
+
+def pin_keys(report: Report, where: str, keys: int) -> None:
+    """The number of keys that are to be deleted from Redis: it may differ as far as `expected_keys` may."""
+    report.pin_state(f"keys in {where}", keys, tolerance=KEY_TOLERANCE)
 
 
 def pin_paths(report: Report, what: str, *paths: Path | str) -> None:

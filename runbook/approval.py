@@ -91,7 +91,7 @@ def plan_id(report: Report) -> str:
     left_out = ("confirm", PARAMETER)
     given = {name: value for name, value in ((context and context.parameters) or {}).items() if name not in left_out}
     pins = {name: value for name, value in report.pins.items() if name != PARAMETER}
-    states = {name: pin.value for name, pin in report.states.items()}
+    states = {name: "" if pin.tolerance else pin.value for name, pin in report.states.items()}
     steps = [(one.step, _COUNTS.sub("#", one.detail)) for one in report.plan_steps]
     content = [report.runbook, report.environment, [str(act) for act in report.acts], pins, states, given, steps]
     text = json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)

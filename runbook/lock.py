@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import errno
 import fcntl
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO
+from typing import IO, TypeVar
 from uuid import UUID
 
 import httpx
@@ -37,7 +39,7 @@ from runbook.wait import until
 END_SECONDS = 30.0
 LAST_WORDS_SECONDS = 5.0
 POLL_SECONDS = 5.0
-_Acquired = tuple[leases.Lease | None]
+T = TypeVar("T")
 _NONE: Mapping[str, EnvironmentLock] = MappingProxyType({})
 _held: contextvars.ContextVar[Mapping[str, EnvironmentLock]] = contextvars.ContextVar("held", default=_NONE)
 
@@ -45,9 +47,12 @@ _held: contextvars.ContextVar[Mapping[str, EnvironmentLock]] = contextvars.Conte
 class EnvironmentLock:
     """The lock as its holder sees it."""
 
-    def __init__(self, lease: leases.Lease | None, exclusion: Callable[[], Excluding] | None = None) -> None:
+    def __init__(
+        self, lease: leases.Lease | None, exclusion: Callable[[], Excluding] | None = None, patience_seconds: float = 0
+    ) -> None:
         self._lease = lease
         self._exclusion = exclusion
+        self._patience_seconds = patience_seconds
         self._excluding: Excluding | None = None
         self._excluded = ""
 
@@ -64,11 +69,20 @@ class EnvironmentLock:
             self._excluding.require()
 
     def exclude(self) -> str:
-        """The second key: what is changed is locked itself, once, whatever environment describes it. Returns what."""
-        if self._exclusion and self._excluding is None:
-            excluding = self._exclusion()
-            self._excluded = excluding.take()
-            self._excluding = excluding
+        """The second key: what is changed is locked itself, once, whatever environment describes it. Returns what.
+        Where another run has it, it is waited for as long as the environment's lock.
+
+        Raises:
+            Locked: another run has it (which one, what to do).
+            LockLost: the environment's lock was lost meanwhile.
+        """
+        if (make := self._exclusion) and self._excluding is None:
+
+            def take() -> tuple[Excluding, str]:
+                excluding = make()  # anew each time: while it is waited for, servers may change
+                return excluding, excluding.take()
+
+            self._excluding, self._excluded = _patiently(take, self._patience_seconds, self.require)
         return self._excluded
 
     def close(self) -> None:
@@ -101,23 +115,22 @@ def hold(
         yield outer
         return
     with contextlib.ExitStack() as stack:
-        (lease,) = _patiently(
-            lambda: _acquired(stack, environment, directory, this_run(runbook, rank)), patience_seconds
-        )
-        lock = EnvironmentLock(lease, partial(excluding, runbook) if excluding else None)
+        lease = _patiently(lambda: _acquired(stack, environment, directory, this_run(runbook, rank)), patience_seconds)
+        lock = EnvironmentLock(lease, partial(excluding, runbook) if excluding else None, patience_seconds)
         stack.callback(lock.close)
         token = _held.set({**_held.get(), environment: lock})
         stack.callback(_held.reset, token)
         yield lock
 
 
-def _patiently(attempt: Callable[[], _Acquired], seconds: float) -> _Acquired:
+def _patiently(attempt: Callable[[], T], seconds: float, between: Callable[[], None] = lambda: None) -> T:
     refused: Locked | Unreachable | None = None
 
-    def once() -> _Acquired | None:
+    def once() -> tuple[T] | None:
         nonlocal refused
+        between()
         try:
-            return attempt()
+            return (attempt(),)
         except (Locked, Unreachable) as error:
             if seconds and refused is None:
                 logger().info("waiting for at most %.0f s: %s", seconds, error.message)
@@ -130,10 +143,10 @@ def _patiently(attempt: Callable[[], _Acquired], seconds: float) -> _Acquired:
         assert refused
         raise refused from None
     assert found
-    return found
+    return found[0]
 
 
-def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me: Holder) -> _Acquired:
+def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me: Holder) -> leases.Lease | None:
     """Both parts of it; `stack` gives them back."""
     with contextlib.ExitStack() as own:
         file = own.enter_context(_file_lock(environment, directory, me))
@@ -146,14 +159,15 @@ def _acquired(stack: contextlib.ExitStack, environment: str, directory: Path, me
             write(file, me)
             lease.retake = partial(_retake, environment, me)
         stack.push(own.pop_all())
-    return (lease,)
+    return lease
 
 
 @contextlib.contextmanager
 def _file_lock(environment: str, directory: Path, me: Holder) -> Iterator[IO[str]]:
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / f".lock-{environment}").open("a+", encoding="utf-8") as file:
-        if not taken(file):
+    path = directory / f".lock-{environment}"
+    with _opened(path) as file:
+        while not taken(file):
             holder = read(file)
             if holder is None or not _outranks(me, holder):
                 raise (
@@ -161,13 +175,35 @@ def _file_lock(environment: str, directory: Path, me: Holder) -> Iterator[IO[str
                     if holder
                     else Locked(f"{environment} is held by a run that is just starting", "try again in a few seconds")
                 )
-            _end(holder, environment, file)
+            if _end(holder, environment, file):
+                break
+        if not _is_at(path, file):
+            raise Locked(f"{path} was deleted or replaced by something else than a run", "try again; leave that file")
         write(file, me)  # before the lease is waited for: a refused run must not read the name of the one before
         try:
             yield file
         finally:
             file.seek(0)
             file.truncate()
+
+
+def _opened(path: Path) -> IO[str]:
+    """Never by a link: it could lead to a file that is not ours, which the name of the holder would replace."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise Locked(f"{path} is a symbolic link", "find out who made it, then delete the link") from None
+    return os.fdopen(descriptor, "r+", encoding="utf-8")
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """Whether the locked file has its name still: a deleted one excludes nobody who comes later."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _lease(environment: str, me: Holder) -> leases.Lease | None:
@@ -207,8 +243,9 @@ def _outranks(me: Holder, holder: Holder) -> bool:
     return me.rank == "recovery" and holder.rank == "maintenance"
 
 
-def _end(holder: Holder, environment: str, file: IO[str]) -> None:
-    """A recovery ends the maintenance that holds this host's lock: TERM, then KILL."""
+def _end(holder: Holder, environment: str, file: IO[str]) -> bool:
+    """A recovery ends the maintenance that holds this host's lock: TERM, then KILL. False where another run has it by
+    then: that one is judged anew."""
     me = this_run("", "recovery")
     process = holder.identity
     # Another host or container that shares the directory: its process id means another process here. Or our own
@@ -220,15 +257,23 @@ def _end(holder: Holder, environment: str, file: IO[str]) -> None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 process.send(number)
         try:
-            until(lambda: taken(file), what=f"the end of “{holder.runbook}”", seconds=END_SECONDS)
+            until(lambda: taken(file) or _has_changed(holder, file), what=f"the end of “{holder.runbook}”",
+                  seconds=END_SECONDS)  # fmt: skip
         except Unreachable:
             continue
+        if not taken(file):
+            return False
         if holder.run_id and me.run_id:
             with contextlib.suppress(Unreachable):  # its last words are “Crashed”: after them
                 until(holder.is_dead, what="its end", seconds=LAST_WORDS_SECONDS)
             _cancel(holder, me, Cancelled)
-        return
+        return True
     raise Locked(f"“{holder.runbook}” (process {holder.pid}) could not be ended", "end it by hand, then try again")
+
+
+def _has_changed(holder: Holder, file: IO[str]) -> bool:
+    now = read(file)
+    return now is not None and now.process != holder.process
 
 
 def _cancel(holder: Holder, me: Holder, state: Callable[..., State]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from prefect.context import FlowRunContext
@@ -93,10 +94,25 @@ class PlannedStep:
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """How far a number may be from the planned one: a share of it, and `least` in any case."""
+
+    share: float
+    least: int = 0
+
+    def around(self, planned: int) -> int:
+        """The largest difference that is allowed."""
+        return max(math.ceil(planned * self.share), self.least)
+
+
+@dataclass(frozen=True)
 class Pin:
     """A value that a confirmed run must find again. `written` is a position in bytes that ordinary writes advance; −1
-    where nothing counts them. `lost`: it is replaced, and what is written to it after the plan is lost too."""
+    where nothing counts them. `lost`: it is replaced, and what is written to it after the plan is lost too.
+    `tolerance`: the value is a number, which may differ by so much. `items`: digests of a list that is deleted."""
 
     value: str
     written: int = -1
     lost: bool = False
+    tolerance: Tolerance | None = None
+    items: tuple[str, ...] = ()

@@ -1,27 +1,24 @@
 """What a plan pins: a confirmed run changes only what its plan found, and each plan is carried out once.
 
 A plan's link fills in the parameter `plan`: when it was made, its acts, and what its flow pinned with
-`report.pin_state`. Beside the reports, `carried-out/` has a small file for each plan, flow run and runbook that was
-carried out. A run without `plan` is compared with nothing: whoever restores at night types `confirm` only.
+`report.pin_state`. What was carried out is recorded by plan, flow run and runbook (runbook/carried_out.py). A run
+without `plan` is compared with nothing: whoever restores at night types `confirm` only.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from urllib.parse import quote, unquote
 
 from prefect.context import FlowRunContext
 from prefect.settings import PREFECT_UI_URL
 
-from runbook import durable
+from runbook.carried_out import LAST, PLAN, RUN, CarriedOut, Done, Records, current_run
 from runbook.errors import NotConfirmed
 from runbook.permit import Pin
 from runbook.render import size
@@ -29,9 +26,7 @@ from runbook.report import Report
 
 PARAMETER = "plan"
 WRITES = "plan.writes_bytes"
-DIRECTORY = "carried-out"
 VALID = timedelta(days=7)
-KEPT_SECONDS = 400 * 86400.0
 AGAIN = "launch it with an empty confirm to see a new plan"
 NO_ANSWER = "no answer"
 _TIME, _ACTS = "at", "acts"
@@ -41,10 +36,6 @@ _COUNTS = re.compile(r"(: )?\d[\d,]* (rows|keys|others)\b")
 
 class PlanChanged(NotConfirmed):
     """The plan is no longer the one that was confirmed."""
-
-
-class CarriedOut(NotConfirmed):
-    """The plan, or this very flow run, was carried out before."""
 
 
 def digest(lines: Iterable[object]) -> str:
@@ -70,10 +61,24 @@ class Plan:
     def changes(self, now: Plan) -> list[tuple[str, str, str]]:
         """What differs: (what, in this plan, now). Bytes that were written since are not among it."""
         names = dict.fromkeys([*self.pins, *now.pins])
-        rows = [(name, _value(self.pins, name), _value(now.pins, name)) for name in names]
+        rows = [(name, _shown(self.pins, name), _shown(now.pins, name)) for name in names if not self._fits(name, now)]
         rows += [(name, str(pin.written), str(now.pins[name].written)) for name, pin in self.pins.items()
                  if name in now.pins and pin.written > now.pins[name].written]  # fmt: skip
-        return [row for row in (*rows, ("acts", self.acts, now.acts)) if row[1] != row[2]]
+        return [*rows, *([("acts", self.acts, now.acts)] if self.acts != now.acts else [])]
+
+    def _fits(self, name: str, now: Plan) -> bool:
+        before, after = self.pins.get(name), now.pins.get(name)
+        if before is None or after is None:
+            return before is after
+        return before.value == after.value or bool(after.tolerance and self.has_grown(name, now) is None)
+
+    def has_grown(self, name: str, now: Plan) -> bool | None:
+        """Of a number: whether it is larger than this plan's by more than the tolerance; None where it fits."""
+        before, after = self.pins[name], now.pins[name]
+        if not (after.tolerance and before.value.isdecimal() and after.value.isdecimal()):
+            return False
+        planned, found = int(before.value), int(after.value)
+        return None if abs(found - planned) <= after.tolerance.around(planned) else found > planned
 
     def written(self, now: Plan) -> dict[str, int]:
         """Bytes that were written since this plan, by pin."""
@@ -81,8 +86,15 @@ class Plan:
                 if name in self.pins and pin.written >= 0 <= self.pins[name].written}  # fmt: skip
 
 
-def _value(pins: Mapping[str, Pin], name: str) -> str:
+def _shown(pins: Mapping[str, Pin], name: str) -> str:
     return pins[name].value if name in pins else "nothing"
+
+
+def described(name: str, pin: Pin) -> str:
+    """For people: what is pinned, and how far a number may be from it."""
+    if not pin.tolerance or not pin.value.isdecimal():
+        return f"{name} {pin.value}"
+    return f"{name} {int(pin.value):,} (± {pin.tolerance.around(int(pin.value)):,})"
 
 
 def read_plan(text: str) -> Plan:
@@ -105,34 +117,17 @@ def read_plan(text: str) -> Plan:
                        "use the link in the plan's report, or leave plan empty")  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Done:
-    """A run that was permitted to carry out a plan; `ended` where it did."""
-
-    runbook: str
-    at: str
-    plan: str = ""
-    ended: bool = True
-    attempt: str = ""
-    link: str = ""
-
-    @property
-    def described(self) -> str:
-        """When, and where to read about it."""
-        return f"at {datetime.fromisoformat(self.at):%Y-%m-%d %H:%M:%S} UTC" + (f" ({self.link})" if self.link else "")
-
-
 @dataclass
 class Pinned:
     """The plan of one run: `given` is its parameter `plan`. `inner`: another runbook called this one."""
 
-    reports: Path
+    records: Records
     key: str
     given: str = ""
     inner: bool = False
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     judged: bool = False
-    begun: bool = False
+    begun: Done | None = None
 
     def refuse_second_use(self) -> None:
         """Call it once the lock is held, before anything is judged. A run that goes on with what a killed or failed one
@@ -141,24 +136,24 @@ class Pinned:
         Raises:
             CarriedOut: this plan, or an earlier attempt of this flow run, was carried out.
         """
-        if self.given and (done := self._find(f"plan-{_name(self.given)}")):
-            self.begun = True
+        if self.given and (done := self.records.find(f"{PLAN}{_name(self.given)}")):
+            self.begun = done
             if done.ended:
                 raise CarriedOut(f"this plan was carried out {done.described}: nothing was changed now", AGAIN)
         run, attempt = _own_run()
-        done = self._find(f"run-{run}") if run and not self.inner else None
+        done = self.records.find(f"{RUN}{run}") if run and not self.inner else None
         if done and done.attempt != attempt:
             if done.ended:
                 raise CarriedOut(f"this flow run was carried out {done.described}: a retry changes nothing",
                                  "launch the runbook anew with an empty confirm to see a new plan")  # fmt: skip
-            self.given, self.begun = self.given or done.plan, True
+            self.given, self.begun = self.given or done.plan, done
 
     def describe(self, report: Report) -> None:
         """Pin the plan in the report."""
         report.pins[PARAMETER] = self._now(report).text
         counted = [name for name, pin in report.states.items() if pin.written >= 0]
         if report.states and not report.confirm:
-            told = "; ".join(f"{name} {pin.value}" for name, pin in report.states.items())
+            told = "; ".join(described(name, pin) for name, pin in report.states.items())
             most = f"; refused after {size(report.limit(WRITES)[1])} more writes" if counted else ""
             report.fact("pinned", f"{told}{most}")
 
@@ -173,10 +168,9 @@ class Pinned:
         self.judged = True
         planned, now = read_plan(self.given), self._now(report)
         changes = planned.changes(now)
-        if self.begun:  # it stopped a server itself, perhaps: nobody writes there
-            replaced = {name for name, pin in report.states.items() if pin.lost}
-            changes = [row for row in changes if row[0] in replaced and row[2] not in (NO_ANSWER, "nothing")]
-        if (done := self._find(f"last-{self.key}")) and datetime.fromisoformat(done.at) > planned.at:
+        if self.begun:
+            changes = [row for row in changes if self._concerns(self.begun, row[0], planned, now)]
+        if (done := self.records.find(f"{LAST}{self.key}")) and datetime.fromisoformat(done.at) > planned.at:
             changes.append(("the same runbook", "not yet carried out", f"carried out {done.described}"))
         if now.at - planned.at > VALID:
             changes.append(("age of the plan", f"{planned.at:%Y-%m-%d}", f"more than {VALID.days} days"))
@@ -189,6 +183,19 @@ class Pinned:
                 "check the new plan in this report, then confirm that one in its form; "
                 "a new run with an empty plan is compared with nothing",
             )
+
+    @staticmethod
+    def _concerns(begun: Done, name: str, planned: Plan, now: Plan) -> bool:
+        """Whether a change concerns a run that goes on with what another one began: what is replaced was replaced
+        since; or more is deleted than was planned. (It stopped a server itself, perhaps: nobody writes there.)"""
+        if name not in now.pins or name not in planned.pins:
+            return False
+        pin = now.pins[name]
+        if pin.tolerance:
+            return planned.has_grown(name, now) is True
+        if pin.items:
+            return not set(pin.items) <= set(begun.items.get(name, ()))
+        return pin.lost and pin.value != NO_ANSWER
 
     def _judge_writes(self, report: Report, written: Mapping[str, int], changes: list[tuple[str, str, str]]) -> None:
         warn, most = report.limit(WRITES)
@@ -206,61 +213,46 @@ class Pinned:
         self._write(report, self._own_names(), ended=False)
 
     def record(self, report: Report) -> None:
-        """Note that the run did what it was permitted: called before the lock is free."""
-        self._write(report, [f"last-{self.key}", *self._own_names()])
+        """Note that the run did what it was permitted, or found nothing to do: a retry would find something else.
+        Called before the lock is free."""
+        done = report.permitted
+        self._write(report, [f"{LAST}{self.key}", *self._own_names()] if done else self._own_run_name())
 
     def link(self, report: Report) -> None:
         """Where no flow run can be linked, the record names the report, once it has a path."""
         if self.given and not _own_run()[0]:
-            self._write(report, [f"plan-{_name(self.given)}"])
+            self._write(report, [f"{PLAN}{_name(self.given)}"])
 
     def _own_names(self) -> list[str]:
-        """Of the files for this plan and this flow run."""
+        """Of the records for this plan and this flow run."""
+        return [*([f"{PLAN}{_name(self.given)}"] if self.given else []), *self._own_run_name()]
+
+    def _own_run_name(self) -> list[str]:
         run, _ = _own_run()
-        return [*([f"plan-{_name(self.given)}"] if self.given else []),
-                *([f"run-{run}"] if run and not self.inner else [])]  # fmt: skip
+        return [f"{RUN}{run}"] if run and not self.inner else []
 
     def _write(self, report: Report, names: Sequence[str], *, ended: bool = True) -> None:
         """That it cannot be noted makes a good recovery no worse."""
         run, attempt = _own_run()
         ui = PREFECT_UI_URL.value()
         link = f"{ui}/runs/flow-run/{run}" if run and ui else str(report.path or "")
-        plan = self._now(report).text
         if not names:
             return
-        done = Done(report.runbook, datetime.now(UTC).isoformat(), plan, ended, attempt, link)
+        items = {name: pin.items for name, pin in report.states.items() if pin.items}
+        plan, at = self._now(report).text, datetime.now(UTC).isoformat()
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            self._prune()
-            for name in names:
-                durable.write(self._directory / name, json.dumps(asdict(done)) + "\n")
+            self.records.write(names, Done(report.runbook, at, plan, ended, attempt, link, items))
         except OSError as error:
             report.warn("record that the plan was carried out", "do not retry this run: nothing would refuse it",
-                        value=f"cannot be written to {self._directory}: {error.strerror}")  # fmt: skip
+                        value=f"cannot be written to {self.records.directory}: {error.strerror}")  # fmt: skip
+        if self.records.is_local and (run or self.given):
+            report.fact("record of this run", "on this host only: Prefect does not answer. Do not confirm this plan on "
+                        "another host, and do not retry this run there")  # fmt: skip
+        else:
+            report.facts.pop("record of this run", None)
 
     def _now(self, report: Report) -> Plan:
         return Plan(self.started, digest(_COUNTS.sub("", str(act)) for act in report.acts), report.states)
-
-    @property
-    def _directory(self) -> Path:
-        return self.reports / DIRECTORY
-
-    def _find(self, name: str) -> Done | None:
-        try:
-            return Done(**json.loads((self._directory / name).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError) as error:
-            if not name.startswith("plan-"):  # a disk that fails must not refuse a recovery
-                return None
-            what = f"{self._directory / name} cannot be read: this plan may have been carried out ({error})"
-            raise CarriedOut(what, "check what was done, then launch it with an empty plan") from None
-
-    def _prune(self) -> None:
-        for old in self._directory.iterdir():
-            with contextlib.suppress(OSError):
-                if time.time() - old.stat().st_mtime > KEPT_SECONDS:
-                    old.unlink()
 
 
 def _name(plan: str) -> str:
@@ -270,5 +262,4 @@ def _name(plan: str) -> str:
 def _own_run() -> tuple[str, str]:
     """This flow run, and this attempt at it; empty outside Prefect."""
     context = FlowRunContext.get()
-    run = context.flow_run if context else None
-    return (str(run.id), context.start_time.isoformat()) if context and run else ("", "")
+    return (str(run.id), context.start_time.isoformat()) if context and (run := current_run()) else ("", "")

@@ -14,7 +14,7 @@ from typing import Any
 
 from runbook.errors import NotConfirmed, RunbookFailed, without_logins
 from runbook.guards import Approving, Held, Planned
-from runbook.permit import Act, Permit, Pin, PlannedStep, PlanOnly
+from runbook.permit import Act, Permit, Pin, PlannedStep, PlanOnly, Tolerance
 from runbook.thresholds import limit_of
 
 NOT_CONFIGURED = "not configured"
@@ -125,6 +125,11 @@ class Report:
         return any(finding.status is Status.CRITICAL and finding.stops for finding in self.findings)
 
     @property
+    def may_change(self) -> bool:
+        """Whether it was launched to change something, not to see a plan."""
+        return self.unattended or self.confirm == self.environment
+
+    @property
     def known_broken(self) -> str:
         """What is critical and does not stop the run."""
         return "; ".join(one.value for one in self.findings if one.status is Status.CRITICAL and not one.stops)
@@ -210,11 +215,14 @@ class Report:
         """What a parameter such as `latest` meant when this was judged: the plan's form says that instead."""
         self.pins[parameter] = value
 
-    def pin_state(self, what: str, value: object, *, written: int = -1, lost: bool = False) -> None:
+    def pin_state(
+        self, what: str, value: object, *, written: int = -1, lost: bool = False, tolerance: Tolerance | None = None,
+        items: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         """What the plan found and a confirmed run must find again, such as the live database's OID. `written`: a
         position in bytes that ordinary writes advance (LSN, replication offset); `lost`: it is replaced, and later
-        writes are lost."""
-        self.states[what] = Pin(str(value), written, lost)
+        writes are lost. `tolerance`: how far a number may be from the planned one. `items`: digests of a list."""
+        self.states[what] = Pin(str(value), written, lost, tolerance, tuple(items))
 
     def state_is(self, what: str, hint: str) -> None:
         """What state the system is in from here on, and what to run next, should the run fail from any cause."""

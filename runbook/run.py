@@ -12,7 +12,7 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from runbook import alone, approval, chain, containment, durable, pins, render, repeats
+from runbook import alone, approval, carried_out, chain, containment, durable, pins, render, repeats
 from runbook.brief import asked_briefly
 from runbook.contacts import add_contacts
 from runbook.current import current_report, use_report
@@ -38,7 +38,8 @@ def runbook(
 ) -> Iterator[Report]:  # fmt: skip
     """Everything around a procedure: the environment's lock, the report, its artifact and JSON file, the end state.
 
-    `changes` takes the environment's lock before anything is judged (a scheduled run waits for it); maintenance with a
+    `changes` takes the environment's lock before anything is judged (a scheduled run waits for it, and for the locks of
+    what it changes); maintenance with a
     `confirm` is refused while the environment is contained. A run with an empty `confirm` that reaches
     `report.permit(...)` leaves the block there, PLANNED; so does one that waits for a second person's approval, which
     then suspends. `often`, of a check that runs every few minutes: what it found before already is counted, not filed.
@@ -58,7 +59,8 @@ def runbook(
         report.fact("unattended", f"{'this automation' if by else 'its schedule'} may: the environment's TOML says so")
     elif within is None and is_without_person(confirm):
         report.refused = f"{'an automation' if by else 'a schedule'} filled in confirm, and unattended does not name it"
-    planned = pins.Pinned(target.reports_directory, name or render.key(report), plan, inner=within is not None)
+    records = carried_out.Records(target.reports_directory, target.name)
+    planned = pins.Pinned(records, name or render.key(report), plan, inner=within is not None)
     report.pinned = planned
     try:
         with use_report(report), report.closing as stack:
@@ -75,11 +77,13 @@ def runbook(
                 report.fact("lock", f"keeps out {lock.keeps_out}")
                 if within is None or within.lock is None:  # a runbook inside another one may do what that one may
                     _respect_containment(report, target, rank)
+                if patience and report.unattended:  # waited for before anything is judged, as the lock is
+                    lock.exclude()
             planned.refuse_second_use()
             report.gate = approval.gate(report, target, name or render.key(report), within)
             yield report
-            if report.permitted and not report.is_stopped:  # before the lock is free
-                planned.record(report)
+            if not report.is_stopped and (report.permitted or (changes and report.may_change)):
+                planned.record(report)  # before the lock is free
     except PlanOnly:
         report.form = _form(report)
     except approval.ApprovalPending as waits:

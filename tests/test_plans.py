@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from blocks.environment import Environment
+from blocks.prefect_server import PrefectServer
 from flows.deleting import limit_unattended
+from flows.troubleshooting.disk_systems import METRIC
+from runbook.carried_out import CarriedOut, Records
 from runbook.errors import RunbookFailed
 from runbook.permit import Act, Pin
-from runbook.pins import CarriedOut, Pinned
+from runbook.pins import Pinned
 from runbook.report import Report
 from tasks.clocks import Skew
 from tests.test_deployments import FLOWS, Found
@@ -23,7 +27,7 @@ NAME = "twice"
 PLAN = "at=2026-11-28T00:00:00+00:00&acts=0123456789ab"
 CONFIRMED = [found for found in FLOWS if "confirm" in found.parameters]
 EACH = pytest.mark.parametrize("found", CONFIRMED, ids=lambda found: found.entrypoint)
-PINS = re.compile(r"\bpin_(state|database|redis|deleted|paths)\(|\bchoose\.pin\(")
+PINS = re.compile(r"\bpin_(state|database|redis|keys|deleted|copies|paths)\(|\bchoose\.pin\(")
 
 
 @EACH
@@ -39,8 +43,8 @@ def test_each_takes_a_plan_and_pins_its_own(found: Found) -> None:
 def test_each_refuses_a_plan_that_was_carried_out(found: Found, tmp_path: Path) -> None:
     """Before anything is read: the environment here has no part at all."""
     env = Environment(name=NAME, disposable=True, reports=str(tmp_path / "reports"), rpo_seconds=1, rto_seconds=1)
-    done = Report("Before", NAME, acts=(Act("replace", "it"),), states={"it": Pin("1")})
-    Pinned(env.reports_directory, "before", PLAN).record(done)
+    done = Report("Before", NAME, acts=(Act("replace", "it"),), states={"it": Pin("1")}, permitted=True)
+    Pinned(Records(env.reports_directory, NAME), "before", PLAN).record(done)
     with env.stands_in(), pytest.raises(CarriedOut, match=r"this plan was carried out at .* UTC.*nothing was changed"):
         found.flow.fn(NAME, **_required(found), plan=PLAN, confirm=NAME)
     (page,) = (tmp_path / "reports").glob("*.md")
@@ -55,14 +59,23 @@ def _required(found: Found) -> dict[str, Any]:
             for one in needed if one.name != "environment"}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["clean-logs", "discard-superseded", "clean-docker"])
+@pytest.mark.parametrize(
+    "name",
+    ["clean-logs", "discard-superseded", "clean-docker", "free-disk-emergency", "clean-prefect-history"],
+)
 def test_what_deletes_by_age_refuses_a_wrong_clock(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """How clocks are read, and prune-backups: tests/database/test_verify_and_prune.py."""
-    env = Environment(name=NAME, reports=str(tmp_path / "reports"), rpo_seconds=1, rto_seconds=1)
+    server = PrefectServer(password=SecretStr(""), admin_password=SecretStr(""), keep_days=1)
+    env = Environment(name=NAME, reports=str(tmp_path), rpo_seconds=1, rto_seconds=1,
+                      thresholds={METRIC: [0, 1]}, slugs={"prefect_server": ""})  # fmt: skip
     monkeypatch.setattr("flows.deleting.read_skews", lambda servers, stores: (Skew("Prefect", 86400.0),))
-    (found,) = (found for found in CONFIRMED if found.flow.name == name)
-    with env.stands_in(), pytest.raises(RunbookFailed, match="this host's clock: 24 h 00 min ahead of Prefect"):
-        found.flow.fn(NAME, confirm=NAME)
+    (found,) = (found for found in FLOWS if found.flow.name == name)
+    given = {"confirm": NAME} if "confirm" in found.parameters else {}
+    with (
+        env.with_parts({"prefect_server": server}).stands_in(),
+        pytest.raises(RunbookFailed, match="this host's clock: 24 h 00 min ahead of Prefect"),
+    ):
+        found.flow.fn(NAME, **given)
 
 
 def test_an_unattended_run_deletes_a_share_at_most() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psycopg
 
 from blocks.environment import Environment
-from blocks.postgres import Connection, Postgres, execute, first_line
+from blocks.postgres import DIRECT, POOLED, Connection, Postgres, execute, first_line, is_pooled
 from blocks.postgres_refusals import NO_RIGHT, NOT_ADMITTED, hint_for, sqlstate_of
 from blocks.services import DockerServices
 from deployments.doctor.host import clock
@@ -48,6 +48,8 @@ def look_at_postgres(env: Environment, part: str, postgres: Postgres) -> Iterato
         told = "a superuser" if superuser else "not a superuser"
         yield prefer(superuser, f"[{part}] admin_user {postgres.admin_user} is {told}",
                      "name a superuser: dumps need BYPASSRLS, restores need owners", "a superuser")  # fmt: skip
+        if is_pooled(connection):
+            yield expect(False, f"[{part}] a connection pooler answers: {POOLED}", DIRECT, "PostgreSQL itself")
         yield from _log_ins(env, part, postgres)
         yield from _programs(part, postgres, int(str(version).split(".")[0]))
         yield clock(f"[{part}] PostgreSQL", float(now), (asked, answered))

@@ -14,6 +14,7 @@ from blocks.environment import Environment
 from flows.application.code_findings import the_workspace
 from runbook.errors import OpsError
 from runbook.permit import Act, Permit
+from runbook.pins import digest
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.packages import modules, venv
@@ -60,7 +61,9 @@ def reinstall_dependencies(
             raise OpsError("no part is named", "choose web, backend or both in parts")
         acts = [_plan_web(report, env)] if "web" in parts else []
         acts += [_plan_backend(report, env)] if "backend" in parts else []
-        report.pin_state("parts", ", ".join(parts))
+        locks = [the_workspace(env) / modules.LOCK] if "web" in parts else []
+        locks += [venv.read_lock(env.application).path] if "backend" in parts else []
+        report.pin_state("lock files", ", ".join(f"{lock.name} {digest([lock.read_bytes()])}" for lock in locks))
         permit = report.permit(*acts)
         done = [_web(report, env, permit, seconds)] if "web" in parts else []
         done += [_backend(report, env, permit, seconds)] if "backend" in parts else []

@@ -180,6 +180,8 @@ def prune_backups(
             report.outcome = "there is nothing to delete"
             return report
         pin_deleted(report, "backups", ((backup.where, backup.manifest.bytes) for backup in doomed))
+        if wal:
+            pin_deleted(report, "WAL", wal_pruning.files(wal))
         permit = report.permit(*(Act(DELETE, backup.where) for backup in doomed), *wal_pruning.acts(wal))
         if doomed:
             prune(report, permit, env, doomed)

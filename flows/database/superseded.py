@@ -18,7 +18,7 @@ from pydantic import Field
 from blocks.environment import Environment
 from blocks.places import KeepSuperseded
 from flows.deleting import judge_clocks, limit_unattended
-from flows.pinned import pin_deleted
+from flows.pinned import pin_copies
 from runbook import clock
 from runbook.errors import OpsError
 from runbook.kinds import action
@@ -102,7 +102,7 @@ def discard_superseded(
             return report
         for item in doomed:
             report.plan(f"remove {item.kind}", item.name, size=item.bytes)
-        pin_deleted(report, "superseded", ((item.name, 0) for item in doomed))  # a database's size varies by itself
+        pin_copies(report, ((item.name, item.bytes) for item in doomed))
         permit = report.permit(*(Act(DISCARD, item.name) for item in doomed))
         for item in doomed:
             discard(permit, env, item)

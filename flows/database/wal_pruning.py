@@ -42,6 +42,11 @@ def find_prunable_wal(
     return found
 
 
+def files(found: Sequence[OldWal]) -> list[tuple[object, int]]:
+    """Every file, with its bytes."""
+    return [(f"{old.archive.place.where} {one.name}", one.bytes) for old in found for one in old.doomed]
+
+
 def acts(found: Sequence[OldWal]) -> list[Act]:
     """What a permit is needed for."""
     return [Act(DELETE_WAL, old.where) for old in found]

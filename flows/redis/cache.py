@@ -8,7 +8,7 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.pinned import pin_redis
+from flows.pinned import pin_keys, pin_redis
 from flows.redis.cache_request import Flushing, Wanted
 from flows.redis.cache_steps import (
     count,
@@ -92,7 +92,8 @@ def clear_cache(
         server = judge_server(report, env, master)
         numbers = wanted.numbers(server)
         require_databases(env.redis.at(server.address), numbers)
-        counted = not confirm or wanted.is_broad or expected_keys > 0  # else the pages count what they unlink
+        # Without a plan to compare with, the pages count what they unlink.
+        counted = not confirm or bool(plan) or wanted.is_broad or expected_keys > 0
         found = count(report, env, wanted, server, numbers, expected_keys) if counted else None
         planned, waived = found.keys if found else -1, bool(master)
         order = Order(wanted.selection(), numbers, server, planned, keys_per_second, waived)
@@ -109,6 +110,8 @@ def clear_cache(
         elif found:
             plan_unlink(report, order, found)
         pin_redis(report, env.redis.at(server.address))
+        if found:
+            pin_keys(report, order.where, sum(each.keys for each in flushes) if wanted.flush else found.keys)
         acts = [Act(FLUSHING, each.target) for each in flushes] if wanted.flush else [Act(UNLINK, order.target)]
         permit = report.permit(*acts)
         if wanted.flush:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from blocks.postgres import Postgres, execute
+from blocks.postgres import Postgres, execute, is_pooled
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
@@ -159,12 +159,14 @@ def read_identity(postgres: Postgres, database: str) -> Identity:
 
 @dataclass(frozen=True)
 class Position:
-    """Which database is behind a name (OID, 0: none), in which cluster, and how far its WAL is (bytes)."""
+    """Which database is behind a name (OID, 0: none), in which cluster, and how far its WAL is (bytes). `pooled`: a
+    connection pooler answers in the server's place."""
 
     oid: int
     system: str
     timeline: int
     lsn: int
+    pooled: bool = False
 
 
 def read_position(postgres: Postgres, database: str) -> Position:
@@ -176,7 +178,7 @@ def read_position(postgres: Postgres, database: str) -> Position:
     """
     with postgres.connect() as connection:
         oid, system, timeline, lsn = execute(connection, _POSITION, database)[0]
-    return Position(int(oid), str(system), int(timeline), int(lsn))
+        return Position(int(oid), str(system), int(timeline), int(lsn), is_pooled(connection))
 
 
 _POSITION = """

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 import psycopg
 from psycopg import sql
 
-from blocks.postgres import Connection, Postgres, execute, first_line
+from blocks.postgres import Connection, Postgres, execute, first_line, refuse_pooler
 from runbook.errors import Locked, OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action
@@ -48,9 +48,11 @@ def advisory_lock(postgres: Postgres) -> Iterator[Connection]:
 
     Raises:
         Locked: another session holds it.
+        OpsError: a connection pooler answers in the server's place.
     """
     key = lock_key(postgres.database)
     with postgres.connect() as connection:
+        refuse_pooler(connection)
         if not execute(connection, "SELECT pg_try_advisory_lock(%s)", key)[0][0]:
             holder = execute(connection, _HOLDER, key & 0xFFFFFFFF)
             who = f"process {holder[0][0]} since {holder[0][1]:%H:%M:%S}" if holder else "another session"

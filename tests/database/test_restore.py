@@ -19,8 +19,9 @@ from flows.database.backup import backup_database
 from flows.database.restore import restore_database, undo_restore
 from flows.database.superseded import discard_superseded, find_aside
 from runbook import clock
+from runbook.carried_out import CarriedOut
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
-from runbook.pins import CarriedOut, PlanChanged
+from runbook.pins import PlanChanged
 from runbook.report import Status, StepTime
 from runbook.wait import until
 from tasks import catalogue, manifest
@@ -515,6 +516,10 @@ def test_a_plan_says_which_backup_and_which_kept_database_and_a_confirmation_kee
     assert undo.facts["database to go back to"] == undo.pins["kept"]
     discard = discard_superseded.fn(NAME, keep=0)
     assert discard.pins["names"] == [undo.pins["kept"]]
+    rescued = "CREATE TABLE rescued AS SELECT md5(g::text) AS text FROM generate_series(1, 60000) g"
+    trial.sql(rescued, database=str(undo.pins["kept"]))
+    with pytest.raises(PlanChanged, match="bytes of .* was"):
+        discard_superseded.fn(NAME, keep=0, **discard.pins, confirm=NAME)
     restore()
     assert trial.sql("SELECT count(*) FROM answers") == [(0,)]
     with pytest.raises(PlanChanged, match="database .* was OID"):

@@ -120,6 +120,21 @@ def test_an_object_altered_in_place_is_found(trial: Trial, gateway: S3Server) ->
     assert spooled(trial) == []
 
 
+@pytest.mark.parametrize(("seconds", "told"), [(90, "behind"), (-90, "ahead of"), (45, "")])
+def test_a_bucket_s_clock_that_differs_from_this_host_s_deletes_nothing(
+    trial: Trial, gateway: S3Server, seconds: int, told: str
+) -> None:
+    """The Date of its answers."""
+    with Proxy(gateway.port, clock_seconds=seconds) as proxy:
+        bucket = gateway.bucket(endpoint=proxy.endpoint)
+        in_bucket(trial, bucket)
+        if told:
+            with pytest.raises(RunbookFailed, match=rf"this host's clock: 1 min (29|30|31) s {told} .*{bucket.bucket}"):
+                prune_backups.fn(NAME, confirm=NAME)
+        else:
+            assert prune_backups.fn(NAME, confirm=NAME).outcome == "there is nothing to delete"
+
+
 def test_a_locked_backup_stays_whatever_is_pruned(trial: Trial, moto: S3Server) -> None:
     bucket = moto.bucket(locked=True)
     in_bucket(trial, bucket, lock_mode="COMPLIANCE", lock_days=40, sse="AES256")

@@ -16,9 +16,10 @@ import redis
 from flows.redis.cache import clear_cache
 from flows.redis.persistence import backup_redis
 from runbook import kinds
+from runbook.carried_out import CarriedOut
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.permit import Act, Permit
-from runbook.pins import CarriedOut, PlanChanged
+from runbook.pins import PlanChanged
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.cache import pages as cache_pages
@@ -605,6 +606,13 @@ def test_a_plan_that_was_carried_out_takes_no_new_key(server: RedisServer) -> No
         clear(prefixes=("cache:",), plan=plans[1].pins["plan"])
     assert len(names(server)) == 300
     plan = clear_cache.fn(NAME, prefixes=("cache:",)).pins["plan"]
+    for number in range(300):
+        client.hset(f"cache:of-another-kind:{number}", "field", "value")
+    with pytest.raises(PlanChanged, match=r"keys in db 0 of .* was 300, is 600") as shown:
+        clear(prefixes=("cache:",), plan=plan)
+    assert "new plan in this report" in shown.value.hint
+    assert len(names(server)) == 600
+    client.delete(*(f"cache:of-another-kind:{number}" for number in range(300)))
     fill(client, 310)
     clear(prefixes=("cache:",), plan=plan)
     fill(client, 300)

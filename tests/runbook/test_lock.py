@@ -139,6 +139,41 @@ def test_a_recovery_kills_maintenance_that_does_not_listen(
     until(lambda: not is_alive(child), what="the end of its child", seconds=120)
 
 
+def test_a_recovery_also_ends_maintenance_that_took_the_lock_in_between(
+    system: System, actors: list[Actor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, send = holder(system, "maintenance", actors, tmp_path), Process.send
+
+    def send_and_follow(process: Process, number: signal.Signals) -> None:
+        send(process, number)
+        if len(actors) == 1:
+            first.process.wait(120)
+            holder(system, "maintenance", actors, tmp_path)
+
+    monkeypatch.setattr(Process, "send", send_and_follow)
+    take(system, "recovery")
+    assert [actor.process.wait(120) != 0 for actor in actors] == [True, True]
+
+
+def test_a_lock_s_file_that_is_a_link_or_lost_its_name_is_no_lock(
+    system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link would have the holder's name written into whatever it leads to; a deleted file keeps nobody out."""
+    system.reports_directory.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "victim").write_text("precious")
+    lock_file(system).symlink_to(tmp_path / "victim")
+    with pytest.raises(Locked, match="is a symbolic link"):
+        take(system)
+    assert (tmp_path / "victim").read_text() == "precious"
+    lock_file(system).unlink()
+    take_file = lock.taken
+    monkeypatch.setattr(lock, "taken", lambda file: (lock_file(system).unlink(), take_file(file))[1])
+    with pytest.raises(Locked, match="was deleted or replaced"):
+        take(system)
+    monkeypatch.setattr(lock, "taken", take_file)
+    take(system)
+
+
 def test_a_holder_on_another_host_is_not_looked_for_among_our_processes(
     system: System, actors: list[Actor], tmp_path: Path
 ) -> None:

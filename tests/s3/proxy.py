@@ -5,6 +5,7 @@
         proxy.cut_answers(after_bytes=100_000, times=3)
         proxy.answer(503, "SlowDown", times=2)
         proxy.alter_request()
+        proxy.clock_seconds = 90                        # the server's clock is that far ahead
 
 The Host header that was signed is passed on as it is.
 """
@@ -12,12 +13,16 @@ The Host header that was signed is passed on as it is.
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 from dataclasses import dataclass, field
+from datetime import timedelta
+from email.utils import format_datetime, parsedate_to_datetime
 from types import TracebackType
 
 BLOCK = 65536
+_DATE = re.compile(rb"\r\nDate: ([^\r]+ GMT)\r\n", re.IGNORECASE)
 HEAD = 4096  # more than boto3 writes before a body, and less than it writes of one at once
 
 
@@ -36,6 +41,7 @@ class Proxy:
     sent_bytes: int = 0
     answered_bytes: int = 0
     faults: int = 0
+    clock_seconds: float = 0
     _requests: _Cut = field(default_factory=_Cut)
     _answers: _Cut = field(default_factory=_Cut)
     _refusals: list[tuple[int, bytes]] = field(default_factory=list)
@@ -121,9 +127,16 @@ class Proxy:
                         self.sent_bytes += len(content)
                     else:
                         self.answered_bytes += len(content)
-                target.sendall(self._altered(content) if request else content)
+                target.sendall(self._altered(content) if request else self._dated(content))
         _close(source)
         _close(target)
+
+    def _dated(self, content: bytes) -> bytes:
+        """An answer's Date by another clock: as long as it was."""
+        if not self.clock_seconds or not (found := _DATE.search(content)):
+            return content
+        there = parsedate_to_datetime(found[1].decode()) + timedelta(seconds=self.clock_seconds)
+        return content.replace(found[1], format_datetime(there, usegmt=True).encode(), 1)
 
     def _altered(self, content: bytes) -> bytes:
         with self._lock:
