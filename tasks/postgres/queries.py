@@ -76,7 +76,7 @@ ORDER BY 1, 2, 3
 
 # Stored columns that a function computes which may read tables by `search_path`.
 COMPUTED = r"""
-SELECT n.nspname, c.relname, a.attname, pg_get_expr(d.adbin, d.adrelid)
+SELECT n.nspname, c.relname, c.oid, a.attname, pg_get_expr(d.adbin, d.adrelid)
 FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 JOIN pg_class c ON c.oid = a.attrelid AND c.relkind = 'r' AND c.relpersistence <> 't'
 JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -84,7 +84,7 @@ WHERE a.attgenerated = 's' AND n.nspname !~ '^pg_' AND n.nspname <> 'information
     SELECT FROM regexp_matches(d.adbin::text, ':(?:op)?funcid (\d+)', 'g') AS called
     JOIN pg_proc p ON p.oid = called[1]::oid JOIN pg_language l ON l.oid = p.prolang
     WHERE l.lanname NOT IN ('internal', 'c'))
-ORDER BY 1, 2, 3
+ORDER BY 1, 2, a.attnum
 """
 
 NOT_COMPARED = """
