@@ -13,7 +13,8 @@ from psycopg import sql
 
 from blocks.postgres import Connection, Postgres, execute
 
-# Before 17 only those that are ENABLE ALWAYS (or REPLICA) fire still; triggers at log-in came with 17.
+# Before 17 those that are ENABLE ALWAYS (or REPLICA) fire still: a restore makes them last, and `quiet` disables them.
+# Triggers at log-in came with 17.
 _SETTING = """
 SELECT format('-c %s=%s', name, value) FROM (VALUES ('event_triggers', 'off', 170000, 990000),
     ('session_replication_role', 'replica', 150000, 170000)) AS known(name, value, since, until)
