@@ -87,6 +87,9 @@ class Postgres(Block):
     pool_applications: list[str] = Field(default=[], description="application_name of pools: idle ones are not closed")
     service: str = Field(default="postgres", description="this server's role in [services] names")
     name: str = Field(default="", description="its application_name, and in synchronous_standby_names, as a standby")
+    accept: list[str] = Field(
+        default=[], description="objects that a restore may leave out, as a refused restore names them"
+    )
     slot: str = Field(default="", description="the physical slot that it streams from on the primary, as a standby")
     sslmode: Literal["", "disable", "allow", "prefer", "require", "verify-ca", "verify-full"] = Field(
         default="", description="as libpq's; empty: PGSSLMODE, else prefer"

@@ -81,6 +81,7 @@ def verify_backup(
     backup: str = "latest",
     source: Stores = "backups",
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
+    accept: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
 ) -> Report:
     """バックアップのリストアテスト (§1.2, §7.3)
 
@@ -102,6 +103,7 @@ def verify_backup(
         backup: latest、日付 (YYYYMMDD)、またはバックアップ名 (backup_、schema_、tables_、sql_、dump_、app_、prefect_ …)
         source: 保管先。copies は複製先
         jobs: 並列数 (データベースのみ)。0 は CPU の数
+        accept: (データベースのみ) 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)
     """
     env = Environment.find(environment)
     wanted = kind_of(backup, kind)
@@ -117,9 +119,9 @@ def verify_backup(
         elif wanted == "cluster":
             chosen = verify_cluster(report, env, backup, source)
         elif wanted == "prefect":
-            chosen = verify_database(report, env.of_prefect(), wanted, backup, source, workers)
+            chosen = verify_database(report, env.of_prefect(), wanted, backup, source, workers, accept)
         else:
-            chosen = verify_database(report, env, wanted, backup, source, workers)
+            chosen = verify_database(report, env, wanted, backup, source, workers, accept)
         report.measure(*measured(chosen))
         tell_trend(report, env, wanted)
         tell_backups(report, env)

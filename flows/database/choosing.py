@@ -46,8 +46,10 @@ class Restorable:
     foreign: ForeignDump | None = None
 
 
-def choose(report: Report, env: Environment, wanted: str, which: Stores, into: str, server: Server) -> Restorable:
-    """Find what an operator means, and judge it.
+def choose(
+    report: Report, env: Environment, wanted: str, which: Stores, into: str, server: Server, accept: Sequence[str] = ()
+) -> Restorable:
+    """Find what an operator means, and judge it. `accept`: what may be left out.
 
     Raises:
         OpsError: there is no such backup or file, or it is not one for this.
@@ -56,7 +58,9 @@ def choose(report: Report, env: Environment, wanted: str, which: Stores, into: s
     if is_foreign(wanted):
         found = read_foreign(env.postgres, store_for(env, "postgres", which).spool, wanted)
         foreign.judge(report, env, found, into, server)
-        return Restorable(found.name, found.source, _properties(env), found.estimate_bytes, None, found)
+        source = steps.without_accepted(report, env, found.source, accept)
+        report.fail_if_critical()
+        return Restorable(found.name, source, _properties(env), found.estimate_bytes, None, found)
     backup = steps.choose_backup(report, env, wanted, which)
     content = content_in(backup)
     report.expect(
@@ -72,7 +76,8 @@ def choose(report: Report, env: Environment, wanted: str, which: Stores, into: s
     steps.judge_server(report, env, backup, server)
     if not into:
         steps.judge_login(report, env, server)
-    return Restorable(backup.name, dump_in(backup), content.properties, content.bytes, backup)
+    source = steps.without_accepted(report, env, dump_in(backup), accept)
+    return Restorable(backup.name, source, content.properties, content.bytes, backup)
 
 
 def _properties(env: Environment) -> Properties:

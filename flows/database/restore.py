@@ -33,6 +33,7 @@ def restore_database(
     jobs: Annotated[int, Field(ge=0, le=32)] = 0,
     advance: bool = False,
     strict: bool = False,
+    accept: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
     plan: str = "",
     confirm: str = "",
 ) -> Report:
@@ -58,6 +59,7 @@ def restore_database(
         jobs: 並列数。0 は CPU の数
         advance: 旧データベースで既に使われた番号まで連番を進める
         strict: マニフェストのないファイルが期待値 (expectations) を破っていれば、本番データベースがなくても中止する
+        accept: 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
@@ -69,7 +71,7 @@ def restore_database(
         if into:
             choosing.judge_name(report, env, into)
         server = read_server(env.postgres)
-        chosen = choosing.choose(report, env, backup, source, into, server)
+        chosen = choosing.choose(report, env, backup, source, into, server, accept)
         live = read_identity(env.postgres, env.postgres.database)
         if not into:
             steps.judge_obstacles(report, find_obstacles(env.postgres, env.postgres.database))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from blocks.environment import Environment, Stores
 from flows import store
@@ -15,6 +16,7 @@ from runbook.report import Report, Status
 from tasks import catalogue
 from tasks.catalogue import Backup
 from tasks.manifest import Kind
+from tasks.postgres.accepted import find_unknown
 from tasks.postgres.comparison import Comparison, compare
 from tasks.postgres.content import DatabaseContent, read_content
 from tasks.postgres.copy import (
@@ -125,6 +127,34 @@ def judge_server(
     judge_requirements(report, read_requirements(env.postgres, content, server, jobs or default_jobs()))
 
 
+def without_accepted(report: Report, env: Environment, source: Source, accept: Sequence[str]) -> Source:
+    """The dump without what a person accepts as not restored: in this run, or for all in `[postgres] accept`. Each is
+    named in the report; a name that the dump does not have is critical if it was given for this run."""
+    given = [name.strip() for name in accept if name.strip()]
+    if source.form == "plain":
+        if given:
+            report.expect("accept", False, "choose a backup in directory format: of SQL text nothing can be left out",
+                          value=", ".join(given), expected="empty")  # fmt: skip
+        return source
+    if not (wanted := list(dict.fromkeys([*given, *env.postgres.accept]))):
+        return source
+    unknown = find_unknown(env.postgres, source.path, wanted)
+    wrong = [name for name in given if name in unknown]
+    report.expect(
+        "accept",
+        not wrong,
+        "; ".join(f"did you mean {unknown[name]}?" for name in wrong if unknown[name])
+        or "copy the name from the report of the restore that was refused",
+        value="; ".join(f"the backup has no {name}" for name in wrong) or f"{len(given)} in the backup",
+        expected="names of objects that the backup has",
+    )
+    found = tuple(name for name in wanted if name not in unknown)
+    if found:
+        hint = "create them when the restore is done and their cause is fixed; the definitions are in the backup"
+        report.warn("accepted as not restored", hint, value="; ".join(found), expected="nothing")
+    return replace(source, accepted=found)
+
+
 def judge_requirements(report: Report, found: Sequence[Requirement]) -> None:
     """Each as a finding."""
     for item in found:
@@ -193,7 +223,7 @@ def prove_database(report: Report, env: Environment, backup: Backup, copy: Copy)
     found = found.model_copy(update={"definitions": as_once_stored(found.definitions, expected.definitions,
                                                                     expected.properties.encoding)})  # fmt: skip
     texts = compare_definitions.after(found)(env.postgres, copy.database, expected.definitions, found.definitions)
-    comparison = compare(expected, found, texts, unfilled=copy.unfilled)
+    comparison = compare(expected, found, texts, unfilled=copy.unfilled, accepted=copy.accepted)
     report.table("Proven equal to the backup", ("what", "expected", "found", "equal"), [
         (what, wanted, seen, "✅" if equal else "🛑") for what, wanted, seen, equal in comparison.proven
     ])  # fmt: skip
@@ -230,6 +260,9 @@ def _tell_unlike(report: Report, expected: DatabaseContent, comparison: Comparis
     if fragile := expected.volatile_checks:
         named = ", ".join(f"{schema}.{table}: {name}" for schema, table, name in fragile)
         report.fact("CHECK constraints that restored rows were not checked against", named)
+    if computed := expected.uncomputable:
+        named = ", ".join(one.name for one in computed)
+        report.fact("generated columns that were restored as stored, not computed", named)
     if comparison.reordered:
         report.warn(
             "order of columns",

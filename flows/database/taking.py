@@ -131,9 +131,13 @@ def _tell(report: Report, dumped: Dumped, backup: Backup) -> None:
         expected="not behind their columns",
         otherwise=Status.WARN,
     )
-    if dumped.unrestorable:
-        hint = "a restore of this backup fails: have the function name its tables with their schema, or SET search_path"
-        report.warn("generated columns that pg_dump cannot restore", hint, value="; ".join(dumped.unrestorable))
+    if content.uncomputable:
+        ours = "the backup has their stored values, and our restores load them; pg_restore alone fails"
+        if content.part != "full" or manifest.kind == "sql":
+            ours = "a restore of this backup fails; one of the kind full has their stored values"
+        hint = f"{ours}. To fix it, have the function name its tables with their schema, or SET search_path"
+        named = "; ".join(f"{one.name}: {one.why}" for one in content.uncomputable)
+        report.warn("generated columns that pg_dump cannot restore", hint, value=named)
     if content.volatile_checks:
         named = ", ".join(f"{schema}.{table}: {name}" for schema, table, name in content.volatile_checks)
         report.fact("CHECK constraints that a restore does not check (time, functions)", named)

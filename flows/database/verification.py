@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 from blocks.environment import Environment, Stores
@@ -14,6 +15,7 @@ from runbook.report import Report
 from tasks.catalogue import PREFIX, Backup
 from tasks.manifest import Kind
 from tasks.postgres.copy import content_in, create_scratch, drop_scratch, dump_in, fill_scratch
+from tasks.postgres.fill import Source
 from tasks.postgres.planner_statistics import analyze
 from tasks.postgres.server import read_server
 from tasks.reports import filed
@@ -21,7 +23,9 @@ from tasks.reports import filed
 MOST_SHOWN = 20
 
 
-def verify_database(report: Report, env: Environment, kind: Kind, wanted: str, source: Stores, jobs: int) -> Backup:
+def verify_database(
+    report: Report, env: Environment, kind: Kind, wanted: str, source: Stores, jobs: int, accept: Sequence[str] = ()
+) -> Backup:
     """Choose a backup of the database, judge whether there is room and a server for it, and verify it.
 
     Raises:
@@ -31,12 +35,13 @@ def verify_database(report: Report, env: Environment, kind: Kind, wanted: str, s
     chosen = steps.choose_backup(report, env, wanted, source, kind)
     steps.judge_server(report, env, chosen, read_server(env.postgres))
     steps.judge_space(report, env, content_in(chosen).bytes)
+    dump = steps.without_accepted(report, env, dump_in(chosen), accept)
     report.fail_if_critical()
-    verify(report, env, chosen, jobs)
+    verify(report, env, chosen, dump, jobs)
     return chosen
 
 
-def verify(report: Report, env: Environment, backup: Backup, jobs: int) -> None:
+def verify(report: Report, env: Environment, backup: Backup, dump: Source, jobs: int) -> None:
     """Restore it into a scratch database, compare, run the expectations, drop the scratch, note that it is verified.
     Data that breaks a rule is CRITICAL; the backup counts as neither verified nor failed: it has what the database had.
 
@@ -47,7 +52,7 @@ def verify(report: Report, env: Environment, backup: Backup, jobs: int) -> None:
     try:
         content = content_in(backup)
         empty = create_scratch(env.postgres, content.properties)
-        scratch = fill_scratch(env.postgres, dump_in(backup), content.properties, empty, jobs)
+        scratch = fill_scratch(env.postgres, dump, content.properties, empty, jobs)
         analyzing = analyze.after(scratch).submit(env.postgres, scratch.database, jobs)
         # The rules are about the application's rows: other backups, and Prefect's own database, do not have them.
         whole = content.part == "full" and backup.manifest.kind == "postgres"

@@ -91,7 +91,7 @@ def plan_start(report: Report, env: Environment) -> None:
 
 def build(report: Report, permit: Permit, env: Environment, chosen: Chosen, jobs: int) -> Copies:
     """All three beside, at the same time: none needs another."""
-    source, properties = dump_in(chosen.database), content_in(chosen.database).properties
+    source, properties = chosen.dump or dump_in(chosen.database), content_in(chosen.database).properties
     empty = create_copy(permit, env.postgres, properties)
     filling = fill_copy.submit(permit, env.postgres, source, properties, empty, jobs)
     others = build_others(permit, env, chosen)

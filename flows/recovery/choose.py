@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,8 @@ from tasks.catalogue import Backup
 from tasks.connection_string import SWITCH
 from tasks.files_copy import REPLACE_FILES, judge_files_backup
 from tasks.migrations.alembic import MIGRATE
+from tasks.postgres.copy import dump_in
+from tasks.postgres.fill import Source
 from tasks.redis.restore.copy import ACT as REPLACE_REDIS
 from tasks.redis.restore.fitness import RedisFitness
 from tasks.redis.restore.isolation import TAKE_OFF
@@ -34,13 +36,14 @@ Part = Literal["redis", "files"]
 @dataclass(frozen=True)
 class Chosen:
     """The backups of one full restore; None where there is none, and that part is left as it is. `around_redis` are its
-    replicas and Sentinels."""
+    replicas and Sentinels; `dump` is the database's, without what a person accepts as not restored."""
 
     database: Backup
     redis: Backup | None
     files: Backup | None
     redis_fitness: RedisFitness | None = None
     around_redis: Surroundings | None = None
+    dump: Source | None = None
 
     def acts(self, env: Environment) -> tuple[Act, ...]:
         """What the run needs a permit for."""
@@ -66,7 +69,14 @@ def pin(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> None:
         pin_paths(report, "live files", env.application.directory)
 
 
-def choose(report: Report, env: Environment, wanted: str, source: Stores, without: Sequence[Part] = ()) -> Chosen:
+def choose(
+    report: Report,
+    env: Environment,
+    wanted: str,
+    source: Stores,
+    without: Sequence[Part] = (),
+    accept: Sequence[str] = (),
+) -> Chosen:
     """Find all three, read all their files, and judge each against what it is to replace. The parts in `without` are
     left as they are.
 
@@ -75,7 +85,8 @@ def choose(report: Report, env: Environment, wanted: str, source: Stores, withou
         RunbookFailed: one of them is damaged; nothing was touched.
     """
     chosen = database.choose_backup(report, env, wanted, source)
-    return with_others(report, env, chosen, chosen.manifest.taken, source, without)
+    dump = database.without_accepted(report, env, dump_in(chosen), accept)
+    return replace(with_others(report, env, chosen, chosen.manifest.taken, source, without), dump=dump)
 
 
 def with_others(

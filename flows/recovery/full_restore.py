@@ -40,6 +40,7 @@ def full_restore(
     advance: bool = False,
     without: tuple[choose.Part, ...] = (),
     strict: bool = False,
+    accept: list[str] = [],  # noqa: B006 (Prefect's form wants a value; nobody changes it)
     plan: str = "",
     confirm: str = "",
 ) -> Report:
@@ -76,6 +77,7 @@ def full_restore(
         advance: 旧データベースで既に使われた番号まで連番を進める
         without: 戻さない部分。バックアップも本番データもない部分は、ここに指定したときだけ空で始める
         strict: バックアップの時点で既に破られていた期待値 (expectations) があれば、切り替え前に中止する
+        accept: 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)
         plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
         confirm: 環境名を入力すると実行。空なら計画だけを表示
     """
@@ -87,7 +89,7 @@ def full_restore(
             raise OpsError(f"stop_services is “{stop_services}”", "choose first or at_swap")
         if unknown := set(without) - set(get_args(choose.Part)):
             raise OpsError(f"without is {', '.join(sorted(unknown))}", "choose redis, files or both")
-        chosen = choose.choose(report, env, backup, source, without)
+        chosen = choose.choose(report, env, backup, source, without, accept)
         found = revive.judge(report, env, chosen.database, workers)
         build.plan(report, env, chosen, found, stop_services)
         choose.pin(report, env, chosen, up=found.presence == "up")
@@ -119,6 +121,7 @@ def main() -> int:
         "--without", nargs="*", default=[], choices=get_args(choose.Part), help="leave these parts as they are"
     )
     parser.add_argument("--strict", action="store_true", help="refuse data that broke an expectation when backed up")
+    parser.add_argument("--accept", nargs="*", default=[], help="objects to leave out, as a refused restore names them")
     parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
     return launch(full_restore, vars(parser.parse_args()))
 

@@ -1,5 +1,5 @@
-"""What of a database's rows pg_restore would refuse, though they are in the database: CHECK constraints and generated
-columns that depend on the time, or on tables that a function finds by `search_path`.
+"""Rows that pg_restore would refuse, though they are in the database: their CHECK constraints depend on the time, or on
+tables that a function finds by `search_path`.
 
 https://www.postgresql.org/docs/current/ddl-constraints.html#DDL-CONSTRAINTS-CHECK-CONSTRAINTS (the note)
 """
@@ -10,32 +10,9 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import psycopg
-from psycopg import sql
 
-from blocks.postgres import Connection, Postgres, execute, first_line
-from tasks.postgres import queries
+from blocks.postgres import Postgres, execute
 from tasks.postgres.quiet import copy_options
-
-
-def find_unrestorable(connection: Connection) -> tuple[str, ...]:
-    """Stored columns whose function gives something else, or nothing, in a restore; in a pinned session, whose
-    `search_path` is empty too: `public.orders.total: relation "rates" does not exist`."""
-    found = []
-    for schema, table, column, expression in execute(connection, queries.COMPUTED):
-        query = sql.SQL("SELECT count(*) FROM ONLY {} WHERE ({}) IS DISTINCT FROM {}").format(
-            sql.Identifier(schema, table), sql.SQL(expression), sql.Identifier(column)
-        )
-        try:
-            with connection.transaction():
-                unequal = int(execute(connection, query)[0][0])
-        except psycopg.Error as error:
-            if connection.broken:
-                raise
-            found.append(f"{schema}.{table}.{column}: {first_line(error)}")
-            continue
-        if unequal:
-            found.append(f"{schema}.{table}.{column}: {unequal:,} rows have another value than it computes now")
-    return tuple(found)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from tasks.postgres.accepted import VIEW_ROWS, index_of, left_out, table_of
 from tasks.postgres.content import LARGE_OBJECTS, DatabaseContent, Part, SequenceValue, TableSum
 from tasks.postgres.definitions import differences as definition_differences
 from tasks.postgres.equivalence import Judged
@@ -26,11 +27,18 @@ class Comparison:
 
 
 def compare(
-    expected: DatabaseContent, actual: DatabaseContent, judged: Judged, *, unfilled: Collection[str] = ()
+    expected: DatabaseContent,
+    actual: DatabaseContent,
+    judged: Judged,
+    *,
+    unfilled: Collection[str] = (),
+    accepted: Collection[str] = (),
 ) -> Comparison:
     """Whether a restored copy is what its manifest says, as far as the backup goes. `judged`: the definitions that
-    differ in text, by `compare_definitions`; `unfilled`: views that stayed empty, which is reported by itself."""
+    differ in text, by `compare_definitions`; `unfilled`: views that stayed empty, which is reported by itself;
+    `accepted`: what a person agreed to do without."""
     whole = expected.part == "full"
+    expected = _but(expected, actual, accepted)
     proven, problems = [], []
     for name, table in expected.tables.items():
         found = actual.tables.get(name)
@@ -69,8 +77,35 @@ def compare(
         tuple(problems),
         tuple(versions),
         tuple(sorted(key.removeprefix("TABLE ").rpartition(" (owner ")[0] for key in reordered)),
-        tuple(what for what, known in _of_later_manifests(expected) if known is None),
+        (*(what for what, known in _of_later_manifests(expected) if known is None), *map(_not_compared, accepted)),
     )
+
+
+def _but(expected: DatabaseContent, actual: DatabaseContent, accepted: Collection[str]) -> DatabaseContent:
+    """What is expected of a copy that has all but what was accepted. Of a table with an empty column only the number of
+    rows is known."""
+    if not accepted:
+        return expected
+    left, indexes = left_out(accepted), {index_of(name) for name in accepted}
+    views = {name for name in expected.populated if f"{VIEW_ROWS} {name}".replace('"', "") in accepted}
+    emptied = {table_of(name) for name in accepted}
+    hashes = {name: actual.tables[name].hash for name in expected.tables if name in emptied and name in actual.tables}
+    return expected.model_copy(update={
+        "definitions": {key: text for key, text in expected.definitions.items()
+                        if key.rpartition(" (owner ")[0] not in left},
+        "populated": {name: filled and name not in views for name, filled in expected.populated.items()},
+        "tables": {name: table.model_copy(update={"hash": hashes.get(name, table.hash)})
+                   for name, table in expected.tables.items()},
+        "tablespaces": expected.tablespaces and {
+            name: place for name, place in expected.tablespaces.items() if name not in indexes
+        },
+    })  # fmt: skip
+
+
+def _not_compared(accepted: str) -> str:
+    if table := table_of(accepted):
+        return f"values in table {table}, only the number of its rows ({accepted} is empty, as accepted)"
+    return f"{accepted} (not restored, as accepted)"
 
 
 def _of_later_manifests(content: DatabaseContent) -> Iterator[tuple[str, object]]:

@@ -14,6 +14,7 @@ from blocks.postgres import Connection, Postgres, execute
 from runbook.kinds import probe
 from tasks.postgres import large_objects, queries
 from tasks.postgres.definitions import read_definitions
+from tasks.postgres.generated import Uncomputable
 from tasks.postgres.properties import Properties, read_properties
 from tasks.postgres.quiet import copy_options
 from tasks.postgres.rowhash import FORM, row_hash
@@ -62,6 +63,7 @@ class DatabaseContent(BaseModel):
     populated: dict[str, bool]
     remote_views: tuple[tuple[str, str], ...] = ()
     volatile_checks: tuple[tuple[str, str, str], ...] = ()
+    uncomputable: tuple[Uncomputable, ...] = ()
     definitions: dict[str, str]
     not_compared: tuple[str, ...]
     form: str = ""

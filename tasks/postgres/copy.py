@@ -30,12 +30,13 @@ MOST_BYTES = 63
 @dataclass(frozen=True)
 class Copy:
     """A database beside the live one, and the server's identity of it. `unfilled`: materialised views that read foreign
-    tables and could not be filled, with the reason."""
+    tables and could not be filled, with the reason. `accepted`: what a person agreed to do without."""
 
     database: str
     oid: int
     seconds: float = 0.0
     unfilled: Mapping[str, str] = field(default_factory=dict)
+    accepted: tuple[str, ...] = ()
 
 
 def name_beside(database: str, suffix: str) -> str:
@@ -78,7 +79,9 @@ def dump_in(backup: Backup) -> Source:
     if source.form == "plain":
         return replace(source, relations=len(content.tables) + len(content.sequences))
     fragile = frozenset((schema, table) for schema, table, _ in content.volatile_checks)
-    return replace(source, remote=content.remote_views if content.part == "full" else (), unchecked=fragile)
+    if content.part != "full":
+        return replace(source, unchecked=fragile)
+    return replace(source, remote=content.remote_views, unchecked=fragile, stored=content.uncomputable)
 
 
 def scratch_name(database: str) -> str:
@@ -148,7 +151,7 @@ def _fill(postgres: Postgres, source: Source, properties: Properties, copy: Copy
     detach_subscriptions(postgres, copy.database)
     with postgres.connect() as connection:
         apply_properties(connection, copy.database, properties)
-    return Copy(copy.database, copy.oid, seconds, unfilled)
+    return Copy(copy.database, copy.oid, seconds, unfilled, source.accepted)
 
 
 @action

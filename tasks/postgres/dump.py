@@ -27,11 +27,11 @@ from runbook.log import logger
 from runbook.progress import progress
 from runbook.render import size
 from tasks.host import disk_of
-from tasks.postgres.checks import find_unrestorable
 from tasks.postgres.content import DatabaseContent, Part, SequenceValue, content_in_session
 from tasks.postgres.definitions import definitions_seen, dumped_definitions
 from tasks.postgres.dump_progress import DumpProgress, Weights, weights_of
 from tasks.postgres.dumped_sequences import column_maxima, dumped_sequences, find_behind, set_by, spelled_by_server
+from tasks.postgres.generated import DIRECTORY, find_uncomputable, write_rows
 from tasks.postgres.plain import COMPRESSED, PLAIN, read_plain
 from tasks.postgres.printed import decoded
 from tasks.postgres.server import program_version
@@ -65,7 +65,6 @@ class Dumped:
     dump_seconds: float
     manifest_seconds: float
     behind: tuple[str, ...]
-    unrestorable: tuple[str, ...] = ()
 
 
 class _Contended(Exception):
@@ -113,6 +112,7 @@ def dump_database(postgres: Postgres, directory: Path, jobs: int, what: What = F
             return _dump_once(postgres, directory, workers, compression, what)
         except _Contended as why:
             shutil.rmtree(directory / DUMP, ignore_errors=True)
+            shutil.rmtree(directory / DIRECTORY, ignore_errors=True)
             (directory / what.file).unlink(missing_ok=True)
             last = str(why)
             logger().info("%s while the database was being dumped: again", why)
@@ -140,16 +140,18 @@ def _dump_once(postgres: Postgres, directory: Path, jobs: int, compression: str,
             content = content_in_session(exporter, postgres.database, what.part, what.chosen)
             manifest_seconds = time.monotonic() - started
             maxima = column_maxima(exporter) if what.part == "full" else {}
-            unrestorable = find_unrestorable(exporter) if what.part != "schema" else ()
+            uncomputable = find_uncomputable(exporter) if what.part != "schema" else ()
+            if what.part == "full" and what.file == DUMP:
+                write_rows(exporter, directory, uncomputable)
         seconds = dumping.result()
         definitions, dumped = _read_back(postgres, target, snapshot, exporter.info.encoding)
         sequences = spelled_by_server(exporter, dumped) if what.part != "schema" else {}
-    content = content.model_copy(update={"sequences": sequences, "definitions": definitions})
+    content = content.model_copy(
+        update={"sequences": sequences, "definitions": definitions, "uncomputable": uncomputable}
+    )
     told = "gzip:6" if what.form == "sql.gz" else "not compressed" if what.form == "sql" else compression
     behind = find_behind(sequences, maxima)
-    return Dumped(
-        taken, content, told, jobs if what.file == DUMP else 1, seconds, manifest_seconds, behind, unrestorable
-    )
+    return Dumped(taken, content, told, jobs if what.file == DUMP else 1, seconds, manifest_seconds, behind)
 
 
 def _read_back(

@@ -28,7 +28,7 @@ from psycopg.types.json import set_json_loads
 from blocks.postgres import Connection, Postgres, execute, first_line
 from runbook.kinds import probe
 from tasks.postgres.equivalence_queries import DOMAIN, FUNCTIONS, RELATION
-from tasks.postgres.quiet import copy_options
+from tasks.postgres.quiet import copy_options, disable_event_triggers
 from tasks.postgres.session import LOCK_SECONDS, PINNED, read_names
 from tasks.postgres.upkeep import refusals, set_known
 
@@ -130,9 +130,7 @@ def rolled_back(postgres: Postgres, database: str) -> Iterator[Connection]:
             set_json_loads(lambda value: value, connection)  # compared, and not read: psycopg takes it for UTF-8
         with refusals(connection, LOCK_SECONDS), connection.transaction(force_rollback=True):
             execute(connection, "SET TRANSACTION READ WRITE")
-            # `event_triggers = off` needs 17; session_replication_role leaves those that are ENABLE ALWAYS.
-            for (name,) in execute(connection, "SELECT evtname FROM pg_event_trigger WHERE evtenabled <> 'D'"):
-                execute(connection, sql.SQL("ALTER EVENT TRIGGER {} DISABLE").format(sql.Identifier(name)))
+            disable_event_triggers(connection)
             execute(connection, sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(ASIDE)))
             yield connection
 

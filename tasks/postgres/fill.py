@@ -3,9 +3,11 @@ backups or a file that somebody else's pg_dump left."""
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,10 +20,13 @@ from runbook import shell
 from runbook.errors import OTHER_BACKUPS, CommandFailed, VerificationFailed
 from runbook.progress import Done, progress
 from runbook.render import size
+from tasks.postgres import accepted
 from tasks.postgres.checks import unchecked
+from tasks.postgres.definitions import dumped_definitions
 from tasks.postgres.dump import DUMP, carries_statistics
+from tasks.postgres.generated import Uncomputable, emptied, find_generated, load_rows, may_set_flags
 from tasks.postgres.plain import COMPRESSED, PLAIN, run_plain
-from tasks.postgres.quiet import copy_options
+from tasks.postgres.quiet import copy_options, quiet
 from tasks.postgres.refusal import blames_server, does_not_restore
 from tasks.postgres.upkeep import NO_TIMEOUTS, set_known
 
@@ -38,7 +43,9 @@ class Source:
     """A dump: where, in which form, and how large its database was (0: nobody knows). `parts`: rows are missing;
     `foreign`: none of our backups; `without`: how the lines of its list end that are not restored. `remote`:
     materialised views that read foreign tables; they are filled last, and may stay empty. `unchecked`: tables
-    whose CHECK constraints are not checked again. `relations`: so many tables and sequences it makes, where known."""
+    whose CHECK constraints are not checked again. `relations`: so many tables and sequences it makes, where known.
+    `stored`: generated columns whose tables are filled from the backup's own files; `accepted`: objects that a person
+    agreed to leave out."""
 
     path: Path
     form: Form
@@ -49,6 +56,8 @@ class Source:
     remote: tuple[tuple[str, str], ...] = ()
     unchecked: frozenset[tuple[str, str]] = frozenset()
     relations: int = 0
+    stored: tuple[Uncomputable, ...] = ()
+    accepted: tuple[str, ...] = ()
 
     @property
     def hint(self) -> str:
@@ -104,53 +113,76 @@ def _pg_restore(postgres: Postgres, source: Source, database: str, jobs: int, se
         *(["--statistics"] if carries_statistics(postgres) else []),
         *("--enable-row-security", "--dbname", database),
     ]
-    with tempfile.NamedTemporaryFile("w", prefix="ops-restore-", suffix=".list") as chosen:
-        if source.parts or source.without or source.remote:
-            chosen.write("\n".join(_entries(postgres, source)) + "\n")
-            chosen.flush()
-            argv.append(f"--use-list={chosen.name}")
+    lines = accepted.entries(postgres, source.path)
+    if source.stored and not may_set_flags(postgres):
+        source = replace(source, stored=())
+    chosen, late = _chosen(lines, source)
 
-        def run(*options: str) -> float:
+    def run(listed: Sequence[str], *options: str) -> float:
+        with tempfile.NamedTemporaryFile("w", prefix="ops-restore-", suffix=".list") as file:
+            file.write("\n".join(listed) + "\n")
+            file.flush()
             return shell.run(
-                [*argv, *options, str(source.path)], environment=environment, stall=postgres.stall(database),
-                hint=source.hint,
+                [*argv, f"--use-list={file.name}", *options, str(source.path)], environment=environment,
+                stall=postgres.stall(database), hint=source.hint,
             ).seconds  # fmt: skip
 
-        try:
-            if not source.unchecked:
-                return run()
-            seconds = run("--section=pre-data")
-            with unchecked(postgres, database, source.unchecked):
-                seconds += run("--section=data")
-            return seconds + run("--section=post-data")
-        except CommandFailed as error:
-            if source.foreign:
-                raise does_not_restore(source.path.name, error, source.hint) from None
-            if blames_server(error):
-                raise
-            raise VerificationFailed(error.message, error.hint) from None
+    try:
+        if source.unchecked or source.stored or source.accepted:
+            seconds = run(chosen, "--section=pre-data")
+            with unchecked(postgres, database, source.unchecked), emptied(postgres, database, source.accepted):
+                seconds += run(chosen, "--section=data")
+                load_rows(postgres, source.path.parent, database, source.stored)
+            seconds += run(chosen, "--section=post-data")
+        else:
+            seconds = run(chosen)
+        return seconds + (run(late) if late else 0)
+    except CommandFailed as error:
+        if blames_server(error) and not source.foreign:
+            raise
+        found = does_not_restore(source.path.name, error, source.hint) if source.foreign else error
+        way = _without_it(postgres, source, database, error)
+        raise (type(found) if source.foreign else VerificationFailed)(found.message, way + found.hint) from None
 
 
-def _entries(postgres: Postgres, source: Source) -> list[str]:
-    """The lines of an archive's list that are restored."""
-    listed = shell.run([postgres.program("pg_restore"), "--list", source.path]).stdout.splitlines()
-    kept = [line for line in listed if not (source.without and line.endswith(source.without))]
+def _chosen(lines: Sequence[str], source: Source) -> tuple[list[str], list[str]]:
+    """The lines of an archive's list that are restored, and those of event triggers, which come last: before 17 one
+    that is ENABLE ALWAYS fires in every session, and pg_restore itself makes them before it fills some views."""
+    kept = [line for line in lines if not (source.without and line.endswith(source.without))]
     left = [f"{NEED_OTHER_ROWS[1]}{schema} {name} " for schema, name in source.remote]
+    left += [f" {one.oid} TABLE DATA " for one in source.stored]
     left += NEED_OTHER_ROWS if source.parts else ()
-    return [line for line in kept if not any(entry in line for entry in left)]
+    kept = accepted.without([line for line in kept if not any(entry in line for entry in left)], source.accepted)
+    late = [line for line in kept if _EVENT_TRIGGER.match(line)]
+    return [line for line in kept if line not in late], late
+
+
+_EVENT_TRIGGER = re.compile(r"\d+; \d+ \d+ (?:EVENT TRIGGER|COMMENT - EVENT TRIGGER|SECURITY LABEL - EVENT TRIGGER) ")
+
+
+def _without_it(postgres: Postgres, source: Source, database: str, error: CommandFailed) -> str:
+    """How to go on without what does not restore; empty where that is not possible."""
+    if table := accepted.refused_rows(error):
+        names = find_generated(postgres, database, table)
+    else:
+        name = accepted.refused_by(error, dumped_definitions(postgres, source.path))
+        names = [name] if name else []
+    given = json.dumps(list(dict.fromkeys((*source.accepted, *names))), ensure_ascii=False)
+    return f"to restore without it, launch this again with accept={given}; " if names else ""
 
 
 def fill_remote(postgres: Postgres, database: str, views: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Fill the materialised views that read foreign tables, those first that others read; returns which could not be
     filled (quoted names) and why: the foreign server may be down."""
-    with postgres.connect(database, options=copy_options(postgres)) as connection:
+    with quiet(postgres, database) as connection:
         set_known(connection, {**NO_TIMEOUTS, "search_path": ""})
         left, failed = list(views), list[tuple[tuple[str, str], str]]()
         while left:
             failed = []
             for view in left:
                 try:
-                    connection.execute(sql.SQL("REFRESH MATERIALIZED VIEW {}").format(sql.Identifier(*view)))
+                    with connection.transaction():
+                        connection.execute(sql.SQL("REFRESH MATERIALIZED VIEW {}").format(sql.Identifier(*view)))
                 except psycopg.Error as error:
                     if connection.broken:
                         raise

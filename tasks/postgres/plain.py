@@ -24,6 +24,7 @@ from tasks.postgres.snapshot import read_lock_room
 
 PLAIN = "dump.sql"
 COMPRESSED = "dump.sql.gz"
+_ENABLED = re.compile(rb"ALTER EVENT TRIGGER .+ ENABLE (?:ALWAYS|REPLICA);\s*")
 TRAILER = b"-- PostgreSQL database dump complete"
 # The first releases whose psql knows \restrict (CVE-2025-8714).
 RESTRICTS = {13: 22, 14: 19, 15: 14, 16: 10, 17: 6}
@@ -112,6 +113,11 @@ class _Script:
     @staticmethod
     def _all(path: Path, word: bytes) -> Iterator[bytes]:
         yield from [b"\\restrict " + word + b"\n"] if word else []
-        for _, line in lines_of(path):
-            yield line
+        enabling = list[bytes]()  # event triggers that then fire in every session: after pg_dump's last REFRESH
+        for part, line in lines_of(path):
+            if part is Part.SQL and _ENABLED.fullmatch(line):
+                enabling.append(line)
+            else:
+                yield line
+        yield from enabling
         yield from [b"\n\\unrestrict " + word + b"\n"] if word else []

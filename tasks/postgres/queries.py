@@ -76,7 +76,7 @@ ORDER BY 1, 2, 3
 
 # Stored columns that a function computes which may read tables by `search_path`.
 COMPUTED = r"""
-SELECT n.nspname, c.relname, a.attname, pg_get_expr(d.adbin, d.adrelid)
+SELECT n.nspname, c.relname, c.oid, a.attname, pg_get_expr(d.adbin, d.adrelid)
 FROM pg_attribute a JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 JOIN pg_class c ON c.oid = a.attrelid AND c.relkind = 'r' AND c.relpersistence <> 't'
 JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -84,7 +84,7 @@ WHERE a.attgenerated = 's' AND n.nspname !~ '^pg_' AND n.nspname <> 'information
     SELECT FROM regexp_matches(d.adbin::text, ':(?:op)?funcid (\d+)', 'g') AS called
     JOIN pg_proc p ON p.oid = called[1]::oid JOIN pg_language l ON l.oid = p.prolang
     WHERE l.lanname NOT IN ('internal', 'c'))
-ORDER BY 1, 2, 3
+ORDER BY 1, 2, a.attnum
 """
 
 NOT_COMPARED = """
@@ -101,6 +101,12 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_depend d ON d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e'
 WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
 UNION ALL SELECT 'user mapping on server ' || srvname FROM pg_user_mappings
+UNION ALL SELECT 'security label of the database (for ' || provider || ')' FROM pg_shseclabel
+WHERE classoid = 'pg_database'::regclass
+  AND objoid = (SELECT oid FROM pg_database WHERE datname = current_database())
+UNION ALL SELECT 'collation versions (a restore sorts and builds indexes by those that are installed)'
+WHERE EXISTS (SELECT FROM pg_collation WHERE collversion IS NOT NULL AND oid >= 16384)
+   OR (SELECT datcollversion IS NOT NULL FROM pg_database WHERE datname = current_database())
 UNION ALL SELECT 'subscription ' || subname || ' (a copy has it disabled and without a slot)'
 FROM pg_subscription WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
 """

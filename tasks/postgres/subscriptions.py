@@ -8,6 +8,7 @@ from __future__ import annotations
 from psycopg import sql
 
 from blocks.postgres import Connection, Postgres, execute
+from tasks.postgres.quiet import quiet
 
 
 def find_subscriptions(connection: Connection, database: str) -> tuple[str, ...]:
@@ -27,7 +28,7 @@ def detach_subscriptions(postgres: Postgres, database: str, *, dropped: bool = F
         names = find_subscriptions(connection, database)
     if not names:
         return ()
-    with postgres.connect(database) as connection:
+    with quiet(postgres, database) as connection:
         for name in map(sql.Identifier, names):
             connection.execute(sql.SQL("ALTER SUBSCRIPTION {} DISABLE").format(name))
             connection.execute(sql.SQL("ALTER SUBSCRIPTION {} SET (slot_name = NONE)").format(name))

@@ -26,6 +26,8 @@ def test_copies_of_a_subscriber_own_no_slot_are_disabled_and_can_be_dropped(tria
     trial.sql("CREATE TABLE t (x int)")
     trial.sql(f"CREATE SUBSCRIPTION s CONNECTION {Literal(login).as_string()} PUBLICATION p "
               f"WITH (create_slot = false, enabled = false, slot_name = '{slot}')")  # fmt: skip
+    trial.sql("CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'none'; END $$")
+    trial.sql("CREATE EVENT TRIGGER refuse ON ddl_command_start EXECUTE FUNCTION refuse()")
     try:
         backup_database.fn(NAME)
         for _ in range(2):
@@ -34,9 +36,11 @@ def test_copies_of_a_subscriber_own_no_slot_are_disabled_and_can_be_dropped(tria
         restore_database.fn(NAME, into=into, confirm=NAME)
         assert trial.sql(STATE, into) == [(False, None)]
         assert trial.sql(STATE, trial.database) == [(False, slot)], "the live one is as it was"
+        trial.sql("DROP EVENT TRIGGER refuse", database=into)
         trial.sql("DROP SUBSCRIPTION s", database=into)
         assert server.sql("SELECT 1 FROM pg_replication_slots WHERE slot_name = %s", slot) == [(1,)]
     finally:
+        trial.sql("DROP EVENT TRIGGER refuse")
         trial.sql("ALTER SUBSCRIPTION s SET (slot_name = NONE)")
         trial.sql("DROP SUBSCRIPTION s")
         server.sql("SELECT pg_drop_replication_slot(%s)", slot)

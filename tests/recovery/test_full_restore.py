@@ -339,6 +339,7 @@ def test_files_of_before_a_failover_do_not_send_the_application_to_the_old_prima
         (("--confirm", "production"), "which is not the environment's name"),
         (("--environment", "../x"), "there is no environment"),
         (("--jobs", "99"), "jobs is 99"),
+        (("--accept", "INDEX public.none"), "the backup has no INDEX public.none"),
     ],
 )
 def test_bad_input_gets_one_clear_sentence(system: System, words: tuple[str, ...], sentence: str) -> None:

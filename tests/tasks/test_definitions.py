@@ -15,11 +15,14 @@ from blocks.postgres import Postgres
 from runbook import shell
 from runbook.errors import OpsError
 from tasks.postgres import equivalence
+from tasks.postgres.comparison import compare
+from tasks.postgres.content import DatabaseContent, content_of
 from tasks.postgres.definitions import differences, parse, read_definitions
 from tasks.postgres.equivalence import Judged, compare_definitions
 from tasks.postgres.session import pinned
 from tasks.postgres.table_pairs import settle_generated, unequal_columns
 from tasks.postgres.tables import Table, known_in, resolve, table_of
+from tests.definition_classes import BEFORE, CHANGES
 from tests.definitions import MUTATIONS, OBJECTS
 from tests.servers import PostgresServer
 
@@ -224,3 +227,39 @@ def one_table(rounds: Rounds, database: str) -> Table:
     with pinned(rounds.postgres, database) as connection:
         (known,) = resolve(["public.t"], known_in(connection))
         return table_of(connection, known)
+
+
+SUBSCRIPTION = "CREATE SUBSCRIPTION {subscription} CONNECTION 'dbname=nowhere' PUBLICATION p WITH (connect = false, slot_name = NONE)"
+
+
+def test_a_change_of_each_class_of_objects_is_found_or_named_as_not_compared(postgres_server: PostgresServer) -> None:
+    """Everything that pg_dump prints, or that a restore could leave out: once each, in one comparison."""
+    base, changed = "classes_0", "classes_1"
+    wanted = [row[:3] for row in CHANGES if row[3] <= int(str(postgres_server.sql("SHOW server_version_num")[0][0]))]
+    for name in (base, changed):
+        postgres_server.create_database(name)
+    try:
+        for database in (base, changed):
+            with postgres_server.connect(database) as connection:
+                for statement in (BEFORE, *(made for _, made, _ in wanted), SUBSCRIPTION):
+                    connection.execute(statement.format(subscription=database).encode() if "{s" in statement else statement.encode())  # fmt: skip
+        postgres = postgres_server.block(base)
+        before = content_of(postgres, base)
+        with postgres_server.connect(changed) as connection:
+            assert _found(postgres, before, content_of(postgres, changed)) == "", "nothing was changed yet"
+            for _, _, change in wanted:
+                connection.execute(change.replace("{subscription}", changed).encode())
+        said = _found(postgres, before, content_of(postgres, changed))
+        named = "\n".join((said, *before.not_compared))
+        names = [name.replace("{subscription}", base) for name, _, _ in wanted]
+        assert [name for name in names if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", named)] == []
+    finally:
+        for database in (base, changed):
+            for (name,) in postgres_server.sql("SELECT subname FROM pg_subscription WHERE subname = %s", database):
+                postgres_server.sql(f"DROP SUBSCRIPTION {name}", database=database)
+            postgres_server.drop_database(database)
+
+
+def _found(postgres: Postgres, expected: DatabaseContent, actual: DatabaseContent) -> str:
+    texts = compare_definitions.work(postgres, "classes_1", expected.definitions, actual.definitions)
+    return "\n".join(compare(expected, actual, texts).differences)
