@@ -48,7 +48,6 @@ smtp_host = "127.0.0.1"
 smtp_port = {smtp}
 smtp_security = "none"
 email_from = "ops@example.com"
-file = "{base}/alerts.jsonl"
 stakeholders = ["manager"]
 path = [
     {{ contacts = ["on-call"], minutes = {minutes[0]} }},

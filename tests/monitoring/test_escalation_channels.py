@@ -75,6 +75,8 @@ def test_what_others_write_is_text_in_every_channel(duty: Duty) -> None:
     everything: tuple[Channel, ...] = ("slack", "teams", "webhook", "pagerduty", "email", "file")
     for channel in everything:
         duty.describe(channels=(channel,))
+        path = duty.base / "trial.toml"
+        path.write_text(path.read_text().replace("[alerts]\n", f'[alerts]\nfile = "{duty.base}/alerts.jsonl"\n'))
         escalate.fn(NAME, what=HOSTILE, key=channel)
     got = duty.web.got
     line = "*b* _i_ ~s~ `c` <b>&amp;</b> \ufffd[31m\ufffd \ufffdtxt.exe \ufffd ops"
