@@ -166,10 +166,12 @@ def _listed(backup: Backup, text: str, seal: str) -> Backup:
     if len(text) <= MOST_LETTERS:
         return backup
 
+    store, name = backup.store, backup.name  # not the backup: it would stay in memory
+
     def read() -> Manifest:
-        if backup.store.read(f"{backup.name}/{SEAL}") != seal:
-            raise VerificationFailed(f"{backup.name} is not the backup any more that was listed", "launch it again")
-        return open_backup(backup.store, backup.name).manifest
+        if store.read(f"{name}/{SEAL}") != seal:
+            raise VerificationFailed(f"{name} is not the backup any more that was listed", "launch it again")
+        return open_backup(store, name).manifest
 
     return replace(backup, manifest=Listed.of(backup.manifest, seal, read))
 

@@ -75,7 +75,9 @@ def teams(message: Message) -> dict[str, Any]:
 def _line(text: str, **style: str) -> dict[str, Any]:
     runs = [{"type": "TextRun", "text": part, **style} for part in _ADDRESS.split(text) if part]
     linked = [
-        run | {"selectAction": {"type": "Action.OpenUrl", "url": run["text"]}} if _ADDRESS.fullmatch(run["text"]) else run
+        run | {"selectAction": {"type": "Action.OpenUrl", "url": run["text"]}}
+        if _ADDRESS.fullmatch(run["text"])
+        else run
         for run in runs
     ]
     return {"type": "RichTextBlock", "inlines": linked}

@@ -133,9 +133,7 @@ def make_containers(permit: Permit, block: Docker, wanted: Sequence[Wanted]) -> 
             if left := find(client, upcoming(one.name)):  # of a run that was killed
                 left.remove(force=True)
             described = options(block.container(one.role))
-            made[one.role] = client.containers.create(
-                one.image, name=upcoming(one.name), detach=True, **described
-            ).id
+            made[one.role] = client.containers.create(one.image, name=upcoming(one.name), detach=True, **described).id
     return made
 
 

@@ -255,8 +255,8 @@ def offset(moment: datetime) -> str:
 
 
 def by_hour(source: Source, counts: str = "count(*)", where: str = "true") -> list[tuple[datetime, list[int]]]:
-    """`counts` of what was picked, by hour of the operators' zone, the earliest first. Hours have their offset: where the
-    clock is put back one of them comes twice, and is two."""
+    """`counts` of what was picked, by hour of the operators' zone, the earliest first. Hours have their offset: the one
+    that comes twice where the clock is put back is two."""
     rows = source.rows(
         f"SELECT date_trunc('hour', here), here - time, {counts} FROM picked "  # noqa: S608
         f"WHERE time IS NOT NULL AND ({where}) GROUP BY 1, 2 ORDER BY min(time)"

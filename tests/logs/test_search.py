@@ -66,7 +66,9 @@ def test_the_hour_that_comes_twice_is_two(logs: Path) -> None:
     toml = logs.parent / "trial.toml"
     toml.write_text(toml.read_text().replace("Asia/Tokyo", "Europe/Berlin"))
     midnight = datetime(2026, 10, 25, 0, 50, tzinfo=UTC)
-    (logs / "app.log").write_text("".join(line("x", at) for at in (midnight, *every(1, 2, midnight + timedelta(minutes=20)))))
+    (logs / "app.log").write_text(
+        "".join(line("x", at) for at in (midnight, *every(1, 2, midnight + timedelta(minutes=20))))
+    )
     report = search_logs.fn(NAME)
     (table,) = [item for item in report.evidence if item.name.startswith("By hour")]
     assert list(map(tuple, table.rows)) == [("2026-10-25 02:00 +01:00", "2"), ("2026-10-25 02:00 +02:00", "1")]

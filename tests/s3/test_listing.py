@@ -15,7 +15,7 @@ from pydantic_core import PydanticSerializationError
 from runbook.current import use_report
 from runbook.errors import VerificationFailed
 from runbook.report import Report
-from tasks import catalogue
+from tasks import catalogue, retention
 from tasks.encryption import NO_KEY
 from tasks.manifest import MANIFEST, SEAL, FileSum, Listed, Manifest, seal_of, text_of
 from tasks.stores.bucket import BucketStore
@@ -88,6 +88,10 @@ def test_a_listing_is_one_pass_and_a_run_reads_each_manifest_once(
         assert [one.name for one in found if one.verified] == [names[3], names[5]], "a note that changed is read"
         again = asked.since()
         assert again["read"] <= 8, again
+        (stored,) = retention.read_stores.work([(store, ("postgres",))], "trial")
+        assert isinstance(stored, retention.Stored)
+        assert len(stored.backups) == BACKUPS * 9 // 10
+        assert asked.since()["read"] <= 8, "several stores at once: the threads share what the run has read"
     with use_report(Report("test", "trial")):
         newest = catalogue.find_backup(store, "postgres", "latest", "trial")
         assert newest.name == names[-2], "the last one is another environment's"

@@ -15,8 +15,8 @@ from flows.infrastructure.deployment import deploy_application
 from runbook.errors import RunbookFailed
 from runbook.pins import PlanChanged
 from runbook.report import Report, Status
-from tasks.docker.building import push_image
 from tasks.docker import deploying
+from tasks.docker.building import push_image
 from tasks.docker.deployed import read_log
 from tasks.docker.deploying import Wanted, pull_images, swap_containers
 from tests.engine import BASE, NAME, Engine
@@ -121,6 +121,8 @@ def test_images_are_built_labelled_and_pushed(trial: Trial) -> None:
     (table,) = [one for one in report.evidence if one.name == "In the registry"]
     assert {row[0] for row in table.rows} == set(image.tags)
     assert all(row[1].startswith("sha256:") for row in table.rows)
+    (table,) = [one for one in report.evidence if one.name == "Built from"]
+    assert list(map(tuple, table.rows)) == [(BASE, "not known: the tag is not pinned")]
     (trial.backend / "www" / "version").write_text("v1, and more")
     with pytest.raises(RunbookFailed, match="choose another version"):
         build_images.fn(NAME, "v1")
