@@ -27,7 +27,8 @@ _TEXTS = (
      r"ロール\"[^\"]*\"は存在しません"),
     (NO_DATABASE, r"database \"[^\"]*\" does not exist|データベース\"[^\"]*\"は存在しません"),
     (CLOSED, r"is not currently accepting connections|cannot connect to invalid database|接続を受け付けて"),
-    (NO_RIGHT, r"permission denied for database|データベース\"[^\"]*\".*(?:権限|アクセスが拒否)"),
+    (NO_RIGHT, r"to start (?:WAL sender|walsender)|permission denied for database|"
+     r"データベース\"[^\"]*\".*(?:権限|アクセスが拒否)"),
     (NO_MEMORY, r"out of (?:shared )?memory|メモリ不足"),
 )  # fmt: skip
 _HINTS = {

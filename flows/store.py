@@ -204,7 +204,7 @@ def tell_backups(report: Report, env: Environment) -> None:
     told = [
         (
             backup.name, _kind_of(backup, env), which, f"{backup.manifest.taken:%Y-%m-%d %H:%M}",
-            duration(backup.age_seconds), size(backup.manifest.bytes), "yes" if backup.manifest.clear else "no",
+            duration(backup.age_seconds), size(backup.manifest.bytes), "yes" if backup.manifest.is_encrypted else "no",
             backup.verified or "never",
         )
         for backup, which in rows

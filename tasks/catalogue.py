@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from runbook.kinds import action, probe
 from runbook.process import this_process
 from tasks import manifest as manifests
 from tasks.known_texts import known_texts
-from tasks.manifest import MANIFEST, SEAL, Kind, Manifest
+from tasks.manifest import MANIFEST, SEAL, Kind, Listed, Manifest
 from tasks.stores.store import RESOURCE, Store
 
 PREFIX: dict[Kind, str] = {
@@ -45,6 +45,8 @@ VERIFIED = ".verified"
 AT_HAND = ".at-hand-"
 LATEST = "latest"
 STAMP, PUT_BACK = "%Y%m%d_%H%M%S", timedelta(hours=2)
+MOST_LETTERS = 1 << 16
+"""A longer manifest is kept in a listing without its files and content."""
 KEPT = "{} (kept)"
 """Whose backup it is called that a restore took of the live data before: `latest` never means it."""
 
@@ -125,12 +127,21 @@ def _open(store: Store, wanted: Sequence[str], notes: Mapping[str, str]) -> tupl
     known, found, unreadable = known_texts(), list[Backup](), list[str]()
 
     def read(name: str) -> Backup | str | None:
-        text, seal = (known.read(store, f"{name}/{file}", name) for file in (MANIFEST, SEAL))
-        if text is None and seal is None and store.local(name) is None:
+        seal = known.read(store, f"{name}/{SEAL}", name)
+        listed = known.listed.get((f"{store.where}/{name}", seal or ""))
+        local = store.local(name) is not None
+        text = None if listed and not local else known.read(store, f"{name}/{MANIFEST}", name)
+        if text is None and seal is None and not local:
             return None  # in a bucket: nothing that was ever offered
         stamp = notes.get(f"{name}.json", "")
         with contextlib.suppress(VerificationFailed):
-            return _opened(store, name, text, seal, known.read(store, note_of(name), stamp) if stamp else None)
+            note = known.read(store, note_of(name), stamp) if stamp else None
+            if listed and (not local or seal == manifests.seal_of(text or "")):
+                return _backup(store, listed, seal, note)
+            backup = _listed(_opened(store, name, text, seal, note), text or "", seal or "")
+            if isinstance(backup.manifest, Listed):
+                known.listed[backup.where, seal or ""] = backup.manifest
+            return backup
         return name
 
     with ThreadPoolExecutor(8) as pool:
@@ -150,10 +161,28 @@ def _stamps(store: Store) -> dict[str, str]:
         return {}
 
 
+def _listed(backup: Backup, text: str, seal: str) -> Backup:
+    """A listing of a thousand backups of ten thousand tables must fit in memory."""
+    if len(text) <= MOST_LETTERS:
+        return backup
+
+    store, name = backup.store, backup.name  # not the backup: it would stay in memory
+
+    def read() -> Manifest:
+        if store.read(f"{name}/{SEAL}") != seal:
+            raise VerificationFailed(f"{name} is not the backup any more that was listed", "launch it again")
+        return open_backup(store, name).manifest
+
+    return replace(backup, manifest=Listed.of(backup.manifest, seal, read))
+
+
 def _opened(store: Store, name: str, text: str | None, seal: str | None, note: str | None) -> Backup:
-    manifest = manifests.parse(name, text, seal)
-    local = None if manifest.clear else store.local(name)
-    path = local or hand_of(store, manifest.environment) / name / "clear"
+    return _backup(store, manifests.parse(name, text, seal), seal, note)
+
+
+def _backup(store: Store, manifest: Manifest, seal: str | None, note: str | None) -> Backup:
+    local = None if manifest.is_encrypted else store.local(manifest.name)
+    path = local or hand_of(store, manifest.environment) / manifest.name / "clear"
     return Backup(path, manifest, store, *_noted(note, seal or ""))
 
 

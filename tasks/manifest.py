@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_serializer
 
 from runbook.errors import OTHER_BACKUPS, VerificationFailed
 
@@ -56,6 +56,72 @@ class Manifest(BaseModel):
     def bytes(self) -> int:
         """Size of the backup on disk, without its manifest."""
         return sum(file.bytes for file in self.files.values())
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether its files are stored encrypted."""
+        return bool(self.clear)
+
+
+LONG = ("files", "content", "clear")
+SHORT_ENTRIES = 5000
+
+
+class Listed(Manifest):
+    """A manifest in a listing: `files`, `clear` and a long `content` are read again each time they are used. Of ten
+    thousand tables they take some 26 MB of memory, and a store has a thousand backups.
+
+    It cannot be copied or written: `whole` can.
+    """
+
+    _read: Callable[[], Manifest] = PrivateAttr()
+    _seal: str = PrivateAttr()
+    _bytes: int = PrivateAttr()
+    _is_encrypted: bool = PrivateAttr()
+
+    @classmethod
+    def of(cls, manifest: Manifest, seal: str, read: Callable[[], Manifest]) -> Listed:
+        """Without what is long. `read` gives the whole again, or raises."""
+        listed = cls.model_construct(**{name: getattr(manifest, name) for name in Manifest.model_fields})
+        short = sum(len(value) for value in manifest.content.values() if isinstance(value, Sized)) <= SHORT_ENTRIES
+        for name in LONG:
+            if name != "content" or not short:
+                del listed.__dict__[name]
+        listed._read, listed._seal = read, seal
+        listed._bytes, listed._is_encrypted = manifest.bytes, manifest.is_encrypted
+        return listed
+
+    def whole(self) -> Manifest:
+        """With everything.
+
+        Raises:
+            VerificationFailed: it is missing or altered by now.
+        """
+        return self._read()
+
+    @property
+    def bytes(self) -> int:
+        return self._bytes
+
+    @property
+    def is_encrypted(self) -> bool:
+        return self._is_encrypted
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.whole(), name) if name in LONG else super().__getattr__(name)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Listed):
+            return self._seal == other._seal
+        return self.whole() == other
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @model_serializer(mode="plain")
+    def _refuse(self) -> Any:
+        raise TypeError("a listed manifest is incomplete: write whole()")
 
 
 def files_in(directory: Path) -> Iterator[Path]:

@@ -57,7 +57,8 @@ def read_gap(first: Store, second: Store, kind: Kind, environment: str) -> Gap:
         backup
         for backup in backups
         # pgBackRest replicates its own to its other repositories: what is here only tells of them.
-        if backup.manifest.environment == environment and not backup.manifest.content.get("label")
+        if backup.manifest.environment == environment
+        and not (kind == "cluster" and backup.manifest.content.get("label"))
     ]
     readable, bad = catalogue.open_all(second, kind)
     copies = {backup.name: backup for backup in readable}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -146,8 +147,9 @@ def read_stores(
         except OpsError as error:
             return error
 
+    contexts = [contextvars.copy_context() for _ in places]  # a thread does not know of the run: what it has read
     with ThreadPoolExecutor(max(len(places), 1)) as pool:
-        return tuple(pool.map(read, places))
+        return tuple(pool.map(lambda context, place: context.run(read, place), contexts, places))
 
 
 @probe

@@ -53,6 +53,8 @@ UNION ALL SELECT application_name || ' streams' FROM pg_stat_replication WHERE s
 UNION ALL SELECT 'setting of a role or database ' || setconfig::text FROM pg_db_role_setting
 UNION ALL SELECT 'ALTER SYSTEM SET ' || name || ' = ' || coalesce(setting, '') FROM pg_file_settings
     WHERE sourcefile LIKE '%auto.conf' AND name NOT IN {_OF_A_ROLE}
+UNION ALL SELECT 'a password is in ' || sourcefile FROM pg_file_settings
+    WHERE name = 'primary_conninfo' AND setting ~ '\\mpassword\\M'
 UNION ALL SELECT 'prepared transaction ' || gid FROM pg_prepared_xacts
 """
 _DATABASE = """

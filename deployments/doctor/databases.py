@@ -10,9 +10,10 @@ from pathlib import Path
 
 import psycopg
 
+from blocks import postgres_refusals as refusals
 from blocks.environment import Environment
 from blocks.postgres import DIRECT, POOLED, Connection, Postgres, execute, first_line, is_pooled
-from blocks.postgres_refusals import NO_RIGHT, NOT_ADMITTED, hint_for, sqlstate_of
+from blocks.postgres_refusals import hint_for, sqlstate_of
 from blocks.services import DockerServices
 from deployments.doctor.host import clock
 from deployments.doctor.line import Line, expect, prefer, refused
@@ -81,9 +82,13 @@ def _replicate(postgres: Postgres) -> None:
         ).close()  # fmt: skip
     except psycopg.Error as error:
         said = str(error)
-        hint = "add a line for replication to pg_hba.conf, or give the role REPLICATION"
-        if sqlstate_of(said) not in (NOT_ADMITTED, NO_RIGHT):
-            hint = hint_for(said) if "FATAL" in said else "start it, or read its log"
+        match sqlstate_of(said):
+            case refusals.NO_RIGHT:
+                hint = f"ALTER ROLE {postgres.admin_user} REPLICATION"
+            case refusals.NOT_ADMITTED if "pg_hba.conf" in said:
+                hint = "add a line for replication to pg_hba.conf, then reload it (SELECT pg_reload_conf())"
+            case _:
+                hint = hint_for(said) if "FATAL" in said else "start it, or read its log"
         raise OpsError(first_line(error), hint) from None
 
 

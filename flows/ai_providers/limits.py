@@ -22,7 +22,7 @@ from tasks.logs.conditions import Conditions, parse_moment
 from tasks.logs.files import find_logs
 from tasks.logs.masking import masked
 from tasks.logs.refusals import Refusals
-from tasks.logs.source import reading, utc
+from tasks.logs.source import by_hour, offset, reading, utc
 from tasks.redis.counters import Counted, Counter, read_counters
 from tasks.redis.sentinels import read_sentinels
 
@@ -138,7 +138,7 @@ def _judge_refusals(report: Report, env: Environment, since: datetime, end: date
         columns = refusals.columns(env.logs.ai_message)
         bad = source.pick_each(picked=wanted.choice(columns), undated=wanted.undated())
         found, calls = refusals.read_refusals(source)
-        hours = refusals.by_hour(source)
+        hours = by_hour(source, refusals.COUNTS, refusals.REFUSED)
         tell_read(report, source, bad)
         tell_undated(report, source)
     users, providers = ([one for one in found if one.kind == kind] for kind in ("user", "provider"))
@@ -155,8 +155,8 @@ def _judge_refusals(report: Report, env: Environment, since: datetime, end: date
                      [(one.kind, masked(one.who), f"{one.count:,}", f"{one.first:%m-%d %H:%M:%S}",
                        f"{one.last:%m-%d %H:%M:%S}", one.most, f"{one.most_at:%m-%d %H:%M:%S}")
                       for one in found[:SHOWN]])  # fmt: skip
-        drawn = [Bar(f"{hour:%m-%d %H:00}", (sum(both),), f"{both[0]:,} users, {both[1]:,} providers")
-                 for hour, both in list(hours.items())[-24 * 7 :]]  # fmt: skip
+        drawn = [Bar(f"{hour:%m-%d %H:00} {offset(hour)}", (sum(both),), f"{both[0]:,} users, {both[1]:,} providers")
+                 for hour, both in hours[-24 * 7 :]]  # fmt: skip
         report.attach(Evidence(f"Refusals by hour ({env.zone.key}), hours without any left out", svg=bars(drawn)))
 
 

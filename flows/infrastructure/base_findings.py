@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date, timedelta
 
 from runbook.report import Report, Status
@@ -54,6 +55,14 @@ def judge_drift(report: Report, image: BaseImage) -> None:
         report.expect(name, not image.drifted, "update-base-images builds with it and tests it",
                       value=f"the registry has {image.theirs}" if image.drifted else "is the one here",
                       otherwise=Status.WARN)  # fmt: skip
+
+
+def tell_pins(report: Report, images: Sequence[BaseImage]) -> None:
+    """A tag moves: two builds of one commit may begin from two images."""
+    loose = {one.base.reference: one.pinned for one in images if not one.base.digest}
+    for reference, pinned in loose.items():
+        report.fact(f"{reference} is not pinned", f"FROM {pinned} pins it: update-base-images with pin writes that"
+                    if pinned else "its digest is not known: neither a registry nor the engine tells one")  # fmt: skip
 
 
 def judge_age(report: Report, image: BaseImage, most_days: int) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from blocks.docker import Docker
 from blocks.environment import Environment
-from flows.infrastructure.base_findings import judge_age, judge_drift, judge_support
+from flows.infrastructure.base_findings import judge_age, judge_drift, judge_support, tell_pins
 from runbook.errors import OpsError
 from runbook.form import read_forms
 from runbook.markdown import fenced
@@ -50,6 +50,7 @@ def check_base_images(environment: str, max_age_days: Annotated[int, Field(ge=1)
             judge_support(report, image.base, today)
             judge_drift(report, image)
             judge_age(report, image, max_age_days)
+        tell_pins(report, images)
         _tell(report, images)
         report.fact("next", read_forms([env.name]).link("update-base-images", env.name, {"environment": env.name}))
         report.outcome = f"{len(images)} base images in {len({one.dockerfile for one in images})} Dockerfiles"
@@ -57,13 +58,14 @@ def check_base_images(environment: str, max_age_days: Annotated[int, Field(ge=1)
 
 
 @flow(name="update-base-images", flow_run_name="update-base-images {environment}")
-def update_base_images(environment: str, to: tuple[str, ...] = (), branch: str = "") -> Report:
+def update_base_images(environment: str, to: tuple[str, ...] = (), pin: bool = False, branch: str = "") -> Report:
     """ベースイメージ更新: FROM行の更新 (§4.1)
 
     Writes other base images into the FROM lines, on a branch of its own in a git worktree, builds each image from it
     with freshly pulled bases, and runs the container's `test` in it, without a network. Without `to`, digests that are
-    pinned become the registry's of today, and what is not pinned is built and tested with today's image. Run it when
-    check-base-images says so; somebody merges the branch, and build-images makes the release.
+    pinned become the registry's of today, and what is not pinned is built and tested with today's image; with `pin` it
+    gets that image's digest too. Run it when check-base-images says so; somebody merges the branch, and build-images
+    makes the release.
 
     The live checkout and what runs are not touched: what is left is the branch, where something changed, and the base
     images that were pulled. Where a build or a test fails the run fails, and the branch is kept to look at; delete it
@@ -72,6 +74,7 @@ def update_base_images(environment: str, to: tuple[str, ...] = (), branch: str =
     Args:
         environment: 対象の環境
         to: 新しいイメージ (例 python:3.12-slim-trixie)。同じリポジトリのFROM行を置き換える。空ならタグはそのまま
+        pin: タグだけのFROM行にもレジストリの現在のダイジェストを書く (to が空のとき)
         branch: ブランチ名。空なら base-images-日時
     """
     env = Environment.find(environment)
@@ -82,7 +85,7 @@ def update_base_images(environment: str, to: tuple[str, ...] = (), branch: str =
                       value=", ".join(source.dirty[:5]) or "yes")  # fmt: skip
         report.fail_if_critical()
         images = read_base_images(block, source.directory)
-        changes = _changes(images, to)
+        changes = _changes(images, to, pin)
         with worktree(source.directory, name) as tree:
             for dockerfile in {image.dockerfile for image, _ in changes}:
                 _write(tree, dockerfile, [(image, by) for image, by in changes if image.dockerfile == dockerfile])
@@ -103,14 +106,17 @@ def _tell(report: Report, images: Sequence[BaseImage]) -> None:
     report.table("Base images", ("image", "where", "for", "built", "in the registry"), rows)
 
 
-def _changes(images: Sequence[BaseImage], to: Sequence[str]) -> list[tuple[BaseImage, str]]:
+def _changes(images: Sequence[BaseImage], to: Sequence[str], pin: bool) -> list[tuple[BaseImage, str]]:
     """What each FROM line shall say instead.
 
     Raises:
-        OpsError: something in `to` is no image, or in no FROM line.
+        OpsError: something in `to` is no image, or in no FROM line; or what is to be pinned has no digest.
     """
     if not to:
-        return [(one, f"{one.base.named}@{one.theirs}") for one in images if one.base.digest and one.drifted]
+        loose = [one for one in images if pin and not one.base.digest]
+        if unknown := [f"{one.base.reference} ({one.away})" for one in loose if not one.pinned]:
+            raise OpsError(f"no digest is known of {', '.join(unknown)}", "run it where the registry answers")
+        return [(one, one.pinned) for one in images if one in loose or (one.base.digest and one.drifted)]
     changes = []
     for reference in to:
         repository, _, tag = reference.rpartition(":")

@@ -11,6 +11,7 @@ from runbook.markdown import fenced
 from runbook.render import size
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
+from tasks.docker.base_images import read_base_digests
 from tasks.docker.building import (
     REVISION,
     BuildFailed,
@@ -78,6 +79,9 @@ def build_images(
         built = [build_role(report, block, role, source, version) for role in chosen if role not in pushed]
         report.table("Images", ("role", "image", "id", "bytes"),
                      [(one.role, one.references[0], one.id, size(one.bytes)) for one in built])  # fmt: skip
+        pins = read_base_digests(block, source.directory, [one.role for one in built])
+        rows = [(name, pinned or "not known: the tag is not pinned") for name, pinned in pins.items()]
+        report.table("Built from", ("FROM", "image by digest"), rows)
         if push:
             digests = [(reference, push_image(permit, block, reference)) for reference in references]
             report.table("In the registry", ("image", "digest"), digests)

@@ -17,7 +17,7 @@ from runbook.render import duration, size
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.docker.choosing import Kind, Wish, choose
-from tasks.docker.deployed import aside
+from tasks.docker.deployed import aside, failed
 from tasks.docker.inventory import read_inventory
 from tasks.docker.removing import act_of, remove
 
@@ -104,4 +104,4 @@ def _own(env: Environment) -> set[str]:
     own = {env.docker.name_of(role) for role in env.docker.containers}
     if isinstance(env.services, DockerServices):
         own |= set(env.services.names.values())
-    return own | {aside(name) for name in own}
+    return own | {beside(name) for name in own for beside in (aside, failed)}

@@ -24,6 +24,7 @@ from tasks.docker.deploying import (
     make_containers,
     pull_images,
     remove_aside,
+    remove_failed,
     swap_containers,
     take_back,
 )
@@ -67,8 +68,8 @@ class Containers:
         """What is there, what would be done; returns what has to be permitted."""
         _tell(report, self.env, self.now, self.wanted)
         for one in self.wanted:
-            what = "pull it, make and start it" if one.digest else "it is here: make and start it"
-            report.plan("deploy", f"{one.reference} as {one.name}: {what}")
+            what = "it is here: make and start it" if one.image_id else "pull it, make and start it"
+            report.plan("deploy", f"{one.reference} ({one.digest or one.image_id}) as {one.name}: {what}")
         return [act_of(one) for one in self.wanted]
 
     def carry_out(self, report: Report, permit: Permit) -> str:
@@ -117,8 +118,12 @@ def _in_order(block: Docker, roles: Sequence[str]) -> list[str]:
 
 def _tell(report: Report, env: Environment, now: Sequence[Deployed], found: Sequence[Wanted]) -> None:
     rows = [(one.name, one.reference or "none", "runs" if one.running else "does not run", want.reference,
-             want.digest or want.image_id) for one, want in zip(now, found, strict=True)]  # fmt: skip
-    report.table("Containers", ("container", "now", "state", "then", "digest"), rows)
+             want.image) for one, want in zip(now, found, strict=True)]  # fmt: skip
+    report.table("Containers", ("container", "now", "state", "then", "image by digest"), rows)
+    for want in found:
+        if not want.digest:
+            report.fact(f"{want.reference} is not pinned", "no registry gave it a digest: this engine's image "
+                        f"{want.image_id} is deployed; another host may have another one by that tag")  # fmt: skip
     for one in now:
         if one.before:
             report.warn(f"{one.name} of before", "this run goes back to that one where it must",
@@ -147,7 +152,7 @@ def _accept(
 def _judge_labels(report: Report, block: Docker, pulled: Sequence[Wanted], version: str) -> None:
     """What the image says of itself."""
     for one in pulled:
-        told = (read_labels(block.host, one.reference) or {}).get(VERSION, "")
+        told = (read_labels(block.host, one.image) or {}).get(VERSION, "")
         report.expect(f"label of {one.reference}", told == version, "build it with build-images: it is labelled then",
                       value=told or "none", expected=version, otherwise=Status.WARN)  # fmt: skip
 
@@ -189,12 +194,6 @@ def _go_back(
     Raises:
         RunbookFailed: always: the version is not there.
     """
-    for one in touched:
-        try:
-            log = read_log(env.docker, one.role)
-        except OpsError as unread:  # a logging driver that cannot be read, say: what matters is the way back
-            log = f"not known: {unread.message}"
-        report.attach(Evidence(f"End of the log of {one.name}", text=fenced(log[-3000:])))
     report.expect("the new version is healthy", False, "look at its logs below; what was before runs again",
                   value=error.message)  # fmt: skip
     without = take_back(permit, env.docker, touched, made)
@@ -207,4 +206,22 @@ def _go_back(
         report.expect("what was before runs again", True, hint, value="and is healthy")
     except OpsError as second:
         report.expect("what was before runs again", False, hint, value=second.message)
+    _attach_logs(report, env, permit, touched)
     raise RunbookFailed(report)
+
+
+def _attach_logs(report: Report, env: Environment, permit: Permit, failed: Sequence[Wanted]) -> None:
+    """The ends of the failed containers' logs. One that cannot be read, by its logging driver or the engine, changes
+    nothing: its container is kept for a person, until the next deployment."""
+    read = []
+    for one in failed:
+        try:
+            log = read_log(env.docker, one.role)
+            read.append(one)
+        except OpsError as unread:
+            log = f"not known: {unread.message}"
+        report.attach(Evidence(f"End of the log of {one.name}", text=fenced(log[-3000:])))
+    try:
+        remove_failed(permit, env.docker, read)
+    except OpsError as error:
+        report.warn("failed containers", "the next deployment removes them", value=f"not removed: {error.message}")

@@ -20,7 +20,7 @@ from tasks.logs.errors import COLUMNS, Kind, kinds
 from tasks.logs.files import find_logs
 from tasks.logs.masking import masked
 from tasks.logs.samples import begins_at
-from tasks.logs.source import Source, reading, utc
+from tasks.logs.source import Source, offset, reading, utc
 
 LEVELS = ("ERROR", "CRITICAL")
 """As `tasks.logs.conditions.LEVELS` has them: FATAL and error are among them."""
@@ -108,7 +108,7 @@ def _tell_hours(report: Report, source: Source, since: datetime, end: datetime, 
     hour, lines = (utc(since) + minutes).replace(minute=0, second=0, microsecond=0) - minutes, list[Bar]()
     while hour < utc(end) and len(lines) < 24 * 7:
         here = hour.replace(tzinfo=UTC).astimezone(zone)
-        again = f" {here:%Z}" if here.utcoffset() != here.replace(fold=1 - here.fold).utcoffset() else ""
+        again = f" {offset(here)}" if here.utcoffset() != here.replace(fold=1 - here.fold).utcoffset() else ""
         lines.append(Bar(f"{here:%m-%d %H:00}{again}", (counts.get(hour, 0),), f"{counts.get(hour, 0):,}"))
         hour += timedelta(hours=1)
     report.attach(Evidence(f"Errors by hour ({zone.key})", svg=bars(lines)))

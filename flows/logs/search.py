@@ -16,10 +16,10 @@ from runbook.run import runbook
 from tasks.logs.conditions import Conditions, parse_moment
 from tasks.logs.files import find_logs
 from tasks.logs.masking import masked
-from tasks.logs.source import Source, reading
+from tasks.logs.source import Source, by_hour, offset, reading
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
-SHOWN = 50
+SHOWN, HOURS = 50, 48
 COLUMNS = {
     "time": "time",
     "here": "here",
@@ -90,7 +90,7 @@ def search_logs(
 def _tell_counts(report: Report, env: Environment, source: Source) -> int:
     """How many, by level, module and hour."""
     count, undated, begin, end = source.rows(
-        "SELECT count(*), count(*) - count(time), min(here), max(here) FROM picked"
+        "SELECT count(*), count(*) - count(time), arg_min(here, time), arg_max(here, time) FROM picked"
     )[0]
     report.fact(
         "found",
@@ -101,9 +101,8 @@ def _tell_counts(report: Report, env: Environment, source: Source) -> int:
         report.warn("lines without a time", "a search by time does not find them", value=f"{undated:,}")
     groups = source.rows("SELECT level, module, count(*) FROM picked GROUP BY ALL ORDER BY 3 DESC, 1, 2 LIMIT 30")
     report.table("By level and module", ("level", "module", "lines"), groups)
-    hours = source.rows("SELECT strftime(here, '%Y-%m-%d %H:00'), count(*) FROM picked WHERE time IS NOT NULL "
-                        "GROUP BY 1 ORDER BY 1 DESC LIMIT 48")  # fmt: skip
-    report.table(f"By hour ({env.zone.key}, the newest 48)", ("hour", "lines"), hours)
+    hours = [(f"{hour:%Y-%m-%d %H:00} {offset(hour)}", lines) for hour, (lines,) in by_hour(source)[: -HOURS - 1 : -1]]
+    report.table(f"By hour ({env.zone.key}, the newest {HOURS})", ("hour", "lines"), hours)
     return int(count)
 
 

@@ -22,7 +22,7 @@ from runbook.report import Report
 from tasks.alerts.cause import Cause, read_cause
 from tasks.alerts.channels import masked, send_message
 from tasks.alerts.incident import Incident, Incidents, Severity, Told, incident
-from tasks.alerts.message import Kind, Message
+from tasks.alerts.message import Kind, Message, shown
 
 STAKEHOLDERS, MOST_LETTERS = -1, 500
 
@@ -52,7 +52,7 @@ def open_incident(
     alerts = required(env)
     cause = read_cause(run)
     told = what or f"{cause.name or 'run ' + run}: {cause.state} {cause.message}".strip()
-    told = masked(without_logins(told), alerts)[:MOST_LETTERS]  # it goes to people and places outside
+    told = shown(masked(without_logins(told), alerts)[:MOST_LETTERS])  # it goes to people and places outside
     new = incident(env.name, told, severity, owner or wording.owner_in(cause.tags), run, key)
     try:
         found, before = incidents(env).open_or_join(new, alerts.reopen_hours * 3600)

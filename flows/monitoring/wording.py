@@ -92,4 +92,6 @@ def _states(env: Environment, found: Incident) -> dict[str, str]:
 
 
 def _lines(lines: Mapping[str, str]) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in lines.items() if value)
+    """A value of several lines is indented: none of them can be taken for another field."""
+    values = {name: "\n  ".join(value.splitlines()) for name, value in lines.items()}
+    return "\n".join(f"{name}: {value}" for name, value in values.items() if value)

@@ -1,13 +1,27 @@
-"""What people are told, as text and as each channel wants it."""
+"""What people are told, as text and as each channel wants it.
+
+Names and logs that others write are in it, so no channel may read more in them than text: no mention of everybody, no
+link under another name, no formatting, no line that looks like one of ours.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.utils import format_datetime, localtime
 from typing import Any, Literal
 
 Kind = Literal["trigger", "acknowledge", "resolve", "declare"]
+_UNSHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, marks that turn the direction of text around, and halves of characters, which UTF-8 has not."""
+_EVERYBODY = re.compile(r"@(?=(?:channel|here|everyone|all)\b)", re.IGNORECASE)
+_ADDRESS = re.compile(r"(https?://[^\s<>\"'、。（）]+)")
+
+
+def shown(text: str) -> str:
+    """Text as every channel can carry it and every reader sees it."""
+    return _UNSHOWN.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
 
 
 @dataclass(frozen=True)
@@ -27,26 +41,46 @@ class Message:
     @property
     def title(self) -> str:
         """One line."""
-        return " ".join(f"{'🛑' if self.severe else '⚠️'} [{self.environment}] {self.subject}".split())[:250]
+        line = f"{'🛑' if self.severe else '⚠️'} [{self.environment}] {self.subject}"
+        return " ".join(shown(" ".join(line.split())).split())[:250]
+
+    @property
+    def body(self) -> str:
+        """Several lines."""
+        return shown(self.text)
 
 
 def slack(message: Message) -> dict[str, Any]:
-    """An incoming webhook's."""
-    text = f"*{message.title}*\n{message.text}"
-    return {"text": text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}
+    """An incoming webhook's, also of the servers that take Slack's messages: some of those read a plain `@channel`.
+
+    https://docs.slack.dev/messaging/formatting-message-text
+    """
+    text = _EVERYBODY.sub("@\N{WORD JOINER}", f"{message.title}\n{message.body}")
+    return {"text": text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;"), "mrkdwn": False}
 
 
 def teams(message: Message) -> dict[str, Any]:
-    """A workflow's: an adaptive card."""
-    blocks = [
-        {"type": "TextBlock", "text": message.title, "weight": "Bolder", "wrap": True},
-        *({"type": "TextBlock", "text": line, "wrap": True} for line in message.text.splitlines() if line),
-    ]
+    """A workflow's: an adaptive card of text runs, which have no Markdown. An address links to what it shows.
+
+    https://learn.microsoft.com/en-us/adaptive-cards/schema-explorer/text-run
+    """
+    blocks = [_line(message.title, weight="Bolder"), *(_line(line) for line in message.body.splitlines() if line)]
     card = {"type": "AdaptiveCard", "version": "1.4", "body": blocks}
     return {
         "type": "message",
         "attachments": [{"contentType": "application/vnd.microsoft.card.adaptive", "content": card}],
     }
+
+
+def _line(text: str, **style: str) -> dict[str, Any]:
+    runs = [{"type": "TextRun", "text": part, **style} for part in _ADDRESS.split(text) if part]
+    linked = [
+        run | {"selectAction": {"type": "Action.OpenUrl", "url": run["text"]}}
+        if _ADDRESS.fullmatch(run["text"])
+        else run
+        for run in runs
+    ]
+    return {"type": "RichTextBlock", "inlines": linked}
 
 
 def pagerduty(message: Message, key: str) -> dict[str, Any]:
@@ -56,7 +90,7 @@ def pagerduty(message: Message, key: str) -> dict[str, Any]:
         "summary": message.title,
         "source": message.environment,
         "severity": "critical" if message.severe else "error",
-        "custom_details": {"text": message.text, "to": message.to},
+        "custom_details": {"text": message.body, "to": message.to},
     }
     return {"routing_key": key, "event_action": action, "dedup_key": message.incident, "payload": payload}
 
@@ -71,7 +105,7 @@ def plain(message: Message) -> dict[str, Any]:
         "severe": message.severe,
         "to": message.to,
         "title": message.title,
-        "text": message.text,
+        "text": message.body,
     }
 
 
@@ -84,5 +118,5 @@ def mail(message: Message, sender: str, to: str) -> EmailMessage:
     letter["Message-ID"] = f"<{message.number}@interview-ops>"
     letter["References"] = f"<{message.incident}@interview-ops>"
     letter["Importance"] = "high" if message.severe else "normal"
-    letter.set_content(message.text)
+    letter.set_content(message.body)
     return letter

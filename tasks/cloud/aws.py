@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -16,6 +17,10 @@ from runbook.errors import OpsError, Unreachable, excerpt
 from runbook.kinds import probe
 
 CPU_DAYS = 14
+TOO_MANY, BROKEN = 429, 500
+# Of what AWS has no capacity for now, by its code or status: EC2 and CloudWatch say it with 400 and 503, S3 with 503,
+# Cost Explorer with LimitExceededException. https://docs.aws.amazon.com/general/latest/gr/api-retries.html
+_BUSY = re.compile(r"Throttl|LimitExceeded|TooManyRequests|SlowDown|BandwidthLimit|PriorRequestNotComplete")
 DAY_SECONDS = 86400
 
 
@@ -165,7 +170,9 @@ def _hint(code: str) -> str:
     """https://docs.aws.amazon.com/AWSEC2/latest/APIReference/errors-overview.html"""
     if any(part in code for part in ("AccessDenied", "Unauthorized", "NotAuthorized")):
         return "give the worker's role the right to read it"
-    if any(part in code for part in ("Token", "Signature", "Credential", "AuthFailure", "UnrecognizedClient")):
+    if any(
+        part in code for part in ("Token", "Signature", "Credential", "AuthFailure", "UnrecognizedClient", "Expired")
+    ):
         return "correct the worker's credentials, and compare this host's clock"
     return "correct [cloud] in the environment's TOML: the message names what it refuses"
 
@@ -178,8 +185,9 @@ def _asked(service: str) -> Iterator[None]:
         said = error.response.get("Error", {})
         code = str(said.get("Code", ""))
         told = f"{service} refuses: {code} {str(said.get('Message', ''))[:200]}".strip()
-        if "Throttl" in code or code == "RequestLimitExceeded":
-            raise Unreachable(told, "wait a minute, then launch it again") from None
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+        if _BUSY.search(code) or status == TOO_MANY or status >= BROKEN:
+            raise Unreachable(told, "wait a minute, then launch it again: no right is missing") from None
         raise OpsError(told, _hint(code)) from None
     except BotoCoreError as error:
         raise Unreachable(f"{service} does not answer: {excerpt(str(error), 200)}",

@@ -22,7 +22,7 @@ from runbook.progress import Done, progress
 from runbook.render import size
 from tasks.catalogue import Backup
 from tasks.cluster.content import ClusterContent
-from tasks.cluster.unpack import MANIFEST, unpack_tar
+from tasks.cluster.unpack import MANIFEST, require_health, unpack_tar
 from tasks.encryption import ENDING, decrypt_files
 from tasks.host import disk_of
 from tasks.stores.directory import told
@@ -203,6 +203,7 @@ def verify_base(postgres: Postgres, major: int, directory: Path) -> None:
 
     Raises:
         VerificationFailed: it is not what the server sent.
+        OpsError: this host is at fault.
     """
     program, plain = postgres.program("pg_verifybackup"), directory.with_name(f"{directory.name}.verify")
     try:
@@ -216,6 +217,7 @@ def verify_base(postgres: Postgres, major: int, directory: Path) -> None:
             argv = [program, "--exit-on-error", str(plain)]
         shell.run(argv, environment={"LC_ALL": "C"})
     except CommandFailed as error:
+        require_health(error, "the backup cannot be verified", directory)
         raise VerificationFailed(
             f"the backup is not what the server sent: {error.message}", "launch it again"
         ) from None

@@ -11,9 +11,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from runbook import shell
-from runbook.errors import CommandFailed, VerificationFailed
-from tasks.cluster.unpack import BASE
+from runbook.errors import VerificationFailed
+from tasks.cluster.unpack import BASE, extract
 from tasks.postgres.filenodes import Filed
 
 PG_DATABASE, PG_CLASS = "1262", "1259"
@@ -33,15 +32,16 @@ def find_in_backup(backup: Path, database: str, typed: str, directory: Path, whe
 
     Raises:
         VerificationFailed: the backup cannot be read.
+        OpsError: this host is at fault.
     """
-    argv = ["tar", "--extract", "--gzip", f"--file={backup / BASE}", f"--directory={directory}", "--no-same-owner"]
     maps = [f"global/{_MAP}", f"base/*/{_MAP}"]
     try:
-        shell.run([*argv, "--wildcards", *maps])
+        extract(backup / BASE, directory, "--wildcards", *maps)
         databases = directory / "global" / _file_in(directory / "global", PG_DATABASE)
         classes = {path: path / _file_in(path, PG_CLASS) for path in sorted((directory / "base").iterdir())}
-        shell.run([*argv, *(str(path.relative_to(directory)) for path in (databases, *classes.values()))])
-    except CommandFailed as error:
+        files = (databases, *classes.values())
+        extract(backup / BASE, directory, *(str(path.relative_to(directory)) for path in files))
+    except VerificationFailed as error:
         what = f"the catalog of {where} cannot be read: {error.message}"
         raise VerificationFailed(what, "name the table's OID") from None
     schema, _, name = typed.strip().replace('"', "").rpartition(".")

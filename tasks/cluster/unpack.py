@@ -18,8 +18,42 @@ from tasks.stores.directory import told
 MANIFEST = "backup_manifest"
 BASE, WAL = "base.tar.gz", "pg_wal.tar.gz"
 _REFUSED_HERE = re.compile(
-    "Permission denied|Operation not permitted|Cannot allocate memory|Read-only file system|quota"
+    "Permission denied|Operation not permitted|Cannot allocate memory|out of memory|Read-only file system|quota"
+    "|Cannot exec|Too many open files"
 )
+
+
+def require_health(error: CommandFailed, what: str, directory: Path) -> None:
+    """Nothing where a program failed for the backup's sake. What it says of this host says nothing of the backup: tar
+    and PostgreSQL's programs exit with the same code for both.
+
+    Raises:
+        OpsError: no disk space, right or memory was left here, or somebody ended the program.
+    """
+    if "No space left" in error.stderr:
+        raise OpsError(f"the disk is full at {directory}", f"free space there; {directory} is removed") from None
+    if error.exit_code < 0:
+        ended = f"{Path(error.argv[0]).name} was ended by signal {-error.exit_code}"
+        hint = "check this host's memory (the kernel's log names what it ended), then launch it again"
+        raise OpsError(f"{what}: {ended}", hint) from None
+    if _REFUSED_HERE.search(error.stderr):
+        hint = "correct the rights there, or this host's limits, then launch it again"
+        raise OpsError(f"{what}: {error.message}", hint) from None
+
+
+def extract(archive: Path, target: Path, *more: str) -> None:
+    """A packed tar, or what `more` names of it.
+
+    Raises:
+        VerificationFailed: it is not whole.
+        OpsError: this host is at fault.
+    """
+    argv = ["tar", "--extract", "--gzip", f"--file={archive}", f"--directory={target}", "--no-same-owner", *more]
+    try:
+        shell.run(argv, environment={"LC_ALL": "C"})
+    except CommandFailed as error:
+        require_health(error, f"{archive.name} cannot be unpacked into {target}", target)
+        raise VerificationFailed(f"{archive.name} cannot be unpacked: {error.message}", OTHER_BACKUPS) from None
 
 
 def unpack_tar(source: Path, data: Path, *, wal: bool = True) -> None:
@@ -27,23 +61,12 @@ def unpack_tar(source: Path, data: Path, *, wal: bool = True) -> None:
 
     Raises:
         VerificationFailed: one is not whole.
-        OpsError: the disk is full.
+        OpsError: this host is at fault.
     """
     for name, target in ((BASE, data), (WAL, data / "pg_wal")) if wal else ((BASE, data),):
         with told(target):
             target.mkdir(mode=0o700, exist_ok=True)
-        try:
-            shell.run(
-                ["tar", "--extract", "--gzip", f"--file={source / name}", f"--directory={target}", "--no-same-owner"],
-                environment={"LC_ALL": "C"},
-            )
-        except CommandFailed as error:
-            if "No space left" in error.stderr:
-                raise OpsError(f"the disk is full at {data}", f"free space there; {data} is removed") from None
-            if _REFUSED_HERE.search(error.stderr):
-                hint = "correct the rights there, or this host's limits, then launch it again"
-                raise OpsError(f"{name} cannot be unpacked into {target}: {error.message}", hint) from None
-            raise VerificationFailed(f"{name} cannot be unpacked: {error.message}", OTHER_BACKUPS) from None
+        extract(source / name, target)
 
 
 def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Path:
@@ -52,7 +75,7 @@ def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Pat
 
     Raises:
         VerificationFailed: a part is not whole, or they do not fit together.
-        OpsError: the disk is full.
+        OpsError: this host is at fault.
     """
     data = root / "data"
     if len(lineage) == 1:
@@ -73,6 +96,7 @@ def build_data(postgres: Postgres, lineage: Sequence[Backup], root: Path) -> Pat
             user=postgres.os_user, environment={"LC_ALL": "C"}, directory=root,
         )  # fmt: skip
     except CommandFailed as error:
+        require_health(error, f"{lineage[-1].name} cannot be put together in {data}", data)
         raise VerificationFailed(
             f"{', '.join(one.name for one in lineage)} do not fit together: {error.message}", OTHER_BACKUPS
         ) from None

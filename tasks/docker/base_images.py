@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +34,13 @@ class BaseImage:
     ours: tuple[str, ...]
     theirs: str
     away: str
+
+    @property
+    def pinned(self) -> str:
+        """As a FROM line pins it: to the registry's digest of now, or to the one that the image here was pulled by; ""
+        where neither is known."""
+        digest = self.theirs or next(iter(self.ours), "")
+        return f"{self.base.named}@{digest}" if digest else ""
 
     @property
     def drifted(self) -> bool:
@@ -92,6 +99,28 @@ def read_base_images(block: Docker, checkout: Path) -> list[BaseImage]:
             except OpsError as error:
                 away = error.message
             found.append(BaseImage(base, roles, dockerfile, built, ours, theirs, away))
+    return found
+
+
+@probe
+def read_base_digests(block: Docker, checkout: Path, roles: Collection[str]) -> dict[str, str]:
+    """What each base of some roles' images is here now, right after a build: FROM's text → name@digest, "" where no
+    registry gave it a digest.
+
+    Raises:
+        Unreachable: the engine does not answer.
+        OpsError: a Dockerfile cannot be read.
+    """
+    found = dict[str, str]()
+    with engine(block.host) as client:
+        for (_, base), users in bases_of(block, checkout).items():
+            if set(users) & set(roles):
+                try:
+                    digests = client.api.inspect_image(base.reference).get("RepoDigests") or []
+                except docker.errors.ImageNotFound:
+                    digests = []
+                digest = base.digest or next((one.rpartition("@")[2] for one in digests), "")
+                found[base.reference] = f"{base.named}@{digest}" if digest else ""
     return found
 
 

@@ -52,6 +52,11 @@ def aside(name: str) -> str:
     return f"{name}-before"
 
 
+def failed(name: str) -> str:
+    """The name of a container that was not healthy, until its log has been read."""
+    return f"{name}-failed"
+
+
 @probe
 def read_deployed(block: Docker, roles: Sequence[str]) -> list[Deployed]:
     """What is there now.
@@ -66,7 +71,7 @@ def read_deployed(block: Docker, roles: Sequence[str]) -> list[Deployed]:
             one, before = find(client, name), find(client, aside(name))
             labels = one.attrs["Config"].get("Labels") or {} if one else {}
             reference = one.attrs["Config"]["Image"] if one else ""
-            version = labels.get(VERSION) or reference.rpartition(":")[2]
+            version = labels.get(VERSION) or ("" if "sha256:" in reference else reference.rpartition(":")[2])
             found.append(
                 Deployed(role, name, reference, one.attrs["Image"] if one else "", version,
                          bool(one and one.status == "running"), before.attrs["Config"]["Image"] if before else "")
@@ -76,9 +81,9 @@ def read_deployed(block: Docker, roles: Sequence[str]) -> list[Deployed]:
 
 @probe
 def read_log(block: Docker, role: str, lines: int = 30) -> str:
-    """The end of what a role's container printed, secrets masked."""
+    """The end of what a role's new container printed, secrets masked: of the failed one where it was set aside."""
     with engine(block.host) as client:
-        one = find(client, block.name_of(role))
+        one = find(client, failed(block.name_of(role))) or find(client, block.name_of(role))
         return masked(one.logs(tail=lines).decode(errors="replace")) if one else ""
 
 

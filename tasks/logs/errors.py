@@ -56,7 +56,7 @@ def kinds(source: Source, since: datetime) -> list[Kind]:
         """
         SELECT level, kind, count(*) FILTER (time >= $since), count(*) FILTER (time < $since),
                string_agg(DISTINCT module, ', ' ORDER BY module) FILTER (time >= $since),
-               min(here) FILTER (time >= $since), max(here) FILTER (time >= $since),
+               arg_min(here, time) FILTER (time >= $since), arg_max(here, time) FILTER (time >= $since),
                arg_max(message, time)
         FROM picked GROUP BY level, kind HAVING count(*) FILTER (time >= $since) > 0
         ORDER BY 3 DESC, kind LIMIT $most

@@ -55,7 +55,7 @@ def find_bursts(source: Source, since: datetime, failures: int, minutes: int) ->
     for of, other in (("address", "who"), ("who", "address")):
         rows = source.rows(
             f"""
-            SELECT {of}, max(n), min(here), max(here), count(DISTINCT {other}) FROM (
+            SELECT {of}, max(n), arg_min(here, time), arg_max(here, time), count(DISTINCT {other}) FROM (
                 SELECT *, count(*) OVER (PARTITION BY {of} ORDER BY time
                                          RANGE BETWEEN to_minutes($minutes) PRECEDING AND CURRENT ROW) AS n
                 FROM logins WHERE NOT success AND time IS NOT NULL)

@@ -13,6 +13,9 @@ STATUS = "try_cast(json_extract_string(line, '$.status') AS INTEGER)"
 SAID = "concat_ws(' ', message, json_extract_string(line, '$.error'), json_extract_string(line, '$.exception'))"
 _WORDS = r"\b429\b|rate.?limit|too many requests|throttl|RESOURCE_EXHAUSTED|quota"
 _LEVELS = ", ".join(f"'{word}'" for name in ("WARNING", "ERROR", "CRITICAL") for word in LEVELS[name])
+REFUSED = "kind <> 'call'"
+COUNTS = "count(*) FILTER (kind = 'user'), count(*) FILTER (kind = 'provider')"
+"""Of what was picked with `columns`: refusals, those of users and those by providers."""
 USER = f"({STATUS} = 429)"
 PROVIDER = f"({STATUS} IS NULL AND upper(trim(level)) IN ({_LEVELS}) AND regexp_matches({SAID}, '(?i){_WORDS}'))"
 
@@ -54,7 +57,7 @@ def read_refusals(source: Source) -> tuple[list[Refusals], int]:
     """Of what was picked with `columns` where `refused`: the stormiest first; and how many AI calls succeeded."""
     rows = source.rows(
         """
-        SELECT kind, who, count(*), min(here), max(here), max(n), arg_max(here, n), max(time) FROM (
+        SELECT kind, who, count(*), arg_min(here, time), arg_max(here, time), max(n), arg_max(here, n), max(time) FROM (
             SELECT *, count(*) OVER (PARTITION BY kind, who ORDER BY time
                                      RANGE BETWEEN INTERVAL 1 MINUTE PRECEDING AND CURRENT ROW) AS n
             FROM picked WHERE kind <> 'call')
@@ -63,14 +66,3 @@ def read_refusals(source: Source) -> tuple[list[Refusals], int]:
     )
     calls = source.rows("SELECT count(*) FROM picked WHERE kind = 'call'")
     return [Refusals(*row) for row in rows], int(calls[0][0])
-
-
-def by_hour(source: Source) -> dict[datetime, tuple[int, int]]:
-    """Hour, in the operators' zone → refusals of users, and by providers."""
-    rows = source.rows(
-        """
-        SELECT date_trunc('hour', here), count(*) FILTER (kind = 'user'), count(*) FILTER (kind = 'provider')
-        FROM picked WHERE kind <> 'call' GROUP BY 1 ORDER BY 1
-        """
-    )
-    return {hour: (int(users), int(providers)) for hour, users, providers in rows}

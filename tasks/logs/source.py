@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timezone
 from pathlib import Path
 from threading import Thread
 from types import MappingProxyType
@@ -247,6 +247,21 @@ def count_undated(source: Source) -> int:
 def utc(moment: datetime) -> datetime:
     """As `time` has it: UTC without its zone."""
     return moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def offset(moment: datetime) -> str:
+    """Of a moment of a zone from UTC: +09:00."""
+    return moment.isoformat()[-6:]
+
+
+def by_hour(source: Source, counts: str = "count(*)", where: str = "true") -> list[tuple[datetime, list[int]]]:
+    """`counts` of what was picked, by hour of the operators' zone, the earliest first. Hours have their offset: the one
+    that comes twice where the clock is put back is two."""
+    rows = source.rows(
+        f"SELECT date_trunc('hour', here), here - time, {counts} FROM picked "  # noqa: S608
+        f"WHERE time IS NOT NULL AND ({where}) GROUP BY 1, 2 ORDER BY min(time)"
+    )
+    return [(hour.replace(tzinfo=timezone(offset)), list(map(int, found))) for hour, offset, *found in rows]
 
 
 def _refused(error: duckdb.Error) -> OpsError:

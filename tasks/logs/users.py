@@ -51,8 +51,8 @@ def read_users(logs: Logs, zone: ZoneInfo, since: datetime) -> Users:
     with reading(find_logs(Path(logs.need("audit"))), zone, since=since, fields=FIELDS, names=logs.fields) as source:
         bad = source.pick_each(picked=wanted.choice(columns), undated=wanted.undated())
         rows = source.rows(
-            "SELECT who, count(*), count(*) FILTER (NOT coalesce(success, false)), count(DISTINCT address), min(here), "
-            "max(here), string_agg(DISTINCT action, ', ' ORDER BY action) FROM picked WHERE who <> '' GROUP BY who "
-            "ORDER BY max(here) DESC, who"
+            "SELECT who, count(*), count(*) FILTER (NOT coalesce(success, false)), count(DISTINCT address), "
+            "arg_min(here, time), arg_max(here, time), string_agg(DISTINCT action, ', ' ORDER BY action) "
+            "FROM picked WHERE who <> '' GROUP BY who ORDER BY max(time) DESC, who"
         )
         return Users(tuple(User(*row) for row in rows), bad, tuple(source.unreadable), count_undated(source))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,19 @@ import boto3
 import httpx
 import pytest
 from botocore.config import Config
+from pydantic import SecretStr
 
+from blocks.cloud import Cloud
 from flows.infrastructure.cloud_findings import judge_instances
 from flows.infrastructure.resource_findings import judge_size
 from flows.infrastructure.resources import review_resources
 from runbook import kinds
-from runbook.errors import RunbookFailed
+from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
-from tasks.cloud.aws import Instance
+from tasks.cloud.aws import Instance, find_unattached_addresses, read_costs
 from tasks.docker.inventory import Inventory, Limits
 from tasks.docker.usage import Use
+from tests.faulty import FaultyHandler, FaultyServer, serving
 from tests.infrastructure.test_choosing import container, inventory
 from tests.s3.servers import S3Server
 
@@ -63,6 +68,51 @@ def add(path: Path, text: str) -> None:
 
 def values(report: Report) -> dict[str, str]:
     return {one.name: f"{one.status}: {one.value}" for one in report.findings}
+
+
+class Refusing(FaultyServer[str]):
+    """Whatever is asked for is refused, by EC2's or Cost Explorer's form of an error."""
+
+    def __init__(self) -> None:
+        super().__init__(Refusal)
+        self.code, self.status = "", 400
+
+
+class Refusal(FaultyHandler):
+    server: Refusing
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        code = self.server.code
+        if "X-Amz-Target" in self.headers:
+            self.send(self.server.status, json.dumps({"__type": code, "message": "as it is"}).encode())
+        else:
+            error = f"<Error><Code>{code}</Code><Message>as it is</Message></Error>"
+            self.send(self.server.status, f"<Response><Errors>{error}</Errors></Response>".encode())
+
+
+def test_what_is_throttled_lacks_no_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blocks.cloud.ATTEMPTS", 1)
+    monkeypatch.setattr(kinds, "RETRY_DELAYS_SECONDS", [])
+    right, credentials = "give the worker's role the right", "correct the worker's credentials"
+    cases = {
+        "wait a minute": (
+            ("RequestLimitExceeded", 503), ("LimitExceededException", 400), ("Throttling", 400),
+            ("TooManyRequestsException", 429), ("SlowDown", 503), ("ThrottlingException", 400), ("InternalError", 500),
+        ),
+        right: (("UnauthorizedOperation", 403), ("AccessDeniedException", 400)),
+        credentials: (("AuthFailure", 401), ("UnrecognizedClientException", 400), ("RequestExpired", 400)),
+        "correct [cloud]": (("InvalidParameterValue", 400),),
+    }  # fmt: skip
+    with serving(Refusing()) as server:
+        cloud = Cloud(endpoint=server.url, region=REGION, access_key="testing", secret_key=SecretStr("testing"))
+        asked = (find_unattached_addresses.work, lambda of: read_costs.work(of, date(2026, 2, 1)))
+        for hint, answers in cases.items():
+            for ask, (server.code, server.status) in zip(itertools.cycle(asked), answers, strict=False):
+                with pytest.raises(OpsError, match=f"refuses: {server.code} as it is") as error:
+                    ask(cloud)
+                assert error.value.hint.startswith(hint), server.code
+                assert isinstance(error.value, Unreachable) == (hint == "wait a minute"), server.code
 
 
 def test_what_an_account_pays_for_and_nobody_uses(described: Path, moto: S3Server) -> None:

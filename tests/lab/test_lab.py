@@ -147,6 +147,7 @@ def test_files_with_passwords_are_the_owners_alone(lab: Lab) -> None:
     assert {"state.json", "supervisord.conf", "valkey.conf", ".env"} <= {path.name for path in holding}
     assert [path for path, mode in holding.items() if mode & 0o077] == []
     assert [path for path in holding if path.suffix == ".log"] == []
+    assert [path for path in holding if path.name.startswith("postgresql")] == [], "a base backup would hold it"
 
 
 def test_a_killed_supervisor_comes_back_with_its_data(lab: Lab) -> None:

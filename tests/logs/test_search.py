@@ -7,7 +7,7 @@ import gzip
 import json
 import lzma
 import os
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,20 @@ def test_a_day_is_the_operators_own_and_times_are_compared_with_their_zones(logs
     assert "lines without a time: 1" in values(search_logs.fn(NAME))
     with pytest.raises(OpsError, match="since “yesterday” is no time"):
         search_logs.fn(NAME, since="yesterday")
+
+
+def test_the_hour_that_comes_twice_is_two(logs: Path) -> None:
+    """Europe, 2026-10-25: 03:00 is 02:00 once more."""
+    toml = logs.parent / "trial.toml"
+    toml.write_text(toml.read_text().replace("Asia/Tokyo", "Europe/Berlin"))
+    midnight = datetime(2026, 10, 25, 0, 50, tzinfo=UTC)
+    (logs / "app.log").write_text(
+        "".join(line("x", at) for at in (midnight, *every(1, 2, midnight + timedelta(minutes=20))))
+    )
+    report = search_logs.fn(NAME)
+    (table,) = [item for item in report.evidence if item.name.startswith("By hour")]
+    assert list(map(tuple, table.rows)) == [("2026-10-25 02:00 +01:00", "2"), ("2026-10-25 02:00 +02:00", "1")]
+    assert report.facts["found"] == "3 lines, from 2026-10-25 02:50:00 to 2026-10-25 02:10:01 Europe/Berlin"
 
 
 def test_what_is_no_json_is_counted_and_shown_and_the_rest_is_found(logs: Path) -> None:

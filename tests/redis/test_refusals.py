@@ -18,6 +18,7 @@ from runbook import kinds
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
+from tasks.redis.backup.rdb import accepts
 from tasks.redis.sentinels import ask_sentinels
 from tasks.redis.server import call, connected
 from tests.redis.servers import NAME, RedisServer, running_redis
@@ -108,6 +109,39 @@ def busy(server: RedisServer) -> Iterator[None]:
     finally:
         call(client, "SCRIPT", "KILL")
         thread.join()
+
+
+def forbid_restoring(client: redis.Redis) -> None:
+    call(client, "ACL", "SETUSER", "default", "-restore")
+
+
+def follow_nobody(client: redis.Redis) -> None:
+    client.replicaof("127.0.0.1", "1")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "what"),
+    [
+        (lambda client: client.config_set("maxmemory", 1), "is at its maxmemory: it takes no writes"),
+        (break_a_save, "takes no writes, because its last save"),
+        (lack_replicas, "takes no writes, because fewer replicas"),
+        (forbid_restoring, "forbids user default the command RESTORE"),
+        (follow_nobody, "is a replica: it takes no writes"),
+    ],
+)
+def test_only_a_wrong_version_is_taken_for_one(
+    server: RedisServer, trouble: Callable[[redis.Redis], object], what: str
+) -> None:
+    """Whether a server takes a backup's values is asked by a RESTORE that it must refuse: for which reason decides."""
+    client, block = server.client(), server.block()
+    client.set("cache:1", "x")
+    assert [accepts(client, version) for version in (6, 9, 255)] == [True, True, False]
+    trouble(client)
+    for version in (9, 255):
+        with pytest.raises(redis.RedisError) as error:
+            accepts(client, version)
+        assert what in str(block.refused(error.value))
+    assert client.exists("ops:no-such-key") == 0
 
 
 def test_a_server_that_is_busy_with_a_script(server: RedisServer) -> None:

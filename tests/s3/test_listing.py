@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+from pydantic_core import PydanticSerializationError
+
 from runbook.current import use_report
+from runbook.errors import VerificationFailed
 from runbook.report import Report
-from tasks import catalogue
+from tasks import catalogue, retention
 from tasks.encryption import NO_KEY
-from tasks.manifest import MANIFEST, SEAL, Manifest, seal_of, text_of
+from tasks.manifest import MANIFEST, SEAL, FileSum, Listed, Manifest, seal_of, text_of
 from tasks.stores.bucket import BucketStore
 from tests.s3.servers import S3Server
 
 BACKUPS, TABLES = 130, 6
+FILES = {f"data/{table}.dat": FileSum(bytes=1, sha256=hashlib.sha256(b"x").hexdigest()) for table in range(TABLES)}
 FIRST = datetime(2026, 2, 1, 2, tzinfo=UTC)
 
 
@@ -44,7 +50,7 @@ def fill(store: BucketStore) -> list[str]:
         taken = FIRST + timedelta(hours=number)
         name = f"backup_{taken:%Y%m%d_%H%M%S}"
         manifest = Manifest(kind="postgres", name=name, environment="other" if number % 10 == 9 else "trial", taken=taken,
-                            seconds=1.0, host="db", tool="pg_dump", files={}, content={})  # fmt: skip
+                            seconds=1.0, host="db", tool="pg_dump", files=FILES, content={})  # fmt: skip
         text = text_of(manifest)
         for path in (*(f"data/{table}.dat" for table in range(TABLES)), SEAL, MANIFEST):
             content = {SEAL: seal_of(text), MANIFEST: text}.get(path, "x")
@@ -55,8 +61,11 @@ def fill(store: BucketStore) -> list[str]:
         return list(pool.map(put, range(BACKUPS)))
 
 
-def test_a_listing_is_one_pass_and_a_run_reads_each_manifest_once(moto: S3Server, tmp_path: Path) -> None:
-    """More objects than a page of a listing has: one that went over all of them took more pages than that of names."""
+def test_a_listing_is_one_pass_and_a_run_reads_each_manifest_once(
+    moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More objects than a page of a listing has: one that went over all of them took more pages than that of names.
+    Long manifests are kept without what is long in them."""
     bucket = moto.bucket()
     store = BucketStore(bucket, tmp_path, NO_KEY)
     names = fill(store)
@@ -79,9 +88,33 @@ def test_a_listing_is_one_pass_and_a_run_reads_each_manifest_once(moto: S3Server
         assert [one.name for one in found if one.verified] == [names[3], names[5]], "a note that changed is read"
         again = asked.since()
         assert again["read"] <= 8, again
+        (stored,) = retention.read_stores.work([(store, ("postgres",))], "trial")
+        assert isinstance(stored, retention.Stored)
+        assert len(stored.backups) == BACKUPS * 9 // 10
+        assert asked.since()["read"] <= 8, "several stores at once: the threads share what the run has read"
     with use_report(Report("test", "trial")):
         newest = catalogue.find_backup(store, "postgres", "latest", "trial")
         assert newest.name == names[-2], "the last one is another environment's"
         latest = asked.since()
         assert latest["read"] <= 16, "older ones are not read for the newest"
         assert latest["list"] <= 2
+    monkeypatch.setattr(catalogue, "MOST_LETTERS", 0)
+    with use_report(Report("test", "trial")):
+        for reads in (2 * BACKUPS + 8, 8):
+            long, _ = catalogue.open_all(store, "postgres")
+            assert asked.since()["read"] <= reads
+            assert [one.verified for one in long] == [one.verified for one in found]
+    one = long[3].manifest
+    assert isinstance(one, Listed)
+    assert (one.bytes, one.is_encrypted, one.taken) == (TABLES, False, found[3].manifest.taken)
+    assert not asked.since(), "what a listing shows is at hand"
+    assert one.files == FILES
+    assert 0 < asked.since()["read"] <= 4, "the rest is read when it is used"
+    assert one == found[3].manifest != long[4].manifest
+    with pytest.raises(PydanticSerializationError, match="write whole"):
+        text_of(one)
+    altered = text_of(one.whole()).replace("pg_dump", "pg-dump")
+    store.write(f"{names[3]}/{MANIFEST}", altered)
+    store.write(f"{names[3]}/{SEAL}", seal_of(altered))
+    with pytest.raises(VerificationFailed, match="is not the backup any more that was listed"):
+        one.files  # noqa: B018

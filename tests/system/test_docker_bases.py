@@ -102,6 +102,7 @@ def test_age_drift_and_the_end_of_support(trial: Bases) -> None:
         f"{reference}: python 3.11",
         f"{reference}: debian bookworm",
     }
+    assert "update-base-images with pin" in report.facts[f"{reference} is not pinned"]
     old = trial.engine.client.images.get(reference).id
     digest = trial.publish("3.11-slim-bookworm", "LABEL newer=yes")
     trial.engine.client.api.tag(old, trial.python, "3.11-slim-bookworm")
@@ -112,6 +113,9 @@ def test_age_drift_and_the_end_of_support(trial: Bases) -> None:
     assert "the registry has none of that name" in bad(failed.value.report)[f"newest of {trial.python}:3.9"]
     trial.begin(f"127.0.0.1:1/{trial.engine.prefix}:1")
     report = check_base_images.fn(NAME)
+    assert report.facts[f"127.0.0.1:1/{trial.engine.prefix}:1 is not pinned"].startswith("its digest is not known")
+    with pytest.raises(RunbookFailed, match="no digest is known of 127.0.0.1:1/"):
+        update_base_images.fn(NAME, pin=True)
     assert report.status is Status.WARN
     assert all("not known" in value for value in bad(report).values()), "not known is not well"
     assert len(bad(report)) == 2
@@ -146,8 +150,14 @@ def test_a_test_that_fails_is_told_and_the_branch_is_kept(trial: Bases, environm
 
 def test_a_pinned_digest_becomes_today_s(trial: Bases) -> None:
     old = trial.publish("3.11-slim-bookworm")
+    report = update_base_images.fn(NAME, pin=True, branch="first")
+    assert report.status is Status.OK, report.sentence()
+    pinned = f"FROM {trial.python}:3.11-slim-bookworm@{old} AS run\n"
+    assert trial.git("show", "first:Dockerfile").startswith(pinned.strip())
     trial.begin(f"{trial.python}:3.11-slim-bookworm@{old}")
-    assert bad(check_base_images.fn(NAME)) == {}
+    report = check_base_images.fn(NAME)
+    assert bad(report) == {}
+    assert not [name for name in report.facts if "not pinned" in name]
     new = trial.publish("3.11-slim-bookworm", "LABEL newer=yes")
     assert len(bad(check_base_images.fn(NAME))) == 1
     report = update_base_images.fn(NAME, branch="pinned")

@@ -13,9 +13,12 @@ from flows.infrastructure import building, container_way
 from flows.infrastructure.building import build_images
 from flows.infrastructure.deployment import deploy_application
 from runbook.errors import RunbookFailed
+from runbook.pins import PlanChanged
 from runbook.report import Report, Status
+from tasks.docker import deploying
 from tasks.docker.building import push_image
-from tasks.docker.deploying import swap_containers
+from tasks.docker.deployed import read_log
+from tasks.docker.deploying import Wanted, pull_images, swap_containers
 from tests.engine import BASE, NAME, Engine
 from tests.servers import free_port
 
@@ -118,6 +121,8 @@ def test_images_are_built_labelled_and_pushed(trial: Trial) -> None:
     (table,) = [one for one in report.evidence if one.name == "In the registry"]
     assert {row[0] for row in table.rows} == set(image.tags)
     assert all(row[1].startswith("sha256:") for row in table.rows)
+    (table,) = [one for one in report.evidence if one.name == "Built from"]
+    assert list(map(tuple, table.rows)) == [(BASE, "not known: the tag is not pinned")]
     (trial.backend / "www" / "version").write_text("v1, and more")
     with pytest.raises(RunbookFailed, match="choose another version"):
         build_images.fn(NAME, "v1")
@@ -161,7 +166,7 @@ def test_a_push_that_broke_off_is_launched_again(trial: Trial, monkeypatch: pyte
 
 
 def test_a_version_is_deployed_and_one_that_is_not_healthy_is_taken_back(
-    trial: Trial, environment: Callable[[str], None]
+    trial: Trial, environment: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     environment(trial.toml.replace("[application]", 'health = ["cat", "/www/health"]\n[application]'))
     release(trial, "v1")
@@ -181,8 +186,16 @@ def test_a_version_is_deployed_and_one_that_is_not_healthy_is_taken_back(
     assert trial.containers() == [trial.name]
     (trial.backend / "start").write_text("echo does not find its database; exit 3")
     release(trial, "v3")
+    served = []
+
+    def read(*arguments: object) -> str:
+        served.append((trial.serves(), trial.containers()))
+        return read_log(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(container_way, "read_log", read)
     with pytest.raises(RunbookFailed, match="the new version is healthy: after 1 s backend is") as failed:
         deploy_application.fn(NAME, "v3", health_seconds=1, confirm=NAME)
+    assert served == [("v2", [trial.name, f"{trial.name}-failed"])], "first the old one, then the log"
     assert trial.serves() == "v2", "the one of before runs again"
     assert trial.containers() == [trial.name]
     (log,) = [one for one in failed.value.report.evidence if one.name.startswith("End of the log")]
@@ -223,6 +236,65 @@ def test_a_deployment_that_was_broken_off_goes_on(trial: Trial, monkeypatch: pyt
     assert back.status is Status.OK
     assert trial.serves() == "v1", "what ran, and had been looked at before anything took its place"
     assert trial.containers() == [trial.name]
+    set_failed_aside = deploying._set_failed_aside
+
+    def killed_in_the_roll_back(*arguments: object) -> None:
+        set_failed_aside(*arguments)  # type: ignore[arg-type]
+        raise Killed
+
+    monkeypatch.setattr(deploying, "_set_failed_aside", killed_in_the_roll_back)
+    with pytest.raises(Killed):
+        deploy_application.fn(NAME, "v3", health_seconds=1, confirm=NAME)
+    monkeypatch.setattr(deploying, "_set_failed_aside", set_failed_aside)
+    assert trial.containers() == [f"{trial.name}-before", f"{trial.name}-failed"]
+    kept = trial.engine.client.containers.get(f"{trial.name}-failed").attrs
+    assert kept["HostConfig"]["RestartPolicy"]["Name"] == "no", "an engine that starts again leaves it stopped"
+    report = deploy_application.fn(NAME, "v2", health_seconds=60, confirm=NAME)
+    assert trial.serves() == "v2"
+    assert trial.containers() == [trial.name]
+
+
+def test_what_was_planned_is_deployed_by_its_digest(
+    trial: Trial, environment: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(trial, "v1")
+    release(trial, "v2")
+    api, meanwhile = trial.engine.client.api, list[str]()
+
+    def pushed(source: str) -> str:
+        """Somebody gives the tag v1 of the registry to another image; returns the digest that it has then."""
+        api.tag(f"{trial.repository}:{source}", trial.repository, "v1")
+        said = list(api.push(trial.repository, tag="v1", stream=True, decode=True))
+        return next(str(part["aux"]["Digest"]) for part in said if "aux" in part)
+
+    def pulled(*arguments: object) -> list[Wanted]:
+        meanwhile.append(pushed("v2"))
+        api.remove_image(f"{trial.repository}@{digest}", force=True)
+        return pull_images(*arguments)  # type: ignore[arg-type]
+
+    api.tag(f"{trial.repository}:v1", trial.repository, "first")
+    digest = pushed("first")
+    plan = deploy_application.fn(NAME, "v1")
+    assert digest in plan.plan_steps[0].detail
+    monkeypatch.setattr(container_way, "pull_images", pulled)
+    report = deploy_application.fn(NAME, "v1", health_seconds=60, confirm=NAME, plan=plan.pins["plan"])
+    assert meanwhile != [digest]
+    assert report.status is Status.OK, report.sentence()
+    assert trial.serves() == "v1", "as planned, although the tag is v2's by now"
+    image = f"{trial.repository}@{digest}"
+    assert trial.engine.client.containers.get(trial.name).attrs["Config"]["Image"] == image
+    (table,) = [one for one in report.evidence if one.name == "Containers"]
+    assert table.rows[0][-1] == image
+    monkeypatch.setattr(container_way, "pull_images", pull_images)
+    plan = deploy_application.fn(NAME, "v1", recreate=True)
+    pushed("first")
+    with pytest.raises(PlanChanged, match="the plan no longer fits"):
+        deploy_application.fn(NAME, "v1", recreate=True, confirm=NAME, plan=plan.pins["plan"])
+    environment(trial.toml.replace(f'registry = "{trial.repository.partition("/")[0]}"', ""))
+    api.tag(f"{trial.repository}:first", trial.repository.partition("/")[2], "v1")
+    plan = deploy_application.fn(NAME, "v1")
+    (fact,) = [value for name, value in plan.facts.items() if name.endswith("backend:v1 is not pinned")]
+    assert api.inspect_image(f"{trial.repository}:first")["Id"] in fact
 
 
 def test_a_version_that_is_nowhere_is_refused(trial: Trial) -> None:
