@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.environment import START_ORDER, Environment
 from blocks.nodes import ask
+from blocks.postgres import Postgres
 from flows.database import steps as database
 from flows.database.commits import LEFT_BEHIND, free_commits, judge_commits
+from flows.recovery import stopped
 from runbook.errors import OpsError
 from runbook.permit import Permit
 from runbook.report import Report
@@ -16,11 +19,11 @@ from runbook.wait import until
 from tasks.catalogue import Backup
 from tasks.postgres.cluster import create_cluster
 from tasks.postgres.copy import content_in
-from tasks.postgres.requirements import read_offline_requirements
-from tasks.postgres.roles import create_roles
+from tasks.postgres.roles import create_roles, try_roles
 from tasks.postgres.server import (
     Identity,
     Presence,
+    Server,
     find_obstacles,
     presence,
     read_identity,
@@ -50,7 +53,7 @@ def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Fo
         live = _judge_running(report, env, backup, jobs)
         judge_commits(report, env)
     else:
-        _judge_stopped(report, env, backup, state)
+        _judge_stopped(report, env, backup, state, jobs)
         _judge_standby(report, env)
     database.judge_space(report, env, content_in(backup).bytes, absent=state == "absent")
     running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
@@ -71,18 +74,17 @@ def _judge_roles(report: Report, env: Environment, state: Presence) -> None:
     )
 
 
-def _judge_stopped(report: Report, env: Environment, backup: Backup, state: Presence) -> None:
-    """What can be judged of a server that is down or gone; what cannot is named."""
+def _judge_stopped(report: Report, env: Environment, backup: Backup, state: Presence, jobs: int) -> None:
+    """A server that is down or gone, judged on a private instance."""
     absent = state == "absent"
     what = "gone: a new one will be created" if absent else "down: it will be started"
     report.warn("database server", "nothing to do: this run restores it", value=what)
-    database.judge_requirements(report, read_offline_requirements(env.postgres, content_in(backup), absent=absent))
-    if not absent:
-        report.fact(
-            "not judged while the server is down",
-            "rights, roles, locale, extensions, prepared transactions, log-in: judged again after its start, before "
-            "anything is replaced",
-        )
+
+    def offer(postgres: Postgres, server: Server) -> None:
+        unknown = stopped.unknown_in(env)
+        _judge_offer(report, env, backup, server, jobs, on=postgres, unknown=unknown)
+
+    stopped.judge(report, env, backup, offer, absent=absent)
 
 
 def _judge_standby(report: Report, env: Environment) -> None:
@@ -94,11 +96,28 @@ def _judge_standby(report: Report, env: Environment) -> None:
 
 
 def _judge_running(report: Report, env: Environment, backup: Backup, jobs: int) -> Identity:
-    server = read_server(env.postgres)
-    database.judge_server(report, env, backup, server, roles_are_made=True, jobs=jobs)
-    database.judge_login(report, env, server)
-    database.judge_obstacles(report, find_obstacles(env.postgres, env.postgres.database))
+    _judge_offer(report, env, backup, read_server(env.postgres), jobs)
     return read_identity(env.postgres, env.postgres.database)
+
+
+def _judge_offer(
+    report: Report,
+    env: Environment,
+    backup: Backup,
+    server: Server,
+    jobs: int,
+    *,
+    on: Postgres | None = None,
+    unknown: Collection[str] = (),
+) -> None:
+    """What a server must offer to this run. `on`: a private instance, on which the roles of the backup are created."""
+    postgres = on or env.postgres
+    database.judge_server(report, env, backup, server, roles_are_made=True, jobs=jobs, on=on, unknown=unknown)
+    if server.is_bare:
+        database.judge_requirements(report, try_roles(postgres, backup, server.roles, keep=on is not None))
+        server = read_server(postgres)
+    database.judge_login(report, env, server, on)
+    database.judge_obstacles(report, find_obstacles(postgres, env.postgres.database))
 
 
 def revive(report: Report, permit: Permit, env: Environment, backup: Backup, found: Found, jobs: int = 0) -> Identity:
