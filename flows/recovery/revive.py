@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 from blocks.environment import START_ORDER, Environment
 from blocks.nodes import ask
 from blocks.postgres import Postgres
+from blocks.postgres_refusals import Starting
 from flows.database import steps as database
 from flows.database.commits import LEFT_BEHIND, free_commits, judge_commits
 from flows.recovery import stopped
-from runbook.errors import OpsError
+from runbook.errors import OpsError, Unreachable
 from runbook.permit import Permit
 from runbook.report import Report
 from runbook.wait import until
@@ -31,7 +33,8 @@ from tasks.postgres.server import (
 )
 from tasks.services import ServiceStates, read_services, start_services, stop_services
 
-START_SECONDS = 60
+START_SECONDS = 60.0
+RECOVERY_SECONDS = 12 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def revive(report: Report, permit: Permit, env: Environment, backup: Backup, fou
             _leave_receiver(report, env)
             create_cluster(permit, env.postgres)
         start_services(env.services, [env.postgres.service])
-        _wait(env)
+        wait_started(env)
         live = _judge_running(report, env, backup, jobs)
         report.fail_if_critical()
     else:
@@ -160,16 +163,30 @@ def _leave_receiver(report: Report, env: Environment) -> None:
         stop_services(env.services, [env.wal.service])
 
 
-def _wait(env: Environment) -> None:
+def wait_started(env: Environment) -> None:
+    """Until it answers. While it says that it starts, it recovers from its WAL, which takes what it takes.
+
+    Raises:
+        OpsError: it does not start, and what to do.
+    """
+    last = Unreachable("")
+
     def answers() -> bool:
-        env.postgres.connect().close()
+        nonlocal last
+        try:
+            env.postgres.connect().close()
+        except Unreachable as error:
+            last = error
+            raise
         return True
 
-    data = Path(env.postgres.data_directory)
-    try:
-        until(answers, what="the start of PostgreSQL", seconds=START_SECONDS)
-    except OpsError as error:
-        raise OpsError(
-            error.message,
-            f"look at its log; if its files are broken: mv {data} {data}.broken, then launch this again",
-        ) from None
+    data, end = Path(env.postgres.data_directory), time.monotonic() + RECOVERY_SECONDS
+    while True:
+        try:
+            until(answers, what="the start of PostgreSQL", seconds=START_SECONDS)
+            return
+        except OpsError as error:
+            if isinstance(error, Unreachable) and isinstance(last, Starting) and time.monotonic() < end:
+                continue
+            hint = f"look at its log; if its files are broken: mv {data} {data}.broken, then launch this again"
+            raise OpsError(error.message, hint) from None

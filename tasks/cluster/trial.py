@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -47,7 +48,8 @@ _EMPTY = ("base", "pg_subtrans", "pg_notify", "pg_serial", "pg_snapshots", "pg_s
           "pg_tblspc")  # fmt: skip
 _LEFT_OUT = ("postmaster.pid", "postmaster.opts", "current_logfiles", "backup_manifest", "tablespace_map")
 _MOST_FILE_BYTES = 1 << 20  # of the data directory's own files: configuration, certificates
-_OWN_HBA = "local all all md5\nhost all all all md5\n"  # md5 takes a SCRAM password too
+_OWN_HBA = "local all all {0}\nhost all all all {0}\n"
+_TRUSTING = re.compile(r"^\s*host\w*\s+(?!.*\s(?:127\.0\.0\.1|::1)[/\s]).*\strust\s*$", re.MULTILINE)
 _STARTS = "database system was"
 _SETTINGS = {
     **ISOLATED,
@@ -213,7 +215,7 @@ def _settings(postgres: Postgres, instance: Instance, stopped: Stopped | None, *
     if in_container:
         files = {name: str(instance.root / name) for name in ("config_file", "hba_file", "ident_file")}
         for path in files.values():
-            durable.write(Path(path), _OWN_HBA if path == files["hba_file"] else "", mode=0o600)
+            durable.write(Path(path), _hba_of(live) if path == files["hba_file"] else "", mode=0o600)
     give(instance.root, postgres.os_user)
     over_socket = postgres.host.startswith(("/", "@"))
     return {
@@ -225,6 +227,16 @@ def _settings(postgres: Postgres, instance: Instance, stopped: Stopped | None, *
         "port": str(instance.postgres.port),
         "unix_socket_directories": instance.postgres.host,
     }
+
+
+def _hba_of(data: Path) -> str:
+    """For a container's server, who sees other addresses than its copy here: passwords are verified (md5 takes SCRAM's
+    too), unless its own file trusts more than loopback."""
+    try:
+        trusts = bool(_TRUSTING.search((data / "pg_hba.conf").read_text()))
+    except (OSError, UnicodeDecodeError):
+        trusts = False
+    return _OWN_HBA.format("trust" if trusts else "md5")
 
 
 def _wait(instance: Instance, reached: Postgres, child: subprocess.Popen[bytes]) -> None:

@@ -6,16 +6,22 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from blocks.environment import Environment
+from blocks.postgres_refusals import Starting
 from flows.database.backup import backup_database
+from flows.recovery import revive
 from flows.recovery.full_restore import full_restore
 from flows.redis.persistence import backup_redis
 from lab.processes import run
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
+from runbook.wait import until
 from tests.stranger.system import NAME, ROLE, Stranger
 
 Found = dict[str, object] | None
@@ -393,6 +399,49 @@ class TestStopped:
             refused_twice(words)
             assert content_of(stranger.root / "pg/data") == before
         assert not left_behind(stranger)
+
+
+def test_a_server_that_recovers_for_long_is_waited_for(
+    backed_up: Stranger, stranger: Stranger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standby that admits nobody answers as a server that recovers from its WAL."""
+    rounds, signal = list[int](), stranger.root / "pg/data/standby.signal"
+
+    def counted(*words: Any, **named: Any) -> object:
+        rounds.append(1)
+        return until(*words, **named)
+
+    monkeypatch.setattr(revive, "until", counted)
+    monkeypatch.setattr(revive, "START_SECONDS", 0.1)
+    stranger.sql("ALTER SYSTEM SET hot_standby = off")
+    with ThreadPoolExecutor(1) as pool, down(stranger):
+        signal.touch()
+        stranger.supervisor.start("database")
+        env = Environment.find(NAME)
+        until(lambda: isinstance(refusal_of(env), Starting), what="its recovery", seconds=120)
+        waiting = pool.submit(revive.wait_started, env)
+        until(lambda: len(rounds) > 3 or waiting.done(), what="some rounds", seconds=120)
+        assert not waiting.done()
+        monkeypatch.setattr(revive, "RECOVERY_SECONDS", 0.0)
+        with pytest.raises(OpsError, match="the start of PostgreSQL did not happen"):
+            revive.wait_started(env)
+        monkeypatch.setattr(revive, "START_SECONDS", 120.0)
+        begun = len(rounds)
+        until(lambda: len(rounds) > begun, what="a long round", seconds=120)
+        stranger.supervisor.stop("database")
+        signal.unlink()
+        stranger.supervisor.start("database")
+        waiting.result(120)
+    stranger.sql("ALTER SYSTEM RESET hot_standby")
+
+
+def refusal_of(env: Environment) -> OpsError | None:
+    """Why the administrator cannot log in."""
+    try:
+        env.postgres.connect().close()
+    except OpsError as error:
+        return error
+    return None
 
 
 def content_of(*directories: Path) -> dict[Path, tuple[int, bytes]]:
