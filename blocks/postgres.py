@@ -16,7 +16,7 @@ from psycopg import sql
 from psycopg.rows import TupleRow
 from pydantic import Field, SecretStr
 
-from blocks.postgres_refusals import WRONG_PASSWORD, LoginRefused, hint_for, sqlstate_of
+from blocks.postgres_refusals import WRONG_PASSWORD, LoginRefused, Starting, hint_for, sqlstate_of
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 
@@ -221,7 +221,7 @@ class Postgres(Block):
             return LoginRefused(f"{where} refuses {user} in database {database}: {said}", hint_for(text), code)
         why = text.rpartition(" failed: ")[2]
         if any(part in text for part in NOT_YET):
-            return Unreachable(f"{where} does not answer: {why}", "it starts or stops: wait, then launch this again")
+            return Starting(f"{where} does not answer: {why}", "it starts or stops: wait, then launch this again")
         return Unreachable(f"{where} does not answer: {why}", "start it, or check its log")
 
 

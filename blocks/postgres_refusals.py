@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from runbook.errors import OpsError
+from runbook.errors import OpsError, Unreachable
 
 TOO_MANY, WRONG_PASSWORD, NOT_ADMITTED, NO_DATABASE = "53300", "28P01", "28000", "3D000"
 DISK_FULL, NO_MEMORY, CLOSED, NO_RIGHT, UNKNOWN = "53100", "53200", "55000", "42501", ""
@@ -49,6 +49,10 @@ _LIMITS = (
     (r"standby connections", "raise max_wal_senders (needs a restart), or end a replication connection"),
     (r"no more connections allowed", "PgBouncer is full, not PostgreSQL: raise max_client_conn in its configuration"),
 )  # fmt: skip
+
+
+class Starting(Unreachable):
+    """PostgreSQL answers that it starts, recovers or stops: its process lives."""
 
 
 class LoginRefused(OpsError):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 from blocks.environment import Environment, Stores
+from blocks.postgres import Postgres
 from flows import store
 from flows.database.room import WAL_RATIO, judge_room
 from runbook.errors import OTHER_BACKUPS, VerificationFailed
@@ -94,12 +95,21 @@ def _judge_content(report: Report, env: Environment, backup: Backup) -> None:
 
 
 def judge_server(
-    report: Report, env: Environment, backup: Backup, server: Server, *, roles_are_made: bool = False, jobs: int = 0
+    report: Report,
+    env: Environment,
+    backup: Backup,
+    server: Server,
+    *,
+    roles_are_made: bool = False,
+    jobs: int = 0,
+    on: Postgres | None = None,
+    unknown: Collection[str] = (),
 ) -> None:
     """Whether this server can hold what is in the backup; a run may make the roles itself on a new server. `jobs`: of
-    pg_restore, 0 for one per core."""
-    content = content_in(backup)
-    judge_programs(env.postgres, server)
+    pg_restore, 0 for one per core. `on`: where to query it, if that is not the live server; `unknown`: requirements
+    that cannot be judged there."""
+    content, postgres = content_in(backup), on or env.postgres
+    judge_programs(postgres, server)
     major = content.server_version // 10000
     report.expect(
         "server version",
@@ -111,7 +121,7 @@ def judge_server(
     compression = compression_of(backup.manifest.readable_files)
     report.expect(
         "compression",
-        knows_compression(env.postgres, compression),
+        knows_compression(postgres, compression),
         f"correct [postgres] programs: these were built without {compression}",
         value=compression,
     )
@@ -124,7 +134,8 @@ def judge_server(
         expected=", ".join(content.roles),
     )
 
-    judge_requirements(report, read_requirements(env.postgres, content, server, jobs or default_jobs()))
+    found = read_requirements(postgres, content, server, jobs or default_jobs())
+    judge_requirements(report, [item for item in found if item.name not in unknown])
 
 
 def without_accepted(report: Report, env: Environment, source: Source, accept: Sequence[str]) -> Source:
@@ -161,9 +172,9 @@ def judge_requirements(report: Report, found: Sequence[Requirement]) -> None:
         report.expect(item.name, item.ok, item.hint, value=item.value, expected=item.expected)
 
 
-def judge_login(report: Report, env: Environment, server: Server) -> None:
-    """Whether the application's role may log in to the staged copy, before there is one."""
-    judge_requirements(report, read_login(env.postgres, server))
+def judge_login(report: Report, env: Environment, server: Server, on: Postgres | None = None) -> None:
+    """Whether the application's role may log in to the staged copy, before there is one. `on`: as `judge_server`."""
+    judge_requirements(report, read_login(on or env.postgres, server))
 
 
 def judge_obstacles(report: Report, obstacles: Sequence[Obstacle]) -> None:

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.environment import START_ORDER, Environment
 from blocks.nodes import ask
+from blocks.postgres import Postgres
+from blocks.postgres_refusals import Starting
 from flows.database import steps as database
 from flows.database.commits import LEFT_BEHIND, free_commits, judge_commits
-from runbook.errors import OpsError
+from flows.recovery import stopped
+from runbook.errors import OpsError, Unreachable
 from runbook.permit import Permit
 from runbook.report import Report
 from runbook.wait import until
 from tasks.catalogue import Backup
 from tasks.postgres.cluster import create_cluster
 from tasks.postgres.copy import content_in
-from tasks.postgres.requirements import read_offline_requirements
-from tasks.postgres.roles import create_roles
+from tasks.postgres.roles import create_roles, try_roles
 from tasks.postgres.server import (
     Identity,
     Presence,
+    Server,
     find_obstacles,
     presence,
     read_identity,
@@ -28,7 +33,8 @@ from tasks.postgres.server import (
 )
 from tasks.services import ServiceStates, read_services, start_services, stop_services
 
-START_SECONDS = 60
+START_SECONDS = 60.0
+RECOVERY_SECONDS = 12 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ def judge(report: Report, env: Environment, backup: Backup, jobs: int = 0) -> Fo
         live = _judge_running(report, env, backup, jobs)
         judge_commits(report, env)
     else:
-        _judge_stopped(report, env, backup, state)
+        _judge_stopped(report, env, backup, state, jobs)
         _judge_standby(report, env)
     database.judge_space(report, env, content_in(backup).bytes, absent=state == "absent")
     running = ", ".join(role for role, runs in services.running.items() if runs) or "none"
@@ -71,18 +77,17 @@ def _judge_roles(report: Report, env: Environment, state: Presence) -> None:
     )
 
 
-def _judge_stopped(report: Report, env: Environment, backup: Backup, state: Presence) -> None:
-    """What can be judged of a server that is down or gone; what cannot is named."""
+def _judge_stopped(report: Report, env: Environment, backup: Backup, state: Presence, jobs: int) -> None:
+    """A server that is down or gone, judged on a private instance."""
     absent = state == "absent"
     what = "gone: a new one will be created" if absent else "down: it will be started"
     report.warn("database server", "nothing to do: this run restores it", value=what)
-    database.judge_requirements(report, read_offline_requirements(env.postgres, content_in(backup), absent=absent))
-    if not absent:
-        report.fact(
-            "not judged while the server is down",
-            "rights, roles, locale, extensions, prepared transactions, log-in: judged again after its start, before "
-            "anything is replaced",
-        )
+
+    def offer(postgres: Postgres, server: Server) -> None:
+        unknown = stopped.unknown_in(env)
+        _judge_offer(report, env, backup, server, jobs, on=postgres, unknown=unknown)
+
+    stopped.judge(report, env, backup, offer, absent=absent)
 
 
 def _judge_standby(report: Report, env: Environment) -> None:
@@ -94,11 +99,28 @@ def _judge_standby(report: Report, env: Environment) -> None:
 
 
 def _judge_running(report: Report, env: Environment, backup: Backup, jobs: int) -> Identity:
-    server = read_server(env.postgres)
-    database.judge_server(report, env, backup, server, roles_are_made=True, jobs=jobs)
-    database.judge_login(report, env, server)
-    database.judge_obstacles(report, find_obstacles(env.postgres, env.postgres.database))
+    _judge_offer(report, env, backup, read_server(env.postgres), jobs)
     return read_identity(env.postgres, env.postgres.database)
+
+
+def _judge_offer(
+    report: Report,
+    env: Environment,
+    backup: Backup,
+    server: Server,
+    jobs: int,
+    *,
+    on: Postgres | None = None,
+    unknown: Collection[str] = (),
+) -> None:
+    """What a server must offer to this run. `on`: a private instance, on which the roles of the backup are created."""
+    postgres = on or env.postgres
+    database.judge_server(report, env, backup, server, roles_are_made=True, jobs=jobs, on=on, unknown=unknown)
+    if server.is_bare:
+        database.judge_requirements(report, try_roles(postgres, backup, server.roles, keep=on is not None))
+        server = read_server(postgres)
+    database.judge_login(report, env, server, on)
+    database.judge_obstacles(report, find_obstacles(postgres, env.postgres.database))
 
 
 def revive(report: Report, permit: Permit, env: Environment, backup: Backup, found: Found, jobs: int = 0) -> Identity:
@@ -114,7 +136,7 @@ def revive(report: Report, permit: Permit, env: Environment, backup: Backup, fou
             _leave_receiver(report, env)
             create_cluster(permit, env.postgres)
         start_services(env.services, [env.postgres.service])
-        _wait(env)
+        wait_started(env)
         live = _judge_running(report, env, backup, jobs)
         report.fail_if_critical()
     else:
@@ -141,16 +163,30 @@ def _leave_receiver(report: Report, env: Environment) -> None:
         stop_services(env.services, [env.wal.service])
 
 
-def _wait(env: Environment) -> None:
+def wait_started(env: Environment) -> None:
+    """Until it answers. While it says that it starts, it recovers from its WAL, which takes what it takes.
+
+    Raises:
+        OpsError: it does not start, and what to do.
+    """
+    last = Unreachable("")
+
     def answers() -> bool:
-        env.postgres.connect().close()
+        nonlocal last
+        try:
+            env.postgres.connect().close()
+        except Unreachable as error:
+            last = error
+            raise
         return True
 
-    data = Path(env.postgres.data_directory)
-    try:
-        until(answers, what="the start of PostgreSQL", seconds=START_SECONDS)
-    except OpsError as error:
-        raise OpsError(
-            error.message,
-            f"look at its log; if its files are broken: mv {data} {data}.broken, then launch this again",
-        ) from None
+    data, end = Path(env.postgres.data_directory), time.monotonic() + RECOVERY_SECONDS
+    while True:
+        try:
+            until(answers, what="the start of PostgreSQL", seconds=START_SECONDS)
+            return
+        except OpsError as error:
+            if isinstance(error, Unreachable) and isinstance(last, Starting) and time.monotonic() < end:
+                continue
+            hint = f"look at its log; if its files are broken: mv {data} {data}.broken, then launch this again"
+            raise OpsError(error.message, hint) from None

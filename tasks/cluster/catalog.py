@@ -73,6 +73,16 @@ def _file_in(directory: Path, oid: str) -> str:
     return oid
 
 
+def databases_in(data: Path, wanted: str) -> set[int]:
+    """The OIDs that a database of that name has, or had, by a data directory's files.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    shared = data / "global"
+    return _databases(shared / _file_in(shared, PG_DATABASE), wanted)
+
+
 def _databases(path: Path, wanted: str) -> set[int]:
     """The OIDs that a database of that name has, or had."""
     rows = (_DATABASE.unpack_from(row) for row in rows_in(path.read_bytes()) if len(row) >= _DATABASE.size)

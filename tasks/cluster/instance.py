@@ -11,8 +11,9 @@ import contextlib
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,11 +119,18 @@ def prepare_instance(postgres: Postgres, root: Path) -> Instance:
     sockets = Path(tempfile.mkdtemp(prefix="ops-pg-"))  # a socket's path must be short
     give(root, postgres.os_user)
     give(sockets, postgres.os_user)
-    with socket.socket() as probe_:
-        probe_.bind(("127.0.0.1", 0))
-        port = int(probe_.getsockname()[1])
-    block = postgres.model_copy(update={"host": str(sockets), "port": port, "data_directory": str(root / "data")})
+    there = {"host": str(sockets), "port": free_port(postgres.port), "data_directory": str(root / "data")}
+    block = postgres.model_copy(update=there)
     return Instance(root, block)
+
+
+def free_port(but: int) -> int:
+    """A port of loopback that nobody listens on, and that is not the live server's: that one may be down."""
+    while True:
+        with socket.socket() as line:
+            line.bind(("127.0.0.1", 0))
+            if (port := int(line.getsockname()[1])) != but:
+                return port
 
 
 def settings_of(instance: Instance, stop: Stop | None, timeline: int) -> dict[str, str]:
@@ -178,19 +186,27 @@ def running(
     if as_standby or stop is not None:
         durable.write(signals[0 if as_standby else 1], "", mode=0o600)
     give(instance.root, instance.postgres.os_user)
-    options = [
-        word for name, value in settings_of(instance, stop, timeline).items() for word in ("-c", f"{name}={value}")
-    ]
+    with serving(instance, settings_of(instance, stop, timeline)):
+        yield instance
+
+
+@contextlib.contextmanager
+def serving(
+    instance: Instance, settings: Mapping[str, str], stop: signal.Signals = signal.SIGINT
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Its server, with these settings on the command line; ended by `stop` when the block is left. A child: it dies
+    with its run."""
+    options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     argv = [instance.postgres.program("postgres"), "-D", str(instance.data), *options]
     with (
         durable.append(instance.log) as log,
         shell.spawn(argv, user=instance.postgres.os_user, directory=instance.root, stdout=log, stderr=log) as child,
     ):
         try:
-            yield instance
+            yield child
         finally:
             if child.poll() is None:
-                child.send_signal(signal.SIGINT)
+                child.send_signal(stop)
                 with contextlib.suppress(Unreachable):
                     until(lambda: child.poll() is not None, what="its end", seconds=60)
 

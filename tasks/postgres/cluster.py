@@ -19,6 +19,7 @@ from tasks.postgres.copy import REPLACE
 
 NEW = ".new"
 NOBODY = "nobody"
+LOCALE = "C.UTF-8"
 
 
 @action
@@ -32,25 +33,35 @@ def create_cluster(permit: Permit, postgres: Postgres) -> Path:
     beside = data.with_name(data.name + NEW)
     if beside.exists():
         shutil.rmtree(beside)
-    with tempfile.NamedTemporaryFile("w", prefix="ops-", encoding="utf-8") as secret:
-        secret.write(postgres.admin_password.get_secret_value() + "\n")
-        secret.flush()
-        maker = _maker(postgres.os_user)
-        beside.mkdir(mode=0o700)
-        give(Path(secret.name), maker)
-        give(beside, maker)
-        argv = [
-            *(postgres.program("initdb"), f"--pgdata={beside}", f"--username={postgres.admin_user}"),
-            *(f"--pwfile={secret.name}", "--auth=scram-sha-256", "--data-checksums", "--encoding=UTF8"),
-            *("--locale=C.UTF-8", "--no-instructions"),
-        ]
-        shell.run(argv, user=maker, environment={"LC_ALL": "C"}, directory=Path("/"))
-        give(beside, postgres.os_user)
+    make_data(postgres, beside)
     if data.exists():
         data.rename(data.with_name(f"{data.name}.superseded_{datetime.now(UTC):%Y%m%d_%H%M%S}"))
     failpoint("cluster: before rename")
     beside.rename(data)
     return data
+
+
+def make_data(postgres: Postgres, directory: Path, *options: str) -> None:
+    """`initdb`, with more `options` where given, into a directory that is not there yet.
+
+    Raises:
+        CommandFailed: it ended with an error.
+        OSError: the directory cannot be created.
+    """
+    with tempfile.NamedTemporaryFile("w", prefix="ops-", encoding="utf-8") as secret:
+        secret.write(postgres.admin_password.get_secret_value() + "\n")
+        secret.flush()
+        maker = _maker(postgres.os_user)
+        directory.mkdir(mode=0o700)
+        give(Path(secret.name), maker)
+        give(directory, maker)
+        argv = [
+            *(postgres.program("initdb"), f"--pgdata={directory}", f"--username={postgres.admin_user}"),
+            *(f"--pwfile={secret.name}", "--auth=scram-sha-256", "--data-checksums", "--encoding=UTF8"),
+            *(f"--locale={LOCALE}", "--no-instructions", *options),
+        ]
+        shell.run(argv, user=maker, environment={"LC_ALL": "C"}, directory=Path("/"))
+        give(directory, postgres.os_user)
 
 
 def _maker(user: str) -> str:

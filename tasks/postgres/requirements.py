@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,6 @@ from tasks.postgres.server import Server, program_version
 # Besides pg_restore's workers: this run's own sessions, the expectations and a migration.
 OTHER_SESSIONS = 8
 PROGRAMS = ("pg_restore", "vacuumdb")
-NEW_CLUSTER_LOCALE = "C.UTF-8"
 
 
 @dataclass(frozen=True)
@@ -69,9 +68,7 @@ def read_offline_requirements(postgres: Postgres, content: DatabaseContent, *, a
     expected = f"PostgreSQL {major} or newer"
     found = [_attempt("PostgreSQL's programs", hint, expected, lambda: _programs(postgres, major, absent))]
     if absent:
-        found += [_owner(postgres.os_user), _parent(data), _host_locale(content.properties)]
-        found.append(_host_extensions(postgres, content))
-        return tuple(found)
+        return (*found, _owner(postgres.os_user), _parent(data))
     with suppress(OSError):  # closed to this user
         version = (data / "PG_VERSION").read_text().strip()
         name = "version of the stopped server"
@@ -171,9 +168,12 @@ def read_login(postgres: Postgres, server: Server) -> tuple[Requirement, ...]:
     Raises:
         Unreachable: the server went away.
     """
-    if postgres.user not in server.roles:
-        return ()  # reported as a missing role, or made by the run with this password
     name, copy = "log-in of the application's role", copy_name(postgres.database)
+    if postgres.user not in server.roles:
+        if server.is_bare:
+            return ()  # the run creates it, with this password
+        hint = f"create it (globals.sql of a backup may have it), or correct [postgres] user, which is {postgres.user}"
+        return (Requirement(name, False, "there is no such role", f"{postgres.user} may log in to {copy}", hint),)
     hint, value = "", "accepted"
     try:
         postgres.connect(copy, as_application=True).close()
@@ -191,6 +191,32 @@ def _is_missing(error: LoginRefused, copy: str) -> bool:
         said = error.message.partition(f" in database {copy}: ")[2]
         return "pg_hba.conf" not in said and copy in said
     return error.sqlstate == NO_DATABASE
+
+
+@probe
+def read_preloads(postgres: Postgres, libraries: Sequence[str]) -> tuple[Requirement, ...]:
+    """Whether the files of shared_preload_libraries are there: a server does not start without one.
+
+    Raises:
+        Unreachable: the server went away.
+    """
+    missing = [name for name in libraries if not _loads(postgres, name)]
+    value = f"not installed: {', '.join(missing)}" if missing else f"{len(libraries)} available"
+    hint = f"install {', '.join(missing)} on the server's host, or remove it from shared_preload_libraries"
+    return (Requirement("shared_preload_libraries", not missing, value, ", ".join(libraries), hint),) * bool(libraries)
+
+
+def _loads(postgres: Postgres, library: str) -> bool:
+    with postgres.connect() as connection:
+        try:
+            connection.execute(sql.SQL("LOAD {}").format(sql.Literal(library)))
+        except psycopg.errors.UndefinedFile:
+            return False
+        except psycopg.errors.OperationalError:
+            raise
+        except psycopg.DatabaseError:  # it is there, and must be preloaded, or this role may not load it
+            return True
+    return True
 
 
 def _attempt(name: str, hint: str, expected: str, work: Callable[[], str]) -> Requirement:
@@ -224,35 +250,10 @@ def _owner(user: str) -> Requirement:
 
 
 def _parent(data: Path) -> Requirement:
-    parent = data.resolve().parent
+    name, parent = "place of a new data directory", data.resolve().parent
+    if data.resolve().is_mount():
+        hint = f"mount that disk at {parent}, or correct [postgres] data_directory: a mount point cannot be renamed"
+        return Requirement(name, False, f"{data} is a mount point", f"a directory in {parent}", hint)
     ok = os.access(parent, os.W_OK | os.X_OK)
     hint = f"run the worker as root, or give its user {parent}"
-    return Requirement(
-        "place of a new data directory", ok, f"{parent} {'' if ok else 'not '}writable", "writable", hint
-    )
-
-
-def _host_locale(properties: Properties) -> Requirement:
-    """initdb's own, and the database's where the C library provides it."""
-    listed = {_normal(line) for line in shell.run(["locale", "-a"], timeout_seconds=20).stdout.splitlines()}
-    wanted = {NEW_CLUSTER_LOCALE}
-    if properties.provider == "libc":
-        wanted |= {properties.collate, properties.ctype}
-    missing = sorted(locale for locale in wanted if _normal(locale) not in {*listed, "c", "posix"})
-    value = f"not installed: {', '.join(missing)}" if missing else "available"
-    return Requirement("locale of the database", not missing, value, ", ".join(sorted(wanted)),
-                       f"install {', '.join(missing)} on this host (locale-gen)")  # fmt: skip
-
-
-def _normal(locale: str) -> str:
-    return locale.lower().replace("-", "")
-
-
-def _host_extensions(postgres: Postgres, content: DatabaseContent) -> Requirement:
-    try:
-        argv = [postgres.program("pg_config"), "--sharedir"]
-        directory = Path(shell.run(argv, timeout_seconds=20).stdout.strip()) / "extension"
-    except OpsError:
-        return Requirement("extensions", True, "not checked: there is no pg_config", "", "")
-    missing = sorted(name for name in content.extensions if not (directory / f"{name}.control").exists())
-    return _of_extensions(content, missing)
+    return Requirement(name, ok, f"{parent} {'' if ok else 'not '}writable", "writable", hint)

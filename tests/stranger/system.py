@@ -198,8 +198,7 @@ class Stranger:
         )
         self.supervisor.write(self._processes())
         self.supervisor.launch({"PATH": os.environ["PATH"]})
-        self.supervisor.start("database")
-        until(self._answers, what="PostgreSQL", seconds=120, every_seconds=0.05)
+        self.start_database()
         self.sql(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{ROLE_PASSWORD}'", database="postgres")
         self.sql(f"CREATE DATABASE {DATABASE} OWNER {ROLE}", database="postgres")
         if self.alembic:
@@ -214,6 +213,11 @@ class Stranger:
         client.mset({f"key:{number}": f"value {number}" for number in range(300)})
         self.supervisor.start("members")
         until(self.ready, what="the application", seconds=120, every_seconds=0.05)
+
+    def start_database(self) -> None:
+        """Nothing happens where it runs already."""
+        self.supervisor.start("database")
+        until(self._answers, what="PostgreSQL", seconds=120, every_seconds=0.05)
 
     def _processes(self) -> list[Program]:
         user = self.account.name if self.account.is_other else ""

@@ -1,0 +1,152 @@
+"""A server that is down, by its files: whether it would start, and what a private copy of its catalogs needs.
+
+Nothing in its data directory is changed, and its programs run as the server's user.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blocks.postgres import Postgres
+from runbook import shell
+from runbook.errors import CommandFailed, OpsError
+from runbook.kinds import probe
+from tasks.cluster.instance import servers_in
+from tasks.host import is_here
+from tasks.postgres.requirements import Requirement
+from tasks.wal.names import Segment, lsn_of
+
+START = "start of the stopped server"
+CONTROL, WAL = "control file of the stopped server", "WAL that the stopped server starts from"
+_PRELOADED = "shared_preload_libraries"
+_READ = ("hba_file", "ident_file", _PRELOADED)
+# Of a container's server, whose configuration is not read: as it was when it ran.
+_AS_IT_RAN = {
+    "wal_level": "wal_level setting",
+    "max_connections": "max_connections setting",
+    "max_prepared_transactions": "max_prepared_xacts setting",
+}
+_DAMAGED = "CRC checksum does not match"
+_LAST_OPTION = re.compile(r'"-c" "([a-z_.]+)=([^"]*)"')
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """What was found. `unjudged` says why no copy of it can be made, "" where one can. `settings` are those of its
+    command line and the paths of its pg_hba.conf and pg_ident.conf; `first` is the segment of WAL that a start reads
+    from LSN `redo` on. `preloaded`: shared_preload_libraries."""
+
+    requirements: tuple[Requirement, ...] = ()
+    unjudged: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+    preloaded: tuple[str, ...] = ()
+    first: Segment | None = None
+    redo: int = 0
+    system: int = 0
+
+
+@probe
+def read_stopped(postgres: Postgres, *, in_container: bool) -> Stopped:
+    """Of a server that is down and whose data directory is there. `in_container`: the paths in its configuration are
+    the container's, so the configuration is not read."""
+    data = Path(postgres.data_directory).resolve()
+    if not is_here(postgres.host):
+        return Stopped(unjudged=f"its data directory is on another host: {postgres.host}")
+    try:
+        if servers_in(data):
+            return Stopped(unjudged="its processes still run, and it does not answer")
+        (data / "PG_VERSION").read_text()  # closed to this user: an OSError, and no fault of the server
+        return _read(postgres, data, in_container=in_container)
+    except (OpsError, OSError) as error:
+        return Stopped(unjudged=error.message if isinstance(error, OpsError) else f"{error.filename}: {error.strerror}")
+
+
+def _read(postgres: Postgres, data: Path, *, in_container: bool) -> Stopped:
+    found, settings, preloaded = list[Requirement](), dict[str, str](), tuple[str, ...]()
+    if not in_container:
+        settings = last_options(data)
+        configuration, files = _configuration(postgres, data, settings)
+        found.append(configuration)
+        settings |= files
+        preloaded = tuple(name.strip(" \"'") for name in settings.pop(_PRELOADED, "").split(",") if name.strip())
+    control, damage = _control(postgres, data)
+    hint = f"mv {data} {data}.broken, then launch this again: a new cluster is created"
+    found.append(Requirement(CONTROL, not damage, damage or control["Database cluster state"], "readable", hint))
+    if damage:
+        return Stopped(tuple(found))
+    if (data / "standby.signal").exists():
+        hint = "restore to the primary: correct [postgres] host and port, or promote this server (postgres-failover)"
+        found.append(Requirement("server accepts writes", False, "standby.signal: a standby", "a primary", hint))
+        return Stopped(tuple(found))
+    for name in ("recovery.signal", "backup_label"):
+        if (data / name).exists():
+            return Stopped(tuple(found), unjudged=f"{name} is in its data directory: it starts with a recovery")
+    size = int(control["Bytes per WAL segment"])
+    first = Segment.named(control["Latest checkpoint's REDO WAL file"], size)
+    last = Segment(lsn_of(control["Latest checkpoint location"]) // size, first.timeline, size)
+    missing = [one.name for one in (first, last) if not (data / "pg_wal" / one.name).exists()]
+    told = f"missing: {missing[0]}" if missing else f"{first.name} is there"
+    hint = f"put that segment back into {data}/pg_wal, or {hint}"
+    found.append(Requirement(WAL, not missing, told, "every segment since the last checkpoint", hint))
+    redo = lsn_of(control["Latest checkpoint's REDO location"])
+    if in_container:
+        settings = {name: control[line] for name, line in _AS_IT_RAN.items()} | {"max_replication_slots": "1000"}
+    return Stopped(tuple(found), "", settings, preloaded, first, redo, int(control["Database system identifier"]))
+
+
+def last_options(data: Path) -> dict[str, str]:
+    """The settings on the command line of its last start: a service manager's."""
+    try:
+        return dict(_LAST_OPTION.findall((data / "postmaster.opts").read_text()))
+    except OSError:
+        return {}
+
+
+def config_file(postgres: Postgres, data: Path) -> Path:
+    """The configuration file of the server."""
+    return Path(postgres.config_file) if postgres.config_file else data / "postgresql.conf"
+
+
+def _configuration(postgres: Postgres, data: Path, settings: dict[str, str]) -> tuple[Requirement, dict[str, str]]:
+    """https://www.postgresql.org/docs/current/app-postgres.html: `postgres -C`"""
+    file = settings.get("config_file") or str(config_file(postgres, data))
+    options = [word for name, value in (settings | {"config_file": file}).items() for word in ("-c", f"{name}={value}")]
+    hint = f"correct {file}: the server does not start with it"
+    found = dict[str, str]()
+    try:
+        for name in _READ:
+            program, directory = postgres.program("postgres"), str(data)
+            found[name] = shell.run(
+                [program, "-D", directory, *options, "-C", name],
+                user=postgres.os_user, directory=Path("/"), environment={"LC_ALL": "C"}, timeout_seconds=30,
+            ).stdout.strip()  # fmt: skip
+    except CommandFailed as error:
+        return Requirement(START, False, words_of(error.stderr), f"{file} can be read", hint), found
+    return Requirement(START, True, f"{file} can be read", "its configuration can be read", hint), found
+
+
+def words_of(log: str) -> str:
+    """Why a server did not start, in its own words: what its log complains of, and its last words."""
+    lines = [re.sub(r"^.*? (?=LOG:|FATAL:|PANIC:)", "", line) for line in log.splitlines()]
+    told = [line for line in lines if line.startswith(("LOG:", "FATAL:", "PANIC:"))]
+    ends = [number for number, line in enumerate(told) if not line.startswith("LOG:")]
+    if not ends:
+        return (lines or ["it has no log"])[-1][:300]
+    first = ends[0] - 1 if ends[0] and re.search("error|could not|invalid|syntax", told[ends[0] - 1]) else ends[0]
+    return " / ".join(line.partition(":")[2].strip() for line in told[first : ends[0] + 1])[:300]
+
+
+def _control(postgres: Postgres, data: Path) -> tuple[dict[str, str], str]:
+    """Its lines by their names, and why they cannot be trusted."""
+    try:
+        printed = shell.run(
+            [postgres.program("pg_controldata"), "-D", data],
+            user=postgres.os_user, environment={"LC_ALL": "C"}, directory=Path("/"), timeout_seconds=30,
+        )  # fmt: skip
+    except CommandFailed as error:
+        return {}, error.message
+    if _DAMAGED in printed.stdout + printed.stderr:
+        return {}, "global/pg_control is damaged: its checksum does not match"
+    return dict(re.findall(r"^([^:\n]+):[ \t]+(.+)$", printed.stdout, re.MULTILINE)), ""

@@ -1,0 +1,254 @@
+"""A private instance on which a plan judges a server that is down: with a copy of its catalogs, or with a new cluster
+where its data directory is gone.
+
+The copy has the shared catalogs, template1, the maintenance database, and the WAL since the last checkpoint in which
+only their records have an effect. It is beside the live data directory, runs on a port of its own with nothing that
+archives, streams or preloads, and is deleted when the plan has asked it. Nothing live is written to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from blocks.postgres import Postgres, execute
+from runbook import durable, shell
+from runbook.errors import CommandFailed, OpsError
+from runbook.kinds import action
+from runbook.process import is_abandoned, this_process
+from runbook.render import size
+from runbook.wait import until
+from tasks.cluster.catalog import databases_in
+from tasks.cluster.catalog_wal import keep_databases
+from tasks.cluster.instance import ISOLATED, Instance, prepare_instance, put_away, serving, sweep_instance
+from tasks.cluster.stopped import Stopped, config_file, words_of
+from tasks.cluster.unpack import give
+from tasks.host import disk_of
+from tasks.postgres.cluster import make_data
+from tasks.space import taken_by
+from tasks.stores.directory import told
+from tasks.wal.header import HEADER, read_header
+from tasks.wal.names import Segment
+
+MARK = ".trial."
+MOST_BYTES = 4 << 30
+MOST_DATABASE_BYTES = 512 << 20
+SPARE_BYTES = 128 << 20
+WAL_SECONDS, START_SECONDS = 120.0, 120.0
+TEMPLATE = "template1"
+_TEMPLATE_OID = 1
+_COPIED = ("global", "pg_xact", "pg_multixact", "pg_commit_ts", "pg_twophase", "pg_replslot", "pg_logical")
+_EMPTY = ("base", "pg_subtrans", "pg_notify", "pg_serial", "pg_snapshots", "pg_stat", "pg_stat_tmp", "pg_dynshmem",
+          "pg_tblspc")  # fmt: skip
+_LEFT_OUT = ("postmaster.pid", "postmaster.opts", "current_logfiles", "backup_manifest", "tablespace_map")
+_MOST_FILE_BYTES = 1 << 20  # of the data directory's own files: configuration, certificates
+_OWN_HBA = "local all all {0}\nhost all all all {0}\n"
+_TRUSTING = re.compile(r"^\s*host\w*\s+(?!.*\s(?:127\.0\.0\.1|::1)[/\s]).*\strust\s*$", re.MULTILINE)
+_STARTS = "database system was"
+_SETTINGS = {
+    **ISOLATED,
+    "archive_command": "",
+    "archive_library": "",
+    "external_pid_file": "",
+    "logging_collector": "off",
+    "log_destination": "stderr",
+    "log_line_prefix": "%m [%p] ",
+    "lc_messages": "C",
+    "autovacuum": "off",
+    "fsync": "off",
+    "full_page_writes": "off",
+    "huge_pages": "off",
+    "shared_buffers": "16MB",
+    "wal_recycle": "off",
+    "wal_init_zero": "off",
+    "recovery_prefetch": "off",
+    "ignore_invalid_pages": "on",
+    "max_wal_size": "4GB",
+}
+
+
+class StartRefused(OpsError):
+    """The server itself would not start: the trial ended before it read any data, for what the server has too."""
+
+
+def roots_of(postgres: Postgres) -> list[Path]:
+    """Beside the live data directory: those of all trials, of runs that were killed too."""
+    live = Path(postgres.data_directory).resolve()
+    return sorted(live.parent.glob(f"{live.name}{MARK}*"))
+
+
+@contextlib.contextmanager
+def trial(postgres: Postgres, stopped: Stopped | None, *, in_container: bool) -> Iterator[Postgres]:
+    """How to reach it. `stopped` None: a new cluster, as the run would make it.
+
+    Raises:
+        StartRefused: the server would not start, or the new cluster cannot be made.
+        LoginRefused: it refuses the administrator.
+        OpsError: the trial cannot be made.
+    """
+    for root in roots_of(postgres):
+        if is_abandoned(root.name.rpartition(MARK)[2], root):
+            sweep_instance.work(root)
+    live = Path(postgres.data_directory).resolve()
+    instance = prepare_instance.work(postgres, live.with_name(f"{live.name}{MARK}{this_process().text}"))
+    try:
+        kept = copy_catalogs(postgres, instance, stopped) if stopped else make_cluster(instance)
+        settings = _settings(postgres, instance, stopped, in_container=in_container)
+        with serving(instance, settings, signal.SIGQUIT) as child:
+            reached = instance.postgres
+            if settings["listen_addresses"]:
+                reached = reached.model_copy(update={"host": postgres.host})
+            if not kept:
+                reached = reached.model_copy(update={"maintenance_database": TEMPLATE})
+            _wait(instance, reached, child)
+            yield reached
+    finally:
+        put_away(instance)
+
+
+@action(idempotent=True)
+def make_cluster(instance: Instance) -> bool:
+    """A new one, as the run makes it; True: it has the maintenance database.
+
+    Raises:
+        StartRefused: `initdb` ends with an error.
+    """
+    instance.root.chmod(0o711)  # of a container's user it is another one who makes it
+    try:
+        with told(instance.data):
+            make_data(instance.postgres, instance.data, "--no-sync")
+    except CommandFailed as error:
+        raise StartRefused(error.message, "correct what initdb names on this host, then plan again") from None
+    return True
+
+
+@action(idempotent=True)
+def copy_catalogs(postgres: Postgres, instance: Instance, stopped: Stopped) -> bool:
+    """Copy what the trial needs; whether the maintenance database is in it.
+
+    Raises:
+        OpsError: it is too large, there is not enough free space, or a file cannot be read.
+    """
+    live, data = Path(postgres.data_directory).resolve(), instance.data
+    assert stopped.first is not None
+    with told(live):
+        wal = _segments(live / "pg_wal", stopped.first, stopped.system)
+        there = [name for name in _COPIED if (live / name).is_dir()]
+        files = [one.path for one in os.scandir(live) if _is_small_file(one)]
+        named = {_TEMPLATE_OID} | databases_in(live, postgres.maintenance_database)
+        kept = {oid for oid in named if 0 < taken_by(live / "base" / str(oid)).bytes <= MOST_DATABASE_BYTES}
+        databases = [live / "base" / str(oid) for oid in sorted(kept)]
+        _require_space(instance.root, [*(live / name for name in there), *databases], wal)
+        _as_server(postgres, "mkdir", "--mode=700", data, *(data / name for name in _EMPTY))
+        _as_server(postgres, "cp", "--recursive", "--dereference", *(live / name for name in there), data)
+        _as_server(postgres, "cp", "--recursive", "--dereference", *databases, data / "base")
+        _as_server(postgres, "cp", "--dereference", *files, data, accepted=(0, 1))  # one may be root's alone
+        _copy_wal(postgres, instance, live / "pg_wal", wal, stopped.redo, frozenset(kept))
+    return postgres.maintenance_database == TEMPLATE or len(kept) > 1
+
+
+def _is_small_file(entry: os.DirEntry[str]) -> bool:
+    named = entry.name in _LEFT_OUT or entry.name.endswith(".signal")
+    return entry.is_file() and not named and entry.stat().st_size <= _MOST_FILE_BYTES
+
+
+def _as_server(postgres: Postgres, *argv: str | Path, accepted: tuple[int, ...] = (0,)) -> None:
+    """As the server's user: root would follow a link of that user's to where only root may read."""
+    shell.run(argv, user=postgres.os_user, directory=Path("/"), accepted=accepted)
+
+
+def _segments(directory: Path, first: Segment, system: int) -> list[Segment]:
+    """Those that follow each other; behind them are files that wait to be written again."""
+    found, one = list[Segment](), first
+    while (path := directory / one.name).exists():
+        with path.open("rb") as file, contextlib.suppress(OpsError):
+            header = read_header(file.read(HEADER.size), one.name)
+            if header.start == one.start and header.system == system:
+                found.append(one)
+        if not found or found[-1] != one:
+            break
+        one = Segment(one.number + 1, one.timeline, one.bytes)
+    return found
+
+
+def _require_space(root: Path, parts: list[Path], wal: list[Segment]) -> None:
+    needed = sum(taken_by(part).bytes for part in parts) + sum(one.bytes for one in wal) + SPARE_BYTES
+    if needed > MOST_BYTES:
+        raise OpsError(f"its catalogs and the WAL since its last checkpoint are {size(needed)}, "
+                       f"more than {size(MOST_BYTES)}")  # fmt: skip
+    if (free := disk_of(root).free_bytes) < 2 * needed:
+        raise OpsError(f"a copy of its catalogs needs {size(needed)}, and {size(free)} are free at {root.parent}")
+
+
+def _copy_wal(
+    postgres: Postgres, instance: Instance, source: Path, wal: list[Segment], redo: int, kept: frozenset[int]
+) -> None:
+    """Into a directory of this user, who may be root, until it is given to the server's."""
+    directory = instance.root / "wal"
+    for path in (directory, directory / "archive_status", directory / "summaries"):
+        path.mkdir(mode=0o700)
+    for history in source.glob("*.history"):
+        _copy(history, directory / history.name)
+    for segment in wal:
+        _copy(source / segment.name, directory / segment.name)
+    keep_databases([(one, directory / one.name) for one in wal], redo, kept, seconds=WAL_SECONDS)
+    give(directory, postgres.os_user)
+    _as_server(postgres, "ln", "--symbolic", directory, instance.data / "pg_wal")
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as read, target.open("xb") as written:
+        shutil.copyfileobj(read, written, 1 << 20)
+
+
+def _settings(postgres: Postgres, instance: Instance, stopped: Stopped | None, *, in_container: bool) -> dict[str, str]:
+    """Those of the server's own start, and above them what keeps the trial apart."""
+    given = dict(stopped.settings) if stopped else {}
+    live = Path(postgres.data_directory).resolve() if stopped else instance.data
+    files = {"config_file": str(config_file(postgres, live))}
+    if in_container:
+        files = {name: str(instance.root / name) for name in ("config_file", "hba_file", "ident_file")}
+        for path in files.values():
+            durable.write(Path(path), _hba_of(live) if path == files["hba_file"] else "", mode=0o600)
+    give(instance.root, postgres.os_user)
+    over_socket = postgres.host.startswith(("/", "@"))
+    return {
+        **files,
+        **given,
+        **_SETTINGS,
+        "data_directory": str(instance.data),
+        "listen_addresses": "" if over_socket else postgres.host,
+        "port": str(instance.postgres.port),
+        "unix_socket_directories": instance.postgres.host,
+    }
+
+
+def _hba_of(data: Path) -> str:
+    """For a container's server, who sees other addresses than its copy here: passwords are verified (md5 takes SCRAM's
+    too), unless its own file trusts more than loopback."""
+    try:
+        trusts = bool(_TRUSTING.search((data / "pg_hba.conf").read_text()))
+    except (OSError, UnicodeDecodeError):
+        trusts = False
+    return _OWN_HBA.format("trust" if trusts else "md5")
+
+
+def _wait(instance: Instance, reached: Postgres, child: subprocess.Popen[bytes]) -> None:
+    def answers() -> bool:
+        if child.poll() is not None:
+            log = instance.log.read_text(errors="replace")
+            why = words_of(log)
+            if _STARTS in log and "checkpoint record" not in why:  # it had read its data: a copy's fault, perhaps
+                raise OpsError(f"the copy of its catalogs did not start: {why}")
+            raise StartRefused(why, "correct it on the server's host, then plan again")
+        with reached.connect(seconds=2) as connection:
+            execute(connection, "SELECT 1")
+        return True
+
+    until(answers, what="the start of the copy of its catalogs", seconds=START_SECONDS, every_seconds=0.05)
