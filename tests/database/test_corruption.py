@@ -377,7 +377,7 @@ def test_no_false_alarm_under_write_load(damaged: PostgresServer) -> None:
 
     def write() -> None:
         with damaged.connect(DATABASE) as client:
-            while not stop.is_set():
+            while not stop.wait(0.001):
                 client.execute("UPDATE people SET name = name || 'x' WHERE id % 50 = (random() * 49)::int")
                 client.execute("DELETE FROM people WHERE id = (random() * 20000)::int")
 

@@ -182,7 +182,7 @@ def test_no_false_alarm_while_it_replays(pair: Pair) -> None:
 
     def write() -> None:
         with pair.primary.connect(DATABASE) as client:
-            while not stop.is_set():
+            while not stop.wait(0.001):
                 client.execute("UPDATE people SET name = name || 'x' WHERE id % 50 = (random() * 49)::int")
                 client.execute(
                     "INSERT INTO people SELECT max(id) + g, 'n' FROM people, generate_series(1, 50) g GROUP BY g"

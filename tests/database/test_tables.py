@@ -447,7 +447,7 @@ def test_no_acknowledged_write_is_lost_unseen_under_clients(trial: Trial) -> Non
 
     def write() -> None:
         with trial.server.connect(trial.database) as client:
-            while not stop.is_set():
+            while not stop.wait(0.001):
                 client.execute("INSERT INTO by_mood VALUES ('sad', %s)", [100_000 + len(written)])
                 written.append(100_000 + len(written))
 
@@ -455,7 +455,7 @@ def test_no_acknowledged_write_is_lost_unseen_under_clients(trial: Trial) -> Non
         with trial.server.connect(trial.database) as client:
             client.execute("SET lock_timeout = '1.5s'")
             try:
-                while not stop.is_set():
+                while not stop.wait(0.002):
                     assert client.execute("SELECT count(*) FROM by_mood").fetchone()[0] >= 300  # type: ignore[index]
             except psycopg.errors.LockNotAvailable as error:
                 waited.append(str(error))
