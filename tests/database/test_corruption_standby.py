@@ -15,17 +15,8 @@ from lab.processes import run
 from runbook.report import Status
 from runbook.wait import until
 from tests.database.conftest import NAME, write_environment
-from tests.database.test_corruption import (
-    DATABASE,
-    PAGE,
-    bad,
-    break_order,
-    check,
-    checksums,
-    finding,
-    flip,
-    rows,
-)
+from tests.database.test_corruption import DATABASE, PAGE, bad, break_order, check, checksums, flip, rows
+from tests.reports import beginning as finding
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
 
 pytestmark = pytest.mark.contrib

@@ -16,7 +16,8 @@ from flows.infrastructure.deployment import deploy_application
 from runbook.errors import LockLost, RunbookFailed
 from runbook.report import Report, Status
 from tests import forked
-from tests.packaged import IN_GIT, NAME, bad, rows
+from tests.packaged import IN_GIT, NAME
+from tests.reports import bad, rows
 from tests.served import DEAD, Served
 
 BROKEN = "import interviewkit", "import interviewkit, a_module_that_nobody_committed"

@@ -27,7 +27,9 @@ from tasks.env_file import read_variable
 from tasks.faults.relay import Relay
 from tasks.services import start_services, stop_services
 from tests.recovery.conftest import System
-from tests.recovery.drills import ROOT, environment, finding, steady, table
+from tests.recovery.drills import ROOT, environment, steady
+from tests.reports import rows as table
+from tests.reports import text_of as finding
 from tests.servers import free_port
 
 DECLARATION = """
