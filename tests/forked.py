@@ -129,9 +129,10 @@ def run(
     *,
     timeout: float = 900,
     capture: bool = True,
+    merge: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """`python WORDS` to its end, like `subprocess.run`: killed and `TimeoutExpired` where that does not come."""
-    child = launch(words, env, cwd, capture=capture)
+    child = launch(words, env, cwd, capture=capture, merge=merge)
     try:
         output, errors = child.communicate(timeout)
     except subprocess.TimeoutExpired:

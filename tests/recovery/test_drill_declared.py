@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +24,9 @@ from tasks.application import wait_healthy
 from tasks.env_file import read_variable
 from tasks.faults.relay import Relay
 from tasks.services import start_services, stop_services
+from tests import forked
 from tests.recovery.conftest import System
-from tests.recovery.drills import ROOT, environment, steady
+from tests.recovery.drills import environment, steady
 from tests.reports import rows as table
 from tests.reports import text_of as finding
 from tests.servers import free_port
@@ -107,8 +106,8 @@ def answer(system: System) -> None:
         found = until(paged, what="a page", seconds=300)
     except Unreachable:
         return
-    argv = [sys.executable, "-m", "flows.monitoring.acknowledgement", "--environment", system.name, "--by", "山田"]
-    subprocess.run([*argv, "--incident", found], cwd=ROOT, check=True, capture_output=True)
+    argv = ["-m", "flows.monitoring.acknowledgement", "--environment", system.name, "--by", "山田"]
+    forked.run([*argv, "--incident", found]).check_returncode()
 
 
 def test_the_fault_is_detected_the_on_call_person_is_paged_and_nothing_is_lost(system: System, relay: Relay) -> None:
@@ -141,8 +140,7 @@ def test_the_fault_is_detected_the_on_call_person_is_paged_and_nothing_is_lost(s
 @pytest.mark.soak
 def test_killed_while_the_fault_lasts_it_is_healed_by_the_next_launch(system: System, relay: Relay) -> None:
     variables = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "OPS_FAILPOINT": "drill: struck"}
-    argv = [sys.executable, "-c", RUN, system.name]
-    done = subprocess.run(argv, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    done = forked.run(["-c", RUN, system.name], variables)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert relay.fault == "refused"
     healed = run_drill.fn(system.name, confirm=system.name)
