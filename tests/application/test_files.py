@@ -126,7 +126,7 @@ def test_a_missing_directory_and_a_store_inside_it_are_critical(live: Path, tmp_
 
 
 def test_a_killed_backup_is_never_offered_and_cleaned_by_the_next(store: Path) -> None:
-    assert forked(lambda: backup_files.fn(NAME), OPS_FAILPOINT="after archive_files") == -signal.SIGKILL
+    assert killed(lambda: backup_files.fn(NAME), "after archive_files")
     assert catalogue.names(DirectoryStore(store), "files") == []
 
     report = backup_files.fn(NAME)
