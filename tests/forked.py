@@ -166,7 +166,7 @@ def _serve(requests: socket.socket) -> NoReturn:
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     program.import_little(left_out=())  # flows need boto3
     asked, asking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    process._program = functools.partial(_validation, asking)
+    process._program = functools.partial(_validation, asking)  # type: ignore[assignment]
     gc.collect()
     gc.freeze()
     assert threading.active_count() == 1, f"a fork would lose {threading.enumerate()}"
