@@ -111,10 +111,20 @@ def _told(services: Services, role: str) -> Iterator[None]:
 
 
 def _prove(services: Services, role: str, *, running: bool, seconds: float = PROVE_SECONDS) -> None:
-    """The manager's word for it, within a deadline: "start" may return before the state is RUNNING."""
+    """The manager's word for it, within a deadline: "start" may return before the state is RUNNING. A service that its
+    manager has given up is not waited for."""
     wanted = "run" if running else "end"
+
+    def proven() -> bool:
+        if services.is_running(role) is running:
+            return True
+        state = services.state(role)
+        if running and not state.comes_back:
+            raise OpsError(f"{role} does not run: {state.told}", "look at its log and at its processes")
+        return False
+
     try:
-        until(lambda: services.is_running(role) is running, what=f"that {role} {wanted}s", seconds=seconds)
+        until(proven, what=f"that {role} {wanted}s", seconds=seconds)
     except Unreachable as error:
         raise OpsError(f"{role} does not {wanted}: {error.message}", "look at its log and at its processes") from None
 

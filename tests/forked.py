@@ -1,13 +1,16 @@
 """Python processes of their own for tests, without two seconds of imports each: forked from one that has imported.
 
 What a test launches is a process like any other: its own environment, directory, output and death. It is forked from a
-process in which nothing but imports was done; Prefect reads its settings again. It is not for tests of imports, of the interpreter's start, or of zombies: the ended ones are collected.
+process in which nothing but imports was done; Prefect reads its settings again. It is not for tests of imports, of the
+interpreter's start, or of zombies: the ended ones are collected. The process in which their expectations are validated
+(tasks/gx) is forked from there too.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import gc
 import importlib
 import os
@@ -24,11 +27,13 @@ import threading
 import traceback
 import types
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 from prefect.context import refresh_global_settings_context
+
+from tasks.gx import process, program
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORTED = (
@@ -48,6 +53,8 @@ class Child:
         self._status, self._output, self._errors = status, output, errors
         self.pid = int(status.recv(32))
         self.returncode: int | None = None
+        self.stdin: IO[bytes] | None = None
+        self.stdout: IO[bytes] | None = None
 
     def poll(self) -> int | None:
         """Its exit code, None while it runs."""
@@ -95,16 +102,24 @@ def launch(
 ) -> Child:
     """`python WORDS` (`-c CODE …` or `-m MODULE …`), not waited for; with `capture` its output is kept, with `merge`
     its errors among it."""
-    environment = dict(os.environ if env is None else env)
     output = tempfile.TemporaryFile() if capture else None  # noqa: SIM115 - the child has it
     errors = tempfile.TemporaryFile() if capture and not merge else output  # noqa: SIM115
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    request = pickle.dumps(([os.fspath(word) for word in words], environment, os.fspath(cwd)))
     files = [(output or sys.__stdout__).fileno(), (errors or sys.__stderr__).fileno()]  # type: ignore[union-attr]
+    with _starting:
+        status = _send(_zygote(), words, os.environ if env is None else env, cwd, files)
+    return Child(status, output, errors)
+
+
+def _send(
+    zygote: socket.socket, words: Command, env: Mapping[str, str], cwd: Path, files: Sequence[int]
+) -> socket.socket:
+    """Ask for a process with these files as its output, errors and, where given, input; where its exit code comes."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    request = pickle.dumps(([os.fspath(word) for word in words], dict(env), os.fspath(cwd)))
     assert len(request) < _MOST_BYTES
-    with _starting, theirs:
-        socket.send_fds(_zygote(), [request], [theirs.fileno(), *files])
-    return Child(ours, output, errors)
+    with theirs:
+        socket.send_fds(zygote, [request], [theirs.fileno(), *files])
+    return ours
 
 
 def run(
@@ -114,9 +129,10 @@ def run(
     *,
     timeout: float = 900,
     capture: bool = True,
+    merge: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """`python WORDS` to its end, like `subprocess.run`: killed and `TimeoutExpired` where that does not come."""
-    child = launch(words, env, cwd, capture=capture)
+    child = launch(words, env, cwd, capture=capture, merge=merge)
     try:
         output, errors = child.communicate(timeout)
     except subprocess.TimeoutExpired:
@@ -147,6 +163,10 @@ def _serve(requests: socket.socket) -> NoReturn:
     """Fork for each request, until whoever asks is gone."""
     for module in IMPORTED:
         importlib.import_module(module)
+    os.environ["GX_ANALYTICS_ENABLED"] = "false"
+    program.import_little(left_out=())  # flows need boto3
+    asked, asking = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    process._program = functools.partial(_validation, asking)  # type: ignore[assignment]
     gc.collect()
     gc.freeze()
     assert threading.active_count() == 1, f"a fork would lose {threading.enumerate()}"
@@ -157,19 +177,19 @@ def _serve(requests: socket.socket) -> NoReturn:
     signal.set_wakeup_fd(wake.fileno())
     children = dict[int, int]()
     while True:
-        ready, _, _ = select.select([requests, woken], [], [])
+        ready, _, _ = select.select([requests, asked, woken], [], [])
         if woken in ready:
             with contextlib.suppress(BlockingIOError):
                 woken.recv(4096)
             _collect(children)
-        if requests in ready:
-            request, files, _, _ = socket.recv_fds(requests, _MOST_BYTES, 3)
+        for source in {requests, asked} & set(ready):
+            request, files, _, _ = socket.recv_fds(source, _MOST_BYTES, 4)
             if not request:
                 sys.exit()
             if not (pid := os.fork()):
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for number in (requests.fileno(), woken.fileno(), wake.fileno(), *children.values(), files[0]):
+                for number in (*(one.fileno() for one in (requests, asked, woken, wake)), *children.values(), files[0]):
                     os.close(number)
                 words, environment, cwd = pickle.loads(request)  # noqa: S301 - of the test itself
                 _become(words, environment, cwd, files[1:])
@@ -177,6 +197,20 @@ def _serve(requests: socket.socket) -> NoReturn:
             os.write(files[0], b"%d" % pid)
             for file in files[1:]:
                 os.close(file)
+
+
+@contextlib.contextmanager
+def _validation(zygote: socket.socket) -> Iterator[tuple[Child, IO[bytes]]]:
+    """`tasks.gx.program` for a process that was forked here, in the place of `tasks.gx.process._program`: forked too."""
+    (their_input, our_end), (our_start, their_output) = os.pipe(), os.pipe()
+    stdin, stdout = os.fdopen(our_end, "wb"), os.fdopen(our_start, "rb")
+    with tempfile.TemporaryFile() as errors, stdin, stdout:
+        files = [their_output, errors.fileno(), their_input]
+        child = Child(_send(zygote, ["-m", "tasks.gx.program"], os.environ, ROOT, files), None, errors)
+        for number in (their_input, their_output):
+            os.close(number)
+        child.stdin, child.stdout = stdin, stdout
+        yield child, errors
 
 
 def _collect(children: dict[int, int]) -> None:
@@ -191,7 +225,7 @@ def _collect(children: dict[int, int]) -> None:
 
 def _become(words: list[str], environment: dict[str, str], cwd: str, files: list[int]) -> NoReturn:
     """This forked process is `python WORDS` from here on."""
-    for number, file in enumerate(files, 1):
+    for number, file in zip((1, 2, 0), files, strict=False):
         os.dup2(file, number)
         os.close(file)
     os.environ.clear()

@@ -13,7 +13,6 @@ from typing import Literal
 
 import pytest
 
-from runbook.report import Report, Status
 from tasks.dependencies import node_audit, osv, python_audit, python_packages
 from tests.advisories import Registry
 from tests.seeded import outdate
@@ -164,13 +163,3 @@ def packaged(tmp_path: Path, registry: Registry, small_python: Path, monkeypatch
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX", "PIP_CONSTRAINT"):
         monkeypatch.delenv(name, raising=False)
     return made
-
-
-def bad(report: Report) -> dict[str, str]:
-    """Findings that are not OK, by name."""
-    return {found.name: found.value for found in report.findings if found.status is not Status.OK}
-
-
-def rows(report: Report, name: str) -> list[tuple[str, ...]]:
-    """A table of the report."""
-    return list(next(item.rows for item in report.evidence if item.name == name))

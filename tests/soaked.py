@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 
 LISTED = frozenset(Path(__file__).with_name("soak.txt").read_text().splitlines())
+COLLECTED = set[str]()
+"""Every test of this run, also those that its marks leave out."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Before pytest chooses by the marks."""
+    COLLECTED.update(item.nodeid for item in items)
     for item in items:
         if item.nodeid in LISTED:
             item.add_marker(pytest.mark.soak)

@@ -30,6 +30,9 @@ _NAME = re.compile(
     r"-(?P<sha256>[0-9a-f]{64})\.gz(?:\.age)?"
 )
 LEVEL = 1
+# A segment that is still written ends in zeros, which are compressed once: every few seconds its beginning is enough.
+_BLOCK = 1 << 20
+_ZEROS = gzip.compress(bytes(_BLOCK), LEVEL, mtime=0)
 DAMAGED = ".damaged"
 _PRUNED = re.compile(r"(?P<segment>[0-9A-F]{24})\.pruned")
 
@@ -108,10 +111,10 @@ class Archive:
             pruned_in(names),
         )
 
-    def put(self, of: str, content: bytes, *, end: int = 0) -> Stored:
-        """Store a segment (`end`: it is written up to there only) or a history."""
-        digest = hashlib.sha256(content).hexdigest()
-        packed = gzip.compress(content, LEVEL, mtime=0)
+    def put(self, of: str, content: bytes, *, end: int = 0, sha256: str = "") -> Stored:
+        """Store a segment (`end`: it is written up to there only) or a history. `sha256` is its content's, if known."""
+        digest = sha256 or hashlib.sha256(content).hexdigest()
+        packed = _compressed(content, end or len(content))
         partial = f".partial.{end:08X}" if end else ""
         name = f"{of}{partial}-{digest}.gz" + (ENDING if self.key.recipients else "")
         self.place.put(name, encrypted(packed, self.key) if self.key.recipients else packed, lasting=not end)
@@ -202,3 +205,18 @@ def timeline_in(archive: Archive, listing: Listing, number: int = 0) -> Timeline
             "two servers were promoted to it: find out whose is which, and move the other one's away",
         )
     return Timeline.read(number, archive.get(found[0]).decode(errors="replace"))
+
+
+def _compressed(content: bytes, end: int) -> bytes:
+    """Gzip of a content that is zeros from `end` on: several members where whole blocks are, which gunzip joins."""
+    zeros = (len(content) - end) // _BLOCK
+    return gzip.compress(content[: len(content) - zeros * _BLOCK], LEVEL, mtime=0) + zeros * _ZEROS
+
+
+def written(content: bytes) -> int:
+    """Where the zeros begin that end it. Block by block: `rstrip` alone takes 40 ms for 16 MB."""
+    end = len(content)
+    while end >= _BLOCK and content[end - _BLOCK : end] == bytes(_BLOCK):
+        end -= _BLOCK
+    begin = max(0, end - _BLOCK)
+    return begin + len(content[begin:end].rstrip(b"\0"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
-from tasks.wal.archive import DAMAGED, Archive, Listing, pruned_in
+from tasks.wal.archive import DAMAGED, Archive, Listing, pruned_in, written
 from tasks.wal.header import HEADER, read_header, require_own
 from tasks.wal.names import HISTORY, PARTIAL, SEGMENT, Segment
 
@@ -133,14 +133,14 @@ def _put_new(archive: Archive, of: str, content: bytes, there: Sequence[str]) ->
 
 def _put_partial(archive: Archive, listing: Listing, segment: Segment, system: int, content: bytes) -> bool:
     """What is written so far, under a name of its own; those that it goes beyond are taken away afterwards."""
-    end = len(content.rstrip(b"\0"))
+    end = written(content)
     whole = content.ljust(segment.bytes, b"\0")
     require_own(whole, segment, system)
     digest = hashlib.sha256(whole).hexdigest()
     old = listing.partials.get(segment.name, ())
     if any(one.sha256 == digest for one in old):
         return False
-    new = archive.put(segment.name, whole, end=end)
+    new = archive.put(segment.name, whole, end=end, sha256=digest)
     shorter = tuple(one for one in old if one.end <= end)
     listing.partials[segment.name] = (*(one for one in old if one.end > end), new)
     with contextlib.suppress(OpsError):

@@ -12,6 +12,7 @@ from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from tasks.logs.tokens import forecast, unusual_days
 from tests.logfiles import NAME, line
+from tests.reports import bad
 
 FEBRUARY = datetime(2026, 2, 1, 3, tzinfo=UTC)  # noon in Tokyo
 PRICED = """
@@ -39,10 +40,6 @@ def write(logs: Path, *lines: str, budget: float = 0) -> None:
 
 def rows(report: Report) -> list[tuple[str, ...]]:
     return list(next(item.rows for item in report.evidence if item.name == "By model"))
-
-
-def bad(report: Report) -> dict[str, str]:
-    return {found.name: found.value for found in report.findings if found.status is not Status.OK}
 
 
 def test_tokens_and_costs_are_added_up_by_model_in_the_operators_month(logs: Path) -> None:

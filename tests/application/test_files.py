@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -128,10 +126,7 @@ def test_a_missing_directory_and_a_store_inside_it_are_critical(live: Path, tmp_
 
 
 def test_a_killed_backup_is_never_offered_and_cleaned_by_the_next(store: Path) -> None:
-    code = f"from flows.application.files import backup_files; backup_files.fn({NAME!r})"
-    environment = {**os.environ, "OPS_FAILPOINT": "after archive_files"}
-    killed = subprocess.run([sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert killed(lambda: backup_files.fn(NAME), "after archive_files")
     assert catalogue.names(DirectoryStore(store), "files") == []
 
     report = backup_files.fn(NAME)

@@ -30,7 +30,7 @@ from tests import forked
 from tests.advisories import CVE, NODE_CVE, Registry
 from tests.application.test_types import finding
 from tests.checkouts import Checkout, bring, replace
-from tests.packaged import bad, rows
+from tests.reports import bad, rows
 from tests.seeded import PYTHON_FILE, WEB_FILE, endanger, endanger_node, ill_type
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,8 @@ from runbook.report import Report, Status
 from tasks.dependencies.advisory import Advisory
 from tasks.dependencies.severity import Severity
 from tests.advisories import CVE, GHSA, NODE_CVE, Registry
-from tests.packaged import IN_GIT, NAME, Packaged, bad, rows
+from tests.packaged import IN_GIT, NAME, Packaged
+from tests.reports import bad, rows
 from tests.seeded import endanger, endanger_node
 from tests.served import DEAD, Served
 

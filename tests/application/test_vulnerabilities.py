@@ -16,7 +16,8 @@ from tasks.dependencies.advisory import Advisory, merged
 from tasks.dependencies.osv import Osv
 from tasks.dependencies.severity import Severity, base_score, of_vector
 from tests.advisories import CVE, GHSA, NODE_CVE, NODE_GHSA, PYSEC, VECTOR, Mode, Registry, vulnerable
-from tests.packaged import NAME, Packaged, bad, rows
+from tests.packaged import NAME, Packaged
+from tests.reports import bad, rows
 from tests.seeded import endanger, endanger_node
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -77,12 +76,8 @@ def test_truncate_between_snapshot_and_dump_waits(trial: Trial, tmp_path: Path) 
     """The tables are locked before the snapshot is exported: a TRUNCATE comes after the backup, never into it."""
     ready = tmp_path / "reached"
     code = f"{PATIENT}from flows.database.backup import backup_database; backup_database.fn({NAME!r})"
-    child = subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "OPS_FAILPOINT": "dump: snapshot exported:pause", "OPS_FAILPOINT_LOG": str(ready)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    child = forked.launch(
+        ["-c", code], {**os.environ, "OPS_FAILPOINT": "dump: snapshot exported:pause", "OPS_FAILPOINT_LOG": str(ready)}
     )
     until(lambda: ready.exists() and "dump: snapshot exported" in ready.read_text(), what="the snapshot", seconds=600)
     truncating = threading.Thread(target=lambda: trial.sql("TRUNCATE answers"))

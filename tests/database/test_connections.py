@@ -19,13 +19,14 @@ from flows.database.connections import check_connections, check_pool_settings, c
 from runbook import kinds, thresholds
 from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.permit import Act, Permit
-from runbook.report import Finding, Report, Status
+from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.postgres import closing
 from tasks.postgres.closing import CLOSE, close_sessions
 from tasks.postgres.connections import Session, read_activity
 from tasks.postgres.pool import read_pool
 from tests.database.conftest import NAME, Trial
+from tests.reports import beginning as found
 from tests.servers import ADMIN, ADMIN_PASSWORD, ROLE_PASSWORD
 
 Open = Callable[..., psycopg.Connection[Any]]
@@ -66,10 +67,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pid(connection: psycopg.Connection[Any]) -> int:
     return connection.info.backend_pid
-
-
-def found(report: Report, start: str) -> Finding:
-    return next(finding for finding in report.findings if finding.name.startswith(start))
 
 
 def rows(report: Report, name: str) -> tuple[tuple[str, ...], ...]:

@@ -16,11 +16,12 @@ import pytest
 from flows.database.corruption import check_corruption
 from lab.processes import run
 from runbook.errors import OpsError, RunbookFailed
-from runbook.report import Finding, Report, Status
+from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.postgres import amcheck
 from tasks.postgres.amcheck import check_relations, find_relations
 from tests.database.conftest import NAME, Trial, write_environment
+from tests.reports import beginning as finding
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
 
 DATABASE = "grc_db"
@@ -34,10 +35,6 @@ def check(**parameters: object) -> Report:
         return check_corruption.fn(NAME, **parameters)  # type: ignore[arg-type]
     except RunbookFailed as error:
         return error.report
-
-
-def finding(report: Report, name: str) -> Finding:
-    return next(found for found in report.findings if found.name.startswith(name))
 
 
 def bad(report: Report) -> list[str]:
@@ -402,7 +399,7 @@ def test_no_false_alarm_under_write_load(damaged: PostgresServer) -> None:
 
     def write() -> None:
         with damaged.connect(DATABASE) as client:
-            while not stop.is_set():
+            while not stop.wait(0.001):
                 client.execute("UPDATE people SET name = name || 'x' WHERE id % 50 = (random() * 49)::int")
                 client.execute("DELETE FROM people WHERE id = (random() * 20000)::int")
 

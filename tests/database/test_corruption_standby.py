@@ -15,17 +15,8 @@ from lab.processes import run
 from runbook.report import Status
 from runbook.wait import until
 from tests.database.conftest import NAME, write_environment
-from tests.database.test_corruption import (
-    DATABASE,
-    PAGE,
-    bad,
-    break_order,
-    check,
-    checksums,
-    finding,
-    flip,
-    rows,
-)
+from tests.database.test_corruption import DATABASE, PAGE, bad, break_order, check, checksums, flip, rows
+from tests.reports import beginning as finding
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
 
 pytestmark = pytest.mark.contrib
@@ -182,7 +173,7 @@ def test_no_false_alarm_while_it_replays(pair: Pair) -> None:
 
     def write() -> None:
         with pair.primary.connect(DATABASE) as client:
-            while not stop.is_set():
+            while not stop.wait(0.001):
                 client.execute("UPDATE people SET name = name || 'x' WHERE id % 50 = (random() * 49)::int")
                 client.execute(
                     "INSERT INTO people SELECT max(id) + g, 'n' FROM people, generate_series(1, 50) g GROUP BY g"

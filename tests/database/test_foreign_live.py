@@ -10,9 +10,10 @@ import pytest
 from flows.database.backup import backup_database
 from flows.database.restore import restore_database
 from runbook.errors import RunbookFailed
-from runbook.report import Finding, Report, Status
+from runbook.report import Report, Status
 from tests.database.conftest import NAME, Trial, with_expectations
 from tests.database.test_foreign import dump, plain
+from tests.reports import finding as found
 from tests.servers import ADMIN, ADMIN_PASSWORD
 
 __all__ = ["plain"]  # a fixture
@@ -23,10 +24,6 @@ CREATE TABLE plain_notes (id int PRIMARY KEY, person bigint REFERENCES plain_peo
 CREATE TABLE "Plain; Links" (note int REFERENCES plain_notes, other int REFERENCES plain_notes);
 INSERT INTO plain_notes SELECT g, g FROM generate_series(1, 10) g;
 """
-
-
-def found(report: Report, name: str) -> Finding:
-    return next(one for one in report.findings if one.name == name)
 
 
 def failed(backup: str, into: str = "") -> Report:

@@ -17,18 +17,15 @@ from flows.database.indexes import check_indexes, rebuild_indexes
 from runbook.errors import NotConfirmed, RunbookFailed, Unreachable
 from runbook.permit import Act, Permit
 from runbook.render import size
-from runbook.report import Evidence, Finding, Report, Status
+from runbook.report import Evidence, Report, Status
 from runbook.wait import until
 from tasks.postgres import reindex, upkeep
 from tasks.postgres.indexes import read_indexes
 from tasks.postgres.reindex import DROP_LEFTOVER, drop_leftover
 from tests.database.conftest import NAME, Trial
+from tests.reports import finding as found
 
 GOOD = (Status.OK, Status.WARN)
-
-
-def found(report: Report, name: str) -> Finding:
-    return next(finding for finding in report.findings if finding.name == name)
 
 
 def table(report: Report, name: str) -> Evidence:

@@ -14,11 +14,12 @@ from flows.database.backup import backup_database
 from flows.database.migrations import apply_migrations, check_migrations, rollback_migrations
 from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.permit import Act, Permit
-from runbook.report import Finding, Report, Status
+from runbook.report import Report, Status
 from tasks import catalogue
 from tasks.migrations.alembic import read_revision, upgrade
 from tasks.stores.directory import DirectoryStore
 from tests.database.conftest import with_expectations, write_environment
+from tests.reports import finding as found
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 
 BACKEND = Path(__file__).parents[2] / "lab" / "application"
@@ -73,10 +74,6 @@ def add(backend: Path, name: str, down: str, up: str, back: str = "") -> None:
     text += f"branch_labels = depends_on = None\ndef upgrade():\n    {up}\n"
     text += f"def downgrade():\n    {back}\n" if back else ""
     (backend / "alembic" / "versions" / f"{name}_x.py").write_text(text)
-
-
-def found(report: Report, name: str) -> Finding:
-    return next(found for found in report.findings if found.name == name)
 
 
 def finding(report: Report, name: str) -> Status:

@@ -18,11 +18,12 @@ from flows.database.replication import check_replication, judge_mode
 from flows.database.slots import judge_slots
 from lab.processes import run
 from runbook.errors import RunbookFailed
-from runbook.report import Finding, Report, Status
+from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.postgres.rates import Rate, Rates
 from tasks.postgres.replication import Slot, parse_sync_names, read_replication
 from tests.database.conftest import NAME, Trial, write_environment
+from tests.reports import beginning as finding
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, has_contrib, running_postgres
 
 DATABASE = "grc_db"
@@ -47,10 +48,6 @@ def check(long_seconds: int = 300) -> Report:
         return check_replication.fn(NAME, seconds=1, long_seconds=long_seconds)
     except RunbookFailed as error:
         return error.report
-
-
-def finding(report: Report, name: str) -> Finding:
-    return next(found for found in report.findings if found.name.startswith(name))
 
 
 def write_wal(server: PostgresServer, megabytes: int) -> None:

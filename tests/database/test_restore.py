@@ -285,7 +285,7 @@ def test_swap_under_clients_that_keep_reconnecting(trial: Trial) -> None:
                     host="127.0.0.1", port=trial.server.port, dbname=trial.database, user="grc_user",
                     password=os.environ["TRIAL_PASSWORD"],
                 ) as connection:  # fmt: skip
-                    while not stop.is_set():
+                    while not stop.wait(0.01):
                         connection.execute("SELECT count(*) FROM by_mood")
                         seen.append(1)
             except psycopg.OperationalError:

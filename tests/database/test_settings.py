@@ -19,13 +19,14 @@ from runbook import kinds
 from runbook.chain import verify_chain
 from runbook.errors import NotConfirmed, RunbookFailed
 from runbook.permit import Act, Permit
-from runbook.report import Finding, Report, Status
+from runbook.report import Report, Status
 from tasks.postgres import settings
 from tasks.postgres.recommended import MANUAL
 from tasks.postgres.settings import CHANGE, Change, alter_system, read_settings
 from tasks.setting_records import FOLDER
 from tests import forked
 from tests.database.conftest import NAME, write_environment
+from tests.reports import beginning as found
 from tests.servers import ADMIN_PASSWORD, PATIENT, ROLE_PASSWORD, PostgresServer, running_postgres
 
 ROOT = Path(__file__).parents[2]
@@ -56,10 +57,6 @@ def server(own_server: PostgresServer, tmp_path: Path, monkeypatch: pytest.Monke
     own_server.sql("SELECT pg_reload_conf()")
     if own_server.sql("SELECT count(*) FROM pg_settings WHERE pending_restart")[0][0]:
         own_server.restart()
-
-
-def found(report: Report, start: str) -> Finding:
-    return next(finding for finding in report.findings if finding.name.startswith(start))
 
 
 def show(server: PostgresServer, name: str) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -28,8 +26,9 @@ from tasks.postgres.copy import MAKE, Copy, content_in, rename_copy
 from tasks.postgres.table_kept import find_superseded_tables
 from tasks.postgres.table_pairs import match_tables
 from tasks.postgres.table_scratch import drop_tables_scratch, tables_scratch_name
+from tests import forked
 from tests.database.conftest import NAME, Trial
-from tests.database.test_backup import ROOT, newest, run
+from tests.database.test_backup import newest, run
 from tests.database.test_restore import flip, newest_path, reseal
 from tests.servers import PATIENT
 
@@ -447,7 +446,7 @@ def test_no_acknowledged_write_is_lost_unseen_under_clients(trial: Trial) -> Non
 
     def write() -> None:
         with trial.server.connect(trial.database) as client:
-            while not stop.is_set():
+            while not stop.wait(0.001):
                 client.execute("INSERT INTO by_mood VALUES ('sad', %s)", [100_000 + len(written)])
                 written.append(100_000 + len(written))
 
@@ -455,7 +454,7 @@ def test_no_acknowledged_write_is_lost_unseen_under_clients(trial: Trial) -> Non
         with trial.server.connect(trial.database) as client:
             client.execute("SET lock_timeout = '1.5s'")
             try:
-                while not stop.is_set():
+                while not stop.wait(0.002):
                     assert client.execute("SELECT count(*) FROM by_mood").fetchone()[0] >= 300  # type: ignore[index]
             except psycopg.errors.LockNotAvailable as error:
                 waited.append(str(error))
@@ -552,13 +551,10 @@ def test_a_server_that_dies_in_the_middle(trial: Trial, tmp_path: Path, point: s
     backed_up = sums(trial)
     trial.sql("DELETE FROM by_mood WHERE mood = 'ok'")
     broken, log = sums(trial), tmp_path / "points"
-    child = subprocess.Popen(
-        [sys.executable, "-c", f"{PATIENT}from {FLOW.rpartition('.')[0]} import restore_tables;"
+    child = forked.launch(
+        ["-c", f"{PATIENT}from {FLOW.rpartition('.')[0]} import restore_tables;"
          f"restore_tables.fn({NAME!r}, ['by_mood'], confirm={NAME!r})"],
-        cwd=ROOT,
-        env={**os.environ, "OPS_FAILPOINT": f"{point}:pause", "OPS_FAILPOINT_LOG": str(log)},
-        stdout=subprocess.DEVNULL,
-        stderr=(tmp_path / "said").open("w"),
+        {**os.environ, "OPS_FAILPOINT": f"{point}:pause", "OPS_FAILPOINT_LOG": str(log)},
     )  # fmt: skip
     paused = psutil.Process(child.pid)
     until(lambda: paused.status() == psutil.STATUS_STOPPED or child.poll() is not None, what=point, seconds=600)
@@ -569,7 +565,7 @@ def test_a_server_that_dies_in_the_middle(trial: Trial, tmp_path: Path, point: s
     trial.server.start()
     told = json.loads(max(trial.reports.glob("*restore-tables.json")).read_text())
     if point == "tables: after commit":
-        assert (code, sums(trial)) == (0, backed_up), (tmp_path / "said").read_text()[-3000:]
+        assert (code, sums(trial)) == (0, backed_up), child.communicate()[1][-3000:]
         assert any(finding["name"].startswith("vacuum") and finding["status"] == "WARN" for finding in told["findings"])
     else:
         assert (code != 0, sums(trial)) == (True, broken)

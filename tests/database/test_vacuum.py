@@ -20,7 +20,7 @@ from flows.database.vacuum import check_autovacuum, vacuum_database
 from lab.processes import run, write
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.progress import Done
-from runbook.report import Finding, Report, Status
+from runbook.report import Status
 from runbook.wait import until
 from tasks.postgres import upkeep, vacuum
 from tasks.postgres.holders import find_holders
@@ -28,6 +28,7 @@ from tasks.postgres.vacuum import read_tables, tell_progress
 from tests.database.conftest import NAME, Trial
 from tests.database.test_replication import DATABASE as OTHER
 from tests.database.test_replication import server_with
+from tests.reports import finding as found
 from tests.servers import ADMIN, ADMIN_PASSWORD, PostgresServer
 
 GOOD = (Status.OK, Status.WARN)
@@ -54,10 +55,6 @@ def kill_rows(trial: Trial) -> None:
 def dead_rows(trial: Trial) -> int:
     (only,) = [table for table in read_tables(trial.environment.postgres) if table.name == "public.sessions"]
     return only.dead
-
-
-def found(report: Report, name: str) -> Finding:
-    return next(finding for finding in report.findings if finding.name == name)
 
 
 @contextlib.contextmanager

@@ -81,13 +81,16 @@ def test_what_takes_too_long_or_does_not_begin_is_escalated_once_and_what_ends_i
         stuck = begun(client, plain, Pending)
         ended = begun(client, plain, Pending, Running, Completed)
         waits = begun(client, plain, Running, suspended)
+        # Begun after those that end and wait: when its time is over, theirs is too.
+        last = begun(client, plain, Running)
         target = DeploymentFilter(id=DeploymentFilterId(any_=[client.read_deployment_by_name(f"escalate/{name}").id]))
 
         def escalated() -> dict[str, dict[str, Any]]:
             found = client.read_flow_runs(deployment_filter=target)
             return {str(run.parameters["run"]): run.parameters for run in found}
 
-        until(lambda: {str(slow.id), str(stuck.id)} <= set(escalated()), what="both escalations", seconds=300)
+        expected = {str(slow.id), str(stuck.id), str(last.id)}
+        until(lambda: expected <= set(escalated()), what="all escalations", seconds=300)
         found = escalated()
         assert found[str(slow.id)] == {
             "environment": name, "owner": "DBA", "run": str(slow.id), "key": f"overdue-{slow.id}",
@@ -95,9 +98,6 @@ def test_what_takes_too_long_or_does_not_begin_is_escalated_once_and_what_ends_i
         }  # fmt: skip
         assert found[str(stuck.id)]["key"] == f"stuck-{stuck.id}"
         assert found[str(stuck.id)]["what"].startswith(f"{stuck.name} was sent to a worker")
-        # They began later, and their time is over when that of one that began after them is.
-        last = begun(client, plain, Running)
-        until(lambda: str(last.id) in escalated(), what="the last escalation", seconds=300)
         assert not {str(ended.id), str(waits.id)} & set(escalated())
         keys = [run.parameters["key"] for run in client.read_flow_runs(deployment_filter=target)]
         assert [keys.count(key) for key in (f"overdue-{slow.id}", f"stuck-{stuck.id}", f"overdue-{last.id}")] == [

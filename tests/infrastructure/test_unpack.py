@@ -16,7 +16,8 @@ from flows.infrastructure.deployment import deploy_application
 from runbook.errors import LockLost, RunbookFailed
 from runbook.report import Report, Status
 from tests import forked
-from tests.packaged import IN_GIT, NAME, bad, rows
+from tests.packaged import IN_GIT, NAME
+from tests.reports import bad, rows
 from tests.served import DEAD, Served
 
 BROKEN = "import interviewkit", "import interviewkit, a_module_that_nobody_committed"
@@ -28,6 +29,11 @@ def deployed(version: str, **parameters: Any) -> Report:
         return deploy_application.fn(NAME, version, **{"confirm": NAME, "health_seconds": 15, **parameters})
     except RunbookFailed as error:
         return error.report
+
+
+def refused(version: str) -> Report:
+    """Of a version that never gets healthy, which is not waited for."""
+    return deployed(version, health_seconds=4)
 
 
 def killed(version: str, place: str) -> None:
@@ -64,7 +70,7 @@ def test_what_does_not_get_healthy_is_taken_back(served: Served) -> None:
     served.release("v2", '"one"', '"two"')
     assert bad(deployed("v2")) == {}
     served.release("v3", *BROKEN)
-    report = deployed("v3")
+    report = refused("v3")
     assert report.status is Status.CRITICAL
     assert DEAD.search(bad(report)["the new version is healthy"])
     assert [one.value for one in report.findings if one.name == "what was before runs again"] == ["and is healthy"]
@@ -84,7 +90,7 @@ def test_its_packages_come_and_go_with_it(served: Served) -> None:
     for name in ("requirements.txt", "requirements.lock"):
         (served.root / "backend" / name).write_text("interviewkit==2.0.0\n")
     served.release("v3", *BROKEN)
-    assert deployed("v3").status is Status.CRITICAL
+    assert refused("v3").status is Status.CRITICAL
     assert served.answer() == {"status": "ok", "kit": "1.0.3", "greeting": "two"}
     (served.root / "backend/requirements.lock").write_text("interviewkit==9.9.9\n")
     served.release("v4", BROKEN[1], BROKEN[0])
@@ -99,7 +105,7 @@ def test_killed_anywhere_what_ran_before_is_still_the_way_back(served: Served, p
     served.release("v2", *BROKEN)
     killed("v2", place)
     assert "live.release-before" in served.left()
-    report = deployed("v2")
+    report = refused("v2")
     assert "a deployment was broken off" in bad(report)["what ran before"]
     assert report.status is Status.CRITICAL
     assert (served.answer()["greeting"], served.left()) == ("one", [])
@@ -133,11 +139,11 @@ def test_a_copy_that_was_half_removed_is_never_the_way_back(served: Served) -> N
     assert served.left() == ["live.release-before.gone"]
     (served.base / "live.release-before.gone/backend/kit_server.py").unlink()
     served.release("v3", *BROKEN)
-    assert deployed("v3").status is Status.CRITICAL
+    assert refused("v3").status is Status.CRITICAL
     assert (served.answer()["greeting"], served.left()) == ("two", [])
     killed("v3", "before start_services")
     (served.base / "live.release-before/backend/requirements.txt").unlink()
-    report = deployed("v3")
+    report = refused("v3")
     assert "has lost backend/requirements.txt" in bad(report)["what was before runs again"]
     assert (served.live / "backend/requirements.txt").is_file()
     assert served.left() == ["live.release-before"], "a way back that was not gone stays"
@@ -160,7 +166,7 @@ def test_no_part_of_a_release_is_left_out_untold(served: Served) -> None:
     link.unlink()
     link.symlink_to("elsewhere")
     served.release("v4", *BROKEN)
-    assert deployed("v4").status is Status.CRITICAL
+    assert refused("v4").status is Status.CRITICAL
     assert (str(live.readlink()), served.answer()["greeting"], served.left()) == ("nowhere", "three", [])
     head = served.git("rev-parse", "HEAD").strip()
     served.git("update-index", "--cacheinfo", f"160000,{head},backend/link")
@@ -212,13 +218,13 @@ def test_the_environment_that_is_the_way_back_outlives_a_second_launch(served: S
     killed("v3", "before start_services")
     version("1.0.3")
     served.release("v4", '"two"', '"four"')
-    assert deployed("v4").status is Status.CRITICAL
+    assert refused("v4").status is Status.CRITICAL
     assert (served.answer()["kit"], served.answer()["greeting"], served.left()) == ("1.0.3", "two", [])
     killed("v3", "before start_services")
     named = Path((served.base / "live.release-before/VENV").read_text())
     assert named != served.python.parent.parent.resolve()
     shutil.rmtree(named)
-    assert "is gone" in bad(deployed("v3"))["what was before runs again"]
+    assert "is gone" in bad(refused("v3"))["what was before runs again"]
 
 
 def test_the_file_that_is_asked_is_the_file_that_is_installed(served: Served) -> None:
@@ -252,7 +258,7 @@ def test_what_is_replaced_and_put_back_keeps_its_owner(served: Served) -> None:
     assert bad(deployed("v2")) == {}
     assert (server.stat().st_uid, server.stat().st_gid) == owner
     served.release("v3", *BROKEN)
-    assert deployed("v3").status is Status.CRITICAL
+    assert refused("v3").status is Status.CRITICAL
     assert (server.stat().st_uid, server.stat().st_gid) == owner
     assert served.answer()["greeting"] == "two"
 

@@ -28,6 +28,7 @@ from lab.nodes import nodes
 from lab.processes import alive, pid_in
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
+from tests import forked
 
 SERVICES = [
     *("ai-providers", "grc-backend", "grc-frontend", "postgresql", "postgresql-standby", "redis", "redis-replica"),
@@ -397,7 +398,7 @@ def test_a_second_region_is_not_brought_up_by_itself(lab: Lab) -> None:
 @pytest.mark.parametrize("name", ["Lab", "1st", "a b", "x" * 32, "control", "../etc", ""])
 def test_a_name_that_cannot_be_one_is_refused_in_a_sentence(name: str) -> None:
     for arguments in (("up", "--name", name), ("status", "--name", name, "--json"), ("down", "--name", name)):
-        done = command(*arguments)
+        done = forked.run(["-m", "lab", *arguments])
         assert done.returncode == 1
         assert len(done.stderr.strip().splitlines()) == 1
         assert "cannot name a lab" in done.stderr

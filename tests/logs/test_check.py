@@ -13,10 +13,11 @@ import pytest
 from flows.logs.check import check_logging
 from flows.logs.rotation import rotate_logs
 from runbook.errors import RunbookFailed
-from runbook.report import Report, Status
+from runbook.report import Status
 from tasks.logs import rotation
 from tests.broken import HANGS_SECONDS, MODES, Mode, broken, nobody_left, reported, told
 from tests.logfiles import NAME
+from tests.reports import bad
 
 MISSING = {f"{log}: logrotate takes its configuration": "logrotate is not installed" for log in ("app", "audit")}
 BLOCK = """
@@ -62,10 +63,6 @@ def right(logs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """On a host without logrotate: the system tests ask the real one."""
     monkeypatch.setattr(rotation, "PLACES", "")
     return rightly(logs)
-
-
-def bad(report: Report) -> dict[str, str]:
-    return {found.name: found.value for found in report.findings if found.status is not Status.OK}
 
 
 def test_what_is_right_is_not_complained_about_but_for_the_missing_logrotate(right: Path) -> None:

@@ -12,6 +12,7 @@ from flows.logs.errors import summarise_errors
 from flows.logs.search import search_logs
 from runbook.report import Report, Status
 from tests.logfiles import NAME, NOON, every, line
+from tests.reports import values
 
 UNTIL = (NOON + timedelta(hours=12)).isoformat()
 
@@ -19,10 +20,6 @@ UNTIL = (NOON + timedelta(hours=12)).isoformat()
 def rows(report: Report) -> list[tuple[str, ...]]:
     (table,) = [item for item in report.evidence if item.name.startswith("What they say")]
     return list(table.rows)
-
-
-def values(report: Report) -> dict[str, str]:
-    return {finding.name: finding.value for finding in report.findings}
 
 
 def test_messages_that_differ_in_numbers_and_ids_are_one_kind_and_new_ones_are_told(logs: Path) -> None:

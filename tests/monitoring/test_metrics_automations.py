@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +27,7 @@ from runbook.run import runbook
 from runbook.wait import until
 from tasks.monitoring import events, state
 from tasks.monitoring.hysteresis import Standing
+from tests import forked
 from tests.monitoring.watched import NAME, Backend, Watched, backend, small_postgres, small_redis, watched
 from tests.runbook.processes import prefect_server, system
 from tests.runbook.system import System
@@ -236,14 +235,12 @@ def test_what_happened_while_prefect_was_down_or_the_watcher_died_is_told_later(
         watched.requests(20)
         if minute < 2:
             take_round(watched.environment, watched.at(minute))
-    argv = [sys.executable, "-c", ONE_ROUND, watched.at(2).isoformat()]
-    killed = subprocess.run(
-        argv, env={**dead, "OPS_FAILPOINT": "before send"}, cwd=ROOT, capture_output=True, timeout=300
-    )
+    argv = ["-c", ONE_ROUND, watched.at(2).isoformat()]
+    killed = forked.run(argv, {**dead, "OPS_FAILPOINT": "before send"})
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (kept,) = state.load(watched.reports).unsent
     argv[-1] = watched.at(3).isoformat()
-    subprocess.run(argv, env=dead, cwd=ROOT, check=True, timeout=300)
+    forked.run(argv, dead).check_returncode()
     assert state.load(watched.reports).unsent == [kept], "Prefect is down: it is kept"
     watched.minute = 3
     found = watched.round()
@@ -253,9 +250,9 @@ def test_what_happened_while_prefect_was_down_or_the_watcher_died_is_told_later(
 
 
 def test_two_that_watch_take_turns(watched: Watched) -> None:
-    argv = [sys.executable, "-c", ONE_ROUND, watched.begin.isoformat()]
+    argv = ["-c", ONE_ROUND, watched.begin.isoformat()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PREFECT_API_URL": ""}
-    both = [subprocess.Popen(argv, cwd=ROOT, env=environment) for _ in range(2)]
+    both = [forked.launch(argv, environment, capture=False) for _ in range(2)]
     assert [process.wait(300) for process in both] == [0, 0]
     kept = state.load(watched.reports)
     assert {one.against for one in kept.standings.values()} <= {0, 1}

@@ -76,17 +76,6 @@ def base_backup(system: System) -> None:
     verify_backup.fn(system.name, kind="cluster")
 
 
-def table(report: Report, name: str) -> list[tuple[str, ...]]:
-    """The rows of a table of that name."""
-    (found,) = [item for item in report.evidence if item.name == name]
-    return list(found.rows)
-
-
-def finding(report: Report, name: str) -> str:
-    """The values and hints of the findings of that name."""
-    return " | ".join(f"{found.status} {found.value} {found.hint}" for found in report.findings if name in found.name)
-
-
 def environment(system: System) -> Environment:
     """Its blocks, nothing cached."""
     return toml.environment(system.name)

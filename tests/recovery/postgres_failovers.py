@@ -55,11 +55,6 @@ def process(what: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return forked.run(["-c", RUN, NAME, what], environment)
 
 
-def finding(report: Report, name: str) -> str:
-    """The values and hints of the findings of that name."""
-    return " | ".join(f"{found.status} {found.value} {found.hint}" for found in report.findings if name in found.name)
-
-
 def found(cluster: Cluster, role: str) -> list[Any]:
     """The rows of the writing clients that a node has."""
     return cluster.sql(role, "SELECT id FROM writes")

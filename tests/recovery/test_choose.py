@@ -11,8 +11,9 @@ from blocks.environment import Environment
 from flows.recovery.choose import Chosen, choose
 from runbook.current import use_report
 from runbook.errors import OpsError, RunbookFailed, VerificationFailed
-from runbook.report import Finding, Report, Status
+from runbook.report import Report, Status
 from tests.recovery.conftest import System
+from tests.reports import finding as of
 from tests.servers import free_port
 
 
@@ -23,10 +24,6 @@ def new(system: System) -> Report:
 def chosen(env: Environment, report: Report, **named: object) -> Chosen:
     with use_report(report):
         return choose(report, env, "latest", "backups", **named)  # type: ignore[arg-type]
-
-
-def of(report: Report, name: str) -> Finding:
-    return next(found for found in report.findings if found.name == name)
 
 
 def with_stores(system: System, **places: object) -> Environment:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,8 +24,9 @@ from runbook.wait import until
 from tasks.postgres import write_block
 from tasks.wal.archiver import Archiver
 from tasks.wal.destinations import destinations_of
+from tests import forked
 from tests.clusters import NAME, Cluster, Template, running_cluster
-from tests.database.test_backup import ROOT, run
+from tests.database.test_backup import run
 
 WHY = {"reason": "rows are gone", "by": "佐藤"}
 STATE = "SELECT pg_get_wal_replay_pause_state()"
@@ -284,9 +283,9 @@ def test_a_server_that_is_down_keeps_it_contained_and_the_command_line_works(clu
         release()
     assert is_here(NAME, cluster.environment.reports_directory)
     cluster.start("standby")
-    argv = [sys.executable, "-m", "flows.recovery.containment", "release", "--environment", NAME, "--confirm", NAME]
+    argv = ["-m", "flows.recovery.containment", "release", "--environment", NAME, "--confirm", NAME]
     variables = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    done = subprocess.run(argv, env=variables, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = forked.run(argv, variables)
     assert done.returncode == 0, done.stderr
     assert not is_here(NAME, cluster.environment.reports_directory)
 

@@ -16,7 +16,9 @@ from runbook.report import Status
 from tasks.recovery_points.estimate import Sample
 from tasks.recovery_points.samples import read_samples
 from tests.recovery.conftest import System
-from tests.recovery.drills import base_backup, begun, environment, finding, forget, hold, process, table
+from tests.recovery.drills import base_backup, begun, environment, forget, hold, process
+from tests.reports import rows as table
+from tests.reports import text_of as finding
 
 NAME = "data_corruption"
 # Whether its standby is then copied, rewound or told whom to follow depends on how far it had replayed.

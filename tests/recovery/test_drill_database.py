@@ -22,18 +22,9 @@ from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.postgres.synchronous import address
 from tests.recovery.conftest import System
-from tests.recovery.drills import (
-    base_backup,
-    begun,
-    critical,
-    environment,
-    finding,
-    forget,
-    hold,
-    process,
-    steady,
-    table,
-)
+from tests.recovery.drills import base_backup, begun, critical, environment, forget, hold, process, steady
+from tests.reports import rows as table
+from tests.reports import text_of as finding
 
 NAME = "database_failure"
 PLACES = ("drill: struck", "drill: decided", "failover: promoted", "rejoin: copied", "drill: replay paused",

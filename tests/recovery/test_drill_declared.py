@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +29,11 @@ from tasks.application import wait_healthy
 from tasks.env_file import read_variable
 from tasks.faults.relay import Relay
 from tasks.services import start_services, stop_services
+from tests import forked
 from tests.recovery.conftest import System
-from tests.recovery.drills import ROOT, environment, finding, steady, table
+from tests.recovery.drills import environment, steady
+from tests.reports import rows as table
+from tests.reports import text_of as finding
 from tests.servers import free_port
 
 DECLARATION = """
@@ -146,8 +148,8 @@ def answer(system: System) -> None:
         found = until(paged, what="a page", seconds=300)
     except Unreachable:
         return
-    argv = [sys.executable, "-m", "flows.monitoring.acknowledgement", "--environment", system.name, "--by", "山田"]
-    subprocess.run([*argv, "--incident", found], cwd=ROOT, check=True, capture_output=True)
+    argv = ["-m", "flows.monitoring.acknowledgement", "--environment", system.name, "--by", "山田"]
+    forked.run([*argv, "--incident", found]).check_returncode()
 
 
 def test_the_fault_is_detected_the_on_call_person_is_paged_and_nothing_is_lost(system: System, relay: Relay) -> None:
@@ -219,8 +221,7 @@ def test_every_other_kind_of_fault_is_made_detected_and_ended(
 @pytest.mark.parametrize("kind", ["refused", "clock"])
 def test_killed_while_the_fault_lasts_it_is_healed_by_the_next_launch(system: System, relay: Relay, kind: str) -> None:
     variables = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:9/api", "OPS_FAILPOINT": "drill: struck"}
-    argv = [sys.executable, "-c", RUN, system.name, kind]
-    done = subprocess.run(argv, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+    done = forked.run(["-c", RUN, system.name, kind], variables)
     assert done.returncode == -signal.SIGKILL, done.stderr
     if kind == "clock":
         assert "the clock of backend is +7" in declared.clock(environment(system), Path())

@@ -11,7 +11,9 @@ from flows.database.backup import verify_backup
 from flows.recovery import build
 from runbook.report import Status
 from tests.recovery.conftest import System
-from tests.recovery.drills import critical, environment, finding, hold, process, steady, table
+from tests.recovery.drills import critical, environment, hold, process, steady
+from tests.reports import rows as table
+from tests.reports import text_of as finding
 
 NAME = "full_restore"
 PLACES = ("fault: database dropped", "drill: decided", "drill: restored")

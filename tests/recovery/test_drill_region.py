@@ -14,7 +14,9 @@ from flows.recovery.region_failover import region_failover
 from flows.redis.persistence import backup_redis
 from runbook.report import Status
 from tests.recovery.conftest import System
-from tests.recovery.drills import base_backup, critical, finding, hold, process, table
+from tests.recovery.drills import base_backup, critical, hold, process
+from tests.reports import rows as table
+from tests.reports import text_of as finding
 
 NAME = "region_outage"
 PLACES = ("fault: region frozen", "drill: decided", "before send_users", "drill: restored", "cluster: between renames")

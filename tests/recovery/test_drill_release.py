@@ -16,7 +16,9 @@ from runbook.errors import OpsError
 from runbook.report import Status
 from tasks.services import start_services
 from tests.recovery.conftest import System
-from tests.recovery.drills import critical, environment, finding, hold, process, steady, table
+from tests.recovery.drills import critical, environment, hold, process, steady
+from tests.reports import rows as table
+from tests.reports import text_of as finding
 
 NAME = "bad_release"
 

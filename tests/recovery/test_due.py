@@ -14,9 +14,10 @@ from flows.database.backup import backup_database
 from flows.recovery.due import take_due_backups
 from runbook.errors import RunbookFailed
 from runbook.lock import hold
-from runbook.report import Report, Status
+from runbook.report import Status
 from tests.database.conftest import NAME, Trial, trial
 from tests.database.test_restore import newest_path, reseal
+from tests.reports import bad
 
 __all__ = ["trial"]
 
@@ -29,10 +30,6 @@ def no_prefect(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def backups(trial: Trial) -> int:
     return len(list(trial.store.glob("*/manifest.json")))
-
-
-def bad(report: Report) -> dict[str, str]:
-    return {found.name: found.value for found in report.findings if found.status is not Status.OK}
 
 
 def test_one_is_taken_when_the_next_run_would_be_too_late(trial: Trial) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 from blocks.environment import Environment
@@ -17,6 +15,7 @@ from flows.recovery.ways import Way, find_ways
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks import manifest
+from tests import forked
 from tests.clusters import NAME, Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,9 +78,9 @@ def test_the_least_loss_comes_first_and_a_dead_primary_changes_the_form(cluster:
     assert "rejoin-standby" in last["before that"]
     assert last["newest moment"] == "none"
 
-    command = [sys.executable, "-m", "flows.recovery.options", "--environment", NAME]
+    command = ["-m", "flows.recovery.options", "--environment", NAME]
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+    done = forked.run(command, environment)
     assert "python -m flows.recovery.point_in_time --environment pair --by latest --source backups" in done.stdout
     assert done.stderr.startswith("Show recovery options on pair: CRITICAL")
 

@@ -28,6 +28,7 @@ from tasks.wal.destinations import archive_of, ship_now
 from tasks.wal.names import SEGMENT_BYTES, Segment, lsn_of
 from tasks.wal.receiver import wait_received
 from tests.clusters import NAME, Cluster, Template, running_cluster
+from tests.reports import values as findings
 
 OFTEN = timedelta(seconds=6)
 YOUNG: dict[str, Any] = {"hours": 24, "daily": 0, "weekly": 0, "monthly": 0}
@@ -85,10 +86,6 @@ def refused(cluster: Cluster, **parameters: object) -> str:
     assert untouched(cluster) == before
     assert not (cluster.node("postgres").data.parent / "data.restoring").exists()
     return str(caught.value)
-
-
-def findings(report: Report) -> dict[str, str]:
-    return {finding.name: finding.value for finding in report.findings}
 
 
 def test_a_base_backup_is_taken_verified_by_postgresql_and_restores(cluster: Cluster) -> None:

@@ -19,17 +19,8 @@ from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Status
 from runbook.wait import until
 from tests.clusters import NAME, Cluster, Template, running_cluster
-from tests.recovery.postgres_failovers import (
-    address,
-    fail_over,
-    finding,
-    found,
-    lost,
-    refused,
-    rejoin,
-    target,
-    verify_turned,
-)
+from tests.recovery.postgres_failovers import address, fail_over, found, lost, refused, rejoin, target, verify_turned
+from tests.reports import text_of as finding
 
 
 def test_a_crashed_primary_is_replaced_nothing_is_lost_and_it_follows_again(cluster: Cluster) -> None:

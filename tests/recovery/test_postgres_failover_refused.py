@@ -12,7 +12,8 @@ from flows.recovery.postgres_failover import postgres_failover
 from runbook.errors import NotConfirmed, OpsError, Unreachable
 from runbook.wait import until
 from tests.clusters import NAME, PROGRAMS, Cluster, Template, running_cluster
-from tests.recovery.postgres_failovers import address, fail_over, finding, refused, target, verify_turned
+from tests.recovery.postgres_failovers import address, fail_over, refused, target, verify_turned
+from tests.reports import text_of as finding
 
 BOTH = pytest.mark.parametrize("mode", ["planned", "unplanned"])
 

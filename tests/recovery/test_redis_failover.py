@@ -42,6 +42,7 @@ from tests.redis.servers import (
     settles,
 )
 from tests.redis.writer import Writer
+from tests.reports import text_of as finding
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
@@ -108,11 +109,6 @@ def end(child: forked.Child) -> str:
     """Let it go on; what it said."""
     child.send_signal(signal.SIGCONT)
     return child.communicate(timeout=300)[0]
-
-
-def finding(report: Report, name: str) -> str:
-    """The value and hint of the finding of that name."""
-    return " | ".join(f"{found.status} {found.value} {found.hint}" for found in report.findings if name in found.name)
 
 
 def follows(server: RedisServer, master: RedisServer) -> bool:

@@ -22,16 +22,7 @@ from tasks.redis.failover.promotion import Choice
 from tasks.redis.restore.surroundings import RECORD, Surroundings
 from tasks.redis.server import call
 from tests import forked
-from tests.recovery.test_redis_failover import (
-    end,
-    fail_over,
-    finding,
-    follows,
-    leftovers,
-    process,
-    refused,
-    wait_until_stopped,
-)
+from tests.recovery.test_redis_failover import end, fail_over, follows, leftovers, process, refused, wait_until_stopped
 from tests.redis.servers import (
     MASTER,
     NAME,
@@ -44,6 +35,7 @@ from tests.redis.servers import (
     replicated,
 )
 from tests.redis.writer import Writer
+from tests.reports import text_of as finding
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tests.clusters import NAME as PAIR
 from tests.clusters import Cluster
 from tests.database.conftest import NAME, Trial, trial
 from tests.database.test_backup import run
+from tests.reports import values as findings
 
 __all__ = ["trial"]  # the fixture
 
@@ -49,10 +50,6 @@ def counts(report: Report) -> dict[str, tuple[str, ...]]:
     """By table: only in the source, only live, differing, conflicts, INSERTs, UPDATEs."""
     (found,) = [one.rows for one in report.evidence if one.name == "Rows by primary key"]
     return {row[0]: row[1:] for row in found if set(row[1:]) != {"0"}}
-
-
-def findings(report: Report) -> dict[str, str]:
-    return {finding.name: finding.value for finding in report.findings}
 
 
 @pytest.fixture

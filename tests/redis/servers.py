@@ -42,6 +42,8 @@ DOWN_AFTER_MS, TIMEOUT_MS = 5000, 5000
 """The same where somebody has died (`notice_deaths`). More than a second: Sentinels ping a new master only after it, and
 at a second or less take it for down at once. And ten times as long after the death a Sentinel that has voted promotes
 nobody any more (Valkey 9 counts from its vote on for how long a replica may have been without its master)."""
+PERIODS = {"TILT-TRIGGER": 60 * PATIENT_MS, "MIN-LINK-RECONNECT-PERIOD": 60 * PATIENT_MS, "PUBLISH-PERIOD": 200}
+"""Sentinels greet each other every 0.2 s in the place of 2: a group is complete at once."""
 PATIENCE_SECONDS = 60.0
 HANG = {"socket_timeout": 300.0, "socket_connect_timeout": 300.0}
 """redis-py's own 5 seconds are less than a busy machine may need for an answer."""
@@ -259,14 +261,14 @@ class SentinelServer(RedisServer):
         """In Sentinel mode. Redis 8 saves a password with a blank in it without quotes, and cannot read that again.
 
         A Sentinel that stood still for 2 s would do nothing for the next 30 (TILT), and one that heard nothing for 6 s
-        would connect anew.
+        would connect anew. Its greetings come sooner than usual (`PERIODS`).
         """
         saved, bare = self.configuration.read_text(), f"sentinel auth-pass {MASTER} {PASSWORD}\n"
         if bare in saved:
             self.configuration.write_text(saved.replace(bare, f'sentinel auth-pass {MASTER} "{PASSWORD}"\n'))
         super().start("--sentinel", *options, wait=wait)
-        for name in ("TILT-TRIGGER", "MIN-LINK-RECONNECT-PERIOD") if wait else ():
-            call(self.client(), "SENTINEL", "DEBUG", name, 60 * PATIENT_MS)
+        for name, milliseconds in PERIODS.items() if wait else ():
+            call(self.client(), "SENTINEL", "DEBUG", name, milliseconds)
 
     def client(self, database: int = 0, **options: Any) -> redis.Redis:
         """Without a password."""

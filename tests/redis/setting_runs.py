@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.redis.settings import apply_redis_settings, check_redis_settings, undo_redis_settings
 from runbook.errors import RunbookFailed
-from runbook.report import Finding, Report, Status
+from runbook.report import Report, Status
 from tasks import setting_records as records
 from tasks.redis.settings.file import read_configuration
 from tests import forked
@@ -41,10 +41,6 @@ def apply(**parameters: Any) -> Report:
 
 def undo(**parameters: Any) -> Report:
     return undo_redis_settings.fn(NAME, confirm=NAME, **parameters)
-
-
-def found(report: Report, start: str) -> Finding:
-    return next(finding for finding in report.findings if finding.name.startswith(start))
 
 
 def bad(report: Report) -> set[str]:

@@ -263,7 +263,7 @@ def test_an_answer_that_is_lost(
 ) -> None:
     """The server hangs, and does what it was sent when it goes on."""
     fill(either.client(), 3000)
-    monkeypatch.setattr("blocks.redis.SOCKET_SECONDS", 15.0)  # for its answers before that, too
+    monkeypatch.setattr("blocks.redis.SOCKET_SECONDS", 8.0)  # for its answers before that, too
     at_page(4, either.freeze)
     told = failed(prefixes=("cache:",)).sentence()
     either.thaw()

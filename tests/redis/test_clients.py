@@ -30,6 +30,7 @@ from tasks.redis.closing import CLOSE, close_clients, why_kept
 from tasks.redis.server import call
 from tests import forked
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, running_redis
+from tests.reports import beginning as found
 
 ROOT = Path(__file__).parents[2]
 FAILPOINT = "redis clients: closed one"
@@ -100,10 +101,6 @@ def check() -> Report:
 
 def close(**parameters: Any) -> Report:
     return close_idle_redis_clients.fn(NAME, **{"min_seconds": 1, "confirm": NAME, **parameters})
-
-
-def found(report: Report, start: str) -> Finding:
-    return next(finding for finding in report.findings if finding.name.startswith(start))
 
 
 def table(report: Report, name: str) -> tuple[tuple[str, ...], ...]:

@@ -13,7 +13,7 @@ import pytest
 
 from flows.redis.persistence import backup_redis, restore_redis
 from runbook.errors import RunbookFailed
-from runbook.report import Finding, Report, Status
+from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.backup.aof import read_aof
 from tasks.redis.backup.foreign import is_foreign
@@ -23,6 +23,7 @@ from tasks.redis.server import family, program_version
 from tests.redis.conftest import NAME, Rig
 from tests.redis.data import account, fill, survivors
 from tests.redis.servers import RedisServer
+from tests.reports import finding as found
 
 OWN = {"valkey": ("VALKEY080", "REDIS0012"), "redis": ("REDIS0012", "VALKEY080")}
 """The newest RDB that a family writes, and one of the other's that it cannot read."""
@@ -42,10 +43,6 @@ def encoded(header: bytes, keys: dict[bytes, bytes], *, checksum: bool = True) -
     body = header + b"".join(b"\xfa" + string(name) + string(value) for name, value in notes.items())
     body += b"\xfe\x00" + b"".join(b"\x00" + string(name) + string(value) for name, value in keys.items()) + b"\xff"
     return body + (crc64(body).to_bytes(8, "little") if checksum else bytes(8))
-
-
-def found(report: Report, name: str) -> Finding:
-    return next(one for one in report.findings if one.name == name)
 
 
 def restore(wanted: object) -> Report:

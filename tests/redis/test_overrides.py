@@ -27,7 +27,6 @@ from tests.redis.setting_runs import (
     bad,
     check,
     expire,
-    found,
     launch,
     plan,
     record_paths,
@@ -37,6 +36,7 @@ from tests.redis.setting_runs import (
     undo,
     written,
 )
+from tests.reports import beginning as found
 
 GB = 1024**3
 

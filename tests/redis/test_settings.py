@@ -35,7 +35,6 @@ from tests.redis.setting_runs import (
     bad,
     check,
     fill,
-    found,
     launch,
     plan,
     record_paths,
@@ -45,6 +44,7 @@ from tests.redis.setting_runs import (
     undo,
     written,
 )
+from tests.reports import beginning as found
 
 OPEN_FILES = psutil.Process().rlimit(psutil.RLIMIT_NOFILE)[1]
 

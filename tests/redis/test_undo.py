@@ -62,7 +62,7 @@ def test_old_data_that_goes_bad_is_not_left_live(rig: Rig, monkeypatch: pytest.M
     """After it was judged."""
     restored(rig)
     aside = superseded_redis(rig.environment.redis)[0]
-    monkeypatch.setattr("tasks.redis.restore.swap.SERVE_SECONDS", 20.0)
+    monkeypatch.setattr("tasks.redis.restore.swap.SERVE_SECONDS", 8.0)
     meanwhile(monkeypatch, lambda: spoil(aside))
     with pytest.raises(OpsError, match="does not serve .*superseded.*the present data is live"):
         undo_restore_redis.fn(NAME, confirm=NAME)

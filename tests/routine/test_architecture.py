@@ -13,7 +13,8 @@ from runbook.errors import RunbookFailed
 from runbook.report import Finding, Measure, Report, Status
 from tasks.docker import bases
 from tests.redis.servers import RedisServer
-from tests.routine.test_audit import NAME, audited, bad
+from tests.reports import bad, rows
+from tests.routine.test_audit import NAME, audited
 from tests.servers import PostgresServer
 
 __all__ = ["audited"]
@@ -52,11 +53,6 @@ def collect() -> Report:
         return collect_architecture_facts.fn(NAME)
     except RunbookFailed as error:
         return error.report
-
-
-def rows(report: Report, name: str) -> list[tuple[str, ...]]:
-    (table,) = [found for found in report.evidence if found.name == name]
-    return list(table.rows)
 
 
 def past(directory: Path, title: str, days: int, *, size: int = 0, problem: str = "") -> None:

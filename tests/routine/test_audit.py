@@ -22,6 +22,7 @@ from runbook.wait import until
 from tasks.evidence import MANIFEST, verify_sealed
 from tests.logfiles import line
 from tests.redis.servers import PASSWORD, RedisServer
+from tests.reports import bad
 from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, free_port
 
 NAME, DATABASE = "trial", "trial_audit"
@@ -100,10 +101,6 @@ def collect() -> Report:
         return collect_audit_evidence.fn(NAME)
     except RunbookFailed as error:
         return error.report
-
-
-def bad(report: Report) -> dict[str, str]:
-    return {found.name: found.value for found in report.findings if found.status is not Status.OK}
 
 
 def archive(report: Report) -> Path:

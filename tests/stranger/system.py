@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import urllib.error
 import urllib.request
@@ -29,6 +28,7 @@ from lab.processes import MARK, Account, run, write
 from lab.supervision import Program, Supervisor
 from runbook.errors import Unreachable
 from runbook.wait import until
+from tests import forked
 from tests.servers import binaries, free_port
 from tests.templates import new_directory
 
@@ -283,10 +283,7 @@ class Stranger:
             **self.variables,
             **variables,
         }
-        done = subprocess.run(
-            [sys.executable, "-m", *words], cwd=CHECKOUT, env=environment, stdin=subprocess.DEVNULL, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600, check=False,
-        )  # fmt: skip
+        done = forked.run(["-m", *words], environment, CHECKOUT, timeout=600, merge=True)
         return Ran(done.returncode, done.stdout)
 
     def run(self, runbook: str, **parameters: str) -> Ran:

@@ -11,9 +11,10 @@ import pytest
 
 from flows.infrastructure.bases import check_base_images, update_base_images
 from runbook.errors import RunbookFailed
-from runbook.report import Report, Status
+from runbook.report import Status
 from tasks.docker import bases
 from tests.engine import BASE, NAME, Engine
+from tests.reports import bad
 
 pytestmark = pytest.mark.system
 
@@ -88,10 +89,6 @@ def trial(
     made = Bases(engine, registry, tmp_path / "checkout")
     environment(MORE.format(checkout=made.directory, prefix=engine.prefix))
     return made
-
-
-def bad(report: Report) -> dict[str, str]:
-    return {one.name: one.value for one in report.findings if one.status is not Status.OK}
 
 
 def test_age_drift_and_the_end_of_support(trial: Bases) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 
@@ -12,6 +12,7 @@ from flows.routine.weekly import weekly_check
 from runbook.report import Report
 from tests.broken import reported
 from tests.engine import NAME, Engine
+from tests.reports import rows
 
 pytestmark = pytest.mark.system
 CLOUD = """
@@ -27,11 +28,6 @@ def said(report: Report, name: str) -> str:
     """A finding's status and value."""
     (found,) = [one for one in report.findings if one.name == name]
     return f"{found.status}: {found.value}"
-
-
-def rows(report: Report, name: str) -> Sequence[Sequence[str]]:
-    (table,) = [one for one in report.evidence if one.name == name]
-    return table.rows
 
 
 def leave(engine: Engine) -> str:

@@ -15,7 +15,8 @@ from lab.client import Lab
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Status
 from tests.logfiles import NAME
-from tests.logs.test_check import bad, rightly
+from tests.logs.test_check import rightly
+from tests.reports import bad
 
 pytestmark = pytest.mark.system
 

@@ -18,7 +18,8 @@ from tasks.pgbackrest.command import call
 from tests.bits import flip
 from tests.clusters import NAME, Cluster, Template, running_cluster
 from tests.matrix.versions import VARIABLE
-from tests.recovery.test_point_in_time import bug, findings, transaction
+from tests.recovery.test_point_in_time import bug, transaction
+from tests.reports import values as findings
 
 pytestmark = pytest.mark.system
 DEBIAN = "/usr/lib/postgresql/17/bin"

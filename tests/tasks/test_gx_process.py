@@ -16,7 +16,7 @@ from blocks.postgres import Postgres
 from runbook import shell
 from runbook.errors import OpsError
 from runbook.wait import until
-from tasks.gx import process
+from tasks.gx import process, program
 from tasks.integrity import run_expectations
 from tests.servers import ADMIN_PASSWORD
 from tests.tasks.conftest import SUITES
@@ -49,6 +49,18 @@ def test_what_cannot_be_judged_is_an_error_and_no_pass(interview: Postgres, tmp_
     with pytest.raises(OpsError, match="could not be judged: KeyError"):
         process.ask({"password": "", "suites": {}})
     assert run_expectations(interview, interview.database, tmp_path, SUITES).failed == (), "it goes on after an error"
+
+
+def test_a_module_for_later_is_imported_when_something_of_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Great Expectations imports scipy.stats: for an expectation that no suite has."""
+    later = program._Later("colorsys")
+    monkeypatch.setitem(sys.modules, "colorsys", later)
+    import colorsys
+
+    assert sys.modules["colorsys"] is colorsys is later
+    assert colorsys.rgb_to_hsv(1, 1, 1) == (0.0, 0.0, 1)
+    assert sys.modules["colorsys"] is not later
+    assert colorsys.hsv_to_rgb(0.0, 0.0, 1) == (1, 1, 1)
 
 
 def test_a_program_that_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

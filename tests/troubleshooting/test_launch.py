@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -26,6 +25,7 @@ from flows.troubleshooting.disk_holders import _ADVICE
 from flows.troubleshooting.redis_tree import _clear, _more_memory
 from runbook.errors import OpsError
 from runbook.form import Forms
+from tests import forked
 from tests.troubleshooting.conftest import Host
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_what_it_does_not_take_is_told(words: list[str]) -> None:
 def test_it_runs_without_a_prefect_server(host: Host) -> None:
     words = shlex.split(command("diagnose-redis", "sick", {}))
     variables = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
-    done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, env=variables, capture_output=True, text=True)
+    done = forked.run(words[1:], variables)
     assert done.returncode == 0, done.stderr
     assert "Diagnose Redis on sick: OK — nothing found" in done.stdout
 
