@@ -26,6 +26,7 @@ from runbook.permit import Act, Pin, Tolerance
 from runbook.pins import Plan, PlanChanged, digest, read_plan
 from runbook.report import Report, Status
 from runbook.run import runbook
+from runbook.wait import until
 from tests.redis import servers
 from tests.redis.servers import running_redis
 from tests.runbook.system import System
@@ -221,13 +222,16 @@ class TestHostsThatShareNoReports:
     def test_a_plan_that_is_too_old_to_be_confirmed_is_forgotten(
         self, system: System, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for kept in (1, 0):  # the latest run of the runbook is another record
+        mine = {"variables": {"tags": {"all_": [carried_out.DIRECTORY, system.name]}, "name": {"like_": "-plan-"}}}
+
+        def kept() -> int:  # the latest run of the runbook is another record
             confirmed(system, replace_it.fn(system))
-            mine = {"variables": {"tags": {"all_": [carried_out.DIRECTORY, system.name]}, "name": {"like_": "-plan-"}}}
             with get_client(sync_client=True) as client:
-                found = client.request("POST", "/variables/filter", json=mine).json()
-            assert len(found) == kept
-            monkeypatch.setattr(carried_out, "KEPT_IN_PREFECT", timedelta(0))
+                return len(client.request("POST", "/variables/filter", json=mine).json())
+
+        assert kept() == 1
+        monkeypatch.setattr(carried_out, "KEPT_IN_PREFECT", timedelta(0))
+        until(lambda: kept() == 0, what="that they are deleted", seconds=60)  # a busy Prefect may refuse one deletion
 
     def test_without_an_answer_the_file_counts_and_the_report_says_so(
         self, system: System, monkeypatch: pytest.MonkeyPatch
