@@ -71,7 +71,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 .PHONY: lint test test-matrix test-matrix-brief test-matrix-installed test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
 .PHONY: test-system soak lock
 
-# A file is one worker's; tests/ordered.py has the longest begun first, where xdist would begin with the most tests.
+# A file is one worker's; tests/plugins/ordered.py has the longest begun first, where xdist would begin with the most tests.
 PARALLEL := --dist loadfile --no-loadscope-reorder
 
 # The newest failures first: style, types, wording, layers; then everything else on two workers.
@@ -87,17 +87,23 @@ test: lint
 # The database chapter on the other majors that are still supported (and 15), from wheels; the Redis chapter on Redis 8.
 # What no major changes (stores, deaths, Alembic's states and drivers) runs once, in make test; migrations here on 15 only.
 # 15 and 18 are tested whole; of 16 and 17, which lie between them, the core.
-CORE := tests/matrix tests/tasks/test_definitions.py tests/tasks/test_rowhash.py
+CORE := tests/matrix tests/tasks/postgres/test_definitions.py tests/tasks/postgres/test_rowhash.py
+RESTORES := $(patsubst %,tests/database/%.py,backup/test_backup backup/test_base_backup restore/test_restore)
 MATRIX_15 := $(CORE) tests/database
-MATRIX_16 := $(CORE) $(patsubst %,tests/database/test_%.py,backup base_backup restore tables vacuum verify_and_prune)
+MATRIX_16 := $(CORE) $(RESTORES) $(patsubst %,tests/database/%.py,\
+  restore/test_tables server/test_vacuum backup/test_verify_and_prune)
 MATRIX_17 := $(MATRIX_16)
-ONCE := killed_server write_load stores memory copies waiting migrations_states migrations_elsewhere migrations_create
-ONCE_REDIS := cache_meanwhile memory_scale overrides refusals
+ONCE := $(patsubst %,--ignore=tests/database/%.py,test_killed_server backup/test_write_load backup/test_stores \
+  backup/test_memory backup/test_copies backup/test_waiting migrations/test_migrations_states \
+  migrations/test_migrations_elsewhere migrations/test_migrations_create)
+ONCE_REDIS := $(patsubst %,--ignore=tests/redis/%.py,cache/test_cache_meanwhile memory/test_memory_scale \
+  settings/test_overrides test_refusals)
 ONCE_15 := $(ONCE)
 # Of these, what backups and restores stand on: CI, which has 45 minutes, runs it after `make test`.
-BRIEF := $(CORE) $(patsubst %,tests/database/test_%.py,backup base_backup restore)
-BRIEF_REDIS := $(patsubst %,tests/redis/test_%.py,restore aof_backup persistence verification)
-MATRIX_REDIS := tests/redis tests/recovery/test_redis_failover.py
+BRIEF := $(CORE) $(RESTORES)
+BRIEF_REDIS := $(patsubst %,tests/redis/%.py,restore/test_restore backup/test_aof_backup backup/test_persistence \
+  backup/test_verification)
+MATRIX_REDIS := tests/redis tests/recovery/redis/test_redis_failover.py
 
 test-matrix: test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
 
@@ -110,12 +116,12 @@ test-matrix-installed: $(INSTALLED)
 
 test-matrix-15 test-matrix-16 test-matrix-17: test-matrix-%: test-matrix-installed
 	@OPS_TEST_POSTGRES=$* $(BIN)/python -m pytest $(MATRIX_$*) $(PARALLEL) -n 4 -m "not system and not soak" \
-	  -k "not killed" $(patsubst %,--ignore=tests/database/test_%.py,$(ONCE_$*))
+	  -k "not killed" $(ONCE_$*)
 
 test-matrix-redis: $(INSTALLED)
 	@tests/matrix/install-redis
 	@OPS_TEST_REDIS=8 $(BIN)/python -m pytest $(MATRIX_REDIS) $(PARALLEL) -n 4 \
-	  -m "not system and not soak" -k "not killed" $(patsubst %,--ignore=tests/redis/test_%.py,$(ONCE_REDIS))
+	  -m "not system and not soak" -k "not killed" $(ONCE_REDIS)
 
 test-system: $(INSTALLED)
 	@tests/system/install

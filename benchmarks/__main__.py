@@ -17,7 +17,7 @@ from benchmarks.figures import as_table, write_json
 from benchmarks.place import Called, place
 from lab.progress import progress
 from runbook.errors import OpsError
-from runbook.render import table
+from runbook.page.render import table
 
 if TYPE_CHECKING:
     from benchmarks.suite import Suite

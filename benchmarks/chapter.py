@@ -15,7 +15,7 @@ from benchmarks.figures import Figure
 from benchmarks.peers import Peers
 from benchmarks.place import DATABASE, NAME, Called, Place
 from benchmarks.s3 import copies_on, keep_newest
-from lab.base import CHECKOUT
+from lab.state.base import CHECKOUT
 from runbook import shell
 from runbook.errors import OpsError
 from tests.s3.servers import ACCESS_KEY, SECRET_KEY, S3Server, running_gateway
@@ -25,8 +25,8 @@ S3_ROUNDS = 3
 S3_BAR = 1.25
 OVERHEAD_SECONDS = 3.0
 VERIFY = "flows.database.backup:verify_backup"
-VACUUM = "flows.database.vacuum:vacuum_database"
-REINDEX = "flows.database.indexes:rebuild_indexes"
+VACUUM = "flows.database.upkeep.vacuum:vacuum_database"
+REINDEX = "flows.database.upkeep.indexes:rebuild_indexes"
 REPLICATE = "flows.database.copies:replicate_backups"
 AWS = CHECKOUT / ".venv" / "awscli"
 AWSCLI = "awscli==1.46.3"

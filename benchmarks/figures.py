@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runbook.render import table
+from runbook.page.render import table
 
 COLUMNS = ("what", "ours", "peer", "ratio or figure", "bar", "holds")
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import Figure
-from lab.base import CHECKOUT
 from lab.progress import Tell
+from lab.state.base import CHECKOUT
 from runbook import shell
 from runbook.errors import OpsError
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import redis
 
 from benchmarks.place import DATABASE, Place
-from lab.base import PYTHON
 from lab.lifecycle import existing
+from lab.state.base import PYTHON
 from runbook import shell
 from runbook.wait import until
 

@@ -19,9 +19,9 @@ import psycopg
 from psycopg import sql
 
 from lab import lifecycle
-from lab.base import CHECKOUT, base_directory
 from lab.client import Lab
 from lab.progress import Tell, silent
+from lab.state.base import CHECKOUT, base_directory
 from runbook import shell
 from runbook.errors import OpsError
 from runbook.wait import until

@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks import redis_failover
 from benchmarks.figures import Figure
-from lab.base import CHECKOUT
 from lab.progress import Tell
+from lab.state.base import CHECKOUT
 from runbook import shell
 from runbook.errors import OpsError
 from runbook.wait import until
@@ -28,8 +28,8 @@ KEYS = 1_000_000
 ROUNDS = 3
 TTL_SAMPLE = 2000
 IDLE_SECONDS = 8.0
-MEMORY = "flows.redis.memory:check_redis_memory"
-CLEAR = "flows.redis.cache:clear_cache"
+MEMORY = "flows.redis.memory.check:check_redis_memory"
+CLEAR = "flows.redis.cache.cache:clear_cache"
 PEER = CHECKOUT / "benchmarks" / "redis_peer.sh"
 FILL = """
 for n = tonumber(ARGV[1]), tonumber(ARGV[2]) do

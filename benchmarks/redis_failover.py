@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from benchmarks.figures import Figure
-from lab.base import CHECKOUT
 from lab.progress import Tell
+from lab.state.base import CHECKOUT
 from runbook import shell
 from tasks.redis.server import call
 from tests.redis.servers import MASTER, NAME, Group, replicated
 from tests.redis.writer import Writer
 
-FAILOVER = "flows.recovery.redis_failover:redis_failover"
+FAILOVER = "flows.recovery.redis.failover:redis_failover"
 ROUNDS = 3
 BAR_SECONDS = 3.0
 DOWN_AFTER_MS = 5000

@@ -13,13 +13,13 @@ from benchmarks.figures import Figure
 from benchmarks.logs_chapter import LogsChapter
 from benchmarks.peers import Peers, Recovered
 from benchmarks.place import NAME, Called, Place
-from benchmarks.recovery_chapter import RecoveryChapter
+from benchmarks.recovery.chapter import RecoveryChapter
 from benchmarks.redis_chapter import RedisChapter
-from blocks import toml
-from runbook.render import size
-from tasks import catalogue
-from tasks.postgres.copy import default_jobs
-from tasks.postgres.dump import best_compression
+from blocks.config import toml
+from runbook.page.render import size
+from tasks.backups import catalogue
+from tasks.postgres.dump.dump import best_compression
+from tasks.postgres.restore.staged_copy import default_jobs
 from tasks.stores.directory import DirectoryStore
 
 CHAPTER, RECOVERY, ESTIMATE = "chapter", "recovery", "estimate"

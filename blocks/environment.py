@@ -17,22 +17,22 @@ from prefect.context import FlowRunContext
 from pydantic import Field, PrivateAttr, field_validator
 
 from blocks.ai_providers import AIProviders
-from blocks.alerts import COLUMNS, Alerts
-from blocks.approval import Approval
 from blocks.cloud import Cloud
 from blocks.docker import Docker
 from blocks.exclusion import Cluster, Directory, Exclusion, Part, keyspaces
 from blocks.hosts import is_here
 from blocks.monitoring import Monitoring
-from blocks.nodes import primary_first
+from blocks.people.alerts import COLUMNS, Alerts
+from blocks.people.approval import Approval
 from blocks.places import Application, Backups, Certificates, Endpoint, Logs
-from blocks.postgres import Postgres
+from blocks.postgres.nodes import primary_first
+from blocks.postgres.server import Postgres
+from blocks.postgres.wal import Wal
 from blocks.prefect_server import PrefectServer
-from blocks.redis import Redis
-from blocks.services import Services
-from blocks.wal import Wal
-from runbook.brief import asked_briefly
+from blocks.redis.server import Redis
+from blocks.services.service import Services
 from runbook.errors import OpsError
+from runbook.guard.brief import asked_briefly
 from runbook.thresholds import default_limits
 
 Stores = Literal["backups", "copies"]
@@ -104,7 +104,7 @@ class Environment(Block):
         Raises:
             OpsError: there is none of that name, or its TOML is wrong.
         """
-        from blocks import toml  # it builds environments, so it imports this module
+        from blocks.config import toml  # it builds environments, so it imports this module
 
         toml.check_name(name)
         if stand_in := _stand_ins.get().get(name):
@@ -145,7 +145,7 @@ class Environment(Block):
     @property
     def postgres(self) -> Postgres:
         """The primary: the only database server; of two the one that is not in recovery now. They are asked once
-        (2 s each at most) and then not again before `forget_roles`; who is chosen in doubt: blocks.nodes."""
+        (2 s each at most) and then not again before `forget_roles`; who is chosen in doubt: blocks.postgres.nodes."""
         return self._primary_first()[0] if self.has("standby") else cast(Postgres, self._part("postgres"))
 
     @property

@@ -22,9 +22,9 @@ import psycopg
 import redis
 from psycopg import sql
 
-from blocks.postgres import Connection, Postgres, execute, refuse_pooler
-from blocks.redis import Redis
-from blocks.redis_servers import found_servers
+from blocks.postgres.server import Connection, Postgres, execute, refuse_pooler
+from blocks.redis.server import Redis
+from blocks.redis.servers import found_servers
 from runbook.errors import Locked, LockLost, OpsError, Unreachable
 from runbook.wait import until
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, SecretStr
 
-from blocks.postgres import Postgres
-from blocks.services import DockerServices, Services
+from blocks.postgres.server import Postgres
+from blocks.services.service import DockerServices, Services
 
 
 class PrefectServer(Postgres):

@@ -11,7 +11,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.types import SecretDict
 from pydantic import SecretStr
 
-from blocks.alerts import Alerts, Channel
+from blocks.people.alerts import Alerts, Channel
 from tasks.alerts import message as form
 
 # Filled in by the block: its own subject and body, and what it keeps masked.

@@ -24,7 +24,7 @@ from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterNam
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
 from deployments import automations
 from deployments.maintenance import NAME
@@ -33,7 +33,7 @@ from deployments.runbooks import has_schedule, has_to_run, shown
 from runbook import shell
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
-from tasks.worktree import git
+from tasks.application.worktree import git
 
 ROOT = Path(__file__).parent.parent
 KIND_OF_DOCKER, KIND_OF_PROCESS = "docker", "process"
@@ -45,7 +45,7 @@ WAITS = "deployed-paused"
 
 
 def chapter_of(entry: Mapping[str, Any]) -> str:
-    """`redis` of the entrypoint `flows.redis.memory.check_redis_memory`."""
+    """`redis` of the entrypoint `flows.redis.memory.check.check_redis_memory`."""
     return str(entry["entrypoint"]).split(".")[1]
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
 
+from blocks.config.mistakes import Mistake, near, shown
 from blocks.environment import Environment
-from blocks.mistakes import Mistake, near, shown
 from runbook.errors import OpsError
 
 ROOT = Path(__file__).resolve().parents[1]

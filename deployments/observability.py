@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from blocks import toml
+from blocks.config import toml
 from flows.monitoring.exposition import exported
 from flows.monitoring.rounds import TIMING
 from flows.monitoring.table import METRICS, Metric

@@ -11,14 +11,14 @@ import sys
 
 import yaml  # type: ignore[import-untyped]
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
 from deployments.alerting import block_name, server_channel
 from deployments.names import require_known_names
 from flows.launch import CONTENTS, find_flow
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
-from runbook.lease import ensure_limit
+from runbook.guard.lease import ensure_limit
 from tasks.gx.suites import read_suites
 from tasks.integrity import judgeable, read_columns
 

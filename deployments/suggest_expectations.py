@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
 from runbook.drivers import exit_code
 from runbook.errors import OpsError

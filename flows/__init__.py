@@ -1,6 +1,6 @@
 """In what order, and with what judgement: one folder per chapter of the manual, one file per topic."""
 
-from runbook import approval
+from runbook.guard import approval
 
 
 def _page(environment: str, what: str, run: str, key: str) -> None:

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from blocks.approval import Approval
 from blocks.environment import Environment
-from runbook import approval
-from runbook.approval import Approved, PlanChanged
-from runbook.approval_form import described
-from runbook.codes import Refused
+from blocks.people.approval import Approval
 from runbook.errors import NotConfirmed
+from runbook.guard import approval
+from runbook.guard.approval import Approved, PlanChanged
+from runbook.guard.approval_form import described
+from runbook.guard.codes import Refused
 from runbook.report import Report, Status
 
 CODE, OVERRIDE = "OPS_APPROVAL_CODE", "OPS_APPROVAL_OVERRIDE"

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from blocks.environment import Environment
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from runbook import clock
-from runbook.render import duration
+from runbook.page.render import duration
 from runbook.report import Report
-from tasks.clocks import Skew, read_skews
-from tasks.retention import most_unattended
+from tasks.backups.retention import most_unattended
+from tasks.host.clocks import Skew, read_skews
 from tasks.stores.store import Store
 
 T = TypeVar("T")

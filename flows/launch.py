@@ -25,10 +25,10 @@ from prefect.exceptions import ParameterTypeError, SignatureMismatchError
 from prefect.settings import PREFECT_API_URL
 
 from flows.approval import call_approved
-from runbook.alone import OPTION, refuse_maintenance
 from runbook.drivers import exit_code
 from runbook.errors import OpsError, RunbookFailed, Unreachable
-from runbook.render import dumps
+from runbook.guard.alone import OPTION, refuse_maintenance
+from runbook.page.render import dumps
 from runbook.report import Report
 from runbook.wait import until
 

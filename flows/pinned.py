@@ -6,14 +6,14 @@ import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from blocks.postgres import DIRECT, POOLED, Postgres
-from blocks.redis import Redis
+from blocks.postgres.server import DIRECT, POOLED, Postgres
+from blocks.redis.server import Redis
 from runbook.errors import OpsError
-from runbook.permit import Tolerance
-from runbook.pins import NO_ANSWER, digest
-from runbook.render import size
+from runbook.guard.permit import Tolerance
+from runbook.guard.pins import NO_ANSWER, digest
+from runbook.page.render import size
 from runbook.report import Report
-from tasks.postgres.server import read_position
+from tasks.postgres.server.server import read_position
 from tasks.redis.cache.flushing import TOLERANCE
 from tasks.redis.server import read_progress
 

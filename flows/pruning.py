@@ -9,20 +9,20 @@ from blocks.environment import Environment, Stores
 from flows.deleting import judge_clocks, limit_unattended
 from flows.store import mark_failed, note, store_for
 from runbook import clock
-from runbook.permit import Permit
-from runbook.render import duration, size
+from runbook.guard.permit import Permit
+from runbook.page.render import duration, size
 from runbook.report import Report
-from tasks.catalogue import Backup
-from tasks.manifest import Kind
-from tasks.retention import (
+from tasks.backups.catalogue import Backup
+from tasks.backups.manifest import Kind
+from tasks.backups.retention import (
     Rule,
     Stored,
     delete_backups,
+    need_of,
     read_backup,
     read_store,
     reasons_to_stay,
 )
-from tasks.retention_need import need_of
 
 
 def find_prunable(

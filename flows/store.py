@@ -7,16 +7,16 @@ from typing import get_args
 
 from blocks.environment import Environment, Stores
 from runbook.errors import OpsError, Unreachable, VerificationFailed
-from runbook.render import duration, size
+from runbook.page.render import duration, size
+from runbook.page.shown import show_table
 from runbook.report import Report, Status
-from runbook.shown import show_table
-from tasks import at_hand, catalogue
-from tasks.backup_log import append_line
-from tasks.catalogue import Backup
+from tasks.backups import catalogue, fetched_files
+from tasks.backups.catalogue import Backup
+from tasks.backups.log import append_line
+from tasks.backups.manifest import Kind
+from tasks.backups.publishing import clean_unfinished, find_unfinished, send_waiting, set_aside, sweep_spool
+from tasks.backups.retention import read_stores
 from tasks.cluster.content import cluster_in
-from tasks.manifest import Kind
-from tasks.publishing import clean_unfinished, find_unfinished, send_waiting, set_aside, sweep_spool
-from tasks.retention import read_stores
 from tasks.stores.directory import BAD
 from tasks.stores.store import RESOURCE, Store, has_place, store_of
 
@@ -32,7 +32,7 @@ def store_for(env: Environment, kind: Kind, which: Stores = "backups") -> Store:
         OpsError: the environment has no such set, or an address in it is wrong.
     """
     store = store_of(env, kind, which)
-    at_hand.sweep(store)
+    fetched_files.sweep(store)
     return store
 
 
@@ -95,8 +95,8 @@ def choose_backup(report: Report, env: Environment, kind: Kind, wanted: str, sou
 
 def read_files(report: Report, backup: Backup) -> list[str]:
     """Have a backup's files at hand until the run ends, compared with its manifest; returns what is wrong."""
-    report.at_end(lambda: at_hand.put_away(backup))
-    problems = list(at_hand.verify_files(backup))
+    report.at_end(lambda: fetched_files.put_away(backup))
+    problems = list(fetched_files.verify_files(backup))
     if problems:
         mark_failed(report, backup, problems[0])
     return problems

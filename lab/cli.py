@@ -7,13 +7,13 @@ import json
 import sys
 
 from lab import lifecycle
-from lab.base import CHECKOUT, base_directory, checked_name
 from lab.control import Control
-from lab.environment import as_exports, ui_url
 from lab.processes import heed_interrupts
 from lab.progress import progress
 from lab.start import fill
-from lab.status import as_table, read_status
+from lab.state.base import CHECKOUT, base_directory, checked_name
+from lab.state.environment import as_exports, ui_url
+from lab.state.status import as_table, read_status
 from runbook.errors import OpsError
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import psycopg
 
 from lab import lifecycle, region
-from lab.base import create_base
 from lab.control import Control
 from lab.progress import Tell, silent
-from lab.replication import RECEIVER_PROGRAM
+from lab.servers.replication import RECEIVER_PROGRAM
 from lab.start import lose
-from lab.status import read_status
+from lab.state.base import create_base
+from lab.state.status import read_status
 from runbook.wait import until
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import httpx
 import psutil
 
-from lab.base import CHECKOUT, PYTHON
-from lab.environment import api_url, operator_environment, prefect_variables
-from lab.layout import ControlLayout, Layout
 from lab.processes import Account, end, exclusive, marked, run, write
 from lab.progress import Tell
-from lab.services import supervisor_of
-from lab.state import ControlState, free_port, is_free, load_control, load_state, save, taken_ports
-from lab.supervision import Program, Supervisor
+from lab.servers.services import supervisor_of
+from lab.servers.supervision import Program, Supervisor
+from lab.state.base import CHECKOUT, PYTHON
+from lab.state.environment import api_url, operator_environment, prefect_variables
+from lab.state.layout import ControlLayout, Layout
+from lab.state.state import ControlState, free_port, is_free, load_control, load_state, save, taken_ports
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.wait import until
 

@@ -21,13 +21,13 @@ import httpx
 import psycopg
 from psycopg import sql
 
-from blocks import toml
+from blocks.config import toml
 from blocks.places import Application
-from lab import postgres
 from lab.client import Lab
 from lab.progress import Tell, progress
 from lab.proof import Proof, find_report
 from lab.runs import Run, Runs
+from lab.servers import postgres
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 from tasks.drill.account import Account, account_of

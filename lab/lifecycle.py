@@ -8,17 +8,18 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lab import region, valkey
-from lab.base import base_directory, checked_name, create_base
-from lab.binaries import find_binaries, is_wheel
+from lab import region
 from lab.control import Control
-from lab.environment import prefect_variables, system_variables, ui_url
-from lab.layout import Layout
 from lab.processes import Account, exclusive
 from lab.progress import Tell
-from lab.services import Services, supervisor_of
+from lab.servers import valkey
+from lab.servers.binaries import find_binaries, is_wheel
+from lab.servers.services import Services, supervisor_of
 from lab.start import end_orphans, start_services
-from lab.state import Passwords, Ports, State, is_free, load_state, save, taken_ports
+from lab.state.base import base_directory, checked_name, create_base
+from lab.state.environment import prefect_variables, system_variables, ui_url
+from lab.state.layout import Layout
+from lab.state.state import Passwords, Ports, State, is_free, load_state, save, taken_ports
 from runbook.errors import OpsError
 
 MEGABYTES = 40

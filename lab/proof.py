@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lab.runs import Run
-from runbook.chain import reports_in
-from runbook.render import duration
+from runbook.files.chain import reports_in
+from runbook.page.render import duration
 from tasks.drill.account import Account
 from tasks.drill.ledger import Ledger
 

@@ -15,15 +15,15 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import replication, shipping, valkey
 from lab.application.install import environment_text
-from lab.environment import clean_environment
 from lab.processes import write
 from lab.progress import Tell
-from lab.services import Services
+from lab.servers import replication, shipping, valkey
+from lab.servers.services import Services
+from lab.servers.supervision import Program
 from lab.start import end_orphans
-from lab.state import Ports, State, load_state, save
-from lab.supervision import Program
+from lab.state.environment import clean_environment
+from lab.state.state import Ports, State, load_state, save
 from runbook.errors import Unreachable
 
 APPLICATION = ("grc-backend", "grc-frontend")

@@ -22,12 +22,12 @@ from pathlib import Path
 import psycopg
 
 from lab import lifecycle
-from lab.environment import api_url, ui_url
-from lab.postgres import DATABASE
 from lab.processes import heed_interrupts
 from lab.progress import Tell
 from lab.runs import Runs
-from lab.services import Services
+from lab.servers.postgres import DATABASE
+from lab.servers.services import Services
+from lab.state.environment import api_url, ui_url
 from runbook.errors import OpsError
 
 EVERY_SECONDS = 3600

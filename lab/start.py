@@ -11,17 +11,18 @@ import httpx
 import psycopg
 import redis
 
-from lab import postgres, replication, seed, valkey
-from lab.base import PYTHON
-from lab.checkout import commit_sources
-from lab.environment import clean_environment
-from lab.layout import Layout
-from lab.nodes import system_of_wal
+from lab.data import seed
+from lab.data.checkout import commit_sources
 from lab.processes import alive, end, marked, pid_in, run, server_at, working_in, write
 from lab.progress import Tell
-from lab.replication import RECEIVER_PROGRAM, RECEIVER_SLOT, STANDBY, STANDBY_SLOT
-from lab.services import APPLICATION, REDIS, Services
-from lab.shipping import ARCHIVER_PROGRAM
+from lab.servers import postgres, replication, valkey
+from lab.servers.nodes import system_of_wal
+from lab.servers.replication import RECEIVER_PROGRAM, RECEIVER_SLOT, STANDBY, STANDBY_SLOT
+from lab.servers.services import APPLICATION, REDIS, Services
+from lab.servers.shipping import ARCHIVER_PROGRAM
+from lab.state.base import PYTHON
+from lab.state.environment import clean_environment
+from lab.state.layout import Layout
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 

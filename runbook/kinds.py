@@ -22,7 +22,7 @@ from prefect.futures import PrefectFuture
 from runbook.current import current_report
 from runbook.errors import Unreachable
 from runbook.failpoint import failpoint
-from runbook.permit import Permit
+from runbook.guard.permit import Permit
 from runbook.report import Status, StepTime
 
 P = ParamSpec("P")

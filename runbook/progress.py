@@ -14,10 +14,10 @@ import httpx
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext, TaskRunContext
 
-from runbook.brief import asked_briefly
 from runbook.errors import OpsError
+from runbook.guard.brief import asked_briefly
 from runbook.log import logger
-from runbook.markdown import escaped
+from runbook.page.markdown import escaped
 
 EVERY_SECONDS = 5.0
 ANSWER_SECONDS = 3.0

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from runbook.errors import NotConfirmed, RunbookFailed, without_logins
-from runbook.guards import Approving, Held, Planned
-from runbook.permit import Act, Permit, Pin, PlannedStep, PlanOnly, Tolerance
+from runbook.guard.guards import Approving, Held, Planned
+from runbook.guard.permit import Act, Permit, Pin, PlannedStep, PlanOnly, Tolerance
 from runbook.thresholds import limit_of
 
 NOT_CONFIGURED = "not configured"

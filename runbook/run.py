@@ -12,18 +12,19 @@ from pathlib import Path
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 
-from runbook import alone, approval, carried_out, chain, containment, durable, pins, render, repeats
-from runbook.brief import asked_briefly
-from runbook.contacts import add_contacts
 from runbook.current import current_report, use_report
 from runbook.drivers import described
 from runbook.errors import Locked, LockLost, NotConfirmed, OpsError, RunbookFailed, without_logins
-from runbook.form import form_address
-from runbook.holder import Rank
-from runbook.lock import EnvironmentLock, hold
+from runbook.files import chain, durable, repeats
+from runbook.guard import alone, approval, carried_out, containment, pins
+from runbook.guard.brief import asked_briefly
+from runbook.guard.holder import Rank
+from runbook.guard.lock import EnvironmentLock, hold
+from runbook.guard.permit import PlanOnly, is_scheduled, is_unattended, is_without_person, launched_by
 from runbook.log import logger
-from runbook.markdown import escaped
-from runbook.permit import PlanOnly, is_scheduled, is_unattended, is_without_person, launched_by
+from runbook.page import render
+from runbook.page.form import form_address
+from runbook.page.markdown import escaped
 from runbook.report import Finding, Report, Status
 from runbook.target import Target
 
@@ -235,3 +236,22 @@ def _form(report: Report) -> str:
             return address
     pinned = "".join(f", {name}={render.dumps(value)}" for name, value in report.pins.items())
     return f"launch it again with confirm=“{report.environment}”{pinned}"
+
+
+TABLE = "誰に連絡するか"
+
+
+def add_contacts(report: Report, target: Target) -> None:
+    """Where it is CRITICAL: the owner's own contacts first (a run has its deployment's tags), then everybody, then
+    vendors with their support plans."""
+    if report.status is not Status.CRITICAL:
+        return
+    context = FlowRunContext.get()
+    tags = context.flow_run.tags if context and context.flow_run else []
+    try:  # a report without numbers is a report
+        columns, *rows = target.whom_to_call(tags) or [()]
+    except Exception as error:
+        logger().warning("whom to call is not in the report: %s", type(error).__name__)
+        return
+    if rows:
+        report.table(TABLE, columns, rows)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pydantic import SecretStr
 
-from runbook.guards import Excluding
+from runbook.guard.guards import Excluding
 
 
 class Approver(Protocol):

@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from blocks.postgres import Connection, Postgres, execute
+from blocks.postgres.server import Connection, Postgres, execute
 from runbook.kinds import probe
 from tasks.gx import process
 from tasks.gx.suites import TAKEN, Suite, name_of, read_suites, table_of
-from tasks.postgres.quiet import copy_options
+from tasks.postgres.content.quiet import copy_options
 
 Table = tuple[str, str]
 """Schema and name."""

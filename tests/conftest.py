@@ -21,28 +21,28 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from lab import lifecycle  # noqa: E402
-from lab.base import base_directory  # noqa: E402
 from lab.client import Lab  # noqa: E402
 from lab.processes import heed_interrupts  # noqa: E402
 from lab.progress import silent  # noqa: E402
+from lab.state.base import base_directory  # noqa: E402
 from runbook.errors import OpsError  # noqa: E402
 
 pytest_plugins = (
-    "tests.servers",
-    "tests.shared",
-    "tests.prefect_client",
-    "tests.tidy",
-    "tests.soaked",
-    "tests.ordered",
+    "tests.fixtures.servers",
+    "tests.plugins.shared",
+    "tests.fixtures.prefect_client",
+    "tests.plugins.tidy",
+    "tests.plugins.soaked",
+    "tests.plugins.ordered",
     "tests.redis.servers",
     "tests.s3.servers",
-    "tests.clusters",
-    "tests.logfiles",
-    "tests.checkouts",
-    "tests.advisories",
-    "tests.packaged",
-    "tests.served",
-    "tests.workday",
+    "tests.fixtures.postgres.clusters",
+    "tests.fixtures.logfiles",
+    "tests.fixtures.application.checkouts",
+    "tests.fixtures.advisories",
+    "tests.fixtures.application.packaged",
+    "tests.fixtures.application.served",
+    "tests.fixtures.workday",
 )
 
 _BASE = "OPS_LAB_BASE"
@@ -85,7 +85,7 @@ os.environ.update(PREPARED.environ())
 def lab() -> Iterator[Lab]:
     """A lab with 3 MB of data, its variables in `os.environ`: flows can be called in this process. A file of tests leaves
     it as it found it, which is checked."""
-    from tests.tidy import tidy  # which imports Prefect
+    from tests.plugins.tidy import tidy  # which imports Prefect
 
     running = Lab.up(PREPARED.name, megabytes=3)
     assert running.environ().items() <= os.environ.items(), "a stranger took a port since this run began: run it again"

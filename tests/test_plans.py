@@ -15,12 +15,12 @@ from blocks.environment import Environment
 from blocks.prefect_server import PrefectServer
 from flows.deleting import limit_unattended
 from flows.troubleshooting.disk_systems import METRIC
-from runbook.carried_out import CarriedOut, Records
 from runbook.errors import RunbookFailed
-from runbook.permit import Act, Pin
-from runbook.pins import Pinned
+from runbook.guard.carried_out import CarriedOut, Records
+from runbook.guard.permit import Act, Pin
+from runbook.guard.pins import Pinned
 from runbook.report import Report
-from tasks.clocks import Skew
+from tasks.host.clocks import Skew
 from tests.test_deployments import FLOWS, Found
 
 NAME = "twice"
@@ -64,7 +64,7 @@ def _required(found: Found) -> dict[str, Any]:
     ["clean-logs", "discard-superseded", "clean-docker", "free-disk-emergency", "clean-prefect-history"],
 )
 def test_what_deletes_by_age_refuses_a_wrong_clock(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How clocks are read, and prune-backups: tests/database/test_verify_and_prune.py."""
+    """How clocks are read, and prune-backups: tests/database/backup/test_verify_and_prune.py."""
     server = PrefectServer(password=SecretStr(""), admin_password=SecretStr(""), keep_days=1)
     env = Environment(name=NAME, reports=str(tmp_path), rpo_seconds=1, rto_seconds=1,
                       thresholds={METRIC: [0, 1]}, slugs={"prefect_server": ""})  # fmt: skip

@@ -7,9 +7,9 @@ import os
 import psycopg
 import pytest
 
-from lab import state
+from lab.state import state
 from runbook.errors import Unreachable
-from tests.servers import PostgresServer, free_port, others_ports, running_postgres, taken_ports
+from tests.fixtures.servers import PostgresServer, free_port, others_ports, running_postgres, taken_ports
 
 
 def test_a_server_is_reached_through_its_block_as_both_roles(postgres_server: PostgresServer) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.soaked import COLLECTED, LISTED
+from tests.plugins.soaked import COLLECTED, LISTED
 
 ROOT = Path(__file__).resolve().parents[1]
 

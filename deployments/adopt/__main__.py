@@ -19,8 +19,8 @@ from pathlib import Path
 import redis
 from pydantic import SecretStr
 
-from blocks import secrets, toml
-from blocks.redis import Redis
+from blocks.config import secrets, toml
+from blocks.redis.server import Redis
 from deployments.adopt.application import ANSWER_SECONDS, find_application
 from deployments.adopt.description import (
     BY_KEY,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blocks import secrets
+from blocks.config import secrets
 from runbook.errors import OpsError
 
 _HEAD = ("--", "++", "@@")

@@ -15,7 +15,7 @@ from functools import partial
 
 from prefect.settings import PREFECT_API_URL
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
 from deployments.doctor import control, databases, host, places, recorder, services
 from deployments.doctor.line import Level, Line, Look, expect, looked, prefer

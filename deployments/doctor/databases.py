@@ -10,17 +10,17 @@ from pathlib import Path
 
 import psycopg
 
-from blocks import postgres_refusals as refusals
 from blocks.environment import Environment
-from blocks.postgres import DIRECT, POOLED, Connection, Postgres, execute, first_line, is_pooled
-from blocks.postgres_refusals import hint_for, sqlstate_of
-from blocks.services import DockerServices
+from blocks.postgres import refusals
+from blocks.postgres.refusals import hint_for, sqlstate_of
+from blocks.postgres.server import DIRECT, POOLED, Connection, Postgres, execute, first_line, is_pooled
+from blocks.services.service import DockerServices
 from deployments.doctor.host import clock
 from deployments.doctor.line import Line, expect, prefer, refused
 from runbook import shell
 from runbook.errors import OpsError
-from tasks.host import is_here
-from tasks.postgres.server import program_version
+from tasks.host.disk import is_here
+from tasks.postgres.server.server import program_version
 from tasks.redis.server import connected, family, setting, version_of
 from tasks.redis.server import program_version as redis_program
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from blocks.environment import Environment
 from deployments.doctor.line import Line, expect
-from tasks.application import read_problems
+from tasks.application.health import read_problems
 
 CLOCK_SECONDS = 2.0
 ANSWER_SECONDS = 10.0

@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from blocks.config.mistakes import KINDS, STORES
 from blocks.environment import Environment
-from blocks.mistakes import KINDS, STORES
 from blocks.places import Backups
-from blocks.postgres import execute
+from blocks.postgres.server import execute
 from deployments.doctor.line import Line, expect, prefer
-from flows.database.room import WAL_RATIO
+from flows.database.free_space import WAL_RATIO
 from runbook.errors import OpsError
-from runbook.render import size
-from tasks import catalogue
-from tasks.host import Disk, disk_of, is_here
+from runbook.page.render import size
+from tasks.backups import catalogue
+from tasks.host.disk import Disk, disk_of, is_here
 from tasks.stores.store import store_of
 
 KEPT = {"hours": 48, "daily": 30, "weekly": 8, "monthly": 12}

@@ -8,11 +8,11 @@ from typing import cast
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
 from deployments.doctor.line import Line, expect
-from runbook.brief import asked_briefly
 from runbook.errors import OpsError
+from runbook.guard.brief import asked_briefly
 
 MOST = 200
 

@@ -9,7 +9,7 @@ from prefect.events.actions import SendNotification
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-from blocks import toml
+from blocks.config import toml
 from deployments.alerting import read_server_channel
 from deployments.maintenance import name_in, read_table
 from deployments.triggers.launch import launch

@@ -15,7 +15,7 @@ from prefect.events.actions import RunDeployment
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-from blocks import toml
+from blocks.config import toml
 from deployments.maintenance import Planned, Table, entries, name_in, read_table, seconds_of
 from deployments.runbooks import has_schedule
 from deployments.triggers.launch import deployed, launch

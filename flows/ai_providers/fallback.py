@@ -13,14 +13,14 @@ from prefect import flow
 
 from blocks.ai_providers import Provider
 from blocks.environment import Environment
-from runbook import record
 from runbook.errors import OpsError
-from runbook.permit import Act, Permit
-from runbook.plots import Bar, bars
+from runbook.files import record
+from runbook.guard.permit import Act, Permit
+from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook
 from tasks.ai.interview import Interview, Reply, ask_application, begin_interview, read_stored, require_question
-from tasks.application import wait_healthy
+from tasks.application.health import wait_healthy
 from tasks.faults.disposable import BREAK, require_disposable
 from tasks.faults.providers import (
     FAILING,
@@ -90,7 +90,7 @@ def rehearse_fallback(environment: str, fault: RehearsedFault = "500", plan: str
         wait_healthy(env.application, seconds=30, in_a_row=1)
         interview = begin_interview(env.application)
         replies = _rehearse(report, permit, env, fault, interview, path)
-        _tell(report, replies)
+        _report_results(report, replies)
         report.outcome = f"{len(chain)} providers taken away and given back"
     return report
 
@@ -204,7 +204,7 @@ def _judge_all_gone(report: Report, env: Environment, interview: Interview, repl
             report.fact("health", health.answer)
 
 
-def _tell(report: Report, replies: Sequence[tuple[str, Reply]]) -> None:
+def _report_results(report: Report, replies: Sequence[tuple[str, Reply]]) -> None:
     report.table("What the user got", ("away", "answer by", "status", "seconds"),
                  [(away, f"{one.provider} {one.model}".strip() or f"nobody: {one.said}", one.status,
                    f"{one.seconds:.2f}") for away, one in replies])  # fmt: skip

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.ai_providers.steps import told
-from flows.logs.steps import tell_read, tell_undated
+from flows.logs.findings import tell_read, tell_undated
 from flows.redis.master import judge_master
-from runbook.plots import Bar, bars
+from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
 from tasks.logs import refusals

@@ -11,9 +11,9 @@ from pathlib import Path
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.logs.steps import tell_read, tell_undated
+from flows.logs.findings import tell_read, tell_undated
 from runbook.errors import OpsError
-from runbook.plots import Bar, bars
+from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
 from tasks.logs import tokens

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 
 from blocks.environment import Environment
 from flows.application.code_findings import evidence_path
-from flows.application.kept import keep
-from runbook.markdown import fenced
+from runbook.errors import without_logins
+from runbook.page.markdown import fenced
+from runbook.page.render import key
 from runbook.report import Evidence, Report
+from tasks.application.worktree import Worktree
 from tasks.code.suite import Suite, backend_suite, run_suite, web_suite
-from tasks.worktree import Worktree
 
 SHOWN_LINES, LAST_LINES = 200, 40
 
@@ -57,3 +59,14 @@ def judge_suite(report: Report, env: Environment, suite: Suite, seconds: float) 
         report.attach(Evidence(f"End of {suite.name}", text=fenced(last)))
     report.expect(suite.name, tested.passed, f"look at {kept}; the branch stays, nothing was merged",
                   value=tested.told, expected="all pass")  # fmt: skip
+
+
+def keep(report: Report, env: Environment, name: str, text: str) -> Path:
+    """Write one into this run's folder of evidence, readable by nobody else; the report's head says where."""
+    folder = env.reports_directory / "evidence" / f"{report.started:%Y%m%dT%H%M%S%fZ}-{key(report)}"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / re.sub(r"[^A-Za-z0-9.-]+", "-", name)
+    path.touch(mode=0o600)
+    path.write_text(without_logins(text), encoding="utf-8", errors="backslashreplace")
+    report.fact("evidence", folder)
+    return path

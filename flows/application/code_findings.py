@@ -8,10 +8,10 @@ from pathlib import Path
 
 from blocks.environment import Environment
 from runbook.errors import OpsError
-from runbook.render import key
+from runbook.page.render import key
 from runbook.report import Report, Status
+from tasks.application.worktree import require_repository, uncommitted
 from tasks.code.problem import Checked
-from tasks.worktree import require_repository, uncommitted
 
 SHOWN = 200
 

@@ -9,15 +9,17 @@ from pathlib import Path
 
 from prefect import flow
 
-from blocks.environment import Environment
-from flows.store import judge_key, note, store_for, tidy
-from runbook.render import duration, size
+from blocks.environment import Environment, Stores
+from flows.store import choose_backup, judge_key, mark_failed, mark_verified, note, store_for, tidy
+from runbook.page.render import duration, size
 from runbook.report import Report
 from runbook.run import runbook
-from tasks import manifest, publishing
-from tasks.entries import Archived
-from tasks.files import archive_files, directory_of, measure_files, read_archive_back
-from tasks.manifest import Manifest
+from tasks.application.files import archive_files, directory_of, measure_files, read_archive_back
+from tasks.application.staged_files import try_files
+from tasks.backups import manifest, publishing
+from tasks.backups.catalogue import Backup
+from tasks.backups.entries import Archived, entries_of
+from tasks.backups.manifest import Manifest
 from tasks.stores.store import Store
 
 
@@ -82,11 +84,11 @@ def _take(report: Report, env: Environment, store: Store) -> str:
     )
     backup = publishing.publish(store, directory, sealed)
     judge_key(report, backup)
-    _tell(report, archived, sealed, directory_of(env.application))
+    _report_results(report, archived, sealed, directory_of(env.application))
     return name
 
 
-def _tell(report: Report, archived: Archived, sealed: Manifest, directory: Path) -> None:
+def _report_results(report: Report, archived: Archived, sealed: Manifest, directory: Path) -> None:
     files = sum(entry.kind == "file" for entry in archived.entries)
     report.fact("directory", directory)
     report.fact("size", f"{size(sealed.bytes)} of {size(archived.bytes)} in {files:,} files")
@@ -99,3 +101,40 @@ def _tell(report: Report, archived: Archived, sealed: Manifest, directory: Path)
         )
     if archived.skipped:
         report.table("Not in the backup", ("what",), [(what,) for what in archived.skipped])
+
+
+def verify_files(report: Report, env: Environment, wanted: str, source: Stores) -> Backup:
+    """Choose a backup of the files, read its archive back, unpack it into a scratch directory, compare every entry with
+    the manifest, note that it is verified.
+
+    Raises:
+        OpsError: there is none, or no room for it.
+        RunbookFailed: it is damaged, or is not what the manifest says.
+    """
+    backup = choose_backup(report, env, "files", wanted, source)
+    report.fail_if_critical()
+    started, entries = time.monotonic(), entries_of(backup.manifest)
+    problems = read_archive_back(backup.path, entries)
+    report.expect(
+        "archive read back",
+        not problems,
+        "verify another one, and take a new backup",
+        value="; ".join(problems[:3]) or f"{len(entries):,} entries",
+        expected="every entry with its SHA-256",
+    )
+    if problems:
+        mark_failed(report, backup, problems[0])
+    report.fail_if_critical()
+    tried = try_files(backup)
+    report.expect(
+        "unpacked files equal to the backup",
+        not tried.differences,
+        "the archive is whole: run this as the user who restores (root gives files their owners)",
+        value="; ".join(tried.differences[:3]) or f"{tried.entries:,} entries, {size(tried.bytes)}",
+        expected="mode, owner, size, content and target of every entry",
+    )
+    report.fact("restored in", duration(time.monotonic() - started))
+    report.table("Worth knowing of a restore", ("what",), [(text,) for text in tried.notes])
+    report.fail_if_critical()
+    mark_verified(report, backup)
+    return backup

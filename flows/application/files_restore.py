@@ -10,20 +10,27 @@ from pathlib import Path
 from prefect import flow
 
 from blocks.environment import Environment, Stores
-from flows.application.live_checks import report_health
+from flows.application.health_checks import report_health
 from flows.pinned import pin_paths
 from flows.store import choose_backup, mark_failed, mark_verified, measured
 from runbook.errors import OpsError
-from runbook.permit import Act, Permit
-from runbook.render import size
+from runbook.guard.permit import Act, Permit
+from runbook.page.render import size
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.application import wait_healthy
-from tasks.catalogue import Backup, instead_of
-from tasks.connection_string import SWITCH, switch_target
-from tasks.files_copy import REPLACE_FILES, FilesCopy, FilesSwapped, build_files_copy, judge_files_backup, swap_files
-from tasks.files_undo import UNDO, choose_aside, end_undo, read_aside, swap_files_back
-from tasks.services import read_services, start_services, stop_services
+from tasks.application.connection_string import SWITCH, switch_target
+from tasks.application.health import wait_healthy
+from tasks.application.staged_files import (
+    REPLACE_FILES,
+    FilesCopy,
+    FilesSwapped,
+    build_files_copy,
+    judge_files_backup,
+    swap_files,
+)
+from tasks.application.undo import UNDO, choose_aside, end_undo, read_aside, swap_files_back
+from tasks.backups.catalogue import Backup, instead_of
+from tasks.host.services import read_services, start_services, stop_services
 
 HEALTH_SECONDS = 120
 MOST_SHOWN = 50

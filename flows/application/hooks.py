@@ -16,14 +16,14 @@ from blocks.places import Application
 from flows.application.branch import keep_branch
 from flows.application.code_findings import the_repository, the_workspace
 from runbook.errors import OpsError, without_logins
-from runbook.markdown import fenced
-from runbook.permit import Act
+from runbook.guard.permit import Act
+from runbook.page.markdown import fenced
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
+from tasks.application.programs import answer, python_program, web_program
+from tasks.application.worktree import Worktree, bring_packages, git, inside, sweep, worktree
 from tasks.code import hooks
 from tasks.code.hooks import FILE, IDS, INSTALL, Place
-from tasks.programs import answer, python_program, web_program
-from tasks.worktree import Worktree, bring_packages, git, inside, sweep, worktree
 
 BRANCH = "ops/pre-commit"
 Origin = Literal["auto", "repositories", "local"]

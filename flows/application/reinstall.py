@@ -13,15 +13,15 @@ from pydantic import Field
 from blocks.environment import Environment
 from flows.application.code_findings import the_workspace
 from runbook.errors import OpsError
-from runbook.permit import Act, Permit
-from runbook.pins import digest
+from runbook.guard.permit import Act, Permit
+from runbook.guard.pins import digest
 from runbook.report import Report, Status
 from runbook.run import runbook
+from tasks.application.programs import find_program
+from tasks.application.worktree import inside, require_repository, uncommitted
 from tasks.packages import modules, venv
 from tasks.packages.modules import REINSTALL
 from tasks.packages.users import users_of
-from tasks.programs import find_program
-from tasks.worktree import inside, require_repository, uncommitted
 
 Part = Literal["web", "backend"]
 

@@ -12,12 +12,12 @@ from blocks.places import Application
 from flows.application.branch import prove_branch
 from runbook.errors import OpsError
 from runbook.report import Report
+from tasks.application.worktree import Worktree, git
 from tasks.dependencies import node_packages as node
 from tasks.dependencies import python_packages as python
 from tasks.dependencies.advisory import canonical
 from tasks.dependencies.python_update import pin_python, pinned, virtual_environment
 from tasks.dependencies.versions import Level, newest_within, step
-from tasks.worktree import Worktree, git
 
 Part = Literal["backend", "web"]
 

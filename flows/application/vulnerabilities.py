@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,16 +12,18 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.application.kept import keep
-from flows.application.vulnerability_findings import judge_scans, judge_unanswered, tell_new
+from flows.application.branch import keep
 from runbook.errors import OpsError
 from runbook.kinds import Pending
-from runbook.report import Report
+from runbook.page import render
+from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.dependencies.advisory import Scan, merged
+from tasks.dependencies.advisory import Advisory, Scan, merged
 from tasks.dependencies.image_scan import scan_image
 from tasks.dependencies.node_audit import audit_node, tools_of
 from tasks.dependencies.python_audit import audit_python
+from tasks.dependencies.severity import Severity
+from tasks.reports.past import filed
 
 Part = Literal["python", "node", "images"]
 ALL: tuple[Part, ...] = ("python", "node", "images")
@@ -102,3 +106,75 @@ def _answer(report: Report, what: str, scan: Pending[Scan]) -> Scan | None:
     except OpsError as error:
         judge_unanswered(report, what, error)
         return None
+
+
+TABLE = "Vulnerabilities"
+COLUMNS = ("severity", "package", "installed", "id", "also", "fixed in", "new", "where", "what")
+ANSWERED = "scans that answered"
+MOST_REPORTS = 50
+MOST_TEXT = 160
+JUDGED = {
+    Severity.CRITICAL: (Status.CRITICAL, "run patch-vulnerability with its id now, and deploy what it makes"),
+    Severity.HIGH: (Status.CRITICAL, "run patch-vulnerability with its id, and deploy what it makes"),
+    Severity.MODERATE: (Status.WARN, "take its fix with the next update-dependencies"),
+    Severity.LOW: (Status.WARN, "take its fix with the next update-dependencies"),
+    Severity.UNKNOWN: (Status.WARN, "no advisory tells how bad it is: read it, and treat it as high until you know"),
+}
+
+
+def judge_unanswered(report: Report, what: str, error: OpsError) -> None:
+    """A scan without an answer: what is vulnerable there is not known."""
+    report.warn(what, error.hint, value=f"not known: {error.message}", expected="an answer")
+
+
+def judge_scans(report: Report, scans: Sequence[Scan], found: Sequence[Advisory], new: Sequence[bool]) -> None:
+    """The table, one finding for each severity, and what the scanners left out."""
+    for scan in scans:
+        report.expect(f"{scan.tool}: {scan.place}", bool(scan.looked_at), "nothing was looked at: see the place",
+                      value=f"{scan.looked_at:,} looked at, {len(scan.found):,} known vulnerabilities",
+                      otherwise=Status.WARN)  # fmt: skip
+        if scan.gaps:
+            report.warn(f"{scan.tool} left out", "what is left out is not known, not clean",
+                        value=f"{len(scan.gaps)}: {'; '.join(scan.gaps[:3])}")  # fmt: skip
+    report.table(TABLE, COLUMNS, [_row(one, is_new) for one, is_new in zip(found, new, strict=True)])
+    for severity, (status, hint) in JUDGED.items():
+        if names := [f"{one.package} {one.name}" for one in found if one.severity is severity]:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            report.expect(f"vulnerabilities, {severity.name.lower()}", False, hint, expected="none", otherwise=status,
+                          value=f"{len(names)}: {', '.join(names[:5])}{more}")  # fmt: skip
+
+
+def tell_new(
+    report: Report, env: Environment, scans: Sequence[Scan], found: Sequence[Advisory], since_days: int = 0
+) -> list[bool]:
+    """Which of them the last report, `since_days` old at least, did not have in which all of these scans answered."""
+    answered = sorted({f"{scan.tool}: {scan.place}" for scan in scans})
+    report.fact(ANSWERED, "; ".join(answered))
+    latest = report.started - timedelta(days=since_days)
+    began, before = _last(env, render.key(report), set(answered), latest)
+    if not began:
+        old = f", {since_days} days old or older" if since_days else ""
+        report.fact("new", f"not known: there is no earlier report of these scans{old}")
+        return [False] * len(found)
+    new = [not (before & {one.upper() for one in advisory.ids}) for advisory in found]
+    report.fact("new", f"{sum(new)} since the report of {began}")
+    return new
+
+
+def _last(env: Environment, key: str, answered: set[str], latest: datetime) -> tuple[str, set[str]]:
+    """When it began, and every id in it; "" where there is none."""
+    found = (one for one in filed(env.reports_directory, env.name, key) if one.started <= latest)
+    for one in islice(found, MOST_REPORTS):
+        whole = any(item["name"] == TABLE for item in one.content["evidence"])  # no run that ended early
+        if whole and answered <= set(one.facts.get(ANSWERED, "").split("; ")):
+            ids = {id_.upper() for row in one.rows(TABLE) for cell in row[3:5] for id_ in cell.split(", ") if id_}
+            return str(one.content["started"])[:16].replace("T", " "), ids
+    return "", set()
+
+
+def _row(one: Advisory, is_new: bool) -> tuple[str, ...]:
+    others = ", ".join(other for other in one.ids if other != one.name)
+    fixed = " or ".join(one.fixed) or "no version yet"
+    summary = one.summary if len(one.summary) <= MOST_TEXT else one.summary[: MOST_TEXT - 1] + "…"
+    return (one.severity.name, one.package, ", ".join(one.versions), one.name, others, fixed,
+            "new" if is_new else "", ", ".join(one.places), summary)  # fmt: skip

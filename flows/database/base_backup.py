@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Sequence
 from typing import Literal
 
 from prefect import flow
 
-from blocks.environment import Environment
-from flows.database import cluster_steps as steps
-from flows.store import note, store_for, tell_backups, tidy
-from runbook.render import size
-from runbook.report import Report
+from blocks.environment import Environment, Stores
+from blocks.postgres.wal import Wal
+from flows import store
+from flows.database.free_space import judge_room
+from flows.database.wal_reading import judge_wal
+from flows.store import judge_key, mark_failed, mark_verified, note, store_for, tell_backups, tidy
+from runbook.errors import OTHER_BACKUPS, OpsError, RunbookFailed, VerificationFailed
+from runbook.page.render import duration, size
+from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.catalogue import Backup
-from tasks.cluster.base_backup import NoSummaries, Source, read_source
-from tasks.cluster.content import Form
+from tasks.backups import publishing
+from tasks.backups.catalogue import Backup, open_all
+from tasks.backups.manifest import Manifest, sums_of
+from tasks.cluster.base_backup import INCREMENTAL_VERSION, TAR_VERSION, NoSummaries, Source, read_source, take_base
+from tasks.cluster.content import Form, cluster_in, lineage
+from tasks.cluster.copy import build_instance, read_whole
+from tasks.cluster.instance import VERIFYING, prepare_instance, put_away, root_for, running, sweep_instance
+from tasks.cluster.recovery import wait_recovered
+from tasks.cluster.target import Stop
+from tasks.host.disk import read_disk
+from tasks.pgbackrest.backup import take_label
+from tasks.postgres.server.server import program_version
 from tasks.stores.store import Store
+from tasks.wal.continuity import read_chain
+from tasks.wal.destinations import archive_of, ship_now
+from tasks.wal.names import lsn_text
 
 
 @flow(name="backup-cluster", flow_run_name="backup-cluster {environment} {kind}")
@@ -42,11 +60,11 @@ def backup_cluster(environment: str, kind: Literal[Form, "auto"] = "full") -> Re
     with runbook("Backup cluster", env, changes=True) as report:
         store = store_for(env, "cluster")
         source = read_source(env.postgres)
-        form = steps.daily_form(report, env, store, source) if kind == "auto" else kind
+        form = daily_form(report, env, store, source) if kind == "auto" else kind
         if form is None:
-            report.outcome = f"nothing to take: {report.facts[steps.NO_INCREMENTAL]}; the weekly full backups are kept"
+            report.outcome = f"nothing to take: {report.facts[NO_INCREMENTAL]}; the weekly full backups are kept"
             return report
-        steps.judge_source(report, env, source, form)
+        judge_source(report, env, source, form)
         report.fail_if_critical()
         tidy(report, env, store)
         try:
@@ -57,7 +75,7 @@ def backup_cluster(environment: str, kind: Literal[Form, "auto"] = "full") -> Re
             report.warn("incremental base backup", "nothing: a full one was taken instead", value=error.message)
             tidy(report, env, store)
             backup = _take(report, env, store, source, "full")
-        steps.judge_archive(report, env, backup)
+        judge_archive(report, env, backup)
         report.outcome = f"{backup.name} is in the store, verified by pg_verifybackup"
         report.fact("backup", backup.name)
         note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
@@ -66,9 +84,244 @@ def backup_cluster(environment: str, kind: Literal[Form, "auto"] = "full") -> Re
 
 
 def _take(report: Report, env: Environment, store: Store, source: Source, form: Form) -> Backup:
-    own = not steps.by_pgbackrest(env)
-    base = steps.choose_base(report, env, store, source) if form == "incremental" and own else None
+    own = not by_pgbackrest(env)
+    base = choose_base(report, env, store, source) if form == "incremental" and own else None
     if own:
-        steps.judge_room(report, store, source, base)
+        judge_store_space(report, store, source, base)
     report.fail_if_critical()
-    return steps.take(report, env, store, source, base, form)
+    return take(report, env, store, source, base, form)
+
+
+# Compressed by gzip's fastest level; a database of texts takes a third.
+SPACE_RATIO = 0.8
+FULL_EVERY_SECONDS = 8 * 86_400.0
+"""A week, and a day of grace."""
+NO_INCREMENTAL = "no incremental base backups"
+
+
+def judge_source(report: Report, env: Environment, source: Source, kind: Form) -> None:
+    """What must hold of a server of which a copy is taken."""
+    found = program_version(env.postgres, "pg_basebackup")
+    report.expect("programs", found == source.major,
+                  f"install PostgreSQL {source.major}'s programs, or correct [postgres] programs",
+                  value=found, expected=source.major)  # fmt: skip
+    report.expect("rights of the login", source.may_replicate, f"ALTER ROLE {env.postgres.admin_user} REPLICATION",
+                  value=env.postgres.admin_user, expected="superuser or REPLICATION")  # fmt: skip
+    report.expect(
+        "tablespaces",
+        not source.tablespaces,
+        "a restore beside would write into the live ones: move their tables into pg_default (ALTER TABLE … SET "
+        "TABLESPACE), or use pgBackRest by hand",
+        value=", ".join(source.tablespaces) or "only PostgreSQL's own",
+    )
+    if kind == "incremental":
+        report.expect("version for incremental backups", source.major >= INCREMENTAL_VERSION, "take a full one",
+                      value=source.major, expected=f"{INCREMENTAL_VERSION} or newer")  # fmt: skip
+        report.expect("summarize_wal", source.summarizes, "ALTER SYSTEM SET summarize_wal = on, then take a full one",
+                      value="on" if source.summarizes else "off", expected="on")  # fmt: skip
+    for name, on in (("data checksums", source.checksums), ("fsync", source.fsync)):
+        if not on:
+            hint = "switch it on: a copy certifies corruption too, and a power cut loses what was acknowledged"
+            report.warn(name, hint, value="off", expected="on")
+
+
+def daily_form(report: Report, env: Environment, store: Store, source: Source) -> Form | None:
+    """What the run of a day between the weekly full backups takes: an incremental one, a full one where this cluster
+    has none of the last week; None, and why, where the server takes no incremental ones."""
+    if why := why_not_incremental(source):
+        report.fact(NO_INCREMENTAL, why)
+        return None
+    if by_pgbackrest(env):
+        return "incremental"
+    own = _own_bases(env, open_all(store, "cluster")[0], source)
+    fresh = [one for one in own if cluster_in(one).form == "full" and one.age_seconds < FULL_EVERY_SECONDS]
+    return "incremental" if fresh else "full"
+
+
+def why_not_incremental(source: Source) -> str:
+    """ "" where the server takes incremental base backups."""
+    if source.major < INCREMENTAL_VERSION:
+        return f"PostgreSQL {source.major} takes no incremental base backups ({INCREMENTAL_VERSION} and later do)"
+    return "" if source.summarizes else "summarize_wal is off (ALTER SYSTEM SET summarize_wal = on)"
+
+
+def _own_bases(env: Environment, backups: Sequence[Backup], source: Source) -> list[Backup]:
+    return [
+        backup
+        for backup in backups
+        if backup.manifest.environment == env.name and not backup.failed and cluster_in(backup).system == source.system
+    ]
+
+
+def choose_base(report: Report, env: Environment, store: Store, source: Source) -> Backup:
+    """The newest base backup of this cluster, on which an incremental one is to stand.
+
+    Raises:
+        OpsError: there is none.
+        VerificationFailed: what it stands on itself is gone.
+    """
+    backups, _ = open_all(store, "cluster")
+    own = _own_bases(env, backups, source)
+    if not own:
+        raise OpsError(f"{store.where} has no base backup of this cluster", "take a full one first (kind=full)")
+    base = max(own, key=lambda backup: backup.manifest.taken)
+    whole = lineage(base, backups)
+    report.fact("stands on", " ← ".join(backup.name for backup in reversed(whole)))
+    return base
+
+
+def judge_store_space(report: Report, store: Store, source: Source, base: Backup | None) -> None:
+    """Where it is made; before version 18 it is unpacked there to be verified."""
+    needed = int(source.bytes * SPACE_RATIO * (0.5 if base else 1.0))
+    needed += source.bytes if source.major < TAR_VERSION else 0
+    disk = read_disk(store.spool)
+    report.expect("free space in the store", disk.free_bytes > needed,
+                  f"free {size(needed - disk.free_bytes)} at {store.spool}, or give the store more space",
+                  value=size(disk.free_bytes), expected=f"more than {size(needed)}")  # fmt: skip
+
+
+def by_pgbackrest(env: Environment) -> bool:
+    """Whether pgBackRest takes the backups, into its own repository."""
+    return env.has("wal") and env.wal.tool == "pgbackrest"
+
+
+def take(report: Report, env: Environment, store: Store, source: Source, base: Backup | None, kind: Form) -> Backup:
+    """Copy, verify, seal, put into the store; of what pgBackRest has taken only a record."""
+    name, directory = publishing.begin(store, "cluster", env.name, env.zone)
+    if by_pgbackrest(env):
+        taken = take_label(env.wal, env.postgres, source, kind, directory)
+    else:
+        taken = take_base(env.postgres, source, directory, base)
+    content = taken.content
+    manifest = Manifest(
+        kind="cluster",
+        name=name,
+        environment=env.name,
+        taken=content.stopped,
+        seconds=taken.seconds,
+        host=socket.gethostname(),
+        tool=f"pgBackRest {content.label}" if content.label else f"pg_basebackup {source.major}",
+        files=sums_of(directory),
+        content=content.model_dump(mode="json"),
+    )
+    backup = publishing.publish(store, directory, manifest)
+    report.fact("store", backup.store.where)
+    report.fact("kind", content.form + (f", on {content.base}" if content.base else ""))
+    report.fact("cluster", f"system identifier {content.system}, timeline {content.timeline}")
+    report.fact("WAL", f"begins at {content.start_lsn}; can be stopped from {content.stop_lsn} on")
+    if content.label:
+        report.fact("pgBackRest", f"{content.label}, in stanza {env.wal.stanza}")
+    else:
+        report.fact("size", f"{size(manifest.bytes)} of a cluster of {size(source.bytes)}")
+    report.fact("copied in", duration(taken.seconds))
+    by = "pgbackrest verify" if content.label else "pg_verifybackup"
+    report.fact(f"verified by {by} in", duration(taken.verify_seconds))
+    judge_key(report, backup)
+    return backup
+
+
+def judge_archive(report: Report, env: Environment, backup: Backup) -> None:
+    """Whether the archive goes on where the backup ends: else it can be brought to its own moment only."""
+    content = cluster_in(backup)
+    hint = "start the receiver of WAL and the archiver (python -m tasks.wal.archiver), and look at their logs"
+    if not env.has("wal"):
+        report.warn("archived WAL", "add [wal] to the environment's TOML", value="none: the environment names no [wal]")
+        return
+    try:
+        shipped = ship_now(env)
+        chain = read_chain(archive_of(env, "backups", content.system), content.stop, 0, content.segment_bytes)
+    except OpsError as error:
+        report.warn("archived WAL", error.hint or hint, value=error.message)
+        return
+    reaches = bool(chain.links) and chain.end >= content.stop and not chain.trouble and not shipped.refused
+    report.expect(
+        "archived WAL",
+        reaches,
+        hint,
+        value="; ".join(shipped.refused) or chain.trouble or f"{chain.told}",
+        expected=f"from {content.stop_lsn} on without a gap",
+        otherwise=Status.WARN,
+    )
+    if chain.links:
+        report.fact("newest archived WAL", lsn_text(chain.end))
+
+
+def wal_of(env: Environment) -> Wal | None:
+    """How its WAL is kept, where the environment says it."""
+    return env.wal if env.has("wal") else None
+
+
+AT_ONCE = Stop(0, inclusive=False, before=None, after=None)
+
+
+def choose(report: Report, env: Environment, wanted: str, source: Stores) -> list[Backup]:
+    """A base backup and all that it stands on, at hand.
+
+    Raises:
+        OpsError: there is none.
+        RunbookFailed: one of them is damaged.
+    """
+    chosen = store.choose_backup(report, env, "cluster", wanted, source)
+    return at_hand(report, env, chosen, source)
+
+
+def at_hand(report: Report, env: Environment, chosen: Backup, source: Stores) -> list[Backup]:
+    """What a base backup, which is at hand, stands on, at hand too."""
+    whole = lineage(chosen, open_all(store_for(env, "cluster", source), "cluster")[0])
+    for backup in whole[:-1]:
+        problems = store.read_files(report, backup)
+        report.expect(f"files of {backup.name}", not problems, f"{chosen.name} stands on it; {OTHER_BACKUPS}",
+                      value="; ".join(problems[:3]) or "whole", expected="as in the manifest (SHA-256)")  # fmt: skip
+    report.fact("stands on", " ← ".join(backup.name for backup in reversed(whole)))
+    report.fail_if_critical()
+    return whole
+
+
+def judge_version(report: Report, env: Environment, backup: Backup) -> None:
+    """A physical copy runs with its own major version only."""
+    found, wanted = program_version(env.postgres, "postgres"), cluster_in(backup).major
+    report.expect("version of PostgreSQL", found == wanted,
+                  f"install PostgreSQL {wanted}'s programs and name them in [postgres] programs",
+                  value=found, expected=wanted)  # fmt: skip
+
+
+def judge_space(report: Report, env: Environment, whole: Sequence[Backup], wal_bytes: int = 0) -> None:
+    """The copy stands beside the live data; of several backups, both their parts and the whole."""
+    content = cluster_in(whole[-1])
+    needed = content.bytes * (2 if len(whole) > 1 else 1) + wal_bytes
+    judge_room(report, env, int(needed * 1.05), 0, "the copy stands beside the live data", absent=True)
+
+
+def verify_cluster(report: Report, env: Environment, wanted: str, source: Stores) -> Backup:
+    """Build it beside on a private instance, verify the files as PostgreSQL does, recover it to its own moment, and
+    read every row and every index of every database of it.
+
+    Raises:
+        RunbookFailed, VerificationFailed: it does not restore.
+    """
+    whole = choose(report, env, wanted, source)
+    chosen = whole[-1]
+    judge_version(report, env, chosen)
+    judge_space(report, env, whole)
+    report.fail_if_critical()
+    root = root_for(env.postgres, VERIFYING)
+    sweep_instance(root)
+    instance = prepare_instance(env.postgres, root)
+    try:
+        built = build_instance(instance, whole, verify=True, wal=wal_of(env))
+        with running(instance, AT_ONCE, cluster_in(chosen).timeline):
+            wait_recovered(instance, cluster_in(chosen).system)
+            read = read_whole(instance.postgres)
+    except (VerificationFailed, RunbookFailed) as error:  # another says nothing of the backup
+        mark_failed(report, chosen, str(error))
+        raise
+    finally:
+        put_away(instance)
+    report.fact("restored in", duration(built.seconds))
+    report.table("Read on the private instance", ("database", "tables", "rows"), read.rows)
+    report.expect("every page could be read", not read.problems, "take another backup; look at the live cluster's disk",
+                  value="; ".join(read.problems[:3]) or f"{len(read.rows)} databases")  # fmt: skip
+    report.fail_if_critical()
+    mark_verified(report, chosen)
+    judge_wal(report, env, chosen, source)
+    return chosen

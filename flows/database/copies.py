@@ -11,14 +11,14 @@ from blocks.environment import Environment
 from flows.store import mark_failed, note, store_for, tell_backups, tidy
 from runbook import clock
 from runbook.errors import OpsError, Unreachable
-from runbook.render import duration, size
+from runbook.page.render import duration, size
 from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.catalogue import Backup
-from tasks.manifest import Kind
-from tasks.publishing import sweep_spool
-from tasks.replicas import Copied, Gap, copy_backup, note_verified, prove_copy, read_copies, read_gap
-from tasks.retention import reasons_to_stay, rule_of
+from tasks.backups.catalogue import Backup
+from tasks.backups.manifest import Kind
+from tasks.backups.publishing import sweep_spool
+from tasks.backups.replicas import Copied, Gap, copy_backup, note_verified, prove_copy, read_copies, read_gap
+from tasks.backups.retention import reasons_to_stay, rule_of
 from tasks.stores.store import Store, has_place
 
 MOST_SHOWN = 50

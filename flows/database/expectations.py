@@ -9,11 +9,11 @@ from blocks.environment import Environment
 from runbook.errors import OTHER_BACKUPS, OpsError, Unreachable
 from runbook.kinds import Pending
 from runbook.report import Report
-from tasks.catalogue import Backup
+from tasks.backups.catalogue import Backup
 from tasks.gx import process
 from tasks.gx.suites import read_suites
 from tasks.integrity import Checked, Expectations, Table, run_expectations, sentence, tables_in
-from tasks.postgres.copy import content_in
+from tasks.postgres.restore.staged_copy import content_in
 
 FACT = "expectations"
 NONE = "no expectations are configured ([expectations] directory)"
@@ -76,7 +76,7 @@ def start(
     )
 
 
-def tell(
+def report_results(
     report: Report,
     checking: Pending[Expectations] | None,
     where: str,

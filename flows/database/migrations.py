@@ -8,20 +8,20 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.database import expectations, rehearsal
-from flows.database import migration_steps as steps
-from flows.database.migration_evidence import expect_sound
-from flows.database.migration_review import find_unfinished, judge_new, rehearse_new, scratch_at
-from flows.database.migration_run import carry_out
+from flows.database import expectations
+from flows.database.migration import rehearsal, steps
+from flows.database.migration.rehearsal import expect_sound
+from flows.database.migration.review import find_unfinished, judge_new, rehearse_new, scratch_at
+from flows.database.migration.steps import carry_out
 from flows.pinned import pin_database
 from runbook.errors import OpsError
-from runbook.permit import Act
+from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.migrations.alembic import MIGRATE, Undo, Upgrade, downgrade, read_revision, upgrade
 from tasks.migrations.revision import check_message, create_revision
 from tasks.migrations.scripts import BASE, read_heads
-from tasks.postgres.server import read_database_bytes
+from tasks.postgres.server.server import read_database_bytes
 
 Seconds = Annotated[float, Field(ge=0, le=86400)]
 

@@ -2,26 +2,209 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment, Stores
-from flows.database import choosing, expectations, steps
-from flows.database.choosing import NEWEST, Restorable
-from flows.database.commits import alone_act, free_commits, judge_commits
+from blocks.postgres.server import execute
+from flows.database import expectations, restore_steps
+from flows.database import foreign_dumps as foreign
 from flows.database.superseded import discard_surplus
+from flows.database.waiting_commits import alone_act, free_commits, judge_commits
 from flows.pinned import pin_database
-from flows.store import mark_verified, measured
-from runbook.permit import Act, Permit
-from runbook.report import Report
+from flows.store import mark_verified, measured, store_for
+from runbook.errors import OpsError
+from runbook.guard.permit import Act, Permit
+from runbook.page.render import duration
+from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.postgres.copy import check_jobs, rename_copy
-from tasks.postgres.foreign import is_foreign
-from tasks.postgres.server import find_obstacles, has_own_types, read_identity, read_server
-from tasks.postgres.superseded import find_superseded, read_writes
-from tasks.postgres.swap import UNDO, Swapped, advisory_lock, swap_back, swap_databases
+from tasks.backups.catalogue import Backup
+from tasks.postgres.dump.fill import Source
+from tasks.postgres.dump.foreign import ForeignDump, is_foreign, read_foreign
+from tasks.postgres.restore.staged_copy import (
+    MAKE,
+    REPLACE,
+    Copy,
+    building_name,
+    check_jobs,
+    content_in,
+    copy_name,
+    dump_in,
+    is_reserved,
+    oid_of,
+    rename_copy,
+)
+from tasks.postgres.restore.superseded import Superseded, find_superseded, read_writes
+from tasks.postgres.restore.swap import UNDO, Swapped, advisory_lock, swap_back, swap_databases
+from tasks.postgres.server.properties import Properties, read_properties
+from tasks.postgres.server.server import Server, find_obstacles, has_own_types, read_identity, read_server
+
+NEWEST = "newest"
+
+
+@dataclass(frozen=True)
+class Restorable:
+    """A dump, the attributes that its database gets, and the backup that can prove it: None where nothing can."""
+
+    name: str
+    source: Source
+    properties: Properties
+    bytes: int
+    backup: Backup | None
+    foreign: ForeignDump | None = None
+
+
+def choose(
+    report: Report, env: Environment, wanted: str, which: Stores, into: str, server: Server, accept: Sequence[str] = ()
+) -> Restorable:
+    """Find what an operator means, and judge it. `accept`: what may be left out.
+
+    Raises:
+        OpsError: there is no such backup or file, or it is not one for this.
+        RunbookFailed: it is damaged.
+    """
+    if is_foreign(wanted):
+        found = read_foreign(env.postgres, store_for(env, "postgres", which).spool, wanted)
+        foreign.judge(report, env, found, into, server)
+        source = restore_steps.without_accepted(report, env, found.source, accept)
+        report.fail_if_critical()
+        return Restorable(found.name, source, _properties(env), found.estimate_bytes, None, found)
+    backup = restore_steps.choose_backup(report, env, wanted, which)
+    content = content_in(backup)
+    report.expect(
+        "what is in the backup",
+        content.part == "full" or bool(into),
+        f"restore-tables puts chosen tables into the live database; into=… makes another database of {backup.name}",
+        value={"full": "everything", "schema": "definitions without rows", "tables": "some tables"}[content.part],
+        expected="everything, to take the live database's place",
+    )
+    if into and content.part == "tables":
+        report.warn("foreign keys", "they would need other tables' rows; take a full backup to have them",
+                    value="left out", expected="none is missing")  # fmt: skip
+    restore_steps.judge_server(report, env, backup, server)
+    if not into:
+        restore_steps.judge_login(report, env, server)
+    source = restore_steps.without_accepted(report, env, dump_in(backup), accept)
+    return Restorable(backup.name, source, content.properties, content.bytes, backup)
+
+
+def _properties(env: Environment) -> Properties:
+    """A dump without a manifest says nothing of the database's owner, locale and rights: the live one's are taken, a
+    new one's where there is none."""
+    with env.postgres.connect() as connection:
+        there = execute(connection, "SELECT 1 FROM pg_database WHERE datname = %s", env.postgres.database)
+        found = read_properties(connection, env.postgres.database if there else "template0")
+    if there:
+        return found
+    user = env.postgres.user
+    new = {"owner": user, "acl": _new_rights(user), "settings": (), "comment": "", "connection_limit": -1}
+    return found.model_copy(update={**new, "template": False})  # template0 itself is one
+
+
+def _new_rights(owner: str) -> tuple[str, ...]:
+    """Those that CREATE DATABASE gives: https://www.postgresql.org/docs/current/ddl-priv.html"""
+    return (*(f"{owner}: {right}" for right in ("CONNECT", "CREATE", "TEMPORARY")),
+            "PUBLIC: CONNECT", "PUBLIC: TEMPORARY")  # fmt: skip
+
+
+def judge_name(report: Report, env: Environment, into: str) -> None:
+    """Whether a database may be made under that name.
+
+    Raises:
+        OpsError: it is no name.
+    """
+    if not into.strip() or len(into.encode()) > 63 or "\0" in into:
+        raise OpsError(f"“{into[:80]}” cannot name a database", "choose a name of at most 63 bytes")
+    live = env.postgres.database
+    with env.postgres.connect() as connection:
+        taken = bool(oid_of(connection, into))
+    reserved = (
+        into.startswith(live + "__")
+        or into == env.postgres.maintenance_database
+        or is_reserved(into)
+        or live in (copy_name(into), building_name(live, into))
+    )
+    why = "is the live database" if into == live else "is there already" if taken else "is reserved" if reserved else ""
+    report.expect(
+        "name of the new database",
+        not why,
+        "leave into empty to restore the live database"
+        if into == live
+        else "choose a name that nobody has, without our endings; leave into empty to replace the live database",
+        value=f"{into} {why}".strip(),
+        expected="free",
+    )
+
+
+def choose_superseded(report: Report, found: Sequence[Superseded], kept: str) -> Superseded:
+    """The database to go back to.
+
+    Raises:
+        OpsError: there is none of that name.
+    """
+    chosen = [old for old in found if kept in (NEWEST, old.name)]
+    if not chosen:
+        there = ", ".join(old.name for old in found[:5])
+        hint = f"those that are there, newest first: {there}" if there else "no restore has replaced a database here"
+        raise OpsError(f"there is no database “{kept[:80]}” to go back to", hint)
+    report.fact("database to go back to", chosen[0].name)
+    report.pin("kept", chosen[0].name)
+    return chosen[0]
+
+
+def act(env: Environment, into: str) -> Act:
+    """The deed that needs the permit."""
+    return Act(MAKE, into) if into else Act(REPLACE, env.postgres.database)
+
+
+def plan_restore(report: Report, env: Environment, chosen: Restorable, into: str) -> None:
+    """The plan's lines."""
+    if chosen.backup and not into:
+        restore_steps.plan_database(report, env, chosen.backup)
+        return
+    seconds = chosen.bytes / restore_steps.RESTORE_BYTES_PER_SECOND
+    target = into or env.postgres.database
+    beside = building_name(env.postgres.database, into) if into else copy_name(target)
+    with env.postgres.connect() as connection:
+        if oid_of(connection, beside):
+            report.plan("drop", f"{beside}: what a run that ended early left")
+    report.plan(f"restore {chosen.name} beside", f"into {beside}", size=chosen.bytes, seconds=seconds)
+    proof = "against the manifest" if chosen.backup else "by the expectations alone: nothing says what was in it"
+    report.plan("judge the copy", proof, seconds=seconds / 5)
+    end = f"{beside} becomes {target}"
+    report.plan("name" if into else "swap", end if into else f"{end}; the old one is kept as {target}__old_…")
+
+
+def prove(report: Report, env: Environment, chosen: Restorable, copy: Copy, into: str, *, strict: bool) -> object:
+    """By content where there is a manifest; else what can be said without one.
+
+    Raises:
+        RunbookFailed: the copy is not what the manifest says, breaks the application's rules, or lacks what the live
+            database has.
+    """
+    if chosen.backup:
+        return restore_steps.prove_database(report, env, chosen.backup, copy)
+    return foreign.prove(report, env, copy, into, strict=strict)
+
+
+def tell_lost(report: Report, env: Environment, chosen: Restorable) -> None:
+    """What is lost by going back to it."""
+    if chosen.backup:
+        restore_steps.tell_window(report, env, chosen.backup)
+    elif chosen.foreign:
+        age = (report.started - chosen.foreign.written).total_seconds()
+        report.expect(
+            "data loss against the RPO",
+            age <= env.rpo_seconds,
+            "every write since pg_dump began is lost; the file's date says when it ended",
+            value=f"more than {duration(age)}",
+            expected=f"at most {duration(env.rpo_seconds)}",
+            otherwise=Status.WARN,
+        )
 
 
 @flow(name="restore-database", flow_run_name="restore-database {environment} {backup}")
@@ -69,30 +252,30 @@ def restore_database(
     with runbook("Restore database", env, confirm, plan, changes=True, rank="recovery") as report:
         workers = check_jobs(jobs)
         if into:
-            choosing.judge_name(report, env, into)
+            judge_name(report, env, into)
         server = read_server(env.postgres)
-        chosen = choosing.choose(report, env, backup, source, into, server, accept)
+        chosen = choose(report, env, backup, source, into, server, accept)
         live = read_identity(env.postgres, env.postgres.database)
         if not into:
-            steps.judge_obstacles(report, find_obstacles(env.postgres, env.postgres.database))
-        steps.judge_space(report, env, chosen.bytes)
+            restore_steps.judge_obstacles(report, find_obstacles(env.postgres, env.postgres.database))
+        restore_steps.judge_space(report, env, chosen.bytes)
         judge_commits(report, env)
-        choosing.plan(report, env, chosen, into)
+        plan_restore(report, env, chosen, into)
         pin_database(report, env.postgres, replaced=not into)
-        permit = report.permit(choosing.act(env, into), alone_act(env))
+        permit = report.permit(act(env, into), alone_act(env))
         untouched = (
             f"{env.postgres.database} was not touched" if live.oid else f"there is no {env.postgres.database} yet"
         )
         report.state_is(untouched, "fix the findings above, then launch it again")
         free_commits(report, permit, env, after=live)
         with advisory_lock(env.postgres) as guard:
-            copy = steps.build_database(permit, env, chosen.source, chosen.properties, workers, into)
-            proven = choosing.prove(report, env, chosen, copy, into, strict=strict)
-            ready = steps.ready_database(report, env, copy, workers, after=proven)
+            copy = restore_steps.build_database(permit, env, chosen.source, chosen.properties, workers, into)
+            proven = prove(report, env, chosen, copy, into, strict=strict)
+            ready = restore_steps.ready_database(report, env, copy, workers, after=proven)
             if into:
                 rename_copy.after(ready)(permit, env.postgres, copy, into)
             else:
-                with steps.swapping(report):
+                with restore_steps.swapping(report):
                     swapped = swap_databases.after(ready)(permit, env.postgres, guard, copy, live.oid, chosen.name)
         how = "proven by content" if chosen.backup else "not proven: there is no manifest"
         if into:
@@ -117,8 +300,8 @@ def _tell_swapped(
         "do not restore again: that would lose what was written since"
         + (f". undo-restore with kept={swapped.kept} goes back" if swapped.kept else ""),
     )
-    steps.advance(report, permit, env, swapped.kept, wanted=advance)
-    choosing.tell_lost(report, env, chosen)
+    restore_steps.advance(report, permit, env, swapped.kept, wanted=advance)
+    tell_lost(report, env, chosen)
     report.fact("outage for clients", f"{swapped.outage_seconds:.2f} s")
     report.fact("old database", f"kept as {swapped.kept}" if swapped.kept else "there was none")
     if swapped.kept and "backend" in env.services.names and has_own_types(env.postgres, env.postgres.database):
@@ -145,9 +328,9 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
     env = Environment.find(environment)
     with runbook("Undo restore", env, confirm, plan, changes=True, rank="recovery") as report:
         name = env.postgres.database
-        old = choosing.choose_superseded(report, find_superseded(env.postgres), kept)
+        old = choose_superseded(report, find_superseded(env.postgres), kept)
         live = read_identity(env.postgres, name)
-        steps.judge_obstacles(report, find_obstacles(env.postgres, name))
+        restore_steps.judge_obstacles(report, find_obstacles(env.postgres, name))
         since = read_writes(env.postgres, name) - old.writes
         lost = f"about {since:,} rows" if old.writes >= 0 and since >= 0 else "an unknown number of rows"
         report.fact("written since the swap, and not in the old database", lost)
@@ -156,7 +339,7 @@ def undo_restore(environment: str, kept: str = NEWEST, plan: str = "", confirm: 
         pin_database(report, env.postgres, replaced=True)
         permit = report.permit(Act(UNDO, old.name))
         report.state_is("the live database was not touched", "launch it again when what is said above is put right")
-        with advisory_lock(env.postgres) as guard, steps.swapping(report):
+        with advisory_lock(env.postgres) as guard, restore_steps.swapping(report):
             swapped = swap_back(permit, env.postgres, guard, old, live.oid)
         report.state_is(f"{old.name} is {name} again, and the one before it is kept as {swapped.kept}",
                         "do not launch this again: it would swap once more")  # fmt: skip

@@ -21,17 +21,17 @@ from flows.deleting import judge_clocks, limit_unattended
 from flows.pinned import pin_copies
 from runbook import clock
 from runbook.errors import OpsError
+from runbook.guard.permit import Act, Permit
 from runbook.kinds import action
-from runbook.permit import Act, Permit
-from runbook.render import size
+from runbook.page.render import size
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.files_copy import superseded_files
-from tasks.postgres.copy import drop
-from tasks.postgres.superseded import find_superseded
-from tasks.postgres.table_kept import find_superseded_tables
+from tasks.application.staged_files import superseded_files
+from tasks.backups.retention import AS_TOML
+from tasks.postgres.restore.staged_copy import drop
+from tasks.postgres.restore.superseded import find_superseded
+from tasks.postgres.tables.kept import find_superseded_tables
 from tasks.redis.restore.swap import superseded_redis
-from tasks.retention import AS_TOML
 
 DISCARD = "discard"
 STAMP = "%Y%m%d_%H%M%S"

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from blocks.environment import Environment, Stores
-from flows.database.cluster_steps import by_pgbackrest
+from flows.database.base_backup import by_pgbackrest
 from flows.deleting import limit_unattended
 from flows.store import store_for
-from runbook.permit import Act, Permit
-from runbook.render import size
+from runbook.guard.permit import Act, Permit
+from runbook.page.render import size
 from runbook.report import Report
-from tasks.catalogue import Backup
+from tasks.backups.catalogue import Backup
+from tasks.backups.retention import Rule, read_store
 from tasks.cluster.content import cluster_in
-from tasks.retention import Rule, read_store
 from tasks.wal.destinations import archive_of
 from tasks.wal.prune import DELETE_WAL, OldWal, delete_wal, find_old_wal
 

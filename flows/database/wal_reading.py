@@ -10,7 +10,7 @@ from pathlib import Path
 from blocks.environment import Environment, Stores
 from runbook.errors import OpsError
 from runbook.report import Report
-from tasks.catalogue import Backup
+from tasks.backups.catalogue import Backup
 from tasks.cluster.content import cluster_in
 from tasks.cluster.origin import is_on
 from tasks.stores.directory import told

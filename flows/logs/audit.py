@@ -11,7 +11,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.logs.evidence import keep_lines
-from flows.logs.steps import tell_read, tell_undated
+from flows.logs.findings import tell_read, tell_undated
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.logs import logins

@@ -12,11 +12,11 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.deleting import judge_clocks, limit_unattended
-from flows.logs.steps import Log, path_of
+from flows.logs.findings import Log, path_of
 from flows.pinned import pin_deleted
 from runbook.errors import OpsError
-from runbook.permit import Act
-from runbook.render import size
+from runbook.guard.permit import Act
+from runbook.page.render import size
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.logs.cleaning import REMOVE, Holders, read_holders, remove_logs

@@ -11,8 +11,8 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.logs.steps import tell_read, tell_undated
-from runbook.plots import Bar, bars
+from flows.logs.findings import tell_read, tell_undated
+from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
 from tasks.logs.conditions import Conditions, parse_moment

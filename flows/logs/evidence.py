@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from blocks.environment import Environment
-from runbook.render import key
+from runbook.page.render import key
 from runbook.report import Report
 from tasks.logs.masking import masked_value
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.logs.steps import path_of
+from flows.logs.findings import path_of
 from flows.pinned import pin_paths
 from runbook.errors import OpsError
-from runbook.markdown import fenced
-from runbook.permit import Act
-from runbook.render import size
+from runbook.guard.permit import Act
+from runbook.page.markdown import fenced
+from runbook.page.render import size
 from runbook.report import Evidence, Report
 from runbook.run import runbook
-from tasks.application import wait_healthy
+from tasks.application.health import wait_healthy
 from tasks.logs.files import find_logs
 from tasks.logs.rotating import ROTATE, rotate, verify_rotated
 from tasks.logs.rotation import program, read_rotation

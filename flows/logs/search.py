@@ -10,7 +10,7 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from flows.logs.evidence import keep_lines
-from flows.logs.steps import Log, path_of, tell_read, tell_undated
+from flows.logs.findings import Log, path_of, tell_read, tell_undated
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.logs.conditions import Conditions, parse_moment

@@ -13,8 +13,8 @@ from __future__ import annotations
 import contextlib
 from datetime import UTC, datetime, timedelta
 
-from blocks.alerts import Alerts
 from blocks.environment import Environment
+from blocks.people.alerts import Alerts
 from flows.monitoring import wording
 from runbook.errors import OpsError, without_logins
 from runbook.failpoint import failpoint
@@ -85,7 +85,7 @@ def go_on(report: Report, env: Environment, found: Incident, cause: Cause | None
                 if not found.waiting or not _due(alerts, found, number):
                     return found
                 if not found.reached(number, contact):
-                    found = _tell(report, env, found, number, contact, known)
+                    found = _report_results(report, env, found, number, contact, known)
     return found
 
 
@@ -126,7 +126,9 @@ def _note(kept: Incidents, found: Incident, told: Told) -> Incident:
     return found.with_told(told)
 
 
-def _tell(report: Report, env: Environment, found: Incident, number: int, contact: str, cause: Cause) -> Incident:
+def _report_results(
+    report: Report, env: Environment, found: Incident, number: int, contact: str, cause: Cause
+) -> Incident:
     """One person, by the first channel that takes it."""
     alerts, kept = env.alerts, incidents(env)
     person, text = alerts.contacts[contact], wording.text(env, found, contact, cause)
@@ -200,7 +202,7 @@ def notify_stakeholders(report: Report, env: Environment, found: Incident) -> In
     """ステークホルダー通知 (§8.4). Whoever could not be told is CRITICAL, with the number to phone."""
     for contact in required(env).stakeholders:
         if not found.reached(STAKEHOLDERS, contact):
-            found = _tell(report, env, found, STAKEHOLDERS, contact, read_cause(found.run))
+            found = _report_results(report, env, found, STAKEHOLDERS, contact, read_cause(found.run))
     report.expect("stakeholders are named", bool(env.alerts.stakeholders), "add stakeholders to [alerts]")
     return found
 

@@ -7,11 +7,14 @@ from datetime import UTC, datetime, timedelta
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.monitoring.metric_findings import judge_metrics, tell_history
-from flows.monitoring.rounds import TIMING, take_round
-from flows.recovery.objectives import serves_elsewhere
-from runbook.report import Report
+from flows.monitoring.rounds import TIMING, Round, take_round
+from flows.monitoring.table import METRICS, Metric, metric_of
+from flows.recovery.objectives.check import serves_elsewhere
+from runbook.page.plots import Trace, traces
+from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
+from tasks.monitoring.history import Sample, histories
+from tasks.monitoring.hysteresis import Standing
 
 
 @flow(name="watch-metrics", flow_run_name="watch-metrics {environment}")
@@ -47,3 +50,66 @@ def watch_metrics(environment: str) -> Report:
         judge_metrics(report, env, found)
         tell_history(report, env, now - timedelta(days=1), now)
     return report
+
+
+MOST_POINTS = 240
+
+
+def judge_metrics(report: Report, env: Environment, found: Round) -> None:
+    """Each metric; whether Prefect was told."""
+    report.fact("measured", f"{found.at:%Y-%m-%d %H:%M:%S} UTC" + (" by another run" if found.by_another else ""))
+    for name, standing in found.standings.items():
+        _judge(report, env, metric_of(name), standing)
+    exceeded = [metric_of(name).title for name, standing in found.standings.items() if standing.exceeded]
+    for name, change in found.changed.items():
+        report.fact(f"{change} now", ", ".join(filter(None, [report.facts.get(f"{change} now"), name])))
+    if found.problem:
+        report.warn("Prefect was told", "look at the server and PREFECT_API_URL; it is told as soon as it answers",
+                    value=f"{found.unsent} events are kept: {found.problem}")  # fmt: skip
+    report.outcome = f"exceeded: {', '.join(exceeded)}" if exceeded else f"{len(found.standings)} metrics are well"
+
+
+def _judge(report: Report, env: Environment, metric: Metric, standing: Standing) -> None:
+    limit, value = metric.limit(env.limits), standing.value
+    shown = "not measured" if value is None else metric.show(value)
+    since = f", since {standing.since:%m-%d %H:%M} UTC" if standing.exceeded and standing.since else ""
+    waits = "back below it" if standing.exceeded else "over it"
+    row = f" ({waits} {standing.against} of {TIMING.samples} times)" if standing.against else ""
+    severity = metric.blind if value is None else metric.severity
+    report.expect(
+        f"{metric.category} {metric.title} ({metric.name})",
+        not standing.exceeded,
+        metric.hint,
+        value=f"{shown}{since}{row}: {standing.told}",
+        expected=f"at most {metric.show(limit)} ({metric.action})",
+        otherwise=Status.CRITICAL if severity == "severe" else Status.WARN,
+    )
+
+
+def tell_history(report: Report, env: Environment, since: datetime, now: datetime) -> None:
+    """A day of every metric, against its limit."""
+    try:
+        found = histories(env.reports_directory, since)
+    except OSError as error:
+        report.warn("the history", "correct the owner of reports/metrics", value=f"not read: {error.strerror}")
+        return
+    lines = [_trace(env, metric_of(name), samples, since, now) for name, samples in sorted(found.items())
+             if name.partition("@")[0] in METRICS]  # fmt: skip
+    if lines:
+        report.attach(Evidence("The last 24 hours (dashed: the limit)", svg=traces(lines)))
+
+
+def _trace(env: Environment, metric: Metric, samples: list[Sample], since: datetime, now: datetime) -> Trace:
+    whole = (now - since).total_seconds()
+    kept = _thinned([((one.at - since).total_seconds() / whole, one.most) for one in samples])
+    return Trace(metric.name, kept, metric.limit(env.limits), metric.show(samples[-1].value))
+
+
+def _thinned(points: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """The highest of each part of the day: what was over a limit stays to be seen."""
+    highest = dict[int, tuple[float, float]]()
+    for at, value in points:
+        part = int(at * MOST_POINTS)
+        if part not in highest or value > highest[part][1]:
+            highest[part] = (at, value)
+    return tuple(highest[part] for part in sorted(highest))

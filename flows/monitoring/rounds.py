@@ -16,8 +16,8 @@ from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.logs.spending import read_spent
 from tasks.monitoring import events, history, state
-from tasks.monitoring.beside import ask_beside
 from tasks.monitoring.hysteresis import Change, Standing, Timing, step
+from tasks.monitoring.parallel import ask_beside
 from tasks.monitoring.state import State
 
 TIMING = Timing()

@@ -11,12 +11,12 @@ from pydantic import Field
 
 from blocks.environment import Environment
 from runbook.errors import OpsError
-from runbook.form import Forms, read_forms
+from runbook.page.form import Forms, read_forms
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.host_load import read_processors
+from tasks.host.load import read_processors
 from tasks.monitoring.history import Sample, history
-from tasks.postgres.connections import Activity, read_activity
+from tasks.postgres.sessions.connections import Activity, read_activity
 
 Part = Literal["connections", "cpu"]
 METRIC: dict[Part, str] = {"connections": "postgres.connections.used_ratio", "cpu": "host.cpu.used_ratio"}

@@ -28,9 +28,9 @@ from flows.monitoring.metrics import watch_metrics
 from flows.monitoring.rounds import Round, take_round, tell_watching
 from flows.monitoring.sources import CPU, Reading, read_disks, read_host
 from flows.monitoring.table import named
-from flows.recovery import board
-from flows.recovery.objectives import serves_elsewhere
-from flows.recovery.points import read_reach
+from flows.recovery.objectives import board
+from flows.recovery.objectives.check import serves_elsewhere
+from flows.recovery.objectives.points import read_reach
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from tasks.recovery_points import standing
@@ -74,7 +74,7 @@ class Watcher:
         started, spent = time.monotonic(), time.process_time()
         found = take_round(env, datetime.now(UTC))
         took = f"{time.monotonic() - started:.1f} s, {time.process_time() - spent:.2f} s of CPU"
-        self._tell(found, took)
+        self._report_results(found, took)
         if found.changed or time.monotonic() - self._reported_at >= REPORT_SECONDS:
             self._reported_at = time.monotonic()
             self._report()
@@ -90,7 +90,7 @@ class Watcher:
         """The environment, read anew."""
         return Environment.find(self.environment)
 
-    def _tell(self, found: Round, took: str) -> None:
+    def _report_results(self, found: Round, took: str) -> None:
         for name, change in found.changed.items():
             say(f"{change}: {name}: {found.standings[name].told}")
         exceeded = sorted(name for name, one in found.standings.items() if one.exceeded)

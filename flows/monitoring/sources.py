@@ -9,23 +9,23 @@ from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
-from blocks import nodes
 from blocks.environment import Environment
-from blocks.postgres import Postgres
-from blocks.postgres_refusals import TOO_MANY, LoginRefused
+from blocks.postgres import nodes
+from blocks.postgres.refusals import TOO_MANY, LoginRefused
+from blocks.postgres.server import Postgres
 from flows.monitoring.table import named
 from runbook.errors import OpsError
-from runbook.render import size
-from tasks.application import health_checks, wait_healthy
-from tasks.host import Disk, disk_of, is_here
-from tasks.host_load import read_processors
+from runbook.page.render import size
+from tasks.application.health import health_checks, wait_healthy
+from tasks.host.disk import Disk, disk_of, is_here
+from tasks.host.load import read_processors
+from tasks.host.services import read_services
 from tasks.logs.access import Access, read_access
 from tasks.monitoring import scrape
-from tasks.postgres.connections import read_activity
-from tasks.postgres.replication import Replication, Standby, read_replication
+from tasks.postgres.replication.status import Replication, Standby, read_replication
+from tasks.postgres.sessions.connections import read_activity
 from tasks.redis.memory.info import read_memory
 from tasks.redis.sentinels import master_by, read_sentinels
-from tasks.services import read_services
 
 WINDOW = timedelta(minutes=5)
 LEAST_REQUESTS = 20

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 
 from blocks.environment import Environment
-from runbook.brief import asked_briefly
-from runbook.form import read_forms
+from runbook.guard.brief import asked_briefly
+from runbook.page.form import read_forms
 from tasks.alerts.cause import Cause
 from tasks.alerts.incident import Incident
 from tasks.alerts.message import Kind, Message

@@ -18,14 +18,15 @@ from blocks.environment import Environment, Stores
 from flows.database import expectations
 from flows.database.superseded import discard_surplus
 from flows.launch import launch
-from flows.recovery import board, bring_up, build, choose, revive
-from flows.recovery.held import services_held
+from flows.recovery.full import bring_up, build, choose, database_server
+from flows.recovery.full.stopped_services import services_held
+from flows.recovery.objectives import board
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.postgres.copy import check_jobs
-from tasks.postgres.swap import advisory_lock
+from tasks.postgres.restore.staged_copy import check_jobs
+from tasks.postgres.restore.swap import advisory_lock
 
 WhenToStop = Literal["first", "at_swap"]
 
@@ -90,18 +91,18 @@ def full_restore(
         if unknown := set(without) - set(get_args(choose.Part)):
             raise OpsError(f"without is {', '.join(sorted(unknown))}", "choose redis, files or both")
         chosen = choose.choose(report, env, backup, source, without, accept)
-        found = revive.judge(report, env, chosen.database, workers)
+        found = database_server.judge(report, env, chosen.database, workers)
         build.plan(report, env, chosen, found, stop_services)
         choose.pin(report, env, chosen, up=found.presence == "up")
         permit = report.permit(*chosen.acts(env))
-        live = revive.revive(report, permit, env, chosen.database, found, workers)
+        live = database_server.revive(report, permit, env, chosen.database, found, workers)
         holding = services_held(report, permit, env, chosen, found, stop_services, live)
         with advisory_lock(env.postgres) as guard, holding as held:
             copies = build.build(report, permit, env, chosen, workers)
             build.prove(report, permit, env, chosen, copies, jobs=workers, strict=strict)
             bring_up.swap(report, permit, env, guard, held, copies, live, chosen, advance=advance)
         bring_up.start(report, env, copies, held)
-        bring_up.tell(report, env, chosen, held)
+        bring_up.report_results(report, env, chosen, held)
         discard_surplus(report, env)
     return report
 

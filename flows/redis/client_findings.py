@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from runbook.render import duration, size
+from runbook.page.render import duration, size
 from runbook.report import Report, Status
 from tasks.redis.client_list import Client
 from tasks.redis.clients import Clients

@@ -26,7 +26,7 @@ from flows.redis.client_findings import (
 )
 from flows.redis.master import judge_master
 from runbook.errors import OpsError
-from runbook.permit import Act
+from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.redis.client_list import Client

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from tasks.redis.sentinels import Watch, master_by

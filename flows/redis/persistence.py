@@ -10,15 +10,17 @@ from pydantic import Field
 from blocks.environment import Environment, Stores
 from flows import store as stores
 from flows.pinned import pin_redis
-from flows.redis import choosing, keeping, restoring, taking
+from flows.redis import backup as keeping
+from flows.redis import backup as taking
+from flows.redis import persistence_files as places
 from flows.redis import persistence_findings as findings
-from flows.redis import persistence_place as places
-from flows.redis import snapshot_steps as saving
-from flows.redis.keeping import Form
+from flows.redis import snapshot as saving
+from flows.redis.backup import Form
 from flows.redis.master import judge_master
-from flows.redis.snapshot_steps import Kind
-from runbook.permit import Act
-from runbook.render import size
+from flows.redis.restore import choice, methods
+from flows.redis.snapshot import Kind
+from runbook.guard.permit import Act
+from runbook.page.render import size
 from runbook.report import Report
 from runbook.run import runbook
 from tasks.redis.persistence.place import read_place
@@ -132,7 +134,7 @@ def backup_redis(environment: str, kind: Form = "rdb") -> Report:
     env = Environment.find(environment)
     with runbook("Backup Redis", env, changes=True) as report:
         backup = keeping.take(report, env, stores.store_for(env, "redis"), kind)
-        taking.tell(report, backup)
+        taking.report_results(report, backup)
         stores.note(report, env, f"Backup completed - {backup.name}, {size(backup.manifest.bytes)}")
     return report
 
@@ -183,8 +185,8 @@ def restore_redis(
     """
     env = Environment.find(environment)
     with runbook("Restore Redis", env, confirm, plan, changes=True, rank="recovery") as report:
-        chosen = choosing.choose(report, env, backup, source)
-        with restoring.prepare(report, env, chosen, prefixes, extra, expected_removed) as restore:
+        chosen = choice.choose(report, env, backup, source)
+        with methods.prepare(report, env, chosen, prefixes, extra, expected_removed) as restore:
             pin_redis(report, env.redis, replaced=True)
             restore.run(report.permit(*restore.acts))
         report.fail_if_critical()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from datetime import UTC, datetime
 
-from runbook.render import duration, size
+from runbook.page.render import duration, size
 from runbook.report import Report, Status
 from runbook.thresholds import by_rpo
 from tasks.redis.persistence.place import Place

@@ -6,9 +6,9 @@ import time
 
 from blocks.environment import Environment, Stores
 from flows.store import choose_backup, mark_failed, mark_verified
-from runbook.render import duration
+from runbook.page.render import duration
 from runbook.report import Report
-from tasks.catalogue import Backup
+from tasks.backups.catalogue import Backup
 from tasks.redis.backup.proof import prove_backup
 from tasks.redis.content.manifest import COLUMNS
 

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flows.logs.audit import judge_logins
-from flows.logs.steps import tell_read, tell_undated
-from flows.routine.steps import Page
-from flows.routine.traffic import Traffic
+from flows.logs.findings import tell_read, tell_undated
+from flows.routine.page import Page
+from flows.routine.sources.traffic import Traffic
 from runbook.report import Status
 from tasks.logs import logins
 from tasks.logs.conditions import Conditions

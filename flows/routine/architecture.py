@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import Annotated
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, get_args
 
 from prefect import flow
 from pydantic import Field
 
-from blocks.environment import Environment
-from flows.routine import architecture_findings as findings
-from flows.routine.evidence import Evidence
-from flows.routine.topology import tell_topology
-from runbook.report import Report
+from blocks.environment import Environment, Stores
+from flows.infrastructure.images.bases import judge_release
+from flows.routine.sources.evidence import Evidence
+from runbook.page.render import size
+from runbook.report import Report, Status
 from runbook.run import runbook
+from tasks.application.versions import read_versions
+from tasks.docker.bases import support_of
+from tasks.host.disk import Disk, disk_on
+from tasks.postgres.server.server import read_database_bytes, read_server
+from tasks.redis.memory.info import read_memory
+from tasks.redis.sentinels import read_sentinels
+from tasks.reports.capacity import Growth, read_growth
+from tasks.reports.past import Filed, filed
 
 
 @flow(name="collect-architecture-facts", flow_run_name="collect-architecture-facts {environment}")
@@ -43,9 +54,181 @@ def collect_architecture_facts(
     with runbook("Collect architecture facts", env) as report:
         evidence, since = Evidence(report), report.started - timedelta(days=days)
         nodes = tell_topology(report, evidence, env)
-        ended = findings.tell_versions(report, evidence, env)
-        findings.tell_capacity(report, evidence, env, since, full_months)
-        incidents = findings.tell_incidents(report, env, since)
+        ended = tell_versions(report, evidence, env)
+        tell_capacity(report, evidence, env, since, full_months)
+        incidents = tell_incidents(report, env, since)
         evidence.tell_missing()
         report.outcome = f"{nodes} nodes and services, {ended} without support, {incidents} incidents in {days} days"
     return report
+
+
+HINT = "plan its successor: deploy it to the disposable environment first, then rehearse the change there"
+UNKNOWN = "look it up, and add it with source and day to tasks/docker/releases.toml"
+SHOWN = 30
+
+
+def tell_versions(report: Report, evidence: Evidence, env: Environment) -> int:
+    """What runs, and until when it is supported; returns how many are without support."""
+    versions, ended = read_versions(env), 0
+    today, rows = report.started.date(), []
+    for one in versions:
+        found = support_of(one.product, one.version) if one.version else None
+        ends = ""
+        if not one.version:
+            evidence.lacks(f"version of {one.product} ({one.where})", one.problem)
+        elif found:
+            judge_release(report, f"support of {one.product} {one.version} ({one.where})", found, today, HINT)
+            ended += bool(found.ends and found.ends < today)
+            ends = str(found.ends or ("no end announced" if found.known else "not known"))
+        elif one.product not in ("prefect", "interview-ops"):
+            evidence.lacks(f"end of life of {one.product} {one.version}", UNKNOWN)
+        rows.append((one.product, one.version or "not measured", one.where, ends, found.source if found else ""))
+    report.table("Versions and end of life", ("product", "version", "where", "supported until", "by"), rows)
+    return ended
+
+
+def tell_capacity(report: Report, evidence: Evidence, env: Environment, since: datetime, full_months: int) -> None:
+    """What is there now, how it grew, and what that comes to."""
+    rows = []
+    if env.has("postgres"):
+        node = env.postgres
+        now = evidence.ask("size of the database", lambda: read_database_bytes(node, node.database))
+        rows.append(("database", node.database, size(now) if now is not None else "not measured"))
+    if env.has("redis"):
+        memory = evidence.ask("memory of Redis", lambda: read_memory(env.redis))
+        rows.append(("Redis", env.redis.address, size(memory.used) if memory else "not measured"))
+    disks = _disks(evidence, env)
+    rows += [
+        ("disk, free", path, f"{size(disk.free_bytes)} of {size(disk.total_bytes)}") for path, disk in disks.items()
+    ]
+    report.table("Capacity now", ("of", "where", "bytes"), rows)
+    grown = evidence.ask("growth", lambda: read_growth(env.reports_directory, env.name, since)) or ()
+    _tell_growth(report, evidence, grown)
+    monthly = sum(max(one.monthly_bytes, 0) for one in grown if one.known)
+    for path, disk in disks.items() if monthly else ():
+        months = disk.free_bytes / monthly
+        report.expect(f"disk of {path}", months >= full_months, "add disk, or keep fewer backups (prune-backups)",
+                      value=f"full in {months:.0f} months at {size(int(monthly))} a month",
+                      expected=f"not within {full_months} months", otherwise=Status.WARN)  # fmt: skip
+
+
+def _tell_growth(report: Report, evidence: Evidence, grown: tuple[Growth, ...]) -> None:
+    """By month, as the backups that were verified had it."""
+    months = sorted({month for one in grown for month in one.by_month()})
+    report.table("Capacity trend (size of backups)", ("of", *months, "a month"),
+                 [(one.of, *(size(one.by_month()[month]) if month in one.by_month() else "" for month in months),
+                   size(int(one.monthly_bytes)) if one.known else "not known") for one in grown])  # fmt: skip
+    if not any(one.known for one in grown):
+        evidence.lacks("capacity trend", "no two reports of verify-backup are a month apart")
+
+
+def _disks(evidence: Evidence, env: Environment) -> dict[str, Disk]:
+    """Each once, where this host can see it."""
+    wanted = [(node.host, Path(node.data_directory)) for node in env.nodes()]
+    wanted += [("", env.reports_directory)]
+    if env.has("backups"):
+        wanted += [("", Path(env.backups.postgres))] if "://" not in env.backups.postgres else []
+    found = dict[str, Disk]()
+    for host, path in wanted:
+        disk = disk_on(host, path)
+        if disk is None:
+            evidence.lacks(f"disk of {path}", f"this host cannot see it{f' ({host})' if host else ''}")
+        elif disk.device not in {one.device for one in found.values()}:
+            found[str(path)] = disk
+    return found
+
+
+def tell_incidents(report: Report, env: Environment, since: datetime) -> int:
+    """CRITICAL reports by runbook; returns how many. What is CRITICAL still is somebody's work."""
+    all_, by_runbook = 0, defaultdict[str, list[Filed]](list)
+    for one in filed(env.reports_directory, env.name, since=since):
+        by_runbook[one.runbook].append(one)
+    rows, still = [], []
+    for name, runs in by_runbook.items():  # the newest first
+        bad = [one for one in runs if one.status == Status.CRITICAL]
+        all_ += len(bad)
+        if bad:
+            rows.append((len(bad), len(runs), name, f"{bad[0].started:%Y-%m-%d %H:%M}", _why(bad[0])))
+            still += [name] * (runs[0] is bad[0])
+    report.table("Incidents: CRITICAL reports by runbook", ("times", "of reports", "runbook", "last (UTC)", "why"),
+                 sorted(rows, reverse=True)[:SHOWN])  # fmt: skip
+    report.expect("no runbook's last report is CRITICAL", not still, "launch each of them again, and do what it says",
+                  value=", ".join(still[:10]) or "none", otherwise=Status.WARN)  # fmt: skip
+    return all_
+
+
+def _why(one: Filed) -> str:
+    return "; ".join(found["name"] for found in one.findings if found["status"] == Status.CRITICAL)[:160]
+
+
+COLUMNS = ("part", "name", "where", "now")
+STORES = ("postgres", "redis", "files", "cluster", "wal")
+
+
+def tell_topology(report: Report, evidence: Evidence, env: Environment) -> int:
+    """The table; returns how many nodes and services there are. What does not answer is in it, and is missing."""
+    nodes = [*_databases(evidence, env), *_redis(evidence, env), *_services(evidence, env)]
+    report.table("Topology", COLUMNS, [*nodes, *_users(evidence, env), *_stores(env)])
+    return len(nodes)
+
+
+def _databases(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
+    primaries = 0
+    for node in env.nodes():
+        where = f"{node.host}:{node.port}"
+        found = evidence.ask(f"PostgreSQL at {where}", lambda node=node: read_server(node))  # type: ignore[misc]
+        role = "does not answer" if found is None else "standby" if found.in_recovery else "primary"
+        primaries += role == "primary"
+        yield "PostgreSQL", node.service, where, role
+    if env.has("postgres"):
+        hint = "two take writes: fence one of them now (docs/failover.md)" if primaries else "see what does not answer"
+        evidence.report.expect("one primary", primaries == 1, hint, value=primaries, expected=1,
+                               otherwise=Status.CRITICAL if primaries else Status.WARN)  # fmt: skip
+
+
+def _redis(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
+    if not env.has("redis"):
+        return
+    if not env.redis.sentinels:
+        answers = evidence.ask(f"Redis at {env.redis.address}", lambda: read_memory(env.redis))
+        yield "Redis", "redis", env.redis.address, "one server, no Sentinels" if answers else "does not answer"
+        return
+    watch = read_sentinels(env.redis)
+    for view in watch.views:
+        yield "Sentinel", env.redis.sentinel_master, view.address, view.told
+        if not view.answers:
+            evidence.lacks(f"Sentinel {view.address}", view.problem)
+    if watch.master:
+        yield "Redis", "master", watch.master, f"named by {len(watch.masters[watch.master])} Sentinels"
+    else:
+        evidence.lacks("the master of Redis", watch.told() or "no Sentinel names one")
+    followers = {one.address: one for view in watch.answering for one in view.followers}
+    for one in followers.values():
+        yield "Redis", "replica", one.address, "follows" if one.link_up else "its link is down"
+
+
+def _services(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
+    for role, name in env.services.names.items():
+        state = evidence.ask(f"service {role}", lambda role=role: env.services.state(role))  # type: ignore[misc]
+        yield "service", role, name, state.told if state else "not known"
+
+
+def _users(evidence: Evidence, env: Environment) -> Iterator[tuple[str, ...]]:
+    if env.has("application"):
+        yield "application", env.name, env.application.url, env.application.directory
+    if not env.has("endpoint"):
+        return
+    try:
+        sent = Path(env.endpoint.file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        evidence.lacks("where users are sent", f"{env.endpoint.file}: {type(error).__name__}")
+        return
+    yield "users are sent to", env.endpoint.region, sent, f"the other region: {env.endpoint.other or 'none is named'}"
+
+
+def _stores(env: Environment) -> Iterator[tuple[str, ...]]:
+    """Where backups go; a place without one is told by check-recovery-objectives."""
+    for which in get_args(Stores):
+        if env.has(which):
+            for kind in STORES:
+                yield "backups", f"{which}: {kind}", str(getattr(env.stores(which), kind)), ""

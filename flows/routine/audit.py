@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.routine.evidence import Evidence
-from flows.routine.evidence_parts import collect
-from runbook.render import key, size
-from runbook.report import Report
+from flows.routine.sources.evidence import Evidence
+from runbook.errors import OpsError
+from runbook.files.chain import verify_chain
+from runbook.page.render import key, size
+from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.evidence import holding, seal, secrets_of, verify_sealed
+from tasks.application.versions import read_versions
+from tasks.host.service_accounts import read_accounts
+from tasks.logs.users import read_users
+from tasks.postgres.server.access import read_access as read_postgres
+from tasks.redis.access import read_access as read_redis
+from tasks.reports.evidence import holding, seal, secrets_of, verify_sealed
+from tasks.reports.past import filed
 
 
 @flow(name="collect-audit-evidence", flow_run_name="collect-audit-evidence {environment}")
@@ -56,3 +65,146 @@ def collect_audit_evidence(environment: str, days: Annotated[int, Field(ge=1, le
         evidence.tell_missing()
         report.outcome = f"{sealed.files} files of evidence, {len(evidence.missing)} things not measured"
     return report
+
+
+DRILL = "dr-drill"
+WHOLE = (f"-{DRILL}", "-verify-backup", "-run-checklist")
+"""Reports that an auditor reads, not only their index."""
+SHOWN = 50
+
+
+def collect(report: Report, env: Environment, evidence: Evidence, since: datetime) -> None:
+    """Everything, into `evidence`; what it says into `report`."""
+    _reports(report, evidence, env, since)
+    if env.drill_environment:
+        other = evidence.ask("drills elsewhere", lambda: Environment.find(env.drill_environment))
+        if other:
+            evidence.secrets = [*evidence.secrets, *secrets_of(other.whole().values())]
+            _reports(report, evidence, other, since)
+    if not (env.has("disposable") or env.drill_environment):
+        report.leave_out("drill_environment")
+    elif not any(name.endswith(f"-{DRILL}.json") for name in evidence.files):
+        evidence.lacks("drills", "there is no report of a drill in that time: run-drill")
+    _services(report, evidence, env)
+    for part, gather in (("postgres", _postgres), ("redis", _redis), ("logs", partial(_users, since=since))):
+        if env.has(part):
+            gather(report, evidence, env)
+        else:
+            report.leave_out(part)
+    _versions(report, evidence, env)
+    evidence.add("settings/environment.json", _described(env))
+
+
+def _reports(report: Report, evidence: Evidence, env: Environment, since: datetime) -> None:
+    """The chain, the index, and some of them whole."""
+    name = f"chain of reports ({env.name})"
+    if not env.reports_directory.is_dir():
+        evidence.lacks(name, f"there are none in {env.reports_directory} on this host")
+        return
+    problems = evidence.ask(name, lambda: _broken(env.reports_directory))
+    if problems is None:
+        return
+    report.expect(name, not problems, "find out who changed what: the reports in Prefect have the hashes as they were",
+                  value="; ".join(problems[:5]) or "whole")  # fmt: skip
+    found = list(filed(env.reports_directory, env.name, since=since))
+    index = [{"file": one.path.name, "runbook": one.runbook, "status": one.status, "started": one.started,
+              "hash": one.content.get("hash")} for one in found]  # fmt: skip
+    evidence.add(f"reports/{env.name}/index.json", {"problems": problems, "reports": index})
+    for one in found:
+        if one.path.stem.endswith(WHOLE):
+            evidence.add(f"reports/{env.name}/{one.path.name}", one.content)
+    critical = sum(one.status == Status.CRITICAL for one in found)
+    report.fact(f"reports ({env.name})", f"{len(found):,}, {critical:,} of them CRITICAL")
+    drills = [(f"{one.started:%Y-%m-%d %H:%M}", one.status, one.facts.get("scenario", "")) for one in found
+              if one.path.stem.endswith(f"-{DRILL}")]  # fmt: skip
+    report.table(f"Drills ({env.name})", ("began", "status", "scenario"), drills)
+
+
+def _broken(directory: Path) -> list[str]:
+    try:
+        return verify_chain(directory)
+    except OSError as error:
+        raise OpsError(f"the chain cannot be read: {error.strerror}", "correct the owner of the reports") from None
+
+
+def _postgres(report: Report, evidence: Evidence, env: Environment) -> None:
+    found = evidence.ask("access to the database", lambda: read_postgres(env.postgres))
+    if found is None:
+        return
+    if not found.rules:
+        evidence.lacks("pg_hba.conf", f"{env.postgres.admin_user} may not read it")
+    evidence.add("access/postgres.json", {"roles": found.roles, "rights": found.rights, "rules": found.rules})
+    evidence.add("settings/postgres.json", found.settings)
+    report.table("Database roles", ("role", "attributes", "member of", "password"),
+                 [(role.name, ", ".join(role.attributes), ", ".join(role.of), _yes(role.has_password))
+                  for role in found.roles[:SHOWN]])  # fmt: skip
+    masters = [role.name for role in found.roles if {"superuser", "login"} <= set(role.attributes)]
+    others = [name for name in masters if name != env.postgres.admin_user]
+    report.expect("superusers of the database", not others, "ALTER ROLE … NOSUPERUSER, where it is not needed",
+                  value=", ".join(masters), expected=env.postgres.admin_user, otherwise=Status.WARN)  # fmt: skip
+
+
+def _yes(value: bool | None) -> str:
+    return "not known" if value is None else "yes" if value else "none"
+
+
+def _redis(report: Report, evidence: Evidence, env: Environment) -> None:
+    found = evidence.ask("access to Redis", lambda: read_redis(env.redis))
+    if found is None:
+        return
+    evidence.add("access/redis.json", found.users)
+    evidence.add("settings/redis.json", found.settings)
+    report.table("Redis users", ("user", "flags", "passwords", "commands", "keys"),
+                 [(user.name, ", ".join(user.flags), user.passwords, user.commands, user.keys)
+                  for user in found.users[:SHOWN]])  # fmt: skip
+    unlocked = [user.name for user in found.users if user.open]
+    report.expect("Redis users without a password", not unlocked, "ACL SETUSER … >password, or requirepass",
+                  value=", ".join(unlocked) or "none", expected="none", otherwise=Status.WARN)  # fmt: skip
+
+
+def _services(report: Report, evidence: Evidence, env: Environment) -> None:
+    accounts = read_accounts(env.services, list(env.services.names))
+    for one in accounts:
+        if not one.user:
+            evidence.lacks(f"user of {one.role}", one.problem)
+    if not accounts:
+        report.leave_out("services")
+    evidence.add("access/services.json", accounts)
+    report.table("Users of services", ("service", "user"),
+                 [(f"{one.role} ({one.service})", one.user or "not measured") for one in accounts])  # fmt: skip
+    roots = [one.role for one in accounts if one.is_root]
+    report.expect("services that run as root", not roots, "give each a user of its own: User= in its unit",
+                  value=", ".join(roots) or "none", expected="none", otherwise=Status.WARN)  # fmt: skip
+
+
+def _users(report: Report, evidence: Evidence, env: Environment, *, since: datetime) -> None:
+    found = evidence.ask("users of the application", lambda: read_users(env.logs, env.zone, since))
+    if found is None:
+        return
+    evidence.add("access/application_users.json", found.users)
+    report.table("Users of the application, the last to come", ("user", "events", "failed", "addresses", "last"),
+                 [(evidence.shown(user.who), user.events, user.failed, user.addresses, f"{user.last:%Y-%m-%d %H:%M}")
+                  for user in found.users[:SHOWN]])  # fmt: skip
+    report.fact("users of the application", f"{len(found.users):,} in the audit log")
+    if found.bad:
+        evidence.lacks("lines of the audit log", f"{found.bad:,} are no JSON")
+    if found.undated:
+        evidence.lacks("lines of the audit log", f"{found.undated:,} have no readable time")
+    if found.unreadable:
+        evidence.lacks("files of the audit log", f"could not be read: {', '.join(found.unreadable)}")
+
+
+def _versions(report: Report, evidence: Evidence, env: Environment) -> None:
+    versions = read_versions(env)
+    for one in versions:
+        if not one.version:
+            evidence.lacks(f"version of {one.product} ({one.where})", one.problem)
+    evidence.add("versions.json", versions)
+    report.table("Versions", ("what", "where", "version"),
+                 [(one.product, one.where, one.version or "not measured") for one in versions])  # fmt: skip
+
+
+def _described(env: Environment) -> dict[str, object]:
+    """Blocks mask their secrets themselves."""
+    parts = {part: block.model_dump(mode="json") for part, block in env.whole().items()}
+    return {"environment": env.model_dump(mode="json"), "parts": parts}

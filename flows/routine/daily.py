@@ -3,25 +3,207 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal
 
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.recovery.objectives import serves_elsewhere
-from flows.routine.backup_findings import judge_backups
-from flows.routine.daily_findings import (
-    ask_connections,
-    ask_health,
-    ask_load,
-    ask_redis,
-    ask_wraparound,
-    judge_disks,
-    judge_errors,
-)
-from flows.routine.steps import Page
-from runbook.report import Report
+from flows.database.server.session_findings import judge_used
+from flows.database.server.wraparound import judge_wraparound
+from flows.logs.errors import LEVELS
+from flows.logs.findings import tell_read
+from flows.recovery.objectives.check import serves_elsewhere, tell_points
+from flows.recovery.objectives.points import Reach, read_reach, resources_of
+from flows.redis.master import judge_master
+from flows.redis.memory.findings import judge_memory
+from flows.routine.page import Page
+from flows.routine.sources.past import AHEAD, CLOCKS, is_ahead
+from flows.routine.sources.places import read_places
+from runbook import clock
+from runbook.errors import OpsError
+from runbook.kinds import Pending
+from runbook.page.render import duration, size
+from runbook.report import Report, Status
 from runbook.run import runbook
+from tasks.application.health import NO_HEALTH, Health, health_checks, wait_healthy
+from tasks.backups.catalogue import Backup
+from tasks.backups.retention import Stored, read_stores
+from tasks.host.load import Load, read_load
+from tasks.logs import errors
+from tasks.logs.conditions import Conditions
+from tasks.logs.files import find_logs
+from tasks.logs.masking import masked
+from tasks.logs.samples import begins_at
+from tasks.logs.source import count_undated, reading
+from tasks.postgres.replication.rates import measure_rates
+from tasks.postgres.replication.wraparound import read_wraparound
+from tasks.postgres.sessions.connections import Activity, read_activity
+from tasks.recovery_points.backups import LOOKED_AT, TAKEN_BY
+from tasks.recovery_points.point import Resource
+from tasks.redis.memory.info import read_memory
+from tasks.redis.sentinels import Watch, read_sentinels
+from tasks.stores.store import store_of
+
+# An answer that takes longer is none for its users either.
+HEALTH_SECONDS = 10.0
+HOURS = 24
+RATE_SECONDS = 1.0
+SHOWN = 10
+
+
+def ask_health(page: Page) -> Judge:
+    """Backend and frontend, each with its own finding; what has no health check is left out."""
+    if not page.names("application"):
+        return lambda: None
+    application, asked = page.env.application, dict[str, Pending[Health]]()
+    for name, others in (
+        ("backend", {"frontend_health_path": ""}),
+        ("frontend", {"health_path": "", "health_port": 0, "health_command": []}),
+    ):
+        one = application.model_copy(update=others)
+        if health_checks(one):
+            asked[name] = wait_healthy.submit(one, seconds=HEALTH_SECONDS, in_a_row=1)
+    return lambda: _judge_health(page, asked)
+
+
+def _judge_health(page: Page, asked: Mapping[str, Pending[Health]]) -> None:
+    hint = page.launch("diagnose-application")
+    for name, pending in asked.items():
+        if health := page.part(name, pending.result, hint=hint, otherwise=Status.CRITICAL):
+            page.report.expect(name, True, "", value=f"{' and '.join(health.targets)} answers well")
+    page.report.fact("health", f"asked: {', '.join(asked)}" if asked else NO_HEALTH)
+
+
+def judge_errors(page: Page) -> None:
+    """Those of exactly the last hours, over rotated files too; what cannot be counted is told."""
+    if page.names("logs"):
+        page.part("errors", lambda: _count_errors(page), hint=page.launch("check-logging"))
+
+
+def _count_errors(page: Page) -> None:
+    report, env = page.report, page.env
+    end = datetime.now(UTC)
+    since = end - timedelta(hours=HOURS)
+    files = find_logs(Path(env.logs.need("app")))
+    wanted = Conditions().within(since - timedelta(hours=HOURS), end).levels(LEVELS)
+    ahead = Conditions().within(end + CLOCKS, None).levels(LEVELS)
+    with reading(files, env.zone, since=since - timedelta(hours=HOURS), names=env.logs.fields) as source:
+        bad = source.pick_each(
+            picked=wanted.choice(errors.COLUMNS),
+            undated=wanted.undated(),
+            ahead=ahead.choice({"time": "time"}),
+        )
+        found = errors.kinds(source, since)
+        timeless = count_undated(source)
+        future = int(source.rows("SELECT count(*) FROM ahead")[0][0])
+        tell_read(report, source, bad)
+    count = sum(one.count for one in found)
+    hint = f"{page.launch('summarise-errors')} says what is new and when it began"
+    worst = found[0].text[:60] if found else "none"
+    page.judge("logs.errors.day_count", count, hint, of=f"last {HOURS} h, most: {masked(worst)}")
+    if timeless:
+        report.warn("errors without a time", "they may be of today: correct the application's formatter (§6.1)",
+                    value=f"{timeless:,}, in no count")  # fmt: skip
+    if future:
+        report.warn("errors of the future", "correct the clock of the application's host, or of this one",
+                    value=f"{future:,}, in no count")  # fmt: skip
+    began = begins_at(files[0], env.logs.field("timestamp"))
+    if began is None or began > since:
+        page.log_begins("all of the day's errors", began, "look at how it is rotated: check-logging")
+    if files[-1].modified < since:
+        page.not_measured("the log", f"nothing was written to it for {HOURS} h", "does the application log elsewhere?")
+    report.fact("errors", f"{count:,} in {HOURS} h")
+    report.table(f"Errors of the last {HOURS} h (the first {min(len(found), SHOWN)} of {len(found)} kinds)",
+                 ("lines", "the day before", "level", "kind", "modules", "last"),
+                 [(one.count, one.before, one.level, masked(one.text)[:200], one.modules, f"{one.last:%m-%d %H:%M:%S}")
+                  for one in found[:SHOWN]])  # fmt: skip
+
+
+def judge_disks(page: Page) -> None:
+    """Each file system once, by what is on it."""
+    filled, unknown = read_places(page.env)
+    for one in filled:
+        free = f"{size(one.disk.free_bytes)} of {size(one.disk.total_bytes)} free"
+        shown = ", ".join(one.what[:4]) + (f" and {len(one.what) - 4} more" if len(one.what) > 4 else "")
+        hint = (
+            f"{page.launch('free-disk-emergency')} finds what holds the space; clean-logs, clean-docker, prune-backups"
+        )
+        page.judge("host.disk.used_ratio", one.used_ratio, hint, of=f"{shown}; {free}")
+    for place, why in unknown:
+        page.not_measured(f"disk of {place.what}", why, f"look at {place.path} there")
+    if filled:
+        page.report.fact("disk", f"{filled[0].used_ratio:.0%} at most, where {filled[0].what[0]} is")
+    page.report.table("Disks", ("used", "free", "of", "what is on it"),
+                      [(f"{one.used_ratio:.0%}", size(one.disk.free_bytes), size(one.disk.total_bytes),
+                        ", ".join(one.what)) for one in filled])  # fmt: skip
+
+
+def ask_connections(page: Page) -> Judge:
+    """Of the primary."""
+    if not page.names("postgres"):
+        return lambda: None
+    pending = read_activity.submit(page.env.postgres)
+    return lambda: _judge_connections(page, pending)
+
+
+def _judge_connections(page: Page, pending: Pending[Activity]) -> None:
+    hint = page.launch("diagnose-database")
+    activity = page.part("PostgreSQL", pending.result, hint=hint, otherwise=Status.CRITICAL)
+    if activity is None:
+        return
+    judge_used(page.report, activity)
+    page.report.fact("connections", f"{len(activity.clients) + 1} of {activity.limits.most}, "
+                     f"{activity.limits.reserved} of them reserved")  # fmt: skip
+    if activity.hidden:
+        page.not_measured("what sessions do", f"{activity.hidden} sessions hide it: the counts are too low",
+                          f"make {page.env.postgres.admin_user} a member of pg_read_all_stats")  # fmt: skip
+
+
+def ask_wraparound(page: Page) -> Judge:
+    """How far transaction ids are from their end: a server that reaches it takes no more writes."""
+    if not page.names("postgres"):
+        return lambda: None
+    postgres = page.env.postgres
+    ages, rates = read_wraparound.submit(postgres, postgres.database), measure_rates.submit(postgres, RATE_SECONDS)
+    return lambda: page.part(
+        "transaction ids",
+        lambda: judge_wraparound(page.report, ages.result(), rates.result().xids, postgres.database),
+        hint=page.launch("check-replication"),
+    )
+
+
+def ask_redis(page: Page) -> Judge:
+    """Of the master."""
+    if not page.names("redis"):
+        return lambda: None
+    pending = read_sentinels.submit(page.env.redis)
+    return lambda: page.part("Redis", lambda: _judge_redis(page, pending), hint=page.launch("diagnose-redis"),
+                             otherwise=Status.CRITICAL)  # fmt: skip
+
+
+def _judge_redis(page: Page, pending: Pending[Watch]) -> None:
+    memory = read_memory(judge_master(page.report, page.env.redis, pending.result(), changes=False))
+    judge_memory(page.report, memory)
+    limit = f"of {size(memory.limit)}" if memory.limit else "and no limit is set"
+    page.report.fact("Redis", f"{size(memory.used)} used {limit}")
+
+
+def ask_load(page: Page) -> Judge:
+    """Of the host on which this runs; others are watched by watch-metrics."""
+    pending = read_load.submit()
+    return lambda: _judge_load(page, page.report, pending.result())
+
+
+def _judge_load(page: Page, report: Report, found: Load) -> None:
+    page.judge("host.load.per_processor", found.load_ratio, "look who takes them: top; is a backup running?",
+               of=f"{found.load:.1f} of {found.processors} processors, 15 min", worst=Status.WARN)  # fmt: skip
+    free = f"{size(found.available_bytes)} of {size(found.memory_bytes)} to be had"
+    page.judge("host.memory.used_ratio", found.memory_ratio, "look who takes it: top, by memory", of=free,
+               worst=Status.WARN)  # fmt: skip
+    report.fact("this host", f"load {found.load:.1f} on {found.processors} processors; memory: {free}")
+
 
 Part = Literal["all", "health", "backup", "resources"]
 Judge = Callable[[], object]
@@ -64,3 +246,103 @@ def daily_check(environment: str, part: Part = "all") -> Report:
         bad = sum(finding.hint != "" for finding in report.findings)
         report.outcome = f"{len(report.findings)} checks, {bad} to look at" if bad else "all is well"
     return report
+
+
+# A week, and a day of grace: verify-backup and backup-cluster run weekly.
+WEEKLY = LOOKED_AT + timedelta(days=1)
+PATIENCE_SECONDS = 5.0
+
+
+def judge_backups(page: Page) -> None:
+    """Of the database, Redis and the files."""
+    if page.names("backups"):
+        page.part("backups", lambda: _judge(page))
+
+
+def _judge(page: Page) -> None:
+    resources = resources_of(page.env)
+    if not resources:
+        page.not_measured("backups", "the environment names nothing that could be lost", "add [postgres], [redis] …")
+        return
+    reach = read_reach(page.env)
+    for resource in resources:
+        _judge_resource(page, reach, resource)
+    if "database" in resources:
+        page.part("base backups", lambda: _judge_bases(page))
+    tell_points(page.report, reach)
+
+
+def _judge_resource(page: Page, reach: Reach, resource: Resource) -> None:
+    stored, name = reach.stored["backups", resource], f"newest backup of {resource}"
+    take = page.launch(TAKEN_BY[resource])
+    if isinstance(stored, OpsError):
+        page.report.expect(name, False, stored.hint, value=f"not measured: {stored.message}")
+        return
+    for bad in stored.unreadable:
+        page.report.warn(f"{bad} in the store", "look at it: its manifest cannot be read", value="not known")
+    if ahead := stored.from_the_future():
+        page.report.warn(f"clock, by the backups of {resource}", "correct the clock of who took them",
+                         value=f"of the future: {', '.join(ahead[:3])}")  # fmt: skip
+    there = [one for one in stored.backups if one.age_seconds >= 0]
+    if not there:
+        page.report.expect(name, False, f"{take} takes one now", value="there is none")
+        return
+    _judge_age(page, reach, resource, there[-1], take)
+    _judge_proof(page, resource, there)
+
+
+def _judge_age(page: Page, reach: Reach, resource: Resource, newest: Backup, take: str) -> None:
+    """Against the RPO: itself, or what recovers to a later moment (point in time), where that is proven to be there."""
+    env, age = page.env, newest.age_seconds
+    told = f"{newest.name} is {duration(age)} old"
+    page.report.fact(f"backup of {resource}", told)
+    best, rpo = reach.best(resource, "data corrupted"), f"at most {duration(env.rpo_seconds)} (RPO)"
+    loss = best.loss_seconds(reach.now) if best else None
+    if newest.failed:
+        page.report.expect(f"newest backup of {resource}", False, f"{take} takes another; its report says why",
+                           value=f"{newest.name} did not stand its proof ({newest.failed})")  # fmt: skip
+    if age > env.rpo_seconds and best and loss is not None and best.means != "backup" and loss <= env.rpo_seconds:
+        page.report.expect(f"newest backup of {resource}", age <= WEEKLY.total_seconds(), f"{take} takes one now",
+                           value=f"{told}; {best.told} loses {duration(loss)}", expected=rpo,
+                           otherwise=Status.WARN)  # fmt: skip
+        return
+    hint = f"{take} takes one now; a daily one cannot hold {duration(env.rpo_seconds)}: archive WAL, or take it oftener"
+    page.judge("backup.age_seconds", age, hint, of=f"{resource}: {told}, RPO {duration(env.rpo_seconds)}")
+
+
+def _judge_proof(page: Page, resource: Resource, there: list[Backup]) -> None:
+    """When a restore of one was last proven."""
+    proven = max((one.verified for one in there if one.verified), default="")
+    page.report.fact(f"last proven backup of {resource}", proven or "never")
+    at = datetime.fromisoformat(proven) if proven else None
+    well = at is not None and not is_ahead(at) and clock.now() - at <= WEEKLY
+    page.report.expect(f"a backup of {resource} was proven by a restore", well,
+                       f"{page.launch('verify-backup', kind=_KIND[resource])} restores one beside, and compares it",
+                       value=f"last at {proven}" if proven else "never", expected=f"within {WEEKLY.days} days",
+                       otherwise=Status.WARN)  # fmt: skip
+
+
+_KIND: dict[Resource, str] = {"database": "postgres", "redis": "redis", "files": "files"}
+
+
+def _judge_bases(page: Page) -> None:
+    """Base backups are what a recovery to a point in time begins with: where WAL is kept, they are needed."""
+    env = page.env
+    (stored,) = read_stores([(store_of(env, "cluster", patience_seconds=PATIENCE_SECONDS), ("cluster",))], env.name)
+    found = stored.backups if isinstance(stored, Stored) else ()
+    if isinstance(stored, OpsError) and env.has("wal"):
+        page.not_measured("newest base backup", stored.message, stored.hint)
+        return
+    if not found and not env.has("wal"):
+        page.report.fact("base backups", "none; the environment keeps no WAL")
+        return
+    newest = found[-1] if found else None
+    if newest and is_ahead(newest.manifest.taken):
+        page.report.warn("newest base backup", AHEAD, value=f"{newest.name} is of the future")
+        return
+    well = newest is not None and newest.age_seconds <= WEEKLY.total_seconds() and not newest.failed
+    value = f"{newest.name} is {duration(newest.age_seconds)} old" if newest else "there is none"
+    failed = f"; it did not stand its proof ({newest.failed})" if newest and newest.failed else ""
+    page.report.expect("newest base backup", well, f"{page.launch('backup-cluster')} takes one", value=value + failed,
+                       expected=f"within {WEEKLY.days} days",
+                       otherwise=Status.WARN if newest else Status.CRITICAL)  # fmt: skip

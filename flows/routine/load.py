@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import islice
 from typing import Annotated
 
 from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
-from flows.routine import load_findings as findings
+from flows.monitoring.table import METRICS
 from runbook.errors import OpsError
-from runbook.report import Report
+from runbook.page.plots import Bar, bars
+from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
-from tasks.application import wait_healthy
+from tasks.application.health import wait_healthy
 from tasks.faults.disposable import where_disposable
-from tasks.load.driving import Load, drive_load, require_load
-from tasks.load.saturation import Saturation
+from tasks.load.driving import Driven, Load, drive_load, require_load
+from tasks.load.names import limited
+from tasks.load.results import COLUMNS, Endpoint, Results
+from tasks.load.saturation import CLIENTS, CONNECTIONS, CPU, MEMORY, Saturation
+from tasks.reports.past import Filed, filed
 
 BEFORE_SECONDS, AFTER_SECONDS = 60.0, 120.0
 
@@ -75,15 +81,147 @@ def _target(env: Environment) -> tuple[Environment, OpsError | None]:
 
 def _run(report: Report, env: Environment, load: Load) -> None:
     require_load(env.application)
-    report.fact(findings.FACT, load.told)
+    report.fact(FACT, load.told)
     wait_healthy(env.application, seconds=BEFORE_SECONDS)
     directory = env.reports_directory / "load" / f"{report.started:%Y%m%dT%H%M%S}"
     report.fact("evidence", directory)
     taken = Saturation(env)
     driven = drive_load(env.application, load, directory, taken.look)
-    findings.tell(report, env, load, driven, taken)
+    report_results(report, env, load, driven, taken)
     health = wait_healthy(env.application, seconds=AFTER_SECONDS)
     if health.configured:
         report.expect("healthy after it", True, "", value=health.answer)
     else:
         report.fact("health", health.answer)
+
+
+RUNBOOK, TABLE, FACT = "run-performance-test", "Endpoints", "load"
+SATURABLE = (CPU, CONNECTIONS, CLIENTS, MEMORY)
+HINTS = {
+    CPU: "more or faster processors, or more workers on another host (スケールアップ)",
+    CONNECTIONS: "check-connections says who holds them, check-pool-settings what the pool may take",
+    CLIENTS: "check-redis-clients says who holds them",
+    MEMORY: "check-redis-memory says which prefixes take it (キャッシュクリア)",
+}
+GENERATOR = 0.9
+SLOWER, SLOWER_SECONDS = 1.25, 0.1
+MOST = 12
+
+
+def report_results(report: Report, env: Environment, load: Load, driven: Driven, taken: Saturation) -> None:
+    """Everything about one test."""
+    found = driven.results
+    report.table(TABLE, COLUMNS, [one.row for one in (*found.endpoints, found.whole)])
+    drawn = [Bar(one.name, (one.p95,), f"p50 {one.p50:.2f} · p95 {one.p95:.2f} · p99 {one.p99:.2f} s")
+             for one in (*found.endpoints, found.whole)]  # fmt: skip
+    report.attach(Evidence("p95 by endpoint", svg=bars(drawn)))
+    if found.failures:
+        report.table("Failed requests (they may lack the last second)", ("endpoint", "error", "times"), found.failures)
+    for one in found.endpoints:
+        _judge_endpoint(report, env, one)
+    _judge_errors(report, env, found.whole)
+    _judge_coverage(report, env, load, found)
+    _judge_saturation(report, env, taken)
+    report.expect("the generator was not the limit", driven.generator <= GENERATOR,
+                  "Locust had no processor left: the times are its own too; use fewer users, or another host",
+                  value=f"{driven.generator:.0%} of a processor", expected=f"at most {GENERATOR:.0%}",
+                  otherwise=Status.WARN)  # fmt: skip
+    _compare(report, env, load, found)
+    whole = found.whole
+    report.outcome = (f"{whole.requests:,} requests, {whole.per_second:.1f}/s, p95 {whole.p95:.2f} s, "
+                      f"{whole.error_ratio:.1%} failed")  # fmt: skip
+
+
+def _limit(env: Environment, metric: str) -> float:
+    """The alarm of 付録B, or the first of the metric's two limits."""
+    return METRICS[metric].limit(env.limits) if metric in METRICS else env.limits[metric][0]
+
+
+def _judge_endpoint(report: Report, env: Environment, one: Endpoint) -> None:
+    most = _limit(env, "api.response_seconds")
+    report.expect(f"{one.name}: response time", one.p95 <= most,
+                  "look at what was saturated below, at review-performance (slow queries), and at check-ai-providers",
+                  value=f"p95 {one.p95:.2f} s, p99 {one.p99:.2f} s", expected=f"p95 at most {most:g} s",
+                  otherwise=Status.WARN)  # fmt: skip
+    ratio = _limit(env, "api.error_ratio")
+    report.expect(f"{one.name}: errors", one.error_ratio <= ratio,
+                  "search-logs by level ERROR for these minutes; check-ai-providers where only the AI's answers fail",
+                  value=f"{one.error_ratio:.1%} of {one.requests}", expected=f"at most {ratio:.0%}")  # fmt: skip
+
+
+def _judge_errors(report: Report, env: Environment, whole: Endpoint) -> None:
+    ratio = _limit(env, "api.error_ratio")
+    report.expect("errors of all requests", whole.error_ratio <= ratio,
+                  "the endpoints above say which; this load is more than the system takes",
+                  value=f"{whole.error_ratio:.1%} of {whole.requests}", expected=f"at most {ratio:.0%}")  # fmt: skip
+
+
+def _judge_coverage(report: Report, env: Environment, load: Load, found: Results) -> None:
+    """What nobody asked was not measured."""
+    steps = env.application.load_test
+    missing = [one.title for one in steps if not found.of(one.title) and (not one.ai or load.ai_answers)]
+    report.expect("every endpoint was measured", not missing, "let it run longer, or with more users",
+                  value=f"not measured: {', '.join(missing)}" if missing else "yes", otherwise=Status.WARN)  # fmt: skip
+    if not load.ai_answers and any(one.ai for one in steps):
+        report.warn("AI answers", "set ai_answers: each one costs tokens", value="not measured: none were asked for")
+    if refused := sum(seen.requests for one in steps if one.ai and (seen := found.of(limited(one.title)))):
+        report.warn("AI answers were refused by the limit per user",
+                    "raise the application's own limit in this environment, or lower ai_answers",
+                    value=f"{refused} times")  # fmt: skip
+
+
+def _judge_saturation(report: Report, env: Environment, taken: Saturation) -> None:
+    rows = list[tuple[str, ...]]()
+    for metric in SATURABLE:
+        most = _limit(env, metric)
+        samples = taken.samples.get(metric, [])
+        if not samples:
+            why = taken.missing.get(metric, "the test was too short for a second sample")
+            report.warn(metric, "look at it there while the test runs", value=f"not measured: {why}")
+            continue
+        mean, top = sum(samples) / len(samples), max(samples)
+        rows.append((metric, str(len(samples)), f"{mean:.1%}", f"{top:.1%}", f"{most:.0%}"))
+        report.expect(metric, top <= most, HINTS[metric], value=f"at most {top:.0%}", expected=f"at most {most:.0%}",
+                      otherwise=Status.WARN)  # fmt: skip
+        if problem := taken.missing.get(metric):
+            report.warn(f"{metric} during the test", "it did not answer at times: see its log", value=problem)
+    report.table("Saturation during the test", ("metric", "samples", "mean", "most", "saturated above"), rows)
+    for metric in (CPU, CONNECTIONS):
+        if seen := taken.samples.get(metric):
+            drawn = [Bar(f"part {at}", (value,), f"{value:.0%}") for at, value in enumerate(_thinned(seen), 1)]
+            report.attach(Evidence(f"{metric} from the test's beginning to its end", svg=bars(drawn)))
+
+
+def _thinned(samples: Sequence[float], most: int = 15) -> Sequence[float]:
+    """The most of each stretch, so that a picture stays one."""
+    step = -(-len(samples) // most) or 1
+    return [max(samples[at : at + step]) for at in range(0, len(samples), step)]
+
+
+def _compare(report: Report, env: Environment, load: Load, found: Results) -> None:
+    """With the tests before; only the same load can be slower than it was."""
+    past = [one for one in islice(filed(env.reports_directory, env.name, RUNBOOK), 4 * MOST) if one.rows(TABLE)][:MOST]
+    rows = [(f"{one.started:%Y-%m-%d %H:%M}", one.status, one.facts.get(FACT, ""), *_whole(one)[1:]) for one in past]
+    report.table("The tests before", ("began", "status", "load", *COLUMNS[1:]), rows)
+    drawn = [Bar(f"{one.started:%Y-%m-%d}", (float(_whole(one)[5]),), f"p95 {_whole(one)[5]} s, {one.facts.get(FACT)}")
+             for one in reversed(past)]  # fmt: skip
+    drawn.append(Bar("this test", (found.whole.p95,), f"p95 {found.whole.p95:.3f} s"))
+    report.attach(Evidence("p95 of all requests, test by test", svg=bars(drawn)))
+    same = next((one for one in past if one.facts.get(FACT) == load.told and one.status != "CRITICAL"), None)
+    if same is None:
+        report.fact("compared with", "no earlier good test had this load")
+        return
+    report.fact("compared with", f"{same.started:%Y-%m-%d %H:%M} ({same.path.name})")
+    slower = list[str]()
+    for row in same.rows(TABLE):
+        now = found.whole if row[0] == found.whole.name else found.of(row[0])
+        if now and now.p95 > float(row[5]) * SLOWER and now.p95 - float(row[5]) > SLOWER_SECONDS:
+            slower.append(f"{row[0]}: p95 {row[5]} → {now.p95:.3f} s")
+    report.expect("as fast as the last time", not slower, "what changed since: a release, settings, data, the host",
+                  value="; ".join(slower) or "yes", expected=f"at most {SLOWER - 1:.0%} slower",
+                  otherwise=Status.WARN)  # fmt: skip
+
+
+def _whole(one: Filed) -> list[str]:
+    """The row of all requests stands last."""
+    return one.rows(TABLE)[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated
@@ -12,20 +12,24 @@ from prefect import flow
 from pydantic import Field
 
 from blocks.environment import Environment
+from flows.database.upkeep.indexes import judge_bloat, judge_duplicates, judge_invalid, judge_unused
+from flows.database.upkeep.vacuum import judge_tables
 from flows.routine import access_findings as access
-from flows.routine import cost_findings as costs
-from flows.routine import monthly_upkeep as upkeep
-from flows.routine import performance_findings as performance
-from flows.routine.boxes import GROUPS, Sheet, Work
-from flows.routine.figures import read_figures
-from flows.routine.past import done, is_ahead, link
+from flows.routine import costs, performance
+from flows.routine.page import NOT_MEASURED, Page
 from flows.routine.savings import judge_savings
-from flows.routine.steps import Page
-from flows.routine.traffic import Traffic, read_traffic
-from flows.routine.trends import judge_trends
-from runbook.report import Report, Status
+from flows.routine.sources.figures import read_figures
+from flows.routine.sources.past import MONTHLY, done, is_ahead, judge_last, link, told
+from flows.routine.sources.traffic import Traffic, read_traffic
+from flows.routine.sources.trends import judge_trends
+from flows.routine.weekly import LOUD, SCAN, can_scan, judge_alerts
+from runbook.page.render import MARK, size
+from runbook.report import NOT_CONFIGURED, Report, Status
 from runbook.run import runbook
-from tasks.postgres.statements import Statements, read_statements, sample_waits
+from tasks.postgres.sessions.statements import Statements, read_statements, sample_waits
+from tasks.postgres.upkeep.autovacuum import read_autovacuum
+from tasks.postgres.upkeep.indexes import read_indexes, read_statistics
+from tasks.reports.past import Filed
 
 CHECKLIST = "run-checklist"
 QUARTER_DAYS = 100
@@ -84,18 +88,18 @@ def works_of(page: Page, days: int) -> Mapping[str, Work]:
     traffic = read_traffic(page, days)
     seen = Seen(traffic)
     return {
-        "Backend依存関係更新（pip update）": upkeep.backend_packages,
-        "Frontend依存関係更新（pnpm update）": upkeep.frontend_packages,
-        "セキュリティ脆弱性スキャン": upkeep.scan,
-        "テスト実行・動作確認": upkeep.tests,
-        "セキュリティパッチ適用": upkeep.patches,
+        "Backend依存関係更新（pip update）": backend_packages,
+        "Frontend依存関係更新（pnpm update）": frontend_packages,
+        "セキュリティ脆弱性スキャン": scan,
+        "テスト実行・動作確認": tests,
+        "セキュリティパッチ適用": patches,
         "アクセスログレビュー": _of(traffic, access.judge_access),
         "異常なログインパターン確認": lambda page: access.judge_log_ins(page, days),
         "API使用量の異常検知": _of(traffic, access.judge_api_use),
-        "VACUUM実行": upkeep.vacuum,
-        "インデックス使用状況確認": upkeep.indexes,
+        "VACUUM実行": vacuum,
+        "インデックス使用状況確認": indexes,
         "スロークエリ分析": seen.slow,
-        "統計情報更新": upkeep.statistics,
+        "統計情報更新": statistics,
         "レスポンスタイム分析": _of(traffic, _response),
         "エラーレート確認": _of(traffic, performance.judge_error_rate),
         "リソース使用トレンド分析": lambda page: judge_trends(page, read_figures(page, traffic)),
@@ -147,3 +151,217 @@ def answered(page: Page, *, box: str) -> str | None:
     page.not_measured(box, "only a person can tell, and nobody has answered", page.launch(CHECKLIST,
                       checklist="cost_review") + " asks for it")  # fmt: skip
     return None
+
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "依存パッケージ更新": (
+        "Backend依存関係更新（pip update）",
+        "Frontend依存関係更新（pnpm update）",
+        "セキュリティ脆弱性スキャン",
+        "テスト実行・動作確認",
+    ),
+    "セキュリティ": (
+        "セキュリティパッチ適用",
+        "アクセスログレビュー",
+        "異常なログインパターン確認",
+        "API使用量の異常検知",
+    ),
+    "データベース": ("VACUUM実行", "インデックス使用状況確認", "スロークエリ分析", "統計情報更新"),
+    "パフォーマンス": (
+        "レスポンスタイム分析",
+        "エラーレート確認",
+        "リソース使用トレンド分析",
+        "ボトルネック特定",
+    ),
+    "コスト": (
+        "クラウドリソース使用量確認",
+        "AIトークン使用量分析",
+        "未使用リソース削減",
+        "コスト最適化施策実施",
+    ),
+}
+TABLE = "月次保守チェックリスト"
+COLUMNS = ("", "グループ", "項目", "結果", "次の一手")
+UNMEASURED, NOT_APPLICABLE = "未計測", "対象外"
+Work = Callable[[Page], str | None]
+
+
+@dataclass
+class Sheet:
+    """The boxes of one month, filled in one after the other. A box is as bad as the worst that its work found."""
+
+    page: Page
+    rows: list[tuple[str, str, str, str, str]] = field(default_factory=list)
+    worst: list[Status] = field(default_factory=list)
+    left_out: int = 0
+
+    def fill(self, group: str, box: str, work: Work) -> None:
+        """`work` adds findings of its own, and returns in a sentence what it saw; where it cannot read its source, or
+        finds nothing at all, that is told and is no pass. A box of a part that the environment lacks is 対象外."""
+        report = self.page.report
+        before, self.page.left_out[:] = len(report.findings), []
+        told = self.page.part(box, lambda: work(self.page))
+        if len(report.findings) == before and not told and self.page.left_out:
+            parts = ", ".join(dict.fromkeys(self.page.left_out))
+            self.left_out += 1
+            self.rows.append((NOT_APPLICABLE, group, box, f"{NOT_CONFIGURED}: {parts}", ""))
+            return
+        if len(report.findings) == before and not told:
+            self.page.not_measured(box, "it has no source here", "see the report's other findings")
+        if len(report.findings) == before:
+            report.expect(box, True, "", value=told)
+        found = report.findings[before:]
+        bad = max(found, key=lambda one: list(Status).index(one.status))
+        unmeasured = bad.status is not Status.OK and all(
+            one.value.startswith(NOT_MEASURED) for one in found if one.status is bad.status
+        )
+        self.worst.append(bad.status)
+        mark = f"{MARK[bad.status]} {UNMEASURED}" if unmeasured else MARK[bad.status]
+        seen = told or "" if bad.status is Status.OK else f"{bad.name}: {bad.value}"
+        said = "; ".join(dict.fromkeys(text for text in (seen, told or "") if text)) or bad.value
+        self.rows.append((mark, group, box, said, bad.hint))
+
+    def attach(self) -> None:
+        """The table, before everything else on the page."""
+        report = self.page.report
+        report.table(TABLE, COLUMNS, self.rows)
+        report.evidence.insert(0, report.evidence.pop())
+
+    @property
+    def told(self) -> str:
+        """How many of each."""
+        unmeasured = sum(row[0].endswith(UNMEASURED) for row in self.rows)
+        well = self.worst.count(Status.OK)
+        critical = self.worst.count(Status.CRITICAL)
+        rest = len(self.rows) - well - critical - unmeasured - self.left_out
+        left_out = f", {self.left_out} {NOT_APPLICABLE}" if self.left_out else ""
+        told = f"{well} well, {rest} to look at, {critical} critical, {unmeasured} {UNMEASURED}{left_out}"
+        return f"{told}, of {len(self.rows)}"
+
+
+UPDATE, PATCH = "update-dependencies", "patch-vulnerability"
+TESTED_BY = (UPDATE, PATCH, "deploy-application")
+STATISTICS_DAYS = 30
+
+
+def backend_packages(page: Page) -> str | None:
+    """pip's, by the last update."""
+    return _updated(page, "Backend依存関係更新", "backend") if page.names("application.repository") else None
+
+
+def frontend_packages(page: Page) -> str | None:
+    """pnpm's, by the last update."""
+    if not page.names("application.repository", "application.web_directory"):
+        return None
+    return _updated(page, "Frontend依存関係更新", "web")
+
+
+def _updated(page: Page, name: str, part: str) -> str | None:
+    found = judge_last(page, name, UPDATE, MONTHLY)
+    if found is None:
+        return None
+    rows = [row for row in found.rows("Updated") if row and row[-1] == part]
+    return f"{len(rows)} packages updated, on {found.facts.get('branch', 'no branch')}; {found.started:%Y-%m-%d}"
+
+
+def scan(page: Page) -> str | None:
+    """The last one, and what it found."""
+    return judge_alerts(page, MONTHLY)
+
+
+def tests(page: Page) -> str | None:
+    """Those of the last update, patch or deployment that ran any."""
+    if not page.names("application.repository"):
+        return None
+    runs = [found[0] for runbook in TESTED_BY if (found := _tested(page, runbook))]
+    if not runs:
+        hint = f"{page.launch(UPDATE)} runs them, as do {PATCH} and deploy-application"
+        page.not_measured("テスト実行", f"no run of the last {MONTHLY.days} days ran the application's tests", hint)
+        return None
+    newest = max(runs, key=lambda run: run.started)
+    link(page, newest.runbook, newest)
+    for one in _suites(newest):
+        status = Status(one["status"])
+        page.report.expect(f"{newest.runbook}: {one['name']}", status is Status.OK, one["hint"] or "see its report",
+                           value=one["value"], otherwise=status)  # fmt: skip
+    return f"{newest.runbook} of {newest.started:%Y-%m-%d}"
+
+
+def _tested(page: Page, runbook: str) -> list[Filed]:
+    since = datetime.now(UTC) - MONTHLY
+    return [one for one in done(page, runbook) if one.started >= since and _suites(one)]
+
+
+def _suites(one: Filed) -> list[dict[str, str]]:
+    return [found for found in one.findings if found["name"].endswith(" tests")]
+
+
+def patches(page: Page) -> str | None:
+    """Nothing high or critical is left by the last scan; or what was patched since."""
+    name = "セキュリティパッチ適用"
+    if not can_scan(page):
+        return None
+    scanned, patched = next(done(page, SCAN), None), next(done(page, PATCH), None)
+    if scanned is None:
+        page.not_measured(name, "nobody knows what is vulnerable", f"{page.launch(SCAN)} finds it")
+        return None
+    if is_ahead(scanned.started) or datetime.now(UTC) - scanned.started > MONTHLY:
+        why = f"the last scan is of {scanned.started:%Y-%m-%d}; nobody knows what was found vulnerable since"
+        page.not_measured(name, why, f"{page.launch(SCAN)} finds it")
+        return None
+    if patched:
+        link(page, PATCH, patched)
+    loud = [row for row in scanned.rows("Vulnerabilities") if row and row[0] in LOUD]
+    silent = any(one["value"].startswith("not known") for one in scanned.findings)
+    if silent and not loud:
+        page.not_measured(name, "not every scanner answered", f"{page.launch(SCAN)} again")
+        return None
+    newer = patched is not None and patched.started > scanned.started
+    value = f"{len(loud)} high or critical by the scan of {scanned.started:%Y-%m-%d}"
+    value += f"; patched since: {told(patched)}" if newer and patched else ""
+    hint = f"{page.launch(SCAN)} again" if newer else f"{page.launch(PATCH)} for each, and deploy what it makes"
+    page.report.expect(name, not loud, hint, value=value, expected="none",
+                       otherwise=Status.WARN if newer else Status.CRITICAL)  # fmt: skip
+    return value
+
+
+def vacuum(page: Page) -> str | None:
+    """By hand, and whether autovacuum keeps up."""
+    if not page.names("postgres"):
+        return None
+    judge_last(page, "VACUUM実行", "vacuum-database", MONTHLY)
+    found = read_autovacuum(page.env.postgres)
+    judge_tables(page.report, found)
+    behind = sum(table.is_behind for table in found.tables)
+    return f"autovacuum keeps up with {len(found.tables) - behind} of {len(found.tables)} tables"
+
+
+def indexes(page: Page) -> str | None:
+    """Invalid, doubled, never scanned, mostly air."""
+    if not page.names("postgres"):
+        return None
+    found = read_indexes(page.env.postgres)
+    judge_invalid(page.report, found)
+    judge_duplicates(page.report, found)
+    judge_unused(page.report, found, read_statistics(page.env.postgres), STATISTICS_DAYS)
+    judge_bloat(page.report, found)
+    return f"{len(found)} indexes, {size(sum(one.bytes for one in found))}"
+
+
+def statistics(page: Page) -> str | None:
+    """Of every table that has rows: analyzed, and not long before much of it changed."""
+    name = "統計情報更新"
+    if not page.names("postgres"):
+        return None
+    found = read_autovacuum(page.env.postgres)
+    if not found.counted:
+        page.not_measured(name, "track_counts is off", "ALTER SYSTEM SET track_counts = on; SELECT pg_reload_conf()")
+        return None
+    filled = [table for table in found.tables if table.live or table.rows > 0]
+    never = [table.name for table in filled if table.last_times[2:] == ("never", "never")]
+    stale = [f"{table.name}: {table.changed:,} rows changed" for table in filled if table.is_stale]
+    launch = page.launch("vacuum-database", mode="analyze")
+    page.report.expect(name, not never and not stale, launch, expected="analyzed, and few changes since",
+                       value="; ".join([*(f"{one}: never analyzed" for one in never[:5]), *stale[:5]])
+                       or f"{len(filled)} tables with rows", otherwise=Status.WARN)  # fmt: skip
+    return f"{len(filled)} tables with rows, {len(never)} never analyzed, {len(stale)} stale"

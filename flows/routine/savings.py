@@ -10,15 +10,15 @@ from pathlib import Path
 from blocks.environment import Environment
 from flows.database.superseded import find_aside
 from flows.logs.cleaning import MANUAL_DAYS
-from flows.routine.steps import NOT_MEASURED, Page
+from flows.routine.page import NOT_MEASURED, Page
 from runbook.errors import OpsError
-from runbook.render import size
+from runbook.page.render import size
 from runbook.report import Status
+from tasks.backups.manifest import Kind
+from tasks.backups.retention import Stored, read_stores, rule_of
 from tasks.docker.inventory import read_inventory
 from tasks.logs.files import find_logs
-from tasks.manifest import Kind
-from tasks.postgres.indexes import find_duplicates, read_indexes, read_statistics
-from tasks.retention import Stored, read_stores, rule_of
+from tasks.postgres.upkeep.indexes import find_duplicates, read_indexes, read_statistics
 from tasks.stores.store import store_of
 
 SCANNED_SECONDS = 30 * 86_400
@@ -46,7 +46,7 @@ def judge_savings(page: Page) -> str:
         seen = page.part(f"unused: {name}", lambda find=find: list(find(page.env)))  # type: ignore[misc]
         looked.append(seen is not None)
         found += [one for one in seen or () if one.bytes >= LEAST_BYTES]
-    told = _tell(page, sorted(found, key=lambda one: -one.bytes))
+    told = _report_results(page, sorted(found, key=lambda one: -one.bytes))
     if not found and not all(looked):
         page.not_measured("what could be saved", "not every place could be looked at", "see what is said of them")
         return NOT_MEASURED
@@ -55,7 +55,7 @@ def judge_savings(page: Page) -> str:
     return told
 
 
-def _tell(page: Page, found: list[Saving]) -> str:
+def _report_results(page: Page, found: list[Saving]) -> str:
     cloud = page.env.cloud if page.env.has("cloud") else None
     price = cloud.disk_price if cloud else 0.0
 

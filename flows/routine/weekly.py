@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import get_args
+
 from prefect import flow
 
 from blocks.environment import Environment
-from flows.infrastructure.certificates import judge_certificates
-from flows.routine.steps import Page
-from flows.routine.weekly_findings import judge_alerts, judge_docker, judge_sizes, judge_verifications
-from runbook.report import Report
+from flows.infrastructure.certificates.check import judge_certificates
+from flows.infrastructure.images.usage import judge_leftovers
+from flows.logs.check import judge_disk
+from flows.recovery.objectives.points import resources_of
+from flows.routine.page import Page
+from flows.routine.sources.past import AHEAD, WEEKLY, done, is_ahead, judge_last, link, told
+from runbook.errors import OpsError
+from runbook.page.render import duration, size
+from runbook.report import Report, Status
 from runbook.run import runbook
+from tasks.backups.catalogue import PREFIX
+from tasks.backups.manifest import Kind
+from tasks.dependencies.severity import Severity
+from tasks.docker.inventory import read_inventory
+from tasks.logs.files import find_logs
+from tasks.recovery_points.backups import KINDS
+from tasks.recovery_points.point import Resource
+from tasks.reports.past import Filed
 
 
 @flow(name="weekly-check", flow_run_name="weekly-check {environment}")
@@ -44,3 +61,108 @@ def weekly_check(environment: str) -> Report:
         bad = sum(finding.hint != "" for finding in report.findings)
         report.outcome = f"{len(report.findings)} checks, {bad} to look at" if bad else "all is well"
     return report
+
+
+VERIFY, SCAN = "verify-backup", "scan-vulnerabilities"
+LOUD = (Severity.CRITICAL.name, Severity.HIGH.name)
+
+
+def judge_verifications(page: Page) -> None:
+    """Of each kind that there can be backups of: the last time that one was really restored and compared."""
+    if not page.names("backups"):
+        return
+    resources = [one for one in get_args(Resource) if one in resources_of(page.env)]
+    kinds: list[Kind] = [KINDS[one] for one in resources]
+    kinds += ["cluster"] if page.env.has("wal") else []
+    kinds += ["prefect"] if page.env.has("backups.prefect") else []
+    if not kinds:
+        page.not_measured("restores", "the environment names nothing that is backed up", "add [postgres], [redis] …")
+    reports = list(done(page, VERIFY)) if kinds else []
+    for kind in kinds:
+        _judge_verification(page, kind, next((one for one in reports if _is_of(one, kind)), None))
+    if lost := next((one for one in reports[:1] if not {"kind", "backup"} & one.facts.keys()), None):
+        page.report.expect("the last verify-backup", False, "see its report: it found no backup to restore",
+                           value=told(lost))  # fmt: skip
+
+
+def _is_of(one: Filed, kind: Kind) -> bool:
+    """By what it was launched for: one that found no backup has none to be known by."""
+    return one.facts.get("kind") == kind or one.facts.get("backup", "").startswith(f"{PREFIX[kind]}_")
+
+
+def _judge_verification(page: Page, kind: Kind, found: Filed | None) -> None:
+    name, launch = f"restore of a {kind} backup", page.launch(VERIFY, kind=kind)
+    if found is None:
+        page.not_measured(name, "none was ever verified", f"{launch} restores one beside, and compares it")
+        return
+    link(page, f"{VERIFY} of {kind}", found)
+    age = datetime.now(UTC) - found.started
+    failed, late, ahead = found.status == Status.CRITICAL.value, age > WEEKLY, is_ahead(found.started)
+    hint = (
+        f"take another backup, then {launch}" if failed else AHEAD if ahead else f"{launch}: its schedule does not run"
+    )
+    value = f"{told(found)} ({'of the future' if ahead else f'{duration(age.total_seconds())} ago'})"
+    page.report.expect(name, not failed and not late and not ahead, hint, value=value,
+                       expected=f"within {WEEKLY.days} days",
+                       otherwise=Status.CRITICAL if failed else Status.WARN)  # fmt: skip
+
+
+def judge_alerts(page: Page, within: timedelta = WEEKLY) -> str | None:
+    """High and critical vulnerabilities of the last scan, and what it had no answer for; None where there is nothing to
+    scan, or no scan."""
+    if not can_scan(page):
+        return None
+    hint = f"{page.launch('patch-vulnerability')} for each of them"
+    found = judge_last(page, "vulnerability scan", SCAN, within, grave=True, next_hint=hint)
+    if found is None:
+        return None
+    silent = [one for one in found.findings if one["value"].startswith("not known")]
+    for one in silent:
+        page.not_measured(f"scan of {one['name']}", one["value"], one["hint"])
+    rows = found.rows("Vulnerabilities")
+    loud = [row for row in rows if row and row[0] in LOUD]
+    if silent and not loud:
+        page.not_measured("high and critical vulnerabilities", f"{len(silent)} scans had no answer", "see them")
+        return None
+    new = sum(len(row) > 6 and row[6] == "new" for row in loud)
+    names = ", ".join(f"{row[1]} {row[3]}" for row in loud[:5] if len(row) > 3)
+    value = f"{len(loud)}, {new} of them new: {names}" if loud else f"none of {len(rows)}"
+    page.report.expect("high and critical vulnerabilities", not loud, hint, expected="none", value=value)
+    return value
+
+
+def can_scan(page: Page) -> bool:
+    """Whether the application has anything that scan-vulnerabilities looks at."""
+    scanned = ("application.python", "application.web_directory", "application.images")
+    return any(map(page.env.has, scanned)) or page.names("application")
+
+
+def judge_docker(page: Page) -> None:
+    """What nobody uses on the engine; where it cannot be asked, what check-docker-usage found last."""
+    if not page.names("docker"):
+        return
+    try:
+        found = read_inventory(page.env.docker.host)
+    except OpsError as error:
+        page.not_measured("unused Docker resources", error.message, error.hint)
+        judge_last(page, "the last look at Docker", "check-docker-usage", WEEKLY)
+        return
+    judge_leftovers(page.report, found, page.env.docker)
+    page.report.fact("Docker", f"layers take {size(found.layers_bytes)}; {page.launch('clean-docker')}")
+
+
+def judge_sizes(page: Page) -> None:
+    """Every log with its rotated files, and how long the disk lasts."""
+    if not page.names("logs"):
+        return
+    rows, total = [], 0
+    logs = page.env.logs
+    for log in filter(None, (logs.app, logs.audit, logs.backup)):
+        files = page.part(f"size of {Path(log).name}", lambda log=log: find_logs(Path(log)))  # type: ignore[misc]
+        for file in files or ():
+            rows.append((file.path, size(file.bytes), f"{file.modified.astimezone(page.env.zone):%Y-%m-%d %H:%M}"))
+            total += file.bytes
+    page.report.table("Logs", ("file", "size", f"last written ({page.env.zone.key})"), rows)
+    page.report.fact("logs", f"{size(total)} in {len(rows)} files; {page.launch('clean-logs')}")
+    if rows:
+        page.part("disk of the logs", lambda: judge_disk(page.report, page.env))

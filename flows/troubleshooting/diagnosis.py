@@ -13,19 +13,19 @@ from typing import TypeVar
 import psycopg
 
 from blocks.environment import Environment
-from blocks.postgres import first_line
-from blocks.services import MASK, ServiceState
+from blocks.postgres.server import first_line
+from blocks.services.service import MASK, ServiceState
 from flows.launch import command
 from runbook.errors import OpsError
-from runbook.form import Forms, read_forms
-from runbook.markdown import escaped, fenced
+from runbook.page.form import Forms, read_forms
+from runbook.page.markdown import escaped, fenced
 from runbook.report import Evidence, Finding, Report, Status
 from runbook.wait import within
-from tasks.env_file import read_variables
-from tasks.evidence import secrets_of
+from tasks.application.env_file import read_variables
+from tasks.host.services import names_of
 from tasks.logs.masking import masked, secret_parts, without
-from tasks.postgres.upkeep import as_ops_error
-from tasks.services import names_of
+from tasks.postgres.upkeep.session import as_ops_error
+from tasks.reports.evidence import secrets_of
 
 T = TypeVar("T")
 

@@ -22,9 +22,9 @@ from flows.pinned import pin_deleted
 from flows.troubleshooting.disk_acts import Removal, carry_out, find_removals
 from flows.troubleshooting.disk_holders import find_holders, tell_holders
 from flows.troubleshooting.disk_systems import FileSystem, judge_systems, read_systems
-from runbook.alone import OPTION, RISK
 from runbook.drivers import exit_code
-from runbook.render import markdown, size
+from runbook.guard.alone import OPTION, RISK
+from runbook.page.render import markdown, size
 from runbook.report import Report, Status
 from runbook.run import runbook
 

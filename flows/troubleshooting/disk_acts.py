@@ -13,15 +13,15 @@ from typing import Literal
 from blocks.environment import Environment
 from flows.troubleshooting.disk_systems import paths_of
 from runbook.errors import OpsError
-from runbook.permit import Act, Permit
-from runbook.render import duration
+from runbook.guard.permit import Act, Permit
+from runbook.page.render import duration
 from runbook.report import Report
-from tasks import space
-from tasks.host import disk_of
+from tasks.backups.manifest import Kind
+from tasks.host import space
+from tasks.host.disk import disk_of
+from tasks.host.space import Scratch, find_scratch, find_workers, remove_scratch, temporary_directory
 from tasks.logs import cleaning
 from tasks.logs.files import LogFile, find_logs
-from tasks.manifest import Kind
-from tasks.space import Scratch, find_scratch, find_workers, remove_scratch, temporary_directory
 from tasks.stores.leftovers import REMOVE as UNFINISHED
 from tasks.stores.leftovers import Leftover, find_leftovers, remove_leftover
 from tasks.stores.store import store_of

@@ -9,21 +9,21 @@ from dataclasses import dataclass
 import psycopg
 
 from blocks.environment import Environment
-from blocks.postgres import first_line
+from blocks.postgres.server import first_line
 from flows.database.superseded import directories_aside
 from flows.launch import command
 from flows.troubleshooting.disk_systems import FileSystem, paths_of
 from runbook.errors import OpsError, Unreachable
-from runbook.form import read_forms
-from runbook.markdown import escaped
-from runbook.render import size
+from runbook.page.form import read_forms
+from runbook.page.markdown import escaped
+from runbook.page.render import size
 from runbook.report import Evidence, Report
 from tasks.docker.inventory import read_inventory
-from tasks.postgres.greeting import read_greeting
-from tasks.postgres.replication import read_replication
-from tasks.postgres.space import read_server_space
-from tasks.postgres.superseded import find_superseded
-from tasks.space import measure_trees
+from tasks.host.space import measure_trees
+from tasks.postgres.replication.status import read_replication
+from tasks.postgres.restore.superseded import find_superseded
+from tasks.postgres.server.greeting import read_greeting
+from tasks.postgres.server.space import read_server_space
 
 TREE_SECONDS = 20.0
 NEVER = "never remove a file there: what keeps them is in the rows of slots and archiver"

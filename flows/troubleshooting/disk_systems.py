@@ -10,8 +10,8 @@ from pathlib import Path
 from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.report import Report, Status
-from tasks.host import Disk, disk_of, is_here
-from tasks.space import temporary_directory
+from tasks.host.disk import Disk, disk_of, is_here
+from tasks.host.space import temporary_directory
 
 METRIC = "host.disk.used_ratio"
 

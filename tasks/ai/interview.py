@@ -13,7 +13,7 @@ from blocks.http_step import TEXT, HttpStep, StepFailed, reason_in, strings_in
 from blocks.places import Application
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import action, probe
-from tasks.http_steps import Answer, NotAnswered, StepClient
+from tasks.application.http_steps import Answer, NotAnswered, StepClient
 
 SHOWN = 200
 NOT_DESCRIBED = "[application.ai] ask is not configured: there is no question for the AI"

@@ -12,10 +12,10 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_UI_URL
 
-from runbook.brief import asked_briefly
 from runbook.errors import excerpt
+from runbook.guard.brief import asked_briefly
 from runbook.kinds import probe
-from runbook.markdown import plain
+from runbook.page.markdown import plain
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from typing import Any
 import httpx
 from pydantic import SecretStr
 
-from blocks.alerts import Alerts, Channel
-from runbook import durable
+from blocks.people.alerts import Alerts, Channel
 from runbook.errors import OpsError, Unreachable, excerpt
+from runbook.files import durable
 from runbook.kinds import action
 from tasks.alerts import message as form
 from tasks.alerts.message import Message

@@ -10,7 +10,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 from prefect.states import Scheduled
 
-from runbook.brief import asked_briefly
+from runbook.guard.brief import asked_briefly
 from runbook.kinds import action
 
 FLOW = "escalate"

@@ -15,10 +15,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from runbook import record
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
-from runbook.lock import taken
+from runbook.files import record
+from runbook.guard.lock import taken
 from runbook.wait import until
 
 Severity = Literal["severe", "normal"]

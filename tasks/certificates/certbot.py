@@ -13,8 +13,8 @@ from typing import Literal
 from blocks.places import Certificates
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
 
 Kind = Literal["issue certificate", "renew certificate", "reload web server for"]
 ISSUE: Kind = "issue certificate"

@@ -13,18 +13,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from blocks.postgres import Postgres, execute
+from blocks.postgres.server import Postgres, execute
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
+from runbook.page.render import size
 from runbook.progress import Done, progress
-from runbook.render import size
-from tasks.catalogue import Backup
+from tasks.backups.catalogue import Backup
+from tasks.backups.encryption import ENDING, decrypt_files
 from tasks.cluster.content import ClusterContent
 from tasks.cluster.unpack import MANIFEST, require_health, unpack_tar
-from tasks.encryption import ENDING, decrypt_files
-from tasks.host import disk_of
+from tasks.host.disk import disk_of
 from tasks.stores.directory import told
 
 INCREMENTAL_VERSION = 17

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from runbook.errors import VerificationFailed
 from tasks.cluster.unpack import BASE, extract
-from tasks.postgres.filenodes import Filed
+from tasks.postgres.tables.filenodes import Filed
 
 PG_DATABASE, PG_CLASS = "1262", "1259"
 _MAP, _MAP_MAGIC = "pg_filenode.map", 0x592717

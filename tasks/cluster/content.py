@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runbook.errors import OTHER_BACKUPS, VerificationFailed
-from tasks.catalogue import Backup
+from tasks.backups.catalogue import Backup
 from tasks.wal.names import lsn_of
 
 Form = Literal["full", "incremental"]

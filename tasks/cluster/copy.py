@@ -10,12 +10,12 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from blocks.postgres import Postgres, execute, first_line
-from blocks.wal import Wal
+from blocks.postgres.server import Postgres, execute, first_line
+from blocks.postgres.wal import Wal
 from runbook import shell
 from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, VerificationFailed
 from runbook.kinds import action, probe
-from tasks.catalogue import Backup
+from tasks.backups.catalogue import Backup
 from tasks.cluster.content import cluster_in
 from tasks.cluster.instance import Instance
 from tasks.cluster.unpack import MANIFEST, build_data

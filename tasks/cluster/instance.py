@@ -19,9 +19,10 @@ from pathlib import Path
 
 import psutil
 
-from blocks.postgres import Postgres
-from runbook import durable, shell
+from blocks.postgres.server import Postgres
+from runbook import shell
 from runbook.errors import Unreachable
+from runbook.files import durable
 from runbook.kinds import action
 from runbook.wait import until
 from tasks.cluster.target import Stop

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tasks.catalogue import Backup
+from tasks.backups.catalogue import Backup
 from tasks.cluster.content import ClusterContent, cluster_in
 from tasks.wal.names import Timeline
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import psycopg
 
-from blocks.postgres import Postgres, execute
+from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import action, probe
 from runbook.wait import until

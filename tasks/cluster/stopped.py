@@ -9,13 +9,13 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError
 from runbook.kinds import probe
 from tasks.cluster.instance import servers_in
-from tasks.host import is_here
-from tasks.postgres.requirements import Requirement
+from tasks.host.disk import is_here
+from tasks.postgres.server.requirements import Requirement
 from tasks.wal.names import Segment, lsn_of
 
 START = "start of the stopped server"

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import psutil
 
-from blocks.postgres import Postgres
-from runbook.durable import sync
+from blocks.postgres.server import Postgres
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.files.durable import sync
+from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.permit import Permit
 from runbook.wait import until
 from tasks.cluster.instance import Instance
 from tasks.cluster.unpack import give

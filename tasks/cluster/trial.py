@@ -17,21 +17,22 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from blocks.postgres import Postgres, execute
-from runbook import durable, shell
+from blocks.postgres.server import Postgres, execute
+from runbook import shell
 from runbook.errors import CommandFailed, OpsError
+from runbook.files import durable
+from runbook.guard.process import is_abandoned, this_process
 from runbook.kinds import action
-from runbook.process import is_abandoned, this_process
-from runbook.render import size
+from runbook.page.render import size
 from runbook.wait import until
 from tasks.cluster.catalog import databases_in
 from tasks.cluster.catalog_wal import keep_databases
 from tasks.cluster.instance import ISOLATED, Instance, prepare_instance, put_away, serving, sweep_instance
 from tasks.cluster.stopped import Stopped, config_file, words_of
 from tasks.cluster.unpack import give
-from tasks.host import disk_of
-from tasks.postgres.cluster import make_data
-from tasks.space import taken_by
+from tasks.host.disk import disk_of
+from tasks.host.space import taken_by
+from tasks.postgres.server.new_cluster import make_data
 from tasks.stores.directory import told
 from tasks.wal.header import HEADER, read_header
 from tasks.wal.names import Segment

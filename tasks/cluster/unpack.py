@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, VerificationFailed
 from runbook.failpoint import failpoint
-from tasks.catalogue import Backup
+from tasks.backups.catalogue import Backup
 from tasks.stores.directory import told
 
 MANIFEST = "backup_manifest"

@@ -15,10 +15,10 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from runbook.errors import CommandFailed, OpsError, excerpt
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
-from tasks.programs import PACKAGE_VARIABLES, answer
-from tasks.worktree import Worktree, git
+from tasks.application.programs import PACKAGE_VARIABLES, answer
+from tasks.application.worktree import Worktree, git
 
 FILE = ".pre-commit-config.yaml"
 INSTALL = "install hook"

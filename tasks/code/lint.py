@@ -16,8 +16,8 @@ from blocks.places import Application
 from runbook.errors import OpsError, excerpt
 from runbook.kinds import action, probe
 from runbook.shell import Completed
+from tasks.application.programs import answer, parsed, python_program, web_program
 from tasks.code.problem import WEB, Checked, Problem, Severity, shown
-from tasks.programs import answer, parsed, python_program, web_program
 
 Linter = Literal["ruff", "ruff format", "eslint"]
 _COUNTED = re.compile(r"(\d+) files? (?:would be reformatted|already formatted|left unchanged|reformatted)")

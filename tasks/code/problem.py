@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from runbook.errors import OpsError
-from tasks.worktree import inside
+from tasks.application.worktree import inside
 
 Severity = Literal["error", "warning"]
 PYTHON = (".py", ".pyi")

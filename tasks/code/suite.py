@@ -13,7 +13,7 @@ from blocks.places import Application
 from runbook import shell
 from runbook.errors import OpsError
 from runbook.kinds import action
-from tasks.programs import NODE_VARIABLES, answer
+from tasks.application.programs import NODE_VARIABLES, answer
 
 _FAILS = re.compile(r"^\s*(?:FAILED |ERROR[: ]|FAIL: |not ok |✖ |× )\S.*", re.MULTILINE)
 

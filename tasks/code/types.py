@@ -15,8 +15,8 @@ from blocks.places import Application
 from runbook.errors import CommandFailed, OpsError, excerpt
 from runbook.kinds import probe
 from runbook.shell import Completed
+from tasks.application.programs import answer, python_program, web_program
 from tasks.code.problem import Checked, Problem, Severity, shown
-from tasks.programs import answer, python_program, web_program
 
 IMPORTING = ("PYTHONPATH", "MYPYPATH")
 """Where mypy finds its plugins and the application's imports."""

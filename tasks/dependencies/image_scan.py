@@ -11,10 +11,10 @@ from typing import Any
 from runbook import shell
 from runbook.errors import OpsError
 from runbook.kinds import probe
+from tasks.application.programs import answer, find_program, parsed
 from tasks.dependencies.advisory import Advisory, Scan
 from tasks.dependencies.form import known_form
 from tasks.dependencies.severity import of_word
-from tasks.programs import answer, find_program, parsed
 
 ARGUMENTS = {
     "trivy": ("image", "--quiet", "--scanners", "vuln", "--format", "json"),

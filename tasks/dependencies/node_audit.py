@@ -9,10 +9,10 @@ from typing import Any
 
 from runbook.errors import OpsError, excerpt
 from runbook.kinds import probe
+from tasks.application.programs import NODE_VARIABLES, answer, find_program, parsed
 from tasks.dependencies.advisory import Advisory, Scan
 from tasks.dependencies.form import known_form
 from tasks.dependencies.severity import of_word
-from tasks.programs import NODE_VARIABLES, answer, find_program, parsed
 
 LOCKS = {"pnpm-lock.yaml": "pnpm", "package-lock.json": "npm"}
 # One try each: a registry that is away would be waited for by minutes.

@@ -14,10 +14,10 @@ from typing import Any
 from runbook import shell
 from runbook.errors import OpsError, excerpt
 from runbook.kinds import action, probe
+from tasks.application.programs import NODE_VARIABLES, answer, find_program, parsed
 from tasks.dependencies.form import known_form
 from tasks.dependencies.node_audit import PATIENCE
 from tasks.dependencies.versions import Outdated, Package
-from tasks.programs import NODE_VARIABLES, answer, find_program, parsed
 
 MANIFESTS = ("package.json", "pnpm-lock.yaml", "pnpm-workspace.yaml", ".npmrc", ".pnpmfile.cjs")
 _KINDS = ("dependencies", "devDependencies", "optionalDependencies")

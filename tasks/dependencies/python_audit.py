@@ -4,17 +4,19 @@ does, by id."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from blocks.places import Application
-from runbook.errors import OpsError, excerpt
+from runbook.errors import OpsError, Unreachable, excerpt
 from runbook.kinds import probe
+from tasks.application.programs import PYTHON_VARIABLES, answer, parsed, python_program
 from tasks.dependencies.advisory import Advisory, Scan
 from tasks.dependencies.form import known_form
-from tasks.dependencies.osv import Osv
-from tasks.programs import PYTHON_VARIABLES, answer, parsed, python_program
+from tasks.dependencies.severity import Severity, of_vector, of_word
 
 # Directories whose packages a Python can import; -I: none of the caller's.
 _SITES = "import json, os, site; print(json.dumps([d for d in site.getsitepackages() if os.path.isdir(d)]))"
@@ -88,3 +90,52 @@ def _advisory(entry: Mapping[str, Any], item: Mapping[str, Any], osv: Osv, place
 def _last(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return excerpt(lines[-1], 200) if lines else "no message"
+
+
+SECONDS = 20.0
+
+
+class Osv:
+    """One connection to it. After a failure to answer it is asked no more: the others would wait as long."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        self.lost = ""
+        self._client = httpx.Client(timeout=SECONDS, follow_redirects=True)
+
+    def __enter__(self) -> Osv:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def severity(self, ids: Sequence[str]) -> Severity:
+        """The worst that any of these aliases' records says; unknown where none says any."""
+        found = Severity.UNKNOWN
+        for one in sorted(ids, key=lambda one: not one.startswith("GHSA-")):  # these have a word for it
+            try:
+                found = max(found, self._of(one))
+            except Unreachable as error:
+                self.lost = error.message
+            except OpsError as error:
+                self.lost = self.lost or error.message
+            if found:
+                break
+        return found
+
+    def _of(self, one: str) -> Severity:
+        if self.lost:
+            return Severity.UNKNOWN
+        try:
+            answer = self._client.get(f"{self.address}/v1/vulns/{one}")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unreachable(f"{self.address} does not answer: {type(error).__name__}") from None
+        if answer.status_code == httpx.codes.NOT_FOUND:  # an alias that OSV keeps no record of
+            return Severity.UNKNOWN
+        try:
+            record = answer.raise_for_status().json()
+            word = of_word((record.get("database_specific") or {}).get("severity"))
+            vectors = [str(item.get("score")) for item in record.get("severity") or []]
+        except (httpx.HTTPError, ValueError, AttributeError, TypeError):
+            raise OpsError(f"{self.address} answered {answer.status_code} with no record of {one}") from None
+        return max([word, *map(of_vector, vectors)])

@@ -12,9 +12,9 @@ from pathlib import Path
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, excerpt
 from runbook.kinds import probe
+from tasks.application.programs import PYTHON_VARIABLES, answer, find_program, parsed
 from tasks.dependencies.form import known_form
 from tasks.dependencies.versions import Outdated, Package
-from tasks.programs import PYTHON_VARIABLES, answer, find_program, parsed
 
 # One try each: an index that is away would be waited for by minutes.
 PATIENCE = {"PIP_RETRIES": "0", "PIP_TIMEOUT": "30", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"}

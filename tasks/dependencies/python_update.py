@@ -8,10 +8,10 @@ from pathlib import Path
 from blocks.places import Application
 from runbook.errors import OpsError, excerpt
 from runbook.kinds import action
+from tasks.application.programs import PYTHON_VARIABLES, answer
 from tasks.dependencies.advisory import canonical
 from tasks.dependencies.python_packages import PATIENCE, conflicts_in, pip
 from tasks.dependencies.requirements import out_of_step, pin, read_requirements
-from tasks.programs import PYTHON_VARIABLES, answer
 
 
 def pinned(application: Application, backend: Path) -> tuple[dict[str, str], list[str]]:

@@ -13,9 +13,9 @@ import docker.errors
 
 from blocks.docker import Docker, engine, words
 from runbook.errors import OpsError, Unreachable
+from runbook.guard.permit import Act, Permit
 from runbook.kinds import action, probe
 from runbook.log import logger
-from runbook.permit import Act, Permit
 from tasks.docker.source import Source
 from tasks.logs.masking import masked
 

@@ -15,8 +15,8 @@ import docker.errors
 
 from blocks.docker import Docker, engine
 from runbook.errors import OpsError
+from runbook.guard.permit import Act, Permit
 from runbook.kinds import action, probe
-from runbook.permit import Act, Permit
 from tasks.docker.building import SILENT_SECONDS, read_digest
 from tasks.docker.deployed import aside, failed, find
 from tasks.docker.described import options

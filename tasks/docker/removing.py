@@ -10,8 +10,8 @@ from typing import Any
 import docker.errors
 
 from blocks.docker import engine, words
+from runbook.guard.permit import Act, Permit
 from runbook.kinds import action
-from runbook.permit import Act, Permit
 from tasks.docker.choosing import Doomed, Kind
 from tasks.docker.inventory import COUNT_SECONDS, STOPPED, moment
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from runbook.errors import CommandFailed, OpsError
 from runbook.kinds import probe
-from tasks.worktree import git, uncommitted
+from tasks.application.worktree import git, uncommitted
 
 
 @dataclass(frozen=True)

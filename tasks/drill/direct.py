@@ -13,8 +13,8 @@ from typing import Self
 import psycopg
 from psycopg.errors import Diagnostic
 
-from blocks import nodes
-from blocks.postgres import Connection, Postgres, execute, first_line
+from blocks.postgres import nodes
+from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
 from tasks.drill.ledger import Ledger
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.failpoint import failpoint
 from runbook.wait import until

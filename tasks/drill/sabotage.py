@@ -13,10 +13,10 @@ import re
 import shutil
 from pathlib import Path
 
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.errors import OpsError
-from tasks import manifest as manifests
+from tasks.backups import manifest as manifests
 
 _ARCHIVED = re.compile(r"(?P<of>.+)-(?P<sha256>[0-9a-f]{64})\.gz")
 _UNFINISHED = shutil.ignore_patterns(".writing-*", ".at-hand-*")

@@ -20,8 +20,8 @@ from blocks.http_step import TEXT, HttpStep, StepFailed, WriteStep
 from blocks.places import Application
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
+from tasks.application.http_steps import Answer, NotAnswered, StepClient
 from tasks.drill.ledger import Ledger, text_of
-from tasks.http_steps import Answer, NotAnswered, StepClient
 
 TIMEOUT_SECONDS = 5.0
 LOGIN_SECONDS = 60.0

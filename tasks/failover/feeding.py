@@ -15,18 +15,18 @@ from pathlib import Path
 
 from psycopg import sql
 
-from blocks.postgres import Postgres, execute
-from blocks.restoring import restore_command
-from blocks.wal import Wal
+from blocks.postgres.restore_command import restore_command
+from blocks.postgres.server import Postgres, execute
+from blocks.postgres.wal import Wal
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
 from runbook.wait import until
 from tasks.failover.member import Control, Member, ask_member
 from tasks.failover.segments import Beyond, read_beyond
-from tasks.host import is_here
-from tasks.postgres.synchronous import address
+from tasks.host.disk import is_here
+from tasks.postgres.replication.synchronous import address
 from tasks.wal.local import find_segments
 from tasks.wal.names import lsn_text
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import psutil
 
-from blocks.postgres import Postgres
-from blocks.services import Services
-from runbook import durable
-from runbook.durable import sync
+from blocks.postgres.server import Postgres
+from blocks.services.service import Services
 from runbook.errors import OpsError, Unreachable
+from runbook.files import durable
+from runbook.files.durable import sync
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
-from tasks.host import is_here
-from tasks.postgres.synchronous import address
+from tasks.host.disk import is_here
+from tasks.postgres.replication.synchronous import address
 
 FENCE = "fence"
 CONNECT_SECONDS = 2.0

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from blocks.postgres import Postgres, execute
+from blocks.postgres.server import Postgres, execute
 from tasks.failover.fencing import SIGNAL, give_like
 
 AUTO = "postgresql.auto.conf"

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import psycopg
 
-from blocks import nodes
-from blocks.postgres import Postgres, execute
+from blocks.postgres import nodes
+from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError
 from runbook.wait import until
-from tasks import acknowledged
-from tasks.acknowledged import Entry
-from tasks.postgres.synchronous import address
+from tasks.application import acknowledged
+from tasks.application.acknowledged import Entry
+from tasks.postgres.replication.synchronous import address
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS interview_ops_failover (run text, id bigint, at timestamptz DEFAULT now(),

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import psycopg
 
-from blocks import nodes
-from blocks.postgres import Postgres, execute, first_line
+from blocks.postgres import nodes
+from blocks.postgres.server import Postgres, execute, first_line
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.wait import until
-from tasks.host import is_here
-from tasks.postgres.synchronous import address
+from tasks.host.disk import is_here
+from tasks.postgres.replication.synchronous import address
 from tasks.wal.names import lsn_of
 
 MOST_SILENT_SECONDS = 120.0

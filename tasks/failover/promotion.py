@@ -9,16 +9,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from blocks.postgres import Postgres, execute
-from blocks.services import Services
+from blocks.postgres.server import Postgres, execute
+from blocks.services.service import Services
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.permit import Permit
 from runbook.wait import until
 from tasks.failover.fencing import Fencing, fencing_of
 from tasks.failover.member import ask_member
-from tasks.postgres.synchronous import address, synchrony
+from tasks.postgres.replication.synchronous import address, synchrony
 from tasks.wal.names import lsn_of
 
 PROMOTE = "promote"

@@ -11,7 +11,7 @@ from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.failover.fencing import ATTEST, CONNECT_SECONDS, Evidence, Fencing, look_for_processes
-from tasks.host import is_here
+from tasks.host.disk import is_here
 
 LIVES = (
     "it lives: what it takes from now on would be lost. Repair it there, or stop all its services (application first) "

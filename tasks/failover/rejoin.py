@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from runbook import shell
-from runbook.durable import sync
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.files.durable import sync
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
 from tasks.cluster.swap import free_name
 from tasks.failover.fencing import SIGNAL, give_like, look_for_processes
 from tasks.failover.following import follow, put_back, read_kept, upstream_of
 from tasks.failover.member import control_of
 from tasks.failover.segments import Beyond, read_beyond
-from tasks.postgres.synchronous import address
+from tasks.postgres.replication.synchronous import address
 from tasks.wal.local import find_segments
 
 REJOIN = "make a standby of"

@@ -11,11 +11,11 @@ import importlib.util
 from pathlib import Path
 
 from blocks.environment import Environment
-from blocks.services import Services
+from blocks.services.service import Services
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
 from runbook.wait import until
-from tasks.application import ROLES, wait_healthy
+from tasks.application.health import ROLES, wait_healthy
 
 INSTALL = "install Debian's libfaketime, or the Python package libfaketime, on the worker's host"
 LOADED_SECONDS, HEALTH_SECONDS = 30.0, 120.0

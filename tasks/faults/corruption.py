@@ -10,11 +10,11 @@ from psycopg import sql
 
 from blocks.environment import Environment
 from blocks.places import Corruption
-from blocks.postgres import Postgres, execute
+from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
 from tasks.faults.disposable import Fault, require_allowed
 
 

@@ -20,9 +20,9 @@ from blocks.environment import Environment
 from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
-from runbook.render import duration, size
+from runbook.page.render import duration, size
 from tasks.ai.answer import Failed
 from tasks.ai.http import call
 from tasks.faults import clock as service_clock

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from blocks.environment import Environment
 from runbook.errors import OpsError
-from runbook.permit import Permit
+from runbook.guard.permit import Permit
 
 BREAK = "break"
 

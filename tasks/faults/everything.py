@@ -13,11 +13,11 @@ import psycopg
 from psycopg import sql
 
 from blocks.environment import Environment
-from blocks.postgres import execute
+from blocks.postgres.server import execute
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.permit import Permit
 from runbook.wait import until
 from tasks.faults.disposable import Fault, require_allowed
 

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 from blocks.ai_providers import ProviderFault
 from blocks.environment import Environment
 from runbook.errors import OpsError, Unreachable
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
 from tasks.ai.answer import Failed
 from tasks.ai.http import call
 from tasks.faults.disposable import Fault, require_allowed, require_disposable

@@ -14,12 +14,12 @@ import psutil
 from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.permit import Permit
 from runbook.wait import until
 from tasks.faults.disposable import Fault, require_allowed, require_disposable
-from tasks.host import is_here
-from tasks.services import stop_services
+from tasks.host.disk import is_here
+from tasks.host.services import stop_services
 
 SECONDS = 30.0
 RUNS = ("RUNNING", "STARTING", "BACKOFF", "active")

@@ -9,13 +9,13 @@ from pathlib import Path
 from blocks.environment import Environment
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.permit import Permit
+from tasks.application.worktree import worktree
 from tasks.faults.disposable import Fault, require_allowed
+from tasks.host.services import stop_services
 from tasks.releases.release import Release
 from tasks.releases.unpacking import put_in_place
-from tasks.services import stop_services
-from tasks.worktree import worktree
 
 ROLES = ("backend", "frontend")
 DEFECT = "\nfrom . import a_module_that_nobody_committed  # the drill's bad release\n"

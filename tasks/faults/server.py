@@ -13,16 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from blocks.environment import Environment
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.permit import Permit
 from runbook.wait import until
 from tasks.failover.fencing import look_for_processes
 from tasks.faults.disposable import Fault, require_allowed
-from tasks.host import is_here
-from tasks.postgres.synchronous import address
+from tasks.host.disk import is_here
+from tasks.postgres.replication.synchronous import address
 
 ENDING = ".broken-by-a-drill"
 END_SECONDS = 30.0

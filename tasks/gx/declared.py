@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from psycopg import Error, errors, sql
 
-from blocks.postgres import Connection, Postgres, execute, first_line
+from blocks.postgres.server import Connection, Postgres, execute, first_line
 from runbook.errors import OpsError
 
 SCAN_BYTES = 256_000_000

@@ -11,7 +11,7 @@ from typing import Any
 
 from psycopg import sql
 
-from runbook import durable
+from runbook.files import durable
 from tasks.gx.declared import Bounds, Column, Reference, Table
 from tasks.gx.suites import ROWS, TAKEN, Suite, name_for
 

@@ -17,7 +17,7 @@ from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from runbook.kinds import action
 from runbook.wait import until
-from tasks.http_steps import hide, secrets_of, values_of
+from tasks.application.http_steps import hide, secrets_of, values_of
 from tasks.load.results import Results, read_results, write_results
 
 LOCUST: Sequence[str] = (sys.executable, "-m", "locust")

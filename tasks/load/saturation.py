@@ -12,8 +12,8 @@ import psutil
 
 from blocks.environment import Environment
 from runbook.errors import OpsError
-from tasks.host import is_here
-from tasks.postgres.connections import read_activity
+from tasks.host.disk import is_here
+from tasks.postgres.sessions.connections import read_activity
 from tasks.redis.clients import read_clients
 from tasks.redis.memory.info import read_memory
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runbook.errors import OpsError, Unreachable
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
 from runbook.shell import run
 from runbook.wait import until
 from tasks.logs.cleaning import read_holders

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.places import Application
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from runbook.errors import OpsError
+from runbook.guard.permit import Act, Permit
 from runbook.kinds import action, probe
-from runbook.permit import Act, Permit
 from tasks.migrations.columns import Columns, count_filled
 from tasks.migrations.program import HINT, require_reached, revision_of, run_alembic
 from tasks.migrations.scripts import BASE, HEAD, Heads, Script, heads_of
-from tasks.postgres.content import read_counts
+from tasks.postgres.content.content import read_counts
 
 MIGRATE, ROLL_BACK = "migrate", "roll back"
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from psycopg import sql
 
-from blocks.postgres import Postgres, execute
+from blocks.postgres.server import Postgres, execute
 from runbook.kinds import probe
-from tasks.postgres.session import pinned
+from tasks.postgres.content.pinned_session import pinned
 
 # (table, its columns), the table quoted as PostgreSQL prints it.
 Columns = tuple[tuple[str, tuple[str, ...]], ...]

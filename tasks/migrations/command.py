@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 from blocks.places import Application
-from blocks.postgres import Postgres, execute
+from blocks.postgres.server import Postgres, execute
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
+from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.permit import Permit
 from runbook.wait import until
 from tasks.migrations.alembic import MIGRATE, Migrated
 from tasks.migrations.program import TIMEOUT_SECONDS

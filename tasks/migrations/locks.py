@@ -15,8 +15,8 @@ from typing import Literal
 import psycopg
 from psycopg import sql
 
-from blocks.postgres import Connection, Postgres, execute
-from tasks.postgres.upkeep import upkeep_session
+from blocks.postgres.server import Connection, Postgres, execute
+from tasks.postgres.upkeep.session import upkeep_session
 
 SCHEMA = "ops_rehearsal"
 # What blocks others' writes; ACCESS EXCLUSIVE blocks their reads too.

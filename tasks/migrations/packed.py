@@ -8,11 +8,11 @@ from pathlib import Path, PurePosixPath
 from blocks.places import Application
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from tasks import archive
-from tasks import entries as listing
-from tasks.catalogue import Backup, hand_of
-from tasks.entries import Entry
-from tasks.files import ARCHIVE
+from tasks.application.files import ARCHIVE
+from tasks.backups import archive
+from tasks.backups import entries as listing
+from tasks.backups.catalogue import Backup, hand_of
+from tasks.backups.entries import Entry
 from tasks.migrations.scripts import INI, Heads, heads_of
 
 SUFFIXES = (".py", ".ini", ".toml", ".cfg", ".mako")

@@ -11,7 +11,7 @@ import psycopg
 from psycopg import sql
 
 from blocks.places import Application
-from blocks.postgres import Postgres, execute
+from blocks.postgres.server import Postgres, execute
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from runbook.kinds import action

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from blocks.places import Application
-from blocks.postgres import Postgres, execute
+from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
@@ -17,9 +17,9 @@ from tasks.migrations import locks
 from tasks.migrations.locks import Watched
 from tasks.migrations.program import revision_of, run_alembic
 from tasks.migrations.scripts import BASE
-from tasks.postgres.content import read_counts
-from tasks.postgres.definitions import first_difference, read_definitions
-from tasks.postgres.equivalence import compare_definitions
+from tasks.postgres.content.content import read_counts
+from tasks.postgres.content.definitions import first_difference, read_definitions
+from tasks.postgres.content.equivalence import compare_definitions
 
 Direction = Literal["up", "down"]
 VERSION_TABLE = "alembic_version"

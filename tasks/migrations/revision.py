@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from blocks.places import Application
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from runbook.errors import OpsError
 from runbook.kinds import action
 from tasks.migrations.program import run_alembic

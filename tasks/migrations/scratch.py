@@ -12,17 +12,17 @@ from typing import IO
 
 from psycopg import sql
 
-from blocks.postgres import Postgres, execute
+from blocks.postgres.server import Postgres, execute
 from runbook import shell
 from runbook.errors import CommandFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action
+from runbook.page.render import size
 from runbook.progress import Done, progress
-from runbook.render import size
-from tasks.postgres.copy import drop, name_beside, oid_of
-from tasks.postgres.dump import NICE
-from tasks.postgres.properties import apply_properties, creation, read_properties
-from tasks.postgres.upkeep import NO_TIMEOUTS, set_known
+from tasks.postgres.dump.dump import NICE
+from tasks.postgres.restore.staged_copy import drop, name_beside, oid_of
+from tasks.postgres.server.properties import apply_properties, creation, read_properties
+from tasks.postgres.upkeep.session import NO_TIMEOUTS, set_known
 
 SUFFIX = "__rehearsal"
 # Whoever alters a table now is not waited for longer than this: others wait behind pg_dump's request.

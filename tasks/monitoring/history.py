@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from runbook import durable
+from runbook.files import durable
 from tasks.monitoring.state import directory_of
 
 WHOLE, MOST_MONTHS = timedelta(days=2), 13

@@ -11,8 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from runbook import record
 from runbook.errors import OpsError
+from runbook.files import record
 from runbook.log import logger
 from tasks.logs.spending import FileUse
 from tasks.monitoring.hysteresis import Standing
@@ -24,7 +24,7 @@ _HINT = "remove it: the monitoring begins anew"
 @dataclass
 class State:
     """`unsent` events are told at the next round, in their order, until Prefect has taken them. `told`: when a metric's
-    state was told last. `processors`: counters of a host's (tasks/host_load.py). `logs`: tokens in files that were
+    state was told last. `processors`: counters of a host's (tasks/host/load.py). `logs`: tokens in files that were
     read. `watching`: when Prefect took it last that somebody watches."""
 
     at: datetime | None = None

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
+from tasks.application.programs import NODE_VARIABLES, answer, find_program, parsed
+from tasks.application.worktree import git, packages_of
 from tasks.packages.users import users_of
-from tasks.programs import NODE_VARIABLES, answer, find_program, parsed
-from tasks.worktree import git, packages_of
 
 REINSTALL = "reinstall"
 SUPERSEDED = "node_modules.ops-superseded"

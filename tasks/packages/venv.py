@@ -21,13 +21,13 @@ from pathlib import Path
 from blocks.places import Application
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
+from tasks.application.programs import PYTHON_VARIABLES, answer
+from tasks.application.worktree import git
 from tasks.dependencies.python_packages import conflicts_in
 from tasks.packages.modules import REINSTALL
 from tasks.packages.users import users_of
-from tasks.programs import PYTHON_VARIABLES, answer
-from tasks.worktree import git
 
 BUILDING = ".ops-building"
 LOCKS = ("requirements.lock", "requirements.txt")

@@ -8,17 +8,17 @@ from dataclasses import asdict, dataclass
 from datetime import UTC
 from pathlib import Path
 
-from blocks.postgres import Postgres, execute
-from blocks.wal import Wal
+from blocks.postgres.server import Postgres, execute
+from blocks.postgres.wal import Wal
 from runbook.errors import OTHER_BACKUPS, CommandFailed, VerificationFailed
 from runbook.failpoint import failpoint
 from runbook.kinds import action, probe
 from runbook.wait import until
+from tasks.backups.encryption import Key
 from tasks.cluster.base_backup import Source, Taken
 from tasks.cluster.content import ClusterContent, Form
 from tasks.cluster.instance import Instance
 from tasks.cluster.unpack import give
-from tasks.encryption import Key
 from tasks.pgbackrest.command import Label, call, labels_of, read_labels
 from tasks.pgbackrest.repository import Repository, RepositoryArchive
 from tasks.stores.directory import told

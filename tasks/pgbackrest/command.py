@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from blocks.postgres import Postgres
-from blocks.wal import Wal
+from blocks.postgres.server import Postgres
+from blocks.postgres.wal import Wal
 from runbook import shell
 from runbook.errors import OpsError
 from runbook.kinds import probe

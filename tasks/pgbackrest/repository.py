@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from blocks.postgres import Postgres
-from blocks.wal import Wal
+from blocks.postgres.server import Postgres
+from blocks.postgres.wal import Wal
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from tasks.pgbackrest.command import INHERIT, argv_of, call, environment_of

@@ -11,11 +11,11 @@ from typing import Literal
 from blocks.environment import Environment, Stores
 from runbook import clock
 from runbook.errors import OpsError
-from tasks.catalogue import Backup
-from tasks.host import is_here
-from tasks.manifest import Kind
+from tasks.backups.catalogue import Backup
+from tasks.backups.manifest import Kind
+from tasks.backups.retention import Stored
+from tasks.host.disk import is_here
 from tasks.recovery_points.point import Point, Resource
-from tasks.retention import Stored
 from tasks.stores.store import Store, store_of
 
 PATIENCE_SECONDS = 5.0
@@ -27,7 +27,7 @@ LOOKED_AT = timedelta(days=7)
 
 
 def place_for(env: Environment, resource: Resource, which: Stores) -> tuple[Store | OpsError, Sequence[Kind]]:
-    """What tasks.retention.read_stores wants: the store, or why there is none."""
+    """What tasks.backups.retention.read_stores wants: the store, or why there is none."""
     kind = KINDS[resource]
     try:
         store = store_of(env, kind, which, patience_seconds=PATIENCE_SECONDS)

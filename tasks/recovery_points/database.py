@@ -9,12 +9,12 @@ from pathlib import Path
 from blocks.environment import Environment, Stores
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import probe
-from runbook.render import size
-from tasks.catalogue import Backup, open_all
+from runbook.page.render import size
+from tasks.backups.catalogue import Backup, open_all
+from tasks.backups.manifest import CHUNK_BYTES
 from tasks.cluster.content import cluster_in, lineage
 from tasks.cluster.origin import is_on, own_backups
 from tasks.failover.member import Member, ask_member
-from tasks.manifest import CHUNK_BYTES
 from tasks.recovery_points.backups import is_beside, lives_here
 from tasks.recovery_points.point import Point, best_of
 from tasks.recovery_points.wal import Moment, Written, ask_written, local_files, moment_of

@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 
 from blocks.environment import Environment
 from blocks.places import Application
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook import clock
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from runbook.render import size
-from tasks.entries import walk
-from tasks.files import directory_of
+from runbook.page.render import size
+from tasks.application.files import directory_of
+from tasks.backups.entries import walk
 from tasks.recovery_points.point import Point, best_of
 from tasks.redis.failover.group import Member, ask_group, read_member
 

@@ -19,12 +19,12 @@ from prefect.exceptions import PrefectException
 from prefect.variables import Variable
 from pydantic import TypeAdapter, ValidationError
 
-from runbook import record
-from runbook.brief import asked_briefly
-from runbook.chain import RECORD
 from runbook.errors import OpsError
+from runbook.files import record
+from runbook.files.chain import RECORD
+from runbook.guard.brief import asked_briefly
 from runbook.log import logger
-from tasks.manifest import Kind
+from tasks.backups.manifest import Kind
 from tasks.recovery_points.point import Resource
 
 FILE, VARIABLE = RECORD, "ops-recoverability-"

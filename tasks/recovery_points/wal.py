@@ -16,13 +16,13 @@ from pathlib import Path
 
 import psycopg
 
-from blocks import nodes
 from blocks.environment import Environment
-from blocks.postgres import Postgres, execute, first_line
+from blocks.postgres import nodes
+from blocks.postgres.server import Postgres, execute, first_line
 from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
-from tasks.host import is_here
+from tasks.host.disk import is_here
 from tasks.wal.archive import Archive
 from tasks.wal.continuity import Chain
 from tasks.wal.dump import Commit, commits_in

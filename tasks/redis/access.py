@@ -10,7 +10,7 @@ from typing import Any
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.kinds import probe
 from tasks.redis.server import call, connected
 from tasks.redis.settings.next_start import settings_of

@@ -11,7 +11,7 @@ from typing import Any
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.kinds import probe
 from tasks.redis.client_list import Client, list_clients
 from tasks.redis.server import call, connected, version_of

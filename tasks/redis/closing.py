@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
 from runbook.wait import until
 from tasks.redis.client_list import PAGE_CLIENTS, Client, parse
 from tasks.redis.clients import Clients

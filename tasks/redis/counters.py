@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.kinds import probe
 from tasks.redis.content.reading import shown
 from tasks.redis.keys import read_prefix, under

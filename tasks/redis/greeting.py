@@ -8,11 +8,11 @@ from typing import Literal
 
 import redis
 
-from blocks.redis import Redis
-from blocks.redis_refusals import FULL
+from blocks.redis.refusals import FULL
+from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from tasks.reach import read_reach
+from tasks.host.ports import read_reach
 from tasks.redis.server import GREETING_SECONDS, at_once, call
 
 State = Literal[

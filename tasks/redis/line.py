@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError, VerificationFailed
 
 Command = Sequence[object]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook import shell
 from runbook.errors import OTHER_BACKUPS, Unreachable, VerificationFailed
 from runbook.wait import until

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from runbook.process import is_abandoned, this_process
+from runbook.guard.process import is_abandoned, this_process
 
 PREFIX = "ops-redis-"
 OWNER = ".of-run"

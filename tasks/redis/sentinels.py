@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import redis
 
-from blocks.redis import Redis
-from blocks.redis_wire import mistaken
+from blocks.redis.server import Redis
+from blocks.redis.wire import mistaken
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from runbook.log import logger

@@ -14,7 +14,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from blocks.redis import SOCKET_SECONDS, Redis
+from blocks.redis.server import SOCKET_SECONDS, Redis
 from runbook import shell
 from runbook.errors import OpsError
 

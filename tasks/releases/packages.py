@@ -10,12 +10,12 @@ from packaging.requirements import Requirement
 from blocks.places import Application
 from runbook.errors import OpsError
 from runbook.kinds import probe
+from tasks.application.worktree import git, inside
 from tasks.dependencies.python_packages import list_python
 from tasks.dependencies.requirements import Wanted, out_of_step, read_requirements
 from tasks.packages.venv import lock_names, renamed_venv
 from tasks.releases.release import Release, before_of
 from tasks.releases.unpacking import VENV
-from tasks.worktree import git, inside
 
 
 @probe

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from blocks.places import Application
 from runbook.errors import CommandFailed, OpsError
+from runbook.guard.permit import Act
 from runbook.kinds import probe
-from runbook.permit import Act
-from tasks.files import directory_of
-from tasks.worktree import git, require_repository
+from tasks.application.files import directory_of
+from tasks.application.worktree import git, require_repository
 
 UNPACK = "unpack"
 RELEASE = "RELEASE"

@@ -8,8 +8,8 @@ from pathlib import Path
 from blocks.places import Application
 from runbook.errors import OpsError
 from runbook.kinds import probe
+from tasks.application.worktree import git
 from tasks.releases.release import Live, Release
-from tasks.worktree import git
 
 
 def require_outside(application: Application, release: Release) -> None:

@@ -13,11 +13,11 @@ import shutil
 from pathlib import Path
 
 from blocks.places import Application
-from runbook import durable
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.files import durable
+from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.permit import Permit
 from tasks.releases.release import RELEASE, UNPACK, Release, before_of, extract, told
 
 VENV = "VENV"

@@ -10,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from blocks.s3 import Bucket
-from runbook import durable
 from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
+from runbook.files import durable
 from tasks.s3.requests import Refused, attempt
 from tasks.s3.writing import head, unreadable
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from blocks.s3 import Bucket
 from runbook.errors import VerificationFailed
 from runbook.failpoint import failpoint
+from runbook.page.render import size
 from runbook.progress import Done, progress
-from runbook.render import size
-from tasks import manifest as manifests
-from tasks.encryption import Key
-from tasks.manifest import MANIFEST, SEAL, FileSum
+from tasks.backups import manifest as manifests
+from tasks.backups.encryption import Key
+from tasks.backups.manifest import MANIFEST, SEAL, FileSum
 from tasks.s3 import objects
 from tasks.s3.download import download_file, verify_object
 from tasks.s3.multipart import abort_unfinished

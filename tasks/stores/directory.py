@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runbook import durable
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.render import size
-from tasks.encryption import NO_KEY, Key
-from tasks.host import disk_of
-from tasks.manifest import MANIFEST, SEAL, FileSum, damage, text_in
+from runbook.files import durable
+from runbook.page.render import size
+from tasks.backups.encryption import NO_KEY, Key
+from tasks.backups.manifest import MANIFEST, SEAL, FileSum, damage, text_in
+from tasks.host.disk import disk_of
 
 PARTIAL = ".partial-"
 SENT = ".sent-"

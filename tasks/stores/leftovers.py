@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runbook.errors import OpsError
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
-from tasks.space import find_workers, taken_by
+from tasks.host.space import find_workers, taken_by
 from tasks.stores.directory import PARTIAL, SENT, DirectoryStore, told
 
 REMOVE = "remove unfinished backup"

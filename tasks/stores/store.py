@@ -10,8 +10,8 @@ from typing import Protocol
 
 from blocks.environment import Environment, Stores
 from runbook.errors import OpsError
-from tasks.encryption import Key
-from tasks.manifest import FileSum, Kind
+from tasks.backups.encryption import Key
+from tasks.backups.manifest import FileSum, Kind
 from tasks.stores.bucket import BucketStore
 from tasks.stores.directory import DirectoryStore
 

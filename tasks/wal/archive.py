@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 import pyrage
 
 from runbook.errors import OpsError, VerificationFailed
-from tasks.encryption import ENDING, Key, decrypted, encrypted
+from tasks.backups.encryption import ENDING, Key, decrypted, encrypted
 from tasks.wal.names import Timeline
 from tasks.wal.place import Place
 

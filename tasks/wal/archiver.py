@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import get_args
 
 from blocks.environment import Environment, Stores
-from runbook import containment
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
+from runbook.guard import containment
 from tasks.wal.destinations import destinations_of
 from tasks.wal.place import DirectoryPlace
 from tasks.wal.ship import KEEP_SEGMENTS, Destination, Shipped, ship, tidy

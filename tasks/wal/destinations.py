@@ -9,7 +9,7 @@ from typing import get_args
 
 from blocks.environment import Environment, Stores
 from runbook.kinds import action
-from tasks.encryption import Key
+from tasks.backups.encryption import Key
 from tasks.pgbackrest.backup import archive_in, archive_rest
 from tasks.wal.archive import Archive
 from tasks.wal.place import place_of

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.errors import CommandFailed
 from tasks.wal.names import Segment, lsn_of, lsn_text

@@ -13,10 +13,10 @@ from typing import Protocol
 
 from blocks.environment import Environment, Stores
 from blocks.s3 import Bucket
-from runbook.durable import sync
 from runbook.errors import OpsError, VerificationFailed
 from runbook.failpoint import failpoint
-from runbook.process import is_abandoned, this_process
+from runbook.files.durable import sync
+from runbook.guard.process import is_abandoned, this_process
 from tasks.s3 import objects
 from tasks.stores.directory import told
 

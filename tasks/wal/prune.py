@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
-from tasks.catalogue import Backup
+from tasks.backups.catalogue import Backup
 from tasks.cluster.content import cluster_in
 from tasks.wal.archive import Archive, Stored
 from tasks.wal.names import Segment

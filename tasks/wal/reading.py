@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from blocks.environment import Environment, Stores
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from runbook.errors import OpsError
 from runbook.kinds import action
 from tasks.stores.directory import told

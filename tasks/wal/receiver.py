@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blocks.postgres import Postgres, execute
+from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.wait import until

@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 
 from blocks.environment import Environment, Stores
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from runbook.errors import OpsError, VerificationFailed
 from runbook.kinds import probe
-from tasks.host import is_here
+from tasks.host.disk import is_here
 from tasks.stores.directory import told
 from tasks.wal.archive import Archive, Stored, timeline_in
 from tasks.wal.continuity import intact

@@ -13,8 +13,8 @@ from google.auth.compute_engine import _metadata
 from flows.ai_providers.check import check_ai_providers
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
-from tests.logfiles import NAME
-from tests.providers import KEY, MODEL, SECRET, TOKEN, ProviderServer, providers
+from tests.fixtures.logfiles import NAME
+from tests.fixtures.providers import KEY, MODEL, SECRET, TOKEN, ProviderServer, providers
 
 TODAY = datetime.now(UTC).date()
 VERSION = "2024-10-21"

@@ -15,23 +15,22 @@ from typing import Any
 import httpx
 import pytest
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
 from flows.ai_providers import fallback
 from flows.ai_providers.fallback import rehearse_fallback
-from flows.ai_providers.version import update_ai_api_version
-from flows.ai_providers.version_steps import FILE
+from flows.ai_providers.version import FILE, update_ai_api_version
 from lab.client import Lab
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from tasks.ai.interview import ask_application, begin_interview
-from tasks.application import wait_healthy
-from tasks.env_file import read_variable
+from tasks.application.env_file import read_variable
+from tasks.application.health import wait_healthy
 from tasks.faults.providers import read_provider_states
-from tasks.services import start_services, stop_services
-from tests import forked
-from tests.providers import KEY, ProviderServer, providers
-from tests.servers import free_port
+from tasks.host.services import start_services, stop_services
+from tests.fixtures import forked
+from tests.fixtures.providers import KEY, ProviderServer, providers
+from tests.fixtures.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 OLD, NEW = "2024-02-15-preview", "2024-10-21"

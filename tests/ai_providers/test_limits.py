@@ -12,7 +12,7 @@ import pytest
 from flows.ai_providers.limits import check_rate_limits
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
-from tests.logfiles import NAME, NOON, every, line
+from tests.fixtures.logfiles import NAME, NOON, every, line
 from tests.redis.servers import PASSWORD, RedisServer, running_redis
 
 UNTIL = (NOON + timedelta(hours=1)).isoformat()

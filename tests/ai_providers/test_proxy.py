@@ -21,9 +21,9 @@ from tasks.ai.bedrock import ask_bedrock
 from tasks.ai.proxy import ProviderProxy
 from tasks.ai.upstream import upstream_of
 from tasks.ai.vertex import ask_vertex
-from tests.faulty import FaultyHandler, FaultyServer, serving
-from tests.providers import KEY, MODEL, SECRET, TOKEN, ProviderServer, providers
-from tests.servers import free_port
+from tests.fixtures.faulty import FaultyHandler, FaultyServer, serving
+from tests.fixtures.providers import KEY, MODEL, SECRET, TOKEN, ProviderServer, providers
+from tests.fixtures.servers import free_port
 
 
 @pytest.fixture(autouse=True)

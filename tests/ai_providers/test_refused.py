@@ -16,8 +16,8 @@ from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from tasks.ai.sdks import is_behind, read_sdks
 from tasks.ai.shape import differences
-from tests.logfiles import NAME
-from tests.providers import KEY, providers
+from tests.fixtures.logfiles import NAME
+from tests.fixtures.providers import KEY, providers
 
 VERSION = "2024-10-21"
 

@@ -11,8 +11,8 @@ from flows.ai_providers.usage import report_token_usage
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from tasks.logs.tokens import forecast, unusual_days
-from tests.logfiles import NAME, line
-from tests.reports import bad
+from tests.fixtures.logfiles import NAME, line
+from tests.fixtures.reports import bad
 
 FEBRUARY = datetime(2026, 2, 1, 3, tzinfo=UTC)  # noon in Tokyo
 PRICED = """

@@ -17,8 +17,8 @@ from google.auth.compute_engine import _metadata
 from blocks.ai_providers import AIProviders
 from runbook.errors import OpsError
 from tasks.ai.vertex import ADC_FILE, SCOPE, ask_vertex, find_vertex_token
-from tests.faulty import FaultyHandler, FaultyServer, serving
-from tests.providers import TOKEN, providers
+from tests.fixtures.faulty import FaultyHandler, FaultyServer, serving
+from tests.fixtures.providers import TOKEN, providers
 
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 

@@ -18,12 +18,21 @@ from flows.application.reinstall import reinstall_dependencies
 from flows.application.types import check_types
 from flows.application.vulnerabilities import scan_vulnerabilities
 from runbook.report import Report
-from tasks import worktree
-from tests.advisories import CVE
-from tests.broken import HANGS_SECONDS, MODES, Mode, broken, nobody_left, reported, seconds_for, told
-from tests.checkouts import NAME, Checkout, program, replace
-from tests.packaged import NODE as NODE_PROGRAMS
-from tests.packaged import Packaged
+from tasks.application import worktree
+from tests.fixtures.advisories import CVE
+from tests.fixtures.application.broken import (
+    HANGS_SECONDS,
+    MODES,
+    Mode,
+    broken,
+    nobody_left,
+    reported,
+    seconds_for,
+    told,
+)
+from tests.fixtures.application.checkouts import NAME, Checkout, program, replace
+from tests.fixtures.application.packaged import NODE as NODE_PROGRAMS
+from tests.fixtures.application.packaged import Packaged
 
 EACH = pytest.mark.parametrize("mode", MODES)
 # As the shells and launchers of the other tools need them.

@@ -16,8 +16,8 @@ from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from tasks.dependencies.requirements import out_of_step, pin, read_requirements
 from tasks.dependencies.versions import Outdated, newest_by_level, newest_within, step
-from tests.packaged import IN_GIT, NAME, Packaged, put_in
-from tests.reports import bad, rows
+from tests.fixtures.application.packaged import IN_GIT, NAME, Packaged, put_in
+from tests.fixtures.reports import bad, rows
 
 
 def updated(**parameters: Any) -> Report:

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from blocks import toml
+from blocks.config import toml
 from flows.application.files import backup_files
 from flows.application.files_restore import restore_files, undo_restore_files
 from runbook.errors import OpsError, RunbookFailed
-from runbook.permit import Act, Permit
+from runbook.guard.permit import Act, Permit
 from runbook.report import Status
-from tasks import archive, at_hand, catalogue
-from tasks import entries as listing
-from tasks.entries import Entry
-from tasks.files import ARCHIVE
-from tasks.files_copy import REPLACE_FILES, build_files_copy, superseded_files
+from tasks.application.files import ARCHIVE
+from tasks.application.staged_files import REPLACE_FILES, build_files_copy, superseded_files
+from tasks.backups import archive, catalogue, fetched_files
+from tasks.backups import entries as listing
+from tasks.backups.entries import Entry
 from tasks.stores.directory import DirectoryStore
-from tests.bits import flip
+from tests.fixtures.bits import flip
 
 NAME = "trial"
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def test_a_backup_is_published_with_its_manifest_and_can_be_restored(live: Path,
     [name] = catalogue.names(DirectoryStore(store), "files")
     assert report.facts["backup"] == name
     backup = catalogue.open_backup(DirectoryStore(store), name)
-    assert at_hand.verify_files(backup) == []
+    assert fetched_files.verify_files(backup) == []
     assert {entry["path"] for entry in backup.manifest.content["entries"]} == {
         ".",
         "main.py",

@@ -17,8 +17,8 @@ from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.report import Status
 from tasks.code.hooks import ESLINT, FILE, RUFF, Place, eslint_packages, merged, read_hooks, remote_hooks
 from tests.application.test_types import finding
-from tests.checkouts import NAME, Checkout, bring, program, replace
-from tests.seeded import PYTHON_FILE, ill_type
+from tests.fixtures.application.checkouts import NAME, Checkout, bring, program, replace
+from tests.fixtures.application.seeded import PYTHON_FILE, ill_type
 
 OWN = """# What we agreed on.
 default_stages: [pre-commit]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from blocks import toml
+from blocks.config import toml
 from flows.application.dependencies import check_dependencies
 from flows.application.files import backup_files
 from flows.application.files_restore import restore_files, undo_restore_files
@@ -20,18 +20,17 @@ from flows.application.lint import lint_code
 from flows.application.patching import patch_vulnerability
 from flows.application.reinstall import reinstall_dependencies
 from flows.application.types import check_types
-from flows.application.vulnerabilities import scan_vulnerabilities
-from flows.application.vulnerability_findings import TABLE
+from flows.application.vulnerabilities import TABLE, scan_vulnerabilities
 from lab.client import Lab
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks.packages.venv import _imports
-from tests import forked
-from tests.advisories import CVE, NODE_CVE, Registry
 from tests.application.test_types import finding
-from tests.checkouts import Checkout, bring, replace
-from tests.reports import bad, rows
-from tests.seeded import PYTHON_FILE, WEB_FILE, endanger, endanger_node, ill_type
+from tests.fixtures import forked
+from tests.fixtures.advisories import CVE, NODE_CVE, Registry
+from tests.fixtures.application.checkouts import Checkout, bring, replace
+from tests.fixtures.application.seeded import PYTHON_FILE, WEB_FILE, endanger, endanger_node, ill_type
+from tests.fixtures.reports import bad, rows
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,8 @@ from flows.application.lint import lint_code
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from tests.application.test_types import finding
-from tests.checkouts import NAME, Checkout, program, replace
-from tests.seeded import PYTHON_FILE, WEB_FILE, ill_type
+from tests.fixtures.application.checkouts import NAME, Checkout, program, replace
+from tests.fixtures.application.seeded import PYTHON_FILE, WEB_FILE, ill_type
 
 
 @pytest.fixture

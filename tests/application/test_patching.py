@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 
-from flows.application.patch_steps import safe_version
-from flows.application.patching import patch_vulnerability
+from flows.application.patching import patch_vulnerability, safe_version
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks.dependencies.advisory import Advisory
 from tasks.dependencies.severity import Severity
-from tests.advisories import CVE, GHSA, NODE_CVE, Registry
-from tests.packaged import IN_GIT, NAME, Packaged
-from tests.reports import bad, rows
-from tests.seeded import endanger, endanger_node
-from tests.served import DEAD, Served
+from tests.fixtures.advisories import CVE, GHSA, NODE_CVE, Registry
+from tests.fixtures.application.packaged import IN_GIT, NAME, Packaged
+from tests.fixtures.application.seeded import endanger, endanger_node
+from tests.fixtures.application.served import DEAD, Served
+from tests.fixtures.reports import bad, rows
 
 NOWHERE = "/nowhere/python"
 BRANCH = f"hotfix/security-patch-{CVE}"

@@ -17,14 +17,14 @@ import pytest
 from blocks.places import Application
 from flows.application.reinstall import reinstall_dependencies
 from runbook.errors import OpsError, RunbookFailed
-from runbook.permit import Act, Permit
+from runbook.guard.permit import Act, Permit
 from runbook.report import Status
 from runbook.wait import until
 from tasks.packages.modules import NODE, REINSTALL, SUPERSEDED, keep_modules, settle_modules, staging_of, swap_modules
 from tasks.packages.users import users_of
 from tasks.packages.venv import BUILDING, _imported, read_failing_imports, settle_venv, swap_venv, venv_of
-from tests import forked
-from tests.checkouts import NAME, Checkout, program, replace
+from tests.fixtures import forked
+from tests.fixtures.application.checkouts import NAME, Checkout, program, replace
 
 
 def wheel(folder: Path, name: str, version: str, code: str, needs: str = "") -> None:

@@ -12,8 +12,8 @@ from flows.application.types import check_types
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
-from tests.checkouts import NAME, Checkout, program, replace
-from tests.seeded import PYTHON_FILE, WEB_FILE, ill_type
+from tests.fixtures.application.checkouts import NAME, Checkout, program, replace
+from tests.fixtures.application.seeded import PYTHON_FILE, WEB_FILE, ill_type
 
 
 def failed(**given: object) -> Report:

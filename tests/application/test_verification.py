@@ -14,12 +14,13 @@ from flows.application.files import backup_files
 from flows.database.backup import verify_backup
 from runbook.errors import RunbookFailed
 from runbook.report import Status
-from tasks import archive, catalogue, files, files_copy, manifest
-from tasks.files import ARCHIVE
-from tasks.host import Disk, disk_of
+from tasks.application import files, staged_files
+from tasks.application.files import ARCHIVE
+from tasks.backups import archive, catalogue, manifest
+from tasks.host.disk import Disk, disk_of
 from tasks.stores.directory import DirectoryStore
-from tests import forked
 from tests.application.test_files import NAME, live, store
+from tests.fixtures import forked
 
 __all__ = ["live", "store"]
 
@@ -95,7 +96,7 @@ def test_what_a_killed_verification_unpacked_goes_with_the_next(backup: str, tmp
 
 
 def test_there_must_be_room(backup: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files_copy, "disk_of", lambda _: Disk("", 0, 1000, 0))
+    monkeypatch.setattr(staged_files, "disk_of", lambda _: Disk("", 0, 1000, 0))
     with pytest.raises(RunbookFailed, match="bytes are needed in .* and 1000 are free"):
         verify_backup.fn(NAME, kind="files")
 

@@ -8,17 +8,16 @@ from typing import Any, Literal
 
 import pytest
 
-from flows.application.vulnerabilities import scan_vulnerabilities
-from flows.application.vulnerability_findings import TABLE
+from flows.application.vulnerabilities import TABLE, scan_vulnerabilities
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks.dependencies.advisory import Advisory, merged
-from tasks.dependencies.osv import Osv
+from tasks.dependencies.python_audit import Osv
 from tasks.dependencies.severity import Severity, base_score, of_vector
-from tests.advisories import CVE, GHSA, NODE_CVE, NODE_GHSA, PYSEC, VECTOR, Mode, Registry, vulnerable
-from tests.packaged import NAME, Packaged
-from tests.reports import bad, rows
-from tests.seeded import endanger, endanger_node
+from tests.fixtures.advisories import CVE, GHSA, NODE_CVE, NODE_GHSA, PYSEC, VECTOR, Mode, Registry, vulnerable
+from tests.fixtures.application.packaged import NAME, Packaged
+from tests.fixtures.application.seeded import endanger, endanger_node
+from tests.fixtures.reports import bad, rows
 
 
 def scanned(**parameters: Any) -> Report:

@@ -14,7 +14,7 @@ from benchmarks.peers import Peers
 from benchmarks.place import DATABASE, Called, Place
 from lab.client import Lab
 from runbook.errors import OpsError
-from tests.servers import ADMIN_PASSWORD, PostgresServer
+from tests.fixtures.servers import ADMIN_PASSWORD, PostgresServer
 
 TABLES = ("interview_messages", "audit_events")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.recovery_estimate import smaller
+from benchmarks.recovery.estimate import smaller
 from benchmarks.s3 import with_copies
-from flows.recovery.drills.telling import _covered
-from lab.base import CHECKOUT
+from flows.recovery.drills.summary import _covered
+from lab.state.base import CHECKOUT
 
 LAB = (CHECKOUT / "deployments" / "environments" / "lab.toml").read_text(encoding="utf-8")
 

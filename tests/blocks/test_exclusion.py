@@ -14,18 +14,19 @@ import pytest
 
 from blocks import exclusion
 from blocks.exclusion import PREFIX, Cluster, Directory, Exclusion, Keyspace, Part, keyspaces
-from blocks.postgres import Postgres
-from blocks.redis import Redis
-from runbook import lock, run
+from blocks.postgres.server import Postgres
+from blocks.redis.server import Redis
+from runbook import run
 from runbook.errors import Locked, LockLost
+from runbook.guard import lock
+from runbook.guard.permit import Act, Permit
 from runbook.kinds import action
-from runbook.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.wait import until
+from tests.fixtures.servers import PostgresServer, free_port
 from tests.redis.servers import MASTER, RedisServer, replicated, running_redis
 from tests.runbook.system import System
-from tests.servers import PostgresServer, free_port
 
 ACT = Act("replace", "it")
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
-from blocks.nodes import ask
+from blocks.postgres.nodes import ask
 from flows.monitoring.sources import find_primary
 from runbook.errors import OpsError
 from runbook.wait import until
-from tests.clusters import Cluster
+from tests.fixtures.postgres.clusters import Cluster
 
 ONE_NODE = """
 name = "one"
@@ -37,7 +37,7 @@ names = {{}}
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here who lives answers, however busy the machine is."""
-    monkeypatch.setattr("blocks.nodes.ASK_SECONDS", 120)
+    monkeypatch.setattr("blocks.postgres.nodes.ASK_SECONDS", 120)
 
 
 def roles(environment: Environment) -> tuple[str, str]:
@@ -113,7 +113,7 @@ def test_where_nobody_answers_it_is_the_configured_one(
     with contextlib.ExitStack() as faults:
         for role in ("postgres", "standby"):
             faults.enter_context(cluster.crashed(role) if how == "dead" else cluster.frozen(role))
-        for name in ("blocks.postgres.CONNECT_SECONDS", "blocks.nodes.ASK_SECONDS"):
+        for name in ("blocks.postgres.server.CONNECT_SECONDS", "blocks.postgres.nodes.ASK_SECONDS"):
             monkeypatch.setattr(name, 2)
         assert [ask(node) for node in cluster.environment.nodes()] == [None, None]
         assert roles(cluster.environment) == ("postgres", "standby")

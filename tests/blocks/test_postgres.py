@@ -13,12 +13,12 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from blocks.postgres import Postgres, execute, psycopg_url
-from blocks.postgres_refusals import LoginRefused
+from blocks.postgres.refusals import LoginRefused
+from blocks.postgres.server import Postgres, execute, psycopg_url
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, Unreachable
 from tasks.failover.following import _password_in, follow, passfile_of
-from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, free_port
+from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, free_port
 
 DATABASE = 'blocks "候補者"'
 WRONG = "wr0ng password"
@@ -111,7 +111,7 @@ def test_nobody_listening_is_unreachable(postgres: Postgres) -> None:
 
 
 def test_somebody_who_does_not_answer_is_unreachable(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blocks.postgres.CONNECT_SECONDS", 5)
+    monkeypatch.setattr("blocks.postgres.server.CONNECT_SECONDS", 5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         error = refused(changed(postgres, port=silent.getsockname()[1]))
     assert isinstance(error, Unreachable)

@@ -15,14 +15,14 @@ import psutil
 import pytest
 from pydantic import SecretStr
 
-from blocks import services
-from blocks.services import SupervisorServices
-from blocks.systemd import SystemdServices
+from blocks.services import service as services
+from blocks.services.service import SupervisorServices
+from blocks.services.systemd import SystemdServices
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
-from tasks.services import start_services
-from tests.servers import free_port
+from tasks.host.services import start_services
+from tests.fixtures.servers import free_port
 
 PASSWORD = "s3cret/p@ss:ward 候"
 SUPERVISORD = """\
@@ -191,7 +191,7 @@ def test_somebody_else_on_its_port_is_unreachable() -> None:
 
 
 def test_a_supervisord_that_hangs_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("blocks.services.READ_SECONDS", 0.3)
+    monkeypatch.setattr("blocks.services.service.READ_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         services = SupervisorServices(names={"backend": "x"}, url=f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(Unreachable):

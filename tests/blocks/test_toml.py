@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import START_ORDER, STOP_ORDER, Environment
-from blocks.services import SupervisorServices
-from blocks.systemd import SystemdServices
+from blocks.services.service import SupervisorServices
+from blocks.services.systemd import SystemdServices
 from runbook.errors import OpsError
 from runbook.target import Target
 from runbook.thresholds import default_limits

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from pyrage import x25519
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
+from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 from tests.s3.servers import SECRET_KEY
-from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 
 NAME = "trial"
 SUITES = toml.DIRECTORY / "expectations" / "interview"

@@ -10,12 +10,12 @@ from pyrage import x25519
 
 from blocks.environment import Stores
 from blocks.s3 import Bucket
-from tasks import catalogue
+from tasks.backups import catalogue
 from tasks.stores.store import store_of
-from tests import forked
 from tests.database.conftest import ESCROWED, NAME, OPERATIONS, Trial
+from tests.fixtures import forked
+from tests.fixtures.servers import PATIENT
 from tests.s3.servers import ACCESS_KEY
-from tests.servers import PATIENT
 
 
 def configure(trial: Trial, section: str, **values: object) -> None:

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from tests.servers import PostgresServer, free_port
+from tests.fixtures.servers import PostgresServer, free_port
 
 When = Literal["before", "answered", "running", "streaming"]
 _NO_ENCRYPTION = (80877103, 80877104)

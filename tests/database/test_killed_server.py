@@ -14,24 +14,25 @@ from typing import Any
 import psycopg
 import pytest
 
-from flows.database import connections
 from flows.database.backup import backup_database, verify_backup
-from flows.database.connections import check_connections, check_pool_settings, close_idle_connections
-from flows.database.corruption import check_corruption
-from flows.database.indexes import check_indexes, rebuild_indexes
-from flows.database.replication import check_replication
 from flows.database.restore import restore_database, undo_restore
-from flows.database.settings import apply_postgres_settings, check_postgres_settings, undo_postgres_settings
-from flows.database.vacuum import check_autovacuum, vacuum_database
+from flows.database.server import connections
+from flows.database.server.connections import check_connections, check_pool_settings, close_idle_connections
+from flows.database.server.corruption import check_corruption
+from flows.database.server.replication import check_replication
+from flows.database.server.settings import apply_postgres_settings, check_postgres_settings, undo_postgres_settings
+from flows.database.upkeep.indexes import check_indexes, rebuild_indexes
+from flows.database.upkeep.vacuum import check_autovacuum, vacuum_database
 from runbook import kinds
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.postgres import closing, swap_outcome
-from tasks.postgres.recommended import MANUAL
+from tasks.postgres.restore import swap
+from tasks.postgres.server.recommended import MANUAL
+from tasks.postgres.sessions import closing
 from tests.database.conftest import NAME, write_environment
 from tests.database.proxy import Kill, Proxy, When
-from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, has_contrib, running_postgres
+from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, has_contrib, running_postgres
 
 DATABASE = "grc_db"
 PRISTINE = "pristine"
@@ -88,7 +89,7 @@ def proxy(server: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(kinds, "RETRY_DELAYS_SECONDS", [0.05, 0.05, 0.05])
     monkeypatch.setattr(connections, "LEAST_SECONDS", 0)
     monkeypatch.setattr(closing, "END_MILLISECONDS", 120_000)
-    monkeypatch.setattr(swap_outcome, "LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(swap, "LOOK_SECONDS", 1.0)
     yield between
     between.close()
     if not server.is_running:
@@ -389,7 +390,7 @@ def test_a_session_that_is_lost_at_the_commit_of_a_swap_is_no_guess(
     name: str, taken: Path, proxy: Proxy, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server is there again at once: what became of the swap is seen, and the run goes on with that."""
-    monkeypatch.setattr(swap_outcome, "LOOK_SECONDS", 120.0)
+    monkeypatch.setattr(swap, "LOOK_SECONDS", 120.0)
     shutil.copytree(taken, store().parent)
     server.sql(f"COMMENT ON DATABASE {DATABASE} IS 'ours'")
     server.sql("DELETE FROM answers WHERE person > 100", database=DATABASE)

@@ -7,7 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from flows.database import connections, indexes, migrations, settings, vacuum
+from flows.database import migrations
+from flows.database.server import connections, settings
+from flows.database.upkeep import indexes, vacuum
 
 HEADINGS = {
     migrations.check_migrations: "マイグレーションの適用",

@@ -11,7 +11,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from markdown_it import MarkdownIt
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
 from deployments.catalogue import covered, main, manual, pages
 from deployments.deploy import called, chosen, project_version

@@ -10,10 +10,10 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from deployments.doctor.databases import _replicate
 from runbook.errors import OpsError
-from tests.servers import ADMIN, ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, free_port
+from tests.fixtures.servers import ADMIN, ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, free_port
 
 WATCHER = "replication_watcher"
 

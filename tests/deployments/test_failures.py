@@ -22,12 +22,12 @@ from deployments import automations, register
 from deployments.triggers import deaths, failures
 from flows.monitoring.acknowledgement import acknowledge_incident
 from flows.monitoring.escalation import escalate
-from lab.base import base_directory
 from lab.processes import exclusive
+from lab.state.base import base_directory
 from runbook.report import Status
 from runbook.wait import until
+from tests.fixtures.receivers import http_receiver, smtp_receiver
 from tests.monitoring.duty import PAGER, SLACK, Duty, prepare
-from tests.receivers import http_receiver, smtp_receiver
 
 SECONDS = 180.0
 NAMED = {"other": "{}-health"}  # as prefect.yaml names a second entry of a flow

@@ -15,7 +15,7 @@ from prefect.settings.legacy import _get_settings_fields  # pyright: ignore[repo
 from deployments import health, stopping
 from deployments.doctor.line import Line, looked
 from deployments.triggers.deaths import ZOMBIE_SECONDS
-from tests.servers import free_port
+from tests.fixtures.servers import free_port
 
 DEPLOYMENTS = Path(__file__).parents[2] / "deployments"
 SECRET = re.compile(r"PASSWORD|AUTH|_URL$|IDENTITY|TOKEN")

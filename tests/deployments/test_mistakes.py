@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from blocks import toml
-from blocks.secrets import read_file
+from blocks.config import toml
+from blocks.config.secrets import read_file
 from deployments.doctor.__main__ import examine
 from deployments.names import require_known_names
 from runbook.errors import OpsError

@@ -18,8 +18,8 @@ from prefect.states import Completed, Pending, Running, Suspended
 from deployments import automations
 from deployments.maintenance import Row, Table
 from deployments.triggers import overdue
-from lab.base import base_directory
 from lab.processes import exclusive
+from lab.state.base import base_directory
 from runbook.wait import until
 
 SECONDS = 24  # Prefect waits for 10 at least; a busy server is behind with its events

@@ -19,10 +19,10 @@ from blocks.environment import Environment
 from deployments import automations, register
 from deployments.triggers import deaths
 from deployments.triggers.launch import launch
-from lab.base import base_directory
 from lab.processes import exclusive
+from lab.state.base import base_directory
 from runbook.errors import OpsError
-from runbook.lease import limit_name
+from runbook.guard.lease import limit_name
 
 PAGE = 200  # the most that Prefect gives at once
 SECRET = "r3gister/p@ss word"

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from blocks import toml
+from blocks.config import toml
 from deployments.doctor.line import Line
 from deployments.doctor.sharing import look_at_sharing
+from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 from tests.redis.servers import PASSWORD, running_redis
-from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 
 TOML = """
 name = "{name}"

@@ -17,14 +17,14 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.flow_engine import run_flow_sync
 from prefect.states import Pending
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
 from flows.database.backup import prune_backups
 from flows.logs.cleaning import clean_logs
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks import catalogue, manifest
-from tasks.manifest import Manifest
+from tasks.backups import catalogue, manifest
+from tasks.backups.manifest import Manifest
 from tasks.stores.directory import DirectoryStore
 
 pytestmark = pytest.mark.usefixtures("prefect_server")

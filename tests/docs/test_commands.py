@@ -24,9 +24,9 @@ from cyclopts import CycloptsError
 from prefect.cli._app import _app as prefect_cli
 from prefect.settings import Settings
 
-from blocks import toml
+from blocks.config import toml
 from flows.launch import find_flow, parsed
-from flows.recovery.drills.declared import Declaration
+from flows.recovery.drills.scenarios.declared import Declaration
 from runbook.errors import OpsError
 from tests.docs.commands import MADE, PAGES, ROOT, SHELL, Block, Command, blocks, commands, inline
 
@@ -45,7 +45,7 @@ REVIEWED = {
     "pip check": "told of as what the flow does",
     "pip install pip-audit": "told of as what the manual does",
     "pip list --outdated": "told of as what the manual does",
-    "OPS_TEST_POSTGRES=16 pytest …": "a variable of tests/servers.py",
+    "OPS_TEST_POSTGRES=16 pytest …": "a variable of tests/fixtures/servers.py",
     "pip install 'interview-ops[load]'": "an extra of pyproject.toml",
     "python -m flows.launch …": "tests/troubleshooting/test_launch.py",
     "install -d -m 700 /etc/interview-ops": "a directory of the reader's own",
@@ -221,7 +221,7 @@ def _value(value: object) -> str:
     "text",
     [
         "make nothing-like-that", "make drill SCENARI=x", "python -m flows.recovery.optionss",
-        "python -m flows.recovery.options --enviroment production", "prefect work-pool create production --typ process",
+        "python -m flows.recovery.objectives.options --enviroment production", "prefect work-pool create production --typ process",
         "prefect wrk-pool create production", "rm -rf /", "PREFECT_NOT_THERE=1",
         "python -m flows.launch restore-databas environment=production", "python -m flows.launch restore-redis enviroment=x", "OPS_NOT_THERE=1", "export OPS_NOT_HERE=2",
     ],

@@ -17,14 +17,14 @@ import httpx
 import prefect.settings
 from pyrage import x25519
 
-from lab.base import CHECKOUT
-from lab.environment import operator_environment
-from lab.supervision import Program, Supervisor
+from lab.servers.supervision import Program, Supervisor
+from lab.state.base import CHECKOUT
+from lab.state.environment import operator_environment
 from runbook.wait import until
-from tests.prefect_client import other_server
+from tests.fixtures.prefect_client import other_server
+from tests.fixtures.servers import ADMIN_PASSWORD, ROLE, ROLE_PASSWORD, PostgresServer, free_port
 from tests.redis.servers import PASSWORD as REDIS_PASSWORD
 from tests.redis.servers import RedisServer
-from tests.servers import ADMIN_PASSWORD, ROLE, ROLE_PASSWORD, PostgresServer, free_port
 
 NAME = "trial"
 AUTH = "ops:p@ss word-4717"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.infrastructure.bases import check_base_images, update_base_images
+from flows.infrastructure.images.bases import check_base_images, update_base_images
 from runbook.errors import RunbookFailed
 
 FLOWS: tuple[Callable[[], object], ...] = (

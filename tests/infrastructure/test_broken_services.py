@@ -14,14 +14,14 @@ import pytest
 
 from blocks import cloud
 from blocks import docker as block
-from flows.infrastructure.bases import check_base_images
-from flows.infrastructure.cleaning import clean_docker
-from flows.infrastructure.deployment import deploy_application
-from flows.infrastructure.resources import review_resources
-from flows.infrastructure.usage import check_docker_usage
+from flows.infrastructure.images.bases import check_base_images
+from flows.infrastructure.images.cleaning import clean_docker
+from flows.infrastructure.images.deployment import deploy_application
+from flows.infrastructure.images.resources import review_resources
+from flows.infrastructure.images.usage import check_docker_usage
 from runbook import kinds
 from runbook.report import Report, Status
-from tests.broken import SECRET, reported
+from tests.fixtures.application.broken import SECRET, reported
 from tests.infrastructure.test_resources import CLOUD, TOML
 
 Mode = Literal["hangs", "closes", "garbage", "half", "other", "list", "broken"]

@@ -12,14 +12,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from flows.infrastructure.certificates import check_certificates
+from flows.infrastructure.certificates.check import check_certificates
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks.certificates import served, stapling
+from tests.fixtures.servers import free_port
 from tests.infrastructure import tls
 from tests.infrastructure.authority import Authority, Issued, new_key, sign
 from tests.infrastructure.conftest import NAME, Register, bad
-from tests.servers import free_port
 
 APP = "app.test"
 FILE = f"{APP} (file)"

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from blocks import docker as block
-from flows.infrastructure.building import build_images
-from flows.infrastructure.cleaning import clean_docker
-from flows.infrastructure.deployment import deploy_application
-from flows.infrastructure.usage import check_docker_usage
+from flows.infrastructure.images.building import build_images
+from flows.infrastructure.images.cleaning import clean_docker
+from flows.infrastructure.images.deployment import deploy_application
+from flows.infrastructure.images.usage import check_docker_usage
 from runbook import kinds
 from runbook.errors import OpsError, RunbookFailed
 

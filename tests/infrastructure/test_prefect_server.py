@@ -31,7 +31,7 @@ from websockets import Subprotocol
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect as websocket
 
-from blocks import toml
+from blocks.config import toml
 from blocks.prefect_server import PrefectServer
 from deployments import automations
 from deployments.deploy import deploy as deploy_all
@@ -41,26 +41,26 @@ from deployments.doctor.line import Level
 from deployments.doctor.watcher import look_at_watcher
 from deployments.register import register
 from deployments.stopping import end_flows
-from flows.database import steps
+from flows.database import restore_steps
 from flows.database.backup import verify_backup
-from flows.infrastructure.prefect_history import clean_prefect_history
-from flows.infrastructure.prefect_server import backup_prefect, rehearse_prefect_upgrade, restore_prefect
+from flows.infrastructure.prefect.history import clean_prefect_history
+from flows.infrastructure.prefect.server import backup_prefect, rehearse_prefect_upgrade, restore_prefect
 from flows.monitoring.metrics import watch_metrics
-from lab.base import CHECKOUT
-from runbook.chain import verify_chain
+from lab.state.base import CHECKOUT
 from runbook.errors import OpsError, RunbookFailed
-from runbook.holder import Holder, remember
-from runbook.lease import ensure_limit
+from runbook.files.chain import verify_chain
+from runbook.guard.holder import Holder, remember
+from runbook.guard.lease import ensure_limit
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.monitoring import state
-from tasks.prefect_server import revisions
-from tests.database.test_restore import flip, largest
+from tasks.prefect.server import revisions
+from tests.database.restore.test_restore import flip, largest
+from tests.fixtures.servers import PostgresServer
 from tests.infrastructure.errands import errand, long_errand
 from tests.infrastructure.installation import AUTH, NAME, STRANGER, Installation, running_installation
 from tests.redis.servers import RedisServer
 from tests.s3.proxy import Proxy
-from tests.servers import PostgresServer
 
 pytestmark = pytest.mark.contrib  # Prefect needs pg_trgm
 TOKEN = "s3cret-of-a-block-4719"
@@ -344,13 +344,13 @@ def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
     assert told(plan, "runs that hold a lock") == "none"
     holding = r"other is held by “Full restore”, run “under-way” .*process 4711 on db2, since"
     with monkeypatch.context() as meanwhile:  # a run takes its lock while the copy is built
-        ready = steps.ready_database
+        ready = restore_steps.ready_database
 
         def late(*given: Any, **named: Any) -> object:
             stack.enter_context(held_by(prefect, filled["under-way"]))
             return ready(*given, **named)
 
-        meanwhile.setattr(steps, "ready_database", late)
+        meanwhile.setattr(restore_steps, "ready_database", late)
         with contextlib.ExitStack() as stack, pytest.raises(RunbookFailed) as refused:
             restore_prefect.fn(NAME, confirm=NAME)
     assert re.search("took a lock during the restore: " + holding, refused.value.report.sentence())
@@ -427,7 +427,7 @@ def databases(prefect: Installation) -> set[object]:
 def test_an_upgrade_is_rehearsed_on_a_copy(prefect: Installation, older: str) -> None:
     before = databases(prefect)
     assert backup_prefect.fn(NAME).status in GOOD
-    argv = [sys.executable, "-m", "flows.infrastructure.prefect_server", "upgrade", "--environment", NAME]
+    argv = [sys.executable, "-m", "flows.infrastructure.prefect.server", "upgrade", "--environment", NAME]
     done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "and is served by it, nothing lost" in done.stdout
@@ -648,7 +648,7 @@ def test_everything_is_back_on_a_new_cluster_with_an_empty_redis(
     prefect.postgres.start()
     prefect.redis.start()
     prefect.describe()
-    argv = [sys.executable, "-m", "flows.infrastructure.prefect_server", "restore", "--environment", NAME]
+    argv = [sys.executable, "-m", "flows.infrastructure.prefect.server", "restore", "--environment", NAME]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     done = subprocess.run([*argv, "--confirm", NAME], cwd=CHECKOUT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from blocks import toml
-from flows.infrastructure.certificates import check_certificates
-from flows.infrastructure.renewal import renew_certificates
+from blocks.config import toml
+from flows.infrastructure.certificates.check import check_certificates
+from flows.infrastructure.certificates.renewal import renew_certificates
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed
 from runbook.report import Report, Status
 from tasks.certificates import certbot

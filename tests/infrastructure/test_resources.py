@@ -15,16 +15,14 @@ from botocore.config import Config
 from pydantic import SecretStr
 
 from blocks.cloud import Cloud
-from flows.infrastructure.cloud_findings import judge_instances
-from flows.infrastructure.resource_findings import judge_size
-from flows.infrastructure.resources import review_resources
+from flows.infrastructure.images.resources import judge_instances, judge_size, review_resources
 from runbook import kinds
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from tasks.cloud.aws import Instance, find_unattached_addresses, read_costs
 from tasks.docker.inventory import Inventory, Limits
 from tasks.docker.usage import Use
-from tests.faulty import FaultyHandler, FaultyServer, serving
+from tests.fixtures.faulty import FaultyHandler, FaultyServer, serving
 from tests.infrastructure.test_choosing import container, inventory
 from tests.s3.servers import S3Server
 

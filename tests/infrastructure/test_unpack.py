@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from flows.infrastructure import unpack_way
-from flows.infrastructure.deployment import deploy_application
+from flows.infrastructure.images import releases
+from flows.infrastructure.images.deployment import deploy_application
 from runbook.errors import LockLost, RunbookFailed
 from runbook.report import Report, Status
-from tests import forked
-from tests.packaged import IN_GIT, NAME
-from tests.reports import bad, rows
-from tests.served import DEAD, Served
+from tests.fixtures import forked
+from tests.fixtures.application.packaged import IN_GIT, NAME
+from tests.fixtures.application.served import DEAD, Served
+from tests.fixtures.reports import bad, rows
 
 BROKEN = "import interviewkit", "import interviewkit, a_module_that_nobody_committed"
 
@@ -38,7 +38,7 @@ def refused(version: str) -> Report:
 
 def killed(version: str, place: str) -> None:
     """A run in a process of its own, dead at that place."""
-    code = f"from flows.infrastructure.deployment import deploy_application as f; f.fn({NAME!r}, {version!r}, confirm={NAME!r})"
+    code = f"from flows.infrastructure.images.deployment import deploy_application as f; f.fn({NAME!r}, {version!r}, confirm={NAME!r})"
     environment = {**os.environ, "OPS_FAILPOINT": place}
     done = forked.run(["-c", code], environment, capture=False)
     assert done.returncode == -signal.SIGKILL
@@ -267,7 +267,7 @@ def test_whose_lock_is_lost_touches_nothing_more(served: Served, monkeypatch: py
     def lost(*_: Any) -> None:
         raise LockLost("the lock expired", "look for the other run")
 
-    monkeypatch.setattr(unpack_way, "swap_release", lost)
+    monkeypatch.setattr(releases, "swap_release", lost)
     served.release("v2", '"one"', '"two"')
     with pytest.raises(LockLost):
         deployed("v2")

@@ -29,11 +29,11 @@ from redis import Redis
 
 from lab.application.grc_backend.settings import InvalidSettings, Settings
 from lab.application.install import install
-from lab.seed import seed
-from lab.state import Ports
+from lab.data.seed import seed
+from lab.state.state import Ports
 from runbook.errors import Unreachable
 from runbook.wait import until
-from tests.servers import taken_ports
+from tests.fixtures.servers import taken_ports
 
 PASSWORD = "試験-pa$$ 'word'"
 

@@ -22,16 +22,16 @@ from blocks.environment import Environment
 from flows.application.files import backup_files
 from flows.database.backup import backup_database
 from flows.database.copies import replicate_backups
-from flows.recovery.options import show_recovery_options
+from flows.recovery.objectives.options import show_recovery_options
 from flows.redis.persistence import backup_redis
 from lab import demo as story
 from lab.client import Lab
 from lab.demo import Demo
 from lab.progress import silent
 from lab.proof import Proof
-from tasks.services import start_services, stop_services
+from tasks.host.services import start_services, stop_services
 from tests.lab.test_lab import command, pids
-from tests.recovery.test_options import forms, show, ways
+from tests.recovery.objectives.test_options import forms, show, ways
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -21,14 +21,14 @@ import redis
 
 from blocks.environment import Environment
 from lab import lifecycle
-from lab.base import CHECKOUT
 from lab.client import Lab
 from lab.control import Control
-from lab.nodes import nodes
 from lab.processes import alive, pid_in
+from lab.servers.nodes import nodes
+from lab.state.base import CHECKOUT
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
-from tests import forked
+from tests.fixtures import forked
 
 SERVICES = [
     *("ai-providers", "grc-backend", "grc-frontend", "postgresql", "postgresql-standby", "redis", "redis-replica"),

@@ -13,20 +13,20 @@ import psycopg
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from blocks import toml
+from blocks.config import toml
 from deployments.deploy import called
 from flows.database.backup import verify_backup
 from flows.database.base_backup import backup_cluster
 from flows.database.copies import replicate_backups
 from lab import lifecycle, retention
-from lab.base import CHECKOUT
 from lab.client import Lab
-from lab.environment import api_url, ui_url
 from lab.retention import Use
 from lab.runs import Run, Runs
+from lab.state.base import CHECKOUT
+from lab.state.environment import api_url, ui_url
 from runbook.errors import OpsError
 from runbook.report import Status
-from tasks import catalogue, manifest
+from tasks.backups import catalogue, manifest
 from tasks.stores.store import store_of
 
 

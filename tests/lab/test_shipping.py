@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from lab.client import Lab
-from lab.shipping import ARCHIVER_PROGRAM
+from lab.servers.shipping import ARCHIVER_PROGRAM
 from runbook.wait import until
-from tests.shipped import commit, forget, wait_shipped
+from tests.fixtures.postgres.shipped import commit, forget, wait_shipped
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-from blocks import toml
+from blocks.config import toml
 from blocks.places import Application
 from lab import lifecycle
 from lab.client import Lab

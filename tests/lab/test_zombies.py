@@ -20,15 +20,15 @@ import pytest
 from prefect.client.orchestration import get_client
 from pydantic import SecretStr
 
-from blocks.alerts import Alerts
+from blocks.people.alerts import Alerts
 from lab import lifecycle
 from lab.client import Lab
 from lab.control import Control
-from lab.environment import api_url, prefect_variables
 from lab.processes import alive, marked
 from lab.runs import Runs
+from lab.state.environment import api_url, prefect_variables
 from runbook.wait import until
-from tests.receivers import http_receiver
+from tests.fixtures.receivers import http_receiver
 from tests.runbook.processes import Actor
 
 pytestmark = pytest.mark.soak

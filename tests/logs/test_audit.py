@@ -11,7 +11,7 @@ import pytest
 from flows.logs.audit import search_audit_log
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
-from tests.logfiles import NAME, NOON, every, line
+from tests.fixtures.logfiles import NAME, NOON, every, line
 
 DAY = timedelta(days=1)
 

@@ -15,9 +15,9 @@ from flows.logs.rotation import rotate_logs
 from runbook.errors import RunbookFailed
 from runbook.report import Status
 from tasks.logs import rotation
-from tests.broken import HANGS_SECONDS, MODES, Mode, broken, nobody_left, reported, told
-from tests.logfiles import NAME
-from tests.reports import bad
+from tests.fixtures.application.broken import HANGS_SECONDS, MODES, Mode, broken, nobody_left, reported, told
+from tests.fixtures.logfiles import NAME
+from tests.fixtures.reports import bad
 
 MISSING = {f"{log}: logrotate takes its configuration": "logrotate is not installed" for log in ("app", "audit")}
 BLOCK = """

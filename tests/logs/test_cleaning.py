@@ -14,7 +14,7 @@ from flows.logs.cleaning import clean_logs
 from runbook.errors import NotConfirmed
 from runbook.report import Status
 from tasks.logs import cleaning
-from tests.logfiles import NAME
+from tests.fixtures.logfiles import NAME
 
 
 def file(path: Path, days: float) -> Path:

@@ -11,8 +11,8 @@ from pathlib import Path
 from flows.logs.errors import summarise_errors
 from flows.logs.search import search_logs
 from runbook.report import Report, Status
-from tests.logfiles import NAME, NOON, every, line
-from tests.reports import values
+from tests.fixtures.logfiles import NAME, NOON, every, line
+from tests.fixtures.reports import values
 
 UNTIL = (NOON + timedelta(hours=12)).isoformat()
 

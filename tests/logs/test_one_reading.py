@@ -16,7 +16,7 @@ from tasks.logs import logins
 from tasks.logs.conditions import Conditions
 from tasks.logs.files import find_logs
 from tasks.logs.source import Choice, Source, reading, utc
-from tests.logfiles import NOON
+from tests.fixtures.logfiles import NOON
 
 ZONE = ZoneInfo("Asia/Tokyo")
 BEGIN = datetime.min.replace(tzinfo=UTC)

@@ -9,7 +9,7 @@ import pytest
 from flows.logs.rotation import rotate_logs, worth_reading
 from runbook.errors import OpsError
 from tasks.logs import rotation
-from tests.logfiles import NAME, line
+from tests.fixtures.logfiles import NAME, line
 
 
 def test_without_logrotate_it_says_how_to_install_it_and_renames_nothing(

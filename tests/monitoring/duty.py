@@ -12,7 +12,7 @@ import pytest
 from blocks.environment import Environment
 from flows.monitoring.incident import incidents
 from tasks.alerts.incident import Incident
-from tests.receivers import HttpReceiver, Mailbox
+from tests.fixtures.receivers import HttpReceiver, Mailbox
 
 NAME = "trial"
 TOKEN = "T00hook-4711-geheim"

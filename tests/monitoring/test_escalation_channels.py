@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from blocks.alerts import Alerts, Channel
+from blocks.people.alerts import Alerts, Channel
 from flows.monitoring.acknowledgement import acknowledge_incident
 from flows.monitoring.escalation import escalate
-from runbook.contacts import TABLE
 from runbook.errors import RunbookFailed, Unreachable
 from runbook.report import Report, Status
+from runbook.run import TABLE
 from tasks.alerts.channels import deliver
 from tasks.alerts.message import Message
+from tests.fixtures.receivers import Fault, smtp_receiver
 from tests.monitoring.duty import HOOK, KEY, NAME, PAGER, PASSWORD, SLACK, TEAMS, TOKEN, Duty, finding
-from tests.receivers import Fault, smtp_receiver
 from tests.redis.tls import self_signed
 
 MESSAGE = Message("trigger", "i", "i-0-lead", NAME, False, "停止 <b> & x", "内容: <b>", "チームリード")

@@ -12,7 +12,7 @@ import pytest
 
 from flows.monitoring.escalation import escalate
 from flows.monitoring.incident import incidents
-from tests import forked
+from tests.fixtures import forked
 from tests.monitoring.duty import NAME, Duty
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from blocks import toml
+from blocks.config import toml
 from deployments import observability
 from flows.monitoring import exposition
 from flows.monitoring.exposition import Exposition, known_of
@@ -24,8 +24,8 @@ from flows.monitoring.table import METRICS
 from runbook.errors import OpsError
 from tasks.recovery_points import standing
 from tasks.recovery_points.standing import BackupAge, LastDrill, Recoverable, Standing
+from tests.fixtures.servers import free_port
 from tests.monitoring.watched import NAME, Watched, backend, small_postgres, small_redis, watched, without_prefect
-from tests.servers import free_port
 
 __all__ = ["backend", "small_postgres", "small_redis", "watched"]
 Sample = tuple[str, frozenset[tuple[str, str]]]

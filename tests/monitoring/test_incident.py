@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from blocks.alerts import Alerts
+from blocks.people.alerts import Alerts
 from flows.monitoring import incident
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status

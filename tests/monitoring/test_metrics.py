@@ -21,7 +21,7 @@ import psutil
 import psycopg
 import pytest
 
-from blocks import toml
+from blocks.config import toml
 from blocks.places import Logs
 from flows.monitoring import sources
 from flows.monitoring.metrics import watch_metrics
@@ -32,8 +32,9 @@ from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Status
 from runbook.thresholds import DEFAULTS
 from runbook.wait import until
-from tasks.host import Disk, disk_of
+from tasks.host.disk import Disk, disk_of
 from tasks.monitoring import history, state
+from tests.fixtures.servers import free_port
 from tests.monitoring.watched import (
     MOST_CONNECTIONS,
     NAME,
@@ -45,7 +46,6 @@ from tests.monitoring.watched import (
     watched,
     without_prefect,
 )
-from tests.servers import free_port
 
 __all__ = ["backend", "small_postgres", "small_redis", "watched"]
 Seed = Callable[[Watched], AbstractContextManager[object]]

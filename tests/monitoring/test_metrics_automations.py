@@ -21,13 +21,13 @@ from deployments.triggers import metrics
 from flows.monitoring.rounds import payload, take_round, tell_watching
 from flows.monitoring.table import METRICS
 from runbook.errors import Unreachable
-from runbook.permit import Act
+from runbook.guard.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
 from runbook.wait import until
 from tasks.monitoring import events, state
 from tasks.monitoring.hysteresis import Standing
-from tests import forked
+from tests.fixtures import forked
 from tests.monitoring.watched import NAME, Backend, Watched, backend, small_postgres, small_redis, watched
 from tests.runbook.processes import prefect_server, system
 from tests.runbook.system import System
@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ONE_ROUND = """
 from datetime import datetime
 import sys
-from blocks import toml
+from blocks.config import toml
 from flows.monitoring.rounds import take_round
 take_round(toml.environment("watched"), datetime.fromisoformat(sys.argv[1]))
 """

@@ -10,7 +10,7 @@ import pytest
 from flows.monitoring.rounds import Round, take_round
 from flows.monitoring.sources import read_database, read_service_states
 from runbook.wait import until
-from tests.clusters import Cluster
+from tests.fixtures.postgres.clusters import Cluster
 from tests.monitoring.watched import be_patient
 
 LAG, STREAMS = "postgres.replication.lag_seconds", "postgres.wal.streams_missing"

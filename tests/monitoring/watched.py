@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
 from flows.monitoring.rounds import Round, take_round
+from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
 from tests.redis.servers import PASSWORD, RedisServer, running_redis
-from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
 
 NAME = "watched"
 MOST_CONNECTIONS = 20
@@ -174,7 +174,11 @@ def watched(
 
 def be_patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here who lives answers, however busy the machine is: one round more or less is counted."""
-    for name in ("blocks.nodes.ASK", "flows.monitoring.rounds.ANSWER", "tasks.application.HEALTH_TIMEOUT"):
+    for name in (
+        "blocks.postgres.nodes.ASK",
+        "flows.monitoring.rounds.ANSWER",
+        "tasks.application.health.HEALTH_TIMEOUT",
+    ):
         monkeypatch.setattr(f"{name}_SECONDS", 120)
 
 

@@ -20,7 +20,7 @@ from flows.redis.persistence import backup_redis
 from lab import lifecycle
 from lab.client import Lab
 from runbook.wait import until
-from tests import forked
+from tests.fixtures import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from flows.recovery.postgres_failover import postgres_failover, rejoin_standby
+from flows.recovery.postgres.failover import postgres_failover, rejoin_standby
 from runbook.errors import RunbookFailed
 from runbook.report import Report
 from runbook.wait import until
-from tests import forked
-from tests.clusters import NAME, Cluster, Writes
+from tests.fixtures import forked
+from tests.fixtures.postgres.clusters import NAME, Cluster, Writes
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = """
 import sys
-from flows.recovery.postgres_failover import postgres_failover, rejoin_standby
+from flows.recovery.postgres.failover import postgres_failover, rejoin_standby
 from runbook.errors import OpsError
 try:
     if sys.argv[2] == "rejoin":

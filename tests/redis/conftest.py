@@ -15,15 +15,15 @@ import pytest
 import redis
 
 from blocks.environment import Environment
-from blocks.services import SupervisorServices
+from blocks.services.service import SupervisorServices
 from lab.processes import Account
 from runbook import shell
 from runbook.errors import Unreachable
 from runbook.wait import until
 from tasks.redis.server import at_once
+from tests.fixtures.servers import free_port
 from tests.redis import servers
 from tests.redis.servers import HANG, NAME, PASSWORD, Group, RedisServer, replicated, running_redis
-from tests.servers import free_port
 
 CONFIGURATION = """\
 port {port}

@@ -25,12 +25,12 @@ import psutil
 import pytest
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from lab.processes import Account, write
 from runbook.errors import Unreachable
 from runbook.wait import until
 from tasks.redis.server import at_once, call
-from tests.servers import binaries, free_port, programs_base
+from tests.fixtures.servers import binaries, free_port, programs_base
 
 PASSWORD = "r3dis p@ss:word"
 MASTER = "mymaster"
@@ -416,9 +416,9 @@ def be_patient(monkeypatch: Any, answer_seconds: float = PATIENCE_SECONDS) -> No
     production's: a test in which somebody never answers sets the one that it goes by, as `answer_seconds` of a failover.
     """
     for name in (
-        *("blocks.redis.CONNECT_SECONDS", "tasks.redis.server.GREETING_SECONDS"),
+        *("blocks.redis.server.CONNECT_SECONDS", "tasks.redis.server.GREETING_SECONDS"),
         *("tasks.redis.restore.network.REACH_SECONDS", "tasks.redis.failover.handover.WRITE_SECONDS"),
-        *("tasks.redis.failover.promotion.AGREE_SECONDS", "flows.recovery.failover_account.SETTLE_SECONDS"),
+        *("tasks.redis.failover.promotion.AGREE_SECONDS", "flows.recovery.redis.progress.SETTLE_SECONDS"),
     ):
         monkeypatch.setattr(name, PATIENCE_SECONDS)
     monkeypatch.setattr(ANSWER, answer_seconds)

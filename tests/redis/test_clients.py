@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from flows.redis import client_findings, clients
 from flows.redis.clients import check_redis_clients, close_idle_redis_clients
 from runbook import kinds
 from runbook.errors import NotConfirmed, OpsError, RunbookFailed, Unreachable
-from runbook.permit import Act, Permit
+from runbook.guard.permit import Act, Permit
 from runbook.report import Finding, Report, Status
 from runbook.wait import until
 from tasks.redis import client_list, closing
@@ -28,9 +28,9 @@ from tasks.redis.client_list import Client, list_clients, parse
 from tasks.redis.clients import read_clients
 from tasks.redis.closing import CLOSE, close_clients, why_kept
 from tasks.redis.server import call
-from tests import forked
+from tests.fixtures import forked
+from tests.fixtures.reports import beginning as found
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, running_redis
-from tests.reports import beginning as found
 
 ROOT = Path(__file__).parents[2]
 FAILPOINT = "redis clients: closed one"

@@ -11,9 +11,9 @@ import psutil
 import pytest
 import redis
 
-from blocks.redis import Redis
-from flows.redis.cache import clear_cache
-from flows.redis.memory import check_redis_memory
+from blocks.redis.server import Redis
+from flows.redis.cache.cache import clear_cache
+from flows.redis.memory.check import check_redis_memory
 from runbook import kinds
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
@@ -222,7 +222,7 @@ def test_a_server_that_hangs_is_told_soon(server: RedisServer, monkeypatch: pyte
             call(another, "DEBUG", "SLEEP", "0.6")
     server.freeze()
     monkeypatch.setattr("tasks.redis.server.SOCKET_SECONDS", 3600.0)
-    monkeypatch.setattr("blocks.redis.SOCKET_SECONDS", 3600.0)
+    monkeypatch.setattr("blocks.redis.server.SOCKET_SECONDS", 3600.0)
     assert "does not answer in time — it hangs or is unreachable" in str(told(server.block()))
     server.thaw()
 
@@ -257,12 +257,12 @@ def test_a_client_s_certificate_that_is_asked_for(server: RedisServer, tmp_path:
 def test_a_port_of_the_other_kind(server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No retry mends that: it is said at the first look, of a Sentinel's port too; a server that hangs is told apart."""
     with tls_in_front(server, tmp_path, ["127.0.0.1"]) as (port, certificate):
-        monkeypatch.setattr("blocks.redis_wire.PATIENCE_SECONDS", 60.0)
+        monkeypatch.setattr("blocks.redis.wire.PATIENCE_SECONDS", 60.0)
         plain = told(server.block(port=port))
         assert not isinstance(plain, Unreachable)
         assert plain.message.endswith("uses TLS on this port, but [redis] tls is false")
         monkeypatch.setattr("tasks.redis.server.GREETING_SECONDS", 0.5)
-        monkeypatch.setattr("blocks.redis.CONNECT_SECONDS", 0.5)
+        monkeypatch.setattr("blocks.redis.server.CONNECT_SECONDS", 0.5)
         secured = server.block(tls=True, tls_ca_file=str(certificate), sentinels=[server.address])
         other = told(secured)
         assert not isinstance(other, Unreachable)
@@ -271,5 +271,5 @@ def test_a_port_of_the_other_kind(server: RedisServer, tmp_path: Path, monkeypat
         (view,) = ask_sentinels(secured).views
         assert view.problem == "uses no TLS on this port, but [redis] tls is true"
         server.freeze()
-        monkeypatch.setattr("blocks.redis_wire.PATIENCE_SECONDS", 0.3)
+        monkeypatch.setattr("blocks.redis.wire.PATIENCE_SECONDS", 0.3)
         assert isinstance(told(secured), Unreachable)

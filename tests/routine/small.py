@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.routine.waiting import TOML
+from tests.routine.checklist.waiting import TOML
 
 
 @pytest.fixture

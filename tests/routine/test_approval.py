@@ -24,19 +24,19 @@ from prefect.flow_engine import run_flow_sync
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Pending
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
 from deployments import register
 from flows import approval, launch
 from flows.logs.cleaning import clean_logs
-from runbook.approval import checked_reason
-from runbook.codes import Refused, approver_of, claim
 from runbook.errors import OpsError
-from runbook.render import key
+from runbook.guard.approval import checked_reason
+from runbook.guard.codes import Refused, approver_of, claim
+from runbook.page.render import key
 from runbook.report import Report
 from runbook.run import runbook
 from runbook.wait import until
-from tests.routine.waiting import Waiting, waiting
+from tests.routine.checklist.waiting import Waiting, waiting
 
 ALICE, BOB = pyotp.random_base32(), pyotp.random_base32()
 MORE = """

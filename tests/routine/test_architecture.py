@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from flows.routine.architecture import collect_architecture_facts
-from runbook import chain
 from runbook.errors import RunbookFailed
+from runbook.files import chain
 from runbook.report import Finding, Measure, Report, Status
 from tasks.docker import bases
+from tests.fixtures.reports import bad, rows
+from tests.fixtures.servers import PostgresServer
 from tests.redis.servers import RedisServer
-from tests.reports import bad, rows
 from tests.routine.test_audit import NAME, audited
-from tests.servers import PostgresServer
 
 __all__ = ["audited"]
 TABLES = """

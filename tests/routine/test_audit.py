@@ -11,19 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
 from flows.routine.audit import collect_audit_evidence
 from lab.processes import Account
-from runbook import chain, shell
+from runbook import shell
 from runbook.errors import OpsError, RunbookFailed
+from runbook.files import chain
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.evidence import MANIFEST, verify_sealed
-from tests.logfiles import line
+from tasks.reports.evidence import MANIFEST, verify_sealed
+from tests.fixtures.logfiles import line
+from tests.fixtures.reports import bad
+from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, free_port
 from tests.redis.servers import PASSWORD, RedisServer
-from tests.reports import bad
-from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, free_port
 
 NAME, DATABASE = "trial", "trial_audit"
 SECRETS = (ADMIN_PASSWORD, ROLE_PASSWORD, PASSWORD, "acl/p@ss word-91")

@@ -13,10 +13,10 @@ import pytest
 from flows.database.backup import backup_database
 from flows.routine.costs import review_costs
 from runbook.report import NOT_CONFIGURED, Report, Status
-from tests.broken import reported
+from tests.fixtures.application.broken import reported
+from tests.fixtures.workday import NAME, TOKYO, Day, ago, app_line, finding, rows
 from tests.routine.test_weekly import file
 from tests.s3.servers import running_moto
-from tests.workday import NAME, TOKYO, Day, ago, app_line, finding, rows
 
 PRICES = """
 [ai_providers]

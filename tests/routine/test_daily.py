@@ -17,14 +17,14 @@ from flows.database.base_backup import backup_cluster
 from flows.routine.daily import Part, daily_check
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
-from tasks import catalogue
+from tasks.backups import catalogue
 from tasks.stores.store import store_of
-from tests.broken import reported
-from tests.clusters import NAME as CLUSTER
-from tests.clusters import Cluster
-from tests.database.test_restore import flip, reseal
-from tests.servers import free_port
-from tests.workday import NAME, Day, ago, app_line, finding
+from tests.database.restore.test_restore import flip, reseal
+from tests.fixtures.application.broken import reported
+from tests.fixtures.postgres.clusters import NAME as CLUSTER
+from tests.fixtures.postgres.clusters import Cluster
+from tests.fixtures.servers import free_port
+from tests.fixtures.workday import NAME, Day, ago, app_line, finding
 
 
 def check(part: Part = "all") -> Report:

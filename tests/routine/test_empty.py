@@ -13,8 +13,8 @@ from flows.routine.monthly import monthly_maintenance
 from flows.routine.performance import review_performance
 from flows.routine.weekly import weekly_check
 from runbook.report import Report, Status
-from tests.broken import reported
-from tests.logfiles import NAME
+from tests.fixtures.application.broken import reported
+from tests.fixtures.logfiles import NAME
 
 FLOWS = (daily_check, weekly_check, monthly_maintenance, review_performance, review_costs)
 OWN = "host."  # of the worker's own host

@@ -13,21 +13,21 @@ from typing import Any
 import httpx
 import pytest
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
-from blocks.postgres import execute
-from flows.recovery.drill import run_drill
-from flows.routine import load_findings
+from blocks.postgres.server import execute
+from flows.recovery.drills.drill import run_drill
+from flows.routine import load
 from flows.routine.load import run_performance_test
 from lab.client import Lab
 from runbook import thresholds
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from tasks.load import driving, results
-from tasks.reports import last
-from tests.broken import broken, nobody_left, reported
-from tests.checkouts import program
-from tests.routine.waiting import TOML
+from tasks.reports.past import last
+from tests.fixtures.application.broken import broken, nobody_left, reported
+from tests.fixtures.application.checkouts import program
+from tests.routine.checklist.waiting import TOML
 
 LOG_IN, CREATE, ASK, READ = NAMES = ("ログイン", "面接セッション作成", "AI応答", "データ読み取り")
 LOAD = {"users": 4, "spawn_rate": 4, "seconds": 6, "ai_answers": 1000}
@@ -107,8 +107,8 @@ def test_a_load_is_measured_and_an_ai_that_fails_is_found(
 
     request.getfixturevalue("without_ai")
     monkeypatch.setitem(thresholds.DEFAULTS, "api.response_seconds", (0.0001, 5.0))
-    monkeypatch.setattr(load_findings, "SLOWER", 0.0)
-    monkeypatch.setattr(load_findings, "SLOWER_SECONDS", -60.0)
+    monkeypatch.setattr(load, "SLOWER", 0.0)
+    monkeypatch.setattr(load, "SLOWER_SECONDS", -60.0)
     report = reported(lambda: run_performance_test.fn(environment.name, **LOAD))
     assert report.status is Status.CRITICAL
     found = findings(report)

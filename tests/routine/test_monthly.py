@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 
 from blocks.environment import Environment
-from flows.routine.boxes import GROUPS, Sheet
-from flows.routine.monthly import monthly_maintenance
-from flows.routine.steps import Page
-from runbook.form import Forms
+from flows.routine.monthly import GROUPS, Sheet, monthly_maintenance
+from flows.routine.page import Page
+from runbook.page.form import Forms
 from runbook.report import Report, Status
-from tasks.postgres import statements
-from tests.broken import reported
+from tasks.postgres.sessions import statements
+from tests.fixtures.application.broken import reported
+from tests.fixtures.servers import PostgresServer
+from tests.fixtures.workday import NAME, Day, access_line, app_line, finding, rows
 from tests.routine.test_weekly import file, vulnerability
-from tests.servers import PostgresServer
-from tests.workday import NAME, Day, access_line, app_line, finding, rows
 
 # §7.4, word for word.
 MANUAL = """

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from flows.routine.performance import review_performance
-from flows.routine.trends import days_until
-from runbook import chain
+from flows.routine.sources.trends import days_until
+from runbook.files import chain
 from runbook.report import Report, Status
-from tasks.postgres import statements
-from tests.broken import reported
-from tests.servers import PostgresServer
-from tests.workday import NAME, Day, access_line, ago, app_line, finding, rows
+from tasks.postgres.sessions import statements
+from tests.fixtures.application.broken import reported
+from tests.fixtures.servers import PostgresServer
+from tests.fixtures.workday import NAME, Day, access_line, ago, app_line, finding, rows
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_a_slow_statement_is_found_with_its_texts_masked(
     day: Day, counting: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     day.write(postgres=counting.port, database="grc_db")
-    monkeypatch.setattr("flows.routine.performance_findings.SLOW_STATEMENT_MS", 50.0)
+    monkeypatch.setattr("flows.routine.performance.SLOW_STATEMENT_MS", 50.0)
     counting.sql("SELECT pg_stat_statements_reset()", database="grc_db")
     for _ in range(3):
         counting.sql("SELECT pg_sleep(0.1), 'taro@example.com'", database="grc_db")

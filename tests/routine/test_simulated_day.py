@@ -10,14 +10,14 @@ from prefect import Flow
 from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
 from deployments.maintenance import entries
 from deployments.runbooks import has_schedule, has_to_run
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import NOT_CONFIGURED, Report, Status
+from tests.fixtures.workday import NAME, Day
 from tests.redis.servers import RedisServer, running_redis
-from tests.workday import NAME, Day
 
 HEAD = """
 name = "trial"
@@ -73,7 +73,7 @@ ENVIRONMENTS = {
     "no frontend": (POSTGRES, REDIS, BACKEND),
 }
 WAITS_FOR_PEOPLE = "run-checklist"
-"""It is suspended until somebody answers: tests/routine/test_checklist.py."""
+"""It is suspended until somebody answers: tests/routine/checklist/test_checklist.py."""
 FIRST_BACKUPS = ("backup-database", "backup-redis", "backup-files")
 OF_THE_HOST = ("host.",)
 """The disks and the load of the tests' host are nobody's to judge."""

@@ -10,13 +10,14 @@ import pytest
 
 from flows.database.backup import backup_database, verify_backup
 from flows.routine.weekly import weekly_check
-from runbook import chain, render
+from runbook.files import chain
+from runbook.page import render
 from runbook.report import NOT_CONFIGURED, Finding, Report, Status
 from tasks.certificates import schedules
-from tests.broken import reported
-from tests.database.test_restore import flip
+from tests.database.restore.test_restore import flip
+from tests.fixtures.application.broken import reported
+from tests.fixtures.workday import NAME, Day, app_line, finding, rows
 from tests.infrastructure.authority import Authority
-from tests.workday import NAME, Day, app_line, finding, rows
 
 
 def check() -> Report:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from runbook import chain, shell
+from runbook import shell
 from runbook.failpoint import failpoint
+from runbook.files import chain
 
 
 def append(directory: str, count: str) -> None:

@@ -11,7 +11,7 @@ from typing import cast
 from prefect import flow
 
 from runbook import shell
-from runbook.holder import Rank
+from runbook.guard.holder import Rank
 from runbook.run import runbook
 from tests.runbook.system import System
 

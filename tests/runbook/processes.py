@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lab.base import create_base
 from lab.control import Control
-from lab.environment import api_url
+from lab.state.base import create_base
+from lab.state.environment import api_url
 from runbook.wait import until
 from tests.runbook.system import System
 

@@ -92,7 +92,7 @@ OPENING = {
 ERRORS = {"boto3": {"botocore", "boto3"}}
 TRANSLATED_BY = {
     "blocks/cloud.py": "tasks/cloud/aws.py",
-    "blocks/redis.py": "tasks/redis/greeting.py",
+    "blocks/redis/server.py": "tasks/redis/greeting.py",
     "blocks/s3.py": "tasks/s3/requests.py",
 }
 """Blocks open a client; these are the modules through which all of its calls go."""

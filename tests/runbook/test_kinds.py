@@ -19,8 +19,8 @@ from prefect.exceptions import UnfinishedRun
 from runbook import kinds
 from runbook.current import current_report, use_report
 from runbook.errors import CommandFailed, LockLost, OpsError, Unreachable
+from runbook.guard.permit import Act, Permit
 from runbook.kinds import action, probe
-from runbook.permit import Act, Permit
 from runbook.report import Report, Status
 from runbook.wait import until
 

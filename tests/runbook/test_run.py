@@ -21,12 +21,12 @@ from prefect.context import FlowRunContext
 from prefect.flow_engine import run_flow
 from prefect.settings import PREFECT_UI_URL
 
-from runbook import chain
 from runbook.current import current_report
 from runbook.errors import LockLost, NotConfirmed, OpsError, RunbookFailed, Unreachable
+from runbook.files import chain
+from runbook.guard.lock import hold
+from runbook.guard.permit import Act
 from runbook.kinds import action
-from runbook.lock import hold
-from runbook.permit import Act
 from runbook.report import Report, Status
 from runbook.run import runbook
 from tests.runbook.system import System

@@ -11,8 +11,8 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES
 
 from runbook.wait import until
-from tests.prefect_client import connected_to, other_server
-from tests.servers import free_port
+from tests.fixtures.prefect_client import connected_to, other_server
+from tests.fixtures.servers import free_port
 
 
 @task

@@ -80,7 +80,7 @@ def test_no_caller_hands_all_of_its_environment_on() -> None:
         for path in (root / layer).rglob("*.py")
         if whole.search(path.read_text(encoding="utf-8"))
     }
-    assert found == {"blocks/secrets.py"}, "which resolves the secrets that the TOML names"
+    assert found == {"blocks/config/secrets.py"}, "which resolves the secrets that the TOML names"
 
 
 def test_output_without_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from pydantic import SecretStr
 from blocks.s3 import Bucket
 from runbook.errors import Unreachable
 from runbook.wait import until
-from tests.servers import free_port
+from tests.fixtures.servers import free_port
 
 ACCESS_KEY, SECRET_KEY = "backup-writer", "s3/Secret+Key-4713"
 BIN = Path(sys.executable).parent

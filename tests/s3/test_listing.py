@@ -15,9 +15,9 @@ from pydantic_core import PydanticSerializationError
 from runbook.current import use_report
 from runbook.errors import VerificationFailed
 from runbook.report import Report
-from tasks import catalogue, retention
-from tasks.encryption import NO_KEY
-from tasks.manifest import MANIFEST, SEAL, FileSum, Listed, Manifest, seal_of, text_of
+from tasks.backups import catalogue, retention
+from tasks.backups.encryption import NO_KEY
+from tasks.backups.manifest import MANIFEST, SEAL, FileSum, Listed, Manifest, seal_of, text_of
 from tasks.stores.bucket import BucketStore
 from tests.s3.servers import S3Server
 

@@ -23,14 +23,14 @@ from typing import Any
 import psycopg
 import redis
 
-from lab.base import CHECKOUT
 from lab.processes import MARK, Account, run, write
-from lab.supervision import Program, Supervisor
+from lab.servers.supervision import Program, Supervisor
+from lab.state.base import CHECKOUT
 from runbook.errors import Unreachable
 from runbook.wait import until
-from tests import forked
-from tests.servers import binaries, free_port
-from tests.templates import new_directory
+from tests.fixtures import forked
+from tests.fixtures.postgres.templates import new_directory
+from tests.fixtures.servers import binaries, free_port
 
 NAME = "stranger"
 DATABASE, ROLE = "members", "members_app"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from blocks import secrets, toml
+from blocks.config import secrets, toml
 from deployments.adopt.__main__ import NEEDED, complete
 from tests.stranger.system import (
     ADMIN_PASSWORD,

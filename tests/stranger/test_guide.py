@@ -24,7 +24,7 @@ from deployments.runbooks import shown
 from runbook.errors import Unreachable
 from runbook.wait import until
 from tests.docs.commands import ROOT, blocks
-from tests.servers import free_port
+from tests.fixtures.servers import free_port
 from tests.stranger.system import ADMIN_PASSWORD, Stranger, running_stranger
 from tests.ui.browser import operator
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from blocks.environment import Environment
-from blocks.postgres_refusals import Starting
+from blocks.postgres.refusals import Starting
 from flows.database.backup import backup_database
-from flows.recovery import revive
+from flows.recovery.full import database_server
 from flows.recovery.full_restore import full_restore
 from flows.redis.persistence import backup_redis
 from lab.processes import run
@@ -120,7 +120,7 @@ def read_only_by_default(stranger: Stranger, patch: pytest.MonkeyPatch) -> Itera
 
 @refused_with("max_connections: 100 — launch it with jobs=", down=True)
 def more_jobs_than_connections(stranger: Stranger, patch: pytest.MonkeyPatch) -> Iterator[Found]:
-    patch.setattr("tasks.postgres.requirements.OTHER_SESSIONS", 80)
+    patch.setattr("tasks.postgres.server.requirements.OTHER_SESSIONS", 80)
     yield {"jobs": 32}
 
 
@@ -225,7 +225,7 @@ def cluster_gone_and_no_such_user(stranger: Stranger, patch: pytest.MonkeyPatch)
 
 @refused_with('new data directory: initdb exited 1: initdb: error: invalid locale name "xx_XX.UTF-8"')
 def cluster_gone_and_no_such_locale(stranger: Stranger, patch: pytest.MonkeyPatch) -> Iterator[Found]:
-    patch.setattr("tasks.postgres.cluster.LOCALE", "xx_XX.UTF-8")
+    patch.setattr("tasks.postgres.server.new_cluster.LOCALE", "xx_XX.UTF-8")
     stranger.describe(*gone(stranger))
     yield None
 
@@ -411,21 +411,21 @@ def test_a_server_that_recovers_for_long_is_waited_for(
         rounds.append(1)
         return until(*words, **named)
 
-    monkeypatch.setattr(revive, "until", counted)
-    monkeypatch.setattr(revive, "START_SECONDS", 0.1)
+    monkeypatch.setattr(database_server, "until", counted)
+    monkeypatch.setattr(database_server, "START_SECONDS", 0.1)
     stranger.sql("ALTER SYSTEM SET hot_standby = off")
     with ThreadPoolExecutor(1) as pool, down(stranger):
         signal.touch()
         stranger.supervisor.start("database")
         env = Environment.find(NAME)
         until(lambda: isinstance(refusal_of(env), Starting), what="its recovery", seconds=120)
-        waiting = pool.submit(revive.wait_started, env)
+        waiting = pool.submit(database_server.wait_started, env)
         until(lambda: len(rounds) > 3 or waiting.done(), what="some rounds", seconds=120)
         assert not waiting.done()
-        monkeypatch.setattr(revive, "RECOVERY_SECONDS", 0.0)
+        monkeypatch.setattr(database_server, "RECOVERY_SECONDS", 0.0)
         with pytest.raises(OpsError, match="the start of PostgreSQL did not happen"):
-            revive.wait_started(env)
-        monkeypatch.setattr(revive, "START_SECONDS", 120.0)
+            database_server.wait_started(env)
+        monkeypatch.setattr(database_server, "START_SECONDS", 120.0)
         begun = len(rounds)
         until(lambda: len(rounds) > begun, what="a long round", seconds=120)
         stranger.supervisor.stop("database")

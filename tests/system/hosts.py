@@ -19,12 +19,12 @@ from typing import Any, TypeVar
 
 from docker.types import Mount
 
-from lab.base import CHECKOUT, PYTHON
 from lab.processes import Account, run
-from lab.state import Ports, State
+from lab.state.base import CHECKOUT, PYTHON
+from lab.state.state import Ports, State
 from runbook.wait import until
-from tests.engine import Engine
-from tests.servers import free_port, taken_ports
+from tests.fixtures.engine import Engine
+from tests.fixtures.servers import free_port, taken_ports
 from tests.system.image import IMAGE, USER
 
 NAME = "interview"

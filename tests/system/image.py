@@ -13,8 +13,8 @@ import docker
 import pytest
 
 from lab.processes import run
-from tests.engine import Engine, running_engine
-from tests.servers import programs_base
+from tests.fixtures.engine import Engine, running_engine
+from tests.fixtures.servers import programs_base
 
 IMAGE = "interview-host:1"
 USER = 4003

@@ -19,14 +19,15 @@ import psycopg
 import redis
 from psycopg import sql
 
-from lab import postgres, seed, valkey
 from lab.application import install
-from lab.base import PYTHON
+from lab.data import seed
 from lab.processes import run
 from lab.progress import silent
+from lab.servers import postgres, valkey
+from lab.state.base import PYTHON
 from runbook import shell
 from runbook.wait import until
-from tests.engine import Engine
+from tests.fixtures.engine import Engine
 from tests.system.hosts import NAME, PROGRAMS, DockerHost, Done, Host, SystemdHost, new_host
 from tests.system.image import USER
 

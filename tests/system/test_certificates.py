@@ -13,17 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from flows.infrastructure.certificates import check_certificates
-from flows.infrastructure.renewal import renew_certificates
+from flows.infrastructure.certificates.check import check_certificates
+from flows.infrastructure.certificates.renewal import renew_certificates
 from runbook import shell
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.certificates import served
 from tasks.certificates.certbot import read_port_problem
+from tests.fixtures.servers import PostgresServer, free_port
 from tests.infrastructure.authority import Authority, Issued
 from tests.infrastructure.conftest import NAME, Register, authority, bad, register
-from tests.servers import PostgresServer, free_port
 
 __all__ = ["authority", "register"]
 pytestmark = pytest.mark.system

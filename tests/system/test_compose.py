@@ -21,10 +21,10 @@ import psutil
 import pytest
 from pyrage import x25519
 
-from lab.base import CHECKOUT
+from lab.state.base import CHECKOUT
 from runbook.wait import until
-from tests.engine import Engine
-from tests.servers import free_port
+from tests.fixtures.engine import Engine
+from tests.fixtures.servers import free_port
 from tests.system.image import IMAGE, host_engine
 
 __all__ = ["host_engine"]

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from blocks import toml
-from flows.database import taking
+from blocks.config import toml
+from flows.database import backup
 from flows.database.backup import backup_database
 from flows.database.restore import restore_database
 from runbook.errors import RunbookFailed
 from runbook.report import Status
-from tasks import catalogue
-from tasks.postgres import dump
+from tasks.backups import catalogue
+from tasks.postgres.dump import dump
 from tasks.stores.directory import DirectoryStore
 from tests.database.conftest import HARD, NAME, write_environment
-from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
+from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, running_postgres
 
 pytestmark = pytest.mark.system
 DEBIAN = Path("/usr/lib/postgresql/17/bin")
@@ -124,7 +124,7 @@ def test_full_disk(database: PostgresServer, point, small_disk: Path, monkeypatc
     with pytest.raises(RunbookFailed, match="free space in the store"):
         backup_database.fn(NAME)
     assert not list(small_disk.iterdir())
-    monkeypatch.setattr(taking, "SPACE_RATIO", 0.0)  # the check is passed: the disk fills in the middle
+    monkeypatch.setattr(backup, "SPACE_RATIO", 0.0)  # the check is passed: the disk fills in the middle
     with pytest.raises(RunbookFailed, match="the store is full.*free space at"):
         backup_database.fn(NAME)
     assert catalogue.names(DirectoryStore(small_disk), "postgres") == []

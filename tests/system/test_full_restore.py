@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runbook.wait import until
-from tests.engine import Engine
+from tests.fixtures.engine import Engine
 from tests.system.image import host_engine
 from tests.system.interview import HOSTS, WRITTEN_BY_CHECKS, Content, Interview, running
 

@@ -14,9 +14,9 @@ from flows.logs.rotation import rotate_logs
 from lab.client import Lab
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Status
-from tests.logfiles import NAME
+from tests.fixtures.logfiles import NAME
+from tests.fixtures.reports import bad
 from tests.logs.test_check import rightly
-from tests.reports import bad
 
 pytestmark = pytest.mark.system
 

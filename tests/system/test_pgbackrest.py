@@ -11,15 +11,15 @@ import pytest
 from flows.database.backup import verify_backup
 from flows.database.base_backup import backup_cluster
 from flows.database.copies import replicate_backups
-from flows.recovery.point_in_time import restore_to_point
+from flows.recovery.point.restore import restore_to_point
 from runbook.errors import OpsError
 from runbook.report import Status
 from tasks.pgbackrest.command import call
-from tests.bits import flip
-from tests.clusters import NAME, Cluster, Template, running_cluster
+from tests.fixtures.bits import flip
+from tests.fixtures.postgres.clusters import NAME, Cluster, Template, running_cluster
+from tests.fixtures.reports import values as findings
 from tests.matrix.versions import VARIABLE
-from tests.recovery.test_point_in_time import bug, transaction
-from tests.reports import values as findings
+from tests.recovery.point.test_point_in_time import bug, transaction
 
 pytestmark = pytest.mark.system
 DEBIAN = "/usr/lib/postgresql/17/bin"

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from blocks.exclusion import Cluster, Exclusion
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from flows.pinned import pin_database
 from lab.processes import Account, write
 from runbook.errors import OpsError, Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.postgres.swap import advisory_lock
-from tests.servers import PostgresServer, free_port
+from tasks.postgres.restore.swap import advisory_lock
+from tests.fixtures.servers import PostgresServer, free_port
 
 PROGRAM = "pgbouncer"
 CONFIGURATION = """\

@@ -20,11 +20,11 @@ from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.variables import Variable
 
-from flows.infrastructure.prefect_server import backup_prefect, restore_prefect
-from lab.base import CHECKOUT
+from flows.infrastructure.prefect.server import backup_prefect, restore_prefect
+from lab.state.base import CHECKOUT
 from runbook.errors import RunbookFailed
 from runbook.report import Status
-from tasks.prefect_server import revisions
+from tasks.prefect.server import revisions
 from tests.infrastructure.installation import NAME, Installation, running_installation
 
 pytestmark = [pytest.mark.system, pytest.mark.contrib]  # packages from an index; Prefect needs pg_trgm
@@ -89,7 +89,7 @@ class Told:
 
 def rehearse() -> Told:
     """As an operator launches it with the new version installed."""
-    argv = [sys.executable, "-m", "flows.infrastructure.prefect_server", "upgrade", "--environment", NAME]
+    argv = [sys.executable, "-m", "flows.infrastructure.prefect.server", "upgrade", "--environment", NAME]
     done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     filed = json.loads(Path(done.stdout.rpartition("report: ")[2].strip()).read_text())

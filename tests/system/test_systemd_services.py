@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from blocks.services import MASK
-from blocks.systemd import SystemdServices
-from lab.base import CHECKOUT, PYTHON
+from blocks.services.service import MASK
+from blocks.services.systemd import SystemdServices
 from lab.processes import run
+from lab.state.base import CHECKOUT, PYTHON
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 from tasks.monitoring import state
-from tests.engine import Engine
-from tests.servers import free_port
+from tests.fixtures.engine import Engine
+from tests.fixtures.servers import free_port
 from tests.system.hosts import NAME, UNITS, SystemdHost, new_host
 from tests.system.image import host_engine
 

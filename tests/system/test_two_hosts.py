@@ -17,12 +17,12 @@ import psutil
 import psycopg
 import pytest
 
-from lab.base import CHECKOUT
 from lab.processes import Account, run
+from lab.state.base import CHECKOUT
 from runbook.wait import until
-from tests.clusters import LOGIN, NAME
-from tests.servers import binaries
-from tests.templates import Template, new_directory
+from tests.fixtures.postgres.clusters import LOGIN, NAME
+from tests.fixtures.postgres.templates import Template, new_directory
+from tests.fixtures.servers import binaries
 
 pytestmark = pytest.mark.system
 ADDRESSES = {"a": "10.213.77.1", "b": "10.213.77.2"}
@@ -30,7 +30,7 @@ ROLES = {"a": "postgres", "b": "standby"}
 PERSON = "山田太郎 iDRACで電源断"
 RUN = """
 import sys
-from flows.recovery.postgres_failover import postgres_failover, rejoin_standby
+from flows.recovery.postgres.failover import postgres_failover, rejoin_standby
 from runbook.errors import OpsError
 flow = {"failover": postgres_failover, "rejoin": rejoin_standby}[sys.argv[1]]
 try:

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from blocks import toml
+from blocks.config import toml
 from blocks.places import Application
-from blocks.postgres import Postgres
-from runbook.permit import Act, Permit
+from blocks.postgres.server import Postgres
+from runbook.guard.permit import Act, Permit
 from tasks.migrations.alembic import upgrade
-from tests.servers import PostgresServer
-from tests.shared import TEMPLATE
+from tests.fixtures.servers import PostgresServer
+from tests.plugins.shared import TEMPLATE
 
 SUITES = toml.DIRECTORY / "expectations" / "interview"
 BACKEND = Path(__file__).parents[2] / "lab" / "application"

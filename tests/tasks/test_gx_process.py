@@ -12,13 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.errors import OpsError
 from runbook.wait import until
 from tasks.gx import process, program
 from tasks.integrity import run_expectations
-from tests.servers import ADMIN_PASSWORD
+from tests.fixtures.servers import ADMIN_PASSWORD
 from tests.tasks.conftest import SUITES
 
 

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from blocks import toml
+from blocks.config import toml
 from blocks.environment import Environment
 from flows.application.files import backup_files
 from lab.client import Lab
 from runbook.errors import OpsError
 from runbook.report import Status
-from tasks.application import smoke_check, wait_healthy
+from tasks.application.health import smoke_check, wait_healthy
+from tasks.host.services import read_services, start_services, stop_services
 from tasks.integrity import run_expectations
 from tasks.logs.writes import read_writes_since
 from tasks.migrations.alembic import read_revision
 from tasks.migrations.scripts import read_heads
-from tasks.services import read_services, start_services, stop_services
 from tests.tasks.conftest import SUITES
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from runbook.errors import OpsError
 from runbook.wait import until
 from tasks.gx.suites import ROWS, read_suites
 from tasks.integrity import run_expectations, tables_in
 from tasks.migrations.alembic import upgrade
-from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
+from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 from tests.tasks.conftest import SUITES, application_at, permit_for
 
 # Corruption as a server would keep it: constraints are out of the way, as they are when pages or code are bad.

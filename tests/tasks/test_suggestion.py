@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from tasks.gx.declared import Bounds, bounds_in, read_tables, values_in
 from tasks.gx.suggestion import SUGGESTED, left_out, suggest, write
 from tasks.gx.suites import read_suites
 from tasks.integrity import run_expectations
 from tests.database.conftest import HARD
-from tests.servers import PostgresServer
+from tests.fixtures.servers import PostgresServer
 
 # Behind them a part of the sentence that must be among what is broken.
 DAMAGE = {

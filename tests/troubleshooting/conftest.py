@@ -14,15 +14,15 @@ import psycopg
 import pytest
 import redis
 
-from blocks.services import SupervisorServices
-from lab.environment import clean_environment
+from blocks.services.service import SupervisorServices
 from lab.processes import write
-from lab.supervision import Program, Supervisor
+from lab.servers.supervision import Program, Supervisor
+from lab.state.environment import clean_environment
 from runbook.errors import Unreachable
 from runbook.report import Evidence, Report, Status
 from runbook.wait import until
+from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, free_port
 from tests.redis.servers import PASSWORD, RedisServer
-from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer, free_port
 
 NAME = "sick"
 SUPERVISOR_PASSWORD = "super-4714"

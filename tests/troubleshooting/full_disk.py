@@ -19,9 +19,9 @@ from typing import Any
 
 from flows.troubleshooting.disk import free_disk_emergency
 from runbook.errors import RunbookFailed
-from runbook.render import markdown
+from runbook.page.render import markdown
 from runbook.report import Report
-from tests.servers import free_port
+from tests.fixtures.servers import free_port
 
 MB = 1 << 20
 TOML = """

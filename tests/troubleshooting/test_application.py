@@ -18,14 +18,14 @@ import psutil
 import pytest
 
 from flows.troubleshooting import application
-from runbook import containment
-from runbook.containment import Contained
 from runbook.errors import RunbookFailed
-from runbook.lock import hold
+from runbook.guard import containment
+from runbook.guard.containment import Contained
+from runbook.guard.lock import hold
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks import application as users
-from tests.servers import ROLE_PASSWORD, free_port
+from tasks.application import health as users
+from tests.fixtures.servers import ROLE_PASSWORD, free_port
 from tests.troubleshooting.conftest import Host, cause, evidence, following
 
 ENV = "GREETING=hello-world-4715\nDATABASE_URL=postgresql://grc_user@127.0.0.1/grc_db\n"

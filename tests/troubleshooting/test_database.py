@@ -16,10 +16,10 @@ from flows.troubleshooting import database
 from runbook.errors import RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks import reach
-from tasks.postgres import greeting
-from tasks.postgres.log_reasons import find_reason
-from tests.servers import ADMIN_PASSWORD, ROLE, ROLE_PASSWORD, free_port
+from tasks.host import ports
+from tasks.postgres.server import greeting
+from tasks.postgres.server.log_reasons import find_reason
+from tests.fixtures.servers import ADMIN_PASSWORD, ROLE, ROLE_PASSWORD, free_port
 from tests.troubleshooting.conftest import PLACES, Host, cause, evidence, following
 
 
@@ -108,7 +108,7 @@ def test_a_supervisor_that_does_not_answer_is_not_taken_for_a_dead_process(host:
     ("name", "told"), [("no-such-host.invalid", "is not known here"), ("255.255.255.255", "cannot be reached")]
 )
 def test_a_host_that_is_away(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str) -> None:
-    monkeypatch.setattr(reach, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(ports, "CONNECT_SECONDS", 1.0)
     host.describe(tmp_path, host=name)
     assert told in cause(diagnosed())
 

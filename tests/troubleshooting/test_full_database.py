@@ -12,7 +12,7 @@ import pytest
 from flows.troubleshooting.database import diagnose_database
 from runbook.errors import RunbookFailed
 from runbook.report import Report
-from tests.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
+from tests.fixtures.servers import ADMIN_PASSWORD, ROLE_PASSWORD, PostgresServer
 from tests.troubleshooting.conftest import cause, evidence, following
 
 pytestmark = pytest.mark.system  # as root: it mounts

@@ -15,17 +15,17 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from flows.launch import command, find_flow, launch, main, parsed
 from flows.troubleshooting import diagnosis
-from flows.troubleshooting.database_outside import full_cause
+from flows.troubleshooting.database import full_cause
 from flows.troubleshooting.diagnosis import Diagnosis
 from flows.troubleshooting.disk import free_disk_emergency
 from flows.troubleshooting.disk_holders import _ADVICE
-from flows.troubleshooting.redis_tree import _clear, _more_memory
+from flows.troubleshooting.redis import _clear, _more_memory
 from runbook.errors import OpsError
-from runbook.form import Forms
-from tests import forked
+from runbook.page.form import Forms
+from tests.fixtures import forked
 from tests.troubleshooting.conftest import Host
 
 ROOT = Path(__file__).parents[2]

@@ -8,17 +8,17 @@ from urllib.parse import quote
 
 import pytest
 
-from flows.troubleshooting import database_inside
+from flows.troubleshooting import database
 from flows.troubleshooting.database import diagnose_database
 from runbook.errors import RunbookFailed
 from runbook.report import Status
 from runbook.wait import until
-from tests.clusters import NAME, Cluster
+from tests.fixtures.postgres.clusters import NAME, Cluster
 from tests.troubleshooting.conftest import cause, following
 
 
 def test_a_healthy_pair_and_one_whose_commits_wait(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database_inside, "WAITED_SECONDS", 0.2)
+    monkeypatch.setattr(database, "WAITED_SECONDS", 0.2)
     node, env_file = cluster.environment.postgres, Path(cluster.environment.application.env_file)
     env_file.parent.mkdir(parents=True, exist_ok=True)
     login = f"{node.user}:{quote(node.password.get_secret_value(), safe='')}"

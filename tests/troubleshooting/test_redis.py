@@ -16,9 +16,9 @@ from flows.troubleshooting import redis as redis_flow
 from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks import reach
+from tasks.host import ports
 from tasks.redis import greeting
-from tests.servers import free_port
+from tests.fixtures.servers import free_port
 from tests.troubleshooting.conftest import Host, cause, evidence, following
 
 
@@ -83,7 +83,7 @@ def test_a_port_where_nobody_listens_is_no_dead_process(host: Host, tmp_path: Pa
     ("name", "told"), [("no-such-host.invalid", "is not known here"), ("255.255.255.255", "cannot be reached")]
 )
 def test_a_host_that_is_away(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, told: str) -> None:
-    monkeypatch.setattr(reach, "CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(ports, "CONNECT_SECONDS", 1.0)
     host.describe(tmp_path, redis_host=name)
     assert told in cause(diagnosed())
 

@@ -8,8 +8,9 @@ import pytest
 import redis
 from playwright.sync_api import expect
 
-from lab import lifecycle, valkey
+from lab import lifecycle
 from lab.client import Lab
+from lab.servers import valkey
 from tests.ui.browser import Operator, given
 
 pytestmark = pytest.mark.system

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from flows.routine import checklist_texts
-from flows.routine.checklist_texts import DRILL, Phase
+from flows.routine.checklist import texts
+from flows.routine.checklist.texts import DRILL, Phase
 from runbook.report import Report
 
 
@@ -24,12 +24,10 @@ def _part(phase: Phase) -> str:
     return phase.title if phase.minutes else phase.heading
 
 
-BOXES = tuple(
-    Box(_part(phase), box.text, box.measured) for name in DRILL for phase, box in checklist_texts.checklist(name).boxes
-)
+BOXES = tuple(Box(_part(phase), box.text, box.measured) for name in DRILL for phase, box in texts.checklist(name).boxes)
 
 
-def tell(report: Report, done: Mapping[str, str]) -> None:
+def report_results(report: Report, done: Mapping[str, str]) -> None:
     """Every box; and once more, by themselves, those that nobody has checked yet."""
     rows = [(box.part, _mark(box, done), box.text, _who(box, done)) for box in BOXES]
     report.table("Training checklist (§8.4)", ("part", "", "box", "checked by"), rows)

@@ -43,7 +43,7 @@ def _refusal(derived: Environment, flow: Flow[..., Report], **parameters: Any) -
     return ""
 
 
-def tell(report: Report, controls: list[Refusal]) -> None:
+def report_results(report: Report, controls: list[Refusal]) -> None:
     """Each of them; one that was accepted makes the drill CRITICAL, and none at all too."""
     report.table("Negative controls", ("sabotage", "runbook", "refused"),
                  [(one.sabotage, one.runbook, one.refused or "NO: accepted") for one in controls])  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from flows.database.superseded import Aside, discard_superseded, find_aside
 from flows.recovery.drills.scenario import Drill
 from runbook.errors import OpsError
-from runbook.render import size
+from runbook.page.render import size
 from runbook.report import Status
 
 TAKEN = "Backup cluster"
@@ -30,12 +30,12 @@ def clear(drill: Drill) -> None:
             drill.run(discard_superseded, keep=0, names=tuple(item.name for item in made), confirm=drill.env.name)
         except OpsError as error:
             why = error.message
-    _tell(drill, made, why)
+    _report_results(drill, made, why)
 
 
-def tell(drill: Drill) -> None:
+def report_results(drill: Drill) -> None:
     """Of a drill that was killed: others may have kept something aside since, so all of it stays."""
-    _tell(drill, _made(drill), "the drill was killed")
+    _report_results(drill, _made(drill), "the drill was killed")
 
 
 def _made(drill: Drill) -> list[Aside]:
@@ -54,7 +54,7 @@ def _why_it_stays(drill: Drill) -> str:
     return "" if taken else "no base backup was taken since"
 
 
-def _tell(drill: Drill, made: Sequence[Aside], why: str) -> None:
+def _report_results(drill: Drill, made: Sequence[Aside], why: str) -> None:
     if not made:
         return
     told = f"stays: {why}" if why else "removed"

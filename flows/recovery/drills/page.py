@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from runbook import durable
+from runbook.files import durable
 from runbook.log import logger
-from runbook.render import MARK, duration, timeline
+from runbook.page.render import MARK, duration, timeline
 from runbook.report import Evidence, Report, Status
 
 _STYLE = """

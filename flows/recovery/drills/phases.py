@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from flows.routine.checklist_texts import checklist
-from runbook.render import duration
+from flows.routine.checklist.texts import checklist
+from runbook.page.render import duration
 from runbook.report import Report, Status, StepTime
 
 _DAY = checklist("drill_day").phases
@@ -67,7 +67,7 @@ class Phases:
         """Whether it took no longer than the manual gives it."""
         return self.seconds.get(number, 0.0) <= MINUTES[number - 1] * 60
 
-    def tell(self, report: Report) -> None:
+    def report_results(self, report: Report) -> None:
         """Each phase against the manual's minutes."""
         rows = []
         for number, name in enumerate(NAMES, 1):

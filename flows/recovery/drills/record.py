@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from runbook import record
+from runbook.files import record
 
 FILE = "drill-half-done"
 

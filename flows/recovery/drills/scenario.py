@@ -13,14 +13,14 @@ from prefect import Flow
 from prefect.context import FlowRunContext
 
 from blocks.environment import Environment
-from blocks.postgres import Postgres
+from blocks.postgres.server import Postgres
 from flows.recovery.drills.phases import Phases
 from flows.recovery.drills.record import HalfDone
-from runbook.permit import Act, Permit
+from runbook.guard.permit import Act, Permit
 from runbook.report import Report
+from tasks.backups.manifest import Kind
 from tasks.drill.clients import Clients
 from tasks.faults.disposable import Fault
-from tasks.manifest import Kind
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from flows.store import store_for
 from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.wait import until
-from tasks.catalogue import open_all
+from tasks.backups.catalogue import open_all
 
 SETTLE_SECONDS = 120.0
 

@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
-from flows.recovery.drills.telling import MEASURED
-from runbook import render
+from flows.recovery.drills.summary import MEASURED
+from runbook.page import render
 from runbook.report import Evidence, Report, Status, StepTime
-from tasks.reports import Filed, filed
+from tasks.reports.past import Filed, filed
 
 MOST = 20
 _ORIGIN = datetime(2000, 1, 1, tzinfo=UTC)
@@ -17,7 +17,7 @@ COLUMNS = ("began", "scenario", "status", "RTO (s)", "lost writes", "RPO (s)", *
 _MEASURES = ("rto_seconds", "lost_writes", "rpo_seconds", *(f"phase_{n}_seconds" for n in range(1, 7)))
 
 
-def tell(report: Report, directory: Path, scenario: str) -> None:
+def report_results(report: Report, directory: Path, scenario: str) -> None:
     """The newest ones, of every scenario, and whether this one's RTO became worse."""
     newest = islice(filed(directory, report.environment, render.key(report)), MOST)
     past = [row for row in map(_row, newest) if row][::-1]  # the earliest first

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from blocks.environment import Environment
 from flows.recovery.drills.scenario import Scenario
-from flows.recovery.drills.telling import MEASURED
-from runbook import render
+from flows.recovery.drills.summary import MEASURED
 from runbook.errors import OpsError
+from runbook.page import render
 from runbook.report import Report
-from tasks.reports import filed
+from tasks.reports.past import filed
 
 
 def choose(report: Report, env: Environment, scenarios: Mapping[str, Scenario]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
 from tasks.redis.line import log_of
 from tasks.redis.scratch import scratch_server

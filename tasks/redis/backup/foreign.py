@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OTHER_BACKUPS, OpsError, VerificationFailed
 from runbook.kinds import action, probe
-from tasks.catalogue import Backup, hand_of
-from tasks.manifest import MANIFEST, Manifest, damage, sums_of
-from tasks.manifest import read as read_manifest
+from tasks.backups.catalogue import Backup, hand_of
+from tasks.backups.manifest import MANIFEST, Manifest, damage, sums_of
+from tasks.backups.manifest import read as read_manifest
 from tasks.redis.backup.aof import FOLDER, Aof, copy_aof, cut_bytes, loaded_aof, read_aof
 from tasks.redis.backup.rdb import RdbFile, read_rdb
 from tasks.redis.backup.snapshot import RDB, manifest_of

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OTHER_BACKUPS, VerificationFailed
 from runbook.kinds import probe
-from tasks.catalogue import Backup
+from tasks.backups.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.content.manifest import EXPIRING, RedisComparison, RedisContent, compare
 from tasks.redis.content.reading import read_content

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import VerificationFailed
 from runbook.kinds import probe
 from tasks.redis.scratch import scratch_server

@@ -12,7 +12,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 
-from blocks.redis import CONNECT_SECONDS, Redis
+from blocks.redis.server import CONNECT_SECONDS, Redis
 from runbook.errors import OpsError
 
 PIECE_BYTES = 1 << 18

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.kinds import action, probe
 from tasks.redis.content.manifest import EXPIRING, RedisContent

@@ -10,10 +10,10 @@ import contextlib
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
 from runbook.progress import progress
 from runbook.wait import until
 from tasks.redis.background import in_background

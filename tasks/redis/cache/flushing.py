@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError
+from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.permit import Permit
 from tasks.redis.cache.script import FLUSH, evaluated
 from tasks.redis.cache.server import CacheServer, require_same
 from tasks.redis.cache.sweep import client_of

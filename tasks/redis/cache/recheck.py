@@ -6,7 +6,7 @@ import time
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.current import current_report
 from runbook.errors import OpsError, Unreachable
 from tasks.redis.cache.server import CacheServer, require_same

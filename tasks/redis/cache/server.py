@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.redis.cache.script import Scripts, scripts_of

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
 from runbook.progress import Done

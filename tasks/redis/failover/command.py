@@ -11,7 +11,7 @@ from typing import Literal
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from tasks.redis.server import at_once, call, family, version_of
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from tasks.redis.sentinels import Follower, SentinelView, Watch, ask_sentinels

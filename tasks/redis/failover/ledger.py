@@ -17,10 +17,10 @@ import redis
 import redis.sentinel
 from redis.connection import SSLConnection
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.wait import until
-from tasks.acknowledged import Account, Entry
+from tasks.application.acknowledged import Account, Entry
 from tasks.redis.failover.group import ANSWER_SECONDS, quick, quick_client
 from tasks.redis.server import at_once
 

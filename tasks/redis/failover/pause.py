@@ -11,7 +11,7 @@ import time
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from tasks.redis.failover.group import ANSWER_SECONDS, quick, quick_client
 from tasks.redis.server import call

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.wait import until
-from tasks.acknowledged import Account
+from tasks.application.acknowledged import Account
 from tasks.redis.failover.group import Member, quick_client, read_member
 from tasks.redis.sentinels import SentinelView, ask_sentinels
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.kinds import probe
 from tasks.redis.failover.group import quick

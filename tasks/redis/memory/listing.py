@@ -9,7 +9,7 @@ from typing import Any
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.kinds import probe
 from tasks.redis.keys import bytes_of
 from tasks.redis.memory.reader import read_facts, reader_for

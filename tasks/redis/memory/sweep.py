@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.kinds import probe
 from runbook.progress import Done, progress
 from tasks.redis.background import in_background

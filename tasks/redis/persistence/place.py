@@ -16,7 +16,7 @@ import psutil
 
 from runbook.errors import VerificationFailed
 from runbook.kinds import probe
-from tasks.host import disk_of
+from tasks.host.disk import disk_of
 from tasks.redis.backup.rdb import read_rdb
 from tasks.redis.persistence.files import ATTEMPTS, NO_RDB, DataFile, aof_files, file_at, remains_in
 from tasks.redis.persistence.state import Persistence

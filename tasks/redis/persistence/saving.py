@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.permit import Permit
 from runbook.progress import Done, progress
 from runbook.wait import until
 from tasks.redis.persistence.failures import failed

@@ -16,15 +16,16 @@ from pathlib import Path
 
 import redis
 
-from blocks.redis import Redis
-from runbook import durable, shell
+from blocks.redis.server import Redis
+from runbook import shell
 from runbook.errors import OpsError, VerificationFailed
+from runbook.files import durable
+from runbook.guard.permit import Permit
 from runbook.kinds import action
 from runbook.log import logger
-from runbook.permit import Permit
-from runbook.render import size
+from runbook.page.render import size
 from runbook.wait import until
-from tasks.catalogue import Backup
+from tasks.backups.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.content.manifest import EXPIRING, RedisComparison, RedisContent, compare
 from tasks.redis.content.reading import drop_prefixes, read_content

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import Unreachable
 from runbook.kinds import probe
 from runbook.log import logger

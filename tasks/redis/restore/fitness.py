@@ -9,16 +9,16 @@ from pathlib import Path
 
 import psutil
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OTHER_BACKUPS, OpsError, Unreachable, VerificationFailed
 from runbook.kinds import probe
-from runbook.render import size
-from tasks.catalogue import Backup
+from runbook.page.render import size
+from tasks.backups.catalogue import Backup
 from tasks.redis.backup.snapshot import RDB
 from tasks.redis.content.manifest import RedisContent
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import Precondition, judge_place
-from tasks.redis.restore.surroundings import Surroundings
+from tasks.redis.restore.topology import ReplicationTopology
 from tasks.redis.scratch import refuse_empty, scratch_server
 from tasks.redis.server import (
     connected,
@@ -43,7 +43,7 @@ class RedisFitness:
     live_keys: dict[int, int] | None
     copy_bytes: int
     load_seconds: float
-    around: Surroundings
+    around: ReplicationTopology
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ class RedisFitness:
 
 
 @probe
-def judge_redis_backup(block: Redis, backup: Backup, around: Surroundings) -> RedisFitness:
+def judge_redis_backup(block: Redis, backup: Backup, around: ReplicationTopology) -> RedisFitness:
     """Everything that can be told without stopping or changing anything. The RDB is really loaded (a scratch server):
     that is the only answer to "can this server read it". Problems are returned, not raised.
     """
@@ -120,7 +120,7 @@ def _memory(content: RedisContent) -> Iterator[Precondition]:
     )
 
 
-def _configuration(block: Redis, content: RedisContent, around: Surroundings) -> Iterator[Precondition]:
+def _configuration(block: Redis, content: RedisContent, around: ReplicationTopology) -> Iterator[Precondition]:
     name = "configuration"
     try:
         found = read_configuration(Path(block.config_file))
@@ -155,7 +155,7 @@ def _configuration(block: Redis, content: RedisContent, around: Surroundings) ->
         )
 
 
-def _wrong_setting(block: Redis, found: Configuration, around: Surroundings) -> tuple[str, str] | None:
+def _wrong_setting(block: Redis, found: Configuration, around: ReplicationTopology) -> tuple[str, str] | None:
     live, told = live_directory(block), found.get("dir")
     if told and Path(told).is_absolute() and Path(told).resolve() != live:
         return f"{block.config_file} says dir {told}, the environment {live}", "correct [redis] data_directory"
@@ -190,7 +190,7 @@ def _live(block: Redis, program: str) -> tuple[list[Precondition], dict[int, int
     ], keys
 
 
-def _around(around: Surroundings) -> Iterator[Precondition]:
+def _around(around: ReplicationTopology) -> Iterator[Precondition]:
     """Replicas and Sentinels that can be taken off are no obstacle; those that cannot may work against the restore."""
     yield Precondition(
         "Sentinels agree on the master",

@@ -19,14 +19,14 @@ from pathlib import Path
 
 import redis
 
-from blocks.redis import Redis
-from runbook import record
+from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.files import record
+from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.permit import Permit
 from runbook.wait import until
-from tasks.redis.restore.surroundings import NOWHERE, RECORD, Surroundings, Watcher
+from tasks.redis.restore.topology import NOWHERE, RECORD, ReplicationTopology, Watcher
 from tasks.redis.sentinels import SETTINGS, ask_sentinels
 from tasks.redis.server import answers, at_once, call, connected
 from tasks.redis.settings.file import follow_nobody
@@ -37,7 +37,7 @@ AGREE_SECONDS = 60.0
 
 
 @action(idempotent=True)
-def detach(permit: Permit, block: Redis, around: Surroundings, reports: Path) -> Surroundings:
+def detach(permit: Permit, block: Redis, around: ReplicationTopology, reports: Path) -> ReplicationTopology:
     """Write down what stands around the server, make all Sentinels forget it, point the others at nowhere, and see to
     it that this server does not start as anybody's replica.
 
@@ -65,7 +65,7 @@ def detach(permit: Permit, block: Redis, around: Surroundings, reports: Path) ->
     return noted
 
 
-def note_swapped(reports: Path, around: Surroundings) -> Surroundings:
+def note_swapped(reports: Path, around: ReplicationTopology) -> ReplicationTopology:
     """From now on this server's data is what the others are to follow."""
     if around.is_alone:
         return around
@@ -75,7 +75,7 @@ def note_swapped(reports: Path, around: Surroundings) -> Surroundings:
 
 
 @action(idempotent=True)
-def attach(permit: Permit, block: Redis, around: Surroundings, reports: Path) -> tuple[str, ...]:
+def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: Path) -> tuple[str, ...]:
     """Point the others at the master again, wait until they are in sync, and register it with the Sentinels.
 
     The master is this server once its data was swapped in, else the one before. Returns what could not be put back, as
@@ -127,7 +127,7 @@ def _tried(work: Callable[..., None], *given: object) -> str:
     return ""
 
 
-def _note_rest(path: Path, around: Surroundings, master: str, rest: Collection[str]) -> None:
+def _note_rest(path: Path, around: ReplicationTopology, master: str, rest: Collection[str]) -> None:
     """What could not be put back: it joins whoever is the master by then."""
     left = replace(
         around,

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import redis
 
-from blocks.redis import Redis
-from runbook import durable
+from blocks.redis.server import Redis
 from runbook.errors import OpsError, VerificationFailed
+from runbook.files import durable
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
 from tasks.redis.backup.aof import read_parts
 from tasks.redis.backup.rdb import read_rdb
 from tasks.redis.restore.copy import own, seed_aof

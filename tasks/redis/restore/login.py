@@ -15,7 +15,7 @@ from typing import Any
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError
 from tasks.redis.line import socket_of
 from tasks.redis.restore.place import Precondition

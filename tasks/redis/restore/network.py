@@ -17,18 +17,18 @@ from pathlib import Path
 
 import redis
 
-from blocks.redis import CONNECT_SECONDS, Redis
-from runbook import record
+from blocks.redis.server import CONNECT_SECONDS, Redis
 from runbook.errors import OpsError
 from runbook.failpoint import failpoint
+from runbook.files import record
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
 from runbook.log import logger
-from runbook.permit import Permit
 from runbook.wait import until
 from tasks.redis.restore.equal import Comparison
 from tasks.redis.restore.route import LOADING, Route
-from tasks.redis.restore.surroundings import RECORD as DETACHED
-from tasks.redis.restore.surroundings import Surroundings
+from tasks.redis.restore.topology import RECORD as DETACHED
+from tasks.redis.restore.topology import ReplicationTopology
 from tasks.redis.server import call, connected
 
 ACT = "replace all data of Redis over the network"
@@ -87,7 +87,7 @@ def put_back(permit: Permit, block: Redis, left: Leftover, reports: Path) -> Non
 
 
 @action(idempotent=True)
-def forget_dead(permit: Permit, block: Redis, around: Surroundings, reports: Path) -> None:
+def forget_dead(permit: Permit, block: Redis, around: ReplicationTopology, reports: Path) -> None:
     """What killed runs wrote down of a server that is dead, and in whose place `block` is, counts no more. Whom they
     took off stays written down until `detach` writes that anew.
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook import shell
 from runbook.errors import OpsError
-from runbook.render import size
-from tasks.host import disk_of
+from runbook.page.render import size
+from tasks.host.disk import disk_of
 from tasks.redis.server import answers, live_directory
 from tasks.redis.settings.file import read_configuration
 

@@ -12,11 +12,11 @@ from typing import Literal
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable
 from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
 from tasks.redis.backup.rdb import accepts, payload_version
 from tasks.redis.content.reading import shown
 from tasks.redis.keys import PAGE_KEYS, Carried, carry, keys_under

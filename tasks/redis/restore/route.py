@@ -7,7 +7,7 @@ from typing import Literal
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.kinds import probe
 from tasks.redis.server import call, connected
 

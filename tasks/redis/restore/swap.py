@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ from typing import Any
 
 import redis
 
-from blocks.redis import Redis
-from blocks.services import Services
-from runbook import durable
+from blocks.redis.server import Redis
+from blocks.services.service import Services
+from runbook import shell
 from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
+from runbook.files import durable
+from runbook.guard.permit import Permit
 from runbook.kinds import action, probe
-from runbook.permit import Permit
 from runbook.wait import until
+from tasks.host.services import Stopped, refuse_ended, start_one
 from tasks.redis.restore.copy import ACT, RedisCopy
 from tasks.redis.server import (
     LOAD_SECONDS,
@@ -32,7 +35,6 @@ from tasks.redis.server import (
     live_directory,
     loaded_keys,
 )
-from tasks.services import Stopped, refuse_ended, start_one
 
 SUPERSEDED = ".superseded_"
 STAMP = "%Y%m%d_%H%M%S"
@@ -244,3 +246,19 @@ def _client_writes(client: redis.Redis) -> int:
     return sum(
         int(found["calls"]) for name, found in stats.items() if name.removeprefix("cmdstat_").split("|")[0] in writing
     )
+
+
+@action(idempotent=True)
+def prepare_empty(block: Redis) -> str:
+    """Give a Redis without its data directory one: the newest that a restore set aside (a run killed between its two
+    renames leaves that), else an empty one owned by the server's user. Returns what was done, "" where one is there."""
+    directory = live_directory(block)
+    if directory.exists():
+        return ""
+    if aside := superseded_redis(block):
+        aside[-1].rename(directory)
+        return f"{aside[-1].name} was put back"
+    directory.mkdir(mode=0o750)
+    if os.geteuid() == 0:
+        os.chown(directory, *shell.owner_of(block.os_user))
+    return "an empty one was made: its data is gone, and there is no backup of it"

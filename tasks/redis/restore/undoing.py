@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from blocks.redis import Redis
-from runbook import record
+from blocks.redis.server import Redis
 from runbook.errors import OpsError
+from runbook.files import record
+from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.permit import Permit
 from tasks.redis.restore.swap import SwappedRedis, exchange, free_name, superseded_redis
 from tasks.redis.server import live_directory
 

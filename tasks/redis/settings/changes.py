@@ -12,11 +12,11 @@ from typing import Any
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook.errors import OpsError, Unreachable, VerificationFailed
 from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
 from runbook.kinds import action
-from runbook.permit import Permit
 from tasks.redis.persistence.place import look_at
 from tasks.redis.persistence.saving import Saved, carry_out
 from tasks.redis.persistence.state import State

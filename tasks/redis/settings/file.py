@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from runbook import durable
 from runbook.errors import OpsError
+from runbook.files import durable
 
 MASK = "********"
 QUOTES = "\"'"

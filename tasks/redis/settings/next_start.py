@@ -14,7 +14,7 @@ from pathlib import Path
 
 import redis
 
-from blocks.redis import Redis
+from blocks.redis.server import Redis
 from runbook import shell
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until

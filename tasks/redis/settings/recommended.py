@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from runbook.errors import OpsError
-from runbook.render import size
+from runbook.page.render import size
 
 Kind = Literal["rules", "yes or no", "fsync", "number", "bytes", "name"]
 Name = Literal[

@@ -1,0 +1,1 @@
+"""Recovery: restores, failovers and drills against the commands that they replace."""

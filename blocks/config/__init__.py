@@ -1,0 +1,1 @@
+"""An environment's TOML file: read, checked, its secrets resolved."""

@@ -1,0 +1,1 @@
+"""Who is alerted, and who approves."""

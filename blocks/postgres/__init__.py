@@ -1,0 +1,1 @@
+"""PostgreSQL servers: connections, roles of the nodes, refused log-ins, WAL."""

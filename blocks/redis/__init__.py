@@ -1,0 +1,1 @@
+"""Redis and Valkey servers: connections, and what their errors mean."""

@@ -1,0 +1,1 @@
+"""Services of a host, by service manager."""

@@ -1,0 +1,1 @@
+"""The steps of a migration: rehearsed, applied, reviewed (§1.1)."""

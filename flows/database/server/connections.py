@@ -1,0 +1,279 @@
+"""Connections to the database and the application's pool (§1.5)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from flows.database.server.session_findings import MANUAL_IDLE_SECONDS, MOST_ROWS, judge_blocked, judge_idle, judge_used
+from flows.pinned import pin_database
+from runbook.errors import OpsError
+from runbook.guard.permit import Act
+from runbook.page.render import duration
+from runbook.report import Report, Status
+from runbook.run import runbook
+from tasks.postgres.sessions.closing import CLOSE, close_sessions, why_kept
+from tasks.postgres.sessions.connections import Activity, Limits, Session, read_activity
+from tasks.postgres.sessions.pool import ECHO, OVERFLOW, RECOMMENDED, RECYCLE, SIZE, Pool, read_pool
+
+LEAST_SECONDS = 10
+
+
+@flow(name="check-connections", flow_run_name="check-connections {environment}")
+def check_connections(environment: str) -> Report:
+    """PostgreSQL側の接続数設定: 接続数の確認 (§1.5)
+
+    Counts the sessions of each database, user, application and state against `max_connections`, and shows what is idle,
+    what is idle in a transaction, and who blocks whom with what statement. Run it daily, and first when the application
+    reports database errors.
+
+    It changes nothing; there is nothing to undo. Evidence: the tables of sessions and the tree of waiting ones.
+
+    Departs from the manual: idle connections are a pool's normal state; what harms is idle *in a transaction*. Counted
+    against `max_connections` are clients only: WAL senders and background processes have limits of their own.
+
+    Args:
+        environment: 対象の環境 (lab, staging, production …)
+    """
+    env = Environment.find(environment)
+    with runbook("Check connections", env) as report:
+        activity = read_activity(env.postgres)
+        judge_used(report, activity)
+        judge_idle(report, activity, env.postgres.database)
+        judge_blocked(report, activity, env.postgres.database)
+        if activity.hidden:
+            report.warn(
+                "not measured",
+                f"make {env.postgres.admin_user} a member of pg_read_all_stats, and switch track_activities on",
+                value=f"{activity.hidden} sessions hide what they do: the numbers above are too low",
+            )
+        report.outcome = f"{len(activity.clients) + 1} of {activity.limits.most} connections are in use"
+    return report
+
+
+@flow(name="close-idle-connections", flow_run_name="close-idle-connections {environment}")
+def close_idle_connections(
+    environment: str,
+    min_seconds: Annotated[int, Field(ge=LEAST_SECONDS)] = MANUAL_IDLE_SECONDS,
+    also_idle: bool = False,
+    keep_applications: tuple[str, ...] = (),
+    pool_applications: tuple[str, ...] = (),
+    plan: str = "",
+    confirm: str = "",
+) -> Report:
+    """PostgreSQL側の接続数設定: アイドル接続の切断 (§1.5)
+
+    Ends sessions of the environment's database that have been idle in a transaction for `min_seconds`, those that block
+    others first; with `also_idle` also those that are idle outside one. Run it when check-connections finds them. Each
+    is judged again in the moment it is ended: one that works again is left alone.
+
+    What a session had not committed is rolled back: it cannot be undone. Evidence: what was closed and what was kept,
+    and why.
+
+    Departs from the manual: other databases' sessions are other environments', counted and never ended; a pool's own
+    idle connections, replication, superusers, backup programs, sessions with
+    advisory locks and those whose last statement is LISTEN are kept (an older LISTEN cannot be seen).
+
+    Args:
+        environment: 対象の環境
+        min_seconds: この秒数以上アイドルのものだけを対象にする
+        also_idle: トランザクション外のアイドル接続も対象にする
+        keep_applications: 切断しない application_name の一覧。空でもよい
+        pool_applications: 接続プールの application_name (空なら [postgres] の値)。トランザクション外のアイドル接続は
+            切断しない
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
+        confirm: 環境名を入力すると実行。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Close idle connections", env, confirm, plan, changes=True) as report:
+        if min_seconds < LEAST_SECONDS:
+            raise OpsError(f"min_seconds is {min_seconds}", f"choose {LEAST_SECONDS} or more: clients pause that long")
+        activity = read_activity(env.postgres)
+        wanted, elsewhere = _find_idle(activity, env.postgres.database, min_seconds, also_idle)
+        if elsewhere:
+            report.fact("as idle in other databases (left alone)", elsewhere)
+        chosen, kept = _choose(
+            activity, wanted, keep_applications, pool_applications or tuple(env.postgres.pool_applications)
+        )
+        _tell_kept(report, kept)
+        if not chosen:
+            report.outcome = "there is nothing to close"
+            return report
+        for session in chosen:
+            report.plan("close session", _described(session))
+        pin_database(report, env.postgres)
+        permit = report.permit(*(Act(CLOSE, session.target) for session in chosen))
+        done = close_sessions(permit, env.postgres, chosen, min_seconds)
+        report.table("Closed", ("session", "result"), [(_described(item.session), item.why) for item in done])
+        stuck = [item for item in done if not item.closed and item.why.startswith("does not end")]
+        if stuck:
+            pids = ", ".join(str(item.session.pid) for item in stuck)
+            report.warn("sessions that do not end", "launch it again; then look at those processes", value=pids)
+        report.outcome = f"{sum(item.closed for item in done)} of {len(done)} sessions closed"
+    return report
+
+
+@flow(name="check-pool-settings", flow_run_name="check-pool-settings {environment}")
+def check_pool_settings(environment: str, workers: Annotated[int, Field(ge=0, le=1000)] = 0) -> Report:
+    """asyncpgプール設定の確認 (§1.5)
+
+    Compares the application's pool (size, overflow, timeout, recycle, SQL log) with the manual's values, and what all
+    its workers may open at once with what the server has places for. Run it with every release that changes the pool
+    or the number of workers. It must run on the application's host.
+
+    It changes nothing; there is nothing to undo. Evidence: each value with the place it was read from.
+
+    Departs from the manual: the pool is per worker process, so size and overflow are multiplied by the workers.
+
+    Args:
+        environment: 対象の環境
+        workers: バックエンドのワーカー数。0 は自動検出
+    """
+    env = Environment.find(environment)
+    with runbook("Check pool settings", env) as report:
+        pool = read_pool(env.application)
+        activity = read_activity(env.postgres)
+        judge_values(report, env, pool)
+        judge_recycle(report, activity.limits, pool)
+        judge_total(report, env, activity, pool, workers)
+        report.outcome = report.facts.get("connections at most", "the pool's size could not be measured")
+    return report
+
+
+def _find_idle(activity: Activity, database: str, min_seconds: float, also_idle: bool) -> tuple[list[Session], str]:
+    """What is idle for so long in this database, and how many sessions are in others."""
+    idle = [s for s in activity.clients if s.is_idle_in_transaction or (also_idle and s.is_idle)]
+    long = [session for session in idle if session.state_seconds >= min_seconds]
+    others = Counter(session.database for session in long if session.database != database)
+    told = ", ".join(f"{count} in {name or 'none'}" for name, count in others.most_common())
+    return [session for session in long if session.database == database], told
+
+
+def _choose(
+    activity: Activity, wanted: list[Session], applications: tuple[str, ...], pools: tuple[str, ...]
+) -> tuple[list[Session], list[tuple[Session, str]]]:
+    """What is to be closed, in that order, and what is kept, with the reason."""
+    blockers = {pid for session in activity.sessions for pid in session.blocked_by}
+    judged = [(session, why_kept(session, applications, pools)) for session in wanted]
+    chosen = [session for session, why in judged if not why]
+    chosen.sort(key=lambda s: (not s.is_idle_in_transaction, s.pid not in blockers, -s.state_seconds))
+    return chosen, [(session, why) for session, why in judged if why]
+
+
+def _tell_kept(report: Report, kept: list[tuple[Session, str]]) -> None:
+    if kept:
+        report.table("Kept", ("session", "why"), [(_described(session), why) for session, why in kept[:MOST_ROWS]])
+    held = [session for session, _ in kept if session.is_idle_in_transaction]
+    if held:
+        report.warn(
+            "idle in transaction and kept",
+            f"ask their owners; to end one yourself: SELECT pg_terminate_backend({held[0].pid})",
+            value=f"{len(held)} sessions",
+        )
+
+
+def _described(session: Session) -> str:
+    who = f"{session.user} in {session.database}, {session.application or 'no application name'}, {session.client}"
+    return f"{session.pid} ({who}): {session.state} for {duration(session.state_seconds)}: {session.statement[:100]}"
+
+
+# The manual's alarm on connections (appendix).
+ALARM_RATIO = 0.8
+
+
+def judge_values(report: Report, env: Environment, pool: Pool) -> None:
+    """Each value against the manual's."""
+    rows = []
+    for name, manual in RECOMMENDED.items():
+        found = pool.values.get(name)
+        rows.append((name, found.text if found else "not found", manual, found.source if found else ""))
+        if name == ECHO:
+            continue
+        if not found:
+            where = f"set {name} in {env.application.backend_directory}/.env"
+            report.warn(f"{name} not measured", where, value="not found", expected=manual)
+        elif found.number is None:
+            report.expect(name, False, f"correct it in {found.source}", value=found.text, expected="a number")
+        else:
+            hint = f"set it to {manual} in {found.source} and restart the backend, or record why it differs"
+            same = found.number == float(manual)
+            report.expect(name, same, hint, value=found.text, expected=manual, otherwise=Status.WARN)
+    report.table("Pool", ("setting", "application", "manual", "read from"), rows)
+    _judge_echo(report, env, pool)
+
+
+def _judge_echo(report: Report, env: Environment, pool: Pool) -> None:
+    found = pool.values.get(ECHO)
+    if not found or found.is_on is None:
+        hint = f"set {ECHO}=false in {env.application.backend_directory}/.env"
+        report.warn(f"{ECHO} not measured", hint, value=found.text if found else "not found", expected="False")
+        return
+    report.expect(
+        ECHO,
+        not found.is_on or env.tier == "development",
+        f"set it to false in {found.source} and restart the backend: every statement is written to the log",
+        value=found.text,
+        expected="False" if env.tier != "development" else "any, in development",
+        otherwise=Status.CRITICAL if env.tier == "production" else Status.WARN,
+    )
+
+
+def judge_recycle(report: Report, limits: Limits, pool: Pool) -> None:
+    """A server that ends idle sessions earlier than the pool renews them leaves it dead ones."""
+    found, limit = pool.values.get(RECYCLE), limits.idle_session_timeout_seconds
+    if found and found.number is not None and limit > 0:
+        report.expect(
+            "recycle before the server ends idle sessions",
+            0 <= found.number < limit,
+            f"make {RECYCLE} shorter than idle_session_timeout, or the pool hands out dead connections",
+            value=f"{found.text} s",
+            expected=f"less than {limit:g} s",
+            otherwise=Status.WARN,
+        )
+
+
+def judge_total(report: Report, env: Environment, activity: Activity, pool: Pool, workers: int) -> None:
+    """What all workers may open at once, against the places that the server has for them."""
+    count = workers or int((pool.workers.number if pool.workers else None) or 0)
+    if not count:
+        hint = "launch it with workers=… (the backend was not found running on this host)"
+        report.warn("workers not measured", hint, value="1 is assumed", expected="the number of worker processes")
+        count = 1
+    size, overflow = (pool.values[name].number if name in pool.values else None for name in (SIZE, OVERFLOW))
+    if size is None or overflow is None:
+        report.warn("connections at most: not measured", f"set {SIZE} and {OVERFLOW} where the application reads them")
+    elif size <= 0 or overflow < 0:  # SQLAlchemy's "no limit"
+        report.expect("connections at most", False, f"set {SIZE} above 0 and {OVERFLOW} to 0 or more", value="no limit")
+    else:
+        total = int((size + overflow) * count)
+        shown = f"({size:g} + {overflow:g}) × {count} workers = {total} of {activity.limits.most}"
+        report.fact("connections at most", shown)
+        _judge_room(report, env, activity, total, shown)
+
+
+def _judge_room(report: Report, env: Environment, activity: Activity, total: int, shown: str) -> None:
+    limits, user = activity.limits, env.postgres.user
+    others = sum(session.user != user and not session.superuser for session in activity.clients)
+    free = min(limits.application, limits.ordinary - others)
+    report.expect(
+        "connections at most",
+        total <= free,
+        "lower the pool or the workers, put PgBouncer between, or raise max_connections (needs a restart)",
+        value=shown,
+        expected=f"at most {free}: {limits.most} less {limits.reserved} reserved, {others} of others, and own limits",
+    )
+    if free >= total > limits.most * ALARM_RATIO:
+        report.warn("room beside the pool", f"lower the pool: the alarm is at {ALARM_RATIO:.0%}", value=shown)
+    used = sum(session.user == user for session in activity.clients)
+    report.expect(
+        "the role's connections now",
+        used <= total,
+        "launch it with the right workers=…, or find out who else logs in as the application's role",
+        value=used,
+        expected=f"at most {total}",
+        otherwise=Status.WARN,
+    )

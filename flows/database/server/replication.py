@@ -1,0 +1,295 @@
+"""Whether the database's WAL reaches another place, and how long it can go on like this."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from blocks.postgres.server import Postgres
+from flows.database.server.holders import judge_horizon
+from flows.database.server.wraparound import judge_wraparound
+from runbook.page.render import duration, size
+from runbook.report import Report, Status
+from runbook.run import runbook
+from tasks.host.disk import disk_on
+from tasks.postgres.replication.rates import Rates, measure_rates, seconds_until
+from tasks.postgres.replication.status import Replication, Slot, Standby, parse_sync_names, read_replication
+from tasks.postgres.replication.wraparound import read_wraparound
+from tasks.postgres.sessions.holders import find_holders
+
+# Manual, appendix B: replication lag > 10 s.
+LAG_SECONDS = 10.0
+# A standby replies every 10 s by default (wal_receiver_status_interval).
+SILENT_SECONDS = 25.0
+COMMIT_WAIT_SECONDS = 10.0
+# Less than this may be on its way at any moment.
+BEHIND_BYTES = 1_000_000
+DOES_NOT_WAIT = ("off", "local")
+
+
+@flow(name="check-replication", flow_run_name="check-replication {environment}")
+def check_replication(
+    environment: str,
+    seconds: Annotated[int, Field(ge=1, le=60)] = 5,
+    long_seconds: Annotated[int, Field(ge=1, le=86400)] = 300,
+) -> Report:
+    """レプリケーション・WAL・周回の確認 (§1)
+
+    Shows what is lost with this server (asynchronous or synchronous, lag in bytes and seconds), whether WAL gets away
+    (slots, archiver) and how many minutes are left until a slot is lost or the disk is full, what keeps vacuum from
+    removing dead rows, and how far the transaction ids are from their wraparound. Run it daily, and before every
+    planned failover.
+
+    It only reads. Times left are estimates, at the rate measured in this run; tables give them at the average rate too.
+
+    Not in the manual but for one line of its appendix B (lag over 10 s).
+
+    Args:
+        environment: 対象の環境
+        seconds: WALと取引番号の増加を測る秒数
+        long_seconds: これより長い取引を報告する (秒)
+    """
+    env = Environment.find(environment)
+    with runbook("Check replication", env) as report:
+        rates = measure_rates(env.postgres, seconds)
+        found = read_replication(env.postgres)
+        holders = find_holders(env.postgres)
+        ages = read_wraparound(env.postgres, env.postgres.database)
+        report.fact("WAL", f"{_rate(rates.wal.present)} over {rates.seconds:.0f} s, {_rate(rates.wal.mean)} on average")
+        if not found.settings.sees_all:
+            hint = f"GRANT pg_monitor TO {env.postgres.admin_user}: what follows is incomplete"
+            report.warn("other sessions' statistics", hint, value="not measured")
+        judge_mode(report, found)
+        if env.has("standby"):
+            judge_configured(report, found)
+        judge_standbys(report, found.standbys, rates.wal.present)
+        free = free_for_wal(env.postgres)
+        judge_slots(report, found.slots, rates, free, found.settings.max_slot_wal)
+        judge_archiver(report, found, rates, free)
+        judge_horizon(report, holders, long_seconds)
+        judge_wraparound(report, ages, rates.xids, env.postgres.database)
+        report.outcome = report.facts["replication mode"]
+    return report
+
+
+def judge_mode(report: Report, found: Replication) -> None:
+    """Which mode is on, in words that are true: an RPO of 0 needs synchronous replication and another host."""
+    settings, names = found.settings, parse_sync_names(found.settings.sync_names)
+    if settings.in_recovery:
+        report.fact("replication mode", f"this server is a standby ({found.receiver or 'no WAL receiver'})")
+        report.expect("WAL receiver", found.receiver.startswith("streaming"),
+                      "look at primary_conninfo and the primary's log; it may be replaying from the archive",
+                      value=found.receiver or "none", expected="streaming", otherwise=Status.WARN)  # fmt: skip
+        age = found.replay_age_seconds
+        report.fact("last replayed transaction", "none" if age is None else f"{duration(age)} ago")
+        return
+    report.fact("replication mode", _mode(found))
+    report.fact("synchronous_commit", "; ".join((settings.sync_commit, *settings.sync_commit_elsewhere)))
+    carried = bool(found.physical) or (settings.archives and not found.archiver.is_failing)
+    report.expect("copy of the WAL elsewhere", carried,
+                  "connect a standby or archive WAL: until then what was written since the newest backup is only here",
+                  value="standby or archive" if carried else "none: no standby, no archiving that works",
+                  otherwise=Status.WARN)  # fmt: skip
+    if names.needed:
+        _judge_sync(report, found)
+
+
+def judge_configured(report: Report, found: Replication) -> None:
+    """The environment names a standby: one that replays must be connected, whatever else carries the WAL."""
+    if found.settings.in_recovery:
+        return
+    replaying = [standby for standby in found.physical if standby.replay_bytes is not None]
+    report.expect("standby of the environment", bool(replaying),
+                  "start it, its log says why it does not stream; or take [standby] out of the environment",
+                  value=", ".join(s.name or s.address for s in replaying) or "none is connected",
+                  expected="connected", otherwise=Status.WARN)  # fmt: skip
+
+
+def _mode(found: Replication) -> str:
+    settings, names = found.settings, parse_sync_names(found.settings.sync_names)
+    if not names.needed and not found.physical:
+        return "no standby is connected: nothing is replicated"
+    if not names.needed:
+        worst = size(max(standby.flush_bytes for standby in found.physical))
+        return f"asynchronous: a failover now loses what no standby has yet, up to {worst}"
+    if settings.sync_commit in DOES_NOT_WAIT:
+        return f"asynchronous in effect: synchronous_commit is {settings.sync_commit}, commits wait for no standby"
+    waits = {"remote_write": "written (not flushed)", "remote_apply": "replayed"}.get(settings.sync_commit, "flushed")
+    by = ", ".join(f"{s.name} at {s.address}" for s in _synchronous(found.standbys)) or "nobody"
+    return f"synchronous ({settings.sync_names}): a commit returns when it is {waits} by {names.needed} of: {by}"
+
+
+def _judge_sync(report: Report, found: Replication) -> None:
+    settings, names = found.settings, parse_sync_names(found.settings.sync_names)
+    there, unmatched = _synchronous(found.standbys), names.unmatched(found.standbys)
+    waits = settings.sync_commit not in DOES_NOT_WAIT
+    report.expect(
+        "standbys that synchronous_standby_names needs",
+        len(there) >= names.needed,
+        f"every commit waits for ever: start a standby with application_name {' or '.join(unmatched) or 'listed'}; or, "
+        "accepting an RPO above 0: ALTER SYSTEM SET synchronous_standby_names = ''; SELECT pg_reload_conf(). "
+        "Do not cancel the waiting sessions: a cancelled wait answers “committed”",
+        value=f"{len(there)} of {names.needed} connected; {found.waiting_commits} commits are waiting",
+        expected=settings.sync_names,
+        otherwise=Status.CRITICAL if waits else Status.WARN,
+    )
+    if unmatched and len(there) >= names.needed:
+        report.warn("names that nobody matches", "start that standby, or take the name out of the list",
+                    value=", ".join(unmatched), expected=settings.sync_names)  # fmt: skip
+    report.expect("synchronous_commit", waits and not settings.sync_commit_elsewhere,
+                  "set it to on, also for the roles and databases named: else their commits can be lost",
+                  value="; ".join((settings.sync_commit, *settings.sync_commit_elsewhere)),
+                  otherwise=Status.WARN)  # fmt: skip
+    report.expect("commits that wait for a standby", found.waited_seconds <= COMMIT_WAIT_SECONDS,
+                  "see to the standby's lag; cancel none of them: a cancelled wait answers “committed”",
+                  value=f"{found.waiting_commits}, the longest for {duration(found.waited_seconds)}",
+                  expected=f"≤ {COMMIT_WAIT_SECONDS:.0f} s", otherwise=Status.WARN)  # fmt: skip
+
+
+def _synchronous(standbys: tuple[Standby, ...]) -> list[Standby]:
+    return [standby for standby in standbys if standby.sync_state in ("sync", "quorum")]
+
+
+def judge_standbys(report: Report, standbys: tuple[Standby, ...], wal_per_second: float) -> None:
+    """Lag in bytes and seconds of each."""
+    rows = []
+    for s in standbys:
+        behind = s.flush_bytes if s.replay_bytes is None else s.replay_bytes
+        silent = s.silent_seconds > SILENT_SECONDS and behind > 0
+        lag = _lag(s, behind, wal_per_second)
+        shown = "no end of time" if math.isinf(lag) else duration(lag)
+        rows.append((s.name, s.address, s.state, s.sync_state, s.slot or "none", size(s.flush_bytes),
+                     "receives only" if s.replay_bytes is None else size(s.replay_bytes), shown))  # fmt: skip
+        well = s.state == "streaming" and not silent and lag <= LAG_SECONDS
+        report.expect(
+            f"standby {s.name or s.address}",
+            well,
+            "look at its log, its disk and the network; replay may be paused (SELECT pg_wal_replay_resume() there) "
+            "or held by a query (pg_stat_activity there)",
+            value=f"{s.state}, {s.sync_state}, {size(behind)} and {shown} behind" + (" (silent)" if silent else ""),
+            expected=f"streaming, lag ≤ {LAG_SECONDS:.0f} s",
+            otherwise=Status.WARN,
+        )
+        if not s.slot and s.state == "streaming":
+            report.fact(f"slot of {s.name}", "none: WAL that it still needs may be removed (wal_keep_size)")
+    columns = ("name", "address", "state", "sync", "slot", "not flushed there", "not replayed there", "lag")
+    report.table("Standbys and receivers", columns, rows[:50])
+
+
+def _lag(standby: Standby, behind: int, wal_per_second: float) -> float:
+    """Seconds. What the server measured is of the last WAL that was replayed, and says nothing of a standby that has
+    stopped: so it is at least what this server takes to write as much, and the time since the last reply."""
+    if behind == 0:
+        return 0.0
+    known = 0.0 if math.isnan(standby.lag_seconds) else standby.lag_seconds
+    if behind > BEHIND_BYTES:
+        known = max(known, seconds_until(behind, wal_per_second))
+    return max(known, standby.silent_seconds) if standby.silent_seconds > SILENT_SECONDS else known
+
+
+def _rate(per_second: float) -> str:
+    return f"{size(per_second)}/s"
+
+
+# Time left: somebody must look within the hour, and act at once within a quarter of one.
+WARN_SECONDS, CRITICAL_SECONDS = 3600.0, 900.0
+# The archiver tries a file that failed again within a minute.
+ARCHIVE_WAIT_SECONDS = 300.0
+
+
+def judge_slots(report: Report, slots: tuple[Slot, ...], rates: Rates, free: int | None, limit: str) -> None:
+    """What each slot keeps, and how long until it is lost or the disk is full."""
+    rows = []
+    for slot in slots:
+        lost_first = slot.safe_bytes is not None and (free is None or slot.safe_bytes <= free)
+        room = slot.safe_bytes if lost_first else free
+        left = math.nan if room is None else rates.wal.seconds_left(room)
+        shown = "not measured" if math.isnan(left) else time_left(left)
+        end = "until it is lost" if lost_first else "until the disk is full"
+        rows.append((slot.name, slot.kind, slot.database, "yes" if slot.active else slot.inactive_since or "no",
+                     slot.wal_status, size(slot.held_bytes), "no limit" if slot.safe_bytes is None else
+                     size(slot.safe_bytes), f"{shown} {end}",
+                     "" if room is None else time_left(rates.wal.seconds_left_on_average(room))))  # fmt: skip
+        status, hint = _verdict(slot, left, limit, lost_first)
+        value = f"{'active' if slot.active else 'inactive'}, {slot.wal_status}, holds {size(slot.held_bytes)}, "
+        value += f"{shown} {end}" if slot.wal_status != "lost" else "its WAL is gone"
+        report.expect(f"slot {slot.name}", status is Status.OK, hint, value=value,
+                      expected=f"active, more than {duration(WARN_SECONDS)} left", otherwise=status)  # fmt: skip
+    columns = (
+        "slot",
+        "kind",
+        "database",
+        "active",
+        "wal_status",
+        "WAL held",
+        "safe_wal_size",
+        "left",
+        "left at the average rate",
+    )
+    report.table("Slots", columns, rows[:50])
+
+
+def _verdict(slot: Slot, left: float, limit: str, lost_first: bool) -> tuple[Status, str]:
+    drop = f"SELECT pg_drop_replication_slot('{slot.name}')"
+    if slot.wal_status == "lost":
+        return Status.CRITICAL, f"its consumer can never go on: rebuild it, then {drop}"
+    if slot.wal_status == "reserves nothing" or slot.synced:
+        return Status.OK, ""
+    start = f"start its consumer, or give it up: {drop}"
+    if slot.wal_status == "unreserved":
+        return Status.CRITICAL, f"the next checkpoint removes its WAL: raise max_slot_wal_keep_size ({limit}), {start}"
+    if left < WARN_SECONDS:
+        raise_it = f"raise max_slot_wal_keep_size ({limit})" if lost_first else "make room for WAL"
+        return Status.CRITICAL if left < CRITICAL_SECONDS else Status.WARN, f"{start}; to win time {raise_it}"
+    if not slot.active:
+        cap = "" if slot.safe_bytes is not None else "; and cap it: max_slot_wal_keep_size has no limit"
+        return Status.WARN, start + cap
+    if math.isnan(left):
+        return Status.WARN, "set max_slot_wal_keep_size: it has no limit, and pg_wal's disk cannot be seen from here"
+    return Status.OK, ""
+
+
+def judge_archiver(report: Report, found: Replication, rates: Rates, free: int | None) -> None:
+    """Whether WAL is archived."""
+    archiver, settings = found.archiver, found.settings
+    if not settings.archives:
+        report.fact("archiving", f"archive_mode is {settings.archive_mode}")
+        return
+    left = "not measured"
+    if free is not None:
+        average = time_left(rates.wal.seconds_left_on_average(free))
+        left = f"{time_left(rates.wal.seconds_left(free))} at the present rate, {average} at the average one"
+    report.fact("archiving", f"last {archiver.last_archived}; {archiver.waiting} files wait")
+    failing = archiver.is_failing or rates.failures > 0
+    report.expect(
+        "archiver",
+        not failing and bool(settings.archives_by),
+        "read the server's log for archive_command's message and correct it: pg_wal grows until then, and no recovery "
+        f"reaches past the last archived file; time until the disk is full: {left}",
+        value=f"{archiver.failed} failures, last {archiver.last_failed}; last archived {archiver.last_archived}; "
+        f"{archiver.waiting} files wait" + ("" if settings.archives_by else "; no archive_command is set"),
+        expected="no failure since the last success",
+    )
+    if not failing and settings.archives_by:
+        report.expect("files that wait for the archiver", archiver.waiting_seconds <= ARCHIVE_WAIT_SECONDS,
+                      f"archive_command hangs or is too slow; time until the disk is full: {left}",
+                      value=f"{archiver.waiting}, the oldest for {duration(archiver.waiting_seconds)}",
+                      expected=f"≤ {duration(ARCHIVE_WAIT_SECONDS)}", otherwise=Status.WARN)  # fmt: skip
+
+
+def free_for_wal(postgres: Postgres) -> int | None:
+    """Free bytes where WAL is written; None where it cannot be seen from here."""
+    disk = disk_on(postgres.host, Path(postgres.data_directory) / "pg_wal")
+    return disk.free_bytes if disk else None
+
+
+def time_left(seconds: float) -> str:
+    """For people: `12 min 00 s`, `3 days`, and no end where nothing is written."""
+    if math.isinf(seconds):
+        return "no end (nothing is written)"
+    return duration(seconds) if seconds < 2 * 86400 else f"{seconds / 86400:,.0f} days"

@@ -1,0 +1,118 @@
+"""What check-connections says of the sessions it read (§1.5)."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from runbook.page.render import duration
+from runbook.report import Report, Status
+from tasks.postgres.sessions.blocking import tree_of
+from tasks.postgres.sessions.connections import Activity, Session
+
+MANUAL_IDLE_SECONDS = 300
+MOST_ROWS = 50
+CLOSE_FLOW = "close-idle-connections"
+WORKING = (
+    "look at the first statement of “Who blocks whom”; it ends by itself, or by SELECT pg_cancel_backend(process) "
+    "(never while it waits for SyncRep)"
+)
+
+
+def _judge(report: Report, metric: str, value: float, hint: str, of: str) -> Status:
+    return report.judge(metric, round(value, 3), hint, of=of)
+
+
+def judge_used(report: Report, activity: Activity) -> None:
+    """Clients against the places that the server has, and who they are."""
+    clients, limits = activity.clients, activity.limits
+    hint = "close what is idle in a transaction, lower the pools, or raise max_connections (needs a restart)"
+    of = f"{len(clients) + 1} of {limits.most}; {limits.reserved} of them are reserved"
+    _judge(report, "postgres.connections.used_ratio", activity.used_ratio, hint, of)
+    counted = Counter((s.database, s.user, s.application, s.state or "starting") for s in clients)
+    rows = [(*key, count) for key, count in counted.most_common()]
+    report.table("Connections", ("database", "user", "application", "state", "count"), rows)
+    others = Counter(session.kind or "unknown" for session in activity.sessions if not session.is_client)
+    report.fact("other processes", ", ".join(f"{count} {kind}" for kind, count in sorted(others.items())) or "none")
+
+
+def judge_idle(report: Report, activity: Activity, database: str) -> None:
+    """In a transaction: this database's sessions are judged, others' told. Outside one they only take places."""
+    idle = sorted((s for s in activity.clients if s.is_idle_in_transaction), key=lambda s: -s.state_seconds)
+    held, others = [s for s in idle if s.database == database], [s for s in idle if s.database != database]
+    _judge(
+        report,
+        "postgres.sessions.idle_in_transaction_seconds",
+        max((session.state_seconds for session in held), default=0.0),
+        f"correct the code that forgets it; to end it: {CLOSE_FLOW} with min_seconds={MANUAL_IDLE_SECONDS} or less",
+        f"{len(held)} sessions" + (f", the longest is process {held[0].pid}" if held else ""),
+    )
+    limit = report.limit("postgres.sessions.idle_in_transaction_seconds")[0]
+    if others and others[0].state_seconds > limit:
+        counted = Counter(session.database for session in others)
+        report.warn(
+            "idle in transaction in other databases",
+            f"{CLOSE_FLOW} in the environment of each: here it ends sessions of {database} only",
+            value=", ".join(f"{count} in {name}" for name, count in counted.most_common(5)),
+            expected=f"≤ {duration(limit)}",
+        )
+    long = [session for session in activity.clients if session.is_idle and session.state_seconds > MANUAL_IDLE_SECONDS]
+    long.sort(key=lambda session: -session.state_seconds)
+    warn_ratio = report.limit("postgres.connections.used_ratio")[0]
+    report.expect(
+        "idle for more than 5 minutes",
+        not long or activity.used_ratio <= warn_ratio,
+        f"places are scarce: lower the pools that hold them, or {CLOSE_FLOW} with also_idle (of {database} only)",
+        value=len(long),
+        expected=f"any number while at most {warn_ratio:.0%} of the connections are in use",
+        otherwise=Status.WARN,
+    )
+    _table(report, "Idle in transaction", [*held, *others])
+    _table(report, "Idle for more than 5 minutes", long)
+
+
+def judge_blocked(report: Report, activity: Activity, database: str) -> None:
+    """Who waits for whom, and since when."""
+    tree = tree_of(activity.sessions)
+    waited = max((session.waited_seconds for session in activity.blocked), default=0.0)
+    roots = [line for line in tree if line.depth == 0]
+    by = ", ".join(f"process {line.pid} ({line.session.state})" for line in roots[:3] if line.session)
+    forgotten = any(
+        line.session and line.session.is_idle_in_transaction and line.session.database == database for line in roots
+    )
+    hint = f"{CLOSE_FLOW}: it ends what is idle in a transaction" if forgotten else WORKING
+    if any(line.pid == 0 for line in roots):
+        hint = "COMMIT PREPARED or ROLLBACK PREPARED what pg_prepared_xacts lists"
+    of = f"{len(activity.blocked)} sessions" + (f", by {by}" if by else "")
+    _judge(report, "postgres.sessions.blocked_seconds", waited, hint, of)
+    rows = [
+        ("└ " * line.depth + str(line.pid or "prepared transaction"), *_cells(line.session))
+        for line in tree[:MOST_ROWS]
+    ]
+    if len(tree) > MOST_ROWS:
+        rows.append((f"… {len(tree) - MOST_ROWS} more", *[""] * 6))
+    if rows:
+        columns = ("process", "user", "application", "state", "in this state", "waits", "statement")
+        report.table("Who blocks whom", columns, rows)
+    if activity.prepared:
+        hint = "COMMIT PREPARED or ROLLBACK PREPARED them: they hold locks and hold vacuum back until then"
+        report.warn("prepared transactions", hint, value="; ".join(activity.prepared[:5]))
+
+
+def _cells(session: Session | None) -> tuple[str, ...]:
+    if not session:
+        return ("", "", "no session holds it", "", "", "")
+    waits = duration(session.waited_seconds) if session.blocked_by else ""
+    named = (session.user, session.application, session.state or session.kind)
+    return (*named, duration(session.state_seconds), waits, session.statement)
+
+
+def _table(report: Report, name: str, sessions: list[Session]) -> None:
+    rows: list[tuple[object, ...]] = [
+        (s.pid, s.database, s.user, s.application, s.client, duration(s.state_seconds), s.statement)
+        for s in sessions[:MOST_ROWS]
+    ]
+    if len(sessions) > MOST_ROWS:
+        rows.append((f"… {len(sessions) - MOST_ROWS} more", *[""] * 6))
+    if rows:
+        columns = ("process", "database", "user", "application", "client", "idle for", "last statement")
+        report.table(name, columns, rows)

@@ -1,0 +1,1 @@
+"""Vacuum and indexes (§1.3, §1.4)."""

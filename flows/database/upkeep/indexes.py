@@ -1,0 +1,341 @@
+"""Indexes: what is wrong with them, and rebuilding them online (§1.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from flows.database.server.holders import judge_holders, of_database
+from flows.database.upkeep.vacuum import judge_space, require_primary
+from flows.pinned import pin_database
+from runbook.errors import OpsError
+from runbook.guard.permit import Act, Permit
+from runbook.page.render import duration, size
+from runbook.report import Report, Status
+from runbook.run import runbook
+from tasks.postgres.restore.staged_copy import check_jobs
+from tasks.postgres.sessions.holders import find_holders
+from tasks.postgres.upkeep.foreign_keys import ForeignKey, find_missing
+from tasks.postgres.upkeep.indexes import Index, Statistics, find_duplicates, read_indexes, read_statistics
+from tasks.postgres.upkeep.reindex import DROP_LEFTOVER, REBUILD, Rebuilt, drop_leftover, rebuild_in_turn
+from tasks.postgres.upkeep.session import LOCK_SECONDS, MOST_SHOWN, read_space, resolve
+
+LONG_SECONDS = 60
+SPACE_RATIO = 2
+BUILD_BYTES_PER_SECOND = 20_000_000
+
+
+@flow(name="check-indexes", flow_run_name="check-indexes {environment}")
+def check_indexes(environment: str, days: Annotated[int, Field(ge=0, le=365)] = 30) -> Report:
+    """インデックス状態確認 (§1.4)
+
+    Lists the application's indexes by size with their use and an estimate of their bloat, and finds the invalid ones,
+    duplicates, unused ones, and foreign keys without an index. Run it monthly, and when writes or queries get slow.
+
+    It reads only, and drops nothing: each finding has its statement. Bloat is an estimate from the planner's
+    statistics, a reason to look, never to rebuild by itself. Evidence: the tables.
+
+    Departs from the manual: its columns `tablename` and `indexname` do not exist. Unused is not idx_scan = 0 alone:
+    primary, unique, constraint's, replica identity's and partitions' indexes do their work unscanned, and counters that
+    are younger than `days` prove nothing.
+
+    Args:
+        environment: 対象の環境
+        days: 統計がこの日数より新しければ、未使用とは判断しない
+    """
+    env = Environment.find(environment)
+    with runbook("Check indexes", env) as report:
+        indexes = read_indexes(env.postgres)
+        judge_invalid(report, indexes)
+        judge_duplicates(report, indexes)
+        judge_unused(report, indexes, read_statistics(env.postgres), days)
+        judge_missing(report, find_missing(env.postgres))
+        judge_bloat(report, indexes)
+        show_all(report, indexes)
+        report.outcome = f"{len(indexes)} indexes, {size(sum(index.bytes for index in indexes))}"
+    return report
+
+
+@flow(name="rebuild-indexes", flow_run_name="rebuild-indexes {environment}")
+def rebuild_indexes(
+    environment: str,
+    indexes: list[str] = [],  # noqa: B006 (Prefect copies it; the form shows a list)
+    tables: list[str] = [],  # noqa: B006
+    everything: bool = False,
+    jobs: Annotated[int, Field(ge=0, le=32)] = 0,
+    lock_seconds: Annotated[int, Field(ge=1, le=600)] = LOCK_SECONDS,
+    long_seconds: Annotated[int, Field(ge=0, le=86400)] = LONG_SECONDS,
+    plan: str = "",
+    confirm: str = "",
+) -> Report:
+    """インデックス再構築 (§1.4)
+
+    Rebuilds chosen indexes, all of chosen tables, or all there are, beside readers and writers (REINDEX CONCURRENTLY),
+    those of a table one after the other, several tables at a time, and drops what failed rebuilds left behind
+    (`_ccnew`, `_ccold`), with no choice only that.
+    Run it for invalid or bloated indexes that check-indexes names; `everything` in a maintenance window.
+
+    Tables where somebody builds an index right now are left alone. An open transaction would be waited for: it is
+    named, and nothing begins. There is nothing to undo. Evidence: each index's size before and after.
+
+    Departs from the manual: the whole database is rebuilt concurrently too, index by index; a rebuild gives up on a
+    lock after `lock_seconds` (three times) and drops what it left.
+
+    Args:
+        environment: 対象の環境
+        indexes: 再構築するインデックス (スキーマ.インデックス)。空なら tables、everything に従う
+        tables: この表のインデックスをすべて再構築 (スキーマ.テーブル)。空なら indexes に従う
+        everything: データベース全体を再構築 (メンテナンスウィンドウ時)
+        jobs: 同時に処理するテーブル数。0 は CPU の数
+        lock_seconds: ロックを待つ最大秒数
+        long_seconds: この秒数より長く開いているトランザクションがあれば始めない
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
+        confirm: 実行するときは環境名を入力。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Rebuild indexes", env, confirm, plan, changes=True) as report:
+        require_primary(env)
+        lanes = check_jobs(jobs)
+        known = read_indexes(env.postgres)
+        leftovers = [index for index in known if index.is_leftover]
+        chosen = _left_alone(report, _choose(known, indexes, tables, everything=everything))
+        if not chosen and not leftovers:
+            report.outcome = "there is nothing to do"
+            return report
+        _judge_beginning(report, env, chosen, lanes, long_seconds)
+        _plan(report, leftovers, chosen)
+        pin_database(report, env.postgres)
+        acts = [*(Act(DROP_LEFTOVER, i.name) for i in leftovers), *(Act(REBUILD, i.name) for i in chosen)]
+        permit = report.permit(*acts)
+        for index in leftovers:
+            reason = drop_leftover(permit, env.postgres, index, lock_seconds)
+            hint = "launch it again when that is done"
+            report.expect(f"leftover {index.name}", not reason, hint, value=reason or "dropped", otherwise=Status.WARN)
+        report.state_is(
+            "every index that was valid still is; an interrupted rebuild may have left an invalid one beside it",
+            "launch it again: it drops what was left and rebuilds the rest",
+        )
+        done = _rebuild(permit, env, chosen, lock_seconds, lanes)
+        report.state = None
+        _report_results(report, done, len(leftovers))
+    return report
+
+
+def _rebuild(
+    permit: Permit, env: Environment, chosen: tuple[Index, ...], lock_seconds: int, lanes: int
+) -> list[Rebuilt]:
+    """Several tables at a time, the largest first; a table's indexes one after the other: their locks exclude each
+    other."""
+    tables: dict[str, list[Index]] = {}
+    for index in chosen:
+        tables.setdefault(index.table, []).append(index)
+    queues: list[list[Index]] = [[] for _ in range(min(lanes, len(tables)))]
+    for indexes in sorted(tables.values(), key=lambda some: -sum(index.bytes for index in some)):
+        min(queues, key=lambda queue: sum(index.bytes for index in queue)).extend(indexes)
+    pending = [rebuild_in_turn.submit(permit, env.postgres, queue, lock_seconds) for queue in queues]
+    done = {one.name: one for lane in pending for one in lane.result()}
+    return [done[index.name] for index in chosen]
+
+
+def _choose(known: tuple[Index, ...], indexes: list[str], tables: list[str], *, everything: bool) -> tuple[Index, ...]:
+    """What to rebuild: never leftovers, nor exclusion constraints' indexes, which cannot be rebuilt concurrently."""
+    able = [index for index in known if not (index.exclusion or index.is_leftover or index.schema == "pg_toast")]
+    if everything:
+        return tuple(able)
+    by_name = {index.name: index for index in known}
+    named = resolve(indexes, [(i.name, i.schema, i.relation) for i in known], "index")
+    if unable := [name for name in named if by_name[name] not in able]:
+        raise OpsError(
+            f"{unable[0]} cannot be rebuilt concurrently",
+            "a leftover is dropped without being chosen; an exclusion constraint's index needs REINDEX in a window",
+        )
+    on_tables = {(i.table, i.table_schema, i.table_relation) for i in able}
+    of_tables = set(resolve(tables, sorted(on_tables), "table with indexes"))
+    return tuple(index for index in able if index.name in named or index.table in of_tables)
+
+
+def _left_alone(report: Report, chosen: tuple[Index, ...]) -> tuple[Index, ...]:
+    for table in sorted({index.table for index in chosen if index.building}):
+        report.warn(f"indexes of {table}", "launch it again when that build is done", value="left alone: one is built")
+    return tuple(index for index in chosen if not index.building)
+
+
+def _judge_beginning(
+    report: Report, env: Environment, chosen: tuple[Index, ...], lanes: int, long_seconds: int
+) -> None:
+    """Whom a rebuild would wait for, and the disk."""
+    waited_for = tuple(
+        holder
+        for holder in of_database(find_holders(env.postgres), env.postgres.database, long_seconds)
+        if holder.kind in ("transaction", "prepared transaction") and not holder.builds_index
+    )
+    judge_holders(report, waited_for, what="a rebuild would wait for", otherwise=Status.CRITICAL)
+    if chosen:
+        data = env.postgres.data_directory
+        needed = {tablespace or data: most for tablespace, most in _needed_bytes(chosen, lanes).items()}
+        needed.setdefault(data, max(needed.values()))  # sorted files and WAL, wherever the index is
+        for space in read_space(env.postgres, list(needed)):
+            judge_space(report, space.path, space.free_bytes, needed[space.path])
+
+
+def _needed_bytes(chosen: tuple[Index, ...], lanes: int) -> dict[str, int]:
+    """By tablespace: twice (as the manual asks) the biggest that may be built at once, one of each table."""
+    biggest: dict[str, dict[str, int]] = {}
+    for index in chosen:
+        tables = biggest.setdefault(index.tablespace, {})
+        tables[index.table] = max(tables.get(index.table, 0), index.bytes)
+    return {space: SPACE_RATIO * sum(sorted(tables.values())[-lanes:]) for space, tables in biggest.items()}
+
+
+def _plan(report: Report, leftovers: list[Index], chosen: tuple[Index, ...]) -> None:
+    for index in leftovers:
+        report.plan("drop leftover", f"{index.name} of {index.table}, concurrently", size=index.bytes)
+    for index in chosen:
+        seconds = max(0.1, index.bytes / BUILD_BYTES_PER_SECOND)
+        state = "" if index.valid else ", which is invalid"
+        report.plan("rebuild", f"{index.name} of {index.table}{state}", size=index.bytes, seconds=seconds)
+
+
+def _report_results(report: Report, done: list[Rebuilt], leftovers: int) -> None:
+    for one in (one for one in done if one.failed):
+        report.expect(f"index {one.name}", False, one.hint, value=one.failed)
+    rows = [
+        (one.name, f"{size(one.before_bytes)} → {size(one.after_bytes)}", f"{one.seconds:.1f}", one.attempts)
+        for one in done
+    ]
+    show(report, "Rebuilt", ("index", "size", "seconds", "attempts"), rows)
+    well = [one for one in done if not one.failed]
+    freed = sum(one.before_bytes - one.after_bytes for one in well)
+    report.fact("given back to the disk", size(max(freed, 0)))
+    report.outcome = f"{len(well)} of {len(done)} indexes rebuilt, {leftovers} leftovers seen to"
+
+
+BLOATED_RATIO, BLOATED_BYTES = 0.5, 10_000_000
+DAY_SECONDS = 86400
+
+_COLUMNS = ("index", "table", "size", "bloat (estimate)", "scans", "last scan", "rows read", "rows fetched", "kind")
+
+
+def show_all(report: Report, indexes: tuple[Index, ...]) -> None:
+    """All of them, biggest first."""
+    show(report, "Indexes", _COLUMNS, [_row(index) for index in indexes])
+
+
+def _row(index: Index) -> tuple[object, ...]:
+    kind = "primary" if index.primary else "unique" if index.unique else index.method
+    bloat = "not measured" if index.estimated_bytes < 0 else f"{index.bloat_ratio:.0%}"
+    read = (f"{index.scans:,}", index.last_scan, f"{index.tuples_read:,}", f"{index.tuples_fetched:,}")
+    state = "" if index.valid else ", being built" if index.building else ", INVALID"
+    return (index.name, index.table, size(index.bytes), bloat, *read, kind + state)
+
+
+def show(report: Report, name: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table of its first rows."""
+    more = f" (the first {MOST_SHOWN} of {len(rows)})" if len(rows) > MOST_SHOWN else ""
+    report.table(name + more, columns, rows[:MOST_SHOWN])
+
+
+def _names(indexes: Sequence[Index]) -> str:
+    more = f" and {len(indexes) - 5} more" if len(indexes) > 5 else ""
+    return ", ".join(index.name for index in indexes[:5]) + more
+
+
+def judge_invalid(report: Report, indexes: tuple[Index, ...]) -> None:
+    """An invalid index is written to and never read: it only costs."""
+    leftovers = [index for index in indexes if index.is_leftover]
+    report.expect(
+        "leftovers of rebuilds",
+        not leftovers,
+        "rebuild-indexes without any choice drops them",
+        value=_names(leftovers) or "none",
+        expected="none",
+        otherwise=Status.WARN,
+    )
+    broken = [index for index in indexes if index.is_broken and not index.is_leftover]
+    report.expect(
+        "invalid indexes",
+        not broken,
+        f"rebuild-indexes with indexes={[index.name for index in broken[:5]]}; or DROP INDEX CONCURRENTLY them",
+        value=_names(broken) or "none",
+        expected="none",
+        otherwise=Status.WARN,
+    )
+    if live := [index for index in indexes if not index.valid and index.building]:
+        report.fact("being built now", _names(live))
+
+
+def judge_duplicates(report: Report, indexes: tuple[Index, ...]) -> None:
+    """Those that add nothing to another one, and the statements that drop them."""
+    found = find_duplicates(indexes)
+    wasted = sum(other.bytes for _, other in found)
+    report.expect(
+        "duplicate indexes",
+        not found,
+        "see the table Duplicates: the statement drops the one that adds nothing",
+        value=f"{_names([other for _, other in found])} ({size(wasted)})" if found else "none",
+        expected="none",
+        otherwise=Status.WARN,
+    )
+    if found:
+        rows = [(kept.name, other.name, size(other.bytes), _drop_text(other)) for kept, other in found]
+        show(report, "Duplicates", ("keep", "adds nothing", "size", "statement"), rows)
+
+
+def _drop_text(index: Index) -> str:
+    return f"DROP INDEX CONCURRENTLY {index.name};"
+
+
+def judge_unused(report: Report, indexes: tuple[Index, ...], statistics: Statistics, days: int) -> None:
+    """Those that nobody scanned for long; “not measured” where the counters are young."""
+    report.fact("scans counted since", f"{statistics.since} UTC ({duration(statistics.seconds)})")
+    unused = [index for index in indexes if index.scans == 0 and index.valid and not index.is_needed_unused]
+    rows = [(index.name, index.table, size(index.bytes), _drop_text(index)) for index in unused]
+    if statistics.seconds < days * DAY_SECONDS:
+        value = f"not measured: scans are counted since {statistics.since} UTC only"
+        report.warn("unused indexes", f"look again after {days} days; drop none before", value=value)
+        rows = [(*row[:3], "not yet") for row in rows]
+    else:
+        standbys = f"; {statistics.standbys} standbys count their own scans: ask them first" * bool(statistics.standbys)
+        report.expect(
+            "unused indexes",
+            not unused,
+            f"see the table Never scanned: drop what nobody misses{standbys}",
+            value=f"{_names(unused)} ({size(sum(index.bytes for index in unused))})" if unused else "none",
+            expected="none",
+            otherwise=Status.WARN,
+        )
+    if rows:
+        show(report, f"Never scanned since {statistics.since} UTC", ("index", "table", "size", "statement"), rows)
+
+
+def judge_missing(report: Report, missing: tuple[ForeignKey, ...]) -> None:
+    """Foreign keys whose deletions read a whole table."""
+    report.expect(
+        "foreign keys without an index",
+        not missing,
+        "see the table: a deletion above reads the whole table; create the index where rows are ever deleted there",
+        value=", ".join(f"{key.table} ({key.constraint})" for key in missing[:5]) or "none",
+        expected="none",
+        otherwise=Status.WARN,
+    )
+    if missing:
+        columns = ("table", "constraint", "refers to", "rows", "size", "statement")
+        rows = [(k.table, k.constraint, k.referenced, f"{k.rows:,}", size(k.bytes), f"{k.create};") for k in missing]
+        show(report, "Foreign keys without an index", columns, rows)
+
+
+def judge_bloat(report: Report, indexes: tuple[Index, ...]) -> None:
+    """Big indexes that are mostly air, by estimate."""
+    bloated = [i for i in indexes if i.valid and i.bloat_ratio >= BLOATED_RATIO and i.bytes >= BLOATED_BYTES]
+    report.expect(
+        "bloat (estimate)",
+        not bloated,
+        f"ANALYZE, look again; then rebuild-indexes with indexes={[index.name for index in bloated[:5]]}",
+        value=", ".join(f"{i.name}: {i.bloat_ratio:.0%} of {size(i.bytes)}" for i in bloated[:5]) or "none",
+        expected=f"below {BLOATED_RATIO:.0%}, or smaller than {size(BLOATED_BYTES)}",
+        otherwise=Status.WARN,
+    )

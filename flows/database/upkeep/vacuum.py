@@ -1,0 +1,351 @@
+"""Vacuum: by hand, and whether autovacuum does its work (§1.3)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from flows.database.server.holders import LONG_SECONDS, judge_holders, of_database
+from flows.database.server.setting_steps import find_overrides, judge_setting
+from flows.pinned import pin_database
+from runbook.errors import OpsError
+from runbook.guard.permit import Act
+from runbook.page.render import size
+from runbook.report import Report, Status
+from runbook.run import runbook
+from tasks.postgres.restore.staged_copy import check_jobs
+from tasks.postgres.server.recommended import AUTOVACUUM
+from tasks.postgres.server.server import read_server
+from tasks.postgres.server.settings import read_settings
+from tasks.postgres.sessions.holders import Holder, find_holders
+from tasks.postgres.upkeep.autovacuum import Activity, Autovacuum, read_autovacuum
+from tasks.postgres.upkeep.session import MOST_SHOWN, read_space, resolve
+from tasks.postgres.upkeep.vacuum import (
+    REWRITE,
+    WRAPAROUND_XIDS,
+    Mode,
+    Table,
+    Vacuumed,
+    read_tables,
+    rewrite_tables,
+    vacuum_tables,
+)
+
+# Dead rows that are still there after a vacuum, which is worth a word.
+MANY_DEAD, DEAD_RATIO = 1000, 0.1
+REWRITE_BYTES_PER_SECOND = 40_000_000
+
+
+@flow(name="vacuum-database", flow_run_name="vacuum-database {environment} {mode}")
+def vacuum_database(
+    environment: str,
+    mode: Mode = "plain",
+    tables: list[str] = [],  # noqa: B006 (Prefect copies it; the form shows a list)
+    jobs: Annotated[int, Field(ge=0, le=32)] = 0,
+    long_seconds: Annotated[int, Field(ge=0, le=86400)] = LONG_SECONDS,
+    plan: str = "",
+    confirm: str = "",
+) -> Report:
+    """手動VACUUM実行 (§1.3)
+
+    Removes dead rows, freezes old ones and renews the planner's statistics, table by table and several at a time. Run
+    it monthly, after a mass deletion, or when check-autovacuum names tables. `plain` is VACUUM, `analyze` is ANALYZE,
+    `plain_analyze` is both; none of them blocks reading or writing, and they need no confirm. `full` rewrites chosen
+    tables and gives their space back: nobody can read or write each of them meanwhile, so it needs `confirm`.
+
+    Old transactions, prepared ones, slots and standbys that hold rows back are named first: vacuum removes nothing that
+    they may still see (`full` does not begin then). There is nothing to undo. Evidence: dead rows, size and age of each
+    table before and after.
+
+    Departs from the manual: VACUUM FULL only for chosen tables, with a permit, and gives up after waiting 10 s for a
+    lock.
+
+    Args:
+        environment: 対象の環境 (lab, staging, production …)
+        mode: plain = VACUUM、analyze = ANALYZE、plain_analyze = 両方、full = VACUUM FULL (排他ロック、要 confirm)
+        tables: 対象のテーブル (スキーマ.テーブル)。空なら全テーブル (full では必須)
+        jobs: 並列数。0 は CPU の数 (full は常に 1)
+        long_seconds: この秒数より長く開いているトランザクションを報告する
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
+        confirm: full を実行するときは環境名を入力。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Vacuum database", env, confirm, plan, changes=True) as report:
+        require_primary(env)
+        workers = check_jobs(jobs)
+        before = _chosen(read_tables(env.postgres), tables, mode)
+        holders: tuple[Holder, ...] = ()
+        if mode != "analyze":
+            holders = of_database(find_holders(env.postgres), env.postgres.database, long_seconds)
+            otherwise = Status.CRITICAL if mode == "full" else Status.WARN
+            judge_holders(report, _relevant(holders, mode), what="holds dead rows back", otherwise=otherwise)
+        if mode == "full":
+            _judge_space(report, env, before)
+            report.fail_if_critical()
+            _plan(report, before)
+            pin_database(report, env.postgres)
+            permit = report.permit(*(Act(REWRITE, table.name) for table in before))
+            done = rewrite_tables(permit, env.postgres, before)
+        else:
+            done = vacuum_tables(env.postgres, before, mode, workers)
+        _report_results(report, before, read_tables.after(done)(env.postgres), done)
+        _judge_rest(report, before, read_tables(env.postgres), mode, holders)
+    return report
+
+
+def require_primary(env: Environment) -> None:
+    """A standby takes over its primary's work.
+
+    Raises:
+        OpsError: the server is a standby.
+    """
+    if read_server(env.postgres).in_recovery:
+        where = f"{env.postgres.host}:{env.postgres.port}"
+        raise OpsError(f"the server at {where} is a standby", "run this against the primary: the standby replays it")
+
+
+def _chosen(known: tuple[Table, ...], wanted: list[str], mode: Mode) -> tuple[Table, ...]:
+    """What to work on. A partitioned table has no rows of its own: it is analysed only, which autovacuum never does."""
+    if mode == "full" and not wanted:
+        raise OpsError(
+            "VACUUM FULL of all tables is refused: nobody could read or write them meanwhile",
+            "choose tables; check-autovacuum and the table of a plain run show which have the most to give back",
+        )
+    analyzes = mode in ("analyze", "plain_analyze")
+    if not wanted:
+        # The system's last: analysing the others leaves dead rows in its statistics.
+        able = (table for table in known if analyzes or not table.parent)
+        return tuple(sorted(able, key=lambda table: table.system))
+    names = resolve(wanted, [(table.name, table.schema, table.relation) for table in known], "table")
+    by_name = {table.name: table for table in known}
+    chosen = tuple(by_name[name] for name in names)
+    if not analyzes and (parents := [table.name for table in chosen if table.parent]):
+        raise OpsError(
+            f"{parents[0]} is partitioned: it has no rows of its own",
+            "choose its partitions (pg_partition_tree names them), or no table: then all are done",
+        )
+    if mode == "full" and (system := [table.name for table in chosen if table.system]):
+        raise OpsError(f"{system[0]} is the system's own", "VACUUM FULL it by hand in a window, if at all")
+    return chosen
+
+
+def _relevant(holders: tuple[Holder, ...], mode: Mode) -> tuple[Holder, ...]:
+    """A rewrite waits for every transaction; a plain vacuum is held back by those that hold xmin."""
+    return holders if mode == "full" else tuple(holder for holder in holders if holder.holds_xmin)
+
+
+def _judge_space(report: Report, env: Environment, tables: tuple[Table, ...]) -> None:
+    """VACUUM FULL keeps the old table until the new one is whole."""
+    needed = max(table.total_bytes for table in tables)
+    for space in read_space(env.postgres, [table.tablespace for table in tables]):
+        judge_space(report, space.path, space.free_bytes, needed)
+
+
+def judge_space(report: Report, path: str, free_bytes: int, needed_bytes: int) -> None:
+    """One finding; what this host cannot see is “not measured”."""
+    if free_bytes < 0:
+        report.warn(f"free space at {path}", f"look there: {size(needed_bytes)} are needed", value="not measured")
+        return
+    report.expect(
+        f"free space at {path}",
+        free_bytes > needed_bytes,
+        f"free {size(needed_bytes - free_bytes)} there, or choose smaller ones",
+        value=size(free_bytes),
+        expected=f"more than {size(needed_bytes)}",
+    )
+
+
+def _plan(report: Report, tables: tuple[Table, ...]) -> None:
+    for table in tables:
+        report.plan(
+            "rewrite table",
+            f"{table.name}: nobody reads or writes it meanwhile ({table.dead_ratio:.0%} of its rows are dead)",
+            size=table.total_bytes,
+            seconds=max(0.1, table.total_bytes / REWRITE_BYTES_PER_SECOND),
+        )
+
+
+def _report_results(
+    report: Report, before: tuple[Table, ...], now: tuple[Table, ...], done: tuple[Vacuumed, ...]
+) -> None:
+    after = {table.oid: table for table in now}
+    seconds = {one.name: one.seconds for one in done}
+    rows = [
+        (
+            old.name,
+            f"{old.dead:,} → {new.dead:,}",
+            f"{new.live:,}",
+            f"{size(old.total_bytes)} → {size(new.total_bytes)}",
+            f"{old.xids:,} → {new.xids:,} ({new.xids / WRAPAROUND_XIDS:.1%})",
+            f"{seconds.get(old.name, 0):.1f}",
+        )
+        for old in sorted(before, key=lambda table: (table.system, -table.dead, -table.total_bytes))
+        if (new := after.get(old.oid))
+    ]
+    report.table(
+        "Before and after" + (f" (the first {MOST_SHOWN} of {len(rows)})" if len(rows) > MOST_SHOWN else ""),
+        ("table", "dead rows", "live rows", "size with indexes", "age (of the way to wraparound)", "seconds"),
+        rows[:MOST_SHOWN],
+    )
+    failed = [one for one in done if one.failed]
+    for one in failed[:MOST_SHOWN]:
+        report.expect(f"table {one.name}", False, one.hint, value=one.failed, otherwise=Status.CRITICAL)
+    warned = [one for one in done if one.warned and not one.failed]
+    for one in warned[:MOST_SHOWN]:
+        report.warn(f"table {one.name}", one.hint or "look at the server's log", value=f"done; warned: {one.warned}")
+    freed = sum(old.total_bytes - after[old.oid].total_bytes for old in before if old.oid in after)
+    report.fact(
+        "dead rows", f"{sum(t.dead for t in before):,} → {sum(after[t.oid].dead for t in before if t.oid in after):,}"
+    )
+    report.fact("given back to the disk", size(max(freed, 0)))
+    report.outcome = f"{len(done) - len(failed)} of {len(before)} tables done"
+
+
+def _judge_rest(
+    report: Report, before: tuple[Table, ...], now: tuple[Table, ...], mode: Mode, holders: tuple[Holder, ...]
+) -> None:
+    """After a vacuum the dead rows of a table are those that it had to leave."""
+    if mode == "analyze":
+        return
+    names = {table.name for table in before}
+    left = [t for t in now if t.name in names and t.dead >= MANY_DEAD and t.dead_ratio > DEAD_RATIO]
+    blamed = [holder for holder in holders if holder.holds_xmin]
+    hint = (
+        f"{blamed[0].remedy}; then launch this again"
+        if blamed
+        else "look for a younger transaction: launch this again with long_seconds=0; else it is load: launch it again"
+    )
+    report.expect(
+        "dead rows that vacuum had to leave",
+        not left,
+        hint,
+        value=", ".join(f"{t.name}: {t.dead:,} ({t.dead_ratio:.0%})" for t in left[:5]) or "few",
+        expected=f"below {DEAD_RATIO:.0%} of each table",
+        otherwise=Status.WARN,
+    )
+
+
+@flow(name="check-autovacuum", flow_run_name="check-autovacuum {environment}")
+def check_autovacuum(environment: str, long_seconds: Annotated[int, Field(ge=0, le=86400)] = LONG_SECONDS) -> Report:
+    """自動VACUUM設定確認 (§1.3)
+
+    Compares autovacuum's settings with the manual's, shows what it did for each table, and names the tables that it
+    does not keep up with, with the setting to use for each. Run it monthly, and when queries or tables grow for no
+    reason.
+
+    It reads only. A setting that is more eager than the manual's is well. Evidence: the settings, the tables.
+
+    Departs from the manual: a table is judged by its dead rows against what calls autovacuum for it (its own settings
+    included), not by the time of its last vacuum.
+
+    Args:
+        environment: 対象の環境
+        long_seconds: この秒数より長く開いているトランザクションを報告する
+    """
+    env = Environment.find(environment)
+    with runbook("Check autovacuum", env) as report:
+        found = read_autovacuum(env.postgres)
+        holders = of_database(find_holders(env.postgres), env.postgres.database, long_seconds)
+        judge_holders(report, [holder for holder in holders if holder.holds_xmin], what="holds dead rows back")
+        judge_settings(report, env, found)
+        judge_tables(report, found)
+        judge_ages(report, found)
+        behind = sum(table.is_behind for table in found.tables)
+        report.outcome = f"autovacuum keeps up with {len(found.tables) - behind} of {len(found.tables)} tables"
+    return report
+
+
+MOSTLY_DEAD = 0.5
+# Ages: autovacuum begins to freeze at autovacuum_freeze_max_age whatever its other settings say.
+FREEZE_IS_LATE, WRAPAROUND_IS_NEAR = 1.25, 1_000_000_000
+
+
+def judge_settings(report: Report, env: Environment, found: Autovacuum) -> None:
+    """Each of §1.3's, as check-postgres-settings judges it; off is critical."""
+    settings = read_settings(env.postgres)
+    overrides = find_overrides(env, settings)
+    for name in AUTOVACUUM:
+        if name in settings.by_name:
+            judge_setting(report, settings.by_name[name], overrides)
+    report.expect(
+        "track_counts",
+        found.counted,
+        "ALTER SYSTEM SET track_counts = on; then SELECT pg_reload_conf(): without it autovacuum does nothing",
+        value="on" if found.counted else "off: dead rows are not measured",
+        expected="on",
+    )
+
+
+def judge_tables(report: Report, found: Autovacuum) -> None:
+    """Those that autovacuum does not keep up with, each with the setting to use; all of them in a table."""
+    report.fact("statistics since", f"{found.stats_reset} UTC")
+    behind = [table for table in found.tables if table.is_behind]
+    for table in behind[:MOST_SHOWN]:
+        why = "" if table.enabled else ", autovacuum is off for it"
+        report.expect(
+            f"autovacuum keeps up with {table.name}",
+            False,
+            f"{table.remedy} Then vacuum-database with tables=[{table.name}]",
+            value=f"{table.dead:,} dead rows, {table.dead_ratio:.0%} of all{why}",
+            expected=f"it comes at {table.vacuum_trigger:,.0f}",
+            otherwise=Status.CRITICAL if table.dead_ratio >= MOSTLY_DEAD else Status.WARN,
+        )
+    if unknown := [table for table in found.tables if table.is_unknown]:
+        report.warn(
+            "tables whose rows are not counted",
+            "vacuum-database with mode=analyze counts them; then look again",
+            value=f"not measured: {', '.join(table.name for table in unknown[:5])} ({len(unknown)}); counters lost",
+        )
+    if not behind and not unknown and found.counted:
+        report.expect("autovacuum keeps up with every table", True, "", value=f"{len(found.tables)} tables")
+    stale = [table for table in found.tables if table.is_stale]
+    report.expect(
+        "planner statistics",
+        not stale,
+        "vacuum-database with mode=analyze and these tables",
+        value=", ".join(f"{t.name}: {t.changed:,} rows changed" for t in stale[:5]) or "recent",
+        expected="renewed after few changes",
+        otherwise=Status.WARN,
+    )
+    rows = [_row(table) for table in found.tables]
+    more = f" (the first {MOST_SHOWN} of {len(rows)})" if len(rows) > MOST_SHOWN else ""
+    report.table(f"Tables, by dead rows against what calls autovacuum{more}", _COLUMNS, rows[:MOST_SHOWN])
+    if behind:
+        report.table("Settings to use", ("statement",), [(table.remedy,) for table in behind[:MOST_SHOWN]])
+
+
+_COLUMNS = (
+    *("table", "size", "live rows", "dead rows", "called at", "changed since analyze"),
+    *("last vacuum (UTC)", "last autovacuum", "last analyze", "last autoanalyze", "own settings"),
+)
+
+
+def _row(table: Activity) -> tuple[str, ...]:
+    return (
+        table.name,
+        size(table.bytes),
+        f"{table.live:,}",
+        f"{table.dead:,} ({table.dead_ratio:.0%})",
+        f"{table.vacuum_trigger:,.0f}",
+        f"{table.changed:,}",
+        *table.last_times,
+        table.own_settings,
+    )
+
+
+def judge_ages(report: Report, found: Autovacuum) -> None:
+    """How far wraparound is."""
+    for age in found.ages:
+        late = FREEZE_IS_LATE * age.freeze_max_age
+        near = age.xids > WRAPAROUND_IS_NEAR
+        report.expect(
+            f"age in {age.what}",
+            age.xids <= late and not near,
+            "end what holds dead rows back, then vacuum-database (plain, all tables): it freezes old rows",
+            value=f"{age.xids:,}, {age.xids / WRAPAROUND_XIDS:.1%} of the way to wraparound",
+            expected=f"≤ {late:,.0f}",
+            otherwise=Status.CRITICAL if near else Status.WARN,
+        )

@@ -1,0 +1,1 @@
+"""TLS certificates (§4.3)."""

@@ -1,0 +1,220 @@
+"""The images that the application's images are built from: how old, how long supported, and newer ones (§4.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date, timedelta
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.docker import Docker
+from blocks.environment import Environment
+from runbook.errors import OpsError
+from runbook.page.form import read_forms
+from runbook.page.markdown import fenced
+from runbook.report import Evidence, Report, Status
+from runbook.run import runbook
+from tasks.application.worktree import Worktree, worktree
+from tasks.docker.base_images import BaseImage, forget_image, read_base_images, try_image
+from tasks.docker.bases import Base, Support, read_support, replaced
+from tasks.docker.building import build_image
+from tasks.docker.source import read_source
+
+
+@flow(name="check-base-images", flow_run_name="check-base-images {environment}")
+def check_base_images(environment: str, max_age_days: Annotated[int, Field(ge=1)] = 30) -> Report:
+    """ベースイメージ更新: ベースイメージの確認 (§4.1)
+
+    Reads the FROM lines of the application's Dockerfiles and looks at each image: how old the one on the engine is,
+    whether its name means another image in the registry by now (fixes that a build here does not take), and until when
+    its parts are supported, by the tables of tasks/docker/releases.toml, which name their source and day. Run it
+    weekly.
+
+    It changes nothing. What is no longer supported is critical; half a year before, it warns. What is in no table, or
+    whose registry does not answer, is told: it counts as not known. update-base-images is the next step.
+
+    Args:
+        environment: 対象の環境
+        max_age_days: ローカルのベースイメージがこの日数より古ければ警告
+    """
+    env = Environment.find(environment)
+    with runbook("Check base images", env) as report:
+        source = read_source(env.docker.checkout)
+        report.fact("checkout", f"{source.directory} at {source.short}")
+        images = read_base_images(env.docker, source.directory)
+        today = date.today()
+        for image in images:
+            judge_support(report, image.base, today)
+            judge_drift(report, image)
+            judge_age(report, image, max_age_days)
+        tell_pins(report, images)
+        _report_results(report, images)
+        report.fact("next", read_forms([env.name]).link("update-base-images", env.name, {"environment": env.name}))
+        report.outcome = f"{len(images)} base images in {len({one.dockerfile for one in images})} Dockerfiles"
+    return report
+
+
+@flow(name="update-base-images", flow_run_name="update-base-images {environment}")
+def update_base_images(environment: str, to: tuple[str, ...] = (), pin: bool = False, branch: str = "") -> Report:
+    """ベースイメージ更新: FROM行の更新 (§4.1)
+
+    Writes other base images into the FROM lines, on a branch of its own in a git worktree, builds each image from it
+    with freshly pulled bases, and runs the container's `test` in it, without a network. Without `to`, digests that are
+    pinned become the registry's of today, and what is not pinned is built and tested with today's image; with `pin` it
+    gets that image's digest too. Run it when check-base-images says so; somebody merges the branch, and build-images
+    makes the release.
+
+    The live checkout and what runs are not touched: what is left is the branch, where something changed, and the base
+    images that were pulled. Where a build or a test fails the run fails, and the branch is kept to look at; delete it
+    to undo. Evidence: the diff, the ends of builds and tests.
+
+    Args:
+        environment: 対象の環境
+        to: 新しいイメージ (例 python:3.12-slim-trixie)。同じリポジトリのFROM行を置き換える。空ならタグはそのまま
+        pin: タグだけのFROM行にもレジストリの現在のダイジェストを書く (to が空のとき)
+        branch: ブランチ名。空なら base-images-日時
+    """
+    env = Environment.find(environment)
+    with runbook("Update base images", env, changes=True) as report:
+        block, source = env.docker, read_source(env.docker.checkout)
+        name = branch or f"base-images-{report.started:%Y%m%d-%H%M%S}"
+        report.expect("the checkout is what was committed", not source.dirty, "the branch begins without it",
+                      value=", ".join(source.dirty[:5]) or "yes")  # fmt: skip
+        report.fail_if_critical()
+        images = read_base_images(block, source.directory)
+        changes = _changes(images, to, pin)
+        with worktree(source.directory, name) as tree:
+            for dockerfile in {image.dockerfile for image, _ in changes}:
+                _write(tree, dockerfile, [(image, by) for image, by in changes if image.dockerfile == dockerfile])
+            if tree.commit(f"Base images: {', '.join(sorted({by for _, by in changes})) or 'as they were'}"):
+                report.attach(Evidence("Diff", text=fenced(tree.diff()[-8000:], "diff")))
+                report.fact("branch", name)
+            roles = list(dict.fromkeys(role for image in images for role in image.roles))
+            for role in roles:
+                _prove(report, block, tree, role)
+        kept = f"; they are on the branch {name}" if changes else "; no FROM line had to change"
+        report.outcome = f"{len(roles)} images built on {len(changes)} changed bases{kept}"
+    return report
+
+
+def _report_results(report: Report, images: Sequence[BaseImage]) -> None:
+    rows = [(one.base.reference, f"{one.dockerfile}:{one.base.line}", ", ".join(one.roles),
+             one.built.date() if one.built else "not here", one.theirs or one.away) for one in images]  # fmt: skip
+    report.table("Base images", ("image", "where", "for", "built", "in the registry"), rows)
+
+
+def _changes(images: Sequence[BaseImage], to: Sequence[str], pin: bool) -> list[tuple[BaseImage, str]]:
+    """What each FROM line shall say instead.
+
+    Raises:
+        OpsError: something in `to` is no image, or in no FROM line; or what is to be pinned has no digest.
+    """
+    if not to:
+        loose = [one for one in images if pin and not one.base.digest]
+        if unknown := [f"{one.base.reference} ({one.away})" for one in loose if not one.pinned]:
+            raise OpsError(f"no digest is known of {', '.join(unknown)}", "run it where the registry answers")
+        return [(one, one.pinned) for one in images if one in loose or (one.base.digest and one.drifted)]
+    changes = []
+    for reference in to:
+        repository, _, tag = reference.rpartition(":")
+        ours = [one for one in images if one.base.repository == repository]
+        if not ours or not tag or "/" in tag:
+            known = ", ".join(sorted({one.base.named for one in images}))
+            raise OpsError(f"no FROM line can become “{reference[:80]}”", f"write repository:tag, of one of {known}")
+        changes += [(one, reference) for one in ours if one.base.named != reference]
+    return changes
+
+
+def _write(tree: Worktree, dockerfile: str, changes: Sequence[tuple[BaseImage, str]]) -> None:
+    path = tree.directory / dockerfile
+    text = path.read_text(encoding="utf-8")
+    for image, by in changes:
+        text = replaced(text, image.base, by)
+    path.write_text(text, encoding="utf-8")
+
+
+def _prove(report: Report, block: Docker, tree: Worktree, role: str) -> None:
+    """Build it, run its test, and take its name away again.
+
+    Raises:
+        OpsError: it does not build, or the test fails.
+    """
+    built = build_image(block, role, read_source(str(tree.directory)), f"try-{tree.head()[:12]}", trial=True)
+    try:
+        report.attach(Evidence(f"Build of {role}", text=fenced(built.log[-2000:])))
+        test = block.container(role).test
+        if not test:
+            report.warn(f"test of {role}", f"add test under [docker.containers.{role}]: a command that proves it",
+                        value="there is none: it builds, nobody knows whether it works")  # fmt: skip
+            return
+        said = try_image(block, built.id, test)
+        report.attach(Evidence(f"Test of {role}", text=fenced(said[-2000:])))
+        report.expect(f"test of {role}", True, "", value="passed")
+    finally:
+        forget_image(block.host, built.references)
+
+
+SOON = timedelta(days=183)
+OLD_TABLE = timedelta(days=365)
+NEWER = "plan a newer release: update-base-images builds and tests it"
+
+
+def judge_support(report: Report, base: Base, today: date) -> None:
+    """Until when each part gets fixes; a part that nobody knows is told."""
+    found = read_support(base)
+    if not found:
+        report.warn(
+            f"support of {base.named}", "look it up, and add it to tasks/docker/releases.toml", value="not known"
+        )
+    for one in found:
+        judge_release(report, f"support of {base.named}: {one.product} {one.release}", one, today, NEWER)
+    if base.tag == "latest" and not base.digest:
+        report.warn(
+            f"tag of {base.named}", "name a version: nobody knows what the next build will take", value="latest"
+        )
+
+
+def judge_release(report: Report, name: str, part: Support, today: date, hint: str) -> None:
+    """Until when it gets fixes; `hint` says how a newer one comes."""
+    told = f"by {part.source}, read {part.checked}"
+    if not part.known:
+        report.warn(name, f"look it up, and add it to tasks/docker/releases.toml: {part.source}", value="not known")
+    elif part.ends is None:
+        report.expect(name, today - part.checked <= OLD_TABLE, f"look it up again: {part.source}",
+                      value=f"no end announced, {told}", otherwise=Status.WARN)  # fmt: skip
+    else:
+        over = part.ends < today
+        report.expect(name, part.ends - today > SOON, hint,
+                      value=f"{'ended' if over else 'until'} {part.ends}, {told}", expected=f"beyond {today + SOON}",
+                      otherwise=Status.CRITICAL if over else Status.WARN)  # fmt: skip
+
+
+def judge_drift(report: Report, image: BaseImage) -> None:
+    """Whether the registry has another image under that name by now."""
+    name = f"newest of {image.base.named}"
+    if image.away:
+        report.warn(name, "ask again when the registry answers, or correct the name", value=f"not known: {image.away}")
+    elif not image.ours and not image.base.digest:
+        report.expect(name, True, "", value=f"not on this engine; the registry has {image.theirs}")
+    else:
+        report.expect(name, not image.drifted, "update-base-images builds with it and tests it",
+                      value=f"the registry has {image.theirs}" if image.drifted else "is the one here",
+                      otherwise=Status.WARN)  # fmt: skip
+
+
+def tell_pins(report: Report, images: Sequence[BaseImage]) -> None:
+    """A tag moves: two builds of one commit may begin from two images."""
+    loose = {one.base.reference: one.pinned for one in images if not one.base.digest}
+    for reference, pinned in loose.items():
+        report.fact(f"{reference} is not pinned", f"FROM {pinned} pins it: update-base-images with pin writes that"
+                    if pinned else "its digest is not known: neither a registry nor the engine tells one")  # fmt: skip
+
+
+def judge_age(report: Report, image: BaseImage, most_days: int) -> None:
+    """An old image lacks the fixes since, whatever the registry has."""
+    if image.built:
+        days = (report.started - image.built).days
+        report.expect(f"age of {image.base.named}", days <= most_days, "build with a fresh one: update-base-images",
+                      value=f"{days} days", expected=f"at most {most_days}", otherwise=Status.WARN)  # fmt: skip

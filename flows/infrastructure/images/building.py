@@ -1,0 +1,135 @@
+"""The application's images, built and pushed (§4.1)."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from blocks.docker import Docker
+from blocks.environment import Environment
+from runbook.errors import OpsError
+from runbook.page.markdown import fenced
+from runbook.page.render import size
+from runbook.report import Evidence, Report, Status
+from runbook.run import runbook
+from tasks.docker.base_images import read_base_digests
+from tasks.docker.building import (
+    REVISION,
+    BuildFailed,
+    Built,
+    build_image,
+    check_version,
+    push_act,
+    push_image,
+    read_digest,
+    read_labels,
+    read_pushed,
+)
+from tasks.docker.source import Source, read_source
+
+
+@flow(name="build-images", flow_run_name="build-images {environment} {version}")
+def build_images(
+    environment: str,
+    version: str = "",
+    roles: tuple[str, ...] = (),
+    push: bool = False,
+    plan: str = "",
+    confirm: str = "",
+) -> Report:
+    """イメージのビルドとプッシュ (§4.1)
+
+    Builds the images of [docker.containers] from the checkout, tags each with the version and with its commit, and
+    labels it with where it is from (org.opencontainers.image.revision, version, created, source). With `push` and a
+    confirm both tags go to the registry, and are found there by their digest. Run it for a release; deploy-application
+    brings it to the containers.
+
+    A build adds images and changes nothing that runs. A version that another commit has already is refused, here and
+    in the registry: what runs under that name could not be told apart. A checkout with changes that no commit has is
+    told, and not pushed. Evidence: the commit, the digests, the end of each build's output.
+
+    Departs from the manual: no `latest`: it is another image every day, and nobody can go back to it.
+
+    Args:
+        environment: 対象の環境
+        version: バージョン (必須。イメージのタグ。例 v1.2.3)
+        roles: ビルドするコンテナ ([docker.containers] の名前)。空ならすべて
+        push: レジストリにプッシュする (confirm が必要)
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
+        confirm: 環境名を入力するとプッシュまで実行。空ならプッシュは計画だけ (push なしのビルドには不要)
+    """
+    env = Environment.find(environment)
+    with runbook("Build images", env, confirm, plan, changes=True) as report:
+        check_version(version)
+        block = env.docker
+        chosen = list(dict.fromkeys(roles)) or [role for role, one in block.containers.items() if one.dockerfile]
+        if not chosen:
+            raise OpsError("no container has a dockerfile", "add it under [docker.containers.<role>]")
+        source = read_source(block.checkout)
+        _judge_source(report, source, push)
+        pushed = {role for role in chosen if _judge_version(report, block, role, version, source, push)}
+        report.fail_if_critical()
+        references = [f"{block.repository(role)}:{tag}" for role in chosen for tag in (version, source.short)]
+        for role in chosen:
+            report.plan("build", f"{role}: {block.container(role).dockerfile} of {source.short}")
+        if push:
+            for reference in references:
+                report.plan("push", reference)
+            report.pin_state("commit", source.short)
+            permit = report.permit(*map(push_act, references))
+        built = [build_role(report, block, role, source, version) for role in chosen if role not in pushed]
+        report.table("Images", ("role", "image", "id", "bytes"),
+                     [(one.role, one.references[0], one.id, size(one.bytes)) for one in built])  # fmt: skip
+        pins = read_base_digests(block, source.directory, [one.role for one in built])
+        rows = [(name, pinned or "not known: the tag is not pinned") for name, pinned in pins.items()]
+        report.table("Built from", ("FROM", "image by digest"), rows)
+        if push:
+            digests = [(reference, push_image(permit, block, reference)) for reference in references]
+            report.table("In the registry", ("image", "digest"), digests)
+        done = "built and pushed" if push else "built"
+        report.outcome = f"{', '.join(references[::2])} {done} from {source.short}"
+    return report
+
+
+def _judge_source(report: Report, source: Source, push: bool) -> None:
+    report.fact("checkout", f"{source.directory} at {source.revision}")
+    changed = ", ".join(source.dirty[:5]) + (" …" if len(source.dirty) > 5 else "")
+    report.expect("the checkout is what was committed", not source.dirty,
+                  "commit it, or build in a clean checkout: nobody could build this image again",
+                  value=changed or "yes", otherwise=Status.CRITICAL if push else Status.WARN)  # fmt: skip
+
+
+def _judge_version(report: Report, block: Docker, role: str, version: str, source: Source, push: bool) -> bool:
+    """One name, one content: here, and where others pull it from. Whether it is there already, pushed from here by a
+    run that was broken off: then it is not built again, which would be another content."""
+    reference = f"{block.repository(role)}:{version}"
+    there = read_labels(block.host, reference)
+    revision = (there or {}).get(REVISION, "unknown")
+    clean = revision == source.revision and not source.dirty
+    ours = there is None or clean or revision == f"{source.revision}-dirty"
+    report.expect(f"{reference} here", ours, "choose another version: that one is of another commit",
+                  value=f"of {revision}" if there is not None else "not there yet")  # fmt: skip
+    if not push:
+        return False
+    if not block.registry:
+        raise OpsError("the environment names no registry", "add registry under [docker], or build without push")
+    digest = read_digest(block, reference)
+    begun = bool(digest) and clean and digest in read_pushed(block.host, reference)
+    report.expect(f"{reference} in the registry", not digest or begun,
+                  "choose another version: others may run that one",
+                  value=f"{digest}, pushed from here" if begun else digest or "not there yet")  # fmt: skip
+    return begun
+
+
+def build_role(report: Report, block: Docker, role: str, source: Source, version: str) -> Built:
+    """One image, its output as evidence.
+
+    Raises:
+        BuildFailed: a step failed.
+    """
+    try:
+        built = build_image(block, role, source, version)
+    except BuildFailed as error:
+        report.attach(Evidence(f"End of the build of {role}", text=fenced(error.log)))
+        raise
+    report.attach(Evidence(f"Build of {role}", text=fenced(built.log[-4000:])))
+    return built

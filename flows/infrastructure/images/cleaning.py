@@ -1,0 +1,107 @@
+"""What nobody uses on the Docker Engine, removed (§4.1)."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from blocks.services.service import DockerServices
+from flows.deleting import judge_clocks, limit_unattended
+from flows.pinned import pin_deleted
+from runbook.errors import OpsError
+from runbook.page.render import duration, size
+from runbook.report import Report
+from runbook.run import runbook
+from tasks.docker.choosing import Kind, Wish, choose
+from tasks.docker.deployed import aside, failed
+from tasks.docker.inventory import read_inventory
+from tasks.docker.removing import act_of, remove
+
+Part = Literal["containers", "images", "networks", "build cache"]
+KINDS: dict[Part, Kind] = {
+    "containers": "container",
+    "images": "image",
+    "networks": "network",
+    "build cache": "build cache",
+}
+
+
+@flow(name="clean-docker", flow_run_name="clean-docker {environment}")
+def clean_docker(
+    environment: str,
+    parts: tuple[Part, ...] = ("containers", "images", "networks", "build cache"),
+    older_than_hours: Annotated[int, Field(ge=0)] = 168,
+    keep_tags: Annotated[int, Field(ge=1)] = 3,
+    label: str = "",
+    volumes: tuple[str, ...] = (),
+    plan: str = "",
+    confirm: str = "",
+) -> Report:
+    """未使用イメージのクリーンアップ (§4.1)
+
+    Removes stopped containers, images that no container uses, networks that no container is on, and the build cache,
+    where they are older than `older_than_hours`; of each repository the newest `keep_tags` images stay, so that a
+    version can be taken back. Run it weekly, or when check-docker-usage finds that the disk fills up.
+
+    It cannot be undone. What runs stays, as do the application's own containers, stopped or not. Each is looked at
+    again right before it is removed, and never removed by force: what was started or used meanwhile stays, and is
+    told. Volumes hold data: they go only where `volumes` names them, and no container mounts them. While the
+    environment is contained nothing is removed.
+
+    Departs from the manual: `docker system prune -a --volumes` takes the images to go back to and every volume that
+    is not mounted at this moment.
+
+    Args:
+        environment: 対象の環境
+        parts: 削除の対象 (停止中のコンテナ、未使用イメージ、ネットワーク、ビルドキャッシュ)
+        older_than_hours: この時間より古いものだけを削除する
+        keep_tags: リポジトリごとに残す最新イメージの数
+        label: このラベルを持つものだけを対象にする (key または key=value)。空なら問わない
+        volumes: 削除するボリュームの名前。指定したものだけを削除する。空なら削除しない
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
+        confirm: 環境名を入力すると実行。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Clean Docker", env, confirm, plan, changes=True) as report:
+        if not parts and not volumes:
+            raise OpsError("nothing is chosen", "choose containers, images, networks or build cache, or name volumes")
+        judge_clocks(report, env)
+        before = datetime.now(UTC) - timedelta(hours=older_than_hours)
+        kinds = [KINDS[part] for part in parts]
+        found = read_inventory(env.docker.host)
+        doomed = choose(found, Wish(kinds, before, keep_tags, label, _own(env), volumes))
+        doomed = list(limit_unattended(report, env, "parts of Docker", doomed, found.parts))
+        report.fact("layers before", size(found.layers_bytes))
+        if not doomed:
+            report.outcome = f"nothing that nobody uses is older than {older_than_hours} h"
+            return report
+        for one in doomed:
+            age = duration((report.started - one.since).total_seconds())
+            report.plan(f"remove {one.kind}", f"{one.name}: {one.why}, {age} old", size=one.bytes)
+        report.fact("comes free", f"at least {size(sum(one.bytes for one in doomed))}")
+        pin_deleted(report, "unused in Docker", ((one.id, one.bytes) for one in doomed))
+        permit = report.permit(*map(act_of, doomed))
+        done = remove(permit, env.docker.host, doomed)
+        report.table("Removed", ("kind", "name", "bytes", "result"),
+                     [(item.doomed.kind, item.doomed.name, size(item.doomed.bytes), item.kept or "removed")
+                      for item in done])  # fmt: skip
+        kept = [item for item in done if item.kept]
+        if kept:
+            report.warn("what stayed", "launch it again if it must go: it was looked at right before",
+                        value="; ".join(f"{item.doomed.name}: {item.kept}" for item in kept[:5]))  # fmt: skip
+        gone = [item.doomed for item in done if not item.kept]
+        report.fact("layers after", size(read_inventory.after(done)(env.docker.host).layers_bytes))
+        report.outcome = f"{len(gone)} of {len(done)} removed, {size(sum(one.bytes for one in gone))}"
+    return report
+
+
+def _own(env: Environment) -> set[str]:
+    """The application's containers: a stopped one may be stopped on purpose, by a recovery."""
+    own = {env.docker.name_of(role) for role in env.docker.containers}
+    if isinstance(env.services, DockerServices):
+        own |= set(env.services.names.values())
+    return own | {beside(name) for name in own for beside in (aside, failed)}

@@ -1,0 +1,1 @@
+"""Prefect's own server: backup, restore, upgrade, history."""

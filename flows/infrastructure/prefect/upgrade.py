@@ -1,0 +1,129 @@
+"""What the rehearsal of an upgrade of Prefect consists of, called with the open report."""
+
+from __future__ import annotations
+
+import prefect
+
+from blocks.environment import Environment
+from flows.database import restore_steps
+from flows.infrastructure.prefect.steps import COMMAND
+from flows.store import judge_key, mark_verified
+from runbook.errors import OpsError
+from runbook.page.render import duration
+from runbook.report import Report, Status
+from tasks.backups.catalogue import Backup
+from tasks.postgres.content.content import DatabaseContent, read_content
+from tasks.postgres.restore.staged_copy import Copy, content_in, create_scratch, drop_scratch, dump_in, fill_scratch
+from tasks.prefect.server import missing_in, read_api, revisions
+from tasks.prefect.upgrade import HINT, migrate_copy, read_revision, read_served
+
+MODULE = "python -m flows.infrastructure.prefect.server"
+LASTING = (
+    "automation", "block_document", "block_schema", "block_type", "concurrency_limit_v2", "configuration", "deployment",
+    "deployment_schedule", "flow", "flow_run", "variable", "work_pool", "work_queue",
+)  # fmt: skip
+"""Tables of which no upgrade may lose a row. Of others (events, logs, states) a migration may tidy some away."""
+
+
+def judge_versions(report: Report, chosen: Backup) -> bool:
+    """Whether there is something to upgrade to: the Prefect that is installed here must be a newer one."""
+    content, known = content_in(chosen), revisions()
+    judge_key(report, chosen)
+    report.fact("taken with", chosen.manifest.tool)
+    report.fact("would become", f"Prefect {prefect.__version__}, revision {known[0]}")
+    report.expect(
+        "revision of Prefect's tables", content.revision in known,
+        f"install a newer Prefect than {prefect.__version__} here: the one that wrote the backup is ahead of it",
+        value=content.revision or "none", expected=f"{known[0]}, or one before it",
+    )  # fmt: skip
+    return f"Prefect {prefect.__version__}" not in chosen.manifest.tool or content.revision != known[0]
+
+
+def judge_live(report: Report, env: Environment, content: DatabaseContent) -> None:
+    """What serves at present; after the switch, whether everything came along."""
+    server = env.prefect_server
+    try:
+        revision, answer = read_revision(server, server.database), read_api(server)
+    except OpsError as error:
+        report.warn("live Prefect", "nothing to do where it is stopped for the upgrade: launch this again when it runs",
+                    value=error.message)  # fmt: skip
+        return
+    report.fact("live", f"Prefect {answer.version}, revision {revision}")
+    if (answer.version, revision) == (prefect.__version__, revisions()[0]):
+        missing = missing_in({table: one.rows for table, one in content.tables.items()}, answer)
+        report.expect("what the upgraded API knows", not missing, "was that deleted since the backup? Else go back",
+                      value="; ".join(missing) or "everything that the backup has", otherwise=Status.WARN)  # fmt: skip
+
+
+def rehearse(report: Report, own: Environment, env: Environment, chosen: Backup, jobs: int) -> None:
+    """Restore the backup into a scratch database, prove it, migrate it, compare again, serve it; drop it.
+
+    Raises:
+        VerificationFailed: it does not restore, does not migrate, or the new API does not serve it.
+        RunbookFailed: something was lost.
+    """
+    content, server = content_in(chosen), env.prefect_server
+    try:
+        empty = create_scratch(own.postgres, content.properties)
+        scratch = fill_scratch(own.postgres, dump_in(chosen), content.properties, empty, jobs)
+        proven = restore_steps.prove_database(report, own, chosen, scratch)
+        mark_verified(report, chosen)
+        migrated = migrate_copy.after(proven)(server, scratch)
+        report.fact("migrated in", duration(migrated.seconds))
+        report.expect("revision of the migrated copy", migrated.revision == revisions()[0], HINT,
+                      value=migrated.revision or "none", expected=revisions()[0])  # fmt: skip
+        after = judge_rows(report, own, proven, scratch, migrated)
+        report.fail_if_critical()
+        answer = read_served.after(after)(server, scratch)
+        missing = missing_in({table: one.rows for table, one in content.tables.items()}, answer)
+        report.expect("what the new API knows", not missing, HINT, value="; ".join(missing) or "everything",
+                      expected="every deployment and automation of the backup")  # fmt: skip
+        report.expect("secrets", True, "", value=f"{answer.blocks} blocks read in clear by Prefect {answer.version}")
+        report.fail_if_critical()
+    finally:
+        drop_scratch(own.postgres)
+
+
+def judge_rows(report: Report, own: Environment, before: DatabaseContent, copy: Copy, migrated: object) -> object:
+    """Table by table, what the migration did."""
+    after = read_content.after(migrated)(own.postgres, copy.database)
+    rows, lost, less = list[tuple[object, ...]](), list[str](), list[str]()
+    for table, one in sorted(before.tables.items()):
+        found = after.tables.get(table)
+        if found == one:
+            continue
+        rows.append((table, one.rows, found.rows if found else "the table is gone"))
+        if found is None or found.rows < one.rows:
+            (lost if table.partition(".")[2] in LASTING else less).append(table)
+    rows += [(table, "", after.tables[table].rows) for table in sorted(after.tables.keys() - before.tables.keys())]
+    report.table("Tables that the migration changed", ("table", "rows before", "rows after"), rows)
+    report.expect("rows that last", not lost, HINT, value=f"fewer in {', '.join(lost)}" if lost else "all are there",
+                  expected=f"none is lost of {len(LASTING)} tables")  # fmt: skip
+    if less:
+        report.warn("other rows", "see in the release notes why", value=f"fewer in {', '.join(less)}")
+    return after
+
+
+def tell_switch(report: Report, env: Environment) -> None:
+    """What is left to people: the switch."""
+    new, roles = prefect.__version__, ", ".join(reversed(env.prefect_server.roles))
+    pools = sorted({env.name, *env.pools.values()})
+    report.table("The upgrade, step by step (docs/prefect-upgrade.md)", ("step", "how"), [
+        ("pause the pools, wait until nothing runs", "; ".join(f"prefect work-pool pause {pool}" for pool in pools)),
+        ("stop workers and Prefect", f"the workers of every host, then {roles}"),
+        ("the last backup: nothing writes any more", f"{MODULE} backup --environment {env.name}"),
+        ("rehearse with that one", f"{MODULE} upgrade --environment {env.name} (of Prefect {new})"),
+        (f"migrate by Prefect {new}", "prefect server database upgrade -y; compose.yaml's service migrate does it"),
+        ("start Prefect, then workers of the same version", f"make doctor ENVIRONMENT={env.name}; launch this again"),
+        ("to go back", f"with the old version installed: {COMMAND.format(env.name, 'the last backup')}"),
+    ])  # fmt: skip
+
+
+def outcome(chosen: Backup, is_newer: bool) -> str:
+    """The sentence."""
+    if is_newer:
+        return f"{chosen.name} migrates to Prefect {prefect.__version__} and is served by it, nothing lost"
+    return (
+        f"Prefect {prefect.__version__} wrote {chosen.name} itself: nothing to upgrade to; launch this with the new "
+        "version installed"
+    )

@@ -1,0 +1,170 @@
+"""Phases 1 and 2 of §8.4: the alarm calls people, somebody takes it, the incident is declared, stakeholders are told.
+
+It is the real escalation of 付録C. With `page` the on-call person is paged by the channels of `[alerts]`, and the drill
+waits until somebody acknowledges. Without it, a file beside the drill's evidence is the test channel: nobody's phone
+rings, the incidents of a drill are not among the environment's own, and the drill answers at once: what is timed is how
+long it takes until somebody could.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from blocks.environment import Environment
+from blocks.people.alerts import Alerts
+from flows.monitoring import incident
+from flows.monitoring.table import METRICS
+from flows.recovery.drills.scenario import Drill, Symptom
+from runbook.errors import OpsError, Unreachable
+from runbook.page.render import duration
+from runbook.wait import until
+from tasks.alerts.incident import Incident
+
+METRIC_OF = {
+    "application": "api.error_ratio",
+    "database": "postgres.connections.used_ratio",
+    "replication": "postgres.wal.streams_missing",
+}
+"""Of the sensors that are metrics."""
+ARRIVES_SECONDS = 30.0
+ANSWER_SECONDS = 15 * 60.0
+HINT = "look at [alerts] of the environment's TOML; the drill went on without it"
+
+
+def answer_alarm(drill: Drill, symptom: Symptom) -> Incident | None:
+    """On call is told and takes it; a second alarm, which nobody takes, reaches every level. None where the environment
+    names nobody to tell: those boxes of the checklist stay open."""
+    if not drill.env.has("alerts"):
+        drill.report.warn(
+            "escalation", "add [alerts] to the environment's TOML", value="nobody is named: not rehearsed"
+        )
+        return None
+    try:
+        taken = _taken(drill, symptom)
+        _rehearse_levels(drill)
+    except OpsError as error:
+        drill.report.expect("escalation", False, error.hint or HINT, value=error.message)
+        return None
+    return taken
+
+
+def declare(drill: Drill, taken: Incident | None) -> None:
+    """The start of phase 2."""
+    if taken is None:
+        return
+    env = drill.env if drill.page else drilled(drill, "alerts.jsonl")
+    try:
+        found = incident.declare(drill.report, env, taken.id, _by(drill))
+        found = incident.notify_stakeholders(drill.report, env, found)
+    except OpsError as error:
+        drill.report.expect("incident declared", False, error.hint or HINT, value=error.message)
+        return
+    told = [one for one in env.alerts.stakeholders if found.reached(incident.STAKEHOLDERS, one)]
+    drill.done["declared"] = f"{found.id}, by {found.declared_by}"
+    if told and len(told) == len(env.alerts.stakeholders):
+        drill.done["stakeholders"] = f"{', '.join(told)}, through the test channel"
+
+
+def drilled(drill: Drill, channel: str, *, at_once: bool = False) -> Environment:
+    """The environment with its people told by a file of the drill's; `at_once`: with no minutes between the levels."""
+    alerts = drill.env.alerts
+    contacts = {name: one.model_copy(update={"channels": []}) for name, one in alerts.contacts.items()}
+    path = [level.model_copy(update={"minutes": 0.0} if at_once else {}) for level in alerts.path]
+    told = {"channels": ["file"], "file": str(drill.directory / channel), "contacts": contacts, "path": path}
+    drill.directory.mkdir(parents=True, exist_ok=True)
+    reports = drill.directory / Path(channel).stem
+    return drill.env.derived({"alerts": alerts.model_copy(update=told)}, reports=reports)
+
+
+def _taken(drill: Drill, symptom: Symptom) -> Incident:
+    env = drill.env if drill.page else drilled(drill, "alerts.jsonl")
+    metric = METRICS.get(METRIC_OF.get(symptom.sensor, ""))
+    what = f"訓練: {metric.title if metric else symptom.sensor}: {symptom.told}"
+    key = f"drill {metric.name if metric else symptom.sensor}"
+    owner = metric.owner if metric else "SRE"
+    opened = incident.open_incident(drill.report, env, what=what, severity="severe", owner=owner, key=key)
+    if drill.page:
+        drill.note(paged=opened.id)
+        taken = _answered(drill, opened)
+    else:
+        until(lambda: _arrived(env.alerts, opened), what="the message on the test channel", seconds=ARRIVES_SECONDS)
+        taken = incident.acknowledge(drill.report, env, opened.id, _by(drill), "訓練")
+    took = taken.acknowledged_seconds or 0.0
+    assert drill.fault
+    assert taken.acknowledged
+    since = (taken.acknowledged - drill.fault.began).total_seconds()
+    drill.report.fact("alarm answered", f"{duration(since)} after the fault, {duration(took)} after the escalation")
+    drill.done["on-call"] = f"told and acknowledged by {taken.acknowledged_by} after {duration(took)}"
+    return taken
+
+
+def _answered(drill: Drill, opened: Incident) -> Incident:
+    """Until the person who was paged acknowledges (acknowledge-incident); the next levels are paged at their minutes.
+
+    Raises:
+        OpsError: nobody did in time.
+    """
+    env = drill.env
+    kept = incident.incidents(env)
+    drill.report.fact("paged", f"{opened.id}: {', '.join(f'{one.contact} by {one.channel}' for one in opened.told)}")
+
+    def acknowledged() -> Incident | None:
+        found = kept.get(opened.id)
+        if found.acknowledged:
+            return found
+        incident.go_on(drill.report, env, found)
+        return None
+
+    try:
+        found = until(acknowledged, what="the acknowledgement", seconds=ANSWER_SECONDS, every_seconds=1.0)
+    except Unreachable:
+        hint = "check the on-call rota, the phone and the channels of [alerts]; the drill went on"
+        raise OpsError(f"nobody acknowledged {opened.id} within {duration(ANSWER_SECONDS)}", hint) from None
+    assert found
+    return found
+
+
+def close(drill: Drill) -> None:
+    """Resolve the incident by which people were paged, however the drill ended; those who were told learn of it."""
+    name = drill.half_done.notes.get("paged")
+    if not name:
+        return
+    try:
+        incident.resolve(drill.report, drill.env, name, _by(drill), "訓練は終了しました")
+    except OpsError as error:
+        drill.report.warn(f"incident {name} of the drill", error.hint or "run acknowledge-incident with action=resolve",
+                          value=error.message)  # fmt: skip
+
+
+def _rehearse_levels(drill: Drill) -> None:
+    """Nobody takes it: every level is told, in the order of the path."""
+    env = drilled(drill, "escalation.jsonl", at_once=True)
+    opened = incident.open_incident(
+        drill.report, env, what="訓練: 誰も応答しない", severity="severe", key="drill levels"
+    )
+    wanted = list(dict.fromkeys(name for level in env.alerts.path for name in level.contacts))
+    reached = list(dict.fromkeys(one.contact for one in opened.told if one.outcome == "sent"))
+    missing = [name for name in wanted if name not in reached or name not in _arrived(env.alerts, opened)]
+    in_order = [name for name in reached if name in wanted] == wanted
+    levels = ", ".join(f"{level.minutes:g} min {'・'.join(level.contacts)}" for level in drill.env.alerts.path)
+    ok = drill.report.expect("every level is told", not missing and in_order, HINT, expected=levels,
+                             value=f"missing: {', '.join(missing)}" if missing else ", ".join(reached))  # fmt: skip
+    if ok:
+        drill.done["escalation"] = f"nobody answered: told in this order: {', '.join(reached)}"
+
+
+def _arrived(alerts: Alerts, found: Incident) -> Mapping[str, str]:
+    """Whose messages of an incident the test channel holds: contact → its title."""
+    if not Path(alerts.file).exists():
+        return {}
+    lines = [json.loads(line) for line in Path(alerts.file).read_text(encoding="utf-8").splitlines()]
+    return {line["number"].removeprefix(f"{found.id}-").partition("-")[2]: line["title"]
+            for line in lines if line["incident"] == found.id}  # fmt: skip
+
+
+def _by(drill: Drill) -> str:
+    """The first participant, or the drill itself."""
+    named = drill.report.facts.get("participants", "")
+    return "run-drill" if not named or named.startswith("nobody") else f"{named.split(',')[0]} (run-drill)"

@@ -1,0 +1,1 @@
+"""The scenarios of DR drills, one module each (§8.4)."""

@@ -1,0 +1,129 @@
+"""A release that does not start is live: back to the one before it (§8.4, フェーズ4: アプリケーションデプロイ)."""
+
+from __future__ import annotations
+
+from blocks.environment import Environment
+from flows.infrastructure.images.deployment import deploy_application
+from flows.recovery.drills import control, detection
+from flows.recovery.drills.scenario import Drill, Refusal, Scenario, Targets
+from runbook.errors import OpsError
+from runbook.guard.permit import Act
+from runbook.report import Report
+from tasks.application.worktree import git, sweep
+from tasks.faults.disposable import BREAK, Fault
+from tasks.faults.release import break_release, release_of, spoiled_branch
+from tasks.releases.release import Release, find_differences, find_release, read_live
+
+# What it gets in the negative control: it cannot become healthy, and the way back must begin.
+CONTROL_SECONDS = 10
+
+
+class BadRelease(Scenario):
+    """不良リリース."""
+
+    name = "bad_release"
+    title = "不良リリース"
+    situation = "起動しないリリースが手作業で配備された"
+    goal = "直前のリリースへの切り戻し（§4.1）"
+    checks = "直前のリリースと同一のファイルで全機能正常動作、データ損失なし"
+    backups = ()
+    sensors = ("application",)
+
+    def targets(self, env: Environment) -> Targets:
+        """The environment's RTO; no data is touched."""
+        return Targets(env.rto_seconds, 0.0, 0)
+
+    def acts(self, env: Environment) -> list[Act]:
+        """The release."""
+        return [Act(BREAK, release_of(env))]
+
+    def judge(self, report: Report, env: Environment) -> None:
+        """What runs is a commit of the repository, file by file: there is something to go back to."""
+        hint, told = (
+            "launch deploy-application with a commit of the repository first: there must be one to go back to",
+            "",
+        )
+        try:
+            live = read_live(env.application)
+            changed = find_differences(find_release(env.application, live.commit)) if live.known else []
+            told = ", ".join(changed[:3]) or ("" if live.known else "nobody knows which commit is live")
+        except OpsError as error:
+            hint, told = error.hint, error.message
+        report.expect("steady state: release", not told, hint, value=told or live.commit, expected="as committed")
+
+    def strike(self, drill: Drill) -> Fault:
+        """A commit with a defect, copied into place."""
+        application = drill.env.application
+        good = find_release(application, read_live(application).commit)
+        branch = f"drill/{drill.directory.name}"
+        drill.note(good=good.commit, version=read_live(application).version, branch=branch)
+        bad = spoiled_branch(good, application.source, branch)
+        return break_release(drill.permit, drill.env, find_release(application, bad))
+
+    def decide(self, drill: Drill) -> None:
+        """Which commit is live, and which was before it; then the way back, planned."""
+        application, good = drill.env.application, drill.half_done.notes["good"]
+        live = read_live(application)
+        before = git(find_release(application, live.commit).repository, "rev-parse", f"{live.commit}^").strip()
+        drill.report.fact("diagnosis", f"{live.commit[:12]} is live; before it was {before[:12]}")
+        drill.report.expect("the diagnosis is right", before == good, "find out why the release names another one",
+                            value=before, expected=good)  # fmt: skip
+        drill.note(before=before)
+        plan = drill.run(deploy_application, version=before)
+        drill.done["strategy"] = f"deploy-application: {plan.plan_steps[0].detail}"
+
+    def restore(self, drill: Drill) -> Report:
+        """The release before, unpacked, started, proven."""
+        version = drill.half_done.notes["before"]
+        done = drill.run(deploy_application, version=version, confirm=drill.env.name)
+        drill.done["deployed"] = done.outcome
+        return done
+
+    def verify(self, drill: Drill) -> None:
+        """確認項目: the files are those of the release before, and the expectations hold."""
+        changed = find_differences(self._good(drill))
+        drill.report.expect("直前のリリースに復旧", not changed, "look who else writes there",
+                            value=", ".join(changed[:3]) or "every file as committed")  # fmt: skip
+        detection.expect_rules(drill)
+
+    def settle(self, drill: Drill) -> None:
+        """Nothing else was touched."""
+
+    def control(self, drill: Drill) -> list[Refusal]:
+        """The bad release given to the runbook itself, which must take it back; and one without a part of it."""
+        env, notes = drill.env, drill.half_done.notes
+        derived = env.derived({}, reports=drill.directory / "control" / "reports")
+        repository = self._good(drill).repository
+        control.require_accepted(derived, deploy_application, version=notes["good"])
+        nothing = git(repository, "hash-object", "-t", "tree", "/dev/null").strip()
+        empty = git(repository, "commit-tree", "-m", "nothing", "-p", notes["good"], nothing).strip()
+        sabotaged = {
+            "a release that does not start": notes["branch"],
+            "a commit that lacks the release's files": empty,
+        }
+        found = [
+            control.try_sabotaged(derived, deploy_application, what, version=version, health_seconds=CONTROL_SECONDS,
+                                  confirm=env.name)
+            for what, version in sabotaged.items()
+        ]  # fmt: skip
+        wrong = [*find_differences(self._good(drill))[:3], *filter(None, [detection.quick(env)["application"]])]
+        drill.report.expect("what was before runs after the negative controls", not wrong,
+                            "deploy-application does not go back: correct it before anything else",
+                            value=", ".join(wrong) or "healthy, every file as committed")  # fmt: skip
+        self.heal(drill)
+        return found
+
+    def heal(self, drill: Drill) -> None:
+        """The good release again, unless it is there and well; and the drill's branch goes."""
+        env, notes = drill.env, drill.half_done.notes
+        if "good" not in notes:
+            return
+        good = self._good(drill)
+        if detection.quick(env)["application"] or find_differences(good):
+            drill.run(deploy_application, version=notes["good"], recreate=True, confirm=env.name)
+        sweep(good.repository)  # of a run that was killed while it made the branch: git keeps that one
+        if git(good.repository, "for-each-ref", f"refs/heads/{notes['branch']}").strip():
+            git(good.repository, "branch", "--quiet", "-D", notes["branch"])
+
+    def _good(self, drill: Drill) -> Release:
+        return find_release(drill.env.application, drill.half_done.notes["good"])

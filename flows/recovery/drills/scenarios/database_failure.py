@@ -1,0 +1,139 @@
+"""Scenario 1 of §8.4: the primary's disk fails. Failover to the standby, nothing lost."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from blocks.environment import START_ORDER, Environment
+from blocks.postgres.server import Postgres, execute
+from flows.database.base_backup import backup_cluster
+from flows.recovery.drills import control, detection
+from flows.recovery.drills.scenario import Drill, Refusal, Scenario, Targets
+from flows.recovery.postgres.failover import postgres_failover, rejoin_standby
+from runbook.failpoint import failpoint
+from runbook.guard.permit import Act
+from runbook.report import Report
+from tasks.drill.foreign import foreign_standby, sweep_foreign
+from tasks.failover.marker import find_begun
+from tasks.failover.promotion import streams
+from tasks.faults.disposable import BREAK, Fault
+from tasks.faults.server import destroy_server, finish_destroying
+from tasks.host.services import read_services
+from tasks.postgres.replication.synchronous import address, read_synchrony
+
+RTO_SECONDS = 3600.0
+PAUSED, FOREIGN = "replay paused on the standby", "a standby of another cluster in its place"
+
+
+class DatabaseFailure(Scenario):
+    """データベース障害."""
+
+    name = "database_failure"
+    title = "データベース障害"
+    situation = "プライマリDBサーバーのディスク障害"
+    goal = "スタンバイDBへのフェイルオーバー（RTO: 1時間）"
+    checks = "データ損失なし（RPO: 0）、全機能正常動作"
+    backups = ("cluster",)
+    needs = ("standby",)
+    sensors = ("database",)
+
+    def targets(self, env: Environment) -> Targets:
+        """1 hour, and not one acknowledged write."""
+        return Targets(RTO_SECONDS, 0.0, 0)
+
+    def acts(self, env: Environment) -> list[Act]:
+        """The primary of now."""
+        return [Act(BREAK, address(env.postgres))]
+
+    def judge(self, report: Report, env: Environment) -> None:
+        """RPO 0 is a promise of synchronous replication only."""
+        report.expect("steady state: standby", env.has("standby"), "add [standby] to the environment's TOML",
+                      value="named" if env.has("standby") else "none is named")  # fmt: skip
+        found = read_synchrony(env.postgres)
+        report.expect("steady state: synchronous replication", bool(found.names),
+                      "set synchronous_standby_names: without it a failover loses what the standby has not received",
+                      value=found.names or "asynchronous")  # fmt: skip
+
+    def strike(self, drill: Drill) -> Fault:
+        """Its processes killed, its data directory gone."""
+        return destroy_server(drill.permit, drill.env, drill.env.postgres)
+
+    def decide(self, drill: Drill) -> None:
+        """The failover's plan. `fence`: the supervisor goes on trying to start what has no disk."""
+        plan = drill.run(postgres_failover, mode="unplanned", fence=True)
+        drill.done["strategy"] = f"postgres-failover, unplanned: {plan.facts.get('from → to', '')}"
+
+    def restore(self, drill: Drill) -> Report:
+        """The standby is promoted, the application follows."""
+        done = drill.run(postgres_failover, mode="unplanned", fence=True, confirm=drill.env.name)
+        drill.done["integrity"] = f"by the runbook's own ledger: {done.facts.get('acknowledged writes lost', '')}"
+        return done
+
+    def verify(self, drill: Drill) -> None:
+        """Every service that should run does."""
+        env = drill.env
+        stopped = read_services(env.services, env.services_in(START_ORDER[1:])).stopped
+        drill.report.expect("全機能正常動作", not stopped, "start them, and look at their logs",
+                            value=", ".join(stopped) or "every service runs")  # fmt: skip
+
+    def settle(self, drill: Drill) -> None:
+        """The lost server becomes a standby by a base backup, and the new timeline has a backup."""
+        name = drill.env.name
+        drill.env.forget_roles()
+        drill.run(rejoin_standby, confirm=name)
+        drill.run(backup_cluster)
+
+    def control(self, drill: Drill) -> list[Refusal]:
+        """A standby on which somebody has paused the replay: it would be promoted without what it has received. And in
+        its place one of another cluster, which is as good as a backup of the wrong system: all of the data would be
+        gone. A failover reads no backup: a byte of a file is nothing that it could find."""
+        env = drill.env
+        env.forget_roles()
+        standby, reports = env.standby, drill.directory / "control" / "reports"
+        derived = env.derived({}, reports=reports)
+        control.require_accepted(derived, postgres_failover, **_planned(standby))
+        with _paused(drill, standby):
+            paused = control.try_sabotaged(derived, postgres_failover, PAUSED, **_planned(standby))
+        with foreign_standby(standby) as other:
+            derived = env.derived({"postgres": env.postgres, "standby": other}, reports=reports)
+            return [paused, control.try_sabotaged(derived, postgres_failover, FOREIGN, **_planned(other))]
+
+    def heal(self, drill: Drill) -> None:
+        """The fault is finished where it was half done; then failover and standby, whatever of them is left to do."""
+        env = drill.env
+        for node in env.nodes():
+            sweep_foreign(node)
+            if address(node) in drill.half_done.notes["breaks"].split(" | "):
+                finish_destroying(drill.permit, env, node)
+        env.forget_roles()
+        if detection.database(env, drill.directory) or find_begun(env.reports_directory):
+            drill.run(postgres_failover, mode="unplanned", fence=True, confirm=env.name)
+            env.forget_roles()
+        if paused := drill.half_done.notes.get("paused"):
+            _resume(next(node for node in env.nodes() if address(node) == paused))
+        if not streams(env.postgres, env.standby.name):
+            drill.run(rejoin_standby, confirm=env.name)
+
+
+def _planned(standby: Postgres) -> dict[str, str]:
+    return {"mode": "planned", "new_primary": address(standby)}
+
+
+@contextlib.contextmanager
+def _paused(drill: Drill, standby: Postgres) -> Iterator[None]:
+    """Noted first: a run after a killed one resumes it."""
+    drill.note(paused=address(standby))
+    with standby.connect() as connection:
+        execute(connection, "SELECT pg_wal_replay_pause()")
+    failpoint("drill: replay paused")
+    try:
+        yield
+    finally:
+        _resume(standby)
+
+
+def _resume(standby: Postgres) -> None:
+    with standby.connect() as connection:
+        if execute(connection, "SELECT pg_is_in_recovery() AND pg_is_wal_replay_paused()")[0][0]:
+            execute(connection, "SELECT pg_wal_replay_resume()")

@@ -1,0 +1,110 @@
+"""Everything lost at once: database, Redis and application files (§8.2, as a drill). Back from the backups."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from blocks.environment import Environment
+from flows.recovery.drills import control, detection
+from flows.recovery.drills.scenario import Drill, Refusal, Scenario, Targets
+from flows.recovery.full_restore import full_restore
+from flows.store import store_for
+from runbook.guard.permit import Act
+from runbook.report import Report
+from tasks.backups.catalogue import find_backup
+from tasks.drill.sabotage import alter_row, copy_of, cut, flip
+from tasks.faults.disposable import BREAK, Fault
+from tasks.faults.everything import everything, lose_everything
+
+
+class FullRestore(Scenario):
+    """全データの喪失."""
+
+    name = "full_restore"
+    title = "全データ喪失"
+    situation = "データベース、Redis、アプリケーションファイルの同時喪失"
+    goal = "バックアップからの完全システムリストア（§8.2）"
+    checks = "RPO/RTO定義（§8.1）の達成、全機能正常動作"
+    backups = ("postgres", "redis", "files")
+    sensors = ("application", "database")
+
+    def targets(self, env: Environment) -> Targets:
+        """The environment's own, of §8.1."""
+        return Targets(env.rto_seconds, env.rpo_seconds)
+
+    def acts(self, env: Environment) -> list[Act]:
+        """All of it."""
+        return [Act(BREAK, everything(env))]
+
+    def judge(self, report: Report, env: Environment) -> None:
+        """The negative control spoils copies of the newest dump."""
+        where, backups = Path(env.backups.postgres), env.backups
+        report.expect("steady state: store of the dumps", where.is_dir() and not backups.recipients,
+                      "hold the drill where it is a directory and not encrypted: the negative control spoils a copy",
+                      value=f"{where}{', encrypted' if backups.recipients else ''}")  # fmt: skip
+
+    def strike(self, drill: Drill) -> Fault:
+        """Lost."""
+        return lose_everything(drill.permit, drill.env)
+
+    def decide(self, drill: Drill) -> None:
+        """The restore's plan."""
+        plan = drill.run(full_restore)
+        drill.done["strategy"] = f"full-restore: {plan.facts.get('backup', '')}"
+        name = str(plan.pins["backup"])
+        drill.recovered_to = find_backup(store_for(drill.env, "postgres"), "postgres", name).manifest.taken
+
+    def restore(self, drill: Drill) -> Report:
+        """Built beside, proven, swapped, started."""
+        done = drill.run(full_restore, confirm=drill.env.name)
+        facts = done.facts
+        drill.done |= {
+            "database": facts.get("backup", ""),
+            "redis": facts.get("redis backup", ""),
+            "files": facts.get("files backup", ""),
+            "integrity": "content equal to the manifests" + detection.rules_hold(drill.env),
+            "deployed": "with the files",
+            "migrations": "the copy was migrated before the swap",
+        }
+        return done
+
+    def verify(self, drill: Drill) -> None:
+        """全機能正常動作: the expectations hold on what is live."""
+        detection.expect_rules(drill)
+
+    def settle(self, drill: Drill) -> None:
+        """The standby has followed; there is nothing to put back."""
+
+    def control(self, drill: Drill) -> list[Refusal]:
+        """Copies of the dump: cut, a byte changed, and a row changed with every checksum right. The last one is given
+        to the real restore, confirmed: only the comparison of what it has built can refuse it."""
+        env, found = drill.env, list[Refusal]()
+        backup = find_backup(store_for(env, "postgres"), "postgres", "latest", env.name)
+        for number, spoil in enumerate((cut, flip), 1):
+            derived, copy = _with_copy(drill, backup.name, number)
+            if number == 1:
+                control.require_accepted(derived, full_restore)
+            found.append(control.try_sabotaged(derived, full_restore, spoil(copy)))
+        derived, copy = _with_copy(drill, backup.name, 3)
+        sabotage = alter_row(env.postgres, copy, env.application.writes.steps[0].column)
+        drill.note(sabotaged=str(copy))
+        found.append(control.try_sabotaged(derived, full_restore, sabotage, stop_services="at_swap", confirm=env.name))
+        if not found[-1].refused:  # it is live now
+            self.heal(drill)
+        return found
+
+    def heal(self, drill: Drill) -> None:
+        """Everything again, from the good backups, unless all is well."""
+        env = drill.env
+        env.forget_roles()
+        sensors = detection.quick(env)
+        if "sabotaged" in drill.half_done.notes or sensors["application"] or sensors["database"]:
+            drill.run(full_restore, confirm=env.name)
+
+
+def _with_copy(drill: Drill, name: str, number: int) -> tuple[Environment, Path]:
+    """The same system with a store of dumps that holds a copy of one backup only; and that copy."""
+    env, scratch = drill.env, drill.directory / f"control-{number}"
+    copy = copy_of(Path(env.backups.postgres) / name, scratch / "postgresql" / name)
+    backups = env.backups.model_copy(update={"postgres": str(scratch / "postgresql")})
+    return env.derived({"backups": backups}, reports=scratch / "reports"), copy

@@ -1,0 +1,207 @@
+"""Scenario 2 of §8.4: the whole main region is gone. Everything comes up in the other one, and goes back afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from blocks.environment import START_ORDER, Environment
+from blocks.postgres.server import Postgres
+from flows.application.files import backup_files
+from flows.database.base_backup import backup_cluster
+from flows.database.copies import replicate_backups
+from flows.recovery.drills import control, detection
+from flows.recovery.drills.scenario import Drill, Refusal, Scenario, Targets, launch
+from flows.recovery.postgres.failover import rejoin_standby
+from flows.recovery.region.failover import region_failover
+from flows.redis.persistence import backup_redis
+from flows.store import store_for
+from runbook.errors import OpsError
+from runbook.failpoint import failpoint
+from runbook.guard.permit import Act
+from runbook.report import Report
+from tasks.application.endpoint import read_endpoint
+from tasks.application.health import wait_healthy
+from tasks.backups.catalogue import open_all
+from tasks.drill.sabotage import copy_of, flip
+from tasks.failover.promotion import streams
+from tasks.faults.disposable import BREAK, Fault
+from tasks.faults.region import empty_region, lose_region, region
+from tasks.host.services import read_services, start_services, stop_services
+
+RTO_SECONDS, RPO_SECONDS = 4 * 3600.0, 3600.0
+HEALTH_SECONDS = 120.0
+ATTESTED = "the drill: it has killed every process of the region itself"
+
+
+class RegionOutage(Scenario):
+    """リージョン障害."""
+
+    name = "region_outage"
+    title = "リージョン障害"
+    situation = "メインリージョン全体のネットワーク障害"
+    goal = "DRリージョンへの切り替え（RTO: 4時間）"
+    checks = "1時間以内のデータ復旧（RPO: 1時間）"
+    backups = ("cluster", "redis", "files")
+    needs = ("endpoint",)
+    sensors = ("application", "database")
+
+    def targets(self, env: Environment) -> Targets:
+        """4 hours, and an hour of data."""
+        return Targets(RTO_SECONDS, RPO_SECONDS)
+
+    def acts(self, env: Environment) -> list[Act]:
+        """All of the region."""
+        return [Act(BREAK, region(env))]
+
+    def judge(self, report: Report, env: Environment) -> None:
+        """There is another region, it is empty, and backups were replicated to it."""
+        other = _other(env)
+        states = read_services(other.services, list(other.services.names)).running
+        running = ", ".join(role for role, runs in states.items() if runs)
+        report.expect("steady state: the other region is empty", not running and other.disposable,
+                      "stop what runs there; it must be disposable too", value=running or other.name)  # fmt: skip
+        for kind in self.backups:
+            known = open_all(store_for(other, kind), kind)[0]
+            own = [one.name for one in known if one.manifest.environment == env.name and not one.failed]
+            report.expect(f"steady state: {kind} in the other region", bool(own), "launch replicate-backups",
+                          value=own[-1] if own else "none")  # fmt: skip
+        sent = read_endpoint(env.endpoint)
+        report.expect("steady state: users are sent to this region", sent == env.application.url,
+                      "send them back first", value=sent, expected=env.application.url)  # fmt: skip
+
+    def address(self, env: Environment) -> str | Callable[[], str]:
+        """As the proxy in front of the regions sends them."""
+        return lambda: read_endpoint.work(env.endpoint)
+
+    def servers(self, env: Environment) -> list[Postgres]:
+        """Of both regions: users of the database look for the one that takes writes."""
+        return [*env.nodes(), *_other(env).nodes()]
+
+    def strike(self, drill: Drill) -> Fault:
+        """Every process of it, at one moment."""
+        return lose_region(drill.permit, drill.env)
+
+    def decide(self, drill: Drill) -> None:
+        """The failover's plan."""
+        plan = drill.keep(self._fail_over(drill, ""))
+        drill.done["strategy"] = f"region-failover: {plan.facts.get('database from', '')}"
+
+    def restore(self, drill: Drill) -> Report:
+        """Everything there, then the users."""
+        done = drill.keep(self._fail_over(drill, _other(drill.env).name))
+        facts = done.facts
+        drill.done |= {
+            "database": facts.get("database from", ""),
+            "redis": facts.get("redis backup", ""),
+            "files": facts.get("files backup", ""),
+            "integrity": "the last transaction in the WAL is there" + detection.rules_hold(_other(drill.env)),
+            "deployed": "with the files",
+            "migrations": facts.get("Alembic revision", ""),
+        }
+        return done
+
+    def live(self, env: Environment) -> Environment:
+        """Where users are sent."""
+        other = _other(env)
+        return other if read_endpoint.work(env.endpoint) == other.application.url else env
+
+    def verify(self, drill: Drill) -> None:
+        """Every service of the other region runs but its standby, and users are sent there."""
+        other = _other(drill.env)
+        stopped = read_services(other.services, other.services_in(START_ORDER)).stopped
+        drill.report.expect("全機能正常動作", not stopped, "start them, and look at their logs",
+                            value=", ".join(stopped) or "every service runs")  # fmt: skip
+        sent = read_endpoint(drill.env.endpoint)
+        drill.report.expect("users are sent to the other region", sent == other.application.url, "look at the endpoint",
+                            value=sent, expected=other.application.url)  # fmt: skip
+
+    def settle(self, drill: Drill) -> None:
+        """The first region has its hosts again: users go back, with everything that they wrote in the other one."""
+        self._send_back(drill)
+        self._rejoin(drill)
+
+    def control(self, drill: Drill) -> list[Refusal]:
+        """The way back once more, planned: the only base backup that is there has one bit changed."""
+        env, other, scratch = drill.env, _other(drill.env), drill.directory / "control"
+        known = open_all(store_for(env, "cluster"), "cluster")[0]
+        newest = [one for one in known if one.manifest.environment == other.name][-1].name
+        copy = copy_of(Path(env.backups.cluster) / newest, scratch / "cluster" / newest)
+        (scratch / "postgresql").mkdir()
+        stores = {"cluster": str(scratch / "cluster"), "postgres": str(scratch / "postgresql")}
+        endpoint = env.endpoint.model_copy(update={"file": str(scratch / "endpoint")})
+        (scratch / "endpoint").write_text(other.application.url, encoding="utf-8")
+        derived = env.derived(
+            {"backups": env.backups.model_copy(update=stores), "endpoint": endpoint}, reports=scratch / "reports"
+        )
+        control.require_accepted(derived, region_failover, source=other.name)
+        refused = control.try_sabotaged(derived, region_failover, flip(copy), source=other.name)
+        empty_region(drill.permit, env, other)
+        return [refused]
+
+    def heal(self, drill: Drill) -> None:
+        """Killed: what is half dead dies. Then back from where users are."""
+        env, other = drill.env, _other(drill.env)
+        if drill.half_done.notes.get("step") == "the fault":
+            lose_region(drill.permit, env)
+        if self.live(env).name == other.name:
+            _start(other, [role for role in _all(other) if role != other.standby.service])
+            self._send_back(drill)
+        else:
+            _start(env, _all(env))
+            env.forget_roles()
+            wait_healthy(env.application, seconds=HEALTH_SECONDS)
+        self._rejoin(drill)
+        empty_region(drill.permit, env, other)
+
+    def _fail_over(self, drill: Drill, confirm: str) -> Report:
+        other = _other(drill.env).name
+        return launch(
+            region_failover, environment=other, source=drill.env.name, fenced_by=ATTESTED, confirm=confirm
+        )  # fmt: skip
+
+    def _send_back(self, drill: Drill) -> None:
+        """The way back of docs/region-failover.md: nobody writes any more, everything goes over, users follow."""
+        env, other = drill.env, _other(drill.env)
+        drill.note(step="the way back")
+        wait_healthy(other.application, seconds=HEALTH_SECONDS)
+        drill.keep(launch(backup_cluster, environment=other.name))
+        stop_services(other.services, other.services_in(("backend", "frontend")))
+        for flow in (backup_redis, backup_files, replicate_backups):
+            drill.keep(launch(flow, environment=other.name))
+        failpoint("drill: ready for the way back")
+        # The receiver gets the last of it when the primary stops, and the archiver ships that when it stops itself.
+        last = ("postgres", *((other.wal.service, other.wal.archiver) if other.has("wal") else ()), "redis")
+        stop_services(other.services, other.services_in(last))
+        _start(env, [role for role in env.services.names if role.startswith(("redis", "sentinel"))])
+        done = launch(region_failover, environment=env.name, source=other.name, confirm=env.name)
+        drill.keep(done)
+        drill.note(step="the standby")
+        env.forget_roles()
+
+    def _rejoin(self, drill: Drill) -> None:
+        """A standby to fail over to, and a backup of the timeline that is live, in both places."""
+        env = drill.env
+        env.forget_roles()
+        if env.has("standby") and not streams(env.postgres, env.standby.name):
+            drill.run(rejoin_standby, confirm=env.name)
+        drill.run(backup_cluster)
+        drill.run(replicate_backups)
+
+
+def _other(env: Environment) -> Environment:
+    return Environment.find(env.endpoint.other)
+
+
+def _all(env: Environment) -> list[str]:
+    """Every service, what others need first."""
+    first = [*(node.service for node in env.nodes()), *([env.wal.service] if env.has("wal") else []), *START_ORDER]
+    return [role for role in dict.fromkeys([*first, *env.services.names]) if role in env.services.names]
+
+
+def _start(env: Environment, roles: list[str]) -> None:
+    """One that does not start is told by the sensors."""
+    for role in roles:
+        with contextlib.suppress(OpsError):
+            start_services(env.services, [role])

@@ -1,0 +1,171 @@
+"""What a drill's report says of it: ledger, verdict, timeline, what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from blocks.environment import Environment
+from flows.recovery.drills.scenario import Drill, Scenario
+from runbook.page import render
+from runbook.page.render import duration
+from runbook.report import Evidence, Report, Status, StepTime
+from tasks.drill.account import Account, account_in
+from tasks.drill.ledger import Attempt
+
+MEASURED = "Measured"
+MOST_LOST = 500
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured. `rto_seconds` is None where users were not served again; `lost` are the writes that were
+    acknowledged before the fault and are gone, `given_up` those from after it. `rpo_seconds`: from the first lost
+    write, or from the moment of the data that came back, to the fault."""
+
+    rto_seconds: float | None
+    lost: tuple[Attempt, ...]
+    given_up: tuple[Attempt, ...]
+    rpo_seconds: float
+
+
+def account(drill: Drill, live: Environment) -> Outcome | None:
+    """Every write of the ledgers looked up in the live database, and told; None where the fault was never reached.
+
+    Raises:
+        Unreachable: the database is down.
+    """
+    with live.postgres.connect(live.postgres.database) as connection:
+        accounts = {
+            name: account_in(ledger, connection, drill.env.application)
+            for name, ledger in drill.clients.ledgers.items()
+        }
+    outcome = _outcome_of(drill, accounts) if drill.fault else None
+    _tell_ledger(drill.report, accounts, outcome)
+    return outcome
+
+
+def _outcome_of(drill: Drill, accounts: Mapping[str, Account]) -> Outcome:
+    """The fault's beginning parts what must not be lost from what a way back in time gives up."""
+    assert drill.fault
+    began = drill.fault.began
+    lost = [one for found in accounts.values() for one in found.lost]
+    before = sorted((one for one in lost if one.answered and one.answered <= began), key=lambda one: one.sent)
+    rpo = (began - before[0].answered).total_seconds() if before and before[0].answered else 0.0
+    if drill.recovered_to:
+        rpo = max(rpo, (began - drill.recovered_to).total_seconds())
+    rto = (drill.served - drill.fault.began).total_seconds() if drill.served else None
+    return Outcome(rto, tuple(before), tuple(one for one in lost if one not in before), rpo)
+
+
+def _tell_ledger(report: Report, accounts: Mapping[str, Account], outcome: Outcome | None) -> None:
+    """Attempts and what became of them, by client; and every lost write."""
+    report.table(
+        "Ledger",
+        ("writes", "attempted", "acknowledged", "refused", "indeterminate", "lost", "recovered", "unknown",
+         "unexpected"),
+        [(name, a.attempted, a.acknowledged, a.refused, a.indeterminate, len(a.lost), a.recovered, a.unknown,
+          len(a.unexpected)) for name, a in accounts.items()],
+    )  # fmt: skip
+    strange = [row for account in accounts.values() for row in account.unexpected]
+    report.expect("unexpected rows", not strange, "find out who wrote them, or what wrote them twice",
+                  value="; ".join(strange[:5]) or "none", expected="none")  # fmt: skip
+    groups = [("before the fault", outcome.lost), ("after the fault", outcome.given_up)] if outcome else [
+        ("nobody knows: before or after", tuple(one for found in accounts.values() for one in found.lost))
+    ]  # fmt: skip
+    rows = [(when, f"{one.answered:%H:%M:%S.%f}", one.kind, one.key or one.id)
+            for when, group in groups for one in group]  # fmt: skip
+    report.table("Lost writes, one by one", ("acknowledged", "at (UTC)", "kind", "key"), rows[:MOST_LOST])
+
+
+def tell_verdict(report: Report, drill: Drill, scenario: Scenario, outcome: Outcome) -> None:
+    """Against the scenario's targets of §8.4."""
+    targets = scenario.targets(drill.env)
+    rto, lost = outcome.rto_seconds, len(outcome.lost)
+    report.expect("RTO", rto is not None and rto <= targets.rto_seconds, "see in the timeline which step took long",
+                  value="users were not served again" if rto is None else duration(rto),
+                  expected=f"at most {duration(targets.rto_seconds)}")  # fmt: skip
+    if targets.lost_writes >= 0:
+        report.expect("lost acknowledged writes", lost <= targets.lost_writes, "they are in the table of lost writes: "
+                      "find out whether replication was synchronous, and what the runbook did not replay",
+                      value=lost, expected=targets.lost_writes)  # fmt: skip
+    report.expect("RPO", outcome.rpo_seconds <= targets.rpo_seconds, "back up more often, or archive WAL",
+                  value=f"{lost:,} writes, {duration(outcome.rpo_seconds)}",
+                  expected=f"at most {duration(targets.rpo_seconds)}")  # fmt: skip
+    report.fact("RTO", f"{'not reached' if rto is None else duration(rto)}, from the fault to the first good request")
+    report.fact("RPO", f"{lost:,} acknowledged writes of before the fault, {duration(outcome.rpo_seconds)}")
+    if outcome.given_up:
+        report.fact("given up", f"{len(outcome.given_up):,} writes that were acknowledged after the fault")
+    report.fact("確認項目", scenario.checks)
+
+
+def tell_measured(report: Report, drill: Drill, outcome: Outcome | None) -> None:
+    """Numbers for the trend of later drills."""
+    rows: list[tuple[str, object]] = [("scenario", drill.half_done.scenario)]
+    if outcome:
+        rto = outcome.rto_seconds
+        rows += [("rto_seconds", "" if rto is None else f"{rto:.2f}"), ("lost_writes", len(outcome.lost)),
+                 ("rpo_seconds", f"{outcome.rpo_seconds:.2f}")]  # fmt: skip
+    rows += [(f"phase_{number}_seconds", f"{seconds:.2f}") for number, seconds in sorted(drill.phases.seconds.items())]
+    report.table(MEASURED, ("measure", "value"), rows)
+
+
+def tell_timeline(report: Report, drill: Drill) -> None:
+    """Phases, the outage, and the runbooks, on one axis."""
+    assert drill.fault
+    served = drill.served
+    began, first = drill.fault.began, drill.symptoms[0] if drill.symptoms else None
+    steps = [StepTime("fault", began, (drill.fault.struck - began).total_seconds(), Status.CRITICAL)]
+    if served:
+        steps.append(StepTime("users not served", began, (served - began).total_seconds(), Status.WARN))
+    steps += drill.phases.bars()
+    steps += [StepTime(run.runbook, run.started, run.seconds, run.status) for run in drill.runs if not run.planned]
+    report.attach(Evidence("Timeline", svg=render.bars(steps, began)))
+    events = [(f"{began:%H:%M:%S.%f}", "fault", drill.fault.what)]
+    events += [(f"{first.at:%H:%M:%S.%f}", f"alarm: {first.sensor}", first.told)] if first else []
+    events += [(f"{run.started:%H:%M:%S.%f}", f"{run.runbook} ({run.status})", run.outcome or run.sentence())
+               for run in drill.runs]  # fmt: skip
+    events += [(f"{served:%H:%M:%S.%f}", "first good request", "users are served again")] if served else []
+    report.table("Events", ("at (UTC)", "event", "detail"), sorted(events))
+    report.table("Alarms", ("sensor", "says"), [(one.sensor, one.told) for one in drill.symptoms])
+
+
+def tell_problems(report: Report, drill: Drill) -> None:
+    """What went wrong, in the drill and in its runbooks, each with what to do: the action items."""
+    rows = [(name, f.status, f"{f.name}: {f.value}", f.hint)
+            for name, findings in (("drill", report.findings), *((run.runbook, run.findings) for run in drill.runs))
+            for f in findings if f.status is not Status.OK]  # fmt: skip
+    unique = list(dict.fromkeys(rows))
+    report.table("What went wrong, and action items", ("where", "", "what", "action"), unique)
+    drill.done["problems"] = f"{len(unique)} found"
+    drill.done["timeline"] = "in this report"
+    drill.done["report"] = "this report"
+
+
+def tell_overhead(report: Report, drill: Drill, seconds: Mapping[str, float]) -> None:
+    """What the drill itself cost: its wall time in which it neither waited for the alarm, nor checked what came back,
+    nor ran a runbook, which would have been so without a drill."""
+    phases, now = drill.phases, datetime.now(UTC)
+    waited, checked = ([(phases.begun[n], phases.seconds[n])] if n in phases.seconds else [] for n in (1, 5))
+    runs = [(run.started, run.seconds) for run in drill.runs]
+    whole = (now - report.started).total_seconds()
+    own = whole - _covered([*waited, *checked, *runs])
+    report.table("The drill's seconds", ("part", "seconds"), [
+        ("waiting for the alarm", f"{_covered(waited):.2f}"),
+        ("runbooks", f"{_covered(runs):.2f}"),
+        ("checks of phase 5", f"{_covered(checked):.2f}"),
+        ("the drill itself", f"{own:.2f}"),
+    ])  # fmt: skip
+    parts = ", ".join(f"{name} {duration(took)}" for name, took in seconds.items())
+    told = f"{duration(own)} of {duration(whole)} ({parts}); the runbooks took {duration(_covered(runs))}"
+    report.fact("the drill's own overhead", told)
+
+
+def _covered(spans: Sequence[tuple[datetime, float]]) -> float:
+    """Seconds of (begin, seconds) that at least one of them covers."""
+    covered, end = 0.0, 0.0
+    for began, took in sorted((start.timestamp(), took) for start, took in spans):
+        covered += max(0.0, began + took - max(began, end))
+        end = max(end, began + took)
+    return covered

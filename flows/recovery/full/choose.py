@@ -1,0 +1,161 @@
+"""What a full restore brings back: the database's backup, and the Redis and files backups nearest to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+from blocks.environment import Environment, Stores
+from flows.database import restore_steps as database
+from flows.database.waiting_commits import alone_act
+from flows.pinned import pin_database, pin_paths, pin_redis
+from flows.redis.restore.steps import judge_redis
+from flows.store import read_files, store_for
+from runbook.guard.permit import Act
+from runbook.page.render import size
+from runbook.report import Report, Status
+from tasks.application.connection_string import SWITCH
+from tasks.application.staged_files import REPLACE_FILES, judge_files_backup
+from tasks.backups import catalogue
+from tasks.backups.catalogue import Backup
+from tasks.migrations.alembic import MIGRATE
+from tasks.postgres.dump.fill import Source
+from tasks.postgres.restore.staged_copy import dump_in
+from tasks.redis.restore.copy import ACT as REPLACE_REDIS
+from tasks.redis.restore.fitness import RedisFitness
+from tasks.redis.restore.isolation import TAKE_OFF
+from tasks.redis.restore.topology import ReplicationTopology, read_surroundings
+from tasks.redis.server import live_directory
+
+Part = Literal["redis", "files"]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The backups of one full restore; None where there is none, and that part is left as it is. `around_redis` are its
+    replicas and Sentinels; `dump` is the database's, without what a person accepts as not restored."""
+
+    database: Backup
+    redis: Backup | None
+    files: Backup | None
+    redis_fitness: RedisFitness | None = None
+    around_redis: ReplicationTopology | None = None
+    dump: Source | None = None
+
+    def acts(self, env: Environment) -> tuple[Act, ...]:
+        """What the run needs a permit for."""
+        acts = [database.replace_act(env), Act(MIGRATE, env.postgres.database), alone_act(env)]
+        if self.around_redis:
+            acts.append(Act(TAKE_OFF, env.redis.data_directory))
+        if self.redis:
+            acts.append(Act(REPLACE_REDIS, env.redis.data_directory))
+        if self.files:
+            acts.append(Act(REPLACE_FILES, env.application.directory))
+            acts += [Act(SWITCH, env.application.env_file)] * bool(env.application.env_file)
+        return tuple(acts)
+
+
+def pin(report: Report, env: Environment, chosen: Chosen, *, up: bool) -> None:
+    """What a full restore replaces: writes after its plan are lost. `up`: whether the database server answers."""
+    pin_database(report, env.postgres, replaced=True, up=up)
+    if chosen.redis:
+        report.pin_state("backup of Redis", chosen.redis.name)
+        pin_redis(report, env.redis, replaced=True)
+    if chosen.files:
+        report.pin_state("backup of the files", chosen.files.name)
+        pin_paths(report, "live files", env.application.directory)
+
+
+def choose(
+    report: Report,
+    env: Environment,
+    wanted: str,
+    source: Stores,
+    without: Sequence[Part] = (),
+    accept: Sequence[str] = (),
+) -> Chosen:
+    """Find all three, read all their files, and judge each against what it is to replace. The parts in `without` are
+    left as they are.
+
+    Raises:
+        OpsError: there is no such backup of the database, or a store is away.
+        RunbookFailed: one of them is damaged; nothing was touched.
+    """
+    chosen = database.choose_backup(report, env, wanted, source)
+    dump = database.without_accepted(report, env, dump_in(chosen), accept)
+    return replace(with_others(report, env, chosen, chosen.manifest.taken, source, without), dump=dump)
+
+
+def with_others(
+    report: Report, env: Environment, database: Backup, moment: datetime, source: Stores, without: Sequence[Part] = ()
+) -> Chosen:
+    """The Redis and files backups nearest to the moment at which the database will stand, read and judged.
+
+    Raises:
+        OpsError: a store is away.
+        RunbookFailed: one of them is damaged; nothing was touched.
+    """
+    redis = files = None
+    if env.has("redis"):
+        live = live_directory(env.redis)
+        redis = _nearest(report, env, source, "redis", database, moment, live, "redis" in without)
+    if env.has("application") and env.application.directory:
+        live = Path(env.application.directory)
+        files = _nearest(report, env, source, "files", database, moment, live, "files" in without)
+    around = read_surroundings(env.redis, env.reports_directory) if env.has("redis") else None
+    fitness = judge_redis(report, env, redis, read_files(report, redis), around) if redis and around else None
+    if files:
+        _judge_files(report, env, files)
+    report.fail_if_critical()
+    return Chosen(database, redis, files, fitness, around)
+
+
+def _nearest(
+    report: Report,
+    env: Environment,
+    source: Stores,
+    kind: Part,
+    database: Backup,
+    moment: datetime,
+    live: Path,
+    waived: bool,
+) -> Backup | None:
+    """The backup nearest to the database's moment, of the same environment, and the gap between the two. None where
+    there is none, or it is waived: that part is left as it is. Where it is gone, only a waiver lets it begin with
+    nothing."""
+    if waived:
+        report.warn(f"{kind} backup", f"nothing to do: without={kind} leaves {kind} as it is", value="not wanted")
+        return None
+    store = store_for(env, kind, source)
+    backup = catalogue.find_nearest.after(database)(store, kind, moment, database.manifest.environment)
+    if not backup:
+        report.expect(
+            f"{kind} backup",
+            False,
+            f"{kind} is left as it is; take backups of it too"
+            if live.exists()
+            else f"look for one (source=copies); to begin without what was in it launch this with without={kind}",
+            value=f"there is none in {store.where}" + ("" if live.exists() else f", and {live} is gone"),
+            otherwise=Status.WARN if live.exists() else Status.CRITICAL,
+        )
+        return None
+    gap = abs((backup.manifest.taken - moment).total_seconds())
+    report.fact(f"{kind} backup", f"{backup.name} ({size(backup.manifest.bytes)}), {gap:.0f} s from the database's")
+    hint = f"database and {kind} are of different times: expect rows without keys"
+    report.judge("backup.gap_seconds", gap, hint, of=kind, worst=Status.WARN)
+    return backup
+
+
+def _judge_files(report: Report, env: Environment, backup: Backup) -> None:
+    damage = read_files(report, backup)
+    found = judge_files_backup(env.application, backup, damage)
+    report.expect(
+        f"files of {backup.name}",
+        not found.problems,
+        f"move {backup.name} out of {backup.store.where} and launch again: the next nearest is taken",
+        value="; ".join(found.problems[:3]) or f"{found.entries:,} entries, {size(backup.manifest.bytes)}",
+        expected="as in the manifest (SHA-256), and there is room",
+    )

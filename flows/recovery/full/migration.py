@@ -1,0 +1,111 @@
+"""The migrations of a restored database: judged in the plan, run on the staged copy. Called with the open report."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from blocks.environment import Environment
+from runbook.errors import OpsError
+from runbook.guard.permit import Permit
+from runbook.report import Report
+from tasks.application.staged_files import FilesCopy
+from tasks.backups import entries as listing
+from tasks.backups.catalogue import Backup
+from tasks.migrations.alembic import Migrated, upgrade
+from tasks.migrations.command import run_command
+from tasks.migrations.packed import backend_in, packs_alembic, read_packed_heads
+from tasks.migrations.scripts import INI, Heads, read_heads
+
+
+def uses_alembic(env: Environment, files: Backup | None, revision: str) -> bool:
+    """Whether Alembic migrates this database: its revision says so, or there is an `alembic.ini`."""
+    if not env.has("application") or not env.application.backend_directory or env.application.migrate_command:
+        return False
+    live = (Path(env.application.backend_directory) / INI).is_file()
+    return bool(revision) or live or bool(files and packs_alembic(env.application, files))
+
+
+def judge(report: Report, env: Environment, revision: str, files: Backup | None) -> None:
+    """Whether the migrations can run on the copy: Alembic's Python, its scripts, one head, a known revision; or another
+    tool's command. The scripts are those that will be live: the files backup's where it holds the backend.
+
+    Args:
+        revision: the backup's; empty where it has none, or where nobody knows it yet
+    """
+    if env.has("application") and env.application.migrate_command:
+        program = env.application.migrate_command[0]
+        _judge_program(report, env, files, "migrate_command", program)
+        report.plan("migrate the copy", " ".join(env.application.migrate_command))
+        return
+    if not uses_alembic(env, files, revision):
+        report.fact("migrations", "none: this environment describes no Alembic and no [application] migrate_command")
+        if revision:
+            hint = "set [application] backend_directory and python, or migrate after the restore"
+            report.warn("migrations", hint, value=f"the backup is at revision {revision}, and stays there")
+        return
+    _judge_program(report, env, files, "python", env.application.python)
+    try:
+        pending = _heads(env, files).pending(revision)
+    except OpsError as error:
+        hint = "correct [application] backend_directory: alembic upgrade head runs there on the copy"
+        report.expect("migrations", False, error.hint or hint, value=error.message,
+                      expected=f"one head, and revision {revision or 'none'} known")  # fmt: skip
+        return
+    names = ", ".join(script.revision for script in pending) or "nothing pending"
+    report.plan("migrate the copy", f"alembic upgrade head, from {revision or 'no revision'}: {names}")
+
+
+def _heads(env: Environment, files: Backup | None) -> Heads:
+    if files and packs_alembic(env.application, files):
+        return read_packed_heads(env.application, files)
+    return read_heads(env.application)
+
+
+def _judge_program(report: Report, env: Environment, files: Backup | None, key: str, program: str) -> None:
+    """It must exist now, or come back with the files (a virtual environment below the application's directory)."""
+    there = bool(program) and shutil.which(program) is not None
+    root = env.application.directory
+    if not there and files and root and Path(program).is_relative_to(root):
+        names = {entry.path for entry in listing.entries_of(files.manifest)}
+        there = Path(program).relative_to(root).as_posix() in names
+    report.expect(
+        f"program of [application] {key}",
+        there,
+        f"install it, or correct [application] {key}: it migrates the copy",
+        value=program or "not set",
+        expected="an executable, on this host or in the files backup",
+    )
+
+
+def migrate(
+    report: Report, permit: Permit, env: Environment, database: str, files: FilesCopy | None, *, revision: str,
+    after: object,
+) -> Migrated | None:  # fmt: skip
+    """Migrate the copy with the code that will run on it; None where that changed nothing.
+
+    Args:
+        revision: the backup's
+
+    Raises:
+        as `upgrade` and `run_command`; the live database was not touched.
+    """
+    if not env.has("application"):
+        return None
+    application, inside = env.application, backend_in(env.application)
+    backend = files.path / inside if files and inside is not None else Path(application.backend_directory)
+    if application.migrate_command:
+        done = run_command.after(after)(permit, env.postgres, application, database, backend)
+        report.fact("migrated by", f"{application.migrate_command[0]}, {done.seconds:.1f} s")
+        return done
+    if not application.backend_directory or not (revision or (backend / INI).is_file()):
+        return None
+    done = upgrade.after(after)(permit, env.postgres, application, database, backend_directory=backend)
+    return done if report_revision(report, done) else None
+
+
+def report_revision(report: Report, done: Migrated) -> bool:
+    """Report the schema's revision; whether it changed."""
+    changed = done.before != done.after
+    report.fact("Alembic revision", f"{done.before} → {done.after}" if changed else f"{done.after}, nothing pending")
+    return changed

@@ -1,0 +1,185 @@
+"""The recovery board: one page for all environments. Can it be recovered now, to which point, in how long, proven when.
+
+Rebuilt by each check of recoverability: `<reports>/recovery-board.html`, and the Prefect artifact `recovery-board`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import httpx
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.context import FlowRunContext
+from prefect.exceptions import PrefectException
+
+from blocks.environment import Environment
+from flows.recovery.objectives import board_page
+from flows.recovery.objectives.points import Reach, read_reach, resources_of
+from runbook.errors import OpsError
+from runbook.files import durable
+from runbook.guard.brief import asked_briefly
+from runbook.log import logger
+from runbook.page.render import duration
+from tasks.backups.retention import Stored
+from tasks.recovery_points import standing
+from tasks.recovery_points.backups import KINDS
+from tasks.recovery_points.point import Danger, Means, Point, Resource, best_of
+from tasks.recovery_points.standing import BackupAge, LastDrill, Recoverable, Standing, State
+from tasks.reports.past import filed
+
+FILE, ARTIFACT = "recovery-board.html", "recovery-board"
+DRILL_FLOW, DRILL_REPORT, DRILL_TABLE = "run-drill", "dr-drill", "Measured"
+JUDGED: tuple[Danger, ...] = ("server lost", "data corrupted")
+RUNBOOKS: dict[Means, str] = {
+    "standby": "postgres-failover", "point in time": "restore-to-point", "replica": "redis-failover",
+    "backup": "full-restore",
+}  # fmt: skip
+WORST: tuple[State, ...] = ("red", "yellow", "green")
+
+
+def rebuild(env: Environment, reach: Reach) -> None:
+    """The environment's record and the page. What fails here is logged: it fails no check and no recovery."""
+    try:
+        found = standing_of(env, reach)
+        standing.save(env.reports_directory, found)
+        publish(env, found)
+    except Exception as error:  # a page must not fail a recovery
+        logger().warning("the recovery board was not rebuilt: %s: %s", type(error).__name__, error)
+
+
+@contextlib.contextmanager
+def rebuilt(env: Environment) -> Iterator[None]:
+    """Around a runbook that changes what can be recovered. An environment that was never checked gets its first record
+    from check-recovery-objectives."""
+    failed: OpsError | None = None
+    try:
+        yield
+    except OpsError as error:
+        failed = error
+    if standing.read(env.reports_directory):
+        try:
+            rebuild(env, read_reach(env))
+        except OpsError as error:
+            logger().warning("the recovery board was not rebuilt: %s", error)
+    if failed:
+        raise failed
+
+
+def publish(env: Environment, own: Standing) -> None:
+    """All environments' records as one page.
+
+    Raises:
+        OSError: the page cannot be written.
+    """
+    known = {one.environment: one for one in (*standing.read_others(), own)}
+    now = datetime.now(UTC)
+    page = board_page.html(list(known.values()), now)
+    durable.write(env.reports_directory / FILE, page)
+    if FlowRunContext.get():
+        try:
+            markdown = board_page.markdown(list(known.values()), now)
+            create_markdown_artifact(markdown=markdown, key=ARTIFACT, description="復旧ボード: 全環境の復旧可否")
+        except Exception as error:  # whatever Prefect has: the page is on disk
+            logger().warning("the recovery board could not be shown in Prefect: %s", error)
+
+
+def standing_of(env: Environment, reach: Reach) -> Standing:
+    """What is known of an environment now."""
+    resources = tuple(_recoverable(env, reach, resource) for resource in resources_of(env))
+    backups = tuple(_ages(resource, reach) for resource in resources_of(env) if env.has("backups"))
+    return Standing(env.name, env.title, env.timezone, reach.now, env.rpo_seconds, env.rto_seconds, resources, backups,
+                    _last_drill(env), _next_drill(env.name))  # fmt: skip
+
+
+def _recoverable(env: Environment, reach: Reach, resource: Resource) -> Recoverable:
+    """As in the worse of the two dangers that every environment has."""
+    found = [_judged(env, reach, resource, danger) for danger in JUDGED]
+    return min(found, key=lambda one: (WORST.index(one.state), -(one.loss_seconds or 0.0)))
+
+
+def _judged(env: Environment, reach: Reach, resource: Resource, danger: Danger) -> Recoverable:
+    points = reach.of(resource, danger)
+    losses = [(point, point.loss_seconds(reach.now)) for point in points]
+    near = [point for point, loss in losses if loss is not None and loss <= env.rpo_seconds]
+    chosen = best_of(point for point in near if point.proven) or best_of(near) or best_of(points)
+    if chosen is None:
+        unknown = next((point.problem for point in points if point.unknown), "")
+        why = f"{danger}: {f'not known ({unknown})' if unknown else 'nothing can be restored'}"
+        return Recoverable(resource, "red", why, None, None, None, "none", "show-recovery-options", "")
+    taken = reach.estimate(chosen)
+    seconds = taken.seconds if taken else None
+    state, why = _state(env, reach, chosen, seconds, danger)
+    return Recoverable(resource, state, why, chosen.at, chosen.loss_seconds(reach.now), seconds, chosen.told,
+                       RUNBOOKS[chosen.means], chosen.proven)  # fmt: skip
+
+
+def _state(env: Environment, reach: Reach, point: Point, seconds: float | None, danger: Danger) -> tuple[State, str]:
+    loss = point.loss_seconds(reach.now)
+    if loss is None or loss > env.rpo_seconds:
+        lost = "everything" if loss is None else duration(loss)
+        return "red", f"{danger}: {lost} would be lost, RPO {duration(env.rpo_seconds)}"
+    if seconds is not None and seconds > env.rto_seconds:
+        return "red", f"{danger}: it takes {duration(seconds)}, RTO {duration(env.rto_seconds)}"
+    if not point.proven:
+        return "yellow", "no restore has proven it: run verify-backup"
+    if seconds is None:
+        return "yellow", "its duration was never measured: verify-backup or a drill measures it"
+    return "green", ""
+
+
+def _ages(resource: Resource, reach: Reach) -> BackupAge:
+    stored = reach.stored.get(("backups", resource))
+    if not isinstance(stored, Stored):
+        return BackupAge(KINDS[resource], None, None)
+    whole = [one for one in stored.backups if not one.failed and one.manifest.taken <= reach.now]
+    verified = [one.manifest.taken for one in whole if one.verified]
+    return BackupAge(KINDS[resource], max((one.manifest.taken for one in whole), default=None),
+                     max(verified, default=None))  # fmt: skip
+
+
+def _last_drill(env: Environment) -> LastDrill | None:
+    try:
+        where = Environment.find(env.drill_environment) if env.drill_environment else env
+        found = next((one for one in filed(where.reports_directory, where.name, DRILL_REPORT)
+                      if one.status != "PLANNED" and one.rows(DRILL_TABLE)), None)  # fmt: skip
+    except OpsError:
+        return None
+    if found is None:
+        return None
+    measured = {row[0]: row[1] for row in found.rows(DRILL_TABLE) if len(row) == 2}
+    rto = measured.get("rto_seconds") or ""
+    return LastDrill(found.finished, found.status, measured.get("scenario", ""), float(rto) if rto else None)
+
+
+def _next_drill(environment: str) -> datetime | None:
+    """As Prefect has it scheduled; None without Prefect, or where the schedule is off."""
+    if not FlowRunContext.get():
+        return None
+    try:
+        with asked_briefly(), get_client(sync_client=True) as client:
+            runs = client.read_flow_runs(
+                flow_filter=FlowFilter(name=FlowFilterName(any_=[DRILL_FLOW])),
+                deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[environment])),
+                flow_run_filter=FlowRunFilter(
+                    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+                ),
+                sort=FlowRunSort.EXPECTED_START_TIME_ASC,
+                limit=1,
+            )
+    except (httpx.HTTPError, PrefectException, RuntimeError):
+        return None
+    return runs[0].expected_start_time if runs else None

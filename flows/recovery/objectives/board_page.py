@@ -1,0 +1,162 @@
+"""The recovery board as a self-contained HTML file, and as Markdown for Prefect. Red comes first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from html import escape
+from zoneinfo import ZoneInfo
+
+from runbook.page.render import duration, table
+from tasks.recovery_points.standing import LastDrill, Recoverable, Standing, State
+
+STALE = timedelta(minutes=30)
+"""check-recovery-objectives runs every five minutes: whatever it said so long ago is no longer known."""
+WORST: tuple[State, ...] = ("red", "yellow", "green")
+MARK: dict[State, str] = {"red": "✗", "yellow": "▲", "green": "✓"}
+"""Every font has these, and they differ without colours too."""
+ANSWER: dict[State, str] = {"red": "no, or not within the objectives", "yellow": "yes, but not proven", "green": "yes"}
+COLUMNS = ("environment", "recoverable now?", "resource", "to which point", "lost", "in how long", "by", "proven",
+           "last drill", "next drill")  # fmt: skip
+_STYLE = """
+:root{color-scheme:light dark;--text:#1b1f24;--page:#fff;--line:#c9d1d9;--head:#f1f3f5;--red:#ffdce0;--yellow:#fff3bf;
+--green:#d8f5e0;--dim:#57606a}
+@media (prefers-color-scheme:dark){:root{--text:#e6edf3;--page:#0d1117;--line:#3d444d;--head:#21262d;--red:#67161f;
+--yellow:#4d3b00;--green:#0f3d22;--dim:#9198a1}}
+body{font-family:system-ui,"Noto Sans JP",sans-serif;color:var(--text);background:var(--page);margin:2rem auto;
+max-width:120rem;padding:0 1rem}
+.wide{overflow-x:auto}table{border-collapse:collapse;width:100%}
+td,th{border:1px solid var(--line);padding:.4rem .6rem;text-align:left;vertical-align:top}th{background:var(--head)}
+.red{background:var(--red)}.yellow{background:var(--yellow)}.green{background:var(--green)}
+td{white-space:nowrap}.said,.by{white-space:normal;min-width:10rem}small{color:var(--dim)}td small{color:inherit}
+"""
+
+
+def html(standings: Sequence[Standing], now: datetime) -> str:
+    """The whole page; nothing is loaded from elsewhere, and every text from outside is escaped."""
+    bodies = "".join(_body(one, now) for one in ordered(standings, now))
+    head = "".join(f"<th>{escape(column)}</th>" for column in COLUMNS)
+    title = "復旧ボード (recovery board)"
+    return (
+        '<!DOCTYPE html><html lang="ja"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
+        f"<p>{escape(_summary(standings, now))}</p>"
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>{bodies}</table></div>'
+        f"<p><small>Built {now:%Y-%m-%d %H:%M:%S UTC}, by every check. Each environment's times are in its own zone. "
+        "In an incident: show-recovery-options lists every recovery option with its form.</small></p></body></html>\n"
+    )
+
+
+def markdown(standings: Sequence[Standing], now: datetime) -> str:
+    """For the Prefect artifact."""
+    rows = [
+        (one.environment, f"{_answer(one, now)}: {_why(one, now)}".rstrip(": "),
+         f"{MARK[found.state]} {found.resource}", *_cells(one, found), _drill(one), _next(one))
+        for one in ordered(standings, now)
+        for found in by_state(one)
+    ]  # fmt: skip
+    parts = ("# 復旧ボード (recovery board)", _summary(standings, now), table(COLUMNS, rows),
+             f"Built {now:%Y-%m-%d %H:%M:%S UTC}.")  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def ordered(standings: Sequence[Standing], now: datetime) -> list[Standing]:
+    """Red first, then by name."""
+    return sorted(standings, key=lambda one: (WORST.index(state_of(one, now)), one.environment))
+
+
+def by_state(one: Standing) -> list[Recoverable]:
+    """An environment's resources, red first."""
+    return sorted(one.resources, key=lambda found: WORST.index(found.state))
+
+
+def state_of(one: Standing, now: datetime) -> State:
+    """The worst of its resources; red where nobody checked it lately, yellow without a good drill."""
+    if is_stale(one, now) or not one.resources:
+        return "red"
+    worst = min((found.state for found in one.resources), key=WORST.index)
+    drilled = one.drill and one.drill.status in ("OK", "WARN")
+    return worst if drilled or worst == "red" else "yellow"
+
+
+def is_stale(one: Standing, now: datetime) -> bool:
+    """Whether what is known of it is too old."""
+    return now - one.checked > STALE
+
+
+def _answer(one: Standing, now: datetime) -> str:
+    state = state_of(one, now)
+    return f"{MARK[state]} {'not known' if is_stale(one, now) else ANSWER[state]}"
+
+
+def _why(one: Standing, now: datetime) -> str:
+    if is_stale(one, now):
+        return f"not checked since {moment(one, one.checked)}: run check-recovery-objectives"
+    reasons = [f"{found.resource}: {found.why}" for found in by_state(one) if found.why]
+    if not (one.drill and one.drill.status in ("OK", "WARN")):
+        reasons.append("no drill has succeeded: run run-drill")
+    return "; ".join(reasons)
+
+
+def _body(one: Standing, now: datetime) -> str:
+    state, rows = state_of(one, now), by_state(one)
+    span = f' rowspan="{max(len(rows), 1)}"'
+    checked = f"<small>checked {escape(moment(one, one.checked))}</small>"
+    objectives = f"<small>RPO {duration(one.rpo_seconds)}, RTO {duration(one.rto_seconds)}</small>"
+    name = f"<b>{escape(one.environment)}</b><br>{escape(one.title)}<br>{objectives}<br>{checked}"
+    answer = f"{escape(_answer(one, now))}<br><small>{escape(_why(one, now))}</small>"
+    first = f'<td{span}>{name}</td><td{span} class="{state} said">{answer}</td>'
+    last = f'<td{span} class="by">{escape(_drill(one))}</td><td{span}>{escape(_next(one))}</td>'
+    lines = [
+        (first if number == 0 else "") + _resource(one, found) + (last if number == 0 else "")
+        for number, found in enumerate(rows)
+    ] or [f'{first}<td colspan="6">nothing is described that could be lost</td>{last}']
+    return "<tbody>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</tbody>"
+
+
+def _resource(one: Standing, found: Recoverable) -> str:
+    point, loss, takes, by, proven = map(escape, _cells(one, found))
+    cells = f'<td>{point}</td><td>{loss}</td><td>{takes}</td><td class="by">{by}</td><td>{proven}</td>'
+    return f'<td class="{found.state}">{MARK[found.state]} {escape(found.resource)}</td>{cells}'
+
+
+def _cells(one: Standing, found: Recoverable) -> tuple[str, ...]:
+    """Point, loss, duration, option, proven."""
+    point = moment(one, found.at) if found.at else "none"
+    loss = duration(found.loss_seconds) if found.loss_seconds is not None else "everything, or not known"
+    takes = duration(found.seconds) if found.seconds is not None else "never measured"
+    return (
+        point, loss, takes, f"{found.option}: {found.runbook}", _proven(one, found.proven)
+    )  # fmt: skip
+
+
+def _proven(one: Standing, text: str) -> str:
+    """In the environment's zone, where it is a moment."""
+    try:
+        return moment(one, datetime.fromisoformat(text)) if text else "never"
+    except ValueError:
+        return text
+
+
+def _drill(one: Standing) -> str:
+    return _told(one, one.drill) if one.drill else "never"
+
+
+def _told(one: Standing, drill: LastDrill) -> str:
+    rto = f", users served after {duration(drill.rto_seconds)}" if drill.rto_seconds is not None else ""
+    return f"{moment(one, drill.at)}: {drill.scenario} {drill.status}{rto}"
+
+
+def _next(one: Standing) -> str:
+    return moment(one, one.next_drill) if one.next_drill else "not scheduled, or not known"
+
+
+def _summary(standings: Sequence[Standing], now: datetime) -> str:
+    states = [state_of(one, now) for one in standings]
+    return ", ".join(f"{MARK[state]} {states.count(state)} {state}" for state in WORST if state in states)
+
+
+def moment(one: Standing, at: datetime) -> str:
+    """In the environment's zone, with its offset."""
+    return at.astimezone(ZoneInfo(one.zone)).isoformat(sep=" ", timespec="seconds")

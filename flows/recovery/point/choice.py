@@ -1,0 +1,210 @@
+"""From which base backup, and along which WAL: the choice of a recovery to a point in time, judged before anything is
+touched, called with the open report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from blocks.environment import Environment, Stores
+from blocks.postgres import nodes
+from flows.store import judge_origin, mark_failed, read_files, store_for
+from runbook.errors import OpsError, VerificationFailed
+from runbook.report import Report, Status
+from tasks.backups.catalogue import Backup, instead_of, open_all
+from tasks.cluster.content import ClusterContent, cluster_in, lineage
+from tasks.cluster.origin import is_on, own_backups
+from tasks.cluster.target import Target
+from tasks.pgbackrest.backup import require_kept
+from tasks.wal.archive import Archive, Listing, timeline_in
+from tasks.wal.continuity import Chain, chain_from, require_begun
+from tasks.wal.destinations import archive_of, ship_now
+from tasks.wal.names import Timeline, lsn_text
+from tasks.wal.receiver import wait_received
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The base backup (the last of `whole`, with those that it stands on) and the WAL after it. `oldest` is the backup
+    with which the reachable time begins."""
+
+    whole: tuple[Backup, ...]
+    archive: Archive
+    chain: Chain
+    oldest: Backup
+
+    @property
+    def backup(self) -> Backup:
+        """The base backup."""
+        return self.whole[-1]
+
+    @property
+    def content(self) -> ClusterContent:
+        """What it is."""
+        return cluster_in(self.backup)
+
+
+def ship(report: Report, env: Environment, source: Stores) -> None:
+    """The receiver's tail goes into the archive first: what was acknowledged last is only there."""
+    if not env.has("wal"):
+        report.warn("archived WAL", "add [wal] to the environment's TOML", value="the environment names no [wal]")
+        return
+    received = env.wal.method == "archive_command" or wait_received(env.postgres, env.wal.name)
+    if not received and nodes.ask(env.postgres):
+        report.warn("the receiver of WAL", f"look at the log of {env.wal.service}: what it has not received cannot be "
+                    "restored", value="it does not stream, or is behind the primary")  # fmt: skip
+    try:
+        done = ship_now(env, source)
+    except OpsError as error:
+        hint = "what the receiver has and the archive has not cannot be restored; look at its directory"
+        report.warn("the receiver's tail", error.hint or hint, value=error.message)
+        return
+    if done.refused:
+        report.warn("the receiver's tail", "look at these files before anybody removes them", value=done.refused[0])
+
+
+def ship_rest(report: Report, env: Environment) -> None:
+    """What an earlier run has begun here, and a receiver has kept: a new timeline must not take its number."""
+    if env.has("wal") and any(Path(env.wal.directory).glob("*")):
+        ship(report, env, "backups")
+
+
+def choose_origin(
+    report: Report,
+    env: Environment,
+    target: Target,
+    wanted: str,
+    timeline: int,
+    source: Stores,
+    *,
+    of: str = "",
+) -> Origin:
+    """The newest base backup from which the target can be reached. `of`: another environment's, whose backups are here.
+
+    Raises:
+        OpsError: there is none, or no WAL after it.
+    """
+    store = store_for(env, "cluster", source)
+    backups, unreadable = open_all(store, "cluster")
+    if unreadable:
+        report.warn("manifests that cannot be read", f"look at them in {store.where}", value=", ".join(unreadable[:5]))
+    candidates = _own(env, backups, wanted, store.where, of or env.name)
+    first = cluster_in(candidates[-1])
+    archive = archive_of(env, source, first.system, candidates[-1].manifest.environment)
+    listing = archive.listing()
+    history = timeline_in(archive, listing, timeline)
+    usable = [one for one in candidates if is_on(history, cluster_in(one))]
+    if not usable:
+        there = ", ".join(sorted({str(cluster_in(one).timeline) for one in candidates}))
+        raise OpsError(
+            f"no base backup is on timeline {history.number} or before it was begun",
+            f"choose the timeline of one of them: {there}",
+        )
+    chosen = _newest_before(target, usable)
+    content = cluster_in(chosen)
+    if content.label:
+        require_kept(env.wal, env.postgres, content)
+    chain = chain_from(listing, history, content.stop, content.segment_bytes)
+    if not of:
+        require_begun(chain, chosen.name)
+    whole = lineage(chosen, backups)
+    oldest = _oldest_before(chosen, usable, listing, history)
+    _report_results(report, whole, chain, oldest, archive)
+    if not of:
+        judge_origin(report, env, chosen, wanted)
+    return Origin(tuple(whole), archive, chain, oldest)
+
+
+def _oldest_before(chosen: Backup, usable: Sequence[Backup], listing: Listing, history: Timeline) -> Backup:
+    """The oldest base backup from which the WAL goes on to the chosen one: those that prune-backups keeps for longer
+    have the WAL of their own time only."""
+    stop = cluster_in(chosen).stop
+
+    def goes_on(content: ClusterContent) -> bool:
+        return content.stop >= stop or chain_from(listing, history, content.stop, content.segment_bytes).end >= stop
+
+    return next(one for one in usable if goes_on(cluster_in(one)))
+
+
+def _own(env: Environment, backups: Sequence[Backup], wanted: str, where: str, of: str) -> list[Backup]:
+    """Those that may be meant, by the LSN at which they end: of the cluster that is live, or was last."""
+    if wanted != AUTO:
+        found = [one for one in backups if one.name == wanted]
+        if not found:
+            newest = ", ".join(one.name for one in reversed(backups[-3:])) or "none at all"
+            raise OpsError(f"there is no base backup “{wanted[:80]}” in {where}", f"the newest: {newest}")
+        return found
+    live = nodes.ask(env.postgres) if of == env.name else None
+    own = own_backups(backups, of, live.system if live else 0)
+    if not own:
+        others = [one for one in backups if one.manifest.environment != of]
+        more = f"; another environment's is taken by its name only, e.g. {others[-1].name}" if others else ""
+        raise OpsError(f"there is no base backup of {of}'s cluster in {where}", f"backup-cluster takes one{more}")
+    return own
+
+
+def _newest_before(target: Target, usable: Sequence[Backup]) -> Backup:
+    """The newest from which the target lies ahead; of a target before them all the oldest, which says so."""
+    newest = cluster_in(usable[-1]).next_xid
+
+    def is_before(content: ClusterContent) -> bool:
+        match target.by:
+            case "latest":
+                return True
+            case "time":
+                return content.stopped <= target.at
+            case "lsn":
+                return content.stop <= target.lsn
+        return content.next_xid <= full_xid(target.xid, newest)
+
+    return next((one for one in reversed(usable) if is_before(cluster_in(one))), usable[0])
+
+
+def full_xid(xid: int, near: int) -> int:
+    """A transaction's number with its epoch: the one that is nearest to a number that has it."""
+    candidates = ((near >> 32) + step << 32 | xid for step in (-1, 0, 1))
+    return min((one for one in candidates if one >= 0), key=lambda one: abs(one - near))
+
+
+def _report_results(report: Report, whole: Sequence[Backup], chain: Chain, oldest: Backup, archive: Archive) -> None:
+    content, first = cluster_in(whole[-1]), cluster_in(oldest)
+    report.fact("base backup", " ← ".join(one.name for one in reversed(whole)))
+    report.fact("cluster", f"system identifier {content.system}")
+    report.fact("WAL", f"{chain.told}, from {archive.place.where}")
+    report.fact(
+        "oldest reachable point", f"{first.stopped:%Y-%m-%d %H:%M:%S UTC}, LSN {first.stop_lsn} ({oldest.name})"
+    )
+    report.fact("newest reachable point", f"LSN {lsn_text(chain.end or content.stop)} at most")
+    report.expect(
+        "continuity of the WAL",
+        not chain.trouble,
+        "nothing behind it can be reached from here: look for that segment (the second store: source=copies; the "
+        "receiver's directory), or start from a base backup that was taken after it",
+        value=chain.trouble or "without a gap" + f"; {chain.end_reason}" * bool(chain.pruned),
+        otherwise=Status.WARN,
+    )
+
+
+def bring_files(report: Report, origin: Origin) -> None:
+    """The backups at hand, each file compared with its manifest.
+
+    Raises:
+        RunbookFailed: one is damaged.
+    """
+    for backup in origin.whole:
+        try:
+            problems = read_files(report, backup)
+        except VerificationFailed as error:
+            problems = [error.message]
+            mark_failed(report, backup, error.message)
+        report.expect(
+            f"files of {backup.name}",
+            not problems,
+            f"the replica store may have it whole (source=copies); {instead_of(backup)}" if problems else "",
+            value="; ".join(problems[:3]) or f"{len(backup.manifest.files)} files",
+            expected="as in the manifest (SHA-256)",
+        )
+    report.fail_if_critical()

@@ -1,0 +1,225 @@
+"""The whole cluster, or some of its tables, as it was at a point in time (§8.2)."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Literal, get_args
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment, Stores
+from flows.database.base_backup import judge_space, judge_version
+from flows.database.tables import require_names, restore_tables
+from flows.database.wal_reading import mend
+from flows.launch import launch
+from flows.pinned import pin_database
+from flows.recovery.point import build, choice, swap
+from flows.recovery.point import target as point_target
+from flows.recovery.point.choice import Origin
+from flows.recovery.point.target import Found
+from flows.store import store_for
+from runbook.drivers import exit_code
+from runbook.errors import OpsError
+from runbook.guard.permit import Act, Permit
+from runbook.report import Report
+from runbook.run import runbook
+from tasks.backups import publishing
+from tasks.backups.catalogue import Backup
+from tasks.backups.manifest import Manifest, sums_of
+from tasks.cluster.instance import Instance, prepare_instance, put_away, root_for, running, sweep_instance
+from tasks.cluster.recovery import wait_recovered
+from tasks.cluster.target import By, Stop, parse_target
+from tasks.postgres.dump.dump import What, dump_database, dump_globals
+from tasks.postgres.tables.chosen import choose_tables
+
+Mode = Literal["swap", "tables"]
+
+
+@flow(name="restore-to-point", flow_run_name="restore-to-point {environment} {by} {target} {mode}")
+def restore_to_point(
+    environment: str,
+    by: By = "time",
+    target: str = "",
+    mode: Mode = "swap",
+    tables: list[str] = [],  # noqa: B006 (Prefect copies it; the form shows a list)
+    backup: str = "auto",
+    timeline: Annotated[int, Field(ge=0, le=1_000_000)] = 0,
+    source: Stores = "backups",
+    plan: str = "",
+    confirm: str = "",
+) -> Report:
+    """任意の時点への復旧 (§8.2)
+
+    Brings the whole PostgreSQL cluster, or chosen tables, to a point in time: from the newest base backup before it and
+    the archived WAL. Run it when data was destroyed by a bug or a person, and the moment is known: find-transaction
+    finds the transaction.
+
+    The copy is built in a directory of its own beside the live one, on its own port, unable to reach anything. WAL says
+    which transaction is the last before the target and which the first after it; the paused copy must have the one and
+    not the other, before anything live is stopped. Then the copy takes the live directory's place (mode=swap: services
+    stop for seconds, the old directory is kept), or restore-tables brings the rows of chosen tables back (mode=tables:
+    nothing stops, what others wrote since stays). A target outside of the archive, and WAL that is missing, damaged or
+    another cluster's, is refused, with the newest and oldest point that can be reached.
+
+    After a swap: a new timeline, so take a base backup (backup-cluster) and build the standby anew (rejoin-standby).
+    Undo: the old data directory is beside. Evidence: both sides of the target, rows in the copy and live.
+
+    Departs from the manual: it knows the last night's dump only, and drops the live database first.
+
+    Args:
+        environment: 対象の環境
+        by: target の種類。time 日時、before_transaction トランザクション直前、transaction 直後、lsn LSN、latest 最新
+        target: 復旧する時点 (latest 以外では必須)。日時 (ゾーンなしは環境の時間帯)、トランザクション番号、または LSN
+        mode: swap クラスタ全体を入れ替え、tables 指定テーブルの行だけを戻す
+        tables: mode が tables のときは必須。テーブル名 (スキーマ.テーブル)
+        backup: auto、またはベースバックアップ名 (base_YYYYMMDD_HHMMSS)
+        timeline: たどるタイムライン。0 はアーカイブの最新
+        source: 保管先。copies は複製先
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
+        confirm: 環境名を入力すると実行。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Restore to point", env, confirm, plan, changes=True, rank="recovery") as report:
+        point_target.require_target(target, by)
+        wanted = parse_target(by, target, env.zone)
+        _require_mode(mode, tables)
+        root = root_for(env.postgres)
+        if sweep_instance(root):
+            report.fact("removed", f"{root}, which an earlier run left")
+        choice.ship(report, env, source)
+        origin = choice.choose_origin(report, env, wanted, backup, timeline, source)
+        report.pin("backup", origin.backup.name)
+        report.pin("timeline", origin.chain.timeline.number)
+        judge_version(report, env, origin.backup)
+        judge_space(report, env, origin.whole, len(origin.chain.links) * origin.content.segment_bytes)
+        report.fail_if_critical()
+        instance = prepare_instance(env.postgres, root)
+        report.at_end(lambda: put_away(instance))
+        found = point_target.find_in_wal(env, origin, wanted, root / "wal")
+        mend(report, origin.archive, found.replaced, found.undecodable, root / "wal")
+        stop = point_target.judge_target(report, origin, wanted, found)
+        _plan(report, env, origin, found, mode, tables)
+        acts = swap.acts(env) if mode == "swap" else table_acts(tables)
+        pin_database(report, env.postgres, replaced=True)
+        permit = report.permit(*acts)
+        report.state_is("nothing live was touched", "launch it again when what is said above is put right")
+        choice.bring_files(report, origin)
+        build.build(env, instance, origin, found.links, root / "wal")
+        if mode == "swap":
+            _swap(report, permit, env, origin, instance, stop)
+        else:
+            _copy_back(report, env, origin, instance, stop, tables)
+    return report
+
+
+def _require_mode(mode: Mode, tables: list[str]) -> None:
+    if mode == "tables":
+        require_names(tables)
+    elif tables:
+        raise OpsError("tables are named, and the whole cluster is to be swapped", "choose mode=tables, or name none")
+
+
+def _plan(report: Report, env: Environment, origin: Origin, found: Found, mode: Mode, tables: list[str]) -> None:
+    content, wal = origin.content, len(found.links) * origin.content.segment_bytes
+    root = root_for(env.postgres)
+    report.plan("build the copy", f"{origin.backup.name} in {root}", size=content.bytes, seconds=content.bytes / 150e6)
+    report.plan("replay", f"{len(found.links)} segments of WAL", size=wal, seconds=wal / 60e6)
+    report.plan("prove", "the last transaction before the target is there, the first after it is not")
+    if mode == "swap":
+        swap.plan(report, env)
+    else:
+        plan(report, tables)
+
+
+def _swap(
+    report: Report, permit: Permit, env: Environment, origin: Origin, instance: Instance, stop: Stop
+) -> None:  # fmt: skip
+    with running(instance, stop, origin.chain.timeline.number):
+        wait_recovered(instance, origin.content.system)
+        build.prove(report, env, instance, origin, stop)
+        timeline = swap.promote(env, instance)
+    with swap.services_held(report, env) as held:
+        swap.swap(report, permit, env, instance, held, timeline)
+        swap.start(report, permit, env, held)
+    swap.tell_after(report, env, origin, held, timeline)
+    wal = len(origin.chain.links) * origin.content.segment_bytes
+    report.measure("database point in time", origin.content.bytes + wal)
+    report.outcome = "the cluster stands at the target, proven on both sides"
+
+
+def _copy_back(
+    report: Report, env: Environment, origin: Origin, instance: Instance, stop: Stop, tables: list[str]
+) -> None:
+    with running(instance, stop, origin.chain.timeline.number):
+        wait_recovered(instance, origin.content.system)
+        build.prove(report, env, instance, origin, stop)
+        at = stop.before.at if stop.before else origin.content.stopped
+        kept = keep(report, env, instance, tables, at)
+    done = restore_tables.fn(env.name, tables=tables, backup=kept.name, confirm=env.name)
+    report.table("What restore-tables did", ("what", "value"), list(done.facts.items()))
+    report.state_is(f"the rows of {', '.join(tables)} were replaced", "undo-restore-tables goes back")
+    report.outcome = f"{', '.join(tables)} hold what they held at the target ({done.outcome})"
+
+
+def main() -> int:
+    """`python -m flows.recovery.point.restore --environment NAME --by … --target …`: also where Prefect died."""
+    parser = argparse.ArgumentParser(prog="python -m flows.recovery.point.restore")
+    parser.add_argument("--environment", required=True)
+    parser.add_argument("--by", choices=get_args(By), default="time")
+    parser.add_argument("--target", default="")
+    parser.add_argument("--mode", choices=get_args(Mode), default="swap")
+    parser.add_argument("--tables", nargs="*", default=[])
+    parser.add_argument("--backup", default=choice.AUTO)
+    parser.add_argument("--timeline", type=int, default=0)
+    parser.add_argument("--source", choices=get_args(Stores), default="backups")
+    parser.add_argument("--confirm", default="", help="the environment's name; without it the plan is shown")
+    return launch(restore_to_point, vars(parser.parse_args()))
+
+
+COPY_BACK = "copy back"
+
+
+def table_acts(tables: Sequence[str]) -> list[Act]:
+    """What a permit is needed for; restore-tables asks for its own."""
+    return [Act(COPY_BACK, name) for name in tables]
+
+
+def plan(report: Report, tables: Sequence[str]) -> None:
+    """The plan's lines."""
+    report.plan("dump from the copy", f"{', '.join(tables)}, into the store as a backup of tables")
+    report.plan("restore-tables", "from that backup: proven, foreign keys asked, the old rows kept", seconds=5)
+
+
+def keep(report: Report, env: Environment, instance: Instance, tables: Sequence[str], at: datetime) -> Backup:
+    """A dump of the copy's tables, with its manifest, in the environment's store: a backup as if it had been taken at
+    the target's time."""
+    started = time.monotonic()
+    found = choose_tables(instance.postgres, tables)
+    store = store_for(env, "tables")
+    name, directory = publishing.begin(store, "tables", env.name, env.zone)
+    dump_globals(instance.postgres, directory)
+    dumped = dump_database(instance.postgres, directory, 1, What("tables", found.names, found.others))
+    manifest = Manifest(
+        kind="tables",
+        name=name,
+        environment=env.name,
+        taken=at,
+        seconds=time.monotonic() - started,
+        host=socket.gethostname(),
+        tool="pg_dump of a recovery to a point in time",
+        files=sums_of(directory),
+        content=dumped.content.model_dump(mode="json"),
+    )
+    backup = publishing.publish(store, directory, manifest)
+    report.fact("tables at the target, as a backup", backup.name)
+    return backup
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

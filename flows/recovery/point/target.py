@@ -1,0 +1,180 @@
+"""Where a recovery stops, read from the WAL itself before anything is touched, called with the open report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from blocks.environment import Environment
+from flows.recovery.point.choice import Origin, full_xid
+from runbook.errors import OpsError
+from runbook.kinds import probe
+from runbook.report import Report, Status
+from tasks.cluster.content import cluster_in
+from tasks.cluster.target import Stop, Target, find_stop
+from tasks.stores.directory import told
+from tasks.wal.continuity import Link
+from tasks.wal.dump import Commit
+from tasks.wal.names import lsn_text
+from tasks.wal.reading import Behind, Reader, copies_of
+
+
+@dataclass(frozen=True)
+class Found:
+    """The stop, None where the target is not in what could be read; the segments that are needed for it; the newest
+    commit that was seen; how many follow the stop (`more`: there are others that were not read); why reading ended, and
+    what lies behind that; the segment that does not decode; those that were read from an intact copy."""
+
+    stop: Stop | None
+    links: tuple[Link, ...]
+    newest: Commit | None
+    lost: int
+    more: bool
+    damage: str
+    behind: Behind | None = None
+    undecodable: Link | None = None
+    replaced: tuple[Link, ...] = ()
+
+
+@probe
+def find_in_wal(env: Environment, origin: Origin, target: Target, directory: Path) -> Found:
+    """Bring WAL here, beside each other, and look for the target in it.
+
+    Raises:
+        OpsError, Unreachable: the archive does not answer, or the disk is full.
+    """
+    content, stop = origin.content, None
+    with told(directory):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    reader = Reader(env.postgres, origin.archive, content.system, origin.chain, directory,
+                    copies_of(env, content.system, origin.backup.manifest.environment), end=content.stop)  # fmt: skip
+    for _ in reader.batches():
+        if stop := find_stop(target, reader.commits, content.stop, reader.end, whole=reader.is_whole):
+            break
+    commits = reader.commits
+    after = [one for one in commits if stop and one.lsn >= stop.lsn and one != stop.before and stop.lsn]
+    is_cut_off = reader.is_whole or bool(reader.damage)  # else the target was found before
+    return Found(
+        stop,
+        _needed(reader.read, stop),
+        commits[-1] if commits else None,
+        len(after),
+        len(reader.read) < len(origin.chain.links) or bool(origin.chain.behind),
+        reader.damage,
+        reader.behind() if is_cut_off else None,
+        reader.undecodable,
+        tuple(reader.replaced),
+    )
+
+
+def _needed(read: Sequence[Link], stop: Stop | None) -> tuple[Link, ...]:
+    """Up to the segment after the stop's: its record may end there."""
+    if stop is None:
+        return tuple(read)
+    return tuple(link for link in read if link.segment.start <= stop.lsn + link.segment.bytes)
+
+
+def judge_target(report: Report, origin: Origin, target: Target, found: Found) -> Stop:
+    """Whether the target can be reached, with both its sides.
+
+    Raises:
+        RunbookFailed: it cannot; the newest and the oldest reachable point are in the report.
+    """
+    newest = found.newest.told if found.newest else f"the backup's own moment, LSN {origin.content.stop_lsn}"
+    oldest = cluster_in(origin.oldest)
+    report.fact("newest reachable point" if not found.more or found.damage else "newest point that was read", newest)
+    reason = found.damage or origin.chain.end_reason
+    if found.damage or found.behind:
+        behind = f"; behind it: {found.behind.told}" if found.behind else ""
+        report.expect("WAL of the archive", False, _beyond(found, origin, newest), value=f"{reason}{behind}",
+                      expected="whole, of this cluster",
+                      otherwise=Status.WARN if found.stop and target.by != "latest" else Status.CRITICAL)  # fmt: skip
+        if target.by == "latest":
+            found = replace(found, stop=None)
+    early = _is_early(target, origin)
+    if early and target.by == "time":  # the first commit after it is in the archive, and those before it are not
+        found = replace(found, stop=None)
+    report.expect(
+        "the target is within the archive",
+        found.stop is not None,
+        f"oldest reachable point: {oldest.stopped.isoformat(timespec='seconds')}, LSN {oldest.stop_lsn}; newest: "
+        f"{newest}. Launch it again with by=latest, or with a target between the two",
+        value=target.told if found.stop else f"{target.told}: {_why(target, early, reason, origin)}",
+        expected="between the oldest and the newest reachable point",
+    )
+    report.fail_if_critical()
+    assert found.stop
+    stop = found.stop
+    report.fact("target", target.told)
+    report.fact("stops", _where(stop))
+    report.table(
+        "Both sides of the target",
+        ("side", "transaction", "committed", "LSN"),
+        [
+            (side, one.xid, one.at.isoformat(), lsn_text(one.lsn)) if one else (side, "none", "", "")
+            for side, one in (("last that is there", stop.before), ("first that is not", stop.after))
+        ],
+    )
+    more = " or more (not all of the WAL was read)" if found.more else ""
+    report.fact("transactions after the target", f"{found.lost}{more}")
+    return stop
+
+
+def _beyond(found: Found, origin: Origin, newest: str) -> str:
+    """What to do about a gap: mend it, or accept in so many words what is lost behind it."""
+    there = f"by=transaction target={found.newest.xid}" if found.newest else f"by=lsn target={origin.content.stop_lsn}"
+    if origin.chain.pruned and not found.damage:
+        return ("launch it with backup=auto: a newer base backup reaches later points. This one reaches only up to "
+                f"{newest}: that is {there}")  # fmt: skip
+    return (
+        "look for an intact copy of that segment: the second store (source=copies), the receiver's directory, pg_wal "
+        "of the old primary and the standby; put it into [wal] directory, then launch this again. Without one, launch "
+        f"it with {there}: that restores everything before the gap (up to {newest}), and loses what is behind it"
+    )
+
+
+def _is_early(target: Target, origin: Origin) -> bool:
+    oldest = cluster_in(origin.oldest)
+    match target.by:
+        case "time":
+            return target.at < oldest.stopped
+        case "lsn":
+            return target.lsn < oldest.stop
+        case "latest":
+            return False
+    return full_xid(target.xid, oldest.next_xid) < oldest.next_xid
+
+
+def _why(target: Target, early: bool, reason: str, origin: Origin) -> str:
+    if early:
+        return "that is before the oldest base backup"
+    if reason:
+        return f"it cannot be reached, since {reason}"
+    ahead = "" if origin.chain.timeline.number == 1 else (
+        f" along timeline {origin.chain.timeline.number}, which was begun at "
+        f"{lsn_text(origin.chain.timeline.ancestors[-1][1])}: if what you mean was written before that on another "
+        "timeline, name it (timeline=…); if a run before this one has restored to this very point, it is done"
+    )  # fmt: skip
+    return f"the archive holds nothing of it{ahead}"
+
+
+def _where(stop: Stop) -> str:
+    if not stop.lsn:
+        return "as soon as the base backup is consistent: nothing was committed since"
+    return f"{'after' if stop.inclusive else 'before'} the record at {lsn_text(stop.lsn)}"
+
+
+def epochs(origin: Origin, stop: Stop) -> dict[int, int]:
+    """The numbers of the two transactions with their epochs."""
+    return {one.xid: full_xid(one.xid, origin.content.next_xid) for one in (stop.before, stop.after) if one}
+
+
+def require_target(text: str, by: str) -> None:
+    """Before anything is read for nothing.
+
+    Raises:
+        OpsError: the form's field is empty.
+    """
+    if by != "latest" and not text.strip():
+        raise OpsError("no target was given", "fill in target, or choose by=latest")

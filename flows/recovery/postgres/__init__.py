@@ -1,0 +1,1 @@
+"""Failover of PostgreSQL, and the old primary's return (§8.3)."""

@@ -1,0 +1,256 @@
+"""Failover of PostgreSQL (§8.3): the standby becomes the primary, what was lost is known, the old one follows."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from flows.recovery.postgres import rejoin
+from flows.recovery.postgres.findings import MIB, feeds_old_wal, judge
+from flows.recovery.postgres.pair import Mode, Pair, read_pair, tell_pair
+from flows.recovery.postgres.rejoin import Method
+from flows.recovery.postgres.steps import (
+    AGAIN,
+    WRITE_SECONDS,
+    Phases,
+    acts,
+    fence_again,
+    redirect,
+    settle,
+    stop_and_promote,
+)
+from flows.recovery.postgres.summary import tell_after, tell_done, tell_loss, tell_phases
+from runbook.errors import OpsError, RunbookFailed
+from runbook.guard.permit import Permit
+from runbook.report import Report
+from runbook.run import runbook
+from tasks.application.connection_string import read_target
+from tasks.failover.fencing import named_person
+from tasks.failover.ledger import Ledger
+from tasks.failover.marker import forget
+from tasks.failover.promotion import checkpoint, streams
+from tasks.failover.segments import Beyond, read_beyond
+from tasks.host.disk import is_here
+from tasks.postgres.replication.synchronous import address, read_synchrony
+
+
+@flow(name="postgres-failover", flow_run_name="postgres-failover {environment} {mode}")
+def postgres_failover(
+    environment: str,
+    mode: Mode = "planned",
+    new_primary: str = "",
+    fence: bool = False,
+    fenced_by: str = "",
+    max_lag_megabytes: Annotated[int, Field(ge=0, le=1_000_000)] = 16,
+    plan: str = "",
+    confirm: str = "",
+) -> Report:
+    """フェイルオーバー手順: データベースフェイルオーバー（PostgreSQL） (§8.3)
+
+    Makes the standby the primary. `planned`, while the primary lives (before work on its host): it is stopped in good
+    order, and no acknowledged write is lost. `unplanned`, when it is dead: its death is proven, the standby replays all
+    that was received anywhere, and the report says which writes may be lost, and how that is known.
+
+    What it changes: the old primary stays stopped and would come up as a standby; the new one takes writes on a new
+    timeline, with its slots and the receiver of WAL; the application's connection string names it, and the application
+    is restarted. A planned one joins the old primary again at once; after an unplanned one rejoin-standby does. With an
+    empty confirm it shows the plan and changes nothing. Killed anywhere, launch it again: it goes on, or says what to
+    do.
+
+    Undo: a planned one in the other direction. Evidence: the fence, the positions, seconds of decision, fencing,
+    promotion and first acknowledged write, and this run's own acknowledged writes, counted.
+
+    Departs from the manual: `pg_ctl promote` alone makes two primaries while the old one lives or its supervisor
+    restarts it, and loses what the standby has not replayed.
+
+    Args:
+        environment: 対象の環境 (lab, staging, production …)
+        mode: planned はプライマリが生きている時 (書き込み損失なし)、unplanned はプライマリが停止した時
+        new_primary: 昇格させるサーバー host:port。空ならもう一方。計画のフォームには入力済み
+        fence: 応答しない古いプライマリをサービス管理で停止させてから昇格する (再起動を繰り返している時など)
+        fenced_by: 古いホストに到達できない時のみ必須。停止・隔離した人の氏名と方法 (例 山田 iDRACで電源断)
+        max_lag_megabytes: 許容するスタンバイの遅れ (MB)。これを超えると昇格しない
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
+        confirm: 実行するには環境名を入力。空なら計画のみ表示
+    """
+    env = Environment.find(environment)
+    with runbook(
+        "PostgreSQL failover", env, confirm, plan, changes=True, rank="recovery", name="postgres-failover"
+    ) as report:
+        started, phases = time.monotonic(), Phases()
+        fenced_by = named_person(fenced_by)
+        pair = read_pair(env, mode, new_primary)
+        tell_pair(report, "before", pair)
+        if pair.course == "finish":
+            return _finish(report, env, pair, phases)
+        judge(report, pair, mode, fenced_by, fence, max_lag_megabytes * MIB)
+        _plan(report, env, pair, fence)
+        report.pin("new_primary", address(pair.new))
+        report.pin_state("timeline", pair.old_timeline)
+        permit = report.permit(*acts(env, pair))
+        _judge_again(report, env, pair, mode, fenced_by, fence, max_lag_megabytes * MIB)
+        phases.seconds["decision"] = time.monotonic() - started
+        _fail_over(report, permit, env, pair, mode, fenced_by, fence, phases)
+    return report
+
+
+def _judge_again(
+    report: Report, env: Environment, pair: Pair, mode: Mode, attested: str, fence: bool, limit: int
+) -> None:
+    """All of it, after the confirmation: nothing may have changed."""
+    again = Report(report.runbook, report.environment)
+    try:
+        found = read_pair(env, mode, address(pair.new))
+        if (found.course, found.target) != (pair.course, pair.target):
+            raise OpsError(f"changed since it was judged: it was {pair.target}, it is {found.target}",
+                           "launch it again: a new plan")  # fmt: skip
+        if found.course == "take over" and found.will.received > pair.will.received:
+            raise OpsError(f"{found.will.address} has got more WAL since it was judged: the old primary lives",
+                           "look at the old primary again")  # fmt: skip
+        judge(again, found, mode, attested, fence, limit)
+    except RunbookFailed as error:
+        raise OpsError(f"changed since it was judged: {error.message}", "launch it again: a new plan") from None
+
+
+def _plan(report: Report, env: Environment, pair: Pair, fence: bool) -> None:
+    report.fact("from → to", pair.target)
+    if pair.course == "hand over":
+        report.plan("stop", f"{address(pair.old)} in good order (fast shutdown): writes stand still", seconds=1.0)
+    elif fence:
+        report.plan("stop", f"{address(pair.old)} through its supervisor, where it would start it again", seconds=1.0)
+    report.plan("fence", "port closed, not started again, no process left; its service disabled, so that a reboot does "
+                "not start it; its files say that it is a standby")  # fmt: skip
+    more = ", and what only the old primary's directory of WAL has" if feeds_old_wal(pair) else ""
+    report.plan("replay", f"on {address(pair.new)} everything that it and the receiver of WAL have{more}", seconds=1.0)
+    report.plan("promote", f"{address(pair.new)}: pg_promote, then slots and the receiver of WAL", seconds=1.0)
+    if env.has("application") and env.application.env_file:
+        report.plan("redirect", f"the application: {env.application.env_file}, then its restart", seconds=10.0)
+    if pair.course == "hand over" and is_here(pair.old.host):
+        report.plan("rejoin", f"{address(pair.old)} as standby of {address(pair.new)}", seconds=5.0)
+
+
+def _fail_over(
+    report: Report, permit: Permit, env: Environment, pair: Pair, mode: Mode, attested: str, fence: bool, phases: Phases
+) -> None:
+    servers = [pair.old, pair.new] if pair.course == "hand over" else [pair.new]
+    with Ledger(servers) as ledger:
+        done = stop_and_promote(report, permit, env, pair, mode, attested, fence, phases, ledger)
+        report.state_is(f"{address(pair.new)} is the primary, on timeline {done.promoted.timeline}", AGAIN)
+        tell_done(report, pair, done, attested)
+        settle(report, permit, env, pair, done.promoted)
+        first = ledger.wait_for(address(pair.new), WRITE_SECONDS)
+        phases.seconds["first acknowledged write"] = first.at - done.promoted.began
+        account = ledger.account(pair.new)
+    tell_loss(report, pair, done, _left(report, pair, done.promoted.switched_at), account)
+    redirect(report, permit, env, pair, phases, restart=True)
+    _end(report, permit, env, pair, mode, phases)
+    report.measure("database standby")
+
+
+def _left(report: Report, pair: Pair, place: int) -> Beyond | None:
+    """What only the old primary's own WAL has; None where it cannot be read."""
+    if not is_here(pair.old.host):
+        return None
+    try:
+        return read_beyond(pair.old, Path(pair.old.data_directory, "pg_wal"), pair.will.timeline, place)
+    except OpsError:
+        return None
+
+
+def _end(report: Report, permit: Permit, env: Environment, pair: Pair, mode: str, phases: Phases) -> None:
+    """Of every course: checkpoint, the old primary where it is this run's, what is so now."""
+    checkpoint(pair.new)
+    rejoined = False
+    if mode == "planned" and is_here(pair.old.host):
+        with phases.timed("rejoin"):
+            joining = rejoin.read_joining(pair.new, pair.old)
+            if not rejoin.is_joined(joining):
+                rejoin.judge_joining(report, env, joining, "auto")
+                rejoin.join(report, permit, env, joining, "auto")
+        rejoined = True
+    tell_phases(report, phases)
+    tell_after(report, env, pair, rejoined=rejoined)
+    forget(env.reports_directory)
+    report.outcome = f"{address(pair.new)} is the primary; {address(pair.old)} was"
+
+
+def _finish(report: Report, env: Environment, pair: Pair, phases: Phases) -> Report:
+    """The new primary takes writes already: what a run that was killed has left, or nothing."""
+    new = address(pair.new)
+    why = f"{new} takes writes already, on timeline {pair.will.timeline}"
+    report.fact("primary", why)
+    left = _unfinished(env, pair)
+    if not left:
+        report.outcome = f"nothing to do: {why}"
+        return report
+    for what in left:
+        report.plan("finish", what)
+    permit = report.permit(*acts(env, pair))
+    report.state_is(f"{new} is the primary, on timeline {pair.will.timeline}", AGAIN)
+    fence_again(report, permit, env, pair)
+    settle(report, permit, env, pair, None)
+    with Ledger([pair.new]) as ledger:
+        ledger.wait_for(new, WRITE_SECONDS)
+        ledger.account(pair.new)
+    redirect(report, permit, env, pair, phases, restart=pair.begun is not None)
+    _end(report, permit, env, pair, pair.begun.mode if pair.begun else "unplanned", phases)
+    report.outcome = f"nothing to promote: {why}; what was left was finished"
+    return report
+
+
+def _unfinished(env: Environment, pair: Pair) -> list[str]:
+    """What is still to be done for a primary that takes writes."""
+    found, wal = [], pair.wal
+    if pair.begun:
+        found.append(f"the failover from {pair.begun.old} that {pair.begun.run} began at {pair.begun.started}")
+    if wal and wal.service in env.services.names and not streams(pair.new, wal.name):
+        found.append(f"the receiver of WAL does not stream from {address(pair.new)}")
+    if read_synchrony(pair.new).hangs:
+        found.append("commits wait for ever: nobody is connected for whom they wait")
+    if env.has("application") and env.application.env_file:
+        told = read_target(env.application)
+        if address(pair.new) not in told.split(","):
+            found.append(f"the application's connection string names {told}")
+    return found
+
+
+@flow(name="rejoin-standby", flow_run_name="rejoin-standby {environment}")
+def rejoin_standby(environment: str, method: Method = "auto", plan: str = "", confirm: str = "") -> Report:
+    """旧プライマリのスタンバイとしての再参加 (§8.3)
+
+    Makes the server that is not the primary its standby: the old primary after a failover, or a standby that has fallen
+    behind. By pg_rewind where its files allow it, else by a fresh base backup. What only it has of WAL is saved first.
+
+    What it changes: that server's data directory; commits wait for it again where the configuration says so. With an
+    empty confirm it shows the plan and changes nothing. Killed anywhere, launch it again.
+
+    Undo: after a base backup the old files are kept aside; a rewind cannot be undone, but its diverged WAL is kept.
+    Evidence: the way, seconds, what only it had, and that it streams.
+
+    Args:
+        environment: 対象の環境 (lab, staging, production …)
+        method: auto は pg_rewind、不可能ならベースバックアップ。rewind、base_backup はその方法のみ
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
+        confirm: 実行するには環境名を入力。空なら計画のみ表示
+    """
+    env = Environment.find(environment)
+    with runbook("Rejoin standby", env, confirm, plan, changes=True, rank="recovery") as report:
+        if not env.has("standby"):
+            raise OpsError("the environment names no standby", "add [standby] to its TOML")
+        joining = rejoin.read_joining(env.postgres, env.standby)
+        report.fact("primary", address(joining.primary))
+        if rejoin.is_joined(joining):
+            report.outcome = f"nothing to do: {address(joining.node)} streams from {address(joining.primary)}"
+            return report
+        rejoin.judge_joining(report, env, joining, method)
+        rejoin.plan_joining(report, joining, method)
+        report.pin_state("roles", f"{address(joining.node)} behind {address(joining.primary)}")
+        permit = report.permit(*rejoin.rejoin_acts(joining))
+        rejoin.join(report, permit, env, joining, method)
+        report.outcome = f"{address(joining.node)} is a standby of {address(joining.primary)}"
+    return report

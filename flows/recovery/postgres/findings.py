@@ -1,0 +1,202 @@
+"""What is judged before a PostgreSQL failover (§8.3): the old primary's fence, the standby's fitness, what is lost."""
+
+from __future__ import annotations
+
+from flows.recovery.postgres.pair import Mode, Pair
+from runbook.page.render import size
+from runbook.report import Report, Status
+from tasks.failover.feeding import RECEIVER, own_wal, sources_of
+from tasks.failover.fencing import Fencing
+from tasks.host.disk import is_here
+from tasks.postgres.replication.status import parse_sync_names
+from tasks.wal.names import lsn_text
+
+MIB = 1 << 20
+WAITING = ("on", "remote_apply", "remote_write")
+
+
+def judge(report: Report, pair: Pair, mode: Mode, attested: str, fence: bool, limit_bytes: int) -> None:
+    """Everything that a promotion needs.
+
+    Raises:
+        RunbookFailed: something is missing; nothing was touched.
+    """
+    _judge_roles(report, pair, mode)
+    report.fail_if_critical()
+    _judge_identity(report, pair)
+    _judge_replay(report, pair)
+    if pair.fencing:
+        judge_fencing(report, pair.fencing, attested, fence)
+        _judge_silence(report, pair, fence)
+    _judge_lag(report, pair, limit_bytes)
+    tell_mode(report, pair)
+    report.fail_if_critical()
+
+
+def _judge_roles(report: Report, pair: Pair, mode: Mode) -> None:
+    """One living primary in a planned one, none in an unplanned one, and a standby that is one."""
+    was, will = pair.was, pair.will
+    begun = pair.begun is not None and pair.begun.new == will.address
+    if was.is_primary and mode == "unplanned":
+        report.expect(f"the old primary {was.address} is dead", False,
+                      "it lives: a second primary beside it would be a split brain. Launch it as planned",
+                      value=f"it takes writes (timeline {was.timeline})", expected="no answer")  # fmt: skip
+    if not was.is_primary and mode == "planned" and not begun:
+        why = was.problem or "it is in recovery"
+        report.expect(f"the primary {was.address} answers", False,
+                      "start it, or launch it with mode=unplanned if it is dead" if was.problem else
+                      "nobody takes writes: mode=unplanned, with new_primary, when you know which has everything",
+                      value=why)  # fmt: skip
+    if will.problem:
+        report.expect(f"the standby {will.address} answers", False,
+                      "start it and look at its log; without a standby: restore-to-point or restore-database",
+                      value=will.problem)  # fmt: skip
+    elif not will.in_recovery:
+        report.expect(f"the standby {will.address} is a standby", False,
+                      "it was promoted already, beside a living primary: find out which of the two took writes, stop "
+                      "the other, and join it again with rejoin-standby",
+                      value=f"it takes writes (timeline {will.timeline})", expected="in recovery")  # fmt: skip
+    else:
+        report.expect(f"the standby {will.address} is a standby", True, "", value="in recovery")
+
+
+def _judge_identity(report: Report, pair: Pair) -> None:
+    """The same cluster, and the same timeline."""
+    known, mine = {"the old primary": pair.system}, pair.will.timeline
+    timelines = {"the old primary": pair.old_timeline}
+    for source in sources_of(pair.new, pair.wal, pair.will) if pair.course == "take over" else ():
+        if source.problem and source.name == RECEIVER:
+            report.warn(source.name, "have this user read its directory; else what only it has is lost",
+                        value=f"it cannot be compared: {source.problem}")  # fmt: skip
+        known |= {source.name: source.system}
+        timelines |= {source.name: source.timeline if source.timeline > mine else 0}  # it may be behind
+    others = {name: found for name, found in known.items() if found and found != pair.will.system}
+    report.expect(
+        "system identifier",
+        not others,
+        "the standby is of another cluster: correct [standby], or make it a copy of this one with rejoin-standby",
+        value="; ".join(f"{name}: {found}" for name, found in others.items()) or str(pair.will.system),
+        expected=f"{pair.will.system}, the standby's",
+    )
+    if not any(known.values()):
+        report.warn("system identifier of the old primary", "compare with what you know of it", value="nobody can say")
+    if others:
+        return
+    apart = {name: found for name, found in timelines.items() if found and found != mine}
+    report.expect(
+        "timeline",
+        not apart,
+        "the standby follows another history than what the others hold: rejoin-standby, or promote the one that has it",
+        value="; ".join(f"{name}: {found}" for name, found in apart.items()) or mine,
+        expected=f"{mine}, the standby's",
+    )
+
+
+def _judge_replay(report: Report, pair: Pair) -> None:
+    report.expect(
+        "replay is not paused",
+        pair.will.paused == "not paused",
+        f"{report.contained}: release-containment resumes it; then launch it again"
+        if report.contained
+        else "SELECT pg_wal_replay_resume() on it, unless somebody paused it to save data; then launch it again",
+        value=pair.will.paused,
+        expected="not paused",
+    )
+    if pair.course == "hand over":
+        report.expect("the standby streams", bool(pair.lag and pair.lag.state == "streaming"),
+                      "look at its log and its primary_conninfo; rejoin-standby joins it again",
+                      value=pair.lag.state if pair.lag else f"no {pair.new.name or 'name'} is connected",
+                      expected="streaming")  # fmt: skip
+
+
+def judge_fencing(report: Report, fencing: Fencing, attested: str, fence: bool) -> None:
+    """Proven, or attested where nobody here can look; never against what is seen."""
+    proven = [f"{row.what}: {row.seen}" for row in fencing.rows if row.holds]
+    report.table(f"Fence of {fencing.server}", ("what", "holds", "seen"),
+                 [(row.what, {True: "proven", False: "no", None: "unknown"}[row.holds], row.seen)
+                  for row in fencing.rows])  # fmt: skip
+    for row in fencing.against:
+        if fence:
+            report.warn(f"the old primary: {row.what}", "nothing to do: this run stops it first", value=row.seen)
+        else:
+            report.expect(f"the old primary: {row.what}", False, row.hint, value=row.seen)
+    for row in fencing.by_run:
+        report.fact(f"the old primary: {row.what}", f"not yet ({row.seen}): this run sees to that before it promotes")
+    if not fencing.against:
+        report.expect("fence, proven", bool(proven), "nothing is proven", value="; ".join(proven) or "nothing",
+                      otherwise=Status.WARN)  # fmt: skip
+    for row in fencing.unknown:
+        if attested:
+            report.warn("fence, attested and not proven", "have the evidence kept: who, how, when",
+                        value=f"{row.what} ({row.seen}): attested by {attested}")  # fmt: skip
+        else:
+            report.expect(f"the old primary: {row.what}", False, row.hint, value=row.seen, expected="seen")
+
+
+def _judge_silence(report: Report, pair: Pair, fence: bool) -> None:
+    """A primary that still sends WAL lives, whatever anybody attests."""
+    silent = pair.will.receiver != "streaming"
+    seen = pair.will.receiver or "none" if silent else f"{pair.will.address} is still streamed to"
+    report.expect("the old primary sends no WAL", silent, "the old primary is alive: stop it, or set fence=true",
+                  value=seen, expected="none", otherwise=Status.WARN if fence else Status.CRITICAL)  # fmt: skip
+
+
+def _judge_lag(report: Report, pair: Pair, limit_bytes: int) -> None:
+    """Bytes that the standby does not have: by the primary itself, or by the files of a dead one."""
+    if pair.course == "hand over":
+        if pair.lag:
+            behind = max(pair.lag.flush_bytes, pair.lag.replay_bytes)
+            _expect_lag(report, behind, limit_bytes, "wait until it has caught up (check-replication), or allow more "
+                        "with max_lag_megabytes: writes stand still for that long")  # fmt: skip
+        return
+    missing = missing_bytes(pair)
+    if missing is None:
+        report.warn("lag of the standby", "what the old primary had beyond is not known: compare with "
+                    "the application's records", value="not measured: its files cannot be read")  # fmt: skip
+        return
+    if feeds_old_wal(pair):
+        report.fact(
+            "WAL that only the old primary has", f"{size(missing)}: it is fed to the standby before the promotion"
+        )
+        return
+    _expect_lag(report, missing, limit_bytes, "start the old primary if it can be, or bring its WAL to the standby; "
+                "allow that loss with max_lag_megabytes")  # fmt: skip
+
+
+def _expect_lag(report: Report, found: int, limit: int, hint: str) -> None:
+    report.expect("lag of the standby", found <= limit, hint, value=size(found), expected=f"at most {size(limit)}")
+
+
+def missing_bytes(pair: Pair) -> int | None:
+    """What a dead primary's own WAL has beyond the standby and its receiver; None where it cannot be read."""
+    if not is_here(pair.old.host) or pair.control is None:
+        return None
+    own = own_wal(pair.old, pair.will)
+    if own is None:
+        return None
+    reachable = max((source.beyond.end for source in sources_of(pair.new, pair.wal, pair.will)), default=0)
+    return max(0, own.beyond.end - max(reachable, pair.will.written))
+
+
+def feeds_old_wal(pair: Pair) -> bool:
+    """Whether the standby is fed from a dead primary's own directory of WAL: that alone has acknowledged writes, or the
+    checkpoint of an orderly shutdown. What synchronous replication did not acknowledge is not worth the wait."""
+    if pair.course != "take over" or not missing_bytes(pair):
+        return False
+    return not is_synchronous(pair) or bool(pair.control and pair.control.shut_down)
+
+
+def tell_mode(report: Report, pair: Pair) -> None:
+    """Synchronous or not, and who says so."""
+    told = f"synchronous ({pair.sync_names})" if is_synchronous(pair) else "asynchronous"
+    why = "" if pair.sync_commit in WAITING or not pair.sync_names else f", synchronous_commit = {pair.sync_commit}"
+    report.fact("replication mode", f"{told}{why}, by {pair.sync_from}")
+    if pair.course == "take over":
+        report.fact("position of the standby", f"{lsn_text(pair.will.written)} on timeline {pair.will.timeline}")
+
+
+def is_synchronous(pair: Pair) -> bool:
+    """Whether a commit was acknowledged only when somebody of those whose WAL is replayed here had it on disk."""
+    names = parse_sync_names(pair.sync_names)
+    own = {pair.new.name.lower(), pair.wal.name.lower() if pair.wal else ""} - {""}
+    return bool(names.needed) and pair.sync_commit in WAITING and {name.lower() for name in names.names} <= own

@@ -1,0 +1,249 @@
+"""A PostgreSQL failover carried out (§8.3): fence, feed, promote, and what a new primary needs at once."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from blocks.environment import Environment
+from blocks.postgres.server import Postgres
+from blocks.postgres.wal import Wal
+from blocks.services.service import DockerServices
+from flows.database.waiting_commits import alone_act
+from flows.recovery.postgres.findings import feeds_old_wal
+from flows.recovery.postgres.pair import Mode, Pair
+from runbook.errors import OpsError, Unreachable
+from runbook.failpoint import failpoint
+from runbook.guard.permit import Act, Permit
+from runbook.report import Report, Status
+from tasks.application.connection_string import SWITCH, switch_target
+from tasks.application.health import wait_healthy
+from tasks.failover.feeding import FEED, Fed, Feeding, feed
+from tasks.failover.fencing import FENCE, SIGNAL, Evidence, Fencing, allow_start, find_fencing, keep_down, remove_signal
+from tasks.failover.ledger import Ledger
+from tasks.failover.marker import Begun, forget, remember
+from tasks.failover.member import Control, read_control
+from tasks.failover.promotion import (
+    ATTACH_SECONDS,
+    PROMOTE,
+    Promoted,
+    checkpoint,
+    commits_return,
+    make_slots,
+    promote,
+    promotion,
+    start_receiver,
+    wait_for_stream,
+)
+from tasks.failover.rejoin import REJOIN
+from tasks.host.services import start_services, stop_services
+from tasks.postgres.replication.synchronous import ALONE, address, commit_alone, read_synchrony
+
+WRITE_SECONDS = 60.0
+HEALTH_SECONDS = 120
+RETURN_SECONDS = 5.0
+"""Whoever commits wait for has been waited for: what is left is that the server has noticed."""
+AGAIN = "launch it again: it goes on where this run ended, or says what to do"
+
+
+@dataclass
+class Phases:
+    """Seconds of each phase, as they become known, in their order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """One phase."""
+        started = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - started
+
+
+def acts(env: Environment, pair: Pair) -> list[Act]:
+    """All that a permit of this failover is for."""
+    old, new = address(pair.old), address(pair.new)
+    needed = [Act(FENCE, old), Act(FEED, new), Act(PROMOTE, promotion(pair.old, pair.new)), Act(ALONE, new)]
+    needed.append(Act(REJOIN, old))
+    if env.has("application") and env.application.env_file:
+        needed.append(Act(SWITCH, env.application.env_file))
+    return [*needed, alone_act(env)]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A promotion with its proofs; `kept_down` is what became of the old primary's files."""
+
+    fencing: Fencing
+    kept_down: Evidence
+    fed: Fed
+    promoted: Promoted
+
+
+def stop_and_promote(
+    report: Report, permit: Permit, env: Environment, pair: Pair, mode: Mode, attested: str, fence: bool,
+    phases: Phases, ledger: Ledger,
+) -> Done:  # fmt: skip
+    """Until the new primary takes writes.
+
+    Raises:
+        OpsError: it was not promoted; of a planned one the old primary takes writes again.
+    """
+    planned = pair.course == "hand over"
+    if planned:
+        ledger.wait_for(address(pair.old), WRITE_SECONDS)
+        checkpoint(pair.old)
+    remember(env.reports_directory, Begun.now(address(pair.old), address(pair.new), mode))
+    failpoint("failover: remembered")
+    report.state_is(f"{address(pair.old)} is stopped, and nobody was promoted: no server takes writes", AGAIN)
+    try:
+        with phases.timed("fencing"):
+            control, fencing, kept = _fence(permit, env, pair, attested, stop=planned or fence)
+        with phases.timed("replay of the tail"):
+            old = pair.old if feeds_old_wal(pair) else None
+            clean = control if control and control.shut_down else None
+            fed = feed.after(kept)(permit, Feeding(pair.new, pair.wal, clean, old))
+    except OpsError:
+        if planned:
+            _go_back(report, env, pair)
+        else:
+            _let_go(report, env, pair)
+        raise
+    promoted = promote.after(fed)(permit, env.services, pair.old, pair.new, attested)
+    phases.seconds["promote"] = promoted.seconds
+    env.forget_roles()
+    return Done(promoted.fencing if promoted.fencing.proven else fencing, kept, fed, promoted)
+
+
+def _fence(
+    permit: Permit, env: Environment, pair: Pair, attested: str, *, stop: bool
+) -> tuple[Control | None, Fencing, Evidence]:
+    """Stopped, where that is this run's to do; proven, or attested; and its files say that it is a standby."""
+    stopped: object = None
+    if stop:
+        stopped = stop_services(env.services, [pair.old.service])
+        failpoint("failover: old primary stopped")
+    if pair.wal and pair.wal.service in env.services.names:  # it starts at once later, not after its own 5 s
+        with contextlib.suppress(Unreachable):  # with the old primary's host; it is told later that it does not stream
+            stopped = stop_services.after(stopped)(env.services, [pair.wal.service])
+    control = read_control.after(stopped)(pair.old)
+    if pair.course == "hand over" and control and not control.shut_down:
+        raise OpsError(f"{address(pair.old)} did not shut down in good order: “{control.state}”",
+                       "look at its log; launch it again: mode=unplanned where it does not start again")  # fmt: skip
+    fencing = find_fencing.after(control)(env.services, pair.old)
+    fencing.require(attested, kept_down=False)
+    return control, fencing, keep_down.after(fencing)(permit, env.services, pair.old)
+
+
+def _go_back(report: Report, env: Environment, pair: Pair) -> None:
+    """A planned one that cannot go on: the old primary takes writes again. Why it is done is told, whatever happens."""
+    roles = [pair.old.service, *([pair.wal.service] if pair.wal and pair.wal.service in env.services.names else [])]
+    try:
+        allow_start(env.services, pair.old.service)
+        remove_signal(pair.old)
+        start_services(env.services, roles)
+    except (OpsError, OSError) as error:
+        report.expect("the old primary started again", False, f"start {pair.old.service} by hand, without {SIGNAL}",
+                      value=str(error))  # fmt: skip
+        return
+    forget(env.reports_directory)
+    report.state_is(f"nobody was promoted; {address(pair.old)} was started again, and takes writes",
+                    "put right what is said above, and launch it again")  # fmt: skip
+
+
+def _let_go(report: Report, env: Environment, pair: Pair) -> None:
+    """An unplanned one that cannot go on: nobody was promoted, so the old primary must take writes when it is started,
+    as before this run. One that was a standby stays one."""
+    control = read_control(pair.old)
+    if control is None or control.state in ("in archive recovery", "shut down in recovery"):
+        return
+    with contextlib.suppress(OpsError):  # why this is done is the message
+        allow_start(env.services, pair.old.service)
+    remove_signal(pair.old)
+    forget(env.reports_directory)
+    report.state_is(f"nobody was promoted; {address(pair.old)} is stopped, and is the primary when it is started",
+                    "fix the finding above, then launch it again; or start the old primary")  # fmt: skip
+
+
+def fence_again(report: Report, permit: Permit, env: Environment, pair: Pair) -> None:
+    """Of a new primary that takes writes already: the old one must not come back as a second. One that follows may."""
+    if pair.was.follows:
+        return
+    fencing = find_fencing(env.services, pair.old)
+    for row in fencing.against:
+        report.warn(f"the old primary: {row.what}", f"stop its service {pair.old.service}, then rejoin-standby",
+                    value=row.seen)  # fmt: skip
+    if not fencing.against:
+        keep_down.after(fencing)(permit, env.services, pair.old)
+
+
+def settle(report: Report, permit: Permit, env: Environment, pair: Pair, after: object) -> None:
+    """What a new primary needs at once: slots, the receiver of WAL, and commits that return. Idempotent."""
+    wal = pair.wal
+    made = make_slots.after(after)(pair.new, [wal.slot if wal else "", pair.old.slot])
+    if wal and wal.service in env.services.names:
+        refused = start_receiver.after(made)(env.services, wal.service)
+        tell_receiver(report, pair.new, wal, 0 if refused else ATTACH_SECONDS)
+    if not commits_return(pair.new, RETURN_SECONDS):
+        found = read_synchrony.after(made)(pair.new)
+        commit_alone.after(found)(permit, pair.new)
+        report.warn("commits wait for no standby",
+                    "rejoin-standby joins the other server again, and commits wait for it then; until then a failure "
+                    "of this one loses what nobody else has",
+                    value=f"none of those for whom commits wait is connected ({found.names}): that was overridden",
+                    expected=found.names)  # fmt: skip
+
+
+def tell_receiver(report: Report, primary: Postgres, wal: Wal, seconds: float = ATTACH_SECONDS) -> None:
+    """Whether it streams from the primary within so many seconds."""
+    attached = wait_for_stream(primary, wal.name, seconds)
+    told = f"{wal.name} {'streams' if attached else 'does not stream'} from {address(primary)}"
+    hint = "look at its log; its connection string must name both servers, with target_session_attrs=primary"
+    report.expect("WAL receiver", attached, hint, value=told, expected="streaming", otherwise=Status.WARN)
+
+
+def redirect(report: Report, permit: Permit, env: Environment, pair: Pair, phases: Phases, *, restart: bool) -> None:
+    """The application's connection string, its restart, and its health.
+
+    Raises:
+        OpsError: it does not become healthy.
+    """
+    if not env.has("application"):
+        return
+    changed = False
+    last: object = None
+    with phases.timed("application"):
+        if env.application.env_file:
+            switched = switch_target(permit, env.application, pair.new)
+            changed, last = switched.changed, switched
+            report.fact("connection string",
+                        f"{switched.before} → {switched.after}" if changed else switched.after)  # fmt: skip
+        else:
+            report.warn("connection string of the application", "name its file in [application] "
+                        "env_file; until then change it by hand and restart it", value="no file is named")  # fmt: skip
+        roles = env.services_in(("backend",))
+        if not roles:
+            report.fact("application", "not restarted: the environment names no service for it")
+            return
+        _tell_kept_variable(report, env, roles[0])
+        if changed or restart:
+            stopped = stop_services.after(last)(env.services, roles)
+            failpoint("failover: application stopped")
+            last = start_services.after(stopped)(env.services, roles)
+        health = wait_healthy.after(last)(env.application, seconds=HEALTH_SECONDS, services=env.services)
+    if health.configured:
+        report.expect("application", True, "", value=health.answer)
+    else:
+        report.fact("application", health.answer)
+
+
+def _tell_kept_variable(report: Report, env: Environment, role: str) -> None:
+    """A container keeps the variables that it was made with: a restart does not read the file again."""
+    if not isinstance(env.services, DockerServices):
+        return
+    with contextlib.suppress(OpsError):  # what comes next says whether it is there
+        if env.application.dsn_variable in env.services.environment(role):
+            report.warn("connection string of the container", "launch deploy-application with recreate",
+                        value="it was made with one of its own: a restart does not read the file again")  # fmt: skip

@@ -1,0 +1,1 @@
+"""Failover of Redis with Sentinels (§8.3)."""

@@ -1,0 +1,1 @@
+"""Failover to another region (§8.3)."""

@@ -1,0 +1,1 @@
+"""Clearing caches (§2.2)."""

@@ -1,0 +1,1 @@
+"""What uses Redis's memory (§2.1)."""

@@ -1,0 +1,1 @@
+"""Restoring Redis data (§2.3)."""

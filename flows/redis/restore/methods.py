@@ -1,0 +1,101 @@
+"""The ways in which restore-redis puts data back (§2.3): each is judged and planned, then run with a permit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from blocks.environment import Environment
+from blocks.redis.server import Redis
+from flows.redis.backup import judge_kept, keep_live
+from flows.redis.restore import network
+from flows.redis.restore import prefixes as prefix_steps
+from flows.redis.restore.choice import Restorable
+from flows.redis.restore.steps import build_redis, judge_server, plan_redis, replace_redis, undo
+from runbook.guard.permit import Act, Permit
+from runbook.report import Report
+from tasks.backups.catalogue import Backup
+from tasks.redis.restore.copy import ACT
+from tasks.redis.restore.isolation import TAKE_OFF
+from tasks.redis.restore.prefixes import Extra
+from tasks.redis.restore.topology import ReplicationTopology, read_surroundings
+
+
+class Restoring(Protocol):
+    """One restore, judged and planned."""
+
+    @property
+    def acts(self) -> tuple[Act, ...]:
+        """What it needs a permit for."""
+
+    def run(self, permit: Permit) -> None:
+        """Do it, and prove it."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """The data directory's place is taken by a copy that was proven."""
+
+    report: Report
+    env: Environment
+    backup: Backup
+    around: ReplicationTopology
+
+    @property
+    def acts(self) -> tuple[Act, ...]:
+        """What it needs a permit for."""
+        directory = self.env.redis.data_directory
+        return Act(ACT, directory), Act(TAKE_OFF, directory)
+
+    def run(self, permit: Permit) -> None:
+        """Build, prove, swap, verify.
+
+        Raises:
+            RunbookFailed: the copy is not what the backup held; nothing was stopped.
+            OpsError: the service does not stop, or does not start on the copy.
+        """
+        self.report.state_is("the live data was not touched", "launch it again when what is said above is put right")
+        copy = build_redis(self.report, self.env, permit, self.backup)
+        kept = ""
+        if found := living_master(self.env, self.around):
+            kept = keep_live(self.report, self.env, found).name
+        swapped = replace_redis(self.report, self.env, permit, copy, self.around)
+        other = f"; what {self.around.master} held: restore-redis with backup={kept}" if kept else ""
+        self.report.fact("undo", undo(swapped) + other)
+
+
+def living_master(env: Environment, around: ReplicationTopology) -> Redis | None:
+    """Another server that is the master now, whose data nothing else keeps: it becomes a replica of what is restored.
+    A killed run has kept it before it took anything off."""
+    found = around.master if around.master != around.own and not around.since else ""
+    return env.redis.at(found) if found in around.reachable else None
+
+
+@contextlib.contextmanager
+def prepare(
+    report: Report, env: Environment, chosen: Restorable, prefixes: Sequence[str], extra: Extra, expected_removed: int
+) -> Iterator[Restoring]:
+    """Judge and plan the restore that is meant: of some prefixes, over the network, or of the data directory.
+
+    Raises:
+        OpsError, Unreachable: the live server refuses or does not answer.
+        RunbookFailed: something stands in the way.
+    """
+    if prefixes:
+        with prefix_steps.prepare(report, env, chosen, prefixes, extra, expected_removed) as some:
+            yield some
+    elif env.redis.remote:
+        with network.prepare(report, env, chosen) as whole:
+            yield whole
+    else:
+        around = read_surroundings(env.redis, env.reports_directory)
+        fitness = judge_server(report, env, chosen.backup, around)
+        report.fail_if_critical()
+        if found := living_master(env, around):
+            judge_kept(report, env, found)
+            report.fail_if_critical()
+            report.plan("keep", f"what {found.address}, the master now, holds, as a backup: its data goes")
+        plan_redis(report, env, chosen.backup, fitness)
+        yield Replacement(report, env, chosen.backup, around)

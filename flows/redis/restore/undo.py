@@ -1,0 +1,167 @@
+"""Back to the data that a restore of Redis replaced (§2.3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+from blocks.environment import Environment
+from flows.pinned import pin_redis
+from flows.redis.restore.steps import judge_preconditions, plan_detaching, put_back, start_again
+from runbook.errors import OpsError
+from runbook.guard.permit import Act, Permit
+from runbook.report import Report
+from runbook.run import runbook
+from tasks.redis.restore.isolation import TAKE_OFF, detach, note_swapped
+from tasks.redis.restore.kept import Kept, prepare_kept, read_kept, verify_kept
+from tasks.redis.restore.login import judge_login
+from tasks.redis.restore.place import judge_place
+from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, superseded_redis
+from tasks.redis.restore.topology import ReplicationTopology, read_surroundings
+from tasks.redis.restore.undoing import UNDO, end_undoing, find_undoing, swap_again, swap_back
+from tasks.redis.server import connected, key_counts
+
+
+@flow(name="undo-restore-redis", flow_run_name="undo-restore-redis {environment}")
+def undo_restore_redis(environment: str, kept: str = "latest", plan: str = "", confirm: str = "") -> Report:
+    """Redisのリストアの取り消し (§2.3)
+
+    Gives the data that restore-redis or full-restore set aside its place again. Run it when what was restored turns out
+    to be wrong.
+
+    The old data is loaded into a scratch server before anything stops. Where the AOF was switched on or off since, the
+    newest of its files is brought into the form from which the server starts now.
+
+    What it changes: replicas and Sentinels are taken off, the service is stopped, the two directories are exchanged by
+    rename, the service is started, replicas and Sentinels are put back. What was written since the restore is set aside
+    with the directory that it is in. Where the server does not start on the old data, the present data is put back.
+    After a kill, launch it again: it goes on with what the killed run was about. To undo: launch it again. Evidence:
+    keys before and after.
+
+    Args:
+        environment: 対象の環境
+        kept: latest、または取り置きディレクトリの名前 (….superseded_YYYYMMDD_HHMMSS)
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
+        confirm: 環境名を入力すると実行。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook(
+        "Undo restore of Redis", env, confirm, plan, changes=True, rank="recovery", name="undo-restore-redis"
+    ) as report:
+        aside = _choose(env, kept)
+        report.fact("put back", aside.name)
+        report.pin("kept", aside.name)
+        report.fact("keys before", _keys(env))
+        kept_data = _judge(report, env, aside) if aside.exists() else None
+        around = read_surroundings(env.redis, env.reports_directory)
+        report.expect(
+            "Sentinels that are not listed",
+            not around.unlisted,
+            "name all of them in [redis] sentinels; SENTINEL RESET where one is gone for good",
+            value=around.unlisted or "none",
+        )
+        judge_preconditions(report, (
+            *judge_place(env.redis, 0, writes_configuration=not around.is_alone),
+            *judge_login(env.redis, is_watched=bool(around.watchers), is_alone=around.is_alone),
+        ))  # fmt: skip
+        plan_detaching(report, env, around)
+        report.plan("stop", f"the service {env.services.name_of('redis')}", seconds=2)
+        report.plan("exchange", f"{aside} and {env.redis.data_directory}; both are kept", seconds=0.1)
+        if kept_data and not kept_data.starts:
+            form = "AOF" if kept_data.is_aof else "RDB"
+            report.plan("convert", f"its {form}, which is its newest data: the server starts from the other form now")
+        report.plan("start", "and wait until it has loaded the old data", seconds=2)
+        path = env.redis.data_directory
+        pin_redis(report, env.redis, replaced=True)
+        permit = report.permit(Act(UNDO, str(aside)), Act(TAKE_OFF, path))
+        _exchange(report, env, permit, aside, around, kept_data)
+        report.fact("keys after", _keys(env))
+        report.outcome = f"{aside.name} is live again"
+    return report
+
+
+def _choose(env: Environment, kept: str) -> Path:
+    undoing = find_undoing(env.redis, env.reports_directory)
+    if undoing and kept in ("latest", undoing.aside.name):
+        return undoing.aside
+    found = superseded_redis(env.redis)
+    chosen = found[-1:] if kept == "latest" else [path for path in found if path.name == kept]
+    if not chosen:
+        names = ", ".join(path.name for path in found) or "none"
+        what = "there is no data" if kept == "latest" else f"there is no {kept[:80]}"
+        raise OpsError(f"{what} that a restore of Redis set aside", f"set aside are: {names}")
+    return chosen[0]
+
+
+def _judge(report: Report, env: Environment, aside: Path) -> Kept:
+    """It is loaded before anything stops.
+
+    Raises:
+        RunbookFailed: it cannot be.
+    """
+    try:
+        found = read_kept(env.redis, aside)
+    except OpsError as error:
+        report.expect(f"{aside.name} loads", False, error.hint, value=error.message, expected="data")
+        report.fail_if_critical()
+        raise
+    report.expect(
+        f"{aside.name} loads", True, "", value=f"{found.keys:,} keys from its {'AOF' if found.is_aof else 'RDB'}"
+    )
+    return found
+
+
+def _exchange(
+    report: Report, env: Environment, permit: Permit, aside: Path, around: ReplicationTopology, data: Kept | None
+) -> None:
+    data = prepare_kept(permit, env.redis, data) if data else None
+    was_running, taken, swapped = env.services.is_running("redis"), around, None
+    report.state_is("Redis may be stopped; no data was removed", "launch it again: it goes on where this run ended")
+    try:
+        taken = detach(permit, env.redis, around, env.reports_directory)
+        stopped = stop_redis.after(taken)(env.redis, env.services)
+        swapped = swap_back.after(stopped)(permit, env.redis, aside, env.reports_directory)
+        started = start_redis.after(swapped)(env.redis, env.services)
+        if data:
+            verify_kept.after(started)(env.redis, data)
+    except BaseException as error:
+        is_back = _go_back(report, env, permit, swapped, aside, taken, was_running)
+        if swapped is None or not isinstance(error, OpsError):
+            raise
+        state = "the present data is live" if is_back else "the present data is not live yet either: see below"
+        raise OpsError(f"the server does not serve {aside.name}: {error.message}", state) from None
+    taken = note_swapped(env.reports_directory, taken)
+    report.fact("set aside", swapped.kept or "there was nothing")
+    put_back(report, env, permit, taken, after=swapped)
+    end_undoing(env.reports_directory)
+
+
+def _go_back(
+    report: Report,
+    env: Environment,
+    permit: Permit,
+    swapped: SwappedRedis | None,
+    aside: Path,
+    taken: ReplicationTopology,
+    was_running: bool,
+) -> bool:
+    """Whether what was live is live again, with what stood around it. The permit was for the way there; this is the way
+    back to what it found."""
+    try:
+        if swapped:
+            stop_redis(env.redis, env.services)
+            swap_again(swapped, aside)
+            end_undoing(env.reports_directory)
+        return start_again(report, env, permit, taken, was_running=was_running or swapped is not None)
+    except OpsError as second:  # the first error is the one to read first
+        report.expect("the present data put back", False, second.hint, value=second.message)
+        return False
+
+
+def _keys(env: Environment) -> str:
+    try:
+        with connected(env.redis) as client:
+            return f"{sum(keys for keys, _ in key_counts(client).values()):,}"
+    except OpsError as error:
+        return f"not measured: {error.message}"

@@ -1,0 +1,170 @@
+"""Redis's settings against the manual's: checked, applied, temporarily overridden, undone (§2.3, §2.4)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import flow
+from pydantic import Field
+
+from blocks.environment import Environment
+from flows.pinned import pin_redis
+from flows.redis.settings import changes as choosing
+from flows.redis.settings import findings, steps
+from runbook.report import Report, Status
+from runbook.run import runbook
+from tasks.redis.settings.recommended import RECOMMENDED, Name
+from tasks.reports import setting_records as records
+
+MOST_HOURS = 168
+
+
+@flow(name="check-redis-settings", flow_run_name="check-redis-settings {environment}")
+def check_redis_settings(environment: str) -> Report:
+    """永続化設定（RDB/AOF）・接続数制限設定の確認 (§2.3, §2.4)
+
+    Compares what the master runs with, and what its file has, to the manual's values of persistence and connections;
+    says which of them take effect at once and which need a restart, what the next start would lose, which temporary
+    overrides are in force or expired on which server, and what the replicas have. Run it daily (nothing else tells that
+    an override's time is over), and after every change.
+
+    It changes nothing on a server (how a change takes effect is asked for by a CONFIG SET that cannot succeed), and
+    closes the records of overrides whose value somebody replaced. There is nothing to undo. Evidence: the table of
+    settings.
+
+    Departs from the manual: judged is what runs, by its meaning: saving more often, more clients or a shorter timeout
+    are as well, and a file's name is a name. `appendonly.aof` is a stem since version 7.
+
+    Args:
+        environment: 対象の環境 (lab, staging, production …)
+    """
+    env = Environment.find(environment)
+    with runbook("Check Redis settings", env) as report:
+        found, *others = findings.find_servers(report, env)
+        overrides = findings.find_overrides(env, found)
+        findings.judge_role(report, found, Status.WARN)
+        findings.judge_overrides(report, found, overrides)
+        well = [findings.judge_setting(report, env, found, one.name, overrides) for one in RECOMMENDED]
+        findings.judge_file(report, found)
+        findings.judge_replicas(report, env, others)
+        findings.judge_rights(report, found)
+        findings.tell_settings(report, env, found, overrides)
+        report.outcome = findings.outcome(overrides, sum(well))
+    return report
+
+
+@flow(name="apply-redis-settings", flow_run_name="apply-redis-settings {environment}")
+def apply_redis_settings(
+    environment: str,
+    names: tuple[Name, ...] = (),
+    override: str = "",
+    override_hours: Annotated[int, Field(ge=1, le=MOST_HOURS)] = 24,
+    reason: str = "",
+    everywhere: bool = False,
+    master: str = "",
+    plan: str = "",
+    confirm: str = "",
+) -> Report:
+    """永続化設定（RDB/AOF）・接続数制限設定の適用 (§2.3, §2.4)
+
+    Sets what check-redis-settings finds wrong by CONFIG SET, and keeps it by CONFIG REWRITE; or sets one value for a
+    time (`override`, such as the manual's `maxmemory 2gb`). An override that has expired goes back to what was there
+    before it; one in force is left alone, and so is a value that is as well, unless `names` has it. The override that
+    is in force, given again, is prolonged. An AOF that is switched on is waited for: only when it holds everything does
+    the file say so.
+
+    It never restarts the server: what needs that is said. CONFIG REWRITE also keeps whatever others have set at run
+    time: the plan names it, but for passwords and ports. To undo: undo-redis-settings, with the record that is written
+    first. Evidence: values before and after, running and in the file.
+
+    Departs from the manual: editing redis.conf has no effect until a restart, CONFIG SET none after one. With
+    `appendonly yes` only in the file a restart would load an AOF that is not there: 0 keys.
+
+    Args:
+        environment: 対象の環境
+        names: 対象の設定名。空なら不足している項目すべて (推奨値と同等以上の値は、ここで指定した場合だけ変える)
+        override: 一時的な設定。例 maxmemory 2gb。空ならマニュアルの値を適用。names と同時には指定できない
+        override_hours: 一時的な設定の有効期間 (時間)
+        reason: 一時的な設定の理由。記録に残る。空でもよい
+        everywhere: 到達できるレプリカにも適用する。指定しない場合、レプリカは元の値のまま
+        master: 過半数のSentinelがマスターを示さないときだけ、マスターと確認したサーバーの host:port。通常は空
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
+        confirm: 環境名を入力すると実行。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Apply Redis settings", env, confirm, plan, changes=True) as report:
+        choosing.require_sense(names, override)
+        change = choosing.parse_override(override) if override else None
+        servers = findings.find_servers(report, env, changes=True, waiver=master)
+        findings.judge_role(report, servers[0], Status.CRITICAL)
+        report.fail_if_critical()
+        known = records.read_all(env.reports_directory)
+        chosen = servers if everywhere else servers[:1]
+        orders = [
+            choosing.order_override(report, found, change, known)
+            if change
+            else choosing.order_manual(report, env, found, names, known)
+            for found in chosen
+        ]
+        orders = [order for order in orders if not order.is_empty]
+        if not orders:
+            report.outcome = "there is nothing to change"
+            return report
+        steps.tell_left_out(report, orders, [found for found in servers if found not in chosen])
+        steps.require_rights(orders)
+        steps.plan(report, orders)
+        pin_redis(report, env.redis.at(servers[0].address))
+        permit = report.permit(*(act for order in orders for act in order.acts))
+        steps.keep(report, env, orders, hours=override_hours if override else 0, reason=reason)
+        results = [steps.carry_out(report, env, permit, order, findings.APPLY) for order in orders]
+        report.outcome = steps.told_of(results, "set")
+    return report
+
+
+@flow(name="undo-redis-settings", flow_run_name="undo-redis-settings {environment}")
+def undo_redis_settings(
+    environment: str, record: str = "", everywhere: bool = False, master: str = "", plan: str = "", confirm: str = ""
+) -> Report:
+    """永続化設定（RDB/AOF）・接続数制限設定の復元 (§2.3, §2.4)
+
+    Puts back the values that apply-redis-settings had replaced, at once and in the file. Run it when a setting does
+    harm, or when an override is no longer needed.
+
+    A setting that somebody changed since is left alone and named. It never restarts the server. To undo:
+    apply-redis-settings again. Evidence: values before and after, running and in the file.
+
+    Departs from the manual: it has no way back from an emergency's `maxmemory 2gb`.
+
+    Args:
+        environment: 対象の環境
+        record: 元に戻す記録の名前。空なら現在のマスターの最新のもの
+        everywhere: 到達できるレプリカの最新の記録も元に戻す
+        master: 過半数のSentinelがマスターを示さないときだけ、マスターと確認したサーバーの host:port。通常は空
+        plan: 計画の指紋。計画レポートのリンクが入力する。空なら計画と照合せずに実行
+        confirm: 環境名を入力すると実行。空なら計画だけを表示
+    """
+    env = Environment.find(environment)
+    with runbook("Undo Redis settings", env, confirm, plan, changes=True) as report:
+        servers = findings.find_servers(report, env, changes=True, waiver=master)
+        findings.judge_role(report, servers[0], Status.CRITICAL)
+        report.fail_if_critical()
+        chosen = servers if everywhere or record else servers[:1]
+        pairs = steps.find_undoable(env, records.read_all(env.reports_directory), chosen, record)
+        report.fact("record", ", ".join(f"{kept.name} of {found.address}" for found, kept in pairs))
+        if len(pairs) == 1:
+            report.pin("record", pairs[0][1].name)
+        undone = [choosing.order_undo(report, found, kept) for found, kept in pairs]
+        if all(each.left and each.order.is_empty for each in undone):
+            report.outcome = "there is nothing that could be undone"
+            return report
+        orders = [each.order for each in undone]
+        steps.require_rights(orders)
+        steps.plan(report, orders)
+        for each in undone:
+            if not each.left:
+                report.plan("close", f"record {each.record.name}: its old values are back then")
+        pin_redis(report, env.redis.at(servers[0].address))
+        permit = report.permit(*(act for order in orders for act in order.acts))
+        results = [steps.undo(report, env, permit, each) for each in undone]
+        report.outcome = steps.told_of(results, "back")
+    return report

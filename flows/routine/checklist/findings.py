@@ -1,0 +1,73 @@
+"""What a checklist's answers come to."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from blocks.environment import Environment
+from flows.routine.checklist.forms import DONE, NOT_APPLICABLE, NOT_DONE, Answer
+from flows.routine.checklist.history import COLUMNS, FACT, TABLE, Past, history
+from flows.routine.checklist.questions import Answered
+from runbook.page.render import duration
+from runbook.report import Report, Status
+
+
+def report_results(report: Report, env: Environment, found: Answered, past: Past | None) -> None:
+    """Every box, what was left undone, whether it was in time, and the times before."""
+    report.fact(FACT, f"{found.checklist.name}: {found.checklist.title} ({found.checklist.section})")
+    report.fact("launched", f"{found.launched.astimezone(env.zone):%Y-%m-%d %H:%M}")
+    report.fact("due", found.due)
+    for one in found.answers:
+        _judge(report, one, past)
+    _judge_due(report, env, found)
+    _judge_minutes(report, found)
+    report.table(TABLE, COLUMNS, [_row(env, one) for one in found.answers])
+    columns = ("answered", "status", "実施", "未実施", "対象外", "who", "report")
+    report.table("The times before", columns, history(env, found.checklist.name))
+    counts = {result: sum(one.result == result for one in found.answers) for result in (DONE, NOT_DONE, NOT_APPLICABLE)}
+    told = ", ".join(f"{result} {count}" for result, count in counts.items())
+    report.outcome = f"{found.checklist.title}: {len(found.answers)} boxes, {told}"
+
+
+def _judge(report: Report, one: Answer, past: Past | None) -> None:
+    before = past.rows.get((one.phase.title, one.box.text)) if past else None
+    again = f" — 前回 {past.day} も未実施" if past and before and before[2] == NOT_DONE else ""
+    report.expect(f"{one.phase.title}: {one.box.text}", one.result != NOT_DONE,
+                  f"do it, then launch run-checklist again: {one.box.how}",
+                  value=f"{one.result} ({one.who}){f': {one.note}' if one.note else ''}{again}",
+                  otherwise=Status.CRITICAL if one.box.must else Status.WARN)  # fmt: skip
+
+
+def _judge_due(report: Report, env: Environment, found: Answered) -> None:
+    last = max(found.at.values()).astimezone(env.zone)
+    report.fact("answered", f"{last:%Y-%m-%d %H:%M}")
+    late = (last.date() - found.due).days
+    report.expect("answered in time", late <= 0, "begin it earlier: remind-checklists tells what waits, every day",
+                  value=f"{late} days late" if late > 0 else f"{last:%Y-%m-%d}", expected=f"by {found.due}",
+                  otherwise=Status.WARN)  # fmt: skip
+
+
+def _judge_minutes(report: Report, found: Answered) -> None:
+    """From answer to answer, where the manual gives a phase minutes."""
+    since, rows, long = found.launched, list[tuple[object, ...]](), list[str]()
+    for phase in found.checklist.phases:
+        at = found.at[phase.id]
+        took, since = at - since, at
+        rows.append((phase.heading, _clock(at), duration(max(took.total_seconds(), 0.0))))
+        if phase.minutes and took > timedelta(minutes=phase.minutes):
+            long.append(f"{phase.title} {duration(took.total_seconds())}")
+    if not any(phase.minutes for phase in found.checklist.phases):
+        return
+    report.table("Phases, from answer to answer", ("phase", "answered (UTC)", "took"), rows)
+    report.expect("phases within the manual's minutes", not long,
+                  "find out what they waited for; it may be that only the answer came late",
+                  value="; ".join(long) or "all", otherwise=Status.WARN)  # fmt: skip
+
+
+def _clock(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def _row(env: Environment, one: Answer) -> tuple[str, ...]:
+    when = f"{one.at.astimezone(env.zone):%Y-%m-%d %H:%M}"
+    return (one.phase.title, one.box.text, one.result, one.who, when, one.note, one.link)

@@ -1,0 +1,146 @@
+"""Asking people: the run suspends with a form, and begins again from the top when somebody has answered.
+
+Answered keys return at once, so that nothing here may depend on anything but the answers: the same answers lead to the
+same keys, whichever worker goes on, and however often it was restarted meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+from prefect.context import FlowRunContext
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
+from prefect.input.run_input import keyset_from_base_key
+from pydantic import ValidationError
+
+from blocks.environment import Environment
+from flows.routine.checklist import forms
+from flows.routine.checklist.forms import Answer
+from flows.routine.checklist.history import Past, beside
+from flows.routine.checklist.texts import Checklist, Phase
+from runbook.errors import OpsError
+from tasks.prefect.suspended_runs import read_inputs
+
+LAUNCH = "launch the deployment run-checklist in the Prefect UI: nobody could answer otherwise"
+MOST_ATTEMPTS = 50
+
+
+@dataclass(frozen=True)
+class Answered:
+    """All of a checklist's answers, when it was launched, until when it was due, and when each phase was answered."""
+
+    checklist: Checklist
+    launched: datetime
+    due: date
+    answers: tuple[Answer, ...]
+    at: Mapping[str, datetime]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What every form of a run tells."""
+
+    env: Environment
+    checklist: Checklist
+    launched: datetime
+    due: date
+    past: Past | None
+    drilled: Mapping[str, str]
+    taken_over: str = ""
+    """A run that ended before its last answer: what was answered there is filled in."""
+
+
+def launched_at() -> datetime:
+    """When the run that this code works for began first.
+
+    Raises:
+        OpsError: there is no run that could wait for people.
+    """
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    if run is None or run.deployment_id is None:
+        raise OpsError("a checklist waits for people, and this run cannot: it has no deployment", LAUNCH)
+    return run.start_time or datetime.now(UTC)
+
+
+def ask(asking: Asking) -> Answered:
+    """Phase by phase. The run leaves here while it waits.
+
+    Raises:
+        OpsError: Prefect lets this run not wait (it is a child of another one).
+    """
+    found, at = list[Answer](), dict[str, datetime]()
+    for phase in asking.checklist.phases:
+        given = _phase(asking, phase, found)
+        found += given
+        at[phase.id] = given[0].at
+    return Answered(asking.checklist, asking.launched, asking.due, tuple(found), at)
+
+
+def _phase(asking: Asking, phase: Phase, before: list[Answer]) -> list[Answer]:
+    """Asked until it is complete, each time under a new key, filled in with what was sent."""
+    wrong, filled = list[str](), _taken_over(asking, phase)
+    for attempt in range(1, MOST_ATTEMPTS + 1):
+        key = f"{phase.id}-{attempt}"
+        hints = {box.id: beside(box, phase, asking.past, asking.drilled) for box in phase.boxes}
+        model = forms.form(phase, _description(asking, phase, before, wrong), hints, filled)
+        try:
+            sent = _suspended(model, key)
+        except ValidationError:  # the checklist was changed while somebody answered
+            filled, wrong = {}, ["チェックリストが回答中に変わりました。もう一度答えてください"]
+            continue
+        filled, given = sent.model_dump(), forms.answers(phase, sent, _answered_at(key))
+        if not (wrong := forms.problems(given)):
+            return given
+    raise OpsError(f"{phase.title} was answered {MOST_ATTEMPTS} times, never completely", "launch it again")
+
+
+def _suspended(model: type[RunInput], key: str) -> RunInput:
+    try:
+        sent = suspend_flow_run(wait_for_input=model, key=key, timeout=None)
+    except RuntimeError as error:
+        raise OpsError(f"this run cannot wait for people: {error}", LAUNCH) from None
+    assert isinstance(sent, RunInput)
+    return sent
+
+
+def _answered_at(key: str) -> datetime:
+    """When the answer under a key came in; Prefect keeps it with the answer."""
+    name = keyset_from_base_key(f"suspended-{key}")["response"]
+    context = FlowRunContext.get()
+    assert context
+    assert context.flow_run
+    found = read_inputs(str(context.flow_run.id), name)
+    return found[-1].at if found else datetime.now(UTC)
+
+
+def _taken_over(asking: Asking, phase: Phase) -> Mapping[str, Any]:
+    """What was answered of a phase in the run that is taken over; nothing where that has gone."""
+    if not asking.taken_over:
+        return {}
+    found = read_inputs(asking.taken_over, f"suspended-{phase.id}-")
+    given = [one.value for one in found if one.key.endswith("-response") and isinstance(one.value, dict)]
+    return forms.fitting(phase, given[-1]) if given else {}
+
+
+def _description(asking: Asking, phase: Phase, before: list[Answer], wrong: list[str]) -> str:
+    """Markdown above the form."""
+    chosen = asking.checklist
+    number = chosen.phases.index(phase) + 1
+    lines = [
+        f"## {chosen.title} · {asking.env.title or asking.env.name}",
+        f"**{phase.heading}** ({number}/{len(chosen.phases)}) · 期限 **{asking.due}** · 担当 {chosen.owner}",
+    ]
+    if wrong:
+        lines.append("### ⚠️ 直してください\n" + "\n".join(f"- {one}" for one in wrong))
+    lines.append("「*」は必須の項目 (未実施なら CRITICAL)。未実施・対象外には理由をメモに書く。")
+    undone = [one for one in before if one.result == forms.NOT_DONE]
+    if undone:
+        lines.append("ここまでの未実施: " + "、".join(one.box.text for one in undone))
+    if asking.past:
+        lines.append(asking.past.told())
+    return "\n\n".join(lines)

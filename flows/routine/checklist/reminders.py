@@ -1,0 +1,154 @@
+"""Checklists that wait for somebody (§7.1, §8.4): told every day, escalated when they are overdue."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from prefect import flow
+
+from blocks.environment import Environment
+from flows.routine.checklist.forms import NOT_DONE
+from flows.routine.checklist.history import RUNBOOK, last_time
+from flows.routine.checklist.texts import DEFAULT, NAMES, Checklist, checklist
+from runbook.errors import OpsError
+from runbook.report import Report, Status
+from runbook.run import runbook
+from tasks.prefect.suspended_runs import WaitingRun, find_waiting, launch_escalation
+from tasks.reports.setting_records import Record, read_all
+
+SOON_DAYS = 1
+
+
+@dataclass(frozen=True)
+class _Due:
+    """A run that waits, and until when it may."""
+
+    run: WaitingRun
+    checklist: Checklist
+    due: date
+
+    def late(self, today: date) -> int:
+        """In days; below 0: days that are left."""
+        return (today - self.due).days
+
+    @property
+    def told(self) -> str:
+        return f"{self.checklist.title} ({self.run.name}) was due on {self.due}"
+
+
+@flow(name="remind-checklists", flow_run_name="remind-checklists {environment}")
+def remind_checklists(environment: str) -> Report:
+    """チェックリストの督促 (§7.1)
+
+    Tells which runs of run-checklist wait for an answer: since when, for which phase, until when, and where their form
+    is. One whose day is today or tomorrow warns; one whose day has passed warns too, and is escalated to its owner,
+    once a day and as one incident. Shows as well what was left undone the last time that each checklist was answered.
+    A temporary setting (付録A: `max_connections = 300`, `maxmemory 2gb`) whose time is over and that nobody has undone
+    is told and escalated in the same way. Run it every day.
+
+    It changes nothing but that it launches escalate. Where that is not deployed the report is critical: an overdue
+    checklist that nobody hears of is as good as none.
+
+    Args:
+        environment: 対象の環境
+    """
+    env = Environment.find(environment)
+    with runbook("Remind checklists", env) as report:
+        today = datetime.now(env.zone).date()
+        found = list(filter(None, (_due(report, env, run) for run in find_waiting(env.name, RUNBOOK))))
+        rows = [_row(env, one, today) for one in found]
+        columns = ("checklist", "owner", "phase", "waits since", "due", "days late", "form")
+        report.table("Checklists that wait", columns, rows)
+        for one in found:
+            _judge(report, env, one, today)
+        _tell_undone(report, env)
+        remind_overrides(report, env, today)
+        late = sum(one.late(today) > 0 for one in found)
+        report.outcome = f"{len(found)} checklists wait, {late} of them overdue"
+    return report
+
+
+def _due(report: Report, env: Environment, run: WaitingRun) -> _Due | None:
+    """By the rule by which its form tells it. A run of another version than this one may have other parameters."""
+    given = run.parameters
+    launched = run.began.astimezone(env.zone).date()
+    try:
+        chosen = checklist(given.get("checklist", DEFAULT))
+        return _Due(run, chosen, chosen.due(launched, str(given.get("due", "")), str(given.get("drill_date", ""))))
+    except OpsError as error:
+        report.warn(
+            run.name, f"answer it, or cancel it: {run.link}", value=f"nobody knows when it is due: {error.message}"
+        )
+        return None
+
+
+def _judge(report: Report, env: Environment, one: _Due, today: date) -> None:
+    late = one.late(today)
+    hint = f"answer its form: {one.run.link}, Resume"
+    value = f"{late} days late" if late > 0 else f"due in {-late} days"
+    report.expect(one.run.name, late < -SOON_DAYS, hint, value=value, expected=f"answered by {one.due}",
+                  otherwise=Status.WARN)  # fmt: skip
+    if late > 0:
+        _escalate(report, env, one, today)
+
+
+def _escalate(report: Report, env: Environment, one: _Due, today: date) -> None:
+    what = f"{one.told}, and waits for its answer: {one.run.link}"
+    tell_owner(report, env, one.run.name, what, one.checklist.owner, f"checklist-{one.run.id}", today, run=one.run.id)
+
+
+def _row(env: Environment, one: _Due, today: date) -> Sequence[object]:
+    """The key of a form is its phase's id with the number of the attempt."""
+    name = one.run.key.rpartition("-")[0]
+    phase = next((phase.title for phase in one.checklist.phases if phase.id == name), one.run.key)
+    since = f"{one.run.since.astimezone(env.zone):%Y-%m-%d %H:%M}"
+    return one.checklist.title, one.checklist.owner, phase, since, one.due, max(one.late(today), 0), one.run.link
+
+
+def _tell_undone(report: Report, env: Environment) -> None:
+    """What was left undone, and by nobody done since."""
+    rows = list[tuple[str, ...]]()
+    for name in NAMES:
+        if past := last_time(env, checklist(name)):
+            undone = [row for row in past.rows.values() if row[2] == NOT_DONE]
+            rows += [(checklist(name).title, past.day, row[0], row[1], row[3], row[5]) for row in undone]
+    report.table("Left undone the last time", ("checklist", "answered", "phase", "box", "who", "note"), rows)
+
+
+OWNER = "SRE"
+
+
+def remind_overrides(report: Report, env: Environment, today: date) -> None:
+    """Those that nobody has undone: told, and escalated once a day."""
+    for record in read_all(env.reports_directory):
+        if record.is_open and record.is_expired:
+            _remind(report, env, record, today)
+
+
+def _remind(report: Report, env: Environment, record: Record, today: date) -> None:
+    """By names: a value is nobody's to read in a message."""
+    kind = "redis" if record.server.startswith("redis ") else "postgres"
+    name = f"temporary setting {', '.join(change.name for change in record.changes)} of {kind}"
+    why = f" ({record.reason})" if record.reason else ""
+    hint = f"undo-{kind}-settings with record={record.name}; check-{kind}-settings, where somebody has done so by hand"
+    report.warn(name, hint, value=f"was to end at {record.until}{why}", expected="removed when its time is over")
+    what = f"{name} was to end at {record.until}{why}: {hint}"
+    tell_owner(report, env, name, what, OWNER, f"override-{record.name}", today)
+
+
+def tell_owner(
+    report: Report, env: Environment, name: str, what: str, owner: str, key: str, today: date, *, run: str = ""
+) -> None:
+    """Escalated, once a day and as one incident; where nobody can be told, that is critical. Without [alerts] nobody is
+    to be told: the report's own finding is all."""
+    if not env.has("alerts"):
+        report.leave_out("alerts")
+        return
+    try:
+        launched = launch_escalation(env.name, what=what, owner=owner, run=run, key=key, once=f"{key}-{today}")
+    except OpsError as error:
+        report.expect(f"{name}: escalated", False, error.hint, value=error.message)
+    else:
+        report.expect(f"{name}: escalated", True, "", value=f"to {owner}, run {launched}")

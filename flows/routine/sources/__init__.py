@@ -1,0 +1,1 @@
+"""Where routine reports take their figures from."""

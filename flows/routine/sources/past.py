@@ -1,0 +1,69 @@
+"""What other runbooks found when they were launched last, instead of doing it twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+from flows.routine.page import Page
+from runbook import clock
+from runbook.page.render import duration
+from runbook.report import Status
+from tasks.reports.past import Filed, filed
+
+WEEKLY, MONTHLY = timedelta(days=8), timedelta(days=35)
+CLOCKS = timedelta(minutes=5)
+"""So far apart may the clocks of two hosts be."""
+AHEAD = "correct the clock of this host, or of the one that wrote it: until then nobody knows how old anything is"
+
+
+def done(page: Page, runbook: str) -> Iterator[Filed]:
+    """Its reports, newest first, without plans."""
+    return (
+        one for one in filed(page.env.reports_directory, page.env.name, runbook) if one.status != Status.PLANNED.value
+    )
+
+
+def told(one: Filed) -> str:
+    """When, how it ended and what it said, for people."""
+    bad = next((found for found in one.findings if found["status"] == Status.CRITICAL.value), None)
+    outcome = f"{bad['name']}: {bad['value']}".rstrip(": ") if bad else str(one.content.get("outcome", ""))
+    return f"{one.started:%Y-%m-%d %H:%M} UTC {one.status}" + (f" — {outcome[:200]}" if outcome else "")
+
+
+def is_ahead(moment: datetime) -> bool:
+    """Whether it is of the future: a clock was set back since, and how old it is means nothing."""
+    return moment > clock.now() + CLOCKS
+
+
+def judge_last(
+    page: Page, name: str, runbook: str, within: timedelta, *, grave: bool = False, next_hint: str = "", **form: object
+) -> Filed | None:
+    """The last run of a runbook: there, not longer ago than `within`, and how it ended. Where it ended CRITICAL that is
+    a warning here, unless it is `grave`. Returns it; None where there is none."""
+    launch = page.launch(runbook, **form)
+    found = next(done(page, runbook), None)
+    if found is None:
+        page.not_measured(name, f"{runbook} was never launched here", f"{launch} measures it")
+        return None
+    link(page, runbook, found)
+    age = clock.now() - found.started
+    expected = f"within {within.days} days"
+    if is_ahead(found.started):
+        page.report.warn(name, AHEAD, value=f"of the future: {told(found)}", expected=expected)
+    elif age > within:
+        page.report.warn(name, f"{launch}: its schedule does not run", expected=expected,
+                         value=f"last {duration(age.total_seconds())} ago: {told(found)}")  # fmt: skip
+    elif found.status == Status.OK.value:
+        page.report.expect(name, True, "", value=told(found), expected=expected)
+    else:
+        critical = grave and found.status == Status.CRITICAL.value
+        page.report.expect(name, False, next_hint or f"see its report, {found.path.stem}; then {launch}",
+                           value=told(found), expected=expected,
+                           otherwise=Status.CRITICAL if critical else Status.WARN)  # fmt: skip
+    return found
+
+
+def link(page: Page, what: str, found: Filed) -> None:
+    """Where its report is."""
+    page.report.fact(f"last {what}", f"{found.started:%Y-%m-%d %H:%M} UTC {found.status}: {found.path}")

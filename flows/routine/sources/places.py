@@ -1,0 +1,78 @@
+"""The directories of an environment that must not fill up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from blocks.environment import Environment
+from runbook.errors import OpsError
+from tasks.host.disk import Disk, disk_of, is_here
+
+
+@dataclass(frozen=True)
+class Place:
+    """What lies there, and on which host ("" is this one)."""
+
+    what: str
+    path: str
+    host: str = ""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A file system and the places that are on it."""
+
+    disk: Disk
+    what: tuple[str, ...]
+
+    @property
+    def used_ratio(self) -> float:
+        """As df shows it."""
+        return self.disk.bytes_ratio if self.disk.total_bytes else 1.0
+
+
+def places_of(env: Environment) -> Iterator[Place]:
+    """The manual's `/` and `/var`, and wherever data, logs, backups, reports and the application are."""
+    yield Place("/", "/")
+    yield Place("/var", "/var")
+    yield Place("reports", str(env.reports_directory))
+    if env.has("postgres"):
+        yield from (Place(f"PostgreSQL {node.port}", node.data_directory, node.host) for node in env.nodes())
+    if env.has("redis"):
+        yield Place("Redis", env.redis.data_directory, env.redis.host)
+    if env.has("logs") and env.logs.app:
+        yield Place("logs", str(Path(env.logs.app).parent))
+    if env.has("application"):
+        yield Place("application", env.application.directory)
+    if env.has("wal"):
+        yield Place("WAL", env.wal.directory, env.postgres.host)
+    for which in ("backups", "copies"):
+        if env.has(which):
+            stores = env.stores(which)
+            yield from (Place(f"{which} of {kind}", str(getattr(stores, kind))) for kind in _KINDS)
+            yield Place(f"spool of {which}", stores.spool)
+
+
+_KINDS = ("postgres", "redis", "files", "cluster", "wal")
+
+
+def read_places(env: Environment) -> tuple[list[Filled], list[tuple[Place, str]]]:
+    """Every file system once, the fullest first; and the places that nobody here can measure, and why. A bucket has
+    no disk that fills up."""
+    found, unknown = dict[int, tuple[Disk, list[str]]](), list[tuple[Place, str]]()
+    for place in places_of(env):
+        if not place.path or place.path.startswith("s3://"):
+            continue
+        if not is_here(place.host):
+            unknown.append((place, f"it is on {place.host}"))
+            continue
+        try:
+            disk = disk_of(Path(place.path))
+        except OpsError as error:
+            unknown.append((place, error.message))
+            continue
+        found.setdefault(disk.device, (disk, []))[1].append(place.what)
+    filled = [Filled(disk, tuple(what)) for disk, what in found.values()]
+    return sorted(filled, key=lambda one: -one.used_ratio), unknown

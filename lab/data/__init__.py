@@ -1,0 +1,1 @@
+"""What a new lab is filled with."""

@@ -1,0 +1,1 @@
+"""What a lab remembers, and where it is."""

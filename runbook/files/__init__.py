@@ -1,0 +1,1 @@
+"""What runs write to disk: durable files, undo records, the chain of reports."""

@@ -1,0 +1,278 @@
+"""Four eyes: a run whose runbook is listed in [approval] continues only with a second person's code for its very plan.
+
+A deployment's run suspends with a form, without the environment's lock. When somebody answers, it starts again from the
+top, judges again, and compares its plan with the approved one. Where no run can suspend (the command line), the caller
+plans first, asks, and gives the approval along (`approved_here`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, FlowRunInput
+from prefect.context import FlowRunContext
+from prefect.flow_runs import suspend_flow_run
+from prefect.input import RunInput
+
+from runbook.errors import NotConfirmed, OpsError
+from runbook.guard.approval_form import approval_form, describe_request
+from runbook.guard.brief import answered
+from runbook.guard.codes import Refused, approver_of, claim, refuse_launcher
+from runbook.guard.permit import launched_by
+from runbook.guard.pins import PARAMETER
+from runbook.guard.pins import PlanChanged as AnyPlanChanged
+from runbook.report import Report, Status
+from runbook.target import Approvals, Target
+
+MOST_ATTEMPTS = 10
+LEAST_REASON = 10
+PERSON = "USER"
+Pager = Callable[[str, str, str, str], object]
+_PROCESS = str(uuid.uuid4())
+_COUNTS = re.compile(r"\d[\d,.]*(?= ?(?:live |of )?(?:rows|keys|days|B|kB|MB|GB|TB|s|min|h|%)(?!\w))")
+_pagers: list[Pager] = []
+
+
+@dataclass(frozen=True)
+class Approved:
+    """Who approved which plan when; or the reason why somebody went on without."""
+
+    plan: str
+    by: str
+    at: datetime
+    override: str = ""
+    launcher: str = ""
+
+
+class PlanChanged(AnyPlanChanged):
+    """The plan is no longer the approved one."""
+
+
+class ApprovalPending(Exception):
+    """The run ends here with its plan, and suspends. Never seen outside `runbook(...)`."""
+
+    def __init__(self, key: str, form: type[RunInput], seconds: int) -> None:
+        self.key, self.form, self.seconds = key, form, seconds
+        super().__init__(key)
+
+
+_here: ContextVar[Approved | None] = ContextVar("approved", default=None)
+
+
+def page_by(pager: Pager) -> None:
+    """Who is called for an emergency override: (environment, what, run, key). This layer knows no alerts."""
+    _pagers[:] = [pager]
+
+
+@contextlib.contextmanager
+def approved_here(approved: Approved) -> Iterator[None]:
+    """Runs inside have this approval: of the command line, which asked for it."""
+    token = _here.set(approved)
+    try:
+        yield
+    finally:
+        _here.reset(token)
+
+
+def plan_id(report: Report) -> str:
+    """The fingerprint of a plan that a person approves: its acts, pinned parameters, states and steps. Row counts,
+    sizes, seconds and positions in a log are left out, as they change from minute to minute."""
+    context = FlowRunContext.get()
+    left_out = ("confirm", PARAMETER)
+    given = {name: value for name, value in ((context and context.parameters) or {}).items() if name not in left_out}
+    pins = {name: value for name, value in report.pins.items() if name != PARAMETER}
+    states = {name: "" if pin.tolerance else pin.value for name, pin in report.states.items()}
+    steps = [(one.step, _COUNTS.sub("#", one.detail)) for one in report.plan_steps]
+    content = [report.runbook, report.environment, [str(act) for act in report.acts], pins, states, given, steps]
+    text = json.dumps(content, ensure_ascii=False, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Before a report mints a permit."""
+
+    target: Target
+    runbook: str
+    approvals: Approvals
+    within: Report | None
+
+    def describe(self, report: Report) -> None:
+        """A plan names its fingerprint."""
+        report.fact("plan", plan_id(report))
+
+    def require(self, report: Report) -> None:
+        """Raises where nobody approved this plan.
+
+        Raises:
+            ApprovalPending: the run must wait for a person.
+            NotConfirmed: nobody approved it, and it cannot wait.
+        """
+        if report.approved:
+            return
+        if self.within:
+            if not self.within.approved:
+                raise NotConfirmed(
+                    f"{self.runbook} needs a second person's approval, and {self.within.runbook} was not approved",
+                    "launch it directly, or add the calling runbook to [approval] required",
+                )
+            report.approved = self.within.approved
+            return
+        plan = plan_id(report)
+        report.fact("plan", plan)
+        found = _here.get()
+        if found and found.plan != plan:
+            raise PlanChanged(f"the plan is {plan}, and {found.plan} was approved", "check the new plan and approve it")
+        self._accept(report, found or self._answered(report, plan))
+
+    def _accept(self, report: Report, found: Approved) -> None:
+        report.approved = found.by or "override"
+        if found.launcher:
+            report.facts.setdefault("launched by", found.launcher)
+        if not found.override:
+            report.fact("approved by", f"{found.by}, {found.at:%Y-%m-%d %H:%M:%S} UTC, plan {found.plan}")
+            return
+        report.warn("emergency override", "a second person reviews this run afterwards",
+                    value=f"nobody approved plan {found.plan}: {found.override}")  # fmt: skip
+        page_override(report, self.target.name, self.runbook, found.override)
+
+    def _answered(self, report: Report, plan: str) -> Approved:
+        run = _own_run()
+        if run is None:
+            raise NotConfirmed(
+                f"{self.runbook} needs a second person's approval, and this run cannot wait for it",
+                f"launch it in the Prefect UI, or by python -m flows.launch {self.runbook}",
+            )
+        answers, asked = _answers(run)
+        why = ""
+        if answers:
+            try:
+                found = self._judge(run, answers[-1], len(answers))
+                if found.plan == plan:
+                    return found
+                why = f"the plan changed after {found.by or 'the override'}: this is the new one"
+            except Refused as error:
+                why = f"{error.message}: {error.hint}"
+        now = datetime.now(UTC)
+        left = self.approvals.minutes * 60 - (now - (asked or now)).total_seconds()
+        if left < 1 or len(answers) >= MOST_ATTEMPTS:
+            raise NotConfirmed(f"nobody approved it ({why})", "launch it again")
+        text = describe_request(report, plan, why, left)
+        pages = self.target.has("alerts")
+        raise ApprovalPending(f"approval-{len(answers) + 1}", approval_form(plan, text, pages=pages), int(left))
+
+    def _judge(self, run: FlowRun, answer: Answer, attempt: int) -> Approved:
+        launcher = _launcher(run) or answer.launched_by
+        if answer.override:
+            return Approved(answer.plan, "", answer.at, checked_reason(answer.override), launcher)
+        owner = f"{run.id}/{attempt}/{_PROCESS}"
+        name = use_code(self.target, self.approvals, answer.code, answer.at, owner, launcher)
+        return Approved(answer.plan, name, answer.at, launcher=launcher)
+
+
+def use_code(target: Target, approvals: Approvals, code: str, at: datetime, owner: str, launcher: str) -> str:
+    """The approver whose code it is; the code is used up.
+
+    Raises:
+        Refused: it is wrong, was used before, or is the launcher's own.
+        OpsError: its use cannot be recorded.
+    """
+    name, step = approver_of(approvals, code, at)
+    refuse_launcher(approvals, name, launcher)
+    claim(Path(target.reports_directory), name, step, owner)
+    return name
+
+
+def checked_reason(text: str) -> str:
+    """Why somebody overrides.
+
+    Raises:
+        Refused: it says too little.
+    """
+    reason = " ".join(text.split())[:300]
+    if len(reason) < LEAST_REASON:
+        raise Refused(
+            "the override has no reason", f"write at least {LEAST_REASON} characters: what cannot wait, and why"
+        )
+    return reason
+
+
+def gate(report: Report, target: Target, runbook: str, within: Report | None) -> Gate | None:
+    """None: nobody needs to approve this runbook."""
+    found = target.approval_of(runbook)
+    return Gate(target, runbook, found, within) if found else None
+
+
+def suspend(pending: ApprovalPending) -> None:
+    """The run leaves here; Prefect fails it when its time is over."""
+    try:
+        suspend_flow_run(wait_for_input=pending.form, key=pending.key, timeout=pending.seconds)
+    except RuntimeError as error:
+        raise OpsError(f"this run cannot wait for its approval: {error}", "launch its deployment again") from None
+
+
+def page_override(report: Report, environment: str, runbook: str, reason: str) -> None:
+    """People learn of it at once. What fails here stops no recovery; the report has it."""
+    context = FlowRunContext.get()
+    run = str(context.flow_run.id) if context and context.flow_run else ""
+    what = f"{runbook} on {environment}: emergency override of the approval: {reason}"
+    try:
+        if not _pagers:
+            raise OpsError("no alerts are loaded")
+        _pagers[0](environment, what, run, f"override-{runbook}-{environment}-{run or report.started_at}")
+        report.expect("people were paged about the override", True, "")
+    except OpsError as error:
+        report.expect("people were paged about the override", False, "phone the on-call person yourself",
+                      value=error.message, otherwise=Status.WARN)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What somebody sent with the form, and when."""
+
+    plan: str
+    code: str
+    launched_by: str
+    override: str
+    at: datetime
+
+
+def _own_run() -> FlowRun | None:
+    """The run that this code works for, where it can suspend."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    return run if run and run.deployment_id and not run.parent_task_run_id else None
+
+
+def _answers(run: FlowRun) -> tuple[list[Answer], datetime | None]:
+    """All answers, in the order of their keys; and when the run asked first."""
+
+    def read_inputs() -> list[FlowRunInput]:
+        with get_client(sync_client=True) as client:
+            return client.filter_flow_run_input(run.id, key_prefix="suspended-approval-", limit=200, exclude_keys=set())
+
+    inputs = answered(read_inputs, "the approval")
+    kept = {one.key: one for one in inputs}
+    found = list[Answer]()
+    while sent := kept.get(f"suspended-approval-{len(found) + 1}-response"):
+        given, at = json.loads(sent.value), sent.created or datetime.now(UTC)
+        plan, code, by, override = (str(given.get(name) or "") for name in ("plan", "code", "launched_by", "override"))
+        found.append(Answer(plan, code, by, override, at))
+    first = kept.get("suspended-approval-1-schema")
+    return found, first.created if first else None
+
+
+def _launcher(run: FlowRun) -> str:
+    """The person who launched it, where Prefect knows: its open-source server has no accounts."""
+    by = run.created_by
+    return str(by.display_value) if by and by.type == PERSON and not launched_by() else ""

@@ -1,0 +1,60 @@
+"""What the person who approves a run sees: the plan, and a form for the code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from prefect.input import RunInput
+from pydantic import Field, create_model
+
+from runbook.guard.pins import PARAMETER
+from runbook.page.markdown import code, escaped
+from runbook.report import Report, Status
+
+
+def approval_form(plan: str, description: str, *, pages: bool) -> type[RunInput]:
+    """The plan is part of the answer: what is approved is what was shown."""
+    fields: dict[str, Any] = {
+        "plan": (_shown(Literal[plan], "計画 (plan)", "この計画だけを承認する"), plan),
+        "code": (_shown(str, "ワンタイムコード (code)", "起動した人とは別の承認者の6桁のコード", max_length=20), ""),
+        "launched_by": (_shown(str, "起動した人 (launched by)", "分かれば記入する", max_length=80), ""),
+    }
+    if pages:
+        fields["override"] = (
+            _shown(str, "緊急時: 承認なしで実行する理由 (override)", "入力すると承認なしで続行し、オンコールに連絡する",
+                   max_length=300),
+            "",
+        )  # fmt: skip
+    made: type[RunInput] = create_model("Approval", __base__=RunInput, **fields)
+    made._description = description
+    return made
+
+
+def _shown(kind: Any, title: str, description: str, **bounds: Any) -> Any:
+    """Prefect's forms show a title and a description only from here."""
+    return Annotated[kind, Field(json_schema_extra={"title": title, "description": description}, **bounds)]
+
+
+def describe_request(report: Report, plan: str, why: str, seconds: float) -> str:
+    """What the approver reads above the form."""
+    lines = [f"**{escaped(report.runbook)}** on **{escaped(report.environment)}**: plan {code(plan)}. "
+             f"Without an approval within {seconds / 60:.0f} minutes the run fails."]  # fmt: skip
+    if why:
+        lines.insert(0, f"**Not approved yet: {escaped(why)}.**")
+    lines.append(described(report))
+    return "\n\n".join(lines)
+
+
+def described(report: Report) -> str:
+    """The plan and what warns, as Markdown."""
+    steps = [f"{number}. {escaped(one.step)}: {escaped(one.detail)}" for number, one in enumerate(report.plan_steps, 1)]
+    pins = [f"- {escaped(name)}: {code(str(value))}" for name, value in report.pins.items() if name != PARAMETER]
+    warnings = [
+        f"- ⚠️ {escaped(one.name)}: {escaped(one.value)}" for one in report.findings if one.status is Status.WARN
+    ]
+    return "\n".join(_blocks(steps, pins, warnings))
+
+
+def _blocks(*blocks: Sequence[str]) -> list[str]:
+    return [line for block in blocks if block for line in (*block, "")]

@@ -1,0 +1,58 @@
+"""Addresses of deployments' forms in the Prefect UI, filled in: a report offers what to launch next."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+from prefect.context import FlowRunContext
+from prefect.settings import PREFECT_UI_URL
+
+from runbook.guard.brief import asked_briefly
+from runbook.log import logger
+from runbook.page.markdown import code, link
+from runbook.page.render import dumps
+
+MOST = 200
+
+
+def form_address(deployment: object, parameters: Mapping[str, object]) -> str:
+    """Of a deployment's form; "" where nobody knows the address of the UI."""
+    ui = PREFECT_UI_URL.value()
+    query = urllib.parse.urlencode({"parameters": dumps(parameters)})
+    return f"{ui}/deployments/deployment/{deployment}/run?{query}" if ui else ""
+
+
+@dataclass(frozen=True)
+class Forms:
+    """The deployments of some environments: (flow, environment) → id. Empty where Prefect does not answer."""
+
+    deployments: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    def link(self, flow: str, environment: str, parameters: Mapping[str, object], otherwise: str = "") -> str:
+        """Markdown: a link to the form, or what to launch in its place (`otherwise`: as a command)."""
+        deployment = self.deployments.get((flow, environment))
+        address = form_address(deployment, parameters) if deployment else ""
+        if address:
+            return link(f"{flow}/{environment}", address)
+        given = "".join(f", {name}={dumps(value)}" for name, value in parameters.items() if name != "environment")
+        return code(otherwise) if otherwise else f"launch {flow}/{environment}{given}"
+
+
+def read_forms(environments: Sequence[str]) -> Forms:
+    """Ask Prefect, once, inside a flow run; outside one it may have died with the rest, and is not waited for."""
+    if FlowRunContext.get() is None or not PREFECT_UI_URL.value():
+        return Forms()
+    named = DeploymentFilter(name=DeploymentFilterName(any_=list(environments)))
+    try:
+        with asked_briefly(), get_client(sync_client=True) as client:
+            found = client.read_deployments(deployment_filter=named, limit=MOST)
+    except Exception as error:  # a report without links is a report
+        logger().warning("the forms of %s could not be asked for: %s", ", ".join(environments), error)
+        return Forms()
+    flows = {(re.split("[.:]", str(one.entrypoint))[-1].replace("_", "-"), one.name): str(one.id) for one in found}
+    return Forms(flows)

@@ -1,0 +1,166 @@
+"""The report as a page: Markdown with tables, and pictures as SVG data URIs, which the Prefect UI renders."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from html import escape
+from typing import Any
+
+from runbook.page.markdown import code, escaped
+from runbook.report import Evidence, Report, Status, StepTime
+
+MARK = {Status.PLANNED: "📝", Status.OK: "✅", Status.WARN: "⚠️", Status.CRITICAL: "🛑"}
+COLOUR = {Status.OK: "#2f9e62", Status.WARN: "#d9a400", Status.CRITICAL: "#d6336c", Status.PLANNED: "#5c7cfa"}
+ROW, LEFT, WIDTH = 22, 250, 900
+MOST_OPEN_ROWS = 20
+MOST_ROWS = 200
+MOST_CHARACTERS = 300
+
+
+def key(report: Report) -> str:
+    """The artifact's key and the file's name: `full-restore`."""
+    return re.sub(r"[^a-z0-9]+", "-", report.runbook.lower()).strip("-")
+
+
+def dumps(value: Any) -> str:
+    """JSON for a link."""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def size(number: float) -> str:
+    """Bytes for people: `426.0 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(number) < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.2f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `4 h 00 min`, `2 min 05 s`, `12.3 s`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; says how many rows it leaves out."""
+    lines = ["| " + " | ".join(map(_cell, columns)) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(map(_cell, row)) + " |" for row in rows[:MOST_ROWS]]
+    if len(rows) > MOST_ROWS:
+        lines.append(f"\n… {len(rows) - MOST_ROWS} more rows in the JSON report")
+    return "\n".join(lines)
+
+
+def markdown(report: Report) -> str:
+    """The whole page."""
+    title = f"# {MARK[report.status]} {escaped(report.runbook)} · {escaped(report.environment)} · {report.status}"
+    parts = [title, escaped(report.sentence())]
+    head = {"started": report.started.strftime("%Y-%m-%d %H:%M:%S UTC"), "took": duration(report.seconds)}
+    parts.append(table(("", ""), list((head | report.facts).items())))
+    if report.planned:
+        parts.append("## Plan (nothing was changed)\n" + _plan(report))
+        parts.append(
+            f"**To carry it out:** open [the form]({report.form}), type {code(report.environment)} in `confirm`."
+            if report.form.startswith("http")
+            else f"**To carry it out:** {escaped(report.form)}"
+        )
+    parts.append("## Findings\n" + _findings(report))
+    parts += [f"## {escaped(item.name)}\n{_evidence(item)}" for item in report.evidence]
+    if report.steps:
+        parts.append("## Steps\n" + image("steps", timeline(report)) + "\n\n" + _steps(report))
+    parts.append(f"<details><summary>chain</summary>\n\n`{report.hash}` follows `{report.previous}`\n</details>")
+    return "\n\n".join(parts) + "\n"
+
+
+def image(name: str, svg: str) -> str:
+    """An SVG as an image in Markdown."""
+    return f"![{escaped(name)}](data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()})"
+
+
+def timeline(report: Report) -> str:
+    """When each step ran: a bar per step (of the longest ones), in order of their start."""
+    longest = sorted(report.steps, key=lambda step: -step.seconds)[:MOST_ROWS]
+    return bars(sorted(longest, key=lambda step: step.started), report.started)
+
+
+def bars(steps: Sequence[StepTime], origin: datetime) -> str:
+    """A bar for each, from an origin on, as SVG."""
+    whole = max(((s.started - origin).total_seconds() + s.seconds for s in steps), default=1) or 1
+    scale = (WIDTH - LEFT - 70) / whole
+    height = ROW * (len(steps) + 1) + 10
+    drawn = "".join(_bar(index, step, origin, scale) for index, step in enumerate(steps))
+    ticks = "".join(
+        f'<line x1="{LEFT + t * whole / 5 * scale:.0f}" y1="4" x2="{LEFT + t * whole / 5 * scale:.0f}" '
+        f'y2="{height - ROW}" stroke="#ced4da"/><text x="{LEFT + t * whole / 5 * scale:.0f}" y="{height - 8}" '
+        f'fill="#868e96" text-anchor="middle">{whole / 5 * t:.1f} s</text>'
+        for t in range(6)
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" '
+        f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="#ffffff"/>{ticks}{drawn}</svg>'
+    )
+
+
+def _bar(index: int, step: StepTime, origin: datetime, scale: float) -> str:
+    x = LEFT + (step.started - origin).total_seconds() * scale
+    y, width = 6 + index * ROW, max(step.seconds * scale, 2)
+    return (
+        f'<text x="{LEFT - 8}" y="{y + 13}" fill="#343a40" text-anchor="end">{escape(step.name)}</text>'
+        f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="16" rx="3" fill="{COLOUR[step.status]}"/>'
+        f'<text x="{x + width + 5:.1f}" y="{y + 13}" fill="#495057">{step.seconds:.1f}</text>'
+    )
+
+
+def _plan(report: Report) -> str:
+    rows = [
+        (number, p.step, p.detail, size(p.bytes) if p.bytes else "", duration(p.seconds) if p.seconds else "")
+        for number, p in enumerate(report.plan_steps, 1)
+    ]
+    return table(("#", "step", "what", "size", "about"), rows)
+
+
+def _findings(report: Report) -> str:
+    """What needs attention first; what is well is folded."""
+    worst = sorted(report.findings, key=lambda f: -list(Status).index(f.status))
+    rows = [(MARK[f.status] + " " + f.status, f.name, f.value, f.expected, f.hint) for f in worst]
+    open_rows = [row for row, finding in zip(rows, worst, strict=True) if finding.status is not Status.OK]
+    columns = ("", "finding", "value", "expected", "what to do")
+    parts = [table(columns, open_rows)] if open_rows else ["Nothing needs attention."]
+    if well := rows[len(open_rows) :]:
+        parts.append(_folded(f"{len(well)} checks passed", table(columns[:4], [row[:4] for row in well])))
+    return "\n\n".join(parts)
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def _steps(report: Report) -> str:
+    steps = sorted(report.steps, key=lambda step: step.started)
+    rows = [(s.name, s.started.strftime("%H:%M:%S"), f"{s.seconds:.2f}", s.status) for s in steps]
+    return table(("step", "started (UTC)", "seconds", "status"), rows)
+
+
+def _evidence(item: Evidence) -> str:
+    parts = [item.text] if item.text else []
+    if item.svg:
+        parts.append(image(item.name, item.svg))
+    if len(item.rows) > MOST_OPEN_ROWS:
+        rows = table(item.columns, item.rows)
+        parts.append(_folded(f"{len(item.rows)} rows", rows))
+    elif item.columns:
+        parts.append(table(item.columns, item.rows) if item.rows else "none")
+    return "\n\n".join(parts)
+
+
+def _cell(value: object) -> str:
+    text = " ".join(str(value).split())
+    return escaped(text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + "…")

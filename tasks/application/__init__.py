@@ -1,0 +1,1 @@
+"""The application: its health, its files, its checkout, its start."""

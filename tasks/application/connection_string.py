@@ -1,0 +1,69 @@
+"""The application's connection string in the file that it reads at its start (`backend/.env`, §8.3)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from blocks.places import Application
+from blocks.postgres.server import Postgres
+from runbook.errors import OpsError
+from runbook.guard.permit import Permit
+from runbook.kinds import action, probe
+from tasks.application.env_file import find_line, write_text
+
+SWITCH = "switch the connection string in"
+
+
+@dataclass(frozen=True)
+class Switched:
+    """Which server (`host:port`) the application was told, and is told now."""
+
+    before: str
+    after: str
+
+    @property
+    def changed(self) -> bool:
+        """Whether the file was written: the application has to be restarted then."""
+        return self.before != self.after
+
+
+@probe
+def read_target(application: Application) -> str:
+    """The server, `host:port` (or several, with commas), that the application connects to at its next start.
+
+    Raises:
+        OpsError: its file cannot be read, or has no such line.
+    """
+    return _found(application)[1]
+
+
+@action(idempotent=True)
+def switch_target(permit: Permit, application: Application, postgres: Postgres) -> Switched:
+    """Name another server in the line, and change nothing else of the file: beside it, on disk, then renamed over it.
+
+    Raises:
+        OpsError: the file cannot be read or written, or has no such line.
+    """
+    permit.require(SWITCH, application.env_file)
+    path, wanted = Path(application.env_file), f"{postgres.host}:{postgres.port}"
+    text, before, (start, end) = _found(application)
+    if wanted in before.split(","):  # of several libpq itself finds the one that takes writes
+        return Switched(before, before)
+    write_text(path, text[:start] + wanted + text[end:])
+    return Switched(before, wanted)
+
+
+def _found(application: Application) -> tuple[str, str, tuple[int, int]]:
+    """The file's text, the server in it, and where in the text that stands. Never the line: it has a password."""
+    variable = application.dsn_variable
+    text, value = find_line(application, variable, "dsn_variable")
+    place = re.search(r"^[^/]*//(?>(?:[^/?'\"]*@)?)([^/?@'\"]+)", value[1])
+    if not place:
+        raise OpsError(
+            f"{variable} in {application.env_file} is no URL with a host",
+            "write it as postgresql://user:password@host:port/db",
+        )
+    start = value.start(1) + place.start(1)
+    return text, place[1] if ":" in place[1] else f"{place[1]}:5432", (start, start + len(place[1]))

@@ -1,0 +1,235 @@
+"""A backup of the application's files as files again: built beside the live ones, compared, and swapped in.
+
+Compared are path, kind, mode, owner, size, content and link target. Not kept: hard links (each name becomes a file of
+its own), extended attributes and ACLs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from blocks.places import Application
+from runbook.errors import OpsError, VerificationFailed
+from runbook.failpoint import failpoint
+from runbook.files import durable
+from runbook.guard.permit import Permit
+from runbook.kinds import action, probe
+from runbook.wait import until
+from tasks.application.files import ARCHIVE, directory_of
+from tasks.backups import archive
+from tasks.backups import entries as listing
+from tasks.backups.catalogue import Backup, hand_of
+from tasks.backups.entries import Entry
+from tasks.host.disk import disk_of
+from tasks.stores.directory import told
+
+REPLACE_FILES = "replace files"
+RESTORING = ".restoring"
+SUPERSEDED = ".superseded_"
+BLOCK_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class FilesJudgement:
+    """What speaks against restoring a backup, and what it needs."""
+
+    problems: tuple[str, ...]
+    entries: int
+    bytes_needed: int
+    bytes_free: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FilesCopy:
+    """A backup as files beside the live directory. `differences` from the manifest; `notes` say what is no difference
+    but worth knowing."""
+
+    path: Path
+    backup: str
+    entries: int
+    bytes: int
+    differences: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FilesSwapped:
+    """The copy is live; what was live before is at `kept` (None: nothing was)."""
+
+    live: Path
+    kept: Path | None
+
+
+@probe
+def judge_files_backup(application: Application, backup: Backup, damage: Sequence[str] = ()) -> FilesJudgement:
+    """Whether a backup can be restored here: its files' `damage`, its manifest, space, and where it would go."""
+    directory = directory_of(application)
+    problems = list(damage)
+    entries: tuple[Entry, ...] = ()
+    try:
+        entries = listing.entries_of(backup.manifest)
+    except VerificationFailed as error:
+        problems.append(error.message)
+    if directory.is_mount():
+        problems.append(f"{directory} is a mount point and cannot be renamed")
+    if not directory.parent.is_dir():
+        problems.append(f"{directory.parent} is not there")
+    needed = sum(entry.size + BLOCK_BYTES for entry in entries)
+    free = disk_of(directory.parent).free_bytes
+    if needed > free:
+        problems.append(f"{needed} bytes are needed beside {directory} and {free} are free")
+    return FilesJudgement(tuple(problems), len(entries), needed, free, _notes(entries))
+
+
+@action
+def build_files_copy(permit: Permit, application: Application, backup: Backup) -> FilesCopy:
+    """Unpack a backup beside the live directory (`<dir>.restoring`) and compare it with the manifest.
+
+    What a killed run left there is removed first. The live directory is not touched.
+
+    Raises:
+        NotConfirmed: not permitted.
+        VerificationFailed: the archive holds what a backup never does (a path that leads out, a device, a file behind
+            a link), or what the manifest does not name.
+        OpsError: there is no space, or a file cannot be written.
+    """
+    permit.require(REPLACE_FILES, application.directory)
+    return _unpack(backup, _beside(directory_of(application)))
+
+
+@action(idempotent=True)
+def try_files(backup: Backup) -> FilesCopy:
+    """Unpack a backup that is at hand into a directory of this run and compare it, as a restore does; it is removed.
+
+    Raises:
+        as `build_files_copy`.
+    """
+    place = hand_of(backup.store, backup.manifest.environment) / backup.name / "tried"
+    try:
+        with told(place):
+            place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        tried = _unpack(backup, place)
+        failpoint("files: unpacked")
+        return tried
+    finally:
+        if place.exists():
+            _remove(place)
+
+
+def _unpack(backup: Backup, copy: Path) -> FilesCopy:
+    entries = listing.entries_of(backup.manifest)
+    try:
+        if copy.exists() or copy.is_symlink():
+            _remove(copy)
+        needed, free = sum(entry.size + BLOCK_BYTES for entry in entries), disk_of(copy.parent).free_bytes
+        if needed > free:
+            raise OpsError(f"{needed} bytes are needed in {copy.parent} and {free} are free", "free space there")
+        archive.unpack(backup.path / ARCHIVE, copy, entries)
+        differences = listing.compare(copy, entries)
+    except OSError as error:
+        raise OpsError(
+            f"{copy} cannot be built: {error}", "the live files are untouched; correct it, then again"
+        ) from None
+    size = sum(entry.size for entry in entries)
+    return FilesCopy(copy, backup.name, len(entries), size, tuple(differences), _notes(entries))
+
+
+@action
+def swap_files(permit: Permit, application: Application, copy: FilesCopy) -> FilesSwapped:
+    """Rename the live directory aside (`<dir>.superseded_<stamp>`) and the copy into its place.
+
+    Whoever works in the live directory (the backend) must be stopped: it would go on in the old one. Killed between
+    the renames, no directory is live; building and swapping again ends well.
+
+    Raises:
+        NotConfirmed: not permitted.
+        VerificationFailed: the copy differs from its backup, or the directory's link leads elsewhere since.
+        OpsError: a rename is refused.
+    """
+    permit.require(REPLACE_FILES, application.directory)
+    if copy.differences:
+        raise VerificationFailed(f"the copy differs from {copy.backup}: {copy.differences[0]}", "take another backup")
+    live = directory_of(application)
+    if copy.path != _beside(live):
+        raise VerificationFailed(f"{application.directory} leads elsewhere now, to {live}", "launch this again")
+    return exchange(live, copy.path, free_name(live) if live.exists() or live.is_symlink() else None)
+
+
+def exchange(live: Path, incoming: Path, kept: Path | None) -> FilesSwapped:
+    """Two renames: `live` becomes `kept` (None: nothing is live), `incoming` becomes `live`. Where the second one is
+    refused, the first is undone.
+
+    Raises:
+        OpsError: a rename is refused.
+    """
+    renamed = False
+    try:
+        failpoint("files: before first rename")
+        if kept:
+            live.rename(kept)
+            renamed = True
+        failpoint("files: between renames")
+        incoming.rename(live)
+        durable.sync(live.parent)
+        failpoint("files: after second rename")
+    except OSError as error:
+        if kept and renamed and not live.exists():
+            with contextlib.suppress(OSError):  # the first error is the one to read
+                kept.rename(live)
+        raise OpsError(
+            f"{live} cannot be replaced: {error}", f"check the permissions of {live.parent}, then run this again"
+        ) from None
+    return FilesSwapped(live, kept)
+
+
+def superseded_files(application: Application) -> list[Path]:
+    """What earlier swaps kept beside the live directory, oldest first."""
+    directory = directory_of(application)
+    beside = directory.parent.iterdir() if directory.parent.is_dir() else iter(())
+    return sorted(path for path in beside if path.name.startswith(directory.name + SUPERSEDED))
+
+
+def _beside(live: Path) -> Path:
+    return live.with_name(live.name + RESTORING)
+
+
+def _notes(entries: Sequence[Entry]) -> tuple[str, ...]:
+    return (*listing.unknown_owners(entries), *listing.leads_out(entries))
+
+
+def free_name(live: Path) -> Path:
+    """A name alongside the live directory that nothing has: `<dir>.superseded_<UTC time>`."""
+
+    def free() -> Path | None:
+        path = live.with_name(f"{live.name}{SUPERSEDED}{datetime.now(UTC):%Y%m%d_%H%M%S}")
+        return None if path.exists() else path
+
+    found = until(free, what="a free name for the old files", seconds=5)
+    assert found is not None
+    return found
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        for inner in _directories(path):
+            inner.chmod(0o700)  # a restored mode may forbid even its owner to empty it
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _directories(path: Path) -> Iterator[Path]:
+    yield path
+    for root, names, _ in os.walk(path):
+        for name in names:
+            inner = Path(root) / name
+            if not inner.is_symlink():
+                inner.chmod(0o700)
+                yield inner

@@ -1,0 +1,248 @@
+"""The application started in the foreground, on a port of its own, to see why it does not start (appendix A). What runs
+is not touched; what was started here is ended here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
+
+import psutil
+
+from blocks.places import Application
+from runbook import shell
+from runbook.errors import OpsError, Unreachable
+from runbook.kinds import probe
+from runbook.wait import until
+from tasks.application.env_file import read_variables
+from tasks.host.disk import is_here
+from tasks.logs.masking import masked, secret_parts, without
+
+START_SECONDS = 30.0
+END_SECONDS = 5.0
+LINES, LINE_BYTES = 100, 1 << 16
+MARK = "OPS_TRIAL"
+HOOKS = "UVICORN_LIFESPAN"  # https://www.uvicorn.org/settings/: every option of its command line is a variable too
+KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "LOGNAME")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`served`: it took connections. `code` is None where it was still starting when the time was over. `variables`
+    tells where its environment came from, `hooks` whether what it does at a start by itself (migrations, queues,
+    schedules) was done; `output` is the end of what it printed, masked."""
+
+    served: bool
+    code: int | None
+    output: str
+    seconds: float
+    variables: str
+    hooks: bool
+    command: str
+
+
+@probe
+def start_in_foreground(application: Application) -> Trial:
+    """Start it as `start_command` says, and end it, with all that it started, when it serves, has ended, or does
+    neither for 30 seconds. uvicorn runs no start-up hook of it, unless `start_variables` say so.
+
+    Raises:
+        OpsError: its Python, its directory or its variables are not here.
+    """
+    directory, values = Path(application.need("backend_directory")), read_variables.work(application)
+    if not os.path.isdir(directory):  # noqa: PTH112 - False too where this user may not look
+        raise OpsError(f"{directory} is not there", "correct [application] backend_directory, or run a worker there")
+    told = f"{len(values)} of {application.env_file}" if values else "none but PATH and HOME"
+    port, mark = _free_port(), uuid.uuid4().hex
+    argv = [_filled(word, application.python, port) for word in application.start_command]
+    own = {HOOKS: "off", **values, **application.start_variables, "PORT": str(port), "PYTHONDONTWRITEBYTECODE": "1",
+           "PYTHONUNBUFFERED": "1", MARK: mark}  # fmt: skip
+    forgotten = [word for name in os.environ if name not in KEPT and name not in own for word in ("-u", name)]
+    lines, started = deque[bytes](maxlen=LINES), time.monotonic()
+    try:
+        with shell.spawn(
+            ["env", *forgotten, *argv], environment=own, directory=directory, user=_owner(directory),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        ) as child:  # fmt: skip
+            reader = threading.Thread(target=_keep, args=(child.stdout, lines), daemon=True)
+            reader.start()
+            served = _serves(child, port)
+            code = child.poll()
+    except PermissionError as error:
+        raise OpsError(f"{error.filename} may not be run by this user", "run the worker as the application's user") \
+            from None  # fmt: skip
+    finally:
+        _end_heirs(mark)
+    reader.join(END_SECONDS)
+    said = masked(without(b"".join(lines).decode(errors="replace"), secret_parts(own)))
+    return Trial(served, code, said, time.monotonic() - started, told, own[HOOKS] != "off", masked(" ".join(argv)))
+
+
+def _keep(stream: IO[bytes], lines: deque[bytes]) -> None:
+    """The last lines, in memory: the disk may be full, and it may print without end."""
+    with contextlib.suppress(ValueError), stream:
+        while line := stream.readline(LINE_BYTES):
+            lines.append(line)
+
+
+def _end_heirs(mark: str) -> None:
+    """What it started and left behind, in whatever session, is known by the variable that it inherited."""
+
+    def gone() -> bool:
+        heirs = list(_heirs(mark))
+        for heir in heirs:
+            with contextlib.suppress(psutil.Error):
+                heir.kill()
+        return not heirs
+
+    with contextlib.suppress(Unreachable):
+        until(gone, what="their end", seconds=END_SECONDS)
+
+
+def _heirs(mark: str) -> Iterator[psutil.Process]:
+    wanted = f"{MARK}={mark}".encode()
+    for process in psutil.process_iter():
+        with contextlib.suppress(OSError):  # another user's, or gone
+            if wanted in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+                yield process
+
+
+def _filled(word: str, python: str, port: int) -> str:
+    return word.replace("{python}", python).replace("{port}", str(port))
+
+
+def _owner(directory: Path) -> str:
+    """Root would leave files of its own in the application's directories."""
+    status = directory.stat()
+    return f"{status.st_uid}:{status.st_gid}" if os.geteuid() == 0 and status.st_uid else ""
+
+
+def _free_port() -> int:
+    with socket.socket() as line:
+        line.bind(("127.0.0.1", 0))
+        return int(line.getsockname()[1])
+
+
+def _serves(child: subprocess.Popen[bytes], port: int) -> bool:
+    def decided() -> bool:
+        return child.poll() is not None or listens(port)
+
+    with contextlib.suppress(Unreachable):
+        until(decided, what="its start", seconds=START_SECONDS)
+    return child.poll() is None and listens(port)
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who listens on the application's port; process 0 where that cannot be told."""
+
+    port: int
+    pid: int
+    name: str
+
+    def is_of(self, service: int) -> bool:
+        """Whether it is a service's process, or a child of it."""
+        if self.pid == service:
+            return True
+        with contextlib.suppress(psutil.Error):
+            return any(one.pid == service for one in psutil.Process(self.pid).parents()) if service else False
+        return False
+
+
+def is_local(url: str) -> bool:
+    """Whether an address is this host's own."""
+    return is_here(urlsplit(url).hostname or "elsewhere")
+
+
+def port_of(url: str) -> int:
+    """Where an address is listened to."""
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+@probe
+def find_listener(url: str) -> Listener | None:
+    """The process that listens on a port of this host; None where nobody does, or it is another host's."""
+    if not is_local(url):
+        return None
+    port = port_of(url)
+    try:
+        listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+        found = [one for one in listening if one.laddr and one.laddr[1] == port]
+    except psutil.AccessDenied:
+        found = []
+        if listens(port):
+            return Listener(port, 0, "a process that this user may not see")
+    for one in found:
+        if not one.pid:
+            return Listener(port, 0, "a process that this user may not see")
+        with contextlib.suppress(psutil.Error):
+            return Listener(port, one.pid, psutil.Process(one.pid).name())
+    return None
+
+
+@dataclass(frozen=True)
+class Reason:
+    """`what` completes the sentence “the backend does not start: …”; `line` says so."""
+
+    kind: str
+    what: str
+    line: str
+
+
+_KNOWN = (
+    ("port", re.compile(r"address already in use|Errno 98\b|EADDRINUSE", re.IGNORECASE), "its port is taken"),
+    ("import", re.compile(r"ModuleNotFoundError: (No module named '[\w.]+')"), "an import fails: {0}"),
+    ("import", re.compile(r"ImportError: (.{1,160})"), "an import fails: {0}"),
+    ("import", re.compile(r"Error loading ASGI app\. (.{1,160})"), "an import fails: {0}"),
+    ("syntax", re.compile(r"((?:SyntaxError|IndentationError|TabError): .{1,160})"), "its code cannot be read: {0}"),
+    ("variable", re.compile(r"missing in \.env and in the environment: ([A-Z0-9_, ]+)"),
+     "a variable of its environment is missing: {0}"),
+    ("variable", re.compile(r"KeyError: '([A-Z][A-Z0-9_]+)'"), "a variable of its environment is missing: {0}"),
+    ("variable", re.compile(r"(?i)environment variable[s]? [`'\"]?(\w+)[`'\"]? (?:is |are )?"
+                            r"(?:not set|missing|required|undefined)"),
+     "a variable of its environment is missing: {0}"),
+    ("variable", re.compile(r"(?i)validation errors? for \w*settings"), "its settings are incomplete or wrong"),
+    ("migration", re.compile(r"(?:UndefinedTable|UndefinedColumn|relation \"[\w.]+\" does not exist"
+                             r"|column \"?[\w.]+\"? does not exist)"), "the database lacks a migration"),
+    ("database", re.compile(r"password authentication failed|InvalidPasswordError"),
+     "the database refuses its password"),
+    ("database", re.compile(r"(?:OperationalError|CannotConnectNowError|TooManyConnections|ConnectionDoesNotExist)"),
+     "the database does not take it"),
+    ("redis", re.compile(r"redis\.exceptions\.\w+"), "Redis does not take it"),
+    ("rights", re.compile(r"PermissionError: (.{1,160})"), "it may not: {0}"),
+    ("disk", re.compile(r"No space left on device"), "the disk is full"),
+    ("memory", re.compile(r"MemoryError|Cannot allocate memory"), "there is not enough memory"),
+    ("unknown", re.compile(r"^((?:\w+\.)*\w*(?:Error|Exception)\b.{0,160})", re.MULTILINE), "{0}"),
+)  # fmt: skip
+STARTED = re.compile(r"Application startup complete|Uvicorn running on|Started server process")
+
+
+def find_reason(text: str) -> Reason | None:
+    """The newest line that says why, and nothing where it started well after that."""
+    for line in reversed(text.splitlines()):
+        for kind, pattern, what in _KNOWN:
+            if found := pattern.search(line):
+                return Reason(kind, what.format(*found.groups()), line.strip()[:300])
+        if STARTED.search(line):
+            return None
+    return None

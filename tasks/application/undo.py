@@ -1,0 +1,138 @@
+"""Back to the files that a restore set aside.
+
+The exchange is written down before the first rename: a run after a killed one finishes that exchange, and never takes
+the directory that the killed run set aside for the one to return to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from blocks.places import Application
+from runbook.errors import OpsError
+from runbook.files import record
+from runbook.guard.permit import Permit
+from runbook.kinds import action, probe
+from tasks.application.files import directory_of
+from tasks.application.staged_files import SUPERSEDED, FilesSwapped, exchange, free_name, superseded_files
+from tasks.backups import entries as listing
+
+UNDO = "put files back"
+RECORD = "files-undo.json"
+LATEST = "latest"
+
+
+@dataclass(frozen=True)
+class FilesUndo:
+    """`aside` is to become `live`; the present files are to be kept as `kept` (None where there were none)."""
+
+    live: Path
+    aside: Path
+    kept: Path | None
+
+    @property
+    def is_done(self) -> bool:
+        """Both renames were done."""
+        return not self.aside.exists() and self.live.exists() and (self.kept is None or self.kept.exists())
+
+
+@dataclass(frozen=True)
+class FilesAside:
+    """A directory that a restore set aside. `written` are files of the live directory that are newer than that restore:
+    an undo sets them aside. None where the directory's name tells no time."""
+
+    path: Path
+    files: int
+    bytes: int
+    since: datetime | None
+    written: tuple[str, ...]
+
+
+def find_undo(application: Application, reports: Path) -> FilesUndo | None:
+    """The exchange that a killed undo had begun; None where there was none, or a restore came after it.
+
+    Raises:
+        OpsError: the record cannot be read.
+    """
+    found = record.read(reports / RECORD, FilesUndo, "remove it, and name the directory to return to in `kept`")
+    if found is None or found.live != directory_of(application):
+        return None
+    newest = max((path.name for path in superseded_files(application)), default="")
+    current = newest <= (found.kept or found.aside).name and (found.aside.exists() or found.is_done)
+    return found if current else None
+
+
+def choose_aside(application: Application, kept: str, reports: Path) -> Path:
+    """The directory to return to: the one of a killed undo, the newest that was set aside, or one by its name.
+
+    Raises:
+        OpsError: there is none.
+    """
+    undo = find_undo(application, reports)
+    if undo and kept in (LATEST, undo.aside.name):
+        return undo.aside
+    found = [path for path in superseded_files(application) if path.is_dir() and not path.is_symlink()]
+    chosen = found[-1:] if kept == LATEST else [path for path in found if path.name == kept]
+    if not chosen:
+        what = "no restore has set application files aside" if kept == LATEST else f"there is no {kept[:80]}"
+        raise OpsError(what, f"set aside are: {', '.join(path.name for path in found) or 'none'}")
+    return chosen[0]
+
+
+@probe
+def read_aside(application: Application, aside: Path) -> FilesAside:
+    """Count the files of a directory that was set aside, and list the live files that were written since.
+
+    Raises:
+        OpsError: a directory cannot be read.
+    """
+    live, since = directory_of(application), _stamp(aside)
+    try:
+        sizes = [path.lstat().st_size for path in listing.walk(aside) if path.is_file() and not path.is_symlink()]
+        written = (
+            path.relative_to(live).as_posix()
+            for path in (listing.walk(live) if since and live.is_dir() else ())
+            if path.is_file() and not path.is_symlink() and since and path.lstat().st_mtime > since.timestamp()
+        )
+        return FilesAside(aside, len(sizes), sum(sizes), since, tuple(sorted(written)))
+    except OSError as error:
+        raise OpsError(f"{error.filename} cannot be read: {error.strerror}", "run this as the files' owner") from None
+
+
+@action
+def swap_files_back(permit: Permit, application: Application, aside: Path, reports: Path) -> FilesSwapped:
+    """Give a directory that was set aside the live name again; the present one is kept alongside. A rename that a
+    killed run has done is not done again.
+
+    Raises:
+        NotConfirmed: the permit does not cover that directory.
+        OpsError: a rename is refused (then the present files are live), or the record cannot be written.
+    """
+    permit.require(UNDO, str(aside))
+    undo = _noted(application, aside, reports)
+    if undo.is_done:
+        return FilesSwapped(undo.live, undo.kept)
+    return exchange(undo.live, aside, undo.kept if undo.live.exists() else None)
+
+
+def end_undo(reports: Path) -> None:
+    """The exchange is complete."""
+    (reports / RECORD).unlink(missing_ok=True)
+
+
+def _noted(application: Application, aside: Path, reports: Path) -> FilesUndo:
+    found, live = find_undo(application, reports), directory_of(application)
+    if found and found.aside == aside and (found.is_done or not live.exists()):
+        return found
+    undo = FilesUndo(live, aside, free_name(live) if live.exists() else None)
+    record.write(reports / RECORD, undo)
+    return undo
+
+
+def _stamp(aside: Path) -> datetime | None:
+    try:
+        return datetime.strptime(aside.name.rpartition(SUPERSEDED)[2], "%Y%m%d_%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None

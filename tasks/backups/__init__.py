@@ -1,0 +1,1 @@
+"""Backups: found, published, encrypted, replicated, pruned."""

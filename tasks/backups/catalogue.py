@@ -1,0 +1,345 @@
+"""The backups in a store: found, chosen, offered, brought at hand.
+
+That a restore of a backup was verified is told by a file beside it (`.verified/<name>.json`): a backup itself never
+changes. What is read of a backup is read in clear and on this host: at hand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from runbook import clock
+from runbook.errors import OpsError, VerificationFailed
+from runbook.guard.process import this_process
+from runbook.kinds import action, probe
+from tasks.backups import manifest as manifests
+from tasks.backups.manifest import MANIFEST, SEAL, Kind, Listed, Manifest
+from tasks.backups.text_cache import known_texts
+from tasks.stores.store import RESOURCE, Store
+
+PREFIX: dict[Kind, str] = {
+    "postgres": "backup",
+    "schema": "schema",
+    "tables": "tables",
+    "sql": "sql",
+    "redis": "dump",
+    "files": "app",
+    "cluster": "base",
+    "prefect": "prefect",
+}
+RESTORED_BY = {
+    "postgres": "restore-database restores it",
+    "redis": "restore-redis restores it",
+    "cluster": "restore-to-point restores it",
+    "prefect": "restore-prefect restores it",
+    "files": "restore-files restores it",
+}
+VERIFIED = ".verified"
+AT_HAND = ".at-hand-"
+LATEST = "latest"
+STAMP, PUT_BACK = "%Y%m%d_%H%M%S", timedelta(hours=2)
+MOST_LETTERS = 1 << 16
+"""A longer manifest is kept in a listing without its files and content."""
+KEPT = "{} (kept)"
+"""Whose backup it is called that a restore took of the live data before: `latest` never means it."""
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A backup and its manifest. `path` is where its files are, in clear, once it is at hand (`verify_files`).
+
+    `verified` is when a restore of it was last proven, empty when never. `failed` is when it did not stand that proof,
+    or a reading, if that came later. `broken` are the expectations that its data broke when it was last restored.
+    """
+
+    path: Path
+    manifest: Manifest
+    store: Store
+    verified: str = ""
+    failed: str = ""
+    broken: str = ""
+
+    @property
+    def name(self) -> str:
+        """As it stands in the store."""
+        return self.manifest.name
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether a restore of it was equal by content: also where its data broke a rule already when it was taken."""
+        return bool(self.verified or self.broken)
+
+    @property
+    def where(self) -> str:
+        """Store and name, for people and permits."""
+        return f"{self.store.where}/{self.name}"
+
+    @property
+    def age_seconds(self) -> float:
+        """Since its snapshot."""
+        return (clock.now() - self.manifest.taken).total_seconds()
+
+
+def hand_of(store: Store, environment: str) -> Path:
+    """The directory of this host into which this process brings backups: named after a process that can be told from
+    another of the same number."""
+    return store.hands / f"{AT_HAND}{environment}.{this_process().text}"
+
+
+def names(store: Store, *kinds: Kind) -> list[str]:
+    """Every offered backup of some kinds, oldest first."""
+    pattern = re.compile(rf"(?:{'|'.join(PREFIX[kind] for kind in kinds)})_\d{{8}}_\d{{6}}")
+    return sorted((name for name in store.names() if pattern.fullmatch(name)), key=lambda name: name.partition("_")[2])
+
+
+def kind_of(name: str, otherwise: Kind) -> Kind:
+    """The kind that a backup's name tells; `otherwise` for `latest` and dates."""
+    return next(
+        (kind for kind, prefix in PREFIX.items() if re.fullmatch(rf"{prefix}_\d{{8}}_\d{{6}}", name)), otherwise
+    )
+
+
+def open_backup(store: Store, name: str) -> Backup:
+    """One backup by name, read anew.
+
+    Raises:
+        VerificationFailed: its manifest is missing or altered.
+    """
+    text, seal, note = (store.read(path) for path in (f"{name}/{MANIFEST}", f"{name}/{SEAL}", note_of(name)))
+    return _opened(store, name, text, seal, note)
+
+
+def open_all(store: Store, *kinds: Kind) -> tuple[list[Backup], list[str]]:
+    """Every backup of some kinds, oldest first, and the names of those whose manifest cannot be read. A run reads each
+    manifest once: it is written once. Notes are read again only where they changed."""
+    wanted = names(store, *kinds)
+    return _open(store, wanted, _stamps(store) if wanted else {})
+
+
+def _open(store: Store, wanted: Sequence[str], notes: Mapping[str, str]) -> tuple[list[Backup], list[str]]:
+    known, found, unreadable = known_texts(), list[Backup](), list[str]()
+
+    def read(name: str) -> Backup | str | None:
+        seal = known.read(store, f"{name}/{SEAL}", name)
+        listed = known.listed.get((f"{store.where}/{name}", seal or ""))
+        local = store.local(name) is not None
+        text = None if listed and not local else known.read(store, f"{name}/{MANIFEST}", name)
+        if text is None and seal is None and not local:
+            return None  # in a bucket: nothing that was ever offered
+        stamp = notes.get(f"{name}.json", "")
+        with contextlib.suppress(VerificationFailed):
+            note = known.read(store, note_of(name), stamp) if stamp else None
+            if listed and (not local or seal == manifests.seal_of(text or "")):
+                return _backup(store, listed, seal, note)
+            backup = _listed(_opened(store, name, text, seal, note), text or "", seal or "")
+            if isinstance(backup.manifest, Listed):
+                known.listed[backup.where, seal or ""] = backup.manifest
+            return backup
+        return name
+
+    with ThreadPoolExecutor(8) as pool:
+        for one in pool.map(read, wanted):
+            if isinstance(one, Backup):
+                found.append(one)
+            elif one:
+                unreadable.append(one)
+    return found, unreadable
+
+
+def _stamps(store: Store) -> dict[str, str]:
+    """A folder of notes that cannot be listed says nothing, and must not stand in a restore's way."""
+    try:
+        return store.stamps(VERIFIED)
+    except OpsError:
+        return {}
+
+
+def _listed(backup: Backup, text: str, seal: str) -> Backup:
+    """A listing of a thousand backups of ten thousand tables must fit in memory."""
+    if len(text) <= MOST_LETTERS:
+        return backup
+
+    store, name = backup.store, backup.name  # not the backup: it would stay in memory
+
+    def read() -> Manifest:
+        if store.read(f"{name}/{SEAL}") != seal:
+            raise VerificationFailed(f"{name} is not the backup any more that was listed", "launch it again")
+        return open_backup(store, name).manifest
+
+    return replace(backup, manifest=Listed.of(backup.manifest, seal, read))
+
+
+def _opened(store: Store, name: str, text: str | None, seal: str | None, note: str | None) -> Backup:
+    return _backup(store, manifests.parse(name, text, seal), seal, note)
+
+
+def _backup(store: Store, manifest: Manifest, seal: str | None, note: str | None) -> Backup:
+    local = None if manifest.is_encrypted else store.local(manifest.name)
+    path = local or hand_of(store, manifest.environment) / manifest.name / "clear"
+    return Backup(path, manifest, store, *_noted(note, seal or ""))
+
+
+def _noted(note: str | None, seal: str) -> tuple[str, str, str]:
+    """When this very manifest was proven by a restore, or failed, and which rules its data broke; a note that cannot be
+    read says nothing, and must not stand in a restore's way."""
+    try:
+        noted = json.loads(note or "")
+        if noted.get("seal", seal) != seal:
+            return "", "", ""
+        return str(noted.get("verified", "")), str(noted.get("failed", "")), str(noted.get("rules", ""))
+    except (OpsError, ValueError, TypeError, AttributeError):
+        return "", "", ""
+
+
+def note_of(name: str) -> str:
+    """Where in a store it is noted how a backup stood its proof."""
+    return f"{VERIFIED}/{name}.json"
+
+
+@probe
+def find_backup(store: Store, kind: Kind, wanted: str = LATEST, environment: str = "") -> Backup:
+    """The backup that an operator means: `latest`, a date `YYYYMMDD` (the newest of that day), or a name.
+
+    Several environments may share a store: all but a name mean one's own. One whose manifest cannot be read may be
+    anybody's; where it is the newest, it is not passed over in silence.
+
+    Raises:
+        OpsError: there is none, and which there are; or it is a backup of something else.
+        VerificationFailed: its manifest is missing or altered, and which one is before it.
+    """
+    asked, kind = RESOURCE[kind], kind_of(wanted, kind)
+    if RESOURCE[kind] != asked:
+        raise OpsError(f"{wanted} is a backup of {RESOURCE[kind]}, not of {asked}", RESTORED_BY[RESOURCE[kind]])
+    there = names(store, kind)
+    if wanted in there:
+        return open_backup(store, wanted)
+    day = f"_{wanted}_" if re.fullmatch(r"\d{8}", wanted) else "_" if wanted == LATEST else "nothing"
+    if chosen := _newest(store, [name for name in there if day in name], environment):
+        return chosen
+    known, _ = open_all(store, kind)
+    own = sorted(
+        (backup for backup in known if environment in ("", backup.manifest.environment)),
+        key=lambda backup: backup.manifest.taken,
+    )
+    newest = ", ".join(backup.name for backup in reversed(own[-3:])) or "none at all"
+    others = [backup for backup in known if backup not in own]
+    more = f"; another environment's is taken by its name only, e.g. {others[-1].name}" if others else ""
+    raise OpsError(
+        f"there is no {kind} backup “{wanted[:80]}” in {store.where}", f"the newest in the store: {newest}{more}"
+    )
+
+
+def _newest(store: Store, wanted: Sequence[str], environment: str) -> Backup | None:
+    """The newest of these of one's own: by its name, which tells a time of the environment's zone, and among those of
+    some hours by the moment itself, since a clock may be put back. Older ones are not even read.
+
+    Raises:
+        VerificationFailed: the manifest of a newer one is missing or altered.
+    """
+    found, oldest, notes = list[Backup](), "", _stamps(store) if wanted else {}
+    for name in reversed(wanted):
+        if found and name.partition("_")[2] < oldest:
+            break
+        opened, unreadable = _open(store, [name], notes)
+        if unreadable and not found:
+            return open_backup(store, name)  # which says what is wrong with it
+        for backup in opened:
+            if environment in ("", backup.manifest.environment):
+                found.append(backup)
+                with contextlib.suppress(ValueError):  # a name that is no time: all are read
+                    at = datetime.strptime(backup.name.partition("_")[2], STAMP) - PUT_BACK
+                    oldest = oldest or at.strftime(STAMP)
+    return max(found, key=lambda backup: backup.manifest.taken, default=None)
+
+
+@probe
+def find_nearest(store: Store, kind: Kind, moment: datetime, environment: str) -> Backup | None:
+    """The backup of another kind, of the same environment, whose snapshot is nearest to a moment; None where there is
+    none. One that cannot be read is passed over, where another can.
+
+    Raises:
+        VerificationFailed: no manifest can be read: nobody knows whose they are.
+    """
+    known, unreadable = open_all(store, kind)
+    found = [backup for backup in known if backup.manifest.environment == environment]
+    if not found:
+        return open_backup(store, unreadable[-1]) if unreadable else None  # which says what is wrong with it
+    return min(found, key=lambda backup: abs((backup.manifest.taken - moment).total_seconds()))
+
+
+def earlier(backup: Backup, *, proven: bool = False) -> Backup | None:
+    """The same environment's newest backup before one, without those that failed a proof; None where there is none.
+
+    Args:
+        proven: only those that a restore proved
+    """
+    manifest = backup.manifest
+    before = [
+        other
+        for other in open_all(backup.store, manifest.kind)[0]
+        if other.manifest.environment == manifest.environment
+        and other.manifest.taken < manifest.taken
+        and not other.failed
+        and (other.verified or not proven)
+    ]
+    return max(before, key=lambda other: other.manifest.taken, default=None)
+
+
+def instead_of(backup: Backup) -> str:
+    """The next step where a backup is bad: an earlier one only as far as it is known to be better."""
+    if proven := earlier(backup, proven=True):
+        return (
+            f"launch it again with backup={proven.name}, which a restore proved ({proven.verified}); what was written "
+            "between the two is lost"
+        )
+    if other := earlier(backup):
+        return (
+            f"no earlier backup was ever proven by a restore; {other.name} is the one before it: verify-backup shows "
+            "whether it is better"
+        )
+    return "there is no earlier backup: look for a copy of this one in another store"
+
+
+@action(idempotent=True)
+def mark_verified(store: Store, name: str, facts: dict[str, str]) -> str:
+    """Write beside a backup that a restore of it was proven, now; returns when. The note is of this very manifest.
+
+    Raises:
+        OpsError: the store cannot be written to.
+    """
+    return _note(store, name, "verified", facts)
+
+
+@action(idempotent=True)
+def mark_failed(store: Store, name: str, facts: dict[str, str]) -> str:
+    """Write beside a backup that it did not stand its proof: it no longer counts as verified; returns when.
+
+    Raises:
+        OpsError: the store cannot be written to.
+    """
+    return _note(store, name, "failed", facts)
+
+
+@action(idempotent=True)
+def mark_broken(store: Store, name: str, facts: dict[str, str]) -> str:
+    """Write beside a backup that it restores, and that its data breaks rules (`rules` of the facts): it is neither
+    verified nor failed; returns when.
+
+    Raises:
+        OpsError: the store cannot be written to.
+    """
+    return _note(store, name, "broken", facts)
+
+
+def _note(store: Store, name: str, how: str, facts: dict[str, str]) -> str:
+    now = clock.now().isoformat(timespec="seconds")
+    noted = {how: now, "seal": store.read(f"{name}/{SEAL}") or "", **facts}
+    store.write(note_of(name), json.dumps(noted, ensure_ascii=False, indent=1))
+    return now

@@ -1,0 +1,63 @@
+"""Small texts of stores that a run has read: a manifest is written once, and a run asks for it more than once.
+
+They are kept compressed, and no more than `MOST_BYTES` of them: a thousand backups of ten thousand tables have some
+gigabytes of manifests. What is on this host is read again: that costs nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+import zlib
+
+from runbook.current import current_report
+from runbook.report import Report
+from tasks.backups.manifest import Listed
+from tasks.stores.store import Store
+
+MOST_BYTES = 256 << 20
+
+
+class KnownTexts:
+    """Of one run."""
+
+    def __init__(self) -> None:
+        self._texts: dict[tuple[str, str, str], bytes] = {}
+        self._bytes = 0
+        self.listed: dict[tuple[str, str], Listed] = {}
+        """Long manifests that were read, by the backup's place and seal: reading one takes a tenth of a second."""
+        self._lock = threading.Lock()
+
+    def read(self, store: Store, path: str, stamp: str) -> str | None:
+        """A text of a store; from here where it was read with the same `stamp` before. None is asked for again.
+
+        Raises:
+            Unreachable: the store does not answer.
+        """
+        if store.local(path) is not None:
+            return store.read(path)
+        name = (store.where, path, stamp)
+        if packed := self._texts.get(name):
+            return zlib.decompress(packed).decode()
+        text = store.read(path)
+        if text is not None:
+            packed = zlib.compress(text.encode(), 1)
+            with self._lock:
+                if self._bytes + len(packed) <= MOST_BYTES:
+                    self._texts[name] = packed
+                    self._bytes += len(packed)
+        return text
+
+
+_last: tuple[weakref.ref[Report], KnownTexts] | None = None
+
+
+def known_texts() -> KnownTexts:
+    """Of the current run; outside a run nothing is known from before."""
+    global _last
+    report = current_report()
+    if report is None:
+        return KnownTexts()
+    if _last is None or _last[0]() is not report:
+        _last = (weakref.ref(report), KnownTexts())
+    return _last[1]

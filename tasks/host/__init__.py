@@ -1,0 +1,1 @@
+"""A host: disk, load, clock, ports and services."""

@@ -1,0 +1,161 @@
+"""Services of an environment: which run, stopping them and starting them in an order, each proven."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from blocks.services.service import MASK, Services
+from runbook.errors import OpsError, Unreachable
+from runbook.kinds import action, probe
+from runbook.log import logger
+from runbook.wait import until
+
+PROVE_SECONDS = 30.0
+LOG_LINES = 3
+
+
+@dataclass(frozen=True)
+class ServiceStates:
+    """Role → whether its process runs."""
+
+    running: Mapping[str, bool]
+
+    @property
+    def stopped(self) -> tuple[str, ...]:
+        """The roles that do not run."""
+        return tuple(role for role, runs in self.running.items() if not runs)
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Roles in the order in which they were stopped, and which of them had been running."""
+
+    roles: tuple[str, ...]
+    were_running: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Started:
+    """Roles in the order in which they were started."""
+
+    roles: tuple[str, ...]
+
+
+@probe
+def read_services(services: Services, roles: Sequence[str]) -> ServiceStates:
+    """Which of the roles run.
+
+    Raises:
+        Unreachable: the service manager does not answer.
+        OpsError: it does not know a role.
+    """
+    return ServiceStates({role: services.is_running(role) for role in roles})
+
+
+@action(idempotent=True)
+def stop_services(services: Services, roles: Sequence[str]) -> Stopped:
+    """Stop roles one after the other; the next one only when the one before is proven stopped (§8.2, step 1).
+
+    Raises:
+        Unreachable: the service manager does not answer.
+        OpsError: a role cannot be stopped, or still runs afterwards.
+    """
+    were_running = tuple(role for role in roles if services.is_running(role))
+    for role in roles:
+        services.stop(role)
+        _prove(services, role, running=False)
+        logger().info("%s is stopped", role)
+    return Stopped(tuple(roles), were_running)
+
+
+@action(idempotent=True)
+def start_services(services: Services, roles: Sequence[str], *, seconds: float = PROVE_SECONDS) -> Started:
+    """Start roles one after the other (§8.2, step 6), then see that all run, each within `seconds`. That says little:
+    see `wait_healthy`.
+
+    Raises:
+        Unreachable: the service manager does not answer.
+        OpsError: a role does not start; the end of its log is in the hint.
+    """
+    for role in roles:
+        start_one(services, role)
+    for role in roles:
+        with _told(services, role):
+            _prove(services, role, running=True, seconds=seconds)
+    logger().info("started: %s", ", ".join(roles))
+    return Started(tuple(roles))
+
+
+def start_one(services: Services, role: str) -> None:
+    """Start a role, whether it then runs or not.
+
+    Raises:
+        Unreachable: the service manager does not answer.
+        OpsError: it does not start; the end of its log is in the hint.
+    """
+    with _told(services, role):
+        services.start(role)
+
+
+@contextlib.contextmanager
+def _told(services: Services, role: str) -> Iterator[None]:
+    try:
+        yield
+    except Unreachable:
+        raise
+    except OpsError as error:
+        raise OpsError(f"{role} does not start: {error.message}", _end_of_log(services, role)) from None
+
+
+def _prove(services: Services, role: str, *, running: bool, seconds: float = PROVE_SECONDS) -> None:
+    """The manager's word for it, within a deadline: "start" may return before the state is RUNNING. A service that its
+    manager has given up is not waited for."""
+    wanted = "run" if running else "end"
+
+    def proven() -> bool:
+        if services.is_running(role) is running:
+            return True
+        state = services.state(role)
+        if running and not state.comes_back:
+            raise OpsError(f"{role} does not run: {state.told}", "look at its log and at its processes")
+        return False
+
+    try:
+        until(proven, what=f"that {role} {wanted}s", seconds=seconds)
+    except Unreachable as error:
+        raise OpsError(f"{role} does not {wanted}: {error.message}", "look at its log and at its processes") from None
+
+
+def refuse_ended(services: Services, role: str) -> None:
+    """A start is believed at once; what ends a moment later is found by whoever waits for its answer.
+
+    Raises:
+        OpsError: it has ended, and nothing starts it again.
+    """
+    try:
+        state = services.state(role)
+    except OpsError:  # its manager does not answer, which tells nothing of the service
+        return
+    if not state.comes_back:
+        raise OpsError(f"{role} has ended again: {state.told}", _end_of_log(services, role))
+
+
+def names_of(pid: int) -> dict[str, str]:
+    """The names of the variables that a process of this host was started with, their values masked; none where that
+    cannot be seen."""
+    try:
+        text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace") if pid else ""
+    except OSError:
+        return {}
+    return {word.split("=", 1)[0]: MASK for word in text.split("\0") if "=" in word}
+
+
+def _end_of_log(services: Services, role: str) -> str:
+    try:
+        last = [line.strip() for line in services.logs(role, LOG_LINES).splitlines() if line.strip()]
+    except OpsError:
+        last = []
+    return f"its log ends: {' / '.join(last[-LOG_LINES:])[:500]}" if last else f"look at the log of {role}"

@@ -1,0 +1,168 @@
+"""What takes the space of a disk: trees measured by the blocks that they occupy; directories that dead runs left."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from runbook.errors import OpsError
+from runbook.guard.permit import Permit
+from runbook.kinds import action, probe
+
+REMOVE = "remove scratch directory"
+# Of tempfile.mkdtemp in tasks and flows. Worktrees are git's, and `sweep` of tasks.application.worktree removes them.
+PREFIXES = (
+    "ops-pg-", "ops-wal-", "ops-redis-", "ops-catalog-", "ops-audit-", "ops-pnpm-", "ops-pip-", "ops-release-",
+    "ops-tsc-", "ops-logs-", "ops-logrotate-", "ops-gx-",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Bytes on disk below a path. `whole`: everything below it could be looked at."""
+
+    bytes: int
+    newest: float
+    whole: bool
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """A directory that a run made for itself. `kept` says why it is not removed, "" where it may be."""
+
+    path: Path
+    inode: int
+    taken: Taken
+    kept: str
+
+
+def temporary_directory() -> Path:
+    """Where this host's programs put theirs. tempfile's own answer is another one, or none, where that is full."""
+    return Path(tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp")  # noqa: S108 - looked at only
+
+
+def taken_by(path: Path, seconds: float = math.inf) -> Taken:
+    """Of one file system: what is mounted below is another's. Links are not followed; nothing is opened. What is not
+    counted within `seconds` is not counted."""
+    end = time.monotonic() + seconds
+    try:
+        top = path.lstat()
+    except OSError:
+        return Taken(0, 0.0, whole=not path.exists())
+    total, newest, whole = top.st_blocks * 512, top.st_mtime, True
+    waiting = [path] if stat.S_ISDIR(top.st_mode) else []
+    while waiting:
+        if time.monotonic() > end:
+            return Taken(total, newest, whole=False)
+        try:
+            entries = list(os.scandir(waiting.pop()))
+        except OSError:
+            whole = False
+            continue
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):
+                found = entry.stat(follow_symlinks=False)
+                if found.st_dev == top.st_dev:
+                    total, newest = total + found.st_blocks * 512, max(newest, found.st_mtime)
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry.path))
+    return Taken(total, newest, whole)
+
+
+@probe
+def measure_trees(paths: Sequence[Path], seconds: float = math.inf) -> dict[Path, Taken]:
+    """Bytes on disk below each path; 0 where there is none. A tree for which so many seconds are not enough is not
+    whole."""
+    return {path: taken_by(path, seconds) for path in paths}
+
+
+@probe
+def find_scratch(parents: Sequence[Path], min_seconds: float) -> tuple[Scratch, ...]:
+    """Directories of runs in `parents`: one may go when nothing in it is younger, and no process works in it."""
+    found = [path for parent in parents for path in _candidates(parent)]
+    held = find_workers(found)
+    return tuple(_scratch(path, held, min_seconds) for path in found)
+
+
+def _candidates(parent: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError):
+        for entry in sorted(os.scandir(parent), key=lambda one: one.name):
+            if entry.name.startswith(PREFIXES) and entry.is_dir(follow_symlinks=False):
+                yield Path(entry.path)
+
+
+def _scratch(path: Path, held: dict[Path, str], min_seconds: float) -> Scratch:
+    taken = taken_by(path)
+    why = held.get(path, "")
+    age = time.time() - taken.newest
+    if not why and age < min_seconds:
+        why = f"written to {age:.0f} s ago"
+    if not why and not taken.whole:
+        why = "not all of it may be looked at"
+    with contextlib.suppress(OSError):
+        owner = path.lstat()
+        if not why and os.geteuid() not in (0, owner.st_uid):
+            why = "another user's"
+        return Scratch(path, owner.st_ino, taken, why)
+    return Scratch(path, 0, taken, "gone already")
+
+
+def find_workers(paths: Sequence[Path]) -> dict[Path, str]:
+    """Who works in them: as its working directory, in its arguments, or by open files. A server outlives the run that
+    started it."""
+    held: dict[Path, str] = {}
+    texts = {str(path): path for path in paths}
+    for process in psutil.process_iter(["pid", "name"]) if texts else ():
+        for place in _places(process.pid):
+            for text, path in texts.items():
+                if place == text or f"{text}/" in place or place.endswith(text):
+                    held.setdefault(path, f"process {process.pid} ({process.info['name']}) works in it")
+    return held
+
+
+def _places(pid: int) -> Iterable[str]:
+    root, found = Path(f"/proc/{pid}"), list[str]()
+    if pid == os.getpid():
+        return found
+    with contextlib.suppress(OSError):
+        found += (root / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    with contextlib.suppress(OSError):
+        found.append(str((root / "cwd").readlink()))
+    with contextlib.suppress(OSError):
+        for handle in os.scandir(root / "fd"):
+            with contextlib.suppress(OSError):
+                found.append(str(Path(handle.path).readlink()))
+    return found
+
+
+@action(idempotent=True)
+def remove_scratch(permit: Permit, doomed: Sequence[Scratch], min_seconds: float) -> list[Scratch]:
+    """Remove them, each looked at again; returns those that are gone now.
+
+    Raises:
+        OpsError: one cannot be removed.
+    """
+    held, gone = find_workers([one.path for one in doomed]), list[Scratch]()
+    for one in doomed:
+        permit.require(REMOVE, str(one.path))
+        again = _scratch(one.path, held, min_seconds)
+        if again.kept not in ("", "gone already") or again.inode not in (0, one.inode):
+            continue
+        try:
+            shutil.rmtree(one.path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise OpsError(f"{one.path} cannot be removed: {error.strerror}", "look at its rights") from None
+        gone.append(one)
+    return gone

@@ -1,0 +1,1 @@
+"""What a database contains, and whether two databases contain the same."""

@@ -1,0 +1,188 @@
+"""Whether a restored copy is what its backup's manifest says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from tasks.postgres.content.content import LARGE_OBJECTS, DatabaseContent, Part, SequenceValue, TableSum
+from tasks.postgres.content.definitions import differences as definition_differences
+from tasks.postgres.content.equivalence import Judged
+from tasks.postgres.dump.accepted import VIEW_ROWS, index_of, left_out, table_of
+from tasks.postgres.server.properties import Properties
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared (what, expected, found, equal) and every difference as a sentence. `versions` are extensions of
+    another version: a dump names none, so the copy has the one that is installed now. `reordered`: children that
+    have their parent's columns first now; `not_compared`: what an older manifest does not have."""
+
+    proven: tuple[tuple[str, str, str, bool], ...]
+    differences: tuple[str, ...]
+    versions: tuple[str, ...] = ()
+    reordered: tuple[str, ...] = ()
+    not_compared: tuple[str, ...] = ()
+
+
+def compare(
+    expected: DatabaseContent,
+    actual: DatabaseContent,
+    judged: Judged,
+    *,
+    unfilled: Collection[str] = (),
+    accepted: Collection[str] = (),
+) -> Comparison:
+    """Whether a restored copy is what its manifest says, as far as the backup goes. `judged`: the definitions that
+    differ in text, by `compare_definitions`; `unfilled`: views that stayed empty, which is reported by itself;
+    `accepted`: what a person agreed to do without."""
+    whole = expected.part == "full"
+    expected = _but(expected, actual, accepted)
+    proven, problems = [], []
+    for name, table in expected.tables.items():
+        found = actual.tables.get(name)
+        equal = found is not None and (found.rows, found.hash) == (table.rows, table.hash)
+        shown = f"{found.rows:,} rows" if found else "missing"
+        proven.append((name, f"{table.rows:,} rows", shown, equal))
+        if not equal:
+            problems.append(_table_problem(name, table, found))
+    gone, new = {*expected.extensions} - {*actual.extensions}, {*actual.extensions} - {*expected.extensions}
+    problems += [f"extension {name}: missing" for name in sorted(gone)]
+    problems += [f"extension {name}: not in the backup" for name in sorted(new)]
+    if expected.part != "schema":
+        problems += _unequal("sequence", expected.sequences, actual.sequences)
+    if whole:
+        problems += [f"{name}: not in the backup" for name in actual.tables if name not in expected.tables]
+        empty = {name: False for name in expected.populated if name in unfilled}
+        problems += _unequal("materialised view populated", {**expected.populated, **empty}, actual.populated)
+    problems += _unequal_storage(expected, actual)
+    problems += _unequal("database", _attributes(expected.properties), _attributes(actual.properties))
+    if whole and expected.revision != actual.revision:
+        problems.append(f"Alembic revision: expected {expected.revision}, found {actual.revision}")
+    definitions = {
+        key: text
+        for key, text in expected.definitions.items()
+        if whole or not key.startswith(NEEDS_OTHER_ROWS[expected.part])
+    }
+    problems += definition_differences(definitions, actual.definitions, judged)
+    versions = (
+        f"{name}: {version} in the backup, {actual.extensions[name]} in the copy"
+        for name, version in expected.extensions.items()
+        if actual.extensions.get(name, version) != version
+    )
+    reordered = [key for key in judged.equal if _is_reordered(definitions[key], actual.definitions[key])]
+    return Comparison(
+        (*proven, *_proven(expected, actual, problems)),
+        tuple(problems),
+        tuple(versions),
+        tuple(sorted(key.removeprefix("TABLE ").rpartition(" (owner ")[0] for key in reordered)),
+        (*(what for what, known in _of_later_manifests(expected) if known is None), *map(_not_compared, accepted)),
+    )
+
+
+def _but(expected: DatabaseContent, actual: DatabaseContent, accepted: Collection[str]) -> DatabaseContent:
+    """What is expected of a copy that has all but what was accepted. Of a table with an empty column only the number of
+    rows is known."""
+    if not accepted:
+        return expected
+    left, indexes = left_out(accepted), {index_of(name) for name in accepted}
+    views = {name for name in expected.populated if f"{VIEW_ROWS} {name}".replace('"', "") in accepted}
+    emptied = {table_of(name) for name in accepted}
+    hashes = {name: actual.tables[name].hash for name in expected.tables if name in emptied and name in actual.tables}
+    return expected.model_copy(update={
+        "definitions": {key: text for key, text in expected.definitions.items()
+                        if key.rpartition(" (owner ")[0] not in left},
+        "populated": {name: filled and name not in views for name, filled in expected.populated.items()},
+        "tables": {name: table.model_copy(update={"hash": hashes.get(name, table.hash)})
+                   for name, table in expected.tables.items()},
+        "tablespaces": expected.tablespaces and {
+            name: place for name, place in expected.tablespaces.items() if name not in indexes
+        },
+    })  # fmt: skip
+
+
+def _not_compared(accepted: str) -> str:
+    if table := table_of(accepted):
+        return f"values in table {table}, only the number of its rows ({accepted} is empty, as accepted)"
+    return f"{accepted} (not restored, as accepted)"
+
+
+def _of_later_manifests(content: DatabaseContent) -> Iterator[tuple[str, object]]:
+    old = "(the backup was taken by an earlier version)"
+    yield f"tablespaces of tables and indexes {old}", content.tablespaces
+    yield f"access methods of tables {old}", content.access_methods
+    if content.part == "full":
+        yield f"owners, privileges and comments of large objects {old}", content.large_object_rights
+
+
+def _unequal_storage(expected: DatabaseContent, actual: DatabaseContent) -> list[str]:
+    """What pg_dump prints beside an object instead of in its definition."""
+    problems = []
+    if expected.tablespaces is not None:
+        problems += _unequal("tablespace of", expected.tablespaces, actual.tablespaces or {})
+    if expected.access_methods is not None:
+        problems += _unequal("access method of", expected.access_methods, actual.access_methods or {})
+    if expected.large_object_rights not in (None, actual.large_object_rights):
+        problems.append(f"{LARGE_OBJECTS}: their owners, privileges or comments differ")
+    return problems
+
+
+def _is_reordered(expected: str, actual: str) -> bool:
+    """Whether a child's columns are the same ones in another order."""
+    ours, theirs = (_COLUMN.findall(text) for text in (expected, actual))
+    return _CHILD in expected and ours != theirs and sorted(ours) == sorted(theirs)
+
+
+_CHILD = "\nINHERITS ("
+_COLUMN = re.compile(r'^    ("(?:[^"]|"")+"|(?!CONSTRAINT )[\w$]+) ', re.MULTILINE)
+
+
+# A foreign key that looks at rows which are not in the backup cannot be made.
+NEEDS_OTHER_ROWS: dict[Part, tuple[str, ...]] = {"full": (), "schema": (), "tables": ("FK CONSTRAINT ",)}
+
+
+def _proven(
+    expected: DatabaseContent, actual: DatabaseContent, problems: Sequence[str]
+) -> list[tuple[str, str, str, bool]]:
+    """The last rows of the table of what was compared."""
+    definitions = ("definitions", str(len(expected.definitions)), str(len(actual.definitions)), not problems)
+    if expected.part == "schema":
+        return [definitions]
+    found = [
+        ("sequences", str(len(expected.sequences)), str(len(actual.sequences)), expected.sequences == actual.sequences),
+        definitions,
+    ]
+    if expected.part == "full":
+        found.append(("Alembic revision", expected.revision, actual.revision, expected.revision == actual.revision))
+    return found
+
+
+def _table_problem(name: str, expected: TableSum, found: TableSum | None) -> str:
+    if found is None:
+        return f"table {name}: missing"
+    if found.rows != expected.rows:
+        return f"table {name}: {found.rows:,} rows instead of {expected.rows:,}"
+    return f"table {name}: the number of rows is right, their content is not"
+
+
+def _attributes(properties: Properties) -> dict[str, object]:
+    found = properties.model_dump()
+    found.pop("collation_version")
+    return found
+
+
+def _unequal(what: str, expected: Mapping[str, object], actual: Mapping[str, object]) -> list[str]:
+    return [
+        f"{what} {name}: expected {_shown(expected.get(name))}, found {_shown(actual.get(name))}"
+        for name in sorted({*expected, *actual})
+        if expected.get(name) != actual.get(name)
+    ]
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, SequenceValue):
+        return str(value.last) + ("" if value.called else " (not used yet)")
+    return str(value)

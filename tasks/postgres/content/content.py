@@ -1,0 +1,238 @@
+"""The content manifest of a database: what `recovery-rules` calls equal, read in one snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, LiteralString
+
+from psycopg import sql
+from pydantic import BaseModel, ConfigDict
+
+from blocks.postgres.server import Connection, Postgres, execute
+from runbook.kinds import probe
+from tasks.postgres.content import queries
+from tasks.postgres.content.definitions import read_definitions
+from tasks.postgres.content.pinned_session import in_batches, pinned
+from tasks.postgres.content.quiet import copy_options
+from tasks.postgres.content.rowhash import FORM, row_hash
+from tasks.postgres.dump.generated import Uncomputable
+from tasks.postgres.server.properties import Properties, read_properties
+
+LARGE_OBJECTS = "large objects"
+Part = Literal["full", "schema", "tables"]
+
+
+class TableSum(BaseModel):
+    """Rows of a table, the sum of their texts' hashes, and bytes on disk (which a restore need not reproduce)."""
+
+    model_config = ConfigDict(frozen=True)
+    rows: int
+    hash: str
+    bytes: int = 0
+
+
+class SequenceValue(BaseModel):
+    """A sequence's `last_value` and `is_called`."""
+
+    model_config = ConfigDict(frozen=True)
+    last: int
+    called: bool
+
+
+class DatabaseContent(BaseModel):
+    """Everything that a restore is compared with. `form` says what of a row was hashed; `part` what of the database is
+    there: all, its definitions, or those with the rows of chosen tables. What an older manifest does not have is None:
+    tablespaces and access methods other than the defaults, the large objects' owners, privileges and comments."""
+
+    model_config = ConfigDict(frozen=True)
+    database: str
+    server_version: int
+    properties: Properties
+    tablespaces: dict[str, str] | None = None
+    access_methods: dict[str, str] | None = None
+    large_object_rights: TableSum | None = None
+    roles: tuple[str, ...]
+    extensions: dict[str, str]
+    revision: str
+    bytes: int
+    lsn: str
+    tables: dict[str, TableSum]
+    sequences: dict[str, SequenceValue]
+    populated: dict[str, bool]
+    remote_views: tuple[tuple[str, str], ...] = ()
+    volatile_checks: tuple[tuple[str, str, str], ...] = ()
+    uncomputable: tuple[Uncomputable, ...] = ()
+    definitions: dict[str, str]
+    not_compared: tuple[str, ...]
+    form: str = ""
+    part: Part = "full"
+
+    @property
+    def rows(self) -> int:
+        """Rows in all tables."""
+        return sum(table.rows for table in self.tables.values())
+
+
+@probe
+def read_content(postgres: Postgres, database: str) -> DatabaseContent:
+    """The content of a database that nobody changes (a copy), sequences as they are."""
+    return content_of(postgres, database)
+
+
+def content_of(postgres: Postgres, database: str) -> DatabaseContent:
+    """The content of a database as it is; its definitions are read beside its rows. No event trigger fires: one that
+    notes each log-in would change what is read."""
+    with ThreadPoolExecutor(1) as beside:
+        definitions = beside.submit(read_definitions, postgres, database)
+        with pinned(postgres, database, copy_options(postgres)) as connection:
+            found = content_in_session(connection, database)
+        return found.model_copy(update={"definitions": definitions.result()})
+
+
+def content_in_session(
+    connection: Connection, database: str, part: Part = "full", chosen: Collection[str] = ()
+) -> DatabaseContent:
+    """What a pinned session sees in its snapshot: everything but the definitions; rows only of the part in question."""
+    properties = read_properties(connection, database)
+    return DatabaseContent(
+        database=database,
+        server_version=connection.info.server_version,
+        properties=properties,
+        tablespaces=_named(connection, queries.TABLESPACES),
+        access_methods=_named(connection, queries.ACCESS_METHODS),
+        large_object_rights=_rights(connection) if part == "full" else None,
+        roles=_roles(connection, properties),
+        extensions={str(a): str(b) for a, b in execute(connection, queries.EXTENSIONS)},
+        revision=revision(connection),
+        bytes=int(execute(connection, "SELECT pg_database_size(current_database())")[0][0]),
+        lsn=str(execute(connection, queries.LSN)[0][0]),
+        tables={} if part == "schema" else dict(_tables(connection, None if part == "full" else chosen)),
+        sequences={} if part == "schema" else sequence_values(connection),
+        populated={str(a): bool(b) for a, b in execute(connection, queries.POPULATED)},
+        remote_views=tuple((str(a), str(b)) for a, b in execute(connection, queries.REMOTE_VIEWS)),
+        volatile_checks=tuple((str(a), str(b), str(c)) for a, b, c in execute(connection, queries.VOLATILE_CHECKS)),
+        definitions={},
+        not_compared=tuple(str(row[0]) for row in execute(connection, queries.NOT_COMPARED)),
+        form=FORM,
+        part=part,
+    )
+
+
+def _named(connection: Connection, query: LiteralString) -> dict[str, str]:
+    return {str(name): str(value) for name, value in execute(connection, query)}
+
+
+def _rights(connection: Connection) -> TableSum:
+    rows, total = rights(connection)
+    return TableSum(rows=rows, hash=str(total))
+
+
+def _roles(connection: Connection, properties: Properties) -> tuple[str, ...]:
+    found = {str(row[0]) for row in execute(connection, queries.ROLES)}
+    found |= {properties.owner, *(role for role, _, _ in properties.settings if role)}
+    return tuple(sorted(role for role in found if not role.startswith("pg_")))
+
+
+def revision(connection: Connection) -> str:
+    """Alembic's revision (several heads joined by a comma), empty where the database has none."""
+    if not execute(connection, "SELECT to_regclass('public.alembic_version')")[0][0]:
+        return ""
+    rows = execute(connection, "SELECT version_num FROM public.alembic_version ORDER BY 1")
+    return ",".join(str(row[0]) for row in rows)
+
+
+def _tables(connection: Connection, chosen: Collection[str] | None) -> Iterator[tuple[str, TableSum]]:
+    """ONLY: a parent's children are counted for themselves. None: all tables, and the large objects."""
+    found: dict[str, TableSum] = {}
+    for schema, table, columns, size, unit in in_batches(connection, execute(connection, queries.TABLES)):
+        if chosen is not None and unit not in chosen:
+            continue
+        query = sql.SQL("SELECT count(*), coalesce(sum({}::numeric), 0) FROM ONLY {}").format(
+            row_hash(columns), sql.Identifier(schema, table)
+        )
+        rows, total = execute(connection, query)[0]
+        before = found.get(unit, TableSum(rows=0, hash="0"))
+        found[unit] = TableSum(
+            rows=before.rows + int(rows), hash=str(int(before.hash) + int(total)), bytes=before.bytes + int(size)
+        )
+    yield from found.items()
+    if chosen is not None:
+        return
+    rows, total = content(connection)
+    if rows:
+        yield LARGE_OBJECTS, TableSum(rows=rows, hash=str(total))
+
+
+def sequence_values(connection: Connection) -> dict[str, SequenceValue]:
+    """Every sequence's value as it stands, by its quoted name."""
+    found = {}
+    for schema, name, quoted in in_batches(connection, execute(connection, queries.SEQUENCES)):
+        query = sql.SQL("SELECT last_value, is_called FROM {}").format(sql.Identifier(schema, name))
+        last, called = execute(connection, query)[0]
+        found[str(quoted)] = SequenceValue(last=int(last), called=bool(called))
+    return found
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """Rows per table (or per unit of hash partitions, as in the manifest)."""
+
+    rows: tuple[tuple[str, int], ...]
+
+
+@probe
+def read_counts(postgres: Postgres, database: str) -> RowCounts:
+    """Count every table, without reading its content."""
+    counts: dict[str, int] = {}
+    with pinned(postgres, database) as connection:
+        for schema, table, _, _, unit in in_batches(connection, execute(connection, queries.TABLES)):
+            query = sql.SQL("SELECT count(*) FROM ONLY {}").format(sql.Identifier(schema, table))
+            counts[unit] = counts.get(unit, 0) + int(execute(connection, query)[0][0])
+        lobs = int(execute(connection, "SELECT count(*) FROM pg_largeobject_metadata")[0][0])
+    return RowCounts(tuple({**counts, **({LARGE_OBJECTS: lobs} if lobs else {})}.items()))
+
+
+# The most that one value may have (src/include/utils/memutils.h, MaxAllocSize, without its header). A larger object is
+# read in parts.
+PART_BYTES = (1 << 30) - 5
+
+
+def content(connection: Connection) -> tuple[int, int]:
+    """How many there are, and the sum of the hashes of their parts."""
+    count, total, longer = execute(connection, _FIRST, PART_BYTES, PART_BYTES)[0]
+    offset = PART_BYTES
+    while longer:
+        beyond = offset + PART_BYTES
+        part, longer = execute(connection, _NEXT, offset, offset, PART_BYTES, beyond, longer)[0]
+        total, offset = total + part, beyond
+    return int(count), int(total)
+
+
+def rights(connection: Connection) -> tuple[int, int]:
+    """How many there are, and the sum of the hashes of their owners, privileges, comments and security labels."""
+    count, total = execute(connection, _RIGHTS)[0]
+    return int(count), int(total)
+
+
+_FIRST = """
+SELECT count(*), coalesce(sum(hashtextextended(oid::text || ':' || md5(lo_get(oid, 0, %s)), 0)::numeric), 0),
+       array_agg(oid) FILTER (WHERE length(lo_get(oid, %s, 1)) > 0)
+FROM pg_largeobject_metadata
+"""
+_NEXT = """
+SELECT sum(hashtextextended(oid::text || ':' || %s::bigint || ':' || md5(lo_get(oid, %s, %s)), 0)::numeric),
+       array_agg(oid) FILTER (WHERE length(lo_get(oid, %s, 1)) > 0)
+FROM unnest(%s::oid[]) AS oid
+"""
+_RIGHTS = """
+SELECT count(*), coalesce(sum(hashtextextended(concat_ws(chr(10), oid, pg_get_userbyid(lomowner),
+    (SELECT string_agg(format('%s %s %s', coalesce(r.rolname, 'PUBLIC'), a.privilege_type, a.is_grantable), ','
+                       ORDER BY r.rolname COLLATE "C", a.privilege_type, a.is_grantable)
+     FROM aclexplode(coalesce(lomacl, acldefault('L', lomowner))) a LEFT JOIN pg_roles r ON r.oid = a.grantee),
+    coalesce(obj_description(oid, 'pg_largeobject'), ''),
+    (SELECT string_agg(format('%s: %s', provider, label), ',' ORDER BY provider COLLATE "C") FROM pg_seclabel
+     WHERE objoid = o.oid AND classoid = 'pg_largeobject'::regclass)), 0)::numeric), 0)
+FROM pg_largeobject_metadata o
+"""

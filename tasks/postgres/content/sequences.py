@@ -1,0 +1,53 @@
+"""Sequences that a restore set back: they would give out numbers that were already used once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from blocks.postgres.server import Postgres, execute
+from runbook.errors import OpsError
+from runbook.guard.permit import Permit
+from runbook.kinds import action, probe
+from tasks.postgres.content.content import sequence_values
+from tasks.postgres.content.pinned_session import read_names
+from tasks.postgres.restore.staged_copy import REPLACE
+
+
+@dataclass(frozen=True)
+class Rewound:
+    """A sequence that stands lower in the restored database than in the one it replaced."""
+
+    sequence: str
+    live: int
+    copy: int
+
+
+@probe
+def find_rewound(postgres: Postgres, replaced: str, restored: str) -> tuple[Rewound, ...]:
+    """Compare the sequences of both. A replaced database that cannot be read (it may be the reason) gives none."""
+    with postgres.connect(restored) as connection:
+        read_names(connection)
+        now = sequence_values(connection)
+    try:
+        with postgres.connect(replaced) as connection:
+            read_names(connection)
+            before = sequence_values(connection)
+    except OpsError:
+        return ()
+    return tuple(
+        Rewound(name, before[name].last, value.last)
+        for name, value in now.items()
+        if name in before and before[name].last > value.last
+    )
+
+
+@action(idempotent=True)
+def advance_sequences(permit: Permit, postgres: Postgres, database: str, rewound: Sequence[Rewound]) -> int:
+    """Set a restored database's sequences to where the replaced one's stand; returns how many."""
+    permit.require(REPLACE, postgres.database)
+    with postgres.connect(database) as connection:
+        read_names(connection)
+        for item in rewound:
+            execute(connection, "SELECT setval(to_regclass(%s), %s)", item.sequence, item.live)
+    return len(rewound)

@@ -1,0 +1,1 @@
+"""Dumps: taken in one snapshot, read, and loaded again."""

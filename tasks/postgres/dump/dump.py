@@ -1,0 +1,283 @@
+"""A dump and its manifest, taken in one exported snapshot.
+
+https://www.postgresql.org/docs/current/app-pgdump.html
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import psycopg
+
+from blocks.postgres.server import Connection, Postgres, first_line
+from runbook import shell
+from runbook.errors import CommandFailed, OpsError, Unreachable, VerificationFailed
+from runbook.failpoint import failpoint
+from runbook.kinds import action
+from runbook.log import logger
+from runbook.page.render import size
+from runbook.progress import progress
+from tasks.host.disk import disk_of
+from tasks.postgres.content.content import DatabaseContent, Part, SequenceValue, content_in_session
+from tasks.postgres.content.definitions import definitions_seen, dumped_definitions
+from tasks.postgres.content.pinned_session import LOCK_SECONDS
+from tasks.postgres.dump.dumped_sequences import column_maxima, dumped_sequences, find_behind, set_by, spelled_by_server
+from tasks.postgres.dump.generated import DIRECTORY, find_uncomputable, write_rows
+from tasks.postgres.dump.plain import COMPRESSED, PLAIN, read_plain
+from tasks.postgres.dump.printed import decoded
+from tasks.postgres.dump.progress import DumpProgress, Weights, weights_of
+from tasks.postgres.dump.snapshot import exported_snapshot, too_many_tables
+from tasks.postgres.server.server import program_version
+from tasks.postgres.upkeep.session import refusals
+
+Form = Literal["full", "schema", "tables", "sql", "sql.gz"]
+DUMP = "dump"
+GLOBALS = "globals.sql"
+SERIAL_ATTEMPTS = 6
+# All tables are locked by the exporting session: whoever has to wait now waits behind somebody who waits for that one.
+LOCK_WAIT = "1s"
+FULL_BYTES = 1 << 20
+STATISTICS_VERSION = 180000
+# pg_dump compresses: on a busy host the application comes first.
+NICE = 10
+# What pg_dump says when the server is gone between its connection and its first statement.
+_ENDED, _AGAIN = "invalid client encoding", "nothing was published: launch it again when PostgreSQL answers"
+COMPRESSIONS = ("zstd:1", "lz4:1", "gzip:1")
+
+
+@dataclass(frozen=True)
+class Dumped:
+    """A dump in a directory: the moment and content of its snapshot, and what took how long."""
+
+    taken: datetime
+    content: DatabaseContent
+    compression: str
+    jobs: int
+    dump_seconds: float
+    manifest_seconds: float
+    behind: tuple[str, ...]
+
+
+class _Contended(Exception):
+    """Why a dump begins anew: somebody waits for an exclusive lock on a table that is being dumped, and whoever comes
+    later waits behind him; or an object that cannot be locked (a view, a sequence, a function) was dropped."""
+
+
+@dataclass(frozen=True)
+class What:
+    """What of a database is dumped, and how: `chosen` are the tables of the form `tables`, `others` all others."""
+
+    form: Form = "full"
+    chosen: tuple[str, ...] = ()
+    others: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def part(self) -> Part:
+        """Which part of the database that is."""
+        return "schema" if self.form == "schema" else "tables" if self.form == "tables" else "full"
+
+    @property
+    def file(self) -> str:
+        """The dump's name in its backup."""
+        return {"sql": PLAIN, "sql.gz": COMPRESSED}.get(self.form, DUMP)
+
+
+FULL = What()
+
+
+@action
+def dump_database(postgres: Postgres, directory: Path, jobs: int, what: What = FULL) -> Dumped:
+    """Dump the application's database, or a part of it, and read its manifest in the same snapshot meanwhile.
+
+    A TRUNCATE or ALTER TABLE that comes meanwhile waits for this session's locks. pg_dump's processes that ask for
+    theirs later would wait behind it for ever, so they give up at once and the dump begins anew; after two tries it
+    takes one process only, which asks but once, at its start.
+
+    Raises:
+        CommandFailed: pg_dump failed.
+        OpsError: tables are locked, truncated or altered again and again.
+    """
+    compression, last = best_compression(postgres), ""
+    for workers in (jobs, jobs, *[1] * SERIAL_ATTEMPTS):
+        try:
+            return _dump_once(postgres, directory, workers, compression, what)
+        except _Contended as why:
+            shutil.rmtree(directory / DUMP, ignore_errors=True)
+            shutil.rmtree(directory / DIRECTORY, ignore_errors=True)
+            (directory / what.file).unlink(missing_ok=True)
+            last = str(why)
+            logger().info("%s while the database was being dumped: again", why)
+    raise OpsError(
+        f"objects are truncated, altered or dropped again and again while they are dumped; last: {last}",
+        "look for TRUNCATE, ALTER and DROP in pg_stat_activity, pause them, and try again",
+    )
+
+
+def _dump_once(postgres: Postgres, directory: Path, jobs: int, compression: str, what: What) -> Dumped:
+    """The manifest is read by the session that exports the snapshot: it holds its locks already."""
+    target = directory / what.file
+    with (
+        exported_snapshot(postgres) as (exporter, snapshot, taken),
+        ThreadPoolExecutor(1) as beside,
+        refusals(exporter, LOCK_SECONDS),
+    ):
+        failpoint("dump: snapshot exported")
+        encoding = exporter.info.parameter_status("server_encoding")  # a database may set another for its clients
+        options = [*_options(postgres, what, compression, jobs), *_in_snapshot(snapshot), f"--encoding={encoding}"]
+        done = DumpProgress(postgres, target, _weights(exporter, what))
+        dumping = beside.submit(_pg_dump, postgres, target, options, done)
+        started = time.monotonic()
+        with _telling_contention(postgres):
+            content = content_in_session(exporter, postgres.database, what.part, what.chosen)
+            manifest_seconds = time.monotonic() - started
+            maxima = column_maxima(exporter) if what.part == "full" else {}
+            uncomputable = find_uncomputable(exporter) if what.part != "schema" else ()
+            if what.part == "full" and what.file == DUMP:
+                write_rows(exporter, directory, uncomputable)
+        seconds = dumping.result()
+        definitions, dumped = _read_back(postgres, target, snapshot, exporter.info.encoding)
+        sequences = spelled_by_server(exporter, dumped) if what.part != "schema" else {}
+    content = content.model_copy(
+        update={"sequences": sequences, "definitions": definitions, "uncomputable": uncomputable}
+    )
+    told = "gzip:6" if what.form == "sql.gz" else "not compressed" if what.form == "sql" else compression
+    behind = find_behind(sequences, maxima)
+    return Dumped(taken, content, told, jobs if what.file == DUMP else 1, seconds, manifest_seconds, behind)
+
+
+def _read_back(
+    postgres: Postgres, target: Path, snapshot: str, of_ascii: str
+) -> tuple[dict[str, str], dict[str, SequenceValue]]:
+    """The definitions and the sequences' values of a dump. `of_ascii`: how the exporter's session reads the names of a
+    database in SQL_ASCII.
+
+    Raises:
+        VerificationFailed: it is a text without its end.
+    """
+    if target.name == DUMP:
+        return dumped_definitions(postgres, target, of_ascii), dumped_sequences(postgres, target, of_ascii)
+    complete, setting = read_plain(target)
+    if not complete:
+        raise VerificationFailed(f"{target.name} has no end: pg_dump was cut off", "launch it again")
+    with _telling_contention(postgres):
+        return definitions_seen(postgres, postgres.database, *_in_snapshot(snapshot)), set_by(
+            decoded(postgres, setting, of_ascii=of_ascii)
+        )
+
+
+@action
+def dump_globals(postgres: Postgres, directory: Path) -> Path:
+    """Roles and tablespaces, without password hashes."""
+    path = directory / GLOBALS
+    argv = [postgres.program("pg_dumpall"), "--globals-only", "--no-role-passwords", "--no-password"]
+    stall = postgres.stall(postgres.maintenance_database)
+    shell.run([*argv, f"--file={path}"], environment=postgres.environment(), stall=stall)
+    return path
+
+
+def best_compression(postgres: Postgres) -> str:
+    """The best compression that this pg_dump was built with."""
+    return next(wanted for wanted in COMPRESSIONS if knows_compression(postgres, wanted))
+
+
+def knows_compression(postgres: Postgres, wanted: str) -> bool:
+    """Whether the programs were built with `zstd`, `lz4` or `gzip`."""
+    argv = [postgres.program("pg_dump"), f"--compress={_level(wanted)}", "--format=plain", "--no-password"]
+    try:
+        shell.run(argv, environment={"PGHOST": "127.0.0.1", "PGPORT": "1", "LC_MESSAGES": "C"})
+    except CommandFailed as error:
+        # 15 says “invalid value”; else it went on to the connection, which nobody answers.
+        return not any(word in error.stderr for word in ("compression", "invalid value"))
+    return True
+
+
+def _level(compression: str) -> str:
+    """As pg_dump 15 wants it too, which knows gzip only, and only its level."""
+    method, _, level = compression.partition(":")
+    return level or "1" if method == "gzip" else compression
+
+
+def carries_statistics(postgres: Postgres) -> bool:
+    """Whether these programs can put planner statistics into a dump (from 18 on)."""
+    return program_version(postgres, "pg_dump") * 10000 >= STATISTICS_VERSION
+
+
+def compression_of(names: Iterable[str]) -> str:
+    """How a dump with such files is compressed."""
+    endings = {name.rsplit(".", 1)[-1] for name in names}
+    return next((method for ending, method in (("zst", "zstd"), ("lz4", "lz4")) if ending in endings), "gzip")
+
+
+def _options(postgres: Postgres, what: What, compression: str, jobs: int) -> list[str]:
+    if what.form in ("sql", "sql.gz"):
+        return ["--format=plain", "-b", *(["--compress=6"] if what.form == "sql.gz" else [])]
+    directory = ["--format=directory", f"--compress={_level(compression)}"]
+    if what.form == "schema":
+        return [*directory, "--schema-only"]
+    if what.form == "tables":
+        names = [f"{_pattern(schema)}.{_pattern(table)}" for schema, table in what.others]
+        return [*directory, f"--jobs={jobs}", "--no-blobs", *(f"--exclude-table-data={name}" for name in names)]
+    statistics = ["--statistics"] if carries_statistics(postgres) else []
+    return [*directory, f"--jobs={jobs}", "-b", *statistics]
+
+
+def _pattern(name: str) -> str:
+    """A name as pg_dump's patterns want it to be taken word by word."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _in_snapshot(snapshot: str) -> list[str]:
+    return [f"--snapshot={snapshot}", f"--lock-wait-timeout={LOCK_WAIT}"]
+
+
+def _weights(exporter: Connection, what: What) -> Weights:
+    return Weights({}, 0) if what.part == "schema" else weights_of(exporter, what.others, all_=what.part == "full")
+
+
+def _pg_dump(postgres: Postgres, target: Path, options: Sequence[str], done: DumpProgress) -> float:
+    argv = [postgres.program("pg_dump"), *options, "--no-sync", "--no-password", "--file", str(target)]
+    environment = {**postgres.environment(), "PGDATABASE": postgres.database, "PGOPTIONS": "-c lc_messages=C"}
+    with progress(done.tell), _telling_contention(postgres):
+        try:
+            return shell.run(argv, environment=environment, nice=NICE, stall=postgres.stall(),
+                             hint="nothing was published").seconds  # fmt: skip
+        except CommandFailed as error:
+            if _ENDED in error.stderr:
+                raise Unreachable("PostgreSQL ended the session of pg_dump as it began", _AGAIN) from None
+            if (free := disk_of(target).free_bytes) < FULL_BYTES:  # pg_dump's own message does not say so
+                raise OpsError(f"the store is full: {size(free)} free", f"free space at {target.parents[1]}") from None
+            raise
+
+
+@contextmanager
+def _telling_contention(postgres: Postgres) -> Iterator[None]:
+    try:
+        yield
+    except CommandFailed as error:
+        # pg_dump's own --lock-wait-timeout is a statement_timeout around LOCK TABLE; it sets none otherwise.
+        if re.search(r"could not obtain lock|lock timeout|55P03|due to statement timeout", error.stderr):
+            raise _Contended("a table was truncated or altered") from None
+        if dropped := _DROPPED.search(error.stderr):
+            raise _Contended(f"an object was dropped ({dropped[0]})") from None
+        if "out of shared memory" in error.stderr:
+            raise too_many_tables(postgres) from None
+        raise
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedObject, psycopg.errors.UndefinedFunction) as error:
+        raise _Contended(f"an object was dropped ({first_line(error)})") from None
+    except psycopg.errors.OutOfMemory as error:
+        raise (too_many_tables(postgres) if "shared memory" in str(error) else error) from None
+
+
+# What the server says of an object that is in pg_dump's snapshot and no longer in its catalogue.
+_DROPPED = re.compile(
+    r"could not open relation with OID|cache lookup failed for|(?:relation|schema|function|type) .* does not exist"
+)

@@ -1,0 +1,194 @@
+"""Filling an empty database from a dump, in sessions that are set for speed. What it is filled from may be one of our
+backups or a file that somebody else's pg_dump left."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import psycopg
+from psycopg import sql
+
+from blocks.postgres.server import Postgres, execute, first_line
+from runbook import shell
+from runbook.errors import OTHER_BACKUPS, CommandFailed, VerificationFailed
+from runbook.page.render import size
+from runbook.progress import Done, progress
+from tasks.postgres.content.definitions import dumped_definitions
+from tasks.postgres.content.quiet import copy_options, quiet
+from tasks.postgres.dump import accepted
+from tasks.postgres.dump.checks import unchecked
+from tasks.postgres.dump.dump import DUMP, carries_statistics
+from tasks.postgres.dump.generated import Uncomputable, emptied, find_generated, load_rows, may_set_flags
+from tasks.postgres.dump.plain import COMPRESSED, PLAIN, run_plain
+from tasks.postgres.dump.refusal import blames_server, does_not_restore
+from tasks.postgres.upkeep.session import NO_TIMEOUTS, set_known
+
+Form = Literal["directory", "custom", "plain"]
+MOST_MAINTENANCE_MB = 512
+HINT = f"nothing was replaced; {OTHER_BACKUPS}"
+FOREIGN_HINT = "nothing was replaced; the dump itself is at fault: take another, or one of our backups"
+# Rows that these would check or read are not in a backup of chosen tables.
+NEED_OTHER_ROWS = (" FK CONSTRAINT ", " MATERIALIZED VIEW DATA ")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dump: where, in which form, and how large its database was (0: nobody knows). `parts`: rows are missing;
+    `foreign`: none of our backups; `without`: how the lines of its list end that are not restored. `remote`:
+    materialised views that read foreign tables; they are filled last, and may stay empty. `unchecked`: tables
+    whose CHECK constraints are not checked again. `relations`: so many tables and sequences it makes, where known.
+    `stored`: generated columns whose tables are filled from the backup's own files; `accepted`: objects that a person
+    agreed to leave out."""
+
+    path: Path
+    form: Form
+    database_bytes: int = 0
+    parts: bool = False
+    foreign: bool = False
+    without: tuple[str, ...] = ()
+    remote: tuple[tuple[str, str], ...] = ()
+    unchecked: frozenset[tuple[str, str]] = frozenset()
+    relations: int = 0
+    stored: tuple[Uncomputable, ...] = ()
+    accepted: tuple[str, ...] = ()
+
+    @property
+    def hint(self) -> str:
+        """What to do where it does not restore."""
+        return FOREIGN_HINT if self.foreign else HINT
+
+
+def source_in(directory: Path, database_bytes: int, *, parts: bool) -> Source:
+    """The dump in a backup's directory."""
+    for name in (PLAIN, COMPRESSED):
+        if (directory / name).exists():
+            return Source(directory / name, "plain", database_bytes)
+    return Source(directory / DUMP, "directory", database_bytes, parts)
+
+
+def fill(postgres: Postgres, source: Source, database: str, oid: int, jobs: int) -> float:
+    """Restore into an empty database, stopping at the first error; returns the seconds.
+
+    Raises:
+        CommandFailed, OpsError: the server, the network or this host is at fault.
+        VerificationFailed: the dump is: it was cut off or altered, or the server refuses what is in it.
+    """
+    memory = min(MOST_MAINTENANCE_MB, psutil.virtual_memory().available // (4 * jobs) >> 20)
+    settings = {
+        "maintenance_work_mem": f"{max(memory, 64)}MB",
+        "synchronous_commit": "off",
+        "max_parallel_maintenance_workers": "0",  # the jobs fill the processors already
+        "statement_timeout": "0",
+        "lock_timeout": "0",
+        "idle_in_transaction_session_timeout": "0",
+        "lc_messages": "C",  # `blames_server` reads them
+    }
+
+    def tell() -> Done:
+        with postgres.connect() as connection:
+            now = int(execute(connection, "SELECT pg_database_size(%s::oid)", oid)[0][0])
+        whole = f" of about {size(source.database_bytes)}" if source.database_bytes else ""
+        return Done(f"{database}: {size(now)}{whole} restored", now / max(source.database_bytes, now, 1))
+
+    with progress(tell):
+        if source.form == "plain":
+            return run_plain(postgres, source.path, database, settings, source.hint, source.relations)
+        return _pg_restore(postgres, source, database, jobs, settings)
+
+
+def _pg_restore(postgres: Postgres, source: Source, database: str, jobs: int, settings: dict[str, str]) -> float:
+    options = [copy_options(postgres), *(f"-c {name}={value}" for name, value in settings.items())]
+    environment = {**postgres.environment(), "PGOPTIONS": " ".join(options)}
+    argv = [
+        *(postgres.program("pg_restore"), f"--format={source.form}", f"--jobs={jobs}"),
+        *("--exit-on-error", "--no-password"),
+        # A superuser's COPY passes row security anyway; a view of a table with forced policies fills only like this.
+        *(["--statistics"] if carries_statistics(postgres) else []),
+        *("--enable-row-security", "--dbname", database),
+    ]
+    lines = accepted.entries(postgres, source.path)
+    if source.stored and not may_set_flags(postgres):
+        source = replace(source, stored=())
+    chosen, late = _chosen(lines, source)
+
+    def run(listed: Sequence[str], *options: str) -> float:
+        with tempfile.NamedTemporaryFile("w", prefix="ops-restore-", suffix=".list") as file:
+            file.write("\n".join(listed) + "\n")
+            file.flush()
+            return shell.run(
+                [*argv, f"--use-list={file.name}", *options, str(source.path)], environment=environment,
+                stall=postgres.stall(database), hint=source.hint,
+            ).seconds  # fmt: skip
+
+    try:
+        if source.unchecked or source.stored or source.accepted:
+            seconds = run(chosen, "--section=pre-data")
+            with unchecked(postgres, database, source.unchecked), emptied(postgres, database, source.accepted):
+                seconds += run(chosen, "--section=data")
+                load_rows(postgres, source.path.parent, database, source.stored)
+            seconds += run(chosen, "--section=post-data")
+        else:
+            seconds = run(chosen)
+        return seconds + (run(late) if late else 0)
+    except CommandFailed as error:
+        if blames_server(error) and not source.foreign:
+            raise
+        found = does_not_restore(source.path.name, error, source.hint) if source.foreign else error
+        way = _without_it(postgres, source, database, error)
+        raise (type(found) if source.foreign else VerificationFailed)(found.message, way + found.hint) from None
+
+
+def _chosen(lines: Sequence[str], source: Source) -> tuple[list[str], list[str]]:
+    """The lines of an archive's list that are restored, and those of event triggers, which come last: before 17 one
+    that is ENABLE ALWAYS fires in every session, and pg_restore itself makes them before it fills some views."""
+    kept = [line for line in lines if not (source.without and line.endswith(source.without))]
+    left = [f"{NEED_OTHER_ROWS[1]}{schema} {name} " for schema, name in source.remote]
+    left += [f" {one.oid} TABLE DATA " for one in source.stored]
+    left += NEED_OTHER_ROWS if source.parts else ()
+    kept = accepted.without([line for line in kept if not any(entry in line for entry in left)], source.accepted)
+    late = [line for line in kept if _EVENT_TRIGGER.match(line)]
+    return [line for line in kept if line not in late], late
+
+
+_EVENT_TRIGGER = re.compile(r"\d+; \d+ \d+ (?:EVENT TRIGGER|COMMENT - EVENT TRIGGER|SECURITY LABEL - EVENT TRIGGER) ")
+
+
+def _without_it(postgres: Postgres, source: Source, database: str, error: CommandFailed) -> str:
+    """How to go on without what does not restore; empty where that is not possible."""
+    if table := accepted.refused_rows(error):
+        names = find_generated(postgres, database, table)
+    else:
+        name = accepted.refused_by(error, dumped_definitions(postgres, source.path))
+        names = [name] if name else []
+    given = json.dumps(list(dict.fromkeys((*source.accepted, *names))), ensure_ascii=False)
+    return f"to restore without it, launch this again with accept={given}; " if names else ""
+
+
+def fill_remote(postgres: Postgres, database: str, views: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Fill the materialised views that read foreign tables, those first that others read; returns which could not be
+    filled (quoted names) and why: the foreign server may be down."""
+    with quiet(postgres, database) as connection:
+        set_known(connection, {**NO_TIMEOUTS, "search_path": ""})
+        left, failed = list(views), list[tuple[tuple[str, str], str]]()
+        while left:
+            failed = []
+            for view in left:
+                try:
+                    with connection.transaction():
+                        connection.execute(sql.SQL("REFRESH MATERIALIZED VIEW {}").format(sql.Identifier(*view)))
+                except psycopg.Error as error:
+                    if connection.broken:
+                        raise
+                    failed.append((view, first_line(error)))
+            if len(failed) == len(left):
+                break
+            left = [view for view, _ in failed]
+        quoted = "SELECT format('%%I.%%I', %s::text, %s::text)"
+        return {str(execute(connection, quoted, *view)[0][0]): why for view, why in failed}

@@ -1,0 +1,288 @@
+r"""Dumps as SQL text (§1.2: `.sql`, `.sql.gz`): whether one is whole, what it sets sequences to, and its way back.
+
+psql ends with 0 on a text that was cut off in the middle; pg_dump's last line tells that it was not. The text is read
+before psql gets it, and psql itself refuses every command of its own that stands in it: its
+`\restrict` is given a word that nobody else knows. https://www.postgresql.org/docs/current/app-psql.html
+"""
+
+from __future__ import annotations
+
+import gzip
+import re
+import secrets
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import IO, cast
+
+from blocks.postgres.server import Postgres
+from runbook import shell
+from runbook.errors import CommandFailed, OpsError, VerificationFailed
+from runbook.log import logger
+from tasks.postgres.content.quiet import copy_options
+from tasks.postgres.dump.refusal import does_not_restore
+from tasks.postgres.dump.snapshot import read_lock_room
+
+PLAIN = "dump.sql"
+COMPRESSED = "dump.sql.gz"
+_ENABLED = re.compile(rb"ALTER EVENT TRIGGER .+ ENABLE (?:ALWAYS|REPLICA);\s*")
+TRAILER = b"-- PostgreSQL database dump complete"
+# The first releases whose psql knows \restrict (CVE-2025-8714).
+RESTRICTS = {13: 22, 14: 19, 15: 14, 16: 10, 17: 6}
+
+
+def read_plain(path: Path) -> tuple[bool, bytes]:
+    """Whether pg_dump wrote it to its end, and its lines that set the encoding and sequences.
+
+    Raises:
+        OpsError, VerificationFailed: see `lines_of`.
+    """
+    complete, setting = False, list[bytes]()
+    for part, line in lines_of(path):
+        if part is not Part.SQL:
+            continue
+        if line.startswith(TRAILER):
+            complete = True
+        elif line.startswith((b"SELECT pg_catalog.setval(", b"SET client_encoding = ")):
+            setting.append(line)
+    return complete, b"".join(setting)
+
+
+def restricts(postgres: Postgres) -> bool:
+    r"""Whether this psql has `\restrict`, after which it takes no command from a text."""
+    printed = shell.run([postgres.program("psql"), "--version"], timeout_seconds=10).stdout
+    version = re.search(r"\) (\d+)(?:\.(\d+))?", printed)
+    if not version:
+        return False
+    major, minor = int(version[1]), int(version[2] or 0)
+    return major >= 18 or minor >= RESTRICTS.get(major, minor + 1)
+
+
+def run_plain(
+    postgres: Postgres, path: Path, database: str, settings: Mapping[str, str], hint: str, relations: int = 0
+) -> float:
+    """Run a dump through psql in one transaction that ends at the first error; returns the seconds. A text that ends
+    the transaction itself (pg_dump writes no COMMIT) leaves what it did until then in `database`. Of thousands of
+    tables the server may have no room for the locks of one transaction: then each statement is one. `relations`: so
+    many it makes at least, where that is known.
+
+    Raises:
+        VerificationFailed: it is compressed, and was cut off or altered.
+        OpsError: a statement failed, or psql would take a line for a command: everything of it is undone.
+    """
+    argv = [postgres.program("psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]
+    argv += ["--no-password", "--output=/dev/null", "--dbname", database]
+    options = [copy_options(postgres), *(f"-c {name}={value}" for name, value in settings.items())]
+    environment = {**postgres.environment(), "PGOPTIONS": " ".join(options)}
+
+    def run(*more: str) -> float:
+        script = cast(IO[bytes], _Script(path, fenced=restricts(postgres)))
+        return shell.feed(
+            [*argv, *more], script, environment=environment, stall=postgres.stall(database), hint=hint
+        ).seconds
+
+    try:
+        if relations and relations > (room := read_lock_room.work(postgres, database)).locks:
+            logger().info("%s makes %d relations, %s: by statements", path.name, relations, room.text)
+            return run()
+        try:
+            return run("--single-transaction")
+        except CommandFailed as error:
+            if "out of shared memory" not in error.stderr:
+                raise
+            logger().info("the server has no room for the locks of one transaction: %s again, by statements", path.name)
+            return run()
+    except CommandFailed as error:
+        raise does_not_restore(path.name, error, hint) from None
+
+
+class _Script:
+    """The lines of a dump, read as a file is."""
+
+    def __init__(self, path: Path, *, fenced: bool) -> None:
+        self._pieces = self._all(path, secrets.token_hex(32).encode() if fenced else b"")
+
+    def read(self, size: int) -> bytes:
+        found, length = [], 0
+        for piece in self._pieces:
+            found.append(piece)
+            length += len(piece)
+            if length >= size:
+                break
+        return b"".join(found)
+
+    @staticmethod
+    def _all(path: Path, word: bytes) -> Iterator[bytes]:
+        yield from [b"\\restrict " + word + b"\n"] if word else []
+        enabling = list[bytes]()  # event triggers that then fire in every session: after pg_dump's last REFRESH
+        for part, line in lines_of(path):
+            if part is Part.SQL and _ENABLED.fullmatch(line):
+                enabling.append(line)
+            else:
+                yield line
+        yield from enabling
+        yield from [b"\n\\unrestrict " + word + b"\n"] if word else []
+
+
+LINE_BYTES = 1 << 16
+HINT = "nothing of it was run. pg_dump (without -C) writes no such line: take the dump with it, in custom format (-F c)"
+_RESTRICT = re.compile(rb"\\(?:un)?restrict [A-Za-z0-9]+\s*")
+_TOKEN = re.compile(
+    rb"(?<![A-Za-z0-9_$\x80-\xff])(?:\$(?:[A-Za-z_\x80-\xff][A-Za-z0-9_\x80-\xff]*)?\$|[eE]')|['\"\\;()]|--|/\*"
+)
+_LINE_END = re.compile(rb"[\r\n]|\Z")  # a lone carriage return ends a comment, too
+_COMMENT = re.compile(rb"/\*|\*/")  # they nest
+_ESCAPED = re.compile(rb"\\.|''|'", re.DOTALL)
+_COPY = re.compile(rb"copy(?![A-Za-z0-9_$\x80-\xff])", re.IGNORECASE)
+_ROUTINE = re.compile(rb"\s*create\s+(?:or\s+replace\s+)?(?:function|procedure)\s", re.IGNORECASE)
+_WORD = re.compile(rb"[A-Za-z_\x80-\xff][A-Za-z0-9_$\x80-\xff]*")
+_ROWS_END = (b"\\.\n", b"\\.\r\n", b"\\.")
+
+
+class Part(Enum):
+    """Where a line begins: in SQL, inside a quoted text or a comment, or among rows."""
+
+    SQL = "sql"
+    INSIDE = "inside"
+    ROWS = "rows"
+
+
+def lines_of(path: Path) -> Iterator[tuple[Part, bytes]]:
+    r"""What psql is to be given of a dump, without its own `\restrict`: lines, long ones of rows in pieces.
+
+    Raises:
+        OpsError: psql would take a line for a command, or a COPY is not as pg_dump writes it.
+        VerificationFailed: it is compressed, and was cut off or altered.
+    """
+    reading, whole = _Reading(path.name), True
+    try:
+        with _opened(path) as file:
+            while line := file.readline(LINE_BYTES if reading.rows else -1):
+                reading.number += whole
+                if reading.rows:
+                    reading.rows = not (whole and line in _ROWS_END)
+                    whole = line.endswith(b"\n")
+                    yield Part.ROWS, line
+                elif reading.quote or not _RESTRICT.fullmatch(line):
+                    part = Part.INSIDE if reading.quote else Part.SQL
+                    reading.take(line)
+                    yield part, line
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise VerificationFailed(f"{path.name} cannot be uncompressed: {error}", "take another one") from None
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
+@dataclass
+class _Reading:
+    """Where in its text psql is. `quote` is what ends a quoted text or comment, empty outside; `depth` of comments or
+    parentheses; `escapes`: backslashes escape in this text (and in one that continues it); `head` is how the statement
+    begins, `routine` what of CREATE FUNCTION stands outside of quotes and parentheses: its body may have semicolons."""
+
+    name: str
+    number: int = 0
+    rows: bool = False
+    quote: bytes = b""
+    comments: int = 0
+    parentheses: int = 0
+    escapes: bool = False
+    head: bytes = b""
+    outside: bytes = b""
+
+    def take(self, line: bytes) -> None:
+        if b"\0" in line:  # psql would pass over what follows it
+            raise self.refused(line, "holds a NUL byte")
+        at = 0
+        while at < len(line):
+            at = self._inside(line, at) if self.quote else self._outside(line, at)
+
+    def refused(self, text: bytes, why: str) -> OpsError:
+        shown = text.decode(errors="replace").strip().replace("\0", "␀")[:60]
+        return OpsError(f"{self.name}: line {self.number} {why}: {shown}", HINT)
+
+    def _inside(self, line: bytes, at: int) -> int:
+        if self.quote == b"*/":
+            found = _COMMENT.search(line, at)
+            if not found:
+                return len(line)
+            self.comments += 1 if found[0] == b"/*" else -1
+            self.quote = b"*/" if self.comments else b""
+            return found.end()
+        if self.quote == b"'" and self.escapes:
+            ending = _ESCAPED.search(line, at)
+            self.quote = b"" if ending and ending[0] == b"'" else self.quote
+            return ending.end() if ending else len(line)
+        end = line.find(self.quote, at)
+        if end < 0:
+            return len(line)
+        end += len(self.quote)
+        self.quote = b""
+        return end
+
+    def _outside(self, line: bytes, at: int) -> int:
+        found = _TOKEN.search(line, at)
+        self._note(line[at : found.start() if found else len(line)])
+        if not found:
+            return len(line)
+        token = found[0]
+        if token == b"\\":
+            raise self.refused(line[found.start() :], "is a command to psql")
+        if token == b"--":
+            self._note(b" ")
+            end = _LINE_END.search(line, found.end())
+            return end.start() if end else len(line)
+        if token == b";":
+            return self._end_statement(line, found.start())
+        if token in (b"(", b")"):
+            self.parentheses = max(self.parentheses + (1 if token == b"(" else -1), 0)
+        self._open(token)
+        return found.end()
+
+    def _open(self, token: bytes) -> None:
+        """A quoted text or a comment; a parenthesis is noted only."""
+        if token == b"/*":
+            self.quote, self.comments = b"*/", 1
+            self._note(b" ")
+            return
+        continued = token == b"'" and self.escapes  # a text's continuation on the next line is of its kind
+        self._note(token)
+        if token in (b"(", b")"):
+            return
+        self.escapes = continued or token in (b"e'", b"E'")
+        self.quote = token[-1:] if token[-1:] in (b"'", b'"') else token
+
+    def _note(self, text: bytes) -> None:
+        if text.strip():
+            self.escapes = False
+        if len(self.head) < 5:
+            self.head = (self.head + text).lstrip()[:5]
+        if not self.parentheses and self.head.upper() == b"CREAT":
+            self.outside = self.outside + text if self.outside else b"CREAT" + text.lstrip()[5:]
+
+    def _end_statement(self, line: bytes, at: int) -> int:
+        if self.parentheses or self._in_body():
+            self.outside += b" "
+            return at + 1
+        head, self.head, self.outside, self.escapes = self.head, b"", b"", False
+        if _COPY.match(head):
+            if not line[:at].endswith(b" FROM stdin") or line[at + 1 :].strip():
+                raise self.refused(line, "is a COPY that pg_dump does not write")
+            self.rows = True
+            return len(line)
+        return at + 1
+
+    def _in_body(self) -> bool:
+        """Whether the semicolon is inside CREATE FUNCTION … BEGIN ATOMIC … END, as psql counts."""
+        if not _ROUTINE.match(self.outside):
+            return False
+        depth = 0
+        for word in _WORD.findall(self.outside.lower()):
+            if word == b"begin" or (word == b"case" and depth):
+                depth += 1
+            elif word == b"end" and depth:
+                depth -= 1
+        return depth > 0

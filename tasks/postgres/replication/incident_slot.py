@@ -1,0 +1,34 @@
+"""A physical replication slot that nobody reads: it keeps a primary's WAL where nothing else carries it away."""
+
+from __future__ import annotations
+
+from blocks.postgres.server import Postgres, execute
+from runbook.guard.permit import Permit
+from runbook.kinds import action
+from tasks.postgres.replication.synchronous import address
+
+SLOT = "ops_containment"
+KEEP_WAL, LET_GO = "keep WAL on", "let go WAL on"
+
+
+@action(idempotent=True)
+def keep_wal(permit: Permit, postgres: Postgres) -> str:
+    """Make it; returns the LSN from which WAL stays, as far as max_slot_wal_keep_size lets it."""
+    permit.require(KEEP_WAL, address(postgres))
+    with postgres.connect() as connection:
+        if not execute(connection, "SELECT FROM pg_replication_slots WHERE slot_name = %s", SLOT):
+            execute(connection, "SELECT pg_create_physical_replication_slot(%s, true)", SLOT)
+        rows = execute(connection, "SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = %s", SLOT)
+    return str(rows[0][0])
+
+
+@action(idempotent=True)
+def drop_slot(permit: Permit, postgres: Postgres) -> str:
+    """Drop it, where it is there."""
+    permit.require(LET_GO, address(postgres))
+    with postgres.connect() as connection:
+        rows = execute(connection, _DROP, SLOT)
+    return f"slot {SLOT} is dropped" if rows else "the slot was gone already"
+
+
+_DROP = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = %s"

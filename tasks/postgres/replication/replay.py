@@ -1,0 +1,88 @@
+"""A standby whose replay is paused: it holds what the primary held then, and goes on receiving.
+
+https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-RECOVERY-CONTROL
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+
+from blocks.postgres.server import Postgres, execute
+from runbook.errors import OpsError
+from runbook.guard.permit import Permit
+from runbook.kinds import action, probe
+from runbook.wait import until
+from tasks.postgres.replication.synchronous import address
+
+PAUSE, RESUME = "pause replay of", "resume replay of"
+RUNNING, PAUSED = "not paused", "paused"
+SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Replaying:
+    """A node, and what it says of its replay: `state` is PostgreSQL's word, "" on a primary or where nobody answers
+    (`problem`). `at`: the LSN that it has replayed."""
+
+    postgres: Postgres
+    state: str
+    at: str
+    problem: str = ""
+
+    @property
+    def address(self) -> str:
+        """`host:port`."""
+        return address(self.postgres)
+
+
+@probe
+def read_replaying(nodes: Sequence[Postgres]) -> tuple[Replaying, ...]:
+    """Of each node. One that does not answer is no reason to leave the others alone."""
+    return tuple(_replaying(node) for node in nodes)
+
+
+def _replaying(node: Postgres) -> Replaying:
+    try:
+        with node.connect() as connection:
+            if not execute(connection, "SELECT pg_is_in_recovery()")[0][0]:
+                return Replaying(node, "", "")
+            state, at = execute(connection, _STATE)[0]
+    except (OpsError, psycopg.Error) as error:
+        return Replaying(node, "", "", str(error))
+    return Replaying(node, str(state), str(at))
+
+
+_STATE = "SELECT pg_get_wal_replay_pause_state(), pg_last_wal_replay_lsn()"
+
+
+@action(idempotent=True)
+def pause_replay(permit: Permit, node: Postgres) -> str:
+    """Returns the LSN at which it stands still.
+
+    Raises:
+        Unreachable: it does not answer, or does not pause.
+        OpsError: it is no standby any more.
+    """
+    permit.require(PAUSE, address(node))
+    return _turn(node, "SELECT pg_wal_replay_pause()", PAUSED)
+
+
+@action(idempotent=True)
+def resume_replay(permit: Permit, node: Postgres) -> str:
+    """Returns the LSN at which it goes on."""
+    permit.require(RESUME, address(node))
+    return _turn(node, "SELECT pg_wal_replay_resume()", RUNNING)
+
+
+def _turn(node: Postgres, statement: str, wanted: str) -> str:
+    try:
+        with node.connect() as connection:
+            execute(connection, statement.encode())  # type: ignore[arg-type]
+            until(lambda: execute(connection, _STATE)[0][0] == wanted, what=f"“{wanted}” of {address(node)}",
+                  seconds=SECONDS)  # fmt: skip
+            return str(execute(connection, _STATE)[0][1])
+    except psycopg.errors.ObjectNotInPrerequisiteState:
+        raise OpsError(f"{address(node)} is no standby any more", "it was promoted: launch this again") from None

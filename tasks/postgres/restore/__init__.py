@@ -1,0 +1,1 @@
+"""Restoring: a staged copy, the swap, and what was replaced."""

@@ -1,0 +1,77 @@
+"""Planner statistics of a copy, without which the first queries are ten thousand times dearer (recovery-rules)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from blocks.postgres.server import Connection, Postgres, execute, first_line
+from runbook import shell
+from runbook.kinds import action
+from tasks.postgres.content.quiet import copy_options
+from tasks.postgres.dump.dump import STATISTICS_VERSION
+from tasks.postgres.upkeep.session import NO_TIMEOUTS, refusals, set_known
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Whose statistics were made. `missing`: parents of foreign tables that could not be analysed, with the reason."""
+
+    database: str
+    missing: tuple[str, ...] = ()
+
+
+@action(idempotent=True)
+def analyze(postgres: Postgres, database: str, jobs: int, *, everything: bool = False) -> Statistics:
+    """Analyse a database. From 18 on statistics come with the dump, and only what lacks them is analysed, unless
+    `everything` is to be.
+
+    ANALYZE of a parent reads its foreign children: where their server is down, that parent goes without.
+    """
+    argv = [postgres.program("vacuumdb"), "--analyze-only", f"--jobs={jobs}", "--no-password", "--dbname", database]
+    quiet = copy_options(postgres)
+    with postgres.connect(database, options=quiet) as connection, refusals(connection):
+        options = f"{quiet} {set_known(connection, NO_TIMEOUTS)}"
+        everything = everything or connection.info.server_version < STATISTICS_VERSION
+        argv += [] if everything else ["--missing-stats-only"]
+        remote = [sql.Identifier(*row) for row in execute(connection, _REMOTE)]
+        tables = [sql.Identifier(*row) for row in execute(connection, _TABLES)] if remote else []
+        near = [f"--table={table.as_string(connection)}" for table in tables if table not in remote]
+        environment = {**postgres.environment(), "PGOPTIONS": options}
+        shell.run([*argv, *near], environment=environment, stall=postgres.stall(database))
+        for parent in [sql.Identifier(*row) for row in execute(connection, _PARENTS)] if everything else []:
+            if parent not in remote:
+                connection.execute(sql.SQL("ANALYZE {}").format(parent))
+        missing = tuple(filter(None, (_analyze_remote(connection, parent) for parent in remote)))
+    return Statistics(database, missing)
+
+
+def _analyze_remote(connection: Connection, parent: sql.Identifier) -> str:
+    """Analyse a parent of foreign tables; returns why that was not possible."""
+    try:
+        connection.execute(sql.SQL("ANALYZE {}").format(parent))
+    except psycopg.Error as error:
+        if connection.broken:
+            raise
+        return f"{parent.as_string(connection)}: {first_line(error)}"
+    return ""
+
+
+_REMOTE = """
+WITH RECURSIVE above(oid) AS (
+    SELECT i.inhparent FROM pg_inherits i JOIN pg_class f ON f.oid = i.inhrelid AND f.relkind = 'f'
+    UNION SELECT i.inhparent FROM above JOIN pg_inherits i ON i.inhrelid = above.oid)
+SELECT n.nspname, c.relname FROM above JOIN pg_class c USING (oid) JOIN pg_namespace n ON n.oid = c.relnamespace
+ORDER BY 1, 2
+"""
+_TABLES = """
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'm') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_toast'
+"""
+# vacuumdb passes over partitioned parents.
+_PARENTS = """
+SELECT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'p' AND NOT c.relispartition
+"""

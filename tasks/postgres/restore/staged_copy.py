@@ -1,0 +1,234 @@
+"""A copy beside the live database: created, filled, analysed. Nothing here touches the live one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import psycopg
+from psycopg import sql
+
+from blocks.postgres.server import Connection, Postgres, execute
+from runbook.errors import OpsError
+from runbook.guard.permit import Permit
+from runbook.kinds import action, probe
+from tasks.backups.catalogue import Backup
+from tasks.postgres.content.content import DatabaseContent
+from tasks.postgres.dump.fill import Source, fill, fill_remote, source_in
+from tasks.postgres.restore.subscriptions import detach_subscriptions
+from tasks.postgres.server.properties import Properties, apply_properties, creation
+from tasks.postgres.upkeep.session import refusals
+
+REPLACE = "replace database"
+MAKE = "make database"
+MOST_BYTES = 63
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A database beside the live one, and the server's identity of it. `unfilled`: materialised views that read foreign
+    tables and could not be filled, with the reason. `accepted`: what a person agreed to do without."""
+
+    database: str
+    oid: int
+    seconds: float = 0.0
+    unfilled: Mapping[str, str] = field(default_factory=dict)
+    accepted: tuple[str, ...] = ()
+
+
+def name_beside(database: str, suffix: str) -> str:
+    """A name for a database beside another, within PostgreSQL's 63 bytes; where that must be cut, a hash of it keeps
+    two alike apart."""
+    if len((database + suffix).encode()) <= MOST_BYTES:
+        return database + suffix
+    mark = f"_{hashlib.sha256(database.encode()).hexdigest()[:8]}{suffix}"
+    return database.encode()[: MOST_BYTES - len(mark.encode())].decode(errors="ignore") + mark
+
+
+def copy_name(database: str) -> str:
+    """Where a restore is built: reserved for that, a leftover is dropped."""
+    return name_beside(database, "__new")
+
+
+def building_name(live: str, into: str) -> str:
+    """Where a database is built that will be called `into`: a name that nobody else gives, so that a leftover under it
+    is one of ours, and may be dropped."""
+    return name_beside(into, f"__new_{hashlib.sha256(f'interview-ops {live} {into}'.encode()).hexdigest()[:8]}")
+
+
+def is_reserved(database: str) -> bool:
+    """Whether a name ends as those do that runs make and drop beside a database, whichever."""
+    return bool(_RESERVED.search(database))
+
+
+_RESERVED = re.compile(r"__(?:new(?:_[0-9a-f]{8})?|verify|tables|rehearsal|old_\d{8}_\d{6})$")
+
+
+def content_in(backup: Backup) -> DatabaseContent:
+    """The content manifest of a database's backup."""
+    return DatabaseContent.model_validate(backup.manifest.content)
+
+
+def dump_in(backup: Backup) -> Source:
+    """The dump of a database's backup that is at hand."""
+    content = content_in(backup)
+    source = source_in(backup.path, content.bytes, parts=content.part == "tables")
+    if source.form == "plain":
+        return replace(source, relations=len(content.tables) + len(content.sequences))
+    fragile = frozenset((schema, table) for schema, table, _ in content.volatile_checks)
+    if content.part != "full":
+        return replace(source, unchecked=fragile)
+    return replace(source, remote=content.remote_views, unchecked=fragile, stored=content.uncomputable)
+
+
+def scratch_name(database: str) -> str:
+    """Where a backup is verified: reserved for that, a leftover is dropped."""
+    return name_beside(database, "__verify")
+
+
+@action
+def create_copy(permit: Permit, postgres: Postgres, properties: Properties, beside: str = "") -> Copy:
+    """An empty database from template0 with such owner, encoding, locale and tablespace, where a restore is built:
+    beside the live database, or beside the name that it will get instead."""
+    require(permit, postgres, beside or postgres.database)
+    name = building_name(postgres.database, beside) if beside else copy_name(postgres.database)
+    return _create(postgres, properties, name)
+
+
+@action(idempotent=True)
+def create_scratch(postgres: Postgres, properties: Properties) -> Copy:
+    """The same under the name that is reserved for verifying: nothing will take the live name."""
+    return _create(postgres, properties, scratch_name(postgres.database))
+
+
+@action(idempotent=True)
+def drop_scratch(postgres: Postgres) -> str:
+    """Remove what a verification made."""
+    name = scratch_name(postgres.database)
+    with postgres.connect() as connection:
+        drop(postgres, connection, name)
+    return name
+
+
+def require(permit: Permit, postgres: Postgres, target: str) -> None:
+    """The deed that putting a database under a name is: replacing the live one, or making another.
+
+    Raises:
+        NotConfirmed: the permit is for something else.
+    """
+    permit.require(REPLACE if target == postgres.database else MAKE, target)
+
+
+def _create(postgres: Postgres, properties: Properties, name: str) -> Copy:
+    with postgres.connect() as connection:
+        drop(postgres, connection, name)
+        connection.execute(creation(name, properties))
+        connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
+        return Copy(name, oid_of(connection, name))
+
+
+@action
+def fill_copy(
+    permit: Permit, postgres: Postgres, source: Source, properties: Properties, copy: Copy, jobs: int, beside: str = ""
+) -> Copy:
+    """Restore a dump into it, and give it the database's own privileges and settings."""
+    require(permit, postgres, beside or postgres.database)
+    return _fill(postgres, source, properties, copy, jobs)
+
+
+@action
+def fill_scratch(postgres: Postgres, source: Source, properties: Properties, scratch: Copy, jobs: int) -> Copy:
+    """The same into a scratch database."""
+    return _fill(postgres, source, properties, scratch, jobs)
+
+
+def _fill(postgres: Postgres, source: Source, properties: Properties, copy: Copy, jobs: int) -> Copy:
+    seconds = fill(postgres, source, copy.database, copy.oid, jobs)
+    unfilled = fill_remote(postgres, copy.database, source.remote) if source.remote else {}
+    detach_subscriptions(postgres, copy.database)
+    with postgres.connect() as connection:
+        apply_properties(connection, copy.database, properties)
+    return Copy(copy.database, copy.oid, seconds, unfilled, source.accepted)
+
+
+@action
+def rename_copy(permit: Permit, postgres: Postgres, copy: Copy, target: str) -> str:
+    """Give a proven copy a name that nobody has.
+
+    Raises:
+        OpsError: somebody took it meanwhile, or is in the copy.
+    """
+    permit.require(MAKE, target)
+    with postgres.connect() as connection, refusals(connection):
+        rename = sql.SQL("ALTER DATABASE {} RENAME TO {}")
+        try:
+            connection.execute(rename.format(sql.Identifier(copy.database), sql.Identifier(target)))
+        except psycopg.errors.DuplicateDatabase:
+            raise OpsError(f"there is a database {target} by now", "launch it again with another name") from None
+        except psycopg.errors.ObjectInUse:
+            raise OpsError(
+                f"somebody is in {copy.database}, so it cannot be called {target}",
+                "see who it is (pg_stat_activity) and end that session; launch this again, which builds it anew",
+            ) from None
+    return target
+
+
+@action
+def drop_copy(permit: Permit, postgres: Postgres) -> str:
+    """Remove a copy that failed its proof."""
+    permit.require(REPLACE, postgres.database)
+    name = copy_name(postgres.database)
+    with postgres.connect() as connection:
+        drop(postgres, connection, name)
+    return name
+
+
+@probe
+def try_login(postgres: Postgres, database: str) -> str:
+    """Log in as the application's role: pg_hba may name the database, a privilege may be missing.
+
+    Raises:
+        OpsError: it cannot.
+    """
+    with postgres.connect(database, as_application=True) as connection:
+        return str(execute(connection, "SELECT current_user")[0][0])
+
+
+def drop(postgres: Postgres, connection: Connection, database: str) -> None:
+    """Drop a database beside the live one; backends of a killed pg_restore live on for seconds, so FORCE. Subscriptions
+    in it are dropped first, without a word to their publisher.
+
+    Raises:
+        OpsError: the server refuses it.
+    """
+    name = sql.Identifier(database)
+    with refusals(connection):
+        if execute(connection, "SELECT 1 FROM pg_database WHERE datname = %s AND datistemplate", database):
+            connection.execute(sql.SQL("ALTER DATABASE {} IS_TEMPLATE false").format(name))
+        detach_subscriptions(postgres, database, dropped=True)
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+
+
+def oid_of(connection: Connection, database: str) -> int:
+    """A database's OID, 0 where there is none of that name."""
+    rows = execute(connection, "SELECT oid FROM pg_database WHERE datname = %s", database)
+    return int(rows[0][0]) if rows else 0
+
+
+def default_jobs() -> int:
+    """Workers for dump and restore."""
+    return max(2, min(8, os.cpu_count() or 2))
+
+
+def check_jobs(jobs: int) -> int:
+    """`jobs` of a form, 0 meaning one per core.
+
+    Raises:
+        OpsError: out of bounds (the form's own check can be switched off).
+    """
+    if not 0 <= jobs <= 32:
+        raise OpsError(f"jobs is {jobs}", "choose 0 (one per core) to 32")
+    return jobs or default_jobs()

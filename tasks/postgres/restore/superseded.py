@@ -1,0 +1,79 @@
+"""The databases that restores replaced: kept under another name, with a label in their comment, until discarded."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from blocks.postgres.server import Connection, Postgres, execute
+from runbook.kinds import probe
+from tasks.postgres.restore.staged_copy import name_beside
+
+KEPT = re.compile(r"__old_\d{8}_\d{6}$")
+
+
+@dataclass(frozen=True)
+class Superseded:
+    """A database that a restore replaced. `writes` is pg_stat_database's count of the live one when it took over."""
+
+    name: str
+    bytes: int
+    since: str
+    backup: str
+    writes: int
+    comment: str
+
+
+def writes_of(connection: Connection, database: str) -> int:
+    """Rows written in a database since its statistics began."""
+    rows = execute(
+        connection,
+        "SELECT tup_inserted + tup_updated + tup_deleted FROM pg_stat_database WHERE datname = %s",
+        database,
+    )
+    return int(rows[0][0]) if rows else 0
+
+
+@probe
+def read_writes(postgres: Postgres, database: str) -> int:
+    """See `writes_of`."""
+    with postgres.connect() as connection:
+        return writes_of(connection, database)
+
+
+@probe
+def find_superseded(postgres: Postgres) -> tuple[Superseded, ...]:
+    """The databases that restores replaced, newest first."""
+    base = name_beside(postgres.database, "__old_00000000_000000").removesuffix("__old_00000000_000000")
+    with postgres.connect() as connection:
+        rows = execute(
+            connection,
+            "SELECT datname, pg_database_size(oid), coalesce(shobj_description(oid, 'pg_database'), '') "
+            "FROM pg_database WHERE starts_with(datname, %s) ORDER BY right(datname, 15) DESC",
+            base + "__old_",
+        )
+    return tuple(_superseded(*row) for row in rows if KEPT.search(str(row[0])))
+
+
+@probe
+def read_swap(postgres: Postgres) -> int:
+    """The transaction that gave the live database its name and took it from a kept one; 0 where nobody can say: what a
+    restore replaced is gone, or one of the two was altered since."""
+    kept = [old.name for old in find_superseded.work(postgres)]
+    with postgres.connect() as connection:
+        rows = execute(
+            connection,
+            "SELECT live.xmin::text::bigint FROM pg_database live JOIN pg_database kept "
+            "ON kept.xmin::text = live.xmin::text WHERE live.datname = %s AND kept.datname = ANY (%s)",
+            postgres.database, kept,
+        )  # fmt: skip
+    return int(rows[0][0]) if rows else 0
+
+
+def _superseded(name: str, size: int, label: str) -> Superseded:
+    try:
+        told = json.loads(label)
+        return Superseded(name, size, told["superseded"], told["by"], int(told["writes"]), told["comment"])
+    except (ValueError, KeyError, TypeError):
+        return Superseded(name, size, "unknown", "unknown", -1, label)

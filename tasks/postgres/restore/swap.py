@@ -1,0 +1,254 @@
+"""The swap: both names in one transaction, under the eyes of clients that keep reconnecting.
+
+The rename comes first: its lock holds new log-ins while a second session ends the old ones (recovery-rules: 15 of 15
+with 40 reconnecting clients; ending them first failed 6 of 15). A kill at any point leaves the transaction undone.
+https://www.postgresql.org/docs/current/sql-alterdatabase.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import psycopg
+from psycopg import sql
+
+from blocks.postgres.server import Connection, Postgres, execute, first_line, refuse_pooler
+from runbook.errors import Locked, OpsError, Unreachable, VerificationFailed
+from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
+from runbook.kinds import action
+from runbook.wait import until
+from tasks.postgres.restore.staged_copy import REPLACE, Copy, name_beside, oid_of
+from tasks.postgres.restore.superseded import Superseded, writes_of
+
+UNDO = "bring back database"
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """What is live now, under which name the old one is kept ("" where there was none), and the clients' outage."""
+
+    live: str
+    kept: str
+    outage_seconds: float
+
+
+@contextmanager
+def advisory_lock(postgres: Postgres) -> Iterator[Connection]:
+    """A session that holds this database's advisory lock in the maintenance database, beside the environment's lock:
+    a lease that is lost frees that one while the run goes on.
+
+    Raises:
+        Locked: another session holds it.
+        OpsError: a connection pooler answers in the server's place.
+    """
+    key = lock_key(postgres.database)
+    with postgres.connect() as connection:
+        refuse_pooler(connection)
+        if not execute(connection, "SELECT pg_try_advisory_lock(%s)", key)[0][0]:
+            holder = execute(connection, _HOLDER, key & 0xFFFFFFFF)
+            who = f"process {holder[0][0]} since {holder[0][1]:%H:%M:%S}" if holder else "another session"
+            raise Locked(
+                f"{who} of the database server is replacing {postgres.database} already",
+                "wait for it; a session whose client died ends within seconds",
+            )
+        execute(connection, "SET idle_session_timeout = 0")  # it waits while the copy is built
+        yield connection
+
+
+_HOLDER = """
+SELECT l.pid, a.backend_start FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'advisory' AND l.granted AND l.objid::bigint = %s
+"""
+
+
+@action
+def swap_databases(
+    permit: Permit, postgres: Postgres, guard: Connection, copy: Copy, live_oid: int, backup: str
+) -> Swapped:
+    """Give the copy the live name, and keep the old database under another.
+
+    Raises:
+        VerificationFailed: behind one of the names is another database than was judged.
+        OpsError: a session cannot be ended, or a prepared transaction stands in the way.
+    """
+    permit.require(REPLACE, postgres.database)
+    kept = _kept_name(guard, postgres.database) if live_oid else ""
+    moves = [(postgres.database, kept, live_oid), (copy.database, postgres.database, copy.oid)]
+    outage = exchange(postgres, guard, moves, by=backup)
+    return Swapped(postgres.database, kept, outage)
+
+
+@action
+def swap_back(permit: Permit, postgres: Postgres, guard: Connection, old: Superseded, live_oid: int) -> Swapped:
+    """Give a superseded database its name and its comment back, and keep the present one."""
+    permit.require(UNDO, old.name)
+    kept = _kept_name(guard, postgres.database) if live_oid else ""
+    moves = [(postgres.database, kept, live_oid), (old.name, postgres.database, oid_of(guard, old.name))]
+    outage = exchange(postgres, guard, moves, by="undo-restore", comment=old.comment)
+    return Swapped(postgres.database, kept, outage)
+
+
+def _kept_name(connection: Connection, database: str) -> str:
+    def free_name() -> str:
+        name = name_beside(database, f"__old_{datetime.now(UTC):%Y%m%d_%H%M%S}")
+        return "" if oid_of(connection, name) else name
+
+    return until(free_name, what="a free name for the old database", seconds=5)
+
+
+def exchange(
+    postgres: Postgres,
+    guard: Connection,
+    renames: list[tuple[str, str, int]],
+    *,
+    by: str,
+    comment: str | None = None,
+) -> float:
+    """Rename databases (from, to, OID) in one transaction; returns the seconds for which clients were held off. The one
+    that becomes live gets `comment`, where one is given. A session that is lost at its commit is no failure of it.
+
+    Raises:
+        OpsError: the session was lost, with its lock. Nothing was swapped.
+        SwapUnknown: whether it was is not known.
+    """
+    moves = [move for move in renames if move[2]]
+    session, committing = 0 if guard.closed else guard.info.backend_pid, threading.Event()
+    started = time.monotonic()
+    try:
+        execute(guard, "SET lock_timeout = '20s'")
+        with guard.transaction(), _ending_sessions(postgres, [move[0] for move in moves]):
+            _exchange(guard, moves, by, comment)
+            committing.set()
+    except psycopg.OperationalError as error:
+        _, live, oid = moves[-1]
+        if not (committing.is_set() and guard.closed and was_swapped(postgres, session, live, oid)):
+            raise OpsError(
+                f"the session that swaps was ended: {first_line(error)}",
+                "nothing was swapped; look at the server's log, then launch it again",
+            ) from None
+    failpoint("swap: after commit")
+    return time.monotonic() - started
+
+
+def _exchange(guard: Connection, moves: list[tuple[str, str, int]], by: str, comment: str | None) -> None:
+    _require_identity(guard, moves)
+    for number, (old, new, _) in enumerate(moves, 1):
+        failpoint(f"swap: before rename {number}")
+        _rename(guard, old, new)
+        failpoint(f"swap: after rename {number}")
+    if len(moves) == 2:
+        _label(guard, kept=moves[0][1], live=moves[1][1], by=by)
+    if comment is not None:
+        live = sql.Identifier(moves[-1][1])
+        guard.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(live, comment or None))
+    failpoint("swap: before commit")
+
+
+def _require_identity(connection: Connection, moves: list[tuple[str, str, int]]) -> None:
+    for old, _, oid in moves:
+        if oid_of(connection, old) != oid:
+            raise VerificationFailed(
+                f"behind the name {old} is another database than the one that was judged",
+                "somebody else changed it meanwhile; launch the run again",
+            )
+
+
+def _rename(connection: Connection, old: str, new: str) -> None:
+    try:
+        connection.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(sql.Identifier(old), sql.Identifier(new)))
+    except psycopg.errors.ObjectInUse as error:
+        raise OpsError(
+            f"{old} could not be renamed: {error.diag.message_detail or error.diag.message_primary}",
+            "end what uses it (a prepared transaction?) and launch the run again; nothing was swapped",
+        ) from None
+    except psycopg.errors.LockNotAvailable:
+        raise OpsError(f"{old} could not be locked within 20 s", "nothing was swapped; launch the run again") from None
+
+
+@contextmanager
+def _ending_sessions(postgres: Postgres, databases: list[str]) -> Iterator[None]:
+    """A second session ends every session in the databases until the block is left."""
+    stop = threading.Event()
+
+    def end_them() -> None:
+        # A server that goes away meanwhile ends the swapping session too: that one tells it.
+        with contextlib.suppress(Unreachable), postgres.connect() as connection:
+            while not stop.is_set():
+                execute(
+                    connection,
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE datname = ANY(%s) AND backend_type = 'client backend'",
+                    databases,
+                )
+                stop.wait(0.02)
+
+    thread = threading.Thread(target=end_them, name="end sessions", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _label(connection: Connection, *, kept: str, live: str, by: str) -> None:
+    """Note on the kept database what replaced it, and what its own comment was."""
+    comment = execute(connection, _COMMENT, kept)[0][0]
+    writes = writes_of(connection, live)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    label = json.dumps({"superseded": now, "by": by, "writes": writes, "comment": comment}, ensure_ascii=False)
+    connection.execute(sql.SQL("COMMENT ON DATABASE {} IS {}").format(sql.Identifier(kept), label))
+
+
+_COMMENT = "SELECT coalesce(shobj_description(oid, 'pg_database'), '') FROM pg_database WHERE datname = %s"
+
+LOOK_SECONDS = 60.0
+
+
+class SwapUnknown(OpsError):
+    """The session was lost at the commit, and nobody can say whether the names were swapped."""
+
+
+def lock_key(database: str) -> int:
+    """The key of the advisory lock under which a database is replaced."""
+    return int.from_bytes(hashlib.sha256(f"interview-ops {database}".encode()).digest()[:8], "big", signed=True)
+
+
+def was_swapped(postgres: Postgres, session: int, name: str, oid: int) -> bool:
+    """Whether behind `name` is the database with that OID. The lost session (its process id) is ended first: while it
+    lives, its COMMIT may still come.
+
+    Raises:
+        SwapUnknown: the server does not answer, or the session does not end.
+    """
+
+    def look() -> str:
+        with postgres.connect() as connection:
+            if execute(connection, _END, lock_key(postgres.database) & 0xFFFFFFFF, session):
+                return ""
+            return "swapped" if oid_of(connection, name) == oid else "as before"
+
+    try:
+        return until(look, what="the end of that session", seconds=LOOK_SECONDS, every_seconds=0.2) == "swapped"
+    except (OpsError, psycopg.Error):
+        raise SwapUnknown(
+            f"the swapping session was lost, and the server does not answer: nobody knows whether {name} was replaced",
+            f"start it, and look which OID {name} has in pg_database: {oid} is the new one, do not launch this again; "
+            "another: nothing was swapped, launch it again",
+        ) from None
+
+
+# By its lock: a process id alone may be another's by now.
+_END = """
+SELECT pg_terminate_backend(pid) FROM pg_locks
+WHERE locktype = 'advisory' AND granted AND objid::bigint = %s AND pid = %s
+"""

@@ -1,0 +1,1 @@
+"""A PostgreSQL server: its version, settings, roles and log-ins."""

@@ -1,0 +1,192 @@
+"""The server's settings against the manual's (§1.3, §1.5), and their change by ALTER SYSTEM.
+
+https://www.postgresql.org/docs/current/view-pg-settings.html
+https://www.postgresql.org/docs/current/sql-altersystem.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from blocks.postgres.server import Connection, Postgres, execute
+from runbook.errors import OpsError, Unreachable
+from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
+from runbook.kinds import action, probe
+from runbook.wait import until
+from tasks.postgres.server.recommended import MANUAL, Setting
+
+CHANGE, RELOAD = "alter system", "reload"
+RELOAD_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Narrower:
+    """A value for one database or role: sessions of it do not use the server's."""
+
+    where: str
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """The manual's settings as the server has them, and what stands around them."""
+
+    by_name: Mapping[str, Setting]
+    narrower: tuple[Narrower, ...]
+    file_errors: tuple[str, ...]
+    system_identifier: str
+    in_recovery: bool
+    standbys: int
+    clients: int
+    reserved: int
+
+    @property
+    def identity(self) -> str:
+        """Of the cluster; a standby has its primary's."""
+        return self.system_identifier
+
+    def is_written(self, name: str, value: str) -> bool:
+        """Whether ALTER SYSTEM's file has this value."""
+        return name in self.by_name and self.by_name[name].is_filed(value)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What ALTER SYSTEM is to write for one setting: None removes it, so that the files below it count again."""
+
+    name: str
+    value: str | None
+
+    def __str__(self) -> str:
+        return f"{self.name} = {self.value}" if self.value is not None else f"{self.name} (reset)"
+
+
+@probe
+def read_settings(postgres: Postgres) -> ServerSettings:
+    """The 19 settings of §1.3 and §1.5.
+
+    Raises:
+        Unreachable: the server does not answer.
+        OpsError: this login may not read the configuration files' values.
+    """
+    try:
+        with postgres.connect() as connection:
+            return _read(connection)
+    except psycopg.errors.InsufficientPrivilege:
+        raise OpsError(
+            f"{postgres.admin_user} may not read pg_file_settings", "use a superuser as admin_user"
+        ) from None
+
+
+def _read(connection: Connection) -> ServerSettings:
+    rows = execute(connection, _SETTINGS, list(MANUAL))
+    narrower = execute(connection, _NARROWER_ROWS, list(MANUAL))
+    errors = execute(connection, _FILE_ERRORS)
+    identifier, in_recovery, standbys, clients, reserved = execute(connection, _SURROUNDINGS)[0]
+    return ServerSettings(
+        {str(row[0]): Setting(*row) for row in rows},
+        tuple(Narrower(*row) for row in narrower),
+        tuple(str(row[0]) for row in errors),
+        str(identifier), bool(in_recovery), int(standbys), int(clients), int(reserved),
+    )  # fmt: skip
+
+
+_SETTINGS = """
+SELECT s.name, current_setting(s.name), s.setting, coalesce(s.unit, ''), s.vartype, s.context, s.source,
+       s.pending_restart, coalesce(s.min_val, ''), coalesce(s.max_val, ''),
+       coalesce((SELECT f.setting FROM pg_file_settings f WHERE f.name = s.name ORDER BY f.seqno DESC LIMIT 1), ''),
+       (SELECT f.setting FROM pg_file_settings f
+        WHERE f.name = s.name AND f.sourcefile LIKE '%%/postgresql.auto.conf' ORDER BY f.seqno DESC LIMIT 1)
+FROM pg_settings s WHERE s.name = ANY(%s)
+"""
+_NARROWER_ROWS = """
+SELECT coalesce('role ' || r.rolname, '') || CASE WHEN r.oid IS NOT NULL AND d.oid IS NOT NULL THEN ' in ' ELSE '' END
+       || coalesce('database ' || d.datname, ''),
+       split_part(c.entry, '=', 1), substr(c.entry, strpos(c.entry, '=') + 1)
+FROM pg_db_role_setting s CROSS JOIN LATERAL unnest(s.setconfig) AS c (entry)
+LEFT JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase
+WHERE split_part(c.entry, '=', 1) = ANY(%s) ORDER BY 1, 2
+"""
+# A setting that needs a restart is listed as an error too; one that was removed from the files without its name.
+_FILE_ERRORS = """
+SELECT format('%s:%s %s: %s', f.sourcefile, f.sourceline, coalesce(f.name, ''), f.error) FROM pg_file_settings f
+WHERE f.error IS NOT NULL AND NOT EXISTS (
+    SELECT FROM pg_settings s WHERE s.context = 'postmaster' AND s.pending_restart
+      AND (s.name = f.name OR f.sourcefile IS NULL AND strpos(f.error, format('"%s"', s.name)) > 0))
+ORDER BY f.seqno
+"""
+_SURROUNDINGS = """
+SELECT (SELECT system_identifier FROM pg_control_system()), pg_is_in_recovery(),
+       (SELECT count(*) FROM pg_stat_replication),
+       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
+       current_setting('superuser_reserved_connections')::int
+       + coalesce(current_setting('reserved_connections', true), '0')::int
+"""
+
+
+@action(idempotent=True)
+def alter_system(permit: Permit, postgres: Postgres, changes: Sequence[Change]) -> tuple[Setting, ...]:
+    """Write each change, reload, and wait until what needs no restart is in effect; returns the settings as they are.
+
+    A run that is killed in between leaves whole lines in postgresql.auto.conf (the server replaces the file), of which
+    some are not yet loaded: the next run writes the rest and reloads.
+
+    Raises:
+        NotConfirmed: a change is not in the permit.
+        OpsError: the server refuses a value, or does not take it over.
+    """
+    for what in (*map(str, changes), RELOAD):
+        permit.require(CHANGE, what)
+    try:
+        _write(postgres, changes)
+    except Unreachable as error:
+        hint = "start it, then launch this again: what was written stays, what is missing is written"
+        raise Unreachable(f"while settings were written: {error.message}", hint) from None
+    names = [change.name for change in changes]
+    until(
+        lambda: not [s for s in _settings(postgres, names) if not _is_taken_over(s)],
+        what=f"the reload of {', '.join(names)}",
+        seconds=RELOAD_SECONDS,
+        hint="look at the server's log: an error in a configuration file stops the reload",
+    )
+    return _settings(postgres, names)
+
+
+def _write(postgres: Postgres, changes: Sequence[Change]) -> None:
+    with postgres.connect() as connection:
+        for change in changes:
+            _alter(connection, change)
+            failpoint("settings: written")
+        execute(connection, "SELECT pg_reload_conf()")
+
+
+def _is_taken_over(setting: Setting) -> bool:
+    if setting.is_fixed or setting.is_narrower or setting.pending_restart:
+        return True
+    return setting.is_value(setting.filed) if setting.filed else setting.source != "configuration file"
+
+
+def _settings(postgres: Postgres, names: Sequence[str]) -> tuple[Setting, ...]:
+    """In a new session: an old one takes a reload over only between its statements."""
+    with postgres.connect() as connection:
+        return tuple(Setting(*row) for row in execute(connection, _SETTINGS, list(names)))
+
+
+def _alter(connection: Connection, change: Change) -> None:
+    name = sql.Identifier(change.name)
+    try:
+        if change.value is None:
+            connection.execute(sql.SQL("ALTER SYSTEM RESET {}").format(name))
+        else:
+            connection.execute(sql.SQL("ALTER SYSTEM SET {} = {}").format(name, sql.Literal(change.value)))
+    except psycopg.Error as error:
+        if error.sqlstate is None or error.sqlstate.startswith("57P"):  # the server went away
+            raise
+        what = error.diag.message_primary or type(error).__name__
+        raise OpsError(f"the server refuses {change}: {what}", "correct it and launch it again") from None

@@ -1,0 +1,1 @@
+"""Sessions: who is connected, who blocks whom, what they run."""

@@ -1,0 +1,47 @@
+"""Who waits for whom: sessions as trees, each below the one that blocks it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from tasks.postgres.sessions.connections import Session
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """One line of the tree of who blocks whom. `session` is None where no session holds the lock (process 0)."""
+
+    depth: int
+    pid: int
+    session: Session | None
+
+
+def tree_of(sessions: Sequence[Session]) -> list[Waiting]:
+    """Who blocks whom: each blocker that waits for nobody, below it (deeper) those that wait for it.
+
+    A deadlock that the server has not yet broken has no such root: it is told from its lowest process on.
+    """
+    by_pid = {session.pid: session for session in sessions}
+    waiting: dict[int, list[int]] = {}
+    for session in sessions:
+        for blocker in session.blocked_by:
+            waiting.setdefault(blocker, []).append(session.pid)
+    roots = [pid for pid in waiting if pid not in by_pid or not by_pid[pid].blocked_by]
+    told: set[int] = set()
+    lines: list[Waiting] = []
+    for root in (*sorted(roots), *sorted(waiting)):
+        if root not in told:
+            lines += _below(root, 0, waiting, by_pid, told)
+    return lines
+
+
+def _below(
+    pid: int, depth: int, waiting: Mapping[int, list[int]], by_pid: Mapping[int, Session], told: set[int]
+) -> Iterator[Waiting]:
+    yield Waiting(depth, pid, by_pid.get(pid))
+    if pid in told:
+        return
+    told.add(pid)
+    for other in waiting.get(pid, []):
+        yield from _below(other, depth + 1, waiting, by_pid, told)

@@ -1,0 +1,166 @@
+"""Sessions: who is connected, and who waits for whom (§1.5).
+
+https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from psycopg.rows import TupleRow
+
+from blocks.postgres.server import Connection, Postgres, execute
+from runbook.kinds import probe
+from tasks.postgres.server.masking import masked
+
+IN_TRANSACTION = ("idle in transaction", "idle in transaction (aborted)")
+# Characters of a statement.
+MOST_READ, MOST_SHOWN = 1000, 300
+
+
+@dataclass(frozen=True)
+class Session:
+    """One backend. Times in seconds: in its present state, in its transaction, waiting for a lock (0: it is not). The
+    texts in its statement are masked: they may be a password, or somebody's data."""
+
+    pid: int
+    started: datetime
+    kind: str
+    database: str
+    user: str
+    application: str
+    client: str
+    state: str
+    state_seconds: float
+    transaction_seconds: float
+    waited_seconds: float
+    statement: str
+    blocked_by: tuple[int, ...]
+    superuser: bool
+    advisory: bool
+
+    @property
+    def is_client(self) -> bool:
+        """Whether it takes one of max_connections: WAL senders and background workers have limits of their own."""
+        return self.kind == "client backend"
+
+    @property
+    def is_idle_in_transaction(self) -> bool:
+        """It holds locks and snapshots, and does nothing."""
+        return self.is_client and self.state in IN_TRANSACTION
+
+    @property
+    def is_idle(self) -> bool:
+        """It waits for its client, outside a transaction."""
+        return self.is_client and self.state == "idle"
+
+    @property
+    def target(self) -> str:
+        """What a permit names: process ids are used again."""
+        return f"{self.pid} since {self.started.isoformat()}"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many clients the server takes, how many of these places ordinary roles may use, and narrower limits
+    (-1: none) of the application's database and role."""
+
+    most: int
+    reserved: int
+    of_database: int
+    of_role: int
+    idle_session_timeout_seconds: float
+
+    @property
+    def ordinary(self) -> int:
+        """Places for roles that are no superusers."""
+        return self.most - self.reserved
+
+    @property
+    def application(self) -> int:
+        """Places that the application may use at best."""
+        return min(limit for limit in (self.ordinary, self.of_database, self.of_role) if limit >= 0)
+
+
+@dataclass(frozen=True)
+class Activity:
+    """All sessions but the one that read them, the transactions that no session holds, and the limits."""
+
+    sessions: tuple[Session, ...]
+    prepared: tuple[str, ...]
+    limits: Limits
+    hidden: int
+    """Sessions of which this login may not see what they do, or which do not tell (track_activities)."""
+
+    @property
+    def clients(self) -> tuple[Session, ...]:
+        """Those that count against max_connections."""
+        return tuple(session for session in self.sessions if session.is_client)
+
+    @property
+    def used_ratio(self) -> float:
+        """Clients of max_connections, the reading session included."""
+        return (len(self.clients) + 1) / self.limits.most
+
+    @property
+    def blocked(self) -> tuple[Session, ...]:
+        """Those that wait for others."""
+        return tuple(session for session in self.sessions if session.blocked_by)
+
+
+@probe
+def read_activity(postgres: Postgres) -> Activity:
+    """Sessions and limits, of one moment.
+
+    Raises:
+        Unreachable: the server does not answer.
+        OpsError: it refuses, for instance since the places for superusers are taken too.
+    """
+    with postgres.connect() as connection:
+        rows = execute(connection, _SESSIONS, MOST_READ)
+        prepared = execute(connection, "SELECT gid || ' in ' || database FROM pg_prepared_xacts ORDER BY prepared")
+        limits = _limits(connection, postgres)
+    sessions = tuple(_session(row) for row in rows)
+    hidden = sum(bool(row[15]) for row in rows)
+    return Activity(sessions, tuple(str(row[0]) for row in prepared), limits, hidden)
+
+
+def _session(row: TupleRow) -> Session:
+    *told, statement, blockers, superuser, advisory, _ = row
+    fields = [*told, masked(statement)[:MOST_SHOWN], tuple(dict.fromkeys(blockers)), superuser, advisory]
+    return Session(*fields)
+
+
+# pg_blocking_pids() stops the whole lock manager for a moment: asked only for those that wait for a lock.
+_SESSIONS = """
+SELECT a.pid, coalesce(a.backend_start, 'epoch'), coalesce(a.backend_type, ''), coalesce(a.datname, ''),
+       coalesce(a.usename, ''), coalesce(a.application_name, ''), coalesce(host(a.client_addr), 'local'),
+       coalesce(a.state, ''),
+       coalesce(extract(epoch FROM clock_timestamp() - a.state_change), 0)::float8,
+       coalesce(extract(epoch FROM clock_timestamp() - a.xact_start), 0)::float8,
+       coalesce((SELECT extract(epoch FROM clock_timestamp() - min(l.waitstart)) FROM pg_locks l
+                 WHERE l.pid = a.pid AND NOT l.granted), 0)::float8,
+       left(coalesce(a.query, ''), %s),
+       CASE WHEN a.wait_event_type = 'Lock' THEN pg_blocking_pids(a.pid) ELSE '{}' END,
+       coalesce(r.rolsuper, false),
+       EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.granted),
+       a.query = '<insufficient privilege>' OR coalesce(a.state, '') = 'disabled'
+FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid = a.usesysid
+WHERE a.pid <> pg_backend_pid() ORDER BY a.pid
+"""
+
+
+def _limits(connection: Connection, postgres: Postgres) -> Limits:
+    return Limits(*execute(connection, _LIMITS, postgres.database, postgres.user)[0])
+
+
+# reserved_connections is new in PostgreSQL 16.
+_LIMITS = """
+SELECT current_setting('max_connections')::int,
+       current_setting('superuser_reserved_connections')::int
+       + coalesce(current_setting('reserved_connections', true), '0')::int,
+       coalesce((SELECT datconnlimit FROM pg_database WHERE datname = %s), -1),
+       coalesce((SELECT CASE WHEN rolsuper THEN -1 ELSE rolconnlimit END FROM pg_roles WHERE rolname = %s), -1),
+       (SELECT setting::float8 / 1000 FROM pg_settings WHERE name = 'idle_session_timeout')
+"""

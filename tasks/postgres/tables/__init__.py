@@ -1,0 +1,1 @@
+"""Single tables: found, compared, replaced in one transaction."""

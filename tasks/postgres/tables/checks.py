@@ -1,0 +1,120 @@
+"""What must hold of live tables within the transaction that replaces their rows, before it commits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from psycopg import errors, sql
+
+from blocks.postgres.server import Connection, execute
+from runbook.errors import VerificationFailed
+from tasks.postgres.content.content import TableSum
+from tasks.postgres.tables.dangling import Dangling
+from tasks.postgres.tables.find import Table, known_in, sum_of, table_of
+from tasks.postgres.tables.ties import Sequenced, Ties, ties_of
+
+
+def require_unchanged(connection: Connection, tables: Sequence[Table], ties: Ties) -> None:
+    """Each is the very table that was judged, and what is tied to it too.
+
+    Raises:
+        VerificationFailed: it is not.
+    """
+    known = {one.name: one for one in known_in(connection)}
+    for table in tables:
+        now = known.get(table.name)
+        if now is None or now.oid != table.oid or table_of(connection, now).columns != table.columns:
+            raise VerificationFailed(
+                f"{table.name} is another table than was judged", "somebody changed it meanwhile; launch this again"
+            )
+    if ties_of(connection, tables).pinned != ties.pinned:
+        raise VerificationFailed(
+            "keys, triggers or sequences of these tables are others than were judged",
+            "somebody changed them meanwhile; launch this again",
+        )
+
+
+def require_references(dangling: Sequence[Dangling]) -> None:
+    """No row references what is not there; a key that is not validated promised nothing.
+
+    Raises:
+        VerificationFailed: one does.
+    """
+    broken = [one for one in dangling if one.key.validated]
+    if broken:
+        what = "; ".join(f"{one.key.name}: {one.rows:,} rows, such as ({'), ('.join(one.examples)})" for one in broken)
+        also = ", ".join(dict.fromkeys(one.key.outside for one in broken if one.key.outside))
+        raise VerificationFailed(
+            f"rows would reference what is not there: {what}",
+            f"restore them together: add {also} to tables; nothing was changed"
+            if also
+            else "the backup itself breaks this key; nothing was changed",
+        )
+
+
+def require_deferrable(connection: Connection, tables: Sequence[Table]) -> None:
+    """Deferrable constraints are checked by triggers, which do not fire while rows are replaced. So PostgreSQL builds
+    each anew over the same rows, in a table that is gone with the transaction.
+
+    Raises:
+        VerificationFailed: rows break one.
+    """
+    found = execute(connection, _DEFERRABLE, [table.oid for table in tables])
+    for number, (name, definition, schema, relation, only) in enumerate(found):
+        rows = sql.Identifier(f"checking_{number}")
+        copy = sql.SQL("CREATE TEMPORARY TABLE {} ON COMMIT DROP AS SELECT * FROM {} {}")
+        connection.execute(copy.format(rows, sql.SQL("ONLY" if only else ""), sql.Identifier(schema, relation)))
+        try:
+            statement = sql.SQL("ALTER TABLE pg_temp.{} ADD {}")
+            connection.execute(statement.format(rows, sql.SQL(definition)))
+        except errors.IntegrityError as error:
+            raise VerificationFailed(
+                f"rows would break the deferrable constraint {name}: {error.diag.message_primary}",
+                "it is newer than these rows: drop it meanwhile, correct them, and add it again; nothing was changed",
+            ) from None
+
+
+# A partition's are asked of its parent, but for those that it has alone.
+_DEFERRABLE = """
+SELECT format('%%I of %%s', con.conname, con.conrelid::regclass), pg_get_constraintdef(con.oid), n.nspname, c.relname,
+       c.relkind <> 'p'
+FROM pg_constraint con JOIN pg_class c ON c.oid = con.conrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE con.condeferrable AND con.contype IN ('p', 'u', 'x') AND con.conparentid = 0 AND con.conrelid IN (
+    SELECT coalesce(t.relid::oid, chosen)
+    FROM unnest(%s::oid[]) AS chosen LEFT JOIN LATERAL pg_partition_tree(chosen::regclass) t ON true)
+ORDER BY con.oid
+"""
+
+
+def require_equal(connection: Connection, wanted: Sequence[tuple[Table, TableSum]]) -> None:
+    """The live rows, row by row in text form.
+
+    Raises:
+        VerificationFailed: they are not what was expected.
+    """
+    for table, expected in wanted:
+        found = sum_of(connection, table)
+        if (found.rows, found.hash) != (expected.rows, expected.hash):
+            raise VerificationFailed(
+                f"{table.name} would hold {found.rows:,} rows that are not the {expected.rows:,} that were",
+                "nothing was changed; a default, a type or a generated column may be another than then",
+            )
+
+
+def advance(connection: Connection, sequence: Sequenced) -> str:
+    """Past the column's largest number, never back; returns its name where that was needed."""
+    name = sql.Identifier(sequence.schema, sequence.name)
+    query = sql.SQL("SELECT {}({}) FROM {}").format(
+        sql.SQL("max" if sequence.ascending else "min"),
+        sql.Identifier(sequence.column),
+        sql.Identifier(*sequence.table),
+    )
+    reached = execute(connection, query)[0][0]
+    if not isinstance(reached, int):
+        return ""
+    last, called = execute(connection, sql.SQL("SELECT last_value, is_called FROM {}").format(name))[0]
+    behind = last < reached if sequence.ascending else last > reached
+    if not behind and (last != reached or called):
+        return ""
+    execute(connection, "SELECT setval(%s::regclass, %s)", name.as_string(connection), reached)
+    return name.as_string(connection)

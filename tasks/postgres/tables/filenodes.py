@@ -1,0 +1,62 @@
+"""In which files a table has its rows, as a database's catalog says it now: WAL knows tables by those only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from blocks.postgres.server import Postgres, execute
+from runbook.kinds import probe
+from tasks.postgres.content.pinned_session import pinned
+from tasks.postgres.tables.find import known_in, resolve
+
+
+@dataclass(frozen=True)
+class Filed:
+    """A table (one with partitions: each of them) of a database (its OID): its own OID, its file, that of its TOAST
+    table (0: none), and where it was found."""
+
+    database: int
+    oid: int
+    name: str
+    file: int
+    toast: int
+    where: str
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """As WAL names it where it is locked or dropped."""
+        return (self.database, self.oid)
+
+
+@probe
+def find_filed(postgres: Postgres, database: str, typed: str) -> tuple[Filed, ...]:
+    """The table of that name, in one database.
+
+    Raises:
+        OpsError: there is no such table (what is near it), or no such database.
+        Unreachable: the server does not answer.
+    """
+    with pinned(postgres, database) as connection:
+        (table,) = resolve([typed], known_in(connection))
+        rows = execute(connection, _FILED, table.oid, table.oid)
+    return tuple(
+        Filed(int(of), int(oid), str(name), int(file), int(toast), database) for of, oid, name, file, toast in rows
+    )
+
+
+# pg_relation_filenode is asked, not relfilenode: it knows mapped relations too. What has partitions has no file.
+_FILED = """
+SELECT d.oid::bigint, c.oid::bigint, format('%%I.%%I', n.nspname, c.relname), pg_relation_filenode(c.oid)::bigint,
+       coalesce(pg_relation_filenode(nullif(c.reltoastrelid, 0)), 0)::bigint
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_database d ON d.datname = current_database()
+WHERE c.relkind = 'r' AND (c.oid = %s OR c.oid IN (SELECT relid FROM pg_partition_tree(%s::bigint::oid::regclass)))
+ORDER BY 3
+"""
+
+
+@probe
+def read_database_oid(postgres: Postgres, database: str) -> int:
+    """A database's OID; 0 where there is none of that name."""
+    with postgres.connect() as connection:
+        rows = execute(connection, "SELECT oid::bigint FROM pg_database WHERE datname = %s", database)
+    return int(rows[0][0]) if rows else 0

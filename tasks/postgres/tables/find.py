@@ -1,0 +1,204 @@
+"""Tables by the name that an operator types: found, read, their rows added up.
+
+A partitioned table is one table here, with all its partitions.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from blocks.postgres.server import Connection, Postgres, execute
+from runbook.errors import OpsError
+from runbook.kinds import probe
+from tasks.postgres.content.content import TableSum
+from tasks.postgres.content.pinned_session import pinned
+from tasks.postgres.content.rowhash import row_hash
+
+NO_TABLE = {
+    "v": "a view: it shows its tables' rows by itself, restore those",
+    "m": "a materialised view: restore its tables, then REFRESH MATERIALIZED VIEW",
+    "f": "a foreign table: its rows are on another server",
+    "S": "a sequence: setval sets it; those of a restored table's columns are advanced with it",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column. `generated` is its expression, "" where it takes values; `is_text` where no output function is
+    needed to print it."""
+
+    name: str
+    type: str
+    generated: str
+    is_text: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table, or a partitioned one with all its leaves. `name` is quoted as PostgreSQL prints it.
+
+    `leaves` are the names under which a manifest may count the rows of each leaf: its own, and its ancestors'.
+    """
+
+    oid: int
+    schema: str
+    relation: str
+    name: str
+    partitioned: bool
+    columns: tuple[Column, ...]
+    leaves: tuple[tuple[str, ...], ...]
+    bytes: int
+
+    @property
+    def rows_of(self) -> sql.Composed:
+        """What stands after FROM: all rows of the partitions, none of an inheritance."""
+        only = sql.SQL("" if self.partitioned else "ONLY ")
+        return only + sql.Identifier(self.schema, self.relation)
+
+    @property
+    def written(self) -> sql.Composed:
+        """The columns that are written: PostgreSQL computes the others."""
+        return sql.SQL(", ").join(sql.Identifier(column.name) for column in self.columns if not column.generated)
+
+
+@dataclass(frozen=True)
+class Known:
+    """A relation of a database, as far as a name needs it: `bare` and `name` are quoted, without and with the schema.
+    `root` is the parent whose partition it is."""
+
+    oid: int
+    schema: str
+    relation: str
+    bare: str
+    name: str
+    kind: str
+    root: str
+
+    def is_called(self, typed: str) -> bool:
+        """With its schema, quoted or not."""
+        return typed in (self.name, f"{self.schema}.{self.relation}")
+
+    def is_called_bare(self, typed: str) -> bool:
+        """Without its schema."""
+        return typed in (self.relation, self.bare)
+
+
+def known_in(connection: Connection) -> list[Known]:
+    """Every table, view and sequence that is not the system's."""
+    return [Known(int(row[0]), *(str(part) for part in row[1:])) for row in execute(connection, _KNOWN)]
+
+
+_KNOWN = """
+SELECT c.oid::bigint, n.nspname, c.relname, quote_ident(c.relname), format('%I.%I', n.nspname, c.relname),
+       c.relkind::text, CASE WHEN c.relispartition THEN pg_partition_root(c.oid)::regclass::text ELSE '' END
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'
+  AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+ORDER BY 5
+"""
+
+
+def resolve(typed: Sequence[str], known: Sequence[Known]) -> list[Known]:
+    """The tables that an operator means, each once.
+
+    Raises:
+        OpsError: there is no such table, it is in several schemas, or it is nothing that has rows of its own.
+    """
+    chosen = {table.oid: table for table in (_one(text.strip(), known) for text in typed)}
+    if not chosen:
+        raise OpsError("no table was named", "name the tables to restore, as schema.table")
+    return list(chosen.values())
+
+
+def _one(typed: str, known: Sequence[Known]) -> Known:
+    found = [table for table in known if table.is_called(typed)] or [
+        table for table in known if table.is_called_bare(typed)
+    ]
+    if not found:
+        names = {form: table.name for table in known for form in (table.name, table.relation) if table.kind in "rp"}
+        near = dict.fromkeys(names[form] for form in difflib.get_close_matches(typed, names, 5, 0.5))
+        hint = f"near it: {', '.join(near)}" if near else "the report of backup-database lists the tables"
+        raise OpsError(f"there is no table “{typed[:80]}” in the backup", hint)
+    if len(found) > 1:
+        names_found = ", ".join(table.name for table in found)
+        raise OpsError(f"table {typed} is in several schemas: {names_found}", "name it with its schema")
+    (table,) = found
+    if table.kind in NO_TABLE:
+        raise OpsError(f"{table.name} is {NO_TABLE[table.kind]}", "name tables only")
+    if table.root:
+        raise OpsError(
+            f"{table.name} is a partition of {table.root}", f"name {table.root}: its partitions are restored together"
+        )
+    return table
+
+
+def table_of(connection: Connection, known: Known) -> Table:
+    """The whole of it, in a session with an empty search path."""
+    columns = [Column(str(a), str(b), str(c), bool(d)) for a, b, c, d in execute(connection, _COLUMNS, known.oid)]
+    if not any(not column.generated for column in columns):
+        raise OpsError(f"{known.name} has no columns to restore", "leave it out")
+    leaves = tuple(tuple(map(str, row[0])) for row in execute(connection, _LEAVES, known.oid))
+    size = int(execute(connection, _BYTES, known.oid)[0][0])
+    return Table(
+        known.oid, known.schema, known.relation, known.name, known.kind == "p", tuple(columns), leaves, size
+    )  # fmt: skip
+
+
+_COLUMNS = """
+SELECT a.attname, format_type(a.atttypid, a.atttypmod),
+       CASE WHEN a.attgenerated <> '' THEN pg_get_expr(d.adbin, d.adrelid) ELSE '' END,
+       a.atttypid IN ('text'::regtype, 'varchar'::regtype)
+FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attname COLLATE "C"
+"""
+# A table without partitions is its own leaf; of a leaf in other hands (a foreign table) nothing is counted.
+_LEAVES = """
+SELECT ARRAY(SELECT format('%%I.%%I', n.nspname, c.relname)
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE c.oid = t.leaf OR c.oid IN (SELECT a.relid FROM pg_partition_ancestors(t.leaf) a))
+FROM (SELECT relid::oid AS leaf FROM pg_partition_tree(%s::oid::regclass) WHERE isleaf) t
+     JOIN pg_class own ON own.oid = t.leaf AND own.relkind IN ('r', 'f')
+"""
+_BYTES = """
+SELECT coalesce((SELECT sum(pg_total_relation_size(relid)) FROM pg_partition_tree(o.oid)), 0)
+       + CASE WHEN EXISTS (SELECT FROM pg_partition_tree(o.oid)) THEN 0 ELSE pg_total_relation_size(o.oid) END
+FROM (SELECT %s::oid::regclass AS oid) o
+"""
+
+
+def expected_of(table: Table, sums: Mapping[str, TableSum]) -> TableSum:
+    """What the manifest says of it, its leaves added up.
+
+    Raises:
+        OpsError: the rows of one leaf, or of the table, are not in the backup.
+    """
+    found: dict[str, TableSum] = {}
+    for names in table.leaves if table.partitioned else ((table.name,),):
+        counted = [name for name in names if name in sums]
+        if not counted:
+            raise OpsError(f"the rows of {' / '.join(names)} are not in this backup", "choose a backup that has them")
+        found[counted[0]] = sums[counted[0]]
+    return TableSum(
+        rows=sum(one.rows for one in found.values()),
+        hash=str(sum(int(one.hash) for one in found.values())),
+        bytes=sum(one.bytes for one in found.values()),
+    )
+
+
+def sum_of(connection: Connection, table: Table) -> TableSum:
+    """Its rows and their hash, in a session with pinned settings."""
+    columns = [(column.name, "text" if column.is_text else None) for column in table.columns]
+    query = sql.SQL("SELECT count(*), coalesce(sum({}::numeric), 0) FROM {}").format(row_hash(columns), table.rows_of)
+    rows, total = execute(connection, query)[0]
+    return TableSum(rows=int(rows), hash=str(int(total)))
+
+
+@probe
+def read_sums(postgres: Postgres, database: str, tables: Sequence[Table]) -> tuple[TableSum, ...]:
+    """Rows and hash of each."""
+    with pinned(postgres, database) as connection:
+        return tuple(sum_of(connection, table) for table in tables)

@@ -1,0 +1,129 @@
+"""A backup's tables and the live ones of their names: found, compared by their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import psycopg
+from psycopg import sql
+
+from blocks.postgres.server import Connection, Postgres, execute
+from runbook.errors import OpsError
+from runbook.kinds import probe
+from tasks.postgres.content.equivalence import ASIDE, rolled_back
+from tasks.postgres.content.pinned_session import pinned
+from tasks.postgres.tables.find import NO_TABLE, Column, Known, Table, known_in, resolve, table_of
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A table as the backup has it, as the live database has it, and its live rows."""
+
+    wanted: Table
+    live: Table
+    live_rows: int
+
+
+@probe
+def match_tables(postgres: Postgres, schema_in: str, typed: Sequence[str]) -> tuple[Pair, ...]:
+    """The named tables in a database that holds the backup's schema, each with the live one of its name.
+
+    Raises:
+        OpsError: a name is unknown (what is near it), or the live database has no such table.
+    """
+    with pinned(postgres, schema_in) as connection:
+        wanted = [table_of(connection, one) for one in resolve(typed, known_in(connection))]
+    with pinned(postgres, postgres.database) as connection:
+        known = {one.name: one for one in known_in(connection)}
+        pairs = [_pair(connection, table, table.name, known.get(table.name)) for table in wanted]
+    return tuple(replace(one, live=settle_generated(postgres, schema_in, one.wanted, one.live)) for one in pairs)
+
+
+@probe
+def pair_kept(postgres: Postgres, kept: Sequence[tuple[int, str]]) -> tuple[Pair, ...]:
+    """Tables that keep old rows (OID, the live table's quoted name), each with the live one.
+
+    Raises:
+        OpsError: the live one is gone.
+    """
+    with pinned(postgres, postgres.database) as connection:
+        known = known_in(connection)
+        by_oid = {one.oid: one for one in known}
+        by_name = {one.name: one for one in known}
+        return tuple(
+            _pair(connection, table_of(connection, by_oid[oid]), name, by_name.get(name)) for oid, name in kept
+        )
+
+
+def _pair(connection: Connection, wanted: Table, name: str, live: Known | None) -> Pair:
+    if live is None or live.kind not in "rp" or live.root:
+        what = "has no such table" if live is None else f"has it as {NO_TABLE.get(live.kind, 'a partition')}"
+        raise OpsError(
+            f"the live database {what}: {name}",
+            "create it empty as it was (pg_restore --schema-only --table, or the migration), then launch this again; "
+            "or bring everything back with restore-database",
+        )
+    table = table_of(connection, live)
+    rows = execute(connection, sql.SQL("SELECT count(*) FROM {}").format(table.rows_of))[0][0]
+    return Pair(wanted, table, int(rows))
+
+
+def unequal_columns(wanted: Table, live: Table, *, kept: bool = False) -> list[str]:
+    """How a live table's columns differ from the backup's, as sentences. A kept table has the values of generated
+    columns, not their expressions."""
+    ours, theirs = ({column.name: column for column in table.columns} for table in (wanted, live))
+    return [
+        *(f"column {name} was added since" for name in theirs if name not in ours),
+        *(f"column {name} was dropped since" for name in ours if name not in theirs),
+        *(
+            f"column {name} was {column.type}{_by(column)}, is {theirs[name].type}{_by(theirs[name])}"
+            for name, column in ours.items()
+            if name in theirs and (column.type != theirs[name].type or (not kept and _by(column) != _by(theirs[name])))
+        ),
+    ]
+
+
+def _by(column: Column) -> str:
+    return f" generated as {column.generated}" if column.generated else ""
+
+
+def settle_generated(postgres: Postgres, database: str, own: Table, other: Table) -> Table:
+    """The other table, its generated columns with the expressions of the own one, which is in `database`, wherever
+    PostgreSQL understands both texts alike. No row is read, and nothing is left behind."""
+    ours = {column.name: column for column in own.columns}
+    differing = [
+        column
+        for column in other.columns
+        if column.generated and (mine := ours.get(column.name)) and mine.generated not in ("", column.generated)
+    ]
+    if not differing:
+        return other
+    with rolled_back(postgres, database) as connection:
+        alike = {
+            column.name: replace(column, generated=ours[column.name].generated)
+            for column in differing
+            if _printed(connection, own, column) == _printed(connection, own, ours[column.name])
+        }
+    return replace(other, columns=tuple(alike.get(column.name, column) for column in other.columns))
+
+
+def _printed(connection: Connection, table: Table, column: Column) -> str:
+    """How PostgreSQL prints the expression of a generated column; the text itself where the server refuses it."""
+    clone = sql.Identifier(ASIDE, table.relation)
+    like = sql.SQL("CREATE TABLE {} (LIKE {}, {} {} GENERATED ALWAYS AS ({}) STORED)").format(
+        clone, sql.Identifier(table.schema, table.relation), sql.Identifier(ASIDE),
+        sql.SQL(column.type), sql.SQL(column.generated),
+    )  # fmt: skip
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute(like, binary=True)
+            found = execute(connection, _EXPRESSION, clone.as_string(connection))
+    except psycopg.Error:
+        if connection.broken:
+            raise
+        return column.generated
+    return str(found[0][0])
+
+
+_EXPRESSION = "SELECT pg_get_expr(adbin, adrelid) FROM pg_attrdef WHERE adrelid = %s::regclass"

@@ -1,0 +1,42 @@
+"""Which transaction has written the rows that are there: of a bug that rewrote many, the one to go back before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from blocks.postgres.server import Postgres, execute
+from runbook.errors import OpsError
+from runbook.kinds import probe
+
+
+@dataclass(frozen=True)
+class Rewriter:
+    """A transaction (its 32-bit number, as it stands in the rows and in WAL), and how many of a table's rows it wrote
+    last."""
+
+    xid: int
+    rows: int
+    of_rows: int
+
+
+@probe
+def find_rewriter(postgres: Postgres, database: str, table: str) -> Rewriter:
+    """The transaction that wrote most of a table's rows. Reads the whole table.
+
+    https://www.postgresql.org/docs/current/ddl-system-columns.html
+
+    Raises:
+        OpsError: the table is empty.
+        Unreachable: the server is down.
+    """
+    query = sql.SQL(
+        "SELECT xmin::text::bigint, count(*), sum(count(*)) OVER () FROM public.{} GROUP BY 1 ORDER BY 2 DESC, 1 DESC"
+    ).format(sql.Identifier(table))
+    with postgres.connect(database) as connection:
+        rows = execute(connection, query)
+    if not rows:
+        raise OpsError(f"{table} is empty: no row tells who wrote it last",
+                       "find the transaction that emptied it in WAL")  # fmt: skip
+    return Rewriter(int(str(rows[0][0])), int(str(rows[0][1])), int(str(rows[0][2])))

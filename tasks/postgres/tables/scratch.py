@@ -1,0 +1,239 @@
+"""A database beside with a backup's schema, and the rows of chosen tables. Nothing here touches the live one."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from blocks.postgres.server import Postgres, execute
+from runbook import shell
+from runbook.errors import OTHER_BACKUPS, CommandFailed, OpsError, Unreachable
+from runbook.guard.permit import Permit
+from runbook.kinds import action
+from runbook.page.render import size
+from runbook.progress import Done, progress
+from tasks.backups.catalogue import Backup
+from tasks.postgres.content.pinned_session import pinned
+from tasks.postgres.dump.dump import DUMP
+from tasks.postgres.restore.staged_copy import Copy, content_in, drop, name_beside, oid_of
+from tasks.postgres.server.properties import creation
+from tasks.postgres.tables.find import Table, expected_of
+
+REPLACE_ROWS = "replace rows"
+_SETTINGS = {
+    "synchronous_commit": "off",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+}
+_HINT = f"the live tables were not touched; {OTHER_BACKUPS}"
+
+
+def tables_scratch_name(database: str) -> str:
+    """Where single tables are restored first: reserved for that, a leftover is dropped."""
+    return name_beside(database, "__tables")
+
+
+@action(idempotent=True)
+def open_schema(postgres: Postgres, backup: Backup, typed: Sequence[str] = ()) -> Copy:
+    """A scratch database with what stands before the data in a backup: types, functions, and the named tables, empty,
+    with all that they depend on. Where a name is not one plain table's, or that does not restore: with every table.
+
+    Without owners and privileges, keys and triggers: only the administrator reads it, and nothing else writes there.
+
+    Raises:
+        OpsError: the backup is in another form.
+        CommandFailed: its schema does not restore.
+    """
+    name = tables_scratch_name(postgres.database)
+    if not (backup.path / DUMP).is_dir():
+        raise OpsError(
+            f"{backup.name} is a script, of which no single tables can be taken",
+            "choose a backup in directory format; or restore-database into=… and copy by hand",
+        )
+    wanted = choose_entries(list_entries(postgres, backup.path / DUMP), typed) if typed else None
+    if wanted is not None:
+        with contextlib.suppress(CommandFailed), _listed(wanted) as chosen:
+            return _open(postgres, backup, name, f"--use-list={chosen}")
+    return _open(postgres, backup, name)
+
+
+def _open(postgres: Postgres, backup: Backup, name: str, *what: str) -> Copy:
+    with postgres.connect() as connection:
+        drop(postgres, connection, name)
+        connection.execute(creation(name, content_in(backup).properties))
+        connection.execute(sql.SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(sql.Identifier(name)))
+        scratch = Copy(name, oid_of(connection, name))
+    done = _restore(postgres, backup, name, "--section=pre-data", "--no-tablespaces", *what)
+    return Copy(name, scratch.oid, done.seconds)
+
+
+@contextlib.contextmanager
+def _listed(lines: Sequence[str]) -> Iterator[str]:
+    """A file of entries, as pg_restore takes it."""
+    with tempfile.NamedTemporaryFile("w", suffix=".list", encoding="utf-8") as chosen:
+        chosen.write("".join(f"{line}\n" for line in lines))
+        chosen.flush()
+        yield chosen.name
+
+
+@action
+def fill_tables(
+    permit: Permit, postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[Table], jobs: int
+) -> Copy:
+    """The rows of these tables of the scratch database, and no others."""
+    for table in tables:
+        permit.require(REPLACE_ROWS, table.name)
+
+    def tell() -> Done:
+        return fill_progress(postgres, backup, scratch, tables)
+
+    listed = shell.run([postgres.program("pg_restore"), "--list", str(backup.path / DUMP)]).stdout
+    wanted = _entries(postgres, scratch, tables)
+    entries = [line for line in listed.splitlines() if line.partition(" TABLE DATA ")[2].startswith(wanted)]
+    with _listed(entries) as chosen, progress(tell):
+        done = _restore(postgres, backup, scratch.database, f"--use-list={chosen}", f"--jobs={jobs}")
+    return Copy(scratch.database, scratch.oid, done.seconds)
+
+
+def fill_progress(postgres: Postgres, backup: Backup, scratch: Copy, tables: Sequence[Table]) -> Done:
+    """By bytes: the tables as they are in the scratch database (without indexes) against what they had on disk when the
+    backup was taken. That is an estimate: the dead rows of then are not restored.
+
+    Raises:
+        Unreachable, OpsError: that cannot be told now.
+    """
+    sums = content_in(backup).tables
+    whole = sum(expected_of(table, sums).bytes for table in tables)
+    try:
+        with postgres.connect(scratch.database) as connection:
+            execute(connection, "SET lock_timeout = '1s'")
+            now = int(execute(connection, _FILLED, [table.oid for table in tables])[0][0])
+    except psycopg.Error as error:
+        raise Unreachable(f"the sizes of the tables cannot be read: {type(error).__name__}") from None
+    return Done(f"{scratch.database}: {size(now)} of about {size(whole)} restored", now / max(whole, now, 1))
+
+
+_FILLED = """
+SELECT coalesce(sum(pg_table_size(coalesce(t.relid::oid, chosen))), 0)
+FROM unnest(%s::oid[]) AS chosen LEFT JOIN LATERAL pg_partition_tree(chosen::regclass) t ON true
+"""
+
+
+def _entries(postgres: Postgres, scratch: Copy, tables: Sequence[Table]) -> tuple[str, ...]:
+    """How the dump's table of contents begins their entries; the owner's name follows. A name that begins alike may let
+    in another table, which does no harm here."""
+    with pinned(postgres, scratch.database) as connection:
+        rows = execute(connection, _LEAVES, [table.oid for table in tables])
+    return tuple(" ".join(f"{schema} {name} ".splitlines()) for schema, name in rows)
+
+
+_LEAVES = """
+SELECT n.nspname, c.relname
+FROM unnest(%s::oid[]) AS chosen LEFT JOIN LATERAL pg_partition_tree(chosen::regclass) t ON true
+JOIN pg_class c ON c.oid = coalesce(t.relid::oid, chosen) JOIN pg_namespace n ON n.oid = c.relnamespace
+"""
+
+
+def _restore(postgres: Postgres, backup: Backup, database: str, *what: str) -> shell.Completed:
+    settings = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
+    argv = [
+        *(postgres.program("pg_restore"), "--format=directory", "--exit-on-error", "--no-password"),
+        *("--no-owner", "--no-privileges", *what, "--dbname", database, str(backup.path / DUMP)),
+    ]
+    environment = {**postgres.environment(), "PGOPTIONS": settings}
+    return shell.run(argv, environment=environment, stall=postgres.stall(database), hint=_HINT)
+
+
+@action
+def drop_tables_scratch(postgres: Postgres) -> str:
+    """Remove it."""
+    name = tables_scratch_name(postgres.database)
+    with postgres.connect() as connection:
+        drop(postgres, connection, name)
+    return name
+
+
+_ENTRY = re.compile(r"(\d+); \d+ \d+ (.+)")
+_NEEDS = re.compile(r";\s+depends on: ([\d ]+)")
+_PLAIN = re.compile(r"(?:([a-z_][a-z0-9_$]*)\.)?([a-z_][a-z0-9_$]*)")
+# What there are thousands of where there are thousands of tables, and what comes after the rows. Everything else
+# (types, functions …) is restored.
+_OF_TABLES = (
+    *("TABLE ", "VIEW ", "MATERIALIZED VIEW ", "FOREIGN TABLE ", "SEQUENCE ", "DEFAULT ", "COMMENT ", "ACL "),
+    *("SECURITY LABEL ", "STATISTICS ", "RULE ", "CONSTRAINT ", "CHECK CONSTRAINT ", "FK CONSTRAINT ", "INDEX "),
+    *("TRIGGER ", "EVENT TRIGGER ", "POLICY ", "ROW SECURITY ", "PUBLICATION ", "SUBSCRIPTION "),
+)
+_ATTACH, _DEFAULT = "TABLE ATTACH ", "DEFAULT "
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the list: its number, what it is (kind, schema, name, owner), and the numbers that it needs."""
+
+    number: int
+    what: str
+    line: str
+    needs: frozenset[int]
+
+
+def list_entries(postgres: Postgres, dump: Path) -> list[Entry]:
+    """A dump's table of contents, in its order."""
+    listed = shell.run([postgres.program("pg_restore"), "--list", "--verbose", dump]).stdout
+    found = list[Entry]()
+    for line in listed.splitlines():
+        if match := _ENTRY.match(line):
+            found.append(Entry(int(match[1]), match[2], line, frozenset()))
+        elif found and (match := _NEEDS.match(line)):
+            last = found[-1]
+            found[-1] = Entry(last.number, last.what, last.line, frozenset(map(int, match[1].split())))
+    return found
+
+
+def choose_entries(entries: Sequence[Entry], typed: Sequence[str]) -> list[str] | None:
+    """The lines that the named tables need, with their partitions; None where a name is not one plain table's: then
+    only the whole schema tells what is meant."""
+    numbers = {entry.number: entry for entry in entries}
+    chosen = set[int]()
+    for name in typed:
+        found = _tables_of(entries, name.strip())
+        if len(found) != 1:
+            return None
+        chosen.update(found)
+    chosen |= {entry.number for entry in entries if not _is_of_tables(entry.what)}
+    while added := _needed(entries, numbers, chosen):
+        chosen |= added
+    return [entry.line for entry in entries if entry.number in chosen]
+
+
+def _tables_of(entries: Sequence[Entry], typed: str) -> list[int]:
+    if not (match := _PLAIN.fullmatch(typed)):
+        return []
+    found = []
+    for entry in entries:
+        words = entry.what.split(" ")
+        if len(words) == 4 and words[0] == "TABLE" and words[2] == match[2] and match[1] in (None, words[1]):
+            found.append(entry.number)
+    return found
+
+
+def _is_of_tables(what: str) -> bool:
+    return what.startswith(_OF_TABLES) and not what.startswith("DEFAULT ACL ")
+
+
+def _needed(entries: Sequence[Entry], numbers: dict[int, Entry], chosen: set[int]) -> set[int]:
+    """What the chosen ones need and is not among them yet: the entries that they depend on; a table's defaults, and
+    its partitions with their attachment."""
+    needed = {number for one in chosen if one in numbers for number in numbers[one].needs}
+    tables = {number for number in chosen if number in numbers and _is_of_tables(numbers[number].what)}
+    for entry in entries:
+        if entry.what.startswith((_ATTACH, _DEFAULT)) and _is_of_tables(entry.what) and entry.needs & tables:
+            needed |= {entry.number, *entry.needs}
+    return (needed & numbers.keys()) - chosen

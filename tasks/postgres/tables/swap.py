@@ -1,0 +1,253 @@
+"""The rows of live tables replaced in one transaction: readers go on with the old ones until its commit, writers wait.
+
+The old rows are kept in tables beside, labelled; the table itself, with its views, keys and privileges, stays.
+https://www.postgresql.org/docs/current/explicit-locking.html
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from psycopg import errors, sql
+
+from blocks.postgres.server import Connection, Postgres, execute
+from runbook.errors import OpsError, VerificationFailed
+from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
+from runbook.kinds import action
+from runbook.log import logger
+from tasks.postgres.content.content import TableSum
+from tasks.postgres.content.pinned_session import pinned
+from tasks.postgres.restore.staged_copy import Copy
+from tasks.postgres.tables.checks import (
+    advance,
+    require_deferrable,
+    require_equal,
+    require_references,
+    require_unchanged,
+)
+from tasks.postgres.tables.dangling import Dangling, find_dangling
+from tasks.postgres.tables.find import Table
+from tasks.postgres.tables.kept import keep_rows
+from tasks.postgres.tables.pairs import Pair
+from tasks.postgres.tables.scratch import REPLACE_ROWS
+from tasks.postgres.tables.session import explaining, writing
+from tasks.postgres.tables.ties import Ties
+from tasks.postgres.upkeep.session import upkeep_session
+
+LOCK_SECONDS, LOCK_ATTEMPTS = 5, 4
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A live table, what it shall hold, and the relation in the swapping session that holds it."""
+
+    pair: Pair
+    expected: TableSum
+    schema: str
+    relation: str
+
+    @property
+    def source(self) -> sql.Identifier:
+        """Where the rows come from."""
+        return sql.Identifier(self.schema, self.relation)
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """One table's rows before and after, where the old ones are kept, and the sequences that were advanced."""
+
+    table: str
+    before: int
+    after: int
+    kept: str
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """All of them. `writers_seconds`: how long writers to these tables had to wait at most."""
+
+    tables: tuple[Replaced, ...]
+    writers_seconds: float
+    sequences: tuple[str, ...]
+    dangling: tuple[Dangling, ...]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What was judged, and how the old rows are labelled."""
+
+    ties: Ties
+    stamp: str
+    by: str
+
+
+@action
+def swap_rows(
+    permit: Permit, postgres: Postgres, guard: Connection, scratch: Copy, pairs: Sequence[tuple[Pair, TableSum]],
+    order: Order,
+) -> Exchange:  # fmt: skip
+    """Bring the scratch database's rows into temporary tables, then put them in the place of the live ones.
+
+    Texts are copied: in binary form a regclass, or an array of an enum, carries the other database's OIDs.
+
+    Raises:
+        VerificationFailed: a table is another than was judged, rows would reference what is not there, or the live
+            rows are not the backup's afterwards. Nothing was changed.
+        OpsError: a lock was not to be had, a rule of the live database refuses a row, or the session was ended.
+    """
+    _require(permit, [pair for pair, _ in pairs])
+    with writing(postgres, order.stamp) as connection:
+        with pinned(postgres, scratch.database) as reading, explaining(connection, order.stamp):
+            replacements = [
+                Replacement(pair, expected, "pg_temp", stage(connection, reading, pair, number))
+                for number, (pair, expected) in enumerate(pairs)
+            ]
+        failpoint("tables: staged")
+        return _replace(connection, guard, replacements, order)
+
+
+@action
+def swap_kept_rows(
+    permit: Permit, postgres: Postgres, guard: Connection, pairs: Sequence[tuple[Pair, TableSum]], order: Order
+) -> Exchange:
+    """The same with rows that were kept in this database: `wanted` of each pair is the kept table."""
+    _require(permit, [pair for pair, _ in pairs])
+    with writing(postgres, order.stamp) as connection:
+        found = [Replacement(pair, expected, pair.wanted.schema, pair.wanted.relation) for pair, expected in pairs]
+        return _replace(connection, guard, found, order)
+
+
+def _require(permit: Permit, pairs: Sequence[Pair]) -> None:
+    for pair in pairs:
+        permit.require(REPLACE_ROWS, pair.live.name)
+
+
+def _replace(connection: Connection, guard: Connection, replacements: Sequence[Replacement], order: Order) -> Exchange:
+    for attempt in range(LOCK_ATTEMPTS):
+        started = time.monotonic()
+        try:
+            with connection.transaction():
+                _lock(connection, replacements)
+                tables, sequences, dangling = _in_transaction(connection, replacements, order)
+                execute(guard, "SELECT 1")  # the advisory lock is still held
+                failpoint("tables: before commit")
+            failpoint("tables: after commit")
+            return Exchange(tables, time.monotonic() - started, sequences, dangling)
+        except errors.LockNotAvailable:
+            logger().info("somebody writes to these tables (attempt %d of %d)", attempt + 1, LOCK_ATTEMPTS)
+    raise OpsError(
+        f"the tables could not be locked in {LOCK_ATTEMPTS} tries of {LOCK_SECONDS} s: {_holders(guard, connection)}",
+        "wait for that transaction or end it, and launch this again; nothing was changed",
+    )
+
+
+def _lock(connection: Connection, replacements: Sequence[Replacement]) -> None:
+    """Writers, and readers that lock rows, wait; plain readers do not. In one order, so that two runs cannot deadlock.
+
+    EXCLUSIVE, so that the checks of foreign keys, which lock rows, wait too: else somebody who deletes what a restored
+    row references would not see that row yet. So the tables at the other ends need no lock.
+    """
+    execute(connection, "SELECT set_config('lock_timeout', %s, true)", f"{LOCK_SECONDS}s")
+    for table in sorted((one.pair.live for one in replacements), key=lambda table: table.oid):
+        try:
+            name = sql.Identifier(table.schema, table.relation)
+            connection.execute(sql.SQL("LOCK TABLE {} IN EXCLUSIVE MODE").format(name))
+        except errors.UndefinedTable:
+            raise VerificationFailed(f"{table.name} is gone since it was judged", "launch this again") from None
+
+
+def _holders(guard: Connection, connection: Connection) -> str:
+    """Who writes or locks rows in this database; a transaction that sleeps may be the one."""
+    rows = execute(guard, _WRITERS, connection.info.dbname, connection.info.backend_pid)
+    return ", ".join(f"process {pid} ({user}, {state}, since {since:%H:%M:%S})" for pid, user, state, since in rows)
+
+
+_WRITERS = """
+SELECT DISTINCT a.pid, a.usename, a.state, a.xact_start FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'relation' AND l.granted AND l.mode <> 'AccessShareLock'
+  AND a.datname = %s AND a.pid <> %s AND a.xact_start IS NOT NULL ORDER BY a.xact_start LIMIT 5
+"""
+
+
+def _in_transaction(
+    connection: Connection, replacements: Sequence[Replacement], order: Order
+) -> tuple[tuple[Replaced, ...], tuple[str, ...], tuple[Dangling, ...]]:
+    require_unchanged(connection, [one.pair.live for one in replacements], order.ties)
+    live, published = [one.pair.live for one in replacements], order.ties.publishes_new_tables
+    names = [table.name for table in live]
+    kept = [keep_rows(connection, table, order.stamp, order.by, names, published=published) for table in live]
+    failpoint("tables: kept")
+    for one, old in zip(replacements, kept, strict=True):
+        deleted = connection.execute(sql.SQL("DELETE FROM {}").format(one.pair.live.rows_of)).rowcount
+        if deleted != old.rows:
+            raise VerificationFailed(f"{one.pair.live.name}: {deleted} rows deleted, {old.rows} kept", _LOOK)
+    failpoint("tables: deleted")
+    for one in replacements:
+        connection.execute(_INSERT.format(
+            table=sql.Identifier(one.pair.live.schema, one.pair.live.relation), columns=one.pair.live.written,
+            source=one.source,
+        ))  # fmt: skip
+    failpoint("tables: inserted")
+    dangling = tuple(find_dangling(connection, order.ties.keys))
+    require_references(dangling)
+    require_deferrable(connection, [one.pair.live for one in replacements])
+    require_equal(connection, [(one.pair.live, one.expected) for one in replacements])
+    # The last step: no rollback takes it back.
+    advanced = tuple(name for one in order.ties.sequences if (name := advance(connection, one)))
+    replaced = (Replaced(one.pair.live.name, old.rows, one.expected.rows, old.name)
+                for one, old in zip(replacements, kept, strict=True))  # fmt: skip
+    return tuple(replaced), advanced, dangling
+
+
+_LOOK = "nothing was changed; look for what writes to it beside (pg_stat_activity), and launch this again"
+_INSERT = sql.SQL("INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {source}")
+
+
+@action(idempotent=True)
+def tidy_tables(postgres: Postgres, tables: Sequence[Table]) -> tuple[str, ...]:
+    """VACUUM and ANALYZE: the replaced rows are dead, and the planner knows other ones. Returns what could not be done,
+    as sentences."""
+    failed = []
+    for table in tables:
+        try:
+            with upkeep_session(postgres) as connection:
+                name = sql.Identifier(table.schema, table.relation)
+                connection.execute(sql.SQL("VACUUM (ANALYZE) {}").format(name))
+        except OpsError as error:
+            failed.append(f"{table.name}: {error.message}")
+    return tuple(failed)
+
+
+BLOCK_BYTES = 1 << 18
+
+
+def stage(connection: Connection, reading: Connection, pair: Pair, number: int) -> str:
+    """The rows in a temporary table: it is gone with the session, is no part of a publication, and writes no WAL."""
+    name = f"restoring_{number}"
+    staged, like = sql.Identifier("pg_temp", name), sql.Identifier(pair.live.schema, pair.live.relation)
+    encoding = execute(reading, "SHOW client_encoding")[0][0]
+    execute(connection, "SELECT set_config('client_encoding', %s, false)", encoding)
+    connection.execute(sql.SQL("CREATE TEMPORARY TABLE {} (LIKE {})").format(sql.Identifier(name), like))
+    for column in pair.live.columns:
+        if column.generated:  # it would be NULL here
+            drop = sql.SQL("ALTER TABLE {} DROP COLUMN {}").format(staged, sql.Identifier(column.name))
+            connection.execute(drop)
+    _copy_rows(reading, connection, pair.wanted, staged)
+    return name
+
+
+def _copy_rows(reading: Connection, writing: Connection, table: Table, into: sql.Identifier) -> None:
+    """COPY from one session to the other, in blocks: a call for each row would be the most of it."""
+    out = sql.SQL("COPY (SELECT {} FROM {}) TO STDOUT").format(table.written, table.rows_of)
+    to = sql.SQL("COPY {} ({}) FROM STDIN").format(into, table.written)
+    with reading.cursor() as source, writing.cursor() as target, source.copy(out) as rows, target.copy(to) as copy:
+        block = bytearray()
+        for row in rows:
+            block += row
+            if len(block) >= BLOCK_BYTES:
+                copy.write(bytes(block))
+                block.clear()
+        copy.write(bytes(block))

@@ -1,0 +1,191 @@
+"""REINDEX CONCURRENTLY, and what a failed one leaves behind.
+
+A build that fails leaves an invalid index: `…_ccnew` (the new one) or `…_ccold` (the replaced one). But an index is
+invalid *during* a live build too, and every live build holds SHARE UPDATE EXCLUSIVE on its table until it is done.
+https://www.postgresql.org/docs/current/sql-reindex.html
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import errors, sql
+
+from blocks.postgres.server import Connection, Postgres, execute
+from runbook.errors import OpsError, Unreachable
+from runbook.guard.permit import Permit
+from runbook.kinds import action
+from runbook.progress import Done, progress
+from runbook.wait import until
+from tasks.postgres.upkeep.indexes import BUILDS, Index, read
+from tasks.postgres.upkeep.session import as_ops_error, done_of, upkeep_session
+
+REBUILD = "rebuild index"
+DROP_LEFTOVER = "drop leftover index"
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """What became of one index: bytes before and after, or why not."""
+
+    name: str
+    before_bytes: int
+    after_bytes: int
+    seconds: float
+    attempts: int
+    failed: str = ""
+    hint: str = ""
+
+
+@action(idempotent=True)
+def drop_leftover(permit: Permit, postgres: Postgres, index: Index, lock_seconds: float) -> str:
+    """Drop an invalid index, concurrently. Returns why it was left alone, or "".
+
+    Raises:
+        NotConfirmed: it is not in the permit.
+        Unreachable, OpsError.
+    """
+    permit.require(DROP_LEFTOVER, index.name)
+    return _drop(postgres, index, lock_seconds)
+
+
+@action
+def rebuild_in_turn(
+    permit: Permit, postgres: Postgres, indexes: Sequence[Index], lock_seconds: float
+) -> tuple[Rebuilt, ...]:
+    """Rebuild indexes one after the other, beside readers and writers; each is tried again where a lock was not to be
+    had, and leftovers are dropped.
+
+    Raises:
+        NotConfirmed: one is not in the permit.
+        Unreachable: the server went away: what it leaves is dropped by the next run.
+        OpsError: somebody ended it.
+    """
+    for index in indexes:
+        permit.require(REBUILD, index.name)
+    with progress(lambda: tell_progress(postgres)):
+        return tuple(_one(postgres, index, lock_seconds) for index in indexes)
+
+
+def _one(postgres: Postgres, index: Index, lock_seconds: float) -> Rebuilt:
+    started = time.monotonic()
+    failed, attempts = _rebuild(postgres, index, lock_seconds), 1
+    while isinstance(failed, errors.LockNotAvailable | errors.DeadlockDetected) and attempts < ATTEMPTS:
+        failed, attempts = _rebuild(postgres, index, lock_seconds), attempts + 1
+    told = as_ops_error(failed, lock_seconds) if failed else None
+    after = _bytes(postgres, index) if not failed else index.bytes
+    seconds = time.monotonic() - started
+    return Rebuilt(
+        index.name, index.bytes, after, seconds, attempts, told.message if told else "", told.hint if told else ""
+    )
+
+
+def _rebuild(postgres: Postgres, index: Index, lock_seconds: float) -> psycopg.Error | None:
+    """One attempt; returns what is to be told of this index alone, and raises what ends the run."""
+    name = sql.Identifier(index.schema, index.relation)
+    try:
+        with upkeep_session(postgres, lock_seconds) as connection:
+            try:
+                connection.execute(sql.SQL("REINDEX INDEX CONCURRENTLY {}").format(name))
+            except (errors.QueryCanceled, errors.AdminShutdown):
+                raise
+            except psycopg.Error as error:
+                if connection.broken:
+                    raise
+                failed = error
+            else:
+                return None
+    except Unreachable:
+        raise
+    except OpsError as error:
+        raise OpsError(error.message, f"{error.hint}; {_clean(postgres, index, lock_seconds)}") from None
+    _clean(postgres, index, lock_seconds)
+    return failed
+
+
+def _clean(postgres: Postgres, index: Index, lock_seconds: float) -> str:
+    """Drop what an attempt left on this index's table. What cannot be dropped now is dropped by the next run."""
+    try:
+        with upkeep_session(postgres, lock_seconds) as connection:
+            gone = "the end of the session that was building"
+            until(lambda: not _is_building(connection, index), what=gone, seconds=5)
+            left = [one for one in read(connection) if one.table == index.table and one.is_transient]
+        kept = [reason for one in left if (reason := _drop(postgres, one, lock_seconds))]
+    except OpsError as error:
+        kept = [error.message]
+    return "the next run drops what it left" if kept else "it left nothing behind"
+
+
+def _drop(postgres: Postgres, index: Index, lock_seconds: float) -> str:
+    with upkeep_session(postgres, lock_seconds) as connection:
+        try:
+            if reason := _in_use(connection, index):
+                return reason
+            name = sql.Identifier(index.schema, index.relation)
+            connection.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(name))
+        except errors.LockNotAvailable:
+            return f"a lock was not to be had within {lock_seconds:g} s"
+        return ""
+
+
+def _in_use(connection: Connection, index: Index) -> str:
+    """Under the lock that every live build holds: if it is to be had, nobody builds, and invalid means left over."""
+    if _is_building(connection, index):
+        return "somebody is building an index of its table"
+    if index.schema != "pg_toast":  # a TOAST table cannot be locked by name: there the look above must do
+        with connection.transaction():
+            table = sql.Identifier(index.table_schema, index.table_relation)
+            connection.execute(sql.SQL("LOCK TABLE {} IN SHARE UPDATE EXCLUSIVE MODE").format(table))
+            found = execute(connection, _STILL_INVALID, index.oid)
+    else:
+        found = execute(connection, _STILL_INVALID, index.oid)
+    return "" if found else "it is gone, or valid by now"
+
+
+_STILL_INVALID = "SELECT 1 FROM pg_index WHERE indexrelid = %s AND NOT (indisvalid AND indisready AND indislive)"
+
+
+def _is_building(connection: Connection, index: Index) -> bool:
+    return bool(execute(connection, _BUILT_NOW, index.oid))
+
+
+_BUILT_NOW = f"SELECT 1 FROM pg_index WHERE indexrelid = %s AND indrelid IN ({BUILDS})"  # noqa: S608 (our own text)
+
+
+def _bytes(postgres: Postgres, index: Index) -> int:
+    """By name: a rebuilt index has the old one's name, and its own OID kept by none.
+
+    Raises:
+        OpsError: it is not valid.
+    """
+    with upkeep_session(postgres) as connection:
+        rows = execute(connection, _VALID, index.schema, index.relation)
+    if not rows:
+        raise OpsError(f"{index.name} is not valid after its rebuild", "check-indexes shows what is there")
+    return int(rows[0][0])
+
+
+_VALID = """
+SELECT pg_relation_size(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+     JOIN pg_index i ON i.indexrelid = c.oid
+WHERE n.nspname = %s AND c.relname = %s AND i.indisvalid AND i.indisready AND i.indislive
+"""
+
+
+def tell_progress(postgres: Postgres) -> Done:
+    """How far the builds in this database are."""
+    with upkeep_session(postgres, 1) as connection:
+        rows = execute(connection, _PROGRESS)
+    return done_of(rows)
+
+
+_PROGRESS = """
+SELECT coalesce(c.relname, p.relid::text), p.phase, p.blocks_done * b.bytes, p.blocks_total * b.bytes
+FROM pg_stat_progress_create_index p LEFT JOIN pg_class c ON c.oid = nullif(p.index_relid, 0),
+     (SELECT current_setting('block_size')::bigint AS bytes) AS b
+WHERE p.datname = current_database()
+"""

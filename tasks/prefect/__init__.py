@@ -1,0 +1,1 @@
+"""Prefect's own server: its database, its upgrade, suspended runs."""

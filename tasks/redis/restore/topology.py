@@ -1,0 +1,194 @@
+"""What stands around a server: replicas and Sentinels, as they are and as a killed restore left them (§2.3, §8.3)."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+import redis
+
+from blocks.redis.server import Redis
+from runbook.errors import OpsError, Unreachable
+from runbook.files import record
+from runbook.kinds import probe
+from tasks.redis.restore.swap import STAMP, SUPERSEDED, superseded_redis
+from tasks.redis.sentinels import Watch, ask_sentinels
+from tasks.redis.server import connected, live_directory
+
+RECORD = "redis-detached.json"
+NOWHERE = ("127.0.0.1", 1)
+"""No server listens on port 1: a replica of it keeps what it has."""
+DEAD = frozenset({"s_down", "o_down", "disconnected"})
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """One Sentinel, and how it watched the master; `scripts` are those that it runs, by setting."""
+
+    address: str
+    quorum: int
+    settings: dict[str, int]
+    scripts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReplicationTopology:
+    """What stands around a server. `own` is its address as the others know it; `master` the one that is the master now,
+    "" where nobody says; `others` every other server of the data set; `lost` those of them that do not answer, and
+    `silent` the Sentinels that do not."""
+
+    own: str
+    master: str = ""
+    others: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+    watchers: tuple[Watcher, ...] = ()
+    silent: tuple[str, ...] = ()
+    down: tuple[str, ...] = ()
+    since: str = ""
+    swapped: bool = False
+    disagreement: str = ""
+    unlisted: str = ""
+
+    @property
+    def is_alone(self) -> bool:
+        """Nothing is to be taken off."""
+        return not self.others and not self.watchers
+
+    @property
+    def reachable(self) -> tuple[str, ...]:
+        """The other servers that answer."""
+        return tuple(address for address in self.others if address not in self.lost)
+
+    @property
+    def dangerous(self) -> tuple[str, ...]:
+        """Other servers that do not answer here, while no Sentinel holds them for dead: clients may reach them."""
+        return tuple(address for address in self.lost if address not in self.down)
+
+
+@probe
+def read_surroundings(block: Redis, reports: Path, *, of_dead: bool = False) -> ReplicationTopology:
+    """Ask the server, its replicas and its Sentinels; what a killed run took off counts as if it were still there.
+    `of_dead`: that run was for a server that is dead, and this is another: only whom it took off is of use."""
+    watch, kept = ask_sentinels(block), find_record(reports)
+    known = {address for view in watch.answering for address in (view.master, *(f.address for f in view.followers))}
+    with contextlib.suppress(OpsError), connected(block) as client:
+        known |= {*_replicas(client), _master_of(client)}
+    known = {address for address in {*known, *block.replicas, *(kept.others if kept else ())} if address}
+    run_ids = {address: _run_id(block.at(address)) for address in known if not is_own(block, address)}
+    live = ""
+    with contextlib.suppress(OpsError):
+        live = _run_id(block)
+    others = {address for address, run_id in run_ids.items() if not run_id or run_id != live}
+    found = ReplicationTopology(
+        own := _own_address(block, watch, others),
+        own if watch.master and watch.master not in others else watch.master,
+        tuple(sorted(others)),
+        watchers=tuple(Watcher(v.address, v.quorum, v.settings, v.scripts) for v in watch.answering if v.master),
+        silent=tuple(view.address for view in watch.views if not view.answers),
+        down=tuple(sorted({*_down(watch)})),
+        disagreement=watch.told() if len(watch.masters.keys() - {""}) > 1 else "",
+        unlisted=_unlisted(block, watch),
+    )
+    if kept and not of_dead:
+        found = _merged(block, kept, found)
+    return replace(found, lost=tuple(address for address in found.others if not run_ids.get(address)))
+
+
+def find_record(reports: Path) -> ReplicationTopology | None:
+    """What a restore took off and did not put back.
+
+    Raises:
+        OpsError: the record cannot be read.
+    """
+    return record.read(reports / RECORD, ReplicationTopology, "register the Sentinels by hand, then remove it")
+
+
+def _merged(block: Redis, kept: ReplicationTopology, now: ReplicationTopology) -> ReplicationTopology:
+    """Sentinels that a killed run made forget the master say nothing now: what it wrote down counts, but for those that
+    the environment does not name any more."""
+    watching = {watcher.address: watcher for watcher in (*kept.watchers, *now.watchers)}
+    return replace(
+        now,
+        own=kept.own,
+        master=kept.own if now.master == now.own else now.master or kept.master,
+        others=tuple(sorted({*now.others} - {kept.own})),
+        watchers=tuple(watcher for address, watcher in watching.items() if address in block.sentinels),
+        down=tuple({*kept.down, *now.down}),
+        since=kept.since,
+        swapped=kept.swapped or _was_swapped(block, kept.since),
+    )
+
+
+def _was_swapped(block: Redis, since: str) -> bool:
+    """Whether data was set aside since then, and other data has its place: a run can be killed before it notes that."""
+    taken = f"{live_directory(block).name}{SUPERSEDED}{datetime.fromisoformat(since):{STAMP}}" if since else ""
+    aside = [] if block.remote else superseded_redis(block)
+    return bool(taken) and live_directory(block).exists() and any(path.name >= taken for path in aside)
+
+
+def _unlisted(block: Redis, watch: Watch) -> str:
+    """Sentinels that are known to others only: they fail over, and tell clients, what these have forgotten."""
+    most = max(((view.others + 1, view.address) for view in watch.answering if view.master), default=(0, ""))
+    listed = len(block.sentinels)
+    return f"{most[1]} knows {most[0]} Sentinels with itself, [redis] sentinels {listed}" if most[0] > listed else ""
+
+
+def _own_address(block: Redis, watch: Watch, others: Collection[str]) -> str:
+    """As the Sentinels or the replicas know it: an address that they can reach."""
+    told = [a for view in watch.answering for a in (view.master, *(f.address for f in view.followers)) if a]
+    own = [address for address in told if address not in others]
+    if own:
+        return own[0]
+    with contextlib.suppress(OSError):
+        return f"{socket.gethostbyname(block.host)}:{block.port}"
+    return block.address
+
+
+def is_own(block: Redis, address: str) -> bool:
+    """Whether an address that another server gives is that of this one."""
+    host, _, port = address.rpartition(":")
+    if int(port) != block.port:
+        return False
+    if host == block.host:
+        return True
+    with contextlib.suppress(OSError):
+        resolved = {str(found[4][0]) for found in socket.getaddrinfo(block.host, block.port)}
+        if any(name.startswith("127.") or name == "::1" for name in resolved):
+            resolved |= {found.address for addresses in psutil.net_if_addrs().values() for found in addresses}
+        return host in resolved or bool(resolved & {str(found[4][0]) for found in socket.getaddrinfo(host, block.port)})
+    return False
+
+
+def _down(watch: Watch) -> list[str]:
+    return [
+        address
+        for view in watch.answering
+        for address, flags in ((view.master, view.flags), *((f.address, f.flags) for f in view.followers))
+        if flags & DEAD
+    ]
+
+
+def _replicas(client: redis.Redis) -> set[str]:
+    info = client.info("replication")
+    found = [value for key, value in info.items() if key.startswith("slave") and isinstance(value, dict)]
+    return {f"{state['ip']}:{state['port']}" for state in found}
+
+
+def _master_of(client: redis.Redis) -> str:
+    info = client.info("replication")
+    told = (info.get("master_host"), info.get("master_port"))
+    return f"{told[0]}:{told[1]}" if info["role"] == "slave" and told != NOWHERE else ""
+
+
+def _run_id(server: Redis) -> str:
+    """Of the process that listens there, by whatever name it is called; "" where none answers."""
+    try:
+        with connected(server) as client:
+            return str(client.info("server")["run_id"])
+    except Unreachable:
+        return ""

@@ -1,0 +1,1 @@
+"""Reports of the past, evidence archives, records of changed settings."""

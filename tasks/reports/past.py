@@ -1,0 +1,94 @@
+"""Reports of the past, as the chain of an environment's report folder has them (runbook/files/chain.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from runbook.errors import OpsError
+
+
+@dataclass(frozen=True)
+class Filed:
+    """One report. `content` is its whole JSON (runbook/report.py, `as_json`)."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @property
+    def runbook(self) -> str:
+        return str(self.content["runbook"])
+
+    @property
+    def environment(self) -> str:
+        return str(self.content["environment"])
+
+    @property
+    def status(self) -> str:
+        return str(self.content["status"])
+
+    @property
+    def started(self) -> datetime:
+        return datetime.fromisoformat(self.content["started"])
+
+    @property
+    def finished(self) -> datetime:
+        return datetime.fromisoformat(self.content["finished"])
+
+    @property
+    def facts(self) -> dict[str, str]:
+        return dict(self.content["facts"])
+
+    @property
+    def findings(self) -> list[dict[str, str]]:
+        return list(self.content["findings"])
+
+    def rows(self, evidence: str) -> list[list[str]]:
+        """The rows of the table of that name, none where there is none."""
+        return [row for item in self.content["evidence"] if item["name"] == evidence for row in item["rows"]]
+
+
+def filed(directory: Path, environment: str, runbook: str = "*", *, since: datetime | None = None) -> Iterator[Filed]:
+    """The reports of an environment, newest first; `runbook` is a flow's name (`verify-backup`). What is no report of
+    the chain, or cannot be read, is passed over: `verify_chain` tells of it. A directory that is not there has none.
+
+    Raises:
+        OpsError: the directory may not be read.
+    """
+    try:
+        # Their names begin with the time: newer than `since` is known without reading.
+        names = sorted((path.name for path in directory.glob(f"*-{runbook}.json")), reverse=True)
+    except OSError as error:
+        raise OpsError(f"{directory} cannot be read: {error.strerror}", "correct its owner") from None
+    for name in names:
+        found = _read(directory / name)
+        if found is None or found.environment != environment or not _is_of(found, runbook):
+            continue
+        if since and found.started < since:
+            return
+        yield found
+
+
+def last(directory: Path, environment: str, runbook: str, *, planned: bool = False) -> Filed | None:
+    """The newest report of a runbook that did something: plans count only where they are asked for."""
+    return next((one for one in filed(directory, environment, runbook) if planned or one.status != "PLANNED"), None)
+
+
+def _is_of(found: Filed, runbook: str) -> bool:
+    """`*-backup.json` is `verify-backup` too: what is before the name is the chain's number."""
+    return runbook == "*" or found.path.stem.removesuffix(f"-{runbook}").rpartition("-")[2].isdigit()
+
+
+def _read(path: Path) -> Filed | None:
+    try:
+        found = Filed(path, json.loads(path.read_text(encoding="utf-8")))
+        _ = found.environment, found.status, found.finished, found.facts
+        _ = [(one["name"], one["status"], one["value"], one["hint"]) for one in found.findings]
+        _ = [(item["name"], [*item["rows"]]) for item in found.content["evidence"]]
+        return found if found.started.tzinfo else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

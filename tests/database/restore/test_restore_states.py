@@ -1,0 +1,124 @@
+"""restore_database: what it says of the state it leaves, and what must not stand in its way."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import psycopg
+import pytest
+
+from flows.database import restore_steps
+from flows.database.backup import backup_database
+from flows.database.restore import restore_database
+from runbook.errors import RunbookFailed, Unreachable
+from runbook.report import Report, Status
+from runbook.wait import until
+from tasks.backups import catalogue
+from tasks.postgres.restore.swap import advisory_lock
+from tasks.postgres.server.server import read_server
+from tests.database.backup.test_backup import newest
+from tests.database.conftest import NAME, Trial
+from tests.database.restore.test_restore import GOOD, newest_path, reseal, restore
+from tests.fixtures.servers import ADMIN_PASSWORD
+
+
+def test_another_environment_s_backup_is_restored_by_its_name_only(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    reseal(newest_path(trial), lambda m: m.update(environment="staging"))
+    with pytest.raises(
+        RunbookFailed,
+        match=f"there is no postgres backup “latest”.*another environment's is taken by its name only, e.g. {newest_path(trial).name}",
+    ):
+        restore()
+    assert restore(backup=newest_path(trial).name) is Status.WARN
+
+
+def test_a_catalogue_that_can_be_neither_read_nor_written_stands_in_no_restore_s_way(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    notes = trial.store / catalogue.VERIFIED
+    notes.mkdir()
+    (notes / f"{newest_path(trial).name}.json").write_text("")  # as after a power cut
+    assert restore() in GOOD
+    assert newest(trial).verified
+    shutil.rmtree(notes)
+    notes.write_text("in the way")
+    report = restore_database.fn(NAME, confirm=NAME)
+    assert report.status is Status.WARN
+    assert "could not be noted" in report.sentence()
+
+
+def test_a_failure_after_the_swap_says_that_it_happened(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads “launch it again” would lose what was written since."""
+    backup_database.fn(NAME)
+    monkeypatch.setattr(restore_steps, "tell_window", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        restore_database.fn(NAME, confirm=NAME)
+    told = json.loads(max(trial.reports.glob("*restore-database.json")).read_text())["findings"]
+    state = next(finding for finding in told if finding["name"] == "state of the system")
+    assert "is live, proven; the replaced database is kept as" in state["value"]
+    assert "do not restore again" in state["hint"]
+    assert not [finding for finding in told if "launch it again" in finding["hint"]]
+
+
+def test_roles_of_a_new_server_are_made_by_a_full_restore_only(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    new = replace(read_server(trial.environment.postgres), roles=("postgres",), databases=("postgres",))
+    for roles_are_made, status in ((False, Status.CRITICAL), (True, Status.OK)):
+        report = Report("trial", NAME)
+        restore_steps.judge_server(report, trial.environment, newest(trial), new, roles_are_made=roles_are_made)
+        assert next(finding for finding in report.findings if finding.name == "roles").status is status
+
+
+def test_the_session_that_guards_a_long_restore_does_not_end_for_idleness(trial: Trial) -> None:
+    trial.sql("ALTER ROLE postgres SET idle_session_timeout = '1s'")
+    try:
+        with contextlib.ExitStack() as stack:
+            postgres = trial.environment.postgres
+            # Until it has said that it will be idle, it may end for just that.
+            guard = until(lambda: stack.enter_context(advisory_lock(postgres)), what="its lock", seconds=120)
+            other = stack.enter_context(
+                psycopg.connect(**guard.info.get_parameters(), password=ADMIN_PASSWORD, autocommit=True)
+            )
+            until(lambda: not _answers(other), what="the end of another session", seconds=120)
+            assert _answers(guard)
+    finally:
+        patient = {"password": ADMIN_PASSWORD, "options": "-c idle_session_timeout=0", "autocommit": True}
+        with psycopg.connect(host="127.0.0.1", port=trial.server.port, user="postgres", **patient) as connection:
+            connection.execute("ALTER ROLE postgres RESET idle_session_timeout")
+
+
+def _answers(connection: psycopg.Connection[Any]) -> bool:
+    """Asked once only: a question would keep it from being idle."""
+    time.sleep(1.5)
+    try:
+        connection.execute("SELECT 1")
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def test_no_number_is_given_out_twice_to_clients_that_go_on_until_the_swap(trial: Trial) -> None:
+    backup_database.fn(NAME)
+    numbers = []
+
+    def take() -> None:
+        with (
+            contextlib.suppress(psycopg.OperationalError, Unreachable),
+            trial.environment.postgres.connect(trial.database) as client,
+        ):
+            while True:
+                numbers.append(client.execute("SELECT nextval('\"Ticket Numbers\"')").fetchone()[0])  # type: ignore[index]
+
+    client = threading.Thread(target=take)
+    client.start()
+    until(lambda: len(numbers) > 100, what="a client at work", seconds=120)
+    restore(advance=True)
+    client.join(120)
+    assert not client.is_alive(), "the swap ends its session"
+    assert trial.sql("SELECT nextval('\"Ticket Numbers\"')")[0][0] > numbers[-1]

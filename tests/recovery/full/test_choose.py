@@ -1,0 +1,66 @@
+"""What a full restore takes for “there is no backup”, and what it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from blocks.environment import Environment
+from flows.recovery.full.choose import Chosen, choose
+from runbook.current import use_report
+from runbook.errors import OpsError, RunbookFailed, VerificationFailed
+from runbook.report import Report, Status
+from tests.fixtures.reports import finding as of
+from tests.fixtures.servers import free_port
+from tests.recovery.conftest import System
+
+
+def new(system: System) -> Report:
+    return Report("trial", system.name, limits=Environment.find(system.name).limits)
+
+
+def chosen(env: Environment, report: Report, **named: object) -> Chosen:
+    with use_report(report):
+        return choose(report, env, "latest", "backups", **named)  # type: ignore[arg-type]
+
+
+def with_stores(system: System, **places: object) -> Environment:
+    env = Environment.find(system.name)
+    return env.with_parts({**env.parts(), "backups": env.backups.model_copy(update=places)})
+
+
+@pytest.mark.parametrize("part", ["redis", "files"])
+def test_a_store_that_is_away_is_no_store_without_backups(system: System, part: str) -> None:
+    login = {"access_key": "key", "secret_key": SecretStr("secret"), "patience_seconds": 0.1}
+    away = with_stores(system, **{part: "s3://away/x"}, endpoint=f"http://127.0.0.1:{free_port()}", **login)
+    with pytest.raises(OpsError, match="s3://away/x"):
+        chosen(away, new(system))
+    report = new(system)
+    found = chosen(away, report, without=(part,))
+    assert getattr(found, part) is None
+    assert of(report, f"{part} backup").status is Status.WARN, "only when it is asked for by name"
+
+
+def test_unreadable_backups_are_not_none(system: System, tmp_path: Path) -> None:
+    (tmp_path / "dump_20260101_000000").mkdir()
+    with pytest.raises(VerificationFailed, match="dump_20260101_000000"):
+        chosen(with_stores(system, redis=str(tmp_path)), new(system))
+
+
+def test_without_a_backup_and_without_live_data_only_a_named_waiver_begins_with_nothing(
+    system: System, tmp_path: Path
+) -> None:
+    none = with_stores(system, redis=str(tmp_path))
+    report = new(system)
+    assert chosen(none, report).redis is None
+    assert of(report, "redis backup").status is Status.WARN, "the live data is there, and stays"
+
+    gone = none.with_parts({**none.parts(), "redis": none.redis.model_copy(
+        update={"data_directory": str(tmp_path / "data")})})  # fmt: skip
+    report = new(system)
+    with pytest.raises(RunbookFailed, match="redis backup: there is none .* is gone"):
+        chosen(gone, report)
+    assert "without=redis" in of(report, "redis backup").hint
+    assert chosen(gone, new(system), without=("redis",)).redis is None

@@ -1,0 +1,134 @@
+"""Services under a real supervisord: stopped and started in order, each proven, failures explained."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from pydantic import SecretStr
+
+from blocks.places import Application
+from blocks.services.service import SupervisorServices
+from runbook.errors import OpsError, Unreachable
+from runbook.wait import until
+from tasks.application.health import wait_healthy
+from tasks.host.services import read_services, start_services, stop_services
+from tests.fixtures.servers import free_port
+
+PASSWORD = "super-4713"
+# Each program writes when it begins and when it is told to end; it takes its time for that.
+PROGRAM = """
+import os, pathlib, signal, sys, time
+name, journal = sys.argv[1], pathlib.Path(sys.argv[2])
+def note(what):
+    with journal.open("a") as file: file.write(f"{what} {name} {os.getpid()}\\n")
+def end(*_):
+    time.sleep(0.3); note("end"); sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+note("begin")
+while True: time.sleep(60)
+"""
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[SupervisorServices]:
+    port = free_port()
+    (tmp_path / "program.py").write_text(PROGRAM)
+    sections = [f"[inet_http_server]\nport=127.0.0.1:{port}\nusername=ops\npassword={PASSWORD}\n"]
+    sections.append(f"[supervisord]\nnodaemon=true\nlogfile={tmp_path}/s.log\npidfile={tmp_path}/s.pid\nuser=root\n")
+    # Where all of a machine's supervisords have it, each removes the others' logs when it starts.
+    sections.append(f"childlogdir={tmp_path}\n")
+    sections.append(
+        "[rpcinterface:supervisor]\nsupervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n"
+    )
+    for name in ("backend", "frontend", "redis"):
+        command = f"{sys.executable} {tmp_path}/program.py {name} {tmp_path}/journal"
+        sections.append(f"[program:grc-{name}]\ncommand={command}\nautostart=true\nstartsecs=0\nstopwaitsecs=120\n")
+    broken = f"{sys.executable} -c \"print('no such database: grc_db', flush=True); raise SystemExit(3)\""
+    sections.append(f"[program:broken]\ncommand={broken}\nautostart=false\nstartsecs=120\nstartretries=0\n")
+    text = "\n".join(sections)
+    if psutil.Process().uids().real != 0:
+        text = text.replace("user=root\n", "")
+    (tmp_path / "supervisord.conf").write_text(text)
+    argv = [sys.executable, "-m", "supervisor.supervisord", "-c", str(tmp_path / "supervisord.conf")]
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    names = {"backend": "grc-backend", "frontend": "grc-frontend", "redis": "grc-redis", "postgres": "broken"}
+    block = SupervisorServices(
+        url=f"http://127.0.0.1:{port}", username="ops", password=SecretStr(PASSWORD), names=names
+    )
+    try:
+        until(lambda: len(journal(tmp_path)) == 3, what="the programs' start", seconds=120)
+        yield block
+    finally:
+        process.terminate()
+        process.wait(180)
+
+
+def journal(directory: Path) -> list[list[str]]:
+    path = directory / "journal"
+    return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_stopping_keeps_the_order_and_ends_the_processes(services: SupervisorServices, tmp_path: Path) -> None:
+    pids = [int(line[2]) for line in journal(tmp_path)]
+
+    stopped = stop_services(services, ["backend", "frontend", "redis"])
+
+    assert stopped.roles == stopped.were_running == ("backend", "frontend", "redis")
+    assert [line[1] for line in journal(tmp_path)[3:]] == ["backend", "frontend", "redis"]
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    states = read_services(services, ["backend", "redis"])
+    assert states.running == {"backend": False, "redis": False}
+    assert states.stopped == ("backend", "redis")
+
+
+def test_stopping_and_starting_twice_is_harmless(services: SupervisorServices, tmp_path: Path) -> None:
+    stop_services(services, ["backend"])
+    assert stop_services(services, ["backend"]).were_running == ()
+    assert start_services(services, ["redis", "backend"]).roles == ("redis", "backend")
+    start_services(services, ["backend"])
+    assert read_services(services, ["backend", "redis"]).stopped == ()
+    until(lambda: len(journal(tmp_path)) > 4, what="the backend's second start", seconds=120)
+    assert [line[:2] for line in journal(tmp_path)[3:]] == [["end", "backend"], ["begin", "backend"]]
+
+
+def test_a_service_that_does_not_start_is_named_with_the_end_of_its_log(services: SupervisorServices) -> None:
+    with pytest.raises(OpsError, match="postgres does not start: postgres does not run: FATAL") as raised:
+        start_services(services, ["postgres"])
+    assert "no such database: grc_db" in raised.value.hint
+
+
+def test_nobody_waits_for_the_health_of_what_has_ended(services: SupervisorServices) -> None:
+    """A start is believed at once; it may have ended since."""
+    address = f"http://127.0.0.1:{free_port()}"
+    application = Application(url=address, health_path="/ready")
+    stop_services(services, ["backend"])
+    with pytest.raises(OpsError, match="^backend has ended again: STOPPED"):
+        wait_healthy(application, seconds=120, services=services)
+    start_services(services, ["backend"])
+    with pytest.raises(OpsError, match="not healthy after 1 s: backend at .* does not answer"):
+        wait_healthy(application, seconds=1, services=services)
+    stop_services(services, ["frontend"])  # nobody asks for it
+    silent = services.model_copy(update={"url": f"http://127.0.0.1:{free_port()}"})  # no word of the service
+    for manager in (services, silent):
+        with pytest.raises(OpsError, match="not healthy after 1 s: backend at .* does not answer"):
+            wait_healthy(application, seconds=1, services=manager)
+
+
+def test_a_role_without_a_service_and_a_dead_supervisor(services: SupervisorServices) -> None:
+    with pytest.raises(OpsError, match="names no service for standby"):
+        stop_services(services, ["standby"])
+    dead = services.model_copy(update={"url": f"http://127.0.0.1:{free_port()}"})
+    started = time.monotonic()
+    with pytest.raises(Unreachable, match="does not answer"):
+        read_services.work(dead, ["backend"])
+    assert time.monotonic() - started < 120
+    wrong = services.model_copy(update={"password": SecretStr("wrong")})
+    with pytest.raises(OpsError, match="401") as raised:
+        read_services.work(wrong, ["backend"])
+    assert "wrong" not in str(raised.value)
