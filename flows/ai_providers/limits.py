@@ -17,12 +17,12 @@ from flows.redis.master import judge_master
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
-from tasks.logs import refusals
-from tasks.logs.conditions import Conditions, parse_moment
-from tasks.logs.files import find_logs
+from tasks.logs.figures import refusals
+from tasks.logs.figures.refusals import Refusals
 from tasks.logs.masking import masked
-from tasks.logs.refusals import Refusals
-from tasks.logs.source import by_hour, offset, reading, utc
+from tasks.logs.reading.conditions import Conditions, parse_moment
+from tasks.logs.reading.files import find_logs
+from tasks.logs.reading.source import by_hour, offset, reading, utc
 from tasks.redis.counters import Counted, Counter, read_counters
 from tasks.redis.sentinels import read_sentinels
 

@@ -16,10 +16,10 @@ from runbook.errors import OpsError
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
-from tasks.logs import tokens
-from tasks.logs.files import find_logs
-from tasks.logs.source import reading
-from tasks.logs.tokens import Use
+from tasks.logs.figures import tokens
+from tasks.logs.figures.tokens import Use
+from tasks.logs.reading.files import find_logs
+from tasks.logs.reading.source import reading
 
 WARN_RATIO = 0.8
 

@@ -31,9 +31,9 @@ from tasks.host.disk import read_disk
 from tasks.pgbackrest.backup import take_label
 from tasks.postgres.server.server import program_version
 from tasks.stores.store import Store
-from tasks.wal.continuity import read_chain
-from tasks.wal.destinations import archive_of, ship_now
-from tasks.wal.names import lsn_text
+from tasks.wal.archive.continuity import read_chain
+from tasks.wal.archive.destinations import archive_of, ship_now
+from tasks.wal.format.names import lsn_text
 
 
 @flow(name="backup-cluster", flow_run_name="backup-cluster {environment} {kind}")

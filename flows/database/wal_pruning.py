@@ -15,8 +15,8 @@ from runbook.report import Report
 from tasks.backups.catalogue import Backup
 from tasks.backups.retention import Rule, read_store
 from tasks.cluster.content import cluster_in
-from tasks.wal.destinations import archive_of
-from tasks.wal.prune import DELETE_WAL, OldWal, delete_wal, find_old_wal
+from tasks.wal.archive.destinations import archive_of
+from tasks.wal.archive.prune import DELETE_WAL, OldWal, delete_wal, find_old_wal
 
 
 def find_prunable_wal(

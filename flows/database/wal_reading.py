@@ -14,11 +14,11 @@ from tasks.backups.catalogue import Backup
 from tasks.cluster.content import cluster_in
 from tasks.cluster.origin import is_on
 from tasks.stores.directory import told
-from tasks.wal.archive import Archive, timeline_in
-from tasks.wal.continuity import Link, chain_from
-from tasks.wal.destinations import archive_of
-from tasks.wal.names import lsn_text
-from tasks.wal.reading import Reader, copies_of, mark_damaged, replace_damaged
+from tasks.wal.archive.archive import Archive, timeline_in
+from tasks.wal.archive.continuity import Link, chain_from
+from tasks.wal.archive.destinations import archive_of
+from tasks.wal.format.names import lsn_text
+from tasks.wal.reading.decode import Reader, copies_of, mark_damaged, replace_damaged
 
 
 def mend(report: Report, archive: Archive, replaced: Sequence[Link], undecodable: Link | None, directory: Path) -> None:

@@ -14,10 +14,10 @@ from flows.logs.evidence import keep_lines
 from flows.logs.findings import tell_read, tell_undated
 from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.logs import logins
-from tasks.logs.conditions import Conditions, parse_moment
-from tasks.logs.files import find_logs
-from tasks.logs.source import Source, reading
+from tasks.logs.figures import logins
+from tasks.logs.reading.conditions import Conditions, parse_moment
+from tasks.logs.reading.files import find_logs
+from tasks.logs.reading.source import Source, reading
 
 SHOWN = 100
 FIELDS = logins.FIELDS[1:]

@@ -17,12 +17,12 @@ from runbook.errors import OpsError
 from runbook.page.render import size
 from runbook.report import Report, Status
 from runbook.run import runbook
-from tasks.logs.cleaning import read_holders
-from tasks.logs.files import LogFile, find_logs
-from tasks.logs.form import APP, AUDIT, Form, find_leaks, read_form
-from tasks.logs.handlers import find_handlers
-from tasks.logs.rotation import read_rotation
-from tasks.logs.source import reading
+from tasks.logs.figures.form import APP, AUDIT, Form, find_leaks, read_form
+from tasks.logs.reading.files import LogFile, find_logs
+from tasks.logs.reading.source import reading
+from tasks.logs.rotation.cleaning import read_holders
+from tasks.logs.rotation.handlers import find_handlers
+from tasks.logs.rotation.rotation import read_rotation
 
 REQUIRED = {"app": APP, "audit": AUDIT}
 

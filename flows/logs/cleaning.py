@@ -19,8 +19,8 @@ from runbook.guard.permit import Act
 from runbook.page.render import size
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.logs.cleaning import REMOVE, Holders, read_holders, remove_logs
-from tasks.logs.files import LogFile, find_logs
+from tasks.logs.reading.files import LogFile, find_logs
+from tasks.logs.rotation.cleaning import REMOVE, Holders, read_holders, remove_logs
 
 MANUAL_DAYS = 30
 

@@ -15,15 +15,15 @@ from flows.logs.findings import tell_read, tell_undated
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
-from tasks.logs.conditions import Conditions, parse_moment
-from tasks.logs.errors import COLUMNS, Kind, kinds
-from tasks.logs.files import find_logs
+from tasks.logs.figures.errors import COLUMNS, Kind, kinds
 from tasks.logs.masking import masked
-from tasks.logs.samples import begins_at
-from tasks.logs.source import Source, offset, reading, utc
+from tasks.logs.reading.conditions import Conditions, parse_moment
+from tasks.logs.reading.files import find_logs
+from tasks.logs.reading.samples import begins_at
+from tasks.logs.reading.source import Source, offset, reading, utc
 
 LEVELS = ("ERROR", "CRITICAL")
-"""As `tasks.logs.conditions.LEVELS` has them: FATAL and error are among them."""
+"""As `tasks.logs.reading.conditions.LEVELS` has them: FATAL and error are among them."""
 SHOWN = 30
 MORE_RATIO, MORE_LINES = 2.0, 20
 

@@ -8,8 +8,8 @@ from blocks.environment import Environment
 from runbook.page.render import size
 from runbook.report import Report
 from tasks.logs.masking import masked
-from tasks.logs.samples import find_bad_lines, is_half_written
-from tasks.logs.source import Source, count_undated
+from tasks.logs.reading.samples import find_bad_lines, is_half_written
+from tasks.logs.reading.source import Source, count_undated
 
 Log = Literal["app", "audit"]
 

@@ -17,9 +17,9 @@ from runbook.page.render import size
 from runbook.report import Evidence, Report
 from runbook.run import runbook
 from tasks.application.health import wait_healthy
-from tasks.logs.files import find_logs
-from tasks.logs.rotating import ROTATE, rotate, verify_rotated
-from tasks.logs.rotation import program, read_rotation
+from tasks.logs.reading.files import find_logs
+from tasks.logs.rotation.rotating import ROTATE, rotate, verify_rotated
+from tasks.logs.rotation.rotation import program, read_rotation
 
 
 @flow(name="rotate-logs", flow_run_name="rotate-logs {environment}")

@@ -13,10 +13,10 @@ from flows.logs.evidence import keep_lines
 from flows.logs.findings import Log, path_of, tell_read, tell_undated
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.logs.conditions import Conditions, parse_moment
-from tasks.logs.files import find_logs
 from tasks.logs.masking import masked
-from tasks.logs.source import Source, by_hour, offset, reading
+from tasks.logs.reading.conditions import Conditions, parse_moment
+from tasks.logs.reading.files import find_logs
+from tasks.logs.reading.source import Source, by_hour, offset, reading
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 SHOWN, HOURS = 50, 48

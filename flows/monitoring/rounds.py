@@ -14,7 +14,7 @@ from flows.monitoring.sources import Reading, read_host, sources
 from flows.monitoring.table import Metric, metric_of
 from runbook.errors import OpsError
 from runbook.kinds import probe
-from tasks.logs.spending import read_spent
+from tasks.logs.figures.spending import read_spent
 from tasks.monitoring import events, history, state
 from tasks.monitoring.hysteresis import Change, Standing, Timing, step
 from tasks.monitoring.parallel import ask_beside

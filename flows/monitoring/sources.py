@@ -20,7 +20,7 @@ from tasks.application.health import health_checks, wait_healthy
 from tasks.host.disk import Disk, disk_of, is_here
 from tasks.host.load import read_processors
 from tasks.host.services import read_services
-from tasks.logs.access import Access, read_access
+from tasks.logs.reading.access import Access, read_access
 from tasks.monitoring import scrape
 from tasks.postgres.replication.status import Replication, Standby, read_replication
 from tasks.postgres.sessions.connections import read_activity

@@ -24,8 +24,8 @@ from tasks.redis.backup.network import NetworkSnapshot, find_remembering, read_r
 from tasks.redis.backup.snapshot import Snapshot, Source, read_manifest, read_source, snapshot
 from tasks.redis.content.manifest import RedisContent
 from tasks.redis.restore.network import find_leftover, still_follows
-from tasks.redis.restore.topology import is_own
 from tasks.redis.sentinels import read_sentinels, require_master
+from tasks.redis.topology.topology import is_own
 from tasks.stores.store import Store
 
 Form = Literal["rdb", "aof"]

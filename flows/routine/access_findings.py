@@ -10,10 +10,10 @@ from flows.logs.findings import tell_read, tell_undated
 from flows.routine.page import Page
 from flows.routine.sources.traffic import Traffic
 from runbook.report import Status
-from tasks.logs import logins
-from tasks.logs.conditions import Conditions
-from tasks.logs.files import find_logs
-from tasks.logs.source import reading
+from tasks.logs.figures import logins
+from tasks.logs.reading.conditions import Conditions
+from tasks.logs.reading.files import find_logs
+from tasks.logs.reading.source import reading
 
 FAILURES, MINUTES = 10, 10  # search-audit-log's own
 SHOWN = 20

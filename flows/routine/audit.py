@@ -19,7 +19,7 @@ from runbook.report import Report, Status
 from runbook.run import runbook
 from tasks.application.versions import read_versions
 from tasks.host.service_accounts import read_accounts
-from tasks.logs.users import read_users
+from tasks.logs.figures.users import read_users
 from tasks.postgres.server.access import read_access as read_postgres
 from tasks.redis.access import read_access as read_redis
 from tasks.reports.evidence import holding, seal, secrets_of, verify_sealed

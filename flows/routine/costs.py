@@ -23,10 +23,10 @@ from runbook.page import render
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report
 from runbook.run import runbook
-from tasks.logs import tokens
-from tasks.logs.files import find_logs
-from tasks.logs.samples import begins_at
-from tasks.logs.source import count_undated, reading
+from tasks.logs.figures import tokens
+from tasks.logs.reading.files import find_logs
+from tasks.logs.reading.samples import begins_at
+from tasks.logs.reading.source import count_undated, reading
 from tasks.reports.past import filed
 
 

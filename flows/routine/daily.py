@@ -31,12 +31,12 @@ from tasks.application.health import NO_HEALTH, Health, health_checks, wait_heal
 from tasks.backups.catalogue import Backup
 from tasks.backups.retention import Stored, read_stores
 from tasks.host.load import Load, read_load
-from tasks.logs import errors
-from tasks.logs.conditions import Conditions
-from tasks.logs.files import find_logs
+from tasks.logs.figures import errors
 from tasks.logs.masking import masked
-from tasks.logs.samples import begins_at
-from tasks.logs.source import count_undated, reading
+from tasks.logs.reading.conditions import Conditions
+from tasks.logs.reading.files import find_logs
+from tasks.logs.reading.samples import begins_at
+from tasks.logs.reading.source import count_undated, reading
 from tasks.postgres.replication.rates import measure_rates
 from tasks.postgres.replication.wraparound import read_wraparound
 from tasks.postgres.sessions.connections import Activity, read_activity

@@ -16,7 +16,7 @@ from flows.routine.sources.trends import judge_trends
 from runbook.page.plots import Bar, bars
 from runbook.report import Evidence, Report, Status
 from runbook.run import runbook
-from tasks.logs.requests import Use
+from tasks.logs.figures.requests import Use
 from tasks.postgres.sessions.statements import Statement, Statements, Waits, read_statements, sample_waits
 
 

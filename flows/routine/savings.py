@@ -17,7 +17,7 @@ from runbook.report import Status
 from tasks.backups.manifest import Kind
 from tasks.backups.retention import Stored, read_stores, rule_of
 from tasks.docker.inventory import read_inventory
-from tasks.logs.files import find_logs
+from tasks.logs.reading.files import find_logs
 from tasks.postgres.upkeep.indexes import find_duplicates, read_indexes, read_statistics
 from tasks.stores.store import store_of
 

@@ -23,7 +23,7 @@ from tasks.backups.catalogue import PREFIX
 from tasks.backups.manifest import Kind
 from tasks.dependencies.severity import Severity
 from tasks.docker.inventory import read_inventory
-from tasks.logs.files import find_logs
+from tasks.logs.reading.files import find_logs
 from tasks.recovery_points.backups import KINDS
 from tasks.recovery_points.point import Resource
 from tasks.reports.past import Filed

@@ -20,8 +20,8 @@ from tasks.backups.manifest import Kind
 from tasks.host import space
 from tasks.host.disk import disk_of
 from tasks.host.space import Scratch, find_scratch, find_workers, remove_scratch, temporary_directory
-from tasks.logs import cleaning
-from tasks.logs.files import LogFile, find_logs
+from tasks.logs.reading.files import LogFile, find_logs
+from tasks.logs.rotation import cleaning
 from tasks.stores.leftovers import REMOVE as UNFINISHED
 from tasks.stores.leftovers import Leftover, find_leftovers, remove_leftover
 from tasks.stores.store import store_of

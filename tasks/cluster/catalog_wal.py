@@ -18,8 +18,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from runbook.errors import OpsError
-from tasks.wal.names import Segment
-from tasks.wal.pages import PAGE_BYTES, PAGE_HEAD, SEGMENT_HEAD, record_end
+from tasks.wal.format.names import Segment
+from tasks.wal.format.pages import PAGE_BYTES, PAGE_HEAD, SEGMENT_HEAD, record_end
 
 _HEAD = struct.Struct("<IIQBBxxI")  # length, xid, previous record, info, resource manager, CRC
 _CHANGED, _CHANGED_AT, _PARSED_BYTES = struct.Struct("<BBxxI"), 16, 72  # info, resource manager, CRC

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runbook.errors import OTHER_BACKUPS, VerificationFailed
 from tasks.backups.catalogue import Backup
-from tasks.wal.names import lsn_of
+from tasks.wal.format.names import lsn_of
 
 Form = Literal["full", "incremental"]
 

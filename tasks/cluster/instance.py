@@ -28,7 +28,7 @@ from runbook.wait import until
 from tasks.cluster.target import Stop
 from tasks.cluster.unpack import give
 from tasks.stores.directory import told
-from tasks.wal.names import lsn_text
+from tasks.wal.format.names import lsn_text
 
 RESTORING, VERIFYING = ".restoring", ".verifying"
 _HBA = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"

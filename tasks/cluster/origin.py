@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tasks.backups.catalogue import Backup
 from tasks.cluster.content import ClusterContent, cluster_in
-from tasks.wal.names import Timeline
+from tasks.wal.format.names import Timeline
 
 
 def own_backups(backups: Sequence[Backup], environment: str, system: int) -> list[Backup]:

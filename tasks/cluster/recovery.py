@@ -14,7 +14,7 @@ from runbook.kinds import action, probe
 from runbook.wait import until
 from tasks.cluster.instance import ISOLATED, Instance, servers_in
 from tasks.cluster.target import Stop
-from tasks.wal.names import lsn_of
+from tasks.wal.format.names import lsn_of
 
 REPLAY_SECONDS = 24 * 3600.0
 

@@ -16,7 +16,7 @@ from runbook.kinds import probe
 from tasks.cluster.instance import servers_in
 from tasks.host.disk import is_here
 from tasks.postgres.server.requirements import Requirement
-from tasks.wal.names import Segment, lsn_of
+from tasks.wal.format.names import Segment, lsn_of
 
 START = "start of the stopped server"
 CONTROL, WAL = "control file of the stopped server", "WAL that the stopped server starts from"

@@ -10,8 +10,8 @@ from typing import Literal
 from zoneinfo import ZoneInfo
 
 from runbook.errors import OpsError
-from tasks.wal.dump import Commit
-from tasks.wal.names import lsn_of, lsn_text
+from tasks.wal.format.names import lsn_of, lsn_text
+from tasks.wal.reading.waldump import Commit
 
 By = Literal["before_transaction", "transaction", "time", "lsn", "latest"]
 _EXAMPLES = {

@@ -34,8 +34,8 @@ from tasks.host.disk import disk_of
 from tasks.host.space import taken_by
 from tasks.postgres.server.new_cluster import make_data
 from tasks.stores.directory import told
-from tasks.wal.header import HEADER, read_header
-from tasks.wal.names import Segment
+from tasks.wal.format.header import HEADER, read_header
+from tasks.wal.format.names import Segment
 
 MARK = ".trial."
 MOST_BYTES = 4 << 30

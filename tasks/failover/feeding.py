@@ -27,8 +27,8 @@ from tasks.failover.member import Control, Member, ask_member
 from tasks.failover.segments import Beyond, read_beyond
 from tasks.host.disk import is_here
 from tasks.postgres.replication.synchronous import address
-from tasks.wal.local import find_segments
-from tasks.wal.names import lsn_text
+from tasks.wal.format.names import lsn_text
+from tasks.wal.reading.local import find_segments
 
 FEED = "replay everything received on"
 PATIENCE_SECONDS = 3.0

@@ -21,7 +21,7 @@ from runbook.kinds import probe
 from runbook.wait import until
 from tasks.host.disk import is_here
 from tasks.postgres.replication.synchronous import address
-from tasks.wal.names import lsn_of
+from tasks.wal.format.names import lsn_of
 
 MOST_SILENT_SECONDS = 120.0
 

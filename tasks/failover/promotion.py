@@ -19,7 +19,7 @@ from runbook.wait import until
 from tasks.failover.fencing import Fencing, fencing_of
 from tasks.failover.member import ask_member
 from tasks.postgres.replication.synchronous import address, synchrony
-from tasks.wal.names import lsn_of
+from tasks.wal.format.names import lsn_of
 
 PROMOTE = "promote"
 PROMOTE_SECONDS = 60

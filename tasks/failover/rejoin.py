@@ -25,7 +25,7 @@ from tasks.failover.following import follow, put_back, read_kept, upstream_of
 from tasks.failover.member import control_of
 from tasks.failover.segments import Beyond, read_beyond
 from tasks.postgres.replication.synchronous import address
-from tasks.wal.local import find_segments
+from tasks.wal.reading.local import find_segments
 
 REJOIN = "make a standby of"
 KEPT = "interview-ops.rejoin.json"

@@ -16,9 +16,9 @@ from pathlib import Path
 from blocks.postgres.server import Postgres
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError
-from tasks.wal.local import Local, find_segments
-from tasks.wal.names import lsn_of, lsn_text
-from tasks.wal.pages import record_behind, record_end
+from tasks.wal.format.names import lsn_of, lsn_text
+from tasks.wal.format.pages import record_behind, record_end
+from tasks.wal.reading.local import Local, find_segments
 
 WALDUMP_SECONDS = 300
 _END = re.compile(r"error in WAL record at ([0-9A-F]+/[0-9A-F]+)")

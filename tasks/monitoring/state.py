@@ -14,7 +14,7 @@ from typing import Any
 from runbook.errors import OpsError
 from runbook.files import record
 from runbook.log import logger
-from tasks.logs.spending import FileUse
+from tasks.logs.figures.spending import FileUse
 from tasks.monitoring.hysteresis import Standing
 
 MOST_UNSENT = 1000

@@ -22,9 +22,9 @@ from tasks.cluster.unpack import give
 from tasks.pgbackrest.command import Label, call, labels_of, read_labels
 from tasks.pgbackrest.repository import Repository, RepositoryArchive
 from tasks.stores.directory import told
-from tasks.wal.archive import timeline_in
-from tasks.wal.continuity import chain_from
-from tasks.wal.fetch import fetch, fetch_histories
+from tasks.wal.archive.archive import timeline_in
+from tasks.wal.archive.continuity import chain_from
+from tasks.wal.archive.fetch import fetch, fetch_histories
 
 RECORD = "pgbackrest.json"
 ARCHIVE_SECONDS = 60.0

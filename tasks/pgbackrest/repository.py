@@ -23,7 +23,7 @@ from blocks.postgres.wal import Wal
 from runbook import shell
 from runbook.errors import CommandFailed, OpsError, VerificationFailed
 from tasks.pgbackrest.command import INHERIT, argv_of, call, environment_of
-from tasks.wal.archive import Archive, Listing, Stored
+from tasks.wal.archive.archive import Archive, Listing, Stored
 
 _NAME = re.compile(
     r"(?:.*/)?(?:(?P<segment>[0-9A-F]{24})-(?P<sha1>[0-9a-f]{40})(?:\.(?P<packed>\w+))?"
@@ -35,7 +35,7 @@ _READ_ONLY = "pgBackRest keeps its own archive: nothing else writes into it"
 
 @dataclass(frozen=True)
 class Repository:
-    """A stanza's archive as a `tasks.wal.place.Place` that is only read. Names are paths below `archive/<stanza>/`."""
+    """A stanza's archive as a read-only `tasks.wal.archive.place.Place`. Names are paths below `archive/<stanza>/`."""
 
     wal: Wal
     postgres: Postgres

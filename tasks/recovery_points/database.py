@@ -19,10 +19,10 @@ from tasks.recovery_points.backups import is_beside, lives_here
 from tasks.recovery_points.point import Point, best_of
 from tasks.recovery_points.wal import Moment, Written, ask_written, local_files, moment_of
 from tasks.stores.store import store_of
-from tasks.wal.archive import Listing, Stored, timeline_in
-from tasks.wal.continuity import Chain, chain_from
-from tasks.wal.destinations import archive_of
-from tasks.wal.names import Segment, Timeline
+from tasks.wal.archive.archive import Listing, Stored, timeline_in
+from tasks.wal.archive.continuity import Chain, chain_from
+from tasks.wal.archive.destinations import archive_of
+from tasks.wal.format.names import Segment, Timeline
 
 PATIENCE_SECONDS = 5.0
 MOST_BASES = 5

@@ -23,12 +23,12 @@ from runbook import clock
 from runbook.errors import OpsError, Unreachable
 from runbook.wait import until
 from tasks.host.disk import is_here
-from tasks.wal.archive import Archive
-from tasks.wal.continuity import Chain
-from tasks.wal.dump import Commit, commits_in
-from tasks.wal.fetch import fetch
-from tasks.wal.local import Local, find_segments
-from tasks.wal.names import Segment
+from tasks.wal.archive.archive import Archive
+from tasks.wal.archive.continuity import Chain
+from tasks.wal.archive.fetch import fetch
+from tasks.wal.format.names import Segment
+from tasks.wal.reading.local import Local, find_segments
+from tasks.wal.reading.waldump import Commit, commits_in
 
 CATCH_UP_SECONDS = 2.0
 LEAST_COMMIT_BYTES = 32

@@ -21,9 +21,9 @@ from blocks.environment import Environment, Stores
 from runbook.drivers import exit_code
 from runbook.errors import OpsError
 from runbook.guard import containment
-from tasks.wal.destinations import destinations_of
-from tasks.wal.place import DirectoryPlace
-from tasks.wal.ship import KEEP_SEGMENTS, Destination, Shipped, ship, tidy
+from tasks.wal.archive.destinations import destinations_of
+from tasks.wal.archive.place import DirectoryPlace
+from tasks.wal.archive.ship import KEEP_SEGMENTS, Destination, Shipped, ship, tidy
 
 EVERY_SECONDS, PARTIAL_SECONDS, ASK_AGAIN_SECONDS = 0.5, 5.0, 600.0
 

@@ -6,7 +6,7 @@ from blocks.postgres.server import Postgres, execute
 from runbook.errors import OpsError, Unreachable
 from runbook.kinds import probe
 from runbook.wait import until
-from tasks.wal.names import lsn_of
+from tasks.wal.format.names import lsn_of
 
 PATIENCE_SECONDS = 60.0
 """pg_receivewal reports the end of a segment with its next status only, by default every 10 s (`--status-interval`),

@@ -10,7 +10,7 @@ import pytest
 from flows.ai_providers.usage import report_token_usage
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
-from tasks.logs.tokens import forecast, unusual_days
+from tasks.logs.figures.tokens import forecast, unusual_days
 from tests.fixtures.logfiles import NAME, line
 from tests.fixtures.reports import bad
 

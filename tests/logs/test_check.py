@@ -14,7 +14,7 @@ from flows.logs.check import check_logging
 from flows.logs.rotation import rotate_logs
 from runbook.errors import RunbookFailed
 from runbook.report import Status
-from tasks.logs import rotation
+from tasks.logs.rotation import rotation
 from tests.fixtures.application.broken import HANGS_SECONDS, MODES, Mode, broken, nobody_left, reported, told
 from tests.fixtures.logfiles import NAME
 from tests.fixtures.reports import bad

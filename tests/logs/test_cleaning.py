@@ -13,7 +13,7 @@ import pytest
 from flows.logs.cleaning import clean_logs
 from runbook.errors import NotConfirmed
 from runbook.report import Status
-from tasks.logs import cleaning
+from tasks.logs.rotation import cleaning
 from tests.fixtures.logfiles import NAME
 
 

@@ -7,9 +7,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from tasks.logs.conditions import Conditions
-from tasks.logs.files import find_logs
-from tasks.logs.source import reading
+from tasks.logs.reading.conditions import Conditions
+from tasks.logs.reading.files import find_logs
+from tasks.logs.reading.source import reading
 
 LINES = (
     '{"timestamp": "2026-02-15T12:00:00Z", "message": "AI API Call", "user_id": "user-1", "level": "ERROR"}',

@@ -12,10 +12,10 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from flows.logs.audit import COLUMNS
-from tasks.logs import logins
-from tasks.logs.conditions import Conditions
-from tasks.logs.files import find_logs
-from tasks.logs.source import Choice, Source, reading, utc
+from tasks.logs.figures import logins
+from tasks.logs.reading.conditions import Conditions
+from tasks.logs.reading.files import find_logs
+from tasks.logs.reading.source import Choice, Source, reading, utc
 from tests.fixtures.logfiles import NOON
 
 ZONE = ZoneInfo("Asia/Tokyo")

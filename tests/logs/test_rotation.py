@@ -8,7 +8,7 @@ import pytest
 
 from flows.logs.rotation import rotate_logs, worth_reading
 from runbook.errors import OpsError
-from tasks.logs import rotation
+from tasks.logs.rotation import rotation
 from tests.fixtures.logfiles import NAME, line
 
 

@@ -285,7 +285,7 @@ def test_an_alarm_that_stays_is_told_again_after_ten_minutes_and_then_once_an_ho
 
 
 def test_requests_are_counted_across_a_rotation_and_none_that_is_older(watched: Watched) -> None:
-    from tasks.logs.access import read_access
+    from tasks.logs.reading.access import read_access
 
     watched.minute = 0
     watched.requests(300, milliseconds=9000)  # too old by the time that they are looked at

@@ -16,7 +16,7 @@ from runbook.report import Status
 from tasks.application.health import smoke_check, wait_healthy
 from tasks.host.services import read_services, start_services, stop_services
 from tasks.integrity import run_expectations
-from tasks.logs.writes import read_writes_since
+from tasks.logs.figures.writes import read_writes_since
 from tasks.migrations.alembic import read_revision
 from tasks.migrations.scripts import read_heads
 from tests.tasks.conftest import SUITES

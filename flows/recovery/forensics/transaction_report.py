@@ -20,9 +20,9 @@ from tasks.cluster.catalog import find_in_backup
 from tasks.cluster.content import cluster_in
 from tasks.postgres.restore.superseded import find_superseded, read_swap
 from tasks.postgres.tables.filenodes import Filed, find_filed, read_database_oid
-from tasks.wal.names import lsn_text
-from tasks.wal.touches import Touches
-from tasks.wal.transactions import Definition, Definitions, End, Pair, trace
+from tasks.wal.format.names import lsn_text
+from tasks.wal.reading.touches import Touches
+from tasks.wal.reading.transactions import Definition, Definitions, End, Pair, trace
 
 MOST_LINKS = 20
 MOST_OPEN = 10

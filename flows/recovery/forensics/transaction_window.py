@@ -22,10 +22,10 @@ from tasks.backups.catalogue import open_all
 from tasks.cluster.content import cluster_in
 from tasks.cluster.target import Target, parse_target
 from tasks.stores.directory import told
-from tasks.wal.dump import lines_in
-from tasks.wal.names import lsn_text
-from tasks.wal.supply import Supply, clear, first_at, runs_of, system_here
-from tasks.wal.transactions import End
+from tasks.wal.format.names import lsn_text
+from tasks.wal.reading.supply import Supply, clear, first_at, runs_of, system_here
+from tasks.wal.reading.transactions import End
+from tasks.wal.reading.waldump import lines_in
 
 DEFAULT = timedelta(hours=24)
 WORKERS = 8

@@ -13,9 +13,9 @@ from flows.recovery.forensics.transaction_report import Account, report_results
 from runbook.errors import OpsError
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.wal.supply import read_supply
-from tasks.wal.touches import TOUCHING, Touches
-from tasks.wal.transactions import DEFINING, Definitions, Kind
+from tasks.wal.reading.supply import read_supply
+from tasks.wal.reading.touches import TOUCHING, Touches
+from tasks.wal.reading.transactions import DEFINING, Definitions, Kind
 
 EVERY: list[Kind] = ["DELETE", "UPDATE", "TRUNCATE", "DROP"]
 

@@ -22,12 +22,12 @@ from tasks.application.connection_string import switch_target
 from tasks.application.health import Health, SmokeResult, smoke_check, wait_healthy
 from tasks.application.staged_files import swap_files
 from tasks.host.services import start_services
-from tasks.logs.writes import read_writes_since
+from tasks.logs.figures.writes import read_writes_since
 from tasks.postgres.content.content import read_counts
 from tasks.postgres.restore.swap import SwapUnknown, swap_databases
 from tasks.postgres.server.server import Identity
-from tasks.redis.restore.isolation import attach, note_swapped
 from tasks.redis.restore.swap import prepare_empty, start_redis, swap_redis, verify_live_redis
+from tasks.redis.topology.isolation import attach, note_swapped
 
 HEALTH_SECONDS = 120
 

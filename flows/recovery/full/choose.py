@@ -26,9 +26,9 @@ from tasks.postgres.dump.fill import Source
 from tasks.postgres.restore.staged_copy import dump_in
 from tasks.redis.restore.copy import ACT as REPLACE_REDIS
 from tasks.redis.restore.fitness import RedisFitness
-from tasks.redis.restore.isolation import TAKE_OFF
-from tasks.redis.restore.topology import ReplicationTopology, read_surroundings
 from tasks.redis.server import live_directory
+from tasks.redis.topology.isolation import TAKE_OFF
+from tasks.redis.topology.topology import ReplicationTopology, read_surroundings
 
 Part = Literal["redis", "files"]
 

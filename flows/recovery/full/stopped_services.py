@@ -15,9 +15,9 @@ from runbook.errors import OpsError
 from runbook.guard.permit import Permit
 from runbook.report import Report
 from tasks.host.services import start_services, stop_services
-from tasks.redis.restore.isolation import detach
 from tasks.redis.restore.swap import stop_redis
-from tasks.redis.restore.topology import ReplicationTopology
+from tasks.redis.topology.isolation import detach
+from tasks.redis.topology.topology import ReplicationTopology
 
 
 @dataclass

@@ -19,10 +19,10 @@ from tasks.cluster.recovery import read_standing
 from tasks.cluster.target import Stop
 from tasks.postgres.content.content import read_counts
 from tasks.stores.directory import told
-from tasks.wal.archive import Archive
-from tasks.wal.continuity import Link
-from tasks.wal.fetch import fetch_histories
-from tasks.wal.names import lsn_text
+from tasks.wal.archive.archive import Archive
+from tasks.wal.archive.continuity import Link
+from tasks.wal.archive.fetch import fetch_histories
+from tasks.wal.format.names import lsn_text
 
 
 def build(env: Environment, instance: Instance, origin: Origin, links: Sequence[Link], wal: Path) -> Built:

@@ -17,10 +17,10 @@ from tasks.cluster.content import ClusterContent, cluster_in, lineage
 from tasks.cluster.origin import is_on, own_backups
 from tasks.cluster.target import Target
 from tasks.pgbackrest.backup import require_kept
-from tasks.wal.archive import Archive, Listing, timeline_in
-from tasks.wal.continuity import Chain, chain_from, require_begun
-from tasks.wal.destinations import archive_of, ship_now
-from tasks.wal.names import Timeline, lsn_text
+from tasks.wal.archive.archive import Archive, Listing, timeline_in
+from tasks.wal.archive.continuity import Chain, chain_from, require_begun
+from tasks.wal.archive.destinations import archive_of, ship_now
+from tasks.wal.format.names import Timeline, lsn_text
 from tasks.wal.receiver import wait_received
 
 AUTO = "auto"

@@ -14,10 +14,10 @@ from runbook.report import Report, Status
 from tasks.cluster.content import cluster_in
 from tasks.cluster.target import Stop, Target, find_stop
 from tasks.stores.directory import told
-from tasks.wal.continuity import Link
-from tasks.wal.dump import Commit
-from tasks.wal.names import lsn_text
-from tasks.wal.reading import Behind, Reader, copies_of
+from tasks.wal.archive.continuity import Link
+from tasks.wal.format.names import lsn_text
+from tasks.wal.reading.decode import Behind, Reader, copies_of
+from tasks.wal.reading.waldump import Commit
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from tasks.failover.feeding import RECEIVER, own_wal, sources_of
 from tasks.failover.fencing import Fencing
 from tasks.host.disk import is_here
 from tasks.postgres.replication.status import parse_sync_names
-from tasks.wal.names import lsn_text
+from tasks.wal.format.names import lsn_text
 
 MIB = 1 << 20
 WAITING = ("on", "remote_apply", "remote_write")

@@ -23,7 +23,7 @@ from tasks.failover.member import (
     read_silent,
 )
 from tasks.postgres.replication.synchronous import address
-from tasks.wal.names import lsn_text
+from tasks.wal.format.names import lsn_text
 
 SILENT_SECONDS = 5.0
 """For so long a standby may go on with what a primary that has died sent last."""

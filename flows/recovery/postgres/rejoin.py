@@ -40,7 +40,7 @@ from tasks.failover.segments import Beyond
 from tasks.host.disk import disk_of, is_here
 from tasks.host.services import start_services, stop_services
 from tasks.postgres.replication.synchronous import ALONE, address, commit_alone, commit_together
-from tasks.wal.names import lsn_text
+from tasks.wal.format.names import lsn_text
 
 Method = Literal["auto", "rewind", "base_backup"]
 STREAM_SECONDS = 60.0

@@ -14,7 +14,7 @@ from tasks.failover.member import read_member
 from tasks.failover.segments import Beyond
 from tasks.host.disk import is_here
 from tasks.postgres.replication.synchronous import address, read_synchrony
-from tasks.wal.names import lsn_text
+from tasks.wal.format.names import lsn_text
 
 _WHAT = {
     "decision": "the run's start, until the confirmed plan was judged again",

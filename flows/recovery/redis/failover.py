@@ -22,7 +22,7 @@ from tasks.redis.failover.ledger import Begun, find_begun, forget
 from tasks.redis.failover.pause import LONGEST_SECONDS
 from tasks.redis.failover.promotion import Choice, HandOver
 from tasks.redis.failover.rights import find_refused_commands
-from tasks.redis.restore.topology import find_record
+from tasks.redis.topology.topology import find_record
 
 RECENT_SECONDS = 3600.0
 

@@ -26,8 +26,8 @@ from tasks.postgres.content.content import read_counts
 from tasks.postgres.restore.staged_copy import check_jobs, try_login
 from tasks.postgres.restore.swap import advisory_lock
 from tasks.postgres.server.server import presence
-from tasks.wal.destinations import archive_of
-from tasks.wal.fetch import fetch_histories
+from tasks.wal.archive.destinations import archive_of
+from tasks.wal.archive.fetch import fetch_histories
 
 Finish = Callable[[], Held]
 

@@ -35,7 +35,7 @@ from tasks.application.endpoint import SEND, send_users
 from tasks.backups.catalogue import LATEST
 from tasks.failover.fencing import Fencing, named_person
 from tasks.failover.region import find_region
-from tasks.wal.archive import Archive
+from tasks.wal.archive.archive import Archive
 
 
 @flow(name="region-failover", flow_run_name="region-failover {source} to {environment}")

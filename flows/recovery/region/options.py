@@ -22,7 +22,7 @@ from tasks.backups.catalogue import LATEST, Backup, kind_of, open_all
 from tasks.cluster.content import cluster_in
 from tasks.cluster.instance import Instance, prepare_instance, put_away, root_for, sweep_instance
 from tasks.cluster.target import Stop, Target
-from tasks.wal.names import lsn_text
+from tasks.wal.format.names import lsn_text
 
 NEWEST = Target("latest")
 PHYSICAL, LOGICAL = "base backup and WAL", "dump"

@@ -18,9 +18,9 @@ from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from tasks.backups.catalogue import Backup
 from tasks.redis.restore.copy import ACT
-from tasks.redis.restore.isolation import TAKE_OFF
 from tasks.redis.restore.prefixes import Extra
-from tasks.redis.restore.topology import ReplicationTopology, read_surroundings
+from tasks.redis.topology.isolation import TAKE_OFF
+from tasks.redis.topology.topology import ReplicationTopology, read_surroundings
 
 
 class Restoring(Protocol):

@@ -25,7 +25,6 @@ from tasks.redis.persistence.saving import save_in_background
 from tasks.redis.persistence.state import Persistence, read_persistence
 from tasks.redis.restore import network as network_restore
 from tasks.redis.restore.equal import Comparison, compare_keys
-from tasks.redis.restore.isolation import TAKE_OFF, detach, note_swapped
 from tasks.redis.restore.network import (
     ACT,
     Leftover,
@@ -38,10 +37,11 @@ from tasks.redis.restore.network import (
 from tasks.redis.restore.prefixes import ACT as RESTORE_KEYS
 from tasks.redis.restore.prefixes import Order, count_keys, find_refusal, restore_functions, restore_keys
 from tasks.redis.restore.route import Route, find_route
-from tasks.redis.restore.topology import ReplicationTopology, find_record, read_surroundings
 from tasks.redis.restore.writes import Writes, watched_writes
 from tasks.redis.sentinels import Watch, read_sentinels
 from tasks.redis.server import answers
+from tasks.redis.topology.isolation import TAKE_OFF, detach, note_swapped
+from tasks.redis.topology.topology import ReplicationTopology, find_record, read_surroundings
 
 ALL = (b"",)
 BYTES_PER_SECOND = 50e6

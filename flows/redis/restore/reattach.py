@@ -10,8 +10,8 @@ from runbook.errors import OpsError
 from runbook.guard.permit import Act
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.redis.restore.isolation import TAKE_OFF
-from tasks.redis.restore.topology import find_record, read_surroundings
+from tasks.redis.topology.isolation import TAKE_OFF
+from tasks.redis.topology.topology import find_record, read_surroundings
 
 
 @flow(name="reattach-redis", flow_run_name="reattach-redis {environment}")

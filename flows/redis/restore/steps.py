@@ -14,11 +14,11 @@ from tasks.backups.catalogue import Backup, instead_of
 from tasks.redis.content.manifest import COLUMNS
 from tasks.redis.restore.copy import RedisCopy, build_redis_copy
 from tasks.redis.restore.fitness import RedisFitness, judge_redis_backup
-from tasks.redis.restore.isolation import attach, detach, note_swapped
 from tasks.redis.restore.place import Precondition
-from tasks.redis.restore.refusing_servers import find_unruly
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, swap_redis, verify_live_redis
-from tasks.redis.restore.topology import ReplicationTopology
+from tasks.redis.topology.isolation import attach, detach, note_swapped
+from tasks.redis.topology.refusing_servers import find_unruly
+from tasks.redis.topology.topology import ReplicationTopology
 
 # Loading, reading and comparing on the scratch server, seen at 100,000 keys in 3 s on two busy cores.
 KEYS_PER_SECOND = 30_000

@@ -13,14 +13,14 @@ from runbook.errors import OpsError
 from runbook.guard.permit import Act, Permit
 from runbook.report import Report
 from runbook.run import runbook
-from tasks.redis.restore.isolation import TAKE_OFF, detach, note_swapped
 from tasks.redis.restore.kept import Kept, prepare_kept, read_kept, verify_kept
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import judge_place
 from tasks.redis.restore.swap import SwappedRedis, start_redis, stop_redis, superseded_redis
-from tasks.redis.restore.topology import ReplicationTopology, read_surroundings
 from tasks.redis.restore.undoing import UNDO, end_undoing, find_undoing, swap_again, swap_back
 from tasks.redis.server import connected, key_counts
+from tasks.redis.topology.isolation import TAKE_OFF, detach, note_swapped
+from tasks.redis.topology.topology import ReplicationTopology, read_surroundings
 
 
 @flow(name="undo-restore-redis", flow_run_name="undo-restore-redis {environment}")

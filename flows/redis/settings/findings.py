@@ -8,10 +8,10 @@ from blocks.environment import Environment
 from flows.redis.master import judge_master
 from runbook.errors import OpsError
 from runbook.report import Report, Status
-from tasks.redis.restore.topology import is_own, read_surroundings
 from tasks.redis.sentinels import read_sentinels
 from tasks.redis.settings.recommended import BY_NAME, MAXMEMORY, RECOMMENDED, Judged, judged, same, shown
 from tasks.redis.settings.running import AT_ONCE, PROTECTED, ServerSettings, read_settings
+from tasks.redis.topology.topology import is_own, read_surroundings
 from tasks.reports import setting_records as records
 from tasks.reports.setting_records import Record
 

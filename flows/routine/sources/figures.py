@@ -13,7 +13,7 @@ from flows.routine.sources.traffic import Traffic
 from flows.routine.sources.trends import Figure
 from runbook.kinds import probe
 from runbook.page.render import size
-from tasks.logs.files import find_logs
+from tasks.logs.reading.files import find_logs
 from tasks.postgres.sessions.connections import read_activity
 from tasks.redis.memory.info import read_memory
 from tasks.redis.sentinels import master_by, read_sentinels

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from flows.logs.findings import tell_read, tell_undated
 from flows.routine.page import Page
-from tasks.logs import requests
-from tasks.logs.files import find_logs
-from tasks.logs.requests import Unusual, Use, User
-from tasks.logs.samples import begins_at
-from tasks.logs.source import reading
+from tasks.logs.figures import requests
+from tasks.logs.figures.requests import Unusual, Use, User
+from tasks.logs.reading.files import find_logs
+from tasks.logs.reading.samples import begins_at
+from tasks.logs.reading.source import reading
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from tasks.redis.backup.snapshot import RDB
 from tasks.redis.content.manifest import RedisContent
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import Precondition, judge_place
-from tasks.redis.restore.topology import ReplicationTopology
 from tasks.redis.scratch import refuse_empty, scratch_server
 from tasks.redis.server import (
     connected,
@@ -30,6 +29,7 @@ from tasks.redis.server import (
     version_of,
 )
 from tasks.redis.settings.file import Configuration, read_configuration
+from tasks.redis.topology.topology import ReplicationTopology
 
 # The RDB as the AOF's base, the RDB that is written after the drop, and the log of the drop.
 COPIES = 2.2

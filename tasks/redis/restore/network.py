@@ -27,9 +27,9 @@ from runbook.log import logger
 from runbook.wait import until
 from tasks.redis.restore.equal import Comparison
 from tasks.redis.restore.route import LOADING, Route
-from tasks.redis.restore.topology import RECORD as DETACHED
-from tasks.redis.restore.topology import ReplicationTopology
 from tasks.redis.server import call, connected
+from tasks.redis.topology.topology import RECORD as DETACHED
+from tasks.redis.topology.topology import ReplicationTopology
 
 ACT = "replace all data of Redis over the network"
 RECORD = "redis-network-restore.json"

@@ -22,8 +22,8 @@ from runbook.guard.containment import is_here
 from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.postgres.replication import write_block
+from tasks.wal.archive.destinations import destinations_of
 from tasks.wal.archiver import Archiver
-from tasks.wal.destinations import destinations_of
 from tests.database.backup.test_backup import run
 from tests.fixtures import forked
 from tests.fixtures.postgres.clusters import NAME, Cluster, Template, running_cluster

@@ -16,8 +16,8 @@ from flows.recovery.point.restore import restore_to_point
 from runbook.errors import OpsError, RunbookFailed
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.wal.destinations import ship_now
-from tasks.wal.transactions import Definition, parse_end, trace
+from tasks.wal.archive.destinations import ship_now
+from tasks.wal.reading.transactions import Definition, parse_end, trace
 from tests.fixtures.postgres.clusters import NAME, Cluster
 
 

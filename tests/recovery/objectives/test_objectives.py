@@ -26,7 +26,7 @@ from tasks.recovery_points import standing
 from tasks.recovery_points.following import read_replica_point
 from tasks.recovery_points.standing import Recoverable
 from tasks.stores.store import store_of
-from tasks.wal.destinations import ship_now
+from tasks.wal.archive.destinations import ship_now
 from tests.fixtures.postgres.clusters import NAME, Cluster
 from tests.recovery.point.test_point_in_time import segments, switch, transaction
 from tests.redis import servers

@@ -26,9 +26,9 @@ from tasks.backups.catalogue import Backup
 from tasks.backups.retention import read_store
 from tasks.cluster.content import cluster_in
 from tasks.stores.store import store_of
+from tasks.wal.archive.destinations import archive_of, destinations_of
 from tasks.wal.archiver import Archiver
-from tasks.wal.destinations import archive_of, destinations_of
-from tasks.wal.names import Segment
+from tasks.wal.format.names import Segment
 from tests.fixtures.postgres.clusters import NAME, Cluster
 from tests.recovery.objectives.test_thirty_days import BEGIN, ENVIRONMENTS, events
 

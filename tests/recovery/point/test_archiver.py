@@ -19,7 +19,7 @@ from flows.recovery.objectives.points import read_reach
 from flows.recovery.point.restore import restore_to_point
 from runbook.errors import OpsError
 from runbook.wait import until
-from tasks.wal.destinations import archive_of, ship_now
+from tasks.wal.archive.destinations import archive_of, ship_now
 from tasks.wal.put import put
 from tests.fixtures.postgres.clusters import NAME, Cluster
 from tests.recovery.forensics.test_transactions import deeds, transaction

@@ -22,10 +22,10 @@ from flows.recovery.postgres.failover import rejoin_standby
 from runbook.errors import OpsError
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.wal.archive import Archive
-from tasks.wal.continuity import intact
-from tasks.wal.destinations import archive_of, ship_now
-from tasks.wal.names import SEGMENT_BYTES, Segment, lsn_of
+from tasks.wal.archive.archive import Archive
+from tasks.wal.archive.continuity import intact
+from tasks.wal.archive.destinations import archive_of, ship_now
+from tasks.wal.format.names import SEGMENT_BYTES, Segment, lsn_of
 from tasks.wal.receiver import wait_received
 from tests.fixtures.postgres.clusters import NAME, Cluster, Template, running_cluster
 from tests.fixtures.reports import values as findings
@@ -234,8 +234,8 @@ def damaged(cluster: Cluster, template: Template, how: str) -> None:
             while not (found := other.wal / name).exists():
                 other.sql("postgres", "CREATE TABLE IF NOT EXISTS x (); SELECT pg_switch_wal()")
             from tasks.backups.encryption import NO_KEY
-            from tasks.wal.archive import Archive
-            from tasks.wal.place import DirectoryPlace
+            from tasks.wal.archive.archive import Archive
+            from tasks.wal.archive.place import DirectoryPlace
 
             Archive(DirectoryPlace(path.parent), NO_KEY).put(name, found.read_bytes())
 

@@ -12,9 +12,9 @@ import pytest
 
 from runbook.errors import OpsError
 from tasks.failover.segments import read_beyond
-from tasks.wal.local import find_segments
-from tasks.wal.names import lsn_of, lsn_text
-from tasks.wal.pages import record_behind, record_end
+from tasks.wal.format.names import lsn_of, lsn_text
+from tasks.wal.format.pages import record_behind, record_end
+from tasks.wal.reading.local import find_segments
 from tests.fixtures.postgres.clusters import Cluster
 
 PAGE = 8192

@@ -19,8 +19,8 @@ from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.redis.failover import handover
 from tasks.redis.failover.promotion import Choice
-from tasks.redis.restore.topology import RECORD, ReplicationTopology
 from tasks.redis.server import call
+from tasks.redis.topology.topology import RECORD, ReplicationTopology
 from tests.fixtures import forked
 from tests.fixtures.reports import text_of as finding
 from tests.recovery.redis.test_redis_failover import (

@@ -28,8 +28,8 @@ from runbook.errors import RunbookFailed
 from runbook.report import Report, Status
 from tasks.backups import manifest
 from tasks.backups.manifest import MANIFEST, SEAL
-from tasks.wal.destinations import archive_of
-from tasks.wal.names import SEGMENT_BYTES, Segment
+from tasks.wal.archive.destinations import archive_of
+from tasks.wal.format.names import SEGMENT_BYTES, Segment
 from tests.fixtures import forked
 from tests.fixtures.bits import flip
 from tests.fixtures.postgres.shipped import commit, forget, wait_shipped

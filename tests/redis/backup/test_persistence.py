@@ -18,10 +18,10 @@ from runbook.report import Report, Status
 from runbook.wait import until
 from tasks.backups import catalogue, manifest
 from tasks.redis.restore.copy import ACT
-from tasks.redis.restore.isolation import TAKE_OFF
 from tasks.redis.restore.swap import superseded_redis
-from tasks.redis.restore.topology import ReplicationTopology
 from tasks.redis.server import family, program_version
+from tasks.redis.topology.isolation import TAKE_OFF
+from tasks.redis.topology.topology import ReplicationTopology
 from tasks.stores.directory import DirectoryStore
 from tests.redis.conftest import NAME, PASSWORD, Rig
 from tests.redis.data import account, add_short_for, fill, survivors

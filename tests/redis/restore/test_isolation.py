@@ -21,9 +21,9 @@ from lab.processes import write
 from runbook.errors import OpsError, RunbookFailed, Unreachable
 from runbook.report import Report, Status
 from runbook.wait import until
-from tasks.redis.restore import isolation
 from tasks.redis.restore.swap import start_redis, stop_redis, superseded_redis
-from tasks.redis.restore.topology import RECORD, find_record
+from tasks.redis.topology import isolation
+from tasks.redis.topology.topology import RECORD, find_record
 from tests.fixtures.servers import free_port
 from tests.redis.conftest import Rig
 from tests.redis.data import account, fill, survivors

@@ -28,7 +28,7 @@ from tasks.redis.persistence.saving import save_in_background
 from tasks.redis.restore.equal import compare_keys
 from tasks.redis.restore.network import RECORD
 from tasks.redis.restore.route import Route
-from tasks.redis.restore.topology import RECORD as DETACHED
+from tasks.redis.topology.topology import RECORD as DETACHED
 from tasks.stores.directory import DirectoryStore
 from tests.redis.data import account, fill, survivors
 from tests.redis.servers import NAME, PASSWORD, Group, RedisServer, notice_deaths, settles

@@ -12,10 +12,10 @@ from runbook import kinds
 from runbook.errors import OpsError
 from runbook.report import Status
 from runbook.wait import until
-from tasks.redis.restore import isolation
 from tasks.redis.restore.network import RECORD
-from tasks.redis.restore.topology import RECORD as DETACHED
 from tasks.redis.server import call
+from tasks.redis.topology import isolation
+from tasks.redis.topology.topology import RECORD as DETACHED
 from tests.redis.restore.test_network import failed, killed, register, restore
 from tests.redis.servers import MASTER, PASSWORD, Group, RedisServer, running_redis
 

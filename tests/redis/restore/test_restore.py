@@ -24,8 +24,8 @@ from tasks.redis.content.manifest import EXPIRING, RedisContent, compare
 from tasks.redis.content.reading import read_content
 from tasks.redis.restore.copy import ACT, build_redis_copy
 from tasks.redis.restore.fitness import judge_redis_backup
-from tasks.redis.restore.topology import ReplicationTopology
 from tasks.redis.scratch import scratch_server
+from tasks.redis.topology.topology import ReplicationTopology
 from tasks.stores.directory import DirectoryStore
 from tests.redis.conftest import NAME, Rig
 from tests.redis.data import account, fill, survivors

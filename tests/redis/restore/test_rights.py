@@ -16,8 +16,8 @@ from runbook.errors import RunbookFailed
 from runbook.report import Report
 from tasks.redis.restore.login import judge_login
 from tasks.redis.restore.place import Precondition, judge_place
-from tasks.redis.restore.refusing_servers import find_unruly
-from tasks.redis.restore.topology import read_surroundings
+from tasks.redis.topology.refusing_servers import find_unruly
+from tasks.redis.topology.topology import read_surroundings
 from tests.redis.conftest import Rig
 from tests.redis.servers import NAME, PASSWORD, Group
 

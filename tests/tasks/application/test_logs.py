@@ -16,11 +16,11 @@ from pydantic import ValidationError
 
 from blocks.places import Logs
 from runbook.errors import OpsError
-from tasks.logs import requests, tokens
-from tasks.logs.access import Access, read_access
-from tasks.logs.files import find_logs
-from tasks.logs.source import reading
-from tasks.logs.writes import MOST_ITEMS, Writes, read_writes_since
+from tasks.logs.figures import requests, tokens
+from tasks.logs.figures.writes import MOST_ITEMS, Writes, read_writes_since
+from tasks.logs.reading.access import Access, read_access
+from tasks.logs.reading.files import find_logs
+from tasks.logs.reading.source import reading
 
 MOMENT = datetime(2026, 11, 25, 3, 0, tzinfo=UTC)
 SESSION = "/api/interview/sessions/7f3c1f0e-0000-4000-8000-00000000000a"

@@ -14,7 +14,7 @@ import pytest
 from tasks.application.worktree import worktree
 from tasks.backups import fetched_files
 from tasks.redis.scratch_place import scratch_place
-from tasks.wal.place import DirectoryPlace
+from tasks.wal.archive.place import DirectoryPlace
 from tests.runbook.processes import CONTAINER, ROOT
 
 KINDS = 4
@@ -23,7 +23,7 @@ import os, sys, types
 from pathlib import Path
 from tasks.backups import catalogue
 from tasks.redis.scratch_place import scratch_place
-from tasks.wal import place
+from tasks.wal.archive import place
 from tasks.application.worktree import worktree
 root, how = Path(sys.argv[1]), sys.argv[2]
 def written(name):

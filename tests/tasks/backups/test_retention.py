@@ -20,10 +20,10 @@ from tasks.backups.manifest import Kind, Manifest
 from tasks.backups.retention import Rule, Stored, expected_backups, most_unattended, reasons_to_stay
 from tasks.cluster.content import ClusterContent, cluster_in
 from tasks.stores.directory import DirectoryStore
-from tasks.wal.archive import Archive
-from tasks.wal.names import SEGMENT_BYTES, Segment, lsn_text
-from tasks.wal.place import DirectoryPlace
-from tasks.wal.prune import OldWal, find_old_wal
+from tasks.wal.archive.archive import Archive
+from tasks.wal.archive.place import DirectoryPlace
+from tasks.wal.archive.prune import OldWal, find_old_wal
+from tasks.wal.format.names import SEGMENT_BYTES, Segment, lsn_text
 
 NEW_YORK = ZoneInfo("America/New_York")
 NOW = datetime(2026, 12, 31, 20, tzinfo=UTC)

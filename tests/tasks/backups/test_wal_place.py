@@ -7,8 +7,8 @@ import threading
 from pathlib import Path
 
 from tasks.backups.encryption import Key
-from tasks.wal.archive import Archive, written
-from tasks.wal.place import DirectoryPlace
+from tasks.wal.archive.archive import Archive, written
+from tasks.wal.archive.place import DirectoryPlace
 
 LISTINGS = 2000
 

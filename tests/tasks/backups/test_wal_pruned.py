@@ -9,13 +9,13 @@ import pytest
 
 from runbook.guard.permit import Act, Permit
 from tasks.backups.encryption import Key
-from tasks.wal.archive import Archive, timeline_in
-from tasks.wal.continuity import chain_from
-from tasks.wal.header import HEADER
-from tasks.wal.names import Segment
-from tasks.wal.place import BucketPlace, DirectoryPlace
-from tasks.wal.prune import DELETE_WAL, OldWal, delete_wal
-from tasks.wal.ship import Destination, ship, tidy
+from tasks.wal.archive.archive import Archive, timeline_in
+from tasks.wal.archive.continuity import chain_from
+from tasks.wal.archive.place import BucketPlace, DirectoryPlace
+from tasks.wal.archive.prune import DELETE_WAL, OldWal, delete_wal
+from tasks.wal.archive.ship import Destination, ship, tidy
+from tasks.wal.format.header import HEADER
+from tasks.wal.format.names import Segment
 from tests.s3.servers import S3Server
 
 BYTES, SYSTEM = 1 << 20, 7

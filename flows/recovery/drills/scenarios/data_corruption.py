@@ -25,7 +25,7 @@ from tasks.faults.corruption import Fingerprint, corruption_of, read_fingerprint
 from tasks.faults.disposable import BREAK, Fault
 from tasks.host.services import start_services
 from tasks.postgres.tables.rewriters import find_rewriter
-from tasks.wal.names import Segment, lsn_of
+from tasks.wal.format.names import Segment, lsn_of
 
 OLDER = timedelta(seconds=30)
 """Rows that are so much older than the fault: no transaction that is still open has written one of them."""

@@ -24,7 +24,7 @@ from runbook.wait import until
 from tasks.faults.declared import DeclaredFault, heal_declared, read_obstacle, strike_declared, strike_without_effect
 from tasks.faults.disposable import BREAK, Fault
 from tasks.host.clocks import read_service_skews
-from tasks.logs.access import read_ai_calls
+from tasks.logs.reading.access import read_ai_calls
 
 SensorName = Literal["application", "database", "replication", "content", "response", "disk", "providers", "clock"]
 PREFIX = "declared:"

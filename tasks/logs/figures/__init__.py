@@ -1,0 +1,1 @@
+"""What the lines of logs say: errors, requests, tokens, log-ins."""

@@ -1,0 +1,187 @@
+"""Requests of the application's log: its access lines (logger, method, path, status, duration_ms, user_id).
+
+Paths that differ in ids only are one path. What took how long is by percentiles, exactly, of all lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from blocks.places import Logs
+from tasks.logs.figures.refusals import STATUS
+from tasks.logs.reading.conditions import Conditions
+from tasks.logs.reading.source import Source, utc
+
+MOST = 200
+_ID = "/(?:[0-9]+|[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12})(/|$)"
+
+
+def _without_ids(expression: str) -> str:
+    """Twice: two ids behind each other share the slash between them."""
+    for _ in range(2):
+        expression = f"regexp_replace({expression}, '{_ID}', '/{{id}}\\1', 'g')"
+    return expression
+
+
+COLUMNS = {
+    "time": "time",
+    "here": "here",
+    "method": "coalesce(json_extract_string(line, '$.method'), '?')",
+    "path": _without_ids("split_part(coalesce(json_extract_string(line, '$.path'), '?'), '?', 1)"),
+    "status": STATUS,
+    "ms": "try_cast(json_extract_string(line, '$.duration_ms') AS DOUBLE)",
+    "who": "coalesce(user_id, '')",
+}
+_COUNTED = "time >= $since AND status IS NOT NULL AND ms IS NOT NULL"
+
+
+def wanted_requests(logs: Logs, since: datetime, until: datetime) -> Conditions:
+    """Access lines of a span of time."""
+    wanted = Conditions().within(since, until)
+    if logs.access_logger:
+        wanted.equals("logger", [logs.access_logger])
+    else:
+        wanted.holds(f"{STATUS} IS NOT NULL AND {COLUMNS['ms']} IS NOT NULL")
+    return wanted
+
+
+@dataclass(frozen=True)
+class Use:
+    """Of some requests: how many, how long they took in milliseconds, how many failed (5xx) and were refused (4xx)."""
+
+    count: int
+    p50: float
+    p95: float
+    p99: float
+    longest: float
+    total_seconds: float
+    errors: int
+    refused: int
+
+    @property
+    def error_ratio(self) -> float:
+        """Failed ones of all; those that a client got wrong are none."""
+        return self.errors / self.count if self.count else 0.0
+
+
+_USE = """count(*), quantile_cont(ms, 0.5), quantile_cont(ms, 0.95), quantile_cont(ms, 0.99), max(ms), sum(ms) / 1000,
+          count(*) FILTER (status >= 500), count(*) FILTER (status BETWEEN 400 AND 499)"""
+
+
+def read_use(source: Source, since: datetime, until: datetime) -> Use | None:
+    """Of all requests of a span; None where there was none."""
+    query = f"SELECT {_USE} FROM requests WHERE {_COUNTED} AND time < $until"  # noqa: S608 - this module's own names
+    row = source.rows(query, {"since": utc(since), "until": utc(until)})[0]
+    return Use(*row) if row[0] else None
+
+
+def count_unusable(source: Source) -> int:
+    """Access lines without a status or a duration: they are in none of the numbers."""
+    return int(source.rows("SELECT count(*) FROM requests WHERE status IS NULL OR ms IS NULL")[0][0])
+
+
+def by_path(source: Source, since: datetime) -> list[tuple[str, Use]]:
+    """`GET /items/{id}` → its use, those that took most of the time first."""
+    rows = source.rows(
+        f"SELECT method || ' ' || path, {_USE} FROM requests WHERE {_COUNTED} "  # noqa: S608
+        "GROUP BY 1 ORDER BY sum(ms) DESC, 1 LIMIT $most",
+        {"since": utc(since), "most": MOST},
+    )
+    return [(name, Use(*numbers)) for name, *numbers in rows]
+
+
+def by_day(source: Source, since: datetime) -> list[tuple[date, Use]]:
+    """Days of the operators' zone, the earliest first."""
+    rows = source.rows(
+        f"SELECT CAST(here AS DATE), {_USE} FROM requests WHERE {_COUNTED} GROUP BY 1 ORDER BY 1",  # noqa: S608
+        {"since": utc(since)},
+    )
+    return [(day, Use(*numbers)) for day, *numbers in rows]
+
+
+def by_status(source: Source, since: datetime) -> list[tuple[int, int, str]]:
+    """Status → how many, and the path that has most of it."""
+    rows = source.rows(
+        "SELECT status, sum(n), arg_max(name, n) FROM (SELECT status, method || ' ' || path AS name, count(*) AS n "
+        "FROM requests WHERE status IS NOT NULL AND time >= $since GROUP BY ALL) GROUP BY status ORDER BY status",
+        {"since": utc(since)},
+    )
+    return [(int(status), int(count), name) for status, count, name in rows]
+
+
+@dataclass(frozen=True)
+class User:
+    """Requests of one user; `others`: those of nobody who has logged in are "" together."""
+
+    who: str
+    count: int
+    errors: int
+    refused: int
+    days: int
+
+
+def by_user(source: Source, since: datetime, most: int = 20) -> list[User]:
+    """Those who asked most, first."""
+    rows = source.rows(
+        "SELECT who, count(*), count(*) FILTER (status >= 500), count(*) FILTER (status BETWEEN 400 AND 499), "
+        "count(DISTINCT CAST(here AS DATE)) FROM requests WHERE time >= $since GROUP BY who ORDER BY 2 DESC, 1 "
+        "LIMIT $most",
+        {"since": utc(since), "most": most},
+    )
+    return [User(*row) for row in rows]
+
+
+@dataclass(frozen=True)
+class Unusual:
+    """A day of a user that is unlike the others, and why. `usual`: requests of a day."""
+
+    day: date
+    who: str
+    count: int
+    usual: float
+    why: str
+
+
+# A day is unlike others with so many times the median of the user's own days before it (of five at least); of a user
+# who is hardly known, of nearly all days of everybody. Fewer requests are nobody's harm.
+TIMES, LEAST_DAYS, LEAST_REQUESTS, NEARLY_ALL = 5.0, 5, 200, 0.95
+# So many refusals (4xx) of a day, and most of that user's requests: somebody tries what is not his.
+LEAST_REFUSED, REFUSED_SHARE = 50, 0.5
+
+
+def unusual_use(source: Source, since: datetime) -> list[Unusual]:
+    """Days of users with far more requests than usual, or that were mostly refused; the newest first."""
+    rows = source.rows(
+        """
+        WITH days AS (
+            SELECT who, CAST(here AS DATE) AS day, count(*) AS n,
+                   count(*) FILTER (status BETWEEN 400 AND 499) AS refused
+            FROM requests WHERE time IS NOT NULL GROUP BY ALL),
+        histories AS (
+            SELECT *, median(n) OVER before AS own, count(*) OVER before >= $days AS known FROM days
+            WINDOW before AS (PARTITION BY who ORDER BY day ROWS BETWEEN 28 PRECEDING AND 1 PRECEDING)),
+        judged AS (
+            SELECT *, CASE WHEN known THEN own ELSE (SELECT quantile_cont(n, $nearly) FROM days) END AS usual
+            FROM histories)
+        SELECT day, who, n, usual, refused, n >= $least AND n > $times * usual AS much, known FROM judged
+        WHERE day >= CAST($since AS DATE) AND who <> ''
+              AND (n >= $least AND n > $times * usual OR refused >= $refused AND refused > $share * n)
+        ORDER BY day DESC, n DESC LIMIT $most
+        """,
+        {
+            "since": since.astimezone(source.zone).replace(tzinfo=None), "times": TIMES, "days": LEAST_DAYS,
+            "least": LEAST_REQUESTS, "refused": LEAST_REFUSED, "share": REFUSED_SHARE, "nearly": NEARLY_ALL,
+            "most": MOST,
+        },
+    )  # fmt: skip
+    return [
+        Unusual(day, who, n, float(usual), _why(much, known, refused, n)) for day, who, n, usual, refused, much, known
+        in rows
+    ]  # fmt: skip
+
+
+def _why(much: bool, known: bool, refused: int, count: int) -> str:
+    if much:
+        return "far more than on the days before" if known else "far more than others, and hardly known"
+    return f"{refused:,} of {count:,} were refused"

@@ -1,0 +1,1 @@
+"""Log files read as rows of a table."""

@@ -1,0 +1,1 @@
+"""Rotation of logs and removal of old ones."""

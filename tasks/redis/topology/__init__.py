@@ -1,0 +1,1 @@
+"""Replicas and Sentinels around a server: read, detached for a restore, attached again."""

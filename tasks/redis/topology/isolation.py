@@ -1,0 +1,244 @@
+"""Replicas and Sentinels around a restore: taken off before it, put back when its data is proven (§2.3, §8.3).
+
+A stopped master under Sentinel is failed over, and the restored one then becomes a replica of the bad data; replicas
+copy whatever a master starts with. So the Sentinels forget the master first, all of them, and every other server of the
+data set is pointed at nowhere: it keeps its data, stays a replica, and takes no writes. What was taken off is written
+down before, so that a run that was killed can be followed by one that puts everything back.
+
+https://valkey.io/topics/sentinel/ and https://valkey.io/commands/replicaof/
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import redis
+
+from blocks.redis.server import Redis
+from runbook.errors import OpsError
+from runbook.failpoint import failpoint
+from runbook.files import record
+from runbook.guard.permit import Permit
+from runbook.kinds import action
+from runbook.wait import until
+from tasks.redis.sentinels import SETTINGS, ask_sentinels
+from tasks.redis.server import answers, at_once, call, connected
+from tasks.redis.settings.file import follow_nobody
+from tasks.redis.topology.topology import NOWHERE, RECORD, ReplicationTopology, Watcher
+
+TAKE_OFF = "take off the replicas and Sentinels of Redis"
+SYNC_SECONDS = 1800.0
+AGREE_SECONDS = 60.0
+
+
+@action(idempotent=True)
+def detach(permit: Permit, block: Redis, around: ReplicationTopology, reports: Path) -> ReplicationTopology:
+    """Write down what stands around the server, make all Sentinels forget it, point the others at nowhere, and see to
+    it that this server does not start as anybody's replica.
+
+    Raises:
+        NotConfirmed: the permit does not cover this server's data.
+        OpsError: a Sentinel or a server refuses.
+    """
+    permit.require(TAKE_OFF, block.data_directory)
+    if around.is_alone:
+        return around
+    noted = replace(around, since=around.since or datetime.now(UTC).isoformat(timespec="seconds"))
+    record.write(reports / RECORD, noted)
+    failpoint("redis: detachment recorded")
+    for watcher in noted.watchers:
+        _on_sentinel(block, watcher.address, partial(_forget, name=block.sentinel_master))
+    failpoint("redis: sentinels removed")
+    for address in noted.reachable:
+        with connected(block.at(address)) as client:
+            call(client, "REPLICAOF", *NOWHERE)
+    if answers(block):
+        _make_master(block)
+    else:
+        follow_nobody(Path(block.config_file))
+    failpoint("redis: replicas isolated")
+    return noted
+
+
+def note_swapped(reports: Path, around: ReplicationTopology) -> ReplicationTopology:
+    """From now on this server's data is what the others are to follow."""
+    if around.is_alone:
+        return around
+    noted = replace(around, swapped=True)
+    record.write(reports / RECORD, noted)
+    return noted
+
+
+@action(idempotent=True)
+def attach(permit: Permit, block: Redis, around: ReplicationTopology, reports: Path) -> tuple[str, ...]:
+    """Point the others at the master again, wait until they are in sync, and register it with the Sentinels.
+
+    The master is this server once its data was swapped in, else the one before. Returns what could not be put back, as
+    sentences.
+
+    Raises:
+        NotConfirmed: the permit does not cover this server's data.
+        Unreachable: the replicas or the Sentinels do not come to agree in time.
+    """
+    permit.require(TAKE_OFF, block.data_directory)
+    if around.is_alone:
+        return ()
+    master = around.own if around.swapped or not around.master else around.master
+    servers = {around.own: block, **{address: block.at(address) for address in around.reachable}}
+    lead = servers.pop(master)
+    _make_master(lead)
+    rest = {address: problem for address in servers if (problem := _tried(_follow, servers[address], master))}
+    for address in servers.keys() - rest.keys():
+        until(partial(_in_sync, servers[address], lead), what=f"{address} in sync", seconds=SYNC_SECONDS)
+    failpoint("redis: replicas follow")
+    for watcher in around.watchers:
+        watch = partial(_watch, block=block, master=master, watcher=watcher)
+        if problem := _tried(_on_sentinel, block, watcher.address, watch):
+            rest[watcher.address] = problem
+    watching = [watcher.address for watcher in around.watchers if watcher.address not in rest]
+    if watching:
+        until(
+            lambda: _agreed(block, master, watching), what="the Sentinels' agreement", seconds=AGREE_SECONDS,
+            hint=f"ask each: SENTINEL CKQUORUM {block.sentinel_master}",
+        )  # fmt: skip
+    _note_rest(reports / RECORD, around, master, rest.keys())
+    return (
+        *(lost for watcher in around.watchers if watcher.address in watching for lost in _lost_scripts(block, watcher)),
+        *filter(None, (_unwritten(servers[address]) for address in servers.keys() - rest.keys())),
+        *filter(None, [_unwritten(lead)]),
+        *(f"{problem}; launch reattach-redis when {address} is back" for address, problem in rest.items()),
+        *(f"{address} does not answer: point it at {master} when it is back" for address in around.lost),
+        *(f"Sentinel {address} does not answer: SENTINEL RESET it when it is back"
+          for address in around.silent if address not in rest),
+    )  # fmt: skip
+
+
+def _tried(work: Callable[..., None], *given: object) -> str:
+    """Why it cannot be done, "" where it was: one that is away must not keep the rest off."""
+    try:
+        work(*given)
+    except OpsError as error:
+        return error.message
+    return ""
+
+
+def _note_rest(path: Path, around: ReplicationTopology, master: str, rest: Collection[str]) -> None:
+    """What could not be put back: it joins whoever is the master by then."""
+    left = replace(
+        around,
+        master=master,
+        others=tuple(address for address in around.others if address in rest),
+        watchers=tuple(watcher for watcher in around.watchers if watcher.address in rest),
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+        swapped=False,
+    )
+    if left.is_alone and around.own not in rest:
+        path.unlink(missing_ok=True)
+    else:
+        record.write(path, left)
+
+
+def _on_sentinel(block: Redis, address: str, work: Callable[[redis.Redis], None]) -> None:
+    with contextlib.closing(at_once(block.sentinel(address))) as client:
+        try:
+            work(client)
+        except redis.RedisError as error:
+            raise OpsError(f"Sentinel {address}: {error}", "start it, or take it out of [redis] sentinels") from None
+
+
+def _forget(client: redis.Redis, name: str) -> None:
+    try:
+        call(client, "SENTINEL", "REMOVE", name)
+    except redis.ResponseError as error:
+        if "No such master" not in str(error):
+            raise
+
+
+def _watch(client: redis.Redis, *, block: Redis, master: str, watcher: Watcher) -> None:
+    name, (host, _, port) = block.sentinel_master, master.rpartition(":")
+    _forget(client, name)
+    call(client, "SENTINEL", "MONITOR", name, host, port, watcher.quorum)
+    if password := block.password.get_secret_value():
+        if block.username:
+            call(client, "SENTINEL", "SET", name, "auth-user", block.username)
+        call(client, "SENTINEL", "SET", name, "auth-pass", password)
+    for setting in SETTINGS:
+        if setting in watcher.settings:
+            call(client, "SENTINEL", "SET", name, setting, watcher.settings[setting])
+
+
+def _lost_scripts(block: Redis, watcher: Watcher) -> list[str]:
+    """Scripts that a Sentinel has forgotten with the master, and takes from its configuration file only."""
+    if not watcher.scripts:
+        return []
+    with contextlib.closing(at_once(block.sentinel(watcher.address))) as client:
+        for name, script in watcher.scripts.items():
+            with contextlib.suppress(redis.RedisError):  # deny-scripts-reconfig
+                call(client, "SENTINEL", "SET", block.sentinel_master, name, script)
+    (now,) = [view for view in ask_sentinels(block).views if view.address == watcher.address]
+    return [
+        f"Sentinel {watcher.address} runs no {name} any more, and denies to be told: add “sentinel {name} "
+        f"{block.sentinel_master} {script}” to its configuration file, and restart it"
+        for name, script in watcher.scripts.items()
+        if now.scripts.get(name) != script
+    ]
+
+
+def _make_master(server: Redis) -> None:
+    with connected(server) as client:
+        if client.info("replication")["role"] != "master":
+            call(client, "REPLICAOF", "NO", "ONE")
+            _rewrite(client)
+
+
+def _follow(server: Redis, master: str) -> None:
+    host, _, port = master.rpartition(":")
+    with connected(server) as client:
+        call(client, "REPLICAOF", host, port)
+        _rewrite(client)
+
+
+def _rewrite(client: redis.Redis) -> None:
+    """As Sentinel does: a restart must not make a second master. A server without a file has nothing to rewrite."""
+    with contextlib.suppress(redis.ResponseError):
+        client.config_rewrite()
+
+
+def _unwritten(server: Redis) -> str:
+    """Why its configuration file does not say whom it follows now; "" where it does, or where it has no file."""
+    with connected(server) as client:
+        try:
+            client.config_rewrite()
+        except redis.ResponseError as error:
+            if "without a config file" not in str(error):
+                return (
+                    f"{server.address} cannot write its configuration file ({error}): started again, it follows whom "
+                    "it followed before; let its user write there, then CONFIG REWRITE on it"
+                )
+    return ""
+
+
+def _in_sync(follower: Redis, master: Redis) -> bool:
+    """Whether it follows this very master and has had everything that the master had written by now."""
+    with connected(master) as client:
+        sent = client.info("replication")
+    with connected(follower) as client:
+        had = client.info("replication")
+    return (
+        had.get("master_link_status") == "up"
+        and not int(had.get("master_sync_in_progress", 0))
+        and had["master_replid"] == sent["master_replid"]
+        and int(had.get("slave_repl_offset", -1)) >= int(sent["master_repl_offset"])
+    )
+
+
+def _agreed(block: Redis, master: str, watching: Sequence[str]) -> bool:
+    views = {view.address: view for view in ask_sentinels(block).answering}
+    return all(
+        address in views and views[address].master == master and views[address].can_decide for address in watching
+    )

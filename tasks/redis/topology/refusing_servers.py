@@ -1,0 +1,72 @@
+"""Who around a server would refuse to be taken off, or to be put back: asked before anything is (§2.3, §8.3)."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+
+import redis
+
+from blocks.redis.server import Redis
+from runbook.errors import Unreachable
+from runbook.kinds import probe
+from tasks.redis.rights import find_refused
+from tasks.redis.server import at_once, call, connected
+from tasks.redis.topology.topology import NOWHERE, ReplicationTopology
+
+NOBODY = "ops:nobody"
+"""No Sentinel watches a master of that name: what is asked about it changes nothing, and the rights come first."""
+_ASKED = (
+    ("SENTINEL", "REMOVE", NOBODY),
+    ("SENTINEL", "MONITOR", NOBODY, *map(str, NOWHERE), "0"),  # a quorum of 0 is refused
+    ("SENTINEL", "SET", NOBODY, "parallel-syncs", "1"),
+    ("SENTINEL", "CKQUORUM", NOBODY),
+)
+
+
+@dataclass(frozen=True)
+class RefusingServers:
+    """Sentences: `refusing` cannot be taken off, or not put back; `forgetting` would not keep whom they follow."""
+
+    refusing: tuple[str, ...]
+    forgetting: tuple[str, ...]
+
+
+@probe
+def find_unruly(block: Redis, around: ReplicationTopology) -> RefusingServers:
+    """Which of the other servers, the Sentinels and (where it answers) this server refuse a command that taking them
+    off and putting them back needs. Nothing is changed.
+
+    Raises:
+        Unreachable: one of the others went away.
+    """
+    refusing, forgetting = [], []
+    for address in around.reachable:
+        with connected(server := block.at(address)) as client:
+            refusing += _told(client, server, "REPLICAOF", *map(str, NOWHERE))
+            forgetting += _told(client, server, "CONFIG", "REWRITE")
+    with contextlib.suppress(Unreachable), connected(block) as client:
+        refusing += _told(client, block, "REPLICAOF", "NO", "ONE")
+        forgetting += _told(client, block, "CONFIG", "REWRITE")
+    for watcher in around.watchers:
+        refusing += _refused_by_sentinel(block, watcher.address)
+    return RefusingServers(tuple(refusing), tuple(forgetting))
+
+
+def _told(client: redis.Redis, server: Redis, *words: str) -> list[str]:
+    return [f"{error.message}: {error.hint}" for error in find_refused(client, server, words)]
+
+
+def _refused_by_sentinel(block: Redis, address: str) -> list[str]:
+    """One that does not answer (any more) is told apart: it is done without."""
+    found = []
+    with contextlib.closing(at_once(block.sentinel(address))) as client:
+        for words in _ASKED:
+            try:
+                call(client, *words)
+            except redis.exceptions.NoPermissionError:
+                what = f"Sentinel {address} forbids this user {' '.join(words[:2])}"
+                found.append(f"{what}: ACL SETUSER … +{'|'.join(words[:2]).lower()}")
+            except redis.RedisError:
+                continue
+    return found

@@ -1,0 +1,1 @@
+"""Archived WAL: shipped, checked for gaps, fetched, pruned."""

@@ -1,0 +1,145 @@
+"""Whether the archive has every segment from a point on: told by names alone, before anything is fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from runbook.errors import OpsError
+from runbook.kinds import probe
+from tasks.wal.archive.archive import Archive, Listing, Stored, timeline_in
+from tasks.wal.format.names import SEGMENT_BYTES, Segment, Timeline, lsn_text
+
+
+@dataclass(frozen=True)
+class Link:
+    """A segment of a history, and the file in which the archive has it."""
+
+    segment: Segment
+    stored: Stored
+
+    @property
+    def end(self) -> int:
+        """The LSN up to which it goes at most."""
+        return self.segment.start + self.stored.end if self.stored.end else self.segment.end
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The segments from a point on, without a gap. `missing`: the first that is not there, of a history that goes on
+    behind it (a gap); "" where the chain ends with the archive. `pruned`: the first that was deleted on purpose (no
+    gap: only newer base backups reach what is behind it). `double`: there with two contents. `damaged`: marked as
+    damaged (it is the last of the links). `behind`: the segments after that place, as far as they are there."""
+
+    timeline: Timeline
+    links: tuple[Link, ...]
+    missing: str = ""
+    double: str = ""
+    damaged: str = ""
+    pruned: str = ""
+    behind: tuple[Link, ...] = ()
+
+    @property
+    def end(self) -> int:
+        """The LSN up to which it goes at most; 0 where it does not begin."""
+        return self.links[-1].end if self.links else 0
+
+    @property
+    def trouble(self) -> str:
+        """Why it ends where it ends, as a sentence; "" where nothing is wrong."""
+        if self.pruned:
+            return ""
+        later = ""
+        if self.behind:
+            later = f", and {len(self.behind)} later ones are there, up to {lsn_text(self.behind[-1].end)}"
+        if self.double:
+            return f"{self.double} is in the archive with two contents{later}"
+        if self.damaged:
+            return f"{self.damaged} is damaged in the archive{later}"
+        return f"{self.missing} is missing in the archive{later}" if self.missing else ""
+
+    @property
+    def end_reason(self) -> str:
+        """The same; and where nothing is wrong, that what followed was deleted as old."""
+        return self.trouble or (f"WAL from {self.pruned} on was deleted by prune-backups" if self.pruned else "")
+
+    @property
+    def told(self) -> str:
+        """For people."""
+        return f"{len(self.links)} segments up to {lsn_text(self.end)} on timeline {self.timeline.number}"
+
+
+def chain_from(listing: Listing, timeline: Timeline, lsn: int, bytes_: int = SEGMENT_BYTES) -> Chain:
+    """Follow a history from the segment of `lsn` on."""
+    links, number = list[Link](), lsn // bytes_
+    newest = _newest(listing, timeline, bytes_)
+
+    def broken(**why: str) -> Chain:
+        later = (_link(listing, timeline, one, bytes_)[0] for one in range(number + 1, newest + 1))
+        return Chain(timeline, tuple(links), **why, behind=tuple(link for link in later if link))
+
+    while number <= newest:
+        link, double = _link(listing, timeline, number, bytes_)
+        if link is None:
+            wanted = timeline.candidates(number, bytes_)[0].name
+            if not double and any(listing.is_pruned(one.name) for one in timeline.candidates(number, bytes_)):
+                return broken(pruned=wanted)
+            return broken(double=wanted) if double else broken(missing=wanted)
+        links.append(link)
+        if link.stored.damaged and number < newest:
+            return broken(damaged=link.segment.name)
+        if link.stored.end and number < newest:
+            return broken(missing=f"the end of {link.segment.name}")
+        number += 1
+    return Chain(timeline, tuple(links))
+
+
+def _link(listing: Listing, timeline: Timeline, number: int, bytes_: int) -> tuple[Link | None, bool]:
+    """The file that goes furthest along the history, finished or the longest partial one; and whether there are two
+    contents. One that is marked as damaged is taken where there is no other. A finished one of an older timeline goes
+    no further than to where that was left: where the newer one is still written, what was committed since is there
+    alone."""
+    links = list[Link]()
+    for segment in timeline.candidates(number, bytes_):
+        if there := intact(listing.segments.get(segment.name, ())) or listing.partials.get(segment.name):
+            links.append(Link(segment, there[-1]))
+    if not links:
+        return None, False
+    best = max(links, key=lambda link: min(link.end, timeline.left_at(link.segment.timeline) or 0))
+    return (None, True) if len(intact(listing.segments.get(best.segment.name, ()))) > 1 else (best, False)
+
+
+def intact(found: Sequence[Stored]) -> Sequence[Stored]:
+    """Those that are not marked as damaged; all, where all are."""
+    return [one for one in found if not one.damaged] or found
+
+
+def _newest(listing: Listing, timeline: Timeline, bytes_: int) -> int:
+    """The number of the last segment that belongs to a history."""
+    found = (Segment.named(name, bytes_) for name in (*listing.segments, *listing.partials))
+    return max((one.number for one in found if one in timeline.candidates(one.number, bytes_)), default=-1)
+
+
+@probe
+def read_chain(archive: Archive, lsn: int, timeline: int = 0, segment_bytes: int = SEGMENT_BYTES) -> Chain:
+    """The archive's segments from `lsn` on, along the history of a timeline (0: the newest).
+
+    Raises:
+        OpsError, Unreachable: the archive cannot be listed, or has no such timeline.
+    """
+    listing = archive.listing()
+    found = timeline_in(archive, listing, timeline)
+    return chain_from(listing, found, lsn, segment_bytes)
+
+
+def require_begun(chain: Chain, backup: str) -> None:
+    """That there is any WAL after a base backup.
+
+    Raises:
+        OpsError: there is none.
+    """
+    if not chain.links:
+        raise OpsError(
+            f"the archive has no WAL after {backup}: {chain.trouble or 'nothing has come since'}",
+            "look whether the receiver of WAL and the archiver run; only the moment of the backup itself can be had",
+        )

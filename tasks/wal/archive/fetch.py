@@ -1,0 +1,60 @@
+"""Segments out of the archive, beside each other, each proven by its SHA-256 and by what its first page says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from runbook.errors import VerificationFailed
+from tasks.stores.directory import told
+from tasks.wal.archive.archive import Archive
+from tasks.wal.archive.continuity import Link
+from tasks.wal.format.header import require_own
+
+WORKERS = 8
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Segments that are at hand, oldest first; why the next one is not ("" where all are)."""
+
+    links: tuple[Link, ...]
+    damage: str = ""
+
+
+def fetch(archive: Archive, system: int, links: Sequence[Link], target: Path) -> Fetched:
+    """Make files of segments, several at a time, up to the first that is missing, damaged, or another cluster's."""
+
+    def one(link: Link) -> str:
+        try:
+            content = archive.get(link.stored)
+            require_own(content, link.segment, system)
+        except VerificationFailed as error:
+            return error.message
+        with told(target):
+            (target / link.segment.name).write_bytes(content)
+        return ""
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for index, why in enumerate(pool.map(one, links)):
+            if why:
+                return Fetched(tuple(links[:index]), why)
+    return Fetched(tuple(links))
+
+
+def fetch_histories(archive: Archive, target: Path) -> list[str]:
+    """Every history: a promotion must not take a number that was given before. Returns their names.
+
+    Raises:
+        VerificationFailed: one is damaged.
+    """
+    names = []
+    for found in archive.listing().histories.values():
+        content = archive.get(found[0])
+        with told(target):
+            (target / found[0].of).write_bytes(content)
+        names.append(found[0].of)
+    return sorted(names)

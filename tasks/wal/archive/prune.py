@@ -1,0 +1,84 @@
+"""Archived WAL that no base backup needs any more."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from runbook.failpoint import failpoint
+from runbook.guard.permit import Permit
+from runbook.kinds import action, probe
+from tasks.backups.catalogue import Backup
+from tasks.cluster.content import cluster_in
+from tasks.wal.archive.archive import Archive, Stored
+from tasks.wal.format.names import Segment
+
+DELETE_WAL = "delete WAL"
+
+
+@dataclass(frozen=True)
+class OldWal:
+    """Segments of a cluster that no kept base backup needs. All are before the segment `before`, whose name is without
+    its timeline. `of`: how many files there are."""
+
+    system: int
+    archive: Archive
+    doomed: tuple[Stored, ...]
+    before: str
+    of: int = 0
+
+    @property
+    def where(self) -> str:
+        """For permits."""
+        return f"{self.archive.place.where} before {self.before}"
+
+    @property
+    def bytes(self) -> int:
+        """As stored."""
+        return sum(one.bytes for one in self.doomed)
+
+
+@probe
+def find_old_wal(archive: Archive, system: int, kept: Sequence[Backup], window: timedelta) -> OldWal:
+    """What no base backup of `kept` needs, on whatever timeline: histories stay.
+
+    A recovery to any moment of the last `window` (counted from the newest base backup) needs everything from the newest
+    base backup before that on; where a verified one is older still, from the newest verified one on; while none is
+    verified, from the oldest. An older base backup is restored to its own end, and needs what it spans. Nothing is
+    deleted where no base backup of the cluster is kept: its WAL may be all that is left.
+    """
+    own = sorted((one for one in kept if cluster_in(one).system == system), key=lambda one: one.manifest.taken)
+    if not own:
+        return OldWal(system, archive, (), "")
+    verified = [one.manifest.taken for one in own if one.verified]
+    since = min(own[-1].manifest.taken - window, verified[-1] if verified else own[0].manifest.taken)
+    begin = max((one.manifest.taken for one in own if one.manifest.taken <= since), default=own[0].manifest.taken)
+    contents = [cluster_in(one) for one in own]
+    listing, bytes_ = archive.listing(), contents[0].segment_bytes
+    first = min(cluster_in(one).start for one in own if one.manifest.taken >= begin) // bytes_
+    spans = [range(content.start // bytes_, (content.stop - 1) // bytes_ + 1) for content in contents]
+    files = [one for found in (listing.segments, listing.partials) for same in found.values() for one in same]
+
+    def is_old(one: Stored) -> bool:
+        number = Segment.named(one.of, bytes_).number
+        return number < first and not any(number in span for span in spans)
+
+    doomed = tuple(sorted(filter(is_old, files), key=lambda one: one.of[8:]))
+    return OldWal(system, archive, doomed, Segment(first, 1, bytes_).name[8:], len(files))
+
+
+@action(idempotent=True)
+def delete_wal(permit: Permit, old: OldWal) -> int:
+    """Remove it, oldest first: killed in between, what later base backups need is without a gap. That it is deleted on
+    purpose is noted before, so that no archiver stores it again. Returns its bytes.
+
+    Raises:
+        OpsError: the store refuses (an object lock).
+    """
+    permit.require(DELETE_WAL, old.where)
+    old.archive.note_pruned(old.doomed)
+    failpoint("wal: pruning noted")
+    for start in range(0, len(old.doomed), 100):
+        old.archive.remove(old.doomed[start : start + 100])
+    return old.bytes

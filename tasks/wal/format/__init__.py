@@ -1,0 +1,1 @@
+"""The format of WAL: names of segments, headers, pages."""

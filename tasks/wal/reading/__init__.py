@@ -1,0 +1,1 @@
+"""WAL read for what it contains: commits, transactions, changed rows."""

@@ -1,0 +1,280 @@
+"""Archived WAL read from a point on, segment by segment: its commits, and the place from which nothing more can be read
+although more is there. A damaged segment is read from an intact copy, where there is one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+from blocks.environment import Environment, Stores
+from blocks.postgres.server import Postgres
+from runbook.errors import OpsError
+from runbook.kinds import action
+from tasks.stores.directory import told
+from tasks.wal.archive.archive import Archive
+from tasks.wal.archive.continuity import Chain, Link
+from tasks.wal.archive.destinations import archive_of
+from tasks.wal.archive.fetch import BATCH, fetch
+from tasks.wal.format.header import require_own
+from tasks.wal.format.names import lsn_text
+from tasks.wal.format.pages import PAGE_BYTES, Files, next_record, record_behind, skip_to
+from tasks.wal.reading.local import find_segments
+from tasks.wal.reading.supply import RECEIVED, directories_of
+from tasks.wal.reading.waldump import Commit, commits_in
+
+Copies = Callable[[Link], Iterator[bytes]]
+"""What other places have of a segment; of one that is not finished it may end earlier or later, or go over into what
+was there before."""
+MOST_LOOKED_AT = 8
+PATIENCE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Behind:
+    """What lies behind a gap or a damaged place: how many segments, and their newest commit (None: none was found)."""
+
+    segments: int
+    newest: Commit | None
+
+    @property
+    def told(self) -> str:
+        """For people."""
+        until = f"with commits until {self.newest.at:%Y-%m-%d %H:%M:%S UTC} ({self.newest.told})" if self.newest else (
+            "in whose end no commit could be read")  # fmt: skip
+        more = f"{self.segments} later segments are in the archive" if self.segments else "more of that segment follows"
+        return f"{more}, {until}"
+
+
+@dataclass
+class Reader:
+    """The segments of a chain, brought to a directory and read. `read`: those that are at hand; `end`: up to where they
+    could be read; `damage`: why that is not all; `undecodable`: the segment whose SHA-256 is right and whose WAL is
+    not; `replaced`: those that were read from an intact copy; `copies` offers such. `keeps`: what was read stays."""
+
+    postgres: Postgres
+    archive: Archive
+    system: int
+    chain: Chain
+    directory: Path
+    copies: Copies = lambda _: iter(())
+    commits: list[Commit] = field(default_factory=list)
+    read: tuple[Link, ...] = ()
+    end: int = 0
+    damage: str = ""
+    undecodable: Link | None = None
+    replaced: list[Link] = field(default_factory=list)
+    keeps: bool = True
+
+    def batches(self) -> Iterator[None]:
+        """Read on, batch by batch, up to the first damage.
+
+        Raises:
+            OpsError, Unreachable: the archive does not answer, or the disk is full.
+        """
+        links = self.chain.links
+        for start in range(0, len(links), BATCH):
+            begun = max(len(self.read) - 1, 0)  # a record may go over the edge of two batches
+            self._bring(links[start : start + BATCH])
+            self._read_from(begun, is_last=len(self.read) == len(links))
+            yield
+            if self.damage:
+                return
+            for link in () if self.keeps else self.read[begun:-1]:
+                if link not in self.replaced:
+                    (self.directory / link.segment.name).unlink(missing_ok=True)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything of the chain was read."""
+        return len(self.read) == len(self.chain.links) and not self.damage
+
+    @property
+    def later(self) -> tuple[Link, ...]:
+        """The segments behind the place at which reading ended, or the chain does."""
+        number = self.undecodable.segment.number if self.undecodable else -1
+        left = self.chain.links[len(self.read) + 1 :] if self.damage and not self.undecodable else ()
+        left = left or tuple(link for link in self.chain.links if self.undecodable and link.segment.number > number)
+        return (*left, *self.chain.behind)
+
+    def behind(self) -> Behind | None:
+        """What lies behind that place; None where nothing does."""
+        later = self.later
+        if not later and not self.undecodable:
+            return None
+        looked_at = [*([self.undecodable] if self.undecodable else []), *later][-MOST_LOOKED_AT:]
+        for link in reversed(looked_at):
+            with contextlib.suppress(OpsError):
+                if commits := self._commits_of(link):
+                    return Behind(len(later), commits[-1])
+        return Behind(len(later), None)
+
+    def _commits_of(self, link: Link) -> list[Commit]:
+        path = self.directory / f"later-{link.segment.name}"
+        try:
+            content = self.archive.get(link.stored)
+            require_own(content, link.segment, self.system)
+            path.write_bytes(content)
+            files = [(link.segment, path)]
+            start = record_behind(files, self.end) if link.segment.start <= self.end else 0
+            if start % PAGE_BYTES:
+                skip_to(path, link.segment, start)
+            return [one for one in commits_in(self.postgres, files, start=start) if one.lsn >= self.end]
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _bring(self, links: Sequence[Link]) -> None:
+        while links:
+            found = fetch(self.archive, self.system, links, self.directory)
+            self.read, links = (*self.read, *found.links), links[len(found.links) :]
+            if not found.damage:
+                return
+            if not self._bring_copy(links[0]):
+                self.damage = found.damage
+                return
+            self.replaced.append(links[0])
+            self.read, links = (*self.read, links[0]), links[1:]
+
+    def _bring_copy(self, link: Link) -> bool:
+        """Of a segment that is not what its SHA-256 says: a copy that is."""
+        for content in self.copies(link):
+            if hashlib.sha256(content).hexdigest() == link.stored.sha256:
+                self._write(link, content)
+                return True
+        return False
+
+    def _write(self, link: Link, content: bytes) -> None:
+        with told(self.directory):
+            (self.directory / link.segment.name).write_bytes(content)
+
+    def _read_from(self, first: int, *, is_last: bool) -> None:
+        links = self.read[first:]
+        if not links:
+            return
+        files = [(link.segment, self.directory / link.segment.name) for link in links]
+        found = self._decode(files, is_last=is_last)
+        while better := self._replace(links, files, found, is_last=is_last):
+            found = better
+        last = self.commits[-1].lsn if self.commits else -1
+        self.commits += [commit for commit in found.commits if commit.lsn > last]
+        self.end = found.broken_at or max(self.read[-1].end, found.reached)
+        if begin := found.broken_at:
+            link = self.undecodable = next(link for link in links if link.segment.end > begin)
+            what = "has records behind the place where decoding ends" if link.stored.end else "is damaged"
+            self.damage = (f"{link.segment.name} in {self.archive.place.where} {what}: its WAL does not decode "
+                           f"from {lsn_text(begin)} on, although its checksum is right")  # fmt: skip
+
+    def _decode(self, files: Files, *, is_last: bool) -> _Decoded:
+        """Where the archive ends the last record may not be whole yet: no other follows it then."""
+        ends = list[int]()
+        commits = commits_in(self.postgres, files, ends.append)
+        reached = next_record(files, ends[0]) if ends else files[-1][0].end
+        is_broken = reached < files[-1][0].end and not (is_last and not record_behind(files, reached))
+        return _Decoded(commits, reached, reached if is_broken else 0)
+
+    def _replace(self, links: Sequence[Link], files: Files, found: _Decoded, *, is_last: bool) -> _Decoded | None:
+        """The same with an intact copy in the place of the damaged segment: one from which WAL can be read on into the
+        next segment, which fits to what is before it and after it by that; of the last one, which is not finished, one
+        that can be read further."""
+        for index, link in enumerate(links):
+            is_tail = bool(is_last and link is links[-1] and link.stored.end)
+            first = found.reached // link.segment.bytes
+            if not (found.broken_at and first <= link.segment.number <= first + 1) and not (
+                is_tail and link.segment.start <= found.reached < link.end
+            ):
+                continue
+            kept = files[index][1].read_bytes()
+            for content in self.copies(link):
+                # What was written meanwhile makes a copy longer: that is no damage here.
+                if content == kept or (not found.broken_at and content.startswith(kept[: link.stored.end])):
+                    continue
+                self._write(link, content)
+                better = self._decode(files, is_last=is_last)
+                if is_tail and better.reached > found.reached:
+                    if not better.broken_at:  # what is behind that in a server's own file was there before
+                        there = content[: better.reached - link.segment.start]
+                        self._write(link, there.ljust(link.segment.bytes, b"\0"))
+                    self.replaced.append(link)
+                    return better
+                if not is_tail and (
+                    not better.broken_at or better.broken_at // link.segment.bytes > link.segment.number
+                ):
+                    self.replaced.append(link)
+                    return better
+                self._write(link, kept)
+        return None
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """The commits of some segments, up to where their records could be read; `broken_at`: others follow a record there
+    that cannot be read (0: none does)."""
+
+    commits: list[Commit]
+    reached: int
+    broken_at: int
+
+
+def copies_of(env: Environment, system: int, of: str = "") -> Copies:
+    """Copies of an archived segment, of the same cluster, timeline and place: the receiver's; of one that is not
+    finished also those of the servers' own pg_wal on this host, and of every archive. `of`: the environment whose WAL
+    it is, where that is another one."""
+
+    def find(link: Link) -> Iterator[bytes]:
+        for read in (*_local_copies(env, link, system), *(_archived_copies(env, link, system, of))):
+            with contextlib.suppress(OSError, OpsError):
+                content = read()
+                require_own(content, link.segment, system)
+                yield content
+
+    return find
+
+
+def _local_copies(env: Environment, link: Link, system: int) -> Iterator[Callable[[], bytes]]:
+    for where, directory in directories_of(env):
+        if not link.stored.end and where != RECEIVED:
+            continue
+        with contextlib.suppress(OpsError):
+            for one in find_segments(directory):
+                is_whole = not one.path.name.endswith(".partial")
+                if one.segment == link.segment and one.system == system and (is_whole or link.stored.end):
+                    yield one.path.read_bytes
+
+
+def _archived_copies(env: Environment, link: Link, system: int, of: str) -> Iterator[Callable[[], bytes]]:
+    for which in get_args(Stores) if link.stored.end else ():
+        with contextlib.suppress(OpsError):
+            if env.has(which):
+                archive = archive_of(env, which, system, of, patience_seconds=PATIENCE_SECONDS)
+                listing, name = archive.listing(), link.segment.name
+                for one in (*listing.segments.get(name, ()), *reversed(listing.partials.get(name, ()))):
+                    yield partial(archive.get, one)
+
+
+@action(idempotent=True)
+def replace_damaged(archive: Archive, link: Link, content: bytes) -> str:
+    """Put an intact copy of a segment into the archive: in place of a file that is not what its SHA-256 says; beside
+    one that is and does not decode, which is marked. Returns the name of the intact file.
+
+    Raises:
+        OpsError, Unreachable: the archive cannot be written.
+    """
+    if hashlib.sha256(content).hexdigest() == link.stored.sha256:
+        archive.remove([link.stored])
+    else:
+        archive.mark(link.stored)
+    return archive.put(link.segment.name, content).name
+
+
+@action(idempotent=True)
+def mark_damaged(archive: Archive, link: Link) -> str:
+    """Note in the archive that a segment does not decode, for every run that comes after this one.
+
+    Raises:
+        OpsError, Unreachable: the archive cannot be written.
+    """
+    return archive.mark(link.stored).name
