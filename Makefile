@@ -68,7 +68,7 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: lint test test-matrix test-matrix-brief test-matrix-installed test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
+.PHONY: lint test test-all test-thorough test-matrix test-matrix-brief test-matrix-installed test-matrix-15 test-matrix-16 test-matrix-17 test-matrix-redis
 .PHONY: test-system soak lock
 
 # A file is one worker's; tests/plugins/ordered.py has the longest begun first, where xdist would begin with the most tests.
@@ -80,9 +80,18 @@ lint: $(INSTALLED)
 	@$(BIN)/python -m tests.docs.wording
 	@$(BIN)/lint-imports --no-logo 2>&1 | tail -3
 
+# The newcomer's proof and the developer's loop: each runbook, and a seeded failure of each promise.
 test: lint
 	@tests/node/install
-	@$(BIN)/python -m pytest $(PARALLEL) -n 4 -m "not system and not soak"
+	@$(BIN)/python -m pytest $(PARALLEL) -n 4 -m "not system and not soak and not thorough"
+	@echo "make test-all also runs the $$(wc -l <tests/thorough.txt) more expensive tests of tests/thorough.txt"
+
+# What CI proves with the servers of the lab; test-matrix and test-system are the rest.
+test-all: test test-thorough
+
+test-thorough: $(INSTALLED)
+	@tests/node/install
+	@$(BIN)/python -m pytest $(PARALLEL) -n 4 -m "thorough and not system and not soak"
 
 # The database chapter on the other majors that are still supported (and 15), from wheels; the Redis chapter on Redis 8.
 # What no major changes (stores, deaths, Alembic's states and drivers) runs once, in make test; migrations here on 15 only.

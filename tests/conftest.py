@@ -32,7 +32,7 @@ pytest_plugins = (
     "tests.plugins.shared",
     "tests.fixtures.prefect_client",
     "tests.plugins.tidy",
-    "tests.plugins.soaked",
+    "tests.plugins.lists",
     "tests.plugins.ordered",
     "tests.redis.servers",
     "tests.s3.servers",
