@@ -339,7 +339,7 @@ def test_what_cannot_be_restored_is_refused_and_nothing_is_touched(
     worst.write_bytes(whole)
     plan = restore_prefect.fn(NAME)
     assert plan.status is Status.PLANNED
-    assert "prefect_server restore --environment trial" in plan.facts["to carry it out"]
+    assert "prefect.server restore --environment trial" in plan.facts["to carry it out"]
     assert "under-way" in told(plan, "runs that are under way")
     assert told(plan, "runs that hold a lock") == "none"
     holding = r"other is held by “Full restore”, run “under-way” .*process 4711 on db2, since"

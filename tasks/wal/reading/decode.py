@@ -222,9 +222,11 @@ class _Decoded:
 def copies_of(env: Environment, system: int, of: str = "") -> Copies:
     """Copies of an archived segment, of the same cluster, timeline and place: the receiver's; of one that is not
     finished also those of the servers' own pg_wal on this host, and of every archive. `of`: the environment whose WAL
-    it is, where that is another one."""
+    it is, where that is another one. None without [wal]: such an environment names one archive and reads no other."""
 
     def find(link: Link) -> Iterator[bytes]:
+        if not env.has("wal"):
+            return
         for read in (*_local_copies(env, link, system), *(_archived_copies(env, link, system, of))):
             with contextlib.suppress(OSError, OpsError):
                 content = read()

@@ -92,12 +92,12 @@ def test_only_a_rule_that_held_before_ends_a_run_that_is_not_strict(
     first: dict[str, bool] | None, then: dict[str, bool], stopped: bool, said: str
 ) -> None:
     report = Report("Full restore", NAME)
-    before = expectations.tell(report, Judged(first), "on the copy")
+    before = expectations.report_results(report, Judged(first), "on the copy")
     with pytest.raises(RunbookFailed) if stopped else contextlib.nullcontext():
-        expectations.tell(report, Judged(then), "on the migrated copy", before=before)
+        expectations.report_results(report, Judged(then), "on the migrated copy", before=before)
     critical = [found for found in report.findings if found.status is Status.CRITICAL]
     assert len(critical) == 1, "it is reported once"
     assert said in f"{critical[0].value} {critical[0].hint}"
     assert report.is_stopped == stopped
     with pytest.raises(RunbookFailed):
-        expectations.tell(Report("Full restore", NAME), Judged({**then, "c": False}), "on the copy", strict=True)
+        expectations.report_results(Report("Full restore", NAME), Judged({**then, "c": False}), "on the copy", strict=True)

@@ -92,7 +92,7 @@ def test_a_runbook_that_would_take_a_spoiled_archive_makes_the_drill_critical(
     drill.note(found=row[0], stops=plan.facts["stops"], **{name: str(value) for name, value in plan.pins.items()})
     monkeypatch.setattr(point_target, "judge_target", lambda report, origin, target, found: found.stop)
     try:
-        control.tell(drill.report, SCENARIOS[NAME].control(drill))
+        control.report_results(drill.report, SCENARIOS[NAME].control(drill))
     finally:
         forget(system)
     assert finding(drill.report, "negative controls").startswith("CRITICAL restore-to-point")

@@ -102,7 +102,7 @@ def test_a_runbook_that_would_promote_a_sabotaged_standby_makes_the_drill_critic
     monkeypatch.setattr(findings, check, lambda report, pair: None)
     drill = begun(system, NAME, tmp_path)
     try:
-        control.tell(drill.report, SCENARIOS[NAME].control(drill))
+        control.report_results(drill.report, SCENARIOS[NAME].control(drill))
     finally:
         forget(system)
     assert drill.report.status is Status.CRITICAL
@@ -111,7 +111,7 @@ def test_a_runbook_that_would_promote_a_sabotaged_standby_makes_the_drill_critic
 
 def test_no_negative_control_at_all_is_critical() -> None:
     report = Report("DR drill", "lab")
-    control.tell(report, [])
+    control.report_results(report, [])
     assert report.status is Status.CRITICAL
 
 

@@ -29,7 +29,7 @@ def test_those_of_this_environment_that_measured_something(tmp_path: Path) -> No
     drill(tmp_path, 4, 99.0, name="staging")
     drill(tmp_path, 5, 10.0, bad=True)
     report = Report("DR drill", "lab")
-    trend.tell(report, tmp_path, "region_outage")
+    trend.report_results(report, tmp_path, "region_outage")
     table, picture = report.evidence
     assert [row[:4] for row in table.rows] == [
         ("2026-03-02 03:00", "region_outage", "OK", "20.0"),
