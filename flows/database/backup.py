@@ -121,7 +121,8 @@ def verify_backup(
         backup: latest、日付 (YYYYMMDD)、またはバックアップ名 (backup_、schema_、tables_、sql_、dump_、app_、prefect_ …)
         source: 保管先。copies は複製先
         jobs: 並列数 (データベースのみ)。0 は CPU の数
-        accept: (データベースのみ) 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。空なら、すべて復元する
+        accept: (データベースのみ) 復元しないまま進めるオブジェクトの名前 (中止されたリストアのレポートが示すもの)。
+            空なら、すべて復元する
     """
     env = Environment.find(environment)
     wanted = kind_of(backup, kind)

@@ -26,8 +26,9 @@ from prefect.settings import PREFECT_API_URL
 
 from runbook.errors import NotConfirmed
 from runbook.files import durable
-from runbook.guard.brief import asked_briefly
+from runbook.guard.brief import asked_briefly, busy
 from runbook.log import logger
+from runbook.wait import until
 
 DIRECTORY = "carried-out"
 KEPT_SECONDS = 400 * 86400.0
@@ -181,7 +182,7 @@ class Records:
                 (url.host, url.port or (443 if url.scheme == "https" else 80)), ANSWER_SECONDS
             ).close()
             with asked_briefly(ANSWER_SECONDS), get_client(sync_client=True) as client:
-                answer = ask(client)
+                (answer,) = until(lambda: _once(ask, client), what="an answer of Prefect", seconds=ANSWER_SECONDS)
         except Exception as error:
             logger().warning("records of carried-out plans: Prefect did not answer (%s)", type(error).__name__)
             self.is_local = True
@@ -194,6 +195,14 @@ def current_run() -> FlowRun | None:
     """The flow run that this code works for."""
     context = FlowRunContext.get()
     return context.flow_run if context else None
+
+
+def _once(ask: Callable[[SyncPrefectClient], T], client: SyncPrefectClient) -> tuple[T]:
+    """Raises Unreachable, worth another try, where Prefect's database is locked for a moment."""
+    try:
+        return (ask(client),)
+    except httpx.HTTPStatusError as error:
+        raise busy(error) from None
 
 
 def _put(client: SyncPrefectClient, name: str, value: Any, tags: list[str]) -> None:

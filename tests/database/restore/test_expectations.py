@@ -100,4 +100,6 @@ def test_only_a_rule_that_held_before_ends_a_run_that_is_not_strict(
     assert said in f"{critical[0].value} {critical[0].hint}"
     assert report.is_stopped == stopped
     with pytest.raises(RunbookFailed):
-        expectations.report_results(Report("Full restore", NAME), Judged({**then, "c": False}), "on the copy", strict=True)
+        expectations.report_results(
+            Report("Full restore", NAME), Judged({**then, "c": False}), "on the copy", strict=True
+        )
