@@ -67,7 +67,7 @@ def test_one_that_refuses_or_hangs(
 ) -> None:
     described(f"unix://{tmp_path}/s")
     monkeypatch.setattr(block, "CALL_SECONDS", 1)
-    with pytest.raises(RunbookFailed, match="does not answer within 1 s. Next: look at it"):
+    with pytest.raises(RunbookFailed, match="does not answer within 1 s. Next: check it"):
         check_docker_usage.fn(NAME)
     listener.close()
     with pytest.raises(RunbookFailed, match="does not answer. Next: start it"):

@@ -18,6 +18,7 @@ from runbook.wait import until
 from tasks.postgres.restore.swap import advisory_lock
 from tests.fixtures.servers import PostgresServer, free_port
 
+pytestmark = pytest.mark.system
 PROGRAM = "pgbouncer"
 CONFIGURATION = """\
 [databases]

@@ -105,7 +105,11 @@ def read_member(block: Redis, address: str) -> Member:
     """One server; that it cannot be asked is part of the result."""
     try:
         with quick(block.at(address)) as client:
-            return member_of(address, client.info("server", "replication", "persistence"))
+            try:
+                info = client.info("server", "replication", "persistence")
+            except redis.ConnectionError:  # a Sentinel that makes it a master or a replica ends its connections
+                info = client.info("server", "replication", "persistence")
+            return member_of(address, info)
     except OpsError as error:
         return Member(address, error.message, error.hint, isinstance(error, Unreachable))
 

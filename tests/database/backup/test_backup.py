@@ -156,7 +156,7 @@ def test_full_disk_is_refused_before_anything_is_written(trial: Trial, monkeypat
 
 def test_no_such_database(trial: Trial) -> None:
     trial.server.drop_database(trial.database)
-    with pytest.raises(RunbookFailed, match="there is no database"):
+    with pytest.raises(RunbookFailed, match="does not exist. Next: correct the database's name"):
         backup_database.fn(NAME)
 
 
