@@ -11,6 +11,8 @@ import pytest
 # More than about 50 s of `make test`, and a minute of `make test-system`, the longest first. A file that is missing here
 # costs time only.
 LONGEST = (
+    "recovery/full/test_secrets.py",
+    "recovery/objectives/test_thirty_days_of_wal.py",
     "system/test_full_restore.py",
     "recovery/full/test_full_restore.py",
     "stranger/test_guide.py",
