@@ -39,13 +39,13 @@ def runbook(
 ) -> Iterator[Report]:  # fmt: skip
     """Everything around a procedure: the environment's lock, the report, its artifact and JSON file, the end state.
 
-    `changes` takes the environment's lock before anything is judged (a scheduled run waits for it, and for the locks of
-    what it changes); maintenance with a
-    `confirm` is refused while the environment is contained. A run with an empty `confirm` that reaches
-    `report.permit(...)` leaves the block there, PLANNED; so does one that waits for a second person's approval, which
-    then suspends. `often`, of a check that runs every few minutes: what it found before already is counted, not filed.
-    `name` is the flow's, where the title differs: [approval] names flows. `plan` is the fingerprint of the plan that is
-    confirmed: one that no longer fits, or that was carried out, is refused.
+    `changes` takes the environment's lock before anything is judged (a scheduled run waits for it, and for the
+    locks of what it changes); maintenance with a `confirm` is refused while the environment is contained. A run
+    with an empty `confirm` that reaches `report.permit(...)` leaves the block there, PLANNED; so does one that
+    waits for a second person's approval, which then suspends. `often`, of a check that runs every few minutes: what
+    it found before already is counted, not filed. `name` is the flow's, where the title differs: [approval] names
+    flows. `plan` is the fingerprint of the plan that is confirmed: one that no longer fits, or that was carried
+    out, is refused.
 
     Raises:
         RunbookFailed: the report is CRITICAL.

@@ -93,7 +93,7 @@ WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_
 
 
 def _lockable(connection: Connection) -> list[_Table]:
-    rows = execute(connection, f"SELECT c.oid::bigint, n.nspname, c.relname {_LOCKABLE} ORDER BY 2, 3")
+    rows = execute(connection, "SELECT c.oid::bigint, n.nspname, c.relname" + _LOCKABLE + "ORDER BY 2, 3")
     return [(int(oid), str(schema), str(table)) for oid, schema, table in rows]
 
 
@@ -131,7 +131,7 @@ def read_lock_room(postgres: Postgres, database: str) -> LockRoom:
     with postgres.connect(database) as connection:
         per, processes = (int(value) for value in execute(connection, _LOCKS)[0])
         # Counted by the server: names of a database in SQL_ASCII cannot be read without pinned settings.
-        tables = int(execute(connection, f"SELECT count(*) {_LOCKABLE}")[0][0])
+        tables = int(execute(connection, "SELECT count(*)" + _LOCKABLE)[0][0])
         return LockRoom(tables, per, processes)
 
 
